@@ -1,4 +1,4 @@
-"""A method's own mistakes end in one line: in its file, its prompts or head, its loss, its adapter, its YAML file."""
+"""A method's own mistakes are found by its test (`assert_method_works`), or end in one line."""
 
 import sys
 
@@ -7,17 +7,20 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from drawn import arguments, small_clip
-from marks import one_line
+from marks import one_line, thorough_but
 from torch import nn
 
 import trainers
 from clip import BlockAdapter, WithAdded, adapt
 from common.errors import UsageError
 from common.start import ROOT
+from trainers import methods
 from trainers.base import PromptTrainer
+from trainers.base.checks import assert_method_works
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.prompts import TemplatePrompts, check_layer, gaussian
 from trainers.base.settings import MethodSettings
+from trainers.base.test_time import ViewsTrainer
 
 
 def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, capsys):
@@ -64,11 +67,6 @@ class Long(Sentences):
         return 9 * normalize(tower.feature + self.shift)
 
 
-class Lossy(Correct):
-    def loss(self, output, labels):
-        return F.cross_entropy(output.logits, labels)
-
-
 class Remembering(Correct):
     def finish_model(self):
         self.model.seen = torch.zeros(())
@@ -102,11 +100,6 @@ class Dropping(Small):
         return self.map(F.dropout(x, 0.5, self.training))
 
 
-class Gridded(Small):
-    def mlp(self, x):
-        return self.map(x.unflatten(1, (1, 5)).flatten(1, 2))
-
-
 class Adapted(Sentences):
     Adapter = Small
 
@@ -138,57 +131,58 @@ def adapting(adapter):
 
 
 @pytest.fixture
-def own(build, monkeypatch):
-    """`own(method, *settings)`: the trainer of a class that is registered for this test."""
+def own(monkeypatch):
+    """`own(method)` registers a class for this test."""
 
-    def own(method, *settings, **options):
+    def own(method):
         monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
-        epochs = ("OPTIM.MAX_EPOCH", 1)
-        return build(method.__name__, "all", *settings, options=epochs, **options)
 
     return own
 
 
+QUICK = {
+    "CLIPLoRA": {"N_ITERS": 4},
+    "LoCoOp": {"TOPK": 1},
+    "LPPlusPlus": {"STEPS": 20},
+    "TipAdapter": {"SEARCH_STEP": [4, 3]},
+    "TipAdapterF": {"SEARCH_STEP": [4, 3]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", thorough_but(("CLIPLoRA", "MPL", "TDA"), methods()))
+def test_a_built_in_method_works(name):
+    views = {"VIEWS": 4} if issubclass(methods()[name], ViewsTrainer) else {}
+    assert_method_works(name, **QUICK.get(name.rpartition("+")[2], {}) | views)
+
+
 @pytest.mark.parametrize("method", [learning(Reading), learning(Adapted)], ids=["read", "adapter"])
-def test_a_correct_method_is_trained(method, own):
-    own(method).train()
+def test_a_correct_method_works(method, own):
+    own(method)
+    assert_method_works(method.__name__)
 
 
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        (
-            Remembering,
-            ["Remembering gives other logits than a model that reads its checkpoint, which lacks seen", "Buffer"],
-        ),
-        (Lossy, ["Lossy.loss returns a Tensor", "`loss, {}`"]),
-        (learning(Long), ["Long.image returns features of length 9", "normalize"]),
-        (
-            learning(lambda self, clip, names: TemplatePrompts("{}", names, 77)),
-            ["has nothing to train", "learns = False"],
-        ),
-        (learning(Unregistered), ["Unregistered.install adds Small.map.weight", "neither trained nor saved"]),
-        (learning(UnregisteredAddition), ["UnregisteredAddition.install adds Small.map.weight", "nor saved"]),
-        (adapting(Mixing), ["Mixing.mlp mixes tokens", "the fast towers"]),
-        (adapting(Dropping), ["Dropping.mlp mixes tokens, or draws", "`is_stochastic`"]),
-        (adapting(Gridded), ["Gridded.mlp cannot compute single tokens"]),
+        (Remembering, "Remembering gives other logits than a model that reads its checkpoint"),
+        (learning(Long), "Long.image returns features of length 9"),
+        (learning(Unregistered), "Small.map.weight is not in the prompt learner"),
+        (learning(UnregisteredAddition), "Small.map.weight is not in the prompt learner"),
+        (adapting(Mixing), "the fast towers give other logits"),
+        (adapting(Dropping), "the fast towers give other logits"),
     ],
-    ids=lambda item: item[0] if isinstance(item, list) else "",
 )
-def test_a_mistake_of_a_method_ends_in_one_line(method, words, own):
-    with one_line(*words):
-        own(method).train()
+def test_a_mistake_of_a_method_is_found(method, words, own):
+    own(method)
+    with pytest.raises(AssertionError, match=words):
+        assert_method_works(method.__name__)
 
 
-def test_the_check_of_a_checkpoint_draws_no_random_numbers(own, monkeypatch):
-    import trainers.base.trainer as module
-
-    found = []
-    for check in (module.check_saved, lambda trainer: None):
-        monkeypatch.setattr(module, "check_saved", check)
-        monkeypatch.setattr(Correct, "test", lambda self: found.append((torch.get_rng_state(), self.model.training)))
-        own(Correct).train()
-    assert torch.equal(found[0][0], found[1][0])
+def test_a_run_with_nothing_to_train_is_refused(own, build):
+    own(learning(lambda self, clip, names: TemplatePrompts("{}", names, 77)))
+    with one_line("has nothing to train", "learns = False"):
+        build("Learning")
 
 
 def test_layer_beyond_the_backbone_is_refused():
@@ -206,7 +200,7 @@ def test_the_name_of_a_setting_stands_once_in_an_error():
         Settings.from_cfg({}, "MINE")
 
 
-def test_a_random_text_is_read_in_every_step(own):
+def test_a_random_text_is_read_in_every_step(own, build):
     class Random(Sentences):
         def text(self, image_features):
             read.append(self.training)
@@ -214,7 +208,8 @@ def test_a_random_text_is_read_in_every_step(own):
 
     for random_text, times in ((False, 1), (True, 3)):  # in an epoch of three steps
         read = []
-        own(learning(type("Drawn", (Random,), {"random_text": random_text})), output=str(random_text)).train()
+        own(learning(type("Drawn", (Random,), {"random_text": random_text})))
+        build("Learning", "all", options=("OPTIM.MAX_EPOCH", 1), output=str(random_text)).train()
         assert read.count(True) == times
 
 

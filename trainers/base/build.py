@@ -1,11 +1,12 @@
 """The model of a method, built in the same way for a run and for predictions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
-from clip import CLIP, BlockAdapter, WithAdded, is_vit, load_backbone
+from clip import CLIP, WithAdded, is_vit, load_backbone
 from common.errors import UsageError
 
 from .precision import usable
@@ -41,7 +42,6 @@ def build_model(method: "PromptTrainer", towers: str = "fast", clip: CLIP | None
     with clip.logit_scale.device:
         prompts = method.build_prompts(clip, method.class_names)
     method.model = method.Model(clip, prompts, towers)
-    check_registered(method.model)
     if clip.logit_scale.device.type != device.type:
         method.model.to(device)
     method.finish_model()
@@ -77,27 +77,16 @@ def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:
             print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")
 
 
-def check_registered(model: PromptedCLIP) -> None:
-    """Raise UsageError for a tensor in a method's private copy of the backbone that is not in the prompt learner."""
-    known = {id(tensor) for part in (model, model.frozen) for tensor in (*part.parameters(), *part.buffers())}
-    changes = (
-        getattr(module.change, "__self__", module.change)
-        for module in model.clip.modules()
-        if isinstance(module, WithAdded)
-    )
-    parts: list[Any] = [model.clip, *(adapter for adapter, _ in adapters_of(model.clip)), *changes]
-    for part in parts:
-        for name, tensor in (*part.named_parameters(), *part.named_buffers()) if hasattr(part, "modules") else ():
-            if id(tensor) not in known:
-                what = f"{type(model.prompt_learner).__name__}.install adds {type(part).__name__}.{name}"
-                raise UsageError(
-                    f"{what}, which is not in the prompt learner", "make it there: else it is neither trained nor saved"
-                )
-
-
-def adapters_of(clip: CLIP) -> list[tuple[BlockAdapter, int]]:
-    """The adapters in the blocks of a CLIP, each with the width of its tokens."""
-    found = ((getattr(module, "adapter", None), module) for module in clip.modules())
+def unregistered(model: PromptedCLIP) -> list[str]:
+    """The tensors of a private copy of the backbone that a method has added, and that its prompt learner lacks."""
+    registered = {id(tensor) for part in (model, model.frozen) for tensor in (*part.parameters(), *part.buffers())}
+    added = [getattr(module, "adapter", None) for module in model.clip.modules()]
+    changes = [module.change for module in model.clip.modules() if isinstance(module, WithAdded)]
+    added += [getattr(change, "__self__", change) for change in changes]
     return [
-        (adapter, module.ln_1.normalized_shape[0]) for adapter, module in found if isinstance(adapter, BlockAdapter)
+        f"{type(part).__name__}.{name}"
+        for part in (model.clip, *added)
+        if isinstance(part, nn.Module)
+        for name, tensor in (*part.named_parameters(), *part.named_buffers())
+        if id(tensor) not in registered
     ]

@@ -1,138 +1,137 @@
-"""Checks of a method's own code, at points where a mistake would give wrong numbers without an error."""
+"""Checks of a method's own code, for its tests: they find mistakes that give wrong numbers without an error."""
 
 from contextlib import redirect_stdout
-from copy import deepcopy
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import set_random_seed
+from PIL import Image
 from torch import Tensor
+from yacs.config import CfgNode
 
-from clip import BlockAdapter
-from common.errors import UsageError, one_line
+from clip import TOWERS
+from clip.random_weights import random_clip
 
-from .build import adapters_of, build_model, without_training
-from .precision import usable
-from .prompted import PromptedCLIP, PromptLearner
-
-if TYPE_CHECKING:
-    from .trainer import PromptTrainer
+from .build import build_model, unregistered, without_training
+from .prompted import PromptLearner
 
 TOLERANCE = 1e-3  # of the largest value
+SIDE = 32  # pixels
 
 
-def check_learner(trainer: "PromptTrainer") -> None:
-    """Raise UsageError for a model with nothing to learn, or with adapters that the fast towers cannot use."""
-    name, model = type(trainer).__name__, trainer.model
-    if trainer.learns and not trainer.get_model_names():
-        raise UsageError(f"{name} has nothing to train with these settings", "change them, or set `learns = False`")
-    for adapter, width in {type(adapter): (adapter, width) for adapter, width in adapters_of(model.clip)}.values():
-        check_adapter(adapter, width)
+class Noise(DatasetBase):
+    """Four training images, two for validation and two for tests of each of three classes."""
+
+    def __init__(self, cfg: CfgNode):
+        rng = np.random.default_rng(0)
+        parts: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
+        for part, count in {"train": 4, "val": 2, "test": 2}.items():
+            for label, name in enumerate(("cat", "red fox", "lake")):
+                for number in range(count):
+                    file = Path(cfg.DATASET.ROOT, f"{part}_{label}_{number}.png")
+                    Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(file)
+                    parts[part].append(Datum(str(file), label, classname=name))
+        super().__init__(train_x=parts["train"], val=parts["val"], test=parts["test"])
 
 
-@torch.no_grad()
-def check_adapter(adapter: BlockAdapter, width: int) -> None:
-    """Raise UsageError for an adapter that mixes tokens, or draws random numbers without saying so.
+def assert_method_works(name: str, **settings: Any) -> None:
+    """Train a method for one epoch, on noise and a small CLIP with random weights, and check what it has done.
 
-    It is tried with random weights, as it may start from zero: all tokens together, and some in another order.
-    """
-    kind, tried = type(adapter).__name__, deepcopy(adapter)
-    remedy = "see BlockAdapter in docs/methods.md"
-    tensor = next(tried.parameters(), None)
-    numbers = torch.Generator().manual_seed(0)
-    for parameter in tried.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=numbers))
-    x = torch.randn(2, 3, width, generator=numbers).to("cpu" if tensor is None else tensor.device)
-    tried.train(not tried.is_stochastic)
-    for name in tried.defined:
-        method = getattr(tried, name)
-        try:
-            together, alone = method(x), method(x.view(1, 6, width)[:, [4, 0, 3]])
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise UsageError(f"{kind}.{name} cannot compute single tokens ({one_line(error)})", remedy) from error
-        if together is not None and differs(together.flatten(0, 1)[[4, 0, 3]], alone[0]):
-            what = f"{kind}.{name} mixes tokens, or draws random numbers without `is_stochastic`"
-            raise UsageError(f"{what}: the fast towers would give other results than the plain ones", remedy)
-
-
-def differs(one: Tensor, other: Tensor, tolerance: float = TOLERANCE) -> bool:
-    """Whether two tensors differ by more than rounding."""
-    return bool((one - other).abs().max() > tolerance * one.abs().max())
-
-
-def check_features(learner: PromptLearner, features: Tensor) -> None:
-    """Raise UsageError for features, which `image` of a method returned for the first batch, longer than unit texts."""
-    kind = type(learner)
-    longest = 1.0 if kind.image is PromptLearner.image else float(features.detach().float().norm(dim=-1).max())
-    if longest > 1.01:
-        what = f"{kind.__name__}.image returns features of length {longest:.3g}"
-        raise UsageError(what, "return them of unit length, by `trainers.base.prompted.normalize`")
-
-
-def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and the logged values that a `loss` returned; raises UsageError for anything else."""
-    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
-        what = f"{type(trainer).__name__}.loss returns a {type(returned).__name__}"
-        raise UsageError(what, "return the loss and a dict of its parts, which may be empty: `loss, {}`")
-    return returned
-
-
-@torch.no_grad()
-def check_saved(trainer: "PromptTrainer") -> None:
-    """Check after training that a new model with only what a checkpoint holds gives the same logits.
-
-    It costs the texts twice and two test images, and draws no random numbers.
+    Args:
+        name: of the method in Dassl's registry.
+        settings: of its section, such as `N_CTX=4`.
 
     Raises:
-        UsageError: the logits differ.
+        AssertionError: a learned module is not in the prompt learner, the features of images are longer than 1, the
+            checkpoint lacks something that a test reads, or the fast towers give other logits than the plain ones. Any
+            other error is one of the method.
     """
-    if not trainer.get_model_names():
-        return
-    name, device, failed = type(trainer).__name__, trainer.device, ""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), redirect_stdout(StringIO()):
-        try:
-            loaded = without_training(type(trainer), trainer.cfg, trainer.class_names, trainer.dataset_template, device)
-            build_model(loaded, clip=trainer.model.frozen)
-        except AttributeError as error:  # such as `dm`: a run may do without predictions
-            failed = f"{name} cannot be built for predictions ({one_line(error)}): see build_prompts in docs/methods.md"
-        else:
-            check_same_logits(trainer, loaded)
-    if failed:
-        print(failed)
+    noise = patch.dict(DATASET_REGISTRY._obj_map, Noise=Noise)
+    with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
+        set_random_seed(1)
+        trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
+        added = unregistered(trainer.model)
+        assert not added, f"{name}: {added[0]} is not in the prompt learner: it is neither trained nor saved"
+        trainer.train()
+        dataset = trainer.dm.test_loader.dataset
+        images = torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(trainer.device)
+        check_features(trainer, images)
+        check_saved(trainer, images)
+        check_towers(trainer, images)
 
 
-def check_same_logits(trainer: "PromptTrainer", loaded: "PromptTrainer") -> None:
-    """Load what a trainer would save into a method without training, and compare their logits for two test images."""
-    loaded.model.towers = trainer.model.towers
-    types = {name: tensor.dtype for name, tensor in tensors_of(trainer.model)}
-    for name, tensor in tensors_of(loaded.model):
-        tensor.data = tensor.data.to(types.get(name, tensor.dtype))
-    state, metadata = trainer.saved_module().state_dict(), trainer.checkpoint_metadata()
-    loaded.load_prompts({"state_dict": state, "epoch": trainer.max_epoch, "metadata": metadata}, "the checkpoint")
-    tests = trainer.test_loader.dataset
-    images = torch.stack([tests[number]["img"] for number in range(min(2, len(tests)))]).to(trainer.device)
+def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
+    """The configuration of the run that `assert_method_works` checks, with its backbone in the same folder."""
+    from trainers import extend_cfg  # here, as the methods import this package
+
+    backbone = folder / "backbone.pt"
+    vision = {"image_size": SIDE, "patch_size": 16, "layers": 12, "width": 64}
+    torch.save(random_clip("ViT-B-16", vision, {"layers": 12, "width": 64}, 64).state_dict(), backbone)
+    cfg = get_cfg_default()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    extend_cfg(cfg, name)
+    section = TRAINER_REGISTRY.get(name).section()
+    cfg.TRAINER[section].update({"PREC": "fp32", **settings})
+    cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME = name, "Noise", str(backbone)
+    cfg.DATASET.ROOT, cfg.OUTPUT_DIR = str(folder), str(folder / "run")
+    cfg.INPUT.SIZE, cfg.INPUT.TRANSFORMS = (SIDE, SIDE), ("normalize",)
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS = 4, 0
+    cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH = "sgd", 0.01, 1
+    cfg.SEED, cfg.TEST.FINAL_MODEL = 1, "last_step"
+    cfg.freeze()
+    return cfg
+
+
+def check_features(trainer: Any, images: Tensor) -> None:
+    """Raise AssertionError for image features that are longer than the unit texts that they are compared with."""
+    kind = type(trainer.model.prompt_learner)
+    if kind.image is not PromptLearner.image:
+        with torch.no_grad():
+            longest = float(trainer.model.image_features(images).norm(dim=-1).max())
+        remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
+        assert longest < 1.01, f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
+
+
+def check_saved(trainer: Any, images: Tensor) -> None:
+    """Raise AssertionError if a model that reads the run's checkpoint gives other logits than the trained one."""
+    loaded = without_training(type(trainer), trainer.cfg, trainer.class_names, trainer.dataset_template, trainer.device)
+    build_model(loaded, clip=trainer.model.frozen)
+    if trainer.get_model_names():
+        loaded.load_model(trainer.cfg.OUTPUT_DIR)
+    logits = []
     for method in (trainer, loaded):
         method.model.eval()
-    ours, theirs = trainer.model_inference(images), loaded.model_inference(images)
-    half = usable(trainer.settings.PREC, trainer.device) != "fp32"
-    if ours.isfinite().all() and differs(ours, theirs, 10 * TOLERANCE if half else TOLERANCE):
-        names = ", ".join(unsaved(trainer.model, loaded.model))
-        what = f"{type(trainer).__name__} gives other logits than a model that reads its checkpoint"
-        remedy = "make what a test reads a Parameter or persistent Buffer of the prompt learner (docs/methods.md)"
-        raise UsageError(f"{what}{names and f', which lacks {names}'}", remedy)
+        logits.append(method.model_inference(images))
+    remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
+    what = f"{type(trainer).__name__} gives other logits than a model that reads its checkpoint"
+    assert same(*logits), f"{what}: {remedy}"
 
 
-def tensors_of(model: PromptedCLIP) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
+def check_towers(trainer: Any, images: Tensor) -> None:
+    """Raise AssertionError if the fast towers give other logits than the plain ones, with random learned tensors."""
+    model, numbers = trainer.model, torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=numbers).to(parameter)
+    logits: dict[str, list[Tensor]] = {}
+    for form in ("plain", "fast"):
+        model.towers = TOWERS[form]
+        for mode in ("train", "test"):
+            trainer.set_model_mode(mode)
+            torch.manual_seed(0)
+            logits.setdefault(mode, []).append(model(images).detach())
+    what = f"the fast towers give other logits of {type(trainer).__name__} than the plain ones"
+    remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
+    assert all(same(*pair) for pair in logits.values()), f"{what}: {remedy}"
 
 
-def unsaved(trained: PromptedCLIP, loaded: PromptedCLIP) -> list[str]:
-    """The plain tensors of a trained model that a loaded one has otherwise, or not at all."""
-    others = dict(loaded.named_modules())
-    tensors = (
-        (f"{name}.{key}".removeprefix("."), value, vars(others[name]).get(key) if name in others else None)
-        for name, module in trained.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, Tensor)
-    )
-    return [name for name, value, other in tensors if not (isinstance(other, Tensor) and torch.equal(value, other))]
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    return bool((one - other).abs().max() <= TOLERANCE * one.abs().max())

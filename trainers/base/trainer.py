@@ -1,6 +1,5 @@
 """What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -26,7 +25,6 @@ from common.names import check_known_names
 
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
-from .checks import check_features, check_learner, check_loss, check_saved
 from .data_use import inherited, joined
 from .features import cached_features, feature_cache
 from .graphs import StepGraph
@@ -110,11 +108,14 @@ class PromptTrainer(LearnedPrompts):
             self.inherited_choices = joined(self.inherited_choices, choices)
             self.inherited_phases = joined(self.inherited_phases, phases)
         self.register()
-        check_learner(self)
 
     def register(self) -> None:
         """Register what is learned, if anything is, with its optimiser."""
-        if any(True for _ in self.model.parameters()):
+        learned = any(True for _ in self.model.parameters())
+        if self.learns and not learned:
+            what = f"{type(self).__name__} has nothing to train with these settings"
+            raise UsageError(what, "change them, or set `learns = False`")
+        if learned:
             self.optim, self.sched = self.build_optimizer()
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
         self.passes = self.both_passes
@@ -178,9 +179,7 @@ class PromptTrainer(LearnedPrompts):
         """The forward and the backward pass: leaves the gradient in the learned parameters, returns what is logged."""
         with self.autocast():
             output = self.model.output(images)
-            loss, parts = check_loss(self, self.loss(output, labels))
-        if self.batch_idx == 0 and self.epoch == self.start_epoch:
-            check_features(self.model.prompt_learner, output.image)
+            loss, parts = self.loss(output, labels)
         self.optim.zero_grad()
         self.backward(loss, parts)
         logged = {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0], **parts}
@@ -203,13 +202,6 @@ class PromptTrainer(LearnedPrompts):
             what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
             print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
         super().before_train()
-
-    def after_train(self) -> None:
-        began = time.monotonic()
-        check_saved(self)
-        if hasattr(self, "_train_began"):  # the published Dassl keeps no record of it
-            self._train_began += time.monotonic() - began  # the check does not count as training time
-        super().after_train()
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
