@@ -72,8 +72,8 @@ def add_setting(cfg: Any, name: str, default: Any, accepts: Accepts) -> None:
         cfg: Dassl's configuration, changed in place; it has the group of the key.
         name: the full name of the key.
         default: its value.
-        accepts: what Dassl's node checks. The published Dassl has plain yacs nodes: they hold a key to the type of its
-            value, except that None may become anything, so a key of several types starts as None there.
+        accepts: what the toolbox's node checks. A plain node of yacs holds a key to the type of its value, except that
+            None may become anything, so a key of several types starts as None there.
     """
     *groups, key = name.split(".")
     checks = hasattr(cfg, "register_limit")

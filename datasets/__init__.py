@@ -28,7 +28,6 @@ def extend_cfg(cfg: CfgNode) -> None:
     add_setting(cfg, "TEST.MAX_IMAGES", 0, Accepts(int, 0, 10**9))
     # Validate on one training image of each class, which is not trained on, instead of the validation images
     add_setting(cfg, "DATASET.HOLD_OUT", False, Accepts(bool))
-    cfg.INPUT.setdefault("EXIF_ORIENTATION", False)  # the published Dassl has no such key, and reads images as stored
 
 
 def set_title(cfg: CfgNode, file: str) -> None:

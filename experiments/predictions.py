@@ -135,8 +135,7 @@ def of_test(cfg: Any, trainer: Any) -> Predictions:
 
 def tested_images(cfg: Any, trainer: Any) -> tuple[str, list]:
     """The split of the last test, and its images: in the order of the dataset's list, also if a method has another."""
-    validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
-    split = getattr(trainer, "test_split", "val" if validates else "test")  # the published Dassl keeps no record
+    split = trainer.test_split
     read_items, listed = images_of(trainer, split), images_of(trainer.dm, split)
     return split, listed if set(map(id, listed)) == set(map(id, read_items)) else read_items
 

@@ -65,10 +65,10 @@ def results_of(
         **{key: settings[setting] for key, setting in RECORDED.items()},
         "dataset": title(cfg),
         "split": split,
-        "n_test": (getattr(trainer, "n_test", 0) or len(items)) if found else None,
+        "n_test": trainer.n_test if found else None,
         **{key: found[key] if math.isfinite(found.get(key, math.nan)) else None for key in MEASURES},
-        "train_seconds": getattr(trainer, "train_seconds", None) or None,  # the published Dassl keeps no record
-        "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
+        "train_seconds": trainer.train_seconds or None,
+        "test_seconds": trainer.test_seconds if found else None,
         "epochs": epochs,
         "tested_epoch": tested_epoch,
         **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from common.errors import one_line
 from common.schema import add_setting
 
-from .base import PromptTrainer
+from .base import PromptTrainer, compat
 from .base.plugin import register_plugins
 
 
@@ -50,6 +50,7 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
         chosen: the method that will read it. Where several methods share a section, it has this one's keys; its section
             is also there under the names that its published YAML files use, as the same node.
     """
+    compat.add_settings(cfg)
     for name, method in sorted(methods().items(), key=lambda item: item[0] != chosen):
         if method.section() not in cfg.TRAINER or not chosen:
             method.Settings.add_to(cfg, method.section())

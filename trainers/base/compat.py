@@ -1,13 +1,49 @@
-"""Checkpoints of the published projects, which do not say which method made them.
+"""What differs in published software: Dassl 0.6.3, on which the methods run too, and the checkpoints of its projects.
 
-Which method it was is guessed from the names of the learned tensors, which each published method states (`published`).
-Checkpoints of this project say it themselves (`checkpoints.py`).
+Published checkpoints do not say which method made them. It is guessed from the names of the learned tensors, which each
+published method states (`published`).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
+from inspect import signature
+from typing import Any
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.data import transforms
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.utils import read_image
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+
+# Settings that the toolbox has and the published Dassl does not; it reads images as they are stored.
+SETTINGS = {"CACHE": "", "CACHE_GB": 20.0, "INPUT.EXIF_ORIENTATION": False}
+
+
+def add_settings(cfg: CfgNode) -> None:
+    """Add the settings of the toolbox that the published Dassl's configuration lacks."""
+    for name, default in SETTINGS.items():
+        group, _, key = name.rpartition(".")
+        (cfg[group] if group else cfg).setdefault(key, default)
+
+
+def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Any], Any]:
+    """The transform of the section INPUT, without printing its steps, as the published Dassl does."""
+    quiet = {"verbose": False} if "verbose" in signature(transforms.build_transform).parameters else {}
+    return transforms.build_transform(cfg, is_train=is_train, **quiet)
+
+
+def read_of(images: Any, path: str) -> Any:
+    """An image file as a Dassl dataset of images reads it; the published Dassl's has no `read`."""
+    return getattr(images, "read", read_image)(path)
+
+
+def require_stream(method: str) -> None:
+    """Raise UsageError on the published Dassl, which tests each image by itself."""
+    if not hasattr(TrainerX, "test_outputs"):
+        what = f"{method} depends on the images before, and the published Dassl tests each by itself"
+        raise UsageError(what, "test it with the toolbox of this project")
+
 
 # Names of the learned tensors in published checkpoints, of methods that share them.
 VISION = ("image_encoder.VPT", "image_encoder.transformer.resblocks.*.VPT_shallow")

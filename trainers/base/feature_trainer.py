@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from dassl.data.transforms import build_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
@@ -17,6 +16,7 @@ from common.errors import UsageError
 from common.files import checksum
 
 from .checkpoints import tensors_of
+from .compat import build_transform
 from .data_use import Choice, record
 from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
 from .features_of import open_features_run
@@ -24,7 +24,7 @@ from .head import Head, HeadCLIP
 from .prompted import normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .trainer import QUIETLY, PromptTrainer
+from .trainer import PromptTrainer
 
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
@@ -254,7 +254,7 @@ class FeatureTrainer(PromptTrainer):
             UsageError: a feature is not finite.
         """
         tests, options = self.test_loader.dataset, self.cfg.DATALOADER
-        augment = build_transform(self.cfg, is_train=True, **QUIETLY) if views else tests.transform
+        augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))

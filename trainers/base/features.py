@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dassl.utils import read_image
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from yacs.config import CfgNode
@@ -17,6 +16,7 @@ from clip.digest import add_tensors, as_bytes
 from common.cache import DiskCache
 from common.errors import UsageError
 
+from .compat import read_of
 from .prompted import PromptedCLIP
 from .tensor_cache import get_tensor, put_tensor
 
@@ -48,7 +48,7 @@ class ViewsDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
-        image = getattr(self.images, "read", read_image)(item.impath)  # the published Dassl's has no `read`
+        image = read_of(self.images, item.impath)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((1_000_003 * self.seed + index) % 2**63)
             views = torch.stack([self.images.transform(image) for _ in range(self.views)])
@@ -161,7 +161,7 @@ def feature_cache(cfg: CfgNode) -> DiskCache | None:
     Raises:
         UsageError: it is not a folder.
     """
-    if not cfg.get("CACHE", ""):
+    if not cfg.CACHE:
         return None
     folder = Path(cfg.CACHE).expanduser()
     if folder.exists() and not folder.is_dir():

@@ -1,6 +1,6 @@
 """The facts that a method declares, and those that it derives from a run before there is a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -45,16 +45,6 @@ class Method(TrainerX):
                 raise TypeError(f"{cls.__name__} has both Settings and defaults: define one of them")
             cls.Settings = settings_from(cls.defaults, cls.Settings)
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
-
-    # The toolbox's trainers have these two, those of the published Dassl do not.
-
-    def evaluate_by(self, wrap: Callable[[Any], Any]) -> None:
-        """Evaluate by `wrap(evaluator)`, which has the same methods, from now on."""
-        self.evaluator = wrap(self.evaluator)
-
-    def report_to(self, writer: Any) -> None:
-        """Write scalars to `writer`, not to a file; it has SummaryWriter's `add_scalar` and `close`."""
-        self._writer = writer
 
     @classmethod
     def section(cls) -> str:

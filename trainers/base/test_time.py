@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from dassl.engine import TrainerX
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
@@ -17,6 +16,7 @@ from yacs.config import CfgNode
 from clip.digest import add_tensors
 from common.errors import UsageError
 
+from .compat import require_stream
 from .ensemble import EnsembleCLIP, TemplateEnsemble
 from .partial import PartialTest
 from .prompted import PromptedCLIP
@@ -83,9 +83,8 @@ class ViewsTrainer(PromptTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        if type(self).new_state is not ViewsTrainer.new_state and not hasattr(TrainerX, "test_outputs"):
-            what = f"{type(self).__name__} depends on the images before, and the published Dassl tests each by itself"
-            raise UsageError(what, "test it with the toolbox of this project")
+        if type(self).new_state is not ViewsTrainer.new_state:
+            require_stream(type(self).__name__)
 
     @property
     def templates(self) -> list[str]:

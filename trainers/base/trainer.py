@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
-from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from dassl.data.transforms import build_transform
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
@@ -25,6 +23,7 @@ from common.names import check_known_names
 
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
+from .compat import build_transform
 from .data_use import inherited, joined
 from .features import cached_features, feature_cache
 from .graphs import StepGraph
@@ -32,8 +31,6 @@ from .learned import LearnedPrompts
 from .precision import print_precision
 from .prompted import Output
 
-# The published Dassl prints the transforms that it builds.
-QUIETLY: dict[str, Any] = {"verbose": False} if "verbose" in signature(build_transform).parameters else {}
 Outputs = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -125,7 +122,7 @@ class PromptTrainer(LearnedPrompts):
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
         """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
-        return build_transform(cfg, is_train=False, **QUIETLY)
+        return build_transform(cfg, is_train=False)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
@@ -206,11 +203,6 @@ class PromptTrainer(LearnedPrompts):
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
         super().set_model_mode(mode, names)
-
-    def test(self, split: str | None = None) -> float:
-        validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
-        self.test_split = "val" if validates else "test"  # the published Dassl keeps no record
-        return super().test(split)
 
     def test_outputs(self, loader: Any) -> Outputs:
         """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
