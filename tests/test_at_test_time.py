@@ -100,28 +100,29 @@ def test_unwritten_state_does_not_count(make, tmp_path):
     assert torch.equal(outputs(make("TDA")), whole)
 
 
-def flip_a_bit(folder):
-    """In the last number of a file of logits."""
-    content = bytearray((folder / "00000003.safetensors").read_bytes())
-    content[-2] ^= 1
-    (folder / "00000003.safetensors").write_bytes(content)
+def change(name, change):
+    def harm(folder):
+        content = bytearray((folder / name).read_bytes())
+        (folder / name).write_bytes(change(content) or content)
+
+    return harm
 
 
 HARMS = {  # `other settings`: the test has them
-    "damaged": lambda folder: (folder / "00000003.safetensors").write_bytes(b"{}" * 25),
-    "a flipped bit": flip_a_bit,
-    "exchanged": lambda folder: copy(folder / "00000003.safetensors", folder / "00000002.safetensors"),
-    "lost": lambda folder: (folder / "00000002.safetensors").unlink(),
+    "a flipped bit": change("logits", lambda content: content.__setitem__(30, content[30] ^ 1)),
+    "a flipped bit of the state": change("state.safetensors", lambda content: content.__setitem__(-2, content[-2] ^ 1)),
+    "damaged": change("state.safetensors", lambda content: b"{}" * 25),
+    "lost": change("logits", lambda content: content[:-4]),
     "other settings": lambda folder: None,
 }
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_unfit_partial_results_are_not_used(harm, make, tmp_path, capsys):
-    interrupted(make("ZERO"), 6)
+    interrupted(make("TDA"), 6)
     HARMS[harm](tmp_path / "run/partial_test")
-    settings = {"SELECTION": 0.6} if harm == "other settings" else {}
-    assert torch.equal(outputs(make("ZERO", **settings)), outputs(make("ZERO", output="whole", **settings)))
+    settings = {"POSITIVE_ALPHA": 0.6} if harm == "other settings" else {}
+    assert torch.equal(outputs(make("TDA", **settings)), outputs(make("TDA", output="whole", **settings)))
     assert "are not used" in capsys.readouterr().out
 
 

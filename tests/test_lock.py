@@ -127,7 +127,7 @@ def test_failing_start_keeps_what_others_write(earlier, meanwhile, tmp_path):
 
 
 def test_results_are_deleted_as_files_and_a_partial_test_as_a_folder(tmp_path):
-    write(tmp_path / "run", ["results.json/kept", "partial_test/1.safetensors"])
+    write(tmp_path / "run", ["results.json/kept", "partial_test/logits"])
     with claimed(tmp_path / "run") as folder:
         folder.remove_partial_test()
         with pytest.raises(OSError):
