@@ -115,10 +115,9 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
     assert same == method.startswith("Tip")  # no votes for new classes
 
 
-@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
-def test_base_to_new_is_refused_where_it_has_no_meaning(method, make):
-    with pytest.raises(UsageError, match=f"{method} has weights .* base-to-new has no meaning for it"):
-        make(method, "DATASET.SUBSAMPLE_CLASSES", "new")
+def test_base_to_new_is_refused_where_it_has_no_meaning(make):
+    with pytest.raises(UsageError, match="TaskRes has weights .* base-to-new has no meaning for it"):
+        make("TaskRes", "DATASET.SUBSAMPLE_CLASSES", "new")
 
 
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
@@ -280,15 +279,11 @@ def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(
     assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["ZSLP", "GDA"])
 def test_start_of_a_head_that_training_would_replace_is_refused(method, make, tmp_path):
     torch.save({}, tmp_path / "start.pth")
-    trainer = make(method, "MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth"))
-    if method in ("CLIPAdapter", "TaskRes"):
-        trainer.check_training()
-    else:
-        with pytest.raises(UsageError, match="INIT_WEIGHTS would have no effect"):
-            trainer.check_training()
+    with pytest.raises(UsageError, match="INIT_WEIGHTS would have no effect"):
+        make(method, "MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth")).check_training()
 
 
 def test_a_start_keeps_the_records_of_the_features_run(make, tmp_path):

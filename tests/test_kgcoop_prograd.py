@@ -42,14 +42,6 @@ def test_ablations_of_dept_have_no_unused_parameters(settings, new, build):
     assert all(gradient is not None and gradient.any() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize(("method", "vectors"), [("CoOp", 4), ("CoCoOp", 4), ("ProGrad", 16)])
-def test_an_n_ctx_that_words_replace_is_named(method, vectors, build, capsys):
-    trainer = build(method, "base", "CTX_INIT", "a photo of a", "N_CTX", 16)
-    assert len(trainer.model.prompt_learner.ctx) == vectors
-    line = f"4 context vectors, one for each word of CTX_INIT: TRAINER.{method.upper()}.N_CTX 16 is not used\n"
-    assert (line in capsys.readouterr().out) == (vectors == 4)
-
-
 @pytest.mark.parametrize("method", ["KgCoOp", "CoCoOp", "ProGrad"])
 def test_context_starts_at_random_without_words(method, build):
     for none in (False, ""):
@@ -98,16 +90,6 @@ def test_sentence_of_the_teacher(method, dataset, template, sentence, build, sta
     stand_in(dataset)
     trainer = build(method, "base", options=("DATASET.TEMPLATE", template, "DATASET.NAME", dataset))
     assert trainer.teacher.templates == [sentence]
-
-
-def test_image_tower_runs_once_in_a_step(build):
-    """It has no prompts, so that the teacher sees what the student sees."""
-    for method in ("KgCoOp", "ProGrad"):
-        trainer, calls = build(method, "base"), []
-        trainer.model.clip.visual.conv1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        for _ in range(2):
-            step(trainer)
-        assert len(calls) == 2
 
 
 def test_teacher_of_an_amp_run_computes_in_fp32(build):

@@ -1,7 +1,5 @@
 """The linear probe: CoOp's search, scikit-learn's predictions, its own classes only."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -60,13 +58,6 @@ def test_model_predicts_what_scikit_learn_predicts(names, probe, tmp_path):
     assert trainer.test_results["accuracy"] == pytest.approx(100 * np.mean(logits.argmax(1).numpy() == truth))
 
 
-def test_given_strength_is_used_without_a_search(probe, capsys):
-    trainer = probe("TRAINER.LINEARPROBE.C", 0.25)
-    trainer.dm.dataset._val = None
-    trainer.train()
-    assert "C 0.25: " in capsys.readouterr().out
-
-
 def test_one_class_is_nothing_to_choose_from(probe, tmp_path):
     write_eurosat(tmp_path, ["red"], train=4)
     with pytest.raises(UsageError, match="LinearProbe has 1 class to choose from"):
@@ -82,25 +73,11 @@ def test_non_finite_image_features_end_in_one_line(argv, launch, tiny, tmp_path)
     assert words in launch(*line).error and not (tmp_path / "out/results.json").exists()
 
 
-def test_weights_are_tested_on_their_own_classes_only(argv, launch, tmp_path):
-    assert launch(*argv("LinearProbe", *ONCE, output="trained")).status == 0
-    results = json.loads((tmp_path / "trained/results.json").read_text())
-    assert (results["epochs"], results["n_test"]) == (1, 24) and results["train_seconds"] > 0
-    tested = {"output": "tested", "options": ("--eval-only", "--model-dir", tmp_path / "trained")}
-    write_eurosat(tmp_path / "others", ["a", "b", "c", "d", "e", "f"], train=4, val=2)
-    ended = launch(*argv("LinearProbe", *ONCE, root=tmp_path / "others", **tested))
-    assert ended.status == 2 and "with values for each class that it was learned on" in ended.errors[0]
-    assert launch(*argv("LinearProbe", *ONCE, **tested)).status == 0
-    assert json.loads((tmp_path / "tested/results.json").read_text())["accuracy"] == results["accuracy"]
-
-
 def test_epochs_have_no_meaning(argv, refused):
     words = "OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1"
     refused(argv("LinearProbe", "OPTIM.MAX_EPOCH", 5), words)
 
 
-def test_studies_have_it_in_few_shot_and_not_in_base2new():
-    variants = (Variant("LinearProbe", "LinearProbe", "small"),)
-    assert len(Study(variants, ("eurosat",), ("few_shot",), shots=(1, 2)).runs()) == 6
-    with pytest.raises(UsageError, match="base2new has no meaning for LinearProbe, which cannot tell classes that"):
-        Study(variants, ("eurosat",), ("few_shot", "base2new"))
+def test_studies_refuse_it_in_base2new():
+    with pytest.raises(UsageError, match="base2new has no meaning for LinearProbe"):
+        Study((Variant("LinearProbe", "LinearProbe", "small"),), ("eurosat",), ("few_shot", "base2new"))
