@@ -62,7 +62,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     args = parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
-    args.argv = sys.argv[1:] if argv is None else argv
     args.opts = args.opts[args.opts[:1] == ["--"] :]  # the separator is not a key
     check_pairs(args.opts)
     for option, value in {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch}.items():
@@ -153,6 +152,5 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     runs = []
     for seed in every:
         own = {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
-        argv = {"argv": args.argv if len(every) == 1 else None}  # of one run
-        runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own | argv))
+        runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own))
     return runs

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Collection
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -113,6 +113,7 @@ def read_files(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+@cache
 def default_settings(method: str) -> dict[str, Any]:
     """The default of every setting that a run of this method can have, by its full name."""
     cfg = get_cfg_default()

@@ -7,8 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from common.errors import UsageError
-from common.files import checksum
-from common.results import CONFIG, FILE, read_results, selected_on_test
+from common.results import FILE, read_results, selected_on_test
 from common.start import Parser, add_common_options
 from common.version import source
 
@@ -36,7 +35,6 @@ def results_of(
     tested_epoch: int | None,
     data_use: dict,
     ood: list[dict],
-    arguments_sha256: str | None,
 ) -> str:
     """The content of results.json of a run that has ended; values that were not measured are null.
 
@@ -46,7 +44,6 @@ def results_of(
         epochs, tested_epoch: as `run.execute` returns them.
         data_use: its card (experiments/data_card.py).
         ood: how well it told other images (experiments/ood.py).
-        arguments_sha256: from `same_run.arguments_digest`.
     """
     import torch  # here, as readers of results do without it
 
@@ -72,8 +69,6 @@ def results_of(
         "epochs": epochs,
         "tested_epoch": tested_epoch,
         **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
-        **({"arguments_sha256": arguments_sha256} if arguments_sha256 else {}),
-        "config_sha256": checksum(Path(cfg.OUTPUT_DIR, CONFIG)),
         "data_use": data_use,
         **({"ood": ood} if ood else {}),
         "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,

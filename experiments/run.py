@@ -37,7 +37,7 @@ from .environment import environment, unused_gpu
 from .output_folder import OutputFolder, claimed
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, described, read_results, results_of
-from .same_run import arguments_digest, check_same_prompts, check_same_settings
+from .same_run import check_same_prompts, check_same_settings
 from .trackers import check_trackers, reporting
 
 
@@ -48,7 +48,6 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     """
     files = read_files(args)
     cfg = setup_cfg(args, files)
-    asked = arguments_digest(args.argv) if args.argv else None  # before anybody edits the YAML files
     if skipped(args, cfg):
         return
     with claimed(Path(cfg.OUTPUT_DIR), wait) as folder, ExitStack() as until_end:
@@ -69,7 +68,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
         if arrays := predictions.of_test(cfg, trainer):
             predictions.save(folder.path / predictions.FILE, arrays)
         card = data_use(cfg, trainer, fit, choices, settings)
-        folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected, asked))
+        folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
         folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
@@ -98,7 +97,9 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
     check_same_settings(cfg, finished)
     if finished:
-        check_same_prompts(args, cfg.TRAINER.NAME, Path(cfg.OUTPUT_DIR))
+        folder = Path(cfg.OUTPUT_DIR)
+        if args.model_dir and (results := read_results(folder)):
+            check_same_prompts(folder, results, args.model_dir, args.load_epoch)
         return True
     check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")

@@ -7,11 +7,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
-from experiments.same_run import arguments_digest
 from experiments.studies.executor import LocalExecutor, execute_run
 from experiments.studies.first_page import overview
 from experiments.studies.progress import collect_results
@@ -26,19 +26,21 @@ def finish(run: Run, accuracy: float, **measured) -> None:
     """Write made-up results of a run."""
     run.folder.mkdir(parents=True)
     usual = {"accuracy": accuracy, "n_test": 10, "train_seconds": 2.0, "test_seconds": 1.0, "device": "cpu"}
-    usual |= {"backbone": backbone_of(run), "arguments_sha256": arguments_digest(run.arguments)}
-    (run.folder / "results.json").write_text(json.dumps(usual | measured))
+    words = list(run.arguments)
+    for option, value in {"--output-dir": "FOLDER", "--seed": "77", "--model-dir": "FOLDER"}.items():
+        if option in words:
+            words[words.index(option) + 1] = value
+    settings, backbone = settings_of(tuple(words))
+    text = settings.replace("\nSEED: 77\n", f"\nSEED: {run.seed}\n")
+    (run.folder / "config.yaml").write_text(text)
+    (run.folder / "results.json").write_text(json.dumps(usual | {"backbone": backbone} | measured))
 
 
-BACKBONES: dict[tuple, str] = {}  # made-up studies have hundreds of runs
-
-
-def backbone_of(run: Run) -> str:
-    given = run.arguments[run.arguments.index("--backbone") + 1] if "--backbone" in run.arguments else ""
-    key = run.variant, run.protocol, run.dataset, given
-    if key not in BACKBONES:
-        BACKBONES[key] = setup_cfg(parse_arguments(list(run.arguments))).MODEL.BACKBONE.NAME
-    return BACKBONES[key]
+@cache
+def settings_of(arguments: tuple[str, ...]) -> tuple[str, str]:
+    """The text of config.yaml, and the backbone. Made-up studies have hundreds of runs."""
+    cfg = setup_cfg(parse_arguments(list(arguments)))
+    return cfg.dump(), cfg.MODEL.BACKBONE.NAME
 
 
 def finish_all(study: Study, **measured) -> None:

@@ -1,6 +1,7 @@
 """Whether a folder holds the run that somebody asks for."""
 
 import json
+import re
 from datetime import date
 
 import pytest
@@ -9,11 +10,10 @@ from drawn import arguments
 from yacs.config import CfgNode
 
 from common.errors import UsageError
-from common.files import checksum
 from experiments.arguments import parse_arguments
 from experiments.configuration import default_settings, flatten, setup_cfg
 from experiments.results import RECORDED
-from experiments.same_run import arguments_digest, check_finished, check_same_settings
+from experiments.same_run import check_finished, check_same_settings
 
 # Keys of later versions, with a value that is not the default.
 LATER = {
@@ -76,37 +76,31 @@ def test_finished_run_without_its_settings_is_refused(folder):
         check_same_settings(setup_cfg(parse_arguments(argv)), finished=True)
 
 
-def test_digest_of_arguments_changes_with_what_decides_the_settings(eurosat, tiny, tmp_path, monkeypatch):
-    base, method = tmp_path / "base.yaml", tmp_path / "method.yaml"
-    base.write_text("OPTIM: {LR: 0.1}")
-    method.write_text("_BASE_: base.yaml")
-
-    def digest(*more, output="run"):
-        return arguments_digest([*arguments(eurosat, tiny, tmp_path / output), "--config-file", str(method), *more])
-
-    first = digest()
-    assert first == digest(output="other") == digest("--quiet", "--skip-finished")
-    digests = [first, digest("--seed", "2"), digest("OPTIM.LR", "0.2"), digest("--trainer", "CoOp")]
-    method.write_text("_BASE_: base.yaml\nSEED: 3")
-    digests.append(digest())
-    assert None not in digests and len(set(digests)) == 5
-    assert arguments_digest(["--config-file", str(method)]) is None  # its method is not known
-    assert digest("--config-file", str(tmp_path / "missing.yaml")) is None
-
-
-def test_finished_run_with_the_digest_is_not_set_up_again(folder, monkeypatch):
+@pytest.mark.parametrize("damage", ["seed", "shots", "rate", "weights", "config"])
+def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(damage, folder, monkeypatch, tmp_path):
+    """A seed may be a number that other settings have, too."""
     path, argv = folder()
+    equal = set()
     results = json.loads((path / "results.json").read_text())
-    monkeypatch.setattr("experiments.same_run.setup_cfg", lambda args: pytest.fail("set up"))
-    results |= {"arguments_sha256": arguments_digest(argv), "config_sha256": checksum(path / "config.yaml")}
-    check_finished(path, results, argv)
-    monkeypatch.undo()
-    with pytest.raises(UsageError, match="SEED"):
-        check_finished(path, results, [*argv, "SEED", "2"])
-    results["weights_sha256"] = "0" * 64
-    (path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(UsageError, match="weights"):
-        check_finished(path, results, argv)
+    check_finished(path, results, argv, equal)
+    other, argv = tmp_path / "other", [word.replace(str(path), str(tmp_path / "other")) for word in argv]
+    argv[argv.index("--seed") + 1] = "2"
+    text = (path / "config.yaml").read_text().replace("\nSEED: 1\n", "\nSEED: 2\n").replace(str(path), str(other))
+    assert "NUM_SHOTS: 2\n" in text
+    begin(other)
+
+    def check(text, **changed):
+        (other / "config.yaml").write_text(text)
+        (other / "results.json").write_text(json.dumps(results | {"seed": 2} | changed))
+        check_finished(other, results | {"seed": 2} | changed, argv, equal)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.same_run.setup_cfg", lambda args: pytest.fail("set up"))
+        check(text)
+    changed = {"seed": {"seed": 1}, "shots": {"shots": 1}, "weights": {"weights_sha256": "0" * 64}}.get(damage, {})
+    text = {"rate": re.sub(r"\bLR: .*\n", "LR: 0.5\n", text), "config": ""}.get(damage, text)
+    with pytest.raises(UsageError, match="damaged" if damage == "config" else "holds a run with"):
+        check(text, **changed)
 
 
 @pytest.mark.parametrize("value", [(1, (2, None)), [date(2026, 1, 1)], [b"x"], [{1: 2, None: 3}]])

@@ -17,6 +17,7 @@ from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
 from experiments.studies import executor
+from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from trainers import methods
 
@@ -266,7 +267,38 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     assert "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()  # no formula
     capsys.readouterr()
     study_command.main(["status", file])
-    assert capsys.readouterr().out == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left\n"
+    assert (
+        capsys.readouterr().out
+        == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left, about 00:03 to go (1 at a time)\n"
+    )
+
+
+def test_remaining_time_is_that_of_recorded_seconds(write):
+    """The times of files change when a folder is copied."""
+    study = load(write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1, 2]))
+    first, second = (sequence[0] for sequence in study.sequences())
+    finish(first, 50.0, train_seconds=100.0, test_seconds=20.0)
+    shutil.copytree(first.folder, second.folder)
+    assert "about 04:00 to go" in str(Progress(study))  # of two tests, as long as what is known
+
+
+@pytest.mark.parametrize("kind", ["control characters", "link", "large"])
+def test_status_shows_an_error_in_one_line_and_follows_no_link(kind, one_run, tmp_path, capsys):
+    file, run = one_run()
+    (run.folder / "results.json").unlink()
+    error = run.folder / "error.txt"
+    if kind == "control characters":
+        error.write_text("OSError: \x1b[31m bad\nline\n")
+    else:
+        large = tmp_path / "large" if kind == "link" else error
+        with open(large, "wb") as sparse:
+            sparse.truncate(3 << 30)
+        if kind == "link":
+            error.symlink_to(large)
+    study_command.main(["status", str(file)])
+    _, failed = capsys.readouterr().out.splitlines()
+    shown = {"control characters": "OSError: \\x1b[31m bad line", "link": "is a link", "large": "larger than"}
+    assert failed.startswith(f"failed: {run.folder}: ") and shown[kind] in failed
 
 
 def test_plots_are_written_next_to_the_tables_and_listed(one_run, tmp_path, capsys):
@@ -293,7 +325,6 @@ def test_failed_run_does_not_stop_the_others(write, drawn, command, monkeypatch)
     file = write(trainers=trainers, datasets=["small_land"], protocols="base2new", seeds=[1], root=str(drawn))
     coop, zero_shot = load(file).sequences()
     finish(coop[0], 50.0)
-    (coop[0].folder / "config.yaml").write_text("DATASET: {NUM_SHOTS: 16}\n")
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
     status, printed, _ = command(study_command, "run", file, "--workers", 1)
     assert status == 1 and "Failed runs: 1\n" in printed and "no CoOp checkpoint" in printed
@@ -338,11 +369,12 @@ def test_damaged_result_has_a_one_line_error(one_run, refused):
 
 def test_result_with_other_settings_is_refused(one_run, refused):
     file, run = one_run()
+    settings = (run.folder / "config.yaml").read_text()
     cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
     (run.folder / "config.yaml").write_text(cfg.dump())
     words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (OPTIM.MAX_EPOCH also differ)"
     assert words in refused("tables", file) and words in refused("run", file)
-    (run.folder / "config.yaml").unlink()
+    (run.folder / "config.yaml").write_text(settings)
     content = json.loads((run.folder / "results.json").read_text()) | {"seed": 2, "dataset": "EuroSAT"}
     (run.folder / "results.json").write_text(json.dumps(content))  # copied from another run
     words = "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)"

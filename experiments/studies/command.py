@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files import check_no_link, write_text
-from common.names import csv_cell
+from common.names import csv_cell, printable
 from common.start import Parser, add_common_options, at_least
 
 from .choose import decide
@@ -82,10 +82,10 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | 
 def status(study: Study, args: argparse.Namespace) -> None:
     progress = Progress(study)
     print(progress)
-    for each in progress.running:
-        print(f"running: {each.folder}")
-    for each, error in progress.failed.items():
-        print(f"failed: {each.folder}: {error}")
+    for run in progress.running:
+        print(f"running: {printable(run.folder)}")
+    for run, error in progress.failed.items():
+        print(f"failed: {printable(run.folder)}: {error}")
 
 
 def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":

@@ -2,16 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 from tqdm import tqdm
 
+from common.errors import UsageError
 from common.files import check_no_link
+from common.names import printable
+from common.text import read_text
 
 from ..lock import is_locked
 from ..results import ERROR, read_results
 from .spec import Run, Study
+
+ERROR_BYTES = 100_000  # of an error.txt
 
 
 def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, dict]:
@@ -26,11 +30,12 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
     from ..same_run import check_finished  # it imports torch, which `Progress` does not need
 
     results = {}
+    equal: set[tuple] = set()
     for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
         check_no_link(run.folder, study.output)
         found = read_results(run.folder)
         if found is not None:
-            check_finished(run.folder, found, run.arguments)
+            check_finished(run.folder, found, run.arguments, equal)
             results[run] = found
     return results
 
@@ -39,7 +44,7 @@ class Progress:
     """The state of a study's runs now, trials among them, from their folders.
 
     Attributes:
-        done: the finished runs, with the seconds from the set-up of each to its results.
+        done: the finished runs, with the seconds that each has trained and tested.
         running: runs that some process executes, on this machine or another.
         failed: the failed runs, with the error of each in one line.
         left: all others.
@@ -54,12 +59,12 @@ class Progress:
         self.failed: dict[Run, str] = {}
         self.left: list[Run] = []
         for run in (*study.trials(), *study.runs()):
-            if read_results(run.folder) is not None:
-                self.done[run] = duration(run.folder)
+            if (found := read_results(run.folder)) is not None:
+                self.done[run] = sum(found.get(key) or 0 for key in ("train_seconds", "test_seconds"))
             elif is_locked(run.folder):
                 self.running.append(run)
-            elif (run.folder / ERROR).is_file():
-                self.failed[run] = (run.folder / ERROR).read_text(errors="replace").strip()
+            elif error := read_error(run):
+                self.failed[run] = error
             else:
                 self.left.append(run)
 
@@ -87,7 +92,12 @@ class Progress:
         return text
 
 
-def duration(folder: Path) -> float:
-    """Seconds between the first and the last file that a run writes; for a resumed run, since its last start."""
-    first, last = ((folder / name) for name in ("config.yaml", "results.json"))
-    return max(0.0, last.stat().st_mtime - first.stat().st_mtime) if first.is_file() else 0.0
+def read_error(run: Run) -> str:
+    """The error of a failed run in one line; empty if it has none. No link is followed."""
+    file = run.folder / ERROR
+    if file.is_symlink() or not file.exists():
+        return f"{ERROR} is a link" if file.is_symlink() else ""
+    try:
+        return printable(" ".join(read_text(file, ERROR_BYTES, "replace").split()))
+    except UsageError as error:
+        return printable(error)
