@@ -16,6 +16,7 @@ from common.checkpoints import is_state_dict
 from common.download import DownloadError, download
 from common.errors import one_line
 from common.files import checksum, identity
+from common.names import printable
 from common.torch_files import is_torchscript, read_torch_file
 
 from .errors import ClipError
@@ -103,15 +104,14 @@ def regular_file(name: str | Path) -> Path:
         ClipError: there is no such file.
     """
     path = Path(os.path.expanduser(name))
+    remedy = f"give a weight file, small, or one of {', '.join(URLS)}"
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        remedy = f"give a weight file, small, or one of {', '.join(URLS)}"
-        raise ClipError(f"backbone file {path} does not exist", remedy, path) from error
-    except (OSError, ValueError) as error:  # no permission, a name that is too long, or NUL in it
-        raise ClipError(f"backbone file {str(path)!r} cannot be read ({one_line(error)})", "check its path") from error
+    except (OSError, ValueError) as error:  # missing, no permission, a name that is too long, or NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise ClipError(f"backbone file {printable(path)} cannot be read ({reason})", remedy) from error
     if not regular:
-        raise ClipError(f"backbone file {path} is not a regular file", "give a weight file", path)
+        raise ClipError(f"backbone file {path} is not a regular file", remedy)
     return path
 
 
@@ -138,18 +138,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = read_torch_file(path)
         state = content.get("state_dict", content) if isinstance(content, dict) else None
         if state is None or not is_state_dict(state):
-            raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
+            raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it")
         if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
     except ClipError:
         raise
-    except PermissionError as error:
-        raise ClipError(f"backbone file {path} cannot be read", "change its permissions", path) from error
-    except MemoryError as error:
-        raise ClipError(f"backbone file {path} does not fit in memory", "free some memory", path) from error
     except Exception as error:  # a damaged file makes the readers fail in any way
         what = f"backbone file {path} is damaged or not a weight file ({one_line(error)})"
-        raise ClipError(what, "download or copy it again", path) from error
+        raise ClipError(what, "download or copy it again") from error
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

@@ -9,7 +9,7 @@ Its predictions are noise. The weights depend only on the sizes and on the name 
 import io
 
 from common.errors import UsageError, choose, one_line
-from common.files import replacing
+from common.files import write_bytes
 from common.start import Parser, add_common_options, at_least, path, required_packages
 
 
@@ -43,11 +43,7 @@ def main() -> None:
         what = f"{args.arch} cannot have these sizes ({one_line(error)})"
         raise UsageError(what, "give others (widths are multiples of 64), or leave them out") from error
     args.file.parent.mkdir(parents=True, exist_ok=True)
-    if args.file.suffix == ".safetensors":
-        content = save(state)
-    else:
-        torch.save(state, buffer := io.BytesIO())
-        content = buffer.getvalue()
-    with replacing(args.file) as partial:
-        partial.write_bytes(content)  # if the disk is full, an OSError, unlike the libraries
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(args.file, save(state) if args.file.suffix == ".safetensors" else buffer.getvalue())
     print(f"{args.file}: {sum(tensor.numel() for tensor in state.values()):,} random numbers")

@@ -1,10 +1,7 @@
 """Pre-train the small CLIP on drawn images and their captions."""
 
-import argparse
-import json
 import math
 import os
-import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,22 +18,19 @@ from tqdm import tqdm
 
 from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
-from common.files import replacing, write_text
+from common.files import write_bytes
 from common.start import Parser, add_common_options, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
 
 from .studies.executor import init_worker
 
-DESCRIPTION = "Pre-train the small CLIP on drawn images and their captions."
-EPILOG = """
-Takes an hour on two CPU cores, and cannot be resumed. Writes to the output folder small.safetensors, the weights for
---backbone (fp16, with the parameter names of OpenAI's CLIP), and history.json, the loss and the retrieval.
-"""
+DESCRIPTION = """Pre-train the small CLIP on drawn images and their captions. It takes an hour on two CPU cores, and
+cannot be resumed. The output folder gets small.safetensors, weights for --backbone (fp16, with the parameter names of
+OpenAI's CLIP)."""
 WIDTH, LAYERS, PATCH = 128, 12, 16
+LR = 1e-3
 UNSEEN = 1000  # images to measure retrieval on
-
-
 UNSEEN_WORDS = {"turquoise", "crescent", "zigzag"}
 THINGS = (
     "a photo of a {}.",
@@ -120,16 +114,13 @@ def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
 
 def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
     """Subjects and their images (number, 64, 64, 3), uint8."""
-    images, subjects = np.empty((number, drawing.SIZE, drawing.SIZE, 3), np.uint8), []
     pool = ProcessPoolExecutor(os.cpu_count(), initializer=partial(init_worker, threads=1))
     try:
         drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
-        for index, (subject, image) in enumerate(tqdm(drawn, "drawing", total=number)):
-            images[index] = image
-            subjects.append(subject)
+        subjects, images = zip(*tqdm(drawn, "drawing", total=number), strict=True)
     finally:  # do not draw the rest after Ctrl-C
         pool.shutdown(cancel_futures=True)
-    return subjects, images
+    return list(subjects), np.stack(images)
 
 
 def encode_images(model: CLIP, images: np.ndarray) -> Tensor:
@@ -152,17 +143,15 @@ def encode_texts(model: CLIP, texts: list[str]) -> Tensor:
     return F.normalize(torch.cat(features)[order.argsort()], dim=-1)
 
 
+@torch.no_grad()
 def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float:
     """The fraction of images whose own words are the most similar among those of their batch of 250."""
     right = 0
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(subjects), 250):
-            part = slice(start, start + 250)
-            words = [f"a photo of a {subject.words}." for subject in subjects[part]]
-            best = (encode_images(model, images[part]) @ encode_texts(model, words).T).argmax(1)
-            right += sum(words[i] == words[j] for i, j in enumerate(best.tolist()))
-    model.train()
+    for start in range(0, len(subjects), 250):
+        part = slice(start, start + 250)
+        words = [f"a photo of a {subject.words}." for subject in subjects[part]]
+        best = (encode_images(model, images[part]) @ encode_texts(model, words).T).argmax(1)
+        right += sum(words[i] == words[j] for i, j in enumerate(best.tolist()))
     return right / len(subjects)
 
 
@@ -181,28 +170,24 @@ def contrastive_loss(model: CLIP, images: np.ndarray, texts: list[str]) -> Tenso
     return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
 
 
-def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
-    """The trained model, and for every `args.every` steps the step, the mean loss, the retrieval and the seconds."""
-    torch.manual_seed(args.seed)
+def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
+    """A CLIP that has learned from so many drawn images, in `steps` steps of `batch` images and captions."""
+    torch.manual_seed(seed)
     model = build_model().train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], args.lr, betas=(0.9, 0.98)
-    )
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, LR, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / args.steps)))
+        optimiser, lambda step: min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
     )
-    subjects, images = draw_pairs(args.seed, args.images)
-    unseen, unseen_images = draw_pairs(args.seed + 1, UNSEEN)
-    history: list[dict] = []
-    losses, started = [], time.monotonic()
-    for step in (bar := tqdm(range(args.steps), "training")):
-        epoch, position = divmod(step, len(subjects) // args.batch)
-        order = np.random.default_rng([args.seed, 1, epoch]).permutation(len(subjects))
-        chosen = order[position * args.batch : (position + 1) * args.batch]
-        rng = np.random.default_rng([args.seed, 2, step])
-        loss = contrastive_loss(model, images[chosen], [caption(subjects[index], rng) for index in chosen])
+    subjects, pixels = draw_pairs(seed, images)
+    for step in (bar := tqdm(range(steps), "training")):
+        epoch, position = divmod(step, len(subjects) // batch)
+        order = np.random.default_rng([seed, 1, epoch]).permutation(len(subjects))
+        chosen = order[position * batch : (position + 1) * batch]
+        rng = np.random.default_rng([seed, 2, step])
+        loss = contrastive_loss(model, pixels[chosen], [caption(subjects[index], rng) for index in chosen])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,36 +195,24 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
         scheduler.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            mean, found = sum(losses) / len(losses), retrieval(model, unseen, unseen_images)
-            seconds = round(time.monotonic() - started)
-            history.append({"step": step + 1, "loss": mean, "retrieval": found, "seconds": seconds})
-            tqdm.write(f"step {step + 1}: loss {mean:.3f}, retrieval among 250 {100 * found:.1f}%")
-            losses = []
-    return model.eval(), history
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return model.eval()
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=DESCRIPTION)
     parser.add_argument("--output", type=path, default=Path("output/small_clip"), help="folder to write to")
-    parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images")
-    parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps")
-    parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--every", type=at_least(1), default=100, help="steps between measurements")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of drawings, captions and initial weights")
+    parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images (48000)")
+    parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps (2000)")
+    parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step (256)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of drawings, captions and initial weights (0)")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    if not 0 < args.lr < math.inf:
-        parser.error(f"argument --lr: expected a number > 0, got {args.lr}")
     if args.batch > args.images:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")
     args.output.mkdir(parents=True, exist_ok=True)
-    model, history = train(args)
-    write_text(args.output / "history.json", json.dumps(history, indent=1) + "\n")
+    model = train(args.images, args.steps, args.batch, args.seed)
+    print(f"Retrieval among 250 unseen images: {100 * retrieval(model, *draw_pairs(args.seed + 1, UNSEEN)):.1f}%")
     file = args.output / "small.safetensors"
-    with replacing(file) as partial:
-        partial.write_bytes(save({name: value.half().contiguous() for name, value in model.state_dict().items()}))
+    write_bytes(file, save({name: value.half().contiguous() for name, value in model.state_dict().items()}))
     print(f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB")

@@ -179,7 +179,7 @@ def test_special_files_are_refused_without_waiting(make, words, name, pair, tmp_
 @pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
 def test_invalid_paths_are_refused_in_one_line(name):
     for read in (clip.load_backbone, weights.read_state_dict):
-        with pytest.raises(clip.ClipError, match="does not exist|cannot be read"):
+        with pytest.raises(clip.ClipError, match="cannot be read"):
             read(name)
 
 

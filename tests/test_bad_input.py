@@ -87,7 +87,7 @@ def test_class_with_fewer_images_than_shots_is_used_and_the_folder_is_only_read(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("/nowhere/vit.pt", ["/nowhere/vit.pt does not exist", "ViT-B/16"]),
+        ("/nowhere/vit.pt", ["/nowhere/vit.pt cannot be read", "ViT-B/16"]),
         ("ViT-B/61", ["ViT-B/61", "ViT-B/16"]),
         ("ViTB16", ["ViTB16", "ViT-B/16"]),
         ("ViT-B-16:laion3b", ["laion3b", "laion2b"]),

@@ -61,10 +61,6 @@ def test_methods_and_datasets_import_names_of_the_published_dassl():
 def test_common_imports_packages_in_functions_only():
     texts = "".join(file.read_text() for file in files("common"))
     assert set(re.findall(r"^(?:from|import) (\w+)", texts, re.MULTILINE)) <= sys.stdlib_module_names
-    packages = set(re.findall(r"^ +(?:from|import) (\w+)", texts, re.MULTILINE)) - sys.stdlib_module_names
-    rows = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
-    (named,) = (row.partition("pages import ")[2] for row in rows if row.startswith("| 0 | `common/`"))
-    assert packages == set(re.findall(r"\w+", named.partition(" |")[0].lower().replace("jinja", "jinja2"))) - {"and"}
 
 
 def test_methods_do_not_import_one_another():

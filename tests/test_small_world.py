@@ -194,16 +194,13 @@ def test_captions_describe_the_image_partly_or_fully():
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_pretraining_writes_weights_and_history(command, tmp_path, monkeypatch):
+def test_pretraining_writes_the_same_weights_for_a_seed(command, tmp_path, monkeypatch):
     monkeypatch.setattr(small_clip, "LAYERS", 1)
     monkeypatch.setattr(small_clip, "UNSEEN", 50)
     for folder in ("one", "other"):
-        options = ["--images", 24, "--batch", 8, "--every", 3, "--steps", 4, "--output", tmp_path / folder]
+        options = ["--images", 24, "--batch", 8, "--steps", 4, "--output", tmp_path / folder]
         assert command(small_clip, *options).status == 0
     one, other = (weights.read_state_dict(tmp_path / folder / "small.safetensors") for folder in ("one", "other"))
     assert differing(one, other) == []
-    history = json.loads((tmp_path / "one/history.json").read_text())
-    assert [row["step"] for row in history] == [3, 4]
-    assert 1 < history[1]["loss"] < 4  # of the last step alone: ln 8 is chance
     _, _, errors = command(small_clip, "--images", 3, "--output", tmp_path / "none")
     assert errors[-1].endswith("--batch 256 is more than --images 3: lower it") and not (tmp_path / "none").exists()

@@ -67,7 +67,7 @@ def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "overrides", "options", "words"),
     [
-        ("none.pt", [], [], "backbone file none.pt does not exist"),
+        ("none.pt", [], [], "backbone file none.pt cannot be read"),
         ("small", ["TRAINER.NAME", "MLP"], [], "there is no trainer 'MLP': did you mean MPL?"),
         ("small", [], ["--eval-only", "--model-dir", "tests"], "no MPL checkpoint tests/"),
     ],
