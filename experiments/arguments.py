@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from typing import Any
 
 from common.errors import UsageError
 from common.start import ROOT, Parser, add_common_options
@@ -84,18 +85,36 @@ def check_pairs(pairs: list) -> None:
         raise UsageError(f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE")
 
 
-def check_given(args: argparse.Namespace, trainer: str, dataset: str, root: str, output: str) -> None:
-    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs."""
+def check_given(args: argparse.Namespace, trainer: str, dataset: str, cfg: Any) -> None:
+    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs; `cfg` has all of them."""
     given = {
         "--trainer": trainer,
         "--dataset-config-file": dataset,
-        "--root": root,
-        "--output-dir": output,
+        "--root": cfg.DATASET.ROOT,
+        "--output-dir": cfg.OUTPUT_DIR,
         "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
     }
     for option, value in given.items():
         if not value:
             raise UsageError(f"{option} is missing", "see python train.py --help")
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that options of the command line give."""
+    options = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed if args.seed != -1 else None,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+        "TEST.OOD": args.ood,
+    }
+    return {key: value for key, value in options.items() if value not in (None, "", [])}
 
 
 def names(text: str) -> list[str]:

@@ -1,13 +1,13 @@
 """From arguments and YAML files to the configuration of a run."""
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dassl.config import clean_cfg, get_cfg_default
+from dassl.config import clean_cfg, flatten, get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
@@ -20,6 +20,14 @@ from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
 
+from .run_spec import RunSpec
+
+# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
+RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
+RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
+RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
+RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
+RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
@@ -59,22 +67,30 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     trainers.extend_cfg(cfg, method)
 
 
-def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode:
-    """The configuration of a run: its YAML files, then the arguments, the trailing pairs and the chosen settings.
+def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
+    """Dassl's defaults and this project's, then the content of YAML files (`dassl.config.read_config`)."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg, method)
+    for path, tree in files:
+        cfg.merge_tree(tree, path)
+    return cfg
 
-    The method's YAML file may have values for single datasets (`merge_by_dataset`). `files` is what `read_files` has
-    returned for these arguments, if that was called before. All errors of files, keys and values are UsageError.
+
+def set_up(cfg: CfgNode, spec: RunSpec) -> None:
+    """Add to the YAML files of a run its options, its KEY VALUE pairs and its chosen settings; check and freeze all.
+
+    The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of keys and values are
+    UsageError.
     """
-    cfg = files.clone() if files else read_files(args)
-    options = given_options(args)
-    for key, value in options.items():  # not by yacs, which would take "--output-dir 2024" for a number
+    for key, value in spec.options.items():  # not by yacs, which would take "--output-dir 2024" for a number
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
-    chosen = [word for pair in read_chosen(args.chosen).settings.items() for word in pair]
-    words = [*args.opts, *chosen]
-    cfg.merge_from_list(words)
-    merge_by_dataset(cfg, [*options, *words[::2]])
-    datasets.set_title(cfg, args.dataset_config_file)
+    cfg.merge_from_list(spec.args.opts)
+    for key, value in spec.chosen.settings.items():
+        check_chosen(key, cfg.TRAINER.NAME)
+        cfg.merge_from_list([key, value])
+    merge_by_dataset(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
+    datasets.set_title(cfg, spec.args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
@@ -82,35 +98,11 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
     cfg.freeze()  # checks the values
     if method:
         _ = method.settings_of(cfg)  # checks that they can work together
-    return cfg
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that options of the command line give."""
-    options = {
-        "DATASET.ROOT": args.root,
-        "OUTPUT_DIR": args.output_dir,
-        "RESUME": args.resume,
-        "SEED": args.seed if args.seed != -1 else None,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "MODEL.HEAD.NAME": args.head,
-        "TEST.OOD": args.ood,
-    }
-    return {key: value for key, value in options.items() if value not in (None, "", [])}
-
-
-def read_files(args: argparse.Namespace) -> CfgNode:
-    """Dassl's defaults, then the dataset's YAML and the method's YAML."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg, args.trainer or dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("TRAINER.NAME", ""))
-    for file in (args.dataset_config_file, args.config_file):
-        if file:
-            cfg.merge_from_file(file)
-    return cfg
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The settings of the run that these arguments ask for, frozen."""
+    return RunSpec(args).cfg
 
 
 @cache
@@ -119,6 +111,21 @@ def default_settings(method: str) -> dict[str, Any]:
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
     return flatten(cfg)
+
+
+def check_chosen(key: str, trainer: str) -> None:
+    """Check that a study could have chosen a setting: a value of the method or of its training.
+
+    Raises:
+        UsageError: the setting says where a run is, what it tests, or which run it is; or it is of another method.
+    """
+    method = trainers.methods().get(trainer)
+    group, _, rest = key.partition(".")
+    sections = method.sections() if method else [trainer.upper()]
+    if group not in ("OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER") or key in RESUMABLE_CHANGES:
+        raise UsageError(f"--chosen has {key}, which no study chooses", "set it on the command line")
+    if group == "TRAINER" and rest.split(".")[0] not in sections:
+        raise UsageError(f"--chosen has {key}, which {trainer} does not read", f"choose settings for {trainer}")
 
 
 class Chosen(NamedTuple):
@@ -159,34 +166,22 @@ def weights_of(cfg: CfgNode) -> str:
     return found
 
 
-def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
-    """The settings of a run that differ from its YAML files: {key: (value in the files, value in the run)}."""
-    before, now = flatten(files), flatten(cfg)
-    both = [key for key in now if key in before and not key.startswith("BY_DATASET.") and key != WEIGHTS]
-    return {key: (before[key], now[key]) for key in both if before[key] != now[key]}
-
-
-def settings_in(file: str) -> CfgNode:
-    """The settings that a YAML file and its bases have, by Dassl's reader: that of yacs also executes Python files."""
-    found = type(get_cfg_default())(new_allowed=True)
-    found.merge_from_file(file)
-    return found
-
-
-def unread_settings(file: str, cfg: CfgNode) -> str:
+def unread_settings(spec: RunSpec) -> str:
     """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none."""
+    cfg, file = spec.cfg, spec.args.config_file
     method = trainers.methods().get(cfg.TRAINER.NAME)
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
         return ""
-    given, own = settings_in(file).get("TRAINER", {}), method.section()
-    sections = {key: values for key, values in given.items() if isinstance(values, dict)}
+    sections: dict[str, dict] = {}
+    for _, tree in spec.files["--config-file"]:
+        sections |= {key: values for key, values in tree.get("TRAINER", {}).items() if isinstance(values, dict)}
     if {*method.sections()} & {*sections}:
         return ""
-    now = cfg.TRAINER[own]
+    now = cfg.TRAINER[method.section()]
     for section, values in sections.items():
         others = [f"{key} {now[key]}, not {values[key]}" for key in values if now.get(key, values[key]) != values[key]]
         if others:
-            what = f"{file} sets TRAINER.{section}, but {cfg.TRAINER.NAME} reads TRAINER.{own}"
+            what = f"{file} sets TRAINER.{section}, but {cfg.TRAINER.NAME} reads TRAINER.{method.section()}"
             return f"{what} ({'; '.join(others)}): rename the section if you mean these"
     return ""
 
@@ -231,11 +226,3 @@ def values_for(dataset: str, table: object, where: str) -> dict:
         if not isinstance(values, dict):
             raise UsageError(f"{where}.{name} is {values!r}", "give KEY: VALUE")
     return flatten(table.get(dataset, {}))
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"OPTIM": {"LR": 1}} -> {"OPTIM.LR": 1}"""
-    flat: dict = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

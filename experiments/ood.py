@@ -101,6 +101,18 @@ def others_of(name: str, cfg: CfgNode, trainer: Any) -> Others:
     return Others(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])
 
 
+class Detection:
+    """Scores of out-of-distribution images (TEST.OOD): an observer (`run.OBSERVERS`)."""
+
+    def __init__(self, spec: Any, trainer: Any):
+        self.cfg, self.trainer = spec.cfg, trainer
+        self.others = read_others(spec.cfg, trainer)
+
+    def finish(self) -> dict[str, Any]:
+        found = evaluate(self.cfg, self.trainer, self.others)
+        return {"ood": found} if found else {}
+
+
 def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
     """How well each score tells the images that the trainer has tested from others; printed, too.
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write there, what a start makes, and whether it holds another run."""
+"""The output folder of a run: who may write there, what it holds already, and what a start makes."""
 
 import os
 import re
@@ -6,44 +6,105 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from dassl.utils import setup_logger
-from yacs.config import CfgNode
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
-from common.results import CONFIG
+from common.results import CONFIG, read_results
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
+from . import predictions
 from .lock import ANOTHER, locked, not_writable
+from .results import FILE as RESULTS
+from .run_spec import RunSpec
+from .same_run import check_same_prompts, check_same_settings
 from .trackers import TRACKERS
 
 
+class State(Enum):
+    """What a folder holds of the run that somebody asks for."""
+
+    OPEN = "nothing, or a part of it: the run starts, or resumes"
+    FINISHED = "its results, which --skip-finished accepts"
+
+
 class OutputFolder:
-    """The output folder of a run, locked by this process.
+    """The output folder of a run, locked by this process unless the run is finished.
 
     Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
+
+    Attributes:
+        state: what it holds.
+        results: of a finished run, or of the run that `finish` ends.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        for entry in path.iterdir():
+    def __init__(self, spec: RunSpec):
+        self.spec = spec
+        self.path = Path(spec.cfg.OUTPUT_DIR)
+        self.state = State.OPEN
+        self.results: dict | None = None
+
+    @classmethod
+    @contextmanager
+    def claim(cls, spec: RunSpec, wait: bool = False) -> Iterator["OutputFolder"]:
+        """The output folder of a run, which no other run can claim until the end; stdout is then what it was before.
+
+        If `wait`, it waits for a run that is there already, instead of raising UsageError.
+
+        Raises:
+            UsageError: it holds another run, or is not writable.
+        """
+        folder, stdout = cls(spec), sys.stdout
+        if spec.is_finished:  # it may be read-only, and needs no lock
+            folder.look()
+            yield folder
+            return
+        with locked(folder.path, wait):
+            try:
+                folder.look()
+                if folder.state is State.OPEN:
+                    folder.clean()
+                yield folder
+            finally:
+                log: Any = sys.stdout
+                sys.stdout = stdout
+                if log is not stdout:
+                    log.flush()
+                    log.console = getattr(log, "file", log)  # the published Dassl closes `console` with its logger
+                    log.console.close()
+
+    def look(self) -> None:
+        """Find out the state; raises UsageError if the folder, or that of --resume, holds another run."""
+        cfg, finished = self.spec.cfg, self.spec.is_finished
+        check_same_settings(cfg, finished)
+        if finished:
+            self.results = read_results(self.path)
+            if self.results and self.spec.args.model_dir:
+                check_same_prompts(self.path, self.results, self.spec.args.model_dir, self.spec.args.load_epoch)
+            self.state = State.FINISHED
+        elif cfg.RESUME:
+            check_same_settings(cfg, False, cfg.RESUME)
+
+    def clean(self) -> None:
+        """Delete what a killed process has left half-written; refuse what is not a file."""
+        for entry in self.path.iterdir():
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                what = f"{entry} is a link or not a regular file"
-                raise UsageError(what, f"replace it, or {ANOTHER}", entry)
-            if re.fullmatch(PARTIAL, entry.name) and entry.is_file():  # of a run that was killed while it wrote
+                raise UsageError(f"{entry} is a link or not a regular file", f"replace it, or {ANOTHER}", entry)
+            if re.fullmatch(PARTIAL, entry.name) and entry.is_file():
                 entry.unlink()
 
     @contextmanager
-    def start(self, cfg: CfgNode, quiet: bool = False) -> Iterator[None]:
+    def start(self) -> Iterator[None]:
         """The start of a run: everything printed goes to log.txt too, and config.yaml is written at its end.
 
-        A start that fails leaves the folder as it was. If `quiet`, everything is printed to log.txt alone.
+        A start that fails leaves no log. With --quiet, everything is printed to log.txt alone.
         """
-        if quiet:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - `claimed` restores it
+        if self.spec.args.quiet:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - `claim` restores it
         try:
             setup_logger(str(self.path))
         except OSError as error:
@@ -52,7 +113,7 @@ class OutputFolder:
         of_trackers = [path for name in TRACKERS if not (path := self.path / name).exists()]
         try:
             yield
-            self.write(CONFIG, cfg.dump())
+            write_text(self.path / CONFIG, self.spec.cfg.dump())
         except BaseException:
             with suppress(OSError):
                 os.unlink(log.file.name)
@@ -65,34 +126,13 @@ class OutputFolder:
         log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
         log.file.write(text)
 
-    def write(self, name: str, text: str) -> None:
-        """Write a file, complete or not at all."""
-        write_text(self.path / name, text)
-
-    def remove(self, *names: str) -> None:
-        """Delete files, where they exist."""
-        for name in names:
+    def remove_results(self) -> None:
+        """Delete the results of an earlier start, which this one replaces."""
+        for name in (RESULTS, predictions.FILE):
             (self.path / name).unlink(missing_ok=True)
 
-    def remove_partial_test(self) -> None:
-        """Delete the results that a test has kept in order to resume."""
+    def finish(self, results: str) -> None:
+        """Write results.json, the last file of a run, and delete the results that its test has kept to resume."""
+        write_text(self.path / RESULTS, results)
+        self.results = read_results(self.path)
         shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)
-
-
-@contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
-    """The output folder, which no other run can claim until the end; stdout is then what it was before.
-
-    If `wait`, it waits for a run that is there already.
-    """
-    stdout = sys.stdout
-    with locked(path, wait):
-        try:
-            yield OutputFolder(path)
-        finally:
-            log: Any = sys.stdout
-            sys.stdout = stdout
-            if log is not stdout:
-                log.flush()
-                log.console = getattr(log, "file", log)  # which the published Dassl's logger closes when it is deleted
-                log.console.close()

@@ -6,6 +6,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,6 +82,24 @@ class Recorder:
             print(f"* {name}: {value:.4f}" if key in ("nll", "brier") else f"* {name}: {value:.1f}%")
         self.after_test(self.results)
         return self.results
+
+
+class SavedPredictions:
+    """Records each test of a run, and writes predictions.npz at its end: an observer (`run.OBSERVERS`)."""
+
+    def __init__(self, spec: Any, trainer: Any):
+        from .record import note_test  # takes seconds, and readers do without it
+
+        self.cfg, self.trainer, keeps_logits = spec.cfg, trainer, spec.cfg.TEST.SAVE_LOGITS
+        if keeps_logits:
+            check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
+        note = partial(note_test, spec.cfg, trainer)
+        trainer.evaluate_by(lambda evaluator: Recorder(evaluator, keeps_logits, note))
+
+    def finish(self) -> dict[str, Any]:
+        if arrays := of_test(self.cfg, self.trainer):
+            save(Path(self.cfg.OUTPUT_DIR, FILE), arrays)
+        return {}
 
 
 def predictions_of(logits: Any, labels: Any) -> Predictions:

@@ -1,15 +1,10 @@
 """results.json: what a finished run has measured."""
 
-import json
-import math
-import platform
-from datetime import datetime, timezone
 from pathlib import Path
 
 from common.errors import UsageError
 from common.results import FILE, read_results, selected_on_test
 from common.start import Parser, add_common_options
-from common.version import source
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
 SELECTED = "Selected on test images"  # starts the line of a log that says so
@@ -26,58 +21,6 @@ RECORDED = {
     "backbone": "MODEL.BACKBONE.NAME",
     "weights_sha256": "MODEL.BACKBONE.SHA256",
 }
-
-
-def results_of(
-    cfg,
-    trainer,
-    epochs: int | None,
-    tested_epoch: int | None,
-    data_use: dict,
-    ood: list[dict],
-) -> str:
-    """The content of results.json of a run that has ended; values that were not measured are null.
-
-    Args:
-        cfg: the run's configuration.
-        trainer: after its test.
-        epochs, tested_epoch: as `run.execute` returns them.
-        data_use: its card (experiments/data_card.py).
-        ood: how well it told other images (experiments/ood.py).
-    """
-    import torch  # here, as readers of results do without it
-
-    from datasets import title
-    from trainers.base.precision import usable
-
-    from .configuration import flatten
-    from .environment import versions
-    from .predictions import tested_images
-
-    device = trainer.device
-    settings = flatten(cfg)
-    found = trainer.evaluator.results
-    split, items = tested_images(cfg, trainer)
-    content = {
-        **{key: settings[setting] for key, setting in RECORDED.items()},
-        "dataset": title(cfg),
-        "split": split,
-        "n_test": trainer.n_test if found else None,
-        **{key: found[key] if math.isfinite(found.get(key, math.nan)) else None for key in MEASURES},
-        "train_seconds": trainer.train_seconds or None,
-        "test_seconds": trainer.test_seconds if found else None,
-        "epochs": epochs,
-        "tested_epoch": tested_epoch,
-        **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
-        "data_use": data_use,
-        **({"ood": ood} if ood else {}),
-        "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **source(),
-        "versions": versions(),
-    }
-    return json.dumps(content, indent=1) + "\n"
 
 
 def mark_of(run: dict) -> str:

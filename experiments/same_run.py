@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dassl.config import flatten
 from yacs.config import CfgNode
 
 import trainers
@@ -20,17 +21,11 @@ from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .arguments import parse_arguments
 from .configs import YAML_BYTES, read_yaml
-from .configuration import WEIGHTS, default_settings, flatten, setup_cfg, weights_of
+from .configuration import RESUMABLE_CHANGES, WEIGHTS, default_settings, setup_cfg, weights_of
 from .lock import ANOTHER
 from .results import FILE as RESULTS
 from .results import RECORDED
 
-# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
-RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
-RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
-RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
-RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
-RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
 OF_ONE_RUN = ("--output-dir", "--model-dir", "--seed")  # options in which the runs of a study differ
 

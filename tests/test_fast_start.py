@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-import train
 from common.errors import UsageError
 from common.start import ROOT
 from experiments.arguments import parse_arguments
+from experiments.run_spec import RunSpec
 from experiments.studies.study_file import load
 
 QUICK = """
@@ -84,9 +84,9 @@ def test_an_output_folder_counts_where_a_yaml_file_has_none(tmp_path):
     dataset = ROOT / "configs/datasets/small_objects.yaml"
     files = ["--config-file", tmp_path / "a.yaml", "--dataset-config-file", dataset]
     argv = ["--trainer", "CoOp", "--root", tmp_path, *files]
-    train.check_early(parse_arguments([*map(str, argv), "--output-dir", "a"]))
+    RunSpec(parse_arguments([*map(str, argv), "--output-dir", "a"])).check_places()
     with pytest.raises(UsageError, match="--output-dir is missing"):
-        train.check_early(parse_arguments([*map(str, argv)]))
+        RunSpec(parse_arguments([*map(str, argv)])).check_places()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 from drawn import arguments
@@ -15,9 +17,9 @@ from yacs.config import CfgNode
 import experiments.run
 import train
 from common.errors import UsageError
-from experiments import lock
+from experiments import lock, output_folder
 from experiments.lock import LOCK, is_locked, locked
-from experiments.output_folder import claimed
+from experiments.output_folder import OutputFolder
 
 HOLD = """
 import sys, time
@@ -112,27 +114,23 @@ def write(folder, names):
         (folder / name).write_text(name)
 
 
+def spec_of(folder):
+    cfg = CfgNode({"OUTPUT_DIR": str(folder), "RESUME": "", "DATASET": {"NAME": "EuroSAT"}})
+    return SimpleNamespace(cfg=cfg, args=Namespace(quiet=False), is_finished=False)
+
+
 @pytest.mark.parametrize("earlier", [(), ("log.txt", "config.yaml")])
 @pytest.mark.parametrize("meanwhile", [(), ("prompt_learner/model.pth.tar-1", "log.txt-2026")])
 def test_failing_start_keeps_what_others_write(earlier, meanwhile, tmp_path):
     write(tmp_path / "a/run", earlier)
     before = sys.stdout
-    with pytest.raises(RuntimeError), claimed(tmp_path / "a/run") as folder, folder.start(CfgNode()):
+    with pytest.raises(RuntimeError), OutputFolder.claim(spec_of(tmp_path / "a/run")) as folder, folder.start():
         assert sys.stdout is not before
         write(tmp_path / "a/run", meanwhile)
         raise RuntimeError
     assert sys.stdout is before
     left = {path.relative_to(tmp_path / "a/run").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left - {LOCK} == {*earlier, *meanwhile}
-
-
-def test_results_are_deleted_as_files_and_a_partial_test_as_a_folder(tmp_path):
-    write(tmp_path / "run", ["results.json/kept", "partial_test/logits"])
-    with claimed(tmp_path / "run") as folder:
-        folder.remove_partial_test()
-        with pytest.raises(OSError):
-            folder.remove("predictions.npz", "results.json")
-    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != LOCK] == ["kept"]
 
 
 # Whole runs
@@ -176,13 +174,13 @@ def test_run_finished_while_another_waits_for_the_lock_is_skipped(run, launch, e
     results = run("run", "OPTIM.MAX_EPOCH", 1) / "results.json"
     before = results.read_bytes()
     results.rename(tmp_path / "results.json")
-    real = experiments.run.claimed
+    real = output_folder.locked
 
     def finish_first(path, wait):
         (tmp_path / "results.json").rename(results)
         return real(path, wait)
 
-    monkeypatch.setattr(experiments.run, "claimed", finish_first)
+    monkeypatch.setattr(output_folder, "locked", finish_first)
     argv = arguments(eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, options=["--skip-finished"])
     assert launch(*argv).printed.startswith("Already done")
     assert results.read_bytes() == before

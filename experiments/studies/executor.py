@@ -34,6 +34,7 @@ from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..results import ERROR, FILE, read_results
 from ..run import train_and_test
+from ..run_spec import RunSpec
 from ..session import interrupts_wait
 from .choose import HELD_OUT
 from .spec import Run, RunSequence, Study
@@ -283,7 +284,9 @@ def execute_run(arguments: Sequence[str]) -> str | None:
     args, error = parse_arguments(list(arguments)), None
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            train_and_test(args, wait=True)
+            spec = RunSpec(args)
+            spec.check()
+            train_and_test(spec, wait=True)
         if read_results(Path(args.output_dir)) is None:  # otherwise each start of the study would train it again
             raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others

@@ -1,9 +1,9 @@
 """Configuration: yacs nodes, with errors that name the closest known key."""
 
 from .defaults import _C as cfg_default
-from .node import CfgNode
+from .node import CfgNode, flatten, read_config
 
-__all__ = ["CfgNode", "clean_cfg", "get_cfg_default"]
+__all__ = ["CfgNode", "clean_cfg", "flatten", "get_cfg_default", "read_config"]
 
 
 def get_cfg_default():

@@ -62,20 +62,12 @@ class CfgNode(YacsNode):
             raise UsageError(f"{name} is not a config: {error}") from None
 
     def merge_from_file(self, cfg_filename):
-        self._merge_file(os.fspath(cfg_filename), [])
+        for path, tree in read_config(cfg_filename):
+            self.merge_tree(tree, path)
 
-    def _merge_file(self, path, files):
-        """``files`` are those that were merged so far; this one is added."""
-        files.append(path)
-        if len(files) > MAX_FILES:
-            raise UsageError(f"{files[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}")
-        tree = parse_yaml(read_yaml_text(path), path)
-        bases = tree.pop(BASE_KEY, None) or []
-        for base in bases if isinstance(bases, list) else [bases]:
-            if not Text().accepts(base):
-                raise UsageError(f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths")
-            self._merge_file(os.path.join(os.path.dirname(path), os.path.expanduser(base)), files)
-        self._merge(tree, path)
+    def merge_tree(self, tree, source=""):
+        """Merge nested dicts; ``source`` is the file that has them, for errors."""
+        self._merge(tree, source)
 
     def merge_from_other_cfg(self, cfg_other):
         self._merge(cfg_other)
@@ -107,6 +99,34 @@ class CfgNode(YacsNode):
         return UnknownNameError(
             f"unknown config key {name}{source}{suggestion(name, (known for known, _ in _names(self)))}"
         )
+
+
+def read_config(file):
+    """The content of a YAML file and of the files that it includes, [(path, {key: value})]. Later values count."""
+    read = []
+
+    def included(path):
+        read.append(path)
+        if len(read) > MAX_FILES:
+            raise UsageError(f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}")
+        tree = parse_yaml(read_yaml_text(path), path)
+        bases = tree.pop(BASE_KEY, None) or []
+        content = []
+        for base in bases if isinstance(bases, list) else [bases]:
+            if not Text().accepts(base):
+                raise UsageError(f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths")
+            content += included(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
+        return [*content, (path, tree)]
+
+    return included(os.fspath(file))
+
+
+def flatten(tree, prefix=""):
+    """{"OPTIM": {"LR": 1}} -> {"OPTIM.LR": 1}"""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _accepted(node, key, value, name, file):

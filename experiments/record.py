@@ -1,0 +1,177 @@
+"""The record of a run for results.json: what it measured, and its data-use card.
+
+The card says which images the run has seen in which phase, and where its settings come from.
+"""
+
+import json
+import math
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from dassl.config import flatten
+from yacs.config import CfgNode
+
+import trainers
+from common.version import source
+from datasets import title
+from trainers.base.data_use import (
+    Choice,
+    Phase,
+    check_choices,
+    epoch_choice,
+    fit_phase,
+    in_words,
+    list_digest,
+    on_test_images,
+    phase,
+)
+from trainers.base.precision import usable
+
+from .environment import versions
+from .predictions import tested_images
+from .results import MEASURES, RECORDED, SELECTED
+from .run_spec import RunSpec
+
+TESTS = "tests.jsonl"  # a line for each test that ended
+MOST_TESTS = 1 << 20  # lines
+
+
+class Record:
+    """The record of a run, from before its training to its end.
+
+    Attributes:
+        fit: the records of the images behind the prompts that the run tests; None if that is not known.
+        choices: the past and future choices on images for them; None if their checkpoint does not say.
+
+    Raises:
+        UsageError: the run would choose on test images, and TEST.SELECT_ON_TEST is False.
+    """
+
+    def __init__(self, spec: RunSpec, trainer: Any):
+        self.spec = spec
+        self.trainer = trainer
+        self.choices = self.all_choices()
+        self.fit = self.all_phases()
+
+    def all_choices(self) -> list[Choice] | None:
+        spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
+        earlier: list[Choice] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
+        here = isinstance(trainer, trainers.PromptTrainer)
+        new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
+        if new and here:
+            trainer.inherit(new)
+        if (not evaluates and is_trainable(trainer)) or (here and not trainer.learns):
+            new += trainer.choices if here else epoch_choice(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+        if not spec.cfg.TEST.SELECT_ON_TEST:
+            check_choices(new)
+        choices = [*(earlier or []), *new] if new else earlier
+        if selecting := on_test_images(choices):
+            print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
+        return choices
+
+    def all_phases(self) -> list[Phase] | None:
+        spec, trainer = self.spec, self.trainer
+        earlier: list[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
+        if earlier is None or spec.args.eval_only or not is_trainable(trainer):
+            return earlier
+        return [*earlier, fit_phase(spec.cfg, title(spec.cfg), trainer.dm.dataset, trainer.dm.num_classes)]
+
+    def epochs(self) -> tuple[int | None, int | None]:
+        """The number of epochs that were trained (of an evaluation: behind the prompts that it loaded), and the epoch
+        that was tested; None if it is not known, or nothing was tested."""
+        spec, trainer = self.spec, self.trainer
+        if spec.args.eval_only:  # trainers of this project know what they have loaded
+            asked = None if isinstance(trainer, trainers.PromptTrainer) else spec.args.load_epoch
+            loaded = getattr(trainer, "loaded_epoch", asked)
+            return loaded, loaded
+        if not is_trainable(trainer):
+            return 0, 0
+        epochs = spec.cfg.OPTIM.MAX_EPOCH
+        if spec.cfg.TEST.NO_TEST:
+            return epochs, None
+        return epochs, getattr(trainer, "loaded_epoch", None) if spec.cfg.TEST.FINAL_MODEL == "best_val" else epochs
+
+    def card(self) -> dict[str, Any]:
+        """The data-use card of a run that has ended.
+
+        - `kind`: of the method (`data_use.METHOD_KINDS`); None for a trainer of another project
+        - `fit`, `choose`: the attributes
+        - `test`: the record of the tested images, with `evaluations`, how many tests of them ended in this output
+          folder; None without a test
+        - `settings`: those that are not defaults, by their source
+        """
+        cfg, trainer, test = self.spec.cfg, self.trainer, None
+        if trainer.evaluator.results:
+            split, items = tested_images(cfg, trainer)
+            test = phase(cfg, title(cfg), split, items, trainer.dm.num_classes)
+            test["evaluations"] = tests_of(Path(cfg.OUTPUT_DIR), test["sha256"])
+        sources: dict[str, list[str]] = {}
+        for key, origin in self.spec.sources.items():
+            sources.setdefault(origin, []).append(key)
+        sources = {origin: sorted(keys) for origin, keys in sources.items()}
+        if chosen := list(dict.fromkeys(choice["what"] for choice in self.choices or () if choice["what"] != "epoch")):
+            sources["a choice"] = chosen
+        kind = getattr(trainer, "kind", None)
+        return {"kind": kind, "fit": self.fit, "choose": self.choices, "test": test, "settings": sources}
+
+    def to_json(self, observed: dict[str, Any]) -> str:
+        """The content of results.json of a run that has ended; values that were not measured are null.
+
+        Args:
+            observed: what observers add.
+        """
+        cfg, trainer, device = self.spec.cfg, self.trainer, self.trainer.device
+        settings, measured = flatten(cfg), trainer.evaluator.results
+        split, _ = tested_images(cfg, trainer)
+        epochs, tested_epoch = self.epochs()
+        content = {
+            **{key: settings[setting] for key, setting in RECORDED.items()},
+            "dataset": title(cfg),
+            "split": split,
+            "n_test": trainer.n_test if measured else None,
+            **{key: measured[key] if math.isfinite(measured.get(key, math.nan)) else None for key in MEASURES},
+            "train_seconds": trainer.train_seconds or None,
+            "test_seconds": trainer.test_seconds if measured else None,
+            "epochs": epochs,
+            "tested_epoch": tested_epoch,
+            **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
+            "data_use": self.card(),
+            **observed,
+            "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+            "date": now(),
+            **source(),
+            "versions": versions(),
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+
+def is_trainable(trainer: Any) -> bool:
+    """Whether there is anything to train: zero-shot CLIP has nothing."""
+    return bool(trainer.get_model_names())
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
+    """Add a test to the list of all tests in the output folder, those of earlier starts among them."""
+    split, items = tested_images(cfg, trainer)
+    sha256 = list_digest(items, cfg.DATASET.ROOT)
+    line = {"date": now(), "split": split, "images": len(items), "sha256": sha256}
+    with open(Path(cfg.OUTPUT_DIR, TESTS), "ab") as file:
+        # A process that was killed while it wrote may have left a line without its end.
+        file.write(b"\n" + json.dumps(line | {"accuracy": next(iter(results.values()))}).encode() + b"\n")
+
+
+def tests_of(folder: Path, sha256: str) -> int:
+    """How many tests of the images with this checksum have ended in an output folder."""
+    file = folder / TESTS
+    if not file.is_file():
+        return 0
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        return sum(f'"sha256": "{sha256}"' in line for line, _ in zip(lines, range(MOST_TESTS), strict=False))

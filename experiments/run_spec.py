@@ -1,0 +1,152 @@
+"""What a run is asked to do: arguments and YAML files, read and checked once.
+
+What needs no torch is checked first, because its import takes seconds.
+"""
+
+import os
+from argparse import Namespace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dassl.config import flatten, get_cfg_default, read_config
+from dassl.data.datasets import DATASET_REGISTRY
+from yacs.config import CfgNode
+
+import datasets
+from common.errors import UsageError, choose
+from common.files import check_folder
+from common.results import CONFIG, FILE
+
+from .arguments import check_given, given_options
+
+if TYPE_CHECKING:
+    from .configuration import Chosen
+
+NAMES = ("TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR")  # settings that a run cannot do without
+
+
+class RunSpec:
+    """The request for one run.
+
+    Attributes:
+        args: the options of train.py.
+        files: by the option that names a YAML file, its content after that of its bases: [(path, {key: value})].
+        cfg: all settings, frozen.
+        changed: the settings that differ from the YAML files: {key: (value in the files, value in the run)}.
+        sources: where each setting that is not a default comes from, {key: source}.
+        chosen: what the trials of a study have chosen.
+
+    Raises:
+        UsageError: a YAML file or one of its settings is wrong.
+    """
+
+    def __init__(self, args: Namespace):
+        self.args = args
+        named = {"--dataset-config-file": args.dataset_config_file, "--config-file": args.config_file}
+        self.files = {option: read_config(file) for option, file in named.items() if file}
+        self.pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+        self.options = given_options(args)
+
+    def check_places(self) -> None:
+        """Check that all options are given, and that the folders that they name exist. It needs no torch."""
+        if self.is_finished:
+            return
+        if self.args.model_dir:
+            remedy = "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for xd_test.sh, SOURCE)"
+            check_folder(Path(self.args.model_dir), "no trained prompts in", remedy)
+        cfg = get_cfg_default()
+        datasets.extend_cfg(cfg)
+        cfg.set_new_allowed(True)  # the keys of methods are not known here
+        for content in self.files.values():
+            for path, tree in content:
+                cfg.merge_tree(tree, path)
+        given = self.options | self.pairs
+        cfg.merge_from_list([word for name in NAMES if name in given for word in (name, given[name])])
+        # A YAML file without a name of a dataset may have an unknown key, which is reported later.
+        check_given(self.args, cfg.TRAINER.NAME, self.args.dataset_config_file or cfg.DATASET.NAME, cfg)
+        registered = cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
+        kind: Any = DATASET_REGISTRY.get(cfg.DATASET.NAME) if registered else None
+        if getattr(kind, "is_synthetic", True):  # datasets of other projects do not say it
+            return
+        if not Path(os.path.expanduser(cfg.DATASET.ROOT), kind.dataset_dir).is_dir():
+            kind(cfg, images=False)  # raises its own error
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there are results of this run, or of another one in its folder, and --skip-finished is given."""
+        folder = self.pairs.get("OUTPUT_DIR", self.args.output_dir)
+        return self.args.skip_finished and Path(folder, FILE).is_file()
+
+    @cached_property
+    def chosen(self) -> "Chosen":
+        from .configuration import read_chosen
+
+        return read_chosen(self.args.chosen)
+
+    @cached_property
+    def cfg(self) -> CfgNode:
+        from . import configuration
+
+        content = [pair for pairs in self.files.values() for pair in pairs]
+        cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
+        before = flatten(cfg)
+        configuration.set_up(cfg, self)
+        now = flatten(cfg)
+        changed = [key for key in now if key in before and before[key] != now[key]]
+        self.changed = {key: (before[key], now[key]) for key in changed if not key.startswith("BY_DATASET.")}
+        return cfg
+
+    @property
+    def sources(self) -> dict[str, str]:
+        now, found = flatten(self.cfg), dict[str, str]()
+        for content in self.files.values():
+            source = "/".join(Path(content[-1][0]).parts[-2:])
+            found |= {key: source for _, tree in content for key in flatten(tree)}
+        found |= dict.fromkeys(self.cfg.BY_DATASET, "BY_DATASET")
+        found |= dict.fromkeys([*self.options, *self.pairs], "command line")
+        found |= dict.fromkeys(self.chosen.settings, "a choice")
+        return {key: source for key, source in found.items() if key in now}
+
+    def check(self) -> None:
+        """Check what takes no time, and fill in the checksum of the weights (MODEL.BACKBONE.SHA256), unless finished.
+
+        Raises:
+            UsageError: an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts to
+                test do not exist.
+        """
+        from dassl.engine import TRAINER_REGISTRY
+
+        import trainers
+        from clip.backbone import weight_file
+
+        from . import ood
+        from .configuration import weights_of
+        from .trackers import check_trackers
+
+        args, cfg = self.args, self.cfg
+        if self.is_finished:
+            return
+        check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg)
+        choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")
+        choose(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
+        if method := trainers.methods().get(cfg.TRAINER.NAME):
+            if not cfg.MODEL.BACKBONE.NAME:
+                remedy = "name the backbone in the YAML file or by --backbone"
+                raise UsageError("MODEL.BACKBONE.NAME is missing", remedy)
+            weight_file(cfg.MODEL.BACKBONE.NAME)
+            weights = weights_of(cfg)
+            cfg.defrost()
+            cfg.MODEL.BACKBONE.SHA256 = weights
+            cfg.freeze()
+            if args.eval_only and args.model_dir and method.learns:
+                method.checkpoint_in(args.model_dir, args.load_epoch)
+        ood.check_settings(cfg)
+        check_trackers(args.report_to)
+        if cfg.RESUME:
+            check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
+            begun = any(any(Path(cfg.RESUME).glob(name)) for name in (CONFIG, "*/checkpoint", "*/model*"))
+            own = Path(cfg.RESUME).resolve() == Path(cfg.OUTPUT_DIR).resolve()  # a script may have made it for this run
+            if not (begun or own):
+                remedy = "give the output folder of a run by --resume, or leave it out"
+                raise UsageError(f"{cfg.RESUME} holds no run", remedy)
