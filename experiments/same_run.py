@@ -76,7 +76,7 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
     file = folder / CONFIG
     try:
-        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors", RESULTS))
+        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS))
         if file.is_file() and (finished or begun):
             before = flatten(read_yaml(file))
             if not before:
