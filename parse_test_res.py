@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.files import check_folder
+from common.names import printable
 from common.start import Parser, add_common_options
 from common.text import read_text
 from experiments.results import SELECTED
@@ -21,6 +22,14 @@ from experiments.session import run_command
 LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an evaluation.
 TRAINED, TESTED = "Finish training", "=> result"
+# What the runs of one mean have in common, and its place in the settings that a log begins with.
+IN_COMMON = {
+    "method": r"^ *trainer: (\S+)$",
+    "dataset": r"^DATASET:\n(?:  .*\n)*?  NAME: (\S+)$",
+    "number of shots": r"^ +NUM_SHOTS: (\S+)$",
+    "part of the classes": r"^ +SUBSAMPLE_CLASSES: (\S+)$",
+    "backbone": r"^  BACKBONE:\n(?:    .*\n)*?    NAME: (\S+)$",
+}
 
 
 def natural(path: Path) -> list:
@@ -36,7 +45,8 @@ def logs(folder: Path) -> list[Path]:
 def read_log(text: str, signal: str, keyword: str) -> float | None:
     """The last `* keyword: VALUE%` after a line that is the signal, or None."""
     start = [match.end() for match in re.finditer(rf"^{re.escape(signal)}\s*$", text, re.MULTILINE)]
-    line = rf"^\* {re.escape(keyword)}: (\d[\d,]*(?:\.\d+)?)%?\s*$"
+    number = r"(?:\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:\.\d{1,15})?"
+    line = rf"^\* {re.escape(keyword)}: ({number})%?\s*$"
     values = re.findall(line, text[start[0] :] if start else "", re.MULTILINE | re.ASCII)
     return float(values[-1].replace(",", "")) if values else None
 
@@ -46,28 +56,41 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
 
     Returns:
         the mean, and whether test images chose the epoch or a setting of a run, by its log.
+
+    Raises:
+        UsageError: the runs are not the seeds of one method, dataset, ...
     """
-    print(f"Parsing files in {directory}")
-    values, selected = [], 0
+    print(f"Parsing files in {printable(directory)}")
+    values = []
+    selected = 0
+    common: dict[str, set[str]] = {name: set() for name in IN_COMMON}
     for folder in sorted(filter(Path.is_dir, directory.iterdir()), key=natural):
         found = []
         for file in logs(folder):
             text = read_text(file, LARGEST_LOG, "replace")
             if (value := read_log(text, args.signal, args.keyword)) is not None:
-                found.append((file, value, re.search(f"^{SELECTED}", text, re.MULTILINE) is not None))
+                found.append((file, value, text))
         if found:
-            file, value, marked = found[-1]
-            print(f"file: {file}. {args.keyword}: {value:.2f}%{f' ({SELECTED.lower()})' * marked}")
+            file, value, text = found[-1]
+            marked = re.search(f"^{SELECTED}", text, re.MULTILINE) is not None
+            print(f"file: {printable(file)}. {args.keyword}: {value:.2f}%{f' ({SELECTED.lower()})' * marked}")
+            for name, pattern in IN_COMMON.items():
+                common[name].update(re.findall(pattern, text, re.MULTILINE)[:1])
             values.append(value)
             selected += marked
         elif logs(folder):
-            print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log or --keyword is wrong")
+            last = printable(logs(folder)[-1])
+            print(f"file: {last}. no result: the run is unfinished, or --test-log or --keyword is wrong")
     if not values:
         return None
+    for name, several in common.items():
+        if len(several) > 1:
+            what = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
+            raise UsageError(what, "give the folder of the seeds of one run, or --multi-exp", directory)
     mean, spread = statistics.fmean(values), statistics.pstdev(values)
     if args.ci95:  # half of the interval
         spread *= 1.96 / len(values) ** 0.5
-    print("===\nSummary of directory: " + str(directory))
+    print(f"===\nSummary of directory: {printable(directory)}")
     print(f"* {args.keyword}: {mean:.2f}% +- {spread:.2f}%")
     if selected:
         print(f"* {SELECTED.lower()}: {selected} of {len(values)} runs")

@@ -19,6 +19,7 @@ from .predictions import read
 from .results import mark_of
 
 LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
+IN_COMMON = ("trainer", "dataset", "classes", "shots", "backbone", "weights_sha256")  # of the seeds of one method
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def read_runs(folder: Path) -> Compared:
     if len(images) > 1 or len(by_seed) < len(results):
         what = "a seed twice" if len(by_seed) < len(results) else "tests of different images or classes"
         raise UsageError(f"{folder} has {what}", "give the runs of one method on one dataset", folder)
+    for key in IN_COMMON:
+        if len(several := {str(run.get(key)) for run in results.values()}) > 1:
+            what = f"the runs in {folder} differ in {key}: {', '.join(map(printable, sorted(several)))}"
+            raise UsageError(what, "give the runs of one method on one dataset", folder)
     correct = np.stack([found["classes"][:, 0] == found["label"] for _, found in by_seed.values()])
     return Compared({seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder)
 
@@ -146,6 +151,11 @@ def smallest_difference(differences: Sequence[float]) -> float:
     return float(brentq(lacking, 0, upper)) * deviation / math.sqrt(number)
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign; zero, also rounded, has a plus."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def words(one: Compared, other: Compared) -> list[str]:
     """The comparison in sentences."""
     one = one.for_seeds_of(other)
@@ -165,7 +175,8 @@ def words(one: Compared, other: Compared) -> list[str]:
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
     lines = [
         f"{marked[0]}, {marked[1]} ({place})",
-        f"Difference: {by_seed.mean():+.2f} points; 95% interval {low:+.2f} to {high:+.2f} (bootstrap over {over})",
+        f"Difference: {signed(by_seed.mean())} points; "
+        f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})",
     ]
     for seed, difference in zip(seeds, differences, strict=True):
         right, others, p = mcnemar(difference)
@@ -174,7 +185,7 @@ def words(one: Compared, other: Compared) -> list[str]:
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
         shown = f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
-        lines.append(f"Over other seeds: 95% interval {bounds[0]:+.2f} to {bounds[1]:+.2f} (paired t)")
+        lines.append(f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)")
         lines.append("All seeds have the same difference" if math.isnan(least) else shown)
         low, high = min(low, bounds[0]), max(high, bounds[1])
     return lines if low > 0 or high < 0 else [*lines, "These runs do not show which of the two is better."]

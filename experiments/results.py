@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         print(described(folder, run))
     runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
-        if others := [key for key in ("trainer", "dataset", "shots", "seed") if runs[0][key] != runs[1][key]]:
+        keys = ("trainer", "dataset", "shots", "seed", "backbone", "weights_sha256")
+        if others := [key for key in keys if runs[0].get(key) != runs[1].get(key)]:
             print(f"No harmonic mean: {', '.join(others)} of these runs differ")
             return
         mark = max(map(mark_of, runs))  # one of them is enough

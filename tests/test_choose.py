@@ -57,6 +57,7 @@ INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, {}, {}, "choose has no keys: give some, such as"),
     (VALIDATION, {"OPTIM.LR": [0.1]}, {}, "choose has the values [0.1] for OPTIM.LR"),
     (VALIDATION, {"OPTIM.LR": [0.1, 0.1]}, {}, "two or more different ones"),
+    (VALIDATION, {"OPTIM.LR": [0.1, "0.10"]}, {}, "two or more different ones"),
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
     (VALIDATION, ["OPTIM.LR"], {}, "the keys of choose must be a mapping of KEY: [VALUE, ...], not ['OPTIM.LR']"),
     (VALIDATION, {"OPTIM.LRR": [0.1, 0.2]}, {}, "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
@@ -131,6 +132,7 @@ def test_a_method_has_keys_of_its_own_or_none(chosen):
     [
         ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 55, ("0.02", 2): 56}, "0.02"),  # the mean over seeds
         ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60}, "0.1"),  # a tie: the first value
+        ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60.0000001}, "0.1"),  # but for rounding
     ],
 )
 def test_one_choice_for_all_seeds(chosen, accuracies, best):

@@ -161,3 +161,11 @@ def test_seeds_are_paired_by_their_numbers(runs):
     (folder / "CoOp/seed1/results.json").unlink()
     seeds, differences = paired(read_runs(folder / "MPL"), read_runs(folder / "CoOp"))
     assert seeds == [2, 3] and (differences == np.array(right["MPL"][1:]) - np.array(right["CoOp"][1:])).all()
+
+
+@pytest.mark.parametrize(("key", "value"), [("trainer", "CoOp"), ("backbone", "RN50"), ("shots", 16)])
+def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, runs, command):
+    folder, _ = runs
+    file = folder / "MPL/seed3/results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert f"{folder}/MPL differ in {key}: " in command(comparing, folder / "MPL", folder / "CoOp").error

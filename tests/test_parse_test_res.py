@@ -92,6 +92,39 @@ def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):
         parse(root, "--keyword", "f1")
 
 
+SETTINGS = """\
+** Arguments **
+trainer: {method}
+** Config **
+DATASET:
+  ALL_AS_UNLABELED: False
+  NAME: {dataset}
+  NUM_SHOTS: {shots}
+  SUBSAMPLE_CLASSES: {classes}
+MODEL:
+  BACKBONE:
+    NAME: {backbone}
+  HEAD:
+    NAME: none
+"""
+USUAL = {"method": "CoOp", "dataset": "EuroSAT", "shots": 16, "classes": "base", "backbone": "RN50"}
+
+
+@pytest.mark.parametrize("key", USUAL)
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(key, runs, parse):
+    root = runs({"a/seed1": 80, "a/seed2": 81}, SETTINGS.format(**USUAL) + TRAINING) / "a"
+    assert "* accuracy: 80.50%" in parse(root)
+    runs({"a/seed3": 90}, SETTINGS.format(**USUAL | {key: "4"}) + TRAINING)
+    with pytest.raises(UsageError, match=f"differ in the .*{key}.*: 4, {USUAL[key]}|{key}.*: 16, 4"):
+        parse(root)
+
+
+@pytest.mark.parametrize(("text", "value"), [("4,200", 4200), ("81.5%", 81.5), ("1,2,3%", None), ("9" * 400, None)])
+def test_numbers_of_a_log(text, value):
+    log = f"Finish training\n* total: {text}\n"
+    assert parse_test_res.read_log(log, parse_test_res.TRAINED, "total") == value
+
+
 def test_averages_say_how_many_runs_were_selected_on_test_images(runs, parse):
     root = runs({"a/seed1": 80}, f"{SELECTED}: the epoch\n{TRAINING}")
     runs({"a/seed2": 80, "b/seed1": 80})

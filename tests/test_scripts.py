@@ -4,6 +4,7 @@ tests/test_published_scripts.py compares the published ones with the facts.
 """
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -347,3 +348,13 @@ def test_base2new_names_the_results_it_cannot_read(content, command, tmp_path):
     if content:
         (tmp_path / "results.json").write_text(content)
     assert f"{tmp_path}/results.json" in command(results, tmp_path).error
+
+
+def test_base_and_new_runs_of_other_backbones_have_no_harmonic_mean(command, tmp_path):
+    usual = {"trainer": "MPL", "dataset": "EuroSAT", "shots": 4, "seed": 1, "accuracy": 50.0, "n_test": 10}
+    for classes, backbone in (("base", "RN50"), ("new", "RN50"), ("other", "ViT-B/16")):
+        (tmp_path / classes).mkdir()
+        content = usual | {"classes": "base" if classes == "base" else "new", "backbone": backbone}
+        (tmp_path / classes / "results.json").write_text(json.dumps(content))
+    assert "Harmonic mean: 50.00%" in command(results, tmp_path / "base", tmp_path / "new").printed
+    assert "No harmonic mean: backbone of" in command(results, tmp_path / "base", tmp_path / "other").printed

@@ -15,6 +15,7 @@ from common.results import read_results
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
+from experiments.protocols import arguments as train_arguments
 from experiments.studies import command as study_command
 from experiments.studies import executor
 from experiments.studies.progress import Progress
@@ -98,13 +99,24 @@ def test_invalid_study_has_a_one_line_error(write, settings, message):
     assert str(caught.value).count(str(file)) == 1
 
 
-def test_yaml_file_that_leaves_out_the_test_is_refused(write, tmp_path, monkeypatch):
-    """The study never ended: a run without a test is never finished."""
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("trainers/MPL/mine.yaml", "TEST: {NO_TEST: True}"),
+        ("trainers/MPL/mine.yaml", "BY_DATASET: {SmallLand: {TEST.NO_TEST: True}}"),
+        ("trainers/MPL/mine.yaml", "BY_DATASET: {base2new: {SmallLand: {TEST: {NO_TEST: True}}}}"),
+        ("datasets/small_land.yaml", "{DATASET: {NAME: SmallLand}, TEST: {NO_TEST: True}}"),
+    ],
+)
+def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp_path, monkeypatch):
+    """The study never ended: a run without a test is never finished. It has small_land as its last dataset."""
     copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.setattr("experiments.configs.CONFIGS", copy)
-    (copy / "trainers/MPL/mine.yaml").write_text("TEST: {NO_TEST: True}")
-    with one_line("x: TEST.NO_TEST is True: leave it out"):
-        load(write(**variant(config="mine")))
+    monkeypatch.setitem(train_arguments.__kwdefaults__, "configs", copy)
+    shutil.copy(copy / "trainers/MPL/small.yaml", copy / "trainers/MPL/mine.yaml")
+    (copy / file).write_text(content)
+    with one_line("TEST.NO_TEST is True"):
+        load(write(**variant(config="mine"), protocols="base2new", datasets=["small_counts", "small_land"]))
 
 
 @pytest.mark.parametrize("content", ["a: [", "", "text", "trainers:\n  CoOp:\n  CoOp: small\n", None])

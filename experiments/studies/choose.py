@@ -96,10 +96,18 @@ def keys_from(content: Any, what: str) -> Keys:
     found = {}
     for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
         words = tuple(map(str, values)) if isinstance(values, list) else ()
-        if len(words) < 2 or len(set(words)) < len(words):
+        if len(words) < 2 or len(set(map(as_number, words))) < len(words):
             raise UsageError(f"{what} has the values {values!r} for {key}", "give a list of two or more different ones")
         found[str(key)] = words
     return tuple(found.items())
+
+
+def as_number(word: str) -> float | str:
+    """A word that is a number as that number, so that 0.1 and "0.10" are one value."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def check_choose(study: "Study") -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from common.names import printable
 
-from ..comparing import seed_interval, smallest_difference
+from ..comparing import seed_interval, signed, smallest_difference
 from .render import MISSING, Cell, Table, about_mark, accuracy, describe_spread, grid, number
 from .tables import Summary, marked
 
@@ -91,11 +91,12 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
     one, other = (summary.by_seed(protocol, part, method) for method in (first, second))
     seeds = (one - other)["average"].dropna()
     low, high = seed_interval(seeds)
+    interval = f"{signed(low, 1)} to {signed(high, 1)}"
     if pd.isna(low):
         return f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure this is."
     if pd.isna(least := smallest_difference(seeds)):
         return f"All {len(seeds)} seeds have the same difference."
     if low > 0:
-        return f"The {len(seeds)} seeds show that it is better (95% interval {low:+.1f} to {high:+.1f})."
+        return f"The {len(seeds)} seeds show that it is better (95% interval {interval})."
     could = f"they could show a difference of {least:.1f} points"
-    return f"The {len(seeds)} seeds do not show that it is better (95% interval {low:+.1f} to {high:+.1f}; {could})."
+    return f"The {len(seeds)} seeds do not show that it is better (95% interval {interval}; {could})."

@@ -12,7 +12,7 @@ import pandas as pd
 from common.errors import UsageError
 from trainers import methods
 
-from ..comparing import POWER
+from ..comparing import POWER, signed
 from ..configuration import read_chosen
 from .choose import ORACLE
 from .critical import ranking
@@ -118,7 +118,7 @@ def format_p(p: float) -> str:
 
 
 def between(interval: tuple[float, float]) -> str:
-    return "" if pd.isna(interval[0]) else f" ({interval[0]:+.2f} to {interval[1]:+.2f})"
+    return "" if pd.isna(interval[0]) else f" ({signed(interval[0])} to {signed(interval[1])})"
 
 
 def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
@@ -171,7 +171,7 @@ def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[T
     """The paper's results and the difference to them in points; no table if it has none."""
 
     def entry(row) -> Cell:
-        difference = "" if pd.isna(row.difference) else marked(f" ({row.difference:+.2f})", row.selected_on_test)
+        difference = "" if pd.isna(row.difference) else marked(f" ({signed(row.difference)})", row.selected_on_test)
         return Cell(number(row.paper) + difference)
 
     compared = cells[cells["paper"].notna().groupby(cells["method"]).transform("any")]
@@ -193,7 +193,7 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     rows = [
         [
             Cell(marked(row.against, row.against in row.selected_on_test)),
-            Cell(f"{row.difference:+.2f}" + between(row.interval)),
+            Cell(signed(row.difference) + between(row.interval)),
             Cell(number(row.smallest)),
             entry(row.p_seeds, row.holm_seeds, row.seeds),
             entry(row.p_datasets, row.holm_datasets, row.datasets),

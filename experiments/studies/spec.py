@@ -102,6 +102,10 @@ class Run:
         """Whether it learns prompts, rather than testing those of another run."""
         return "--eval-only" not in self.arguments
 
+    def option(self, name: str) -> str:
+        """The value of an option of train.py; empty if the run has none."""
+        return self.arguments[self.arguments.index(name) + 1] if name in self.arguments else ""
+
 
 RunSequence = tuple[Run, ...]  # each run needs the ones before it
 

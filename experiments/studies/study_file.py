@@ -94,7 +94,7 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 def distinct_runs(study: Study) -> list[Run]:
     """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder, or
     one's is a link."""
-    folders, examples, trials = dict[Path, Variant](), {}, study.trials()
+    folders, examples, trials = dict[Path, Variant](), dict[tuple | str, Run](), study.trials()
     for run in (*trials, *study.runs()):
         if other := folders.get(run.folder):
             listed = "give each seed, dataset and number of shots once"
@@ -104,7 +104,8 @@ def distinct_runs(study: Study) -> list[Run]:
         check_no_link(run.folder, study.output)
         if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
             examples[run.protocol, run.variant.name, run.values] = run
-    return list(examples.values())
+            examples[run.option("--dataset-config-file")] = run
+    return list(dict.fromkeys(examples.values()))
 
 
 def check_settings(runs: list[Run]) -> None:
@@ -112,6 +113,7 @@ def check_settings(runs: list[Run]) -> None:
     from ..configuration import setup_cfg  # here, as it imports the methods
 
     for run in runs:
+        check_test(run)
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
                 cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
@@ -120,6 +122,21 @@ def check_settings(runs: list[Run]) -> None:
                     raise UsageError("TEST.NO_TEST is True", "leave it out, as a run of a study ends with its test")
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
+
+
+def check_test(run: Run) -> None:
+    """Check that no YAML file leaves out the test of a run, or of runs on single datasets (BY_DATASET): a run without
+    results is started again each time.
+
+    Raises:
+        UsageError: one does.
+    """
+    from ..configuration import flatten, settings_in
+
+    for option in ("--config-file", "--dataset-config-file"):
+        settings = flatten(settings_in(run.option(option)))
+        if any(key.endswith("TEST.NO_TEST") and value for key, value in settings.items()):
+            raise UsageError(f"TEST.NO_TEST is True in {run.option(option)}", "leave it out, or use another file")
 
 
 def check_backbone(name: str) -> None:
