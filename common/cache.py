@@ -62,7 +62,6 @@ class DiskCache:
         if len(content) != nbytes + DIGEST or content[nbytes:] != digest.digest():
             print(f"{file} is damaged or of another form: the {self.what} are computed again")
             return None
-        print(f"From {file}: {self.what}")
         return content
 
     def put(self, key: str, form: str, nbytes: int, parts: Iterable[Any]) -> bool:

@@ -24,35 +24,25 @@ def test_published_checkpoint_is_told_its_dataset(method, finished, command, pho
     """Without the dataset's sentence its predictions differed from those of the run's test, and no line said so."""
     folder = "MultiModalRepresentationLearner" if method == "MMRL" else "prompt_learner"
     run = finished(method)
-    ours = torch.load(run / folder / "model.pth.tar-1", weights_only=True)
-    backbone = yaml.safe_load((run / "config.yaml").read_text())["MODEL"]["BACKBONE"]["NAME"]
-    file = save_published(tmp_path, ours["state_dict"], saved_as=folder)
     settings = yaml.safe_load((run / "config.yaml").read_text())
+    state = torch.load(run / folder / "model.pth.tar-1", weights_only=True)["state_dict"]
+    file = save_published(tmp_path, state, saved_as=folder)
     (yaml_file := tmp_path / method / "settings.yaml").parent.mkdir()
     parts = {key: settings[key] for key in ("INPUT", "TRAINER")}
-    yaml_file.write_text(yaml.safe_dump(parts))
-    options = [
-        "--config-file",
-        yaml_file,
-        "--backbone",
-        backbone,
-        "--classes",
-        "red",
-        "green field",
-        "blue lake",
-        "--json",
-    ]
-    expected, unknown = (
-        rows_of(command, run, photos),
-        f"does not say its dataset: {method} reads the class names in 'a photo",
-    )
-    done = command(predict, file, photos, *options)
-    assert json.loads(done.printed) != expected and any(unknown in line for line in done.errors)
-    named = command(predict, file, photos, *options, "--template", "a centered satellite photo of {}.")
-    assert json.loads(named.printed) == expected and not any(unknown in line for line in named.errors)
-    yaml_file.write_text(yaml.safe_dump(parts | {"DATASET": {"NAME": "EuroSAT"}}))
-    named = command(predict, file, photos, *options)
-    assert json.loads(named.printed) == expected and not any(unknown in line for line in named.errors)
+    given = ["--config-file", yaml_file, "--backbone", settings["MODEL"]["BACKBONE"]["NAME"]]
+    given += ["--classes", "red", "green field", "blue lake", "--json"]
+
+    def rows(*options, **more):
+        yaml_file.write_text(yaml.safe_dump(parts | more))
+        done = command(predict, file, photos, *given, *options)
+        told = any(f"does not say its dataset: {method} reads the class names" in line for line in done.errors)
+        return json.loads(done.printed), told
+
+    expected = rows_of(command, run, photos)
+    without, told = rows()
+    assert without != expected and told
+    assert rows("--template", "a centered satellite photo of {}.") == (expected, False)
+    assert rows(DATASET={"NAME": "EuroSAT"}) == (expected, False)
 
 
 @pytest.mark.parametrize("method", thorough_but(("MMRL", "CoOp"), METHODS))
@@ -66,7 +56,5 @@ def test_methods_say_whether_they_read_the_sentence_of_a_dataset(method, finishe
     ((_, own),) = open_models([finished(method, classes, *smaller)], OPTIONS)
     other = replace(own.description, template="some {} in a long drawing")
     pixels = torch.randn(2, 3, *own.cfg.INPUT.SIZE, generator=torch.manual_seed(0))
-    changed = PromptedClassifier(other, own.checkpoint, own.source, own.cfg.MODEL.BACKBONE.NAME, clip=own.clip).logits(
-        pixels
-    )
-    assert kind.reads_template != torch.allclose(changed, own.logits(pixels), atol=1e-4)
+    changed = PromptedClassifier(other, own.checkpoint, own.source, own.cfg.MODEL.BACKBONE.NAME, clip=own.clip)
+    assert kind.reads_template != torch.allclose(changed.logits(pixels), own.logits(pixels), atol=1e-4)

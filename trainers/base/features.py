@@ -106,6 +106,7 @@ class CachedFeatures:
             return "", None
         features = get_tensor(self.cache, key, (len(self.loader.dataset), *sample.shape[1:]), sample.dtype)
         if features is not None:
+            print(f"Image features: {self.cache.file(key)}")
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
         return key, features
 
