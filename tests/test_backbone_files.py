@@ -150,30 +150,24 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
 # ---------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize("pair", [False, True], ids=["file", "pair"])
-@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
 @pytest.mark.parametrize(
-    ("make", "words"),
+    "make",
     [
-        (os.mkfifo, "not a regular file"),
-        (lambda path: socket.socket(socket.AF_UNIX).bind(path.name), "not a regular file"),
-        (os.mkdir, "not a regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-        (lambda path: path.symlink_to(path), "cannot be read"),
-        (lambda path: (path.touch(), os.truncate(path, 1 << 36)), "is damaged"),
+        os.mkfifo,
+        lambda path: socket.socket(socket.AF_UNIX).bind(path.name),
+        os.mkdir,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to(path),
     ],
-    ids=["pipe", "socket", "folder", "device", "loop", "sparse"],
+    ids=["pipe", "socket", "folder", "device", "loop"],
 )
-def test_special_files_are_refused_without_waiting(make, words, name, pair, tmp_path, monkeypatch):
+def test_special_files_are_refused_without_waiting(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / name)
-    with pytest.raises(clip.ClipError, match=words) as caught:
-        clip.load_backbone(f"ViT-B-16:{tmp_path / name}" if pair else str(tmp_path / name))
-    assert name in str(caught.value) and str(caught.value).isprintable()
-    if "regular" in words and not pair:
-        for read in (clip.weights_sha256, weights.read_state_dict, lambda path: building.build(path, "fp32", "vit")):
-            with pytest.raises(clip.ClipError, match=words):
-                read(str(tmp_path / name))
+    make(tmp_path / "vit.pt")
+    for read in (clip.load_backbone, clip.weights_sha256, weights.read_state_dict):
+        refused(tmp_path / "vit.pt", read=read)
+    with pytest.raises(clip.ClipError, match=r"vit\.pt"):
+        clip.load_backbone(f"ViT-B-16:{tmp_path}/vit.pt")
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
@@ -197,12 +191,11 @@ def test_invalid_paths_are_refused_in_one_line(name):
     ],
     ids=["width", "nan", "inf", "int", "empty", "scalar", "dimensions", "more"],
 )
-@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
-def test_invalid_tensors_are_refused(key, change, words, name, half, tmp_path):
+def test_invalid_tensors_are_refused(key, change, words, half, tmp_path):
     state = half.state_dict()
     state |= {key: change(state.get(key)).clone()}
-    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
-    refused(tmp_path / name, words)
+    torch.save(state, tmp_path / "vit.pt")
+    refused(tmp_path / "vit.pt", words)
 
 
 def test_position_embeddings_of_integers_are_refused_where_their_lengths_may_differ(half, tmp_path):

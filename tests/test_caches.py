@@ -120,44 +120,40 @@ def test_file_that_is_not_what_was_kept_is_not_there(harm, tmp_path):
     assert cache.get(KEY, FORM, 24) is None
 
 
-LIMITED = {  # the size of a file, and a setting with three values, each of which has a file
-    "features": (IMAGES * 64 * 4, "DATALOADER.TEST.BATCH_SIZE", (5, 6, 7)),
-    "images": (IMAGES * 24 * 24 * 3, "INPUT.SIZE", ((24, 24), (23, 23), (22, 22))),
-}
-
-
-def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept, tmp_path):
-    size, key, (first, oldest, last) = LIMITED[kind]
-    made, own = {}, tmp_path / "cache/images-of-mine.zip"
-    own.parent.mkdir()
-    own.write_bytes(bytes(10))  # files of the user do not belong to the cache
-    for value in (first, oldest, first, last):
-        before = set(kept())
-        values(new(key, value, "CACHE_GB", 2.5 * size / 1e9))
-        made |= dict.fromkeys(set(kept()) - before, value)
+def test_limit_deletes_what_was_not_used_for_longest(tmp_path):
+    cache = DiskCache(tmp_path, "x", "numbers", 2.5 * (24 + DIGEST))
+    mine = tmp_path / "x-of-mine.zip"  # files of the user do not belong to the cache
+    mine.write_bytes(bytes(1000))
+    first, oldest, last = ("abc"[number] * 32 for number in range(3))
+    for key in (first, oldest):
+        cache.put(key, FORM, 24, [bytes(24)])
         time.sleep(0.02)
-    assert own.exists()
-    own.unlink()
-    assert [made[file] for file in kept()] in ([first, last], [last, first])
+    assert cache.get(first, FORM, 24)
+    time.sleep(0.02)
+    cache.put(last, FORM, 24, [bytes(24)])
+    assert set(tmp_path.iterdir()) == {mine, cache.file(first), cache.file(last)}
 
 
-def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(kind, new, tmp_path):
-    (tmp_path / "cache").mkdir()
-    writing, abandoned = (tmp_path / f"cache/.{kind}-{name}.cache.1-1.partial" for name in "ab")
+def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(tmp_path):
+    writing, abandoned = (tmp_path / f".x-{name}.cache.1-1.partial" for name in "ab")
     for file in (writing, abandoned):
         file.touch()
     os.utime(abandoned, (0, 0))
-    values(new())
+    DiskCache(tmp_path, "x", "numbers", 100).put(KEY, FORM, 24, [bytes(24)])
     assert writing.exists() and not abandoned.exists()
 
 
-def test_the_limit_and_an_unusable_folder_only_cost_time(kind, new, kept, tmp_path, capsys):
-    expected = values(new(*OFF[kind]))
-    assert torch.equal(values(new("CACHE_GB", 1e-6)), expected)
-    assert "are not kept: raise CACHE_GB" in capsys.readouterr().out and not kept()
+def test_the_limit_and_an_unusable_folder_only_cost_time(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert torch.equal(values(new("CACHE", str(tmp_path / "file/cache"))), expected)
-    assert "are not kept" in capsys.readouterr().out
+    for folder, limit in ((tmp_path / "cache", 10), (tmp_path / "file/cache", 100)):
+        cache = DiskCache(folder, "x", "numbers", limit, "CACHE_GB")
+        assert not cache.put(KEY, FORM, 24, [bytes(24)]) and cache.get(KEY, FORM, 24) is None
+        assert "numbers are not kept" in capsys.readouterr().out
+
+
+def test_size_limit_is_that_of_the_settings(kind, new, kept):
+    values(new("CACHE_GB", 1e-6))
+    assert not kept()
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, Path.touch], ids=["missing", "damaged"])

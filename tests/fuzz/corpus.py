@@ -19,7 +19,7 @@ from published import packed
 from safetensors.torch import save_file
 from torch import nn
 from trees import build_tree
-from weight_files import Hostile, save_as_openai
+from weight_files import Hostile
 
 import trainers
 from common.start import ROOT
@@ -104,7 +104,6 @@ def build(base: Path, case: Path) -> None:
     torch.save(state, base / "tiny.pt")
     save_file(state, base / "tiny.safetensors")
     (base / "legacy.pt").write_bytes(saved({"state_dict": state, "epoch": 3}, legacy=True))
-    save_as_openai(small_clip(), clip_config(), base / "archive.pt")
     torch.jit.script(Hostile("../outside/kept")).save(base / "writing.pt")
     (base / "config.yaml").write_text(json.dumps(SETTINGS, indent=1))
     (base / "ViT-tiny.json").write_text(json.dumps(clip_config()))

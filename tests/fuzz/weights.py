@@ -100,7 +100,7 @@ def as_bytes(rng: Random, tree: Any) -> bytes:
 
 def foreign(rng: Random) -> bytes:
     """A file of another kind, or a pickle that is nothing but a call."""
-    name = rng.choice(("tiny.pt", "tiny.safetensors", "archive.pt", "writing.pt", "legacy.pt", "config.yaml", ""))
+    name = rng.choice(("tiny.pt", "tiny.safetensors", "writing.pt", "legacy.pt", "config.yaml", ""))
     return content(name) if name else b"\x80\x02" + rng.choice(CODE) + b"."
 
 
@@ -108,9 +108,7 @@ def changed_file(rng: Random, file: Path) -> bytes:
     """A changed copy of a file that torch.save wrote."""
     before, how = file.read_bytes(), rng.random()
     if how < 0.45:
-        whole = before[:2] == b"PK"  # else of torch 1.5, which only backbones may be
-        tree = load_checkpoint(str(file)) if whole else torch.load(file, weights_only=True)
-        return as_bytes(rng, changed_state(rng, tree))
+        return as_bytes(rng, changed_state(rng, load_checkpoint(str(file))))
     if how < 0.65 and before[:2] == b"PK":
         return change_zip(rng, before)
     return change_bytes(rng, before) if how < 0.95 else foreign(rng)
@@ -214,14 +212,6 @@ def as_json(tree: Any) -> str:
         return "[" * 5000 + "1" * 5000
 
 
-@kind("archive", share=4)
-def archive(rng: Random) -> Case:
-    """OpenAI's TorchScript archives."""
-    before, how = content("archive.pt"), rng.random()
-    data = change_zip(rng, before) if how < 0.6 else change_bytes(rng, before) if how < 0.9 else foreign(rng)
-    return with_backbone(rng, "weights.pt", data)
-
-
 # Files whose content changed under their names
 
 CACHE, TEACHERS = "cache", "modular-prompt-learning"  # folders of a case
@@ -300,5 +290,4 @@ def changed_cache(rng: Random, before: bytes, others: list[bytes]) -> bytes | st
     if how < 0.5:
         place = rng.randrange(len(before) // 2, len(before))
         return before[:place] + rng.randbytes(len(before[place:]))
-    data = changed_safetensors(rng, before) if before[8:9] == b"{" and how < 0.75 else change_bytes(rng, before)
-    return sometimes_special(rng, data)
+    return sometimes_special(rng, change_bytes(rng, before))
