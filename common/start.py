@@ -1,5 +1,6 @@
 """The start of a command: what it needs must be installed."""
 
+import gc
 import os
 import re
 import sys
@@ -21,8 +22,10 @@ def required_packages(extra: str = "") -> Iterator[None]:
     Args:
         extra: the requirements file of packages that not every user needs.
     """
+    gc.disable()  # torch and open_clip leave a million objects, through which each collection walks: 1.5 of 4.4 seconds
     try:
         yield
+        gc.freeze()
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
@@ -42,6 +45,8 @@ def required_packages(extra: str = "") -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        gc.enable()
 
 
 class Parser(ArgumentParser):

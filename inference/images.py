@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,7 @@ from .predict import Row
 
 __all__ = ["Predictor", "find_images", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
-MANY = 5000  # class names whose text features take long enough to say so
+FEW, MANY = 100, 5000  # class names: until here one thread is as fast, and from here on their text features take long
 Predicted = tuple[list[Row], list[str], int]
 Batch = tuple[list[Path], list[Tensor], list[str]]
 
@@ -82,6 +82,17 @@ def read_batch(
     return good, [torch.cat(column) for column in zip(*rows, strict=True)], errors
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread. In small operations, several wait for one another: 1 of 1.3 seconds for one image."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Predictor:
     """The `k` most probable classes of image files: a row for each model. `names` replace the models' own, if given."""
 
@@ -93,7 +104,8 @@ class Predictor:
         for model in models:  # text features before the threads, which would each compute them
             if (count := len(self.names or model.classifier.class_names)) > MANY:
                 print(f"{model.name}: computing the text features of {count:,} class names, which takes a while")
-            model.classifier.check_logits(self.names)
+            with one_thread() if count <= FEW else nullcontext():
+                model.classifier.check_logits(self.names)
 
     def __call__(self, files: Sequence[Path], batch_size: int) -> Iterator[Predicted]:
         """For one batch after another the rows of its files, the faults of others, and how many could be read.

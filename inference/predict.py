@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         if not number and not args.backbone:
             models.read_model(args.paths[0], args)  # which says why it is not a model
         files = images.find_images(args.paths[number:])
-        opened = models.open_models(args.paths[:number], args, names)
+        with images.one_thread():
+            opened = models.open_models(args.paths[:number], args, names)
         predict = images.Predictor(opened, names, args.topk)
         skipped = 0
 

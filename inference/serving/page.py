@@ -20,7 +20,7 @@ from clip import ClipError
 from common.errors import UsageError
 from common.names import check_names
 
-from ..images import Batch, read_batch
+from ..images import Batch, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
 from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits, Turns
@@ -160,12 +160,10 @@ class Page:
         if not self.long.acquire(blocking=False):
             what = f"more than {LONG_NAMES} class names are computed for another visitor"
             raise UsageError(what, "try again in some seconds")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # of this thread
         try:
-            yield
+            with one_thread():
+                yield
         finally:
-            torch.set_num_threads(threads)
             self.long.release()
 
     def read_anew(self, file: str) -> Batch:
