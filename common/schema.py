@@ -1,13 +1,20 @@
-"""What values a setting accepts: a type annotation, and a range for its numbers."""
+"""Settings: the default of each, the values that it accepts, and its meaning. Configurations and pages read these."""
 
-import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
+from reprlib import Repr
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-LONGEST = 1000  # characters of a text, values of a list
+from .names import CONTROL
+
+LONGEST = 4096  # characters of a text, as of a path
+MOST = 1000  # values of a list
+_short = Repr()
+_short.maxstring = _short.maxother = 80
+shown = _short.repr  # of values in messages: one line, not a megabyte
 
 
 @dataclass(frozen=True)
@@ -15,25 +22,33 @@ class Accepts:
     """The values that a setting accepts.
 
     Attributes:
-        kind: bool, int, float (integers too), str, list[...], Literal[...], or a union of these.
+        kind: bool, int, float (integers too), str, list[...], tuple[..., ...], Literal[...], or a union of these.
         low, high: the least and the largest number, in a list too. The default keeps a typing error from filling the
             memory.
+        note: what else holds, in words.
+        also: what else holds; called with a value of the kind.
     """
 
     kind: Any
     low: float = -1_000_000
     high: float = 1_000_000
+    note: str = ""
+    also: Callable[[Any], object] | None = None
 
     def accepts(self, value: Any) -> bool:
+        return self._is_of_kind(value) and (self.also is None or bool(self.also(value)))
+
+    def _is_of_kind(self, value: Any) -> bool:
         kind, inner = get_origin(self.kind) or self.kind, get_args(self.kind)
         if kind is Literal:
             return value in inner
-        if self.is_union:
-            return any(self.of(part).accepts(value) for part in inner)
+        if kind in (Union, UnionType):
+            return any(self._part(part).accepts(value) for part in inner)
         if kind in (list, tuple):
-            return isinstance(value, list | tuple) and len(value) <= LONGEST and all(map(self.each.accepts, value))
+            fits = isinstance(value, list | tuple) and len(value) <= MOST
+            return fits and (kind is list or len(value) == len(inner)) and all(map(self._item.accepts, value))
         if kind is str:
-            return isinstance(value, str) and len(value) <= LONGEST and not re.search("[\0\ud800-\udfff]", value)
+            return isinstance(value, str) and len(value) <= LONGEST and not CONTROL.search(value)
         if kind in (int, float):
             return type(value) in (int, kind) and self.low <= value <= self.high  # not True, and not NaN
         return kind is Any or isinstance(value, kind)
@@ -41,42 +56,46 @@ class Accepts:
     def __str__(self) -> str:
         kind, inner = get_origin(self.kind) or self.kind, get_args(self.kind)
         if kind is Literal:
-            return f"one of {', '.join(map(str, inner))}"
-        if self.is_union:
+            text = f"one of {', '.join(map(str, inner))}"
+        elif kind in (Union, UnionType):
             parts = [part for part in inner if not (part is int and float in inner)]
-            return " or ".join(str(self.of(part)) for part in parts)
-        if kind in (list, tuple):
-            return f"a list of at most {LONGEST:,} values, each {self.each}"
-        if kind in (int, float):
-            return f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
-        texts = {str: f"text of at most {LONGEST:,} characters, without NUL or bytes that are not UTF-8"}
-        return texts.get(kind, "True or False" if kind is bool else kind.__name__)
+            text = " or ".join(str(self._part(part)) for part in parts)
+        elif kind in (list, tuple):
+            text = f"a list of {len(inner) if kind is tuple else f'at most {MOST:,}'} values, each {self._item}"
+        elif kind in (int, float):
+            text = f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
+        else:
+            texts = {str: f"text of at most {LONGEST:,} characters, without control characters", bool: "True or False"}
+            text = texts.get(kind) or kind.__name__
+        return f"{text} ({self.note})" if self.note else text
 
     @property
-    def is_union(self) -> bool:
-        return get_origin(self.kind) in (Union, UnionType)
-
-    @property
-    def each(self) -> "Accepts":
+    def _item(self) -> "Accepts":
         """The type of the items of a list."""
-        return self.of((*get_args(self.kind), int | float | str)[0])
+        return self._part((*get_args(self.kind), int | float | str)[0])
 
-    def of(self, kind: Any) -> "Accepts":
+    def _part(self, kind: Any) -> "Accepts":
         return Accepts(kind, self.low, self.high)
 
 
-def add_setting(cfg: Any, name: str, default: Any, accepts: Accepts) -> None:
-    """Add a key to a configuration.
+FLAG = Accepts(bool)
+TEXT = Accepts(str)
+TEXTS = Accepts(list[str])
+
+
+def add_settings(cfg: Any, settings: Mapping[str, tuple]) -> None:
+    """Add settings to a configuration.
 
     Args:
-        cfg: Dassl's configuration, changed in place; it has the group of the key.
-        name: the full name of the key.
-        default: its value.
-        accepts: what the toolbox's node checks. A plain node of yacs holds a key to the type of its value, except that
-            None may become anything, so a key of several types starts as None there.
+        cfg: Dassl's configuration, changed in place; it has the groups of the settings.
+        settings: (default, what it accepts, perhaps its meaning), by full names. The toolbox's node checks what a
+            setting accepts. A plain node of yacs holds a setting to the type of its value, except that None may become
+            anything, so a setting of several types starts as None there.
     """
-    *groups, key = name.split(".")
-    checks = hasattr(cfg, "register_limit")
-    reduce(getitem, groups, cfg)[key] = default if checks or not accepts.is_union else None
-    if checks:
-        cfg.register_limit(name, accepts)
+    for name, (default, accepts, *_) in settings.items():
+        *groups, key = name.split(".")
+        checks = hasattr(cfg, "register_limit")
+        several = get_origin(accepts.kind) in (Union, UnionType)
+        reduce(getitem, groups, cfg)[key] = default if checks or not several else None
+        if checks:
+            cfg.register_limit(name, accepts)

@@ -8,26 +8,32 @@ from typing import Literal
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
-from common.schema import Accepts, add_setting
+from common.schema import FLAG, TEXT, Accepts, add_settings
 
 from .base import DatasetError
+
+SETTINGS = {
+    "DATASET.SUBSAMPLE_CLASSES": ("all", Accepts(Literal["all", "base", "new"]), ""),
+    "DATASET.SPLIT_SEED": (-1, Accepts(int, -1, 2**32 - 1), "ImageFolder: from 0, split images that are not split yet"),
+    "DATASET.FEWSHOT_FILE": (
+        "",
+        TEXT,
+        "CoOp's .pkl or 2SFS' .jsonl with the few-shot images; may have {shots} and {seed}",
+    ),
+    "DATASET.TITLE": ("", TEXT, "Its name in results (default: DATASET.NAME; ImageFolder: that of the YAML file)"),
+    "DATASET.TEMPLATE": ("", TEXT, "Sentence for zero-shot CLIP, instead of the dataset's own"),
+    "TEST.MAX_IMAGES": (
+        0,
+        Accepts(int, 0, 10**9),
+        "Test on this many images, evenly spread over all; 0: on all",
+    ),
+    "DATASET.HOLD_OUT": (False, FLAG, "Validate on one training image of each class, and do not train on it"),
+}
 
 
 def extend_cfg(cfg: CfgNode) -> None:
     """Add the settings of this package to a Dassl configuration."""
-    add_setting(cfg, "DATASET.SUBSAMPLE_CLASSES", "all", Accepts(Literal["all", "base", "new"]))
-    # ImageFolder: from 0, split images that are not split yet
-    add_setting(cfg, "DATASET.SPLIT_SEED", -1, Accepts(int, -1, 2**32 - 1))
-    # A .pkl of CoOp or _train.jsonl of 2SFS that chooses the few-shot images; {shots} and {seed} are the run's
-    add_setting(cfg, "DATASET.FEWSHOT_FILE", "", Accepts(str))
-    # Its name in results; ImageFolder: that of the YAML file (default: DATASET.NAME)
-    add_setting(cfg, "DATASET.TITLE", "", Accepts(str))
-    # Sentence for zero-shot CLIP, instead of the dataset's own
-    add_setting(cfg, "DATASET.TEMPLATE", "", Accepts(str))
-    # Test on this many images alone, evenly spread over the list of all; 0: on all of them
-    add_setting(cfg, "TEST.MAX_IMAGES", 0, Accepts(int, 0, 10**9))
-    # Validate on one training image of each class, which is not trained on, instead of the validation images
-    add_setting(cfg, "DATASET.HOLD_OUT", False, Accepts(bool))
+    add_settings(cfg, SETTINGS)
 
 
 def set_title(cfg: CfgNode, file: str) -> None:

@@ -12,11 +12,11 @@ sys.path[:0] = [str(ROOT)]
 from dassl.config import defaults, get_cfg_default  # noqa: E402
 from dassl.config.node import LIMITS  # noqa: E402
 
+import datasets  # noqa: E402
 import trainers  # noqa: E402
-from experiments.configuration import WEIGHTS, extend_cfg  # noqa: E402
+from experiments import configuration  # noqa: E402
 
 PAGE = ROOT / "docs/configuration.md"
-SOURCES = [ROOT / "experiments/configuration.py", ROOT / "datasets/__init__.py"]
 HEAD = """# Configuration reference
 
 Every setting, its default and the values that it accepts. `python docs/reference.py` writes this page from the code.
@@ -38,19 +38,17 @@ UNREAD = """## Settings that nothing reads
 YAML files of the published Dassl may set these. They are accepted and have no effect:"""
 
 
-def comments() -> dict[str, str]:
-    """The comment of each setting of Dassl and of this project, in the files that declare them."""
-    found = dict(re.findall(r'^    "([\w.]+)": \(.*\),  # (.*)$', Path(defaults.__file__).read_text(), re.MULTILINE))
-    for file in SOURCES:
-        declared = re.findall(r'^    # (.*)\n    add_setting\(cfg, "?([\w.]+)"?', file.read_text(), re.MULTILINE)
-        found |= {WEIGHTS if name == "WEIGHTS" else name: comment for comment, name in declared}
-    return {key: comment[0].upper() + comment[1:] for key, comment in found.items()}
+def meanings() -> dict[str, str]:
+    """The meaning of each setting of Dassl and of this project."""
+    declared = defaults.SETTINGS | datasets.SETTINGS | configuration.SETTINGS
+    found = {key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning}
+    return {key: meaning[0].upper() + meaning[1:] for key, meaning in found.items()}
 
 
 def cell(value: object) -> str:
     """A text as the cell of a table, without limits that only keep a typing error from filling the memory."""
     text = re.sub(r"text of at most .*", "text", str(value))
-    text = re.sub(r"a list of (at most [\d,]+|0 to 1,000) values, each", "a list, each", text)
+    text = re.sub(r"a list of at most [\d,]+ values, each", "a list, each", text)
     text = re.sub(r" from -1,000,000 to 1,000,000", "", text)
     return re.sub(r"(,\d{3})\.0\b", r"\1", text).replace("|", r"\|")
 
@@ -85,16 +83,16 @@ def of_method(kind: type, left_out: Container[str] = ()) -> str:
 
 def page() -> str:
     cfg = get_cfg_default()
-    extend_cfg(cfg)
-    meanings = comments()
+    configuration.extend_cfg(cfg)
+    known = meanings()
     for name, method in trainers.methods().items():
-        meanings |= dict.fromkeys(method.published_keys, f"Read by {name.partition('+')[0]} ([Methods](methods.md))")
+        known |= dict.fromkeys(method.published_keys, f"Read by {name.partition('+')[0]} ([Methods](methods.md))")
     common = {key: value for key, value in settings(cfg).items() if not key.startswith("TRAINER.")}
     groups: dict[str, list[tuple]] = {}
     for key, (default, limit) in common.items():
         if limit is not None:
             group = key.rpartition(".")[0].partition(".")[0] or "The run"
-            groups.setdefault(group, []).append((key, default, limit, meanings.get(key, "")))
+            groups.setdefault(group, []).append((key, default, limit, known.get(key, "")))
     groups["The run"].append(("TRAINER.NAME", "", "text", TRAINER_NAME))
     parts = [HEAD]
     for group, rows in groups.items():

@@ -15,7 +15,7 @@ import datasets
 import trainers
 from clip import TOWERS, weights_sha256
 from common.errors import UsageError, choose
-from common.schema import Accepts, add_setting
+from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
 from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
@@ -32,6 +32,20 @@ WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
 
+SETTINGS = {
+    "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
+    "MODEL.CUDA_GRAPHS": (False, FLAG, "Launch the kernels of a training step together (CUDA)"),
+    "MODEL.BACKBONE.TOWERS": ("fast", Accepts(Literal[tuple(TOWERS)]), "plain: as published, the same results"),
+    WEIGHTS: ("", TEXT, "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in"),
+    "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, FLAG, "Recompute the text tower in the backward pass: less memory"),
+    "TEST.SELECT_ON_TEST": (False, FLAG, "Accept an epoch or a setting chosen on test images, and mark the results"),
+    "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
+    "TEST.OOD": ([], TEXTS, "Datasets that show none of the classes: names of their YAML files, or new"),
+    "TEST.OOD_SCORES": ([], TEXTS, "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all that the model has"),
+    "TEST.OOD_T": (1.0, Accepts(int | float, 1e-6), "Temperature of these scores"),
+}
+
+
 class Unread(CfgNode):
     """A group of new keys whose text stays text until it is merged: it may be a number for one setting only."""
 
@@ -42,26 +56,7 @@ class Unread(CfgNode):
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that several share."""
-    # Put the layers of the towers through torch.compile (CUDA)
-    add_setting(cfg, "MODEL.COMPILE", False, Accepts(bool))
-    # Launch the kernels of a training step together (CUDA)
-    add_setting(cfg, "MODEL.CUDA_GRAPHS", False, Accepts(bool))
-    # plain computes every class in full, as the published code, with the same results
-    add_setting(cfg, "MODEL.BACKBONE.TOWERS", "fast", Accepts(Literal[tuple(TOWERS)]))
-    # SHA-256 of the weights in hexadecimal: others are refused. A run fills it in
-    add_setting(cfg, WEIGHTS, "", Accepts(str))
-    # Recompute the text tower in the backward pass: less memory
-    add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, Accepts(bool))
-    # Accept an epoch or a setting chosen on test images, and mark the results
-    add_setting(cfg, "TEST.SELECT_ON_TEST", False, Accepts(bool))
-    # Write the logits of all classes to predictions.npz, too
-    add_setting(cfg, "TEST.SAVE_LOGITS", False, Accepts(bool))
-    # Datasets that show none of the classes: names of their YAML files, or new
-    add_setting(cfg, "TEST.OOD", [], Accepts(list[str]))
-    # Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all that the model has
-    add_setting(cfg, "TEST.OOD_SCORES", [], Accepts(list[str]))
-    # Temperature of these scores
-    add_setting(cfg, "TEST.OOD_T", 1.0, Accepts(int | float, 1e-6))
+    add_settings(cfg, SETTINGS)
     cfg.BY_DATASET = Unread(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)

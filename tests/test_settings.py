@@ -1,5 +1,6 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Optional, Union
 
@@ -53,8 +54,8 @@ def test_settings_are_read_from_a_node():
         ("W", float("nan"), "is nan: give a number from -1,000,000 to 1,000,000"),
         ("STEPS", [1, 10**7], r"is \[1, .*: give a list of at most 1,000 values, each an integer from -1,000,000"),
         ("STEPS", [1] * 5000, r"is \[1, .*: give a list of at most 1,000 values"),
-        ("WORDS", "x" * 5000, "is 'xxx.*: give text of at most 1,000 characters"),
-        ("WORDS", "caf\udce9", "is .*: give text of .* characters, without NUL or bytes that are not UTF-8"),
+        ("WORDS", "x" * 5000, "is 'xxx.*: give text of at most 4,096 characters"),
+        ("WORDS", "caf\udce9", "is .*: give text of .* characters, without control characters"),
     ],
 )
 def test_invalid_values_are_named_with_their_key(key, value, text):
@@ -216,3 +217,21 @@ def test_methods_may_share_a_section(registered):
     assert cfg.TRAINER.COOP.CSC and "W" not in cfg.TRAINER.COOP
     with pytest.raises(ValueError, match="unknown config key TRAINER.COOP.W"):
         setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.W", "2.0"]))
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["OUTPUT_DIR", "DATASET.ROOT", "DATASET.NAME", "DATASET.NUM_SHOTS", "CACHE", "SEED", "TRAINER.NAME", "TEST.SPLIT"]
+    + ["DATALOADER.NUM_WORKERS", "MODEL.BACKBONE.NAME", "TRAINER.MPL.N_ADD_OP"],
+)
+def test_a_chosen_file_sets_nothing_that_no_study_chooses(key, tmp_path):
+    """It is merged last, and replaced the folder of the results or the backbone without a word."""
+    file = tmp_path / "chosen.json"
+    for settings in ({"OPTIM.LR": "0.5"}, {"OPTIM.LR": "0.5", key: "1"}):
+        file.write_text(json.dumps({"settings": settings, "choices": []}))
+        args = parse_arguments(["--trainer", "CoOp", "--chosen", str(file)])
+        if key not in settings:
+            assert setup_cfg(args).OPTIM.LR == 0.5
+            continue
+        with pytest.raises(UsageError, match=f"--chosen has {key}, "):
+            setup_cfg(args)

@@ -15,7 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
 from common.errors import one_line
-from common.schema import add_setting
+from common.schema import add_settings
 
 from .base import PromptTrainer, compat
 from .base.plugin import register_plugins
@@ -57,7 +57,7 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
         for key, (default, accepts) in method.published_keys.items():
             group, _, name_of = key.rpartition(".")
             if name_of not in cfg[group]:
-                add_setting(cfg, key, default, accepts)
+                add_settings(cfg, {key: (default, accepts)})
         for published in method.published_sections if name == chosen else ():
             group, _, key = published.rpartition(".")
             (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[method.section()]

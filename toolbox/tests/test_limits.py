@@ -7,10 +7,11 @@ from operator import getitem
 
 import pytest
 from dassl.config import get_cfg_default
-from dassl.config.defaults import OPTIONS
-from dassl.config.limits import Integer
+from dassl.config.defaults import SETTINGS
 from dassl.utils import UsageError
 from yacs.config import CfgNode as YacsNode
+
+from common.schema import Accepts
 
 
 def with_value(name, value):
@@ -23,7 +24,7 @@ def with_value(name, value):
 
 def test_defaults_are_accepted_and_none_and_nan_are_not():
     get_cfg_default().freeze()
-    for name, (_, limit) in OPTIONS.items():
+    for name, (_, limit, *_) in SETTINGS.items():
         assert limit
         for value in (None, float("nan")):
             with pytest.raises(UsageError, match=f"^{name} is .*: give "):
@@ -35,16 +36,25 @@ def test_defaults_are_accepted_and_none_and_nan_are_not():
     [
         ("OPTIM.LR", -1.0, "a number from 0 to 1,000"),
         ("OPTIM.LR", True, "a number from 0 to 1,000"),
-        ("OPTIM.STEPSIZE", (), "a list of 1 to 1,000 values, each an integer from -1 to 100,000"),
-        ("OPTIM.STEPSIZE", (5, "x"), "a list of 1 to 1,000 values, each an integer from -1 to 100,000"),
+        ("OPTIM.STEPSIZE", (), "a list of at most 1,000 values, each an integer from -1 to 100,000 (at least one)"),
+        (
+            "OPTIM.STEPSIZE",
+            (5, "x"),
+            "a list of at most 1,000 values, each an integer from -1 to 100,000 (at least one)",
+        ),
         ("OPTIM.MAX_EPOCH", 1.0, "an integer from 1 to 100,000"),
         ("OPTIM.NAME", "sdg", "one of adam, amsgrad, sgd, rmsprop, radam, adamw"),
         ("INPUT.SIZE", (64,), "a list of 2 values, each an integer from 1 to 4,096"),
-        ("INPUT.RRCROP_SCALE", (0.9, 0.1), "a list of 2 values in ascending order, each a number from 0.0001 to 1"),
+        ("INPUT.RRCROP_SCALE", (0.9, 0.1), "a list of 2 values, each a number from 0.0001 to 1 (ascending)"),
         ("INPUT.GB_K", 4, "an integer from 1 to 999 (odd)"),
-        ("INPUT.TRANSFORMS", "normalize", "a list of 0 to 1,000 values, each one of random_flip, random_resized_crop"),
-        ("DATASET.NUM_SHOTS", 0, "an integer from -1 to 1,000,000 (-1: all images)"),
-        ("OUTPUT_DIR", "caf\udce9", "text of at most 4,096 characters, without NUL or bytes that are not UTF-8"),
+        (
+            "INPUT.TRANSFORMS",
+            "normalize",
+            "a list of at most 1,000 values, each one of random_flip, ",
+        ),
+        ("DATASET.NUM_SHOTS", 0, "an integer from -1 to 1,000,000 (not 0; -1: all images)"),
+        ("OUTPUT_DIR", "caf\udce9", "text of at most 4,096 characters, without control characters"),
+        ("OUTPUT_DIR", "a\x1b[2J", "text of at most 4,096 characters, without control characters"),
         ("OUTPUT_DIR", "x" * 5000, "text of at most 4,096 characters"),
         ("USE_CUDA", 1, "True or False"),
     ],
@@ -79,7 +89,7 @@ def test_published_and_sound_values_are_accepted(options):
 def test_a_project_registers_its_own_limits_and_removes_others():
     cfg = get_cfg_default()
     cfg.TRAINER.MINE = YacsNode({"DEPTH": 9})
-    cfg.register_limit("TRAINER.MINE.DEPTH", Integer(1, 12))
+    cfg.register_limit("TRAINER.MINE.DEPTH", Accepts(int, 1, 12))
     cfg.register_limit("OPTIM.NAME", None)
     cfg.merge_from_list(["OPTIM.NAME", "mine"])
     cfg.TRAINER.ALSO = cfg.TRAINER.MINE  # the same group under another name
@@ -94,5 +104,5 @@ def test_a_project_registers_its_own_limits_and_removes_others():
     with pytest.raises(UsageError, match="OPTIM.NAME is 'mine'"):
         get_cfg_default().merge_from_list(["OPTIM.NAME", "mine"])
     cfg.TRAINER.MINE = YacsNode({"WORDS": "a\0b"})
-    with pytest.raises(UsageError, match="^TRAINER.MINE.WORDS is 'a.x00b': give text .* without NUL"):
+    with pytest.raises(UsageError, match="^TRAINER.MINE.WORDS is 'a.x00b': give text .* without control"):
         cfg.freeze()

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import cache, partial
-from reprlib import repr as shown  # on one line
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from yacs.config import CfgNode
 
 from common.errors import UsageError
-from common.schema import Accepts, add_setting
+from common.schema import Accepts, add_settings, shown
 
 Precision = Literal["fp16", "bf16", "fp32", "amp"]
 PRECISIONS = get_args(Precision)
@@ -59,7 +58,7 @@ class MethodSettings:
         node = cfg.TRAINER.setdefault(section, CfgNode())
         for name, default in asdict(cls()).items():
             if name not in node:
-                add_setting(cfg, f"TRAINER.{section}.{name}", default, cls.schema()[name])
+                add_settings(cfg, {f"TRAINER.{section}.{name}": (default, cls.schema()[name])})
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a field."""

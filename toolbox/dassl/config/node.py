@@ -9,8 +9,8 @@ from operator import getitem
 from yacs.config import CfgNode as YacsNode
 
 from common.errors import UnknownNameError, UsageError, suggestion
+from common.schema import TEXT, shown
 
-from .limits import Text, shown
 from .yaml_text import parse_yaml, read_yaml_text
 
 BASE_KEY = "_BASE_"
@@ -37,7 +37,7 @@ class CfgNode(YacsNode):
     def register_limit(self, name, limit):
         """Set what a key, such as ``TRAINER.MINE.DEPTH``, accepts; its group exists.
 
-        ``limit`` is an object of :mod:`dassl.config.limits`, or None: every value of the old value's type.
+        ``limit`` is a :class:`common.schema.Accepts`, or None: every value of the old value's type.
         """
         *groups, key = name.split(".")
         _limits(reduce(getitem, groups, self))[key] = limit
@@ -113,7 +113,7 @@ def read_config(file):
         bases = tree.pop(BASE_KEY, None) or []
         content = []
         for base in bases if isinstance(bases, list) else [bases]:
-            if not Text().accepts(base):
+            if not TEXT.accepts(base):
                 raise UsageError(f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths")
             content += included(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
         return [*content, (path, tree)]
@@ -157,7 +157,7 @@ def _accepted(node, key, value, name, file):
 def _check(node, prefix=""):
     """Raise UsageError for a value of a node, or of one below, that its limit does not accept."""
     for key, value in node.items():
-        limit = _limits(node).get(key) or (Text() if isinstance(value, str) else None)
+        limit = _limits(node).get(key) or (TEXT if isinstance(value, str) else None)
         if isinstance(value, YacsNode):
             _check(value, f"{prefix}{key}.")
         elif limit and not limit.accepts(value):
