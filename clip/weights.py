@@ -5,6 +5,7 @@ import stat
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -130,6 +131,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     path = regular_file(path)
     try:
+        content: Any
         if path.suffix == ".safetensors":
             content = load_file(path)
         elif is_torchscript(path):

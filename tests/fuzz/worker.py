@@ -155,8 +155,8 @@ def leftovers(case: Case, folder: Path, verdict: str) -> str:
     """The files that an input has left behind, or an empty text. A download may stay, so that it can be resumed."""
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - case.files.keys()
     left = [name for name in sorted(made) if re.search(r"/\.[^/]+\.(tmp|partial)$|/\.preparing/.+/", name)]
-    if verdict == "refused" and "--no-train" in case.argv and (folder / "out").exists():
-        left.append("out")
+    if verdict == "refused" and "--no-train" in case.argv:
+        left += [name for name in made if name.startswith("out/") and name != "out/.lock"]
     return f"leaves {left[0]} behind" if left else ""
 
 

@@ -127,13 +127,14 @@ def test_few_decoded_images_wait_to_be_written(tmp_path, monkeypatch):
     """On a slow disk all images of a split came to be in memory."""
     read, waiting = [], []
 
-    def write(kept, images):
-        next(iter(images))
+    def put(cache, key, form, nbytes, parts):
+        next(iter(parts))
         time.sleep(0.2)  # as a slow disk
         waiting.append(len(read))
+        return False
 
     monkeypatch.setattr(image_cache, "CHUNK", 2)
-    monkeypatch.setattr(image_cache.CachedImages, "write", write)
+    monkeypatch.setattr(image_cache.DiskCache, "put", put)
     make_images(tmp_path)
     cfg = make_cfg(tmp_path, tmp_path, "CACHE", str(tmp_path), "DATALOADER.CACHE_TEST", True)
     dataset = DataManager(cfg).test_loader.dataset

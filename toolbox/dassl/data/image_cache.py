@@ -60,53 +60,44 @@ def cached_images(dataset, threads):
     cache = DiskCache(Path(os.path.expanduser(folder)), "images", "decoded test images", 1e9 * cfg.CACHE_GB, "CACHE_GB")
     sample = np.asarray(on_image(dataset.read(paths[0])))  # shows also what the text of a transform does not
     key = hashlib.sha256(f"{dataset.content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
-    images = CachedImages(cache, key, (len(paths), *sample.shape), on_tensor)
-    if not images.open():
+    shape = len(paths), *sample.shape
+    entry = key, f"uint8 {shape}", math.prod(shape)
+    content = cache.get(*entry)
+    if content is None:
         with ThreadPool(max(1, threads)) as pool:
             chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
             decoded = chain.from_iterable(pool.map(lambda path: on_image(dataset.read(path)), part) for part in chunks)
-            images.write(tqdm(decoded, "Decoding", len(paths), unit="image"))
+            images = tqdm(decoded, "Decoding", len(paths), unit="image")
+            written = cache.put(*entry, (pixels_of(image, sample.shape) for image in images))
         pool.join()  # before workers are forked
-    return images if images.pixels is not None else None
+        content = cache.get(*entry) if written else None
+    return None if content is None else CachedImages(cache.file(key), content, shape, on_tensor)
+
+
+def pixels_of(image, shape):
+    """The bytes of a PIL image; ValueError if it has another shape."""
+    pixels = np.asarray(image)
+    if pixels.shape != shape:
+        raise ValueError(f"they have the sizes {shape} and {pixels.shape}")
+    return pixels.tobytes()
 
 
 class CachedImages:
-    """The pixels of images after the PIL steps of a test transform, in a file that several processes may write.
+    """The pixels of images after the PIL steps of a test transform, in a file that is mapped into memory.
 
-    `shape` is (images, H, W, 3). `on_tensor` is the rest of the transform, from `ToTensor` on.
+    `content` is the mapped file, `shape` is (images, H, W, 3). `on_tensor` is the rest of the transform, from
+    `ToTensor` on.
     """
 
-    def __init__(self, cache, key, shape, on_tensor):
-        self.cache, self.key, self.shape, self.on_tensor = cache, key, shape, on_tensor
-        self.pixels = None
+    def __init__(self, file, content, shape, on_tensor):
+        self.file, self.shape, self.on_tensor = file, shape, on_tensor
+        self.pixels = np.frombuffer(content, np.uint8, math.prod(shape)).reshape(shape)
 
     def __getitem__(self, index):
         """The image as the transform returns it."""
         if self.pixels is None:  # in a worker that was not forked
-            self.pixels = np.memmap(self.cache.file(self.key), np.uint8, "r", shape=self.shape)
+            self.pixels = np.memmap(self.file, np.uint8, "r", shape=self.shape)
         return self.on_tensor(Image.fromarray(self.pixels[index]))
 
     def __getstate__(self):
         return self.__dict__ | {"pixels": None}  # pickle would copy all of them
-
-    def open(self):
-        """Map the file into memory; returns whether it is there and is what was written."""
-        nbytes = math.prod(self.shape)
-        content = self.cache.get(self.key, f"uint8 {self.shape}", nbytes)
-        if content is not None:
-            self.pixels = np.frombuffer(content, np.uint8, nbytes).reshape(self.shape)
-        return content is not None
-
-    def write(self, images):
-        """Write the PIL images to the file and map it into memory; if it cannot be written, print why.
-
-        Raises ImageError for a missing or damaged image.
-        """
-        if self.cache.put(self.key, f"uint8 {self.shape}", math.prod(self.shape), map(self.pixels_of, images)):
-            self.open()
-
-    def pixels_of(self, image):
-        pixels = np.asarray(image)
-        if pixels.shape != self.shape[1:]:
-            raise ValueError(f"they have the sizes {self.shape[1:]} and {pixels.shape}")
-        return pixels.tobytes()
