@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from dassl.config import flatten, read_config
+
 from common.errors import UsageError, choose
 from common.files import check_no_link
 
@@ -131,11 +133,9 @@ def check_test(run: Run) -> None:
     Raises:
         UsageError: one does.
     """
-    from ..configuration import flatten, settings_in
-
     for option in ("--config-file", "--dataset-config-file"):
-        settings = flatten(settings_in(run.option(option)))
-        if any(key.endswith("TEST.NO_TEST") and value for key, value in settings.items()):
+        contents = [flatten(tree) for _, tree in read_config(run.option(option))]
+        if any(value for content in contents for key, value in content.items() if key.endswith("TEST.NO_TEST")):
             raise UsageError(f"TEST.NO_TEST is True in {run.option(option)}", "leave it out, or use another file")
 
 
