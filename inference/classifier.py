@@ -21,8 +21,9 @@ import trainers
 from clip import CLIP, is_published, load_backbone, weights_sha256
 from common.errors import UsageError, choose
 from common.names import check_known_names, check_names, check_template
-from trainers.base import TEMPLATE, PromptTrainer
-from trainers.base.build import build_model, without_training
+from trainers.base import TEMPLATE
+from trainers.base.build import assemble_model
+from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
 from .artefact import Description, read_artefact, write_artefact
@@ -48,7 +49,7 @@ class PromptedClassifier:
 
     Args:
         description: the prompts' method, settings, transform and class names.
-        checkpoint: the learned tensors, as `PromptTrainer.load_prompts` takes them; None if nothing is learned.
+        checkpoint: the learned tensors, as `Checkpoints.load` takes them; None if nothing is learned.
         source: where they are from, for errors.
         backbone: name or file of the weights; by default the one that the prompts were learned on.
         device: `cpu` or `cuda`; by default CUDA if there is a GPU.
@@ -242,24 +243,24 @@ class PromptedClassifier:
         for start in range(0, len(several), size):
             yield self.pixels(several[start : start + size])
 
-    def _method_for(self, class_names: Sequence[str] | None) -> PromptTrainer:
+    def _method_for(self, class_names: Sequence[str] | None) -> Method:
         own = with_spaces(self.class_names)
         names = own if class_names is None else with_spaces(check_names(class_names))
         return self._own if names == own else self._other(*names)
 
     @torch.inference_mode(False)  # whose tensors do not count their changes
-    def _build(self, *class_names: str) -> PromptTrainer:
+    def _build(self, *class_names: str) -> Method:
         """The method with a model for these names: the learned prompts on the one backbone."""
         kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
-        method = without_training(kind, self.cfg, list(class_names), template or TEMPLATE, self.device)
-        build_model(method, clip=self.clip)
+        method = kind(self.cfg, Classes(list(class_names), template or TEMPLATE), self.device)
+        assemble_model(method, clip=self.clip)
         if class_names != with_spaces(self.class_names):
             nothing = torch.zeros(1, method.model.clip.visual.output_dim, device=self.device)
             if not kind.transfers or method.model.prompt_learner.text(nothing).by_class:
                 what = f"{self.source} has values of its own for each class that it was learned on"
                 raise UsageError(what, "leave out the class names", self.source)
         if self.checkpoint is not None:
-            method.load_prompts(self.checkpoint, self.source)
+            method.checkpoints.load(self.checkpoint, self.source)
         method.model.eval()
         return method
 

@@ -247,7 +247,7 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
     trainer = make("TPT")
     state = {"ctx": torch.randn(4, 64), "token_prefix": torch.zeros(6, 1, 64), "token_suffix": torch.zeros(6, 72, 64)}
     state = {prefix + name: tensor for name, tensor in state.items()}
-    trainer.load_prompts({"state_dict": state, "epoch": 50}, "a file")
+    trainer.checkpoints.load({"state_dict": state, "epoch": 50}, "a file")
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
 
 
@@ -257,7 +257,7 @@ def test_tuning_refuses_a_published_checkpoint_of_maple(make):
     shapes = {"ctx": (2, 64), "proj.weight": (64, 64), "proj.bias": (64,), "compound_prompts_text.0": (2, 64)}
     state = {f"prompt_learner.{name}": torch.randn(shape) for name, shape in shapes.items()}
     with pytest.raises(UsageError, match="a file is a checkpoint of MaPLe"):
-        trainer.load_prompts({"state_dict": state, "epoch": 5}, "a file")
+        trainer.checkpoints.load({"state_dict": state, "epoch": 5}, "a file")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_unfit_start_gives_an_error_of_one_line(shape, settings, own, words, mak
         "metadata": {"method": "CoOp", "settings": settings},
     }
     with one_line(words):
-        trainer.load_prompts(start, "a file")
+        trainer.checkpoints.load(start, "a file")
 
 
 @pytest.mark.filterwarnings("ignore:no weights loaded")
@@ -310,7 +310,7 @@ def test_class_names_stand_where_the_words_have_cls(make):
 def test_a_start_may_have_the_class_names_where_cls_is(words, learned, make):
     trainer = make("TPT", CTX_INIT=words)
     start = {"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 1}
-    trainer.load_prompts({**start, "metadata": {"settings": {"CLASS_TOKEN_POSITION": learned}}}, "a file")
+    trainer.checkpoints.load({**start, "metadata": {"settings": {"CLASS_TOKEN_POSITION": learned}}}, "a file")
     assert not trainer.model.prompt_learner.ctx.any()
 
 

@@ -87,17 +87,17 @@ def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
 def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, classes, learned, build):
     trainer = build("CoOp", classes)
     assert trainer.model.classes_learned
-    assert trainer.were_learned(written) == learned
     checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    trainer.load_prompts(checkpoint | {"metadata": written}, "a file")
+    trainer.checkpoints.load(checkpoint | {"metadata": written}, "a file")
     assert trainer.model.classes_learned == learned
 
 
 def test_learned_classes_of_another_dataset_count_only_if_they_are_all_classes(build):
     trainer, names = build("CoOp", "base"), {"class_names": ["blue_lake", "x", "red"]}
-    assert trainer.known_classes({**names, "dataset": "EuroSAT"}) == {0: 2, 2: 0}
-    assert trainer.known_classes(names) == trainer.known_classes({**names, "dataset": "ImageNet"}) == {}
-    assert trainer.known_classes({"class_names": trainer.class_names, "dataset": "ImageNet"}) == {0: 0, 1: 1, 2: 2}
+    classes = trainer.checkpoints.classes
+    assert classes({**names, "dataset": "EuroSAT"}).labels == {0: 2, 2: 0}
+    assert classes(names).labels == classes({**names, "dataset": "ImageNet"}).labels == {}
+    assert classes({"class_names": trainer.class_names, "dataset": "ImageNet"}).labels == {0: 0, 1: 1, 2: 2}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_test_of_mmrl_says_how_it_reads_images(classes, dataset, kind, finishe
 def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind, build):
     trainer = build("MMRL", classes, "TASK", task)
     assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(64**-0.5, rel=0.1)
-    trainer.load_prompts({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
+    trainer.checkpoints.load({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
     assert trainer.model.classes_learned == (kind == "learned")
 
 

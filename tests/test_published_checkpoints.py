@@ -14,7 +14,7 @@ from marks import thorough_but
 from published_files import published_model, published_training, save_published
 from test_lora_files import lora_shapes, write_lora
 
-import trainers
+from trainers.base.learned import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -221,14 +221,15 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def tested(reproduced, monkeypatch, backbone, tmp_path):
     """`tested(case)` -> how `tools/reproduce.py` ended, what its tests have loaded, and their results."""
-    loaded, load_prompts = [], trainers.PromptTrainer.load_prompts
+    loaded, load = [], Checkpoints.load
 
-    def noted(trainer, checkpoint, path):
-        load_prompts(trainer, checkpoint, path)
+    def noted(checkpoints, checkpoint, path):
+        load(checkpoints, checkpoint, path)
+        trainer = checkpoints.method
         state = {key: value.cpu().clone() for key, value in trainer.saved_module().state_dict().items()}
         loaded.append((state, trainer.model.classes_learned))
 
-    monkeypatch.setattr(trainers.PromptTrainer, "load_prompts", noted)
+    monkeypatch.setattr(Checkpoints, "load", noted)
 
     def tested(case):
         ended = reproduced(case.method, backbone, *case.options)

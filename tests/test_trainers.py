@@ -24,8 +24,8 @@ from experiments.configuration import setup_cfg
 from experiments.protocols import recipe
 from trainers import methods
 from trainers.base import PromptedCLIP
-from trainers.base.build import without_training
 from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.method import Classes
 from trainers.base.prompts import ContextSettings, TemplatePrompts, move_class_tokens
 from trainers.base.settings import settings_from
 from trainers.base.steps import Repeated
@@ -218,7 +218,7 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     file = YAMLS[f"{name}/{recipe(name, 'few_shot').cfg}"]
     options = ["TRAINER.MMRL.REP_DIM", 512] if name == "MMRL" else []  # on EuroSAT it has 2048
     cfg, names = configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options), ["forest", "annual crop land"]
-    bare = without_training(method, cfg, names, "a photo of a {}.", torch.device("cpu"))
+    bare = method(cfg, Classes(names))
     model = PromptedCLIP(clip, bare.build_prompts(clip, names))
     learned = sum(parameter.numel() for parameter in model.parameters())
     assert DOCUMENTED[name][-1].startswith(f"{learned:,} (")

@@ -16,6 +16,8 @@ from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import arguments
 from finished import finish
 from learned import OPTIONS
+from marks import one_line
+from torch import nn
 
 from clip.random_weights import random_tensor
 from common.errors import UsageError
@@ -27,6 +29,8 @@ from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models, read_model
 from trainers import methods
+from trainers.base import PromptTrainer
+from trainers.base.prompts import TemplatePrompts
 from trainers.dept import dept
 
 pytestmark = pytest.mark.slow
@@ -200,16 +204,47 @@ def test_an_evaluation_with_non_finite_logits_records_nothing(train, backbone, t
 def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     trainer = build("CoOp", "all", "CSC", True)
     before = torch.get_rng_state()
-    assert trainer.tensors_of_classes() == {"ctx": 0}
+    assert trainer.checkpoints.class_dims() == {"ctx": (0,)}
     assert torch.equal(before, torch.get_rng_state())
-    assert build("CoOp").tensors_of_classes() == {}
+    assert build("CoOp").checkpoints.class_dims() == {}
     checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    trainer.load_prompts(checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file")
+    trainer.checkpoints.load(checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file")
     published = build("CoOp", "new", "CSC", True), checkpoint
     named = ((trainer, checkpoint | {"metadata": {"class_names": list(names)}}) for names in ("abcdef", "ab"))
     for refusing, content in (published, *named):
         with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):
-            refusing.load_prompts(content, "a file")
+            refusing.checkpoints.load(content, "a file")
+
+
+class Pairs(PromptTrainer):
+    """A method with a value for each pair of classes."""
+
+    def build_prompts(self, clip, classnames):
+        prompts = TemplatePrompts("a photo of a {}.", classnames, clip.context_length)
+        prompts.pairs = nn.Parameter(torch.zeros(len(classnames), 2, len(classnames)))
+        return prompts
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(known, build, monkeypatch):
+    """One dimension of it was adapted; the error about the other one blamed the settings."""
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pairs", Pairs)
+    monkeypatch.setattr(Pairs, "of_learned_classes", ("prompt_learner.pairs",) if known else ())
+    base, every = build("Pairs", "base"), build("Pairs", "all")
+    assert every.checkpoints.class_dims() == {"prompt_learner.pairs": (0, 2)}
+    learned = torch.randn(3, 2, 3)
+    base.model.prompt_learner.pairs.data = learned
+    names = [base.class_names[label] for label in (2, 0, 1)]  # other labels in the checkpoint
+    metadata = {**base.checkpoints.metadata(), "class_names": names}
+    content = {"state_dict": base.saved_module().state_dict(), "epoch": 1, "metadata": metadata}
+    if not known:
+        with one_line("prompt_learner.pairs with values for each class", "test it on these classes"):
+            every.checkpoints.load(content, "a file")
+        return
+    every.checkpoints.load(content, "a file")
+    expected, here = torch.zeros(6, 2, 6), torch.tensor([2, 0, 1])
+    expected[here[:, None, None], torch.tensor([0, 1])[None, :, None], here] = learned
+    assert torch.equal(every.model.prompt_learner.pairs, expected)
 
 
 DAMAGES = {
@@ -231,13 +266,13 @@ def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(m
     if method == "TipAdapter":
         base.begin(base.features_of(base.dm.dataset.train_x))
     state = base.saved_module().state_dict()
-    checkpoint = {"epoch": 1, "metadata": base.prompts_metadata()}
-    every.load_prompts(checkpoint | {"state_dict": dict(state)}, "a file")
+    checkpoint = {"epoch": 1, "metadata": base.checkpoints.metadata()}
+    every.checkpoints.load(checkpoint | {"state_dict": dict(state)}, "a file")
     for name, (words, damage) in product(names, DAMAGES.items()):
         damaged = {key: damage(value) if key == name else value for key, value in state.items()}
         content = {key: value for key, value in damaged.items() if value is not None}
         with pytest.raises(UsageError, match=re.escape(words)):
-            every.load_prompts(checkpoint | {"state_dict": content}, "a file")
+            every.checkpoints.load(checkpoint | {"state_dict": content}, "a file")
 
 
 def wrapped(state):
@@ -249,8 +284,8 @@ def wrapped(state):
 def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build):
     base, every = build("DePT+CoOp", "base"), build("DePT+CoOp", "all")
     state = base.saved_module().state_dict()
-    metadata = {"metadata": base.prompts_metadata()} if named else {}  # a published one does not say its classes
-    every.load_prompts({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
+    metadata = {"metadata": base.checkpoints.metadata()} if named else {}  # a published one does not say its classes
+    every.checkpoints.load({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
     assert torch.equal(every.model.linear_probe_proj.bias[:3], state["linear_probe_proj.bias"]) == named
     assert torch.equal(every.model.prompt_learner.ctx, state["prompt_learner.ctx"])
 
@@ -260,8 +295,8 @@ def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "DePT+CoOp", method)
     base, every = build("DePT+CoOp", "base", "CSC", True), build("DePT+CoOp", "all", "CSC", True)
     base.model.prompt_learner.ctx.data += 1
-    checkpoint = {"state_dict": base.saved_module().state_dict(), "epoch": 1, "metadata": base.prompts_metadata()}
-    every.load_prompts(checkpoint, "a file")
+    checkpoint = {"state_dict": base.saved_module().state_dict(), "epoch": 1, "metadata": base.checkpoints.metadata()}
+    every.checkpoints.load(checkpoint, "a file")
     assert torch.equal(every.model.prompt_learner.ctx[:3], base.model.prompt_learner.ctx)
 
 
@@ -271,7 +306,7 @@ def test_a_checkpoint_says_which_method_made_it(build):
     with pytest.raises(
         UsageError, match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"
     ):
-        trainer.load_prompts(content, "a file")
+        trainer.checkpoints.load(content, "a file")
 
 
 @pytest.mark.parametrize(("method", "classes"), [("DePT+CoOp", 3), ("DePT+CoOp", 4), ("MMRL", 3)])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clip import ImageOutput
 
 from .base import PromptTrainer
-from .base.checkpoints import tensors_of
+from .base.checkpoints import of_other_classes, tensors_of
 from .base.feature_trainer import FeatureTrainer
 from .base.head import FiLM
 from .base.plugin import plugin
@@ -91,14 +91,14 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         def saved_module(self):
             return self.model
 
-        def load_prompts(self, checkpoint, path):
-            written, bias = checkpoint.get("metadata") or {}, tensors_of(checkpoint).get(f"{HEAD}.bias")
-            if "class_names" not in written and bias is not None and bias.shape != (len(self.class_names),):
-                checkpoint = {**checkpoint, "metadata": {**written, "class_names": []}}  # a published one, of others
-            super().load_prompts(checkpoint, path)
+        def before_load(self, checkpoint, path):
+            bias = tensors_of(checkpoint).get(f"{HEAD}.bias")
+            other = bias is not None and bias.shape != (len(self.class_names),)
+            return super().before_load(of_other_classes(checkpoint) if other else checkpoint, path)
 
-        def were_learned(self, written):
-            return len(self.known_classes(written)) == len(self.class_names)
+        def after_load(self, classes):
+            super().after_load(classes)
+            self.model.classes_learned = len(classes.labels) == len(self.class_names)
 
         def build_optimizer(self):
             options = self.cfg.OPTIM.clone()

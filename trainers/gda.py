@@ -95,10 +95,8 @@ class GDA(FittedTrainer):
             self.head.alpha.fill_(max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1]))
             print(f"{self.correct()} of {len(self.val[1])} validation images with alpha {self.head.alpha:g}")
 
-    def load_prompts(self, checkpoint, path):
-        super().load_prompts(checkpoint, path)
-        written = checkpoint.get("metadata") or {}
-        if not self.same_classes(written) and len(self.known_classes(written)) < len(self.class_names):
+    def after_load(self, classes):
+        if not classes.same and len(classes.labels) < len(self.class_names):
             self.estimate(self.model.class_texts)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from clip import Edit, ImageOutput, Schedule, TextPrompts
 from common.errors import UsageError
 
 from .base import require_vit
+from .base.checkpoints import of_other_classes
 from .base.prompted import normalize
 from .base.prompts import TemplatePrompts, check_depth, gaussian, mapped, text_width, vision_width
 from .base.settings import MethodSettings
@@ -91,9 +92,9 @@ class MMRL(TaughtTrainer):
         check_depth(clip, "the last of TRAINER.MMRL.REP_LAYERS", self.settings.REP_LAYERS[-1])
         return MMRLPrompts(clip, classnames, self.template(), self.settings)
 
-    def were_learned(self, written):
-        elsewhere = self.settings.TASK == "CD" and self.cfg.DATASET.NAME != "ImageNet" and "class_names" not in written
-        return not elsewhere and super().were_learned(written)
+    def before_load(self, checkpoint, path):
+        elsewhere = self.settings.TASK == "CD" and self.cfg.DATASET.NAME != "ImageNet"
+        return of_other_classes(checkpoint) if elsewhere else checkpoint
 
     def loss(self, output, labels):
         """Cross-entropy of both features, and the first one and the text's held near the frozen CLIP's."""

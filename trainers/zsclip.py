@@ -42,6 +42,3 @@ class ZeroshotCLIP(PromptTrainer):
     def train(self):
         print("ZeroshotCLIP learns nothing: evaluating")
         self.test()
-
-    def load_model(self, directory, epoch=None):
-        """Nothing was learned, so nothing is loaded."""

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -13,17 +12,17 @@ from .precision import usable
 from .prompted import PromptedCLIP
 
 if TYPE_CHECKING:
-    from .trainer import PromptTrainer
+    from .method import Method
 
 
-def build_model(method: "PromptTrainer", towers: str = "fast", clip: CLIP | None = None) -> None:
+def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = None) -> None:
     """Set `method.model`: the frozen backbone under the prompts that training starts from, on `method.device`.
 
     The prompts are built where the backbone is, on the CPU if it is loaded here. A backbone that is on `method.device`
     already is not moved, so that other models may compute with it meanwhile.
 
     Args:
-        method: the trainer of a run, or what `without_training` returns.
+        method: a trainer, or the method of a prediction.
         towers: the form of the towers, a key of `clip.TOWERS`.
         clip: the backbone, if it is loaded already.
 
@@ -45,21 +44,6 @@ def build_model(method: "PromptTrainer", towers: str = "fast", clip: CLIP | None
     if clip.logit_scale.device.type != device.type:
         method.model.to(device)
     method.finish_model()
-
-
-def without_training(
-    method: type["PromptTrainer"], cfg: CfgNode, class_names: list[str], dataset_template: str, device: torch.device
-) -> "PromptTrainer":
-    """A method for predictions: it has no images, no optimiser and no settings of training.
-
-    Args:
-        method: its class.
-        cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a configuration.
-        class_names, dataset_template, device: as those of a trainer.
-    """
-    bare = method.__new__(method)  # not `method(cfg)`, which reads a dataset and builds an optimiser
-    bare.__dict__.update(cfg=cfg, class_names=class_names, dataset_template=dataset_template, device=device)
-    return bare
 
 
 def require_vit(clip: CLIP, method: str, backbone: str) -> None:

@@ -100,6 +100,12 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
 
 
+def of_other_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A published checkpoint as one that was learned on other classes than a run's; ours says on which."""
+    written = checkpoint.get("metadata") or {}
+    return checkpoint if "class_names" in written else {**checkpoint, "metadata": {**written, "class_names": []}}
+
+
 def select_prompts(
     checkpoint: Mapping[str, Any], path: str, metadata: Mapping[str, Any], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -107,7 +113,7 @@ def select_prompts(
 
     Args:
         checkpoint: what `path` holds: `state_dict` (from `tensors_of`), and `metadata` if this project wrote it.
-        metadata: the same of the run that loads it (`PromptTrainer.prompts_metadata`).
+        metadata: the same of the run that loads it (`Checkpoints.metadata`).
         expected: the state dict to fill.
 
     Raises:

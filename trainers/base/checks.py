@@ -20,7 +20,8 @@ from yacs.config import CfgNode
 from clip import TOWERS
 from clip.random_weights import random_clip
 
-from .build import build_model, unregistered, without_training
+from .build import assemble_model, unregistered
+from .method import Classes
 from .prompted import PromptLearner
 
 TOLERANCE = 1e-3  # of the largest value
@@ -102,8 +103,8 @@ def check_features(trainer: Any, images: Tensor) -> None:
 
 def check_saved(trainer: Any, images: Tensor) -> None:
     """Raise AssertionError if a model that reads the run's checkpoint gives other logits than the trained one."""
-    loaded = without_training(type(trainer), trainer.cfg, trainer.class_names, trainer.dataset_template, trainer.device)
-    build_model(loaded, clip=trainer.model.frozen)
+    loaded = type(trainer)(trainer.cfg, Classes(trainer.class_names, trainer.dataset_template), trainer.device)
+    assemble_model(loaded, clip=trainer.model.frozen)
     if trainer.get_model_names():
         loaded.load_model(trainer.cfg.OUTPUT_DIR)
     logits = []

@@ -176,7 +176,7 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[
     return choices, None if phases is None else known_keys(phases, PHASE)
 
 
-def joined(*parts: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def joined(*parts: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     """The records behind several parts of a model; None if some do not say theirs, and the others have none."""
     known = [each for part in parts for each in part or ()]
     return known if known or None not in parts else None

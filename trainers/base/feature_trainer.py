@@ -21,6 +21,7 @@ from .data_use import Choice, record
 from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
 from .features_of import open_features_run
 from .head import Head, HeadCLIP
+from .learned import Checkpoints
 from .prompted import normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
@@ -74,6 +75,27 @@ class ChoosingSettings(FeatureSettings):
     CHOOSE_ON: Literal["validation", "oracle"] = "validation"
 
 
+class HeadCheckpoints(Checkpoints):
+    """Those of a head: they say on which run's features it was learned."""
+
+    def metadata(self) -> dict[str, Any]:
+        return super().metadata() | {"features_sha256": self.method.features_sha256}
+
+    def check_weights(self, written: Mapping[str, Any], what: str) -> None:
+        super().check_weights(written, what)
+        here = self.method.features_sha256
+        if written.get("features_sha256", here) != here:
+            key = f"TRAINER.{self.method.section()}.FEATURES_OF"
+            raise UsageError(
+                f"{what} has a head on the features of another run", f"give the run it learned on as {key}"
+            )
+
+    def class_dims(self) -> dict[str, tuple[int, ...]]:
+        dims, learned = super().class_dims(), self.method.of_learned_classes
+        rows = {name: dims.pop(name, ()) for name in self.method.spec.row_tensors}  # axis 0 has a row for each image
+        return dims | {name: tuple(filter(None, axes)) for name, axes in rows.items() if name in learned}
+
+
 class FeatureTrainer(PromptTrainer):
     """A method that learns a head by gradients, in batches of features.
 
@@ -88,6 +110,7 @@ class FeatureTrainer(PromptTrainer):
     transfers = False
     saves_learner = True
     reads_template = True
+    checkpoints_type = HeadCheckpoints
     spec: ClassVar[FeatureSpec] = FeatureSpec()
     support: Support
     features_sha256 = ""  # of the checkpoint of FEATURES_OF
@@ -170,44 +193,20 @@ class FeatureTrainer(PromptTrainer):
         self.model.stand_on(base.model)
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
-    def register(self) -> None:
-        if any(True for _ in self.model.parameters()):
-            super().register()
-        else:
-            self.register_model(self.saved_as, self.saved_module())
-
     def use_graphs(self) -> None:
         print(f"MODEL.CUDA_GRAPHS is ignored: it needs images, and {type(self).__name__} learns from their features")
 
-    # Loading
-
-    def prompts_metadata(self) -> dict[str, Any]:
-        return super().prompts_metadata() | {"features_sha256": self.features_sha256}
-
-    def check_weights(self, written: Mapping[str, Any], what: str) -> None:
-        super().check_weights(written, what)
-        if written.get("features_sha256", self.features_sha256) != self.features_sha256:
-            key = f"TRAINER.{self.section()}.FEATURES_OF"
-            raise UsageError(
-                f"{what} has a head on the features of another run", f"give the run it learned on as {key}"
-            )
-
-    def tensors_of_classes(self) -> dict[str, int | None]:
-        found = super().tensors_of_classes()
-        rows = {name: found.pop(name, None) for name in self.spec.row_tensors}  # dimension 0 has a row for each image
-        return found | {name: dim or None for name, dim in rows.items() if name in self.of_learned_classes}
-
-    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        written, state = checkpoint.get("metadata") or {}, tensors_of(checkpoint)
-        known = self.same_classes(written) or self.known_classes(written)
+    def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+        """Make the head's tensors with a row for each image as long as those of the checkpoint."""
+        state, labels = tensors_of(checkpoint), self.checkpoints.classes(checkpoint.get("metadata") or {}).labels
         rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.spec.row_tensors:
             tensor = getattr(self.head, name)
             there = state.get(name, tensor)
-            usable = there.dim() == tensor.dim() and there.numel() and (known or name not in self.of_learned_classes)
+            usable = there.dim() == tensor.dim() and there.numel() and (labels or name not in self.of_learned_classes)
             rows = rows or (there.shape[:1] if usable else (0,))
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
-        super().load_prompts(checkpoint, path)
+        return checkpoint
 
     # The images
 

@@ -8,9 +8,10 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError
 
-from .build import build_model, without_training
+from .build import assemble_model
 from .checkpoints import find_checkpoint, is_checkpoint
 from .head import HeadCLIP
+from .method import Classes
 from .prompted import PromptedCLIP
 from .trainer import PromptTrainer
 
@@ -46,8 +47,8 @@ def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[Pr
     cfg = head.cfg.clone()
     cfg.defrost()
     cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
-    base = without_training(kind, cfg, head.class_names, head.dataset_template, head.device)
-    build_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
-    base.load_prompts(checkpoint, path)
+    base = kind(cfg, Classes(head.class_names, head.dataset_template), head.device)
+    assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
+    base.checkpoints.load(checkpoint, path)
     print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
     return base, path

@@ -1,246 +1,90 @@
-"""The part of a trainer that reads and writes learned prompts."""
+"""The learned prompts of a method in checkpoints: what is saved beside them, and whose weights and classes they fit."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from dassl.utils import load_checkpoint
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
 
-from clip import CLIP, weights_sha256
+from clip import weights_sha256
 from common.errors import UsageError, one_line
 from common.files import checksum
 from common.version import __version__, source
 
-from .build import without_training
-from .checkpoints import (
-    check_tensor,
-    differences,
-    find_checkpoint,
-    is_checkpoint,
-    is_metadata,
-    select_prompts,
-    tensors_of,
-)
-from .data_use import Choice, Phase, fit_phase, inherited
-from .method import Method
-from .prompted import PromptedCLIP, PromptLearner
+from .checkpoints import check_tensor, differences, is_checkpoint, is_metadata, select_prompts, tensors_of
+from .data_use import Phase, fit_phase, inherited
+from .prompted import PromptLearner
+
+if TYPE_CHECKING:
+    from .method import Method
 
 
-class LearnedPrompts(Method):
-    """A method with the prompts that a checkpoint holds, which belong to some classes and weights."""
+@dataclass(frozen=True)
+class LearnedClasses:
+    """The classes that prompts were learned on, beside those of a run.
 
-    Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
-    saves_learner: ClassVar[bool] = False  # whether a checkpoint has the prompt learner alone, not the whole model
-    # Names of tensors with values for each class: others have those that the method starts from.
-    of_learned_classes: ClassVar[tuple[str, ...]] = ()
-    model: PromptedCLIP
-    loaded_epoch: int
-    loaded_sha256: str
+    Attributes:
+        names: in the order of their labels.
+        same: whether the run has these classes, in the same order.
+        complete: whether all classes of the run are among them, in the same dataset.
+        labels: the label in the run -> that in the checkpoint, of the classes that both have. Classes of another
+            dataset count only if all of the run's have learned names: else a name may mean something else.
+    """
 
-    def __init__(self, cfg: CfgNode):
-        self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
-        self.inherited_phases: list[Phase] | None = []  # what these were learned from; None: they do not say
-        super().__init__(cfg)
+    names: list[str]
+    same: bool
+    complete: bool
+    labels: Mapping[int, int]
 
-    def inherit(self, choices: list[Choice]) -> None:
-        """Add choices that were made before this run to those that its checkpoints name."""
-        self.inherited_choices = [*(self.inherited_choices or []), *choices]
 
-    def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
-        """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.
+class Checkpoints:
+    """What a method saves and loads.
 
-        Predictions have no images: see `build.without_training` for what this may use.
-        """
-        raise NotImplementedError
+    Args:
+        method: a trainer, or the method of a prediction, with its model.
+    """
 
-    def saved_module(self) -> nn.Module:
-        """The module whose state dict is the checkpoint."""
-        return self.model.prompt_learner if self.saves_learner else self.model
+    def __init__(self, method: "Method"):
+        self.method: Any = method
 
-    def checkpoint_metadata(self) -> dict[str, Any]:
-        """The facts in a checkpoint besides its learned tensors: plain values only."""
-        choices: dict[str, Any] = {"choices": self.choices}
-        if self.inherited_choices is not None:
-            choices["inherited_choices"] = self.inherited_choices
-        fit = {"fit": [*(self.inherited_phases or []), self.fit_phase]}
-        return self.prompts_metadata() | choices | fit | {"commit": source()["commit"] or ""}
+    # Saving and resuming
+
+    def metadata(self) -> dict[str, Any]:
+        """The facts in a checkpoint that say what its prompts fit: plain values only."""
+        backbone = self.method.cfg.MODEL.BACKBONE.NAME
+        return {
+            "method": type(self.method).__name__,
+            "settings": asdict(self.method.settings),
+            "backbone": backbone,
+            "weights_sha256": weights_sha256(backbone),
+            "dataset": self.method.dataset_title,
+            "class_names": self.method.class_names,
+            "version": __version__,
+        }
+
+    def training_metadata(self) -> dict[str, Any]:
+        """`metadata`, and what the prompts were learned from and chosen on."""
+        method = self.method
+        choices: dict[str, Any] = {"choices": method.choices}
+        if method.inherited_choices is not None:
+            choices["inherited_choices"] = list(method.inherited_choices)
+        fit = {"fit": [*(method.inherited_phases or []), self.fit_phase]}
+        return self.metadata() | choices | fit | {"commit": source()["commit"] or ""}
 
     @cached_property
     def fit_phase(self) -> Phase:
         """The images that training learns from."""
-        return fit_phase(self.cfg, self.dataset_title, self.dm.dataset, len(self.class_names))
+        method = self.method
+        return fit_phase(method.cfg, method.dataset_title, method.dm.dataset, len(method.class_names))
 
-    def prompts_metadata(self) -> dict[str, Any]:
-        """The part of `checkpoint_metadata` that says what the prompts fit."""
-        return {
-            "method": type(self).__name__,
-            "settings": asdict(self.settings),
-            "backbone": self.cfg.MODEL.BACKBONE.NAME,
-            "weights_sha256": weights_sha256(self.cfg.MODEL.BACKBONE.NAME),
-            "dataset": self.dataset_title,
-            "class_names": self.class_names,
-            "version": __version__,
-        }
-
-    @classmethod
-    def checkpoint_in(cls, directory: str, epoch: int | None) -> str:
-        """Path of the checkpoint that `load_model` loads; UsageError if there is none."""
-        return find_checkpoint(directory, cls.saved_as, epoch, cls.__name__, cls.published_file)
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load learned prompts from a checkpoint of this project or of the published code, at any class count.
-
-        Args:
-            directory: the output folder of a training run; nothing is loaded if empty (as everywhere in Dassl).
-            epoch: which epoch's; None means the best on validation or, without validation, the newest.
-
-        Raises:
-            UsageError: no checkpoint there, or its prompts do not fit the settings, or are of other weights or classes.
-        """
-        if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
-            return
-        path = self.checkpoint_in(directory, epoch)
-        checkpoint = load_checkpoint(path)
-        if os.path.basename(path) == self.published_file:
-            checkpoint = self.of_published_file(checkpoint, path)
-        if not is_checkpoint(checkpoint):
-            raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
-        self.load_prompts(checkpoint, path)
-        self.loaded_sha256 = checksum(Path(path))
-        if type(self.model.prompt_learner).image is not PromptLearner.image:
-            kind = "learned" if self.model.classes_learned else "new"
-            print(f"Images are read as those of {kind} classes")
-        written = checkpoint.get("metadata") or {}
-        if not written.get("weights_sha256"):
-            print(f"{path} does not say on which weights its prompts were learned: check that they are these")
-        if changed := differences({"settings": written.get("settings")}, self.prompts_metadata()):
-            print(f"The prompts were learned with other settings: {one_line(changed)}")
-        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
-
-    def of_published_file(self, content: Any, path: str) -> Any:
-        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`.
-
-        Raises:
-            UsageError: it is of other settings.
-        """
-        raise NotImplementedError
-
-    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        """Load the learned prompts in the content of a checkpoint; errors are as for `load_model`, and name `path`."""
-        module, metadata, written = self.saved_module(), self.prompts_metadata(), checkpoint.get("metadata") or {}
-        self.check_weights(written, path)
-        state, expected = tensors_of(checkpoint), module.state_dict()
-        kept: dict[str, Tensor] = {}
-        if not self.same_classes(written):
-            of_classes, known = self.tensors_of_classes(), self.known_classes(written)
-            unknown = [name for name in of_classes if not any(fnmatchcase(name, p) for p in self.of_learned_classes)]
-            if unknown and len(known) < len(self.class_names):
-                what = f"{path} has {unknown[0]} with values for each class that it was learned on"
-                raise UsageError(what, "test it on these classes", path)
-            if known:
-                for name, dim in of_classes.items():
-                    shape = list(expected[name].shape)
-                    if dim is not None:
-                        shape[dim] = len(self.learned_names(written))
-                    check_tensor(name, state, shape, path, "use the settings and the backbone it was trained with")
-            kept = self.of_known_classes(state, expected, of_classes, known)
-            state, expected = (
-                {k: v for k, v in tensors.items() if k not in of_classes} for tensors in (state, expected)
-            )
-        found = select_prompts({**checkpoint, "state_dict": state}, path, metadata, expected)
-        module.load_state_dict({**found, **kept}, strict=len(expected) == len(module.state_dict()))
-        self.loaded_epoch = checkpoint["epoch"]
-        self.inherited_choices, self.inherited_phases = inherited(checkpoint)
-        self.model.classes_learned = self.were_learned(written)
-
-    def known_classes(self, written: Mapping[str, Any]) -> dict[int, int]:
-        """The labels of the classes that prompts were learned on, in this run and in theirs, by their metadata.
-
-        Classes of another dataset count only if all of them have learned names: else a name may mean something else.
-        """
-        before = self.learned_names(written)
-        places = {name: place for place, name in reversed(list(enumerate(before)))}
-        found = {label: places[name] for label, name in enumerate(self.class_names) if name in places}
-        same_dataset = "dataset" in written and self.same_dataset(written)
-        return found if same_dataset or len(found) == len(self.class_names) else {}
-
-    def of_known_classes(
-        self,
-        state: Mapping[str, Tensor],
-        expected: Mapping[str, Tensor],
-        of_classes: Mapping[str, int | None],
-        known: Mapping[int, int],
-    ) -> dict[str, Tensor]:
-        """The tensors of a checkpoint (`state`) with values for each class, for the classes of this run (`expected`).
-
-        Args:
-            of_classes, known: what `tensors_of_classes` and `known_classes` returned.
-        """
-        if of_classes:
-            print(f"The prompts were learned on {len(known)} of these {len(self.class_names)} classes")
-        kept, device = {}, self.model.frozen.logit_scale.device
-        for name, dim in of_classes.items() if known else ():
-            tensor = state[name].to(expected[name])
-            if dim is not None:
-                here, there = (torch.tensor(list(labels), device=device) for labels in (known.keys(), known.values()))
-                tensor = expected[name].clone().index_copy_(dim, here, tensor.index_select(dim, there))
-            kept[name] = tensor
-        return kept
-
-    def tensors_of_classes(self) -> dict[str, int | None]:
-        """The learned tensors whose shape depends on the number of classes, by their names in a checkpoint.
-
-        Each has the number of that dimension; None if it has none and is left out of a test on other classes.
-        """
-        names = [*self.class_names, "one more"]
-        with torch.random.fork_rng(devices=[]):
-            clip = self.model.frozen
-            device = clip.logit_scale.device
-            other = without_training(type(self), self.cfg, names, self.dataset_template, device)
-            with device:
-                other.model = self.Model(clip, other.build_prompts(clip, names))
-        shapes: dict[str, Tensor] = other.saved_module().state_dict()
-        dims: dict[str, int | None] = {}
-        for key, value in self.saved_module().state_dict().items():
-            sizes = zip(value.shape, shapes[key].shape, strict=True)
-            if differing := [dim for dim, (here, there) in enumerate(sizes) if here != there]:
-                dims[key] = differing[-1]
-        return dims
-
-    def learned_names(self, written: Mapping[str, Any]) -> list[str]:
-        """The classes that prompts were learned on, by the metadata of their checkpoint.
-
-        Published checkpoints do not say it: on those of this run, unless these are the `new` ones.
-        """
-        names = written.get("class_names")
-        if isinstance(names, list):
-            return [name.replace("_", " ") for name in names]
-        return [] if self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") == "new" else self.class_names
-
-    def same_dataset(self, written: Mapping[str, Any]) -> bool:
-        """Whether prompts were learned on the dataset of this run, or their checkpoint does not say on which."""
-        return written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
-
-    def same_classes(self, written: Mapping[str, Any]) -> bool:
-        """Whether prompts were learned on the classes of this run, in the same order."""
-        return self.learned_names(written) == self.class_names
-
-    def were_learned(self, written: Mapping[str, Any]) -> bool:
-        """Whether prompts were learned on all classes of this run."""
-        names = self.learned_names(written)
-        same_dataset = "class_names" not in written or self.same_dataset(written)
-        return same_dataset and set(self.class_names) <= set(names)
-
-    def check_metadata(self, written: Mapping[str, Any]) -> None:
-        """Dassl calls this with the metadata of a checkpoint that a run resumes from.
+    def check_resumed(self, written: Mapping[str, Any]) -> None:
+        """Check that a run can go on from a checkpoint with this metadata.
 
         Raises:
             UsageError: the run had other weights or other images, or the metadata is damaged.
@@ -254,15 +98,138 @@ class LearnedPrompts(Method):
             raise UsageError(what, "restore the files of the dataset, or choose another --output-dir")
         before, now = (
             f"version {facts.get('version')} (commit {facts.get('commit', '')[:9] or 'unknown'})"
-            for facts in (written, self.checkpoint_metadata())
+            for facts in (written, self.training_metadata())
         )
         if written.get("version") and before != now:
             what = "The results will be of two versions of this project"
             print(f"{what}: the run was trained with {before} and with {now}")
 
+    # Loading
+
+    def read(self, directory: str, epoch: int | None = None) -> None:
+        """Load learned prompts from a checkpoint of this project or of the published code, at any class count.
+
+        Args:
+            directory: the output folder of a training run; nothing is loaded if empty (as everywhere in Dassl).
+            epoch: which epoch's; None means the best on validation or, without validation, the newest.
+
+        Raises:
+            UsageError: no checkpoint there, or its prompts do not fit the settings, or are of other weights or classes.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        method = self.method
+        path = method.checkpoint_in(directory, epoch)
+        checkpoint = load_checkpoint(path)
+        if os.path.basename(path) == method.published_file:
+            checkpoint = method.of_published_file(checkpoint, path)
+        if not is_checkpoint(checkpoint):
+            raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
+        self.load(checkpoint, path)
+        method.loaded_sha256 = checksum(Path(path))
+        if type(method.model.prompt_learner).image is not PromptLearner.image:
+            kind = "learned" if method.model.classes_learned else "new"
+            print(f"Images are read as those of {kind} classes")
+        written = checkpoint.get("metadata") or {}
+        if not written.get("weights_sha256"):
+            print(f"{path} does not say on which weights its prompts were learned: check that they are these")
+        if changed := differences({"settings": written.get("settings")}, self.metadata()):
+            print(f"The prompts were learned with other settings: {one_line(changed)}")
+        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
+
+    def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and name `path`."""
+        method, module = self.method, self.method.saved_module()
+        checkpoint = method.before_load(checkpoint, path)
+        written = checkpoint.get("metadata") or {}
+        self.check_weights(written, path)
+        classes, state, expected = self.classes(written), tensors_of(checkpoint), module.state_dict()
+        dims = {} if classes.same else self.class_dims()
+        by_class = self.by_class(state, expected, dims, classes, path)
+        state, expected = ({key: x for key, x in tensors.items() if key not in dims} for tensors in (state, expected))
+        shared = select_prompts({**checkpoint, "state_dict": state}, path, self.metadata(), expected)
+        module.load_state_dict({**shared, **by_class}, strict=not dims)
+        method.loaded_epoch = checkpoint["epoch"]
+        method.inherited_choices, method.inherited_phases = inherited(checkpoint)
+        method.model.classes_learned = classes.complete
+        method.after_load(classes)
+
+    def by_class(
+        self,
+        state: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        dims: Mapping[str, tuple[int, ...]],
+        classes: LearnedClasses,
+        path: str,
+    ) -> dict[str, Tensor]:
+        """The tensors with values for each class, for the classes of this run: as they start, for unknown classes.
+
+        Args:
+            state, expected: the tensors of the checkpoint `path`, and those of the model.
+            dims: what `class_dims` returned.
+
+        Raises:
+            UsageError: a class has no values, or a tensor does not fit.
+        """
+        method, labels = self.method, classes.labels
+        alone = [name for name in dims if not any(fnmatchcase(name, p) for p in method.of_learned_classes)]
+        if alone and len(labels) < len(method.class_names):
+            what = f"{path} has {alone[0]} with values for each class that it was learned on"
+            raise UsageError(what, "test it on these classes", path)
+        if dims:
+            print(f"The prompts were learned on {len(labels)} of these {len(method.class_names)} classes")
+        tensors = {}
+        for name, class_axes in dims.items() if labels else ():
+            start = expected[name]
+            shape = [len(classes.names) if axis in class_axes else size for axis, size in enumerate(start.shape)]
+            check_tensor(name, state, shape, path, "use the settings and the backbone it was trained with")
+            tensors[name] = values = state[name].to(start)
+            if class_axes:
+                here = index_of(start.shape, class_axes, list(labels))
+                there = index_of(values.shape, class_axes, list(labels.values()))
+                tensors[name] = start.clone().index_put_(here, values[there])
+        return tensors
+
+    def class_dims(self) -> dict[str, tuple[int, ...]]:
+        """The dimensions that count classes of the learned tensors that have some, by their names in a checkpoint.
+
+        A tensor without one may be there too: it is left out of a test on other classes.
+        """
+        method, clip = self.method, self.method.model.frozen
+        names, device = [*method.class_names, "one more"], clip.logit_scale.device
+        with torch.random.fork_rng(devices=[]), device:
+            other = type(method)(method.cfg, (names, method.dataset_template), device)
+            other.model = method.Model(clip, other.build_prompts(clip, names))
+        shapes = {name: tensor.shape for name, tensor in other.saved_module().state_dict().items()}
+        dims = {}
+        for name, tensor in method.saved_module().state_dict().items():
+            sizes = zip(tensor.shape, shapes[name], strict=True)
+            if differing := tuple(axis for axis, (here, there) in enumerate(sizes) if here != there):
+                dims[name] = differing
+        return dims
+
+    # Whose prompts
+
+    def classes(self, written: Mapping[str, Any]) -> LearnedClasses:
+        """The classes that prompts were learned on, by the metadata of their checkpoint.
+
+        Published checkpoints do not say it: on those of this run, unless these are the `new` ones.
+        """
+        method, here = self.method, self.method.class_names
+        names = here if method.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new" else []
+        if isinstance(written.get("class_names"), list):
+            names = [name.replace("_", " ") for name in written["class_names"]]
+        same_dataset = written.get("dataset", method.dataset_title) in (method.dataset_title, method.cfg.DATASET.NAME)
+        places = {name: place for place, name in reversed(list(enumerate(names)))}
+        labels = {label: places[name] for label, name in enumerate(here) if name in places}
+        complete = set(here) <= set(names) and ("class_names" not in written or same_dataset)
+        usable = len(labels) == len(here) or ("dataset" in written and same_dataset)
+        return LearnedClasses(names, names == here, complete, labels if usable else {})
+
     def check_weights(self, written: Mapping[str, Any], what: str) -> None:
         """Raise UsageError if prompts, by their metadata, were learned on other weights; `what` says whose they are."""
-        metadata = self.prompts_metadata()
+        metadata = self.metadata()
         before, now = written.get("weights_sha256"), metadata["weights_sha256"]
         if before and before != now:
             raise UsageError(
@@ -270,3 +237,9 @@ class LearnedPrompts(Method):
                 f"not {now[:12]}... ({metadata['backbone']})",
                 "give the backbone that they were learned on, by --backbone",
             )
+
+
+def index_of(shape: Sequence[int], class_axes: Sequence[int], labels: list[int]) -> tuple[Tensor, ...]:
+    """The index of the values of some classes in a tensor of this shape, whose `class_axes` count classes."""
+    rows = [torch.tensor(labels) if axis in class_axes else torch.arange(size) for axis, size in enumerate(shape)]
+    return torch.meshgrid(*rows, indexing="ij")

@@ -1,23 +1,43 @@
-"""The facts that a method declares, and those that it derives from a run before there is a model."""
+"""What a method says of itself, and what it knows of the classes of a run or a prediction."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from dassl.engine import TrainerX
+import torch
+from PIL import Image
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from clip import CLIP, ImageOutput
 from common.errors import UsageError
 from common.schema import Accepts
 
-from .data_use import Choice, epoch_choice
+from .checkpoints import find_checkpoint
+from .compat import build_transform
+from .data_use import Choice, Phase, epoch_choice
+from .learned import Checkpoints, LearnedClasses
+from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
 
-class Method(TrainerX):
-    """The facts of a method, its settings, and the classes of its run."""
+class Classes(NamedTuple):
+    """The classes of a prediction: names in the order of their labels, without underscores; a sentence with {}."""
+
+    names: list[str]
+    template: str = TEMPLATE
+
+
+class Method:
+    """A method with its settings, its model and its checkpoints. It predicts; a trainer (`PromptTrainer`) trains it.
+
+    Args:
+        cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a configuration.
+        classes: to choose from.
+        device: of the model, which `build.assemble_model` makes.
+    """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     defaults: ClassVar[dict[str, Any]] = {}  # a short form of `Settings`, for settings that need no checks
@@ -30,14 +50,21 @@ class Method(TrainerX):
     kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
-    divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
+    saves_learner: ClassVar[bool] = False  # whether a checkpoint has the prompt learner alone, not the whole model
+    # Names of tensors with values for each class: other classes have those that the method starts from.
+    of_learned_classes: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
     published_file: ClassVar[str] = ""  # written by its published code instead of checkpoints (`of_published_file`)
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
-    persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
-    dm: Any
-    evaluator: Any
+    Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
+    checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
+    cfg: CfgNode
+    device: torch.device
+    model: PromptedCLIP
+    dm: Any  # of a trainer alone: Dassl's data manager
+    inherited_choices: Sequence[Choice] | None = ()  # behind prompts that were loaded; None: they do not say
+    inherited_phases: Sequence[Phase] | None = ()  # what these were learned from; None: they do not say
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
@@ -45,6 +72,62 @@ class Method(TrainerX):
                 raise TypeError(f"{cls.__name__} has both Settings and defaults: define one of them")
             cls.Settings = settings_from(cls.defaults, cls.Settings)
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
+
+    def __init__(self, cfg: CfgNode, classes: Classes, device: torch.device):
+        self.cfg, self.device = cfg, device
+        self.class_names, self.dataset_template = classes
+
+    # What a method defines
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
+        """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.
+
+        A prediction has no images: `self.dm` does not exist then.
+        """
+        raise NotImplementedError
+
+    def finish_model(self) -> None:
+        """Add to `self.model`, on its device, what is computed with the frozen CLIP and not learned."""
+
+    def notes(self) -> list[str]:
+        """Lines about the model for the log of a run."""
+        return []
+
+    def saved_module(self) -> nn.Module:
+        """The module whose state dict is the checkpoint."""
+        return self.model.prompt_learner if self.saves_learner else self.model
+
+    def of_published_file(self, content: Any, path: str) -> Any:
+        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`.
+
+        Raises:
+            UsageError: it is of other settings.
+        """
+        raise NotImplementedError
+
+    def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+        """The checkpoint to load instead of one from a file; the method may also prepare its tensors."""
+        return checkpoint
+
+    def after_load(self, classes: LearnedClasses) -> None:
+        """Compute what depends on the classes that the prompts were learned on."""
+
+    @classmethod
+    def vision_lengths(cls, settings: Any, layers: int) -> list[int] | None:
+        """Number of vision prompts in the input of each layer, for plots; None if the method does not say."""
+        return None
+
+    @classmethod
+    def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
+        """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
+        return build_transform(cfg, is_train=False)
+
+    @torch.no_grad()
+    def model_inference(self, images: Tensor | ImageOutput) -> Tensor:
+        """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes), in fp32."""
+        return self.model(images)
+
+    # What follows from the configuration and the dataset
 
     @classmethod
     def section(cls) -> str:
@@ -66,9 +149,9 @@ class Method(TrainerX):
         return cls.Settings.from_cfg(cfg.TRAINER.get(cls.section(), {}), cls.section())
 
     @classmethod
-    def vision_lengths(cls, settings: Any, layers: int) -> list[int] | None:
-        """Number of vision prompts in the input of each layer, for plots; None if the method does not say."""
-        return None
+    def checkpoint_in(cls, directory: str, epoch: int | None) -> str:
+        """Path of the checkpoint that `load_model` loads; UsageError if there is none."""
+        return find_checkpoint(directory, cls.saved_as, epoch, cls.__name__, cls.published_file)
 
     @cached_property
     def settings(self) -> Any:
@@ -76,9 +159,17 @@ class Method(TrainerX):
         return self.settings_of(self.cfg)
 
     @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return self.checkpoints_type(self)
+
+    @cached_property
     def choices(self) -> list[Choice]:
         """What training chooses on images, and on which (data_use.py). A method that chooses a setting adds it."""
         return epoch_choice(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
+
+    def inherit(self, choices: list[Choice]) -> None:
+        """Add choices that were made before this run to those that its checkpoints name."""
+        self.inherited_choices = [*(self.inherited_choices or []), *choices]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -95,15 +186,15 @@ class Method(TrainerX):
             )
         return [name.replace("_", " ") for name in names]
 
-    @property
-    def dataset_title(self) -> str:
-        """The name of the dataset, as results and checkpoints have it."""
-        return self.cfg.DATASET.get("TITLE", "") or self.cfg.DATASET.NAME
-
     @cached_property
     def dataset_template(self) -> str:
         """The dataset's sentence with {} for a class name."""
         return getattr(self.dm.dataset, "template", TEMPLATE)
+
+    @property
+    def dataset_title(self) -> str:
+        """The name of the dataset, as results and checkpoints have it."""
+        return self.cfg.DATASET.get("TITLE", "") or self.cfg.DATASET.NAME
 
     def template(self, published: Mapping[str, str] | None = None) -> str:
         """The sentence with {} for a class name: the user's, else the method's, else the dataset's.

@@ -117,9 +117,6 @@ class ViewsTrainer(PromptTrainer):
         print(f"{type(self).__name__} has nothing to train: it is only tested")
         self.test()
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Nothing was learned, so nothing is loaded."""
-
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
         return self.model.logits(features, self.texts())
@@ -149,7 +146,7 @@ class ViewsTrainer(PromptTrainer):
 
     def key(self, images: Any) -> str:
         """A checksum of the images of a test (path, size, time of change), of how they are read, and of the model."""
-        facts = self.prompts_metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates
+        facts = self.checkpoints.metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates
         digest = hashlib.sha256(f"1 {facts}".encode())
         for item in images.data_source:
             with suppress(OSError):  # the loader names an image that cannot be read

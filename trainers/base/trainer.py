@@ -1,50 +1,60 @@
-"""What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
+"""The trainer of every method: Dassl's loop with the training step of prompts on a frozen CLIP."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
-from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
-from clip import TOWERS, ImageOutput, compiled_towers
+from clip import TOWERS, compiled_towers
 from clip.blocks import is_standard
 from common.errors import UsageError
 from common.names import check_known_names
 
-from .build import build_model, print_normalisation
+from .build import assemble_model, print_normalisation
 from .checkpoints import is_checkpoint
-from .compat import build_transform
 from .data_use import inherited, joined
 from .features import cached_features, feature_cache
 from .graphs import StepGraph
-from .learned import LearnedPrompts
+from .method import Classes, Method
 from .precision import print_precision
 from .prompted import Output
 
 Outputs = Iterator[tuple[Tensor, Tensor]]
 
 
-class PromptTrainer(LearnedPrompts):
-    """A prompt-learning method on a frozen CLIP.
+class PromptTrainer(Method, TrainerX):
+    """A prompt-learning method on a frozen CLIP, as a trainer of Dassl.
 
     A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may override `loss`, and
     `backward` where one loss is not enough.
+
+    Args:
+        cfg: of the run.
+        classes, device: of a prediction. It has neither images nor an optimiser, and only what `Method` has works.
     """
 
+    divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
+    persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
+    optim: Any = None
+    sched: Any = None
     schedule_steps: ClassVar[bool] = False  # whether the learning rate changes after each step, not each epoch
 
-    def finish_model(self) -> None:
-        """Add to `self.model`, on its device, what is computed with the frozen CLIP and not learned."""
+    def __init__(self, cfg: CfgNode, classes: Classes | None = None, device: torch.device | None = None):
+        if classes is None:
+            TrainerX.__init__(self, cfg)
+        else:
+            Method.__init__(self, cfg, classes, device or torch.device("cpu"))
 
     def check_training(self) -> None:
         """Check what only training needs: a test or a prediction may have other classes.
@@ -52,10 +62,6 @@ class PromptTrainer(LearnedPrompts):
         Raises:
             UsageError: the settings do not fit the classes to learn.
         """
-
-    def notes(self) -> list[str]:
-        """Lines about the model for the log of a run."""
-        return []
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and parts of it to be logged.
@@ -86,7 +92,7 @@ class PromptTrainer(LearnedPrompts):
         check_known_names(self.class_names, self.dataset_title)
         print_precision(self.settings.PREC, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        build_model(self, towers)
+        assemble_model(self, towers)
         print_normalisation(cfg, self.model.clip)
         for note in self.notes():
             print(note)
@@ -104,25 +110,20 @@ class PromptTrainer(LearnedPrompts):
             choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
             self.inherited_choices = joined(self.inherited_choices, choices)
             self.inherited_phases = joined(self.inherited_phases, phases)
-        self.register()
+        self.passes = self.both_passes
+        if self.learns:
+            self.register()
 
     def register(self) -> None:
-        """Register what is learned, if anything is, with its optimiser."""
-        learned = any(True for _ in self.model.parameters())
-        if self.learns and not learned:
+        """Register what is learned with Dassl: with its optimiser, if it is learned by gradients."""
+        if not self.saved_module().state_dict():
             what = f"{type(self).__name__} has nothing to train with these settings"
             raise UsageError(what, "change them, or set `learns = False`")
-        if learned:
+        if any(True for _ in self.model.parameters()):
             self.optim, self.sched = self.build_optimizer()
-            self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
-        self.passes = self.both_passes
+        self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
         if self.cfg.MODEL.get("CUDA_GRAPHS", False):
             self.use_graphs()
-
-    @classmethod
-    def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
-        """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
-        return build_transform(cfg, is_train=False)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
@@ -194,7 +195,7 @@ class PromptTrainer(LearnedPrompts):
 
     def before_train(self) -> None:
         self.check_training()
-        warmup = getattr(vars(self).get("sched"), "warmup_epoch", 0)  # some methods have a schedule without
+        warmup = getattr(self.sched, "warmup_epoch", 0)  # some methods have a schedule without
         if 0 < self.max_epoch <= warmup:
             what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
             print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
@@ -211,7 +212,17 @@ class PromptTrainer(LearnedPrompts):
         """
         yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
 
-    @torch.no_grad()
-    def model_inference(self, images: Tensor | ImageOutput) -> Tensor:
-        """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes), in fp32."""
-        return self.model(images)
+    # Checkpoints
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load learned prompts from an output folder, as `Checkpoints.read` says; nothing if nothing is learned."""
+        if self.learns:
+            self.checkpoints.read(directory, epoch)
+
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """The facts in a checkpoint besides its learned tensors."""
+        return self.checkpoints.training_metadata()
+
+    def check_metadata(self, written: Mapping[str, Any]) -> None:
+        """Raise UsageError if a run with this metadata in its checkpoint cannot be resumed."""
+        self.checkpoints.check_resumed(written)

@@ -119,9 +119,9 @@ class TuningTrainer(ViewsTrainer):
         if folder and not trained and (folder / "config.yaml").is_file():
             print(f"{folder} has no checkpoint: the context starts as it does there")
         elif folder:
-            super(ViewsTrainer, self).load_model(directory, epoch)
+            self.checkpoints.read(directory, epoch)
 
-    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
+    def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """The start: a checkpoint that has one set of context vectors for all classes, and nothing else.
 
         Raises:
@@ -138,4 +138,4 @@ class TuningTrainer(ViewsTrainer):
         state = tensors_of(checkpoint)
         if {key for key in state if key.startswith(WHOLE)} <= CONTEXT:
             state = {key.removeprefix(WHOLE): tensor for key, tensor in state.items()}
-        super().load_prompts({**checkpoint, "metadata": {**written, **method}, "state_dict": state}, path)
+        return {**checkpoint, "metadata": {**written, **method}, "state_dict": state}
