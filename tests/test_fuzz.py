@@ -1,118 +1,327 @@
-"""`make fuzz`: a sample of its inputs, and what its limits, its witness and its table report."""
+"""Files, settings and downloads from anybody: they are accepted, or refused in one line, and nothing in them runs.
 
+Each property changes one file of a small project and runs one command on it, in this process. Nothing outside its
+folder may change, no process start, no text run as code; nothing half-written may stay, and what has a checksum may not
+give other results. `make fuzz FUZZ=5000 SEED=7` tries many inputs; hypothesis prints the smallest one that fails.
+"""
+
+import io
+import json
 import os
-import resource
-import subprocess
+import re
+import shutil
+import signal
 import sys
-from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
+from itertools import count
 from pathlib import Path
-from random import Random
 
 import pytest
-from fuzz import __main__, harness, worker  # noqa: F401 - it registers the kinds
-from fuzz.cases import KINDS, Case, kind_of
-from fuzz.changes import change_bytes, change_tree
-from marks import thorough_but
+import torch
+from dassl.config import get_cfg_default
+from drawn import arguments, small_clip, write_eurosat
+from finished import finish, slowdown
+from hostile import NAMES, NUMBERS, Witness, as_yaml, content_of, damaged, put
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from published import change_file, packed
+from safetensors.torch import save_file
+from trees import build_tree
 
-from common.start import ROOT
+from datasets.preparing.sources import downloadable
+from experiments.configuration import extend_cfg, flatten
+from experiments.session import cli_main
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer forks, and reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")]
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", thorough_but((12,), (12, 100)))
-def test_first_inputs_have_no_failure(count, tmp_path):
-    command = [sys.executable, "-m", "fuzz", "--count", str(count), "--keep", str(tmp_path)]
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (total,) = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("all"))
-    inputs, refused, accepted, failures = map(int, total)
-    assert (inputs, failures) == (count, 0) and refused > 0.4 * count and accepted > 0.1 * count
-
-
-# Faults of a command that the harness must report
-
-
-def run_a_text_and_hide_it():
-    with suppress(BaseException):
-        exec("x = 1")
+PROGRAMS = {"predict": "inference.predict", "study": "experiments.studies.command", "base2new": "experiments.results"}
+PROGRAMS |= {"compare": "experiments.comparing", "inspect": "experiments.inspecting", "export": "inference.export"}
+PROGRAMS |= {"prepare": "datasets.preparing.command"}
+SECONDS, MEGABYTES = 20, 2000  # of one input
+QUICK = ("OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.WARMUP_EPOCH", 1)
+SPLIT = "data/eurosat/split_zhou_EuroSAT.json"
+STUDY = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
+STUDY |= {"protocols": ["base2new"], "backbone": "small", "root": "data", "shots": [1, 2]}
 
 
-FAULTS = {
-    "time.sleep(60)": "hangs",
-    "raise KeyError('epoch')": "KeyError: 'epoch'",
-    "_ = b'x' * (1 << 30)": "MB of memory",  # more than what a fork leaves out: the pages of mapped files
-    "os.kill(os.getpid(), signal.SIGKILL)": "crashes with signal 9",
-    "Path('../outside/made').write_text('x')": "open: changes '../outside/made'",
-    "ctypes.CDLL(None).fopen(b'../outside/made', b'w')": "changes files outside its folder: ['kept', 'made']",
-    "ctypes.CDLL(None).unlink(b'../outside/kept')": "changes files outside its folder: []",
-    "Path('link').symlink_to('../outside/kept'); Path('link').write_text('x')": "open: changes 'link'",
-    "Path('../outside/kept').unlink()": "os.remove: changes '../outside/kept'",
-    "Path('file').touch(); os.rename('file', '../outside/made')": "os.rename: changes '../outside/made'",
-    "subprocess.run(['true'], check=True)": "subprocess.Popen: starts a process",
-    "os.system('true')": "os.system: starts a process",
-    "run_a_text_and_hide_it()": "exec: runs code of '<string>'",
-    "Path('foreign.py').write_text('x = 1'); sys.path.insert(0, os.getcwd()); import_module('foreign')": "foreign.py",
-    "socket.create_connection(('127.0.0.1', 9))": "connects to ('127.0.0.1', 9)",
-    "sys.exit(3)": "exit status 3",
-    "print('Traceback (most recent call last):', file=sys.stderr); raise UsageError('no such file')": "Traceback",
-    "os.write(2, b'error: a\\x1b]0;title\\x07\\n'); sys.exit(2)": "control characters",
-    "Path('out').mkdir(); Path('out/results.json').write_text('{\"accuracy\": NaN}')": "the accuracy is nan",
-    "Path('run').mkdir(); Path('run/.results.json.99.partial').touch(); raise UsageError('no such file')": (
-        "leaves run/.results.json.99.partial behind"
+def train(*pairs, options=(), trainer="CoOp", output="out", backbone="tiny.pt") -> list[str]:
+    """A command line of train.py in the folder of a case."""
+    options = ["--config-file", "method.yaml", "--dataset-config-file", "dataset.yaml", *options]
+    return [
+        "train",
+        *arguments("data", backbone, output, *QUICK, *pairs, trainer=trainer, config="small", options=options),
+    ]
+
+
+EVALUATED = train(options=["--eval-only", "--model-dir", "run"])
+CACHED = train("CACHE", "cache", "DATALOADER.CACHE_TEST", True, options=["--eval-only", "--model-dir", "run"])
+CHECKPOINT, POINTER = "run/prompt_learner/model.pth.tar-2", "run/prompt_learner/checkpoint"
+RESUMED = train("OPTIM.MAX_EPOCH", 3, output="cut")
+SKIPPED = train(output="run", options=["--skip-finished"])
+FEW = ["prepare", "splits", "eurosat", "--root", "data", "--file"]
+EXPORTED = ["predict", "exported", "--backbone", "tiny.pt"]
+TABLES = ["study", "tables", "study.yaml"]
+# The file that is changed (without a name: `Project.build` knows it), and the command that reads it.
+READERS: dict[str, tuple[str, list[str]]] = {
+    "YAML of a method": ("method.yaml", train(options=["--no-train"])),
+    "YAML of a dataset": ("dataset.yaml", train(options=["--no-train"])),
+    "chosen settings": ("chosen.json", train(options=["--no-train", "--chosen", "chosen.json"])),
+    "checkpoint, evaluated": (CHECKPOINT, EVALUATED),
+    "checkpoint, resumed": ("cut/prompt_learner/model.pth.tar-2", RESUMED),
+    "checkpoint, predicting": (CHECKPOINT, ["predict", "run", "image.png"]),
+    "initial weights": (CHECKPOINT, train("MODEL.INIT_WEIGHTS", CHECKPOINT, options=["--no-train"])),
+    "name of the checkpoint": (POINTER, EVALUATED),
+    "settings of a finished run": ("run/config.yaml", SKIPPED),
+    "settings of a run, resumed": ("cut/config.yaml", RESUMED),
+    "settings of a run, predicting": ("run/config.yaml", ["predict", "run", "image.png"]),
+    "results, skipped": ("run/results.json", SKIPPED),
+    "results, compared": ("run/results.json", ["base2new", "run", "run"]),
+    "list of tests": ("run/tests.jsonl", train(output="run", options=["--eval-only", "--model-dir", "run"])),
+    "log of a run": ("cut/log.txt", RESUMED),
+    "log, parsed": ("logs/seed1/log.txt", ["parse_test_res", "logs", "--test-log"]),
+    "predictions, drawn": ("run/predictions.npz", ["inspect", "run", "--output", "drawn"]),
+    "predictions, compared": ("run/predictions.npz", ["compare", "run", "other"]),
+    "split": (SPLIT, train(options=["--no-train"])),
+    "image, tested": ("data/eurosat/2750/0/test_0.png", train(trainer="ZeroshotCLIP")),
+    "image, checked": ("data/eurosat/2750/0/test_0.png", ["prepare", "--check", "eurosat", "--root", "data"]),
+    "image, predicted": ("image.jpg", [*EXPORTED, "image.jpg", "image.png"]),
+    "few-shot pickle": ("few.pkl", [*FEW, "few.pkl"]),
+    "few-shot pickle, used": ("few.pkl", train("DATASET.FEWSHOT_FILE", "few.pkl", options=["--no-train"])),
+    "few-shot list": ("few_train.jsonl", [*FEW, "few_train.jsonl"]),
+    "exported settings": ("exported/config.json", [*EXPORTED, "image.png", "--csv"]),
+    "exported prompts": ("exported/prompts.safetensors", [*EXPORTED, "image.png", "--json"]),
+    "class names": ("names.txt", ["predict", "--backbone", "tiny.pt", "image.png", "--classes-file", "names.txt"]),
+    "backbone": ("tiny.pt", train(trainer="ZeroshotCLIP", options=["--no-train"])),
+    "backbone, safetensors": (
+        "tiny.safetensors",
+        train(trainer="ZeroshotCLIP", options=["--no-train"], backbone="tiny.safetensors"),
     ),
+    "cached features": ("", CACHED),
+    "cached images": ("", CACHED),
+    "study file": ("study.yaml", ["study", "run", "study.yaml", "--dry-run"]),
+    "study file, status": ("study.yaml", ["study", "status", "study.yaml"]),
+    "results of a study": ("", TABLES),
+    "error of a study": ("", ["study", "status", "study.yaml"]),
+    "archive": ("given/EuroSAT.zip", ["prepare", "eurosat", "--root", "new", "--from", "given"]),
 }
-REFUSED = "raise UsageError('no such file', 'give another')"
-ACCEPTED = "Path('a').mkdir(); Path('a/c').write_text('x'); Path('a/c').rename('d'); Path('d').unlink()"
+# A change of one byte in these may not give other results without a word.
+CHECKED = ("checkpoint, evaluated", "exported prompts", "cached features", "cached images")
+EXAMPLES = -(-int(os.environ.get("FUZZ", 2 * (len(READERS) + 2))) // (len(READERS) + 2))
+several = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize="FUZZ" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink] if "FUZZ" in os.environ else [Phase.generate],
+    print_blob=True,
+)
 
 
-IMPORTS = "import ctypes, os, signal, socket, subprocess, sys, time; from importlib import import_module; "
-IMPORTS += "from pathlib import Path; from common.errors import UsageError; "
-# Code of this file: the witness knows foreign code by its file.
-COMPILED = {code: compile(IMPORTS + code, __file__, "exec") for code in (*FAULTS, REFUSED, ACCEPTED)}
+class Hang(BaseException):
+    """An input took too long; no handler of the project catches it."""
 
 
-@pytest.mark.slow
-def test_faults_of_a_command_are_failures(monkeypatch, capsys, tmp_path):
-    commands = [*FAULTS, REFUSED, ACCEPTED]
-    for code in commands:
-        monkeypatch.setitem(worker.PROGRAMS, code, lambda argv, code=code: eval(COMPILED[code]))
-    monkeypatch.setattr(harness, "SECONDS", 2)
-    monkeypatch.setattr(harness, "REPORTED", len(commands))
-    used = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20  # not the most so far
-    monkeypatch.setattr(harness, "MEGABYTES", used + 200)
-    counts, failures = harness.fuzz(
-        lambda number: Case(commands[number], []), range(len(commands)), tmp_path / "work", tmp_path / "keep"
-    )
-    done = f"{len(commands)} of {len(commands)} inputs, {len(FAULTS)} failures"
-    assert capsys.readouterr().err.splitlines().count(done) == 1
-    found = {commands[number]: what for number, what in failures}
-    assert found.keys() == FAULTS.keys()
-    assert [code for code, what in FAULTS.items() if what not in found[code]] == []
-    assert harness.table(counts).splitlines()[-1].split() == ["all", str(len(commands)), "1", "1", str(len(FAULTS))]
-    link = next(number for number, code in enumerate(commands) if "symlink" in code)
-    kept = tmp_path / "keep" / str(link)
-    assert (kept / "case/link").is_symlink() and "changes 'link'" in (kept / "failure.txt").read_text()
+class Project:
+    """A folder of valid files, and commands on copies of it."""
+
+    def __init__(self, place: Path):
+        self.place, self.base, self.numbers = place, place / "base/case", count()
+        self.witness = Witness()
+        self.accepted: set[str] = set()  # readers whose unchanged file was accepted
+        self.base.mkdir(parents=True)
+        torch.manual_seed(1)
+        with self.inside(self.base):
+            self.build()
+
+    def build(self) -> None:
+        """Write the valid files by the project's own commands."""
+        state = {key: value.half() for key, value in small_clip().state_dict().items()}
+        torch.save(state, "tiny.pt")
+        save_file(state, "tiny.safetensors")
+        write_eurosat(Path("data"), ["red", "green field"], train=2, val=1, test=2)
+        section = {"N_CTX": 4, "PREC": "fp32"}
+        transforms = ["random_resized_crop", "random_flip", "normalize"]
+        inputs = {"SIZE": [32, 32], "TRANSFORMS": transforms}
+        Path("method.yaml").write_bytes(
+            as_yaml({"TRAINER": {"COOP": section}, "INPUT": inputs, "OPTIM": {"LR": 0.002}})
+        )
+        Path("dataset.yaml").write_bytes(as_yaml({"DATASET": {"NAME": "EuroSAT"}}))
+        Path("names.txt").write_text("red\ngreen field\nblåtime\n")
+        for name in ("image.png", "image.jpg"):
+            shutil.copy("data/eurosat/2750/0/test_0.png", name)
+        Path("study.yaml").write_bytes(as_yaml(STUDY))
+        self.succeeds(train(output="run"))
+        self.succeeds(train(output="other"))
+        shutil.copytree("run", "cut", ignore=shutil.ignore_patterns("results.json", "predictions.npz", "tests.jsonl"))
+        Path("cut/config.yaml").write_text(Path("run/config.yaml").read_text().replace("MAX_EPOCH: 2", "MAX_EPOCH: 3"))
+        self.succeeds(["export", "run", "--to", "exported"])
+        self.succeeds(CACHED)
+        shutil.rmtree("out")
+        for kind in ("features", "images"):
+            (file,) = (file for file in Path("cache").iterdir() if file.name.startswith(kind))
+            READERS[f"cached {kind}"] = (str(file), CACHED)
+        for name in ("few.pkl", "few_train.jsonl"):
+            self.succeeds([*FEW[:-1], "--shots", "1"]) if not list(Path().glob("data/**/*.pkl")) else None
+            (made,) = Path("data").glob(f"**/*{name[3:]}")
+            shutil.copy(made, name)
+        Path("chosen.json").write_text(json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": []}))
+        study = import_module("experiments.studies.study_file").load(Path("study.yaml"))
+        for run in study.runs():
+            finish(run, 50.0)
+        first, *_, last = study.runs()
+        (last.folder / "results.json").unlink()
+        (last.folder / "error.txt").write_text("error: the disk is full\n")
+        READERS["results of a study"] = (str(first.folder / "results.json"), TABLES)
+        READERS["error of a study"] = (str(last.folder / "error.txt"), ["study", "status", "study.yaml"])
+        Path("logs/seed1").mkdir(parents=True)
+        Path("logs/seed1/log.txt").write_text("=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n")
+        Path("given").mkdir()
+        for name, data in packed("eurosat", build_tree("eurosat", Path("trees")), Path("packing")).items():
+            Path("given", name).write_bytes(data)
+
+    @contextmanager
+    def inside(self, folder: Path):
+        """Work in a folder, next to a file that must stay as it is."""
+        outside = folder.parent / "outside"
+        outside.mkdir(exist_ok=True)
+        (outside / "kept").write_text("kept")
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+        assert [path.name for path in outside.iterdir()] == ["kept"] and (outside / "kept").read_text() == "kept"
+
+    @contextmanager
+    def copied(self):
+        """A copy of the valid files, in which commands work."""
+        folder = self.place / f"{next(self.numbers)}/case"
+        shutil.copytree(self.base, folder)
+        try:
+            with self.inside(folder):
+                yield
+        finally:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+    def run(self, argv: list[str]) -> tuple[int, str, str]:
+        """The status of a command, and what it prints. It must end in time, change no other folder, and run nothing."""
+        program, *words = argv
+        main = import_module(PROGRAMS.get(program, program)).main
+        stdout, stderr, handlers = io.StringIO(), io.StringIO(), {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            handlers[number] = signal.getsignal(number)
+        signal.signal(signal.SIGALRM, hang)
+        Path("/proc/self/clear_refs").write_text("5")
+        signal.setitimer(signal.ITIMER_REAL, SECONDS * slowdown())
+        self.witness.seen, self.witness.folder = [], f"{os.path.realpath('.')}/"
+        status, before = 0, sys.stdout
+        sys.argv, kept = [program, *words], sys.argv
+        try:
+            with redirect_stdout(stdout), redirect_stderr(stderr):
+                cli_main(lambda: main() if program == "parse_test_res" else main(words))
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.witness.folder, sys.argv, sys.stdout = "", kept, before
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        (peak,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert int(peak) < 1024 * MEGABYTES, f"{int(peak) >> 10} MB"
+        return status, stdout.getvalue(), stderr.getvalue()
+
+    def succeeds(self, argv: list[str]) -> None:
+        status, printed, errors = self.run(argv)
+        assert status == 0, f"{argv}\n{printed}\n{errors}"
+
+    def is_handled(self, argv: list[str]) -> bool:
+        """Run a command on anybody's input, check how it ends, and return whether it accepts the input."""
+        status, printed, errors = self.run(argv)
+        assert self.witness.seen == []  # processes that say what the machine is were started before
+        lines = [line for line in errors.splitlines() if line.strip()]
+        if status == 2:
+            assert lines[-1].startswith("error: ") and lines[-1].isprintable() and "Traceback" not in errors, errors
+        else:
+            skipped = status == 1 and any("skipped" in line for line in lines)
+            assert status == 0 or skipped, f"status {status}\n{errors}"
+        assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]|\x1b[^\[]", printed + errors), "controls"
+        left = [str(path) for path in Path().rglob("*") if re.search(r"\.(tmp|partial)$|/\.preparing/.+/", str(path))]
+        assert left == [] and not (status == 2 and "--no-train" in argv and Path("out").exists()), left
+        for file in (Path("out/results.json"), Path("run/results.json")):
+            if status == 0 and file.is_file() and argv[0] == "train" and "--skip-finished" not in argv:
+                assert 0 <= json.loads(file.read_text())["accuracy"] <= 100
+        return status == 0
 
 
-# Inputs
+def hang(*_: object) -> None:
+    raise Hang(f"not ended after {SECONDS} seconds")
 
 
-def test_the_number_of_an_input_decides_it():
-    tree, data = {"a": [1, 2.0, "x"], "b": {"c": (True, None)}}, bytes(range(256)) * 8
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("fuzz")
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setattr(os, "fsync", lambda file: None)
+        source = downloadable()["eurosat"]
+        patch.setattr(source.dataset, "counts", None)
+        patch.setattr(source.dataset, "n_classes", None)
+        for file in source.files:  # of no published checksum
+            change_file(patch, "eurosat", file.name, bytes=0, about=10**6, md5="", sha256="")
+        yield Project(place)
 
-    def changed():
-        return [repr(change_tree(Random(number), tree, Random.random)) for number in range(200)]
 
-    found = changed()
-    assert found == changed() and len(set(found)) > 100
-    assert tree == {"a": [1, 2.0, "x"], "b": {"c": (True, None)}}
-    assert len({change_bytes(Random(number), data) for number in range(200)}) > 150
+@pytest.mark.parametrize("reader", READERS)
+@several
+@given(data=st.data())
+def test_a_file_from_anybody_is_read_or_refused(reader, project, data):
+    file, argv = READERS[reader]
+    if reader not in project.accepted:  # otherwise its refusals show nothing
+        project.accepted.add(reader)
+        with project.copied():
+            project.succeeds(argv)
+    content = data.draw(content_of(project.base / file))
+    with project.copied():
+        put(Path(file), content)
+        project.is_handled(argv)
 
 
-def test_the_first_inputs_have_every_kind():
-    shares = {name: share for name, (share, _) in KINDS.items()}
-    assert {kind_of(number) for number in range(len(KINDS))} == set(KINDS)
-    assert Counter(map(kind_of, range(sum(shares.values())))) == shares
+@pytest.mark.parametrize("reader", CHECKED)
+@several
+@given(data=st.data())
+def test_a_damaged_file_gives_no_other_result(reader, project, data):
+    file, argv = READERS[reader]
+    content = data.draw(damaged((project.base / file).read_bytes()))
+    with project.copied():
+        project.succeeds(argv)
+        name = "out/predictions.npz"
+        expected = Path(name).read_bytes() if Path(name).exists() else b""
+        shutil.rmtree("out", ignore_errors=True)
+        put(Path(file), content)
+        if project.is_handled(argv) and expected:
+            assert Path(name).read_bytes() == expected
+
+
+@pytest.mark.parametrize("method", ["CoOp", "MPL"])
+@several
+@given(data=st.data())
+def test_settings_from_anybody_are_accepted_or_refused(method, project, data):
+    """KEY VALUE pairs on the command line, or in a file of chosen settings."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg, method)
+    own = f"TRAINER.{method.upper()}."
+    keys = [key for key in flatten(cfg) if key.startswith(own) or not key.startswith("TRAINER.")]
+    words = [name for name in NAMES if "\0" not in name] + [str(number) for number in NUMBERS]
+    words += ["None", "[]", "()", "{}", "[[1]]", "True", "1.5", "[" * 3000, "[1, 'a']"]
+    key = data.draw(st.sampled_from([*keys, "X.Y", "OPTIM", "OPTIM.LR.X"]))
+    value = data.draw(st.sampled_from(words))
+    argv = train(trainer=method, options=["--no-train"])
+    with project.copied():
+        if data.draw(st.booleans()):
+            Path("chosen.json").write_text(json.dumps({"settings": {key: value}, "choices": []}))
+            project.is_handled([*argv[:1], "--chosen", "chosen.json", *argv[1:]])
+        else:
+            project.is_handled([*argv, key, value])

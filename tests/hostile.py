@@ -1,0 +1,265 @@
+"""Hostile content for the readers of files: strategies of hypothesis, and a witness of what a command does."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from hypothesis import strategies as st
+
+NAMES = [
+    "",
+    " ",
+    "..",
+    "/",
+    "~nosuchuser/x",
+    "a\0b",
+    "a\nb",
+    "a\x1b[2J",
+    "\x9b2J",
+    "\ufeffa",
+    "{}",
+    "%s",
+    "-rf",
+    "null",
+]
+NAMES += ["x" * 5000, "/dev/zero", "/proc/self/mem", "no/such/file", "__class__", "../outside/kept", "../outside/made"]
+NUMBERS = [0, 1, -1, 2, 255, 2**31, -(2**31) - 1, 2**53 + 1, 2**64, 10**30, float("nan"), float("inf"), 1e-320, 1e308]
+TEXTS = ["", "[" * 9000, '{"a":' * 3000, "NaN", "1" * 5000, "null", '"\\ud800"', "\x00", "\ud800", "- " * 2000]
+TEXTS += ["a: !!python/object/apply:os.system ['touch ../outside/made']", "OPTIM: &a\n  LR: *a", "? [a, b]\n: c", "*a"]
+TEXTS += ["!!python/object/new:type {args: [z, [], {}], state: !!python/name:exec }", "OPTIM: {LR: !!timestamp x}"]
+TEXTS += ["\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(10)), "--- a\n--- b"]
+TEXTS += [f"_BASE_: {name}" for name in ("/dev/zero", "'a\\0b'", "[]", "config.yaml", "{a: b}", "../outside/kept")]
+SPECIAL = ("pipe", "folder", "loop", "broken", "outside", "/dev/zero", "/dev/full", "empty")
+VALUES = st.recursive(
+    st.sampled_from([None, True, False, b"\xff", *NAMES, *NUMBERS]) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+class Calling:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+CALLS = [Calling(os.system, "touch ../outside/made"), Calling(exec, "open('../outside/made', 'w')")]
+CALLS += [Calling(torch.from_file, "../outside/kept", True, 4), Calling(os.mkdir, "../outside/made")]
+
+
+def places(tree: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every value in nested dicts, lists and tuples."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+def replaced(tree: Any, path: tuple, change: Any) -> Any:
+    """A copy of the tree with `change(value)` at the path."""
+    if not path:
+        return change(tree)
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    changed = {key: replaced(value, path[1:], change) if key == path[0] else value for key, value in pairs}
+    return changed if isinstance(tree, dict) else list(changed.values())
+
+
+@st.composite
+def changed_tree(draw, tree: Any, values: st.SearchStrategy = VALUES) -> Any:
+    """A copy of the tree in which one value is another one, or is gone, doubled or under another key."""
+    path = draw(st.sampled_from(places(tree)))
+    how = draw(st.sampled_from(("value", "value", "key", "gone", "twice")))
+    key = draw(st.sampled_from([*NAMES, 1, None]))
+
+    def change(old: Any) -> Any:
+        if how == "key" and isinstance(old, dict) and old:
+            first = next(iter(old))
+            return {key if name == first else name: value for name, value in old.items()}
+        if how in ("gone", "twice") and isinstance(old, list | dict | str | tuple):
+            return type(old)() if how == "gone" else [*old, *old] if not isinstance(old, str) else old * 2
+        return draw(values)
+
+    return replaced(tree, path, change)
+
+
+@st.composite
+def damaged(draw, data: bytes) -> bytes:
+    """One flipped bit, or lost, repeated or foreign bytes; often near the ends, where formats have their headers."""
+    size = max(len(data), 1)
+    here = draw(st.integers(0, size - 1) | st.integers(0, min(600, size) - 1)) % size
+    here = draw(st.sampled_from((here, size - 1 - here)))
+    there = min(size, here + draw(st.sampled_from((1, 4, 100, size))))
+    number = struct.pack("<Q", draw(st.sampled_from((0, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1))))
+    flipped = bytes([(data[here] if data else 0) ^ 1 << draw(st.integers(0, 7))])
+    middle = draw(st.sampled_from((flipped, flipped, None, b"", data[here:there] * 2, b"\t" * 9, number, b"\xff" * 99)))
+    if middle is None:
+        return data[:here]
+    return data[:here] + middle + data[here + 1 if middle == flipped else there :]
+
+
+def tensors(like: torch.Tensor) -> st.SearchStrategy:
+    """Other tensors than this one, and values that pretend to be one."""
+    whole = like.float()
+    other = [like.double(), like.bool(), whole.to(torch.complex64), torch.full_like(whole, float("nan")), whole[None]]
+    other += [torch.full_like(whole, 1e38), whole.reshape(-1), torch.zeros(1).expand(2**40, 1), whole.to_sparse()]
+    other += [torch.empty(whole.shape, device="meta"), whole.tolist(), whole.numpy(), torch.nn.Parameter(whole)]
+    return st.sampled_from(other) | st.sampled_from(CALLS) | VALUES
+
+
+def saved(tree: Any) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        torch.save(tree, buffer, pickle_module=pickle)
+    except (ValueError, OverflowError, RuntimeError):  # not everything can be saved
+        torch.save({}, buffer)
+    return buffer.getvalue()
+
+
+@st.composite
+def changed_archive(draw, data: bytes) -> bytes:
+    """A zip archive (a checkpoint, predictions.npz) in which a member is changed; its checksums are right."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = draw(st.sampled_from(sorted(members)))
+    how = draw(st.sampled_from(("damaged", "renamed", "gone", "large")))
+    content = members.pop(name)
+    if how != "gone":
+        content = bytes(10**8) if how == "large" else draw(damaged(content)) if how == "damaged" else content
+        members[f"{name.partition('/')[0]}/{draw(st.sampled_from(NAMES))}" if how == "renamed" else name] = content
+    packing = draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", packing) as archive:
+        for member, content in members.items():
+            archive.writestr(member.replace("\0", "_"), content)
+    return buffer.getvalue() if how != "damaged" or draw(st.booleans()) else draw(damaged(buffer.getvalue()))
+
+
+@st.composite
+def changed_npz(draw, data: bytes) -> bytes:
+    """Arrays of other shapes, kinds and headers, such as a shape of (True,) or letters beyond Unicode."""
+    arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
+    name = draw(st.sampled_from(sorted(arrays)))
+    array = arrays[name]
+    other = [array[:0] if array.ndim else array, array[None], array.astype("S"), np.full(array.shape, np.nan)]
+    other += [np.array([CALLS[0]], dtype=object), array.astype(complex) if array.dtype.kind in "if" else array]
+    other += [np.frombuffer(b"\xff" * 4 * max(array.size, 1), "<U1"), np.full(array.shape, -1)]
+    arrays[name] = draw(st.sampled_from(other))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    text = buffer.getvalue()
+    header = draw(st.sampled_from((b"", b"(True,)", b"(1e9,)", b"(-1,)", b"\t" * 9)))
+    if not header:
+        return text
+    members = {}
+    with zipfile.ZipFile(io.BytesIO(text)) as archive:
+        for member in archive.namelist():
+            content = archive.read(member)
+            start = content.find(b"'shape': ") + 9
+            end = content.find(b")", start) + 1
+            shape = header if member == f"{name}.npy" else content[start:end]
+            members[member] = content[:start] + shape.ljust(end - start) + content[end:]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+def content_of(file: Path) -> st.SearchStrategy:
+    """Other content for a file, by its kind: bytes, or the name of a special file."""
+    data = file.read_bytes()
+    any_file = damaged(data) | st.sampled_from([text.encode(errors="surrogatepass") for text in TEXTS])
+    pickles = st.sampled_from([pickle.dumps(call) for call in CALLS] + [saved(call) for call in CALLS])
+    if file.suffix == ".yaml":
+        own = changed_tree(yaml.safe_load(data)).map(as_yaml)
+    elif file.suffix == ".json":
+        own = changed_tree(json.loads(data)).map(as_json)
+    elif file.suffix == ".npz":
+        own = changed_npz(data) | changed_archive(data)
+    elif file.suffix == ".zip":
+        own = changed_archive(data)
+    elif file.suffix == ".safetensors":
+        (length,) = struct.unpack("<Q", data[:8])
+        headers = changed_tree(json.loads(data[8 : 8 + length])).map(as_json)
+        own = headers.map(lambda header: struct.pack("<Q", len(header)) + header + data[8 + length :])
+    elif file.suffix == ".pkl":
+        own = changed_tree(pickle.loads(data), VALUES | st.sampled_from(CALLS)).map(pickle.dumps) | pickles
+    elif ".pth.tar" in file.name or file.suffix == ".pt":
+        tree = torch.load(file, weights_only=True)
+        tensor = next(iter(tree.get("state_dict", tree).values()))
+        own = changed_tree(tree, tensors(tensor)).map(saved) | changed_archive(data) | pickles
+    else:
+        own = any_file
+    return own | own | any_file | st.sampled_from(SPECIAL)
+
+
+def as_yaml(tree: Any) -> bytes:
+    return yaml.dump(tree, allow_unicode=True).encode(errors="surrogatepass")
+
+
+def as_json(tree: Any) -> bytes:
+    return json.dumps(tree, default=str, skipkeys=True).encode(errors="surrogatepass")
+
+
+def put(path: Path, content: bytes | str) -> None:
+    """Write the content, or make the special file of this name; a link may lead to `../outside`."""
+    path.unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "pipe":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    elif content == "empty":
+        path.touch()
+    else:
+        place = {"loop": path.name, "broken": "no/such/file", "outside": os.path.abspath("../outside/kept")}
+        path.symlink_to(place.get(content, content))
+
+
+# What a command does outside its folder
+
+STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn")
+CHANGES = {"os.rename": 2, "os.link": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.chmod": 1}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Witness:
+    """An audit hook that notes what happens while it watches a folder: files changed elsewhere, processes, code."""
+
+    folder = ""
+
+    def __init__(self):
+        self.seen: list[str] = []
+        sys.addaudithook(self.see)  # for the rest of the process
+
+    def see(self, event: str, arguments: tuple) -> None:
+        if not self.folder:
+            return
+        if event == "open" and (arguments[2] & WRITING if isinstance(arguments[2], int) else False):
+            self.change(event, arguments[0])
+        elif event in CHANGES:
+            for path in arguments[: CHANGES[event]]:
+                self.change(event, path)
+        elif event.startswith(STARTS):
+            self.seen.append(f"{event} {arguments!r}"[:300])
+        elif event == "exec" and arguments[0].co_filename in ("<unicode string>", "<unknown>"):
+            self.seen.append(f"runs {arguments[0].co_filename}")
+
+    def change(self, event: str, path: Any) -> None:
+        if isinstance(path, int):
+            return
+        real = os.path.realpath(os.path.dirname(os.fsdecode(path)) or ".")
+        if not f"{real}/".startswith((self.folder, "/dev/")) and "__pycache__" not in real:
+            self.seen.append(f"{event} {path!r}")
