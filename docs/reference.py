@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the settings that the code declares: `python docs/reference.py`."""
+"""Write docs/configuration.md, and the tables of other pages (tables.py), from the code: `python docs/reference.py`."""
 
 import inspect
 import re
@@ -115,4 +115,8 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    import tables
+
     PAGE.write_text(page())
+    for name in tables.PAGES:
+        (ROOT / name).write_text(tables.written((ROOT / name).read_text()))

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import pickle
-import pickletools
 import shutil
 from pathlib import Path
 
 import pytest
 from dassl.data.datasets import Datum
 from drawn import arguments
-from fuzz.pickles import CODE
+from hostile import CALLS
 
 from datasets import splits
 from datasets.preparing.sources import downloadable
@@ -135,13 +134,12 @@ def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, 
 def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_path):
     whole, file = written[0].read_bytes(), tmp_path / "bad.pkl"
     contents = [b"", whole[:-20], whole + b"x" * splits.MOST]
-    contents += [b"\x80\x02" + code + b"." for code in CODE]
+    contents += [pickle.dumps(call) for call in CALLS]
     contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
     whole_rows = pickle.loads(whole)
     contents += [pickle.dumps(whole_rows | {"train": whole_rows["train"] * 100})]
     contents += [pickle.dumps({**whole_rows, 1: []})]
-    start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
-    contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
+    contents.append(pickle.dumps({**whole_rows, "val": CALLS[0]}))
     for content in contents:
         file.write_bytes(content)
         refuses("--file", file, "bad.pkl")
