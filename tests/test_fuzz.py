@@ -31,7 +31,7 @@ from trees import build_tree
 
 from datasets.preparing.sources import downloadable
 from experiments.configuration import extend_cfg, flatten
-from experiments.session import cli_main
+from experiments.session import run_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")]
 
@@ -221,7 +221,7 @@ class Project:
         sys.argv, kept = [program, *words], sys.argv
         try:
             with redirect_stdout(stdout), redirect_stderr(stderr):
-                cli_main(lambda: main() if program == "parse_test_res" else main(words))
+                run_command(lambda: main() if program == "parse_test_res" else main(words))
         except SystemExit as end:
             status = end.code
         finally:
