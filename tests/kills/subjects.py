@@ -72,7 +72,7 @@ def content(folder: Path) -> dict[str, object]:
             assert results.get("data_use", {}).get("test", {}).pop("evaluations", 1) >= 1
             found[name] = results
         elif path.name == "tests.jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [json.loads(line) for line in path.read_text().splitlines() if line]
             found[name] = {json.dumps({key: value for key, value in line.items() if key != "date"}) for line in lines}
         else:
             text = path.read_bytes()
