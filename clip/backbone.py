@@ -9,7 +9,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
 from torch import nn
 
-from common.errors import UsageError, one_line
+from common.errors import one_line
 from common.files import identity
 from common.text import read_json
 
@@ -135,17 +135,7 @@ def open_clip_file(name: str, cache: str | None) -> Path:
 def config_beside(path: Path) -> dict | None:
     """The open_clip_config.json in the file's folder, where model hubs put it, or None."""
     config = path.with_name("open_clip_config.json")
-    if not config.is_file():
-        return None
-    try:
-        content = read_json(config, MAX_CONFIG)
-        towers = [content["model_cfg"][key] for key in ("vision_cfg", "text_cfg")]
-        if not all(isinstance(part, dict) for part in (*towers, content.get("preprocess_cfg", {}))):
-            raise TypeError("vision_cfg, text_cfg and preprocess_cfg must be objects")
-        return content
-    except (UsageError, KeyError, TypeError, AttributeError) as error:
-        what = f"{config} is not a valid open_clip configuration ({type(error).__name__}: {one_line(error)})"
-        raise ClipError(what, "fix or delete it", config) from error
+    return read_json(config, MAX_CONFIG) if config.is_file() else None
 
 
 def from_open_clip(name: str, precision: str, cache: str | None) -> CLIP:

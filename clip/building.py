@@ -106,7 +106,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
             if key in ("mean", "std"):
                 setattr(model.visual, f"image_{key}", three_numbers(key, value))
     except KeyError as error:
-        raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
+        raise ClipError(f"{source} is not a CLIP: {error} is missing", remedy) from error
     except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
         reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
         raise ClipError(f"{source} is not a CLIP that open_clip can build ({reason})", remedy) from error

@@ -227,9 +227,9 @@ def test_checksum_of_a_pair_is_of_the_file_in_the_given_folder(tmp_path, monkeyp
         ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
         ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),
         ("preprocess_cfg", {"mean": [1, 2]}, "mean"),
-        ("preprocess_cfg", [], "must be objects"),
-        ("text_cfg", None, "must be objects"),
-        ("model_cfg", [], "not a valid open_clip configuration"),
+        ("preprocess_cfg", [], "open_clip can build"),
+        ("text_cfg", None, "open_clip can build"),
+        ("model_cfg", [], "open_clip can build"),
     ],
 )
 def test_configuration_beside_the_file_is_checked(part, settings, words, half, tmp_path):
