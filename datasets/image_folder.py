@@ -5,9 +5,9 @@ from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from common.files import write_text
 from common.text import read_json
 
+from . import splits
 from .base import DatasetError, Items, Split
 from .folders import Classes, FolderDataset
 
@@ -75,7 +75,7 @@ class ImageFolder(FolderDataset):
             for part, items in parts.items()
         }
         try:
-            write_text(file, json.dumps(rows))
+            splits.write_missing({file: json.dumps(rows).encode()})
             print(f"Saved as {file}; later runs use it")
         except OSError as error:  # the images may be in a folder that is only read; the same seed splits them equally
             print(f"Split not saved in {file}: {error.strerror}")

@@ -4,12 +4,13 @@ CoOp keeps `split_fewshot/shot_K-seed_S.pkl` in a dataset's folder: {"train": [D
 without "val" for ImageNet. 2SFS publishes `shot_K-seed_S_train.jsonl` and `shot_K-seed_S_val.jsonl` with the attributes
 of a Datum on each line, the path relative to the folder of all datasets.
 
-A file only chooses among the images of a dataset's own split. No path in it is opened, and nothing in a pickle is
-imported or called.
+A file only chooses among the images of a dataset's own split. No path in it is opened, and a pickle can name no class
+but Datum.
 """
 
 import io
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from hashlib import sha256
@@ -19,14 +20,13 @@ from typing import Any
 from dassl.data.datasets import Datum
 
 from common.errors import UsageError, one_line
-from common.files import write_bytes
+from common.files import scratch, write_bytes
 from common.names import printable
 from common.text import read_bytes, refuse
 
 FOLDER = "split_fewshot"  # in a dataset's folder
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
-LONGEST = 4096  # letters of a path
 FIELDS = ("_impath", "_label", "_domain", "_classname")
 
 Parts = dict[str, list[Datum]]
@@ -37,7 +37,7 @@ class Row:
 
 
 class DatumUnpickler(pickle.Unpickler):
-    """Makes a `Row` of each pickled `Datum`. Nothing that a pickle names is imported."""
+    """Python's unpickler without any class or function but `Datum`."""
 
     def find_class(self, module: str, name: str) -> type[Row]:
         if (module, name) != DATUM:
@@ -67,11 +67,20 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
     for file, content in contents.items():
         if file.exists() and read_bytes(file, MOST) != content and not has_choice(file, parts, folder, data):
             raise UsageError(f"{file} exists and has another choice", "move it elsewhere, or use another seed", file)
-    for file, content in contents.items():
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            write_bytes(file, content)
+    stem.parent.mkdir(exist_ok=True)
+    write_missing(contents)
     return list(contents)
+
+
+def write_missing(contents: Mapping[Path, bytes]) -> None:
+    """Write those of the files, which are in one folder, that do not exist; what a killed call left is deleted."""
+    missing = {file: content for file, content in contents.items() if not file.exists()}
+    if missing:
+        with scratch(next(iter(missing)).parent, ".partial-") as stage:
+            for file, content in missing.items():
+                write_bytes(stage / file.name, content)
+            for file in missing:
+                os.replace(stage / file.name, file)
 
 
 def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> bool:
@@ -101,37 +110,32 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
     """
     content = read_bytes(file, MOST)
     try:
-        if file.suffix == ".jsonl":
-            rows = {"train": lines(content)}
-            other = file.with_name(file.name.replace("_train", "_val"))
-            if other != file and other.is_file():
-                rows["val"] = lines(read_bytes(other, MOST))
-        else:
-            rows = DatumUnpickler(io.BytesIO(content)).load()
-        if not rows["train"] or not {"train"} <= rows.keys() <= {"train", "val"}:
-            raise ValueError("expected images for train, and perhaps for val")
-        if file.suffix != ".jsonl":
-            rows = {part: [vars(row) for row in items] for part, items in rows.items()}
+        rows = read_jsonl(file, content) if file.suffix == ".jsonl" else read_pickle(content)
         if sum(map(len, rows.values())) > sum(map(len, split.values())):
             raise ValueError("it has more rows than the dataset has images")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
-        if not all(
-            isinstance(path, str) and len(path) <= LONGEST and type(label) is int
-            for part in chosen.values()
-            for path, label in part
-        ):
-            raise TypeError("an image has no path, one that is too long, or no label")
+        if not chosen["train"] or not {"train"} <= chosen.keys() <= {"train", "val"}:
+            raise ValueError("expected images for train, and perhaps for val")
+        if any(type(path) is not str or type(label) is not int for pairs in chosen.values() for path, label in pairs):
+            raise TypeError("an image has no path or no label")
     except UsageError:
         raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle
         what = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
         raise UsageError(what, "replace it, or write one with: python tools/prepare.py splits", file) from error
     places = {below(item.impath, data): (part, item) for part, items in split.items() for item in items}
-    parts = {part: [find(file, *row, part, places, folder, data) for row in chosen[part]] for part in chosen}
-    for part, items in parts.items():
-        if len({item.impath for item in items}) < len(items):
+    parts: Parts = {part: [] for part in chosen}
+    for part, pairs in chosen.items():
+        for path, label in pairs:
+            where, item = places.get(in_dataset(path, folder, data), ("", None))
+            if item is None or (where, item.label) != (part, label):
+                known = f"for {where} with the label {item.label}" if item else "without that image"
+                what = f"{file} has {printable(one_line(path))} for {part} with the label {label}, the split {known}"
+                raise UsageError(what, "give images and labels of the dataset's own split", file)
+            parts[part].append(item)
+        if len({item.impath for item in parts[part]}) < len(pairs):
             raise UsageError(f"{file} has an image for {part} twice", "give each image once", file)
-        labels = {item.label for item in items}
+        labels = {item.label for item in parts[part]}
         missing = [item.classname for item in split[part] if item.label not in labels]
         if missing:
             what = f"{file} has no image for {part} of the class {missing[0]!r}"
@@ -139,8 +143,21 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
     return parts, {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
 
 
-def lines(content: bytes) -> list[Any]:
-    return [json.loads(line, parse_constant=refuse) for line in content.decode().splitlines() if line.strip()]
+def read_pickle(content: bytes) -> dict[str, list[dict]]:
+    """The rows of each part of CoOp's file."""
+    return {part: [vars(row) for row in rows] for part, rows in DatumUnpickler(io.BytesIO(content)).load().items()}
+
+
+def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:
+    """The rows of each part of 2SFS' files: `file`, whose content is given, and the one for validation beside it."""
+    contents = {"train": content}
+    other = file.with_name(file.name.replace("_train", "_val"))
+    if other != file and other.is_file():
+        contents["val"] = read_bytes(other, MOST)
+    return {
+        part: [json.loads(line, parse_constant=refuse) for line in text.splitlines() if line.strip()]
+        for part, text in contents.items()
+    }
 
 
 def below(path: str, data: Path) -> str:
@@ -148,21 +165,9 @@ def below(path: str, data: Path) -> str:
     return path.removeprefix(f"{data}/")
 
 
-def find(
-    file: Path, path: str, label: int, part: str, places: Mapping[str, tuple[str, Datum]], folder: Path, data: Path
-) -> Datum:
-    """The image of a split that a row means. A pickle has absolute paths, perhaps those of another machine: what comes
-    before the dataset's folder does not count."""
-    name, place = below(path, data), f"{folder.relative_to(data)}/"
-    if name.startswith("/") and f"/{place}" in name:
-        name = place + name.rpartition(f"/{place}")[2]
-    where, item = places.get(name, ("", None))
-    shown = printable(one_line(path))
-    if item is None:
-        raise UsageError(f"{file} has {shown}, which is not an image of the dataset's split in {folder}", where=file)
-    if where != part:
-        raise UsageError(f"{file} has {shown} for {part}, which is an image for {where}", "remove it", file)
-    if item.label != label:
-        what = f"{file} gives {shown} the label {label}, and it has {item.label} ({item.classname})"
-        raise UsageError(what, "use the dataset's own labels", file)
-    return item
+def in_dataset(path: str, folder: Path, data: Path) -> str:
+    """The path relative to the folder of the datasets. A pickle has absolute paths, perhaps those of another machine:
+    what comes before the dataset's folder does not count."""
+    name = below(path, data)
+    place = f"{folder.relative_to(data)}/"
+    return place + name.rpartition(f"/{place}")[2] if name.startswith("/") and f"/{place}" in name else name
