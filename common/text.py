@@ -14,10 +14,17 @@ MAX_MARKS = 10_000_000  # of the characters , : [ { in it, which bound its value
 
 def read_bytes(path: str | os.PathLike, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; errors are those of `read_text`."""
+    content = b""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            content = file.read(most + 1) if regular else b""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            regular = stat.S_ISREG(status.st_mode)
+            size = min(max(status.st_size, 1 << 16), most) + 1  # some file systems report no size
+            while regular and len(content) <= most and (block := os.read(descriptor, size)):
+                content += block
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         kind = MissingFileError if isinstance(error, FileNotFoundError) else UsageError
         reason = getattr(error, "strerror", None) or error

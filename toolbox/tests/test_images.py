@@ -193,18 +193,32 @@ def test_jpeg_of_endless_scans_is_refused(tmp_path):
     refused(path, "it has 110 scans, at most 64 are expected")
 
 
-def test_the_limit_on_pixels_can_be_raised_above_pillows(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("error")
+def test_limit_on_pixels_can_be_raised_above_pillows_which_stays(tmp_path, monkeypatch):
+    """It was raised for good, and so for each later image of the process."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = written(tmp_path / "a.png", NOISE)
     refused(path, "has more than 100 pixels")
     refused(path, "has more than 1,199 pixels", max_pixels=1199)
     assert read_image(path, max_pixels=1200).size == (30, 40)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+
+
+def test_a_file_has_a_largest_size(tmp_path):
+    """A header of 40 MB kept Pillow busy for 17 seconds."""
+    path = written(tmp_path / "a.ppm", NOISE, "PPM")
+    with open(path, "ab") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    refused(path, "it is larger than 32,000,000 bytes")
 
 
 def test_named_pipe_device_and_folder_are_refused_without_waiting_and_escaped(tmp_path):
     os.mkfifo(tmp_path / "a\n\x1b.png")
-    for path in (tmp_path / "a\n\x1b.png", "/dev/zero", tmp_path):
-        refused(path, "is not a regular file: replace or remove it")
+    for path in (tmp_path / "a\n\x1b.png", "/dev/zero"):
+        refused(path, "is not a regular file")
+    refused(tmp_path, "is not a regular file")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,21 +1,24 @@
 """Reading image files: any content in a file with any name ends in an RGB image or in one line."""
 
+import io
 import os
-import stat
-import warnings
 from contextlib import suppress
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from common.errors import MissingFileError, UsageError, one_line
+from common.text import read_bytes
+
 from .errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_BYTES = 32_000_000  # of a file; Pillow reads some headers byte by byte, about 2.5 MB a second
 MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_SCANS = 64  # of a JPEG; each scan reads all pixels. Cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
-
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` raises an error instead
+opening = Lock()
 
 
 def read_image(path, max_pixels=None, exif_orientation=True):
@@ -27,7 +30,7 @@ def read_image(path, max_pixels=None, exif_orientation=True):
     Args:
         path (str): a regular file in one of FORMATS; or an image of Pillow, which is converted in the same way.
         max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer side may have at most
-            MAX_RATIO times the pixels of the shorter one.
+            MAX_RATIO times the pixels of the shorter one, and a file MAX_BYTES bytes.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
 
     Raises:
@@ -43,42 +46,42 @@ def read_image(path, max_pixels=None, exif_orientation=True):
             image = path.copy()
             image.format = path.format  # which a copy lacks
             return _convert(image, exif_orientation)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for its writer
-            raise ImageError(f"{name} is not a regular file: replace or remove it")
-        with open(path, "rb") as file:
-            return _decode(file, name, limit, exif_orientation)
+        content = read_bytes(path, MAX_BYTES)
+        with _open(content) as image:
+            _check_size(image, name, limit)  # before its pixels are decoded
+            if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
+                raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
+            return _convert(image, exif_orientation)
     except ImageError:
         raise
-    except FileNotFoundError:
+    except MissingFileError:
         raise ImageError(f"there is no image at {name}: check DATASET.ROOT and that the dataset is complete") from None
     except UnidentifiedImageError:
-        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise ImageError(f"{name} is damaged or not a {known} image: convert, replace or remove it") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        what = f"the image {name} has more than {limit:,} pixels"
-        raise ImageError(f"{what}: make it smaller or remove it, or raise INPUT.MAX_PIXELS") from None
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ImageError(f"{name} is damaged or not a {kinds} image: convert, replace or remove it") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = error.what.replace(str(path), "it") if isinstance(error, UsageError) else one_line(error)
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
 
 
-def _decode(file, name, limit, exif_orientation):
-    if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = limit  # Pillow has one for the whole process
-    with Image.open(file, formats=FORMATS) as image:
-        _check_size(image, name, limit)  # before it is read
-        if image.format in ("JPEG", "MPO"):
-            file.seek(0)
-            if (scans := file.read().count(b"\xff\xda")) > MAX_SCANS:
-                raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
-        return _convert(image, exif_orientation)
+def _open(content):
+    """The image in a file with this content, of which the header is read. Pillow's own limit does not apply."""
+    with opening:  # Pillow has one limit for the whole process
+        usual = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
 
 
 def _check_size(image, name, limit):
-    if image.width * image.height > limit:
-        raise Image.DecompressionBombError
-    if max(image.size) > MAX_RATIO * min(image.size):
-        what = f"the image {name} has {image.width:,} x {image.height:,} pixels, a ratio of over {MAX_RATIO}"
+    width, height = image.size
+    if width * height > limit:
+        what = f"the image {name} has more than {limit:,} pixels"
+        raise ImageError(f"{what}: make it smaller or remove it, or raise INPUT.MAX_PIXELS")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        what = f"the image {name} has {width:,} x {height:,} pixels, a ratio of over {MAX_RATIO}"
         raise ImageError(f"{what}: crop or remove it")
 
 
