@@ -48,8 +48,13 @@ def upload(folder: Path, files: Sequence[str], name: str, replaced: Sequence[str
     api = HfApi()
     with answers(name):
         address = str(api.create_repo(name, private=True, exist_ok=True))
-        patterns = {"allow_patterns": list(files), "delete_patterns": list(replaced)}
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload prompts", **patterns)
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Upload prompts",
+            allow_patterns=list(files),
+            delete_patterns=list(replaced),
+        )
     return address
 
 

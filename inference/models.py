@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose, choose_dataset
-from common.names import check_names
+from common.names import check_names, printable
 from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
 from datasets import title
@@ -39,10 +39,16 @@ class Model(NamedTuple):
     classifier: PromptedClassifier
 
 
-def is_model(path: Path) -> bool:
-    """Whether a path looks like a model, and not like images."""
-    patterns = (DESCRIPTION, CONFIG, RESULTS, CHECKPOINTS, f"*/{CHECKPOINTS}")
-    return any(any(path.glob(pattern)) for pattern in patterns) if path.is_dir() else path.match(CHECKPOINTS)
+def kind_of(path: Path) -> str:
+    """What is at a path: `exported` by tools/export.py, a `run`, a `checkpoint` or a folder of some, or nothing."""
+    if (path / DESCRIPTION).exists():
+        return "exported"
+    if (path / CONFIG).exists():
+        return "run"
+    names = CHECKPOINTS, *filter(None, {method.published_file for method in trainers.methods().values()})
+    if not path.is_dir():
+        return "checkpoint" if any(map(path.match, names)) else ""
+    return "checkpoint" if any(any(path.glob(name)) for name in (RESULTS, *names, f"*/{CHECKPOINTS}")) else ""
 
 
 def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()) -> list[Model]:
@@ -75,10 +81,12 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         classifiers.append(PromptedClassifier(description, checkpoint, str(path), backbone, options.device))
         if not description.backbone_sha256:
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
-            print(f"{path} does not say on which weights its prompts were learned: check that they are those of {name}")
+            text = f"{path} does not say on which weights its prompts were learned: check that they are those of {name}"
+            print(printable(text))
         sentence = description.template or description.dataset_template
         if trainers.methods()[description.method].reads_template and not sentence:
-            print(f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}")
+            text = f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}"
+            print(printable(text))
     methods = [classifier.method for classifier in classifiers]
     names = [name if methods.count(name) == 1 else f"{name} {path}" for name, path in zip(methods, paths, strict=True)]
     return list(map(Model, names, classifiers))
@@ -86,55 +94,63 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
 
 def check_options(paths: Sequence[Path], options: Namespace) -> None:
     """Raise UsageError for an option that none of the models reads."""
-    choose_epoch = any(not path.is_file() and not (path / DESCRIPTION).exists() for path in paths)
-    read = {"load_epoch"} if choose_epoch else set()
-    if any(not (path / DESCRIPTION).exists() and not (path / CONFIG).exists() for path in paths):  # published
-        read |= {"config_file", "trainer", "template"}
-    for name in ("load_epoch", "config_file", "trainer", "template"):
-        if getattr(options, name) not in ("", None) and name not in read:
+    kinds = [(kind_of(path), path.is_file()) for path in paths]
+    readers = {"load_epoch": any(kind != "exported" and not is_file for kind, is_file in kinds)}
+    for name in ("config_file", "trainer", "template"):
+        readers[name] = any(kind in ("checkpoint", "") for kind, _ in kinds)
+    for name, is_read in readers.items():
+        if getattr(options, name) not in ("", None) and not is_read:
             raise UsageError(f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it")
 
 
 def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, Any] | None, str]:
     """The description of a model, the checkpoint with its tensors if it learns any, and the backbone to load."""
     check_exists(path)
-    if (path / DESCRIPTION).exists():
+    kind = kind_of(path)
+    if kind == "exported":
         return *read_artefact(path), options.backbone
-    file = path / CONFIG
-    if is_run := file.exists():
-        anything = get_cfg_default()
-        anything.set_new_allowed(True)
-        anything.merge_from_file(str(file))
-        method = anything.TRAINER.NAME
-    elif not is_model(path):
+    if not kind:
         remedy = "give a run's output folder, or one that tools/export.py wrote"
         raise UsageError(f"{path} is not a model", remedy, path)
-    elif not options.config_file:
-        raise UsageError(f"{path} has no {CONFIG}", "name the YAML file of its method by --config-file", path)
-    else:  # a checkpoint of the published code, or one of ours without its run
-        file = Path(options.config_file)
-        method = options.trainer or file.absolute().parent.name
-        choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
-    cfg = configuration(method, file)
-    cfg.merge_from_file(str(file))
-    if cfg.DATASET.NAME and not is_run:  # a misspelt one would have no sentence
-        choose_dataset(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
-    if options.template and not is_run:
-        if not trainers.methods()[method].reads_template:
-            raise UsageError("--template has no use here", f"leave it out: {method} does not read it")
-        cfg.DATASET.TEMPLATE = options.template
-    learns = trainers.methods()[method].learns
+    cfg = run_configuration(path) if kind == "run" else published_configuration(path, options)
+    method = trainers.methods()[cfg.TRAINER.NAME]
     training: dict[str, Any] = {}
-    if is_run:
-        data = cfg.DATASET
-        training = {"classes": data.SUBSAMPLE_CLASSES, "shots": data.NUM_SHOTS, "seed": cfg.SEED}
-        training |= facts_of(path, options.load_epoch if learns else None)
+    if kind == "run":
+        training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": cfg.DATASET.NUM_SHOTS, "seed": cfg.SEED}
+        training |= facts_of(path, options.load_epoch if method.learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
-    if not learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
+    if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
-    checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
+    checkpoint = read_checkpoint(path, cfg, options.load_epoch) if method.learns else None
     return describe(cfg, checkpoint, training), checkpoint, options.backbone or cfg.MODEL.BACKBONE.NAME
+
+
+def run_configuration(run: Path) -> CfgNode:
+    anything = get_cfg_default()
+    anything.set_new_allowed(True)
+    anything.merge_from_file(str(run / CONFIG))
+    cfg = configuration(anything.TRAINER.NAME, run / CONFIG)
+    cfg.merge_from_file(str(run / CONFIG))
+    return cfg
+
+
+def published_configuration(path: Path, options: Namespace) -> CfgNode:
+    """That of a checkpoint of the published code, or of one of ours without its run: the YAML file of its method."""
+    if not options.config_file:
+        raise UsageError(f"{path} has no {CONFIG}", "name the YAML file of its method by --config-file", path)
+    file = Path(options.config_file)
+    name = options.trainer or file.absolute().parent.name
+    choose(name, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
+    cfg = configuration(name, file)
+    cfg.merge_from_file(str(file))
+    if cfg.DATASET.NAME:  # a misspelt one would have no sentence
+        choose_dataset(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    if options.template:
+        if not trainers.methods()[name].reads_template:
+            raise UsageError("--template has no use here", f"leave it out: {name} does not read it")
+        cfg.DATASET.TEMPLATE = options.template
+    return cfg
 
 
 def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
@@ -152,19 +168,22 @@ def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
     return {key: results[key] for key in RECORDED if key in results and not (other and key in OF_THE_TEST)} | selected
 
 
-def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any]:
+def read_checkpoint(path: Path, cfg: CfgNode, epoch: int | None) -> dict[str, Any]:
     """A checkpoint by its file, the folder it is in, or the output folder of its run."""
+    method = trainers.methods()[cfg.TRAINER.NAME]
     file = path
     if path.is_dir():
-        folder, saved_as = path, trainers.methods()[method].saved_as
+        folder, saved_as = path, method.saved_as
         if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
             folder, saved_as = path.parent, path.name
         try:
-            file = Path(find_checkpoint(str(folder), saved_as, epoch, method))
+            file = Path(find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file))
         except UsageError as error:
             remedy = error.remedy.replace("check --model-dir", "give the output folder of a training run")
             raise UsageError(error.what, remedy, error.where) from error
     checkpoint = load_checkpoint(str(file))
+    if file.name == method.published_file:
+        checkpoint = method.of_published_file(checkpoint, str(file), method.settings_of(cfg))
     if not is_checkpoint(checkpoint):
         raise UsageError(f"{file} is not a checkpoint of a training run", "give another", file)
     return checkpoint

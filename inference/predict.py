@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             from tqdm import tqdm
 
             from . import images, models
-        number = next((n for n, path in enumerate(args.paths) if not models.is_model(path)), len(args.paths))
+        number = next((n for n, path in enumerate(args.paths) if not models.kind_of(path)), len(args.paths))
         if not number and not args.backbone:
             models.read_model(args.paths[0], args)  # which says why it is not a model
         files = images.find_images(args.paths[number:])

@@ -12,9 +12,10 @@ import pytest
 import torch
 from drawn import METHODS
 from learned import OPTIONS, images_of, own_test, rows_of
-from marks import thorough_but
+from marks import one_line, thorough_but
 from PIL import Image
 from published_files import save_published
+from test_lora_files import write_lora
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
@@ -79,6 +80,22 @@ def test_words_that_look_like_a_number(finished, command, deep, tmp_path):
         ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
         assert classifier.description.settings["CTX_INIT"] == classifier.cfg.TRAINER.COOP.CTX_INIT == "2024"
         torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
+
+
+def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
+    """predict, export and the page refused what `--eval-only` reads."""
+    run = finished("CLIPLoRA", "base", "TRAINER.CLIPLORA.N_ITERS", 4)
+    files, expected, names = own_test(run, "base")
+    (checkpoint,) = run.glob("*/model.pth.tar-*")
+    write_lora(tmp_path / "set", torch.load(checkpoint, weights_only=True)["state_dict"])
+    options = {"config_file": str(run / "config.yaml"), "trainer": "CLIPLoRA"}
+    for path in (tmp_path / "set", tmp_path / "set/lora_weights.pt"):
+        (model,) = open_models([path], Namespace(**vars(OPTIONS) | options), names)
+        torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
+    with one_line("has r 2, and TRAINER.CLIPLORA.R is 4"):
+        wrong = tmp_path / "wrong.yaml"
+        wrong.write_text((run / "config.yaml").read_text().replace("    R: 2", "    R: 4"))
+        open_models([path], Namespace(**vars(OPTIONS) | options | {"config_file": str(wrong)}), names)
 
 
 # Forms of output and bad input

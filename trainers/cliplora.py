@@ -85,13 +85,14 @@ class CLIPLoRA(SteppedTrainer):
         require_vit(clip, "CLIPLoRA", self.cfg.MODEL.BACKBONE.NAME)
         return LoRALearner(clip, classnames, self.settings)
 
-    def of_published_file(self, content: Any, path: str) -> dict[str, Any]:
+    @classmethod
+    def of_published_file(cls, content: Any, path: str, settings: Any) -> dict[str, Any]:
         """`weights` has tensors by layer, map and name; `metadata` the settings that say what the layers are."""
         written = of(content).get("metadata")
         if not isinstance(written, dict):
             raise UsageError(f"{path} is not a LoRA file of CLIP-LoRA's code", "check --model-dir", path)
         for key in ("r", "alpha", "encoder", "position", "params"):
-            name, here, there = f"TRAINER.CLIPLORA.{key.upper()}", getattr(self.settings, key.upper()), written.get(key)
+            name, here, there = f"TRAINER.CLIPLORA.{key.upper()}", getattr(settings, key.upper()), written.get(key)
             there = sorted(map(str, there)) if isinstance(there, list | tuple) else there
             if there != (sorted(here) if isinstance(here, list) else here):
                 raise UsageError(f"{path} has {key} {there!r:.40}, and {name} is {here}", f"give that {name}", path)
@@ -101,7 +102,7 @@ class CLIPLoRA(SteppedTrainer):
             for part, tensors in of(parts).items()
             for name, tensor in of(tensors).items()
         }
-        return {"state_dict": state, "epoch": self.max_epoch}  # the last weights
+        return {"state_dict": state, "epoch": 0}  # it does not say which
 
     @property
     def steps(self) -> int:

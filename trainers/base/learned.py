@@ -123,7 +123,7 @@ class Checkpoints:
         path = method.checkpoint_in(directory, epoch)
         checkpoint = load_checkpoint(path)
         if os.path.basename(path) == method.published_file:
-            checkpoint = method.of_published_file(checkpoint, path)
+            checkpoint = method.of_published_file(checkpoint, path, method.settings) | {"epoch": method.max_epoch}
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
         self.load(checkpoint, path)

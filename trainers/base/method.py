@@ -97,7 +97,8 @@ class Method:
         """The module whose state dict is the checkpoint."""
         return self.model.prompt_learner if self.saves_learner else self.model
 
-    def of_published_file(self, content: Any, path: str) -> Any:
+    @classmethod
+    def of_published_file(cls, content: Any, path: str, settings: Any) -> Any:
         """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`.
 
         Raises:
