@@ -11,7 +11,7 @@ from typing import TypeVar
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
-from common.names import CONTROL
+from common.names import CONTROL, check_template
 from common.text import read_json, read_text
 
 from . import splits
@@ -74,9 +74,10 @@ class FewShotDataset(DatasetBase):
         self.cfg = cfg
         self.fewshot_file: dict[str, str] = {}
         self.template = cfg.DATASET.get("TEMPLATE", "") or type(self).template
-        if "{}" not in self.template:
-            raise UsageError(f"DATASET.TEMPLATE is {self.template!r}", "put {} where the class name goes")
+        check_template(self.template, "DATASET.TEMPLATE")
         self.title = cfg.DATASET.get("TITLE", "") or type(self).__name__
+        if CONTROL.search(self.title):
+            raise UsageError(f"DATASET.TITLE is {self.title!r}, which has control characters", "give another title")
         self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
@@ -169,6 +170,8 @@ class FewShotDataset(DatasetBase):
             if CONTROL.search(name):
                 what = f"the name {name!r} of label {label} cannot be printed on a line"
                 raise DatasetError(what, self.remedy, where)
+        if twins := same_names(list(names.values())):
+            print(twins)
         learned = {item.label for item in train}
         unlearned = {item.label for part in (val, test) for item in part} - learned
         if learned and unlearned:
@@ -223,6 +226,15 @@ class FewShotDataset(DatasetBase):
             fault = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
             what = f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first {missing[0]}"
             raise DatasetError(what, self.remedy, missing[0])
+
+
+def same_names(names: Sequence[str]) -> str:
+    """A line about classes that have one name, which lowers the accuracy of both; empty if there are none."""
+    twins = [name for name, number in Counter(names).items() if number > 1]
+    if not twins:
+        return ""
+    text = f"Classes with the same name: {', '.join(map(repr, twins[:5]))}{', ...' if len(twins) > 5 else ''}"
+    return f"{text}: their images count as errors of one another; rename the classes, or give them one label"
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

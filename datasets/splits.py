@@ -15,7 +15,6 @@ import pickle
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from dassl.data.datasets import Datum
 

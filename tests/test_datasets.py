@@ -160,9 +160,10 @@ NAMES_OF_DTD = CLASSES["dtd"]
     ],
     ids=["two labels with one name", "gaps between labels", "another order than that of the folders"],
 )
-def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path):
+def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path, capsys):
     rewritten(tmp_path, lambda part, path, label, name: [path, *change(label, name)])
     data = load("dtd")
+    assert ("Classes with the same name: 'crane': " in capsys.readouterr().out) == ("crane" in expected)
     assert (data.num_classes, data.lab2cname) == (4, dict(enumerate(expected)))
     assert {(item.label, item.classname) for item in data.test} == set(data.lab2cname.items())
     assert load("dtd", "DATASET.SUBSAMPLE_CLASSES", "new").classnames == expected[2:]
@@ -190,6 +191,17 @@ def test_invalid_labels_are_rejected(change, words, load, tmp_path):
     with one_line(file, words, error=DatasetError) as error:
         load("dtd")
     assert str(error.value).endswith(f"python tools/prepare.py dtd --root {tmp_path}")
+
+
+def test_control_characters_of_a_split_do_not_reach_the_terminal(load, prepare, tmp_path):
+    rewritten(tmp_path / "data", lambda part, path, label, name: [f"\x1b[2J{path}", label, name])
+    for arguments in (["fewshot", "dtd", "--shots", 1], ["--check", "dtd"]):
+        ended = prepare(*arguments)
+        said = "".join([ended.printed, *ended.errors])
+        assert "\x1b" not in said and "\\x1b[2J" in said
+    for key in ("DATASET.TITLE", "DATASET.TEMPLATE"):
+        with one_line(key):
+            load("dtd", key, "{}\x1b[2J")
 
 
 def test_path_outside_the_dataset_is_rejected(load, tmp_path):

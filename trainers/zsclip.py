@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 
 from common.errors import UsageError
+from common.names import CONTROL
 
 from .base import PromptTrainer
 from .base.prompts import TemplatePrompts
@@ -16,7 +17,7 @@ class ZeroshotCLIPSettings(MethodSettings):
     TEMPLATE: str = ""
 
     def check(self):
-        if self.TEMPLATE and "{}" not in self.TEMPLATE:
+        if self.TEMPLATE and ("{}" not in self.TEMPLATE or CONTROL.search(self.TEMPLATE)):
             raise UsageError(f"TEMPLATE is {self.TEMPLATE!r}", "put {} where the class name goes")
 
 

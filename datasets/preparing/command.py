@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from common.errors import UsageError
 from common.files import checksum
+from common.names import printable
 from common.start import Parser, add_common_options, at_least, path
 
 from .. import splits
-from ..base import FewShotDataset, Items, missing_files
+from ..base import FewShotDataset, Items, missing_files, same_names
 from .arrange import Preparation
 from .sources import Source, downloadable, find, image_paths, images_by_split
 
@@ -80,7 +81,7 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
             if len(sources) == 1:
                 raise error from None
             failures.append(error)
-            print(f"{source.name}: {error}")
+            print(printable(f"{source.name}: {error}"))
     if failures:
         raise UsageError(f"{len(failures)} of {len(sources)} datasets could not be prepared", "see above")
 
@@ -117,7 +118,7 @@ def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
     dataset, parts = read_fewshot(sources, args)
     for part, items in parts.items():
         for item in items:
-            print(part, os.path.relpath(item.impath, dataset.images))
+            print(part, printable(os.path.relpath(item.impath, dataset.images)))
 
 
 def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
@@ -162,7 +163,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     try:
         dataset = source.read_quietly(root)
     except UsageError as error:
-        print(f"  {UsageError(error.what, where=error.where)}")
+        print(printable(f"  {UsageError(error.what, where=error.where)}"))
         return Preparation(source, root).with_command(error).remedy if source.files else error.remedy
     wrong = [
         f"  {here:,} {what} instead of {published:,}"
@@ -173,9 +174,11 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     missing = missing_files(paths)
     unreadable = unreadable_images(dataset, set(paths).difference(missing)) if read else []
     print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong, sep="\n")
+    if twins := same_names(dataset.classnames):
+        print(f"  {twins}")
     for images, fault in ((missing, "missing"), (unreadable, "unreadable")):
         if images:
-            print(f"  {len(images)} images are {fault}, the first {images[0]}")
+            print(f"  {len(images)} images are {fault}, the first {printable(images[0])}")
     if not (missing or unreadable or wrong):
         print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
         return ""

@@ -11,6 +11,7 @@ from dassl.utils import UsageError
 
 from common.download import download, unpack
 from common.errors import one_line
+from common.names import printable
 
 
 class Datum:
@@ -138,7 +139,7 @@ def _sample(items, num_shots, repeat):
     if len(items) >= num_shots:
         return random.sample(items, num_shots)
     how = "drawn with replacement" if repeat else "all are used"
-    print(f'Class "{items[0].classname}" has {len(items)} of the {num_shots} images asked for: {how}')
+    print(f'Class "{printable(items[0].classname)}" has {len(items)} of the {num_shots} images asked for: {how}')
     return random.choices(items, k=num_shots) if repeat else items
 
 
