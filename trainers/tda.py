@@ -69,7 +69,7 @@ class TDA(ViewsTrainer):
         return torch.randperm(images, generator=chance).tolist()
 
     def new_state(self):
-        text, state = self.texts(), {}
+        text, state = self.texts, {}
         classes, joint = text.shape
         for name in ("POSITIVE", "NEGATIVE"):
             slots = getattr(self.settings, f"{name}_SHOT_CAPACITY")
@@ -96,7 +96,7 @@ class TDA(ViewsTrainer):
 
     def mean_of_views(self, features):
         """The feature (joint,), the logits and the probabilities (classes,): means over the confident views."""
-        logits = SCALE * features @ self.texts().T
+        logits = SCALE * features @ self.texts.T
         kept = most_confident(logits, CONFIDENT)
         return features[kept].mean(dim=0), logits[kept].mean(dim=0), logits[kept].softmax(dim=1).mean(dim=0)
 

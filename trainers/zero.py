@@ -23,7 +23,7 @@ class ZERO(ViewsTrainer):
     Settings = ZEROSettings
 
     def answer(self, features, state):
-        cosines = features @ self.texts().T
+        cosines = features @ self.texts.T
         return votes(cosines, entropies(self.logits(features)), self.settings.SELECTION)
 
 

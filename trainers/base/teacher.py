@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,11 +16,12 @@ from clip import CLIP, TextPrompts, encode_text, tokenize
 from clip.digest import add_tensors
 from common.cache import DiskCache
 
+from .ensemble import EIGHTY
 from .prompted import Output, PromptedCLIP, normalize
 from .tensor_cache import get_tensor, put_tensor
 from .trainer import PromptTrainer
 
-TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
+TEMPLATES = EIGHTY[:60]  # of PromptSRC
 ROWS = 256  # texts at a time
 LIMIT = 5e8  # bytes of all files of text features: a thousand classes have 2 MB
 

@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from clip.digest import add_tensors
 from common.errors import UsageError
 
 from .compat import require_stream
-from .ensemble import EnsembleCLIP, TemplateEnsemble
 from .partial import PartialTest
-from .prompted import PromptedCLIP
+from .prompted import normalize
+from .prompts import TemplatePrompts
 from .settings import MethodSettings
+from .teacher import mean_text_features
 from .trainer import PromptTrainer
 from .views import ViewsTransform
 
@@ -57,7 +59,6 @@ class ViewsTrainer(PromptTrainer):
 
     learns = False
     kind = "test-time"
-    Model: ClassVar[type[PromptedCLIP]] = EnsembleCLIP
     test_loader: Any
     val_loader: Any
 
@@ -92,7 +93,7 @@ class ViewsTrainer(PromptTrainer):
         return list(getattr(self.settings, "TEMPLATES", ())) or [f"{self.settings.CTX_INIT} {{}}."]
 
     def build_prompts(self, clip, classnames):
-        return TemplateEnsemble(self.templates, classnames, clip.context_length)
+        return TemplatePrompts(self.templates[0], classnames, clip.context_length)
 
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> ViewsTransform:
@@ -119,12 +120,12 @@ class ViewsTrainer(PromptTrainer):
 
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
-        return self.model.logits(features, self.texts())
+        return self.model.logits(features, self.texts)
 
+    @cached_property
     def texts(self) -> Tensor:
-        """(classes, joint), fp32, of unit length."""
-        with self.autocast():
-            return self.model.text_features(torch.empty(0))
+        """(classes, joint), fp32, of unit length: the mean of the sentences' unit features."""
+        return normalize(mean_text_features(self.model.frozen, self.class_names, self.templates, unit=True))
 
     def answer_views(self, views: Tensor, state: State) -> Tensor:
         """`answer` for an image, from its views (views, 3, H, W)."""

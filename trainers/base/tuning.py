@@ -13,7 +13,6 @@ from clip import TextPrompts
 from common.errors import UsageError
 
 from .checkpoints import tensors_of
-from .prompted import PromptedCLIP
 from .prompts import ContextPrompts, Position, sentence_context, vectors_ahead
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
@@ -61,7 +60,6 @@ class TuningTrainer(ViewsTrainer):
     """
 
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
-    Model = PromptedCLIP
     saves_learner = True
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
@@ -87,6 +85,10 @@ class TuningTrainer(ViewsTrainer):
             key = f"TRAINER.{self.section()}.CTX_INIT"
             raise UsageError(f"{key} is empty, and no context is given", "set it, or give --eval-only --model-dir RUN")
         return super().test_outputs(loader)
+
+    @property
+    def texts(self) -> Tensor:
+        return self.model.text_features(torch.empty(0))
 
     def answer(self, features: Tensor, state: State) -> Tensor:
         s, model = self.settings, self.model
