@@ -20,6 +20,7 @@ COVERAGES = np.arange(1, 101)  # in %
 FEW = 10  # images: a bin with fewer is not drawn
 PAIRS, EXAMPLES, PIXELS = 5, 3, 48  # confused pairs, images of each, and the size of an image
 LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
+SIDE = 1000  # cells of a side of the picture of labels x predictions: one has several classes if there are more
 Array = NDArray[Any]
 
 
@@ -41,13 +42,11 @@ class Outcome:
     # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of confidence
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
     risks: list[Array] = field(default_factory=list)  # each (100,): error in % on the most confident 1%, 2%, ...
-    confusion: Array = field(default_factory=lambda: np.zeros((0, 0), int))  # labels x predictions: numbers of images
+    tested: Array = field(default_factory=lambda: np.zeros((2, 0), int))  # label and prediction of each image
     wrong: list[tuple[int, int, float, str]] = field(default_factory=list)  # label, prediction, confidence, path
 
     def add(self, found: Mapping[str, Array]) -> None:
         """Add the arrays of a predictions.npz with these classes."""
-        from sklearn.metrics import confusion_matrix  # slow to import
-
         label, predicted, confidence = found["label"], found["classes"][:, 0], found["probabilities"][:, 0]
         correct = label == predicted
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -56,30 +55,35 @@ class Outcome:
         order = np.argsort(-confidence, kind="stable")
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
         self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])
-        matrix = confusion_matrix(label, predicted, labels=range(len(self.names)))
-        self.confusion = self.confusion + matrix if self.confusion.size else matrix
+        self.tested = np.concatenate([self.tested, [label, predicted]], axis=1)
         at = np.flatnonzero(~correct)
         rows = zip(label[at], predicted[at], confidence[at], found["image"][at], strict=True)
         self.wrong += [(int(one), int(other), float(p), str(path)) for one, other, p, path in rows]
 
+    @property
+    def images(self) -> Array:
+        """(classes,): the number of images of each class."""
+        return np.bincount(self.tested[0], minlength=len(self.names))
+
     def recalls(self) -> list[tuple[str, float]]:
         """Name and accuracy in % of each class that has images, ascending."""
-        images = self.confusion.sum(axis=1)
-        known = np.flatnonzero(images)
-        values = 100 * self.confusion[known, known] / images[known]
+        label, predicted = self.tested
+        known = np.flatnonzero(self.images)
+        values = 100 * np.bincount(label, label == predicted, len(self.names))[known] / self.images[known]
         return [(self.name(known[place]), float(values[place])) for place in np.argsort(values, kind="stable")]
 
     def pairs(self, most: int = PAIRS) -> list[Pair]:
         """The pairs of classes with the most wrong predictions, most first."""
-        off = self.confusion * (1 - np.eye(len(self.names), dtype=int))
+        label, predicted = self.tested
+        pairs, numbers = np.unique(self.tested[:, label != predicted], axis=1, return_counts=True)
         found = []
-        for place in np.argsort(-off, axis=None, kind="stable")[:most]:
-            label, predicted = np.unravel_index(place, off.shape)
-            examples = sorted((row for row in self.wrong if row[:2] == (label, predicted)), key=lambda row: -row[2])
+        for place in np.argsort(-numbers, kind="stable")[:most]:
+            one, other = pairs[:, place]
+            examples = sorted((row for row in self.wrong if row[:2] == (one, other)), key=lambda row: -row[2])
             paths = list(dict.fromkeys(path for *_, path in examples if path))[:EXAMPLES]
-            images = int(self.confusion[label].sum())
-            found.append(Pair(self.name(label), self.name(predicted), int(off[label, predicted]), images, paths))
-        return [pair for pair in found if pair.number]
+            images = int(self.images[one])
+            found.append(Pair(self.name(one), self.name(other), int(numbers[place]), images, paths))
+        return found
 
     def name(self, label: int) -> str:
         name = printable(self.names[label])
@@ -104,9 +108,13 @@ def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
 
 def draw_confusion(ax: Axes, found: Outcome) -> None:
     """Labels x predictions in % of the images of a class, dark where there are many."""
-    images = found.confusion.sum(axis=1, keepdims=True)
-    ax.imshow(found.confusion / np.maximum(images, 1), cmap="Greys", vmin=0, vmax=1)
     number = len(found.names)
+    cells = math.ceil(number / math.ceil(number / SIDE))
+    confusion = np.zeros((cells, cells))
+    np.add.at(confusion, tuple(found.tested * cells // number), 1)
+    images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    edges = (-0.5, number - 0.5, number - 0.5, -0.5)
+    ax.imshow(confusion / images, cmap="Greys", vmin=0, vmax=1, extent=edges)
     ax.set(xlabel="predicted class", ylabel="class")
     if number <= MOST:
         size, labels = max(4, min(8, 160 / number)), [found.name(label) for label in range(number)]

@@ -3,7 +3,9 @@
 import json
 import runpy
 import sys
+import tracemalloc
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +132,20 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command, monk
     assert first == second
     ended = command(inspecting, tmp_path, "--output", tmp_path / "other")
     assert ended.status == 2 and "has no results.json" in ended.errors[0] and not (tmp_path / "other").exists()
+
+
+def test_twenty_thousand_classes_fit_into_memory():
+    """They took 23 GB."""
+    number = 20_000
+    label, rng = np.arange(number) % number, np.random.default_rng(1)
+    arrays = {"label": label, "classes": rng.integers(0, number, (number, 5)), "image": np.array(["a.png"] * number)}
+    tracemalloc.start()
+    found = Outcome([f"class {place}" for place in range(number)])
+    found.add(arrays | {"probabilities": np.full((number, 5), 0.2, np.float32)})
+    pictures = [name for name, *_ in inspecting.pictures(found, Path())]
+    assert "confusion" in pictures and "accuracy_by_class" in pictures
+    assert tracemalloc.get_traced_memory()[1] < 300e6
+    tracemalloc.stop()
 
 
 def test_images_of_a_pair_begin_at_one_height_below_its_title(tmp_path):
