@@ -51,17 +51,17 @@ class CLIP(open_clip.CLIP):
         return logits, logits.t()
 
 
-KEPT: OrderedDict[tuple, CLIP] = OrderedDict()  # the backbones that this process built last; another load is a copy
-kept_backbones = 0
-LOCK = threading.Lock()  # of KEPT
+CACHE: OrderedDict[tuple, CLIP] = OrderedDict()  # the backbones that this process built last; another load is a copy
+cache_size = 0
+LOCK = threading.Lock()  # of CACHE
 
 
 def keep_backbones(count: int) -> None:
     """Keep the `count` backbones that this process builds last, so that its next run need not read their files."""
-    global kept_backbones
-    kept_backbones = count
-    while len(KEPT) > count:
-        KEPT.popitem(last=False)
+    global cache_size
+    cache_size = count
+    while len(CACHE) > count:
+        CACHE.popitem(last=False)
 
 
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
@@ -81,16 +81,16 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     """
     file = identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype()
     with LOCK:
-        cached = KEPT.get(file)
+        cached = CACHE.get(file)
         if cached is not None:
-            KEPT.move_to_end(file)
+            CACHE.move_to_end(file)
             return deepcopy(cached)
     state = read_state_dict(path)
     remedy = "give another file"
     try:
         model = empty_clip(without_hub(config["model_cfg"]) if config else openai_config(state), precision)
-        known = model.state_dict()
-        state = {key: value for key, value in state.items() if key in known or key.split(".")[-1] not in NOT_WEIGHTS}
+        weights = model.state_dict()
+        state = {key: value for key, value in state.items() if key in weights or key.split(".")[-1] not in NOT_WEIGHTS}
         if resize:
             lengths = {key: value for key, value in state.items() if key.endswith("positional_embedding")}
             # Those of integers stay, so that `fill` refuses them.
@@ -98,7 +98,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
             state |= places | {"logit_scale": state["logit_scale"].reshape(model.logit_scale.shape)}
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
-        for key, weight in known.items():
+        for key, weight in weights.items():
             fill(key, weight, state.pop(key))  # one by one, so that little memory is needed for both
         if state:
             raise ValueError(f"it has more tensors than this model, such as {min(state)}")
@@ -111,10 +111,10 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
         raise ClipError(f"{source} is not a CLIP that open_clip can build ({reason})", remedy) from error
     with LOCK:
-        while KEPT and len(KEPT) >= kept_backbones:
-            KEPT.popitem(last=False)  # before the copy needs memory
-        if kept_backbones:
-            KEPT[file] = deepcopy(model)
+        while CACHE and len(CACHE) >= cache_size:
+            CACHE.popitem(last=False)  # before the copy needs memory
+        if cache_size:
+            CACHE[file] = deepcopy(model)
     return model
 
 
@@ -192,10 +192,15 @@ def openai_config(state: Mapping[str, Tensor]) -> dict:
 
     if "visual.proj" in state:
         width, _, _, patch = state["visual.conv1.weight"].shape
-        places, depth = state["visual.positional_embedding"], layers("visual.transformer.resblocks.")
-        vision: dict[str, Any] = {"layers": depth, "width": width, "patch_size": patch}
+        places = state["visual.positional_embedding"]
+        vision: dict[str, Any] = {
+            "layers": layers("visual.transformer.resblocks."),
+            "width": width,
+            "patch_size": patch,
+        }
     else:
-        places, patch = state["visual.attnpool.positional_embedding"], 32
+        places = state["visual.attnpool.positional_embedding"]
+        patch = 32
         depths = tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
         vision = {"layers": depths, "width": state["visual.layer1.0.conv1.weight"].shape[0], "patch_size": None}
     vision["image_size"] = round((len(places) - 1) ** 0.5) * patch

@@ -11,15 +11,15 @@ LONGEST_NAME = 255  # bytes
 LARGEST_EPOCH = 2**53
 
 
-def newest_name(folder: str | os.PathLike) -> str:
-    """The name in the text file `checkpoint` of a folder of checkpoints; an empty string without that file.
+def newest_name(folder: str | os.PathLike) -> str | None:
+    """The name in the text file `checkpoint` of a folder of checkpoints; None without that file.
 
     Raises:
         UsageError: it does not name a file of this folder.
     """
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
-        return ""
+        return None
     with open(pointer, "rb") as file:
         name = os.fsdecode(file.readline(LONGEST_NAME).strip())
     if os.path.basename(name) != name or not name.isprintable():
@@ -32,7 +32,7 @@ def checkpoint_names(folder: str | os.PathLike, epoch: int | None) -> list[str]:
     """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the newest first."""
     if epoch is not None:
         return [f"model.pth.tar-{epoch}"]
-    names = ["model-best.pth.tar"]
+    names: list[str | None] = ["model-best.pth.tar"]
     with suppress(UsageError):  # a damaged text file is like none
         names += [newest_name(folder)]
     if os.path.isdir(folder):  # people pass checkpoints on without the file that names the newest

@@ -121,12 +121,12 @@ def test_changed_bytes_end_in_tensors_or_in_one_line(place, replaced, legacy, tm
 
 
 def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "KEPT", OrderedDict())
+    monkeypatch.setattr(building, "CACHE", OrderedDict())
     file, state = tmp_path / "vit.pt", half.state_dict()
     torch.save(state, file)
-    monkeypatch.setattr(building, "kept_backbones", 0)
+    monkeypatch.setattr(building, "cache_size", 0)
     clip.load_backbone(str(file))
-    assert not building.KEPT
+    assert not building.CACHE
     clip.keep_backbones(1)
     first = clip.load_backbone(str(file))
     expected = features(first)
@@ -139,12 +139,12 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
             assert torch.equal(features(second), expected)
             second.visual.proj.data.zero_()
     assert clip.load_backbone(str(file), "fp16").dtype == torch.float16  # built, as the precision is another
-    assert len(building.KEPT) == 1
+    assert len(building.CACHE) == 1
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)
     assert torch.equal(clip.load_backbone(str(file), "fp16").visual.proj, state["visual.proj"])
     clip.keep_backbones(0)
-    assert not building.KEPT
+    assert not building.CACHE
 
 
 # ---------------------------------------------------------------- faults

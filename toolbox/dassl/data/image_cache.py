@@ -49,7 +49,8 @@ def cached_images(dataset, threads):
 
     `threads` files are decoded at the same time. The folder is CACHE, or `~/.cache/dassl` if that is empty.
     """
-    cfg, steps = dataset.cfg, dataset.transform.transforms if isinstance(dataset.transform, T.Compose) else []
+    cfg = dataset.cfg
+    steps = dataset.transform.transforms if isinstance(dataset.transform, T.Compose) else []
     first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
     if first is None:
         print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")

@@ -123,12 +123,11 @@ def newest_checkpoint(folder):
         UsageError: the text file does not name a file of this folder, or one that does not exist.
     """
     name = newest_name(folder)
-    pointer = os.path.join(folder, "checkpoint")
-    path = os.path.join(folder, name)
-    if not os.path.isfile(pointer):
+    if name is None:
         return None
+    path = os.path.join(folder, name)
     if not os.path.isfile(path):
-        raise MissingFileError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
+        raise MissingFileError(f"{folder}/checkpoint names {path}, which does not exist; restore it or delete {folder}")
     return path
 
 
@@ -198,23 +197,23 @@ def _fitting_state(target, state):
 
     An optimiser keeps this run's `KERNELS`: a checkpoint may be of another device.
     """
-    own = target.state_dict()
+    current = target.state_dict()
     if not isinstance(target, torch.optim.Optimizer):
-        return matching_state(own, state)
-    groups = matching_state(own["param_groups"], state["param_groups"], "param_groups")
-    for group, own_group in zip(groups, own["param_groups"], strict=True):
-        group |= {key: own_group[key] for key in KERNELS if key in own_group}
+        return matching_state(current, state)
+    groups = matching_state(current["param_groups"], state["param_groups"], "param_groups")
+    for group, this_group in zip(groups, current["param_groups"], strict=True):
+        group |= {key: this_group[key] for key in KERNELS if key in this_group}
     return {"state": state["state"], "param_groups": groups}
 
 
-def matching_state(own, value, name=""):
-    """A part of a checkpoint, checked to have the form of `own`, the same part of what this run would save now.
+def matching_state(current, value, name=""):
+    """A part of a checkpoint, checked to have the form of `current`, the same part of what this run would save now.
 
-    Entries of dicts that `own` lacks are left out. Flags (None or a bool in `own`) and private entries may be missing,
-    because they differ between versions of torch. The values of `own` are used then.
+    Entries of dicts that `current` lacks are left out. Flags (None or a bool in `current`) and private entries may be missing,
+    because they differ between versions of torch. The values of `current` are used then.
 
     Args:
-        own: nested dicts and lists of tensors, numbers, flags and strings.
+        current: nested dicts and lists of tensors, numbers, flags and strings.
         value: from a checkpoint.
         name (str): of the part, for errors.
 
@@ -222,31 +221,30 @@ def matching_state(own, value, name=""):
         ValueError: the form differs.
     """
     value = vars(value) if isinstance(value, PickledObject) else value
-    fits = isinstance(value, type(own))
-    if isinstance(own, dict) and fits:
-        missing = [key for key in own.keys() - value.keys() if not _is_optional(key, own[key])]
+    if isinstance(current, dict) and isinstance(value, dict):
+        missing = [key for key in current.keys() - value.keys() if not _is_optional(key, current[key])]
         if missing:
             raise ValueError(f"it has no {name}.{missing[0]}")
-        saved = {key: matching_state(own[key], value[key], f"{name}.{key}") for key in own if key in value}
-        return type(own)({**own, **saved})
-    if isinstance(own, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(own):
-        return type(own)(matching_state(*pair, f"{name}.{i}") for i, pair in enumerate(zip(own, value, strict=True)))
-    if isinstance(own, torch.Tensor):
-        fits = fits and value.shape == own.shape and value.dtype == own.dtype
-    elif own is None or isinstance(own, bool):
-        fits = isinstance(value, numbers.Real | None)
-    elif isinstance(own, numbers.Real):
-        fits = isinstance(value, numbers.Real)
-    elif isinstance(own, str):
-        fits = value == own
-    if not fits or isinstance(own, (list, tuple)):
+        saved = {key: matching_state(current[key], value[key], f"{name}.{key}") for key in current if key in value}
+        return type(current)({**current, **saved})
+    if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(current):
+        return type(current)(
+            matching_state(*pair, f"{name}.{i}") for i, pair in enumerate(zip(current, value, strict=True))
+        )
+    if isinstance(current, torch.Tensor):
+        fits = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (current.shape, current.dtype)
+    elif isinstance(current, numbers.Real | None):
+        fits = isinstance(value, numbers.Real) or (value is None and isinstance(current, bool | None))
+    else:
+        fits = isinstance(current, str) and value == current
+    if not fits:
         raise ValueError(f"{name} has another form")
     return value
 
 
-def _is_optional(key, own):
+def _is_optional(key, current):
     """Whether an entry of a state may be missing, because it differs between versions of torch."""
-    return own is None or isinstance(own, bool) or str(key).startswith("_")
+    return current is None or isinstance(current, bool) or str(key).startswith("_")
 
 
 def load_pretrained_weights(model, weight_path):
@@ -260,15 +258,15 @@ def load_pretrained_weights(model, weight_path):
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
     weights = _strip_module(weights)
-    own = model.state_dict()
-    shapes = {key: value.shape for key, value in own.items()}
+    current = model.state_dict()
+    shapes = {key: value.shape for key, value in current.items()}
     tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
     matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
     if not matched:
         warnings.warn(f"no weights loaded from {weight_path}: none has a name and shape of the model's", stacklevel=2)
         return
     check_finite(matched, matched, f'file "{weight_path}"')
-    model.load_state_dict({**own, **matched})
+    model.load_state_dict({**current, **matched})
     print(f"Successfully loaded pretrained weights from {weight_path}")
     if discarded := [key for key in weights if key not in matched]:
         print(f"Layers discarded due to unmatched keys or size: {discarded}")
