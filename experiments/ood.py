@@ -105,62 +105,75 @@ class Detection:
     """Scores of out-of-distribution images (TEST.OOD): an observer (`run.OBSERVERS`)."""
 
     def __init__(self, spec: Any, trainer: Any):
-        self.cfg, self.trainer = spec.cfg, trainer
+        self.cfg = spec.cfg
+        self.trainer = trainer
         self.others = read_others(spec.cfg, trainer)
+        asked = spec.cfg.TEST.OOD_SCORES or SCORES
+        self.local = "GL-MCM" in asked and has_local_logits(getattr(trainer, "model", None))
+        self.names = [score for score in SCORES if score in asked and (self.local or score != "GL-MCM")]
+        self.known: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
+        if self.others and (not self.local or type(trainer).test_outputs is PromptTrainer.test_outputs):
+            self.test_outputs = trainer.test_outputs
+            trainer.test_outputs = self.watched_outputs
+
+    def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `test_outputs` of the trainer, and keeps the scores: no image is computed twice."""
+        self.known = []
+        watched = outputs(self.trainer, loader) if self.local else ((*pair, None) for pair in self.test_outputs(loader))
+        for logits, labels, of_patches in watched:
+            self.known.append(scores(logits, of_patches, self.cfg.TEST.OOD_T))
+            yield logits, labels
 
     def finish(self) -> dict[str, Any]:
-        found = evaluate(self.cfg, self.trainer, self.others)
-        return {"ood": found} if found else {}
+        """How well each score tells the images of the test from others; printed, too.
 
+        Returns:
+            `ood`: for each dataset the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC,
+            AUPR and FPR95 in percent, images of the classes positive}.
+        """
+        cfg, trainer = self.cfg, self.trainer
+        if not self.others or not trainer.evaluator.batches:  # nothing to do, or TEST.NO_TEST
+            return {}
+        trainer.set_model_mode("eval")
+        split, _ = tested_images(cfg, trainer)
+        loader = trainer.val_loader if split == "val" else trainer.test_loader
+        known = self.joined(self.known or self.scores_of(loader))
+        records = []
+        for each in self.others:
+            dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)
+            same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
+            others = DataLoader(dataset, **{name: getattr(loader, name) for name in same})
+            unknown = self.joined(self.scores_of(others))
+            detected = {score: detection(known[score], unknown[score]) for score in self.names}
+            print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")
+            for score, values in detected.items():
+                print(f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}")
+            record = images_record(each.cfg, title(each.cfg), "test", each.images)
+            records.append({"name": each.name, **record, "shared_classes": each.shared, "scores": detected})
+        return {"ood": records}
 
-def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
-    """How well each score tells the images that the trainer has tested from others; printed, too.
+    def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
+        """The scores of a loader's images, batch by batch."""
+        computed = outputs(self.trainer, loader, self.local)
+        return [scores(logits, of_patches, self.cfg.TEST.OOD_T) for logits, _, of_patches in computed]
 
-    Returns:
-        for each of them the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC, AUPR and FPR95
-        in percent, images of the classes positive}.
-    """
-    if not every or not trainer.evaluator.batches:  # nothing to do, or TEST.NO_TEST
-        return []
-    trainer.set_model_mode("eval")
-    split, _ = tested_images(cfg, trainer)
-    loader = trainer.val_loader if split == "val" else trainer.test_loader
-    known, found = scores_of(cfg, trainer, loader), []
-    for each in every:
-        dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)
-        same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
-        unknown = scores_of(cfg, trainer, DataLoader(dataset, **{name: getattr(loader, name) for name in same}))
-        scores = {score: detection(known[score], unknown[score]) for score in known}
-        print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")
-        for score, values in scores.items():
-            print(f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}")
-        record = images_record(each.cfg, title(each.cfg), "test", each.images)
-        found.append({"name": each.name, **record, "shared_classes": each.shared, "scores": scores})
-    return found
-
-
-def scores_of(cfg: CfgNode, trainer: Any, loader: Any) -> dict[str, np.ndarray]:
-    """The scores (images,) of a loader's images."""
-    asked = cfg.TEST.OOD_SCORES or SCORES
-    local = "GL-MCM" in asked and has_local_logits(getattr(trainer, "model", None))
-    batches = [scores(logits, of_patches, cfg.TEST.OOD_T) for logits, of_patches in outputs(trainer, loader, local)]
-    found = [score for score in SCORES if score in asked and score in batches[0]]
-    return {score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in found}
+    def joined(self, batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+        return {score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in self.names}
 
 
 @torch.no_grad()
-def outputs(trainer: Any, loader: Any, local: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The logits (batch, classes) of a loader's images and, if asked for, those of their patches."""
+def outputs(trainer: Any, loader: Any, local: bool = True) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The logits (batch, classes) and labels of a loader's images and, if `local`, the logits of their patches."""
     one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
     for batch in loader:
-        images, _ = trainer.parse_batch_test(batch)
+        images, labels = trainer.parse_batch_test(batch)
         if not local:
-            yield trainer.model_inference(images), None
+            yield trainer.model_inference(images), labels, None
             continue
         with trainer.model.reading("local"):  # features of single patches
             output = trainer.model.output(images)
         logits = output.logits if one_pass else trainer.model_inference(images)
-        yield logits, local_logits(trainer.model, output)
+        yield logits, labels, local_logits(trainer.model, output)
 
 
 def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:

@@ -80,6 +80,9 @@ class Recorder:
         for key, value in found.items():
             name = key.removesuffix("_accuracy")  # parsers of logs look for the word
             print(f"* {name}: {value:.4f}" if key in ("nll", "brier") else f"* {name}: {value:.1f}%")
+        p = columns.get("probabilities", np.empty((0, 0)))
+        if p.size and p.shape[1] > 1 and (p[:, 0] == p[:, -1]).all():
+            print("All classes are equally likely for every image: do the numbers of the backbone overflow?")
         self.after_test(self.results)
         return self.results
 

@@ -163,9 +163,10 @@ def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     split, items = tested_images(cfg, trainer)
     sha256 = list_digest(items, cfg.DATASET.ROOT)
     line = {"date": now(), "split": split, "images": len(items), "sha256": sha256}
-    with open(Path(cfg.OUTPUT_DIR, TESTS), "ab") as file:
-        # A process that was killed while it wrote may have left a line without its end.
-        file.write(b"\n" + json.dumps(line | {"accuracy": next(iter(results.values()))}).encode() + b"\n")
+    file = Path(cfg.OUTPUT_DIR, TESTS)
+    torn = file.is_file() and not file.read_bytes().endswith(b"\n")  # by the end of a process that wrote
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write("\n" * torn + json.dumps(line | {"accuracy": next(iter(results.values()))}) + "\n")
 
 
 def tests_of(folder: Path, sha256: str) -> int:

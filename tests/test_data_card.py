@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from drawn import results
+from yacs.config import CfgNode
 
 import trainers
 from common.start import ROOT
-from trainers.base.data_use import METHOD_KINDS
+from experiments.record import note_test, tests_of
+from trainers.base.data_use import METHOD_KINDS, list_digest
 from trainers.linear_probe import TRIALS, search
 
 pytestmark = pytest.mark.slow
@@ -76,6 +79,17 @@ def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path)
     of_others = run("tested", "TEST.SPLIT", "val", options=evaluate(trained))
     assert card(of_others)["test"]["evaluations"] == 1
     assert card(run("trained"))["test"]["evaluations"] == 2
+
+
+def test_a_torn_line_of_a_killed_process_hides_no_test(tmp_path):
+    (tmp_path / "tests.jsonl").write_text('{"date": "2026-')
+    loader = SimpleNamespace(dataset=SimpleNamespace(data_source=[]))
+    trainer = SimpleNamespace(test_split="test", test_loader=loader, dm=SimpleNamespace(test_loader=loader))
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"ROOT": "data"}})
+    for number in (1, 2):
+        note_test(cfg, trainer, {"accuracy": 50.0})
+        assert tests_of(tmp_path, list_digest([], "data")) == number
+    assert [json.loads(line)["images"] for line in (tmp_path / "tests.jsonl").read_text().splitlines()[1:]] == [0, 0]
 
 
 def test_the_kind_of_a_method_is_on_the_card(run, monkeypatch):

@@ -51,7 +51,7 @@ def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
 
     def check(when, tolerance):
         trainer.set_model_mode("eval")
-        logits, of_patches = next(ood.outputs(trainer, [batch], True))
+        logits, _, of_patches = next(ood.outputs(trainer, [batch]))
         close(logits, figures[f"logits_{when}"], tolerance)
         close(of_patches, figures[f"logits_local_{when}"], 2 * tolerance)
         same_scores(logits, of_patches, figures[f"scores_{when}"], tolerance)
@@ -82,7 +82,7 @@ def test_patches_of_an_image_do_not_depend_on_the_others(method, build):
     trainer.set_model_mode("eval")
 
     def patches(images):
-        return next(ood.outputs(trainer, [{"img": images, "label": torch.zeros(len(images))}], True))[1]
+        return next(ood.outputs(trainer, [{"img": images, "label": torch.zeros(len(images))}]))[2]
 
     images = torch.randn(3, 3, 32, 32)
     together = patches(images)
@@ -132,6 +132,23 @@ def test_near_ood_by_the_new_classes(split, run, detect, eurosat):
     assert found["scores"]["MaxLogit"]["auroc"] == pytest.approx(100 * roc_auc_score(positive, scores), abs=1e-6)
     aupr = average_precision_score(positive, scores)
     assert found["scores"]["MaxLogit"]["aupr"] == pytest.approx(100 * aupr, abs=1e-6)
+
+
+@pytest.mark.parametrize("scores", ["MCM", "GL-MCM"])
+def test_no_tested_image_is_computed_twice(scores, detect, run, monkeypatch):
+    images = []
+    output = trainers.base.prompted.PromptedCLIP.output
+
+    def counted(model, batch, *rest):
+        images.append(len(batch))
+        return output(model, batch, *rest)
+
+    monkeypatch.setattr("trainers.base.prompted.PromptedCLIP.output", counted)
+    folder, _ = detect("out", "new", *BASE, "TEST.OOD_SCORES", f"['{scores}']")
+    alone = run("alone", *BASE, trainer="ZeroshotCLIP")
+    assert sum(images) == 24 + 12
+    figures = [results(path)["nll"] for path in (folder, alone)]
+    assert figures[0] == figures[1]
 
 
 def test_a_training_run_and_its_evaluation_find_the_same(detect):

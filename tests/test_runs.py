@@ -129,6 +129,22 @@ def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat
     assert f"{holds} epoch 2: choose" in test(trained, "--load-epoch", 2).error
 
 
+def test_a_finished_folder_that_cannot_be_written_to_is_done(launch, eurosat, tiny, tmp_path, monkeypatch):
+    argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
+    assert launch(*argv).status == 0
+    monkeypatch.setattr("experiments.output_folder.locked", None)  # root may write to a read-only folder
+    assert launch(*argv).printed.startswith("Already done")
+
+
+def test_a_backbone_whose_numbers_overflow_is_noticed(launch, eurosat, tiny, tmp_path):
+    """Its features become zero, and the accuracy that of chance."""
+    state = torch.load(tiny)
+    state["visual.proj"] = state["visual.proj"] * 1e30
+    torch.save(state, tmp_path / "huge.pt")
+    ended = launch(*arguments(eurosat, tmp_path / "huge.pt", tmp_path / "run", trainer="ZeroshotCLIP"))
+    assert "All classes are equally likely for every image" in ended.printed or "not finite" in ended.error
+
+
 def half(folder):
     """Make it the folder of a run that was stopped after its first epoch of two."""
     (folder / "results.json").unlink()

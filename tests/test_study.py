@@ -200,7 +200,9 @@ def test_tests_on_targets_have_the_settings_of_the_source(write):
 def test_method_without_config_runs_as_its_scripts(write, script):
     trainers = dict.fromkeys(("CoOp", "PromptSRC", "MPL"))
     study = load(write(trainers=trainers, protocols="few_shot", datasets=["dtd"], shots=[1, 2, 16], cache=None))
-    for (run,) in study.sequences():
+    sequences = study.sequences()
+    assert len(sequences) == 9
+    for (run,) in sequences:
         name = f"any/few_shot.sh {run.variant.method} dtd {run.seed}".split()
         _, (call,) = script(*name, SHOTS=run.shots, BACKBONE="")
         ours = parse_arguments(list(run.arguments))
