@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -32,18 +31,6 @@ def test_files_exist_and_docker_does_not_ignore_them():
     assert ROOT.joinpath("requirements-serve.txt").read_text().splitlines()[1] == "-r requirements.txt"
     for name in re.findall(r"-r (\S+)", DOCKERFILE):
         assert name in copied()
-
-
-def test_python_and_port_are_those_of_the_project_and_its_documentation():
-    needed = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())[1]
-    image = re.search(r"^FROM python:3\.(\d+)-slim$", DOCKERFILE, re.MULTILINE)[1]
-    assert int(image) >= int(needed)
-    port = re.search(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)[1]
-    assert f'"--port", type=at_least(1, 65535), default={port}' in (ROOT / "inference/serving/command.py").read_text()
-    page = (ROOT / "docs/predict.md").read_text().partition("### In a container")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    build, run = (shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines())
-    assert f"127.0.0.1:{port}:{port}" in run and build[build.index("-t") + 1] in run
 
 
 @pytest.mark.slow

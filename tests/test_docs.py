@@ -93,6 +93,7 @@ def test_a_head_on_features_is_fitted_and_keeps_what_it_knows_in_a_test_on_all_c
     assert "The prompts were learned on 8 of these 16 classes" in printed
 
 
+@pytest.mark.thorough
 def test_a_plug_in_has_the_settings_of_the_method_under_it(call, copy):
     options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TRAINER.GROWING.SMOOTHING", 0.2)
     printed = call(*train("out/smooth", *options, method="Smooth+Growing")).stdout
@@ -155,6 +156,7 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call,
     assert re.search(r"^ZeroshotCLIP on image_folder", printed, re.MULTILINE), printed
 
 
+@pytest.mark.thorough
 def test_quick_start_of_a_table_runs_as_it_is_written(call, copy):
     lines = quick_start("Quick start: reproduce a table").splitlines()
     assert lines[0].startswith("python tools/prepare.py")  # synthetic images are not downloaded

@@ -86,23 +86,6 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
     assert [found for file in outside for found in set_there(file)] == []
 
 
-@pytest.mark.slow
-def test_lint_fails_when_an_import_goes_up(tmp_path):
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in listed.stdout.split("\0"):
-        if name.endswith((".py", ".toml")) and (ROOT / name).is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text((ROOT / name).read_text())
-    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    clean = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert clean.returncode == 0, clean.stdout
-    (tmp_path / "clip/intruder.py").write_text("import dassl.utils\n")
-    (tmp_path / "inference/intruder.py").write_text("import experiments.run\n")
-    broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert broken.returncode == 1
-    assert "clip.intruder -> dassl" in broken.stdout and "inference.intruder -> experiments" in broken.stdout
-
-
 def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():
@@ -127,12 +110,7 @@ def test_per_layer_settings_on_plain_yacs_nodes(value):
 # Commands
 
 
-TOOLS = ["study", "prepare", "demo", "pretrain_small_clip"]
-AFTER_PARSING = ["predict .", "export . --to folder", "inspect . --output folder", "serve", "random_clip a.pt"]
-# Help and wrong options of the latter need nothing but Python.
-
-
-@pytest.mark.parametrize("tool", ["train.py", *(f"tools/{tool}" for tool in (*TOOLS, *AFTER_PARSING))])
+@pytest.mark.parametrize("tool", ["train.py", "tools/study", "tools/predict ."])
 def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_path):
     """An interpreter without site-packages is like one outside the environment."""
     name, *arguments = tool.split()
@@ -147,11 +125,9 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("'' --arch ViT-B-32", "argument file: expected a path"),
         ("{folder}", "{folder} is a folder: give the path of the file to write"),
         ("{folder}/a.pt --arch ViTB32", "there is no architecture 'ViTB32': did you mean ViT-B-32?"),
         ("{folder}/a.pt --vision-layers 1 --vision-width 7", "ViT-B-16 cannot have these sizes ("),
-        ("{folder}/a.pt --arch RN50 --vision-layers 1", "RN50 cannot have these sizes ("),
     ],
 )
 def test_random_clip_refuses_what_it_cannot_write(arguments, words, ended, tmp_path, monkeypatch):
@@ -161,7 +137,7 @@ def test_random_clip_refuses_what_it_cannot_write(arguments, words, ended, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("name", ["a.pt"])
 def test_random_clip_on_a_full_disk_is_one_line(name, ended, tmp_path, monkeypatch):
     sizes = ["--vision-layers", "1", "--vision-width", "64", "--text-layers", "1", "--text-width", "64"]
     monkeypatch.setattr(sys, "argv", ["random_clip.py", str(tmp_path / name), *sizes])

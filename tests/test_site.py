@@ -20,12 +20,16 @@ from experiments.studies.study_file import STUDY_KEYS, load
 
 pytestmark = pytest.mark.slow
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 STUDIES = (ROOT / "docs/studies.md").read_text()
 REPRODUCE = (ROOT / "docs/reproduce.md").read_text()
-ROOMS = ("experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
-FILES = [ROOT / "train.py", *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")))]
+ROOMS = ("benchmarks", "experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
+FILES = [
+    ROOT / "train.py",
+    ROOT / "parse_test_res.py",
+    *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))),
+]
 SOURCES = "".join(file.read_text() for file in FILES)
 
 
@@ -64,6 +68,7 @@ def test_site_builds_without_warnings(build, tmp_path):
         assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', text) == [], page
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("links", [["nowhere.md", "troubleshooting.md#no-such-question"], ["../tools/nowhere.py"]])
 def test_broken_links_fail_the_build(links, build, tmp_path):
     copy = tmp_path / "copy"
@@ -89,7 +94,7 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
         for name in re.findall(r"\b((?:studies|configs)/[\w./+-]+\.yaml)", block):
             assert (ROOT / name).is_file() or page.name in ("own_classes.md", "methods.md"), f"{name} in {page}"
         for line in block.replace("\\\n", " ").splitlines():
-            if re.match(r"\s*python (?:train|tools/\w+)(?:\.py)? ", line):
+            if re.match(r"\s*python (?:train|parse_test_res|(?:tools|benchmarks)/\w+)(?:\.py)? ", line):
                 for option in re.findall(r" (--[a-z][\w-]+)", line.split("#")[0]):
                     assert f'"{option}"' in SOURCES, f"{option} of {line}"
 
