@@ -109,8 +109,7 @@ class FewShotDataset(DatasetBase):
                 f"no folder {missing}", f"set --root (DATA for scripts) to its location, or {self.remedy}", missing
             )
         split = self.read_split()
-        self.validate_labels(*split)
-        self.compare_counts(*split)
+        self.check_split(*split)
         train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
         if not test or not (train or self.test_only):
             part = "testing" if train else "training"
@@ -157,10 +156,11 @@ class FewShotDataset(DatasetBase):
             raise ValueError(f"{path!r} is outside the dataset's folder")
         return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 
-    def validate_labels(self, train: Items, val: Items, test: Items) -> None:
+    def check_split(self, train: Items, val: Items, test: Items) -> None:
         """Check that each label has one printable name, and that each class has training images if any class has.
 
-        Two labels may have the same class name (they are two classes), and labels may have gaps (closed later).
+        Two labels may have the same class name (they are two classes), and labels may have gaps (closed later). Names
+        that are equal and numbers of images other than the published ones are printed.
         """
         names: dict[int, str] = {}
         where = self.root / self.split_file
@@ -170,17 +170,14 @@ class FewShotDataset(DatasetBase):
             if CONTROL.search(name):
                 what = f"the name {name!r} of label {label} cannot be printed on a line"
                 raise DatasetError(what, self.remedy, where)
-        if twins := same_names(list(names.values())):
-            print(twins)
+        if len(set(names.values())) < len(names):
+            print(same_names(list(names.values())))
         learned = {item.label for item in train}
         unlearned = {item.label for part in (val, test) for item in part} - learned
         if learned and unlearned:
             name = f"class {names[min(unlearned)]!r} (label {min(unlearned)})"
             what = f"{name} has images for validation or test, and none for training"
             raise DatasetError(what, self.remedy, where)
-
-    def compare_counts(self, train: Items, val: Items, test: Items) -> None:
-        """Print a warning if the numbers of images are not the published ones."""
         counts = (len(train), len(val), len(test))
         if self.counts not in (None, counts):
             here = f"{self.title} has {counts} images for training, validation and test here"

@@ -1,18 +1,31 @@
-"""Data loaders from a config."""
+"""Data loaders from a config, with workers that may live as long as a training run."""
 
+import random
+import sys
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from dassl.data.datasets import build_dataset
-from dassl.data.image_cache import CachingLoader, cached_images, content_of
-from dassl.data.loader import SeededIndex, SteadyLoader, seed_worker, start_worker
-from dassl.data.samplers import build_sampler
+from dassl.config.defaults import SAMPLERS
+from dassl.data.datasets.base_dataset import build_dataset
+from dassl.data.image_cache import cached_images, content_of
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
-from dassl.utils import UsageError, read_image
+from dassl.utils import UsageError, check_availability, read_image
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
+
+
+def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
+    """A "RandomSampler" or "SequentialSampler" over `data_source`; UsageError for another `sampler_type`.
+
+    The other parameters are unused; published callers pass them.
+    """
+    check_availability(sampler_type, SAMPLERS)
+    return RandomSampler(data_source) if sampler_type == "RandomSampler" else SequentialSampler(data_source)
 
 
 def build_data_loader(
@@ -81,18 +94,16 @@ class DataManager:
         self._lab2cname = dataset.lab2cname
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
-
-        def loader(options, source, is_train):
-            own = {"is_train": is_train, "tfm": tfm_train if is_train else tfm_test}
-            own |= {"dataset_wrapper": dataset_wrapper, "persistent_workers": persistent_workers}
-            return build_data_loader(cfg, options.SAMPLER, source, options.BATCH_SIZE, **own)
-
-        train_x, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST
-        train_u = train_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
-        self.train_loader_x = loader(train_x, dataset.train_x, is_train=True)
-        self.train_loader_u = loader(train_u, dataset.train_u, is_train=True) if dataset.train_u else None
-        self.val_loader = loader(test, dataset.val, is_train=False) if dataset.val else None
-        self.test_loader = loader(test, dataset.test, is_train=False)
+        options = {"dataset_wrapper": dataset_wrapper, "persistent_workers": persistent_workers}
+        train = partial(build_data_loader, cfg, is_train=True, tfm=tfm_train, **options)
+        test = partial(build_data_loader, cfg, is_train=False, tfm=tfm_test, **options)
+        x = cfg.DATALOADER.TRAIN_X
+        u = x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
+        tested = cfg.DATALOADER.TEST
+        self.train_loader_x = train(x.SAMPLER, dataset.train_x, x.BATCH_SIZE)
+        self.train_loader_u = train(u.SAMPLER, dataset.train_u, u.BATCH_SIZE) if dataset.train_u else None
+        self.val_loader = test(tested.SAMPLER, dataset.val, tested.BATCH_SIZE) if dataset.val else None
+        self.test_loader = test(tested.SAMPLER, dataset.test, tested.BATCH_SIZE)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
@@ -153,11 +164,13 @@ class DatasetWrapper(TorchDataset):
             output["img"] = img0
         elif isinstance(self.transform, (list, tuple)):
             for i, tfm in enumerate(self.transform, start=1):
-                output["img" if i == 1 else f"img{i}"] = self._transform_image(tfm, img0)
+                views = [tfm(img0) for _ in range(self.k_tfm)]
+                output["img" if i == 1 else f"img{i}"] = views[0] if self.k_tfm == 1 else views
+        elif self.k_tfm == 1:
+            output["img"] = self.transform(img0)
         else:
-            output["img"] = self._transform_image(self.transform, img0)
-            if self.k_tfm > 1:
-                output.update({f"img{k}": img for k, img in enumerate(output["img"][1:], start=2)})
+            output["img"] = [self.transform(img0) for _ in range(self.k_tfm)]
+            output |= {f"img{k}": img for k, img in enumerate(output["img"][1:], start=2)}
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output
@@ -183,6 +196,80 @@ class DatasetWrapper(TorchDataset):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""
         return read_image(path, self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION)
 
-    def _transform_image(self, tfm, img0):
-        images = [tfm(img0) for _ in range(self.k_tfm)]
-        return images[0] if len(images) == 1 else images
+
+class CachingLoader(DataLoader):
+    """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
+
+    def __iter__(self):
+        if hasattr(self.dataset, "cache_test_images"):
+            self.dataset.cache_test_images(threads=self.num_workers)
+        return super().__iter__()
+
+
+class SteadyLoader(DataLoader):
+    """A DataLoader of a `DatasetWrapper` that keeps its workers from one epoch to the next.
+
+    torch seeds workers at their start with a number drawn from the main process's generator, whose state is saved in
+    checkpoints. With torch's persistent workers the random states of later epochs depend on earlier ones, and a
+    checkpoint cannot restore them. So this loader draws a number for each epoch and sends it along with the indices
+    (`SeededIndex`); a worker that receives a new number seeds itself as torch would. Each epoch is bit-identical to
+    one of new workers, also in a resumed run. Workers have the dataset as it was when they started, and there is one
+    iterator at a time.
+
+    torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
+    toolbox/tests/test_loader.py checks.
+    """
+
+    def __init__(self, dataset, sampler, num_workers, **options):
+        options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        super().__init__(dataset, sampler=SeededIndices(sampler) if num_workers else sampler, **options)
+
+    def __iter__(self):
+        if self.num_workers:
+            # A new iterator draws the first seed itself.
+            own = torch.empty((), dtype=torch.int64)
+            self.sampler.seed = None if self._iterator is None else own.random_(generator=self.generator).item()
+        return super().__iter__()
+
+    def stop_workers(self):
+        """Release the workers; the next epoch starts new ones."""
+        self._iterator = None
+
+
+class SeededIndex(NamedTuple):
+    """A sample's index, and the seed of the epoch; None in a worker's first epoch, which torch has seeded."""
+
+    index: int
+    seed: int | None
+
+
+class SeededIndices(Sampler):
+    """The indices of another sampler as `SeededIndex`."""
+
+    def __init__(self, sampler):
+        self.sampler, self.seed = sampler, None
+
+    def __iter__(self):
+        seed = self.seed  # of this epoch
+        return (SeededIndex(index, seed) for index in self.sampler)
+
+    def __len__(self):
+        return len(self.sampler)
+
+
+def start_worker(number):
+    """The `worker_init_fn` of all loaders: a worker does not print that its main process has ended."""
+
+    def report(kind, error, trace):
+        if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):  # its pipes and files are gone
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = report
+
+
+def seed_worker(seed):
+    """Seed the generators of a worker process as torch does when a worker starts."""
+    worker = get_worker_info().id
+    random.seed(seed + worker)
+    torch.manual_seed(seed + worker)
+    np.random.seed(np.random.SeedSequence([worker, seed & 0xFFFFFFFF, seed >> 32, 0]).generate_state(4))

@@ -10,22 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from tqdm import tqdm
 
 from common.cache import DiskCache
 
 CHUNK = 256  # images that are decoded before they are written: a disk may be slower
-
-
-class CachingLoader(DataLoader):
-    """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
-
-    def __iter__(self):
-        if hasattr(self.dataset, "cache_test_images"):
-            self.dataset.cache_test_images(threads=self.num_workers)
-        return super().__iter__()
 
 
 def content_of(dataset):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from dassl.data import DataManager
-from dassl.data.loader import SteadyLoader
+from dassl.data.data_manager import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing

@@ -1,4 +1,4 @@
-"""Datasets: a list of `Datum` for each split."""
+"""Datasets: a list of `Datum` for each split; datasets by name."""
 
 import itertools
 import random
@@ -7,11 +7,20 @@ from collections import defaultdict
 from operator import attrgetter
 from pathlib import Path
 
-from dassl.utils import UsageError
+from dassl.utils import Registry, UsageError
 
 from common.download import download, unpack
 from common.errors import one_line
 from common.names import printable
+
+DATASET_REGISTRY = Registry("DATASET")
+
+
+def build_dataset(cfg):
+    """Build the registered dataset `cfg.DATASET.NAME`; UsageError if there is none."""
+    if cfg.VERBOSE:
+        print(f"Loading dataset: {cfg.DATASET.NAME}")
+    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
 
 
 class Datum:
@@ -121,30 +130,28 @@ class DatasetBase:
         print(f"Creating a {num_shots}-shot dataset")
         output = []
         for source in data_sources:
-            groups = self.split_dataset_by_label(source).values()
-            output.append([item for items in groups for item in _sample(items, num_shots, repeat)])
+            sampled = []
+            for items in self.split_dataset_by_label(source).values():
+                if len(items) >= num_shots:
+                    sampled += random.sample(items, num_shots)
+                    continue
+                how = "drawn with replacement" if repeat else "all are used"
+                name = printable(items[0].classname)
+                print(f'Class "{name}" has {len(items)} of the {num_shots} images asked for: {how}')
+                sampled += random.choices(items, k=num_shots) if repeat else items
+            output.append(sampled)
         return output[0] if len(output) == 1 else output
 
     def split_dataset_by_label(self, data_source):
         """Group data by label, in order of first appearance: `{label: [Datum, ...]}`."""
-        return _group_by(data_source, "label")
+        groups = defaultdict(list)
+        for item in data_source:
+            groups[item.label].append(item)
+        return groups
 
     def split_dataset_by_domain(self, data_source):
         """Group data by domain, in order of first appearance: `{domain: [Datum, ...]}`."""
-        return _group_by(data_source, "domain")
-
-
-def _sample(items, num_shots, repeat):
-    """Images of one class."""
-    if len(items) >= num_shots:
-        return random.sample(items, num_shots)
-    how = "drawn with replacement" if repeat else "all are used"
-    print(f'Class "{printable(items[0].classname)}" has {len(items)} of the {num_shots} images asked for: {how}')
-    return random.choices(items, k=num_shots) if repeat else items
-
-
-def _group_by(data_source, attribute):
-    groups = defaultdict(list)
-    for item in data_source:
-        groups[getattr(item, attribute)].append(item)
-    return groups
+        groups = defaultdict(list)
+        for item in data_source:
+            groups[item.domain].append(item)
+        return groups

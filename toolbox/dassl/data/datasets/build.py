@@ -1,12 +1,5 @@
-"""Datasets by name."""
+"""Datasets by name: the published place of the registry."""
 
-from dassl.utils import Registry
+from dassl.data.datasets.base_dataset import DATASET_REGISTRY, build_dataset
 
-DATASET_REGISTRY = Registry("DATASET")
-
-
-def build_dataset(cfg):
-    """Build the registered dataset `cfg.DATASET.NAME`; UsageError if there is none."""
-    if cfg.VERBOSE:
-        print(f"Loading dataset: {cfg.DATASET.NAME}")
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+__all__ = ["DATASET_REGISTRY", "build_dataset"]

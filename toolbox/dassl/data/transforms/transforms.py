@@ -33,33 +33,30 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
         raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
     interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-    steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
-    if is_train:
-        steps = _train_steps(cfg.INPUT, size, choices, interpolation)
+    if not is_train:
+        steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
+    else:
+        options = cfg.INPUT
+        jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
+        augmentations = {
+            "random_crop": T.RandomCrop(size, padding=options.CROP_PADDING),
+            "random_resized_crop": T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
+            "center_crop": T.CenterCrop(size),
+            "random_flip": T.RandomHorizontalFlip(),
+            "randaugment": T.RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
+            "colorjitter": T.ColorJitter(*jitter),
+            "randomgrayscale": T.RandomGrayscale(p=options.RGS_P),
+            "gaussian_blur": T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
+        }
+        cropped = "random_crop" in choices or "random_resized_crop" in choices
+        steps = [] if cropped else [T.Resize(size, interpolation=interpolation)]
+        steps += [step for name, step in augmentations.items() if name in choices]
     steps += to_tensor(cfg.INPUT, choices)
     if verbose:
         print(f"Building transform_{'train' if is_train else 'test'}")
         for step in steps:
             print(f"+ {' '.join(str(step).split())}")
     return T.Compose(steps)
-
-
-def _train_steps(options, size, choices, interpolation):
-    """The steps of a training transform on PIL images."""
-    jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
-    known = {
-        "random_crop": T.RandomCrop(size, padding=options.CROP_PADDING),
-        "random_resized_crop": T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
-        "center_crop": T.CenterCrop(size),
-        "random_flip": T.RandomHorizontalFlip(),
-        "randaugment": T.RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
-        "colorjitter": T.ColorJitter(*jitter),
-        "randomgrayscale": T.RandomGrayscale(p=options.RGS_P),
-        "gaussian_blur": T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
-    }
-    cropped = "random_crop" in choices or "random_resized_crop" in choices
-    resize = [] if cropped else [T.Resize(size, interpolation=interpolation)]
-    return resize + [step for name, step in known.items() if name in choices]
 
 
 def to_tensor(options, choices):
