@@ -21,7 +21,7 @@ from common.start import ROOT
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.inspection.measures import Measures, attention_by_age, measure_tokens, nearest_words
-from inference.inspection.tower import compared_roll_outs, origins, roll_out
+from inference.inspection.tower import compared_roll_outs, roll_out
 from inference.models import open_models
 
 pytestmark = pytest.mark.slow
@@ -95,12 +95,6 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
         torch.testing.assert_close(torch.tensor(shares["patches"]).flatten(), row[number, 1:], rtol=0, atol=1e-6)
         assert shares["cls"] == pytest.approx(row[number, 0].item(), abs=1e-6)
         assert shares["prompts"] == pytest.approx(prompts[number].item(), abs=1e-6)
-
-
-def test_origins_of_prompts():
-    two = torch.zeros(2, 4)
-    assert origins([Edit(add=two), Edit(1, two), Edit(), Edit(3)], 5) == [[0, 0], [0, 1, 1], [0, 1, 1], [], []]
-    assert origins([Edit(), Edit(1, two)], 3, present=2) == [[0, 0], [0, 1, 1], [0, 1, 1]]
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -232,14 +226,6 @@ def test_a_resnet_has_no_attention(tmp_path, photos):
         measures.add(pixels)
         content = measures.summary(1, [photos / "a.jpg"], pixels)
     assert (content["layers"], content["rollout"], content["images"]) == ([], [], 1)
-
-
-def test_unreadable_images_are_reported_and_skipped(finished, command, without_pictures, tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
-    (tmp_path / "bad.jpg").write_text("no image")
-    done = command(inspect_command, finished("VPT"), "--images", tmp_path, "--output", tmp_path / "output")
-    assert (done.status, len(done.errors)) == (1, 1) and done.errors[0].startswith("skipped: ")
-    assert json.loads((tmp_path / "output/inspect.json").read_text())["images"] == 1
 
 
 def test_a_file_named_inspect_does_not_replace_pythons_module():

