@@ -69,7 +69,7 @@ def test_checkpoints_after_training(root, tmp_path, freq, final, expected, capsy
 
 def test_best_result_of_an_evaluator_that_returns_numpys_numbers(root, tmp_path):
     trainer = make_trainer(root, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 1)
-    trainer.test_metrics = lambda: {"accuracy": np.float64(50)}
+    trainer.evaluator.evaluate = lambda: {"accuracy": np.float64(50)}
     trainer.train()
     assert trainer.loaded_epoch == 1
 

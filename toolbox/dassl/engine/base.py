@@ -59,9 +59,9 @@ class TrainerBase:
                 raise KeyError(f'no model named "{name}" is registered; registered are {list(self._models)}')
         return names
 
-    def _registered(self, kind, names):
+    def _registered(self, parts, names):
         """Those of `self._models`, `self._optims` or `self._scheds` that exist."""
-        return [kind[name] for name in self.get_model_names(names) if kind[name] is not None]
+        return [parts[name] for name in self.get_model_names(names) if parts[name] is not None]
 
     def set_model_mode(self, mode="train", names=None):
         """Put models in "train" mode, or in "test" (also "eval") mode."""
@@ -116,12 +116,12 @@ class TrainerBase:
             FloatingPointError: a loss on a GPU that `detect_anomaly` was given since the last call is not finite.
         """
         unchecked, self._unchecked = self._unchecked, []
-        found = [tensor.detach().float().reshape(()) for tensor in (*(loss for _, loss in unchecked), *tensors)]
-        of_devices = {}
-        for tensor in found:
-            of_devices.setdefault(tensor.device, []).append(tensor)
-        read = {device: iter(torch.stack(tensors).tolist()) for device, tensors in of_devices.items()}
-        values = [next(read[tensor.device]) for tensor in found]
+        scalars = [x.detach().float().reshape(()) for x in (*(loss for _, loss in unchecked), *tensors)]
+        by_device = {}
+        for scalar in scalars:
+            by_device.setdefault(scalar.device, []).append(scalar)
+        read = {device: iter(torch.stack(of_device).tolist()) for device, of_device in by_device.items()}
+        values = [next(read[scalar.device]) for scalar in scalars]
         for (batch, _), loss in zip(unchecked, values, strict=False):
             self._check_loss(loss, batch)
         return values[len(unchecked) :]
@@ -140,8 +140,7 @@ class TrainerBase:
 
     def _check_loss(self, loss, batch):
         if not math.isfinite(loss):
-            what = "NaN" if math.isnan(loss) else "infinite"
-            self._raise_diverged(f"the loss is {what}", f", batch {batch}")
+            self._raise_diverged(f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}")
 
     def _raise_diverged(self, what, batch=""):
         kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
@@ -157,12 +156,12 @@ class TrainerBase:
         `is_best` also writes `model-best.pth.tar`; `model_name` replaces the name of the file.
         """
         self.read_together()  # a checkpoint of diverged training is not written
-        run, metadata = self.run_state(), self.checkpoint_metadata()
+        common = {"epoch": epoch + 1, "val_result": val_result, "run": self.run_state()}
+        common["metadata"] = self.checkpoint_metadata()
         for name in self.get_model_names():
             parts = {"state_dict": self._models[name], "optimizer": self._optims[name], "scheduler": self._scheds[name]}
             state = {key: None if part is None else part.state_dict() for key, part in parts.items()}
-            state |= {"epoch": epoch + 1, "val_result": val_result, "run": run, "metadata": metadata}
-            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+            save_checkpoint(state | common, os.path.join(directory, name), is_best=is_best, model_name=model_name)
         self._saved_epoch = epoch + 1
 
     def checkpoint_metadata(self):
@@ -189,8 +188,7 @@ class TrainerBase:
         for name, checkpoint in checkpoints.items():
             parts = self._models[name], self._optims[name], self._scheds[name]
             restore(checkpoint, f"of {name} in {directory}", *parts)
-        # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
-        if first.get("run") is not None:
+        if first.get("run") is not None:  # the published toolbox saves none: the random generators keep their states
             try:
                 self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
             except UsageError:  # of a subclass
@@ -214,15 +212,12 @@ class TrainerBase:
             "train_seconds": self.train_seconds,
             "transient_epochs": sorted(self._transient_epochs),
         }
-        if self.scaler is not None:
-            state["scaler"] = self.scaler.state_dict()
-        return state
+        return state if self.scaler is None else state | {"scaler": self.scaler.state_dict()}
 
     def load_run_state(self, state):
         """Restore the state that `run_state` returned."""
         set_rng_state(state["rng"])
-        self.best_result = state["best_result"]
-        self.train_seconds = state["train_seconds"]
+        self.best_result, self.train_seconds = state["best_result"], state["train_seconds"]
         self._transient_epochs = set(state["transient_epochs"])
         if state.get("scaler") and self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
@@ -281,19 +276,17 @@ class TrainerBase:
             self.after_epoch()
         self.after_train()
 
-    # Hooks
-
     def before_train(self):
-        """Before the first epoch."""
+        """Hook: before the first epoch."""
 
     def after_train(self):
-        """After the last epoch."""
+        """Hook: after the last epoch."""
 
     def before_epoch(self):
-        """Before each epoch."""
+        """Hook: before each epoch."""
 
     def after_epoch(self):
-        """After each epoch."""
+        """Hook: after each epoch."""
 
     def run_epoch(self):
         """The batches of an epoch."""

@@ -100,7 +100,9 @@ class SimpleTrainer(TrainerBase):
             self._transient_epochs = set()  # never delete files of another run
             best = [os.path.join(directory, name, "model-best.pth.tar") for name in self.get_model_names()]
             if self.cfg.TEST.FINAL_MODEL == "best_val" and all(map(os.path.isfile, best)):
-                self._copy_best(best)
+                for path, folder in zip(best, self._model_folders(), strict=True):
+                    mkdir_if_missing(folder)
+                    write_bytes(Path(folder, "model-best.pth.tar"), Path(path).read_bytes())
             else:
                 self.best_result = -math.inf  # of an epoch that this run could not deploy
         self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
@@ -152,12 +154,6 @@ class SimpleTrainer(TrainerBase):
             remove_stale(folder, self._transient_epochs - {newest})
         self._transient_epochs &= {newest}
 
-    def _copy_best(self, paths):
-        """Copy the best checkpoints of the run that this one continues, one for each registered model."""
-        for path, folder in zip(paths, self._model_folders(), strict=True):
-            mkdir_if_missing(folder)
-            write_bytes(Path(folder, "model-best.pth.tar"), Path(path).read_bytes())
-
     def _model_folders(self):
         """The folders of checkpoints, one for each registered model."""
         return [os.path.join(self.output_dir, name) for name in self.get_model_names()]
@@ -182,7 +178,7 @@ class SimpleTrainer(TrainerBase):
         for output, label in test_bar(self.test_outputs(data_loader), split, data_loader):
             self.evaluator.process(output, label)
             self.n_test += len(label)
-        self.test_results = self.test_metrics()
+        self.test_results = self.evaluator.evaluate()
         self.test_seconds = time.monotonic() - start
         for name, value in self.test_results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
@@ -193,10 +189,6 @@ class SimpleTrainer(TrainerBase):
         for batch in loader:
             input, label = self.parse_batch_test(batch)
             yield self.model_inference(input), label
-
-    def test_metrics(self):
-        """Hook: the results of the evaluator, which has all outputs."""
-        return self.evaluator.evaluate()
 
     def model_inference(self, input):
         """Images (N, 3, H, W) to logits (N, num_classes)."""
