@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 import trainers
 from common.version import source
 from datasets import title
+from trainers.base.build import usable
 from trainers.base.data_use import (
     Choice,
     Phase,
@@ -28,7 +29,6 @@ from trainers.base.data_use import (
     on_test_images,
     phase,
 )
-from trainers.base.precision import usable
 
 from .environment import versions
 from .predictions import tested_images

@@ -18,7 +18,6 @@ from .configuration import unread_keys, unread_settings
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder, State
 from .record import Record, is_trainable
-from .results import FILE as RESULTS
 from .results import describe, described
 from .run_spec import RunSpec
 from .trackers import reporting
@@ -61,8 +60,6 @@ def print_finished(folder: OutputFolder) -> None:
     found = folder.results
     line = f"Already done (delete {folder.path} to run it again)"
     print(described(folder.path, found) if folder.spec.args.quiet and found else line)
-    if found and "weights_sha256" not in found:
-        print(f"{folder.path / RESULTS} does not say which weights {folder.spec.cfg.MODEL.BACKBONE.NAME} had")
 
 
 def print_settings(spec: RunSpec, folder: OutputFolder) -> None:

@@ -65,7 +65,7 @@ def test_compiled_towers_train_and_predict_the_same(build, graphs, monkeypatch, 
     ("method", "key", "needs"),
     [
         ("CoOp", "COMPILE", "a GPU, Triton and the fast towers"),
-        ("CoOp", "CUDA_GRAPHS", "a GPU, and a run on one device"),
+        ("CoOp", "CUDA_GRAPHS", "a GPU"),
         ("CLIPAdapter", "CUDA_GRAPHS", "images, and CLIPAdapter learns from their features"),
     ],
 )

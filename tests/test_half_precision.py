@@ -6,7 +6,7 @@ from drawn import ADAPTED, METHODS
 from marks import thorough_but
 
 from clip.blocks import attention
-from trainers.base import precision
+from trainers.base import build as building
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ IMAGES, LABELS = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0)), torc
 @pytest.fixture
 def units(monkeypatch):
     """Of a CPU: one without them computes the same, but slowly."""
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(building, "cpu_has_bf16", lambda: True)
 
 
 def step(trainer):
@@ -57,7 +57,7 @@ def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build,
 
 
 def test_a_cpu_multiplies_no_faster_in_fp16(units):
-    assert [precision.usable(name, torch.device("cpu")) for name in ("fp16", "bf16", "amp")] == ["fp32", "bf16", "amp"]
+    assert [building.usable(name, torch.device("cpu")) for name in ("fp16", "bf16", "amp")] == ["fp32", "bf16", "amp"]
 
 
 @pytest.mark.parametrize(("keys", "scale", "limit"), [(5, 1, 0.02), (80, 1, 0.02), (80, 8, 0.1)])  # few keys: in fp32
@@ -118,8 +118,8 @@ def test_units_of_a_cpu_are_read_from_linux(flags, found, tmp_path, monkeypatch)
     file = tmp_path / "cpuinfo"
     if flags:
         file.write_text(f"processor : 0\n{flags}\n")
-    monkeypatch.setattr(precision, "Path", lambda path: file)
-    assert precision.cpu_has_bf16() == found
+    monkeypatch.setattr(building, "Path", lambda path: file)
+    assert building.cpu_has_bf16() == found
 
 
 def test_linear_probe_is_fitted_to_its_features(build, units):

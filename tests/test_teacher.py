@@ -87,12 +87,3 @@ def test_any_templates_have_features_of_their_own(build, computed, cache):
     assert torch.allclose(features[1], normalize(texts[0]), atol=1e-5)
     of_unit = mean_text_features(clip, names, templates, unit=True)
     assert torch.allclose(of_unit, sum(map(normalize, texts)) / 2, atol=1e-5)
-
-
-def test_folder_of_text_features_has_a_limit(build, cache, monkeypatch):
-    """A method asks for a file for each list of class names, so a visitor of a page could fill the disk."""
-    monkeypatch.setattr(trainers.base.teacher, "LIMIT", 2000)
-    trainer = build("PromptSRC", "base")
-    for number in range(6):
-        _ = Teacher(trainer.model, [f"name {number}"], ["{}"]).text_features
-    assert sum(file.stat().st_size for file in cache.iterdir()) <= 2000 and list(cache.iterdir())

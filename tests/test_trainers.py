@@ -1,7 +1,6 @@
-"""All trainers: each of their published settings trains, each has its published size and resumes bit for bit."""
+"""All trainers: each of their published settings trains, and each has its published size."""
 
 import itertools
-from functools import partial
 
 import numpy as np
 import open_clip
@@ -26,9 +25,8 @@ from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.method import Classes
-from trainers.base.prompts import ContextSettings, TemplatePrompts, move_class_tokens
+from trainers.base.prompts import ContextSettings, move_class_tokens
 from trainers.base.settings import settings_from
-from trainers.base.steps import Repeated
 from trainers.base.test_time import ViewsTrainer
 
 CONFIGS = ROOT / "configs"
@@ -109,11 +107,6 @@ def test_a_warm_up_of_all_epochs_is_told(name, epochs, told, build, capsys):
     build(name, options=("OPTIM.MAX_EPOCH", epochs, "OPTIM.WARMUP_EPOCH", 1)).before_train()
     line = "OPTIM.WARMUP_EPOCH is 1 and MAX_EPOCH is 1: the learning rate stays below OPTIM.LR in all epochs"
     assert capsys.readouterr().out.count(line) == told
-
-
-def test_a_loader_is_repeated_until_there_were_all_steps():
-    loader = Repeated("abc", 7)
-    assert "".join(loader) == "abcabca" and len(loader) == 7
 
 
 def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
@@ -224,61 +217,6 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     assert DOCUMENTED[name][-1].startswith(f"{learned:,} (")
 
 
-# ---------------------------------------------------------------- resume
-
-
-class PowerCut(Exception):
-    """The end of a run before its time."""
-
-
-def watched(trainer, cut_at=None):
-    """Have the prompts recorded as each epoch of training leaves them, and a power cut in one of the epochs."""
-    epochs, run_epoch = [], trainer.run_epoch
-
-    def recorded():
-        if trainer.epoch == cut_at:
-            raise PowerCut
-        run_epoch()
-        epochs.append(prompts_of(trainer))
-
-    trainer.run_epoch = recorded
-    return epochs
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["CoOp", "MPL", "PromptSRC", "MMRL", "CLIPLoRA"])  # all: test_all_methods.py
-def test_resume_is_bit_identical(method, build):
-    own = {"PromptSRC": ("GPA_MEAN", 2, "GPA_STD", 1), "CLIPLoRA": ("N_ITERS", 3)}
-    settings = own.get(method, ())
-    build = partial(build, options=("USE_CUDA", False))  # a GPU adds up gradients in no fixed order
-    whole = build(method, "base", *settings, output="whole")
-    epochs = watched(whole)
-    whole.train()
-
-    cut = build(method, "base", *settings, output="cut")
-    first = watched(cut, cut_at=2)
-    with pytest.raises(PowerCut):
-        cut.train()
-    resumed = build(method, "base", *settings, output="cut")
-    rest = watched(resumed)
-    set_random_seed(7)  # the state of the generators does not matter: the checkpoint has its own
-    resumed.train()
-    assert [differing(a, b) for a, b in zip(epochs, [*first, *rest], strict=True)] == [[]] * 3
-    assert differing(prompts_of(whole), prompts_of(resumed)) == []
-    assert differing(epochs[0], epochs[2]) == list(epochs[0])
-    assert whole.test_results == resumed.test_results
-
-    if method == "PromptSRC":  # the normal density of mean 2 and deviation 1 at epochs 1, 2 and 3
-        density = np.exp(-0.5) * np.ones(3)
-        density[1] = 1
-        for name, value in prompts_of(resumed).items():
-            average = sum(w * epoch[name].double() for w, epoch in zip(density / density.sum(), epochs, strict=True))
-            assert torch.allclose(value.double(), average, rtol=0, atol=1e-7)
-            assert not torch.allclose(value, epochs[-1][name], rtol=0, atol=1e-6)
-    else:
-        assert differing(prompts_of(resumed), epochs[-1]) == []
-
-
 # ---------------------------------------------------------------- ResNet
 
 
@@ -319,16 +257,6 @@ def test_a_position_that_only_a_methods_own_settings_accept_is_refused(build, mo
     monkeypatch.setattr(methods()["CoOp"], "Settings", settings_from({"CLASS_TOKEN_POSITION": "end"}, ContextSettings))
     with pytest.raises(UsageError, match="CLASS_TOKEN_POSITION is 'side': give one of end, middle, front"):
         build("CoOp", "all", "CLASS_TOKEN_POSITION", "side")
-
-
-def test_a_method_with_other_prompts_than_a_context_is_built(build, monkeypatch):
-    def build_prompts(self, clip, classnames):
-        prompts = TemplatePrompts("a photo of a {}.", classnames, clip.context_length)
-        prompts.scale = nn.Parameter(torch.ones(2))
-        return prompts
-
-    monkeypatch.setattr(methods()["CoOp"], "build_prompts", build_prompts)
-    assert build("CoOp").notes() == []
 
 
 @pytest.mark.parametrize("method", ["MaPLe", "IVLP"])

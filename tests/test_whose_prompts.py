@@ -103,36 +103,11 @@ def test_damaged_metadata_is_refused_before_a_resume(damage, run, train):
     assert "metadata of the run's checkpoints is damaged" in train("b", "base", "--resume", run).error
 
 
-def forget(run):
-    """Make it the run of a version that did not record the weights."""
-    (file,) = run.glob("*/model.pth.tar-2")
-    checkpoint = load_checkpoint(str(file))
-    del checkpoint["metadata"]["weights_sha256"]
-    save_checkpoint(checkpoint, str(file.parent))
-    config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
-    del config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"]
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "results.json").write_text(json.dumps(results))
-
-
 def test_all_files_of_a_run_have_the_sha256_of_its_weights(run, backbone):
     (checkpoint,) = run.glob("*/model.pth.tar-2")
     config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
     found = {config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"]}
     assert found | {load_checkpoint(str(checkpoint))["metadata"]["weights_sha256"]} == {checksum(backbone)}
-
-
-@pytest.mark.thorough
-def test_a_run_of_an_earlier_version_is_used_with_one_warning_about_its_weights(run, train, backbone, capsys):
-    forget(run)
-    other_weights(backbone)
-    done = train("a", "base", "--skip-finished")
-    assert done.status == 0 and done.printed.count(f"does not say which weights {backbone} had") == 1
-    open_models([run], OPTIONS)
-    assert capsys.readouterr().out.count("does not say on which weights") == 1
-    assert train("b", "base", "--eval-only", "--model-dir", run).printed.count("does not say on which weights") == 1
-    assert train("a").printed.count("does not say on which weights the run began") == 1
-    assert "does not say" not in train("a", "base", "--skip-finished").printed
 
 
 def test_a_finished_run_with_deleted_weights_is_skipped(run, train, backbone):

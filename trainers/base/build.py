@@ -1,18 +1,22 @@
-"""The model of a method, built in the same way for a run and for predictions."""
+"""The model of a method, built in the same way for a run and for predictions, and the precision it computes in."""
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from clip import CLIP, WithAdded, is_vit, load_backbone
 from common.errors import UsageError
 
-from .precision import usable
 from .prompted import PromptedCLIP
 
 if TYPE_CHECKING:
     from .method import Method
+
+UNITS = {"fp16": "a GPU", "bf16": "a CPU or GPU with bf16 units"}
 
 
 def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = None) -> None:
@@ -53,12 +57,33 @@ def require_vit(clip: CLIP, method: str, backbone: str) -> None:
         raise UsageError(what, "choose another")
 
 
-def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:
-    """Print which values of the images' normalisation the backbone was not trained with."""
+def usable(precision: str, device: torch.device) -> str:
+    """The precision of PREC on a device; fp32 where the device does not multiply faster in fp16 or bf16."""
+    if precision not in UNITS:
+        return precision
+    if device.type == "cpu":
+        has_units = precision == "bf16" and cpu_has_bf16()
+    else:
+        has_units = precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision if has_units else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 (AVX512-BF16, AMX or Arm's), as Linux lists them."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and bool(re.search(r"\b(avx512_|amx_)?bf16\b", info.read_text()))
+
+
+def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.device) -> None:
+    """Print what PREC means on the device, and which values of the images' normalisation the backbone did not have."""
+    if precision in UNITS and usable(precision, device) == precision:
+        print(f"PREC {precision}: training and evaluation compute in {precision}")
+    elif precision in UNITS:
+        print(f"PREC {precision} needs {UNITS[precision]}: computing in fp32")
     for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
-        own = getattr(clip.visual, attribute, None)
-        if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
-            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")
+        trained = getattr(clip.visual, attribute, None)
+        if trained and any(abs(a - b) > 1e-6 for a, b in zip(trained, cfg.INPUT[key], strict=True)):
+            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(trained)}")
 
 
 def unregistered(model: PromptedCLIP) -> list[str]:

@@ -21,13 +21,12 @@ from clip.blocks import is_standard
 from common.errors import UsageError
 from common.names import check_known_names
 
-from .build import assemble_model, print_normalisation
+from .build import assemble_model, print_backbone
 from .checkpoints import is_checkpoint
 from .data_use import inherited, joined
 from .features import cached_features, feature_cache
 from .graphs import StepGraph
 from .method import Classes, Method
-from .precision import print_precision
 from .prompted import Output
 
 Outputs = Iterator[tuple[Tensor, Tensor]]
@@ -90,10 +89,9 @@ class PromptTrainer(Method, TrainerX):
         if towers not in TOWERS:
             raise UsageError(f"MODEL.BACKBONE.TOWERS is {towers!r}", f"it can be {' or '.join(TOWERS)}")
         check_known_names(self.class_names, self.dataset_title)
-        print_precision(self.settings.PREC, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         assemble_model(self, towers)
-        print_normalisation(cfg, self.model.clip)
+        print_backbone(cfg, self.model.clip, self.settings.PREC, self.device)
         for note in self.notes():
             print(note)
         if cfg.MODEL.get("COMPILE", False):

@@ -1,6 +1,5 @@
 """Training loops."""
 
-from dassl.engine.build import TRAINER_REGISTRY, build_trainer
-from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
+from dassl.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, TrainerX, build_trainer
 
 __all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "build_trainer"]

@@ -11,7 +11,7 @@ from dassl.data import DataManager
 from dassl.data.data_manager import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
+from dassl.utils import AverageMeter, MetricMeter, Registry, UsageError, lazy_names, mkdir_if_missing
 from dassl.utils.checkpoint import newest_checkpoint, remove_stale
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
@@ -19,7 +19,15 @@ from tqdm import tqdm
 from common.files import write_bytes
 
 __all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
+TRAINER_REGISTRY = Registry("TRAINER")
 __getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # some projects import it from here
+
+
+def build_trainer(cfg):
+    """Build the registered trainer `cfg.TRAINER.NAME`; UsageError if there is none."""
+    if cfg.VERBOSE:
+        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)
 
 
 class SimpleTrainer(TrainerBase):
