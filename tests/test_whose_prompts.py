@@ -158,7 +158,7 @@ def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
     (training.folder / "prompt_learner").mkdir(parents=True)
     file = training.folder / "prompt_learner/model.pth.tar-3"
     file.write_bytes(b"of an earlier training run")
-    finish(test, 50.0, checkpoint_sha256=checksum(file), tested_epoch=3)
+    finish(test, 50.0, trainer="CoOp", checkpoint_sha256=checksum(file), tested_epoch=3)
     assert collect_results(study)
     file.write_bytes(b"of another one")
     with pytest.raises(UsageError, match=f"{test.folder} holds a test of another checkpoint, of epoch 3, than {file}"):
