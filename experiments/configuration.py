@@ -15,10 +15,9 @@ import datasets
 import trainers
 from clip import TOWERS, weights_sha256
 from common.errors import UsageError, choose
+from common.records import Choice
 from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
 from common.text import read_json
-from trainers.base.checkpoints import is_choice
-from trainers.base.data_use import Choice
 
 from .run_spec import RunSpec
 
@@ -127,7 +126,7 @@ class Chosen(NamedTuple):
     """Settings that the trials of a study have chosen (`train.py --chosen`)."""
 
     settings: dict[str, str]  # as words, by key
-    choices: list[Choice]  # a record for each key and list of images (`data_use`)
+    choices: list[Choice]  # a record for each key and list of images
 
 
 def read_chosen(file: str) -> Chosen:
@@ -137,12 +136,14 @@ def read_chosen(file: str) -> Chosen:
     if not Path(file).exists():
         raise UsageError(f"there is no {file}", "tools/study.py run writes it after the trials of its study", file)
     content: Any = read_json(file, CHOSEN_BYTES)
-    settings, choices = map(content.get, Chosen._fields) if isinstance(content, dict) else (None, None)
-    named = isinstance(settings, dict) and all(isinstance(value, str) for value in settings.values())
-    if not named or not isinstance(choices, list) or not all(map(is_choice, choices)):
+    try:
+        settings = {key: value for key, value in content["settings"].items() if isinstance(value, str)}
+        if settings != content["settings"]:
+            raise ValueError("a value is not text")
+        return Chosen(settings, [Choice.from_json(choice) for choice in content["choices"]])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         remedy = "delete it and start its study again (tools/study.py run), which writes it"
-        raise UsageError(f"{file} is not a file of chosen settings", remedy, file)
-    return Chosen(settings, choices)  # type: ignore[arg-type]
+        raise UsageError(f"{file} is not a file of chosen settings", remedy, file) from error
 
 
 def weights_of(cfg: CfgNode) -> str:

@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 from common.errors import UsageError, choose
 from datasets import title
 from trainers.base import PromptTrainer
-from trainers.base.data_use import images_record
+from trainers.base.data_use import list_facts
 from trainers.base.local import has_local_logits, local_logits
 
 from .configs import CONFIGS, known_datasets
@@ -148,7 +148,7 @@ class Detection:
             print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")
             for score, values in detected.items():
                 print(f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}")
-            record = images_record(each.cfg, title(each.cfg), "test", each.images)
+            record = list_facts(each.cfg, title(each.cfg), "test", each.images)
             records.append({"name": each.name, **record, "shared_classes": each.shared, "scores": detected})
         return {"ood": records}
 

@@ -6,6 +6,7 @@ The card says which images the run has seen in which phase, and where its settin
 import json
 import math
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,18 @@ from dassl.config import flatten
 from yacs.config import CfgNode
 
 import trainers
+from common.records import Choice, Phase
 from common.version import source
 from datasets import title
 from trainers.base.build import usable
 from trainers.base.data_use import (
-    Choice,
-    Phase,
     check_choices,
     epoch_choice,
     fit_phase,
-    in_words,
     list_digest,
+    list_facts,
     on_test_images,
-    phase,
+    selection_text,
 )
 
 from .environment import versions
@@ -58,7 +58,7 @@ class Record:
 
     def all_choices(self) -> list[Choice] | None:
         spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
-        earlier: list[Choice] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
+        earlier: Sequence[Choice] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
         here = isinstance(trainer, trainers.PromptTrainer)
         new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
         if new and here:
@@ -67,16 +67,16 @@ class Record:
             new += trainer.choices if here else epoch_choice(spec.cfg, title(spec.cfg), trainer.dm.dataset)
         if not spec.cfg.TEST.SELECT_ON_TEST:
             check_choices(new)
-        choices = [*(earlier or []), *new] if new else earlier
+        choices = None if earlier is None and not new else [*(earlier or ()), *new]
         if selecting := on_test_images(choices):
-            print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
+            print(f"{SELECTED}: {'; '.join(map(selection_text, selecting))} (the results are marked)")
         return choices
 
     def all_phases(self) -> list[Phase] | None:
         spec, trainer = self.spec, self.trainer
-        earlier: list[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
+        earlier: Sequence[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
         if earlier is None or spec.args.eval_only or not is_trainable(trainer):
-            return earlier
+            return None if earlier is None else list(earlier)
         return [*earlier, fit_phase(spec.cfg, title(spec.cfg), trainer.dm.dataset, trainer.dm.num_classes)]
 
     def epochs(self) -> tuple[int | None, int | None]:
@@ -106,16 +106,19 @@ class Record:
         cfg, trainer, test = self.spec.cfg, self.trainer, None
         if trainer.evaluator.results:
             split, items = tested_images(cfg, trainer)
-            test = phase(cfg, title(cfg), split, items, trainer.dm.num_classes)
-            test["evaluations"] = tests_of(Path(cfg.OUTPUT_DIR), test["sha256"])
+            facts = list_facts(cfg, title(cfg), split, items)
+            evaluations = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
+            counts = {"labels": len(items), "class_names": trainer.dm.num_classes, "evaluations": evaluations}
+            test = Phase(**facts, **counts).to_json()
         sources: dict[str, list[str]] = {}
         for key, origin in self.spec.sources.items():
             sources.setdefault(origin, []).append(key)
         sources = {origin: sorted(keys) for origin, keys in sources.items()}
-        if chosen := list(dict.fromkeys(choice["what"] for choice in self.choices or () if choice["what"] != "epoch")):
+        if chosen := list(dict.fromkeys(choice.what for choice in self.choices or () if choice.what != "epoch")):
             sources["a choice"] = chosen
         kind = getattr(trainer, "kind", None)
-        return {"kind": kind, "fit": self.fit, "choose": self.choices, "test": test, "settings": sources}
+        fit, choose = map(to_json, (self.fit, self.choices))
+        return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
 
     def to_json(self, observed: dict[str, Any]) -> str:
         """The content of results.json of a run that has ended; values that were not measured are null.
@@ -147,6 +150,10 @@ class Record:
             "versions": versions(),
         }
         return json.dumps(content, indent=1) + "\n"
+
+
+def to_json(records: list[Any] | None) -> list[dict] | None:
+    return None if records is None else [record.to_json() for record in records]
 
 
 def is_trainable(trainer: Any) -> bool:

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.start import ROOT
-from experiments.record import note_test, tests_of
+from experiments import record
 from trainers.base.data_use import METHOD_KINDS, list_digest
 from trainers.linear_probe import TRIALS, search
 
@@ -87,8 +87,8 @@ def test_a_torn_line_of_a_killed_process_hides_no_test(tmp_path):
     trainer = SimpleNamespace(test_split="test", test_loader=loader, dm=SimpleNamespace(test_loader=loader))
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"ROOT": "data"}})
     for number in (1, 2):
-        note_test(cfg, trainer, {"accuracy": 50.0})
-        assert tests_of(tmp_path, list_digest([], "data")) == number
+        record.note_test(cfg, trainer, {"accuracy": 50.0})
+        assert record.tests_of(tmp_path, list_digest([], "data")) == number
     assert [json.loads(line)["images"] for line in (tmp_path / "tests.jsonl").read_text().splitlines()[1:]] == [0, 0]
 
 

@@ -175,10 +175,10 @@ def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch)
 
 
 def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
-    whats = [choice["what"] for choice in make("TipAdapter").choices]
+    whats = [choice.what for choice in make("TipAdapter").choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
     half = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, output="half")
-    assert [(choice["what"], choice["trials"]) for choice in half.choices] == [(whats[1], 200)]  # of 4,000 cells
+    assert [(choice.what, choice.trials) for choice in half.choices] == [(whats[1], 200)]  # of 4,000 cells
     given = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0, output="given")
     given.dm.dataset._val = None
     assert given.choices == []
@@ -292,7 +292,7 @@ def test_a_start_keeps_the_records_of_the_features_run(make, tmp_path):
     (start,) = (tmp_path / "start").glob("*/model.pth.tar-2")
     both = ["TRAINER.CLIPADAPTER.FEATURES_OF", str(tmp_path / "coop"), "MODEL.INIT_WEIGHTS", str(start)]
     trainer = make("CLIPAdapter", *both)
-    assert [choice["what"] for choice in trainer.inherited_choices] == ["epoch"]
+    assert [choice.what for choice in trainer.inherited_choices] == ["epoch"]
     assert len(trainer.inherited_phases) == 2
 
 

@@ -13,7 +13,7 @@ from trainers.gda import ALPHAS
 pytestmark = pytest.mark.slow
 
 ACCEPTED = ("TEST.SELECT_ON_TEST", True)
-CHOOSING = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer) and kind.chosen]
+CHOOSING = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer) and kind.spec.chosen]
 
 
 def once(method, *pairs):
@@ -23,7 +23,7 @@ def once(method, *pairs):
 @pytest.mark.parametrize("method", CHOOSING)
 def test_oracle_is_refused_or_marked(method, launch, refused, argv, tmp_path):
     section = f"TRAINER.{method.upper()}"
-    keys = [f"{section}.{key}" for key in methods()[method].chosen]
+    keys = [f"{section}.{key}" for key in methods()[method].spec.chosen]
     quick = [f"{section}.SEARCH_STEP", "[3, 3]"] if method.startswith("TipAdapter") else []
     pairs = [f"{section}.CHOOSE_ON", "oracle", *quick]
     why = f"{keys[0]} is chosen on 24 images, all of them test images of EuroSAT"

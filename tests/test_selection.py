@@ -12,6 +12,7 @@ from torch import nn
 from trees import write_image
 
 from common.errors import UsageError
+from common.records import Choice
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
 from experiments.results import FILE, SELECTED
@@ -131,8 +132,8 @@ SAID = [  # metadata of the best epoch, the choices and the images behind it
     ({"inherited_choices": [], "fit": []}, None, []),
     ({"inherited_choices": [], "choices": []}, [], None),
     ({"choices": [], "fit": []}, None, None),
-    ({"choices": [CHOICE], "fit": []}, [CHOICE], None),
-    ({"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []}, [CHOICE, CHOICE], []),
+    ({"choices": [CHOICE], "fit": []}, [Choice(**CHOICE)], None),
+    ({"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []}, [Choice(**CHOICE)] * 2, []),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.data_use import record
+from .base.data_use import choice
 from .base.ensemble import EIGHTY, SEVEN
 from .base.test_time import TemplatesSettings, ViewsTrainer, most_confident
 
@@ -59,9 +59,8 @@ class TDA(ViewsTrainer):
         if self.settings.CHOOSE_ON == "nothing":
             return super().choices
         images = self.dm.dataset.test
-        choice = record("TRAINER.TDA.POSITIVE_ALPHA", self.cfg, self.dataset_title, images, self.dm.dataset, 0)
-        del choice["trials"]  # nobody says how many there were
-        return [choice, {**choice, "what": "TRAINER.TDA.POSITIVE_BETA"}]
+        keys = "TRAINER.TDA.POSITIVE_ALPHA", "TRAINER.TDA.POSITIVE_BETA"  # nobody says of how many values
+        return [choice(key, self.cfg, self.dataset_title, images, self.dm.dataset) for key in keys]
 
     def order(self, images):
         """At random, by the seed: the caches depend on it."""

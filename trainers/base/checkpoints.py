@@ -12,11 +12,10 @@ from common.checkpoints import checkpoint_names
 from common.errors import UsageError
 from common.files import check_folder
 from common.names import CONTROL
+from common.records import LARGEST, Choice, ImageList, Phase
 
 from . import compat
-from .data_use import KINDS, LATER, PHASE
 
-LARGEST = 2**53  # number in a checkpoint
 METADATA = {"method": str, "backbone": str, "weights_sha256": str, "dataset": str, "settings": dict}
 METADATA |= {"version": str, "commit": str, "features_sha256": str}
 METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
@@ -67,9 +66,17 @@ def is_metadata(metadata: Any) -> bool:
         and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
         and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)
         and all(map(is_setting, metadata.get("settings", {}).values()))
-        and all(map(is_choice, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])]))
-        and all(is_record(value, PHASE) for value in metadata.get("fit", []))
+        and are_records(Choice, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])])
+        and are_records(Phase, metadata.get("fit", []))
     )
+
+
+def are_records(kind: type[ImageList], values: list) -> bool:
+    """Whether values are records of a kind, as `to_json` gives them."""
+    try:
+        return all(map(kind.from_json, values))
+    except ValueError:
+        return False
 
 
 def is_setting(value: Any) -> bool:
@@ -78,21 +85,6 @@ def is_setting(value: Any) -> bool:
     return all(
         isinstance(item, str | None) or (isinstance(item, int | float) and abs(item) < LARGEST) for item in values
     )
-
-
-def is_choice(value: Any) -> bool:
-    """Whether it is the record of a choice (`data_use.record`)."""
-    return is_record(value, KINDS) and value["test_images"] <= value["images"]
-
-
-def is_record(value: Any, kinds: Mapping[str, type]) -> bool:
-    """Whether it has values of these types, texts without control characters and counts; it may have further keys."""
-    if not isinstance(value, dict) or not kinds.keys() <= value.keys():
-        return False
-    known = [(value[key], kind) for key, kind in {**kinds, **LATER}.items() if key in value]
-    if any(type(item) is not kind for item, kind in known):
-        return False
-    return all(not CONTROL.search(item) if kind is str else 0 <= item < LARGEST for item, kind in known)
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,53 +1,26 @@
-"""Which images a run learns from, chooses on (an epoch, a setting) and is tested on.
-
-A record is a dict of plain values, as checkpoints and results.json hold it:
-
-- dataset: its name in results
-- classes: DATASET.SUBSAMPLE_CLASSES
-- split: `train`, `val` or `test`; that of an epoch on a dataset without validation images is made on `test`
-- images: their number
-- sha256: of the list of images (`list_digest`); records of earlier versions lack it
-
-That of a choice also has
-
-- what: `epoch`, or the key of a setting
-- test_images: how many of the images are test images of the dataset of the run
-- trials: how many epochs or values it chooses from; missing if that is not known
-- by: the rule of a study that has chosen it; missing if the run itself has
-
-and that of learning and testing
-
-- labels: how many of the images are used with their labels
-- class_names: how many classes are named
-
-and that of learning from the images that a file chooses
-
-- file, file_sha256: of DATASET.FEWSHOT_FILE; the path below the folder of the datasets
-"""
+"""Which images a run learns from, chooses on (an epoch, a setting) and is tested on: `common.records`."""
 
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from yacs.config import CfgNode
 
 from common.errors import UsageError
+from common.records import Choice, ImageList, Phase
 from common.results import digest_of_rows
 
-Choice = dict[str, Any]
-Phase = dict[str, Any]
-OF_IMAGES = {"dataset": str, "classes": str, "split": str, "images": int}
-KINDS = {"what": str, **OF_IMAGES, "test_images": int}  # of a choice
-PHASE = {**OF_IMAGES, "labels": int, "class_names": int}
-LATER = {"sha256": str, "trials": int, "by": str, "file": str, "file_sha256": str}  # which records may lack
+Record = TypeVar("Record", bound=ImageList)
 # Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
 # Those of "test-time" learn from each test image alone, those of "transductive" from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
 
 
-def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int) -> Choice:
-    """The record of a choice between `trials` epochs or values by `images` of a dataset.
+def choice(
+    what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int | None = None
+) -> Choice:
+    """A choice between `trials` epochs or values by `images` of a dataset.
 
     Args:
         what: `epoch`, or the key of a setting.
@@ -55,14 +28,14 @@ def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: 
         title: the name of the dataset in results.
         images: those that decide, each with an `impath`.
         dataset: the dataset as it was loaded.
-        trials: how many epochs or values it chooses from.
+        trials: how many epochs or values it chooses from, if that is known.
     """
-    common = {"test_images": count_common(images, dataset.test), "trials": trials}
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
-    return {"what": what, **images_record(cfg, title, "val" if validation else "test", images), **common}
+    listed = list_facts(cfg, title, "val" if validation else "test", images)
+    return Choice(what=what, **listed, test_images=count_common(images, dataset.test), trials=trials)
 
 
-def images_record(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
+def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
     """What every record says of its images."""
     return {
         "dataset": title,
@@ -73,14 +46,10 @@ def images_record(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -
     }
 
 
-def phase(cfg: CfgNode, title: str, split: str, images: Sequence[Any], classes: int) -> Phase:
-    """The record of learning from images, or of a test; all of them are used with their labels."""
-    return {**images_record(cfg, title, split, images), "labels": len(images), "class_names": classes}
-
-
 def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
-    """The record of learning from the training images of a dataset."""
-    return phase(cfg, title, "train", dataset.train_x, classes) | getattr(dataset, "fewshot_file", {})
+    """The record of learning from the training images of a dataset, all of which are used with their labels."""
+    facts = list_facts(cfg, title, "train", dataset.train_x) | getattr(dataset, "fewshot_file", {})
+    return Phase(**facts, labels=len(dataset.train_x), class_names=classes)
 
 
 def list_digest(images: Sequence[Any], root: str) -> str:
@@ -109,7 +78,7 @@ def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
     if cfg.TEST.NO_TEST or cfg.TEST.FINAL_MODEL != "best_val":
         return []
     images = dataset.val or dataset.test  # the trainer validates on these
-    return [record("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH)]
+    return [choice("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH)]
 
 
 def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
@@ -128,7 +97,7 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
 
 def on_test_images(choices: Sequence[Choice] | None) -> list[Choice]:
     """The choices that test images took part in."""
-    return [choice for choice in choices or () if choice["test_images"]]
+    return [choice for choice in choices or () if choice.test_images]
 
 
 def check_choices(choices: Sequence[Choice]) -> None:
@@ -138,26 +107,26 @@ def check_choices(choices: Sequence[Choice]) -> None:
         UsageError: one does.
     """
     for choice in on_test_images(choices):
-        if choice["what"] == "epoch":
+        if choice.what == "epoch":
             instead = "set TEST.FINAL_MODEL last_step"
-        elif "by" in choice:
+        elif choice.by:
             instead = "leave out --chosen"
-        elif choice["split"] == "test":
-            instead = f"leave out {choice['what'].rpartition('.')[0]}.CHOOSE_ON oracle"
+        elif choice.split == "test":
+            instead = f"leave out {choice.what.rpartition('.')[0]}.CHOOSE_ON oracle"
         else:
-            instead = f"set {choice['what']}"
+            instead = f"set {choice.what}"
         remedy = f"{instead}, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
-        raise UsageError(in_words(choice), remedy)
+        raise UsageError(selection_text(choice), remedy)
 
 
-def in_words(choice: Choice) -> str:
+def selection_text(choice: Choice) -> str:
     """A choice in words."""
-    what = "the epoch" if choice["what"] == "epoch" else choice["what"]
-    number, common = choice["images"], choice["test_images"]
-    of_test = "all of them" if common == number else f"{common:,} of them"
-    lacking = ", which has no validation images" if choice["split"] == "test" and what == "the epoch" else ""
-    classes = "" if choice["classes"] == "all" else f" ({choice['classes']} classes)"
-    return f"{what} is chosen on {number:,} images, {of_test} test images of {choice['dataset']}{classes}{lacking}"
+    what = "the epoch" if choice.what == "epoch" else choice.what
+    of_test = "all of them" if choice.test_images == choice.images else f"{choice.test_images:,} of them"
+    lacking = ", which has no validation images" if choice.split == "test" and what == "the epoch" else ""
+    classes = "" if choice.classes == "all" else f" ({choice.classes} classes)"
+    text = f"{what} is chosen on {choice.images:,} images, {of_test} test images of {choice.dataset}"
+    return f"{text}{classes}{lacking}"
 
 
 def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[Phase] | None]:
@@ -171,16 +140,12 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[
     own = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *own]
     says_start = "inherited_choices" in metadata  # else the run began from prompts that do not name their choices
-    choices = known_keys(behind, KINDS) if "choices" in metadata and (behind or says_start) else None
+    choices = list(map(Choice.from_json, behind)) if "choices" in metadata and (behind or says_start) else None
     phases = metadata.get("fit") if says_start else None
-    return choices, None if phases is None else known_keys(phases, PHASE)
+    return choices, None if phases is None else list(map(Phase.from_json, phases))
 
 
-def joined(*parts: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def joined(*parts: Sequence[Record] | None) -> list[Record] | None:
     """The records behind several parts of a model; None if some do not say theirs, and the others have none."""
-    known = [each for part in parts for each in part or ()]
+    known = [record for part in parts for record in part or ()]
     return known if known or None not in parts else None
-
-
-def known_keys(records: Sequence[dict[str, Any]], kinds: Mapping[str, type]) -> list[dict[str, Any]]:
-    return [{key: each[key] for key in (*kinds, *LATER) if key in each} for each in records]

@@ -1,7 +1,7 @@
 """Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,11 @@ from yacs.config import CfgNode
 from clip import CLIP
 from common.errors import UsageError
 from common.files import checksum
+from common.records import Choice
 
 from .checkpoints import tensors_of
 from .compat import build_transform
-from .data_use import Choice, record
+from .data_use import choice
 from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
 from .features_of import open_features_run
 from .head import Head, HeadCLIP
@@ -219,8 +220,8 @@ class FeatureTrainer(PromptTrainer):
         keys = [f"TRAINER.{self.section()}.{key}" for key in self.spec.chosen if not getattr(self.settings, key)]
         if not keys:
             return super().choices
-        first = record(keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials)
-        return [*super().choices, *({**first, "what": key} for key in keys)]
+        first = choice(keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials)
+        return [*super().choices, *(replace(first, what=key) for key in keys)]
 
     @cached_property
     def val_images(self) -> list:

@@ -15,10 +15,11 @@ from torch import Tensor
 from clip import weights_sha256
 from common.errors import UsageError, one_line
 from common.files import checksum
+from common.records import Phase
 from common.version import __version__, source
 
 from .checkpoints import check_tensor, differences, is_checkpoint, is_metadata, select_prompts, tensors_of
-from .data_use import Phase, fit_phase, inherited
+from .data_use import fit_phase, inherited
 from .prompted import PromptLearner
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ class Checkpoints:
     def training_metadata(self) -> dict[str, Any]:
         """`metadata`, and what the prompts were learned from and chosen on."""
         method = self.method
-        choices: dict[str, Any] = {"choices": method.choices}
+        choices: dict[str, Any] = {"choices": [choice.to_json() for choice in method.choices]}
         if method.inherited_choices is not None:
-            choices["inherited_choices"] = list(method.inherited_choices)
-        fit = {"fit": [*(method.inherited_phases or []), self.fit_phase]}
+            choices["inherited_choices"] = [choice.to_json() for choice in method.inherited_choices]
+        fit = {"fit": [phase.to_json() for phase in (*(method.inherited_phases or ()), self.fit_phase)]}
         return self.metadata() | choices | fit | {"commit": source()["commit"] or ""}
 
     @cached_property
@@ -92,8 +93,8 @@ class Checkpoints:
         if not is_metadata(written):
             raise UsageError("the metadata of the run's checkpoints is damaged", "choose another --output-dir")
         self.check_weights(written, "the run to resume")
-        images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase["sha256"])
-        if images != self.fit_phase["sha256"]:
+        images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase.sha256)
+        if images != self.fit_phase.sha256:
             what = "the training images, their order or their classes are not those that the run to resume began with"
             raise UsageError(what, "restore the files of the dataset, or choose another --output-dir")
         before, now = (

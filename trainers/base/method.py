@@ -11,11 +11,12 @@ from yacs.config import CfgNode
 
 from clip import CLIP, ImageOutput
 from common.errors import UsageError
+from common.records import Choice, Phase
 from common.schema import Accepts
 
 from .checkpoints import find_checkpoint
 from .compat import build_transform
-from .data_use import Choice, Phase, epoch_choice
+from .data_use import epoch_choice
 from .learned import Checkpoints, LearnedClasses
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from

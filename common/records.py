@@ -1,0 +1,93 @@
+"""Records of images: what a run learned from, chose on and was tested on. Checkpoints and results.json hold them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self, get_type_hints
+
+from .names import CONTROL
+
+LARGEST = 2**53  # of a number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageList:
+    """A list of images.
+
+    Attributes:
+        dataset: its name in results.
+        classes: DATASET.SUBSAMPLE_CLASSES.
+        split: `train`, `val` or `test`. Without validation images, an epoch is chosen on `test`.
+        images: their number.
+        sha256: of the list (`trainers.base.data_use.list_digest`); None if it is not recorded, as of all attributes.
+    """
+
+    dataset: str
+    classes: str
+    split: str
+    images: int
+    sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """The record in a file from anyone, which may have further keys.
+
+        Raises:
+            ValueError: a key is missing, or a value has another type, control characters or is no count.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError("not a record")
+        hints = get_type_hints(cls)
+        known = {key: content[key] for key in hints if content.get(key) is not None}
+        for key, value in known.items():
+            fits = not CONTROL.search(value) if isinstance(value, str) else type(value) is int and 0 <= value < LARGEST
+            if not fits or not isinstance(value, hints[key]):
+                raise ValueError(f"{key} is {value!r}")
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(ImageList):
+    """Learning from images, or a test of them.
+
+    Attributes:
+        labels: how many of the images are used with their labels.
+        class_names: how many classes are named.
+        file, file_sha256: DATASET.FEWSHOT_FILE, which chooses the images; the path below the folder of the datasets.
+        evaluations: of a test: how many tests of these images ended in the output folder.
+    """
+
+    labels: int
+    class_names: int
+    file: str | None = None
+    file_sha256: str | None = None
+    evaluations: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(ImageList):
+    """A choice between epochs or between values of a setting, by images.
+
+    Attributes:
+        what: `epoch`, or the key of the setting.
+        test_images: how many of the images are test images of the dataset of the run.
+        trials: how many epochs or values it chooses from.
+        by: the rule of a study that has chosen it; None if the run itself has.
+    """
+
+    what: str
+    test_images: int
+    trials: int | None = None
+    by: str | None = None
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        choice = super().from_json(content)
+        if choice.test_images > choice.images:
+            raise ValueError(f"{choice.test_images} of {choice.images} images are test images")
+        return choice
