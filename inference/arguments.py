@@ -1,13 +1,10 @@
 """The options of all commands that take models. Nothing here waits for torch."""
 
 import argparse
-import os
-from itertools import islice
 from pathlib import Path
 
 from common.errors import UsageError
 from common.names import check_names
-from common.results import CONFIG
 from common.start import add_common_options, path
 from common.text import read_text
 
@@ -16,7 +13,6 @@ MODELS = (
     "(its file or its run's folder), which needs --config-file and --classes."
 )
 CHECKPOINTS = "model*.pth.tar*"
-MOST_FOLDERS = 20_000  # to search for runs
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: str | None = None) -> None:
@@ -52,17 +48,4 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
 def check_exists(model: Path, what: str = "model") -> None:
     """Raise UsageError if there is nothing at the path of a model."""
     if not model.exists():
-        raise UsageError(f"no {what} at {model}", newest_runs(model), model)
-
-
-def newest_runs(path: Path) -> str:
-    """For a missing model: the three newest runs with learned prompts, below the nearest folder that exists."""
-    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    if folder in (Path(), Path(path.anchor)):  # too large to search
-        folder = Path("output")
-    found = [Path(place) for place, _, files in islice(os.walk(folder), MOST_FOLDERS) if CONFIG in files]
-    runs = {run: (run / CONFIG).stat().st_mtime for run in found if any(run.glob(f"*/{CHECKPOINTS}"))}
-    newest = sorted(runs, key=lambda run: -runs[run])[:3]
-    if not newest:
-        return f"give the output folder of a run (there is none with learned prompts below {folder})"
-    return f"the newest runs below {folder} are {', '.join(map(str, newest))}"
+        raise UsageError(f"no {what} at {model}", "give the output folder of a run that learned prompts", model)

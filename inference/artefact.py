@@ -121,7 +121,6 @@ def read_config(file: Path) -> Description:
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TypeError(f"its format is not {FORMAT}")
-        content.setdefault("dataset_name", content.get("dataset"))  # older files have no other name
         values = {item.name: content[item.name] for item in fields(Description)}
         for name, kind in get_type_hints(Description).items():
             if not isinstance(values[name], get_origin(kind) or kind):

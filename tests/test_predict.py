@@ -212,19 +212,6 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["text.jpg"]
 
 
-def test_a_missing_model_names_the_newest_runs(command, photos, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for age, name in enumerate(("tested", "newest", "newer", "new", "old")):
-        folder = tmp_path / "output/base2new" / name
-        (folder / "prompt_learner").mkdir(parents=True)
-        (folder / "config.yaml").write_text("")
-        os.utime(folder / "config.yaml", (1e9 - age, 1e9 - age))
-        if name != "tested":
-            (folder / "prompt_learner/model.pth.tar-5").write_text("")
-    runs = "output/base2new/newest, output/base2new/newer, output/base2new/new"
-    assert command(predict, "outputs/mpl", photos).error.endswith(f"the newest runs below output are {runs}")
-
-
 def test_run_without_a_finished_training_is_refused(finished, command, photos, tmp_path):
     folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
     (folder / "results.json").unlink()

@@ -94,19 +94,6 @@ def test_wrong_class_names_give_a_message(names, reason, page, photo):
     assert bars == [None] * 3
 
 
-def test_one_long_list_of_names_at_a_time(page, photo, monkeypatch):
-    """Each visitor who asked for a thousand names made all others wait for seconds."""
-    monkeypatch.setattr(serve_page, "LONG_NAMES", 3)
-    with page.long:  # another visitor's
-        message, *bars = page.classify(photo, "a\nb\nc\nd")
-        assert "are computed for another visitor: try again" in message["value"] and not any(bars)
-        assert all(page.classify(photo, "a\nb"))
-        page.names = list("abcd")  # computed before the first visitor
-        assert all(page.classify(photo, "a\nb\nc\nd"))
-    page.names = []
-    assert all(page.classify(photo, "a\nb\nc\nd")[1:]) and not page.long.locked()
-
-
 def test_a_model_with_fixed_names_leaves_the_bars_of_the_others(finished, photo):
     fixed = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
     page = Page(open_models([finished("VPT"), fixed], OPTIONS), NAMES, [])
@@ -190,6 +177,8 @@ def test_visitors_take_turns():
     go.release(9)
     pool.shutdown()
     assert sorted(order) == ["a1", "a1", "a2", "a3", "a4", "b1"] and not turns.computed and not turns.waiting
+    with turns.of("a", "a1", True):  # many class names: the next visitor with many waits, others do not
+        assert not turns.is_next("b", "b1", True) and turns.is_next("b", "b1", False)
 
 
 def test_a_flood_of_one_visitor_does_not_fill_the_queue(monkeypatch):

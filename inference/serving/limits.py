@@ -164,16 +164,16 @@ def files_in(content: Any) -> Iterator[Any]:
 
 
 class Turns:
-    """Whose request is computed: AT_ONCE of them, one of a session, the last place for another address if one waits.
+    """Whose request is computed: AT_ONCE of them, one of a session, one that takes long.
 
-    A session is whatever a visitor says, an address is not.
+    The last place is for another address if one waits: a session is whatever a visitor says, an address is not.
     """
 
     def __init__(self) -> None:
         self.change = Condition()
         self.asked: list[tuple[float, tuple[str, str]]] = []  # when and by whom, of what is not computed yet
         self.waiting: list[str] = []  # the address of each thread that waits
-        self.computed: list[tuple[str, str]] = []
+        self.computed: list[tuple[str, str, bool]] = []  # address, session, whether it takes long
 
     async def admit(self, *visitor: str) -> None:
         """Wait until few requests of an address and a session wait: a flood is as slow as its answers."""
@@ -193,25 +193,26 @@ class Turns:
             return few
 
     @contextmanager
-    def of(self, address: str, session: str) -> Iterator[None]:
+    def of(self, address: str, session: str, is_long: bool = False) -> Iterator[None]:
         """Wait for the turn of a visitor, who has it until the end."""
-        visitor = address, session
         with self.change:
             self.waiting.append(address)
-            self.change.wait_for(lambda: self.is_next(address, session))
+            self.change.wait_for(lambda: self.is_next(address, session, is_long))
             self.waiting.remove(address)
-            self.computed.append(visitor)
+            self.computed.append((address, session, is_long))
             with suppress(StopIteration):  # it was forgotten
-                self.asked.remove(next(entry for entry in self.asked if entry[1] == visitor))
+                self.asked.remove(next(entry for entry in self.asked if entry[1] == (address, session)))
         try:
             yield
         finally:
             with self.change:
-                self.computed.remove(visitor)
+                self.computed.remove((address, session, is_long))
                 self.change.notify_all()
 
-    def is_next(self, address: str, session: str) -> bool:
-        if len(self.computed) >= AT_ONCE or (address, session) in self.computed:
+    def is_next(self, address: str, session: str, is_long: bool) -> bool:
+        addresses = [computed[0] for computed in self.computed]
+        if len(addresses) == AT_ONCE or any(computed[:2] == (address, session) for computed in self.computed):
             return False
-        others_wait = any(name != address for name in self.waiting)
-        return not others_wait or sum(name == address for name, _ in self.computed) < AT_ONCE - 1
+        if is_long and any(computed[2] for computed in self.computed):
+            return False
+        return addresses.count(address) < AT_ONCE - 1 or all(name == address for name in self.waiting)

@@ -2,13 +2,12 @@
 
 import socket
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -28,7 +27,7 @@ from .reading import read_safely
 
 BARS = 5  # classes of each model
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
-LONG_NAMES = 100  # more of them take seconds: one such request at a time
+LONG_NAMES = 100  # more of them take seconds: one such request at a time, by one thread
 MOST_WAITING = 100  # requests until Gradio's threads take them, and `Turns` decides
 REMEMBERED = 32  # images: both functions of the page read each, and class names are edited
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
@@ -48,7 +47,7 @@ class Page:
     """The page of one or more models. `names` are the class names to begin with, `examples` files to choose from."""
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
-        self.models, self.own_names, self.long = models, list(names), Lock()
+        self.models, self.own_names = models, list(names)
         self.turns, self.read = Turns(), lru_cache(REMEMBERED)(self.read_anew)
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
@@ -104,8 +103,10 @@ class Page:
 
     def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
         """`classify` in the turn of a visitor, whose image is an upload: `Limits` has checked that."""
-        with self.turns.of(*visitor(request)):
-            return self.classify(file_of(sent), str(text or ""))
+        text = str(text or "")
+        is_long = text.count("\n") >= LONG_NAMES and text.splitlines() != self.names
+        with self.turns.of(*visitor(request), is_long), one_thread() if is_long else nullcontext():
+            return self.classify(file_of(sent), text)
 
     def answer_looks(self, sent: Any, request: gr.Request) -> str:
         """`look` in the turn of a visitor, as HTML."""
@@ -124,8 +125,7 @@ class Page:
             names = check_names([line for line in text.splitlines() if line.strip()])
             if len(names) > MOST_NAMES:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
-            with self.one_long_list(names):
-                return self.bars(file, names)
+            return self.bars(file, names)
         except UsageError as error:
             return [self.message(str(error), file), *nothing]
 
@@ -150,21 +150,6 @@ class Page:
     def message(text: str, file: str = "") -> Any:
         """The update of the message, without the server's folders."""
         return gr.update(value=text.replace(f"{Path(file).parent}/", "") if file else text, visible=bool(text))
-
-    @contextmanager
-    def one_long_list(self, names: Sequence[str]) -> Iterator[None]:
-        """One thread of the machine for many class names; UsageError if another list of many is computed."""
-        if len(names) <= LONG_NAMES or names == self.names:
-            yield
-            return
-        if not self.long.acquire(blocking=False):
-            what = f"more than {LONG_NAMES} class names are computed for another visitor"
-            raise UsageError(what, "try again in some seconds")
-        try:
-            with one_thread():
-                yield
-        finally:
-            self.long.release()
 
     def read_anew(self, file: str) -> Batch:
         """An image, once for all models that read it in the same way."""
