@@ -60,8 +60,9 @@ def keep_backbones(count: int) -> None:
     """Keep the `count` backbones that this process builds last, so that its next run need not read their files."""
     global cache_size
     cache_size = count
-    while len(CACHE) > count:
-        CACHE.popitem(last=False)
+    with LOCK:
+        while len(CACHE) > count:
+            CACHE.popitem(last=False)
 
 
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,14 @@ def test_hostile_pickle_executes_nothing(tmp_path, named):
     assert named in message and str(path) in message and "\n" not in message
     torch.load(path, weights_only=False)  # check that the file is hostile
     assert mark.exists()
+
+
+def test_threads_read_published_checkpoints_at_once(tmp_path):
+    """The names that torch's loader accepts are those of the process: one thread took them from another."""
+    torch.save({"scheduler": training()[2].successor}, tmp_path / "a")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load_checkpoint, [tmp_path / "a"] * 40))
+    assert all(content["scheduler"].T_max == 8.0 for content in found)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 zip?", b"\x80\x02N."])

@@ -209,8 +209,8 @@ def _fitting_state(target, state):
 def matching_state(current, value, name=""):
     """A part of a checkpoint, checked to have the form of `current`, the same part of what this run would save now.
 
-    Entries of dicts that `current` lacks are left out. Flags (None or a bool in `current`) and private entries may be missing,
-    because they differ between versions of torch. The values of `current` are used then.
+    Entries of dicts that `current` lacks are left out. Flags (None or a bool in `current`) and private entries may be
+    missing, because they differ between versions of torch. The values of `current` are used then.
 
     Args:
         current: nested dicts and lists of tensors, numbers, flags and strings.
