@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import BaseServer
 
-QUOTA_PAGE = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
-<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. Please try again later.</p>
-</body></html>"""
+QUOTA_PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,18 +39,9 @@ class Handler(BaseHTTPRequestHandler):
             start = 0
         self.send_response(206 if start else 200)
         if start:
-            end = start + 1000 if fault == "short range" else len(content)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
-            content = content[:end]
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Type", "text/html; charset=utf-8" if page else "application/octet-stream")
         content = content[start:]
-        if fault in ("cut off in a chunk", "too long"):
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            sent = (
-                content[: len(content) // 2] if fault == "cut off in a chunk" else content + b"\r\n1\r\nx\r\n0\r\n\r\n"
-            )
-            return self.wfile.write(b"%x\r\n" % len(content) + sent)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         return self.wfile.write(content[: len(content) // 2] if fault == "cut off" else content)

@@ -8,9 +8,9 @@ import tarfile
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
-import requests
 import torch
 from archives import tar, zipped
 from drawn import features, small_clip
@@ -79,10 +79,9 @@ def test_received_bytes_are_kept_after_a_failure(fault, server, file, tmp_path):
     assert starts(server)[-1] == HALF
 
 
-@pytest.mark.parametrize("published", [len(CONTENT), 0])
-def test_complete_partial_file_is_only_verified(published, server, file, tmp_path):
+def test_complete_partial_file_is_only_verified(server, file, tmp_path):
     (tmp_path / f"{NAME}.partial").write_bytes(CONTENT)
-    assert fetch(replace(file, bytes=published), tmp_path, "").read_bytes() == CONTENT
+    assert fetch(file, tmp_path, "").read_bytes() == CONTENT
     assert starts(server) == [len(CONTENT)]
 
 
@@ -122,46 +121,21 @@ def test_only_the_published_file_is_accepted(answers, facts, words, server, file
     assert os.listdir(tmp_path) == []
 
 
-# Google Drive, by gdown
+def test_google_drive_is_left_to_gdown_and_the_file_verified(file, tmp_path, monkeypatch):
+    given = []
 
+    def gdown_download(id, output, resume, timeout, progress):
+        progress(len(CONTENT), None)
+        given.append((id, resume, timeout))
+        Path(output).write_bytes(CONTENT)
 
-@pytest.fixture
-def drive(server, monkeypatch, tmp_path):
-    """A file on Google Drive; gdown's requests are redirected to the server."""
-    send = requests.adapters.HTTPAdapter.send
-
-    def redirected(self, request, *args, **kwargs):
-        assert request.url.startswith("https://drive.google.com/")
-        assert kwargs["timeout"] == download.TIMEOUT
-        request.url = server.address + request.url.removeprefix("https://drive.google.com")
-        return send(self, request, *args, **kwargs)
-
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", redirected)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # gdown keeps cookies there
-    server.files["/uc"] = CONTENT
-    about = b"Content-Type: application/zip\r\nContent-Disposition: attachment\r\nContent-Length: 102400\r\n\r\n"
-    server.faults = [HEAD + about + CONTENT]
-    (tmp_path / "data").mkdir()
-    return File(NAME, drive="1abc", about=len(CONTENT))
-
-
-def test_google_drive(drive, tmp_path):
-    assert fetch(drive, tmp_path / "data", "").read_bytes() == CONTENT
-    assert os.listdir(tmp_path / "data") == [NAME]
-
-
-@pytest.mark.parametrize(
-    ("faults", "facts", "words"),
-    [
-        (["quota page"] * 5, {}, ["https://drive.google.com/uc?id=1abc", "Too many users have viewed"]),
-        ([], {"bytes": 9}, ["more than 9 bytes"]),
-        ([], {"md5": "0"}, ["md5 is wrong"]),
-    ],
-)
-def test_files_from_google_drive_are_verified(faults, facts, words, drive, server, tmp_path):
-    server.faults = faults or server.faults
-    refused(replace(drive, **facts), tmp_path / "data", *words)
-    assert NAME not in os.listdir(tmp_path / "data")
+    monkeypatch.setattr("gdown.download", gdown_download)
+    drive = replace(file, url="", drive="1abc")
+    assert fetch(drive, tmp_path, "").read_bytes() == CONTENT and given == [("1abc", True, download.TIMEOUT)]
+    (tmp_path / NAME).unlink()
+    refused(replace(drive, md5="0"), tmp_path, "https://drive.google.com/uc?id=1abc", "md5 is wrong")
+    refused(replace(drive, bytes=9), tmp_path, "more than 9 bytes")
+    assert os.listdir(tmp_path) == []
 
 
 # OpenAI's backbones

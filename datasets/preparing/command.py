@@ -63,7 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def prepare(sources: list[Source], args: argparse.Namespace) -> None:
     """Prepare datasets one after the other; if one fails, continue with the others."""
-    failures: list[UsageError] = []
+    failed = 0
     for source in sources:
         preparation = Preparation(source, args.root, args.from_dir, args.mirror)
         try:
@@ -80,10 +80,10 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
                 error = UsageError(error.strerror or str(error), remedy, error.filename)
             if len(sources) == 1:
                 raise error from None
-            failures.append(error)
+            failed += 1
             print(printable(f"{source.name}: {error}"))
-    if failures:
-        raise UsageError(f"{len(failures)} of {len(sources)} datasets could not be prepared", "see above")
+    if failed:
+        raise UsageError(f"{failed} of {len(sources)} datasets could not be prepared", "see above")
 
 
 def show_list(sources: list[Source], args: argparse.Namespace) -> None:
@@ -165,10 +165,10 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     except UsageError as error:
         print(printable(f"  {UsageError(error.what, where=error.where)}"))
         return Preparation(source, root).with_command(error).remedy if source.files else error.remedy
+    here = counts(dataset)
+    published = dict(zip(here, (*dataset.counts, dataset.n_classes), strict=True)) if dataset.counts else here
     wrong = [
-        f"  {here:,} {what} instead of {published:,}"
-        for what, here, published in counts(dataset)
-        if published not in (None, here)
+        f"  {here[what]:,} {what} instead of {published[what]:,}" for what in here if here[what] != published[what]
     ]
     paths = image_paths(dataset)
     missing = missing_files(paths)
@@ -192,16 +192,14 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     return source.command(root)
 
 
-def counts(dataset: FewShotDataset) -> list[tuple[str, int, int | None]]:
-    """Rows (name, number here, published number): the images of each part, and the classes."""
-    published = (*(dataset.counts or (None,) * 3), dataset.n_classes)
-    here = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
-    here["classes"] = dataset.num_classes
-    return [(what, number, expected) for (what, number), expected in zip(here.items(), published, strict=True)]
+def counts(dataset: FewShotDataset) -> dict[str, int]:
+    """The number of images of each part, and of classes."""
+    images = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
+    return images | {"classes": dataset.num_classes}
 
 
 def describe(dataset: FewShotDataset) -> str:
-    return ", ".join(f"{number:,} {what}" for what, number, _ in counts(dataset) if number)
+    return ", ".join(f"{number:,} {what}" for what, number in counts(dataset).items() if number)
 
 
 def unreadable_images(dataset: FewShotDataset, paths: Iterable[str]) -> list[str]:
