@@ -71,16 +71,10 @@ def test_sets_are_registered_and_drawn_as_ever(kind):
     assert digest.hexdigest()[:16] == DRAWN[kind.__name__]
 
 
-def test_class_names_of_subjects():
-    subjects = {
-        "red striped triangle": Subject("red", "striped", "triangle"),
-        "three stars": Subject(shape="star", count=3),
-        "two crosses": Subject(shape="cross", count=2),
-        "one ring": Subject(shape="ring", count=1),
-        "river in forest": Subject(ground="forest", feature="river"),
-        "sea": Subject(ground="sea"),
-    }
-    assert [subject.words for subject in subjects.values()] == list(subjects)
+def test_class_names_are_as_ever():
+    names = [subject.words for kind in SETS for subject in kind.subjects]
+    assert {"red striped triangle", "two hearts", "one ring", "river in forest", "zigzag pattern"} - {*names} == set()
+    assert hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == "aef5de366d102174"
 
 
 def test_drawn_set_has_the_common_layout_and_halves(drawn):
@@ -145,18 +139,17 @@ def test_small_backbone_has_twelve_layers_and_64_pixels():
     assert model.encode_image(image[None]).shape == (1, 128)
 
 
-@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+@pytest.mark.parametrize("harm", ["changed", "gone"])
 def test_damaged_weights_are_reported_with_the_way_to_restore_them(harm, tmp_path, monkeypatch):
     copy = tmp_path / "clip/small.safetensors"
     copy.parent.mkdir()
     content = bytearray(weights.SMALL.read_bytes())
     content[-100] ^= 1
-    if harm != "gone":
-        copy.write_bytes(content if harm == "changed" else content[:1000])
+    if harm == "changed":
+        copy.write_bytes(content)
     monkeypatch.setattr(weights, "SMALL", copy)
-    with pytest.raises(ClipError, match="missing" if harm == "gone" else "damaged") as caught:
+    with pytest.raises(ClipError, match="git checkout -- clip/small.safetensors"):
         load_backbone("small")
-    assert "git checkout -- clip/small.safetensors" in str(caught.value)
 
 
 @pytest.mark.thorough
@@ -181,15 +174,6 @@ def test_pretraining_data_has_nothing_held_out():
     assert {"red", "striped", "triangle", "three", "forest", "river"} <= words
     assert not any(small_clip.held_out(s.colour, s.texture, s.shape) for s in subjects if s.shape)
     assert any(small_clip.held_out(s.colour, s.texture, s.shape) for s in SmallSource.subjects)
-
-
-@pytest.mark.slow
-def test_captions_describe_the_image_partly_or_fully():
-    rng = np.random.default_rng(0)
-    captions = [small_clip.caption(Subject("red", "striped", "triangle"), rng) for _ in range(200)]
-    assert all("triangle" in caption for caption in captions)
-    assert 0 < sum("red striped" in caption for caption in captions) < 200
-    assert len(set(captions)) > 40
 
 
 @pytest.mark.slow

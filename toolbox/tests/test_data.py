@@ -17,7 +17,6 @@ import torch
 from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
-from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform
 from dassl.utils import ImageError, UsageError
 from tiny_project import CLASSNAMES, make_cfg, make_images
@@ -192,12 +191,3 @@ def test_damaged_image_or_pipe_gives_one_line_error(tmp_path, workers, harm):
         list(dm.test_loader)
     traceback.clear_frames(caught.tb)  # releases the workers; otherwise the garbage collector waits 5 s for them
     assert broken in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_samplers_by_name():
-    source = [Datum(str(number)) for number in range(30)]
-    assert list(build_sampler("SequentialSampler", None, source, 6)) == list(range(30))
-    shuffled = list(build_sampler("RandomSampler", None, source, batch_size=6, n_domain=0, n_ins=2))
-    assert sorted(shuffled) == list(range(30)) != shuffled
-    with pytest.raises(UsageError, match="RandomSampler"):
-        build_sampler("RandomSampelr", data_source=source)
