@@ -2,6 +2,7 @@
 
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,7 @@ from clip.random_weights import random_clip
 
 from .build import assemble_model, unregistered
 from .method import Classes
-from .prompted import PromptLearner
+from .prompted import PromptedCLIP, PromptLearner
 
 TOLERANCE = 1e-3  # of the largest value
 SIDE = 32  # pixels
@@ -33,14 +34,14 @@ class Noise(DatasetBase):
 
     def __init__(self, cfg: CfgNode):
         rng = np.random.default_rng(0)
-        parts: dict[str, list[Datum]] = {"train": [], "val": [], "test": []}
-        for part, count in {"train": 4, "val": 2, "test": 2}.items():
+        parts: dict[str, list[Datum]] = {"train_x": [], "val": [], "test": []}
+        for part, count in {"train_x": 4, "val": 2, "test": 2}.items():
             for label, name in enumerate(("cat", "red fox", "lake")):
                 for number in range(count):
                     file = Path(cfg.DATASET.ROOT, f"{part}_{label}_{number}.png")
                     Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(file)
                     parts[part].append(Datum(str(file), label, classname=name))
-        super().__init__(train_x=parts["train"], val=parts["val"], test=parts["test"])
+        super().__init__(**parts)
 
 
 def assert_method_works(name: str, **settings: Any) -> None:
@@ -59,14 +60,29 @@ def assert_method_works(name: str, **settings: Any) -> None:
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
         set_random_seed(1)
         trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
-        added = unregistered(trainer.model)
+        model, kind = trainer.model, type(trainer.model.prompt_learner)
+        added = unregistered(model)
         assert not added, f"{name}: {added[0]} is not in the prompt learner: it is neither trained nor saved"
         trainer.train()
         dataset = trainer.dm.test_loader.dataset
         images = torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(trainer.device)
-        check_features(trainer, images)
-        check_saved(trainer, images)
-        check_towers(trainer, images)
+        if kind.image is not PromptLearner.image:
+            with torch.no_grad():
+                longest = float(model.image_features(images).norm(dim=-1).max())
+            remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
+            assert longest < 1.01, f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
+        loaded = type(trainer)(trainer.cfg, Classes(trainer.class_names, trainer.dataset_template), trainer.device)
+        assemble_model(loaded, clip=model.frozen)
+        loaded.load_model(trainer.output_dir)
+        remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
+        what = f"{name} gives other logits than a model that reads its checkpoint"
+        logits = []
+        for method in (trainer, loaded):
+            method.model.eval()
+            logits.append(method.model_inference(images))
+        assert same(*logits), f"{what}: {remedy}"
+        remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
+        assert towers_agree(model, images), f"the fast towers give other logits of {name} than the plain ones: {remedy}"
 
 
 def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
@@ -91,46 +107,17 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
     return cfg
 
 
-def check_features(trainer: Any, images: Tensor) -> None:
-    """Raise AssertionError for image features that are longer than the unit texts that they are compared with."""
-    kind = type(trainer.model.prompt_learner)
-    if kind.image is not PromptLearner.image:
-        with torch.no_grad():
-            longest = float(trainer.model.image_features(images).norm(dim=-1).max())
-        remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
-        assert longest < 1.01, f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
-
-
-def check_saved(trainer: Any, images: Tensor) -> None:
-    """Raise AssertionError if a model that reads the run's checkpoint gives other logits than the trained one."""
-    loaded = type(trainer)(trainer.cfg, Classes(trainer.class_names, trainer.dataset_template), trainer.device)
-    assemble_model(loaded, clip=trainer.model.frozen)
-    if trainer.get_model_names():
-        loaded.load_model(trainer.cfg.OUTPUT_DIR)
-    logits = []
-    for method in (trainer, loaded):
-        method.model.eval()
-        logits.append(method.model_inference(images))
-    remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
-    what = f"{type(trainer).__name__} gives other logits than a model that reads its checkpoint"
-    assert same(*logits), f"{what}: {remedy}"
-
-
-def check_towers(trainer: Any, images: Tensor) -> None:
-    """Raise AssertionError if the fast towers give other logits than the plain ones, with random learned tensors."""
-    model, numbers = trainer.model, torch.Generator().manual_seed(0)
+def towers_agree(model: PromptedCLIP, images: Tensor) -> bool:
+    """Whether fast and plain towers give the same logits, in training and in a test, with random learned tensors."""
+    numbers, logits = torch.Generator().manual_seed(0), list[Tensor]()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=numbers).to(parameter)
-    logits: dict[str, list[Tensor]] = {}
-    for form in ("plain", "fast"):
+    for training, form in product((True, False), ("plain", "fast")):
         model.towers = TOWERS[form]
-        for mode in ("train", "test"):
-            trainer.set_model_mode(mode)
-            torch.manual_seed(0)
-            logits.setdefault(mode, []).append(model(images).detach())
-    what = f"the fast towers give other logits of {type(trainer).__name__} than the plain ones"
-    remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
-    assert all(same(*pair) for pair in logits.values()), f"{what}: {remedy}"
+        model.train(training)
+        torch.manual_seed(0)
+        logits.append(model(images).detach())
+    return same(*logits[:2]) and same(*logits[2:])
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections import OrderedDict
 
 import torch
-from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
+from dassl.engine.run_state import load_newest, rng_state, set_rng_state
 from dassl.utils import UsageError, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, restore
 
@@ -190,7 +190,7 @@ class TrainerBase:
             restore(checkpoint, f"of {name} in {directory}", *parts)
         if first.get("run") is not None:  # the published toolbox saves none: the random generators keep their states
             try:
-                self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
+                self.load_run_state(first["run"])
             except UsageError:  # of a subclass
                 raise
             except LOAD_ERRORS as error:
@@ -217,8 +217,10 @@ class TrainerBase:
     def load_run_state(self, state):
         """Restore the state that `run_state` returned."""
         set_rng_state(state["rng"])
-        self.best_result, self.train_seconds = state["best_result"], state["train_seconds"]
+        self.best_result, self.train_seconds = float(state["best_result"]), float(state["train_seconds"])
         self._transient_epochs = set(state["transient_epochs"])
+        if not all(type(epoch) is int for epoch in self._transient_epochs):  # files of these epochs are deleted
+            raise ValueError("transient_epochs is not a list of epochs")
         if state.get("scaler") and self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 import torch
-from dassl.utils.checkpoint import load_training_state, matching_state, newest_checkpoint
+from dassl.utils.checkpoint import load_training_state, newest_checkpoint
 
 
 def rng_state():
@@ -34,22 +34,6 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"])
     for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, device)
-
-
-def matching_run_state(own, state, epoch):
-    """The run state of a checkpoint of `epoch` (from 1), with the form of `own`, what this run would save now.
-
-    Entries that the toolbox does not know stay as they are. Raises one of LOAD_ERRORS if the form differs.
-    """
-    own = dict(own)
-    for key in ("rng", "transient_epochs"):  # checked below, and by `set_rng_state`
-        own.pop(key)
-    if not (own.get("scaler") and state.get("scaler")):  # without CUDA, a scaler is disabled and its state empty
-        own.pop("scaler", None)
-        state = {**state, "scaler": None}
-    if not all(type(number) is int and 1 <= number <= epoch for number in state["transient_epochs"]):
-        raise ValueError("transient_epochs is not a list of epochs")
-    return {**state, **matching_state(own, state), "rng": state["rng"]}
 
 
 def load_newest(directory, names):
