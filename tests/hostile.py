@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import sys
 import zipfile
@@ -214,7 +215,10 @@ def as_json(tree: Any) -> bytes:
 
 def put(path: Path, content: bytes | str) -> None:
     """Write the content, or make the special file of this name; a link may lead to `../outside`."""
-    path.unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content == "pipe":
