@@ -143,7 +143,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it")
         if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
-    except ClipError:
+    except (ClipError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes the readers fail in any way
         what = f"backbone file {path} is damaged or not a weight file ({one_line(error)})"

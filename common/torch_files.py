@@ -55,6 +55,8 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
     except (OSError, MemoryError, DamagedError):
         raise
     except Exception as error:  # a damaged file makes the loader fail in any way
+        if "allocate memory" in str(error):
+            raise MemoryError(one_line(error)) from error
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
             reason = f"it contains {refused[1]}, which is neither a tensor nor a plain value, and is not loaded"
