@@ -191,8 +191,11 @@ def test_a_flood_of_one_visitor_does_not_fill_the_queue(monkeypatch):
     monkeypatch.setattr(limits, "PATIENCE", 0)
     with pytest.raises(limits.Refused, match="429"):
         asyncio.run(turns.admit("a", "v"))
+    turns.waiting += [("c", "s")] * limits.MOST_OF_SESSION  # threads that wait are not forgotten
     monkeypatch.setattr(limits, "FORGOTTEN", 0)
     asyncio.run(turns.admit("a", "v"))
+    with pytest.raises(limits.Refused, match="429"):
+        asyncio.run(turns.admit("c", "s"))
 
 
 @pytest.fixture

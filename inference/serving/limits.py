@@ -86,11 +86,9 @@ class Limits:
                 return
             body += message.get("body", b"")
         try:
-            content = json.loads(body)
-        except (ValueError, RecursionError):
-            raise Refused(400, "this is not JSON") from None
-        if not isinstance(content, dict):
-            raise Refused(400, "this is no JSON object")
+            content = dict(json.loads(body))
+        except (ValueError, TypeError, RecursionError):
+            raise Refused(400, "this is no JSON object") from None
         if not all(self.is_upload(file) for file in files_in(content)):
             raise Refused(403, "there is no such upload")
         if scope["path"].rstrip("/").endswith(("/join", "/predict")):
@@ -171,8 +169,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.change = Condition()
-        self.asked: list[tuple[float, tuple[str, str]]] = []  # when and by whom, of what is not computed yet
-        self.waiting: list[str] = []  # the address of each thread that waits
+        self.asked: list[tuple[float, tuple[str, str]]] = []  # time and visitor, until a thread has the request
+        self.waiting: list[tuple[str, str]] = []  # the visitor of each thread that waits
         self.computed: list[tuple[str, str, bool]] = []  # address, session, whether it takes long
 
     async def admit(self, *visitor: str) -> None:
@@ -187,26 +185,28 @@ class Turns:
         """Count one more request, unless too many of the visitor's wait."""
         with self.change:
             self.asked = [(when, visitor) for when, visitor in self.asked if when > monotonic() - FORGOTTEN]
-            addresses, sessions = ([visitor[n] for _, visitor in self.asked] for n in (0, 1))
-            few = addresses.count(address) < MOST_OF_ADDRESS and sessions.count(session) < MOST_OF_SESSION
+            visitors = [visitor for _, visitor in self.asked] + self.waiting
+            few = sum(visitor[0] == address for visitor in visitors) < MOST_OF_ADDRESS
+            few = few and sum(visitor[1] == session for visitor in visitors) < MOST_OF_SESSION
             self.asked += [(monotonic(), (address, session))] * few
             return few
 
     @contextmanager
     def of(self, address: str, session: str, is_long: bool = False) -> Iterator[None]:
         """Wait for the turn of a visitor, who has it until the end."""
+        visitor = address, session
         with self.change:
-            self.waiting.append(address)
-            self.change.wait_for(lambda: self.is_next(address, session, is_long))
-            self.waiting.remove(address)
-            self.computed.append((address, session, is_long))
             with suppress(StopIteration):  # it was forgotten
-                self.asked.remove(next(entry for entry in self.asked if entry[1] == (address, session)))
+                self.asked.remove(next(entry for entry in self.asked if entry[1] == visitor))
+            self.waiting.append(visitor)
+            self.change.wait_for(lambda: self.is_next(address, session, is_long))
+            self.waiting.remove(visitor)
+            self.computed.append((*visitor, is_long))
         try:
             yield
         finally:
             with self.change:
-                self.computed.remove((address, session, is_long))
+                self.computed.remove((*visitor, is_long))
                 self.change.notify_all()
 
     def is_next(self, address: str, session: str, is_long: bool) -> bool:
@@ -215,4 +215,4 @@ class Turns:
             return False
         if is_long and any(computed[2] for computed in self.computed):
             return False
-        return addresses.count(address) < AT_ONCE - 1 or all(name == address for name in self.waiting)
+        return addresses.count(address) < AT_ONCE - 1 or all(visitor[0] == address for visitor in self.waiting)
