@@ -51,7 +51,7 @@ class Limits:
         try:
             if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
                 await self.post(scope, receive, send)
-            elif any(words in scope.get("path", "") for words in FETCHES):
+            elif any(words in scope.get("path", "").lower() for words in FETCHES):
                 raise Refused(403, "this server fetches nothing")
             else:
                 await self.app(scope, receive, send)

@@ -104,7 +104,8 @@ class Page:
     def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
         """`classify` in the turn of a visitor, whose image is an upload: `Limits` has checked that."""
         text = str(text or "")
-        is_long = text.count("\n") >= LONG_NAMES and text.splitlines() != self.names
+        lines = text.splitlines()
+        is_long = len(lines) > LONG_NAMES and lines != self.names
         with self.turns.of(*visitor(request), is_long), one_thread() if is_long else nullcontext():
             return self.classify(file_of(sent), text)
 
