@@ -7,14 +7,44 @@ The functions on a run raise LookupError, TypeError, AttributeError or ValueErro
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import UsageError
 from .text import read_json
 
 CONFIG, FILE = "config.yaml", "results.json"
-# What tables and plots read: numbers with the largest value, and texts.
-PERCENT = ("accuracy", "macro_f1", "top5_accuracy", "mean_class_accuracy", "ece", "adaptive_ece")
-NUMBERS = dict.fromkeys(PERCENT, 100.0) | {"n_test": 1e9, "nll": 1e6, "brier": 2.001}
+
+
+class Measure(NamedTuple):
+    """A measure of a test.
+
+    Attributes:
+        label: its name in tables.
+        most: the largest value; the least is 0.
+        form: how tables write a value, and logs.
+        unit: of a value in a log: `%`, or nothing for NLL (in nats) and the Brier score.
+    """
+
+    label: str
+    most: float = 100.0
+    form: str = ".2f"
+    log_form: str = ".1f"
+    unit: str = "%"
+
+
+MEASURES = {
+    "accuracy": Measure("accuracy"),
+    "error_rate": Measure("error rate"),
+    "macro_f1": Measure("macro F1"),
+    "top5_accuracy": Measure("top-5"),
+    "mean_class_accuracy": Measure("by class"),
+    "ece": Measure("ECE"),
+    "adaptive_ece": Measure("adaptive ECE"),
+    "nll": Measure("NLL", 1e6, ".3f", ".4f", ""),
+    "brier": Measure("Brier", 2.001, ".3f", ".4f", ""),
+}
+# What tables and plots read besides: numbers with the largest value, and texts.
+NUMBERS = {"n_test": 1e9} | {name: measure.most for name, measure in MEASURES.items()}
 SECONDS = ("train_seconds", "test_seconds")  # may be impossible in old files: they were differences of the wall clock
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 

@@ -162,24 +162,23 @@ def weights_of(cfg: CfgNode) -> str:
     return found
 
 
-def unread_settings(spec: RunSpec) -> str:
-    """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none."""
-    cfg, file = spec.cfg, spec.args.config_file
-    method = trainers.methods().get(cfg.TRAINER.NAME)
+def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
+    """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file for another one."""
+    method, name, file = trainers.methods().get(cfg.TRAINER.NAME), cfg.TRAINER.NAME, spec.args.config_file
+    keys = unread_keys(spec.pairs, cfg)
+    lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
-        return ""
+        return lines
     sections: dict[str, dict] = {}
     for _, tree in spec.files["--config-file"]:
         sections |= {key: values for key, values in tree.get("TRAINER", {}).items() if isinstance(values, dict)}
-    if {*method.sections()} & {*sections}:
-        return ""
     now = cfg.TRAINER[method.section()]
-    for section, values in sections.items():
+    for section, values in sections.items() if not {*method.sections()} & {*sections} else ():
         others = [f"{key} {now[key]}, not {values[key]}" for key in values if now.get(key, values[key]) != values[key]]
         if others:
-            what = f"{file} sets TRAINER.{section}, but {cfg.TRAINER.NAME} reads TRAINER.{method.section()}"
-            return f"{what} ({'; '.join(others)}): rename the section if you mean these"
-    return ""
+            what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
+            return [f"{what} ({'; '.join(others)}): rename the section if you mean these", *lines]
+    return lines
 
 
 def unread_keys(keys: Collection[str], cfg: CfgNode) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from common.errors import UsageError
 from common.files import replacing
-from common.results import digest_of_rows, read_results, test_record
+from common.results import MEASURES, digest_of_rows, read_results, test_record
 
 from . import metrics
 from .results import described
@@ -79,7 +79,7 @@ class Recorder:
         self.results.update(found)
         for key, value in found.items():
             name = key.removesuffix("_accuracy")  # parsers of logs look for the word
-            print(f"* {name}: {value:.4f}" if key in ("nll", "brier") else f"* {name}: {value:.1f}%")
+            print(f"* {name}: {value:{MEASURES[key].log_form}}{MEASURES[key].unit}")
         p = columns.get("probabilities", np.empty((0, 0)))
         if p.size and p.shape[1] > 1 and (p[:, 0] == p[:, -1]).all():
             print("All classes are equally likely for every image: do the numbers of the backbone overflow?")

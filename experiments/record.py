@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.records import Choice, Phase
+from common.results import MEASURES
 from common.version import source
 from datasets import title
 from trainers.base.build import usable
@@ -32,7 +33,7 @@ from trainers.base.data_use import (
 
 from .environment import versions
 from .predictions import tested_images
-from .results import MEASURES, RECORDED, SELECTED
+from .results import RECORDED, SELECTED
 from .run_spec import RunSpec
 
 TESTS = "tests.jsonl"  # a line for each test that ended

@@ -8,9 +8,6 @@ from common.start import Parser, add_common_options
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
 SELECTED = "Selected on test images"  # starts the line of a log that says so
-# The measures of a test: in percent, except NLL (in nats) and the Brier score (from 0 to 2).
-MEASURES: tuple[str, ...] = ("accuracy", "error_rate", "macro_f1", "top5_accuracy", "mean_class_accuracy")
-MEASURES += ("ece", "adaptive_ece", "nll", "brier")
 # The settings that results.json holds, under names of its own.
 RECORDED = {
     "trainer": "TRAINER.NAME",

@@ -14,7 +14,6 @@ from common.results import CONFIG
 from datasets import title
 
 from . import ood, predictions
-from .configuration import unread_keys, unread_settings
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder, State
 from .record import Record, is_trainable
@@ -74,10 +73,8 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     for key, (before, now) in spec.changed.items():
         print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
     print(f"All settings: {folder.path / CONFIG}")
-    if unread := unread_settings(spec):
-        print(unread)
-    if keys := unread_keys(spec.pairs, cfg):
-        print(f"{name} does not read {', '.join(keys)}")
+    for line in spec.ignored:
+        print(line)
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")

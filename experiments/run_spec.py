@@ -34,6 +34,7 @@ class RunSpec:
         files: by the option that names a YAML file, its content after that of its bases: [(path, {key: value})].
         cfg: all settings, frozen.
         changed: the settings that differ from the YAML files: {key: (value in the files, value in the run)}.
+        ignored: lines about settings that the method does not read.
         sources: where each setting that is not a default comes from, {key: source}.
         chosen: what the trials of a study have chosen.
 
@@ -92,6 +93,7 @@ class RunSpec:
         cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
         before = flatten(cfg)
         configuration.set_up(cfg, self)
+        self.ignored = configuration.ignored(cfg, self)
         now = flatten(cfg)
         changed = [key for key in now if key in before and before[key] != now[key]]
         self.changed = {key: (before[key], now[key]) for key in changed if not key.startswith("BY_DATASET.")}

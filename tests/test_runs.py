@@ -18,12 +18,12 @@ from finished import wait_until
 from marks import thorough_but
 
 from common.files import checksum
+from common.results import MEASURES
 from common.start import ROOT
 from common.version import source
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
-from experiments.results import MEASURES
 
 pytestmark = pytest.mark.slow
 

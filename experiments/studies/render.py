@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from common.errors import UsageError
+from common.results import MEASURES, Measure
 from trainers import methods
 
 from ..comparing import POWER, signed
@@ -19,9 +20,7 @@ from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
-LABELS = {"macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
-LABELS |= {"ece": "ECE", "adaptive_ece": "adaptive ECE", "nll": "NLL", "brier": "Brier"}
-FORMS = {"nll": ".3f", "brier": ".3f"}
+AUROC = Measure("")  # of out-of-distribution images
 
 
 class Cell(NamedTuple):
@@ -78,14 +77,14 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     if not {"ece", "nll"} & set(found.columns):
         return []
     rows = [
-        [Cell(name), *(Cell(number(value, FORMS.get(key, ".2f"))) for key, value in row.items())]
+        [Cell(name), *(Cell(number(value, MEASURES.get(key, AUROC).form)) for key, value in row.items())]
         for name, row in found.iterrows()
     ]
     note = f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL (nats) and the Brier "
     note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
     if any(column.startswith("AUROC") for column in found):
         note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
-    header = ["method", *(LABELS.get(key, key) for key in found.columns)]
+    header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in found.columns)]
     return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.results import detected, learned_from, test_record
+from common.results import MEASURES, detected, learned_from, test_record
 
 from ..comparing import seed_interval, smallest_difference
 from ..protocols import recipe
-from ..results import MEASURES, harmonic_mean, selected_on_test
+from ..results import harmonic_mean, selected_on_test
 from .spec import Run, Study, Variant
 
 # The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16 images of each class:

@@ -24,10 +24,7 @@ HOSTILE = {
     "too many values": ("a: [" + "1," * (MAX_VALUES + 1) + "]", "more than 20,000 values"),
     "deep flow": ("a: " + "[" * 500_000, "is invalid YAML ("),
     "!!int x": ("SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n", "is invalid YAML (invalid literal for int"),
-    "!!int in a mapping": ("SEED: !!int {=: '0x" + "f" * 5000 + "'}", "not a number or date of at most 100 char"),
-    "no day": ("SEED: 2024-13-45", "is invalid YAML (month must be in 1..12)"),
     "5,000 digits": ("A: 1\nSEED: " + "1" * 5000, "line 2 is invalid YAML (not a number or date of at most 100 char"),
-    "base 60": ("SEED: 1" + ":1" * 500, "not a number or date of at most 100 characters"),
     "Python object": ("SEED: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     "two documents": ("SEED: 1\n---\nSEED: 2\n", "line 2 is invalid YAML"),
 }

@@ -91,12 +91,13 @@ class Checkpoints:
             UsageError: the run had other weights or other images, or the metadata is damaged.
         """
         if not is_metadata(written):
-            raise UsageError("the metadata of the run's checkpoints is damaged", "choose another --output-dir")
+            what = "the metadata of the run's checkpoints is damaged"
+            raise UsageError(what, "choose another --output-dir (scripts: OUT)")
         self.check_weights(written, "the run to resume")
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase.sha256)
         if images != self.fit_phase.sha256:
             what = "the training images, their order or their classes are not those that the run to resume began with"
-            raise UsageError(what, "restore the files of the dataset, or choose another --output-dir")
+            raise UsageError(what, "restore the files of the dataset, or choose another --output-dir (scripts: OUT)")
         before, now = (
             f"version {facts.get('version')} (commit {facts.get('commit', '')[:9] or 'unknown'})"
             for facts in (written, self.training_metadata())
