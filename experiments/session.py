@@ -73,22 +73,6 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Within it, Ctrl-C and SIGTERM wait for its end. It is for the main thread."""
-    caught: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, lambda signum, frame: caught.append(signum))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if caught:
-            signal.raise_signal(caught[0])
-
-
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     """Print the error in one line; returns the exit status, None for a bug and for `sys.exit`."""
     # An interrupt may have led to other errors, such as that of a worker of the data loader that has ended.

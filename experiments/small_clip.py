@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,8 +23,6 @@ from common.files import write_bytes
 from common.start import Parser, add_common_options, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
-
-from .studies.executor import init_worker
 
 DESCRIPTION = """Pre-train the small CLIP on drawn images and their captions. It takes an hour on two CPU cores, and
 cannot be resumed. The output folder gets small.safetensors, weights for --backbone (fp16, with the parameter names of
@@ -114,7 +113,7 @@ def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
 
 def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
     """Subjects and their images (number, 64, 64, 3), uint8."""
-    pool = ProcessPoolExecutor(os.cpu_count(), initializer=partial(init_worker, threads=1))
+    pool = ProcessPoolExecutor(os.cpu_count(), initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
     try:
         drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
         subjects, images = zip(*tqdm(drawn, "drawing", total=number), strict=True)

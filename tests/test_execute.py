@@ -4,91 +4,57 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError  # of Python 3.10, too
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from finished import finish
+from finished import finish, members, wait_until
 
 from common.start import ROOT
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
 from experiments.studies import executor
 from experiments.studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
 from experiments.studies.progress import Progress
+from experiments.studies.spec import Run
 from experiments.studies.study_file import load
 
 pytestmark = pytest.mark.slow
 
 
+class Deadly(LocalExecutor):
+    """Its process is killed at the begin of each run of `unlucky`, as by a full memory."""
+
+    unlucky: Run
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.started = []
+
+    def execute(self, run):
+        self.started.append(run)
+        if run == self.unlucky:
+            process = self.idle.pop() if self.idle else self.start()
+            process.kill()
+            self.idle.append(process)
+        return super().execute(run)
+
+
 @pytest.mark.thorough
 def test_dead_process_fails_only_its_run(study_file):
-    """The process of one run is killed each time, as by a full memory."""
     study = load(study_file("deaths", trainers={"ZeroshotCLIP": "small"}))
-    ((unlucky, other),) = study.sequences()
-    started = []
-
-    class Deadly(LocalExecutor):
-        def submit(self, run):
-            before = set(active_children())
-            future = super().submit(run)
-            started.append(run)
-            for process in set(active_children()) - before if run == unlucky else ():
-                process.kill()
-            return future
-
-    failed = execute_runs([(unlucky,), (other,)], Deadly(2), "deaths")
-    assert list(failed) == [unlucky] and Counter(started) == {unlucky: TRIES, other: 1}
+    ((Deadly.unlucky, other),) = study.sequences()
+    failed = execute_runs([(Deadly.unlucky,), (other,)], deadly := Deadly(2), "deaths")
+    assert Counter(deadly.started) == {Deadly.unlucky: TRIES, other: 1}
     progress = Progress(study)
-    assert failed[unlucky].startswith("ChildProcessError: its process died 3 times") and progress.failed == failed
-    assert list(progress.done) == [other] and not active_children()
-    assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress(study).failed == {}
-
-
-def test_process_killed_between_two_runs_is_replaced(study_file):
-    first, second = (sequence[0] for sequence in load(study_file("idle")).sequences())
-    for run in (first, second):
-        finish(run, 50.0)
-        (run.folder / "config.yaml").write_text(setup_cfg(parse_arguments(list(run.arguments))).dump())
-    with LocalExecutor(1) as local:
-        assert local.submit(first).result(timeout=120) is None
-        (process,) = active_children()
-        process.kill()
-        process.join()
-        assert isinstance(local.submit(second).exception(timeout=10), BrokenProcessPool)  # `execute_runs` tries again
-        assert local.submit(second).result(timeout=120) is None
-
-
-def test_interrupt_waits_for_a_process_that_is_starting(study_file, monkeypatch):
-    """Its semaphores were gone when it asked for them: a traceback, as nothing knew it yet."""
-    (sequence, *_), started = load(study_file("interrupted", trainers={"ZeroshotCLIP": "small"})).sequences(), []
-
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, *arguments):
-            super().__init__(1)
-
-        def submit(self, *arguments):
-            signal.raise_signal(signal.SIGTERM)
-            started.append(arguments)
-            return super().submit(len, ())
-
-    monkeypatch.setattr(executor, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(executor, "process_context", lambda: None)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), LocalExecutor(1) as local:
-            local.submit(sequence[0])
-        assert len(started) == len(local.pools) == 1
-        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert failed == progress.failed and list(failed) == [Deadly.unlucky]
+    assert failed[Deadly.unlucky].startswith("ChildProcessError: its process died 3 times")
+    assert "exit status -9" in failed[Deadly.unlucky] and list(progress.done) == [other]
+    assert all(process.returncode is not None for process in deadly.processes)
+    assert execute_runs([(Deadly.unlucky,)], LocalExecutor(1), "again") == {} and Progress(study).failed == {}
 
 
 def test_interrupt_ends_all_processes(study_file):
@@ -99,9 +65,40 @@ def test_interrupt_ends_all_processes(study_file):
         while not Progress(study).running:
             time.sleep(0.05)
         raise KeyboardInterrupt
-    assert not active_children()
-    assert all(isinstance(future.exception(), BrokenProcessPool) for future in futures)
+    assert [process.returncode for process in local.processes] == [-signal.SIGKILL] * 2
+    assert all(isinstance(future.exception(), ChildProcessError) for future in futures)
     assert Progress(study).done == {}
+
+
+MAIN = """
+import os, signal, sys, time
+from experiments.studies.executor import LocalExecutor
+local = LocalExecutor(1)
+local.__enter__()
+process = local.pool.submit(local.start).result()
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("phase", ["imports", "idle"])
+def test_process_ends_with_the_main_process_and_not_by_ctrl_c(phase, begin):
+    main = begin([sys.executable, "-c", MAIN], cwd=ROOT)
+    pid = int(main.stdout.readline())
+    if phase == "idle":
+        wait_until(lambda: "executor" in Path(f"/proc/{pid}/cmdline").read_text() and threads(pid) > 1, main)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert pid in members(main.pid)
+    main.kill()
+    deadline = time.time() + 60
+    while pid in members(main.pid):
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
 
 
 def test_run_of_another_process_is_waited_for(study_file):
@@ -168,10 +165,7 @@ def test_progress_and_remaining_time(study_file):
     (base, new), (other, _), *_ = study.sequences()
     assert str(Progress(study)) == "0 of 8 runs are done, 0 are running, 0 have failed, 8 are left"
     for run, seconds in ((base, 100), (other, 40)):
-        finish(run, 50.0)
-        (run.folder / "config.yaml").write_text("SEED: 1\n")
-        written = (run.folder / "results.json").stat().st_mtime
-        os.utime(run.folder / "config.yaml", (written - seconds, written - seconds))
+        finish(run, 50.0, train_seconds=seconds - 1.0, test_seconds=1.0)
     new.folder.mkdir(parents=True)
     (new.folder / ERROR).write_text("OSError: no space left\n")
     progress = Progress(study)
@@ -179,42 +173,6 @@ def test_progress_and_remaining_time(study_file):
     # The second training of each method is estimated by its first, the three tests by all runs.
     assert progress.seconds_left() == pytest.approx(100 + 40 + 3 * 70)
     assert "about 05:50 to go (1 at a time)" in str(progress)
-
-
-CTRL_C = """
-import os, signal, threading, time
-from experiments.studies.executor import process_context
-signal.signal(signal.SIGINT, lambda *caught: None)
-press = lambda: [time.sleep(0.1) or os.killpg(0, signal.SIGINT) for _ in range(100)]
-threading.Thread(target=press, daemon=True).start()
-process = process_context().Process(target=print, args=("it lives",))
-process.start()
-process.join()
-"""
-
-
-GONE = """
-import _multiprocessing, os
-from experiments.studies.executor import process_context
-lock = process_context().Lock()
-process = process_context().Process(target=print, args=(lock,))
-_multiprocessing.sem_unlink(lock._semlock.name)  # as at the end of the main process
-process.start()
-process.join()
-print(process.exitcode, flush=True)
-os._exit(0)
-"""
-
-
-@pytest.mark.thorough
-@pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
-@pytest.mark.parametrize(("program", "printed"), [(CTRL_C, "it lives\n"), (GONE, "1\n")])
-def test_a_signal_while_processes_start_gives_no_traceback_of_theirs(program, printed):
-    """The fork server imports torch for seconds, and Ctrl-C reaches it too. After SIGTERM at the start of a study, the
-    semaphores of a process were gone before it had begun."""
-    options = {"cwd": ROOT, "capture_output": True, "text": True, "start_new_session": True}
-    done = subprocess.run([sys.executable, "-c", program], **options)
-    assert (done.returncode, done.stdout) == (0, printed) and "Traceback" not in done.stderr, done.stderr
 
 
 def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_path):
@@ -226,4 +184,4 @@ def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_pa
     assert len({(run.classes, results["accuracy"]) for run, results in found}) == 2
     for run, results in found:
         assert results["seed"] == run.seed and "evaluated_in" not in results
-        assert (": image features\n" in (run.folder / "log.txt").read_text()) == (run.seed == 2)
+        assert ("Image features: " in (run.folder / "log.txt").read_text()) == (run.seed == 2)

@@ -18,7 +18,6 @@ from experiments.configuration import setup_cfg
 from experiments.protocols import arguments as train_arguments
 from experiments.studies import command as study_command
 from experiments.studies import executor
-from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from trainers import methods
 
@@ -285,15 +284,6 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
         capsys.readouterr().out
         == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left, about 00:03 to go (1 at a time)\n"
     )
-
-
-def test_remaining_time_is_that_of_recorded_seconds(write):
-    """The times of files change when a folder is copied."""
-    study = load(write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1, 2]))
-    first, second = (sequence[0] for sequence in study.sequences())
-    finish(first, 50.0, train_seconds=100.0, test_seconds=20.0)
-    shutil.copytree(first.folder, second.folder)
-    assert "about 04:00 to go" in str(Progress(study))  # of two tests, as long as what is known
 
 
 @pytest.mark.parametrize("kind", ["control characters", "link", "large"])

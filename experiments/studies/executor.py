@@ -4,20 +4,21 @@
 the folders of data and results.
 """
 
+import json
 import os
 import signal
 import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from importlib.util import find_spec
-from multiprocessing import active_children, forkserver, get_context, parent_process, resource_tracker
 from pathlib import Path
+from queue import SimpleQueue
+from subprocess import PIPE, Popen
 from threading import Thread
-from typing import Any
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -35,7 +36,6 @@ from ..configuration import setup_cfg
 from ..results import ERROR, FILE, read_results
 from ..run import train_and_test
 from ..run_spec import RunSpec
-from ..session import interrupts_wait
 from .choose import HELD_OUT
 from .spec import Run, RunSequence, Study
 
@@ -49,27 +49,19 @@ def check_datasets(study: Study) -> None:
     Raises:
         UsageError: there are no files of a dataset, or trials would choose on its test images against their rule.
     """
-    for name in dict.fromkeys(run.dataset for run in study.runs()):
-        read_dataset(study.root, name)
+    for name in dict.fromkeys(run.dataset for run in study.runs()):  # with all of its classes and images
+        arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{name}.yaml")]
+        build_dataset(setup_cfg(parse_arguments(arguments)))
     for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
         cfg = setup_cfg(parse_arguments(list(run.arguments)))
         if cfg.TEST.SPLIT == "val":
-            check_validation(build_dataset(cfg), run.dataset)
-
-
-def read_dataset(root: Path, name: str) -> Any:
-    """A dataset with all of its classes and images."""
-    arguments = ["--root", str(root), "--dataset-config-file", str(CONFIGS / f"datasets/{name}.yaml")]
-    return build_dataset(setup_cfg(parse_arguments(arguments)))
-
-
-def check_validation(dataset: Any, name: str) -> None:
-    """Check that a dataset has validation images, none of which is a test image."""
-    instead = f"leave it out, or choose by {HELD_OUT}"
-    if not dataset.val:
-        raise UsageError(f"{name} has no validation images to choose on", instead)
-    if common := count_common(dataset.val, dataset.test):
-        raise UsageError(f"{common:,} of {len(dataset.val):,} validation images of {name} are test images", instead)
+            dataset = build_dataset(cfg)
+            instead = f"leave it out, or choose by {HELD_OUT}"
+            if not dataset.val:
+                raise UsageError(f"{run.dataset} has no validation images to choose on", instead)
+            if common := count_common(dataset.val, dataset.test):
+                what = f"{common:,} of {len(dataset.val):,} validation images of {run.dataset} are test images"
+                raise UsageError(what, instead)
 
 
 def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str) -> dict[Run, str]:
@@ -123,7 +115,10 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
 
 
 class LocalExecutor:
-    """Executes runs in processes of this machine, which are killed if the context ends with an exception.
+    """Executes runs in processes of this machine. Each process executes one run after another; if it dies, the next run
+    gets a new one.
+
+    A process ends when its stdin is closed, so that none outlives this process, however that ends.
 
     Args:
         workers: number of processes.
@@ -132,34 +127,51 @@ class LocalExecutor:
 
     def __init__(self, workers: int, threads: int = 1):
         self.workers, self.threads = workers, threads
-        # Each has one process, so that the death of a process breaks no other run; and its last run.
-        self.pools: dict[ProcessPoolExecutor, Future[str | None]] = {}
+        self.processes: list[Popen[str]] = []
+        self.idle: list[Popen[str]] = []
+        self.ended = False
 
     def slots(self) -> int:
         """How many runs it can execute at a time, now."""
         return self.workers
 
     def submit(self, run: Run) -> "Future[str | None]":
-        """Start a run: the result of `execute_run`, or any exception if its process dies."""
-        with interrupts_wait():  # a process that is half started could not be ended, and would print a traceback
-            idle = [pool for pool, last in self.pools.items() if last.done() and not last.exception()]
-            pool = idle[0] if idle else ProcessPoolExecutor(1, process_context(), init_worker, (self.threads,))
-            try:
-                self.pools[pool] = pool.submit(execute_run, run.arguments)
-            except BrokenProcessPool as error:  # the process died after its last run
-                self.pools[pool] = Future()
-                self.pools[pool].set_exception(error)
-        return self.pools[pool]
+        """Start a run: the result of `execute_run`, or ChildProcessError if its process dies."""
+        return self.pool.submit(self.execute, run)
+
+    def execute(self, run: Run) -> str | None:
+        process = self.idle.pop() if self.idle else self.start()
+        assert process.stdin and process.stdout
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(run.arguments) + "\n")
+            process.stdin.flush()
+        if not (answer := process.stdout.readline()):
+            raise ChildProcessError(f"exit status {process.wait()}")
+        self.idle.append(process)
+        return json.loads(answer)
+
+    def start(self) -> "Popen[str]":
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import work; work({self.threads})"
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        process = Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True, env=environment)
+        self.processes.append(process)
+        if self.ended:  # meanwhile
+            process.kill()
+        return process
 
     def __enter__(self) -> "LocalExecutor":
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)  # inherited by the processes
+        # Ctrl-C reaches every process of a terminal. The threads block it for the processes that they start.
+        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
+        self.pool = ThreadPoolExecutor(self.workers, initializer=block)
         return self
 
-    def __exit__(self, kind, *exception) -> None:
-        for process in active_children() if kind else ():
-            process.terminate()
-        for pool in self.pools:
-            pool.shutdown()
+    def __exit__(self, *exception) -> None:
+        self.ended = True
+        for process in self.processes:
+            process.kill()
+        self.pool.shutdown()
+        for process in self.processes:
+            process.communicate()
 
 
 def available() -> bool:
@@ -240,37 +252,29 @@ class Cluster:
 # In a process of a study
 
 
-def process_context() -> Any:
-    """How processes start: not forked from this one, which may have used CUDA, but from one that has only imported what
-    all runs need."""
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = get_context("forkserver")
-    own = f"{__package__}.preloaded"
-    context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision", own])
-    # Inherited by multiprocessing's resource tracker, which would warn of every semaphore that a killed process leaves.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    resource_tracker.ensure_running()  # before the next lines, as it unblocks signals
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C must not interrupt its imports
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return context
+def work(threads: int) -> None:
+    """Execute the runs whose arguments come from stdin, a line each, and answer with the outcome of each."""
+    runs: SimpleQueue[str] = SimpleQueue()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    Thread(target=read_until_end, args=(runs,), daemon=True).start()
+    prepare(threads)
+    while True:
+        print(json.dumps(execute_run(json.loads(runs.get()))), file=answers, flush=True)
 
 
-def init_worker(threads: int) -> None:
-    """Prepare a process that the main process controls: it ignores Ctrl-C and never outlives the main process."""
+def read_until_end(runs: "SimpleQueue[str]") -> None:
+    """Put the lines of stdin into a queue. At its end, when the main process has ended, end this process."""
+    for line in sys.stdin:
+        runs.put(line)
+    os._exit(1)
+
+
+def prepare(threads: int) -> None:
+    """Prepare a process for runs."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
     torch.set_num_threads(threads)
     keep_backbones(1)  # the next run often has the same
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    Thread(target=exit_with_parent, daemon=True).start()
-
-
-def exit_with_parent() -> None:
-    """End this process as soon as the main process ends, even if that was killed."""
-    if parent := parent_process():
-        parent.join()
-        os._exit(1)
 
 
 def execute_run(arguments: Sequence[str]) -> str | None:
@@ -295,11 +299,9 @@ def execute_run(arguments: Sequence[str]) -> str | None:
 
 
 def execute_in_task(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
-    """`execute_run` in a worker of Ray."""
+    """`execute_run` in a worker of Ray, which gives it further runs."""
     os.chdir(folder)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
-    torch.set_num_threads(threads)
-    keep_backbones(1)  # Ray gives further runs to this process
+    prepare(threads)
     return execute_run(arguments)
 
 
