@@ -187,4 +187,4 @@ def test_pretraining_writes_the_same_weights_for_a_seed(command, tmp_path, monke
     one, other = (weights.read_state_dict(tmp_path / folder / "small.safetensors") for folder in ("one", "other"))
     assert differing(one, other) == []
     _, _, errors = command(small_clip, "--images", 3, "--output", tmp_path / "none")
-    assert errors[-1].endswith("--batch 256 is more than --images 3: lower it") and not (tmp_path / "none").exists()
+    assert "--batch 256 is more than --images 3: lower it" in errors[-1] and not (tmp_path / "none").exists()

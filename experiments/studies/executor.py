@@ -16,9 +16,7 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from subprocess import PIPE, Popen
-from threading import Thread
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -140,7 +138,10 @@ class LocalExecutor:
         return self.pool.submit(self.execute, run)
 
     def execute(self, run: Run) -> str | None:
-        process = self.idle.pop() if self.idle else self.start()
+        try:
+            process = self.idle.pop()
+        except IndexError:
+            process = self.start()
         assert process.stdin and process.stdout
         with suppress(BrokenPipeError):
             process.stdin.write(json.dumps(run.arguments) + "\n")
@@ -151,8 +152,8 @@ class LocalExecutor:
         return json.loads(answer)
 
     def start(self) -> "Popen[str]":
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import work; work({self.threads})"
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__package__}.worker import work; work()"
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}  # torch reads it, too
         process = Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True, env=environment)
         self.processes.append(process)
         if self.ended:  # meanwhile
@@ -252,31 +253,6 @@ class Cluster:
 # In a process of a study
 
 
-def work(threads: int) -> None:
-    """Execute the runs whose arguments come from stdin, a line each, and answer with the outcome of each."""
-    runs: SimpleQueue[str] = SimpleQueue()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    Thread(target=read_until_end, args=(runs,), daemon=True).start()
-    prepare(threads)
-    while True:
-        print(json.dumps(execute_run(json.loads(runs.get()))), file=answers, flush=True)
-
-
-def read_until_end(runs: "SimpleQueue[str]") -> None:
-    """Put the lines of stdin into a queue. At its end, when the main process has ended, end this process."""
-    for line in sys.stdin:
-        runs.put(line)
-    os._exit(1)
-
-
-def prepare(threads: int) -> None:
-    """Prepare a process for runs."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
-    torch.set_num_threads(threads)
-    keep_backbones(1)  # the next run often has the same
-
-
 def execute_run(arguments: Sequence[str]) -> str | None:
     """Execute a run of train.py with these arguments in this process; its output goes to log.txt only.
 
@@ -285,7 +261,9 @@ def execute_run(arguments: Sequence[str]) -> str | None:
     Returns:
         None, or the run's error in one line. error.txt in its folder holds it until the run succeeds.
     """
-    args, error = parse_arguments(list(arguments)), None
+    args = parse_arguments(list(arguments))
+    error: BaseException | None = None
+    keep_backbones(1)  # the next run of this process often has the same
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             spec = RunSpec(args)
@@ -301,7 +279,8 @@ def execute_run(arguments: Sequence[str]) -> str | None:
 def execute_in_task(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
     """`execute_run` in a worker of Ray, which gives it further runs."""
     os.chdir(folder)
-    prepare(threads)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
+    torch.set_num_threads(threads)
     return execute_run(arguments)
 
 
