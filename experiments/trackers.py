@@ -1,5 +1,6 @@
-"""Experiment trackers of `--report-to`: metrics, settings and the learned prompts go to TensorBoard, wandb or MLflow.
+"""Experiment trackers of `--report-to`. Every training run writes TensorBoard's files.
 
+wandb and MLflow take the numbers from its writer, and get the settings, the results and the learned prompts too.
 Their packages are imported only if they are asked for (requirements-trackers.txt). Each reads its own environment
 variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
 """
@@ -8,103 +9,71 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from dassl.config import flatten
 from yacs.config import CfgNode
 
 from common.errors import UsageError, one_line
-
-from .configuration import flatten
-from .results import FILE as RESULTS
+from common.results import CONFIG, FILE
 
 PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
-FILES = ("config.yaml", RESULTS)  # and the checkpoints
 PARAMS = 100  # settings in a request to MLflow
 
 
-class TensorBoard:
-    """As all trackers, it takes numbers by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
-
-    `describe(cfg)` comes first. `finish(results, files)` ends it with the run's results (None: it failed) and its files
-    {path: folder}, also if `describe` has failed.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(log_dir=str(Path(cfg.OUTPUT_DIR, "tensorboard")))
-        self.add_scalar = self.writer.add_scalar
-
-    def describe(self, cfg: CfgNode) -> None:
-        pass
-
-    def finish(self, results: dict | None, files: dict[Path, str]) -> None:
-        self.writer.close()
-
-
 class Wandb:
-    def __init__(self, cfg: CfgNode):
+    """As all trackers, `start` begins its run, and `finish` ends it: with the results (None: the run failed) and the
+    files {path: folder}, also if `start` has failed."""
+
+    def start(self, cfg: CfgNode) -> None:
         import wandb
 
-        self.wandb = wandb
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         options = {"name": cfg.OUTPUT_DIR, "dir": cfg.OUTPUT_DIR, "config": flatten(cfg)}
-        self.run = wandb.init(project=project, reinit="create_new", **options)  # other seeds may have runs of their own
-
-    def describe(self, cfg: CfgNode) -> None:
-        # Losses are by batch, accuracies by epoch, and wandb's own steps never fall.
-        self.run.define_metric("train/*", step_metric="batch")
-        for split in ("val", "test"):
-            self.run.define_metric(f"{split}/*", step_metric="epoch")
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        self.run.log({tag: value, "batch" if tag.startswith("train/") else "epoch": global_step})
+        wandb.init(project=project, reinit="finish_previous", sync_tensorboard=True, **options)
 
     def finish(self, results: dict | None, files: dict[Path, str]) -> None:
-        if results is not None:
-            self.run.summary.update({f"results/{key}": value for key, value in results.items()})
-            artefact = self.wandb.Artifact(f"prompts-{self.run.id}", type="model")
+        import wandb
+
+        if wandb.run and results is not None:
+            wandb.run.summary.update({f"results/{key}": value for key, value in results.items()})
+            artefact = wandb.Artifact(f"prompts-{wandb.run.id}", type="model")
             for file, inside in files.items():
                 artefact.add_file(str(file), name=str(Path(inside, file.name)))
-            self.run.log_artifact(artefact)
-        self.run.finish(exit_code=0 if results is not None else 1)
+            wandb.run.log_artifact(artefact)
+        wandb.finish(exit_code=0 if results is not None else 1)
 
 
 class MLflow:
-    def __init__(self, cfg: CfgNode):
+    def start(self, cfg: CfgNode) -> None:
         import mlflow
 
-        self.client = mlflow.MlflowClient()
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self.client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self.client.create_experiment(name)
-        self.run = self.client.create_run(experiment, run_name=cfg.OUTPUT_DIR).info.run_id
-
-    def describe(self, cfg: CfgNode) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(key, str(value)[:500]) for key, value in flatten(cfg).items()]
-        for start in range(0, len(params), PARAMS):
-            self.client.log_batch(self.run, params=params[start : start + PARAMS])
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        self.client.log_metric(self.run, tag, float(value), step=global_step)
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        mlflow.pytorch.autolog(log_every_n_step=1, log_models=False, silent=True)
+        mlflow.start_run(run_name=cfg.OUTPUT_DIR)
+        params = [(key, str(value)[:500]) for key, value in flatten(cfg).items()]
+        for first in range(0, len(params), PARAMS):
+            mlflow.log_params(dict(params[first : first + PARAMS]))
 
     def finish(self, results: dict | None, files: dict[Path, str]) -> None:
-        for key, value in (results or {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self.client.log_metric(self.run, f"results/{key}", float(value))
-        for file, inside in files.items() if results is not None else ():
-            self.client.log_artifact(self.run, str(file), inside or None)
-        self.client.set_terminated(self.run, "FINISHED" if results is not None else "FAILED")
+        import mlflow
+        from mlflow.utils.autologging_utils.metrics_queue import flush_metrics_queue
+
+        flush_metrics_queue()
+        if results is not None:
+            numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
+            mlflow.log_metrics({f"results/{key}": float(value) for key, value in numbers.items()})
+            for file, inside in files.items():
+                mlflow.log_artifact(str(file), inside or None)
+        mlflow.end_run("FINISHED" if results is not None else "FAILED")
+        mlflow.pytorch.autolog(disable=True, silent=True)  # it would start a run of its own for the next seed
 
 
-TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+TRACKERS: dict[str, Any] = {"wandb": Wandb, "mlflow": MLflow}
 
 
 def check_trackers(names: list[str]) -> None:
@@ -124,49 +93,36 @@ def report_thread(failure: Any) -> None:
 
 @contextmanager
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
-    """Send the scalars of a trainer to trackers and, at the end, what the run has left in its folder.
-
-    Without `names`, keys of TRACKERS, nothing changes: the trainer opens TensorBoard itself. A tracker that fails gets
-    nothing more until the end of the run.
+    """Report a run to trackers, keys of TRACKERS or `tensorboard`. At the end they get what it has left in its folder.
 
     Raises:
         UsageError: a tracker cannot start.
     """
     started: dict[str, Any] = {}
-    failed: set[str] = set()
-
-    def attempt(name: str, call: Callable, *arguments: Any) -> None:
-        try:
-            call(*arguments)
-        except Exception as error:  # noqa: BLE001 - of any kind: no tracker costs a run
-            if name not in failed:
-                print(f"{name} has failed ({one_line(error)}): the run continues without it", file=sys.stderr)
-            failed.add(name)
-
-    def add_scalar(tag: str, value: float, global_step: int) -> None:
-        for name in started.keys() - failed:
-            attempt(name, started[name].add_scalar, tag, value, global_step)
-
-    folder, results = Path(cfg.OUTPUT_DIR), None
+    failed: list[str] = []
+    results = None
+    folder = Path(cfg.OUTPUT_DIR)
     before, threading.excepthook = threading.excepthook, report_thread
     try:
-        for name in names:
+        for name in (name for name in names if name in TRACKERS):
+            started[name] = TRACKERS[name]()
             try:
-                started[name] = TRACKERS[name](cfg)
-                started[name].describe(cfg)
+                started[name].start(cfg)
             except Exception as error:
-                failed.add(name)  # so that an error of its `finish` is not printed, too
+                failed.append(name)
                 what = f"--report-to {name}: it cannot start ({one_line(error)})"
                 raise UsageError(what, "see its documentation, or leave it out") from error
-        if names:  # `init_writer` then opens no other, and closes none before `finish`
-            trainer.report_to(SimpleNamespace(add_scalar=add_scalar, close=lambda: None))
         yield
         if names:
-            results = json.loads((folder / RESULTS).read_text())
+            results = json.loads((folder / FILE).read_text())
     finally:
         threading.excepthook = before
-        files = {folder / name: "" for name in FILES if (folder / name).is_file()}
+        files = {folder / name: "" for name in (CONFIG, FILE) if (folder / name).is_file()}
         for name in trainer.get_model_names():
             files |= {file: name for file in sorted((folder / name).glob("model*")) if file.is_file()}
         for name, tracker in started.items():
-            attempt(name, tracker.finish, results, files)
+            try:
+                tracker.finish(results, files)
+            except Exception as error:  # noqa: BLE001 - of any kind: no tracker costs a run
+                if name not in failed:
+                    print(f"{name} has failed ({one_line(error)}): the run continues without it", file=sys.stderr)

@@ -242,10 +242,6 @@ class TrainerBase:
 
     # TensorBoard
 
-    def report_to(self, writer):
-        """Write scalars to `writer`, not to a file; it has SummaryWriter's `add_scalar` and `close`."""
-        self._writer = writer
-
     def init_writer(self, log_dir):
         """Open a TensorBoard writer, unless one is open."""
         if self._writer is None:
