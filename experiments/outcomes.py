@@ -1,6 +1,7 @@
 """Pictures and figures of predictions: reliability, risk against coverage, accuracy by class, and confused classes."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from common.files import replacing
 from common.names import printable
 
 from .metrics import BINS
@@ -21,6 +23,7 @@ FEW = 10  # images: a bin with fewer is not drawn
 PAIRS, EXAMPLES, PIXELS = 5, 3, 48  # confused pairs, images of each, and the size of an image
 LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
 SIDE = 1000  # cells of a side of the picture of labels x predictions: one has several classes if there are more
+RIGHT, WRONG = "#8fc99a", "#d5d5d5"  # of bars, light enough for black words
 Array = NDArray[Any]
 
 
@@ -152,3 +155,27 @@ def thumbnail(root: Path, path: str) -> Any:
         return None
     image.thumbnail((PIXELS, PIXELS))
     return image
+
+
+def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6) -> None:
+    """Draw the first test image of the first classes, whatever the answers, with the three most likely classes of each
+    test: its title, and the arrays of its predictions.npz. All tests are of the same images."""
+    first = next(iter(tests.values()))
+    rows = np.unique(first["label"], return_index=True)[1][:images]
+    names = first["class_names"]
+    figure = Figure(figsize=(2.2 + 1.7 * len(tests), 0.4 + 1.15 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 1 + len(tests), squeeze=False, width_ratios=(1, *[1.6] * len(tests)))
+    for (image, *bars), row in zip(grid, rows, strict=True):
+        label = first["label"][row]
+        image.imshow(read_image(root / first["image"][row]))
+        image.set_xlabel(textwrap.fill(names[label], 14), fontsize=9)
+        image.set(xticks=[], yticks=[])
+        for axes, (title, predictions) in zip(bars, tests.items(), strict=True):
+            classes, probabilities = (predictions[key][row][:3] for key in ("classes", "probabilities"))
+            axes.barh(range(len(classes)), probabilities, 0.9, color=[RIGHT if i == label else WRONG for i in classes])
+            for place, (index, value) in enumerate(zip(classes, probabilities, strict=True)):
+                axes.text(0.02, place, f"{names[index]} {value:.0%}", va="center", fontsize=9)
+            axes.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])
+            axes.set_title(title if row == rows[0] else "", fontsize=10)
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=150, format="png")
