@@ -79,10 +79,9 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         write_bytes(folder / name, content)
         print_detail(f"Checkpoint saved to {folder / name}")
     write_bytes(folder / "checkpoint", f"{names[0]}\n".encode())
-    try:
-        read_torch_file(folder / names[0], STUBS)
-    except DamagedError as error:
-        warnings.warn(f"load_checkpoint will refuse the checkpoint ({error})", stacklevel=2)
+    buffer.seek(0)
+    if objects := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
+        warnings.warn(f"load_checkpoint will refuse the checkpoint, which holds {', '.join(objects)}", stacklevel=2)
 
 
 def load_checkpoint(fpath):
