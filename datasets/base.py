@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from dassl.data.datasets import DatasetBase, Datum
 
-from common.errors import UsageError
-from common.names import CONTROL, check_template
+from common.errors import UsageError, one_line
+from common.names import CONTROL, check_known_names, check_template
 from common.text import read_json, read_text
 
 from . import splits
@@ -128,7 +128,7 @@ class FewShotDataset(DatasetBase):
             if not test or not (train or self.test_only):
                 raise ValueError("no images to learn from, or none to test on")
         except (ValueError, KeyError, TypeError) as error:
-            reason = error.what if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            reason = error.what if isinstance(error, UsageError) else one_line(f"{type(error).__name__}: {error}")
             raise DatasetError(f"split file {path} is damaged ({reason})", self.how_to_replace, path) from None
         return train, val, test
 
@@ -162,14 +162,16 @@ class FewShotDataset(DatasetBase):
         Two labels may have the same class name (they are two classes), and labels may have gaps (closed later). Names
         that are equal and numbers of images other than the published ones are printed.
         """
-        names: dict[int, str] = {}
         where = self.root / self.split_file
-        for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
+        pairs = {(item.label, item.classname): None for part in (train, val, test) for item in part}
+        try:
+            check_known_names([name for _, name in pairs], where)
+        except UsageError as error:
+            raise DatasetError(error.what, self.remedy, where) from None
+        names: dict[int, str] = {}
+        for label, name in pairs:
             if names.setdefault(label, name) != name:
                 raise DatasetError(f"label {label} is both {names[label]!r} and {name!r}", self.remedy, where)
-            if CONTROL.search(name):
-                what = f"the name {name!r} of label {label} cannot be printed on a line"
-                raise DatasetError(what, self.remedy, where)
         if len(set(names.values())) < len(names):
             print(same_names(list(names.values())))
         learned = {item.label for item in train}
@@ -188,7 +190,8 @@ class FewShotDataset(DatasetBase):
 
         For ImageNet, CoOp's depend on the order in which the file system lists images; here, images are sorted.
         """
-        shots, every = self.cfg.DATASET.NUM_SHOTS, {"train": train, "val": val, "test": test}
+        shots = self.cfg.DATASET.NUM_SHOTS
+        whole = {"train": train, "val": val, "test": test}
         if shots >= 1:
             # Python's generator, freshly seeded; training images first.
             random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
@@ -197,7 +200,7 @@ class FewShotDataset(DatasetBase):
         if (given := self.cfg.DATASET.get("FEWSHOT_FILE", "")) and train:
             given = given.replace("{shots}", str(shots)).replace("{seed}", str(self.cfg.SEED))
             file = Path(os.path.expanduser(given)).absolute()
-            chosen, self.fewshot_file = splits.read(file, every, self.images, self.data)
+            chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
             expected = Counter(item.label for item in train)
             train, val = chosen["train"], chosen.get("val", val)
             for label, number in Counter(item.label for item in train).items():

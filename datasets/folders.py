@@ -36,7 +36,8 @@ class FolderDataset(FewShotDataset):
         Raises:
             DatasetError: a folder is not a class, or has no images.
         """
-        items, ignored = [], []
+        items: Items = []
+        ignored: list[str] = []
         for folder in self.class_folders(parent):
             path = parent / folder
             if folder not in classes:

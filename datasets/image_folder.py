@@ -28,8 +28,8 @@ class ImageFolder(FolderDataset):
 
     def read_split(self) -> Split:
         seed = self.cfg.DATASET.get("SPLIT_SEED", -1)
-        found = [part for part in PARTS if (self.root / part).is_dir()]
-        if not {"train", "test"} <= set(found):
+        parts = [part for part in PARTS if (self.root / part).is_dir()]
+        if not {"train", "test"} <= set(parts):
             if seed >= 0:
                 return self.seeded_split(seed)
             remedy = "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS folders with"
@@ -38,19 +38,20 @@ class ImageFolder(FolderDataset):
         if seed >= 0:
             what = f"{self.root} already has folders train and test"
             raise DatasetError(what, "remove DATASET.SPLIT_SEED", self.root)
-        classes = self.classes(sorted({name for part in found for name in self.class_folders(self.root / part)}))
-        train, val, test = (self.read_classes(self.root / part, classes) if part in found else [] for part in PARTS)
+        classes = self.classes(sorted({name for part in parts for name in self.class_folders(self.root / part)}))
+        train, val, test = (self.read_classes(self.root / part, classes) if part in parts else [] for part in PARTS)
         return train, val, test
 
     def seeded_split(self, seed: int) -> Split:
         """The saved split of this seed; it is made if it does not exist."""
         self.split_file = f"split_seed{seed}.json"
-        file, classes = self.root / self.split_file, self.classes(self.class_folders(self.root))
+        file = self.root / self.split_file
+        classes = self.classes(self.class_folders(self.root))
         if not file.is_file():
             return self.make_split(file, seed, classes)
         split = super().read_split()
-        found = {Path(item.impath).parent.name: (item.label, item.classname) for part in split for item in part}
-        if found != classes:
+        folders = {Path(item.impath).parent.name: (item.label, item.classname) for part in split for item in part}
+        if folders != classes:
             what = f"{file} was made from other classes or class names"
             raise DatasetError(what, "delete it to split the images again", file)
         return split

@@ -128,8 +128,8 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
         for path, label in pairs:
             where, item = places.get(in_dataset(path, folder, data), ("", None))
             if item is None or (where, item.label) != (part, label):
-                known = f"for {where} with the label {item.label}" if item else "without that image"
-                what = f"{file} has {printable(one_line(path))} for {part} with the label {label}, the split {known}"
+                fact = f"for {where} with the label {item.label}" if item else "without that image"
+                what = f"{file} has {printable(one_line(path))} for {part} with the label {label}, the split {fact}"
                 raise UsageError(what, "give images and labels of the dataset's own split", file)
             parts[part].append(item)
         if len({item.impath for item in parts[part]}) < len(pairs):

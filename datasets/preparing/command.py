@@ -89,7 +89,9 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
 def show_list(sources: list[Source], args: argparse.Namespace) -> None:
     """Print a line per dataset."""
     for source in sources:
-        preparation, dataset, terms = Preparation(source, args.root), source.dataset, "nothing to download"
+        preparation = Preparation(source, args.root)
+        dataset = source.dataset
+        terms = "nothing to download"
         state = "ready" if preparation.is_ready() else "incomplete" if preparation.folder.is_dir() else "not there"
         if source.files:
             how = "manually" if dataset.manual_steps else "downloaded"

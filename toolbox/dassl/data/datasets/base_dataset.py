@@ -56,8 +56,12 @@ class DatasetBase:
         self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
-        for item in itertools.chain(val or (), test or ()):
-            self._check_name(item, self._lab2cname.get(item.label, item.classname))
+        names = {}
+        for item in itertools.chain(train_x, val or (), test or ()):
+            name = names.setdefault(item.label, item.classname)
+            if item.classname not in (name, ""):  # test images may lack a class name
+                what = f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath})'
+                raise UsageError(what, "give each class one label and one name")
 
     train_x = property(attrgetter("_train_x"))
     train_u = property(attrgetter("_train_u"))
@@ -80,14 +84,8 @@ class DatasetBase:
         """
         mapping = {}
         for item in data_source:
-            DatasetBase._check_name(item, mapping.setdefault(item.label, item.classname))
+            mapping.setdefault(item.label, item.classname)
         return mapping, [mapping[label] for label in sorted(mapping)]
-
-    @staticmethod
-    def _check_name(item, name):
-        if item.classname not in (name, ""):  # test images may lack a class name
-            what = f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath})'
-            raise UsageError(f"{what}; give each class one label and one name")
 
     def download_data(self, url, dst, from_gdrive=True):
         """Download a zip or tar archive to `dst` and extract it into the folder of that file, and nothing outside.
