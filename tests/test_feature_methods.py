@@ -191,6 +191,15 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
         lacking.train()
 
 
+@pytest.mark.parametrize(("shots", "images"), [(2, 2), (5, 4), (-1, 6)])
+def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_path):
+    """At most four of each class, as in CoOp's code: the validation images of that dataset are its test images."""
+    write_eurosat(tmp_path, ["red", "blue lake"], train=6, val=6)
+    trainer = make("TipAdapter", "DATASET.NUM_SHOTS", shots, root=tmp_path)
+    trainer.dm.dataset.val_is_test = True
+    assert [item.label for item in trainer.val_images].count(0) == images
+
+
 def test_batches_of_an_epoch(make):
     """CLAP draws from all views, as many as there are images; others take one view of each image."""
     labels = torch.arange(10) % 6
