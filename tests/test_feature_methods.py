@@ -10,6 +10,7 @@ from drawn import differing, make_cfg, prompts_of, write_eurosat
 import trainers
 from clip import TOWERS
 from common.errors import UsageError
+from datasets.eurosat import EuroSAT
 from inference.classifier import PromptedClassifier
 from inference.models import describe
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
@@ -192,11 +193,11 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
 
 
 @pytest.mark.parametrize(("shots", "images"), [(2, 2), (5, 4), (-1, 6)])
-def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_path):
+def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_path, monkeypatch):
     """At most four of each class, as in CoOp's code: the validation images of that dataset are its test images."""
-    write_eurosat(tmp_path, ["red", "blue lake"], train=6, val=6)
+    monkeypatch.setattr(EuroSAT, "val_is_test", True)
+    write_eurosat(tmp_path, ["red", "blue lake"], train=6, test=6)
     trainer = make("TipAdapter", "DATASET.NUM_SHOTS", shots, root=tmp_path)
-    trainer.dm.dataset.val_is_test = True
     assert [item.label for item in trainer.val_images].count(0) == images
 
 
@@ -210,7 +211,8 @@ def test_batches_of_an_epoch(make):
         batch = next(iter(trainer.train_loader_x))
         found = batch["label"].tolist()
         assert len(found) == size and (sorted(found) == sorted(labels.tolist())) == once
-        assert (batch["img"].feature[:, 0].long() % 10 % 6).tolist() == found
+        rows = batch["img"].feature[:, 0].long()
+        assert (rows % 10 % 6).tolist() == found and len((rows // 10).unique()) > 1  # of different views
 
 
 # Features of a trained run
