@@ -137,12 +137,6 @@ def test_images_behind_links_to_folders_are_found_once(photos, tmp_path):
     assert sorted(file.name for file in found) == ["a.jpg", "b.png", "c.PNG", "d.webp", "e f.bmp"]
 
 
-def test_class_names_from_a_file(finished, command, photos, tmp_path):
-    (tmp_path / "names.txt").write_bytes("\ufeffa red lake\r\n\r\n  caf\u00e9 \n".encode())
-    (row,) = rows_of(command, finished("CoOp"), photos / "a.jpg", "--classes-file", tmp_path / "names.txt")
-    assert {top["class"] for top in row["top"]} == {"a red lake", "café"}
-
-
 def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
     good, *bad = (tmp_path / name for name in ("good.png", "text.jpg", "short.png", "pipe.png", "missing.png"))
     Image.new("RGB", (32, 32)).save(good)

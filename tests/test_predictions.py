@@ -192,16 +192,6 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
             read(place)
 
 
-def test_results_without_what_every_run_writes_are_damaged(tested):
-    folder = tested()
-    found = results(folder)
-    for lost in ("seed", "trainer", "classes", "shots"):
-        kept = {key: value for key, value in found.items() if key != lost}
-        (folder / "results.json").write_text(json.dumps(kept))
-        with pytest.raises(UsageError, match="results.json is damaged: delete it and start its run again"):
-            read(folder)
-
-
 def test_a_long_class_name_is_in_memory_once(tmp_path):
     """It was there for each image: 9.7 kB took 9.8 GB."""
     name, number = "x" * 100_000, 2000

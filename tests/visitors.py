@@ -3,9 +3,8 @@
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from functools import partial
-from http.client import HTTPConnection, HTTPException
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 from uuid import uuid4
 
@@ -83,29 +82,3 @@ def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[st
 def png(width: int, height: int) -> bytes:
     Image.new("L", (width, height)).save(file := io.BytesIO(), "png")
     return file.getvalue()
-
-
-def attack(connect: Connect) -> None:
-    """What a hostile visitor does; it waits for no answer."""
-    thin, two = [png(200_000, 1), png(1, 200_000), png(9000, 90)], "red\nblue"
-    most = "\n".join(f"a long name of a class {number}"[:19] for number in range(1000))
-    length, chunked = {"Content-Length": str(200 << 20)}, {"Transfer-Encoding": "chunked"}
-
-    def ask(image: bytes, text: str) -> str:
-        return join(connect, CLASSIFY, file_data(*upload(connect, image)), text)
-
-    for action in (
-        *(partial(ask, image, two) for image in (*thin, png(12_000, 7_000))),
-        *(partial(ask, thin[2], text) for text in (most, "a" * 200_000)),
-        partial(join, connect, 0, *[None] * 50_000),
-        partial(join, connect, 999),
-        *(partial(post, connect, "queue/join", body) for body in (b"{" * 99, b"[" * 10**5)),
-        partial(post, connect, "queue/join", b"", **length),
-        partial(post, connect, "queue/join", b"ffffffff\r\n", **chunked),
-        partial(post, connect, "upload", b"x" * 1000, FORM, **length),
-        partial(post, connect, "upload", b"no form" * 1000, "multipart/form-data"),
-        partial(upload, connect, bytes(20 << 20)),
-        *[partial(upload, connect, b"x", name="../../outside.png")] * 20,
-    ):
-        with suppress(OSError, HTTPException, ValueError, TypeError):
-            action()

@@ -27,7 +27,7 @@ class Limit(NamedTuple):
     nice: int
 
 
-QUICK = Limit(16_000_000, 192 << 20, 1, 0)
+QUICK = Limit(16_000_000, 192 << 20, 2, 0)
 SLOW = Limit(40_000_000, 448 << 20, 10, 10)  # of one image at a time; others go first
 slow = Lock()
 
