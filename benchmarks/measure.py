@@ -41,6 +41,7 @@ from experiments.configs import config_folder
 from experiments.protocols import recipe
 from experiments.session import run_command
 from trainers import methods
+from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.settings import PRECISIONS
 from trainers.base.test_time import ViewsTrainer
 
@@ -86,7 +87,10 @@ def parser() -> Parser:
 
 def records(args: Namespace) -> Iterator[dict]:
     """A record for each method, number of classes, kind of work and way."""
-    trainers = [name for name in methods() if methods()[name].learns] if "all" in args.trainer else args.trainer
+    trainers = list(args.trainer)
+    if "all" in trainers:  # whose steps go through the towers
+        kinds = methods().items()
+        trainers = [name for name, kind in kinds if kind.learns and not issubclass(kind, FeatureTrainer)]
     for what in args.what:
         if what in COMMANDS:
             yield from compare(args, {"what": what}, [{"code": "this"}])
@@ -208,11 +212,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.page:
             page(args)
             return
-        print(machine(args.threads), end="\n\n")
+        print(machine(args.threads))
         found: list[dict] = []
+        head = ""
         for record in records(args):
             found.append(record)
-            print(*table(found)[0 if len(found) == 1 else -1 :], sep="\n", flush=True)
+            lines = table(found)
+            print(*(lines[-1:] if lines[0] == head else ["", *lines]), sep="\n", flush=True)
+            head = lines[0]
             if args.json:
                 write_text(args.json, json.dumps(found, indent=1) + "\n")
 

@@ -141,17 +141,6 @@ def eurosat(tmp_path_factory):
 
 
 @pytest.fixture
-def in_double(monkeypatch, tmp_path):
-    """Everything in fp64, also LayerNorm and the features, which are cast to fp32 otherwise."""
-    import torch
-    from open_clip.transformer import LayerNormFp32
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # its files are fp64, too
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double())
-    monkeypatch.setattr(LayerNormFp32, "forward", torch.nn.LayerNorm.forward)
-
-
-@pytest.fixture
 def build(eurosat, deep, tmp_path):
     """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are those of its method.
 
