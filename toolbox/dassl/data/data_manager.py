@@ -227,8 +227,8 @@ class SteadyLoader(DataLoader):
     def __iter__(self):
         if self.num_workers:
             # A new iterator draws the first seed itself.
-            own = torch.empty((), dtype=torch.int64)
-            self.sampler.seed = None if self._iterator is None else own.random_(generator=self.generator).item()
+            seed = torch.empty((), dtype=torch.int64)
+            self.sampler.seed = None if self._iterator is None else seed.random_(generator=self.generator).item()
         return super().__iter__()
 
     def stop_workers(self):

@@ -45,7 +45,8 @@ def cached_images(dataset, threads):
     if first is None:
         print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")
         return None
-    on_image, on_tensor = T.Compose(steps[:first]), T.Compose(steps[first:])
+    on_image = T.Compose(steps[:first])
+    on_tensor = T.Compose(steps[first:])
     paths = [item.impath for item in dataset.data_source]
     folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
     cache = DiskCache(Path(os.path.expanduser(folder)), "images", "decoded test images", 1e9 * cfg.CACHE_GB, "CACHE_GB")

@@ -29,7 +29,8 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     for choice in choices:
         check_availability(choice, TRANSFORMS)
     check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
-    size, kernel = tuple(cfg.INPUT.SIZE), cfg.INPUT.GB_K
+    size = tuple(cfg.INPUT.SIZE)
+    kernel = cfg.INPUT.GB_K
     if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
         raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
     interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
