@@ -32,9 +32,7 @@ __getattr__, __all__ = lazy_names(
         "errors": "ImageError MissingFileError UnknownNameError UsageError",
         "images": "read_image",
         "logger": "Logger setup_logger",
-        "meters": "AverageMeter MetricMeter",
-        "registry": "Registry",
-        "tools": "check_availability check_isfile collect_env_info count_num_param listdir_nohidden "
-        "mkdir_if_missing read_json set_random_seed tolist_if_not write_json",
+        "tools": "AverageMeter MetricMeter Registry check_availability check_isfile collect_env_info count_num_param "
+        "listdir_nohidden mkdir_if_missing read_json set_random_seed tolist_if_not write_json",
     },
 )

@@ -1,16 +1,17 @@
-"""Files, seeds and the environment."""
+"""Registries, running averages, files, seeds and the environment."""
 
 import functools
 import json
 import os
 import random
 import warnings
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import PIL
 
-from common.errors import UsageError, suggestion
+from common.errors import UnknownNameError, UsageError, suggestion
 from common.files import write_text
 
 from .images import read_image  # noqa: F401 - its published place
@@ -86,3 +87,72 @@ def count_num_param(model=None, params=None):
         part = param["params"] if isinstance(param, dict) else param
         total += part.numel() if hasattr(part, "numel") else count_num_param(params=part)
     return total
+
+
+class Registry:
+    """Maps names to classes or functions, so that a config can select one by name; errors name their kind ``name``."""
+
+    def __init__(self, name):
+        self._name = name
+        self._obj_map = {}
+
+    def register(self, obj=None, force=False):
+        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator.
+
+        Raises:
+            KeyError: the name is taken and ``force`` is False.
+        """
+        if obj is None:
+            return functools.partial(self.register, force=force)
+        if obj.__name__ in self._obj_map and not force:
+            raise KeyError(f'"{obj.__name__}" is already registered in the {self._name} registry')
+        self._obj_map[obj.__name__] = obj
+        return obj
+
+    def get(self, name):
+        """The object registered under ``name``; UnknownNameError (a UsageError and a KeyError) if there is none."""
+        if name not in self._obj_map:
+            raise UnknownNameError(f'the {self._name} registry has no "{name}"{suggestion(name, self._obj_map)}')
+        return self._obj_map[name]
+
+    def registered_names(self):
+        """All names, in the order of registration."""
+        return list(self._obj_map)
+
+
+class AverageMeter:
+    """The latest value ``val`` of a series, its ``avg``, ``sum`` and ``count``.
+
+    With ``ema`` the average has exponential decay (0.9) instead of being over all values.
+    """
+
+    val = avg = sum = count = 0
+
+    def __init__(self, ema=False):
+        self.ema = ema
+
+    def reset(self):
+        self.val = self.avg = self.sum = self.count = 0
+
+    def update(self, val, n=1):
+        """Add ``val`` (a number or a one-element tensor), the mean of ``n`` samples."""
+        self.val = val = val.item() if hasattr(val, "item") else val
+        self.sum += val * n
+        self.count += n
+        self.avg = self.avg * 0.9 + val * 0.1 if self.ema else self.sum / self.count
+
+
+class MetricMeter:
+    """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then average."""
+
+    def __init__(self, delimiter=" "):
+        self.meters = defaultdict(AverageMeter)
+        self.delimiter = delimiter
+
+    def update(self, input_dict):
+        """Add a dict of numbers or one-element tensors; None is ignored."""
+        for name, value in (input_dict or {}).items():
+            self.meters[name].update(value)
+
+    def __str__(self):
+        return self.delimiter.join(f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items())
