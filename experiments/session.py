@@ -64,13 +64,31 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within it, SIGTERM (Slurm's notice that time is up) raises KeyboardInterrupt, as Ctrl-C does."""
-    before = signal.getsignal(signal.SIGTERM)
-    if before != signal.SIG_IGN:  # as background jobs have it
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    process = os.getpid()
+
+    def interrupt(number: int, frame: object) -> None:
+        if os.getpid() != process:  # workers of a data loader inherit this handler, and end silently
+            os._exit(0)
+        # torch raises an error for a worker of a data loader that the same signal has ended.
+        signal.signal(signal.SIGCHLD, lambda *caught: None)
+        sys.unraisablehook = unraisable
+        raise KeyboardInterrupt
+
+    def unraisable(lost: "sys.UnraisableHookArgs") -> None:
+        # What is raised while Python deletes an object is lost: half-made objects complain, and the interrupt itself.
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, elsewhere
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as background jobs have it
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:

@@ -96,6 +96,27 @@ def test_a_command_ends_with_its_status_after_all_output(end, status, error):
     assert error in done.stderr and bool(done.stderr) == bool(error) and "\x1b" not in done.stderr
 
 
+DELETING = """
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+def main():
+    Deleted()
+    time.sleep(20)
+
+run_command(main)
+"""
+
+
+def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
+    """Python dropped it with a traceback, and the run continued: the data loader deletes objects in each epoch."""
+    done = execute(DELETING)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "Interrupted. Run the same command again to resume from the last complete epoch."
+
+
 def test_a_command_whose_output_nobody_reads_has_not_succeeded():
     done = execute("def main():\n    while True: print('output')\nrun_command(main)", "| head -1")
     assert (done.returncode, done.stdout, done.stderr) == (141, "output\n", "")
