@@ -11,7 +11,7 @@ from dassl.data import DataManager
 from dassl.data.data_manager import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, Registry, UsageError, lazy_names, mkdir_if_missing
+from dassl.utils import AverageMeter, MetricMeter, Registry, UsageError, lazy_names
 from dassl.utils.checkpoint import newest_checkpoint, remove_stale
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
@@ -109,14 +109,12 @@ class SimpleTrainer(TrainerBase):
             best = [os.path.join(directory, name, "model-best.pth.tar") for name in self.get_model_names()]
             if self.cfg.TEST.FINAL_MODEL == "best_val" and all(map(os.path.isfile, best)):
                 for path, folder in zip(best, self._model_folders(), strict=True):
-                    mkdir_if_missing(folder)
+                    os.makedirs(folder, exist_ok=True)
                     write_bytes(Path(folder, "model-best.pth.tar"), Path(path).read_bytes())
             else:
                 self.best_result = -math.inf  # of an epoch that this run could not deploy
         self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
-        writer_dir = os.path.join(self.output_dir, "tensorboard")
-        mkdir_if_missing(writer_dir)
-        self.init_writer(writer_dir)
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"))  # which makes the folder
         self.time_start = time.time()
         self._train_began = time.monotonic() - self.train_seconds
 
