@@ -296,6 +296,14 @@ def test_context_without_words_or_start_is_refused(given, make, tmp_path):
         outputs(make("TPT", *file, CTX_INIT=""))
 
 
+def test_a_step_whose_gradient_overflows_is_left_out(make):
+    trainer, still = make("TPT"), make("TPT", LR=0.0, output="still")
+    views = trainer.test_loader.dataset[0]["img"][None].to(trainer.device)
+    objective = trainer.objective
+    trainer.objective = lambda *given: torch.inf * objective(*given)
+    assert torch.equal(trainer.model_inference(views), still.model_inference(views))
+
+
 def test_class_names_stand_where_the_words_have_cls(make):
     prompts = (trainer := make("TPT", CTX_INIT="a_photo_of_a_[CLS]_texture")).model.prompt_learner
     assert prompts.ctx.shape[0] == 5
