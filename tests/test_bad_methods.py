@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from drawn import arguments, small_clip
 from marks import one_line, thorough_but
+from test_all_methods import QUICK
 from torch import nn
 
 import trainers
@@ -138,15 +139,6 @@ def own(monkeypatch):
         monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
 
     return own
-
-
-QUICK = {
-    "CLIPLoRA": {"N_ITERS": 4},
-    "LoCoOp": {"TOPK": 1},
-    "LPPlusPlus": {"STEPS": 20},
-    "TipAdapter": {"SEARCH_STEP": [4, 3]},
-    "TipAdapterF": {"SEARCH_STEP": [4, 3]},
-}
 
 
 @pytest.mark.slow
