@@ -22,7 +22,7 @@ from common.names import check_names
 from ..images import Batch, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
-from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits, Turns
+from .limits import EVERY, OLDEST, Limits, Turns
 from .reading import read_safely
 
 BARS = 5  # classes of each model
@@ -92,7 +92,6 @@ class Page:
                 ssr_mode=False,
                 mcp_server=False,
                 footer_links=[],
-                max_file_size=LARGEST_UPLOAD,
                 css=CSS,
                 theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
             )
