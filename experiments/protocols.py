@@ -6,6 +6,9 @@ Folders are laid out as by the scripts of CoOp, CoCoOp and MPL, so that parsers 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from common.errors import UsageError
 
@@ -59,85 +62,31 @@ class Recipe:
     datasets: tuple[str, ...] = ()  # empty: for every dataset
     shots: tuple[int, ...] = ()  # empty: for every number of images of each class
 
+    @classmethod
+    def read(cls, entry: Any) -> "Recipe":
+        """A recipe from the name of its YAML file, or from its fields."""
+        if isinstance(entry, str):
+            return cls(entry)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+
     def fits(self, dataset: str, shots: int) -> bool:
         return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
 
 
-# PromptSRC's documentation: the Gaussian average over epochs is later and narrower than in the YAML file, except
-# for six datasets.
-EARLY_AVERAGE = ("imagenet", "caltech101", "oxford_pets", "food101", "ucf101", "sun397")
-LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
-
 SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
+OTHERWISE = "otherwise"  # every protocol that recipes.yaml does not name
 
-# Methods that use one YAML file in all protocols, also if a user adds others.
-ONE_FILE = dict.fromkeys(("ZeroshotCLIP", "LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter"), "vit_b16")
-ONE_FILE |= dict.fromkeys(("LPPlusPlus", "GDA", "TPT", "CTPT", "MTA", "ZERO"), "vit_b16")
-ONE_FILE |= dict.fromkeys(("ZSLP", "CLAP"), "SGD_lr1e-1_B256_ep300")
-ONE_FILE |= {"TaskRes": "adam_lr2e-4_B256_ep200_ViT16"}  # the only published one for ViT-B/16
-ONE_FILE |= dict.fromkeys(("KgCoOp", "TCP"), "vit_b16_ep100_ctxv1")
-ONE_FILE |= dict.fromkeys(("CoCoOp", "DePT+CoCoOp"), "vit_b16_c4_ep10_batch1_ctxv1")
-ONE_FILE |= {"VPT": "vit_b16_c2_ep5_batch4_4", "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx"}
-ONE_FILE |= {"DePT+CoOp": "vit_b16_ep10_bs4_lr35", "DePT+KgCoOp": "vit_b16_ep10_ctxv1_bs4_lr35"}
-ONE_FILE |= {"DePT+MaPLe": "vit_b16_c2_ep10_batch4_2ctx"}
-ONE_FILE |= {"ProGrad": "vit_b16_ep100_ours"}  # the published ones are for RN50
-ONE_FILE |= {"TDA": "vit_b16"}  # not the values that were presumably chosen on test images
 
-# Method -> protocol (OTHERWISE: all others) -> its recipes; the first that fits is used. A method that is not here uses
-# the YAML file that is named after the protocol, or the only one of its folder.
-OTHERWISE = ""
-RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
-    **{method: {OTHERWISE: (Recipe(cfg),)} for method, cfg in ONE_FILE.items()},
-    "CoOp": {
-        # 200 epochs, on ImageNet 50: a comment in CoOp's scripts/cocoop/base2new_train.sh
-        "base2new": (Recipe("vit_b16_ep50_ctxv1", datasets=("imagenet",)), Recipe("vit_b16_ctxv1")),
-        "cross_dataset": (Recipe("vit_b16_ep50_ctxv1"),),
-        "few_shot": (  # epochs by the number of images: CoOp's documentation
-            Recipe("vit_b16_ep50", datasets=("imagenet",)),
-            Recipe("vit_b16_ep50", shots=(1,)),
-            Recipe("vit_b16_ep100", shots=(2, 4)),
-            Recipe("vit_b16"),
-        ),
-    },
-    "UPT": {"few_shot": (Recipe("vit_b16"),), OTHERWISE: (Recipe("vit_b16_ep50"),)},
-    "MaPLe": {
-        "cross_dataset": (Recipe("vit_b16_c2_ep5_batch4_2ctx_cross_datasets"),),
-        OTHERWISE: (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
-    },
-    "MMRL": {
-        "base2new": (Recipe("vit_b16_imagenet", datasets=("imagenet",)), Recipe("vit_b16")),
-        # The published scripts give both: the values for single datasets (BY_DATASET) are not for this protocol.
-        "cross_dataset": (
-            Recipe("vit_b16_cross_datasets", ("TRAINER.MMRL.REG_WEIGHT", "0.2", "TRAINER.MMRL.REP_DIM", "512")),
-        ),
-        "few_shot": (Recipe("vit_b16_imagenet", datasets=("imagenet",)), Recipe("vit_b16_few_shot")),
-    },
-    "PromptSRC": {
-        "base2new": (Recipe("vit_b16_c2_ep20_batch4_4+4ctx"),),
-        "cross_dataset": (Recipe("vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets"),),
-        "few_shot": (
-            Recipe("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", datasets=EARLY_AVERAGE),
-            Recipe("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", LATE_AVERAGE),
-        ),
-    },
-    "MMA": {OTHERWISE: (Recipe("vit_b16_ep5_imnet", datasets=("imagenet",)), Recipe("vit_b16_ep5"))},
-    "LoCoOp": {  # the authors' 200 classes are a fifth of ImageNet's 1,000; its base classes are 500
-        "base2new": (Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),),
-        OTHERWISE: (
-            Recipe("vit_b16_ep50", datasets=("imagenet",)),
-            Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),
-        ),
-    },
-    "CLIPLoRA": {
-        "few_shot": (Recipe("vit_b16"), Recipe("small", ("OPTIM.MAX_EPOCH", "10"), shots=(1,))),  # it has 10 steps
-        OTHERWISE: (Recipe("vit_b16"),),
-    },
-    "MPL": {
-        # The authors' script. Their repository also has vit_b4_c1_add2_rm1_cross_datasets, which no script names.
-        "cross_dataset": (Recipe("vit_b4_c1_add2_rm1", ("OPTIM.MAX_EPOCH", "2")),),
-        OTHERWISE: (Recipe("vit_b4_c1_add2_rm1"),),
-    },
-}
+def read_recipes() -> dict[str, dict[str, tuple[Recipe, ...]]]:
+    """The content of recipes.yaml: method -> protocol -> recipes."""
+    found: dict[str, dict[str, tuple[Recipe, ...]]] = {}
+    for method, by_protocol in yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text()).items():
+        by_protocol = {OTHERWISE: [by_protocol]} if isinstance(by_protocol, str) else by_protocol
+        found[method] = {protocol: tuple(map(Recipe.read, recipes)) for protocol, recipes in by_protocol.items()}
+    return found
+
+
+RECIPES = read_recipes()
 
 
 def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: str = "", backbone: str = "") -> Recipe:

@@ -18,7 +18,7 @@ from common.results import digest_of_rows
 from common.start import ROOT
 from experiments import inspecting
 from experiments.metrics import of_predictions
-from experiments.outcomes import Outcome, Pair, draw_pairs, thumbnail
+from experiments.outcomes import Outcome, thumbnail
 from experiments.predictions import COLUMNS, save
 from experiments.studies import plots
 from experiments.studies.tables import Summary
@@ -146,15 +146,6 @@ def test_twenty_thousand_classes_fit_into_memory():
     assert "confusion" in pictures and "accuracy_by_class" in pictures
     assert tracemalloc.get_traced_memory()[1] < 300e6
     tracemalloc.stop()
-
-
-def test_images_of_a_pair_begin_at_one_height_below_its_title(tmp_path):
-    shapes = {"wide.png": (48, 12), "high.png": (12, 48), "square.png": (30, 30)}
-    for name, shape in shapes.items():
-        Image.new("RGB", shape).save(tmp_path / name)
-    figure = draw_pairs([("", Pair("lake", "river", 3, 9, list(shapes)))], tmp_path)
-    figure.draw_without_rendering()
-    assert len({round(ax.get_position().y1, 6) for ax in figure.axes}) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ tests/test_published_scripts.py compares the published ones with the facts.
 import itertools
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -56,13 +55,6 @@ def test_every_script_is_in_the_table_and_has_its_file():
     files = {file.relative_to(ROOT / "scripts").as_posix()[:-3]: file for file in (ROOT / "scripts").rglob("*.sh")}
     assert files.keys() == SCRIPTS.keys() | {"run"}
     assert {name: files[name].read_text() for name in SCRIPTS} == {name: wrapper(name) for name in SCRIPTS}
-
-
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-def test_shellcheck_finds_nothing():
-    files = sorted((ROOT / "scripts").rglob("*.sh"))
-    checked = subprocess.run(["shellcheck", *files], capture_output=True, text=True)
-    assert (checked.returncode, checked.stdout) == (0, "")
 
 
 def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_path):
@@ -245,18 +237,6 @@ def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
 
 
 @pytest.mark.thorough
-def test_cross_dataset_scripts_for_real(script):
-    variables = {"SHOTS": 1, "SOURCE": "eurosat", "OMP_NUM_THREADS": 1, "DRY_RUN": ""}
-    lines = []
-    for name in ("mpl/xd_train.sh", "mpl/xd_test.sh", "mpl/xd_test.sh"):
-        ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
-        assert ended.returncode == 0, ended.stderr
-        lines.append(ended.stdout.splitlines()[-1])
-    assert "Already done (delete" in ended.stdout and lines[1] == lines[2]
-    assert re.fullmatch(r"MPL on EuroSAT 1 shots seed 1: [\d.]+% on 24 test images of all classes", lines[1])
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize("to_group", [True, False])
 def test_sigterm_ends_the_run_too(to_group, begin, eurosat, deep, tmp_path):
     env = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
@@ -293,24 +273,18 @@ def test_help_names_the_origin_of_a_script(script):
 
 WRONG = [  # script, arguments, words of the line
     ("mpl/base2new_train", ["eurosatt", 1], "did you mean eurosat?; for your own images see docs/own_classes.md"),
-    ("mpl/base2new_train", ["eurosat", "one"], "SEED is 'one': give an integer below 10^9, or several"),
     ("mpl/base2new_train", ["eurosat", 1, 0], "EPOCHS is '0': give an integer from 1 on"),
     ("mpl/base2new_train", ["eurosat", 1, "OPTIM.LR"], "'OPTIM.LR' is not KEY VALUE ..."),
-    ("mpl/base2new_train", ["eurosat", 1, "--seed", 3], "'--seed 3' is not KEY VALUE ..."),
     ("mpl/base2new_train", ["eurosat", 1, "OUTPUT_DIR", "x"], "OUTPUT_DIR is among the KEY VALUE pairs: name"),
     ("promptsrc/few_shot", ["eurosat", "many"], "SHOTS is 'many': give an integer"),
     ("promptsrc/reproduce_few_shot", ["eurosat", "4 8", "w"], "SHOTS is '4 8': start the script once for each"),
-    ("base2new_train", ["MPL", "eurosat", 1], "base2new_train.sh takes DATASET WEIGHT "),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
     ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),
-    ("any/base2new_train", ["", "eurosat", 1], "there is no method ''"),
     ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
-    ("any/reproduce", ["MaPLe", "xd", "eurosat", 1, "w"], "there is no protocol 'xd'"),
     ("mpl/xd_test", ["eurosat", 1], "did you mean imagenet?"),
     ("zsclip/zeroshot", ["eurosat", "vit_b61"], "there is no YAML file 'vit_b61': did you mean vit_b16?"),
     # which train.py checks
     ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CLASS_TOKEN_POSITION is 'top'"),
-    ("base2new_train", ["eurosat", "x"], "TRAINER.COOP.W is 'x'"),
 ]
 
 

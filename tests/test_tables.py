@@ -10,10 +10,8 @@ import pytest
 from finished import finish_all, study_of, summarise, tables_of
 from scipy import stats
 
-from common.results import FILE
 from common.start import ROOT
 from experiments.methods import methods as facts
-from experiments.studies import command as study_command
 from experiments.studies.choose import VALIDATION, Choose
 from experiments.studies.first_page import headlines, overview
 from experiments.studies.render import Cell, build_tables, markdown
@@ -326,15 +324,3 @@ def test_runs_with_different_images_are_named(card, words, union):
         lambda run: {"data_use": card if (run.variant.name, run.seed, run.dataset) == other else usual | {"choose": []}}
     )
     assert summary.warnings == [f"runs on small_counts {words} different images: their results do not compare"]
-
-
-@pytest.mark.thorough
-def test_study_with_all_classes_and_detection(study_file, command):
-    file = study_file("out", union=True, ood=["new", "small_objects"])
-    assert command(study_command, "run", file, "--workers", 1).status == 0
-    ended = command(study_command, "tables", file)
-    assert ended.status == 0 and "AUROC new | AUROC small_objects" in ended.printed
-    for base, _, everything in load(file).sequences():
-        run = json.loads((everything.folder / FILE).read_text())
-        assert (run["classes"], run["data_use"]["fit"][0]["classes"]) == ("all", "base")
-        assert run["n_test"] == 2 * json.loads((base.folder / FILE).read_text())["n_test"]

@@ -10,6 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from common.errors import UsageError, choose, choose_dataset
 from common.files import check_folder, write_text
 from common.start import Parser, add_common_options, any_seed, at_least, path
@@ -28,38 +30,7 @@ DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-# protocol -> folders of the prompts of a dataset (cross_dataset: of the source) and a seed.
-LAYOUTS = {
-    "base2new": (
-        "{dataset}/base/seed{seed}",  # MaPLe, PromptSRC: an archive for each dataset
-        "base/seed{seed}",  # one of these archives
-        "base2new/train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # output folders: CoCoOp, MPL
-        "train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",
-        "base2new/train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",  # KgCoOp, TCP: with a weight
-        "train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",
-        "base2new/train_base/{dataset}/shots_{shots}/{method}/seed{seed}",  # MMA
-        "train_base/{method}/{dataset}/shots{shots}/*/seed{seed}",  # DePT
-    ),
-    "cross_dataset": (
-        "{dataset}/seed{seed}",
-        "seed{seed}",
-        "crossdataset/{dataset}/{method}/*/seed{seed}",
-        "{dataset}/{method}/*_{shots}shots/seed{seed}",  # output folders of CoCoOp, MaPLe
-        "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp
-        "base2new/train_base/{dataset}/shots_{shots}/{method}/*_cross_datasets/seed{seed}",  # MMRL
-        "{method}/{dataset}/shots{shots}/*/seed{seed}",  # DePT
-        "*/{dataset}/{shots}shots/seed{seed}",  # CLIP-LoRA: a folder for each backbone
-    ),
-    "few_shot": (
-        "{dataset}/{shots}shot/seed{seed}",  # PromptSRC
-        "{shots}shot/seed{seed}",
-        "{dataset}/{method}/*_{shots}shots/seed{seed}",
-        "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp, ProGrad
-        "few_shot/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # MMRL
-        "*/{dataset}/{shots}shots/seed{seed}",  # CLIP-LoRA
-        "{dataset}/{shots}shots/seed{seed}",
-    ),
-}
+LAYOUTS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text())  # by protocol
 # Names of methods and datasets in their folders, where these are others than here.
 NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
 NAMES |= {f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")}

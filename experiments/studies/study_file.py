@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -43,9 +42,6 @@ def load(file: Path, settings: bool = True) -> Study:
 def study_from(content: dict) -> Study:
     """A `Study` from the content of its file. An empty value means the default."""
     given = {key: value for key, value in content.items() if value is not None}
-    if "together" in content:
-        given.pop("together", None)
-        print("The key together has no effect any more: each seed is a run of its own", file=sys.stderr)
     for key in given:
         choose(key, STUDY_KEYS, "key")
     entries = given.pop("trainers", None)

@@ -75,6 +75,11 @@ class Summary:
         both = halves.assign(accuracy=means, part="H").reset_index()[columns]
         self.values = pd.concat([runs[columns], both] if len(both) else [runs[columns]])
 
+    @cached_property
+    def of_methods(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """The values of each method in each table, by protocol, part and method."""
+        return dict(list(self.values.groupby(["protocol", "part", "method"])))
+
     @property
     def kinds(self) -> list[str]:
         """The kinds of the study's methods (`Method.kind`)."""
@@ -105,8 +110,7 @@ class Summary:
     def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
         """Accuracies, seeds x datasets (the source among them) and their average; NaN where a run is missing. H of the
         average is that of the seed's average base and new accuracies, as in `means`."""
-        values = self.values
-        rows = values[(values["protocol"] == protocol) & (values["part"] == part) & (values["method"] == method)]
+        rows = self.of_methods.get((protocol, part, method), self.values[:0])
         found = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
         found["average"] = found[self.averaged(protocol)].mean(axis="columns", skipna=False)
         if part == "H":
