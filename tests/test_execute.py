@@ -115,6 +115,11 @@ def test_run_of_another_process_is_waited_for(study_file):
     assert (run.folder / "results.json").stat().st_mtime_ns == before
 
 
+def test_error_of_a_run_has_no_control_characters(tmp_path):
+    line = executor.record_outcome(tmp_path, ValueError("bad \x1b[31m\nname"))
+    assert line == "ValueError: bad \\x1b[31m name" and (tmp_path / ERROR).read_text() == f"{line}\n"
+
+
 def test_run_without_a_test_has_failed(study_file, monkeypatch):
     """TEST.NO_TEST of a dataset in BY_DATASET: each start of the study trained it again."""
     monkeypatch.setattr(executor, "train_and_test", lambda *args, **options: None)

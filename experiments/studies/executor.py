@@ -25,6 +25,7 @@ from tqdm import tqdm
 from clip import keep_backbones
 from common.errors import UsageError
 from common.files import write_text
+from common.names import printable
 from common.start import ROOT
 from trainers.base.data_use import count_common
 
@@ -293,7 +294,7 @@ def record_outcome(folder: Path, error: BaseException | None) -> str | None:
     if error is None:
         (folder / ERROR).unlink(missing_ok=True)
         return None
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    line = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
     with suppress(OSError):  # for example the full disk that the error reports
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / ERROR, line + "\n")
