@@ -1,8 +1,10 @@
 """Errors, registry, logger, meters, seeds and other helpers, and the names that projects import."""
 
+import calendar
 import pickle
 import random
 import sys
+import time
 from importlib import import_module
 
 import numpy as np
@@ -74,6 +76,20 @@ def test_setup_logger_writes_a_new_file_each_time_and_restores_stdout(tmp_path, 
     assert [path.read_text("utf-8") for path in logs] == ["both\nfirst ä\n", "both\nsecond\n", "both\nthird\n"]
     assert (tmp_path / "third.log").read_text() == "both\n"
     assert capsys.readouterr().out == "both\nfirst ä\nboth\nsecond\nboth\nthird\n"
+
+
+def test_names_of_logs_have_the_time_of_utc(tmp_path, monkeypatch):
+    """That of the place is set back in autumn, and the log of a later start came first."""
+    monkeypatch.setenv("TZ", "JST-9")
+    time.tzset()
+    try:
+        for _ in range(2):
+            utils.setup_logger(str(tmp_path)).close()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    (stamped,) = tmp_path.glob("log.txt-*")
+    assert abs(calendar.timegm(time.strptime(stamped.name, "log.txt-%Y-%m-%d-%H-%M-%S")) - time.time()) < 600
 
 
 def test_log_has_each_line_as_soon_as_it_is_printed(tmp_path):
