@@ -33,12 +33,13 @@ def download(url: str, partial: Path, most: int) -> None:
         OSError: `partial` cannot be written.
     """
     import requests  # only downloads need it
+    from urllib3.exceptions import HTTPError
 
     for tries_left in reversed(range(TRIES)):
         try:
             receive(url, partial, most)
             return
-        except (requests.RequestException, ValueError) as error:  # the second is about an address
+        except (requests.RequestException, HTTPError, ValueError) as error:  # the last is about an address
             status = getattr(getattr(error, "response", None), "status_code", None)
             is_final = isinstance(error, ValueError) or (status and status < 500 and status != 429)
             if is_final or not tries_left:
@@ -69,7 +70,7 @@ def receive(url: str, partial: Path, most: int) -> None:
             open(partial, "ab" if start else "wb") as file,
             tqdm(initial=start, total=total, unit="B", unit_scale=True, desc=partial.name) as bar,
         ):
-            for block in response.iter_content(BLOCK):
+            for block in response.raw.stream(BLOCK, decode_content=False):  # a .tar.gz stays one
                 file.write(block)
                 bar.update(len(block))
                 if file.tell() > most:

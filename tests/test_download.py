@@ -1,5 +1,6 @@
 """Downloads of datasets' files and of backbones: they resume, and only the published file is accepted. Unpacking."""
 
+import gzip
 import hashlib
 import os
 import signal
@@ -77,6 +78,15 @@ def test_received_bytes_are_kept_after_a_failure(fault, server, file, tmp_path):
     server.faults = []
     assert fetch(file, tmp_path, "").read_bytes() == CONTENT
     assert starts(server)[-1] == HALF
+
+
+def test_archive_stays_compressed(server, file, tmp_path):
+    """Apache calls a .tar.gz its content and gzip its encoding."""
+    content = gzip.compress(CONTENT)
+    head = HEAD + f"Content-Encoding: x-gzip\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    server.faults = [head + content]
+    file = replace(file, bytes=len(content), md5=hashlib.md5(content).hexdigest())
+    assert fetch(file, tmp_path, "").read_bytes() == content
 
 
 def test_complete_partial_file_is_only_verified(server, file, tmp_path):
