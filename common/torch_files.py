@@ -52,9 +52,11 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
             file.seek(0)
             with LOADING, torch.serialization.safe_globals([(stub, name) for name, stub in (stubs or {}).items()]):
                 return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError, DamagedError):
+    except (MemoryError, DamagedError):
         raise
     except Exception as error:  # a damaged file makes the loader fail in any way
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         if "allocate memory" in str(error):
             raise MemoryError(one_line(error)) from error
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -78,9 +80,11 @@ def check_archive(file: io.BufferedReader) -> None:
     with zipfile.ZipFile(file) as archive:
         size = file.seek(0, io.SEEK_END)
         members = archive.infolist()
-        # torch compresses nothing: a small file cannot fill the memory.
-        if sum(member.file_size for member in members) > size:
+        if sum(member.file_size for member in members) > size:  # a small file cannot fill the memory
             raise DamagedError("it is compressed")
+        # torch would return memory that nobody has written for a member that counts as a folder or has two sizes.
+        if any(member.external_attr & 0x10 or member.file_size != member.compress_size for member in members):
+            raise DamagedError("its list of members is not one of torch")
         if archive.comment:
             file.seek(0)
             digest = hashlib.sha256()
