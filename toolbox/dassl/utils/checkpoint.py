@@ -202,7 +202,22 @@ def _fitting_state(target, state):
     groups = matching_state(current["param_groups"], state["param_groups"], "param_groups")
     for group, this_group in zip(groups, current["param_groups"], strict=True):
         group |= {key: this_group[key] for key in KERNELS if key in this_group}
+    parameters = [parameter for group in target.param_groups for parameter in group["params"]]
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if not _is_state_of(parameters[index], key, value):
+                raise ValueError(f"state.{index}.{key} has another form")
     return {"state": state["state"], "param_groups": groups}
+
+
+def _is_state_of(parameter, key, value):
+    """Whether an entry of an optimiser's state is a number, or a finite tensor of the parameter's shape."""
+    if not isinstance(value, torch.Tensor):
+        return isinstance(value, numbers.Real) if key == "step" else value is None and key == "momentum_buffer"
+    shape = torch.Size() if key == "step" else parameter.shape
+    if value.layout != torch.strided or value.device.type == "meta" or not value.is_floating_point():
+        return False
+    return value.shape == shape and bool(torch.isfinite(value).all())
 
 
 def matching_state(current, value, name=""):
