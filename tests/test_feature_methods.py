@@ -152,6 +152,21 @@ def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(m
         torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
+def test_gda_of_one_view_of_a_class_is_refused(make):
+    trainer = make("GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 2)
+    with pytest.raises(UsageError, match="GDA has 6 views of images"):  # a class has no covariance
+        trainer.begin(Support(torch.randn(1, 6, 64, device=trainer.device), torch.arange(6, device=trainer.device)))
+
+
+def test_gda_that_keeps_no_views_is_zero_shot_clip_where_classes_are_new(make, tmp_path):
+    make("GDA", "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.SETTING", "few_shots").train()
+    every = make("GDA", output="all")
+    every.load_model(str(tmp_path / "run"))
+    images = images_of(every)
+    zero_shot = make("ZeroshotCLIP", output="zero").model_inference(images)
+    torch.testing.assert_close(every.model_inference(images), zero_shot * 100 / every.model.scale, rtol=0, atol=1e-3)
+
+
 def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_before(make):
     found = []
     for seed, workers in ((1, 0), (1, 2), (2, 0)):
