@@ -51,7 +51,8 @@ class RunSpec:
 
     def check_places(self) -> None:
         """Check that all options are given, and that the folders that they name exist. It needs no torch."""
-        if self.is_finished:
+        folder = self.pairs.get("OUTPUT_DIR", self.args.output_dir)
+        if self.args.skip_finished and folder and Path(folder, FILE).is_file():
             return
         if self.args.model_dir:
             remedy = "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for xd_test.sh, SOURCE)"
@@ -76,8 +77,7 @@ class RunSpec:
     @property
     def is_finished(self) -> bool:
         """Whether there are results of this run, or of another one in its folder, and --skip-finished is given."""
-        folder = self.pairs.get("OUTPUT_DIR", self.args.output_dir)
-        return self.args.skip_finished and Path(folder, FILE).is_file()
+        return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, FILE).is_file()
 
     @cached_property
     def chosen(self) -> "Chosen":

@@ -129,6 +129,13 @@ def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat
     assert f"{holds} epoch 2: choose" in test(trained, "--load-epoch", 2).error
 
 
+def test_a_finished_folder_that_a_yaml_file_names_is_done(launch, eurosat, tiny, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {ROOT}/configs/datasets/eurosat.yaml\nOUTPUT_DIR: {tmp_path}/run\n")
+    argv = arguments(eurosat, tiny, "", options=["--skip-finished", "--dataset-config-file", tmp_path / "own.yaml"])
+    assert launch(*argv).status == 0
+    assert launch(*argv).printed == f"Already done (delete {tmp_path}/run to run it again)\n"
+
+
 def test_a_finished_folder_that_cannot_be_written_to_is_done(launch, eurosat, tiny, tmp_path, monkeypatch):
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
     assert launch(*argv).status == 0
