@@ -93,10 +93,8 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         weights = model.state_dict()
         state = {key: value for key, value in state.items() if key in weights or key.split(".")[-1] not in NOT_WEIGHTS}
         if resize:
-            lengths = {key: value for key, value in state.items() if key.endswith("positional_embedding")}
-            # Those of integers stay, so that `fill` refuses them.
-            places = {key: value.float() for key, value in lengths.items() if value.is_floating_point()}
-            state |= places | {"logit_scale": state["logit_scale"].reshape(model.logit_scale.shape)}
+            state |= {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
+            state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
         for key, weight in weights.items():

@@ -208,13 +208,6 @@ def test_invalid_tensors_are_refused(key, change, words, half, tmp_path):
     refused(tmp_path / "vit.pt", words)
 
 
-def test_position_embeddings_of_integers_are_refused_where_their_lengths_may_differ(half, tmp_path):
-    state = half.state_dict()
-    torch.save(state | {"positional_embedding": state["positional_embedding"].long()}, tmp_path / "vit.pt")
-    with pytest.raises(clip.ClipError, match="positional_embedding has the type torch.int64"):
-        building.build(tmp_path / "vit.pt", "fp32", "vit", {"model_cfg": clip_config()}, resize=True)
-
-
 def test_checksum_of_a_pair_is_of_the_file_in_the_given_folder(tmp_path, monkeypatch):
     def download(pretrained, cache_dir):
         (file := tmp_path / cache_dir / "vit.pt").write_bytes(b"weights")
