@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from dassl.config import get_cfg_default
+from dassl.config import CfgNode
 
 from common.errors import UsageError
 from common.start import ROOT
@@ -35,6 +35,6 @@ def read_yaml(file: Path) -> dict:
     stream = io.StringIO(read_text(file, YAML_BYTES))
     stream.name = str(file)  # type: ignore[misc]  # for messages
     try:
-        return get_cfg_default().load_cfg(stream)
+        return CfgNode.load_cfg(stream)
     except ValueError as error:
         raise UsageError(str(error), where=file) from error

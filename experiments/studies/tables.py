@@ -73,6 +73,7 @@ class Summary:
         halves = halves.reindex(columns=["base", "new"]).dropna()
         means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
         both = halves.assign(accuracy=means, part="H").reset_index()[columns]
+        self.averages: dict[tuple[str, str, str], pd.DataFrame] = {}  # what `by_seed` has returned
         self.values = pd.concat([runs[columns], both] if len(both) else [runs[columns]])
 
     @cached_property
@@ -110,12 +111,16 @@ class Summary:
     def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
         """Accuracies, seeds x datasets (the source among them) and their average; NaN where a run is missing. H of the
         average is that of the seed's average base and new accuracies, as in `means`."""
-        rows = self.of_methods.get((protocol, part, method), self.values[:0])
+        key = protocol, part, method
+        if key in self.averages:
+            return self.averages[key]
+        rows = self.of_methods.get(key, self.values[:0])
         found = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
         found["average"] = found[self.averaged(protocol)].mean(axis="columns", skipna=False)
         if part == "H":
             base, new = (self.by_seed(protocol, half, method)["average"] for half in ("base", "new"))
             found["average"] = base.combine(new, harmonic_mean)
+        self.averages[key] = found
         return found
 
     @cached_property
