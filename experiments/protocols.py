@@ -67,7 +67,10 @@ class Recipe:
         """A recipe from the name of its YAML file, or from its fields."""
         if isinstance(entry, str):
             return cls(entry)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        return cls(**fields)
 
     def fits(self, dataset: str, shots: int) -> bool:
         return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
