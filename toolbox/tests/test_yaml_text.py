@@ -14,17 +14,17 @@ LEVELS = range(1, 24)
 HOSTILE = {
     "anchor bomb": (
         "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in LEVELS),
-        "20,000 val",
+        "more than 20,000 values",
     ),
     "merge bomb": (
         "a0: &a0 {x: 1, y: 2}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in LEVELS),
         "more than 20,000 values",
     ),
-    "alias inside itself": ("a: &a [*a]", "an alias inside itself, or more than 50 levels with aliases"),
+    "alias inside itself": ("a: &a [*a]", "or 50 levels"),
     "too many values": ("a: [" + "1," * (MAX_VALUES + 1) + "]", "more than 20,000 values"),
     "deep flow": ("a: " + "[" * 500_000, "is invalid YAML ("),
     "!!int x": ("SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n", "is invalid YAML (invalid literal for int"),
-    "5,000 digits": ("A: 1\nSEED: " + "1" * 5000, "line 2 is invalid YAML (not a number or date of at most 100 char"),
+    "5,000 digits": ("A: 1\nSEED: " + "1" * 5000, "is invalid YAML (Exceeds the limit"),
     "Python object": ("SEED: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     "two documents": ("SEED: 1\n---\nSEED: 2\n", "line 2 is invalid YAML"),
 }

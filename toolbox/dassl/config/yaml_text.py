@@ -7,14 +7,12 @@ import yaml
 from common.errors import MissingFileError, UsageError, suggestion
 from common.text import read_text
 
-# A config has about 30 lines. These bounds are far above that, and what they admit is read in about a second.
+# A config has about 30 lines. These bounds are far above that.
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # keys and values; those of an alias count at each use, as whoever walks the tree meets them
 MAX_DEPTH = 50
-MAX_DIGITS = 100  # of a number or date
 
 INVALID = (yaml.YAMLError, ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError)
-NUMBERS = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -37,12 +35,10 @@ def parse_yaml(text, name, unique=False):
             `unique`, a key is there twice. Otherwise the last one counts, as in yacs.
     """
     try:
-        _check_depth(text)
         loader = Loader(text)
         node = loader.get_single_node()
-        _check_bounds(node)
-        if unique:
-            _check_keys(node)
+        if node is not None:
+            _check_nodes(node, unique)
         tree = {} if node is None else loader.construct_document(node)
     except INVALID as error:
         mark = getattr(error, "problem_mark", None)
@@ -54,47 +50,24 @@ def parse_yaml(text, name, unique=False):
     return tree
 
 
-def _check_depth(text):
-    """Raise a YAMLError for too many levels before there are nodes: libyaml's need the stack, and can overflow it."""
-    depth = 0
-    for event in yaml.parse(text, Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} levels", problem_mark=event.start_mark)
-
-
-def _check_bounds(root):
-    """Raise a YAMLError if a tree of YAML nodes exceeds the bounds; nothing is built from it yet."""
-    found, count = [(root, 1)] if root else [], 0
-    while found:
-        node, depth = found.pop()
+def _check_nodes(root, unique):
+    """Raise a YAMLError if a tree of nodes is beyond a bound or, if `unique`, has a key twice; nothing is built yet."""
+    nodes = [(root, 1)]
+    count = 0
+    while nodes:
+        node, depth = nodes.pop()
         count += 1
-        problem = ""
-        if count > MAX_VALUES:
-            problem = f"more than {MAX_VALUES:,} values, those of an alias counted at each use"
-        elif depth > MAX_DEPTH:
-            problem = f"an alias inside itself, or more than {MAX_DEPTH} levels with aliases"
-        elif node.tag in NUMBERS and not (isinstance(node, yaml.ScalarNode) and len(node.value) <= MAX_DIGITS):
-            problem = f"not a number or date of at most {MAX_DIGITS} characters"
-        if problem:
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            problem = f"more than {MAX_VALUES:,} values or {MAX_DEPTH} levels, those of an alias counted at each use"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
         if isinstance(node, yaml.SequenceNode):
-            found += [(item, depth + 1) for item in node.value]
-        elif isinstance(node, yaml.MappingNode):
-            found += [(item, depth + 1) for pair in node.value for item in pair]
-
-
-def _check_keys(root):
-    """Raise a YAMLError if a mapping below a YAML node has a key twice."""
-    found = [root] if isinstance(root, yaml.CollectionNode) else []
-    while found:
-        node, seen = found.pop(), set()
-        pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+            nodes += [(item, depth + 1) for item in node.value]
+        names = set()
         for key, value in pairs:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-            found += [value] if isinstance(value, yaml.CollectionNode) else []
+            if unique and isinstance(key, yaml.ScalarNode):
+                if key.value in names:
+                    problem = f"the key {key.value} is there twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                names.add(key.value)
+            nodes += [(key, depth + 1), (value, depth + 1)]
