@@ -108,11 +108,6 @@ class PromptedClassifier:
             self.checkpoint = {**checkpoint, "state_dict": state, "optimizer": None, "metadata": metadata}
 
     @classmethod
-    def from_folder(cls, folder: str | PathLike, backbone: str = "", device: str = "") -> "PromptedClassifier":
-        """The classifier of a folder that tools/export.py wrote: `from_pretrained`, without the Hub."""
-        return cls(*read_artefact(Path(folder)), str(folder), backbone, device)
-
-    @classmethod
     def from_pretrained(
         cls, name: str | PathLike, backbone: str = "", device: str = "", revision: str | None = None
     ) -> "PromptedClassifier":

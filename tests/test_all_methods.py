@@ -135,7 +135,7 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
         done = command(export, run, "--to", tmp_path / folder, *options, "--backbone", deep, *names)
         expect(" ".join(["export", *(f"`{option}`" for option in options)]), done)
     (own,) = open_models([run], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}), list(names[1:]) or None)
-    exported = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     torch.testing.assert_close(exported.logits(images), own.classifier.logits(images), rtol=0, atol=1e-4)
     if row["predict, other classes"] == "ok":
         assert exported.logits(images, OTHER).isfinite().all()

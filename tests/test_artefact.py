@@ -48,14 +48,14 @@ def test_moved_artefact_predicts_the_same_without_a_dataset(finished, copied, co
     monkeypatch.chdir(copied.parent)
     rows = rows_of(command, "moved", *images, "--backbone", deep)
     assert [row | {"model": "CoOp"} for row in rows] == expected
-    classifier = PromptedClassifier.from_folder(copied, backbone=str(deep))
+    classifier = PromptedClassifier.from_pretrained(copied, backbone=str(deep))
     tops = classifier.probabilities(images).max(dim=-1)
     assert [classifier.class_names[index] for index in tops.indices] == [row["top"][0]["class"] for row in rows]
     assert tops.values.tolist() == pytest.approx([row["top"][0]["probability"] for row in rows])
 
 
 def test_python_call_takes_files_pil_images_and_tensors(copied, deep, eurosat):
-    classifier = PromptedClassifier.from_folder(copied, str(deep))
+    classifier = PromptedClassifier.from_pretrained(copied, str(deep))
     file = next(iter(images_of(eurosat, range(1))))
     image = Image.open(file).convert("RGB")
     forms = [file, Path(file), [file], image, [image], classifier.transform(image)[None]]

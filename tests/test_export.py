@@ -34,7 +34,7 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, eurosat, tmp_
     folder, run = tmp_path / "deeper/exported", finished(method, classes, *SETTINGS.get(method, ()), *precision)
     done = command(export, run, "--to", folder, "--onnx")
     assert done.status == 0, done.errors
-    classifier = PromptedClassifier.from_folder(folder, str(deep))
+    classifier = PromptedClassifier.from_pretrained(folder, str(deep))
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     (logits,) = session.run(None, {"images": classifier.pixels(images).numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3)
@@ -60,7 +60,7 @@ def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, com
     done = command(export, run, "--to", tmp_path / "out", *options)
     assert done.status == 0, done.errors
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
-    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     with torch.no_grad():
         features = load_backbone(str(deep)).encode_image(classifier.pixels(images), normalize=True)
     logits = tensors["logit_scale"] * features @ tensors["class_matrix"].T
@@ -72,7 +72,7 @@ def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, com
 def test_folded_weights_are_a_clip_with_the_same_features(finished, command, deep, eurosat, tmp_path):
     run = finished("CLIPLoRA", "base", *SETTINGS["CLIPLoRA"])
     assert command(export, run, "--to", tmp_path / "out", "--weights", "--backbone", deep).status == 0
-    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     plain = load_backbone(str(deep))
     before = {key: value.clone() for key, value in plain.state_dict().items()}
     state = load_file(tmp_path / "out/open_clip_model.safetensors")

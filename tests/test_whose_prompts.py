@@ -295,7 +295,7 @@ def test_a_checkpoint_without_class_names_was_not_learned_on_others(method, clas
     expected = PromptedClassifier(description, checkpoint, "a file", str(deep)).logits(images, others)
     torch.testing.assert_close(opened.logits(images, others), expected)
     opened.save(tmp_path)
-    exported = PromptedClassifier.from_folder(tmp_path, str(deep))
+    exported = PromptedClassifier.from_pretrained(tmp_path, str(deep))
     for asked in (names, others):
         torch.testing.assert_close(exported.logits(images, asked), opened.logits(images, asked))
 
@@ -333,5 +333,5 @@ def test_a_run_has_its_limit_of_pixels_and_an_exported_folder_that_of_the_projec
     content = json.loads((tmp_path / "out/config.json").read_text())
     content["input"]["MAX_PIXELS"] = 1500
     (tmp_path / "out/config.json").write_text(json.dumps(content))
-    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     assert usual == classifier.cfg.INPUT.MAX_PIXELS

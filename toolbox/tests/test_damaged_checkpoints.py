@@ -63,26 +63,6 @@ def test_torch_itself_loads_a_sealed_file(newest, options):
         assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
 
 
-def test_flipped_bit_of_a_file_without_checksum_is_noticed_or_changes_nothing(newest):
-    """Published checkpoints have none: the CRCs of the archive cover all but padding and dates."""
-    expected = torch.load(newest)
-    torch.save(expected, newest)
-    content = newest.read_bytes()
-    with zipfile.ZipFile(newest) as archive:
-        inside = [content.index(archive.read(info), info.header_offset) for info in archive.infolist()]
-    chance, accepted = random.Random(13), 0
-    for place in [*inside, *chance.sample(range(len(content)), 100)]:
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << chance.randrange(8)
-        newest.write_bytes(damaged)
-        try:
-            assert str(flat(load_checkpoint(newest))) == str(flat(expected)) and place not in inside
-            accepted += 1
-        except UsageError:
-            continue
-    assert 0 < accepted < 50
-
-
 def test_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
     torch.save({"state_dict": {"w": torch.zeros(10**6)}, "epoch": 1}, tmp_path / "sound")
     with zipfile.ZipFile(tmp_path / "sound") as archive, zipfile.ZipFile(tmp_path / "a", "w", 8) as bomb:  # deflated

@@ -2,13 +2,11 @@
 
 import os
 import struct
-import time
 import zlib
-from contextlib import suppress
 
 import numpy as np
 import pytest
-from dassl.data import DataManager, image_cache
+from dassl.data import DataManager
 from dassl.utils import ImageError, images, read_image
 from PIL import Image
 from tiny_project import make_cfg, make_images
@@ -123,27 +121,6 @@ def test_settings_of_a_run_reach_the_reader(tmp_path):
         list(loader)
 
 
-def test_few_decoded_images_wait_to_be_written(tmp_path, monkeypatch):
-    """On a slow disk all images of a split came to be in memory."""
-    read, waiting = [], []
-
-    def put(cache, key, form, nbytes, parts):
-        next(iter(parts))
-        time.sleep(0.2)  # as a slow disk
-        waiting.append(len(read))
-        return False
-
-    monkeypatch.setattr(image_cache, "CHUNK", 2)
-    monkeypatch.setattr(image_cache.DiskCache, "put", put)
-    make_images(tmp_path)
-    cfg = make_cfg(tmp_path, tmp_path, "CACHE", str(tmp_path), "DATALOADER.CACHE_TEST", True)
-    dataset = DataManager(cfg).test_loader.dataset
-    open_image = dataset.read
-    dataset.read = lambda path: (read.append(path), open_image(path))[1]
-    dataset.cache_test_images(threads=2)
-    assert waiting == [3]  # one of them to know their size
-
-
 def png(width, height, bits=8, data=b""):
     """A PNG file in RGB; `data` are its rows, each after a byte 0."""
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
@@ -219,18 +196,3 @@ def test_named_pipe_device_and_folder_are_refused_without_waiting_and_escaped(tm
     for path in (tmp_path / "a\n\x1b.png", "/dev/zero"):
         refused(path, "is not a regular file")
     refused(tmp_path, "is not a regular file")
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", images.FORMATS)
-def test_damaged_images_never_end_in_another_error(kind, tmp_path):
-    """Random bytes are changed."""
-    rng = np.random.default_rng(0)
-    whole = written(tmp_path / "whole", NOISE, kind).read_bytes()
-    for _ in range(40):
-        damaged = np.frombuffer(whole, np.uint8).copy()
-        damaged[rng.integers(0, min(200, len(damaged)), 4)] = rng.integers(0, 256, 4)
-        damaged = damaged[: rng.choice([len(damaged), len(damaged) // 2, 20, 0])]
-        (tmp_path / "a.png").write_bytes(damaged.tobytes())
-        with suppress(ImageError):
-            assert read_image(tmp_path / "a.png").mode == "RGB"

@@ -53,14 +53,6 @@ def test_registry_names_the_closest():
         registry.get("Coop")
 
 
-def test_check_availability_names_the_closest():
-    utils.check_availability("sgd", ["adam", "sgd"])
-    with pytest.raises(UsageError, match=r'^"SDG" is not available \(there are: adam, sgd\); did you mean sgd.$'):
-        utils.check_availability("SDG", ["sgd", "adam"])
-    with pytest.raises(UsageError, match="there are: none"):
-        utils.check_availability("x", [])
-
-
 def test_setup_logger_writes_a_new_file_each_time_and_restores_stdout(tmp_path, capsys):
     console = sys.stdout
     for text in ("first ä", "second", "third"):
