@@ -1,10 +1,10 @@
 """Builds a CLIP from the tensors of a weight file, by open_clip, with the sizes that the tensors have."""
 
+import json
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,42 +51,41 @@ class CLIP(open_clip.CLIP):
         return logits, logits.t()
 
 
-CACHE: OrderedDict[tuple, CLIP] = OrderedDict()  # the backbones that this process built last; another load is a copy
-cache_size = 0
-LOCK = threading.Lock()  # of CACHE
-
-
 def keep_backbones(count: int) -> None:
-    """Keep the `count` backbones that this process builds last, so that its next run need not read their files."""
-    global cache_size
-    cache_size = count
-    with LOCK:
-        while len(CACHE) > count:
-            CACHE.popitem(last=False)
+    """Keep the `count` backbones that this process uses last, so that its next run need not read their files."""
+    global build_or_find
+    build_or_find = lru_cache(count)(build_anew)
 
 
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
+    """`build_anew`, or a copy of a backbone that `keep_backbones` keeps.
+
+    Raises:
+        ClipError: as for `build_anew`, or there is no such file.
+    """
+    file = *identity(regular_file(path)), torch.get_default_dtype()
+    model = build_or_find(file, precision, source, json.dumps(config), resize)
+    return deepcopy(model) if build_or_find.cache_parameters()["maxsize"] else model
+
+
+def build_anew(file: tuple, precision: str, source: str, config_text: str, resize: bool) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
 
     The generators of random numbers end where they were, so that the prompts of a seed do not depend on the backbone.
 
     Args:
-        path: a file for `read_state_dict`.
+        file: the `identity` of a file for `read_state_dict`.
         precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         source: name of the weights, for errors.
-        config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
+        config_text: null, or JSON with `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and
+            `std` of the images).
         resize: whether to fit position embeddings of other lengths to the configuration, as open_clip does.
 
     Raises:
         ClipError: the file cannot be read, or a tensor is missing, is one too many, has another shape or is not finite.
     """
-    file = identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype()
-    with LOCK:
-        cached = CACHE.get(file)
-        if cached is not None:
-            CACHE.move_to_end(file)
-            return deepcopy(cached)
-    state = read_state_dict(path)
+    config = json.loads(config_text)
+    state = read_state_dict(Path(file[0]))
     remedy = "give another file"
     try:
         model = empty_clip(without_hub(config["model_cfg"]) if config else openai_config(state), precision)
@@ -109,12 +108,10 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
         reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
         raise ClipError(f"{source} is not a CLIP that open_clip can build ({reason})", remedy) from error
-    with LOCK:
-        while CACHE and len(CACHE) >= cache_size:
-            CACHE.popitem(last=False)  # before the copy needs memory
-        if cache_size:
-            CACHE[file] = deepcopy(model)
     return model
+
+
+build_or_find = lru_cache(0)(build_anew)
 
 
 def fill(name: str, weight: Tensor, value: Tensor) -> None:

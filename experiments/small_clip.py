@@ -1,11 +1,7 @@
 """Pre-train the small CLIP on drawn images and their captions."""
 
 import math
-import os
-import signal
 import zlib
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
 from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
@@ -113,12 +110,10 @@ def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
 
 def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
     """Subjects and their images (number, 64, 64, 3), uint8."""
-    pool = ProcessPoolExecutor(os.cpu_count(), initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN))
-    try:
-        drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
-        subjects, images = zip(*tqdm(drawn, "drawing", total=number), strict=True)
-    finally:  # do not draw the rest after Ctrl-C
-        pool.shutdown(cancel_futures=True)
+    drawn = process_map(
+        draw_one, ((seed, index) for index in range(number)), chunksize=200, total=number, desc="drawing"
+    )
+    subjects, images = zip(*drawn, strict=True)
     return list(subjects), np.stack(images)
 
 

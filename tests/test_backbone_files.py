@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import open_clip
@@ -112,12 +111,9 @@ def test_damaged_file_is_refused_in_one_line(damage, tmp_path):
 
 
 def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "CACHE", OrderedDict())
     file, state = tmp_path / "vit.pt", half.state_dict()
     torch.save(state, file)
-    monkeypatch.setattr(building, "cache_size", 0)
-    clip.load_backbone(str(file))
-    assert not building.CACHE
+    monkeypatch.setattr(building, "build_or_find", None)
     clip.keep_backbones(1)
     first = clip.load_backbone(str(file))
     expected = features(first)
@@ -130,12 +126,10 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
             assert torch.equal(features(second), expected)
             second.visual.proj.data.zero_()
     assert clip.load_backbone(str(file), "fp16").dtype == torch.float16  # built, as the precision is another
-    assert len(building.CACHE) == 1
+    assert building.build_or_find.cache_info().currsize == 1
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)
     assert torch.equal(clip.load_backbone(str(file), "fp16").visual.proj, state["visual.proj"])
-    clip.keep_backbones(0)
-    assert not building.CACHE
 
 
 # ---------------------------------------------------------------- faults

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from common.cache import DiskCache
-from trainers.base.features import Batches, CachedFeatures, Support
-from trainers.base.tensor_cache import get_tensor, put_tensor
+from trainers.base.features import Batches, CachedFeatures, Support, get_tensor, put_tensor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the memory")
 # Test images of ImageNet; 64 views of 500 images.

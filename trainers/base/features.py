@@ -1,6 +1,7 @@
 """The features of images by a frozen image tower, kept on disk for every run that would compute the same."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from common.errors import UsageError
 
 from .compat import read_of
 from .prompted import PromptedCLIP
-from .tensor_cache import get_tensor, put_tensor
 
 
 class CachedOutput(ImageOutput):
@@ -214,3 +214,14 @@ class Batches:
         for rows in order[: self.steps * self.size].split(self.size):
             image = rows % images
             yield {"img": CachedOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}
+
+
+def get_tensor(cache: DiskCache, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """The tensor of a key, whose file is mapped into memory; None if there is no file of this shape and type."""
+    content = cache.get(key, f"{dtype} {tuple(shape)}", math.prod(shape) * dtype.itemsize)
+    return None if content is None else torch.frombuffer(content, dtype=dtype, count=math.prod(shape)).reshape(shape)
+
+
+def put_tensor(cache: DiskCache, key: str, tensor: Tensor) -> None:
+    """Keep a tensor. If it is too large, or the file cannot be written, this prints why."""
+    cache.put(key, f"{tensor.dtype} {tuple(tensor.shape)}", tensor.nbytes, [as_bytes(tensor)])

@@ -17,8 +17,8 @@ from clip.digest import add_tensors
 from common.cache import DiskCache
 
 from .ensemble import EIGHTY
+from .features import get_tensor, put_tensor
 from .prompted import Output, PromptedCLIP, normalize
-from .tensor_cache import get_tensor, put_tensor
 from .trainer import PromptTrainer
 
 TEMPLATES = EIGHTY[:60]  # of PromptSRC
