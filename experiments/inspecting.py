@@ -75,7 +75,7 @@ def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     if pairs := found.pairs():
         caption = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, "
         caption += "and the images with the highest probability."
-        yield "confused_pairs", caption, draw_pairs([("", pair) for pair in pairs], root)
+        yield "confused_pairs", caption, draw_pairs(pairs, root)
 
 
 def draw_recalls(ax: Axes, recalls: list[tuple[str, float]]) -> None:

@@ -125,17 +125,17 @@ def draw_confusion(ax: Axes, found: Outcome) -> None:
         ax.set_yticks(range(number), labels, fontsize=size, parse_math=False)
 
 
-def draw_pairs(pairs: Sequence[tuple[str, Pair]], root: Path, across: int = 1) -> Figure:
-    """Confused pairs, `across` of them in a row: a line with a title, one with the classes, and the examples."""
-    rows = math.ceil(len(pairs) / across)
-    figure = Figure(figsize=(4 * across, 1.75 * rows))
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.05 / rows, top=1 - 0.25 / rows, hspace=0.5)
-    grid = figure.subplots(rows, EXAMPLES * across, squeeze=False)
+def draw_pairs(pairs: Sequence[Pair], root: Path) -> Figure:
+    """Confused pairs, one below another: a line with the classes, and the examples."""
+    rows = len(pairs)
+    figure = Figure(figsize=(4, 1.5 * rows))
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.05 / rows, top=1 - 0.2 / rows, hspace=0.3)
+    grid = figure.subplots(rows, EXAMPLES, squeeze=False)
     for ax in grid.flat:
         ax.set_axis_off()
         ax.set_anchor("NW")  # under the title, whatever the shape of the image
-    for axes, (title, pair) in zip(grid.reshape(-1, EXAMPLES), pairs, strict=False):
-        words = f"{title}\n{pair.label} → {pair.predicted}: {pair.number} of {pair.images}"
+    for axes, pair in zip(grid, pairs, strict=True):
+        words = f"{pair.label} → {pair.predicted}: {pair.number} of {pair.images}"
         axes[0].text(0, 1.05, words, fontsize=8, transform=axes[0].transAxes, parse_math=False)
         for ax, path in zip(axes, pair.examples, strict=False):
             image = thumbnail(root, path)

@@ -27,7 +27,7 @@ from common.errors import UsageError
 from common.files import replacing
 
 from .. import predictions
-from ..outcomes import Outcome, draw_confusion, draw_pairs, draw_reliability, draw_risk
+from ..outcomes import Outcome, draw_reliability, draw_risk
 from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
 
@@ -37,15 +37,13 @@ KINDS = ("png", "svg", "pdf")
 MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
 LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
-SHOWN = 2  # confused pairs of a dataset
 matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 
 
 def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
     """Write every picture that the results allow; yields the name, the caption and the files of each."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    of_results = (accuracy_time, few_shot, gains, critical_difference)
-    for picture in (*of_results, reliability, risk_coverage, class_accuracy, confusion, worst_pairs):
+    for picture in (accuracy_time, few_shot, gains, critical_difference, reliability, risk_coverage):
         figure = picture(summary)
         if not figure.axes:
             continue
@@ -191,25 +189,24 @@ def gains(summary: Summary) -> Figure:
 
 
 def critical_difference(summary: Summary) -> Figure:
-    """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). A bar joins methods that are not shown to differ:
-    Nemenyi's test at 5%, after Friedman's."""
-    from scikit_posthocs import critical_difference_diagram, posthoc_nemenyi_friedman  # slow to import
-
-    found = {}
+    """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Two methods whose bars overlap are not shown to
+    differ: Nemenyi's test at 5%. Methods without bars are not shown to differ at all: Friedman's test."""
+    panels = {}
     for names, kind in product(summary.parts, summary.kinds):
         with suppress(UsageError):
-            found[(*names, kind)] = ranking(summary, *names, kind)
-    height = 1.6 + 0.25 * max((len(each.ranks) for each in found.values()), default=0)
-    figure, drawn = subplots_grid(found, 4.4, height, 3)
-    for ax, (protocol, part, kind), each in drawn:
-        p_values = posthoc_nemenyi_friedman(each.means.T)
-        if each.p >= 0.05:  # Nemenyi's test is for ranks that Friedman's test has shown to differ
-            p_values[:] = 1.0
-        critical_difference_diagram(
-            each.ranks, p_values, ax=ax, left_only=True, color_palette=["black"] * len(p_values)
-        )
+            panels[(*names, kind)] = ranking(summary, *names, kind)
+    styles = plot_styles(summary)
+    height = 1.2 + 0.3 * max((len(ranked.ranks) for ranked in panels.values()), default=0)
+    figure, drawn = subplots_grid(panels, 4.4, height, 3)
+    for ax, (protocol, part, kind), ranked in drawn:
+        width = ranked.difference / 2 if math.isfinite(ranked.difference) else None
+        for place, (name, rank) in enumerate(ranked.ranks.items()):
+            style = styles[name] | {"label": None, "linestyle": ""}
+            ax.errorbar(rank, place, xerr=width, capsize=3, **style)
+        ax.set_yticks(range(len(ranked.ranks)), ranked.ranks.index)
+        ax.invert_yaxis()
         ax.set_title(f"{protocol}, {part}" + f"\n{kind} methods" * (len(summary.kinds) > 1))
-        ax.set_xlabel(f"average rank over {each.datasets} datasets\n(Friedman p = {each.p:.2g})")
+        ax.set_xlabel(f"average rank over {ranked.datasets} datasets\n(Friedman p = {ranked.p:.2g})")
     return figure
 
 
@@ -271,54 +268,3 @@ def risk_coverage(summary: Summary) -> Figure:
             draw_risk(ax, risks, **styles[method])
         ax.set_title(f"{protocol}, {part}")
     return figure
-
-
-def judged(summary: Summary) -> dict[tuple[str, str, str], dict[str, Outcome]]:
-    """The outcomes by protocol, part and dataset, then by method, of one part of each protocol: new classes, or most
-    images of each class."""
-    found: dict[tuple[str, str, str], dict[str, Outcome]] = defaultdict(dict)
-    for (protocol, part, method, dataset), each in read_outcomes(summary).items():
-        if part == ("new" if protocol == "base2new" else summary.main_part(protocol)):
-            found[protocol, part, dataset][method] = each
-    return found
-
-
-def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
-    """The outcomes in `judged` of the method `Summary.focus`."""
-    return {key: found[summary.focus] for key, found in judged(summary).items() if summary.focus in found}
-
-
-def class_accuracy(summary: Summary) -> Figure:
-    """Accuracy by class, sorted, of all seeds together: the left end has the worst classes of each method."""
-    styles = plot_styles(summary)
-    figure, drawn = subplots_grid(judged(summary))
-    for ax, (protocol, part, dataset), methods in drawn:
-        for method, found in methods.items():
-            values = [value for _, value in found.recalls()]
-            every = max(1, len(values) // 8)
-            ax.plot(np.arange(1, len(values) + 1), values, markevery=every, **styles[method])
-        ax.set(title=f"{dataset}\n{protocol}, {part}", xlabel="class, from the worst", ylabel="accuracy (%)")
-        ax.set(ylim=(0, 102))
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    return figure
-
-
-def confusion(summary: Summary) -> Figure:
-    """Confusion of the method that the others are compared with, all seeds together: classes by predicted classes, in
-    the share of the images of a class; black is all of them."""
-    figure, drawn = subplots_grid(of_focus(summary), 4.2, 4.4, 3)
-    for ax, (protocol, part, dataset), found in drawn:
-        draw_confusion(ax, found)
-        ax.set_title(f"{summary.focus}: {dataset}\n{protocol}, {part}")
-    return figure
-
-
-def worst_pairs(summary: Summary) -> Figure:
-    """The most frequent wrong predictions of this method, and the images on which it is most sure of them: class,
-    predicted class, and how many of the images of the class."""
-    rows = [
-        (f"{dataset}: {protocol}, {part}", pair)
-        for (protocol, part, dataset), found in of_focus(summary).items()
-        for pair in found.pairs(SHOWN)
-    ]
-    return draw_pairs(rows, summary.study.root, SHOWN) if rows else Figure()
