@@ -6,8 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from dassl.config import flatten, read_config
-
 from common.errors import UsageError, choose
 from common.files import check_no_link
 
@@ -111,7 +109,6 @@ def check_settings(runs: list[Run]) -> None:
     from ..configuration import setup_cfg  # here, as it imports the methods
 
     for run in runs:
-        check_test(run)
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
                 cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
@@ -120,19 +117,6 @@ def check_settings(runs: list[Run]) -> None:
                     raise UsageError("TEST.NO_TEST is True", "leave it out, as a run of a study ends with its test")
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
-
-
-def check_test(run: Run) -> None:
-    """Check that no YAML file leaves out the test of a run, or of runs on single datasets (BY_DATASET): a run without
-    results is started again each time.
-
-    Raises:
-        UsageError: one does.
-    """
-    for option in ("--config-file", "--dataset-config-file"):
-        contents = [flatten(tree) for _, tree in read_config(run.option(option))]
-        if any(value for content in contents for key, value in content.items() if key.endswith("TEST.NO_TEST")):
-            raise UsageError(f"TEST.NO_TEST is True in {run.option(option)}", "leave it out, or use another file")
 
 
 def check_backbone(name: str) -> None:
