@@ -54,23 +54,16 @@ def one(**settings):
 
 
 INVALID = [  # by, keys, other settings, words of the message
-    (VALIDATION, {}, {}, "choose has no keys: give some, such as"),
     (VALIDATION, {"OPTIM.LR": [0.1, "0.10"]}, {}, "two or more different ones"),
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
-    (VALIDATION, ["OPTIM.LR"], {}, "the keys of choose must be a mapping of KEY: [VALUE, ...], not ['OPTIM.LR']"),
     (VALIDATION, {"OPTIM.LRR": [0.1, 0.2]}, {}, "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
-    (VALIDATION, {"OPTIM.LR": [0.1, "fast"]}, {}, "OPTIM.LR is 'fast'"),
     (VALIDATION, {"TEST.NO_TEST": [False, True]}, {}, "CoOp: TEST.NO_TEST is True: leave it out"),
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
-    (VALIDATION, {"TEST.SPLIT": ["val", "test"]}, {}, "CoOp cannot choose TEST.SPLIT, which the study sets"),
-    (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x: TEST.NO_TEST is True: leave it out"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
     ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
-    (None, RATES, {}, "choose has no by: give one of few-shot validation, hold one shot out, leave one"),
     (OTHERS, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
     (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
     (VALIDATION, RATES, one(choose={}), "choose has nothing to choose from: give keys"),
-    (VALIDATION, RATES, {"choose": "oracle"}, "choose is 'oracle': give {keys:"),
     (VALIDATION, RATES, {"choose": None} | one(choose=RATES), "x has choose: say by what: choose: {by: few-shot"),
 ]
 

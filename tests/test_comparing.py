@@ -62,17 +62,6 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
     assert "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same and "do not show which" in same
 
 
-def test_two_variants_of_a_method_have_their_folders(runs, command):
-    folder, right = runs
-    correct = right["MPL"][0].copy()
-    correct[np.argmin(correct)] = 1  # one more
-    write_run(folder / "variant", correct)
-    printed = command(comparing, folder / "variant", folder / "MPL").printed
-    ours, theirs = (f"MPL {folder}/{name}" for name in ("variant", "MPL"))
-    assert printed.startswith(f"{ours} {100 * correct.mean():.2f}%, {theirs} {100 * right['MPL'][0].mean():.2f}% (Set")
-    assert f"Seed 1: 1 image only {ours} gets right, 0 only {theirs} (" in printed
-
-
 def test_zero_shot_run_is_compared_with_every_seed(runs, command):
     folder, right = runs
     write_run(folder / "zero-shot", right["CoOp"][0], "ZeroshotCLIP", seed=-1)

@@ -50,19 +50,6 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     assert capsys.readouterr().out.endswith(printed[-200:])
 
 
-@pytest.mark.thorough
-def test_failed_runs_are_reported(drawn, tmp_path, capsys):
-    shutil.copytree(drawn / "small_objects", tmp_path / "data/small_objects")
-    for file in tmp_path.glob("data/small_objects/images/*/train_00.png"):
-        file.write_bytes(b"no image")
-    argv = ["--output", str(tmp_path / "demo"), "--root", str(tmp_path / "data"), "--methods", "CoOp"]
-    with pytest.raises(SystemExit) as caught:
-        demo.main([*argv, "--seeds", "1", "--workers", "1"])
-    assert "Failed runs: 1, see above" in str(caught.value.code)
-    assert "train_00.png" in capsys.readouterr().err
-    assert not (tmp_path / "demo/summary.json").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

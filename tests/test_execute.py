@@ -8,11 +8,12 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError  # of Python 3.10, too
-from pathlib import Path
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 
 import pytest
 from filelock import FileLock
-from finished import finish, members, wait_until
+from finished import finish, members
 
 from common.start import ROOT
 from experiments.lock import LOCK
@@ -26,68 +27,67 @@ pytestmark = pytest.mark.slow
 
 
 class Deadly(LocalExecutor):
-    """Its process is killed at the begin of each run of `unlucky`, as by a full memory."""
+    """Its only process is killed at the begin of each run of `unlucky`, as by a full memory."""
 
     unlucky: Run
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self):
+        super().__init__(1)
         self.started = []
 
-    def execute(self, run):
+    def submit(self, run):
         self.started.append(run)
+        future = super().submit(run)
         if run == self.unlucky:
-            process = self.idle.pop() if self.idle else self.start()
-            process.kill()
-            self.idle.append(process)
-        return super().execute(run)
+            for process in active_children():
+                process.kill()
+        return future
 
 
 @pytest.mark.thorough
 def test_dead_process_fails_only_its_run(study_file):
     study = load(study_file("deaths", trainers={"ZeroshotCLIP": "small"}))
     ((Deadly.unlucky, other),) = study.sequences()
-    failed = execute_runs([(Deadly.unlucky,), (other,)], deadly := Deadly(2), "deaths")
+    failed = execute_runs([(Deadly.unlucky,), (other,)], deadly := Deadly(), "deaths")
     assert Counter(deadly.started) == {Deadly.unlucky: TRIES, other: 1}
     progress = Progress(study)
     assert failed == progress.failed and list(failed) == [Deadly.unlucky]
     assert failed[Deadly.unlucky].startswith("ChildProcessError: its process died 3 times")
-    assert "exit status -9" in failed[Deadly.unlucky] and list(progress.done) == [other]
-    assert all(process.returncode is not None for process in deadly.processes)
+    assert list(progress.done) == [other] and active_children() == []
     assert execute_runs([(Deadly.unlucky,)], LocalExecutor(1), "again") == {} and Progress(study).failed == {}
 
 
+@pytest.mark.thorough
 def test_interrupt_ends_all_processes(study_file):
     study = load(study_file("interrupted"))
-    first, second = (sequence[0] for sequence in study.sequences())
     with pytest.raises(KeyboardInterrupt), LocalExecutor(2) as local:
-        futures = [local.submit(first), local.submit(second)]
+        futures = [local.submit(trained) for trained, *_ in study.sequences()]
         while not Progress(study).running:
             time.sleep(0.05)
         raise KeyboardInterrupt
-    assert [process.returncode for process in local.processes] == [-signal.SIGKILL] * 2
-    assert all(isinstance(future.exception(), ChildProcessError) for future in futures)
-    assert Progress(study).done == {}
+    assert all(isinstance(future.exception(), BrokenProcessPool) for future in futures)
+    assert active_children() == [] and Progress(study).done == {}
 
 
 MAIN = """
-import os, signal, sys, time
+import time
+from multiprocessing import active_children
+from types import SimpleNamespace
 from experiments.studies.executor import LocalExecutor
 local = LocalExecutor(1)
-local.__enter__()
-process = local.pool.submit(local.start).result()
-print(process.pid, flush=True)
+future = local.submit(SimpleNamespace(arguments=("--unknown",)))
+print(active_children()[0].pid, flush=True)
+future.exception()
+print("started", flush=True)
 time.sleep(600)
 """
 
 
 def test_process_ends_with_the_main_process_and_not_by_ctrl_c(begin):
-    """A thread of it waits for the end, while the others import torch."""
     main = begin([sys.executable, "-c", MAIN], cwd=ROOT)
     pid = int(main.stdout.readline())
-    wait_until(lambda: len(list(Path(f"/proc/{pid}/task").iterdir())) > 1, main)
     os.kill(pid, signal.SIGINT)
-    time.sleep(0.5)
+    assert main.stdout.readline() == "started\n"
     assert pid in members(main.pid)
     main.kill()
     deadline = time.time() + 60

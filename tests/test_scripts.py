@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from finished import wait_until
 
 from common.errors import UsageError
 from common.start import ROOT
-from experiments import configs, protocols, results
+from experiments import protocols, results
 from experiments.methods import methods
 from experiments.protocols import recipe
 from experiments.scripts import command as scripts
@@ -101,26 +100,12 @@ def test_any_method_uses_its_recipes(method, script):
             assert ("--eval-only" in call) == tests
 
 
-def test_scripts_of_a_method_are_those_for_any_method():
-    own = {name: facts for name, facts in SCRIPTS.items() if not facts.repository and name.partition("/")[2] in ANY}
-    for name, facts in own.items():
-        assert facts == replace(ANY[name.partition("/")[2]], method=facts.method), name
-    assert len(own) > 20
-
-
 @pytest.mark.parametrize("variables", [{"BACKBONE": "small"}, {"CFG": "small"}], ids=["backbone", "cfg"])
 def test_small_clip_has_yaml_files_of_its_own(variables, script):
     for kind in ANY:
         _, calls = script(f"any/{kind}.sh", "maple", "eurosat", 2, **variables)
         cross = kind.startswith("xd") and "BACKBONE" in variables
         assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
-
-
-@pytest.mark.parametrize("variables", [{"BACKBONE": "small"}, {"CFG": "small"}], ids=["backbone", "cfg"])
-def test_each_epoch_of_cliplora_has_a_step_with_the_small_clip(variables, script):
-    """N_ITERS 10 gives 10 steps with one image of each class, and its YAML file has 20 epochs."""
-    _, calls = script("any/few_shot.sh", "cliplora", "eurosat", 1, **variables)
-    assert [setting(call, "OPTIM.MAX_EPOCH") for call in calls] == ["10", None, None, None, None]
 
 
 def test_yaml_file_of_a_new_method(monkeypatch):
@@ -138,17 +123,6 @@ def test_yaml_file_of_a_new_method(monkeypatch):
         UsageError, match="Growing has 3 YAML files and none for base2new by default: choose one with CFG"
     ):
         recipe("Growing", "base2new")
-
-
-def test_another_yaml_file_changes_no_recipe(monkeypatch, tmp_path):
-    """Users add files to the folders of methods; the recipe of another one then may not depend on their number."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.setattr("experiments.configs.CONFIGS", tmp_path / "configs")
-    cases = list(itertools.product(methods(), protocols.PROTOCOLS, ("imagenet", "dtd"), SHOTS))
-    before = [recipe(*case) for case in cases]
-    for method in methods():
-        (configs.config_folder(method) / "mine.yaml").touch()
-    assert [recipe(*case) for case in cases] == before
 
 
 @pytest.mark.parametrize(
@@ -261,28 +235,14 @@ def test_too_few_arguments(script):
             assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr.startswith(line)
 
 
-def test_help_names_the_origin_of_a_script(script):
-    ended, _ = script("promptsrc/few_shot.sh", "--help")
-    first, does, whose, note, *_ = ended.stdout.splitlines()
-    assert first == "bash scripts/promptsrc/few_shot.sh DATASET SHOTS [EPOCHS] [KEY VALUE ...]"
-    assert "PromptSRC's repository" in whose and "scripts/any/few_shot.sh PromptSRC" in note
-    assert "SHOTS  " in ended.stdout and "QUIET=1" in ended.stdout
-    ended, _ = script("any/reproduce.sh", "--help")  # which starts tools/reproduce.py
-    assert "PREPARE=1" in ended.stdout and "SHOTS  " not in ended.stdout and "QUIET=1" not in ended.stdout
-
-
 WRONG = [  # script, arguments, words of the line
     ("mpl/base2new_train", ["eurosatt", 1], "did you mean eurosat?; for your own images see docs/own_classes.md"),
     ("mpl/base2new_train", ["eurosat", 1, 0], "EPOCHS is '0': give an integer from 1 on"),
     ("mpl/base2new_train", ["eurosat", 1, "OPTIM.LR"], "'OPTIM.LR' is not KEY VALUE ..."),
     ("mpl/base2new_train", ["eurosat", 1, "OUTPUT_DIR", "x"], "OUTPUT_DIR is among the KEY VALUE pairs: name"),
-    ("promptsrc/few_shot", ["eurosat", "many"], "SHOTS is 'many': give an integer"),
-    ("promptsrc/reproduce_few_shot", ["eurosat", "4 8", "w"], "SHOTS is '4 8': start the script once for each"),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
     ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),
     ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
-    ("mpl/xd_test", ["eurosat", 1], "did you mean imagenet?"),
-    ("zsclip/zeroshot", ["eurosat", "vit_b61"], "there is no YAML file 'vit_b61': did you mean vit_b16?"),
     # which train.py checks
     ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CLASS_TOKEN_POSITION is 'top'"),
 ]
@@ -296,7 +256,7 @@ def test_variables_are_on_unless_they_are_empty_or_0(script):
 
 @pytest.mark.parametrize(("name", "arguments", "words"), WRONG)
 def test_wrong_value_gives_one_line_and_leaves_nothing(name, arguments, words, script, tmp_path):
-    ended, _ = script(f"{name}.sh", *arguments, DRY_RUN="", SOURCE="imagenett" if "imagenet?" in words else "imagenet")
+    ended, _ = script(f"{name}.sh", *arguments, DRY_RUN="")
     (line,) = (line for line in ended.stderr.splitlines() if not line.startswith("note: "))
     assert ended.returncode == 2 and line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()

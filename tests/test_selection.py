@@ -163,18 +163,6 @@ def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(on_imagenet, fir
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
 
 
-def test_run_of_an_earlier_version_resumes_when_the_selection_is_accepted(
-    on_imagenet, launch, imagenet, tiny, tmp_path
-):
-    folder = on_imagenet("out", *BEST, *ACCEPTED)
-    (folder / FILE).unlink()
-    config = folder / "config.yaml"
-    config.write_text("".join(line for line in config.open() if "SELECT_ON_TEST" not in line))
-    assert WHY in launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet"))).error
-    assert "SELECT_ON_TEST" not in config.read_text()
-    assert len(choices(on_imagenet("out", *BEST, *ACCEPTED))) == 1
-
-
 # Other datasets
 
 

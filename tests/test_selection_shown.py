@@ -4,14 +4,13 @@ import json
 import re
 
 import pytest
-from finished import finish, finish_all, study_of, summarise, tables_of
+from finished import finish_all, study_of, summarise, tables_of
 from matplotlib import pyplot as plt
 
 import parse_test_res
 from common.start import ROOT
 from experiments import results as base2new
 from experiments.results import FILE
-from experiments.studies import command as study_command
 from experiments.studies import plots
 from experiments.studies.render import latex, markdown
 from experiments.studies.reproduce import compared_with_authors
@@ -136,27 +135,7 @@ def test_few_shot_points_are_marked_and_the_files_explain_the_mark(summarised, t
     assert all(f"<!-- {MARKED} -->" in content for content in drawn.values())
 
 
-def test_tables_and_pictures_without_the_mark_do_not_explain_it(summarised, tmp_path):
-    summary = summarised(set(), shots=(1, 16))
-    tables = list(tables_of(summary).values())
-    assert MARK not in markdown(tables) + latex(tables) and "dagger" not in latex(tables)
-    assert summary.warnings == [] and not summary.cells["selected_on_test"].any()
-    assert not any(MARKED in file.read_text() for *_, (file,) in plots.draw(summary, tmp_path, ["svg"]))
-
-
 # The report, and other readers
-
-
-def test_report_marks_and_explains(study_file, tmp_path, capsys):
-    file = study_file("out", protocols=["few_shot"])
-    for run in load(file).runs():
-        finish(run, 50.0, **(SELECTED_RUN if run.variant.name == "MPL" else {}))
-    study_command.main(["report", str(file)])
-    page = (tmp_path / "out/studies/out/report.html").read_text()
-    assert f"50.00 {MARK}" in page and f"{MARKED}; not ranked with the others." in page
-    assert f"Note: 1 of 2 runs were selected on test images, their results have the mark {MARK}." in page
-    study_command.main(["tables", str(file)])
-    assert "warning: 1 of 2 runs were selected on test images" in capsys.readouterr().err
 
 
 def test_a_log_and_the_model_card_of_an_export_say_it(on_imagenet, command, tmp_path, monkeypatch, capsys):

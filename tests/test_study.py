@@ -48,30 +48,20 @@ INVALID = [  # keys of the file, words of the message
     ({"trainers": {"MPL": "smal"}}, "there is no YAML file of MPL 'smal': did you mean small?"),
     ({"trainers": {"a/b": {"trainer": "MPL"}}}, "the name 'a/b' is empty, has a slash or an unprintable letter"),
     ({"trainers": {"MPL": "small", **variant()["trainers"]}}, "MPL/small/seed1 twice: leave one out, or give"),
-    ({"trainers": {"_x": {"trainer": "MPL"}}}, "unprintable letter, or starts with . or _"),  # legends leave it out
-    ({"trainers": None}, "the study has no trainers: see studies/small.yaml"),
     (variant(confg="small"), "there is no key of x 'confg': did you mean config?"),
     (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
     (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has the settings"),
-    (variant(overrides={"SEED": 4}), "x cannot override SEED: use the study's own key seeds"),
     (variant(overrides={"TEST.NO_TEST": True}), "x: TEST.NO_TEST is True: leave it out, as a run of a study"),
     (variant(datasets={"small_land": {"TEST.NO_TEST": True}}), "x: TEST.NO_TEST is True"),
-    (variant(overrides=["OPTIM.LR", 0.1]), "overrides of x must be a mapping of KEY: VALUE, not ['OPTIM.LR', 0.1]"),
     # The study has no run on eurosat.
     (variant(datasets={"eurosat": {"OPTIM.LRR": 0.1}}), "x: unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
-    ({"datasets": None, "protocols": "base2new"}, "the study has no datasets"),
     ({"datasets": ["small_shape"]}, "there is no dataset 'small_shape': did you mean small_shapes?"),
-    ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
     ({"source": None}, "cross_dataset needs a source"),
     ({"targets": ["small_land", "small_source"]}, "the source small_source is among the targets: leave it out of them"),
     ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
-    ({"seeds": []}, "the study has no seeds"),
     ({"seeds": [1, 2, 1]}, "seed1 twice: give each seed, dataset and number of shots once"),
-    ({"cpus": 0.5}, "cpus has the value 0.5"),
     ({"backbone": "ViT-B/61"}, "there is no backbone 'ViT-B/61': did you mean ViT-B/16?"),
     ({"root": "--help"}, "root is '--help': give the path of a folder"),
-    ({"union": "yes"}, "union has the value 'yes': give true for base2new"),
-    ({"ood": "new", "protocols": ["few_shot"]}, "ood has new, which needs base classes"),
     ({"ood": ["dtd"]}, "no table of cross_dataset shows ood: leave one of them out"),
 ]
 
@@ -309,29 +299,18 @@ def test_failed_run_does_not_stop_the_others(write, drawn, command, monkeypatch)
     assert all((run.folder / "results.json").is_file() for run in zero_shot)
 
 
-CARD = {"sha256": "0" * 64, "evaluations": 1}
-DAMAGED = ["", '{"accuracy": 5', "[]", "{}", "3", '{"accuracy": 1e999}']
+DAMAGED = ["", '{"accuracy": 5', "[]", '{"accuracy": 1e999}']
 DAMAGED += [
     json.dumps({"accuracy": 50.0} | damage)
     for damage in (
-        *({"accuracy": value} for value in (1e308, 101, -1, "high")),
-        *({"versions": value} for value in (0.5, {"torch": [2]})),
+        {"accuracy": 101},
+        {"versions": {"torch": [2]}},
         {"n_test": -5},
         {"trainer": "\x1b]0;title\x07"},
-        {"train_seconds": "x"},
-        {"device": ["cpu"]},
-        {"ece": -1},
         {"nll": float("nan")},
-        {"brier": "0.2"},
-        *({"data_use": use} for use in (3, {"choose": 3}, {"choose": [3]}, {"choose": [{}]})),
         {"data_use": {"choose": [{"test_images": "8"}]}},
-        {"data_use": {"test": CARD | {"sha256": "a|b"}}},
-        {"data_use": {"test": CARD | {"evaluations": -1}}},
-        {"data_use": {"fit": [{"sha256": "a|b"}]}},
-        {"data_use": {"fit": CARD}},
-        {"ood": [{"name": "a\x1b", "scores": {}}]},
+        {"data_use": {"test": {"sha256": "a|b", "evaluations": 1}}},
         {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]},
-        {"ood": 3},
     )
 ]
 
