@@ -4,19 +4,18 @@
 the folders of data and results.
 """
 
-import json
 import os
 import signal
 import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
-from functools import partial
 from importlib.util import find_spec
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from subprocess import PIPE, Popen
+from threading import Thread
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -115,9 +114,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
 
 class LocalExecutor:
     """Executes runs in processes of this machine. Each process executes one run after another; if it dies, the next run
-    gets a new one.
-
-    A process ends when its stdin is closed, so that none outlives this process, however that ends.
+    gets a new one. A process ends with this one, however that ends.
 
     Args:
         workers: number of processes.
@@ -126,54 +123,32 @@ class LocalExecutor:
 
     def __init__(self, workers: int, threads: int = 1):
         self.workers, self.threads = workers, threads
-        self.processes: list[Popen[str]] = []
-        self.idle: list[Popen[str]] = []
-        self.ended = False
+        self.last: dict[ProcessPoolExecutor, Future[str | None]] = {}  # of each process its last run
 
     def slots(self) -> int:
         """How many runs it can execute at a time, now."""
         return self.workers
 
     def submit(self, run: Run) -> "Future[str | None]":
-        """Start a run: the result of `execute_run`, or ChildProcessError if its process dies."""
-        return self.pool.submit(self.execute, run)
-
-    def execute(self, run: Run) -> str | None:
+        """Start a run: the result of `execute_run`, or BrokenProcessPool if its process dies."""
+        idle = (pool for pool, last in self.last.items() if last.done() and not last.exception())
+        # A pool of several processes would end them all if one dies.
+        pool = next(idle, None) or ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C reaches every process of a terminal
         try:
-            process = self.idle.pop()
-        except IndexError:
-            process = self.start()
-        assert process.stdin and process.stdout
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(run.arguments) + "\n")
-            process.stdin.flush()
-        if not (answer := process.stdout.readline()):
-            raise ChildProcessError(f"exit status {process.wait()}")
-        self.idle.append(process)
-        return json.loads(answer)
-
-    def start(self) -> "Popen[str]":
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__package__}.worker import work; work()"
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}  # torch reads it, too
-        process = Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True, env=environment)
-        self.processes.append(process)
-        if self.ended:  # meanwhile
-            process.kill()
-        return process
+            self.last[pool] = pool.submit(execute_in_process, os.getcwd(), self.threads, run.arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return self.last[pool]
 
     def __enter__(self) -> "LocalExecutor":
-        # Ctrl-C reaches every process of a terminal. The threads block it for the processes that they start.
-        block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
-        self.pool = ThreadPoolExecutor(self.workers, initializer=block)
         return self
 
     def __exit__(self, *exception) -> None:
-        self.ended = True
-        for process in self.processes:
+        for process in active_children():
             process.kill()
-        self.pool.shutdown()
-        for process in self.processes:
-            process.communicate()
+        for pool in self.last:
+            pool.shutdown()
 
 
 def available() -> bool:
@@ -232,7 +207,7 @@ class Cluster:
         if self.slots() == 1:
             ray.shutdown()
             raise UsageError(f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run")
-        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(execute_in_task)
+        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(execute_in_process)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -277,8 +252,20 @@ def execute_run(arguments: Sequence[str]) -> str | None:
     return record_outcome(Path(args.output_dir), error)
 
 
-def execute_in_task(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
-    """`execute_run` in a worker of Ray, which gives it further runs."""
+def end_with_parent() -> None:
+    """Start a thread that ends this process when the one that has started it ends."""
+    Thread(target=wait_for_parent, daemon=True).start()
+
+
+def wait_for_parent() -> None:
+    parent = parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
+def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
+    """`execute_run` in a process of an executor, which gives it further runs."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
     torch.set_num_threads(threads)
