@@ -1,12 +1,10 @@
 import json
 import re
-from collections import Counter
 from contextlib import contextmanager
 
 import pytest
 
 from common.errors import UsageError
-from common.start import ROOT
 
 
 @contextmanager
@@ -38,17 +36,6 @@ def golden(metafunc, name, chosen, marks=lambda stem: ()):
 def case_of(figures):
     """The `case` of a golden file: a method with its settings; {} for other files."""
     return figures.get("case", {}) if isinstance(figures, dict) else {}
-
-
-def golden_cases() -> Counter[str]:
-    """By method the number of files in tests/golden that compare it with its official code; of DePT, by base too."""
-    found: Counter[str] = Counter()
-    for file in (ROOT / "tests/golden").glob("*.json"):
-        content = json.loads(file.read_text())
-        case = case_of(content) or ({"trainer": "ZeroshotCLIP"} if "template" in content else {})
-        found.update([case["trainer"]] if case else [])
-        found.update([f"{case['trainer']}+{case['base']}"] if "base" in case else [])
-    return found
 
 
 def tables(text: str) -> list[list[list[str]]]:

@@ -14,20 +14,14 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("TRAINER.MPL.N_ADD 2", "TRAINER.MPL.N_ADD; did you mean TRAINER.MPL.N_ADD_OP?"),
     ("DATASET.NAME EuroSta", "no dataset 'EuroSta': did you mean EuroSAT?"),
     ("TRAINER.NAME MLP", "no trainer 'MLP': did you mean MPL?"),
-    ("TRAINER.NAME DePT+MPLL", "no trainer 'DePT+MPLL': did you mean DePT+MPL?"),
     ("DATASET.NAME ''", "--dataset-config-file is missing"),
     ("TRAINER.NAME ''", "--trainer is missing"),
-    ("TRAINER.NAME None", "TRAINER.NAME is None: give text"),
     ("OPTIM.LR", "'OPTIM.LR' has no value", "KEY VALUE"),
-    ("OPTIM 1", "OPTIM is 1: give a group of keys"),
     ("OUTPUT_DIR ''", "--output-dir is missing"),
     ("--debug", "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: MPL_DEBUG=1"),
-    ("OPTIM.LR 0.1 --seed 3", "the option --seed is among the KEY VALUE pairs"),
     # Types and ranges: of Dassl, of this project, of a method
     ("DATASET.SUBSAMPLE_CLASSES old", "DATASET.SUBSAMPLE_CLASSES is 'old': give one of all, base, new"),
     ("OPTIM.LR_EXP None", "OPTIM.LR_EXP is None: give a number from 0 to 1,000,000"),
-    ("TRAINER.MPL.PREC fp8", "TRAINER.MPL.PREC is 'fp8': give one of fp16, bf16, fp32, amp"),
-    (f"TRAINER.MPL.N_ADD_OP 0x{'f' * 5000}", "TRAINER.MPL.N_ADD_OP is '0xfff", "fff': give an"),
     # Values that cannot work together
     ("TRAINER.MPL.N_RM_OP 2", "layer 1", "2", "1"),
     ("TRAINER.MPL.N_ADD_OP 1 TRAINER.MPL.N_RM_OP '[0, 3]'", "layer 2", "3", "2"),
@@ -54,7 +48,6 @@ def test_setting(case, refused, eurosat, tiny, tmp_path):
     ("option", "words"),
     [
         (["--seed", 2**33], "SEED is 8589934592"),
-        (["--seed", -3], "SEED is -3"),
         (["--root", ""], "--root is missing"),
         (
             ["--config-file", "configs/trainers/MPL/vit_b4_c1_add2.yaml"],
@@ -85,18 +78,13 @@ def test_config_file_without_a_backbone(refused, eurosat, tmp_path):
     refused(argv, "MODEL.BACKBONE.NAME is missing: name the backbone in the YAML")
 
 
-YAML = [
-    ("OPTIM:\n  LRR: 0.1\n", "unknown config key OPTIM.LRR in {file}; did you mean OPTIM.LR?"),
-    ("OPTIM: [\n", "{file} line 2 is invalid YAML"),
-]
-
-
 @pytest.mark.parametrize("option", ["--config-file", "--dataset-config-file"])
-@pytest.mark.parametrize(("text", "words"), YAML, ids=range(len(YAML)))
-def test_yaml(text, words, option, refused, eurosat, tiny, tmp_path):
+def test_yaml(option, refused, eurosat, tiny, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(text, errors="surrogateescape")
-    refused(arguments(eurosat, tiny, tmp_path / "out", options=[option, file]), words.format(file=file))
+    file.write_text("OPTIM:\n  LRR: 0.1\n")
+    refused(
+        arguments(eurosat, tiny, tmp_path / "out", options=[option, file]), f"unknown config key OPTIM.LRR in {file}"
+    )
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/out"])

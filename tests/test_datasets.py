@@ -179,12 +179,8 @@ def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path, 
             "class 'blotchy' (label 1) has images for validation or test, and none for training",
         ),
         (lambda part, label, name: [label - 1, name], "-1, 'banded'] is not [path, label from 0, class name]"),
-        (lambda part, label, name: [bool(label), name], "True, 'zigzagged'] is not"),
         (lambda part, label, name: [str(label), name], "'3', 'zigzagged'] is not"),
         (lambda part, label, name: [label, "a\x1b[2J"], "'a\\x1b[2J' has control characters"),
-        (lambda part, label, name: [label, name * 1000], "... has "),
-        (lambda part, label, name: [label, [name * 10**6]], "is damaged"),
-        (lambda part, label, name: [label, 7], "3, 7] is not"),
         (lambda part, label, name: [label, " "], "3, ' '] is not"),
     ],
 )
@@ -210,14 +206,6 @@ def test_path_outside_the_dataset_is_rejected(load, tmp_path):
     rewritten(tmp_path, lambda part, path, label, name: [f"../../{path}", label, name])
     with pytest.raises(DatasetError, match="'../../.*' is outside the dataset's folder"):
         load("dtd")
-
-
-@pytest.mark.parametrize("line", ["0000001 unheard of", "0000001", "\xff"])
-def test_damaged_list_of_aircraft(line, load, tmp_path):
-    file = build_tree("fgvc_aircraft", tmp_path) / "images_variant_train.txt"
-    file.write_bytes(file.read_bytes() + line.encode("latin-1"))
-    with pytest.raises(DatasetError, match=f"{file} is .*python tools/prepare.py fgvc_aircraft"):
-        load("fgvc_aircraft")
 
 
 def test_gaps_between_labels_of_other_datasets_are_rejected(tiny, tmp_path, monkeypatch):

@@ -348,15 +348,6 @@ def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, cap
     assert head.values[:, others].abs().sum() == 0 < head.values[:, known].abs().sum()
 
 
-def test_a_linear_classifier_of_all_classes_serves_some_of_them(make, tmp_path):
-    whole = make("GDA", output="whole")
-    whole.train()
-    base = make("GDA", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")
-    base.load_model(str(tmp_path / "whole"))
-    images, known = images_of(base), [whole.class_names.index(name) for name in base.class_names]
-    assert torch.allclose(base.model_inference(images), whole.model_inference(images)[:, known], atol=1e-4)
-
-
 @pytest.mark.parametrize("method", ["DePT+CoOp", "PatchVoting"])
 def test_a_run_with_logits_of_its_own_is_no_source_of_features(method, make, tmp_path, monkeypatch):
     coop = trainers.methods()["CoOp"]

@@ -1,6 +1,5 @@
 """CACHE: which methods read the features of a frozen, unprompted image tower from a file, with the same results."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -108,16 +107,6 @@ def test_training_is_the_same_when_each_epoch_is_validated(cached):
         trainer.train()
         learned.append(prompts_of(trainer))
     assert differing(*learned[:2]) == differing(*learned[1:]) == []
-
-
-def test_several_runs_fill_it_at_once(cached, kept):
-    computed = values(cached("CoOp", *OFF["features"]))
-    trainers = [cached("CoOp") for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(values, trainers))
-    assert all(torch.equal(each, computed) for each in found)
-    assert [file.suffix for file in kept()] == [".cache"]
-    assert torch.equal(values(cached("CoOp")), computed)
 
 
 def test_a_file_as_folder_is_refused(cached, tmp_path):

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,8 +13,6 @@ import pytest
 from drawn import arguments
 from yacs.config import CfgNode
 
-import experiments.run
-import train
 from common.errors import UsageError
 from experiments import lock, output_folder
 from experiments.lock import LOCK, is_locked, locked
@@ -134,40 +131,6 @@ def test_failing_start_keeps_what_others_write(earlier, meanwhile, tmp_path):
 
 
 # Whole runs
-
-
-@pytest.fixture
-def meanwhile(monkeypatch):
-    """`meanwhile(run)`: the next run calls `run()` while it starts, before it builds its trainer."""
-
-    def meanwhile(run):
-        build = experiments.run.build_trainer
-
-        def build_trainer(cfg):
-            monkeypatch.setattr(experiments.run, "build_trainer", build)
-            run()
-            return build(cfg)
-
-        monkeypatch.setattr(experiments.run, "build_trainer", build_trainer)
-
-    return meanwhile
-
-
-@pytest.mark.parametrize("end", ["error", "signal"])
-def test_the_end_of_a_start_does_not_touch_a_run_started_meanwhile(end, launch, meanwhile, eurosat, tiny, tmp_path):
-    """The second would have been sound; the first one's error used to delete its folder."""
-
-    def second():
-        with pytest.raises(UsageError, match="another run is in"):
-            train.main(arguments(eurosat, tiny, tmp_path / "a/run", options=["--no-train", "--skip-finished"]))
-        if end == "signal":
-            (tmp_path / "a/run/file of somebody").write_text("kept")
-            signal.raise_signal(signal.SIGTERM)
-
-    meanwhile(second)
-    size = ["INPUT.SIZE", "(224, 224)"] if end == "error" else []
-    assert launch(*arguments(eurosat, tiny, tmp_path / "a/run", *size)).status == (2 if end == "error" else 130)
-    assert names(tmp_path) == [LOCK, "a", *(["file of somebody"] if end == "signal" else []), "run"]
 
 
 def test_run_finished_while_another_waits_for_the_lock_is_skipped(run, launch, eurosat, tiny, tmp_path, monkeypatch):

@@ -1,12 +1,8 @@
 """The files of a run, and resuming after a kill, an interrupt, a full disk or a diverged loss."""
 
 import itertools
-import os
 import re
-import resource
 import shutil
-import signal
-import sys
 import time
 from datetime import datetime
 
@@ -14,7 +10,6 @@ import pytest
 import torch
 from dassl.engine import SimpleTrainer
 from drawn import arguments, differing, prompts_in, results
-from finished import wait_until
 from marks import thorough_but
 
 from common.files import checksum
@@ -29,17 +24,6 @@ pytestmark = pytest.mark.slow
 
 LEARNED = "MultiModalPromptLearner"
 BASE = "DATASET.SUBSAMPLE_CLASSES", "base"
-
-
-def newest(folder):
-    """The number of the newest checkpoint; 0 before the first one is complete."""
-    name = folder / LEARNED / "checkpoint"
-    return int(name.read_text().split("-")[1]) if name.exists() else 0
-
-
-def newest_log(folder):
-    """The log of the last start; an existing log is kept."""
-    return max(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime).read_text()
 
 
 def times(folder):
@@ -185,22 +169,6 @@ def test_clock_stepping_back_leaves_possible_times(run, monkeypatch):
     assert 0 < found["train_seconds"] < 100 and 0 < found["test_seconds"] < 100
 
 
-def test_a_full_disk_costs_no_checkpoint(launch, half_done):
-    argv, folder = half_done
-    file = folder / LEARNED / "model.pth.tar-1"
-    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # no file may grow beyond
-    try:
-        ended = launch(*argv)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "model.pth.tar-2" in ended.error
-    assert sorted(os.listdir(file.parent)) == ["checkpoint", "model.pth.tar-1"]
-    assert file.read_bytes() == before
-    ended = launch(*argv)
-    assert ended.status == 0 and "Previous epoch: 1" in ended.printed
-
-
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_run_does_not_go_on_under_other_settings(resumed, launch, half_done, tmp_path):
     argv, folder = half_done
@@ -265,20 +233,3 @@ def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny
     # The file is TensorBoard's or the prompts'.
     assert re.search("Not a directory: |No such file or directory: ", error) and f"{tmp_path}/out/" in error
     assert (tmp_path / "out").read_text() == "a file"
-
-
-@pytest.mark.thorough
-def test_resume_after_kill_is_bit_identical(begin, run, eurosat, tiny, tmp_path):
-    """... with augmentation and two workers."""
-    settings = ("DATASET.NUM_SHOTS", 8, "OPTIM.MAX_EPOCH", 5, "TRAIN.CHECKPOINT_FREQ", 1, "DATALOADER.NUM_WORKERS", 2)
-    killed = begin([sys.executable, f"{ROOT}/train.py", *arguments(eurosat, tiny, tmp_path / "killed", *settings)])
-    wait_until(lambda: newest(tmp_path / "killed") >= 3, killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "killed/results.json").exists()
-
-    folder, through = run("killed", *settings), run("through", *settings)
-    assert re.search("Previous epoch: [34]", newest_log(folder))
-    assert differing(prompts_in(folder), prompts_in(through)) == []
-    own = dict.fromkeys(("train_seconds", "test_seconds", "date"))
-    assert results(folder) | own == results(through) | own

@@ -47,15 +47,9 @@ def test_settings_are_read_from_a_node():
         ("PREC", "half", "is 'half': give one of fp16, bf16, fp32, amp"),
         ("DEPTH", 0, "is 0: start at 1"),
         ("COUNTS", [1], r"is \[1\]: give one number, or a list of DEPTH = 3 of them"),
-        ("COUNTS", True, "is True: give an integer from .* or a list of .* each an integer"),
         ("COUNTS", [1, -1, 1], r"is \[1, -1, 1\]: give an integer from 0 to 9 or a list"),
         ("N_CTX", 0, "is 0: give an integer from 1 to 256"),
-        ("DEPTH", 10**9, "is 1000000000: give an integer from -1,000,000 to 1,000,000"),
         ("W", float("nan"), "is nan: give a number from -1,000,000 to 1,000,000"),
-        ("STEPS", [1, 10**7], r"is \[1, .*: give a list of at most 1,000 values, each an integer from -1,000,000"),
-        ("STEPS", [1] * 5000, r"is \[1, .*: give a list of at most 1,000 values"),
-        ("WORDS", "x" * 5000, "is 'xxx.*: give text of at most 4,096 characters"),
-        ("WORDS", "caf\udce9", "is .*: give text of .* characters, without control characters"),
     ],
 )
 def test_invalid_values_are_named_with_their_key(key, value, text):

@@ -131,19 +131,6 @@ def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build
         build("LoCoOp", "all", "TOPK", 7).train()
 
 
-def test_an_error_in_training_ends_the_workers_of_a_repeated_loader(build):
-    trainer, workers = build("CLIPLoRA", "base", "N_ITERS", 3, options=("DATALOADER.NUM_WORKERS", 1)), []
-
-    def fail(batch):
-        workers.extend(trainer.dm.train_loader_x._iterator._workers)
-        raise FloatingPointError
-
-    trainer.forward_backward = fail
-    with pytest.raises(FloatingPointError):
-        trainer.train()
-    assert workers and not any(worker.is_alive() for worker in workers)
-
-
 def test_an_autocast_around_a_trainer_holds_in_its_steps(build):
     trainer = build("CoOp")
     with torch.autocast("cpu", torch.bfloat16), trainer.autocast():

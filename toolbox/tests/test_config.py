@@ -122,13 +122,10 @@ def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cf
 
 
 def test_text_of_a_node_that_looks_like_a_number_is_text_where_text_is_wanted(cfg):
-    for text in ("7", "(1, 2)"):
-        cfg.OUTPUT_DIR = cfg.TRAINER.COOP.CTX_INIT = text  # with a limit, and without one
-        before = cfg.clone()
-        cfg.merge_from_other_cfg(before)
-        assert cfg == before
-    cfg.merge_from_other_cfg(CfgNode.load_cfg("INPUT: {SIZE: '(64, 64)'}\nOPTIM: {LR: 1e-5}\n"))  # YAML reads text
-    assert (cfg.INPUT.SIZE, cfg.OPTIM.LR) == ((64, 64), 1e-5)
+    cfg.OUTPUT_DIR = cfg.TRAINER.COOP.CTX_INIT = "(1, 2)"  # with a limit, and without one
+    before = cfg.clone()
+    cfg.merge_from_other_cfg(before)
+    assert cfg == before
 
 
 def test_none_takes_and_replaces_any_type_if_there_is_no_limit(cfg):

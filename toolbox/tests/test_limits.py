@@ -1,7 +1,6 @@
 """The values that each option accepts: checked when a value is merged and when a config is frozen, in one line."""
 
 import pickle
-import re
 from functools import reduce
 from operator import getitem
 
@@ -31,40 +30,19 @@ def test_defaults_are_accepted_and_none_and_nan_are_not():
                 with_value(name, value).freeze()
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "accepted"),
-    [
-        ("OPTIM.LR", -1.0, "a number from 0 to 1,000"),
-        ("OPTIM.LR", True, "a number from 0 to 1,000"),
-        ("OPTIM.STEPSIZE", (), "a list of at most 1,000 values, each an integer from -1 to 100,000 (at least one)"),
-        (
-            "OPTIM.STEPSIZE",
-            (5, "x"),
-            "a list of at most 1,000 values, each an integer from -1 to 100,000 (at least one)",
-        ),
-        ("OPTIM.MAX_EPOCH", 1.0, "an integer from 1 to 100,000"),
-        ("OPTIM.NAME", "sdg", "one of adam, amsgrad, sgd, rmsprop, radam, adamw"),
-        ("INPUT.SIZE", (64,), "a list of 2 values, each an integer from 1 to 4,096"),
-        ("INPUT.RRCROP_SCALE", (0.9, 0.1), "a list of 2 values, each a number from 0.0001 to 1 (ascending)"),
-        ("INPUT.GB_K", 4, "an integer from 1 to 999 (odd)"),
-        (
-            "INPUT.TRANSFORMS",
-            "normalize",
-            "a list of at most 1,000 values, each one of random_flip, ",
-        ),
-        ("DATASET.NUM_SHOTS", 0, "an integer from -1 to 1,000,000 (not 0; -1: all images)"),
-        ("OUTPUT_DIR", "caf\udce9", "text of at most 4,096 characters, without control characters"),
-        ("OUTPUT_DIR", "a\x1b[2J", "text of at most 4,096 characters, without control characters"),
-        ("OUTPUT_DIR", "x" * 5000, "text of at most 4,096 characters"),
-        ("USE_CUDA", 1, "True or False"),
-    ],
-    ids=lambda value: ascii(value)[:30],
-)
-def test_an_invalid_value_is_refused_with_key_and_remedy(name, value, accepted):
+INVALID = [("OPTIM.LR", -1.0), ("OPTIM.LR", True), ("OPTIM.STEPSIZE", ()), ("OPTIM.STEPSIZE", (5, "x"))]
+INVALID += [("OPTIM.MAX_EPOCH", 1.0), ("OPTIM.NAME", "sdg"), ("INPUT.SIZE", (64,)), ("INPUT.RRCROP_SCALE", (0.9, 0.1))]
+INVALID += [("INPUT.GB_K", 4), ("INPUT.TRANSFORMS", "normalize"), ("DATASET.NUM_SHOTS", 0), ("USE_CUDA", 1)]
+INVALID += [("OUTPUT_DIR", text) for text in ("caf\udce9", "a\x1b[2J", "x" * 5000)]
+
+
+@pytest.mark.parametrize(("name", "value"), INVALID, ids=lambda value: ascii(value)[:30])
+def test_an_invalid_value_is_refused_with_its_key_and_what_it_accepts(name, value):
     cfg = get_cfg_default()
     for refuse in (lambda: cfg.merge_from_list([name, value]), with_value(name, value).freeze):
-        with pytest.raises(UsageError, match=f"^{name} is .*: give {re.escape(accepted)}") as caught:
+        with pytest.raises(UsageError) as caught:
             refuse()
+        assert str(caught.value).startswith(f"{name} is ") and str(caught.value).endswith(f"give {SETTINGS[name][1]}")
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert cfg == get_cfg_default() and not cfg.is_frozen()
 
