@@ -27,12 +27,6 @@ SHORTAGES = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
     errno.EMFILE: ("too many files are open", "raise the limit by `ulimit -n 4096`, or lower DATALOADER.NUM_WORKERS"),
 }
-REMEDIES = {
-    errno.EEXIST: "move that file away, or choose another folder",
-    errno.ENOTDIR: "move the file of that name away, or choose another folder",
-    errno.ENAMETOOLONG: "choose a shorter path (of a run: --output-dir; for scripts: OUT)",
-    errno.EROFS: "choose another folder",
-}
 
 
 def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
@@ -127,7 +121,7 @@ def error_line(error: BaseException) -> str | None:
             what, remedy = SHORTAGES[cause.errno]
             return str(UsageError(f"{what} ({one_line(cause)})", remedy))
     if isinstance(error, OSError) and error.filename is not None and not is_installed(error.filename):
-        return str(UsageError(str(error), REMEDIES.get(error.errno or 0, "")))
+        return str(error)
     return None
 
 

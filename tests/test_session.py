@@ -47,16 +47,6 @@ def test_shortage_ends_in_one_line(run, what, remedy, ended):
     assert error.startswith(f"error: {what} (") and remedy in error
 
 
-@pytest.mark.parametrize(
-    ("folder", "remedy"),
-    [("file", "move that file away"), ("file/below", "move the file of that name away"), ("a" * 300, "a shorter path")],
-)
-def test_a_place_that_cannot_be_a_folder_has_a_remedy(folder, remedy, ended, tmp_path):
-    (tmp_path / "file").touch()
-    error = ended(lambda: run_command(lambda: (tmp_path / folder).mkdir(exist_ok=True))).error
-    assert str(tmp_path / folder) in error and remedy in error
-
-
 class OthersUsageError(Exception):
     """As click and wandb have one."""
 
