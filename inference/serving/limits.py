@@ -9,10 +9,10 @@ from threading import Condition
 from time import monotonic
 from typing import Any
 
+from dassl.utils.images import MAX_BYTES
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LARGEST_UPLOAD = 50 << 20  # bytes of an image
 LARGEST_REQUEST = 1 << 18  # bytes of any other request: the class names have most of them
 ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
 SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
@@ -67,7 +67,7 @@ class Limits:
         length = headers.get(b"content-length", b"")
         handle, most = self.question, LARGEST_REQUEST
         if path.endswith("/upload"):
-            handle, most = self.upload, LARGEST_UPLOAD + LARGEST_REQUEST  # a form has more than the file
+            handle, most = self.upload, MAX_BYTES + LARGEST_REQUEST  # a form has more than the file
         if not length.isdigit() or b"transfer-encoding" in headers:  # chunks have any length, whatever the other says
             raise Refused(411, "the length is missing")
         if int(length) > most:
