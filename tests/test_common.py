@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from drawn import arguments
 
-from common.errors import UsageError, choose
+from common.errors import UsageError
 from common.files import PARTIAL, check_folder, replacing, scratch, what_exists, write_bytes, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import ROOT, required_packages
@@ -21,16 +21,6 @@ def test_usage_error_prints_where_what_and_remedy_in_a_line():
     error = pickle.loads(pickle.dumps(UsageError("is damaged", "delete it", "a/b.yaml")))
     assert str(error) == "a/b.yaml: is damaged: delete it"
     assert str(UsageError("a.yaml is damaged", where="a.yaml")) == "a.yaml is damaged"
-
-
-def test_choose_names_the_closest_or_all():
-    choose("MPL", ["CoOp", "MPL"], "trainer")
-    with pytest.raises(UsageError, match="f: there is no trainer 'MPLL': did you mean MPL"):
-        choose("MPLL", ["CoOp", "MPL"], "trainer", "f")
-    with pytest.raises(UsageError, match="did you mean CoOp"):
-        choose("coop", ["CoOp", "MPL"], "trainer")
-    with pytest.raises(UsageError, match="known are CoOp, MPL"):
-        choose("zzzz", ["CoOp", "MPL"], "trainer")
 
 
 def test_control_characters_are_printed_as_escapes():
@@ -148,11 +138,6 @@ def test_missing_package_ends_in_a_line_and_status_2(capsys):
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the package no_such_package is not installed") and "make setup" in line
-
-
-def test_missing_module_of_the_project_is_a_bug():
-    with pytest.raises(ModuleNotFoundError), required_packages():
-        import clip.no_such_module  # noqa: F401
 
 
 def test_missing_folder_says_what_is_there(tmp_path):

@@ -378,22 +378,14 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
     message("is given 2 times")
 
     field.fill("\n".join(NAMES))
-    remove = tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first
-    for choose_image in (
-        lambda: tab.locator(".gallery img, table img").first.click(),  # an example
-        lambda: tab.set_input_files("input[type=file]", photo),
-    ):
-        remove.click()
-        (tmp_path / "bad.jpg").write_text("no image")
-        tab.set_input_files("input[type=file]", str(tmp_path / "bad.jpg"))
-        message("not a JPEG")
-        choose_image()
-        bars.nth(2).wait_for()
+    tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
+    (tmp_path / "bad.jpg").write_text("no image")
+    tab.set_input_files("input[type=file]", str(tmp_path / "bad.jpg"))
+    message("not a JPEG")
+    tab.locator(".gallery img, table img").first.click()  # an example
+    bars.nth(2).wait_for()
     assert tab.locator("#message textarea").count() == 0
-    for width in (1280, 390):
-        tab.set_viewport_size({"width": width, "height": 844})
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        answer = bars.first.bounding_box()
-        assert answer["y"] + answer["height"] < 844  # without scrolling
-    assert field.bounding_box()["y"] > bars.nth(2).bounding_box()["y"]  # on a phone
+    tab.set_viewport_size({"width": 390, "height": 844})  # a phone
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert field.bounding_box()["y"] > bars.nth(2).bounding_box()["y"]
     assert others == []
