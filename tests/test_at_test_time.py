@@ -251,15 +251,6 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
 
 
-def test_tuning_refuses_a_published_checkpoint_of_maple(make):
-    """Its context is learned together with prompts of further layers and of the image tower."""
-    trainer = make("TPT", CTX_INIT="", N_CTX=2)
-    shapes = {"ctx": (2, 64), "proj.weight": (64, 64), "proj.bias": (64,), "compound_prompts_text.0": (2, 64)}
-    state = {f"prompt_learner.{name}": torch.randn(shape) for name, shape in shapes.items()}
-    with pytest.raises(UsageError, match="a file is a checkpoint of MaPLe"):
-        trainer.checkpoints.load({"state_dict": state, "epoch": 5}, "a file")
-
-
 @pytest.mark.parametrize(
     ("shape", "settings", "own", "words"),
     [

@@ -20,7 +20,6 @@ from trainers.base import PromptTrainer
 from trainers.base.checks import assert_method_works
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.prompts import TemplatePrompts, check_layer, gaussian
-from trainers.base.settings import MethodSettings
 from trainers.base.test_time import ViewsTrainer
 
 
@@ -181,15 +180,6 @@ def test_layer_beyond_the_backbone_is_refused():
     with pytest.raises(UsageError, match=r"FIRST is 2.*give 0 to 1"):
         check_layer(small_clip(), "FIRST", 2)
     check_layer(small_clip(), "FIRST", 1)
-
-
-def test_the_name_of_a_setting_stands_once_in_an_error():
-    class Settings(MethodSettings):
-        def check(self):
-            raise UsageError("TRAINER.MINE.PREC is wrong", "change it")
-
-    with pytest.raises(UsageError, match=r"^TRAINER.MINE.PREC is wrong: change it$"):
-        Settings.from_cfg({}, "MINE")
 
 
 def test_a_random_text_is_read_in_every_step(own, build):

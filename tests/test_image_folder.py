@@ -219,28 +219,6 @@ def test_example_of_the_docs(example, capsys):
     ]
 
 
-def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, launch):
-    yaml = tmp_path / "birds.yaml"
-    yaml.write_text(blocks("yaml")[0])
-    argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--dataset-config-file", yaml, "--eval-only"]
-    argv += ["--output-dir", tmp_path / "out", "--backbone", tiny, *SMALL]
-    ended = launch(*argv)
-    assert (ended.status, ended.errors) == (0, [])
-    assert "Template: a photo of a {}, a type of bird.\n" in ended.printed
-
-    for key in ("DATASET.TEMPLATE", "TRAINER.ZEROSHOTCLIP.TEMPLATE"):
-        ended = launch(*argv, key, "a photo of a bird.", "OUTPUT_DIR", tmp_path / "none")
-        assert ended.status == 2 and key in ended.errors[0]
-
-
-def test_seeded_split_of_the_docs(example, birds, unsplit):
-    for part in ("train", "test"):
-        shutil.rmtree(birds / part)
-    zeroshot, train, _ = blocks("bash")[0].splitlines()
-    assert [run["n_test"] for line in (zeroshot, train) for run in example(line)] == [9, 9]
-    assert (birds / "split_seed1.json").is_file()
-
-
 def test_dataset_class_of_the_docs(tmp_path, monkeypatch):
     """Without and with files to download."""
     (tmp_path / "repository/configs/datasets").mkdir(parents=True)

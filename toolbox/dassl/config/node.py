@@ -65,12 +65,8 @@ class CfgNode(YacsNode):
         for path, tree in read_config(cfg_filename):
             self.merge_tree(tree, path)
 
-    def merge_tree(self, tree, source=""):
-        """Merge nested dicts; ``source`` is the file that has them, for errors."""
-        self._merge(tree, source)
-
     def merge_from_other_cfg(self, cfg_other):
-        self._merge(cfg_other)
+        self.merge_tree(cfg_other)
 
     def merge_from_list(self, cfg_list):
         """Merge ``[key, value, key, value, ...]``, as given on a command line."""
@@ -81,17 +77,17 @@ class CfgNode(YacsNode):
             node = reduce(lambda node, group: node.get(group) if isinstance(node, dict) else None, groups, self)
             if not isinstance(node, dict) or key not in node:
                 raise self._unknown(name)
-            self._merge({key: value}, "", node, name.removesuffix(key))
+            self.merge_tree({key: value}, "", node, name.removesuffix(key))
 
-    def _merge(self, tree, file="", node=None, prefix=""):
-        """Merge nested dicts from ``file`` into ``node``, whose name is ``prefix``; by default into this node."""
+    def merge_tree(self, tree, file="", node=None, prefix=""):
+        """Merge nested dicts into ``node``, whose name is ``prefix``; by default this one. ``file`` is for errors."""
         node = self if node is None else node
         for key, value in tree.items():
             name = f"{prefix}{key}"
             if key not in node and not (node.is_new_allowed() and isinstance(key, str)):
                 raise self._unknown(name, f" in {file}" if file else "")
             if isinstance(value, dict) and isinstance(node.setdefault(key, type(node)(new_allowed=True)), YacsNode):
-                self._merge(value, file, node[key], f"{name}.")
+                self.merge_tree(value, file, node[key], f"{name}.")
             else:
                 node[key] = _accepted(node, key, value, name, file)
 
