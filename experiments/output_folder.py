@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +24,20 @@ from .same_run import check_same_prompts, check_same_settings
 from .trackers import TRACKERS
 
 
-class State(Enum):
-    """What a folder holds of the run that somebody asks for."""
-
-    OPEN = "nothing, or a part of it: the run starts, or resumes"
-    FINISHED = "its results, which --skip-finished accepts"
-
-
 class OutputFolder:
     """The output folder of a run, locked by this process unless the run is finished.
 
     Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
 
     Attributes:
-        state: what it holds.
+        is_finished: whether it holds results that --skip-finished accepts; else the run starts, or resumes.
         results: of a finished run, or of the run that `finish` ends.
     """
 
     def __init__(self, spec: RunSpec):
         self.spec = spec
         self.path = Path(spec.cfg.OUTPUT_DIR)
-        self.state = State.OPEN
+        self.is_finished = False
         self.results: dict | None = None
 
     @classmethod
@@ -66,7 +58,7 @@ class OutputFolder:
         with locked(folder.path, wait):
             try:
                 folder.look()
-                if folder.state is State.OPEN:
+                if not folder.is_finished:
                     folder.clean()
                 yield folder
             finally:
@@ -78,14 +70,14 @@ class OutputFolder:
                     log.console.close()
 
     def look(self) -> None:
-        """Find out the state; raises UsageError if the folder, or that of --resume, holds another run."""
-        cfg, finished = self.spec.cfg, self.spec.is_finished
-        check_same_settings(cfg, finished)
-        if finished:
+        """Find out what it holds; raises UsageError if the folder, or that of --resume, holds another run."""
+        cfg = self.spec.cfg
+        self.is_finished = self.spec.is_finished
+        check_same_settings(cfg, self.is_finished)
+        if self.is_finished:
             self.results = read_results(self.path)
             if self.results and self.spec.args.model_dir:
                 check_same_prompts(self.path, self.results, self.spec.args.model_dir, self.spec.args.load_epoch)
-            self.state = State.FINISHED
         elif cfg.RESUME:
             check_same_settings(cfg, False, cfg.RESUME)
 

@@ -15,7 +15,7 @@ from datasets import title
 
 from . import ood, predictions
 from .environment import environment, unused_gpu
-from .output_folder import OutputFolder, State
+from .output_folder import OutputFolder
 from .record import Record, is_trainable
 from .results import describe, described
 from .run_spec import RunSpec
@@ -28,7 +28,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
     If `wait`, it waits for another run in the same output folder, instead of raising UsageError.
     """
     with OutputFolder.claim(spec, wait) as folder, ExitStack() as until_end:
-        if folder.state is State.FINISHED:
+        if folder.is_finished:
             print_finished(folder)
             return
         with folder.start():

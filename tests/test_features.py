@@ -107,9 +107,3 @@ def test_training_is_the_same_when_each_epoch_is_validated(cached):
         trainer.train()
         learned.append(prompts_of(trainer))
     assert differing(*learned[:2]) == differing(*learned[1:]) == []
-
-
-def test_a_file_as_folder_is_refused(cached, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="CACHE is .*file, which is not a folder"):
-        cached("CoOp", "CACHE", str(tmp_path / "file"))

@@ -157,17 +157,10 @@ def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFea
 
 
 def feature_cache(cfg: CfgNode) -> DiskCache | None:
-    """Where image features are kept; None if the folder CACHE is not set.
-
-    Raises:
-        UsageError: it is not a folder.
-    """
+    """Where image features are kept; None if the folder CACHE is not set."""
     if not cfg.CACHE:
         return None
-    folder = Path(cfg.CACHE).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"CACHE is {cfg.CACHE}, which is not a folder", "give the path of a folder", folder)
-    return DiskCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
+    return DiskCache(Path(cfg.CACHE).expanduser(), "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
 
 
 @dataclass(frozen=True)

@@ -285,15 +285,3 @@ class TrainerBase:
 
     def after_epoch(self):
         """Hook: after each epoch."""
-
-    def run_epoch(self):
-        """The batches of an epoch."""
-        raise NotImplementedError(f"{type(self).__name__} must define run_epoch()")
-
-    def test(self):
-        """Evaluate."""
-        raise NotImplementedError(f"{type(self).__name__} must define test()")
-
-    def forward_backward(self, batch):
-        """A training step; returns a dict of losses."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward_backward()")
