@@ -1,6 +1,5 @@
 """Weight files for tests: OpenAI's form, a hostile program, and the check that a file is refused."""
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,12 +53,3 @@ def refused(path: Path, *words: str, read: Callable = clip.load_backbone) -> str
     assert str(path) in message and message.isprintable() and len(message) < 1000, message
     assert [word for word in words if word not in message] == [], message
     return message
-
-
-def text(*lines: str) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def call(module: str, name: str, argument: str) -> bytes:
-    """Opcodes that call a function of a module with one text, and leave its result on the stack."""
-    return b"c" + text(module, name) + b"X" + struct.pack("<I", len(argument)) + argument.encode() + b"\x85R"
