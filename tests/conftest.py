@@ -235,7 +235,7 @@ def drawn(shared):
 
 
 @pytest.fixture
-def study_file(drawn, tmp_path):
+def study_file(shared, tmp_path):
     """`study_file(output, **settings)` -> a file of four runs of some seconds each."""
 
     def study_file(output: str, **settings) -> Path:
@@ -246,7 +246,7 @@ def study_file(drawn, tmp_path):
             "datasets": ["small_land"],
             "seeds": [1],
             "shots": 4,
-            "root": str(drawn),
+            "root": str(shared("drawn")),
             "output": str(tmp_path / output),
         }
         file = tmp_path / f"{output}.yaml"

@@ -102,17 +102,6 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
     assert folders[OTHERS] == folders[ORACLE] and not folders[VALIDATION] & (folders[HELD_OUT] | folders[ORACLE])
 
 
-def test_a_method_has_keys_of_its_own_or_none(chosen):
-    trainers = {"GDA": {"config": "small", "choose": {"TRAINER.GDA.ALPHA": [1, 2]}}, "LinearProbe": {"choose": {}}}
-    study = load(chosen(protocols="few_shot", trainers={"CoOp": "small", "ZeroshotCLIP": "small"} | trainers))
-    tried = {(run.variant.name, *run.values) for run in study.trials()}
-    assert tried == {("CoOp", "OPTIM.LR", value) for value in ("0.1", "0.02")} | {
-        ("GDA", "TRAINER.GDA.ALPHA", value) for value in "12"
-    }
-    usual = {run.variant.name for run in study.runs() if "chosen" not in run.folder.relative_to(study.output).parts}
-    assert usual == {"ZeroshotCLIP", "LinearProbe"}
-
-
 @pytest.mark.parametrize(
     ("accuracies", "best"),
     [
@@ -248,16 +237,6 @@ def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by
         assert found == {(split, images, 0, by)}
         assert len({each["sha256"] for each in records}) == 2  # those of both seeds
     assert MARK not in executed("tables", by, seeds=[1, 2])[1]
-
-
-def test_trials_of_other_settings_choose_nothing(chosen, command):
-    study = load(file := chosen(), settings=False)
-    finish_trials(study, lambda run: 50)
-    run = study.trials()[0]
-    cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.MAX_EPOCH", "3"]))
-    (run.folder / "config.yaml").write_text(cfg.dump())
-    assert f"{run.folder} holds a run with OPTIM.MAX_EPOCH 3" in command(study_command, "run", file).error
-    assert not study.searches[0].file.exists()
 
 
 def test_runs_do_not_start_without_a_choice_whose_trials_have_failed(chosen, command, monkeypatch):

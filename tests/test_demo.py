@@ -48,19 +48,3 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     monkeypatch.setattr(InThisProcess, "submit", lambda *run: pytest.fail("a run was started again"))
     demo.main(argv)
     assert capsys.readouterr().out.endswith(printed[-200:])
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--workers", "0"], "expected an integer >= 1, got '0'"),
-        (["--output", " "], "argument --output: expected a path"),
-        (["--seeds", "9" * 10], "argument --seeds: expected 0 to 4294967295"),
-        (["--methods", "MPLL"], "there is no method 'MPLL': did you mean MPL?"),
-    ],
-)
-def test_invalid_options_are_refused(tmp_path, command, options, words):
-    status, _, errors = command(demo, "--output", tmp_path / "demo", "--root", tmp_path, *options)
-    assert status == 2
-    assert words in errors[-1]
-    assert not list(tmp_path.iterdir())

@@ -1,8 +1,6 @@
 """Pictures of what tests predicted: their numbers, in a study and of a run."""
 
 import json
-import runpy
-import sys
 import tracemalloc
 from itertools import product
 from pathlib import Path
@@ -15,7 +13,6 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from common.results import digest_of_rows
-from common.start import ROOT
 from experiments import inspecting
 from experiments.metrics import of_predictions
 from experiments.outcomes import Outcome, thumbnail
@@ -144,19 +141,3 @@ def test_twenty_thousand_classes_fit_into_memory():
     assert "confusion" in pictures and "accuracy_by_class" in pictures
     assert tracemalloc.get_traced_memory()[1] < 300e6
     tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    ("words", "module", "rest"),
-    [
-        (["--debug", "predictions", "RUN"], "experiments.inspecting", ["--debug", "RUN"]),
-        (["RUN", "--output", "predictions"], "inference.inspection.command", ["RUN", "--output", "predictions"]),
-    ],
-)
-def test_debug_may_stand_before_the_command(words, module, rest, monkeypatch):
-    called = []
-    start = SimpleNamespace(run=lambda name, *_: called.append((name, sys.argv[1:])))
-    monkeypatch.setitem(sys.modules, "_start", start)
-    monkeypatch.setattr(sys, "argv", ["inspect.py", *words])
-    runpy.run_path(str(ROOT / "tools/inspect.py"), run_name="__main__")
-    assert called == [(module, rest)]

@@ -1,14 +1,11 @@
 """`python parse_test_res.py DIR`, a habit of CoOp's users, on logs of this project's kind and the published ones."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 import parse_test_res
 from common.errors import UsageError
-from common.start import ROOT
 from experiments.results import SELECTED
 
 TRAINING = """epoch [5/5] batch [10/10] time 0.1 (0.1) loss 0.5 (0.5) acc 100.0 (90.0) lr 1e-5
@@ -65,19 +62,6 @@ def test_logs_of_tests_are_asked_for_and_a_missing_folder_is_named(runs, parse, 
             parse(folder)
         assert str(folder) in str(caught.value)
         assert (f"file: {root}/seed1/log.txt. no result: " in capsys.readouterr().out) == (folder == root)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--test-logs", "docs"], ["nowhere"]])
-def test_errors_are_one_line(arguments):
-    command = [sys.executable, ROOT / "parse_test_res.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-
-
-def test_several_experiments_are_averaged(runs, parse):
-    printed = parse(runs({"a/seed1": 80.0, "a/seed2": 90.0, "b/seed1": 60.0}), "--multi-exp")
-    assert "* accuracy: 85.00% +- 5.00%" in printed
-    assert printed.endswith("Average performance\n* accuracy: 72.50%\n")
 
 
 def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):

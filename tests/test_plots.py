@@ -57,42 +57,6 @@ def test_accuracy_time_of_both_protocols(summarised):
         assert lines["ZeroshotCLIP (no training)"] == means[part, "average", "ZeroshotCLIP"]
 
 
-def test_few_shot_curves_have_every_number_of_shots(summarised):
-    """Whatever the order of the file; most images rank the methods."""
-    summary = summarised("few_shot", shots=(4, 1, 2))
-    assert summary.main_part("few_shot") == "4 shots"
-    average, land, counts = plots.few_shot(summary).axes
-    assert [ax.get_title() for ax in (average, land, counts)] == ["average", "small_land", "small_counts"]
-    cells = summary.cells.set_index(["method", "dataset", "part"])["mean"]
-    parts = {1: "1 shot", 2: "2 shots", 4: "4 shots"}
-    assert points(land)["MPL"] == [(shots, cells["MPL", "small_land", part]) for shots, part in parts.items()]
-    assert points(average).keys() == set(NAMES)
-
-
-@pytest.mark.parametrize(("names", "reference"), [(NAMES, "ZeroshotCLIP"), (NAMES[1:], "CoOp")])
-def test_gains_are_over_the_baseline(summarised, names, reference):
-    summary = summarised("cross_dataset", names=names)
-    (ax,) = plots.gains(summary).axes
-    cells = summary.cells.set_index(["method", "dataset"])["mean"]
-    bars = dict(zip((label.get_text() for label in ax.get_yticklabels()), ax.containers[0].datavalues, strict=True))
-    shown = (*summary.datasets("cross_dataset"), "average")
-    assert bars == pytest.approx({name: cells["MPL", name] - cells[reference, name] for name in shown})
-    assert ax.get_xlabel() == f"MPL over {reference} (points)"
-
-
-@pytest.mark.parametrize(
-    ("names", "focus"),
-    [
-        ({"a": "MPL", "MPL": "MPL", "b": "MPL", "c": "VPT"}, "MPL"),
-        ({"a": "MPL", "b": "MPL", "c": "VPT"}, "b"),
-        ({"a": "CoOp", "b": "VPT", "c": "ZeroshotCLIP"}, "b"),
-        ({"c": "ZeroshotCLIP"}, None),
-    ],
-)
-def test_focus_is_mpl_or_the_last_learning_method(names, focus, tmp_path):
-    assert summarise(study_of(tmp_path, names), lambda run: 50.0).focus == focus
-
-
 def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
     names = {"ZeroshotCLIP": "ZeroshotCLIP", "CoOp": "CoOp", r"lr $\foo$ $_$": "MPL"}  # no formula
     summary = summarised("base2new", "cross_dataset", "few_shot", names=names, shots=(1, 16), seeds=(1, 2, 3))

@@ -69,14 +69,6 @@ def test_prompts_of_mmrls_cross_dataset_are_not_those_of_base_classes(tmp_path):
     assert study.protocols == ("cross_dataset",) and study.prompts == {("imagenet", 16, 1): file.parent.parent}
 
 
-def test_few_shot(run, finished, tmp_path):
-    publish(finished("MaPLe", "all"), tmp_path / "set/eurosat/2shot/seed1", 50)
-    ended = run("MaPLe", "--protocol", "few_shot", "--epoch", 50)
-    assert ended.status == 0, ended.errors
-    accuracy = read_results(finished("MaPLe", "all"))["accuracy"]
-    assert f"## few_shot, 2 shots\n\n{HEAD}| MaPLe | {accuracy:.2f}" in ended.printed
-
-
 def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_path):
     """ImageNet itself, if it is asked for, has a column and no part in the average."""
     for name in ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"):
@@ -120,9 +112,7 @@ def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
         ("MaPLe", [], "no checkpoints of MaPLe in"),
         ("MaPLe", ["--protocol", "cross_dataset"], "expected {dataset}/seed{seed}"),
         ("MaPLe", ["--checkpoints", tmp_path / "sett"], "which holds set; check --checkpoints"),
-        ("maple", [], "no checkpoints of MaPLe in"),
         ("MaPLe", ["--source", "imagenett"], "there is no dataset 'imagenett': did you mean imagenet?"),
-        ("MaPLe", ["--cfg", "smal"], "there is no YAML file 'smal': did you mean small?"),
         ("MaPL3", [], "there is no method 'MaPL3': did you mean MaPLe?"),
     ):
         assert words in run(method, *options).error

@@ -70,13 +70,6 @@ def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_p
     assert option(call, "--output-dir") == "output/base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed1"
 
 
-def test_without_a_python_it_says_what_to_do(script):
-    ended, _ = script("mpl/base2new_train.sh", "eurosat", 1, PYTHON="no-python")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: there is no no-python: run `make setup` in ")
-
-
 # ---------------------------------------------------------------- the commands that they start
 
 
@@ -160,12 +153,6 @@ def test_prompts_are_tested_where_they_were_trained(pair, script):
     assert len(set(folders)) == 2 * len(trained)
 
 
-def test_training_keeps_the_epoch_that_the_published_test_loads(script):
-    _, (trained,) = script("vpt/xd_train_vpt.sh", "eurosat", 1)
-    _, (tested,) = script("vpt/xd_test_vpt.sh", "eurosat", 1)
-    assert setting(trained, "TRAIN.CHECKPOINT_FREQ") == option(tested, "--load-epoch") == "2"
-
-
 def test_published_prompts_are_tested_by_the_command_with_the_users_options(script, eurosat, deep, tmp_path):
     _, (call,) = script("any/reproduce.sh", "maple", "base2new", "eurosat", "1 2", "weights", SHOTS=16)
     assert call[call.index("--seeds") + 1 :][:3] == ["1", "2", "--root"] and "--shots" not in call
@@ -192,16 +179,6 @@ def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch):
     assert lines[0].startswith("Already done (delete ") and len(lines) == 4
     assert lines[1].startswith(f"MPL on EuroSAT 2 shots seed 3: {base:.2f}% on 12 test images of base classes")
     assert lines[-1] == f"Harmonic mean: {2 * base * new / (base + new) if base + new else 0:.2f}%"
-
-
-def test_zero_shot(script, launch, monkeypatch):
-    _, (call,) = script("zsclip/zeroshot.sh", "eurosat", "vit_b32", "DATASET.SUBSAMPLE_CLASSES", "new", *SMALL)
-    assert option(call, "--output-dir").endswith("/out/ZeroshotCLIP/vit_b32/eurosat/new")
-    assert (option(call, "--trainer"), option(call, "--seed")) == ("ZeroshotCLIP", None)
-    _, (cached,) = script("zsclip/zeroshot.sh", "eurosat", "CACHE", "features", *SMALL)
-    assert cached[cached.index("CACHE") + 1] == "features"
-    (run,) = run_for_real(launch, [call[1:]], monkeypatch)
-    assert run["n_test"] == 12
 
 
 def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
@@ -248,12 +225,6 @@ WRONG = [  # script, arguments, words of the line
 ]
 
 
-def test_variables_are_on_unless_they_are_empty_or_0(script):
-    for value, quiet in (("1", True), ("yes", True), ("0", False), ("", False)):
-        _, (call,) = script("mpl/base2new_train.sh", "eurosat", 1, QUIET=value)
-        assert ("--quiet" in call) == quiet
-
-
 @pytest.mark.parametrize(("name", "arguments", "words"), WRONG)
 def test_wrong_value_gives_one_line_and_leaves_nothing(name, arguments, words, script, tmp_path):
     ended, _ = script(f"{name}.sh", *arguments, DRY_RUN="")
@@ -275,13 +246,6 @@ def test_unfinished_training_is_an_error(script):
 @pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])
 def test_command_without_a_script_of_the_project(words, command):
     assert " is not a script of this project" in command(scripts, *words).error
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"accuracy": 5}', '{"accuracy": "x", "shots": 1, "seed": 1}'])
-def test_base2new_names_the_results_it_cannot_read(content, command, tmp_path):
-    if content:
-        (tmp_path / "results.json").write_text(content)
-    assert f"{tmp_path}/results.json" in command(results, tmp_path).error
 
 
 def test_base_and_new_runs_of_other_backbones_have_no_harmonic_mean(command, tmp_path):

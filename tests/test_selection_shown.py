@@ -12,7 +12,6 @@ from common.start import ROOT
 from experiments import results as base2new
 from experiments.results import FILE
 from experiments.studies import plots
-from experiments.studies.render import latex, markdown
 from experiments.studies.reproduce import compared_with_authors
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
@@ -89,22 +88,6 @@ def test_h_and_averages_of_a_marked_half_are_marked_in_tables_and_pictures(summa
     assert {text.get_text() for text in labels} == {f"small_land {MARK}", "small_counts", f"average {MARK}"}
 
 
-@pytest.mark.parametrize(
-    ("method", "focus", "others"), [("CoOp", "MPL", [f"CoOp {MARK}", "VPT"]), ("MPL", f"MPL {MARK}", ["CoOp", "VPT"])]
-)
-def test_significance_names_the_marked_methods(method, focus, others, summarised):
-    summary = summarised({(method, "small_land")})
-    table = tables_of(summary)[f"few_shot, 16 shots: {focus} against the others"]
-    assert [cells[0].text for cells in table.rows] == others
-    assert table.note.endswith(f" {MARKED} of {method}; a comparison with methods without {MARK} is not fair.")
-    text = markdown(list(tables_of(summary).values()))
-    assert f"| {method} | {82 if method == 'CoOp' else 72}.00 ± 0.82 {MARK} |" in text
-    assert text.count(f"{MARKED}; not ranked") == 2 and r"$\dagger$" in latex(list(tables_of(summary).values()))
-    records = summary.records()
-    assert sum(run["selected_on_test"] for run in records["runs"]) == 3
-    assert [test["selected_on_test"] for test in records["tests"]][0] == [method]
-
-
 def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
     summaries = []
     for name, cfg in (("MPL", "vit_b4_c1_add2_rm1"), ("MaPLe", "vit_b16_c2_ep5_batch4_2ctx")):
@@ -122,17 +105,6 @@ def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
 
 def marks(ax):
     return [tuple(text.xy) for text in ax.texts if text.get_text() == MARK]
-
-
-def test_few_shot_points_are_marked_and_the_files_explain_the_mark(summarised, tmp_path):
-    summary = summarised({("CoOp", "small_land")}, shots=(1, 16))
-    average, land, counts = plots.few_shot(summary).axes
-    assert marks(land) == [(1, pytest.approx(82)), (16, pytest.approx(82))] == marks(average)
-    assert marks(counts) == []
-    assert {bars.get_label() for bars in counts.containers} == {f"CoOp {MARK}", "MPL", "VPT"}
-    drawn = {name: file.read_text() for name, _, (file,) in plots.draw(summary, tmp_path, ["svg"])}
-    assert drawn.keys() == {"few_shot", "gains"}
-    assert all(f"<!-- {MARKED} -->" in content for content in drawn.values())
 
 
 # The report, and other readers

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import yaml
 from finished import InThisProcess, finish
 from marks import one_line
 
-from common.errors import UsageError
 from common.results import read_results
 from common.start import ROOT
 from experiments.arguments import parse_arguments
@@ -78,7 +78,6 @@ def test_invalid_study_has_a_one_line_error(write, settings, message):
     ("file", "content"),
     [
         ("trainers/MPL/mine.yaml", "TEST: {NO_TEST: True}"),
-        ("trainers/MPL/mine.yaml", "BY_DATASET: {SmallLand: {TEST.NO_TEST: True}}"),
         ("trainers/MPL/mine.yaml", "BY_DATASET: {base2new: {SmallLand: {TEST: {NO_TEST: True}}}}"),
         ("datasets/small_land.yaml", "{DATASET: {NAME: SmallLand}, TEST: {NO_TEST: True}}"),
     ],
@@ -92,14 +91,6 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
     (copy / file).write_text(content)
     with one_line("TEST.NO_TEST is True"):
         load(write(**variant(config="mine"), protocols="base2new", datasets=["small_counts", "small_land"]))
-
-
-@pytest.mark.parametrize("content", ["a: [", "", "text", "trainers:\n  CoOp:\n  CoOp: small\n", None])
-def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
-    if content is not None:
-        (tmp_path / "study.yaml").write_text(content)
-    with pytest.raises(UsageError, match="invalid YAML|no trainers|is not a config|cannot read"):
-        load(tmp_path / "study.yaml")
 
 
 def test_option_of_another_command_is_refused(command, tmp_path):
@@ -279,24 +270,25 @@ def test_plots_are_written_next_to_the_tables_and_listed(one_run, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tables", "plots", "report"])
-def test_study_without_results_has_a_one_line_error(write, refused, tmp_path, name):
+def test_study_without_results_has_a_one_line_error(write, refused, tmp_path):
     file = write(trainers={"CoOp": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
-    assert "no run of this study is finished: python tools/study.py run " in refused(name, file)
+    assert "no run of this study is finished: python tools/study.py run " in refused("tables", file)
     assert not (tmp_path / "studies").exists()
 
 
-@pytest.mark.slow
-def test_failed_run_does_not_stop_the_others(write, drawn, command, monkeypatch):
-    """The prompts of one method are missing; zero-shot CLIP needs none."""
-    trainers = {"CoOp": "small", "ZeroshotCLIP": "small"}
-    file = write(trainers=trainers, datasets=["small_land"], protocols="base2new", seeds=[1], root=str(drawn))
-    coop, zero_shot = load(file).sequences()
-    finish(coop[0], 50.0)
-    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
+def test_failed_run_does_not_stop_the_others(write, command, monkeypatch):
+    class Failing(InThisProcess):
+        def submit(self, run):
+            (done := Future()).set_result("OSError: bad" if run == coop[1] else finish(run, 50.0))
+            return done
+
+    file = write(trainers={"CoOp": "small", "ZeroshotCLIP": "small"}, datasets=["small_land"], protocols="base2new")
+    coop = load(file).sequences()[0]
+    monkeypatch.setattr(executor, "LocalExecutor", Failing)
+    monkeypatch.setattr(executor, "check_datasets", lambda study: None)
     status, printed, _ = command(study_command, "run", file, "--workers", 1)
-    assert status == 1 and "Failed runs: 1\n" in printed and "no CoOp checkpoint" in printed
-    assert all((run.folder / "results.json").is_file() for run in zero_shot)
+    assert status == 1 and f"Failed runs: 1\n{coop[1].folder}: OSError: bad\n" in printed
+    assert {run.folder.joinpath("results.json").exists() for run in load(file).runs() if run != coop[1]} == {True}
 
 
 DAMAGED = ["", '{"accuracy": 5', "[]", '{"accuracy": 1e999}']

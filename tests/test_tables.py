@@ -276,18 +276,6 @@ def test_tables_show_what_the_tests_measured(union):
     assert {row["ece"] for row in records["measures"] if row["part"] == "base"} == {8.5, 10.5}
 
 
-def test_a_line_says_what_the_tests_saw(union):
-    def measured(run):
-        often = 3 if (run.variant.name, run.seed, run.classes) == ("MPL", 2, "new") else 1
-        choose = [{"test_images": 5}] if run.variant.name == "MPL" else []
-        return {"data_use": {"choose": choose, "test": CARD | {"evaluations": often}}}
-
-    tables = tables_of(union(measured))
-    note = tables["base2new, base"].note
-    assert "Data: all methods inductive; test images evaluated once by a run; 4 of 8 runs" in note
-    assert "evaluated up to 3 times by a run; 8 of 16 runs chose on them." in tables["base2new, H"].note
-
-
 @pytest.mark.parametrize(
     ("card", "words"),
     [

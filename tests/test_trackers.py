@@ -71,13 +71,6 @@ def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
     assert ("wandb", "finish", results(tmp_path / "out")) in [call[:3] for call in recorded.made]
 
 
-def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
-    rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)
-    error = launch(*arguments(eurosat, tiny, tmp_path / "out", *rates, options=["--report-to", "wandb"])).error
-    assert error.startswith("error: the loss is ") and not (tmp_path / "out/results.json").exists()
-    assert recorded.made[-1][:3] == ("wandb", "finish", None)
-
-
 def test_unknown_tracker_and_missing_package(launch, refused, eurosat, tiny, tmp_path, monkeypatch):
     for given, unknown in (("wandb,comet", "comet"), ("", "")):
         ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", given]))
