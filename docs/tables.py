@@ -6,6 +6,7 @@ A table is below a comment `<!-- table: NAME -->`. Some columns of a table are w
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import drawn  # noqa: E402
-from marks import golden_cases  # noqa: E402
+from marks import case_of  # noqa: E402
 
 import trainers  # noqa: E402
 from experiments.protocols import recipe  # noqa: E402
@@ -30,6 +31,17 @@ TITLES |= {"sun397": "SUN397", "ucf101": "UCF101", "imagenet": "ImageNet", "aver
 DOMAINS = {"imagenet": "ImageNet", "imagenetv2": "ImageNet-V2", "imagenet_sketch": "-Sketch", "imagenet_a": "-A"}
 DOMAINS |= {"imagenet_r": "-R", "average": "average of four"}
 Row = list[str]
+
+
+def golden_cases() -> Counter[str]:
+    """By method the number of files in tests/golden that compare it with its official code; of DePT, by base too."""
+    found: Counter[str] = Counter()
+    for file in (ROOT / "tests/golden").glob("*.json"):
+        content = json.loads(file.read_text())
+        case = case_of(content) or ({"trainer": "ZeroshotCLIP"} if "template" in content else {})
+        found.update([case["trainer"]] if case else [])
+        found.update([f"{case['trainer']}+{case['base']}"] if "base" in case else [])
+    return found
 
 
 def numbers(row: dict, keys: Iterable[str]) -> Row:
