@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
 BATCH += ", or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
+LOADER_PROCESS = "DataLoader worker"  # torch's error begins so if a process of the data loader has been killed
 # What the machine lacks, by the number of an OSError.
 SHORTAGES = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
@@ -46,7 +48,12 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
     try:
         with interruptible():
-            main()
+            try:
+                main()
+            except RuntimeError as error:
+                if LOADER_PROCESS in str(error):
+                    time.sleep(1)  # the signal that ended the process is often on its way to this one, too
+                raise
             sys.stdout.flush()
     except BaseException as error:
         status = exit_status(error, resumes, debug)
@@ -117,6 +124,9 @@ def error_line(error: BaseException) -> str | None:
     for cause in exception_chain(error) if isinstance(error, Exception) else ():
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
+        if LOADER_PROCESS in str(cause) and isinstance(cause, RuntimeError):
+            what = f"a process of the data loader was killed, as when the memory is full ({one_line(cause)})"
+            return str(UsageError(what, "lower DATALOADER.NUM_WORKERS"))
         if isinstance(cause, OSError) and cause.errno in SHORTAGES:
             what, remedy = SHORTAGES[cause.errno]
             return str(UsageError(f"{what} ({one_line(cause)})", remedy))

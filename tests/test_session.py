@@ -107,6 +107,21 @@ def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
     assert done.stderr.strip() == "Interrupted. Run the same command again to resume from the last complete epoch."
 
 
+@pytest.mark.parametrize(("signal", "status", "line"), [("TERM", 130, "Interrupted."), ("0", 2, "NUM_WORKERS")])
+def test_a_killed_process_of_the_data_loader_is_one_line(signal, status, line):
+    kill = f"(sleep 0.3; kill -{signal} {{os.getpid()}}) &"
+    code = f"""
+import os
+from experiments.session import run_command
+def main():
+    os.system(f"{kill}")
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+run_command(main)
+"""
+    ended = execute(code)
+    assert (ended.returncode, ended.stderr.strip().count("\n")) == (status, 0) and line in ended.stderr
+
+
 def test_a_command_whose_output_nobody_reads_has_not_succeeded():
     done = execute("def main():\n    while True: print('output')\nrun_command(main)", "| head -1")
     assert (done.returncode, done.stdout, done.stderr) == (141, "output\n", "")
