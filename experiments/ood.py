@@ -114,7 +114,7 @@ class Detection:
         self.known: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
         if self.others and (not self.local or type(trainer).test_outputs is PromptTrainer.test_outputs):
             self.test_outputs = trainer.test_outputs
-            trainer.test_outputs = self.watched_outputs
+            trainer.read_outputs_by(self.watched_outputs)
 
     def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """As `test_outputs` of the trainer, and keeps the scores: no image is computed twice."""

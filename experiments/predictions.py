@@ -89,7 +89,7 @@ class SavedPredictions:
         if keeps_logits:
             check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
         note = partial(note_test, spec.cfg, trainer)
-        trainer.evaluator = Recorder(trainer.evaluator, keeps_logits, note)
+        trainer.evaluate_by(lambda evaluator: Recorder(evaluator, keeps_logits, note))
 
     def finish(self) -> dict[str, Any]:
         if arrays := of_test(self.cfg, self.trainer):

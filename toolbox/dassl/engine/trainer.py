@@ -164,6 +164,14 @@ class SimpleTrainer(TrainerBase):
         """The folders of checkpoints, one for each registered model."""
         return [os.path.join(self.output_dir, name) for name in self.get_model_names()]
 
+    def evaluate_by(self, wrap):
+        """Evaluate by `wrap(evaluator)`, which has the same methods, from now on."""
+        self.evaluator = wrap(self.evaluator)
+
+    def read_outputs_by(self, function):
+        """Use `function(loader)` in the place of `test_outputs` from now on."""
+        self.test_outputs = function
+
     @torch.no_grad()
     def test(self, split=None):
         """Evaluate a split, "val" or "test"; by default TEST.SPLIT. Without validation data the test split is used.
