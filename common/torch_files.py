@@ -57,6 +57,8 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
     except Exception as error:  # a damaged file makes the loader fail in any way
         if isinstance(error, OSError) and error.filename is not None:
             raise
+        if "allocate memory" in str(error):
+            raise MemoryError(one_line(error)) from error
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
             reason = f"it contains {refused[1]}, which is neither a tensor nor a plain value, and is not loaded"

@@ -71,6 +71,15 @@ def test_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
     refuses(tmp_path / "a", "it is compressed")
 
 
+def test_a_full_memory_is_not_called_damage(newest, monkeypatch):
+    def load(*args, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(MemoryError):
+        load_checkpoint(newest)
+
+
 def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
     checkpoint = load_checkpoint(newest)
     checkpoint["state_dict"]["ctx"][1, 2] = float("inf")
