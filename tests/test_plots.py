@@ -4,7 +4,7 @@ from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
-from finished import finish_all, study_of, summarise
+from finished import different, study_of, summarise
 from matplotlib import pyplot as plt
 from PIL import Image
 from scipy import stats
@@ -33,8 +33,7 @@ def summarised(tmp_path):
 
     def summarised(*protocols, names=NAMES, **settings):
         usual = {"datasets": PAIR, "seeds": (1, 2), "source": "small_source", "targets": PAIR}
-        finish_all(study := study_of(tmp_path, names, *protocols, **usual | settings))
-        return summarise(study)
+        return summarise(study_of(tmp_path, names, *protocols, **usual | settings), different)
 
     return summarised
 
