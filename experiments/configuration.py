@@ -81,6 +81,8 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
         reduce(getitem, groups, cfg)[name] = value
     cfg.merge_from_list(spec.args.opts)
     for key, value in spec.chosen.settings.items():
+        if key in spec.options or key in spec.pairs:
+            raise UsageError(f"--chosen has {key}, which the command line sets, too", "leave one of them out")
         check_chosen(key, cfg.TRAINER.NAME)
         cfg.merge_from_list([key, value])
     merge_by_dataset(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])

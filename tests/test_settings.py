@@ -229,3 +229,13 @@ def test_a_chosen_file_sets_nothing_that_no_study_chooses(key, tmp_path):
             continue
         with pytest.raises(UsageError, match=f"--chosen has {key}, "):
             setup_cfg(args)
+
+
+@pytest.mark.parametrize("given", [["OPTIM.LR", "0.1"], ["--transforms", "normalize"]])
+def test_a_chosen_file_does_not_replace_what_the_command_line_sets(given, tmp_path):
+    file = tmp_path / "chosen.json"
+    settings = {"OPTIM.LR": "0.5", "INPUT.TRANSFORMS": "['random_flip', 'normalize']"}
+    file.write_text(json.dumps({"settings": settings, "choices": []}))
+    assert setup_cfg(parse_arguments(["--trainer", "CoOp", "--chosen", str(file)])).OPTIM.LR == 0.5
+    with pytest.raises(UsageError, match="which the command line sets, too"):
+        setup_cfg(parse_arguments(["--trainer", "CoOp", "--chosen", str(file), *given]))
