@@ -172,8 +172,8 @@ class FewShotDataset(DatasetBase):
         for label, name in pairs:
             if names.setdefault(label, name) != name:
                 raise DatasetError(f"label {label} is both {names[label]!r} and {name!r}", self.remedy, where)
-        if len(set(names.values())) < len(names):
-            print(same_names(list(names.values())))
+        if twins := same_names(list(names.values())):
+            print(twins)
         learned = {item.label for item in train}
         unlearned = {item.label for part in (val, test) for item in part} - learned
         if learned and unlearned:
@@ -230,7 +230,8 @@ class FewShotDataset(DatasetBase):
 
 def same_names(names: Sequence[str]) -> str:
     """A line about classes that have one name, which lowers the accuracy of both; empty if there are none."""
-    twins = [name for name, number in Counter(names).items() if number > 1]
+    texts = [" ".join(name.replace("_", " ").lower().split()) for name in names]  # as CLIP's tokenizer reads them
+    twins = [name for name, number in Counter(texts).items() if number > 1]
     if not twins:
         return ""
     text = f"Classes with the same name: {', '.join(map(repr, twins[:5]))}{', ...' if len(twins) > 5 else ''}"

@@ -155,10 +155,14 @@ NAMES_OF_DTD = CLASSES["dtd"]
     ("change", "expected"),
     [
         (lambda label, name: (label, "crane" if label < 2 else name), ["crane", "crane", *NAMES_OF_DTD[2:]]),
+        (
+            lambda label, name: (label, ("crane", "Crane")[label] if label < 2 else name),
+            ["crane", "Crane", *NAMES_OF_DTD[2:]],
+        ),
         (lambda label, name: (10 * label + 3, name), NAMES_OF_DTD),
         (lambda label, name: (3 - label, name), NAMES_OF_DTD[::-1]),
     ],
-    ids=["two labels with one name", "gaps between labels", "another order than that of the folders"],
+    ids=["two labels with one name", "with one text", "gaps between labels", "another order than that of the folders"],
 )
 def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path, capsys):
     rewritten(tmp_path, lambda part, path, label, name: [path, *change(label, name)])
