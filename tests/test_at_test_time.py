@@ -1,7 +1,9 @@
 """Test-time methods as runs: they resume inside a test, start from learned prompts, and predict what they test."""
 
 import hashlib
+import io
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,9 +132,13 @@ def test_unfit_partial_results_are_not_used(harm, make, tmp_path, capsys):
 def test_results_of_images_that_have_changed_meanwhile_are_not_used(method, make, eurosat):
     interrupted(trainer := make(method), 6)
     (changed,) = {Path(item.impath) for item in trainer.test_loader.dataset.data_source[:1]}
-    content = changed.read_bytes()
+    content, status = changed.read_bytes(), changed.stat()
+    other = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 10, 30)).save(other, "PNG")
     try:
-        Image.new("RGB", (32, 32), (200, 10, 30)).save(changed)
+        changed.write_bytes(other.getvalue().ljust(len(content), b"\0"))
+        os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert changed.stat().st_size == status.st_size
         assert torch.equal(outputs(make(method)), outputs(make(method, output="whole")))
     finally:
         changed.write_bytes(content)

@@ -146,13 +146,13 @@ class ViewsTrainer(PromptTrainer):
             yield logits[None], label
 
     def key(self, images: Any) -> str:
-        """A checksum of the images of a test (path, size, time of change), of how they are read, and of the model."""
+        """A checksum of the images of a test (path, size, times of change), of how they are read, and of the model."""
         facts = self.checkpoints.metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates
         digest = hashlib.sha256(f"1 {facts}".encode())
         for item in images.data_source:
             with suppress(OSError):  # the loader names an image that cannot be read
                 file = os.stat(item.impath)
-                digest.update(f"{file.st_size} {file.st_mtime_ns} ".encode())
+                digest.update(f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} ".encode())
             digest.update(f"{item.impath} {item.label}\n".encode())
         add_tensors(digest, self.model.state_dict())
         return digest.hexdigest()
