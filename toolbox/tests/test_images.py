@@ -183,6 +183,19 @@ def test_limit_on_pixels_can_be_raised_above_pillows_which_stays(tmp_path, monke
         Image.open(path)
 
 
+def test_a_jpeg_is_read_once(tmp_path, monkeypatch):
+    """Each was read to count its scans, then again for its pixels."""
+    path, read = written(tmp_path / "a.jpg", NOISE, "JPEG"), images.read_bytes
+
+    def read_then_delete(file, most):
+        content = read(file, most)
+        file.unlink()
+        return content
+
+    monkeypatch.setattr(images, "read_bytes", read_then_delete)
+    assert read_image(path).size == (30, 40)
+
+
 def test_a_file_has_a_largest_size(tmp_path):
     """A header of 40 MB kept Pillow busy for 17 seconds."""
     path = written(tmp_path / "a.ppm", NOISE, "PPM")
