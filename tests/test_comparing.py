@@ -158,3 +158,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, r
     file = folder / "MPL/seed3/results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     assert f"{folder}/MPL differ in {key}: " in command(comparing, folder / "MPL", folder / "CoOp").error
+
+
+def test_a_difference_that_rounds_to_zero_has_a_plus():
+    assert [comparing.signed(value) for value in (-0.0, -0.004, 0.004, -0.006)] == ["+0.00", "+0.00", "+0.00", "-0.01"]
