@@ -40,7 +40,10 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             if spec.args.no_train:
                 return
             until_end.enter_context(reporting(spec.args.report_to, spec.cfg, trainer))
-        folder.remove_results()
+        if spec.args.eval_only or not is_trainable(trainer):
+            folder.remove_results()
+        else:
+            trainer.on_start(folder.remove_results)
         if spec.args.eval_only:
             trainer.test()
         else:

@@ -207,6 +207,15 @@ def test_damaged_unfinished_run_is_refused(name, content, launch, half_done):
     assert not (folder / "results.json").exists()
 
 
+def test_a_start_that_is_refused_deletes_no_results(launch, half_done):
+    argv, folder = half_done
+    launch(*argv)
+    kept = {name: (folder / name).read_bytes() for name in ("results.json", "predictions.npz")}
+    (folder / LEARNED / "model.pth.tar-2").write_bytes(b"half of")
+    assert "model.pth.tar-2" in launch(*argv).error
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+
+
 def test_remedy_for_damaged_settings_of_a_run_to_resume_helps(launch, half_done, tmp_path):
     """It was another --output-dir, which that run is not in."""
     argv, folder = half_done

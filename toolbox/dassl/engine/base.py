@@ -28,6 +28,7 @@ class TrainerBase:
     def __init__(self):
         self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
         self._writer = None
+        self._start_actions = []
         self.best_result = -math.inf
         self.train_seconds = 0.0
         self._saved_epoch = None  # epoch (from 1) of the newest checkpoint
@@ -267,12 +268,18 @@ class TrainerBase:
         """Run epochs `start_epoch` to `max_epoch - 1`; `before_train` may move the start."""
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
+        for action in self._start_actions:
+            action()
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
         self.after_train()
+
+    def on_start(self, action):
+        """Call `action()` in `train`, when `before_train` has not refused to resume what the output folder holds."""
+        self._start_actions.append(action)
 
     def before_train(self):
         """Hook: before the first epoch."""
