@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from yacs.config import CfgNode
 import trainers
 from clip import ClipError
 from common.errors import UsageError
-from common.files import checksum
+from common.files import checksum, identity
 from common.results import CONFIG
 from common.text import read_json, read_text
 from datasets import title
@@ -131,10 +132,16 @@ def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: 
     if tested and method:
         with suppress(UsageError):  # it is gone
             path = method.checkpoint_in(model_dir, load_epoch)
-    differs = checksum(Path(path)) != tested if path else epoch and load_epoch not in (None, epoch)
+    differs = checkpoint_sha256(identity(Path(path))) != tested if path else epoch and load_epoch not in (None, epoch)
     if differs:
         asked = path or f"epoch {load_epoch}"
         raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", OTHER_FOLDER)
+
+
+@lru_cache(4096)
+def checkpoint_sha256(file: tuple) -> str:
+    """The SHA-256 of a checkpoint (`identity`): several runs of a study test the same one."""
+    return checksum(Path(file[0]))
 
 
 def as_read(value: Any) -> Any:
