@@ -145,7 +145,7 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *exception) -> None:
-        for process in active_children():
+        for process in active_children() if any(exception) else ():  # an idle one ends by itself, and tidies up
             process.kill()
         for pool in self.last:
             pool.shutdown()
