@@ -35,6 +35,9 @@ class Accepts:
     note: str = ""
     also: Callable[[Any], object] | None = None
 
+    def __deepcopy__(self, memo: dict) -> "Accepts":
+        return self  # it cannot change, and each run copies the limits of all settings
+
     def accepts(self, value: Any) -> bool:
         return self._is_of_kind(value) and (self.also is None or bool(self.also(value)))
 

@@ -63,10 +63,21 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 
 def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     """Dassl's defaults and this project's, then the content of YAML files (`dassl.config.read_config`)."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg, method)
+    cfg = _defaults(method).clone()
     for path, tree in files:
         cfg.merge_tree(tree, path)
+    return cfg
+
+
+def _defaults(method: str) -> CfgNode:
+    """Dassl's defaults and this project's, not to be changed."""
+    return _defaults_of(method, *trainers.methods().items())
+
+
+@cache
+def _defaults_of(method: str, *_: object) -> CfgNode:  # the registered methods are part of the key: they have settings
+    cfg = get_cfg_default()
+    extend_cfg(cfg, method)
     return cfg
 
 
@@ -101,12 +112,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return RunSpec(args).cfg
 
 
-@cache
 def default_settings(method: str) -> dict[str, Any]:
     """The default of every setting that a run of this method can have, by its full name."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg, method)
-    return flatten(cfg)
+    return flatten(_defaults(method))
 
 
 def check_chosen(key: str, trainer: str) -> None:

@@ -200,7 +200,11 @@ class Study:
 
     def sequences(self) -> list[RunSequence]:
         """All runs, seed by seed, so that early results cover all methods: each training run, then its tests."""
-        return [sequence for protocol in self.protocols for sequence in self.sequences_of(protocol)]
+        return list(self._sequences)
+
+    @cached_property
+    def _sequences(self) -> tuple[RunSequence, ...]:
+        return tuple(sequence for protocol in self.protocols for sequence in self.sequences_of(protocol))
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         train, *tests = (step for step in PROTOCOLS[protocol].steps if self.union or not step.optional)
