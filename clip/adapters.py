@@ -8,8 +8,6 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from common.errors import UsageError
-
 from .blocks import adapter_of, attention, block_output, not_half, qkv, split_heads
 from .errors import ClipError
 
@@ -136,8 +134,6 @@ def token_dropout(x: Tensor, p: float) -> Tensor:
     probability is rounded to 1 / 65536.
     """
     rows, tokens, width = x.shape
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise UsageError("a CUDA graph would repeat the same dropout in every step", "set MODEL.CUDA_GRAPHS False")
     generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ())))
     numbers = torch.empty(tokens, -(-rows * width // 4), dtype=torch.int64, device=x.device)
     numbers.random_(-(2**63), None, generator=generator)

@@ -24,8 +24,7 @@ from .run_spec import RunSpec
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
 RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
-RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
-RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
+RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
@@ -33,7 +32,6 @@ CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
 SETTINGS = {
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
-    "MODEL.CUDA_GRAPHS": (False, FLAG, "Launch the kernels of a training step together (CUDA)"),
     "MODEL.BACKBONE.TOWERS": ("fast", Accepts(Literal[tuple(TOWERS)]), "plain: as published, the same results"),
     WEIGHTS: ("", TEXT, "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in"),
     "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, FLAG, "Recompute the text tower in the backward pass: less memory"),

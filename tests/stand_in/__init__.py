@@ -11,11 +11,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from unittest.mock import patch
 
 
@@ -58,9 +56,7 @@ ON_CPU = torch.nn.functional.scaled_dot_product_attention
 
 
 class Counts:
-    """Launches by operation, and waits of the CPU by their reason; `graph` is the one that is being captured."""
-
-    graph: Any = None
+    """Launches by operation, and waits of the CPU by their reason."""
 
     def reset(self) -> None:
         self.launches: Counter[str] = Counter()
@@ -75,19 +71,13 @@ class Counts:
             self.wait(name)
         elif copies and here and to_cpu:
             self.wait("copy to the CPU")
-        elif copies and there:
-            asked = options.get("non_blocking") or arguments[2:3] == (True,)
-            if self.graph and not (asked and any(getattr(tensor, "pinned", False) for tensor in there)):
-                raise RuntimeError("Cannot copy from the CPU during a capture unless its memory is pinned")
-        else:
+        elif not (copies and there):
             if operation in SIZED:
                 self.wait(name)
             if operation not in FREE and not is_view(operation) and (not here or here[0].numel()):
                 self.launches[name] += 1
 
     def wait(self, reason: str) -> None:
-        if self.graph:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {reason}")
         self.waits[reason] += 1
 
 
@@ -166,7 +156,7 @@ def compute(operation, arguments: tuple, options: dict):
     inner = {key: value for key, value in options.items() if key not in ("non_blocking", "pin_memory")}
     inner |= {"device": CPU} if asked else {}
     inner_arguments, inner = tree_map_only(OnDevice, lambda tensor: tensor.values, (arguments, inner))
-    result = executed(operation, *inner_arguments, **inner)
+    result = operation(*inner_arguments, **inner)
     if operation is aten.copy_.default and not isinstance(arguments[0], OnDevice):
         return arguments[0]
     if asked == "cpu":
@@ -188,29 +178,6 @@ def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
     return pointwise and all(tensor.dim() == 0 for tensor in there)
 
 
-def executed(function, *arguments, **options):
-    """The result of a function of tensors on the CPU, which the graph that is being captured repeats."""
-    result = function(*arguments, **options)
-    if COUNTS.graph:
-        COUNTS.graph.calls.append((function, arguments, options, result))
-    return result
-
-
-class Graph:
-    """Replaces torch.cuda.CUDAGraph: it repeats what was executed while it was captured."""
-
-    def __init__(self):
-        self.calls: list[tuple] = []
-
-    def replay(self) -> None:
-        COUNTS.launches["graph"] += 1
-        for function, arguments, options, result in self.calls:
-            again = function(*arguments, **options)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
-                    old.copy_(new)
-
-
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """`scaled_dot_product_attention`, which is one launch on a GPU and many operations on a CPU."""
     if not isinstance(query, OnDevice):
@@ -230,13 +197,13 @@ class Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.rest = mask if mask is None else mask.values, causal, scale
         COUNTS.launches["attention"] += 1 if mask is None or mask.dtype != torch.bool else 2
-        return OnDevice(executed(ON_CPU, query.values, key.values, value.values, ctx.rest[0], 0.0, causal, scale=scale))
+        return OnDevice(ON_CPU(query.values, key.values, value.values, ctx.rest[0], 0.0, causal, scale=scale))
 
     @staticmethod
     def backward(ctx, gradient):
         COUNTS.launches["attention backward"] += 1
         tensors = [tensor.values for tensor in ctx.saved_tensors]
-        return *map(OnDevice, executed(attention_gradients, tensors, gradient.values, *ctx.rest)), None, None, None
+        return *map(OnDevice, attention_gradients(tensors, gradient.values, *ctx.rest)), None, None, None
 
 
 def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | None, causal: bool, scale) -> tuple:
@@ -246,7 +213,6 @@ def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | 
     return torch.autograd.grad(result, tensors, gradient)
 
 
-STREAM = SimpleNamespace(wait_stream=lambda other: None)
 STATE = torch.arange(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
 NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
 OF_CUDA = dict.fromkeys((*NOTHING, "empty_cache"), lambda *arguments, **options: None) | {
@@ -255,12 +221,6 @@ OF_CUDA = dict.fromkeys((*NOTHING, "empty_cache"), lambda *arguments, **options:
     "is_bf16_supported": lambda including_emulation=True: True,
     "get_rng_state": lambda device=0: STATE,
     "get_rng_state_all": lambda: [STATE],
-    "CUDAGraph": Graph,
-    "graph": lambda graph: patch.object(COUNTS, "graph", graph),
-    "Stream": lambda device=None: STREAM,
-    "current_stream": lambda device=None: STREAM,
-    "stream": lambda stream: nullcontext(),
-    "is_current_stream_capturing": lambda: COUNTS.graph is not None,
 }
 
 

@@ -1,6 +1,6 @@
 """Steps of methods on the stand-in device: one line of JSON for each method and precision.
 
-    PYTHONPATH=.:toolbox:tests python -m stand_in [--graphs] [METHOD ...]
+    PYTHONPATH=.:toolbox:tests python -m stand_in [METHOD ...]
 
 A launch is an operation on the device. Their number does not depend on the width of the model, so that the weights are
 narrow. It is that of the last step, as the first one caches. `loss` and `logits` are differences from the CPU.
@@ -29,18 +29,18 @@ from trainers.base.feature_trainer import FeatureTrainer
 CLASSES, BATCH = 5, 4
 
 
-def steps(method: str, backbone: str, prec: str, graphs: bool, counts: Counts | None = None) -> dict:
+def steps(method: str, backbone: str, prec: str, counts: Counts | None = None) -> dict:
     """The losses of training steps, the logits of a test batch and, of the last step, what was counted."""
     torch.manual_seed(1)
     protocol = recipe(method, "few_shot")
-    settings = [*protocol.settings, "MODEL.CUDA_GRAPHS", str(graphs and counts is not None)]
+    settings = list(protocol.settings)
     way = {"checkout": str(ROOT), "config": str(config_folder(method) / f"{protocol.cfg}.yaml"), "settings": settings}
     way |= {"official": False, "trainer": method, "section": methods()[method].section(), "backbone": backbone}
     trainer = build(Namespace(**way, form="fast", prec=prec, classes=CLASSES, batch=BATCH))
     # Small enough for the first step: by default a GradScaler begins with steps that it skips.
     trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
     losses = []
-    for trainer.batch_idx in range(6 if graphs else 2):
+    for trainer.batch_idx in range(2):
         generator = torch.Generator().manual_seed(trainer.batch_idx)
         images = torch.randn(BATCH, 3, 224, 224, generator=generator)
         batch = {"img": images, "label": (trainer.batch_idx + torch.arange(BATCH)) % CLASSES}
@@ -55,18 +55,17 @@ def steps(method: str, backbone: str, prec: str, graphs: bool, counts: Counts | 
 
 
 def main(names: list[str]) -> None:
-    graphs = "--graphs" in names
     stepped = [name for name, method in methods().items() if method.learns and not issubclass(method, FeatureTrainer)]
     with tempfile.TemporaryDirectory() as folder:
         backbone = f"{folder}/narrow.pt"
         clip = random_clip("ViT-B-16", {"patch_size": 32, "width": 64}, {"width": 64}, 64)
         torch.save(clip.state_dict(), backbone)
-        for name in [name for name in names if name != "--graphs"] or stepped:
+        for name in names or stepped:
             with redirect_stdout(sys.stderr):
-                expected = steps(name, backbone, "fp32", graphs)
+                expected = steps(name, backbone, "fp32")
             for prec in ("fp32", "fp16", "amp"):
                 with redirect_stdout(sys.stderr), stand_in() as counts:
-                    record = steps(name, backbone, prec, graphs, counts)
+                    record = steps(name, backbone, prec, counts)
                 for key in ("loss", "logits"):
                     record[key] = (record[key] - expected[key]).abs().max().item()
                 print(json.dumps(record | {"method": name, "prec": prec}), flush=True)

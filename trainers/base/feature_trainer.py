@@ -194,9 +194,6 @@ class FeatureTrainer(PromptTrainer):
         self.model.stand_on(base.model)
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
-    def use_graphs(self) -> None:
-        print(f"MODEL.CUDA_GRAPHS is ignored: it needs images, and {type(self).__name__} learns from their features")
-
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """Make the head's tensors with a row for each image as long as those of the checkpoint."""
         state, labels = tensors_of(checkpoint), self.checkpoints.classes(checkpoint.get("metadata") or {}).labels

@@ -25,7 +25,6 @@ from .build import assemble_model, print_backbone
 from .checkpoints import is_checkpoint
 from .data_use import inherited, joined
 from .features import cached_features
-from .graphs import StepGraph
 from .method import Classes, Method
 from .prompted import Output
 
@@ -106,7 +105,6 @@ class PromptTrainer(Method, TrainerX):
             choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
             self.inherited_choices = joined(self.inherited_choices, choices)
             self.inherited_phases = joined(self.inherited_phases, phases)
-        self.passes = self.both_passes
         if self.learns:
             self.register()
 
@@ -118,8 +116,6 @@ class PromptTrainer(Method, TrainerX):
         if any(True for _ in self.model.parameters()):
             self.optim, self.sched = self.build_optimizer()
         self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
-        if self.cfg.MODEL.get("CUDA_GRAPHS", False):
-            self.use_graphs()
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
@@ -136,13 +132,6 @@ class PromptTrainer(Method, TrainerX):
             print("MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers")
         else:
             self.model.towers = compiled_towers()
-
-    def use_graphs(self) -> None:
-        """MODEL.CUDA_GRAPHS: launch the passes of a step together, or print why not."""
-        if self.device.type != "cuda":
-            print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU")
-        else:
-            self.passes = StepGraph(self.both_passes, self.model)
 
     @property
     def amp(self) -> bool:
@@ -161,7 +150,7 @@ class PromptTrainer(Method, TrainerX):
 
     def forward_backward(self, batch: dict) -> dict[str, float | Tensor]:
         """A training step; what is logged is a number or, so that nothing waits for a GPU, a tensor there."""
-        logged = self.passes(*self.parse_batch_train(batch))
+        logged = self.both_passes(*self.parse_batch_train(batch))
         self.detect_anomaly(logged["loss"])
         self.scaler.step(self.optim)
         self.scaler.update()
