@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
@@ -37,17 +38,23 @@ class Logger:
 
     def write(self, msg):
         if self.file is not None:
-            try:
+            with self._error_names_file():
                 self.file.write(msg)
-            except OSError as error:  # the disk is full
-                raise OSError(error.errno, error.strerror, self.file.name) from error
         return self.console.write(msg)
 
     def flush(self):
         self.console.flush()
         if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            with self._error_names_file():
+                self.file.flush()
+                os.fsync(self.file.fileno())
+
+    @contextmanager
+    def _error_names_file(self):
+        try:
+            yield
+        except OSError as error:  # the disk is full
+            raise OSError(error.errno, error.strerror, self.file.name) from error
 
     def close(self):
         """Close the file, not the console. If ``sys.stdout`` is this logger, make it the console again."""
