@@ -54,16 +54,23 @@ def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:
     """The content of a JSON file of at most `most` bytes.
 
     Raises:
-        UsageError: it cannot be read, is not JSON, or has too many values or levels.
+        UsageError: it cannot be read, is not JSON, has too many values or levels, or a key twice.
     """
     text = read_text(path, most)
     if sum(map(text.count, ",:[{")) > MAX_MARKS:
         raise UsageError(f"{path} has too many values", "shorten it", path)
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error})", "fix or replace it", path) from error
 
 
 def refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key is there twice")
+    return content

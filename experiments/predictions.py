@@ -26,6 +26,7 @@ LARGEST_READ = 256 << 20  # bytes of all other arrays: a million images with pat
 # The columns, a row for each image: type and number of dimensions.
 COLUMNS = {"label": ("i", 1), "classes": ("i", 2), "probabilities": ("f", 2), "log_probability": ("f", 1)}
 COLUMNS |= {"brier": ("f", 1)}
+RANGES = (("probabilities", 0, 1), ("log_probability", -math.inf, 1e-6), ("brier", -1e-6, MEASURES["brier"].most))
 WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
 
 Predictions = dict[str, np.ndarray]
@@ -216,8 +217,9 @@ def check(found: Predictions) -> None:
         raise ValueError("columns of different lengths")
     if found["classes"].shape != found["probabilities"].shape or not found["classes"].size:
         raise ValueError("not one probability for each class")
-    if not ((found["probabilities"] >= 0) & (found["probabilities"] <= 1)).all():
-        raise ValueError("a probability outside 0 to 1")
+    for key, low, high in RANGES:
+        if not ((found[key] >= low) & (found[key] <= high)).all():  # also true of NaN
+            raise ValueError(f"{key} outside {low} to {high}")
     for key in ("label", "classes"):
         if not ((found[key] >= 0) & (found[key] < names)).all():
             raise ValueError(f"{key} has numbers of classes that do not exist")

@@ -133,6 +133,8 @@ DAMAGES = [
     lambda file: changed(file, classes=np.zeros((24, 5))),
     lambda file: changed(file, label=np.zeros(23, dtype=int)),
     lambda file: changed(file, brier=np.zeros((24, 2))),
+    lambda file: changed(file, brier=np.full(24, math.nan)),
+    lambda file: changed(file, log_probability=np.full(24, 0.1)),
     lambda file: changed(file, classes=np.zeros((24, 0), int), probabilities=np.zeros((24, 0))),
     lambda file: changed(file, probabilities=np.full((24, 5), np.nan)),
     lambda file: changed(file, probabilities=np.full((24, 5), 2.0)),

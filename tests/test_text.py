@@ -31,6 +31,7 @@ HOSTILE = {
     "many values": (read_json, "[" + "0," * MAX_MARKS + "0]", "has too many values"),
     "many digits": (read_json, "1" * 5000, "is not JSON"),
     "NaN": (read_json, "NaN", "is not JSON (NaN is not a number of JSON)"),
+    "key twice": (read_json, '{"a": 1, "b": {"c": 2, "c": 3}}', "is not JSON (a key is there twice)"),
     "study's digits": (load, "seeds: " + "1" * 5000, "is invalid YAML (Exceeds the limit"),
     "study's date": (load, "root: 2024-01-01\n", "root with value <class 'datetime.date'> is not a valid type"),
     "large study": (load, "#" * ((1 << 20) + 1), "is larger than 1,048,576 bytes"),
