@@ -26,9 +26,13 @@ OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
 OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WEIGHT_DECAY", "eps": "ADAM_EPS"}
 
 
+def is_method(figures):
+    return "input" in case_of(figures) and case_of(figures).get("kind") != "ood"
+
+
 def pytest_generate_tests(metafunc):
     marks = {"task_res": ()}  # `make check` has one method, as the other ones take longer
-    golden(metafunc, "figures", lambda figures: "input" in case_of(figures), lambda stem: marks.get(stem, SLOW))
+    golden(metafunc, "figures", is_method, lambda stem: marks.get(stem, SLOW))
 
 
 def drawn(seed, *shape):

@@ -1,0 +1,298 @@
+"""Confidence that is repaired, and what a classifier can promise: fitted on held-out images, then applied to logits.
+
+- `Temperature` and `Distances` (DAC) change probabilities, and never the predicted class.
+- `Threshold`: which answers to give, so that at most an asked share of the given ones is wrong.
+- `Sets`: several classes for an image, among which is the right one for an asked share of the images.
+- `conf_ot`: probabilities of calibration and test images together, for `Sets`; it is transductive.
+
+All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,). They raise UsageError
+for logits that are not finite and for labels that are no classes. `Threshold` and `Sets` read the logits before any
+repair, so that their promises hold on the same images on which a temperature is fitted.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common.errors import UsageError, choose
+
+HOTTEST = 1000.0  # the largest temperature; the smallest is its inverse
+SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
+KINDS = ("lac", "aps", "raps")
+RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
+LEVELS = 10  # shares of the images that a threshold is tried on
+Floats = NDArray[np.float64]
+# scipy is imported where something is fitted: a prediction does not wait for it.
+
+
+def softmax(logits: ArrayLike) -> Floats:
+    """(images, classes) -> their probabilities, in double precision."""
+    z = np.asarray(logits, dtype=np.float64)
+    exponents = np.exp(z - z.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
+    """Logits in double precision, after the checks that all functions make."""
+    z = np.asarray(logits, dtype=np.float64)
+    if z.ndim != 2 or not z.size:
+        raise UsageError(f"logits of shape {z.shape} are not (images, classes)", "give one image or more")
+    if not np.isfinite(z).all():
+        raise UsageError("the logits for the calibration are not finite", "use the checkpoint of another epoch")
+    if labels is not None:
+        y = np.asarray(labels)
+        if y.shape != z.shape[:1] or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= z.shape[1]:
+            what = f"the labels of the calibration images are not {len(z)} numbers of the {z.shape[1]} classes"
+            raise UsageError(what, "give images of the model's classes")
+    return z
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """One number that divides all logits (Guo et al., ICML 2017); other classes of the model have the same one."""
+
+    temperature: float = 1.0
+
+    @classmethod
+    def fit(cls, logits: ArrayLike, labels: ArrayLike) -> Self:
+        """The temperature of least mean cross-entropy, which is convex in the inverse temperature.
+
+        It is 1 if no image is wrong: then any smaller one is still better, and nothing says where to stop. A model that
+        is worse than chance has the largest, `HOTTEST`.
+        """
+        from scipy.optimize import brentq
+
+        z, y = checked(logits, labels), np.asarray(labels)
+        of_label = z[np.arange(len(z)), y]
+        if (of_label == z.max(axis=1)).all():
+            return cls(1.0)
+
+        def slope(log_inverse: float) -> float:  # of the cross-entropy, by the inverse temperature
+            return float(np.mean((softmax(math.exp(log_inverse) * z) * z).sum(axis=1) - of_label))
+
+        limit = math.log(HOTTEST)
+        if slope(-limit) >= 0:
+            return cls(HOTTEST)
+        if slope(limit) <= 0:
+            return cls(1 / HOTTEST)
+        return cls(math.exp(-brentq(slope, -limit, limit, xtol=1e-12)))
+
+    def apply(self, logits: ArrayLike) -> Floats:
+        """(images, classes) -> the same, divided by the temperature."""
+        return np.asarray(logits, dtype=np.float64) / self.temperature
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Distance-aware calibration (DAC; Wang et al., ICML 2024): how much less to trust answers of new classes.
+
+    `factors` has one for each class. The logits of an image are multiplied by that of its most likely class.
+    """
+
+    factors: tuple[float, ...]
+
+    @classmethod
+    def fit(
+        cls, zero_shot: ArrayLike, tuned: ArrayLike, base_zero_shot: ArrayLike, base_tuned: ArrayLike, k: int = 5
+    ) -> Self:
+        """From text features alone, each of any length.
+
+        Args:
+            zero_shot, tuned: (classes, joint), of the classes to answer, by the frozen CLIP and by the model.
+            base_zero_shot, base_tuned: (base, joint), of the classes that the model was learned on.
+            k: how many of these count, the nearest. Sums of distances are divided by k, also if there are fewer.
+        """
+        before = distances(zero_shot, base_zero_shot)
+        after = distances(tuned, base_tuned)
+        moved = (before[:, :k].sum(axis=1) - after[:, :k].sum(axis=1)) / k
+        return cls(tuple(np.where(after[:, 0] < SAME_CLASS, 1.0, np.exp(moved)).tolist()))
+
+    def apply(self, logits: ArrayLike) -> Floats:
+        """(images, classes) -> the same, multiplied by the factor of the largest logit."""
+        z = np.asarray(logits, dtype=np.float64)
+        return z * np.asarray(self.factors)[z.argmax(axis=1), None]
+
+
+def distances(features: ArrayLike, others: ArrayLike) -> Floats:
+    """(n, others): the Euclidean distances of the unit features, for each feature the least first."""
+    from scipy.spatial.distance import cdist
+
+    unit = [
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (np.asarray(features, dtype=np.float64), np.asarray(others, dtype=np.float64))
+    ]
+    return np.sort(cdist(*unit), axis=1)
+
+
+def upper_bound(errors: ArrayLike, images: ArrayLike, confidence: float) -> Floats:
+    """The one-sided bound of Clopper and Pearson on an error rate; it is 1 if all images are wrong."""
+    from scipy.stats import beta
+
+    k, n = np.asarray(errors), np.asarray(images)
+    return np.where(k < n, beta.ppf(confidence, k + 1, np.maximum(n - k, 1)), 1.0)
+
+
+def fewest_images(error: float, confidence: float) -> int:
+    """How many images, all of them right, promise an error rate of at most `error`."""
+    return math.ceil(round(math.log1p(-confidence) / math.log1p(-error), 10))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Answer where the largest probability is above `above`; else the image is unknown.
+
+    Among the answers to images like those of the calibration, at most the share `error` is wrong. This fails for at
+    most the share 1 - `confidence` of the sets of images on which one may fit.
+
+    Attributes:
+        answered, wrong: how many calibration images it answers, and how many of these wrong.
+    """
+
+    above: float
+    error: float
+    confidence: float
+    answered: int
+    wrong: int
+
+    @classmethod
+    def fit(cls, logits: ArrayLike, labels: ArrayLike, error: float = 0.05, confidence: float = 0.95) -> Self:
+        """The threshold that answers most of the calibration images.
+
+        Up to LEVELS numbers of images, which do not depend on the logits, are tried: the most certain 100%, 90%, ... .
+        Each must pass the bound of Clopper and Pearson at the confidence that is left by Bonferroni's correction.
+
+        Raises:
+            UsageError: there are fewer images than needed, or no threshold passes.
+        """
+        check_share("the asked error", error)
+        check_share("the confidence", confidence)
+        z, y = checked(logits, labels), np.asarray(labels)
+        n, doubt = len(z), 1 - confidence
+        needed = fewest_images(error, confidence)
+        asked = f"an error of at most {100 * error:g}%"
+        if n < needed:
+            what = f"{n} image{'s' * (n > 1)} cannot promise {asked}"
+            raise UsageError(what, f"give at least {needed}, or ask for a larger error")
+        counts = [n]
+        for share in range(LEVELS - 1, 0, -1):
+            if (count := n * share // LEVELS) < fewest_images(error, 1 - doubt / (len(counts) + 1)):
+                break
+            counts.append(count)
+        p = softmax(z)
+        sure, is_wrong = p.max(axis=1), z.argmax(axis=1) != y
+        falling = np.sort(sure)[::-1]
+        for count in counts:
+            above = float(falling[count]) if count < n else 0.0
+            answered, wrong = int((sure > above).sum()), int(is_wrong[sure > above].sum())
+            if upper_bound(wrong, answered, 1 - doubt / len(counts)) <= error:
+                return cls(above, error, confidence, answered, wrong)
+        what = f"no threshold promises {asked}: too many of the {n} images are wrong, also of the most certain"
+        raise UsageError(what, "ask for a larger error, or give more images")
+
+    def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
+        """(images, classes) -> (images,): whether to answer."""
+        return softmax(logits).max(axis=1) > self.above
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise UsageError unless a value is between 0 and 1."""
+    if not 0 < value < 1:  # also for NaN
+        raise UsageError(f"{name} is {value:g}", "give a number between 0 and 1")
+
+
+def scores(probabilities: ArrayLike, kind: str, weights: ArrayLike = 0.0, raps: tuple[float, int] = RAPS) -> Floats:
+    """(images, classes): how badly each class conforms; a set has the classes of low scores.
+
+    LAC (Sadinle et al., 2019): 1 - p. APS (Romano et al., NeurIPS 2020): the sum of the probabilities down to that of
+    the class, minus `weights` times its own. RAPS (Angelopoulos et al., ICLR 2021): APS, and a penalty for each rank
+    after the first ones (`raps`: the penalty, and how many have none).
+
+    Args:
+        weights: 0, or random numbers between 0 and 1 for the ranks of an image, (images, classes): the published u for
+            test images, and 1 - u for the labels of calibration images.
+    """
+    choose(kind, KINDS, "kind of set")
+    p = np.asarray(probabilities, dtype=np.float64)
+    if kind == "lac":
+        return 1 - p
+    order = np.argsort(-p, axis=1, kind="stable")
+    falling = np.take_along_axis(p, order, axis=1)
+    of_rank = np.cumsum(falling, axis=1) - weights * falling
+    if kind == "raps":
+        of_rank += raps[0] * np.maximum(np.arange(1, p.shape[1] + 1) - raps[1], 0)
+    found = np.empty_like(p)
+    np.put_along_axis(found, order, of_rank, axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of classes with the label in them for an asked share of the images (conformal prediction).
+
+    Scores are not random: of APS and RAPS they include the whole probability of the class itself, at the calibration
+    and at the test. A set may be empty.
+
+    Attributes:
+        kind: one of KINDS.
+        label_scores: of the calibration images, ascending.
+    """
+
+    kind: str
+    label_scores: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac") -> Self:
+        return cls.of_scores(scores(softmax(checked(logits, labels)), kind), labels, kind)
+
+    @classmethod
+    def of_scores(cls, found: Floats, labels: ArrayLike, kind: str) -> Self:
+        """From the scores of the classes of calibration images, (images, classes)."""
+        return cls(kind, tuple(np.sort(found[np.arange(len(found)), np.asarray(labels)]).tolist()))
+
+    def quantile(self, coverage: float) -> float:
+        """The largest score in a set, by the exact rule: infinite if there are too few images for this coverage."""
+        check_share("the asked coverage", coverage)
+        n = len(self.label_scores)
+        rank = math.ceil(round((n + 1) * coverage, 10))
+        return self.label_scores[rank - 1] if rank <= n else math.inf
+
+    def apply(self, logits: ArrayLike, coverage: float) -> NDArray[np.bool_]:
+        """(images, classes): whether a class is in the set of an image."""
+        return self.of(softmax(logits), coverage)
+
+    def of(self, probabilities: ArrayLike, coverage: float) -> NDArray[np.bool_]:
+        """`apply` for probabilities, such as those of `conf_ot`."""
+        return scores(probabilities, self.kind) <= self.quantile(coverage)
+
+
+def conf_ot(
+    logits: ArrayLike, labels: ArrayLike, observed: bool = True, epsilon: float = 1.0, iterations: int = 3
+) -> Floats:
+    """Probabilities by optimal transport between images and classes (Conf-OT; Silva-Rodriguez et al., CVPR 2025).
+
+    They are transductive: those of an image depend on all other images.
+
+    Args:
+        logits: (images, classes), of the calibration images and then of the test images.
+        labels: of the calibration images.
+        observed: take the shares of the classes from the labels; else all classes have the same.
+
+    Raises:
+        UsageError: a class has no label, whose share would be 0.
+    """
+    z, y = checked(logits), np.asarray(labels)
+    checked(z[: len(y)], y)
+    classes = z.shape[1]
+    counts = np.bincount(y, minlength=classes) if observed else np.ones(classes)
+    if not counts.all():
+        what = f"{int((counts == 0).sum())} of {classes} classes have no calibration image"
+        raise UsageError(what, "give one for each class, or let all classes have the same share")
+    log_shares = np.log(counts / counts.sum())
+    log_plan = z / epsilon  # logarithms, as exp(z) may overflow; its sum cancels in the first step
+    for _ in range(iterations):
+        log_plan += log_shares - np.logaddexp.reduce(log_plan, axis=0)
+        log_plan -= np.logaddexp.reduce(log_plan, axis=1)[:, None]
+    return np.exp(log_plan)

@@ -1,0 +1,237 @@
+"""Calibration equals published figures, keeps its promises on random splits, and refuses what it cannot promise."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from marks import one_line
+from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest
+
+from experiments import metrics
+from inference import calibration
+from inference.calibrated import Calibration
+from inference.calibration import Distances, Sets, Temperature, Threshold
+
+
+def pytest_generate_tests(metafunc):
+    folder = metafunc.config.getoption("golden")
+    for key in ("temperature_scaling", "dac", "conformal", "conf_ot"):
+        if key in metafunc.fixturenames:
+            cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
+            metafunc.parametrize(key, cases, ids=[str(case.get("seed", case.get("alpha"))) for case in cases])
+
+
+def drawn(seed, n, c, scale, right, **_):
+    """Logits and labels by the recipe of the golden files."""
+    r = np.random.default_rng(seed)
+    z = (scale * r.standard_normal((n, c))).astype(np.float32)
+    return z, np.where(r.random(n) < right, z.argmax(axis=1), r.integers(0, c, n))
+
+
+def nll(logits, labels):
+    return -log_softmax(np.asarray(logits, dtype=float), axis=1)[np.arange(len(labels)), labels].mean()
+
+
+def test_temperature_equals_published(temperature_scaling):
+    case, started = temperature_scaling, temperature_scaling["before"]["log_scale"]
+    z, labels = drawn(**case)
+    logits, n = np.exp(started) / 100 * z.astype(float), case["n_cal"]
+    fitted = Temperature.fit(torch.from_numpy(logits[:n]), torch.from_numpy(labels[:n]))
+    assert fitted.temperature == pytest.approx(case["temperature_optimum"], rel=1e-6)
+    optimum = fitted.apply(logits)
+    confidence = softmax(optimum, axis=1).max(axis=1)
+    assert nll(optimum[:n], labels[:n]) == pytest.approx(case["optimum"]["nll_calibration"], rel=1e-6)
+    assert nll(optimum[n:], labels[n:]) == pytest.approx(case["optimum"]["nll_test"], rel=1e-6)
+    found = metrics.ece(confidence[n:], optimum[n:].argmax(axis=1) == labels[n:], 10, "below")
+    assert found == pytest.approx(case["optimum"]["ece10_test"], abs=1e-5)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def drawn_features(f):
+    """The unit features of test images and of class texts by the recipe of the golden files."""
+
+    def noise(seed, *shape):
+        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+    labels, centre, means = f["test_labels"], noise(12, 2, f["dim"]), noise(10, f["classes"], f["dim"])
+    image = centre[0] + f["image_mean"] * means[labels] + f["image_noise"] * noise(9, len(labels), f["dim"])
+    text = centre[1] + f["text_mean"] * means + f["text_noise"] * noise(11, f["classes"], f["dim"])
+    return unit(image), unit(text)
+
+
+def test_dac_equals_published(dac):
+    case, dim = dac, dac["dim"]
+
+    def noise(number, *shape):
+        return np.random.default_rng(case["seed"] + number).standard_normal(shape, dtype=np.float32)
+
+    base, new = case["base"], case["new"]
+    base_before, new_before = (unit(noise(0, 1, dim) + 0.6 * noise(q, n, dim)) for q, n in ((1, base), (2, new)))
+    shift = case["tuned_shift"] * noise(5, 1, dim)
+    base_after = unit(base_before + case["tuned_noise"] * noise(3, base, dim) + shift)
+    new_after = unit(new_before + case["tuned_noise"] * noise(4, new, dim) + shift)
+    for one, other in case.get("same_as_base", {}).items():
+        new_before[int(one)], new_after[int(one)] = base_before[other], base_after[other]
+    for one, other in case.get("near_base", {}).items():
+        new_after[int(one)] = unit(base_after[other] + 0.0015 * noise(7, dim))
+    fitted = Distances.fit(new_before, torch.from_numpy(3 * new_after), base_before, base_after, case["k"])
+    assert fitted.factors == pytest.approx(case["class_confidence"], abs=1e-5)
+    logits = 100 * unit(noise(0, 1, dim) + 0.8 * noise(6, case["images"], dim)) @ new_after.T
+    assert logits == pytest.approx(np.array(case["logits"]), abs=1e-3)
+    assert fitted.apply(case["logits"]) == pytest.approx(np.array(case["logits_after"]), abs=1e-4)
+    of_base = Distances.fit(base_before, base_after, base_before, base_after)
+    assert of_base.factors == (1.0,) * base
+
+
+def measured(sets, labels, alpha):
+    """The measures of the golden files."""
+    hit = sets[np.arange(len(labels)), labels]
+    by_class = {str(label): hit[labels == label].mean() for label in np.unique(labels)}
+    return {
+        "sizes": sets.sum(axis=1).tolist(),
+        "coverage": pytest.approx(hit.mean(), rel=1e-7),
+        "size": pytest.approx(sets.sum(axis=1).mean(), rel=1e-7),
+        "empty": int((sets.sum(axis=1) == 0).sum()),
+        "coverage_by_class": pytest.approx(by_class, rel=1e-6),
+        "covgap": pytest.approx(100 * np.mean([abs(value - 1 + alpha) for value in by_class.values()]), rel=1e-6),
+    }
+
+
+@pytest.mark.parametrize("kind", calibration.KINDS)
+def test_sets_equal_published(conformal, kind):
+    case, n = conformal, conformal["n_cal"]
+    z, labels = drawn(**case)
+    p = softmax(z.astype(float) / case["epsilon"], axis=1)
+    drawn_u = np.random.default_rng(case["seed"] + 100).random(n, dtype=np.float32)
+    test_u = np.random.default_rng(case["seed"] + 200).random((len(z) - n, case["c"]), dtype=np.float32)
+    raps = case["lambda"], case["k_reg"]
+    found = calibration.scores(p[:n], kind, 1 - drawn_u[:, None], raps)
+    of_labels = found[np.arange(n), labels[:n]]
+    expected = case[kind]
+    assert of_labels[:8] == pytest.approx(expected["calibration_scores_first8"], abs=1e-5)
+    of_test = calibration.scores(p[n:], kind, test_u, raps)
+    assert of_test[0] == pytest.approx(expected["scores_of_first_test_image"], abs=1e-5)
+    exact = expected["exact"]
+    quantile = Sets.of_scores(found, labels[:n], kind).quantile(1 - case["alpha"])
+    assert quantile == pytest.approx(math.inf if exact["q"] in (None, "inf", "Infinity") else exact["q"], abs=1e-5)
+    got = measured(of_test <= quantile, labels[n:], case["alpha"])
+    assert {key: got[key] for key in got} == {key: exact[key] for key in got}
+    assert [np.flatnonzero(row).tolist() for row in (of_test <= quantile)[:10]] == exact["sets_first10"]
+
+
+@pytest.mark.parametrize("marginal", ["observed_marginal", "uniform_marginal"])
+def test_conf_ot_equals_published(conf_ot, marginal):
+    case, n, expected = conf_ot, conf_ot["n_cal"], conf_ot[marginal]
+    labels = np.array(case["features"]["test_labels"])
+    images, texts = drawn_features(case["features"])
+    z = 100 * images @ texts.T
+    assert z[0] == pytest.approx(case["logits_first_row"], abs=1e-4)
+    options = {"observed": marginal[0] == "o", "epsilon": case["epsilon"], "iterations": case["iters"]}
+    codes = calibration.conf_ot(z, labels[:n], **options)
+    assert codes == pytest.approx(np.array(expected["codes"]), abs=1e-5)
+    assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(expected["accuracy_test"])
+    fitted = Sets.of_scores(calibration.scores(codes[:n], "lac"), labels[:n], "lac")
+    assert fitted.quantile(1 - case["alpha"]) == pytest.approx(expected["lac_exact"]["q"], abs=1e-5)
+    got = measured(fitted.of(codes[n:], 1 - case["alpha"]), labels[n:], case["alpha"])
+    assert got == {key: expected["lac_exact"][key] for key in got}
+
+
+# Promises
+
+
+@pytest.fixture(scope="module")
+def population():
+    """Logits of twice the size that fits the labels, so that the model is too sure."""
+    r = np.random.default_rng(5)
+    z = 8 * r.standard_normal((3000, 10))
+    return z, np.array([r.choice(10, p=p) for p in softmax(z / 2, axis=1)])
+
+
+@pytest.mark.parametrize("kind", calibration.KINDS)
+def test_sets_cover_what_is_asked_over_random_splits(population, kind):
+    z, labels = population
+    covered = []
+    for seed in range(100):
+        order = np.random.default_rng(seed).permutation(len(z))
+        mine, others = order[:500], order[500:]
+        sets = Sets.fit(z[mine], labels[mine], kind).apply(z[others], 0.9)
+        covered.append(100 * sets[np.arange(len(others)), labels[others]].mean())
+    assert np.mean(covered) == pytest.approx(90, abs=0.5)
+
+
+def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(population):
+    z, labels = population
+    wrong = z.argmax(axis=1) != labels
+    broken, answered = [], []
+    for seed in range(200):
+        order = np.random.default_rng(seed).permutation(len(z))
+        given = Threshold.fit(z[order[:600]], labels[order[:600]], error=0.1, confidence=0.9).apply(z[order[600:]])
+        broken.append(wrong[order[600:]][given].mean() > 0.1)
+        answered.append(given.mean())
+    assert np.mean(broken) <= 0.1 and np.mean(answered) > 0.3
+
+
+def test_bound_is_that_of_clopper_and_pearson():
+    for k, n in ((0, 10), (3, 40), (10, 10)):
+        interval = binomtest(k, n).proportion_ci(0.9, "exact")  # two-sided: 5% above
+        assert calibration.upper_bound(k, n, 0.95) == pytest.approx(interval.high)
+    fewest = calibration.fewest_images(0.01, 0.95)
+    assert calibration.upper_bound(0, fewest, 0.95) <= 0.01 < calibration.upper_bound(0, fewest - 1, 0.95)
+
+
+def test_few_images_promise_little(population):
+    z, labels = population[0][:10], population[0][:10].argmax(axis=1)  # all of them are right
+    with one_line("10 images cannot promise an error of at most 1%", "give at least 299"):
+        Threshold.fit(z, labels, error=0.01)
+    assert Sets.fit(z, labels).apply(population[0], 0.95).all()  # needs 19 images
+    assert Temperature.fit(z, labels).temperature == 1  # no image says how sure is too sure
+    assert Threshold.fit(population[0][:299], population[0][:299].argmax(axis=1), error=0.01).answered == 299
+    assert Temperature.fit(z, z.argmin(axis=1)).temperature == calibration.HOTTEST
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "words"),
+    [
+        ([[1.0, math.nan], [0, 1]], [0, 1], "not finite"),
+        ([[1.0, 0], [0, 1]], [0, 2], "numbers of the 2 classes"),
+        ([[1.0, 0], [0, 1]], [0, -1], "numbers of the 2 classes"),
+        ([[1.0, 0], [0, 1]], [0], "numbers of the 2 classes"),
+        (np.empty((0, 2)), [], "one image or more"),
+    ],
+)
+def test_wrong_arrays_are_refused(logits, labels, words):
+    for fit in (Temperature.fit, Sets.fit, Threshold.fit, calibration.conf_ot):
+        if fit is not calibration.conf_ot or len(logits) == len(labels):  # it has the logits of test images, too
+            with one_line(words):
+                fit(np.array(logits), np.array(labels, dtype=int))
+
+
+def test_conf_ot_needs_a_label_of_each_class_and_no_small_logits():
+    z = np.array([[900.0, 0], [0, 900], [900, 0]])
+    with one_line("1 of 2 classes have no calibration image"):
+        calibration.conf_ot(z, [0])
+    codes = calibration.conf_ot(z, [0], observed=False)
+    assert np.isfinite(codes).all() and codes.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_fit_is_read_as_it_was_written(population):
+    z, labels = population[0][:400], population[1][:400]
+    parts = Temperature.fit(z, labels), Sets.fit(z, labels, "raps"), Threshold.fit(z, labels, 0.4)
+    names = tuple(f"class {number}" for number in range(10))
+    fit = Calibration(names, 400, "0" * 64, "a folder", *parts)
+    content = json.loads(json.dumps(fit.to_json()))
+    assert Calibration.from_json(content) == fit
+    changes = [{"images": "400"}, {"images": 401}, {"temperature": {"temperature": -1}}, {"sets": []}, {"source": "\n"}]
+    changes += [{"temperature": {"t": 1}}, {"threshold": {**content["threshold"], "error": 2}}, {"class_names": [1]}]
+    for change in changes:
+        with pytest.raises(ValueError):
+            Calibration.from_json(content | change)
+    for other in ([], None, {}):
+        with pytest.raises(ValueError):
+            Calibration.from_json(other)
