@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
-    MissingFileError,
     UsageError,
     load_checkpoint,
     load_pretrained_weights,
@@ -67,19 +65,6 @@ def test_file_names_and_the_newest_checkpoint(tmp_path):
     assert load_checkpoint(folder / "model-best.pth.tar")["epoch"] == 4
 
 
-def test_module_prefix_is_removed_from_the_file_only(tmp_path):
-    state = {"state_dict": OrderedDict({"module.weight": torch.ones(2)}), "epoch": 1}
-    for removed, name in ((True, "weight"), (False, "module.weight")):
-        save_checkpoint(state, tmp_path, remove_module_from_keys=removed)
-        assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == [name]
-        assert list(state["state_dict"]) == ["module.weight"]
-
-
-def test_saving_unsupported_objects_warns(tmp_path):
-    with pytest.warns(UserWarning, match="pathlib"):
-        save_checkpoint({"state_dict": {}, "epoch": 1, "where": Path("x")}, tmp_path)
-
-
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     parts = training()
@@ -125,34 +110,18 @@ def test_resume_is_bit_identical(tmp_path, options, stop):
     assert torch.equal(full[0].weight, second[0].weight)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_state_of_an_optimiser_that_does_not_fit_is_refused(tmp_path, name):
-    """torch loads it, and the next step ends in a traceback or makes the weights NaN."""
-    whole = training(NAME=name)
-    run_epochs(*whole, range(2))
-    entries = whole[1].state_dict()["state"][0]
-    assert entries
-    for key, value in entries.items():
-        others = [value.tolist(), value[None], value.reshape(-1).repeat(2), torch.full_like(value, torch.nan)]
-        for other in [*others, value.to_sparse(), value.bool(), "a"]:
-            state = state_of(whole, 2)
-            state["optimizer"]["state"][0] = entries | {key: other}
-            save_checkpoint(state, tmp_path)
-            if key == "step" and isinstance(other, float):  # as older versions of torch have it
-                continue
-            with pytest.raises(UsageError, match=f"optimizer of the checkpoint .*{key}"):
-                resume_from_checkpoint(tmp_path, *training(NAME=name))
-
-
 def test_resume_without_the_name_of_a_checkpoint_is_an_error(tmp_path):
-    cases = [(None, MissingFileError, "names a checkpoint"), (b"\n", MissingFileError, "which does not exist")]
-    cases += [(b"model.pth.tar-7\n", MissingFileError, "model.pth.tar-7, which does not exist")]
-    for damaged in (b"\xff\xfe\x00\x01", b"../other/model.pth.tar-1", b"/etc/passwd", b"a\0b"):
-        cases += [(damaged, UsageError, "checkpoint does not name a file of its folder")]
-    for content, error, words in cases:
+    for content in (
+        None,
+        b"\n",
+        b"model.pth.tar-7\n",
+        b"\xff\xfe\x00\x01",
+        b"../other/model.pth.tar-1",
+        b"/etc/passwd",
+    ):
         if content is not None:
             (tmp_path / "checkpoint").write_bytes(content)
-        with pytest.raises(error, match=words):
+        with pytest.raises(UsageError, match="checkpoint"):
             resume_from_checkpoint(tmp_path, torch.nn.Linear(3, 2))
 
 
@@ -226,18 +195,18 @@ def test_threads_read_published_checkpoints_at_once(tmp_path):
     assert all(content["scheduler"].T_max == 8.0 for content in found)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 zip?", b"\x80\x02N."])
-def test_other_kind_of_file_is_refused(tmp_path, content):
-    path = tmp_path / "model-best.pth.tar"
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match="not a whole checkpoint"):
-        load_checkpoint(path)
+def test_other_kind_of_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zip").write_bytes(b"PK\x03\x04 zip?")
+    for place, words in (
+        ("zip", "not a whole checkpoint"),
+        ("pipe", "not a regular file"),
+        (".", "not a regular file"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            load_checkpoint(tmp_path / place)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere")
-    os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(UsageError, match="not a regular file"):
-            load_checkpoint(place)
 
 
 # Pretrained weights

@@ -77,7 +77,6 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
     ("options", "message"),
     [
         (["OPTIM", "{}"], "OPTIM is '{}': give a group of keys"),
-        (["OPTIM.LR.X", "5"], "unknown config key OPTIM.LR.X; did you mean OPTIM.LR?"),
         (["TRAINER.COOP.N_CTX", "2.5"], "TRAINER.COOP.N_CTX is 2.5: give a value of the type int"),
         (["OPTIM.LR"], "config options come in pairs (KEY value), but these are 1: ['OPTIM.LR']"),
     ],
@@ -92,12 +91,8 @@ def test_wrong_values_in_a_list_are_refused(cfg, options, message):
     ("text", "message"),
     [
         ("OPTIM:\n  LR: [0.1]\n", "{path}: OPTIM.LR is [0.1]: give a number from 0 to 1,000"),
-        ("OPTIM: 5\n", "{path}: OPTIM is 5: give a group of keys"),
-        ("OPTIM:\n  LR: {A: 1}\n", "{path}: OPTIM.LR is {'A': 1}: give a number"),
         ("OPTIM:\n  LR: 0.1\n NAME: sgd\n", "{path} line 3 is invalid YAML"),
         ("- a\n- b\n", "{path} is not a config"),
-        ("1: 2\n", "{path} is not a config"),
-        ("OPTIM:\n  1: 2\n", "unknown config key OPTIM.1 in {path}"),
         ("TRAINER:\n  COOP:\n    CTX_INIT: 2024-01-01\n", "CTX_INIT is datetime.date(2024, 1, 1): give a value"),
     ],
 )
@@ -121,20 +116,6 @@ def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cf
             cfg.merge_from_list(["OUTPUT_DIR", word])
 
 
-def test_text_of_a_node_that_looks_like_a_number_is_text_where_text_is_wanted(cfg):
-    cfg.OUTPUT_DIR = cfg.TRAINER.COOP.CTX_INIT = "(1, 2)"  # with a limit, and without one
-    before = cfg.clone()
-    cfg.merge_from_other_cfg(before)
-    assert cfg == before
-
-
-def test_none_takes_and_replaces_any_type_if_there_is_no_limit(cfg):
-    for value in (1, [1, 2], None, (1,), None, "text", None, 0.5):
-        cfg.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"N_CTX": None}}}))
-        cfg.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"N_CTX": value}}}))
-        assert value == cfg.TRAINER.COOP.N_CTX
-
-
 def test_new_keys_are_accepted_if_allowed(tmp_path, cfg):
     text = "OPTIM:\n  NEW: 1\nGROUP:\n  SUB:\n    A: (1, 2)\n"
     with pytest.raises(UsageError, match="unknown config key OPTIM.NEW"):
@@ -143,12 +124,6 @@ def test_new_keys_are_accepted_if_allowed(tmp_path, cfg):
     cfg.merge_from_file(write(tmp_path, "a.yaml", text))
     cfg.merge_from_other_cfg(CfgNode({"GROUP": {"SUB": {"B": 2}}}))
     assert cfg.OPTIM.NEW == 1 and cfg.GROUP.SUB == {"A": (1, 2), "B": 2}
-    cfg.merge_from_file(write(tmp_path, "b.yaml", "GROUP: {SUB: {B: words}}\n"))  # of another type than before
-    assert cfg.GROUP.SUB.B == "words"
-    with pytest.raises(UsageError, match="unknown config key OPTIM.NEWER"):
-        cfg.merge_from_list(["OPTIM.NEWER", 1])
-    with pytest.raises(UsageError, match=r"DAY is datetime\.date.*: give a plain value"):
-        cfg.merge_from_file(write(tmp_path, "b.yaml", "DAY: 2024-01-01\n"))
 
 
 def test_base_files_are_overridden_in_order_and_named_in_errors(tmp_path, cfg):

@@ -63,14 +63,6 @@ def test_torch_itself_loads_a_sealed_file(newest, options):
         assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
 
 
-def test_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
-    torch.save({"state_dict": {"w": torch.zeros(10**6)}, "epoch": 1}, tmp_path / "sound")
-    with zipfile.ZipFile(tmp_path / "sound") as archive, zipfile.ZipFile(tmp_path / "a", "w", 8) as bomb:  # deflated
-        for member in archive.infolist():
-            bomb.writestr(member.filename, archive.read(member))
-    refuses(tmp_path / "a", "it is compressed")
-
-
 def test_a_full_memory_is_not_called_damage(newest, monkeypatch):
     def load(*args, **options):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
@@ -109,29 +101,16 @@ def test_no_file_elsewhere_is_deleted(root, run, newest):
     assert (run / "mine").read_text() == "kept"
 
 
-def test_no_file_behind_a_link_is_deleted(root, run, tmp_path):
-    """A folder of checkpoints that is a link may lead to another run's."""
-    other = tmp_path / "other"
-    (run / "prompt_learner").rename(other)
-    (other / "model.pth.tar-1").write_text("of another run")
-    (run / "prompt_learner").symlink_to(other)
-    make_trainer(root, run).train()
-    assert (other / "model.pth.tar-1").exists()
-
-
 def test_run_with_other_settings_is_not_resumed(root, run):
     with pytest.raises(UsageError, match="is of epoch 2, but OPTIM.MAX_EPOCH is 1"):
         make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()
-    with pytest.raises(UsageError, match="the state_dict of .* does not fit this run .*size mismatch") as caught:
-        make_trainer(root, run, "TRAINER.TINYPROMPT.N_CTX", 2).train()
-    assert "\n" not in str(caught.value)
-
-
-def test_state_of_another_optimiser_or_schedule_is_not_resumed(root, run, newest):
-    with pytest.raises(UsageError, match="the optimizer of the checkpoint .* does not fit"):
-        make_trainer(root, run, "OPTIM.NAME", "adam").train()
-    with pytest.raises(UsageError, match="the scheduler of the checkpoint .* does not fit"):
-        make_trainer(root, run, "OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", (2,)).train()
+    for part, *setting in (
+        ("state_dict", "TRAINER.TINYPROMPT.N_CTX", 2),
+        ("optimizer", "OPTIM.NAME", "adam"),
+        ("scheduler", "OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", (2,)),
+    ):
+        with pytest.raises(UsageError, match=f"the {part} of .* does not fit"):
+            make_trainer(root, run, *setting).train()
 
 
 @pytest.mark.parametrize("key", ["state_dict", "epoch", "optimizer", "scheduler", "run", "val_result"])

@@ -1,16 +1,11 @@
 """Trainers: models, steps, the loop, evaluation and the files of a run."""
 
-import time
-from contextlib import nullcontext
-
-import numpy as np
 import pytest
 import torch
-from dassl.data import DataManager
 from dassl.engine import TrainerBase
 from dassl.modeling import build_backbone, build_head
 from dassl.utils import UsageError
-from tiny_project import TinyPrompt, make_cfg, make_trainer
+from tiny_project import make_trainer
 from torch import nn
 
 
@@ -67,28 +62,6 @@ def test_checkpoints_after_training(root, tmp_path, freq, final, expected, capsy
         assert "Deploy the model with the best val performance" in capsys.readouterr().out
 
 
-def test_best_result_of_an_evaluator_that_returns_numpys_numbers(root, tmp_path):
-    trainer = make_trainer(root, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 1)
-    trainer.evaluator.evaluate = lambda: {"accuracy": np.float64(50)}
-    trainer.train()
-    assert trainer.loaded_epoch == 1
-
-
-def test_published_code_measures_its_time_by_time_start(root, tmp_path):
-    class Published(TinyPrompt):
-        def before_train(self):
-            self.start_epoch = self.resume_model_if_exist(self.output_dir)
-            self.elapsed = [time.time() - self.time_start]
-            self.time_start = time.time()
-
-        def after_train(self):
-            self.elapsed.append(time.time() - self.time_start)
-
-    trainer = Published(make_cfg(root, tmp_path, "OPTIM.MAX_EPOCH", 1))
-    trainer.train()
-    assert all(0 <= seconds < 600 for seconds in (*trainer.elapsed, trainer.train_seconds))
-
-
 def test_values_on_a_gpu_are_those_of_their_step(root, tmp_path, monkeypatch):
     """A parameter was read after later steps."""
     monkeypatch.setattr("dassl.engine.trainer.on_gpu", lambda logged: {"scale": logged["scale"]})
@@ -105,30 +78,6 @@ def test_values_on_a_gpu_are_those_of_their_step(root, tmp_path, monkeypatch):
     trainer.train()
     assert len(set(seen)) == 3 and seen == read
     assert not any(value.requires_grad for value in read)
-
-
-class Elsewhere(torch.Tensor):
-    """A tensor as on a GPU."""
-
-    is_cuda, device = True, torch.device("cuda")
-
-
-def test_values_of_several_devices_are_read_in_order(monkeypatch):
-    """Those of a CPU and of a GPU cannot be stacked, nor can the losses of a step's samples be one number."""
-    stack = torch.stack
-
-    def stack_of_one_device(tensors):
-        assert len({tensor.device for tensor in tensors}) == 1
-        return stack(tensors)
-
-    monkeypatch.setattr(torch, "stack", stack_of_one_device)
-    trainer = TrainerBase()
-    trainer.detect_anomaly(torch.ones(3).as_subclass(Elsewhere))
-    values = [torch.tensor(1.0), torch.tensor([2.0]).as_subclass(Elsewhere), torch.tensor(3.0)]
-    assert trainer.read_together(values) == [1, 2, 3]
-    trainer.detect_anomaly(torch.tensor([1.0, float("inf")]).as_subclass(Elsewhere))
-    with pytest.raises(FloatingPointError, match="the loss is infinite at epoch 1, batch 1"):
-        trainer.read_together()
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
@@ -195,39 +144,11 @@ def test_registered_models_are_stepped_and_set_to_a_mode():
     assert torch.allclose(first.weight, before[0] - 0.5) and torch.equal(second.weight, before[1])
 
 
-def test_a_trainer_with_loaders_of_its_own_ends_with_its_own_error(root, tmp_path):
-    """One without a loader of unlabelled images, as the published TrainerX allows, ended in an AttributeError."""
-
-    class OwnLoaders(TinyPrompt):
-        def build_data_loader(self):
-            self.dm = DataManager(self.cfg)
-            self.train_loader_x, self.test_loader = self.dm.train_loader_x, self.dm.test_loader
-            self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
-
-        def update_lr(self):
-            if self.epoch == 1:
-                raise ZeroDivisionError
-            super().update_lr()
-
-    for epochs, expected in ((1, nullcontext()), (2, pytest.raises(ZeroDivisionError))):
-        trainer = OwnLoaders(make_cfg(root, tmp_path / str(epochs), "OPTIM.MAX_EPOCH", epochs))
-        with expected:
-            trainer.train()
-    trainer.close_writer()
-
-
 def test_backbones_and_heads_by_name():
     resnet = build_backbone("resnet18", verbose=False, pretrained=False)
     assert resnet.eval()(torch.rand(1, 3, 32, 32)).shape == (1, resnet.out_features) == (1, 512)
-    with torch.device("meta"):
-        assert build_backbone("vit_b_16", verbose=False, pretrained=False).out_features == 768
     with pytest.raises(UsageError, match="resnet50"):
         build_backbone("resnet500")
-    with pytest.raises(UsageError, match="linear"):
-        build_backbone("squeezenet1_0", verbose=False, pretrained=False)
-
     head = build_head("mlp", verbose=False, in_features=8, hidden_layers=(6, 4), bn=False, dropout=0.5)
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout"] * 2
     assert head(torch.rand(2, 8)).shape == (2, head.out_features) == (2, 4)
-    with pytest.raises(UsageError, match="mlp"):
-        build_head("mpl")

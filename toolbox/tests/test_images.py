@@ -61,13 +61,13 @@ def test_image_in_memory_is_read_like_its_file(pixels, orientation, tmp_path):
         read_image(image.convert("F"))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "MPO"])
 def test_the_content_decides_the_kind(kind, tmp_path):
     path = written(tmp_path / "name.jpg", NOISE, kind)
     assert np.array_equal(read_image(path), pixels_of(Image.open(path)))
 
 
-@pytest.mark.parametrize("kind", ["DDS", "EPS", "JPEG2000", "TGA"])
+@pytest.mark.parametrize("kind", ["DDS", "EPS"])
 def test_other_kinds_are_refused_by_name(kind, tmp_path):
     refused(written(tmp_path / "a.png", NOISE, kind), IN_THE_FORM)
 
@@ -78,34 +78,12 @@ def test_16_bit_greyscale_keeps_its_upper_8_bits(kind, options, tmp_path):
     assert np.array_equal(read_image(path), np.repeat((RAMP >> 8)[..., None], 3, axis=2))
 
 
-def test_16_bit_netpbm_and_png_in_colour(tmp_path):
-    (tmp_path / "grey.pgm").write_bytes(b"P5 256 256 65535\n" + RAMP.astype(">u2").tobytes())
-    assert np.array_equal(np.asarray(read_image(tmp_path / "grey.pgm"))[..., 0], RAMP >> 8)
-    colours = np.stack([RAMP, RAMP.T, RAMP[::-1]], axis=2)[:8]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
-    (tmp_path / "colour.png").write_bytes(png(256, 8, 16, rows))
-    assert np.array_equal(read_image(tmp_path / "colour.png"), colours >> 8)
-
-
-def test_pixels_of_unknown_range_are_refused(tmp_path):
-    for mode, kind in (("I", np.int32), ("F", np.float32)):
-        path = written(tmp_path / "a.tif", RAMP.astype(kind), "TIFF")
-        refused(path, f"its pixels have the mode {mode}; convert it to 8 bits")
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_orientation_of_exif_data(kind, tmp_path):
     path = written(tmp_path / "a.jpg", NOISE, kind, orientation=6)  # turn by 90 degrees
     stored = pixels_of(Image.open(path))
     assert np.array_equal(read_image(path), np.rot90(stored, -1))
     assert np.array_equal(read_image(path, exif_orientation=False), stored)
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\1" * 30])
-def test_damaged_exif_data_is_ignored(exif, tmp_path):
-    path = written(tmp_path / "a.jpg", NOISE, "JPEG", exif=exif)
-    assert read_image(path).size == (30, 40)
 
 
 def test_settings_of_a_run_reach_the_reader(tmp_path):
@@ -131,20 +109,10 @@ def png(width, height, bits=8, data=b""):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("size", [(9460, 9460), (65535, 65535), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize("size", [(9460, 9460), (2**31 - 1, 2**31 - 1)])
 def test_decompression_bomb_is_an_error(size, tmp_path):
     (tmp_path / "a.png").write_bytes(png(*size))
     refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
-
-
-def test_the_size_is_checked_before_a_file_is_read(tmp_path, monkeypatch):
-    path = written(tmp_path / "a.jpg", NOISE, "JPEG")
-    path.write_bytes(path.read_bytes() + 100 * b"\xff\xda")  # more scans than are allowed
-    refused(path, "has more than 1,000 pixels", max_pixels=1000)
-    with Image.open(written(tmp_path / "b.png", NOISE)) as image:
-        monkeypatch.setattr(image, "load", lambda: pytest.fail("its pixels are read"))
-        with pytest.raises(ImageError, match="the image in memory has more than 1,000 pixels"):
-            read_image(image, max_pixels=1000)
 
 
 @pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (4, 401)])
@@ -153,10 +121,7 @@ def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path
     width, height = size
     (tmp_path / "a.png").write_bytes(png(width, height, data=(b"\0" + bytes(3 * width)) * height))
     refused(tmp_path / "a.png", f"has {width:,} x {height:,} pixels, a ratio of over 100: crop or remove it")
-    Image.new("RGB", (100, 1)).save(tmp_path / "b.png")
-    assert read_image(tmp_path / "b.png").size == (100, 1)
-    with pytest.raises(ImageError, match="the image in memory has 101 x 1 pixels"):
-        read_image(Image.new("RGB", (101, 1)))
+    assert read_image(Image.new("RGB", (100, 1))).size == (100, 1)
 
 
 def test_jpeg_of_endless_scans_is_refused(tmp_path):
@@ -170,19 +135,6 @@ def test_jpeg_of_endless_scans_is_refused(tmp_path):
     refused(path, "it has 110 scans, at most 64 are expected")
 
 
-@pytest.mark.filterwarnings("error")
-def test_limit_on_pixels_can_be_raised_above_pillows_which_stays(tmp_path, monkeypatch):
-    """It was raised for good, and so for each later image of the process."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    path = written(tmp_path / "a.png", NOISE)
-    refused(path, "has more than 100 pixels")
-    refused(path, "has more than 1,199 pixels", max_pixels=1199)
-    assert read_image(path, max_pixels=1200).size == (30, 40)
-    assert Image.MAX_IMAGE_PIXELS == 100
-    with pytest.raises(Image.DecompressionBombError):
-        Image.open(path)
-
-
 def test_a_jpeg_is_read_once(tmp_path, monkeypatch):
     """Each was read to count its scans, then again for its pixels."""
     path, read = written(tmp_path / "a.jpg", NOISE, "JPEG"), images.read_bytes
@@ -194,14 +146,6 @@ def test_a_jpeg_is_read_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(images, "read_bytes", read_then_delete)
     assert read_image(path).size == (30, 40)
-
-
-def test_a_file_has_a_largest_size(tmp_path):
-    """A header of 40 MB kept Pillow busy for 17 seconds."""
-    path = written(tmp_path / "a.ppm", NOISE, "PPM")
-    with open(path, "ab") as file:
-        file.truncate(images.MAX_BYTES + 1)
-    refused(path, "it is larger than 32,000,000 bytes")
 
 
 def test_named_pipe_device_and_folder_are_refused_without_waiting_and_escaped(tmp_path):

@@ -51,7 +51,6 @@ def test_an_invalid_value_is_refused_with_its_key_and_what_it_accepts(name, valu
     "options",
     [
         ("SEED", -1, "DATASET.NUM_SHOTS", -1, "OPTIM.WARMUP_EPOCH", 0, "TRAIN.CHECKPOINT_FREQ", 0),
-        ("SEED", 2**32 - 1, "OPTIM.LR", 1, "OPTIM.STEPSIZE", (2500,), "DATASET.STL10_FOLD", 0),
         ("INPUT.PIXEL_MEAN", [0, 0, 0], "INPUT.PIXEL_STD", [1, 1, 1], "MODEL.HEAD.HIDDEN_LAYERS", (512, 512)),
         ("OUTPUT_DIR", "'結果/é à'", "INPUT.RRCROP_SCALE", (0.5, 1.0), "DATASET.SOURCE_DOMAINS", ["amazon", "dslr"]),
     ],
@@ -77,10 +76,6 @@ def test_a_project_registers_its_own_limits_and_removes_others():
     cfg.TRAINER.MINE.DEPTH = 13
     with pytest.raises(UsageError, match="^TRAINER.MINE.DEPTH is 13"):
         cfg.clone().freeze()
-    del cfg.TRAINER["MINE"], cfg.TRAINER["ALSO"]  # as `clean_cfg` does with sections of other trainers
-    cfg.clone().freeze()
-    with pytest.raises(UsageError, match="OPTIM.NAME is 'mine'"):
-        get_cfg_default().merge_from_list(["OPTIM.NAME", "mine"])
     cfg.TRAINER.MINE = YacsNode({"WORDS": "a\0b"})
     with pytest.raises(UsageError, match="^TRAINER.MINE.WORDS is 'a.x00b': give text .* without control"):
         cfg.freeze()

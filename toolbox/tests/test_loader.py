@@ -1,9 +1,7 @@
 """Persistent workers do not change the batches."""
 
-import copy
 import multiprocessing
 import random
-import sys
 from itertools import islice
 
 import numpy as np
@@ -75,30 +73,3 @@ def test_workers_persist_until_stopped(cfg_of):
     assert [worker.pid for worker in loader._iterator._workers] == workers
     loader.stop_workers()
     assert not {worker.pid for worker in multiprocessing.active_children()} & set(workers)
-
-
-@pytest.mark.parametrize(("error", "printed"), [(ConnectionResetError, ""), (ValueError, "ValueError")])
-def test_worker_prints_its_errors_but_not_the_end_of_its_main_process(cfg_of, monkeypatch, capsys, error, printed):
-    monkeypatch.setattr(sys, "excepthook", None)
-    steady(cfg_of()).worker_init_fn(0)  # as in a worker
-    sys.excepthook(error, error(), None)
-    said = capsys.readouterr().err
-    assert (printed in said) if printed else said == ""
-
-
-def test_other_dataset_wrappers_use_torchs_loader(cfg_of):
-    def labels(cfg, data_source, transform, is_train):
-        return [item.label for item in data_source]
-
-    loader = DataManager(cfg_of(), dataset_wrapper=labels, persistent_workers=True).train_loader_x
-    assert [sorted(torch.cat(list(loader)).tolist()) for _ in range(2)] == 2 * [4 * [0] + 4 * [1] + 4 * [2]]
-
-
-def test_loader_of_a_published_trainer_takes_changes_and_has_independent_iterators(cfg_of):
-    """With persistent workers a change has no effect, copying fails, and an iterator begins all others again."""
-    loader = DataManager(cfg_of(1), custom_tfm_train=scribble).train_loader_x
-    epoch(loader)
-    copy.deepcopy(loader)
-    loader.dataset.transform = lambda image: torch.full((1,), 7.0)
-    batches = [batch["img"].unique().item() for iterator in (iter(loader), iter(loader)) for batch in iterator]
-    assert batches == 6 * [7]

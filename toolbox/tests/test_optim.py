@@ -7,7 +7,7 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
+from dassl.optim.lr_scheduler import LinearWarmupScheduler
 from dassl.utils import UsageError
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "lr_schedules.json"
@@ -96,23 +96,6 @@ def test_linear_warmup_with_several_groups():
     for epochs in (2, 4):
         rates(optimizer, scheduler, epochs)
         assert scheduler.get_last_lr() == pytest.approx([0.03, 0.3])
-
-
-@pytest.mark.parametrize("kind", [ConstantWarmupScheduler, LinearWarmupScheduler])
-def test_warmup_takes_the_published_arguments(kind):
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    scheduler = kind(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), 1, 1e-5, -1, False)
-    assert scheduler.get_last_lr() == [1e-5]
-
-
-def test_wrong_options_are_refused():
-    for options, name in (({"LR_SCHEDULER": "cosin"}, "cosine"), ({"WARMUP_TYPE": "constnt"}, "constant")):
-        with pytest.raises(UsageError, match=f"did you mean {name}"):
-            build(**options)
-    with pytest.raises(UsageError, match="did you mean sgd"):
-        build(NAME="sdg")
-    with pytest.raises(UsageError, match="SGD_NESTEROV needs"):
-        build(SGD_NESTEROV=True, MOMENTUM=0.0)
 
 
 ADAM = {"betas": (0.8, 0.95), "eps": 1e-3}

@@ -6,7 +6,6 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.config.defaults import TRANSFORMS
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.utils import UsageError
 from PIL import Image
 from torchvision.transforms import functional as F
 
@@ -52,11 +51,3 @@ def test_training_transforms_have_a_fixed_order(capsys):
     assert got[5:] == ["ColorJitter", "RandomGrayscale", "RandomApply", "ToTensor", "Normalize"]
     assert names(build_transform(cfg_with(), choices=[])) == ["Resize", "ToTensor"]
     assert "Building transform_train\n+ Resize(size=(24, 32), " in capsys.readouterr().out
-
-
-def test_no_transform_and_unknown_names():
-    assert build_transform(cfg_with("INPUT.NO_TRANSFORM", True)) is None
-    with pytest.raises(UsageError, match="random_flip"):
-        build_transform(cfg_with(), choices=["random_flipp"])
-    with pytest.raises(UsageError, match="bicubic"):
-        build_transform(cfg_with("INPUT.INTERPOLATION", "bicubik"))

@@ -1,41 +1,14 @@
 """Errors, registry, logger, meters, seeds and other helpers, and the names that projects import."""
 
-import calendar
-import pickle
 import random
 import sys
-import time
 from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from dassl import utils
-from dassl.utils import ImageError, UnknownNameError, UsageError
-from torch.utils.data import DataLoader
-
-
-def test_error_of_a_dataloader_worker_keeps_its_class_and_its_last_line():
-    def read(path):
-        try:
-            return utils.read_image(path)
-        except ImageError as error:
-            raise UnknownNameError(f"cause: {error}") from error
-
-    iterator = iter(DataLoader(["gone.png"], batch_size=None, collate_fn=read, num_workers=1))
-    with pytest.raises(UnknownNameError) as caught:
-        next(iterator)
-    iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
-    expected = "there is no image at 'gone.png': check DATASET.ROOT and that the dataset is complete"
-    assert str(caught.value) == f"cause: {expected}"
-
-
-def test_error_classes_and_texts():
-    for cls, kind in [(UnknownNameError, KeyError), (utils.MissingFileError, FileNotFoundError), (ImageError, OSError)]:
-        error = cls("plain line")
-        assert isinstance(error, UsageError) and isinstance(error, ValueError) and isinstance(error, kind)
-        assert str(error) == "plain line" and str(pickle.loads(pickle.dumps(error))) == "plain line"
-    assert str(UsageError("Caught between two stools")) == "Caught between two stools"
+from dassl.utils import UnknownNameError
 
 
 def test_registry_names_the_closest():
@@ -70,20 +43,6 @@ def test_setup_logger_writes_a_new_file_each_time_and_restores_stdout(tmp_path, 
     assert capsys.readouterr().out == "both\nfirst ä\nboth\nsecond\nboth\nthird\n"
 
 
-def test_names_of_logs_have_the_time_of_utc(tmp_path, monkeypatch):
-    """That of the place is set back in autumn, and the log of a later start came first."""
-    monkeypatch.setenv("TZ", "JST-9")
-    time.tzset()
-    try:
-        for _ in range(2):
-            utils.setup_logger(str(tmp_path)).close()
-    finally:
-        monkeypatch.undo()
-        time.tzset()
-    (stamped,) = tmp_path.glob("log.txt-*")
-    assert abs(calendar.timegm(time.strptime(stamped.name, "log.txt-%Y-%m-%d-%H-%M-%S")) - time.time()) < 600
-
-
 def test_log_has_each_line_as_soon_as_it_is_printed(tmp_path):
     """A killed run, or one whose output goes to a file, had an empty log."""
     with utils.setup_logger(str(tmp_path)) as log:
@@ -113,29 +72,6 @@ def test_set_random_seed_seeds_all_generators():
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     assert draw() == draw() and random.Random(3).random() == draw()[0]
-
-
-def test_file_helpers(tmp_path):
-    path = tmp_path / "a" / "b" / "x.json"
-    utils.write_json({"k": [1, "é"]}, str(path))
-    assert utils.read_json(str(path)) == {"k": [1, "é"]}
-    for name in (".hidden", "b10", "a2"):
-        (tmp_path / "a" / name).touch()
-    assert utils.listdir_nohidden(tmp_path / "a", sort=True) == ["a2", "b", "b10"]
-    utils.mkdir_if_missing(tmp_path / "a" / "b")
-    assert utils.check_isfile(str(path))
-    with pytest.warns(UserWarning, match="nowhere"):
-        assert not utils.check_isfile("nowhere")
-    assert utils.tolist_if_not("a") == ["a"] and utils.tolist_if_not(["a"]) == ["a"]
-
-
-def test_count_num_param_of_models_and_groups():
-    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 3))
-    assert utils.count_num_param(net) == utils.count_num_param(params=net.parameters()) == 27
-    assert utils.count_num_param(params=[{"params": net.parameters()}]) == 27
-    assert utils.count_num_param(params=[{"params": net[1].bias}]) == 3
-    with pytest.raises(ValueError, match="needs a model"):
-        utils.count_num_param()
 
 
 # What 29 published projects of the CoOp family import

@@ -5,8 +5,7 @@ import time
 import pytest
 import yaml
 from dassl.config import CfgNode, get_cfg_default, yaml_text
-from dassl.config.yaml_text import MAX_VALUES
-from dassl.utils import MissingFileError, UsageError
+from dassl.utils import UsageError
 
 LEVELS = range(1, 24)
 HOSTILE = {
@@ -18,13 +17,9 @@ HOSTILE = {
         "a0: &a0 {x: 1, y: 2}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in LEVELS),
         "more than 20,000 values",
     ),
-    "alias inside itself": ("a: &a [*a]", "or 50 levels"),
-    "too many values": ("a: [" + "1," * (MAX_VALUES + 1) + "]", "more than 20,000 values"),
     "deep flow": ("a: " + "[" * 500_000, "is invalid YAML ("),
     "!!int x": ("SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n", "is invalid YAML (invalid literal for int"),
-    "5,000 digits": ("A: 1\nSEED: " + "1" * 5000, "is invalid YAML (Exceeds the limit"),
     "Python object": ("SEED: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-    "two documents": ("SEED: 1\n---\nSEED: 2\n", "line 2 is invalid YAML"),
 }
 
 
@@ -62,10 +57,6 @@ def test_anchors_of_some_repeated_lines_are_read():
 
 def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
     file = tmp_path / "x.yaml"
-    for base in ('"a\\0b"', "{a: b}", "[{a: b}]", "[[a.yaml]]", "5"):
-        file.write_text(f"_BASE_: {base}\n")
-        with pytest.raises(UsageError, match="_BASE_ in .*x.yaml is .*: give the path of a file, or a list of paths"):
-            merge(file)
     for i in range(30):
         (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]\n")
     (tmp_path / "30.yaml").write_text("SEED: 1\n")
@@ -73,13 +64,6 @@ def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
     for name in ("0.yaml", "x.yaml"):
         with pytest.raises(UsageError, match=rf"{name} includes more than 100 files, or itself: drop some of _BASE_"):
             merge(tmp_path / name)
-
-
-def test_a_long_text_is_not_evaluated(tmp_path):
-    file = tmp_path / "x.yaml"
-    file.write_text("SEED: '0x" + "f" * 5000 + "'\n")  # its decimal digits are more than Python prints
-    with pytest.raises(UsageError, match="SEED is '0xff.*: give an integer"):
-        merge(file)
 
 
 def test_load_cfg_reads_yaml_and_executes_nothing(tmp_path):
@@ -93,11 +77,3 @@ def test_load_cfg_reads_yaml_and_executes_nothing(tmp_path):
             CfgNode.load_cfg(opened)
     assert not (tmp_path / "made").exists()
     assert (CfgNode.load_cfg(""), CfgNode.load_cfg("SEED: 7\n")) == ({}, {"SEED": 7})
-
-
-def test_a_missing_file_is_a_file_not_found_error(tmp_path):
-    with pytest.raises(MissingFileError, match="there is no config file .*nowhere.yaml: check the path$"):
-        merge(tmp_path / "nowhere.yaml")
-    (tmp_path / "here.yaml").touch()
-    with pytest.raises(MissingFileError, match="check the path; did you mean here.yaml"):
-        merge(tmp_path / "nowhere.yaml")
