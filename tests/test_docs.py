@@ -93,14 +93,6 @@ def test_a_head_on_features_is_fitted_and_keeps_what_it_knows_in_a_test_on_all_c
     assert "The prompts were learned on 8 of these 16 classes" in printed
 
 
-@pytest.mark.thorough
-def test_a_plug_in_has_the_settings_of_the_method_under_it(call, copy):
-    options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TRAINER.GROWING.SMOOTHING", 0.2)
-    printed = call(*train("out/smooth", *options, method="Smooth+Growing")).stdout
-    assert "TRAINER.GROWING.SMOOTHING  0.2" in printed and "PREC fp16" not in printed
-    assert results(copy, "out/smooth")["trainer"] == "Smooth+Growing"
-
-
 @pytest.mark.parametrize("method", thorough_but(("Bottleneck",), ("Bottleneck", "DePT+Bottleneck", "Growing")))
 def test_a_method_learns_and_is_evaluated_on_new_classes(method, call, copy):
     name = method.replace("+", "_")

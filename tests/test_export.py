@@ -13,8 +13,6 @@ from marks import thorough_but
 from safetensors.torch import load_file
 
 from clip import load_backbone
-from common.errors import UsageError
-from common.files import new_folder
 from common.start import ROOT
 from inference import export, programs
 from inference.classifier import PromptedClassifier
@@ -78,8 +76,6 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, 
     ("method", "options", "words"),
     [
         ("CoCoOp", ["--onnx"], ["the text features of CoCoOp depend on the image", "tools/predict.py"]),
-        ("CoCoOp", ["--weights"], ["the text features of CoCoOp depend on the image", "tools/predict.py"]),
-        pytest.param("DePT+CoCoOp", ["--onnx"], ["features of DePT+CoCoOp depend on"], marks=pytest.mark.thorough),
         ("VPT", ["--weights"], ["VPT does not only learn text"]),
         ("CoOp", ["--weights"], ["class_matrix.safetensors gives other logits", "over 0.001"]),  # see below
         ("CoOp", ["--classes", "a", "b"], ["has class names of its own, which the folder keeps"]),
@@ -104,20 +100,4 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
     (tmp_path / ".out.partial-x").mkdir()  # of a call that was killed when its files were in place
     assert command(export, finished("CoOp"), *options).status == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("empty", [True, False], ids=["an empty folder", "a new folder"])
-def test_two_exports_into_one_folder_do_not_mix(empty, tmp_path):
-    """Each deleted the parts of the other."""
-    if empty:
-        (tmp_path / "out").mkdir()
-    with pytest.raises(UsageError, match="out is not empty"), new_folder(tmp_path / "out", export.KEY) as first:
-        (first / "config.json").write_text("1")
-        with new_folder(tmp_path / "out", export.KEY) as second:
-            (second / "config.json").write_text("2")
-            (second / "README.md").write_text("2")
-        (first / "README.md").write_text("1")
-    found = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
-    assert found == {"config.json": "2", "README.md": "2"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -86,9 +86,3 @@ def test_endless_log_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(tmp_path)])
     with pytest.raises(UsageError, match=r"seed1/log.txt"):
         parse_test_res.main()
-
-
-def test_key_other_than_text_is_named(one_line, tmp_path):
-    """yacs joined the names of the groups, and could not."""
-    (tmp_path / "study.yaml").write_text("trainers: {CoOp: small}\ndatasets: [eurosat]\ntargets: {a: {true: {b: 1}}}\n")
-    one_line("study", ["run", tmp_path / "study.yaml"], "the key True in")

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import resource
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +16,7 @@ import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from common.version import __version__
-from experiments import random_clip
 from experiments.protocols import recipe
-from experiments.session import run_command
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:
@@ -121,54 +117,10 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("{folder}", "{folder} is a folder: give the path of the file to write"),
-        ("{folder}/a.pt --arch ViTB32", "there is no architecture 'ViTB32': did you mean ViT-B-32?"),
-        ("{folder}/a.pt --vision-layers 1 --vision-width 7", "ViT-B-16 cannot have these sizes ("),
-    ],
-)
-def test_random_clip_refuses_what_it_cannot_write(arguments, words, ended, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["random_clip.py", *shlex.split(arguments.format(folder=tmp_path))])
-    assert words.format(folder=tmp_path) in ended(lambda: run_command(random_clip.main)).error
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["a.pt"])
-def test_random_clip_on_a_full_disk_is_one_line(name, ended, tmp_path, monkeypatch):
-    sizes = ["--vision-layers", "1", "--vision-width", "64", "--text-layers", "1", "--text-width", "64"]
-    monkeypatch.setattr(sys, "argv", ["random_clip.py", str(tmp_path / name), *sizes])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
-    try:
-        done = ended(lambda: run_command(random_clip.main))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert done.status == 2 and "cannot write: File too large" in done.error
-    assert not list(tmp_path.iterdir())
-
-
-def test_base2new_needs_nothing_but_python(tmp_path):
-    command = [sys.executable, "-S", ROOT / "tools/base2new.py"]
-    assert "see base2new.py --help" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
-
-
 def test_version_is_in_one_place():
     done = subprocess.run([sys.executable, ROOT / "train.py", "--version"], capture_output=True, text=True)
     assert done.stdout == f"Modular Prompt Learning {__version__}\n"
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
-
-
-@pytest.mark.slow
-def test_debug_shows_the_traceback_of_a_one_line_error(launch, monkeypatch):
-    options = ["--trainer", "MPL", "--config-file", "missing.yaml", "--debug"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *options])
-    status, _, (*traceback, line) = launch(*options)
-    assert status == 2 and line.startswith("error: ") and "missing.yaml" in line
-    assert "FileNotFoundError" in "\n".join(traceback)  # the cause too
 
 
 def test_a_method_is_a_file_of_at_most_120_lines():

@@ -4,25 +4,21 @@ import json
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from drawn import METHODS
-from learned import OPTIONS
 from marks import thorough_but
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from clip import Edit, load_backbone, plain
-from clip.random_weights import random_clip
 from common.start import ROOT
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.inspection.measures import Measures, attention_by_age, measure_tokens, nearest_words
+from inference.inspection.measures import attention_by_age, measure_tokens, nearest_words
 from inference.inspection.tower import compared_roll_outs, roll_out
-from inference.models import open_models
 
 pytestmark = pytest.mark.slow
 
@@ -206,26 +202,6 @@ def test_every_method_can_be_inspected(method, finished, found, photos, without_
     content, output = found(run, *names)
     assert (content["images"], content["layers"], content["rollout"]) == (0, [], [])
     assert "Not drawn: it needs images (--images)" in (output / "inspect.html").read_text()
-
-
-def test_names_of_any_letters(finished, found, tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "<script>$\\frac$\n\udcff.png")
-    names = ["--classes", "<script>", "$x^$"]
-    content, output = found(finished("VPT"), "--images", tmp_path / "<script>$\\frac$\n\udcff.png", *names)
-    assert content["images"] == 1 and "\n" not in content["rollout"][0]["image"]
-    assert "<script" not in (output / "inspect.html").read_text()
-
-
-def test_a_resnet_has_no_attention(tmp_path, photos):
-    vision = {"image_size": 32, "patch_size": None, "layers": [1, 1, 1, 1], "width": 8}
-    torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 64).state_dict(), tmp_path / "rn.pt")
-    options = Namespace(**vars(OPTIONS) | {"backbone": str(tmp_path / "rn.pt")})
-    ((_, classifier),) = open_models([], options, ["red", "blue"])
-    measures, pixels = Measures(classifier, None), torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        measures.add(pixels)
-        content = measures.summary(1, [photos / "a.jpg"], pixels)
-    assert (content["layers"], content["rollout"], content["images"]) == ([], [], 1)
 
 
 def test_a_file_named_inspect_does_not_replace_pythons_module():

@@ -19,7 +19,7 @@ from test_lora_files import write_lora
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
-from inference import export, images, predict
+from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models
@@ -129,14 +129,6 @@ def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
     assert {top["class"]: top["probability"] for top in rows[0]["top"]} == pytest.approx(expected, abs=1e-5)
 
 
-def test_images_behind_links_to_folders_are_found_once(photos, tmp_path):
-    (tmp_path / "images").mkdir()
-    for name, place in {"linked": photos, "again": photos, "round": tmp_path}.items():
-        (tmp_path / "images" / name).symlink_to(place)
-    found = images.find_images([tmp_path / "images"])
-    assert sorted(file.name for file in found) == ["a.jpg", "b.png", "c.PNG", "d.webp", "e f.bmp"]
-
-
 def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
     good, *bad = (tmp_path / name for name in ("good.png", "text.jpg", "short.png", "pipe.png", "missing.png"))
     Image.new("RGB", (32, 32)).save(good)
@@ -155,22 +147,14 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
 PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
     "predict {photos}": "{photos} is not a model",
-    "predict /nowhere {photos}": "no model at /nowhere",
-    "predict {run}": "no images are given",
     "predict {run} {photos} --classes {long}": "77 positions",
     "predict --backbone small {photos}": "--classes",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
     "predict {tested} {photos}": "give the output folder of a training run",
-    "predict {run} {photos} --device tpu": "'tpu'",
-    "predict {run} {photos} --template a_{{}}.": "--template",
-    "predict {run} {photos} --config-file /nowhere": "--config-file",
     "predict {checkpoint} {photos} --config-file {maple} --template a_{{}}.": "MaPLe does not read it",
-    "predict {checkpoint} {photos}": "--config-file",
     "predict {huge} {photos} --json": "not finite",
-    "inspect {photos} --output {out}": "{photos} is not a model",
     "inspect {run} --output {out} --images {text}": "could be read",
     "inspect {run} --output {photos}": "{photos} is not empty",
-    "export {huge} --to {out}": "not finite",
 }
 
 
@@ -216,15 +200,6 @@ def test_run_without_a_finished_training_is_refused(finished, command, photos, t
     assert "config.yaml" in command(predict, folder, photos, "--load-epoch", 1).error
 
 
-def test_class_specific_contexts_take_no_other_names(finished, command, photos):
-    folder = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
-    assert len(rows_of(command, folder, photos)) == 5
-    assert len(rows_of(command, folder, photos, "--classes", "red", "green field", "blue_lake")) == 5
-    for names in (["a", "b"], ["a", "b", "c"]):
-        error = command(predict, folder, photos, "--classes", *names).error
-        assert "has values of its own for each class that it was learned on" in error
-
-
 def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monkeypatch):
     """Other threads compute with it meanwhile."""
     ((_, classifier),) = open_models([finished("TCP")], OPTIONS)
@@ -236,15 +211,6 @@ def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monk
         found = list(pool.map(lambda names: classifier.logits(photos / "a.jpg", names), lists * 4))
     assert all(torch.equal(*pair) for pair in zip(found, expected * 4, strict=True))
     assert {model.clip for model in map(classifier.model_for, lists)} == {classifier.clip}
-
-
-def test_a_classifier_is_built_and_used_in_inference_mode(deep):
-    images = torch.zeros(1, 3, 32, 32)
-    with torch.inference_mode():
-        classifier = PromptedClassifier.zero_shot(str(deep), ["red", "blue"])
-        found = [classifier.logits(images, names) for names in (None, ["grey"]) for _ in range(2)]
-    expected = [classifier.logits(images, names) for names in (None, ["grey"]) for _ in range(2)]
-    assert all(map(torch.equal, found, expected))
 
 
 # Names of others
@@ -261,21 +227,6 @@ def test_image_names_and_class_names_are_only_shown(finished, command, photos, t
     assert done.status == 0 and done.printed.startswith(f"{shown}  CoOp  ") and done.printed.count("\n") == 1
     rows = list(csv.reader(command(predict, finished("CoOp"), image, *names, "--csv").printed.splitlines()))
     assert [row[0] for row in rows[1:]] == [shown] * 2 and {row[3] for row in rows[1:]} == {"'=1+1", "'@a"}
-
-
-@pytest.mark.parametrize(
-    ("names", "reason"),
-    [
-        (["red", "", "blue"], "a class name is empty"),
-        (["red", "a\x1b[2J", "blue"], r"the class name 'a\x1b[2J' has control characters"),
-        (["missile", "missile", "blue"], ""),
-    ],
-)
-def test_class_names_of_a_checkpoint_are_checked(names, reason, changed, command, photos):
-    folder = changed(lambda checkpoint: checkpoint["metadata"].update(class_names=names))
-    done = command(predict, folder, photos)
-    assert (done.status, len(done.errors)) == ((2, 1) if reason else (0, 0))
-    assert not reason or (str(folder) in done.errors[0] and reason in done.errors[0])
 
 
 # Published checkpoints
