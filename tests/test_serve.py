@@ -177,6 +177,12 @@ def test_visitors_take_turns_and_a_flood_of_one_does_not_fill_the_queue(monkeypa
     monkeypatch.setattr(limits, "PATIENCE", 0)
     with pytest.raises(limits.Refused, match="429"):
         asyncio.run(turns.admit("a", "v"))
+    turns.waiting += [("c", "s")] * limits.MOST_OF_SESSION  # threads that wait are not forgotten
+    monkeypatch.setattr(limits, "FORGOTTEN", 0)
+    asyncio.run(turns.admit("a", "v"))
+    with pytest.raises(limits.Refused, match="429"):
+        asyncio.run(turns.admit("c", "s"))
+    turns.waiting.clear()
     with turns.of("a", "a1", True):  # many class names: the next visitor with many waits, others do not
         assert not turns.is_next("b", "b1", True) and turns.is_next("b", "b1", False)
 

@@ -110,6 +110,21 @@ def test_resume_is_bit_identical(tmp_path, options, stop):
     assert torch.equal(full[0].weight, second[0].weight)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_state_of_an_optimiser_that_does_not_fit_is_refused(tmp_path, name):
+    """torch loads it, and the next step ends in a traceback or makes the weights NaN."""
+    whole = training(NAME=name)
+    run_epochs(*whole, range(2))
+    entries = whole[1].state_dict()["state"][0]
+    for key, value in entries.items():
+        for other in (value[None], value.reshape(-1).repeat(2), torch.full_like(value, torch.nan), value.bool(), "a"):
+            state = state_of(whole, 2)
+            state["optimizer"]["state"][0] = entries | {key: other}
+            save_checkpoint(state, tmp_path)
+            with pytest.raises(UsageError, match=f"optimizer of the checkpoint .*{key}"):
+                resume_from_checkpoint(tmp_path, *training(NAME=name))
+
+
 def test_resume_without_the_name_of_a_checkpoint_is_an_error(tmp_path):
     for content in (
         None,

@@ -63,6 +63,13 @@ def test_torch_itself_loads_a_sealed_file(newest, options):
         assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
 
 
+def test_compressed_archive_is_refused_before_it_fills_the_memory(newest, tmp_path):
+    with zipfile.ZipFile(newest) as archive, zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for member in archive.infolist():
+            bomb.writestr(member.filename, archive.read(member))
+    refuses(tmp_path / "a", "it is compressed")
+
+
 def test_a_full_memory_is_not_called_damage(newest, monkeypatch):
     def load(*args, **options):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")

@@ -135,6 +135,17 @@ def test_jpeg_of_endless_scans_is_refused(tmp_path):
     refused(path, "it has 110 scans, at most 64 are expected")
 
 
+def test_a_file_has_a_largest_size_and_pillows_limit_stays(tmp_path, monkeypatch):
+    """A header of 40 MB kept Pillow busy for 17 seconds; its limit was raised for each later image of the process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = written(tmp_path / "a.ppm", NOISE, "PPM")
+    refused(path, "has more than 100 pixels")
+    assert read_image(path, max_pixels=1200).size == (30, 40) and Image.MAX_IMAGE_PIXELS == 100
+    with open(path, "ab") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    refused(path, "it is larger than 32,000,000 bytes", max_pixels=1200)
+
+
 def test_a_jpeg_is_read_once(tmp_path, monkeypatch):
     """Each was read to count its scans, then again for its pixels."""
     path, read = written(tmp_path / "a.jpg", NOISE, "JPEG"), images.read_bytes
