@@ -35,6 +35,7 @@ QUICK = {
     "TipAdapterF": {"SEARCH_STEP": [4, 3]},
     "LPPlusPlus": {"STEPS": 20},
     "GDA": {"K": 6},
+    "ProKeR": {"GRID_BETA": [0.5, 3, 2], "GRID_LAMBDA": [0.001, 1, 3]},
 }
 SECTION = (ROOT / "docs/methods.md").read_text().partition("## What works with which method\n")[2].partition("\n## ")[0]
 LINES = {f"({number})": line for number, line in re.findall(r"^(\d)\. `(.*?)`", SECTION, re.MULTILINE)}

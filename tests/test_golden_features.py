@@ -46,7 +46,7 @@ class Inputs:
         case, self.device = figures["case"], trainer.device
         if case["input"] == "images":
             size, given = case["arch"]["image_resolution"], case.get("images", {})
-            self.support_labels = given.get("support_labels", figures["labels"])
+            self.support_labels = given.get("support_labels") or figures["labels"]
             self.val_labels = given.get("val_labels", [])
             self.test = self.encode(trainer, drawn(7, case["batch"], 3, size, size))
             self.support = self.test[None]
@@ -54,7 +54,7 @@ class Inputs:
                 views, n = given["views"], len(self.support_labels)
                 self.support = self.encode(trainer, drawn(8, views, n, 3, size, size))
             self.val = self.encode(trainer, drawn(13, len(self.val_labels), 3, size, size))
-            self.train = self.test if figures["labels"] != given.get("support_labels") else self.support[0]
+            self.train = self.test if figures.get("labels") != given.get("support_labels") else self.support[0]
             self.texts = None
             return
         f = case["features"]
@@ -93,13 +93,14 @@ def built(figures, backbones, stand_in, tmp_path):
         arch = case["arch"]
         size = arch["image_resolution"]
         backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
-        names, labels = case["classnames"], case.get("images", {}).get("support_labels", figures["labels"])
+        names, labels = case["classnames"], case.get("images", {}).get("support_labels") or figures["labels"]
     else:
         size, backbone = 32, backbones(32, 16, 1, 1, 64, 64, case["features"]["dim"])
         labels = case["features"]["support_labels"]
         names = [f"class {number}" for number in range(case["features"]["classes"])]
     file = write_eurosat(tmp_path, names)
     rows = json.loads(file.read_text())
+    labels = [*labels, *{*range(len(names))} - {*labels}]  # a split has images of each class
     rows["train"] = [[f"{label}/train_0.png", label, names[label]] for label in labels]
     file.write_text(json.dumps(rows))
     kind = trainers.methods()[case["trainer"]]
@@ -111,7 +112,7 @@ def built(figures, backbones, stand_in, tmp_path):
         options["OPTIM.MAX_EPOCH"] = 1
     given = figures.get("optimizer", {})
     options |= {f"OPTIM.{OPTIMISER[key]}": value for key, value in given.items() if key in OPTIMISER}
-    for key, value in case["cfg"].items():
+    for key, value in case.get("cfg", {}).items():
         key = "STEPS" if key == "MAX_EPOCH" and "STEPS" in known else key
         options[f"TRAINER.{section}.{key}" if key in known else OF_OPTIM[key]] = value
     torch.manual_seed(1)
@@ -136,8 +137,8 @@ def learned_of(trainer, figures):
     found = {}
     for name, parameter in trainer.model.named_parameters():
         short = name.removeprefix(f"{trainer.model.prompt_learner.name}.")
-        found[name if name in figures["trainable"] else short] = parameter
-    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures["trainable"]
+        found[name if name in figures.get("trainable", {}) else short] = parameter
+    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures.get("trainable", {})
     return found
 
 
@@ -171,6 +172,8 @@ def test_method(figures, built):
             drawn = random_tensor(name, tuple(learned[name].shape)).to(trainer.device)
             learned[name].data = drawn + (learned[name].data if "published" in how else 0)
     text = trainer.model.class_texts
+    if "text_norms" in figures and trainer.spec.unit_text:  # the file has them before they are made unit
+        text = text * torch.tensor(figures["text_norms"], device=text.device)[:, None]
     close(text[:, :8], figures["text_first8"], 1e-4)
     if "text_norms" in figures:
         assert text.norm(dim=1).tolist() == pytest.approx(figures["text_norms"], rel=1e-4)
@@ -327,6 +330,33 @@ def check_gda(trainer, inputs, figures, learned):
         near(logits_of(trainer, images), figures["new"]["logits"])
 
 
+def check_ss_text(trainer, inputs, figures, learned):
+    """All rules; without images of any class it is zero-shot CLIP."""
+    head = trainer.model.prompt_learner
+    for rule, expected in figures["variants"].items():
+        trainer.settings = replace(trainer.settings, RULE=rule)
+        trainer.start(trainer.support)
+        assert head.weight.norm(dim=1).tolist() == pytest.approx(expected["w_norms"], rel=1e-5)
+        near(head.weight[:, :8], expected["w_first8"], 2e-5)
+        near(logits_of(trainer, inputs.test), expected["logits"])
+    head.weight.data = trainer.model.class_texts
+    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+
+
+def check_proker(trainer, inputs, figures, learned):
+    """The logits are cosines; the search tries all cells of its grids."""
+    head, search, text = trainer.model.prompt_learner, figures["search"], trainer.model.class_texts
+    close(torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5)
+    close(logits_of(trainer, inputs.test), figures["logits_before"], 1e-5)
+    trainer.settings = replace(trainer.settings, BETA=0, LAMBDA=0)
+    assert trainer.trials == np.size(search["accuracies"])
+    trainer.finish()
+    assert [head.beta.item(), head.lambda_.item()] == pytest.approx([search["beta"], search["lambda"]], rel=1e-6)
+    check_accuracy(trainer, inputs, np.max(search["accuracies"]))
+    close(logits_of(trainer, inputs.test), figures["logits_after"], 1e-5)
+
+
 FORMS = {"TipAdapter": check_tip_adapter, "TipAdapterF": check_tip_adapter_f, "CLAP": check_clap}
 FORMS |= dict.fromkeys(("CLIPAdapter", "TaskRes", "ZSLP"), check_training)
 FORMS |= {"LPPlusPlus": check_lp_plus_plus, "GDA": check_gda}
+FORMS |= {"SSText": check_ss_text, "ProKeR": check_proker}
