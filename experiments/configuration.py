@@ -23,12 +23,12 @@ from .run_spec import RunSpec
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
-RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
+RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB")}
 RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
-
+GONE = ("MODEL.CUDA_GRAPHS", "DATALOADER.CACHE_TEST")  # settings that earlier versions wrote to config.yaml
 
 SETTINGS = {
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
@@ -54,6 +54,8 @@ class Unread(CfgNode):
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that several share."""
     add_settings(cfg, SETTINGS)
+    for key in GONE:
+        cfg.register_deprecated_key(key)
     cfg.BY_DATASET = Unread(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)

@@ -1,4 +1,4 @@
-"""Files of image features (CACHE) and of decoded test images (DATALOADER.CACHE_TEST), which runs share.
+"""Files of image features (CACHE), which runs share.
 
 They give the same results, and never those of other images, of another model or of a damaged file.
 """
@@ -16,7 +16,6 @@ from caching import IMAGES, OFF, values
 from dassl.utils import ImageError
 from PIL import Image
 from torch import nn
-from torchvision import transforms as T
 
 from clip import load_backbone
 from common.cache import DIGEST, DiskCache
@@ -24,7 +23,7 @@ from common.cache import DIGEST, DiskCache
 pytestmark = pytest.mark.slow
 
 
-def test_changed_image_under_the_same_name_and_time_is_seen(kind, new, copied, kept):
+def test_changed_image_under_the_same_name_and_time_is_seen(new, copied, kept):
     values(new())
     file = sorted((copied / "eurosat/2750").glob("3/test_*.png"))[1]
     before = file.stat()
@@ -32,7 +31,7 @@ def test_changed_image_under_the_same_name_and_time_is_seen(kind, new, copied, k
     pixels[0, 0] ^= 1
     Image.fromarray(pixels).save(file)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert torch.equal(values(new()), values(new(*OFF[kind])))
+    assert torch.equal(values(new()), values(new(*OFF)))
     assert len(kept()) == 2
 
 
@@ -53,17 +52,16 @@ def other_heads(trainer):
 
 
 OTHER = [("INPUT.INTERPOLATION", "bicubic"), ("INPUT.EXIF_ORIENTATION", False), ("DATASET.SUBSAMPLE_CLASSES", "base")]
-OTHER = [(kind, other) for other in OTHER for kind in OFF] + [("images", ("INPUT.SIZE", (20, 24)))]
-OTHER += [("features", other) for other in (one_weight, fp16, other_activation, other_heads)]
-OTHER += [("features", ("INPUT.PIXEL_MEAN", [0.4, 0.4, 0.4])), ("features", ("INPUT.TRANSFORMS", ("random_flip",)))]
-OTHER += [("features", ("DATALOADER.TEST.BATCH_SIZE", 7)), ("features", ("MODEL.BACKBONE.TOWERS", "plain"))]
+OTHER += [("INPUT.PIXEL_MEAN", [0.4, 0.4, 0.4]), ("INPUT.TRANSFORMS", ("random_flip",))]
+OTHER += [("DATALOADER.TEST.BATCH_SIZE", 7), ("MODEL.BACKBONE.TOWERS", "plain")]
+OTHER += [one_weight, fp16, other_activation, other_heads]
 
 
-@pytest.mark.parametrize(("kind", "other"), OTHER, ids=lambda each: getattr(each, "__name__", str(each)))
-def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_own(kind, other, new, kept):
+@pytest.mark.parametrize("other", OTHER, ids=lambda other: getattr(other, "__name__", str(other)))
+def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_own(other, new, kept):
     values(new())
     found = []
-    for cache in ((), OFF[kind]):
+    for cache in ((), OFF):
         reader = new(*(() if callable(other) else other), *cache)
         if callable(other):
             other(reader)
@@ -78,7 +76,7 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
-def test_damaged_file_is_computed_again(kind, new, work, kept):
+def test_damaged_file_is_computed_again(new, work, kept):
     expected = values(new())
     flip_a_bit(*kept())
     for count in (1 + IMAGES, 1):  # one is compared, or shows how the machine computes
@@ -143,7 +141,7 @@ def test_the_limit_and_an_unusable_folder_only_cost_time(tmp_path, capsys):
         assert "numbers are not kept" in capsys.readouterr().out
 
 
-def test_size_limit_is_that_of_the_settings(kind, new, kept):
+def test_size_limit_is_that_of_the_settings(new, kept):
     values(new("CACHE_GB", 1e-6))
     assert not kept()
 
@@ -157,40 +155,6 @@ def test_missing_or_damaged_image_is_reported_as_without_it(harm, new, copied, k
     with pytest.raises(ImageError, match=file.name):
         values(reader)
     assert not kept()
-
-
-# Decoded images
-
-
-@pytest.mark.parametrize("kind", ["images"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_same_pixels_labels_and_paths_as_without_it_and_no_image_is_decoded_again(workers, loader, work, kept):
-    def batches(reader):
-        found = [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in reader]
-        return values(reader), found
-
-    options = ["DATALOADER.NUM_WORKERS", workers]
-    plain, facts = batches(loader(*options, *OFF["images"]))
-    assert torch.equal(values(loader(*options)), plain) and len(kept()) == 1
-    work.clear()
-    pixels, found = batches(loader(*options))
-    assert torch.equal(pixels, plain) and found == facts
-    assert len(work) == 1
-
-
-def test_transform_of_the_user_is_known_by_what_it_does(loader):
-    """Its text does not tell by how much."""
-    for factor in (0.5, 0.9):
-        brighter = T.Lambda(lambda image, factor=factor: image.point(lambda value: value * factor))
-        transform = T.Compose([T.Resize((24, 20)), brighter, T.ToTensor()])
-        found = values(loader(test_transform=transform))
-        assert torch.equal(found, values(loader(*OFF["images"], test_transform=transform)))
-
-
-def test_transform_without_steps_is_applied_to_each_image(loader, kept, capsys):
-    transform = T.Lambda(lambda image: T.functional.to_tensor(image))
-    assert values(loader(test_transform=transform)).shape == (24, 3, 32, 32)
-    assert "CACHE_TEST is ignored" in capsys.readouterr().out and not kept()
 
 
 def fill(cache: DiskCache) -> bytes:

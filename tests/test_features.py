@@ -21,13 +21,11 @@ pytestmark = pytest.mark.slow
 
 TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
 ALL = {"ZeroshotCLIP", "LinearProbe", *METHODS}
-of_features = pytest.mark.parametrize("kind", ["features"])
 
 
-@of_features
 @pytest.mark.parametrize("method", thorough_but(("CoOp", "CoCoOp", "MPL", "UPT", "CLIPLoRA"), sorted(ALL)))
 def test_methods_without_vision_prompts_read_each_image_once(method, cached, deep, work, kept):
-    computed = values(cached(method, *OFF["features"], backbone=deep))
+    computed = values(cached(method, *OFF, backbone=deep))
     assert torch.equal(values(cached(method, backbone=deep)), computed)
     work.clear()
     trainer = cached(method, backbone=deep)
@@ -68,13 +66,12 @@ FILES = {  # a method, its settings, attributes of the user's own, and the numbe
 }
 
 
-@of_features
 @pytest.mark.parametrize("case", FILES.values(), ids=FILES)
 def test_method_has_its_own_features_if_it_reads_images_itself(case, cached, work, kept, mine):
     method, options, own, files = case
     mine(own)
     values(cached("CoOp"))
-    computed = values(cached(method, *options, *OFF["features"]))
+    computed = values(cached(method, *options, *OFF))
     assert torch.equal(values(cached(method, *options)), computed)
     work.clear()
     assert torch.equal(values(cached(method, *options)), computed)
@@ -102,7 +99,7 @@ def test_shuffled_tests_are_not_kept(cached, kept):
 def test_training_is_the_same_when_each_epoch_is_validated(cached):
     """A loader that does not run also draws its number from the random generator."""
     learned = []
-    for output, cache in (("a", OFF["features"]), ("b", ()), ("c", ())):
+    for output, cache in (("a", OFF), ("b", ()), ("c", ())):
         trainer = cached("CoOp", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, *cache, output=output)
         trainer.train()
         learned.append(prompts_of(trainer))

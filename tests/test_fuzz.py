@@ -54,7 +54,7 @@ def train(*pairs, options=(), trainer="CoOp", output="out") -> list[str]:
 
 ZERO = train(trainer="ZeroshotCLIP", options=["--no-train"])
 EVALUATED = train(options=["--eval-only", "--model-dir", "run"])
-CACHED = train("CACHE", "cache", "DATALOADER.CACHE_TEST", True, options=["--eval-only", "--model-dir", "run"])
+CACHED = train("CACHE", "cache", options=["--eval-only", "--model-dir", "run"])
 CHECKPOINT, POINTER = "run/prompt_learner/model.pth.tar-2", "run/prompt_learner/checkpoint"
 RESUMED = train("OPTIM.MAX_EPOCH", 3, output="cut")
 FEW = ["prepare", "splits", "eurosat", "--root", "data", "--file"]

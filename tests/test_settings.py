@@ -1,11 +1,10 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Optional, Union
 
 import pytest
-from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 
 import trainers
@@ -13,9 +12,9 @@ from common.errors import UsageError
 from common.schema import Accepts
 from common.start import ROOT
 from experiments.arguments import parse_arguments
-from experiments.configuration import extend_cfg, setup_cfg, unread_keys
+from experiments.configuration import setup_cfg, unread_keys
 from trainers.base.compat import other_methods
-from trainers.base.settings import MethodSettings, PerLayer, settings_from
+from trainers.base.settings import MethodSettings, PerLayer
 
 
 @dataclass(frozen=True)
@@ -133,24 +132,6 @@ def registered(monkeypatch):
     return registered
 
 
-def test_short_form(registered):
-    first = settings_from({"DEPTH": 3, "STEPS": [1, 2], "PREC": "fp32", "WORDS": "a photo"})
-    second = settings_from({"MORE": 1}, first)
-    assert asdict(second()) == {"PREC": "fp32", "DEPTH": 3, "STEPS": [1, 2], "WORDS": "a photo", "MORE": 1}
-    assert second().STEPS is not second().STEPS
-
-    class Short(trainers.PromptTrainer):
-        defaults = {"DEPTH": 3}
-
-    short = registered(Short)
-    assert trainers.methods()["Short"] is short
-    assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    cfg.merge_from_list(["TRAINER.SHORT.DEPTH", "5"])
-    assert short.settings_of(cfg).DEPTH == 5
-
-
 @pytest.fixture
 def renamed(registered):
     """A method whose published YAML files have its settings under other names, as KgCoOp's and ProGrad's do."""
@@ -198,7 +179,10 @@ def test_methods_may_share_a_section(registered):
     """As KgCoOp, whose published YAML files set TRAINER.COOP.*"""
 
     class Sharing(trainers.PromptTrainer):
-        defaults = {"W": 8.0, "N_CTX": 4}
+        @dataclass(frozen=True)
+        class Settings(MethodSettings):
+            W: float = 8.0
+            N_CTX: int = 4
 
         @classmethod
         def section(cls):

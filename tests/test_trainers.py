@@ -1,6 +1,7 @@
 """All trainers: each of their published settings trains, and each has its published size."""
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import open_clip
@@ -26,7 +27,6 @@ from trainers.base import PromptedCLIP
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.method import Classes
 from trainers.base.prompts import ContextSettings, move_class_tokens
-from trainers.base.settings import settings_from
 from trainers.base.test_time import ViewsTrainer
 
 CONFIGS = ROOT / "configs"
@@ -240,8 +240,13 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
             assert places == [1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length]
 
 
+@dataclass(frozen=True)
+class AnyPosition(ContextSettings):
+    CLASS_TOKEN_POSITION: str = "end"
+
+
 def test_a_position_that_only_a_methods_own_settings_accept_is_refused(build, monkeypatch):
-    monkeypatch.setattr(methods()["CoOp"], "Settings", settings_from({"CLASS_TOKEN_POSITION": "end"}, ContextSettings))
+    monkeypatch.setattr(methods()["CoOp"], "Settings", AnyPosition)
     with pytest.raises(UsageError, match="CLASS_TOKEN_POSITION is 'side': give one of end, middle, front"):
         build("CoOp", "all", "CLASS_TOKEN_POSITION", "side")
 

@@ -141,7 +141,7 @@ def check_keys(study: "Study", variant: "Variant") -> None:
         raise UsageError(f"{variant.name} has {both[0]}, which choose sets", "leave one of them out")
     elsewhere |= {*SET_BY_CHOOSE, ACCEPTED[0]}
     elsewhere |= {"MODEL.BACKBONE.NAME"} if study.backbone else set()
-    elsewhere |= {"CACHE", "DATALOADER.CACHE_TEST"} if study.cache else set()
+    elsewhere |= {"CACHE"} if study.cache else set()
     elsewhere |= {"TEST.OOD"} if study.ood else set()
     for key, _ in study.keys_of(variant):
         variant.check_key(key, "choose")

@@ -315,7 +315,7 @@ class Study:
         if dataset != training.dataset:  # the prompts have their source's settings, without those of its images
             pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
-        cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
+        cache = ("CACHE", self.cache) if self.cache else ()
         argv = arguments(
             folder=results,
             root=self.root,

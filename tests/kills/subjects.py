@@ -115,9 +115,8 @@ def training(method: str, shared: Path, *settings: object) -> Subject:
 
 
 def evaluation(shared: Path, run: Path) -> Subject:
-    """Of a run's prompts, with all that can be kept for other runs."""
-    cached = "CACHE", "out/cache", "DATALOADER.CACHE_TEST", True
-    subject = training("CoOp", shared, "OUTPUT_DIR", "out/tested", *cached, "DATALOADER.NUM_WORKERS", 1)
+    """Of a run's prompts, whose features are kept for other runs."""
+    subject = training("CoOp", shared, "OUTPUT_DIR", "out/tested", "CACHE", "out/cache", "DATALOADER.NUM_WORKERS", 1)
     subject.command[2:2] = ["--eval-only", "--model-dir", str(run)]
     subject.name = "evaluation"
     return subject

@@ -19,7 +19,7 @@ from .compat import build_transform
 from .data_use import epoch_choice
 from .learned import Checkpoints, LearnedClasses
 from .prompted import PromptedCLIP, PromptLearner
-from .settings import MethodSettings, settings_from
+from .settings import MethodSettings
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
@@ -41,7 +41,6 @@ class Method:
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
-    defaults: ClassVar[dict[str, Any]] = {}  # a short form of `Settings`, for settings that need no checks
     published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
     published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}  # more keys of its published YAML files; defaults
     learns: ClassVar[bool] = True  # False: there is nothing to train
@@ -68,10 +67,6 @@ class Method:
     inherited_phases: Sequence[Phase] | None = ()  # what these were learned from; None: they do not say
 
     def __init_subclass__(cls) -> None:
-        if "defaults" in vars(cls):
-            if "Settings" in vars(cls):
-                raise TypeError(f"{cls.__name__} has both Settings and defaults: define one of them")
-            cls.Settings = settings_from(cls.defaults, cls.Settings)
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
     def __init__(self, cfg: CfgNode, classes: Classes, device: torch.device):

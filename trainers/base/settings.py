@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from functools import cache, partial
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from yacs.config import CfgNode
@@ -88,9 +87,3 @@ class MethodSettings:
         except UsageError as error:
             what = error.what.removeprefix(f"TRAINER.{section}.")
             raise UsageError(f"TRAINER.{section}.{what}", error.remedy) from error
-
-
-def settings_from(defaults: Mapping[str, Any], base: type[MethodSettings] = MethodSettings) -> type[MethodSettings]:
-    """A settings class from a mapping of defaults, added to those of `base`; no checks of its own."""
-    items = [(key, type(value), field(default_factory=partial(deepcopy, value))) for key, value in defaults.items()]
-    return make_dataclass("ShortSettings", items, bases=(base,), frozen=True)

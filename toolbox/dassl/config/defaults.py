@@ -72,7 +72,6 @@ SETTINGS = {  # name: (default, what it accepts, its meaning)
     "DATASET.TARGET_DOMAINS": ((), TEXTS, "of datasets with domains"),
     "DATASET.NUM_SHOTS": (-1, Accepts(int, -1, 1_000_000, "not 0; -1: all images", bool), "images per class"),
     "DATALOADER.NUM_WORKERS": (4, Accepts(int, 0, 256), "processes that read training images"),
-    "DATALOADER.CACHE_TEST": (False, FLAG, "keep decoded, resized test images in CACHE (or ~/.cache/dassl)"),
     "DATALOADER.K_TRANSFORMS": (1, Accepts(int, 1, 100), "augmented views per training image"),
     "DATALOADER.RETURN_IMG0": (False, FLAG, "also return the image without augmentation"),
     "DATALOADER.TRAIN_X.SAMPLER": ("RandomSampler", Accepts(Literal[SAMPLERS]), "of labelled images"),

@@ -84,6 +84,8 @@ class CfgNode(YacsNode):
         node = self if node is None else node
         for key, value in tree.items():
             name = f"{prefix}{key}"
+            if self.key_is_deprecated(name):  # in the config.yaml of an earlier version
+                continue
             if key not in node and not (node.is_new_allowed() and isinstance(key, str)):
                 raise self._unknown(name, f" in {file}" if file else "")
             if isinstance(value, dict) and isinstance(node.setdefault(key, type(node)(new_allowed=True)), YacsNode):

@@ -1,17 +1,19 @@
 """Data loaders from a config, with workers that may live as long as a training run."""
 
+import hashlib
+import os
 import random
 import sys
-from contextlib import suppress
 from functools import cached_property, partial
+from importlib.metadata import version
 from operator import attrgetter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from dassl.config.defaults import SAMPLERS
 from dassl.data.datasets.base_dataset import build_dataset
-from dassl.data.image_cache import cached_images, content_of
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
 from dassl.utils import UsageError, check_availability, read_image
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler, get_worker_info
@@ -62,7 +64,7 @@ def build_data_loader(
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = persistent_workers and is_train and isinstance(dataset, DatasetWrapper)
-    return (SteadyLoader if steady else CachingLoader)(
+    return (SteadyLoader if steady else DataLoader)(
         dataset,
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, data_source=data_source),
@@ -129,13 +131,10 @@ class DatasetWrapper(TorchDataset):
     - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
       results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
-    - DATALOADER.CACHE_TEST (test and validation only) does not change the items: see `dassl.data.image_cache`.
 
     `transform` is a callable on PIL images, a list of them, or None, which with K_TRANSFORMS > 1 is a UsageError. An
     item whose image is missing or damaged raises ImageError: see `read_image`.
     """
-
-    content = cached_property(content_of)
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.cfg = cfg
@@ -144,7 +143,6 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self.kept = None  # the images kept in a file
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
@@ -157,8 +155,6 @@ class DatasetWrapper(TorchDataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        if self.kept is not None:
-            return output | {"img": self.kept[idx]}
         img0 = self.read(item.impath)
         if self.transform is None:
             output["img"] = img0
@@ -185,25 +181,25 @@ class DatasetWrapper(TorchDataset):
             indices = [item.index for item in indices]
         return [self[index] for index in indices]
 
-    def cache_test_images(self, threads):
-        """Decode and resize the images that DATALOADER.CACHE_TEST keeps, unless some run has done it already."""
-        if self.is_train or not self.cfg.DATALOADER.CACHE_TEST or self.return_img0 or self.kept is not None:
-            return
-        with suppress(OSError):  # of a missing or damaged image, which the reader of that image reports
-            self.kept = cached_images(self, threads)
+    @cached_property
+    def content(self):
+        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the transform.
+
+        Raises:
+            OSError: a file cannot be read, or is not a regular file.
+        """
+        versions = [version(package) for package in ("pillow", "torchvision")]
+        digest = hashlib.sha256(f"1 {self.cfg.INPUT} {self.transform} {versions}".encode())
+        for item in self.data_source:
+            if not os.path.isfile(item.impath):  # a named pipe would wait for its writer
+                raise FileNotFoundError(item.impath)
+            content = Path(item.impath).read_bytes()
+            digest.update(len(content).to_bytes(8, "little") + content)
+        return digest.hexdigest()
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""
         return read_image(path, self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION)
-
-
-class CachingLoader(DataLoader):
-    """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
-
-    def __iter__(self):
-        if hasattr(self.dataset, "cache_test_images"):
-            self.dataset.cache_test_images(threads=self.num_workers)
-        return super().__iter__()
 
 
 class SteadyLoader(DataLoader):
