@@ -172,8 +172,10 @@ def edit(x: Tensor, change: Edit, end: int) -> Tensor:
     """Remove `change.remove` tokens before position `end` of (batch, positions, width) and put the new ones there."""
     if not change.remove and not change.added:
         return x
-    kept, _, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)
+    kept, removed, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)
     new = [] if change.add is None else [change.add.to(x.dtype).expand(x.shape[0], -1, -1)]
+    if change.weight != 1:
+        new = [torch.lerp(removed, vectors, change.weight) for vectors in new]
     return torch.cat([kept, *new, after], dim=1)
 
 

@@ -24,11 +24,13 @@ class Edit:
         add: vectors to append then: (n, width), or (batch, n, width) for each sequence its own; in the text tower also
             (images, 1, n, width) or (images, classes, n, width); None adds nothing.
         after_norm: in layer 0 of the image tower, whether the vectors enter after `ln_pre` rather than before it.
+        weight: of the vectors in a mix with the prompts that they replace, as many; at 1 nothing is left of these.
     """
 
     remove: int = 0
     add: Tensor | None = None
     after_norm: bool = False
+    weight: float = 1.0
 
     @property
     def added(self) -> int:
@@ -136,6 +138,10 @@ def check_edits(schedule: Schedule, present: int, layers: int) -> int:
         the number of prompts in the last layer.
 
     Raises:
-        ClipError: as for `prompt_lengths`.
+        ClipError: as for `prompt_lengths`, or a mix of unequal numbers of prompts.
     """
+    for layer, edit in enumerate(schedule):
+        if edit.weight != 1 and edit.added != edit.remove:
+            what = f"the mix before layer {layer} removes {edit.remove} prompts and adds {edit.added}"
+            raise ClipError(what, "replace as many prompts as are added")
     return prompt_lengths([edit.added for edit in schedule], [edit.remove for edit in schedule], layers, present)[-1]

@@ -15,6 +15,8 @@ import trainers.promptsrc
 from clip import TOWERS
 from clip.random_weights import random_tensor
 from datasets.eurosat import EuroSAT
+from trainers.base.build import assemble_model
+from trainers.base.method import Classes
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
@@ -74,12 +76,20 @@ def backbone_of(arch, backbones):
     return backbones(arch["image_resolution"], arch["patch_size"], arch["vision_layers"], arch["text_layers"])
 
 
-def images_of(batch, size):
-    return torch.from_numpy(np.random.default_rng(7).standard_normal((batch, 3, size, size), dtype=np.float32))
+def images_of(batch, size, seed=7):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, 3, size, size), dtype=np.float32))
 
 
 def check_logits(trainer, images, figures, when, tolerance):
-    """Those for new classes; and those for learned ones, where a method reads these in another way."""
+    """Those for other classes; and those for learned ones, where a method reads these in another way."""
+    if f"logits_new_{when}" in figures:
+        names = [name.replace("_", " ") for name in figures["case"]["new_classnames"]]
+        other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
+        assemble_model(other, trainer.cfg.MODEL.BACKBONE.TOWERS, trainer.model.frozen)
+        state = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
+        other.checkpoints.load(state | {"metadata": trainer.checkpoint_metadata()}, "the trainer")
+        other.model.eval()
+        close(other.model_inference(images), figures[f"logits_new_{when}"], tolerance)
     for name, learned in ((f"logits_{when}", False), (f"logits_fusion_{when}", True), (f"logits_train_{when}", True)):
         if name in figures:
             trainer.model.classes_learned = learned
@@ -92,12 +102,12 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
-def test_method(method, towers, backbones, stand_in, tmp_path):
+def test_method(method, towers, backbones, stand_in, tmp_path, monkeypatch):
     stand_in(method["case"].get("dataset", "EuroSAT"))
-    check_method(method, towers, backbones, tmp_path)
+    check_method(method, towers, backbones, tmp_path, monkeypatch)
 
 
-def check_method(figures, towers, backbones, tmp_path):
+def check_method(figures, towers, backbones, tmp_path, monkeypatch):
     case = figures["case"]
     method = f"{case['trainer']}+{case['base']}" if "base" in case else case["trainer"]
     assert method in TRAINER_REGISTRY.registered_names()
@@ -109,6 +119,11 @@ def check_method(figures, towers, backbones, tmp_path):
 
     images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
     batch = {"img": images, "label": torch.tensor(figures["labels"]).to(trainer.device)}
+    if "second_view_seed" in case:
+        batch["img"] = [images, images_of(case["batch"], images.shape[-1], case["second_view_seed"])]
+        drawn = iter(case["sentence_of_step"])
+        monkeypatch.setattr("random.randint", lambda low, high: next(drawn))
+        monkeypatch.setattr(type(trainer), "sentences", list(case["sentences"].values()))
     check_logits(trainer, images, figures, "before", BEFORE)
     if "input_grads" in figures:
         check_input_gradients(trainer, batch, figures["input_grads"])
@@ -123,7 +138,8 @@ def check_method(figures, towers, backbones, tmp_path):
     named = [dict(zip(NAMES, values, strict=True)) for values in figures.get("loss_parts_ce_text_image_kl", [])]
     parts = figures.get("loss_parts", named)
     for logged, expected in zip(steps, parts, strict=bool(parts)):
-        close([logged[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
+        got = [logged[key if (key := f"loss_{part}") in logged else f"loss_reg_{part}"] for part in expected]
+        close(got, list(expected.values()), LOSSES)
     if "projected" in figures:
         assert [bool(logged["projected"]) for logged in steps] == figures["projected"]
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}

@@ -1,0 +1,121 @@
+"""Tokens of a space that both towers share, mapped into the upper layers of each (MMRL, MMRL++)."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip import Edit, ImageOutput, Schedule, TextPrompts
+from common.errors import UsageError
+
+from .build import require_vit
+from .checkpoints import of_other_classes
+from .prompted import normalize
+from .prompts import TemplatePrompts, check_depth, gaussian, text_width, vision_width
+from .settings import MethodSettings
+from .teacher import TaughtTrainer, cosine_distance
+
+
+@dataclass(frozen=True)
+class RepresentationSettings(MethodSettings):
+    """ALPHA weighs the feature of the class token against that of the representation tokens, REG_WEIGHT the distances
+    from the frozen CLIP; REP_LAYERS count from 1. TASK CD: a published checkpoint was trained on ImageNet."""
+
+    ALPHA: int | float = 0.7
+    REG_WEIGHT: int | float = 1.0
+    N_REP_TOKENS: int = 5
+    REP_DIM: int = 512
+    REP_LAYERS: list[int] = field(default_factory=lambda: [6, 7, 8, 9, 10, 11, 12])
+    TASK: str = ""
+    ranges = {"ALPHA": (0, 1), "REG_WEIGHT": (0, 1_000_000), "N_REP_TOKENS": (1, 256), "REP_DIM": (1, 16_384)}
+
+    def check(self):
+        layers = list(self.REP_LAYERS)
+        if not layers or layers not in [list(range(first, first + len(layers))) for first in range(1, 101)]:
+            raise UsageError(f"REP_LAYERS is {layers}", "give layers from 1 in order and without gaps: [6, 7, 8]")
+        if self.TASK not in ("", "B2N", "FS", "CD"):
+            raise UsageError(f"TASK is {self.TASK!r}", "it can be B2N, FS, CD or empty")
+
+
+class RepresentationPrompts(TemplatePrompts):
+    """The representation tokens; a subclass defines how they enter the towers and how they become a feature.
+
+    Attributes:
+        widths: of the towers, `v` and `t`.
+        weight: of a layer's tokens, in the mix with those of the layer before.
+    """
+
+    name, logit_scale, read, weight = "representation_learner", 100.0, ("prompts",), 1.0
+
+    def __init__(self, clip, classnames: list[str], template: str, settings: RepresentationSettings):
+        super().__init__(template, classnames, clip.context_length)
+        self.before, self.alpha = int(settings.REP_LAYERS[0]) - 1, settings.ALPHA
+        self.widths = {"v": vision_width(clip), "t": text_width(clip)}
+        self.compound_rep_tokens = gaussian(settings.N_REP_TOKENS, settings.REP_DIM)
+
+    def tokens(self, tower: str) -> list[Tensor]:
+        """The tokens (n, width) that enter each of the layers of a tower, `v` or `t`."""
+        raise NotImplementedError
+
+    @property
+    def projection(self) -> Tensor:
+        """(vision width, joint), of the mean of the representation tokens."""
+        raise NotImplementedError
+
+    def schedule(self, tower: str) -> Schedule:
+        first, *later = self.tokens(tower)
+        deep = [Edit(len(new), new, weight=self.weight) for new in later]
+        return [*[Edit()] * self.before, Edit(0, first, after_norm=True), *deep]
+
+    def text(self, image_features: Tensor) -> TextPrompts:
+        return TextPrompts(self.ids, deep=self.schedule("t"))
+
+    def vision(self) -> Schedule:
+        return self.schedule("v")
+
+    def image(self, tower: ImageOutput, learned: bool) -> Tensor:
+        """The feature of the class token, for learned classes mixed with that of the representation tokens."""
+        feature = normalize(tower.feature)
+        return self.alpha * feature + (1 - self.alpha) * self.representation(tower) if learned else feature
+
+    def representation(self, tower: ImageOutput) -> Tensor:
+        """The unit feature (batch, joint) of the mean of the representation tokens."""
+        tokens: Any = tower.prompts
+        projection = self.projection
+        return normalize(tokens.mean(dim=1).to(projection.dtype) @ projection)
+
+
+class RepresentationTrainer(TaughtTrainer):
+    """A method that learns representation tokens; its `Settings` are `RepresentationSettings`."""
+
+    Settings: ClassVar[type[MethodSettings]] = RepresentationSettings
+    Prompts: ClassVar[type[RepresentationPrompts]]
+    reads_template = True
+    saved_as = "MultiModalRepresentationLearner"
+
+    def build_prompts(self, clip, classnames):
+        name = type(self).__name__
+        require_vit(clip, name, self.cfg.MODEL.BACKBONE.NAME)
+        check_depth(clip, f"the last of TRAINER.{self.section()}.REP_LAYERS", self.settings.REP_LAYERS[-1])
+        return self.Prompts(clip, classnames, self.template(), self.settings)
+
+    def before_load(self, checkpoint, path):
+        elsewhere = self.settings.TASK == "CD" and self.cfg.DATASET.NAME != "ImageNet"
+        return of_other_classes(checkpoint) if elsewhere else checkpoint
+
+    def loss(self, output, labels):
+        """Cross-entropy of both features, and the first one and the text's held near the frozen CLIP's."""
+        model, alpha, text = self.model, self.settings.ALPHA, output.text
+        learner: Any = model.prompt_learner
+        image, image_rep = normalize(output.tower.feature), learner.representation(output.tower)
+        logits, logits_rep = model.logits(image, text), model.logits(image_rep, text)
+        parts = {
+            "loss_ce": F.cross_entropy(logits, labels),
+            "loss_ce_rep": F.cross_entropy(logits_rep, labels),
+            "loss_reg_image": cosine_distance(image, self.teacher.image_features(output.images)),
+            "loss_reg_text": cosine_distance(text, self.teacher.text_features),
+        }
+        ce, ce_rep, *distances = parts.values()
+        loss = alpha * ce + (1 - alpha) * ce_rep + self.settings.REG_WEIGHT * sum(distances)
+        return loss, parts

@@ -1,0 +1,115 @@
+import random
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+
+from common.errors import UsageError
+
+from .base.coupled import CoupledSettings, CoupledTrainer
+from .base.prompted import PromptedCLIP, normalize
+from .base.teacher import Teacher, cosine_distance, encode_texts
+
+IMAGE, TEXT = 0.1, 0.2  # shares of the adapters' outputs in the features
+
+
+@dataclass(frozen=True)
+class CoPromptSettings(CoupledSettings):
+    """W is the weight of the consistency with the frozen CLIP, DISTILL its measure: one minus the cosine, or the mean
+    squared difference of the unit features."""
+
+    W: int | float = 1.0
+    DISTILL: Literal["cosine", "mse"] = "cosine"
+    ranges = {"W": (0, 1_000_000)}
+
+
+class Adapter(nn.Module):
+    """A bottleneck on features (..., width), in fp32, whose output is mixed with its input (CoPrompt, Sec. 3.3)."""
+
+    def __init__(self, width: int, share: float):
+        super().__init__()
+        self.share, hidden = share, max(1, width // 4)
+        layers = nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+        self.fc = nn.Sequential(*layers)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        feature = feature.float()
+        return feature.lerp(self.fc(feature).float(), self.share)
+
+
+class CoPromptCLIP(PromptedCLIP):
+    """MaPLe's model with an adapter behind each tower.
+
+    In training its images may be two views (2, batch, 3, H, W): it reads the first one, and the teacher the second.
+    """
+
+    def of_tower(self, tower):
+        return normalize(self.adapter_image(tower.feature))
+
+    def of_text(self, feature):
+        return normalize(self.adapter_text(feature))
+
+    def output(self, images, text_feature=None):
+        if not isinstance(images, Tensor) or images.dim() < 5:
+            return super().output(images, text_feature)
+        return replace(super().output(images[0], text_feature), images=images)
+
+
+@TRAINER_REGISTRY.register()
+class CoPrompt(CoupledTrainer):
+    """Consistency-guided Prompt learning (Roy and Etemad, ICLR 2024)."""
+
+    Settings, Model = CoPromptSettings, CoPromptCLIP
+    published_sections = ("TRAINER.CoPrompt",)
+    published = (*CoupledTrainer.published, "adapter_image.*", "adapter_text.*")
+    caveat = "published with values chosen for each dataset"
+
+    def build_prompts(self, clip, classnames):
+        learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
+        learner.extra_modules = {"adapter_image": Adapter(width, IMAGE), "adapter_text": Adapter(width, TEXT)}
+        return learner
+
+    @property
+    def sentences(self) -> list[list[str]]:
+        """Those of each class that the teacher reads, in the order of labels."""
+        return [[self.template().replace("{}", name)] for name in self.class_names]
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher(self.model, self.class_names)
+
+    @cached_property
+    def teacher_texts(self) -> Tensor:
+        """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of each class's n-th sentence."""
+        texts = [text for of_all_classes in zip(*self.sentences, strict=True) for text in of_all_classes]
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            features = normalize(encode_texts(self.model.frozen, texts, self.device))
+        return features.unflatten(0, (-1, len(self.class_names)))
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """(1,): which sentence of each class the teacher reads in this step."""
+        return torch.zeros(1, dtype=torch.long, device=self.device)
+
+    def parse_batch_train(self, batch):
+        """Two views (2, batch, 3, H, W) if the batch has them; and a sentence is drawn, the same for all classes."""
+        self.drawn.fill_(random.randint(0, len(self.sentences[0]) - 1))  # as the published code draws it
+        views = batch["img"]
+        if not isinstance(views, list):
+            return super().parse_batch_train(batch)
+        images = torch.stack([view.to(self.device, non_blocking=True) for view in views])
+        return images, batch["label"].to(self.device, non_blocking=True)
+
+    def loss(self, output, labels):
+        """Cross-entropy, and the distances of both features from the frozen CLIP's (Eqs. 3-4)."""
+        views = output.images
+        teacher_image = self.teacher.image_features(views if views.dim() < 5 else views[-1])
+        teacher_text = self.teacher_texts.index_select(0, self.drawn)[0]
+        distance = cosine_distance if self.settings.DISTILL == "cosine" else F.mse_loss
+        consistency = distance(output.text, teacher_text) + distance(output.image, teacher_image)
+        ce = F.cross_entropy(output.logits, labels)
+        return ce + self.settings.W * consistency, {"loss_ce": ce, "loss_consistency": consistency}
