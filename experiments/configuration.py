@@ -64,7 +64,13 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     """Dassl's defaults and this project's, then the content of YAML files (`dassl.config.read_config`)."""
     cfg = _defaults(method).clone()
+    kind = trainers.methods().get(method)
     for path, tree in files:
+        for key in kind.published_outside if kind else ():
+            group = tree.get("TRAINER")
+            if isinstance(group, dict) and key in group:
+                cfg.merge_tree({"TRAINER": {kind.section(): {key: group[key]}}}, path)
+                tree = tree | {"TRAINER": {name: value for name, value in group.items() if name != key}}
         cfg.merge_tree(tree, path)
     return cfg
 

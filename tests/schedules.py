@@ -18,14 +18,16 @@ def leaf(*shape):
 def edits(draw, width, present, sequences):
     """Edits before some of the first layers; none removes more prompts than are present.
 
-    Some add vectors that differ by sequence. Those before layer 0 may enter after `ln_pre`.
+    Some add vectors that differ by sequence, or mix them with those removed. Those before layer 0 may enter after
+    `ln_pre`.
     """
     schedule = []
     for layer in range(draw(st.integers(0, LAYERS))):
         remove, add = draw(st.integers(0, present)), draw(st.integers(0, 4))
         own = [sequences] if draw(st.booleans()) else []
         after_norm = layer == 0 and draw(st.booleans())
-        schedule.append(Edit(remove, leaf(*own, add, width) if add else None, after_norm))
+        weight = draw(st.sampled_from([1.0, 0.3])) if remove == add else 1.0
+        schedule.append(Edit(remove, leaf(*own, add, width) if add else None, after_norm, weight))
         present += add - remove
     return schedule
 

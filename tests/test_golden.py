@@ -23,7 +23,15 @@ NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
 # Other settings of a method; `make test-all` runs them.
 SECOND = ["cliplora_vision_up_qkvo", "coop_end16", "coop_init_words", "dept_coop_middle_w04", "dept_kgcoop"]
 SECOND += ["kgcoop_random_pets", "locoop_csc_middle", "locoop_no_region", "maple_d1", "maple_d4_ctx5", "mma_start0"]
-SECOND += ["mma_scale01_middle", "mmrl_dim128_three", "prograd_init_food", "tcp_pets_adam", "upt_shallow_end"]
+SECOND += [
+    "coprompt_w8_ctx4",
+    "mmrlpp_beta02_three",
+    "mma_scale01_middle",
+    "mmrl_dim128_three",
+    "prograd_init_food",
+    "tcp_pets_adam",
+    "upt_shallow_end",
+]
 
 
 def pytest_generate_tests(metafunc):

@@ -27,6 +27,7 @@ WITH_VISION_PROMPTS = {
     "MaPLe": ("PROMPT_DEPTH", 9),
     "VPT": ("PROMPT_DEPTH_VISION", 3, "N_CTX_VISION", 3),
     "MMRL": (),
+    "MMRLpp": (),
 }
 
 
@@ -53,7 +54,7 @@ def watched(model, images):
     return found
 
 
-OLDEST = {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0}  # age of a prompt in the last layer
+OLDEST = {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0, "MMRLpp": 0}  # age of a prompt in the last layer
 
 
 @pytest.mark.parametrize("method", OLDEST)
@@ -61,6 +62,7 @@ OLDEST = {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0}  # age of a prompt in the 
 def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build):
     """The roll-out from CLS of the last layer down; what reaches a prompt where it enters stays there."""
     model = build(method, "base", *WITH_VISION_PROMPTS[method]).model
+    schedule = model.prompt_learner.vision()
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected, found = watched(model, images), [measure_tokens(model, image[None]) for image in images]
     for (layer, (labels, weights, x, first)), means in zip(
@@ -83,11 +85,13 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
     for layer, (labels, weights, *_) in reversed(list(enumerate(expected))):
         row = (torch.einsum("bt, bts -> bs", row, weights.mean(dim=1)) + row) / 2
         entering = labels == layer
-        prompts += row[:, entering].sum(dim=1)
-        row = row[:, ~entering]
+        weight = schedule[layer].weight if layer < len(schedule) else 1.0
+        before = (1 - weight) * row[:, entering]  # of prompts that are mixed with those of the layer before
+        prompts += weight * row[:, entering].sum(dim=1)
+        row = torch.cat([row[:, ~entering], before], dim=1) if weight < 1 else row[:, ~entering]
         if layer:  # prompts that were removed reach nothing
             row = torch.nn.functional.pad(row, (0, len(expected[layer - 1][0]) - row.shape[1]))
-    for number, shares in enumerate(roll_out(model.clip, images, model.prompt_learner.vision())):
+    for number, shares in enumerate(roll_out(model.clip, images, schedule)):
         torch.testing.assert_close(torch.tensor(shares["patches"]).flatten(), row[number, 1:], rtol=0, atol=1e-6)
         assert shares["cls"] == pytest.approx(row[number, 0].item(), abs=1e-6)
         assert shares["prompts"] == pytest.approx(prompts[number].item(), abs=1e-6)

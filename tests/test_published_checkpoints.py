@@ -66,6 +66,24 @@ def mmrl(n: int, width: int, layers: int) -> Shapes:
     return shapes
 
 
+def mmrlpp(n: int, width: int, layers: int, rank: int, rank_of_projection: int) -> Shapes:
+    shapes: Shapes = {"representation_learner.compound_rep_tokens": (n, width)}
+    for tower, outputs in (("v", VISION), ("t", TEXT)):
+        name = f"representation_learner.srra_r2{tower}proj"
+        shapes[f"{name}.weight"] = (outputs, width)
+        for layer in range(layers):
+            shapes |= {f"{name}.srra.{layer}.A": (outputs, rank), f"{name}.srra.{layer}.B": (rank, width)}
+            shapes[f"{name}.srra.{layer}.bias"] = (outputs,)
+    return shapes | {"image_encoder.A": (VISION, rank_of_projection), "image_encoder.B": (rank_of_projection, JOINT)}
+
+
+def coprompt(n: int, depth: int) -> Shapes:
+    """MaPLe's prompts, and two adapters."""
+    adapter = {"fc.0.weight": (JOINT // 4, JOINT), "fc.2.weight": (JOINT, JOINT // 4)}
+    adapters = {f"adapter_{part}.{name}": shape for part in ("image", "text") for name, shape in adapter.items()}
+    return maple(n, depth) | adapters
+
+
 def mma(start: int, end: int, dim: int) -> Shapes:
     shapes: Shapes = {}
     for block in range(start, end + 1):
@@ -131,6 +149,7 @@ TOWERS_20, LANGUAGE = "vit_b16_c2_ep20_batch4_4+4ctx", "vit_b16_c2_ep5_batch4_4c
 MPL_CFG = "vit_b4_c1_add2_rm1"
 COOP_IMAGENET = "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1"
 MMRL_IMAGENET = "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1"
+MMRLPP_IMAGENET = MMRL_IMAGENET.replace("MMRL", "MMRLpp")
 MPL_IMAGENET = f"crossdataset/imagenet/MPL/{MPL_CFG}_16shots/seed1"
 DEPT_IMAGENET = "ExtrasLinearProbeCoOp/imagenet/shots16/vit_b16_ep10_bs4_lr35/seed1"
 CONTEXT_4, CONTEXT_16 = {"ctx": (4, TEXT)}, {"ctx": (16, TEXT)}
@@ -156,6 +175,11 @@ CASES = {
     ),
     "MMRL": output("MMRL", "vit_b16", REPRESENTATIONS, 10, mmrl(5, 2048, 7)),
     "MMRL, ImageNet": imagenet("MMRL", MMRL_IMAGENET, REPRESENTATIONS, 1, mmrl(5, 512, 7)),
+    "MMRLpp": output("MMRLpp", "vit_b16", REPRESENTATIONS, 10, mmrlpp(5, 512, 7, 4, 64)),
+    "MMRLpp, ImageNet": imagenet("MMRLpp", MMRLPP_IMAGENET, REPRESENTATIONS, 1, mmrlpp(5, 512, 7, 4, 64)),
+    "CoPrompt": Published(
+        "CoPrompt", "train_base/eurosat/shots_16/CoPrompt/coprompt/seed1", COUPLED, 8, coprompt(2, 12)
+    ),
     "MPL": output("MPL", MPL_CFG, COUPLED, 5, MPL),
     "MMA": Published("MMA", f"{BASE2NEW}/MultiModalAdapter/seed1", "adapter_learner", 5, mma(5, 12, 32)),
     "DePT+CoOp": probed("CoOp", "vit_b16_ep10_bs4_lr35", "PromptLearner", {"prompt_learner.ctx": (16, TEXT)}),
@@ -212,6 +236,8 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
     if case.method == "PromptSRC":  # its teacher
         image = {key: value for key, value in state.items() if key.startswith("image_encoder") and key not in learned}
         state |= {f"prompt_learner.ZS_{key}": value for key, value in image.items()}
+    if case.method == "CoPrompt":  # its teacher, a plain CLIP
+        state |= {f"model_distill.{key}": value.half() for key, value in torch.load(backbone).items()}
     parameters = [torch.nn.Parameter(value.float()) for value in learned.values()]
     training = published_training(parameters, case.epoch)
     save_published(folder / case.place, state, saved_as=case.saved_as, **training)
@@ -259,7 +285,7 @@ def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone
         assert different == (set() if learned_classes else head)
 
 
-@pytest.mark.parametrize(("name", "learned_classes"), [("MMRL", [True, False]), ("MMRL, ImageNet", [False])])
+@pytest.mark.parametrize(("name", "learned_classes"), [("MMRL", [True, False]), ("MMRLpp, ImageNet", [False])])
 def test_mmrl_reads_images_of_learned_classes_in_another_way(name, learned_classes, tested, backbone, tmp_path):
     """Its checkpoints do not say what they have learned: base classes of the dataset, or ImageNet."""
     publish(CASES[name], tmp_path / "set", backbone)

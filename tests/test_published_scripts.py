@@ -23,15 +23,19 @@ FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
 # Positional arguments of the tests
 VALUES = {"DATASET": "eurosat", "SEED": "3", "CFG": "rn50_ep50", "CTP": "middle", "NCTX": "4", "SHOTS": "2"}
 VALUES |= {"CSC": "True", "WEIGHT": "8.0", "MAX_EPOCH": "7", "WEIGHTSPATH": "prompts", "DATA": "my data"}
-VALUES |= {"LAMBDA": "0.5", "TOPK": "3", "T": "0.5", "MODEL_DIR": "trained", "LOADEP": "4", "LOADER": "4"}
-NAMES = {"MultiModalAdapter": "MMA"}  # published names of trainers
+VALUES |= {
+    "EXP_NAME": "mine",
+    "LAMBDA": "0.5",
+    "TOPK": "3",
+    "T": "0.5",
+    "MODEL_DIR": "trained",
+    "LOADEP": "4",
+    "LOADER": "4",
+}
+NAMES = {"MultiModalAdapter": "MMA", "trainers": "CoPrompt"}  # published names of trainers, and of their folders
 OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5"}  # where a repository has no file of the name above
 SCRIPT_FACTS = [
-    (repository, path)
-    for repository, facts in FACTS.items()
-    if repository != "what"
-    for path in facts["scripts"]
-    if not path.startswith("scripts/mmrlpp/")  # MMRL++ is another method, which is not here
+    (repository, path) for repository, facts in FACTS.items() if repository != "what" for path in facts["scripts"]
 ]
 # Where our script differs from a published one, and why.
 OTHER_REPOSITORY = {  # (repository, path): the repository whose script of the same path it is here
@@ -124,7 +128,8 @@ def our_run(repository, call):
 
 def effective_there(repository, facts, settings):
     """The settings of a published run: without our BY_DATASET, with the values that the repository's code sets."""
-    by_dataset = FACTS[repository].get("by_dataset", {}).get(facts["dataset"], {})
+    across = facts["yaml"] == "MMRLpp/vit_b16_cross_datasets"
+    by_dataset = FACTS[repository].get("by_target" if across else "by_dataset", {}).get(facts["dataset"], {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "merge_by_dataset", lambda cfg, given: None)
         return effective(facts, {key: str(value) for key, value in (by_dataset | settings).items()})
@@ -146,7 +151,11 @@ def script_of(repository, path):
 @pytest.mark.parametrize(("repository", "path"), SCRIPT_FACTS, ids=lambda value: value.removeprefix("scripts/"))
 def test_script_starts_the_published_runs(repository, path, script):
     positions = FACTS[repository]["scripts"][path]["arguments"]
-    by_dataset = "DATASET" in positions and repository in ("MMRL", "TCP")  # whose code sets values for single datasets
+    by_dataset = "DATASET" in positions and repository in (
+        "CoPrompt",
+        "MMRL",
+        "TCP",
+    )  # whose code sets values for single datasets
     for dataset in ("eurosat", "imagenet", "sun397") if by_dataset else ("eurosat",):
         arguments = [dataset if name == "DATASET" else value_of(repository, name) for name in positions]
         ended, calls = script(f"{script_of(repository, path)}.sh", *arguments, BACKBONE="")
@@ -177,7 +186,7 @@ def test_every_published_script_is_compared():
     compared = {script_of(repository, path) for repository, path in SCRIPT_FACTS}
     claimed = {name for name, script in SCRIPTS.items() if script.repository}
     assert compared == claimed
-    assert len(SCRIPT_FACTS) == 124 and len(compared) == 67
+    assert len(SCRIPT_FACTS) == 131 and len(compared) == 74
 
 
 @pytest.mark.parametrize("name", ["coop/eval.sh dtd", "locoop/eval.sh data dtd"])

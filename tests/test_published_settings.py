@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from dassl.config import CfgNode
+from marks import one_line
 
 import trainers
 from common.start import ROOT
@@ -21,6 +22,7 @@ FACTS = json.loads(Path(__file__).with_name("published_settings.json").read_text
 REPOSITORIES = [name for name in FACTS if name != "what"]
 AUTHORS = {"CoCoOp": "CoOp", "VPT": "MaPLe", "IVLP": "MaPLe"}  # repositories that have not the name of the method
 CONFIGS = ROOT / "configs/trainers"
+OTHERS, KEYS = ("TRAINER.MMRLpp", "TRAINER.CoPrompt"), ("TRAINER.W", "TRAINER.DISTILL")  # published names
 NOT_SET = "not set"
 COMPUTES_THE_SAME = "it changes no result, and takes less memory"
 SCRIPTS = "the published scripts set it: see test_published_scripts.py"
@@ -29,6 +31,20 @@ WEIGHTS = {"StanfordCars": 7.0, "FGVCAircraft": 6.0, "SUN397": 6.0, "Describable
 WEIGHTS |= {"OxfordFlowers": 4.0, "UCF101": 3.0, "ImageNet": 0.5, "Caltech101": 0.5, "OxfordPets": 0.2, "EuroSAT": 0.01}
 MMRL_WEIGHTS = {name: {"TRAINER.MMRL.REG_WEIGHT": weight} for name, weight in WEIGHTS.items()}
 MMRL_WEIGHTS["EuroSAT"]["TRAINER.MMRL.REP_DIM"] = 2048
+DATASETS = {"imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "food101": "Food101"}
+DATASETS |= {"stanford_cars": "StanfordCars", "oxford_flowers": "OxfordFlowers", "fgvc_aircraft": "FGVCAircraft"}
+DATASETS |= {"sun397": "SUN397", "dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101"}
+DATASETS |= {"imagenetv2": "ImageNetV2", "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR"}
+DATASETS |= {"imagenet_sketch": "ImageNetSketch"}
+
+
+def in_code(repository: str, section: str, table: str = "by_dataset") -> dict[str, dict]:
+    """What a repository sets in its code for single datasets, for the method with this section."""
+    return {
+        DATASETS[dataset]: {key: value for key, value in values.items() if key.startswith((section, "OPTIM."))}
+        for dataset, values in FACTS[repository][table].items()
+    }
+
 
 # Differences from the authors' file: the files, with * for any text; the key; the value there; the value here; why.
 ALLOWED = [
@@ -45,6 +61,13 @@ ALLOWED = [
     ("TCP/*", "BY_DATASET", NOT_SET, TCP_EPOCHS, "TCP's train.py sets it, and its scripts load epoch 25"),
     ("MMRL/vit_b16_cross_datasets.yaml", "TRAINER.MMRL.TASK", NOT_SET, "CD", SCRIPTS),
     ("MMRL/*", "BY_DATASET", NOT_SET, MMRL_WEIGHTS, "MMRL's train.py sets a weight for each dataset"),
+    ("MMRLpp/*", "DATALOADER.TEST.BATCH_SIZE", 250, 100, COMPUTES_THE_SAME),
+    ("MMRLpp/vit_b16_cross_datasets.yaml", "TRAINER.MMRLPP.TASK", NOT_SET, "CD", SCRIPTS),
+    *(
+        ("MMRLpp/*", "BY_DATASET", NOT_SET, in_code("MMRL", "TRAINER.MMRLPP", table), "its code sets them")
+        for table in ("by_dataset", "by_target")
+    ),
+    ("CoPrompt/*", "BY_DATASET", NOT_SET, in_code("CoPrompt", "TRAINER."), "its code sets them"),
 ]
 
 WITHOUT_DASSL = ("CLIPAdapter", "GDA", "LPPlusPlus", "TipAdapter", "TipAdapterF", "TPT", "CTPT", "ZERO", "MTA", "TDA")
@@ -63,7 +86,7 @@ def named_here(file: str, key: str) -> str:
     """The name of a published key in a configuration of this project."""
     section = Path(file).parent.name.upper()
     group, _, last = key.rpartition(".")
-    return f"TRAINER.{section}.{last}" if group in ("TRAINER.COOP", "LOSS") else key
+    return f"TRAINER.{section}.{last}" if group in ("TRAINER.COOP", "LOSS", *OTHERS) or key in KEYS else key
 
 
 def plain(value):
@@ -130,7 +153,7 @@ def test_number_of_files_and_of_values_compared():
     values = sum(len(authors_values(file)) for file in files)
     print(f"{len(files)} files with {values:,} published values compared, {len(ALLOWED)} allowed differences")
     assert files == list(PUBLISHED)
-    assert (len(files), values) == (50, 984)
+    assert (len(files), values) == (55, 1116)
 
 
 def test_every_allowed_difference_exists():
@@ -214,6 +237,16 @@ def test_kgcoop_files_of_depts_repository_are_read(method, tmp_path):
     (file := tmp_path / "published.yaml").write_text("TRAINER:\n  COOP:\n    ALPHA: 1.0\n    W: 2.0\n")
     cfg = setup_cfg(parse_arguments(["--trainer", method, "--config-file", str(file)]))
     assert trainers.methods()[method].settings_of(cfg).W == 2
+
+
+def test_settings_of_coprompts_file_outside_of_its_section_are_read(tmp_path):
+    (file := tmp_path / "published.yaml").write_text("TRAINER:\n  CoPrompt:\n    N_CTX: 4\n  W: 8.0\n  DISTILL: mse\n")
+    cfg = setup_cfg(parse_arguments(["--trainer", "CoPrompt", "--config-file", str(file)]))
+    settings = trainers.methods()["CoPrompt"].settings_of(cfg)
+    assert (settings.N_CTX, settings.W, settings.DISTILL) == (4, 8.0, "mse")
+    file.write_text("TRAINER: {W: heavy}\n")
+    with one_line(str(file), "TRAINER.COPROMPT.W is 'heavy'", "give a number"):
+        setup_cfg(parse_arguments(["--trainer", "CoPrompt", "--config-file", str(file)]))
 
 
 def test_other_files_are_ours_by_their_names():

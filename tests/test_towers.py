@@ -76,6 +76,9 @@ def oracle_edit(tokens, change, sequence, place):
     start = end - change.remove
     assert all(kind == "prompt" for kind, _ in tokens[start:end])
     add = [] if change.add is None else change.add[sequence] if change.add.dim() == 3 else change.add
+    if change.weight != 1:
+        old = [vector for _, vector in tokens[start:end]]
+        add = [change.weight * new + (1 - change.weight) * vector for new, vector in zip(add, old, strict=True)]
     return [*tokens[:start], *(("prompt", vector) for vector in add), *tokens[end:]]
 
 

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from common.errors import UsageError
-
 from .base.coupled import CoupledSettings, CoupledTrainer
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
@@ -64,7 +62,7 @@ class CoPrompt(CoupledTrainer):
     """Consistency-guided Prompt learning (Roy and Etemad, ICLR 2024)."""
 
     Settings, Model = CoPromptSettings, CoPromptCLIP
-    published_sections = ("TRAINER.CoPrompt",)
+    published_sections, published_outside = ("TRAINER.CoPrompt",), ("W", "DISTILL")
     published = (*CoupledTrainer.published, "adapter_image.*", "adapter_text.*")
     caveat = "published with values chosen for each dataset"
 
@@ -84,20 +82,14 @@ class CoPrompt(CoupledTrainer):
 
     @cached_property
     def teacher_texts(self) -> Tensor:
-        """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of each class's n-th sentence."""
+        """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of the n-th sentence of each class."""
         texts = [text for of_all_classes in zip(*self.sentences, strict=True) for text in of_all_classes]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = normalize(encode_texts(self.model.frozen, texts, self.device))
         return features.unflatten(0, (-1, len(self.class_names)))
 
-    @cached_property
-    def drawn(self) -> Tensor:
-        """(1,): which sentence of each class the teacher reads in this step."""
-        return torch.zeros(1, dtype=torch.long, device=self.device)
-
     def parse_batch_train(self, batch):
-        """Two views (2, batch, 3, H, W) if the batch has them; and a sentence is drawn, the same for all classes."""
-        self.drawn.fill_(random.randint(0, len(self.sentences[0]) - 1))  # as the published code draws it
+        """Two views (2, batch, 3, H, W), if the batch has them, and the labels."""
         views = batch["img"]
         if not isinstance(views, list):
             return super().parse_batch_train(batch)
@@ -105,10 +97,13 @@ class CoPrompt(CoupledTrainer):
         return images, batch["label"].to(self.device, non_blocking=True)
 
     def loss(self, output, labels):
-        """Cross-entropy, and the distances of both features from the frozen CLIP's (Eqs. 3-4)."""
+        """Cross-entropy, and the distances of both features from the frozen CLIP's (Sec. 3.2).
+
+        The frozen CLIP reads the second view, and one sentence of each class; its number is drawn for all classes.
+        """
         views = output.images
         teacher_image = self.teacher.image_features(views if views.dim() < 5 else views[-1])
-        teacher_text = self.teacher_texts.index_select(0, self.drawn)[0]
+        teacher_text = self.teacher_texts[random.randint(0, len(self.teacher_texts) - 1)]
         distance = cosine_distance if self.settings.DISTILL == "cosine" else F.mse_loss
         consistency = distance(output.text, teacher_text) + distance(output.image, teacher_image)
         ce = F.cross_entropy(output.logits, labels)

@@ -63,8 +63,10 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
     rows, columns = clip.visual.grid_size
     flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
     for layer, (_, weights, entered) in enumerate(layers_of(clip, images, schedule)):
-        new = entered.count(layer)
+        new, edit = entered.count(layer), schedule[layer] if layer < len(schedule) else Edit()
+        mixed = (1 - edit.weight) * flow[:, flow.shape[1] - edit.remove :]  # empty, or zero, without a mix
         flow = F.pad(flow[:, : weights.shape[-1] - new], (0, 0, 0, new))
+        flow[:, flow.shape[1] - mixed.shape[1] :] += mixed
         flow = (weights.mean(dim=1) @ flow + flow) / 2
     return [
         {"patches": cls[1:].view(rows, columns).tolist(), "prompts": 1 - cls.sum().item(), "cls": cls[0].item()}

@@ -43,6 +43,7 @@ class Method:
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
     published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}  # more keys of its published YAML files; defaults
+    published_outside: ClassVar[tuple[str, ...]] = ()  # its settings that these files have directly below TRAINER
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
