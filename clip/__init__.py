@@ -8,14 +8,25 @@ step, and "fast" (the default), without the work that cannot change the result.
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
 from .adapters import BlockAdapter, WithAdded, adapt, folded_weights, private_copy, token_dropout
-from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
+from .anatomy import (
+    has_local_features,
+    image_blocks,
+    image_tower,
+    is_vit,
+    takes_prompts,
+    text_blocks,
+    text_width,
+    vision_width,
+    word_table,
+)
+from .backbone import CLIP, available_models, is_published, load, load_backbone, weights_sha256
 from .blocks import local_features
 from .building import keep_backbones
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
-from .plain import PLAIN, has_local_features
+from .plain import PLAIN
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
-from .tokenizer import tokenize
+from .tokenizer import Tokenizer, tokenize, tokenizer_of
 from .towers import ImageOutput, Read, Towers
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": PLAIN}
@@ -30,6 +41,7 @@ __all__ = [
     "Read",
     "Schedule",
     "TextPrompts",
+    "Tokenizer",
     "Towers",
     "WithAdded",
     "adapt",
@@ -39,6 +51,8 @@ __all__ = [
     "encode_text",
     "folded_weights",
     "has_local_features",
+    "image_blocks",
+    "image_tower",
     "is_published",
     "is_vit",
     "keep_backbones",
@@ -47,7 +61,13 @@ __all__ = [
     "private_copy",
     "local_features",
     "prompt_lengths",
+    "takes_prompts",
+    "text_blocks",
+    "text_width",
     "token_dropout",
     "tokenize",
+    "tokenizer_of",
+    "vision_width",
     "weights_sha256",
+    "word_table",
 ]

@@ -3,18 +3,20 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
-from torch import nn
 
-from common.errors import one_line
+from common.errors import closest, one_line
 from common.files import identity
 from common.text import read_json
 
+from . import hub
 from .building import CLIP, build
 from .errors import ClipError
+from .tokenizer import Tokenizer
 from .weights import URLS, openai_file, published_sha256, regular_file, sha256, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
@@ -53,28 +55,31 @@ def load(
 
 @torch.inference_mode(False)  # whose tensors do not count their changes
 def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> CLIP:
-    """A CLIP on the CPU, in eval mode, its parameters frozen.
+    """A CLIP or another model of open_clip on the CPU, in eval mode, its parameters frozen, with its tokeniser.
 
     Args:
         name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded to it), `small` (this project's own), a path to
-            a weight file (`weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
+            a weight file (`weights.read_state_dict`), an open_clip pair `architecture:tag` or `architecture:file`,
+            `hf-hub:OWNER/NAME`, or a folder of the form of such a repository.
         precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
 
     Raises:
-        ClipError: the weights do not exist, cannot be read, or are not those of a CLIP.
+        ClipError: the weights or the tokeniser do not exist, cannot be read, or are of another architecture.
     """
-    if is_pair(name):
-        model = from_open_clip(name, precision, cache)
-    else:
-        path = weight_file(name, cache)
-        model = build(path, precision, name, None if is_published(name) else config_beside(path))
-    if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":
-        raise ClipError(
-            f"the text tower of {name} reads other tokens than CLIP's, or reads them in another way",
-            "choose a backbone with CLIP's tokeniser, causal attention and EOT",
-        )
+    path = weight_file(name, cache)
+    config: Any = open_clip_config(name, cache)
+    words, online = text_part(config), is_published(name)
+    if "hf_model_name" in words:
+        config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, online)
+    model = build(path, precision, name, config, resize=is_pair(name))
+    model.tokenizer = hub.tokenizer({"context_length": model.context_length} | words, path.parent, online)
+    if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
+        what = f"the text tower of {name} reads other tokens than CLIP's"
+        raise ClipError(what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)")
     size = model.visual.image_size
+    if is_pair(name):
+        open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})
     model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]  # OpenAI's name
     return model.eval().requires_grad_(False)
 
@@ -89,12 +94,36 @@ def weight_file(name: str, cache: str | None = None) -> Path:
         return openai_file(name, cache)
     if name == "small":
         return small_file()
+    if name.startswith(hub.PREFIX):
+        return hub.repository(name, cache)
     if is_pair(name):
         return open_clip_file(name, cache)
-    if not os.path.lexists(os.path.expanduser(name)) and "/" not in name and "." not in name:
+    path = Path(os.path.expanduser(name))
+    if is_there(path):
+        return hub.in_folder(path) if path.is_dir() else regular_file(name)
+    if ":" in name and "/" not in name.partition(":")[0]:
+        arch = name.partition(":")[0]
+        near = closest(arch, open_clip.list_models())
+        what = f"this version of open_clip has no architecture {one_line(arch)!r}"
+        raise ClipError(what, f"did you mean {near}?" if near else "open_clip.list_models() names all")
+    if "/" not in name and "." not in name:
         remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
         raise ClipError(f"unknown backbone {name!r}", remedy)
     return regular_file(name)
+
+
+def text_part(config: Any) -> dict:
+    """The settings of the text tower in open_clip's configuration; empty without one."""
+    for key in ("model_cfg", "text_cfg"):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def is_there(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # NUL in the name
+        return False
 
 
 def is_pair(name: str) -> bool:
@@ -105,7 +134,9 @@ def is_pair(name: str) -> bool:
 
 def is_published(name: str) -> bool:
     """Whether the weights of a name are published ones, and not a file of this machine."""
-    return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
+    if name in URLS or name == "small" or name.startswith(hub.PREFIX):
+        return True
+    return bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
 
 
 def weights_sha256(name: str, cache: str | None = None) -> str:
@@ -132,29 +163,22 @@ def open_clip_file(name: str, cache: str | None) -> Path:
         raise ClipError(f"cannot download {name} ({one_line(error)})", "give a file") from error
 
 
-def config_beside(path: Path) -> dict | None:
-    """The open_clip_config.json in the file's folder, where model hubs put it, or None."""
-    config = path.with_name("open_clip_config.json")
-    return read_json(config, MAX_CONFIG) if config.is_file() else None
+def open_clip_config(name: str, cache: str | None = None) -> dict | None:
+    """The content of open_clip's configuration of a name: `model_cfg`, and `preprocess_cfg` of the images.
 
+    None for the names of OpenAI and for a weight file without a configuration beside it.
 
-def from_open_clip(name: str, precision: str, cache: str | None) -> CLIP:
-    """A model by open_clip's own names, with the activation that its weights were trained with."""
-    arch, tag = name.split(":", 1)
-    pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
-    config = open_clip.get_model_config(arch)
-    if config.pop("custom_text", False) or "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
-        raise ClipError(f"{arch} is not built like CLIP: prompts cannot enter its towers", "choose a CLIP architecture")
-    config["quick_gelu"] = config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
-    model = build(open_clip_file(name, cache), precision, name, {"model_cfg": config}, resize=True)
-    preprocessing = merge_preprocess_dict(PreprocessCfg(), pretrained) | {"size": model.visual.image_size}
-    open_clip.set_model_preprocess_cfg(model, preprocessing)
-    return model
-
-
-def is_vit(model: nn.Module) -> bool:
-    """Whether the image tower is a vision transformer with a class token: then prompts can be appended."""
-    visual = model.visual
-    return isinstance(visual, open_clip.transformer.VisionTransformer) and (
-        visual.attn_pool is None and visual.pool_type == "tok"
-    )
+    Raises:
+        ClipError: as for `weight_file`; or the configuration is damaged.
+    """
+    if is_pair(name):
+        arch, tag = name.split(":", 1)
+        pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
+        model: Any = open_clip.get_model_config(arch)
+        # The activation that the weights were trained with.
+        model["quick_gelu"] = model.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
+        return {"model_cfg": model, "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained)}
+    if name in URLS or name == "small":
+        return None
+    file = weight_file(name, cache).with_name(hub.CONFIG)
+    return read_json(file, MAX_CONFIG) if file.is_file() else None

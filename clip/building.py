@@ -10,18 +10,26 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNormFp32
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.errors import one_line
 from common.files import identity
 
+from . import other
+from .anatomy import hugging_face, reads_as_clip
 from .errors import ClipError
+from .schedule import TextPrompts
 from .weights import read_state_dict, regular_file
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
+NO_TEXT = {"layers": 1, "width": 1, "heads": 1, "vocab_size": 1, "context_length": 1}
+HF_DEFAULTS = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}  # open_clip's
 
 
 class CLIP(open_clip.CLIP):
@@ -32,8 +40,26 @@ class CLIP(open_clip.CLIP):
     """
 
     def __init__(self, embed_dim: int, vision_cfg: dict, text_cfg: dict, quick_gelu: bool = False, **options):
+        of_features = {"output_tokens": False}  # not of a text decoder, as CoCa's is
+        words = NO_TEXT if text_cfg.get("hf_model_name") else text_cfg | of_features
         # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
-        super().__init__(embed_dim, vision_cfg, text_cfg, quick_gelu, cast_dtype=torch.float16, **options)
+        super().__init__(embed_dim, vision_cfg | of_features, words, quick_gelu, cast_dtype=torch.float16, **options)
+        self.visual.output_dim = embed_dim  # timm's towers do not say it
+        self.cls_emb = nn.Parameter(torch.zeros(text_cfg["width"])) if text_cfg.get("embed_cls") else None
+        self.text_pad_id = text_cfg.get("pad_id", 0)
+        if words is NO_TEXT:
+            self.read_by_hugging_face(embed_dim, text_cfg)
+
+    def read_by_hugging_face(self, embed_dim: int, text_cfg: dict) -> None:
+        """Replace the text tower by one of the library transformers, with random weights."""
+        for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
+            delattr(self, name)
+        pooler, proj = (text_cfg.get(key, default) for key, default in HF_DEFAULTS.items())
+        self.text = HFTextEncoder(text_cfg["hf_model_name"], embed_dim, None, pooler, proj, pretrained=False)
+        self.__dict__["transformer"] = self.text.transformer  # by the name that CLIP's has, registered only once
+        self.context_length = text_cfg.get("context_length", 77)
+        self.text_pool_type = str(pooler)
+        self.vocab_size = self.text.vocab_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,6 +69,13 @@ class CLIP(open_clip.CLIP):
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """(images, 3, H, W) -> (images, joint width)."""
         return super().encode_image(image.to(self.dtype), normalize)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """(texts, context length) -> (texts, joint width)."""
+        if reads_as_clip(self):
+            return super().encode_text(text, normalize)
+        features = other.encode_text(self, TextPrompts(text))
+        return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """(images, 3, H, W) and (texts, 77) -> logits (images, texts) and their transpose."""
@@ -88,12 +121,14 @@ def build_anew(file: tuple, precision: str, source: str, config_text: str, resiz
     state = read_state_dict(Path(file[0]))
     remedy = "give another file"
     try:
-        model = empty_clip(without_hub(config["model_cfg"]) if config else openai_config(state), precision)
+        model = empty_clip(of_clip(config["model_cfg"]) if config else openai_config(state), precision)
         weights = model.state_dict()
+        state = unpacked(convert_state_dict(model, state), model)
         state = {key: value for key, value in state.items() if key in weights or key.split(".")[-1] not in NOT_WEIGHTS}
+        for name in {"logit_scale", "logit_bias"} & {*weights} & {*state}:
+            state[name] = state[name].reshape(weights[name].shape)
         if resize:
             state |= {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
-            state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
         for key, weight in weights.items():
@@ -132,7 +167,8 @@ def fill(name: str, weight: Tensor, value: Tensor) -> None:
 
 def empty_clip(config: dict, precision: str) -> CLIP:
     """A CLIP of this configuration whose weights are to be filled: drawing random ones would take a second."""
-    if config["vision_cfg"].get("timm_model_name"):  # its constructor computes buffers
+    # The constructors of these libraries compute buffers.
+    if config["vision_cfg"].get("timm_model_name") or config["text_cfg"].get("hf_model_name"):
         with torch.random.fork_rng(devices=[]):
             return new_clip(config, precision)
     with torch.device("meta"):
@@ -163,16 +199,28 @@ def three_numbers(key: str, value: Any) -> tuple[float, ...]:
     return tuple(value)
 
 
-def without_hub(config: dict) -> dict:
-    """The arguments of `CLIP`, such that nothing is downloaded.
+def of_clip(config: dict) -> dict:
+    """The arguments of `CLIP` in a configuration of open_clip, such that no weights are downloaded.
+
+    A text decoder, which captions images, is left out.
 
     Raises:
-        ValueError: the configuration names a model hub.
+        ValueError: the image tower is one of a model hub.
     """
     vision = config["vision_cfg"] | {"timm_model_pretrained": False}
-    if "hf_model_name" in config["text_cfg"] or ":" in (vision.get("timm_model_name") or ""):
+    words = config["text_cfg"].get("hf_model_name")
+    if ":" in (vision.get("timm_model_name") or "") or (words and not Path(words).is_dir()):
         raise ValueError("its configuration names a model of a hub")
-    return config | {"vision_cfg": vision}
+    left_out = ("multimodal_cfg", "custom_text")
+    return {key: value for key, value in config.items() if key not in left_out} | {"vision_cfg": vision}
+
+
+def unpacked(state: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor]:
+    """The tensors of an open_clip model by the names of `CLIP`, which has the text tower's parts as its own."""
+    state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}
+    if hugging_face(model) is None:
+        return {key.removeprefix("text."): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if not key.endswith(".position_ids")}
 
 
 def openai_config(state: Mapping[str, Tensor]) -> dict:

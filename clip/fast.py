@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import plain
-from .backbone import is_vit
+from .anatomy import is_vit, reads_as_clip
 from .blocks import (
     attention,
     block_output,
@@ -86,7 +86,7 @@ class Encoder:
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""
-        if not takes_apart(clip.transformer):
+        if not reads_as_clip(clip) or not takes_apart(clip.transformer):
             return plain.encode_text(clip, prompts)
         if prompts.by_image and not torch.is_grad_enabled() and len(chunks := image_chunks(prompts)) > 1:
             return torch.cat([self.encode_text(clip, chunk) for chunk in chunks])

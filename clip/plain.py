@@ -5,15 +5,14 @@ As in the published implementations, every class runs through all 77 positions o
 
 import torch
 from open_clip import CLIP
-from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .backbone import is_vit
+from . import other
+from .anatomy import embed_image, is_vit, reads_as_clip
 from .blocks import local_features
-from .errors import ClipError
-from .schedule import Edit, Schedule, TextPrompts, check_edits
-from .towers import ImageOutput, Read
+from .schedule import Edit, Schedule, TextPrompts, check_edits, edit
+from .towers import ImageOutput, Read, layers_read
 
 
 def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
@@ -32,10 +31,7 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read
     """
     visual = clip.visual
     if not is_vit(clip):
-        if schedule or set(read) - {"local"}:
-            raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
-        images = images.to(next(visual.parameters()).dtype)
-        return resnet_output(visual, images) if read else ImageOutput(visual(images))
+        return other.encode_image(clip, images, schedule, read)
     blocks = visual.transformer.resblocks
     present, layers = check_edits(schedule, 0, len(blocks)), layers_read(read, len(blocks))
     x = embed_image(visual, images)  # (batch, 1 + patches, width)
@@ -46,41 +42,6 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read
         local = local_features(clip, x) if "local" in read and layer + 1 == len(blocks) else None
         x = block(x)
     return image_output(visual, visual.ln_post(x), present, read, local, inputs)
-
-
-def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
-    """The numbers in `read`, by the layer (from 0) that they name.
-
-    Raises:
-        ClipError: something cannot be read.
-    """
-    found: dict[int, list[int]] = {}
-    for what in read:
-        if isinstance(what, int) and -layers <= what < layers:
-            found.setdefault(what % layers, []).append(what)
-        elif what not in ("prompts", "patches", "local"):
-            raise ClipError(f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`")
-    return found
-
-
-def has_local_features(clip: CLIP) -> bool:
-    """Whether `local` can be read from the image tower."""
-    return is_vit(clip) or isinstance(clip.visual, ModifiedResNet)
-
-
-def resnet_output(visual: nn.Module, images: Tensor) -> ImageOutput:
-    """The output of CLIP's ResNet with local features: the last map through the value path of its attention pooling.
-
-    Raises:
-        ClipError: another kind of image tower.
-    """
-    if not isinstance(visual, ModifiedResNet):
-        raise ClipError("local features need a vision transformer or CLIP's ResNet", "choose a backbone such as RN50")
-    x = visual.stem(images)
-    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-        x = layer(x)
-    pool = visual.attnpool
-    return ImageOutput(pool(x), local=pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2))))
 
 
 def image_output(
@@ -115,6 +76,8 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
     Raises:
         ClipError: the schedule is invalid.
     """
+    if not reads_as_clip(clip):
+        return other.encode_text(clip, prompts)
     if prompts.by_image:
         return torch.stack([encode_text(clip, prompts.of_images(image)) for image in range(len(prompts.contexts))])
 
@@ -132,13 +95,6 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
         causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
         x = block(x, attn_mask=causal)
     return text_output(clip, x[torch.arange(len(x), device=x.device), eot])
-
-
-def embed_image(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """CLS and patches with their positions, (batch, 1 + patches, width)."""
-    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
-    return x + visual.positional_embedding.to(x.dtype)
 
 
 def image_input(visual: VisionTransformer, x: Tensor, schedule: Schedule, layer: int) -> Tensor:
@@ -166,17 +122,6 @@ def text_output(clip: CLIP, eot: Tensor) -> Tensor:
     """Text features from the last layer's output at EOT: (..., width) -> (..., joint width)."""
     x = clip.ln_final(eot).to(clip.transformer.get_cast_dtype())
     return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
-
-
-def edit(x: Tensor, change: Edit, end: int) -> Tensor:
-    """Remove `change.remove` tokens before position `end` of (batch, positions, width) and put the new ones there."""
-    if not change.remove and not change.added:
-        return x
-    kept, removed, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)
-    new = [] if change.add is None else [change.add.to(x.dtype).expand(x.shape[0], -1, -1)]
-    if change.weight != 1:
-        new = [torch.lerp(removed, vectors, change.weight) for vectors in new]
-    return torch.cat([kept, *new, after], dim=1)
 
 
 class Plain:

@@ -145,3 +145,14 @@ def check_edits(schedule: Schedule, present: int, layers: int) -> int:
             what = f"the mix before layer {layer} removes {edit.remove} prompts and adds {edit.added}"
             raise ClipError(what, "replace as many prompts as are added")
     return prompt_lengths([edit.added for edit in schedule], [edit.remove for edit in schedule], layers, present)[-1]
+
+
+def edit(x: Tensor, change: Edit, end: int) -> Tensor:
+    """Remove `change.remove` tokens before position `end` of (batch, positions, width) and put the new ones there."""
+    if not change.remove and not change.added:
+        return x
+    kept, removed, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)
+    new = [] if change.add is None else [change.add.to(x.dtype).expand(x.shape[0], -1, -1)]
+    if change.weight != 1:
+        new = [torch.lerp(removed, vectors, change.weight) for vectors in new]
+    return torch.cat([kept, *new, after], dim=1)

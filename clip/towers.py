@@ -7,6 +7,7 @@ from typing import Protocol
 from open_clip import CLIP
 from torch import Tensor
 
+from .errors import ClipError
 from .schedule import Schedule, TextPrompts
 
 # What can be read besides the image feature: "prompts", "patches", "local", or the input of a layer, by its number from
@@ -41,3 +42,18 @@ class Towers(Protocol):
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput: ...
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor: ...
+
+
+def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
+    """The numbers in `read`, by the layer (from 0) that they name.
+
+    Raises:
+        ClipError: something cannot be read.
+    """
+    found: dict[int, list[int]] = {}
+    for what in read:
+        if isinstance(what, int) and -layers <= what < layers:
+            found.setdefault(what % layers, []).append(what)
+        elif what not in ("prompts", "patches", "local"):
+            raise ClipError(f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`")
+    return found

@@ -95,7 +95,7 @@ def test_transform_resizes_crops_and_normalises_like_openais(loaded):
     [
         ("ViT-B-17", "unknown backbone 'ViT-B-17'.*ViT-B/16"),
         ("ViT-B-16:laion", "no weights 'laion' for ViT-B-16.*laion2b_s34b_b88k"),
-        ("coca_ViT-B-32:laion2b_s13b_b90k", "coca_ViT-B-32 is not built like CLIP"),  # before its download
+        ("coca-ViT-B-33:laion2b_s13b_b90k", "no architecture 'coca-ViT-B-33'.*coca_ViT-B-32"),
     ],
 )
 def test_load_rejects_jit_and_unknown_names(name, words):
@@ -173,13 +173,8 @@ def test_activation_follows_the_configuration(source, tiny_arch, tmp_path):
     assert torch.equal(preprocess(Image.new("RGB", (40, 32))), torch.full((3, 32, 32), -2.0))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"vocab_size": 1000}, {"pool_type": "last"}, {"no_causal_mask": True}],
-    ids=lambda change: next(iter(change)),
-)
-def test_text_tower_of_another_tokeniser_is_rejected(change, tmp_path):
-    config = clip_config(text=change)
+def test_text_tower_of_another_tokeniser_is_rejected(tmp_path):
+    config = clip_config(text={"vocab_size": 1000})
     save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "hub.safetensors")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with pytest.raises(clip.ClipError, match="hub.safetensors reads other tokens than CLIP's"):

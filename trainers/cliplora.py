@@ -46,7 +46,7 @@ class LoRALearner(TemplatePrompts):
     logit_scale = 100.0
 
     def __init__(self, clip: Any, classnames: list[str], settings: CLIPLoRASettings):
-        super().__init__("a photo of a {}.", classnames, clip.context_length)
+        super().__init__("a photo of a {}.", classnames, clip)
         self.adapters: list[tuple[str, int, LoRA]] = []
         for tower, part in (("text", clip), ("vision", clip.visual)):
             if settings.ENCODER not in ("both", tower):

@@ -31,7 +31,7 @@ class CoCoOpPrompts(TemplatePrompts):
     """
 
     def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter):
-        super().__init__("{}.", classnames, clip.context_length, " ".join([*words, ""]))
+        super().__init__("{}.", classnames, clip, " ".join([*words, ""]))
         width, joint = text_width(clip), clip.visual.output_dim
         self.ctx = ctx
         layers = {"linear1": nn.Linear(joint, joint // 16), "relu": nn.ReLU(), "linear2": nn.Linear(joint // 16, width)}

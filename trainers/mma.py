@@ -60,7 +60,7 @@ class MMALearner(TemplatePrompts):
     name = "adapter_learner"
 
     def __init__(self, clip: Any, classnames: list[str], settings: MMASettings):
-        super().__init__("{}.", classnames, clip.context_length, f"{settings.TEXT_CTX_INIT.replace('_', ' ')} ")
+        super().__init__("{}.", classnames, clip, f"{settings.TEXT_CTX_INIT.replace('_', ' ')} ")
         self.scale, dim = settings.ADAPTER_SCALE, settings.ADAPTER_DIM
         blocks = [str(block) for block in range(settings.ADAPTER_START, settings.ADAPTER_END + 1)]
         widths = {"text_adapter": text_width(clip), "visual_adapter": vision_width(clip)}

@@ -7,7 +7,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from clip import Edit, Schedule, TextPrompts, prompt_lengths
+from clip import Edit, Schedule, TextPrompts, image_blocks, prompt_lengths
 
 from .base import PromptTrainer, require_vit
 from .base.compat import COUPLED
@@ -52,7 +52,7 @@ class MPLPrompts(TemplatePrompts):
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, adds: list[int], removes: list[int]):
         words = f"{'X ' * n_ctx}{ctx_init.replace('_', ' ')} "
-        super().__init__("{}.", classnames, clip.context_length, words)
+        super().__init__("{}.", classnames, clip, words)
         self.n_ctx, self.adds, self.removes = n_ctx, adds, removes
         self.ctx = word_embeddings(clip, words, n_ctx)
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
@@ -96,7 +96,7 @@ class MPL(PromptTrainer):
         return MPLPrompts(clip, classnames, mpl.N_CTX, mpl.CTX_INIT, mpl.adds, mpl.removes)
 
     def notes(self):
-        lengths = self.vision_lengths(self.settings, len(self.model.clip.visual.transformer.resblocks))
+        lengths = self.vision_lengths(self.settings, len(image_blocks(self.model.clip)))
         return [f"Vision prompts at each layer: {', '.join(map(str, lengths))}"]
 
     @classmethod

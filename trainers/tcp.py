@@ -6,7 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from clip import Edit, TextPrompts
+from clip import Edit, TextPrompts, text_blocks, tokenizer_of, word_table
 from common.errors import UsageError
 
 from .base.prompts import WORDS, ContextSettings, TemplatePrompts, gaussian, text_width, word_embeddings
@@ -57,7 +57,7 @@ class TCPPrompts(TemplatePrompts):
     words: Tensor
 
     def __init__(self, clip, classnames: list[str], template: str, ctx: nn.Parameter):
-        super().__init__(template, classnames, clip.context_length)
+        super().__init__(template, classnames, clip)
         self.ctx = ctx
         joint, width = clip.visual.output_dim, text_width(clip)
         layers = {
@@ -66,7 +66,9 @@ class TCPPrompts(TemplatePrompts):
             "linear2": nn.Linear(joint // 4, N_CLASS * width),
         }
         self.meta_net = nn.Sequential(OrderedDict(layers))
-        words = clip.token_embedding(self.ids[0, 1 + len(ctx) : 1 + N_CLASS])  # of the four, those that stay
+        words = word_table(clip)(
+            self.ids[0, tokenizer_of(clip).start :][len(ctx) : N_CLASS]
+        )  # of the four, those that stay
         self.register_buffer("words", words.detach().float(), persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
@@ -91,7 +93,7 @@ class TCP(TaughtTrainer):
     }
 
     def build_prompts(self, clip, classnames):
-        layers = len(clip.transformer.resblocks)
+        layers = len(text_blocks(clip))
         if layers <= LAYER:
             raise UsageError(
                 f"TCP adds prompts before text layer {LAYER}, and {self.cfg.MODEL.BACKBONE.NAME} has {layers} layers",

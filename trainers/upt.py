@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
-from clip import Edit, Schedule, TextPrompts
+from clip import Edit, Schedule, TextPrompts, image_blocks, image_tower
 
 from .base import PromptTrainer, require_vit
 from .base.prompts import ContextPrompts, Position, gaussian, text_width, vision_width
@@ -36,11 +36,11 @@ class UPTPrompts(ContextPrompts):
 
     def __init__(self, clip, classnames: list[str], settings: UPTSettings):
         n_text, n_vision, dim = settings.N_CTX_TEXT, settings.N_CTX_VISION, settings.PROJECT_DIM
-        width, depth = vision_width(clip), len(clip.visual.transformer.resblocks) if settings.DEEP else 1
+        width, depth = vision_width(clip), len(image_blocks(clip)) if settings.DEEP else 1
         ctx = gaussian(n_text, text_width(clip))
         super().__init__(clip, classnames, ["X"] * n_text, ctx, settings.CLASS_TOKEN_POSITION)
         self.unified, self.deep = settings.UNIFIED, depth > 1
-        bound = (6 / (clip.visual.conv1.weight[0].numel() + width)) ** 0.5  # as for the weights of a patch embedding
+        bound = (6 / (image_tower(clip).patch + width)) ** 0.5  # as for the weights of a patch embedding
         self.vpt_embeddings = nn.Parameter(torch.empty(1, n_vision, width).uniform_(-bound, bound))
         if self.deep:
             self.vpt_embeddings_deep = nn.Parameter(torch.empty(depth - 1, n_vision, width).uniform_(-bound, bound))

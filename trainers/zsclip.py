@@ -31,7 +31,7 @@ class ZeroshotCLIP(PromptTrainer):
     config_folder = "CoOp"
 
     def build_prompts(self, clip, classnames):
-        return TemplatePrompts(self.sentence, classnames, clip.context_length)
+        return TemplatePrompts(self.sentence, classnames, clip)
 
     @property
     def sentence(self) -> str:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip import CLIP, TextPrompts
-from clip.tokenizer import tokenizer
+from clip import CLIP, TextPrompts, image_blocks, text_blocks, tokenizer_of, word_table
+from clip.anatomy import hugging_face
 from common.errors import one_line
 from trainers.base.prompted import PromptedCLIP, PromptLearner
 
@@ -92,9 +92,10 @@ class Measures:
         if type(learner).text is not PromptLearner.text:  # CoCoOp's depends on the images
             nothing = torch.zeros(1, clip.visual.output_dim, device=self.classifier.device)
             text = learner.text(torch.cat(self.features or [nothing]))
-        schedule = {"text": origins(text.deep, len(clip.transformer.resblocks), text.n_ctx)}
+        layers = 1 if hugging_face(clip) is not None else len(text_blocks(clip))
+        schedule = {"text": origins(text.deep, layers, text.n_ctx)}
         if learner.vision():
-            schedule["image"] = origins(learner.vision(), len(clip.visual.transformer.resblocks))
+            schedule["image"] = origins(learner.vision(), len(image_blocks(clip)))
         rolled = compared_roll_outs(self.classifier, pixels)
         return {
             "model": {
@@ -135,18 +136,15 @@ def learned_vectors(prompts: TextPrompts, class_names: Sequence[str]) -> Iterato
 def nearest_words(clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], k: int) -> list[dict[str, Any]]:
     """For every learned vector its place, its norm, and the k nearest token embeddings by Euclidean distance.
 
-    CoOp's `interpret_prompt.py` lists the same. A token that ends a word is written as the word, another one with a
-    hyphen behind it.
+    CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
     """
-    vocabulary = clip.token_embedding.weight.double()
+    vocabulary, word = word_table(clip).weight.double(), tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
         vectors = vectors.double()
         found = torch.cdist(vectors, vocabulary).topk(min(k, len(vocabulary)), largest=False)
         columns = zip(found.indices.tolist(), found.values.tolist(), vectors.norm(dim=-1).tolist(), strict=True)
         for number, (ids, distances, norm) in enumerate(columns):
-            texts = (tokenizer().decode([token]) for token in ids)
-            tokens = [text.rstrip() if text.endswith(" ") else f"{text}-" for text in texts]
-            nearest = list(map(list, zip(tokens, distances, strict=True)))
+            nearest = [[word(token), distance] for token, distance in zip(ids, distances, strict=True)]
             rows.append({"layer": layer, "class": class_name, "vector": number, "norm": norm, "nearest": nearest})
     return rows

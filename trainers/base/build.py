@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from clip import CLIP, WithAdded, is_vit, load_backbone
+from clip import CLIP, ClipError, WithAdded, image_tower, load_backbone
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
@@ -52,9 +52,11 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
 
 def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
-    if not is_vit(clip):
-        what = f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one"
-        raise UsageError(what, "choose another")
+    try:
+        image_tower(clip)
+    except ClipError as error:
+        what = f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one: {error.what}"
+        raise UsageError(what, error.remedy) from error
 
 
 def usable(precision: str, device: torch.device) -> str:

@@ -32,7 +32,7 @@ class CoupledPrompts(TemplatePrompts):
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, depth: int):
         words, ctx = start_context(clip, n_ctx, ctx_init)
-        super().__init__("{}.", classnames, clip.context_length, f"{words} ")
+        super().__init__("{}.", classnames, clip, f"{words} ")
         self.ctx = ctx
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
         self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in range(depth - 1))

@@ -7,7 +7,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clip import CLIP, ClipError, Edit, Schedule, TextPrompts, tokenize
+from clip import (
+    CLIP,
+    ClipError,
+    Edit,
+    Schedule,
+    TextPrompts,
+    Tokenizer,
+    image_blocks,
+    text_blocks,
+    text_width,
+    tokenizer_of,
+    vision_width,
+    word_table,
+)
 from common.errors import UsageError
 
 from .build import require_vit
@@ -37,21 +50,13 @@ def mapped(maps: Sequence[nn.Linear], vectors: Sequence[Tensor]) -> list[Tensor]
     return list(torch.baddbmm(biases[..., None], weights, torch.stack(list(vectors)).mT).mT.unbind())
 
 
-def text_width(clip: CLIP) -> int:
-    return clip.ln_final.normalized_shape[0]
-
-
-def vision_width(clip: CLIP) -> int:
-    return clip.visual.class_embedding.shape[0]
-
-
 def word_embeddings(clip: CLIP, words: str, n: int) -> nn.Parameter:
     """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of `words`."""
-    ids = tokenize(words, clip.context_length)[0]
-    if n > int(ids.argmax()) - 1:
+    tokenizer = tokenizer_of(clip)
+    if n > tokenizer.length(words):
         raise UsageError(f"{n} context vectors must start from {words!r}, which has fewer tokens", "give more words")
-    ids = ids[1 : 1 + n]
-    return nn.Parameter(clip.token_embedding(ids).detach().float().clone())
+    ids = tokenizer([words])[0, tokenizer.start :][:n]
+    return nn.Parameter(word_table(clip)(ids).detach().float().clone())
 
 
 def start_context(clip: CLIP, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parameter]:
@@ -126,14 +131,14 @@ class TemplatePrompts(PromptLearner):
     Args:
         template: the sentence, with {} for the class name.
         classnames: C names.
-        context_length: of the text tower.
+        clip: the backbone, whose tokeniser reads the sentences.
         words: before the sentence; {} in them is text.
     """
 
-    def __init__(self, template: str, classnames: list[str], context_length: int, words: str = ""):
+    def __init__(self, template: str, classnames: list[str], clip: CLIP, words: str = ""):
         super().__init__()
         try:
-            ids = tokenize([words + template.replace("{}", name) for name in classnames], context_length)
+            ids = tokenizer_of(clip)([words + template.replace("{}", name) for name in classnames])
         except ClipError as error:
             remedy = "lower N_CTX or N_CTX_TEXT, or shorten the name" if words.startswith("X ") else error.remedy
             raise UsageError(error.what, remedy) from error
@@ -155,9 +160,9 @@ class ContextPrompts(TemplatePrompts):
     slots: Tensor
 
     def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str | int):
-        super().__init__("{}.", classnames, clip.context_length, " ".join([*words, ""]))
+        super().__init__("{}.", classnames, clip, " ".join([*words, ""]))
         self.ctx = ctx
-        self.ids, slots = move_class_tokens(self.ids, ctx.shape[-2], classnames, position)
+        self.ids, slots = move_class_tokens(self.ids, ctx.shape[-2], classnames, position, tokenizer_of(clip))
         self.register_buffer("slots", slots, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
@@ -211,7 +216,9 @@ def vectors_ahead(position: str | int, n_ctx: int) -> int:
     return before
 
 
-def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str | int) -> tuple[Tensor, Tensor]:
+def move_class_tokens(
+    ids: Tensor, n_ctx: int, classnames: list[str], position: str | int, tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor]:
     """Move the class names of rows [SOS][ctx][name][.][EOT] forward among the context vectors.
 
     With two vectors and the position `middle`, [SOS][1][2][red][fox][.][EOT] becomes [SOS][1][red][fox][2][.][EOT],
@@ -224,11 +231,12 @@ def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: 
         UsageError: there is no such position.
     """
     before = vectors_ahead(position, n_ctx)
-    rows, slots = ids.clone(), torch.arange(1, 1 + n_ctx).repeat(len(ids), 1)
+    rows, first = ids.clone(), tokenizer.start
+    slots = torch.arange(first, first + n_ctx).repeat(len(ids), 1)
     for row, slot, name in zip(rows, slots, classnames, strict=True):
-        length = int((tokenize(name, ids.shape[1]) > 0).sum()) - 2  # without SOS and EOT
-        ctx, words = row[1 : 1 + n_ctx].clone(), row[1 + n_ctx : 1 + n_ctx + length].clone()
-        row[1 : 1 + n_ctx + length] = torch.cat([ctx[:before], words, ctx[before:]])
+        length = tokenizer.length(name)
+        ctx, words = row[first:][:n_ctx].clone(), row[first + n_ctx :][:length].clone()
+        row[first:][: n_ctx + length] = torch.cat([ctx[:before], words, ctx[before:]])
         slot[before:] += length
     return rows, slots
 
@@ -268,7 +276,7 @@ class IndependentPrompts(TemplatePrompts):
     def __init__(self, clip, classnames: list[str], text: tuple[int, int], vision: tuple[int, int], ctx_init: str):
         (n_text, depth_text), (n_vision, depth_vision) = text, vision
         words, ctx = start_context(clip, n_text, ctx_init) if depth_text else (ctx_init.replace("_", " "), None)
-        super().__init__("{}.", classnames, clip.context_length, f"{words} ")
+        super().__init__("{}.", classnames, clip, f"{words} ")
         self.ctx = ctx
         self.extra_modules: dict[str, Any] = {
             "image_encoder": TowerPrompts(n_vision, vision_width(clip), depth_vision),
@@ -326,8 +334,8 @@ def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...] = ("te
 
 
 def fewest_layers(clip: CLIP, towers: tuple[str, ...]) -> int:
-    parts: dict[str, Any] = {"text": clip, "vision": clip.visual}
-    return min(len(parts[tower].transformer.resblocks) for tower in towers)
+    parts = {"text": text_blocks, "vision": image_blocks}
+    return min(len(parts[tower](clip)) for tower in towers)
 
 
 def check_depth(clip: CLIP, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):

@@ -49,7 +49,7 @@ class RepresentationPrompts(TemplatePrompts):
     name, logit_scale, read, weight = "representation_learner", 100.0, ("prompts",), 1.0
 
     def __init__(self, clip, classnames: list[str], template: str, settings: RepresentationSettings):
-        super().__init__(template, classnames, clip.context_length)
+        super().__init__(template, classnames, clip)
         self.before, self.alpha = int(settings.REP_LAYERS[0]) - 1, settings.ALPHA
         self.widths = {"v": vision_width(clip), "t": text_width(clip)}
         self.compound_rep_tokens = gaussian(settings.N_REP_TOKENS, settings.REP_DIM)

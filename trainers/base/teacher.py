@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from clip import CLIP, TextPrompts, encode_text, tokenize
+from clip import CLIP, TextPrompts, encode_text, tokenizer_of
 from clip.digest import add_tensors
 from common.cache import DiskCache
 
@@ -89,8 +89,7 @@ def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequenc
     cache = DiskCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
     key = fingerprint(clip, [*classnames, *templates, "mean of unit" if unit else "mean"])
     device = clip.logit_scale.device
-    projection = clip.text_projection  # (width, joint), or a linear layer
-    shape = len(classnames), getattr(projection, "out_features", None) or projection.shape[1]
+    shape = len(classnames), clip.visual.output_dim
     if (cached := get_tensor(cache, key, shape, torch.float32)) is not None:
         return cached.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
@@ -105,7 +104,7 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     """(texts, joint), fp32, not normalised."""
     features = []
     for start in tqdm(range(0, len(texts), ROWS), desc="Text features", unit="batch", disable=None):
-        ids = tokenize(texts[start : start + ROWS], clip.context_length).to(device)
+        ids = tokenizer_of(clip)(texts[start : start + ROWS]).to(device)
         features.append(encode_text(clip, TextPrompts(ids)).float())
     return torch.cat(features)
 
@@ -113,7 +112,8 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
 def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
     """A checksum of the text tower and of texts."""
     heads = [getattr(module, "num_heads", 0) for module in clip.transformer.modules()]
-    digest = hashlib.sha256(f"{clip.transformer} {clip.ln_final} {heads}".encode())  # the activation, for example
+    facts = clip.transformer, getattr(clip, "ln_final", None), heads, clip.text_pool_type, tokenizer_of(clip).name
+    digest = hashlib.sha256(f"{facts}".encode())  # the activation, for example
     add_tensors(digest, {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")})
     for text in texts:
         digest.update(text.encode() + b"\0")

@@ -93,7 +93,7 @@ class ViewsTrainer(PromptTrainer):
         return list(getattr(self.settings, "TEMPLATES", ())) or [f"{self.settings.CTX_INIT} {{}}."]
 
     def build_prompts(self, clip, classnames):
-        return TemplatePrompts(self.templates[0], classnames, clip.context_length)
+        return TemplatePrompts(self.templates[0], classnames, clip)
 
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> ViewsTransform:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from clip import TOWERS, compiled_towers
+from clip.anatomy import reads_as_clip
 from clip.blocks import is_standard
 from common.errors import UsageError
 from common.names import check_known_names
@@ -94,9 +95,10 @@ class PromptTrainer(Method, TrainerX):
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
         recompute = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
-        if recompute and not (towers == "fast" and is_standard(self.model.clip.transformer)):
+        clip = self.model.clip
+        if recompute and not (towers == "fast" and reads_as_clip(clip) and is_standard(clip.transformer)):
             print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
-        self.model.clip.transformer.grad_checkpointing = recompute
+        clip.transformer.grad_checkpointing = recompute
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:

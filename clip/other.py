@@ -1,0 +1,156 @@
+"""The two towers of models that are not CLIP's own, under a prompt schedule: as `plain`, for any open_clip model.
+
+In the image tower prompts follow the patches. Pooling by attention reads them as it reads all tokens. A mean is over
+the patches alone, as in the paper of VPT (Jia et al., 2022, Sec. 4.3).
+"""
+
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from .anatomy import hugging_face, image_tower, takes_prompts, text_blocks, word_table
+from .errors import ClipError
+from .schedule import Edit, Schedule, TextPrompts, check_edits, edit
+from .tokenizer import tokenizer_of
+from .towers import ImageOutput, Read, layers_read
+
+
+def encode_image(clip: Any, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
+    """Same as `plain.encode_image`; images are (batch, 3, H, W).
+
+    Raises:
+        ClipError: as there, or the tower is not a vision transformer, and there are prompts or something to read.
+    """
+    images = images.to(next(clip.visual.parameters()).dtype)
+    if not takes_prompts(clip):
+        if not schedule and set(read) <= {"local"}:
+            return resnet_output(clip.visual, images) if read else ImageOutput(clip.visual(images))
+        raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
+    tower = image_tower(clip)
+    present, layers = check_edits(schedule, 0, len(tower.blocks)), layers_read(read, len(tower.blocks))
+    x, inputs, local = tower.embed(images), dict[int, Tensor](), None
+    for layer in range(len(tower.blocks)):
+        change = schedule[layer] if layer < len(schedule) else Edit()
+        if layer == 0 and change.after_norm:
+            x = tower.norm(x)
+        x = edit(x, change, x.shape[1])
+        if layer == 0 and not change.after_norm:
+            x = tower.norm(x)
+        inputs |= dict.fromkeys(layers.get(layer, ()), x)
+        if layer + 1 == len(tower.blocks) and "local" in read:
+            local = patch_features(tower, x)
+        x = tower.layer(layer, x)
+    patches = x.shape[1] - present
+    return ImageOutput(
+        feature=tower.pool(x if tower.pools_prompts else x[:, :patches]),
+        prompts=tower.normed(x)[:, patches:] if "prompts" in read else None,
+        patches=tower.normed(x)[:, tower.prefix : patches] if "patches" in read else None,
+        local=local,
+        inputs=inputs,
+    )
+
+
+def patch_features(tower: Any, x: Tensor) -> Tensor:
+    """Features of single patches, (batch, patches, joint width), as `blocks.local_features` computes CLIP's.
+
+    In the last layer each token reads itself alone, so that attention returns its value. Then the patch is pooled as if
+    it were all tokens.
+    """
+    alone = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype, device=x.device).fill_diagonal_(0)
+    rows, columns = tower.grid
+    patches = tower.layer(len(tower.blocks) - 1, x, alone)[:, tower.prefix :][:, : rows * columns]
+    copies = patches.flatten(0, 1)[:, None].expand(-1, tower.prefix + 1, -1)
+    return tower.pool(copies).unflatten(0, patches.shape[:2])
+
+
+def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
+    """Same as `plain.encode_text`, for texts of any tokeniser, causal or not, and read at any token."""
+    if prompts.by_image:
+        return torch.stack([encode_text(clip, prompts.of_images(image)) for image in range(len(prompts.contexts))])
+    start, ids = tokenizer_of(clip).start, prompts.ids
+    x = embed(clip, prompts, start)  # (classes, positions, width)
+    if hugging_face(clip) is not None:
+        return by_hugging_face(clip, x, prompts)
+    places = torch.arange(len(ids), device=ids.device)
+    pool, present, keys = clip.text_pool_type, prompts.n_ctx, None
+    if getattr(clip, "cls_emb", None) is not None:
+        x, pool = torch.cat([x, clip.cls_emb.to(x.dtype).expand(len(x), 1, -1)], dim=1), "last"
+        # Which tokens are read: as in the published weights, whose mask is one position late for all but the first.
+        keys = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids != clip.text_pad_id], dim=1)
+    ends = {"argmax": ids.argmax(dim=-1), "eos": (ids == clip.text_eos_id).int().argmax(dim=-1)}
+    ends |= {"first": torch.zeros_like(places), "last": torch.full_like(places, x.shape[1] - 1)}
+    end = ends[pool]
+    x = x + clip.positional_embedding[: x.shape[1]].to(x.dtype)
+    check_edits(prompts.deep, present, len(text_blocks(clip)))
+    for layer, block in enumerate(text_blocks(clip)):
+        if layer < len(prompts.deep):
+            change = prompts.deep[layer]
+            x = edit(x, change, start + present)
+            if keys is not None:
+                new = None if change.add is None else keys.new_ones(change.added, 1)
+                keys = edit(keys[..., None], Edit(change.remove, new), start + present)[..., 0]
+            grown = change.added - change.remove
+            end, present = torch.where(end >= start + present, end + grown, end), present + grown
+        x = block(x, attn_mask=mask_of(clip, x, keys, block))
+    return projected(clip, clip.ln_final(x[places, end]))
+
+
+def embed(clip: Any, prompts: TextPrompts, start: int) -> Tensor:
+    """Token embeddings with the learned vectors at their positions, which by default begin after the first `start`."""
+    table = word_table(clip)
+    x = table(prompts.ids)
+    if prompts.ctx is None:
+        return x
+    slots = prompts.ctx_positions + (start - 1 if prompts.slots is None else 0)
+    ctx = prompts.ctx.to(x.dtype).expand(len(x), -1, -1)
+    return x.scatter(1, slots.unsqueeze(-1).expand_as(ctx), ctx)
+
+
+def mask_of(clip: Any, x: Tensor, keys: Tensor | None, block: Any) -> Tensor | None:
+    """What is added to the scores of a layer: 0 where a token reads another, else -inf; None if each reads all."""
+    mask = None
+    if clip.attn_mask is not None:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
+    if keys is not None:
+        hidden = torch.zeros(keys.shape, dtype=x.dtype, device=x.device).masked_fill_(~keys, -torch.inf)
+        by_row = hidden[:, None] if mask is None else hidden[:, None] + mask  # (classes, positions, positions)
+        mask = by_row.expand(-1, x.shape[1], -1).repeat_interleave(block.attn.num_heads, dim=0)
+    return mask
+
+
+def by_hugging_face(clip: Any, x: Tensor, prompts: TextPrompts) -> Tensor:
+    """Text features of a tower of the library transformers, from its token embeddings.
+
+    Raises:
+        ClipError: there are prompts for its layers.
+    """
+    if any(change.remove or change.added for change in prompts.deep):
+        text_blocks(clip)
+    text = hugging_face(clip)
+    mask = (prompts.ids != text.config.pad_token_id).long()
+    return text.proj(text.pooler(text.transformer(inputs_embeds=x, attention_mask=mask), mask))
+
+
+def projected(clip: Any, x: Tensor) -> Tensor:
+    """(..., text width) -> (..., joint width)."""
+    projection = clip.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+def resnet_output(visual: Any, images: Tensor) -> ImageOutput:
+    """The output of CLIP's ResNet with local features: the last map through the value path of its attention pooling.
+
+    Raises:
+        ClipError: another kind of image tower.
+    """
+    if not isinstance(visual, ModifiedResNet):
+        raise ClipError("local features need a vision transformer or CLIP's ResNet", "choose a backbone such as RN50")
+    x = visual.stem(images)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = layer(x)
+    pool = visual.attnpool
+    return ImageOutput(pool(x), local=pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2))))

@@ -1,0 +1,127 @@
+"""Tiny models of open_clip's families, with its own model beside ours: random weights, widths of 32 and two layers."""
+
+import json
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import open_clip
+import timm
+import torch
+
+import clip
+from clip.building import CLIP, of_clip, unpacked
+
+VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
+TEXT = {"context_length": 20, "width": 32, "heads": 2, "layers": 2}
+# Arguments of timm.create_model that make a family tiny.
+TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALLER = {
+    "eva": TRUNK,
+    "vit_pe": TRUNK,
+    "siglip": TRUNK,
+    "vit_large": TRUNK,
+    "mci_224": {"img_size": 64, "depth": 2},
+    "vitamin": {"img_size": 64, "depth": 2},
+    "fastvit": {"layers": (1, 1, 1, 1), "embed_dims": (32, 64, 128, 256)},
+    "convnext": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
+}
+FAMILIES = {
+    "CLIP": "ViT-B-16",
+    "CLIPA": "ViT-L-14-CLIPA",
+    "CoCa": "coca_ViT-B-32",
+    "ConvNeXt": "convnext_base",
+    "EVA-01": "EVA01-g-14",
+    "EVA-02": "EVA02-B-16",
+    "MetaCLIP 2": "ViT-H-14-worldwide",
+    "MobileCLIP-B": "MobileCLIP-B",
+    "MobileCLIP2-L": "MobileCLIP2-L-14",
+    "MobileCLIP-S": "MobileCLIP-S1",
+    "PE-Core": "PE-Core-T-16-384",
+    "ResNet": "RN50",
+    "SigLIP": "ViT-B-16-SigLIP",
+    "ViTamin": "ViTamin-S",
+}
+CONVOLUTIONS = {"ConvNeXt", "MobileCLIP-S", "ResNet"}
+
+
+@contextmanager
+def small_timm(name: str):
+    """Within it, timm makes the model of this name tiny."""
+    options = next((options for part, options in SMALLER.items() if name and part in name), {})
+    with mock.patch.object(open_clip.timm_model.timm, "create_model", partial(timm.create_model, **options)):
+        yield options.get("img_size", 32)
+
+
+def tiny_config(arch: str) -> dict:
+    """The configuration of an architecture with small sizes and at most a thousand tokens, unless they are CLIP's."""
+    config = open_clip.get_model_config(arch)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if isinstance(vision.get("layers"), list):
+        vision |= {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
+    elif not vision.get("timm_model_name"):
+        vision |= VIT | ({"attn_pooler_queries": 5, "attn_pooler_heads": 2} if vision.get("attentional_pool") else {})
+    text |= TEXT | ({} if text["vocab_size"] == 49408 else {"vocab_size": 1000})
+    keys = {"multimodal_cfg": config["multimodal_cfg"] | TEXT | {"layers": 1}} if "multimodal_cfg" in config else {}
+    # timm's own pooling and head have the width of its tokens.
+    return config | {"embed_dim": 32} | keys
+
+
+def open_clips(config: dict) -> torch.nn.Module:
+    """open_clip's own model of a configuration; no tensor of it is zero or one throughout."""
+    config = json.loads(json.dumps(config))
+    custom = config.pop("custom_text", False)
+    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(**config).eval()
+        for key, parameter in model.named_parameters():
+            if not key.startswith("logit"):
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.requires_grad_(False)
+
+
+def both(arch: str) -> tuple[torch.nn.Module, CLIP]:
+    """open_clip's tiny model of an architecture, and ours with its weights."""
+    config = tiny_config(arch)
+    name = config["vision_cfg"].get("timm_model_name")
+    with small_timm(name) as side:
+        if name:
+            config["vision_cfg"]["image_size"] = side
+        theirs, ours = open_clips(config), CLIP(**of_clip(config)).eval()
+    ours.load_state_dict(unpacked(theirs.state_dict(), ours))
+    if ours.vocab_size != 49408:
+        words = config["text_cfg"]
+        ours.tokenizer = clip.tokenizer.OtherTokenizer(Letters(words), chr, words["context_length"], "letters")
+    return theirs, ours.requires_grad_(False)
+
+
+class Letters:
+    """A tokeniser with a token for each word, as its letters add up; its ends are those that the text tower reads."""
+
+    def __init__(self, text_cfg: dict):
+        self.start = [101] if text_cfg["pool_type"] == "eos" else []
+        self.end, self.pad = ([text_cfg["eos_id"]], 1) if self.start else ([1], 1)
+
+    def __call__(self, texts, length):
+        rows = []
+        for text in texts:
+            words = [200 + sum(map(ord, word)) % 700 for word in text.replace(".", " .").split()]
+            row = [*self.start, *words, *self.end]
+            rows.append(row + [self.pad] * (length - len(row)))
+        return torch.tensor(rows)
+
+
+def rows_of(model: CLIP, *texts: str) -> torch.Tensor:
+    return clip.tokenizer_of(model)(list(texts)).long()
+
+
+def write_folder(folder: Path, theirs: torch.nn.Module, config: dict) -> Path:
+    """A folder of open_clip's form."""
+    from safetensors.torch import save_model
+
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_model(theirs, str(folder / "open_clip_model.safetensors"))
+    return folder
