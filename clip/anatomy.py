@@ -38,7 +38,7 @@ def text_blocks(clip: Any) -> Any:
     """
     if hugging_face(clip) is not None:
         what = "a text tower of Hugging Face takes prompts at its input only"
-        raise ClipError(what, "choose a method such as CoOp, KgCoOp or CoCoOp, or one of image features")
+        raise ClipError(what, "choose a method without deep text prompts and adapters, such as CoOp, KgCoOp or VPT")
     return clip.transformer.resblocks
 
 
@@ -84,9 +84,8 @@ def image_tower(clip: Any) -> "OpenClipTower | TimmTower":
     """
     visual = clip.visual
     if not takes_prompts(clip):
-        what = f"the image tower is a {type(getattr(visual, 'trunk', visual)).__name__}, not a vision transformer"
-        remedy = "choose a method that changes texts or features only (CoOp, KgCoOp, TaskRes, TipAdapter, GDA)"
-        raise ClipError(what, remedy)
+        what = f"its image tower is a {type(getattr(visual, 'trunk', visual)).__name__}"
+        raise ClipError(what, "choose a backbone with a vision transformer, such as ViT-B/16")
     return TimmTower(visual) if isinstance(visual, TimmModel) else OpenClipTower(visual)
 
 

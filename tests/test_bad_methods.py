@@ -41,7 +41,7 @@ class Sentences(TemplatePrompts):
     """One learned vector that is added to every image feature."""
 
     def __init__(self, clip, classnames):
-        super().__init__("a photo of a {}.", classnames, clip.context_length)
+        super().__init__("a photo of a {}.", classnames, clip)
         self.shift = gaussian(clip.visual.output_dim)
 
     def image(self, tower, learned):
@@ -171,7 +171,7 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
 
 
 def test_a_run_with_nothing_to_train_is_refused(own, build):
-    own(learning(lambda self, clip, names: TemplatePrompts("{}", names, 77)))
+    own(learning(lambda self, clip, names: TemplatePrompts("{}", names, clip)))
     with one_line("has nothing to train", "learns = False"):
         build("Learning")
 

@@ -15,7 +15,7 @@ from marks import tables, thorough_but
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from clip import tokenize
+from clip import Tokenizer, tokenize
 from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.start import ROOT
@@ -232,7 +232,7 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
     placeholder, sos, eot = bpe.encode("X")[0], bpe.sot_token_id, bpe.eot_token_id
     ids = tokenize([f"{words}{name}." for name in names])
     for position, ahead in {"end": n_ctx, "middle": n_ctx // 2, "front": 0}.items():
-        rows, slots = move_class_tokens(ids, n_ctx, names, position)
+        rows, slots = move_class_tokens(ids, n_ctx, names, position, Tokenizer(ids.shape[1]))
         for name, row, places in zip(names, rows.tolist(), slots.tolist(), strict=True):
             # A last mark of the name may share a token with the full stop: "!." is one.
             spelled, length = bpe.encode(f"{name}."), len(bpe.encode(name))

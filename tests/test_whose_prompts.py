@@ -195,7 +195,7 @@ class Pairs(PromptTrainer):
     """A method with a value for each pair of classes."""
 
     def build_prompts(self, clip, classnames):
-        prompts = TemplatePrompts("a photo of a {}.", classnames, clip.context_length)
+        prompts = TemplatePrompts("a photo of a {}.", classnames, clip)
         prompts.pairs = nn.Parameter(torch.zeros(len(classnames), 2, len(classnames)))
         return prompts
 

@@ -55,8 +55,9 @@ def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     try:
         image_tower(clip)
     except ClipError as error:
-        what = f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one: {error.what}"
-        raise UsageError(what, error.remedy) from error
+        what = f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one ({error.what})"
+        remedy = "choose another, or a method of texts or features, such as CoOp, KgCoOp, TaskRes or TipAdapterF"
+        raise UsageError(what, remedy) from error
 
 
 def usable(precision: str, device: torch.device) -> str:
