@@ -1,0 +1,105 @@
+"""The command `python tools/fit.py`: from a folder of images to the best classifier, with an honest estimate."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UsageError, choose
+from common.files import check_vacant, checksum, write_text
+from common.start import Parser, add_common_options, any_seed, path
+from common.text import read_json
+
+from ..lock import LOCK, locked
+from .images import Photo, find
+
+FILE = "fit.json"
+FORM = 1  # of the file; another one is fitted again
+DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this project and
+ensembles of them are compared on images that they have not learned from."""
+EPILOG = """
+IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file with the columns
+path and label (and split). Images of val/ are learned from, too: folds take their place. The folder of --to is a MODEL
+for tools/predict.py, serve.py and export.py; fit.json in it has every number. Run the same command again to resume.
+More images cost only what is new.
+"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("images", type=path, metavar="IMAGES", help="folder of class folders, or a CSV file")
+    add("--to", type=path, required=True, metavar="MODEL", help="folder for the model: new, or of an earlier call")
+    add("--backbone", default="ViT-B/16", help="ViT-B/16, small, a weight file, ... (default: ViT-B/16)")
+    add("--test", type=path, metavar="DIR", help="test images in class folders, or a CSV file: a second opinion")
+    add(
+        "--max-error",
+        type=percent,
+        metavar="PERCENT",
+        help="answer `unknown` so that at most so many answers are wrong",
+    )
+    add("--methods", nargs="+", default=[], metavar="NAME", help="methods to try besides zero-shot CLIP (default: all)")
+    add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def percent(text: str) -> float:
+    """The argparse type of a percentage above 0 and below 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"expected a percentage such as 5, got {text!r}")
+    return value
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    photos = find(args.images, args.test)
+    if args.to.exists() and not (args.to / FILE).is_file():
+        others = args.to if not args.to.is_dir() or set(os.listdir(args.to)) - {LOCK} else None
+        if others:
+            check_vacant(args.to)
+            raise UsageError(f"{args.to} is not a folder", "choose another one", args.to)
+    print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
+    keys = {photo.path: checksum(Path(photo.path)) for photo in photos}
+    from .story import METHODS, fit  # imports torch, which takes seconds
+
+    for name in args.methods:
+        choose(name, METHODS, "method")
+    asked = request(args, photos, keys)
+    with locked(args.to):
+        if is_finished(args.to / FILE, asked):
+            print(f"Already done for these images (delete {args.to} to fit again)")
+            return
+        write_text(args.to / FILE, json.dumps({"form": FORM, "finished": False}) + "\n")
+        fit(args, photos, keys, asked)
+
+
+def request(args: argparse.Namespace, photos: Sequence[Photo], keys: dict[str, str]) -> dict[str, Any]:
+    """What a fit depends on, as JSON: another one gives another result."""
+    import hashlib
+
+    from clip import weights_sha256
+
+    rows = [[keys[photo.path], photo.label, photo.part] for photo in photos]
+    return {
+        "form": FORM,
+        "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "weights": weights_sha256(args.backbone),
+        "methods": args.methods,
+        "max_error": args.max_error,
+        "seed": args.seed,
+    }
+
+
+def is_finished(file: Path, asked: dict[str, Any]) -> bool:
+    """Whether a file is the record of a fit that was asked for in the same way."""
+    if not file.is_file():
+        return False
+    record = read_json(file)
+    return isinstance(record, dict) and record.get("finished") is True and record.get("request") == asked

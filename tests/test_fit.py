@@ -1,0 +1,114 @@
+"""tools/fit.py: from a folder of images to a classifier with an honest estimate."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.fit import command as fit
+from experiments.fit.features import Features
+from inference import predict
+from inference.classifier import PromptedClassifier
+
+QUICK = ["--methods", "GDA", "SSText"]
+
+
+@pytest.fixture
+def photos(eurosat, tmp_path):
+    """Class folders with 8 images each."""
+    for folder in (eurosat / "eurosat/2750").iterdir():
+        for file in sorted(folder.iterdir())[:8]:
+            target = tmp_path / "photos" / folder.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    return tmp_path / "photos"
+
+
+def read(folder):
+    return json.loads((folder / "fit.json").read_text())
+
+
+def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
+    command, photos, tiny, tmp_path, monkeypatch, random_seed
+):
+    encoded = []
+    original = Features.encode
+    monkeypatch.setattr(Features, "encode", lambda self, x: encoded.append(len(x)) or original(self, x))
+    names = sorted(folder.name for folder in photos.iterdir())
+    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--seed", random_seed, *QUICK]
+    assert command(fit, *line).status == 0
+    first = read(tmp_path / "model")
+    assert sum(encoded) == 1 + 48  # one sample shows how this machine rounds
+    assert first["finished"] and len(first["images"]) == 48 and first["estimate"]["low"] < first["estimate"]["high"]
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
+    assert classifier.class_names == [name.replace("_", " ") for name in names]
+    image = next((photos / names[0]).iterdir())
+    assert classifier.probabilities([image]).sum() == pytest.approx(1)
+    assert command(predict, tmp_path / "model", image, "--backbone", tiny).status == 0
+
+    encoded.clear()
+    assert "Already done" in command(fit, *line).printed and not encoded
+    Image.new("RGB", (40, 40), (9, 200, 9)).save(photos / names[0] / "new.png")
+    assert command(fit, *line).status == 0
+    assert sum(encoded) == 1 + 1 and len(read(tmp_path / "model")["images"]) == 49
+
+
+def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
+    from experiments.fit.heads import CANDIDATES, LINEAR, Heads
+    from trainers.base.features import CachedOutput
+    from trainers.base.teacher import mean_text_features
+
+    zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
+    texts = mean_text_features(zero_shot.clip, zero_shot.class_names, ["a photo of a {}."])
+    heads, chance = Heads(zero_shot, texts), torch.Generator().manual_seed(0)
+    features = 3 * torch.randn(12, 64, generator=chance)
+    labels = torch.arange(12) % 3
+    members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in LINEAR]
+    expected = sum(weight * heads.answers(one, (features, labels), features[:5]) for one, weight in members).detach()
+    ensemble = heads.classifier(members, features, labels, {})
+    with torch.no_grad():
+        found = ensemble.model_for(None)(CachedOutput(features[:5]))
+    assert {one.method for one, _ in members} == set(LINEAR)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def spoil(photos, kind):
+    """The arguments of a call that cannot work, and a word of its line."""
+    classes = sorted(photos.iterdir())
+    if kind == "empty":
+        (photos / "below").mkdir()
+        return photos / "below", "no images"
+    if kind == "one class":
+        for folder in classes[1:]:
+            shutil.rmtree(folder)
+        return photos, "one class"
+    if kind == "nested":
+        return photos.parent, "hold folders"
+    table = photos / "table.csv"
+    table.write_text({"columns": "file,class\n"}.get(kind, "path,label\nmissing.jpg,red\n"))
+    return table, {"columns": "file, class"}.get(kind, "missing.jpg")
+
+
+@pytest.mark.parametrize("kind", ["empty", "one class", "nested", "columns", "missing"])
+def test_what_cannot_work_is_one_line(command, photos, tiny, tmp_path, kind):
+    place, word = spoil(photos, kind)
+    assert word in command(fit, place, "--to", tmp_path / "model", "--backbone", tiny).error
+    assert not (tmp_path / "model").exists()
+
+
+def test_copies_damaged_images_and_single_images_are_reported(command, photos, tiny, tmp_path):
+    first, second, third, *_ = sorted(photos.iterdir())
+    files = sorted(first.iterdir())
+    with Image.open(files[0]) as image:
+        image.save(first / "copy.png")  # the same pixels in another file
+    shutil.copy(files[1], second / "other.jpg")  # in two classes
+    (first / "broken.jpg").write_bytes(b"no image")
+    for file in sorted(third.iterdir())[1:]:
+        file.unlink()
+    assert command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK).status == 0
+    record = read(tmp_path / "model")
+    assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == [str(first / "broken.jpg")]
+    assert any("two classes" in note for note in record["notes"]) and any("copies" in note for note in record["notes"])

@@ -1,0 +1,6 @@
+"""From a folder of images to the best classifier: see `python tools/fit.py --help`."""
+
+if __name__ == "__main__":
+    from _start import run
+
+    run("experiments.fit.command", "from the images that are done")
