@@ -74,7 +74,7 @@ class Choice(ImageList):
     """A choice between epochs or between values of a setting, by images.
 
     Attributes:
-        what: `epoch`, or the key of the setting.
+        what: `epoch`, or the key of the setting; `training` if these are training images, and some are test images.
         test_images: how many of the images are test images of the dataset of the run.
         trials: how many epochs or values it chooses from.
         by: the rule of a study that has chosen it; None if the run itself has.

@@ -35,7 +35,11 @@ SETTINGS = {
     "MODEL.BACKBONE.TOWERS": ("fast", Accepts(Literal[tuple(TOWERS)]), "plain: as published, the same results"),
     WEIGHTS: ("", TEXT, "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in"),
     "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, FLAG, "Recompute the text tower in the backward pass: less memory"),
-    "TEST.SELECT_ON_TEST": (False, FLAG, "Accept an epoch or a setting chosen on test images, and mark the results"),
+    "TEST.SELECT_ON_TEST": (
+        False,
+        FLAG,
+        "Accept training, an epoch or a setting that uses test images, and mark the results",
+    ),
     "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
     "TEST.OOD": ([], TEXTS, "Datasets that show none of the classes: names of their YAML files, or new"),
     "TEST.OOD_SCORES": ([], TEXTS, "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all that the model has"),

@@ -22,11 +22,12 @@ from common.version import source
 from datasets import title
 from trainers.base.build import usable
 from trainers.base.data_use import (
+    TRAINING,
     check_choices,
-    epoch_choice,
     fit_phase,
     list_digest,
     list_facts,
+    made_choices,
     on_test_images,
     selection_text,
 )
@@ -65,7 +66,7 @@ class Record:
         if new and here:
             trainer.inherit(new)
         if (not evaluates and is_trainable(trainer)) or (here and not trainer.learns):
-            new += trainer.choices if here else epoch_choice(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+            new += trainer.choices if here else made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
         if not spec.cfg.TEST.SELECT_ON_TEST:
             check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
@@ -115,7 +116,9 @@ class Record:
         for key, origin in self.spec.sources.items():
             sources.setdefault(origin, []).append(key)
         sources = {origin: sorted(keys) for origin, keys in sources.items()}
-        if chosen := list(dict.fromkeys(choice.what for choice in self.choices or () if choice.what != "epoch")):
+        if chosen := list(
+            dict.fromkeys(choice.what for choice in self.choices or () if choice.what not in ("epoch", TRAINING))
+        ):
             sources["a choice"] = chosen
         kind = getattr(trainer, "kind", None)
         fit, choose = map(to_json, (self.fit, self.choices))

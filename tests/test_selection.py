@@ -1,6 +1,8 @@
 """Runs that choose an epoch or a setting on test images: refused or marked in all results; the tested epoch."""
 
+import json
 import os
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -238,6 +240,34 @@ def test_trainer_of_another_project_is_refused_and_marked_too(
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
     tested = on_imagenet("tested", options=[*options, "--eval-only", "--model-dir", folder])
     assert choices(tested) is None and results(tested)["tested_epoch"] == 1
+
+
+# Training on test images
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_training_images_that_are_test_images_are_refused_or_marked(copied, refused, launch, tiny, tmp_path):
+    """As files of the same content in the user's own folders, or as the same files in a split."""
+    root, named = tmp_path / "data", "eurosat"
+    if copied:
+        named = "image_folder"
+        for part, label, number in product(("train", "test"), "ab", range(2)):
+            same = 10 * (part == "test" and number == 1)  # as one of two training images
+            write_image(root / part / label / f"{part}_{number}.png", 100 * (label == "b") + number + same)
+    else:
+        file = write_eurosat(root, ["red", "blue lake"], train=2, test=2)
+        split = json.loads(file.read_text())
+        file.write_text(json.dumps(split | {"test": split["train"][:2] + split["test"][:2]}))
+    argv = ["--dataset-config-file", ROOT / f"configs/datasets/{named}.yaml"]
+    found = f"2 of 4 training images of {'image_folder' if copied else 'EuroSAT'} are test images"
+    refused(arguments(root, tiny, tmp_path / "out", options=argv), f"error: {found}: use each image once (tools/prepa")
+    assert launch(*arguments(root, tiny, tmp_path / "marked", *ACCEPTED, options=argv)).status == 0
+    (record,) = choices(tmp_path / "marked")
+    assert (record["what"], record["split"], record["images"], record["test_images"]) == ("training", "train", 4, 2)
+    assert found in logged(tmp_path / "marked")[0]
+    tested = [*argv, "--eval-only", "--model-dir", tmp_path / "marked"]
+    assert launch(*arguments(root, tiny, tmp_path / "tested", options=tested)).status == 0
+    assert choices(tmp_path / "tested") == [record] and len(logged(tmp_path / "tested")) == 1
 
 
 # The epoch that was tested

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from yacs.config import CfgNode
 
 from common.errors import UsageError
+from common.files import checksum
 from common.records import Choice, ImageList, Phase
 from common.results import digest_of_rows
 
@@ -15,6 +17,9 @@ Record = TypeVar("Record", bound=ImageList)
 # Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
 # Those of "test-time" learn from each test image alone, those of "transductive" from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
+
+
+TRAINING = "training"  # instead of a setting, where a training image is a test image
 
 
 def choice(
@@ -32,7 +37,7 @@ def choice(
     """
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
     listed = list_facts(cfg, title, "val" if validation else "test", images)
-    return Choice(what=what, **listed, test_images=count_common(images, dataset.test), trials=trials)
+    return Choice(what=what, **listed, test_images=count_tested(images, dataset), trials=trials)
 
 
 def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -81,6 +86,34 @@ def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
     return [choice("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH)]
 
 
+def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
+    """What can raise the accuracy of a run on its test images: training on some of them, and `epoch_choice`."""
+    train = [] if getattr(dataset, "test_only", False) else dataset.train_x
+    tested = count_tested(train, dataset)
+    shared = [Choice(what=TRAINING, **list_facts(cfg, title, "train", train), test_images=tested)] if tested else []
+    return [*shared, *epoch_choice(cfg, title, dataset)]
+
+
+def count_tested(images: Sequence[Any], dataset: Any) -> int:
+    """How many of the images are test images of the dataset, by their paths or by the content of their files.
+
+    The content does not count in a published dataset, which is used as it is.
+    """
+    by_path = count_common(images, dataset.test)
+    return by_path if getattr(dataset, "counts", None) else max(by_path, count_copies(images, dataset.test))
+
+
+def count_copies(images: Sequence[Any], others: Sequence[Any]) -> int:
+    """How many of the images have the same file content as one of the others."""
+    sizes, other_sizes = (
+        {item.impath: os.path.getsize(item.impath) for item in items if os.path.isfile(item.impath)}
+        for items in (images, others)
+    )
+    equal = {*sizes.values()} & {*other_sizes.values()}  # other files need not be read
+    known = {checksum(Path(path)) for path, size in other_sizes.items() if size in equal}
+    return sum(checksum(Path(path)) in known for path, size in sizes.items() if size in equal)
+
+
 def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     """How many of the images are also among the others, by their path; a link counts as the file it leads to."""
     if images is others:
@@ -107,7 +140,9 @@ def check_choices(choices: Sequence[Choice]) -> None:
         UsageError: one does.
     """
     for choice in on_test_images(choices):
-        if choice.what == "epoch":
+        if choice.what == TRAINING:
+            instead = "use each image once (tools/prepare.py --check lists them)"
+        elif choice.what == "epoch":
             instead = "set TEST.FINAL_MODEL last_step"
         elif choice.by:
             instead = "leave out --chosen"
@@ -121,6 +156,8 @@ def check_choices(choices: Sequence[Choice]) -> None:
 
 def selection_text(choice: Choice) -> str:
     """A choice in words."""
+    if choice.what == TRAINING:
+        return f"{choice.test_images:,} of {choice.images:,} training images of {choice.dataset} are test images"
     what = "the epoch" if choice.what == "epoch" else choice.what
     of_test = "all of them" if choice.test_images == choice.images else f"{choice.test_images:,} of them"
     lacking = ", which has no validation images" if choice.split == "test" and what == "the epoch" else ""

@@ -16,7 +16,7 @@ from common.schema import Accepts
 
 from .checkpoints import find_checkpoint
 from .compat import build_transform
-from .data_use import epoch_choice
+from .data_use import made_choices
 from .learned import Checkpoints, LearnedClasses
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings
@@ -163,7 +163,7 @@ class Method:
     @cached_property
     def choices(self) -> list[Choice]:
         """What training chooses on images, and on which (data_use.py). A method that chooses a setting adds it."""
-        return epoch_choice(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
+        return made_choices(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
 
     def inherit(self, choices: list[Choice]) -> None:
         """Add choices that were made before this run to those that its checkpoints name."""
