@@ -13,6 +13,7 @@ from .errors import UsageError
 from .text import read_json
 
 CONFIG, FILE = "config.yaml", "results.json"
+CALIBRATION = "calibration.json"  # inference.calibrated has its form
 
 
 class Measure(NamedTuple):

@@ -90,4 +90,15 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     return number
 
 
+def share(text: str) -> float:
+    """The argparse type of a number between 0 and 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return number
+
+
 any_seed = at_least(0, 2**32 - 1)  # the argparse type of a seed, within the limits of NumPy

@@ -13,7 +13,7 @@ from dassl.utils import setup_logger
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
-from common.results import CONFIG, read_results
+from common.results import CALIBRATION, CONFIG, read_results
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from . import predictions
@@ -120,7 +120,7 @@ class OutputFolder:
 
     def remove_results(self) -> None:
         """Delete the results of an earlier start, which this one replaces."""
-        for name in (RESULTS, predictions.FILE):
+        for name in (RESULTS, CALIBRATION, predictions.FILE):
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self, results: str) -> None:

@@ -86,7 +86,7 @@ class SavedPredictions:
     def __init__(self, spec: Any, trainer: Any):
         from .record import note_test  # takes seconds, and readers do without it
 
-        self.cfg, self.trainer, keeps_logits = spec.cfg, trainer, spec.cfg.TEST.SAVE_LOGITS
+        self.cfg, self.trainer, keeps_logits = spec.cfg, trainer, spec.cfg.TEST.SAVE_LOGITS or spec.cfg.TEST.CALIBRATE
         if keeps_logits:
             check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
         note = partial(note_test, spec.cfg, trainer)

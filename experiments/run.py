@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.results import CONFIG
 from datasets import title
 
-from . import ood, predictions
+from . import calibrating, ood, predictions
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
@@ -54,7 +54,11 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         print(describe(folder.results))
 
 
-OBSERVERS = (ood.Detection, predictions.SavedPredictions)  # what a run may do besides training and test
+OBSERVERS = (
+    ood.Detection,
+    predictions.SavedPredictions,
+    calibrating.Calibrated,
+)  # what a run may do besides training and test
 
 
 def print_finished(folder: OutputFolder) -> None:

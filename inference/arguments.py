@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.names import check_names
-from common.start import add_common_options, path
+from common.start import add_common_options, path, share
 from common.text import read_text
 
 MODELS = (
@@ -30,6 +30,14 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     names.add_argument("--classes-file", type=path, metavar="FILE", help="text file with one class name on each line")
     add("--template", default="", help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name")
     add_common_options(parser)
+
+
+def add_calibration_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of models that tools/calibrate.py has fitted."""
+    text = "say unknown where the model is too unsure for the error that was asked for"
+    parser.add_argument("--unknown", action="store_true", help=f"{text} (a model of tools/calibrate.py)")
+    text = "a set of classes for each image, with the right one in it for this share of the images, such as 0.9"
+    parser.add_argument("--sets", type=share, metavar="SHARE", help=text)
 
 
 def given_class_names(args: argparse.Namespace) -> list[str]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,8 +18,12 @@ from torch import Tensor
 from clip import is_published, weights_sha256
 from common.errors import UsageError
 from common.files import replacing, write_text
+from common.results import CALIBRATION
 from common.text import read_bytes, read_json
 from trainers.base.checkpoints import is_setting
+
+if TYPE_CHECKING:
+    from .calibrated import Calibration
 
 CONFIG, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
@@ -97,6 +101,15 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     names = description.class_names if description.training.get("classes_learned", True) else []
     metadata = {"method": description.method, "settings": description.settings, "class_names": names}
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
+
+
+def calibration_in(folder: Path) -> "Calibration | None":
+    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if it is damaged."""
+    if not (folder / CALIBRATION).is_file():
+        return None
+    from .calibrated import read_calibration  # most predictions do without
+
+    return read_calibration(folder / CALIBRATION)
 
 
 def write_artefact(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> Description:

@@ -2,18 +2,25 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from common.errors import UsageError
 from common.files import write_text
 from common.names import CONTROL
+from common.results import CALIBRATION as FILE
 from common.text import read_json
+from trainers.base.method import Method
+from trainers.base.prompted import PromptedCLIP
+from trainers.base.teacher import encode_texts
 
-from .calibration import HOTTEST, KINDS, Sets, Temperature, Threshold, check_share
+from .calibration import HOTTEST, KINDS, Distances, Sets, Temperature, Threshold, check_share
 
-FILE = "calibration.json"
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 PARTS = {"temperature": Temperature, "sets": Sets, "threshold": Threshold}
 
@@ -43,6 +50,21 @@ class Calibration:
     def __str__(self) -> str:
         marked = f", {self.test_images:,} of them test images" if self.test_images else ""
         return f"{self.images:,} {self.source}{marked}"
+
+    def check_asked(self, class_names: Sequence[str], unknown: bool, coverage: float | None) -> None:
+        """Raise UsageError unless it can say for these classes which images are `unknown`, or which sets cover."""
+        where = f"the calibration on {self}"
+        again = "fit it again by tools/calibrate.py"
+        if not unknown and coverage is None:
+            return
+        if list(class_names) != list(self.class_names):
+            raise UsageError(f"{where} is of other class names", f"leave these out, or {again}")
+        if unknown and self.threshold is None:
+            raise UsageError(f"{where} promises no error", f"{again}, with a larger --error or more images")
+        if coverage is not None and math.isinf(self.sets.quantile(coverage)):
+            needed = math.ceil(round(coverage / (1 - coverage), 6))
+            what = f"{where} cannot promise sets for {100 * coverage:g}% of the images"
+            raise UsageError(what, f"ask for less, or {again} with at least {needed:,}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,11 +109,8 @@ class Calibration:
             raise ValueError("the scores do not ascend")
 
 
-def read_calibration(folder: Path) -> Calibration | None:
-    """The calibration in the folder of a run or an export; None if it has none. UsageError if it is damaged."""
-    file = folder / FILE
-    if not file.is_file():
-        return None
+def read_calibration(file: Path) -> Calibration:
+    """The content of a calibration.json; UsageError if it is damaged."""
     try:
         return Calibration.from_json(read_json(file, LARGEST))
     except ValueError as error:
@@ -103,3 +122,27 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     write_text(folder / FILE, json.dumps(calibration.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+@torch.no_grad()
+def distances_of(method: Method, learned: Method, sentence: str) -> Distances | None:
+    """DAC for the classes of a method; None if its texts depend on the image, or it has none.
+
+    Args:
+        learned: the same for the classes that it was learned on.
+        sentence: of zero-shot CLIP, with {} for the class name.
+    """
+    features = []
+    for each in (method, learned):
+        tuned = compared_with(each.model)
+        if tuned.dim() != 2 or not tuned.numel():
+            return None
+        texts = [sentence.replace("{}", name) for name in each.class_names]
+        features += [encode_texts(each.model.frozen, texts, each.device).cpu(), tuned.cpu()]
+    return Distances.fit(*features)
+
+
+def compared_with(model: PromptedCLIP) -> Tensor:
+    """What images are compared with, (classes, joint); of another shape if it depends on the image."""
+    scale = model.clip.logit_scale
+    return model.text_features(torch.zeros(1, model.clip.visual.output_dim, device=scale.device))

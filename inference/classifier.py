@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from dassl.config import get_cfg_default
@@ -26,7 +26,11 @@ from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import Description, read_artefact, write_artefact
+from .artefact import Description, calibration_in, read_artefact, write_artefact
+
+if TYPE_CHECKING:
+    from .calibrated import Calibration
+    from .calibration import Distances
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
@@ -54,6 +58,7 @@ class PromptedClassifier:
         backbone: name or file of the weights; by default the one that the prompts were learned on.
         device: `cpu` or `cuda`; by default CUDA if there is a GPU.
         clip: the backbone, if it is loaded already.
+        calibration: what `tools/calibrate.py` has fitted for the model.
 
     Attributes:
         cfg: the configuration that a prediction depends on; its values of training are defaults.
@@ -72,6 +77,7 @@ class PromptedClassifier:
         backbone: str = "",
         device: str = "",
         clip: CLIP | None = None,
+        calibration: "Calibration | None" = None,
     ):
         cuda = torch.cuda.is_available()
         if device:
@@ -98,9 +104,11 @@ class PromptedClassifier:
         self.cfg = cfg
         self.transform = trainers.methods()[self.method].test_transform(self.cfg)
         self.clip = clip
+        self.calibration = calibration
         self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHERS)(self._build)
+        self._distances = lru_cache(OTHERS)(self._fit_distances)
         if checkpoint is not None:  # a published one holds the whole backbone, too, and names no classes
             learned = self.class_names if self._own.model.classes_learned else []
             metadata = {"class_names": learned, **(checkpoint.get("metadata") or {})}
@@ -127,7 +135,7 @@ class PromptedClassifier:
             from .hub import download  # here, as most users need no Hub
 
             folder = download(str(name), revision)
-        return cls(*read_artefact(folder), str(name), backbone, device)
+        return cls(*read_artefact(folder), str(name), backbone, device, calibration=calibration_in(folder))
 
     @classmethod
     def zero_shot(
@@ -171,6 +179,10 @@ class PromptedClassifier:
         facts = self.description.training | ({} if self._own.model.classes_learned else {"classes_learned": False})
         sha256 = weights_sha256(name)
         description = replace(self.description, backbone=public, backbone_sha256=sha256, training=facts)
+        if self.calibration:
+            from .calibrated import write_calibration
+
+            write_calibration(folder, self.calibration)
         return write_artefact(folder, description, self._own.saved_module().state_dict())
 
     def pixels(self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image) -> Tensor:
@@ -199,7 +211,7 @@ class PromptedClassifier:
     def probabilities(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
     ) -> Tensor:
-        """The probability of each class: (images, classes), fp32, on the CPU.
+        """The probability of each class: (images, classes), fp32, on the CPU; calibrated by `calibration`, if any.
 
         Args:
             images: files or PIL images, or one of them; or a tensor (images, [views,] 3, H, W) that `transform` made.
@@ -209,7 +221,55 @@ class PromptedClassifier:
             UsageError: an image cannot be read, a class name is empty, given twice or too long, or a logit is not
                 finite.
         """
-        return self.logits(images, class_names).softmax(dim=-1)
+        return self.repaired(self.logits(images, class_names), class_names).softmax(dim=-1)
+
+    def repaired(self, logits: Tensor, class_names: Sequence[str] | None = None) -> Tensor:
+        """Logits of these class names after the temperature of the calibration and, for other names, DAC.
+
+        They are the same without a calibration. No predicted class changes.
+        """
+        if self.calibration is None or not len(logits):
+            return logits
+        found = self.calibration.temperature.apply(logits)
+        names = self._method_for(class_names).class_names
+        if names != list(with_spaces(self.class_names)) and (distances := self.distances(names)):
+            found = distances.apply(found)
+        return torch.from_numpy(found).float()
+
+    def distances(self, class_names: Sequence[str]) -> "Distances | None":
+        """DAC for other class names; None for a method whose texts depend on the image, or that has none."""
+        return self._distances(*with_spaces(class_names))
+
+    def check_asked(
+        self, unknown: bool, coverage: float | None = None, class_names: Sequence[str] | None = None
+    ) -> None:
+        """Raise UsageError unless `unknown` or `sets` can answer for these class names."""
+        if not unknown and coverage is None:
+            return
+        if self.calibration is None:
+            raise UsageError(f"{self.source} has no calibration", "fit one by tools/calibrate.py", self.source)
+        self.calibration.check_asked(list(class_names or self.class_names), unknown, coverage)
+
+    def unknown(self, logits: Tensor) -> Tensor:
+        """Which images the model had better not answer, (images,): too many such answers would be wrong.
+
+        Args:
+            logits: of `logits`, for the model's own class names.
+
+        Raises:
+            UsageError: it has no calibration, or that promises no error.
+        """
+        self.check_asked(unknown=True)
+        return torch.from_numpy(~self.calibration.threshold.apply(logits))  # type: ignore[union-attr]
+
+    def sets(self, logits: Tensor, coverage: float) -> Tensor:
+        """The set of classes of each image, (images, classes).
+
+        It has the right class for `coverage` of the images, between 0 and 1. Other arguments and errors are those of
+        `unknown`.
+        """
+        self.check_asked(unknown=False, coverage=coverage)
+        return torch.from_numpy(self.calibration.sets.apply(logits, coverage))  # type: ignore[union-attr]
 
     def logits(self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None) -> Tensor:
         """The scaled cosine similarities before softmax; arguments and errors are those of `probabilities`."""
@@ -237,6 +297,12 @@ class PromptedClassifier:
         size = max(1, BATCH // self.views)
         for start in range(0, len(several), size):
             yield self.pixels(several[start : start + size])
+
+    def _fit_distances(self, *class_names: str) -> "Distances | None":
+        from .calibrated import distances_of
+
+        sentence = self.description.template or self.description.dataset_template or TEMPLATE
+        return distances_of(self._method_for(class_names), self._own, sentence)
 
     def _method_for(self, class_names: Sequence[str] | None) -> Method:
         own = with_spaces(self.class_names)

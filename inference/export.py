@@ -11,6 +11,7 @@ from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
 from common.names import printable
 from common.pages import render
+from common.results import CALIBRATION
 from common.start import Parser, path, required_packages
 
 from .arguments import MODELS, add_model_options, check_exists, given_class_names
@@ -62,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         description = classifier.save(folder)
         check_vacant(args.to, KEY, folder)  # before what takes minutes
         written = {"prompts.safetensors": "the learned tensors", "config.json": "everything that is needed to use them"}
+        if classifier.calibration:
+            images = classifier.calibration.images
+            written[CALIBRATION] = f"temperature, threshold for unknown images and sets, fitted on {images:,} images"
         for form in forms:
             form.write(classifier, names, folder / form.file)
             largest = programs.largest_difference(form, classifier, names, folder)
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        others = [*(form.file for form in programs.FORMS.values()), programs.FOLDED]
+        others = [*(form.file for form in programs.FORMS.values()), programs.FOLDED, CALIBRATION]
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from common.errors import UsageError, one_line
+from common.results import CALIBRATION
 
 from .artefact import CONFIG, PROMPTS
 
@@ -17,14 +18,14 @@ LOGIN = "log in by `hf auth login`, or set HF_TOKEN to a token that may read and
 
 
 def download(name: str, revision: str | None = None) -> Path:
-    """The folder with the two files of a repository in the cache of huggingface_hub (HF_HOME).
+    """The folder with the files of a repository that are read in the cache of huggingface_hub (HF_HOME).
 
     Without a connection, these are the files that were downloaded last. Arguments and errors are those of
     `PromptedClassifier.from_pretrained`.
     """
     check_name(name)
     with answers(name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, PROMPTS]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, PROMPTS, CALIBRATION]))
 
 
 def check_login(name: str) -> None:

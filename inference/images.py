@@ -94,10 +94,23 @@ def one_thread() -> Iterator[None]:
 
 
 class Predictor:
-    """The `k` most probable classes of image files: a row for each model. `names` replace the models' own, if given."""
+    """The `k` most probable classes of image files: a row for each model. `names` replace the models' own, if given.
 
-    def __init__(self, models: Sequence[Model], names: Sequence[str], k: int):
+    A row also says whether the image is `unknown` and which classes a set for the share `coverage` has, if asked for.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        names: Sequence[str],
+        k: int,
+        unknown: bool = False,
+        coverage: float | None = None,
+    ):
         self.models, self.names, self.k = models, names or None, k
+        self.unknown, self.coverage = unknown, coverage
+        for model in models:
+            model.classifier.check_asked(unknown, coverage, self.names)
         self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
         self.views = max(model.classifier.views for model in models)
         self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
@@ -125,8 +138,21 @@ class Predictor:
         for (name, classifier), inputs in zip(self.models, batches, strict=bool(good)):
             classes = self.names or classifier.class_names
             with self.turn:
-                top = classifier.probabilities(inputs, self.names).topk(min(self.k, len(classes)))
+                logits = classifier.logits(inputs, self.names)
+            probabilities = classifier.repaired(logits, self.names).softmax(dim=-1)
+            top = probabilities.topk(min(self.k, len(classes)))
+            unknown = classifier.unknown(logits).tolist() if self.unknown else [None] * len(good)
+            sets = [None] * len(good) if self.coverage is None else classifier.sets(logits, self.coverage)
             for number, pairs in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
                 best = [(classes[index], value) for index, value in zip(*pairs, strict=True)]
-                rows[number].append((str(good[number]), name, best))
+                members = in_set(sets[number], probabilities[number], classes)
+                rows[number].append(Row(str(good[number]), name, best, unknown[number], members))
         return list(chain(*rows)), errors, len(good)
+
+
+def in_set(members: Tensor | None, probabilities: Tensor, classes: Sequence[str]) -> list[tuple[str, float]] | None:
+    """The classes of a set (classes,) with their probabilities, the most probable first; None without a set."""
+    if members is None:
+        return None
+    order = probabilities.argsort(descending=True, stable=True)
+    return [(classes[index], probabilities[index].item()) for index in order[members[order]].tolist()]

@@ -23,7 +23,7 @@ from trainers.base.data_use import inherited, on_test_images
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import CONFIG as DESCRIPTION
-from .artefact import INPUT, Description, read_artefact
+from .artefact import INPUT, Description, calibration_in, read_artefact
 from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
@@ -76,9 +76,14 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     names = next(filter(None, known), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
+        calibration = calibration_in(path) if options.load_epoch is None else None  # it is of the tested epoch
         if not description.class_names:
-            description = replace(description, class_names=names)
-        classifiers.append(PromptedClassifier(description, checkpoint, str(path), backbone, options.device))
+            own = list(calibration.class_names) if calibration else []
+            description = replace(description, class_names=names or own)
+        classifier = PromptedClassifier(
+            description, checkpoint, str(path), backbone, options.device, calibration=calibration
+        )
+        classifiers.append(classifier)
         if not description.backbone_sha256:
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
             text = f"{path} does not say on which weights its prompts were learned: check that they are those of {name}"

@@ -7,15 +7,26 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NamedTuple, TextIO
 
 from common.errors import UsageError
 from common.names import csv_cell, printable
 from common.start import Parser, at_least, path, required_packages
 
-from .arguments import MODELS, add_model_options, check_exists, given_class_names
+from .arguments import MODELS, add_calibration_options, add_model_options, check_exists, given_class_names
 
-Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
+SHOWN = 5  # classes of a set in the table
+Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
+
+
+class Row(NamedTuple):
+    """What a model says of an image; `unknown` and `set` are None if they were not asked for."""
+
+    image: str
+    model: str
+    top: Pairs
+    unknown: bool | None = None
+    set: Pairs | None = None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -37,6 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="number of classes to print for each image (default: 5)",
     )
     add("--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)")
+    add_calibration_options(parser)
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_const", dest="form", const=as_json, help="print JSON and nothing else")
     forms.add_argument("--csv", action="store_const", dest="form", const=as_csv, help="print CSV, a row for each class")
@@ -59,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         files = images.find_images(args.paths[number:])
         with images.one_thread():
             opened = models.open_models(args.paths[:number], args, names)
-        predict = images.Predictor(opened, names, args.topk)
+        predict = images.Predictor(opened, names, args.topk, args.unknown, args.sets)
         skipped = 0
 
         def rows() -> Iterator[Row]:
@@ -79,32 +91,51 @@ def main(argv: list[str] | None = None) -> None:
             if skipped == len(files):
                 raise UsageError(f"none of the {len(files)} images could be read", "see above")
 
-        args.form(stdout, rows(), files, opened, names)
+        args.form(stdout, rows(), files, opened, names, args.unknown, args.sets)
     if skipped:
         sys.exit(1)
 
 
 def as_json(out: TextIO, rows: Iterable[Row], *layout) -> None:
     before = "[\n"
-    for image, model, top in rows:
-        classes = [{"class": name, "probability": value} for name, value in top]
-        out.write(f"{before} {json.dumps({'image': image, 'model': model, 'top': classes})}")
+    for row in rows:
+        content: dict[str, Any] = {"image": row.image, "model": row.model, "top": as_objects(row.top)}
+        if row.unknown is not None:
+            content["unknown"] = row.unknown
+        if row.set is not None:
+            content["set"] = as_objects(row.set)
+        out.write(f"{before} {json.dumps(content)}")
         before = ",\n"
     out.write("\n]\n")
 
 
-def as_csv(out: TextIO, rows: Iterable[Row], *layout) -> None:
+def as_objects(pairs: Pairs) -> list[dict[str, Any]]:
+    return [{"class": name, "probability": value} for name, value in pairs]
+
+
+def as_csv(out: TextIO, rows: Iterable[Row], files, models, names, unknown: bool, sets: float | None) -> None:
+    """The most probable classes of each image and, with `sets`, all classes of the set."""
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("image", "model", "rank", "class", "probability"))
-    for image, model, top in rows:
-        for rank, pair in enumerate(top, start=1):
-            writer.writerow(map(csv_cell, (image, model, rank, *pair)))
+    header = ["image", "model", "rank", "class", "probability"]
+    writer.writerow(header + ["unknown"] * unknown + ["in_set"] * (sets is not None))
+    for row in rows:
+        members = row.set or []
+        pairs = max(row.top, members, key=len)
+        for rank, pair in enumerate(pairs, start=1):
+            values: list[Any] = [row.image, row.model, rank, *pair]
+            values += [row.unknown] * unknown + [pair in members] * (sets is not None)
+            writer.writerow(map(csv_cell, values))
 
 
-def as_table(out: TextIO, rows: Iterable[Row], files: Sequence[Path], models, names: Sequence[str]) -> None:
+def as_table(out: TextIO, rows: Iterable[Row], files: Sequence[Path], models, names: Sequence[str], *asked) -> None:
     known = names or [name for model in models for name in model.classifier.class_names]
     image_width = max(len(printable(file)) for file in files)
     model_width, class_width = max(len(printable(model.name)) for model in models), max(map(len, known))
-    for image, model, top in rows:
-        classes = "   ".join(f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in top)
-        out.write(f"{printable(image):<{image_width}}  {printable(model):<{model_width}}  {classes}\n")
+    for row in rows:
+        classes = "   ".join(f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in row.top)
+        if row.set is not None:
+            more = f", and {len(row.set) - SHOWN} more" * (len(row.set) > SHOWN)
+            classes = f"{{{', '.join(name for name, _ in row.set[:SHOWN])}{more}}}"
+        if row.unknown is not None:
+            classes = f"{'unknown' if row.unknown else '':<7}  {classes}"
+        out.write(f"{printable(row.image):<{image_width}}  {printable(row.model):<{model_width}}  {classes}\n")

@@ -122,13 +122,16 @@ def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> T
 
 
 def metadata(classifier: PromptedClassifier, class_names: Sequence[str]) -> dict[str, str]:
-    """Facts for the user of the file, as texts; the class names and INPUT are JSON."""
-    return {
+    """Facts for the user of the file, as texts; class names, INPUT and calibration are JSON."""
+    facts = {
         "class_names": json.dumps(list(class_names)),
         "input": json.dumps(classifier.description.input),
         "method": classifier.method,
         "backbone": classifier.description.backbone,
     }
+    if classifier.calibration and list(class_names) == classifier.class_names:
+        facts["calibration"] = json.dumps(classifier.calibration.to_json())
+    return facts
 
 
 class Form(NamedTuple):

@@ -27,7 +27,7 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
     images = list(images_of(eurosat, range(6)))
     expected = PromptedClassifier.from_pretrained(exported, str(deep)).logits(images)
     assert torch.equal(PromptedClassifier.from_pretrained(NAME, str(deep), revision="v1").logits(images), expected)
-    patterns = ["config.json", "prompts.safetensors"]
+    patterns = ["config.json", "prompts.safetensors", "calibration.json"]
     assert asked == [((NAME,), {"revision": "v1", "allow_patterns": patterns})]
 
 

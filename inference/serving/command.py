@@ -9,7 +9,7 @@ from threading import Event
 from common.files import scratch
 from common.start import Parser, at_least, path, required_packages
 
-from ..arguments import MODELS, add_model_options, check_exists, given_class_names
+from ..arguments import MODELS, add_calibration_options, add_model_options, check_exists, given_class_names
 
 REQUIREMENTS = "requirements-serve.txt"
 MOST_EXAMPLES = 8
@@ -28,6 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)")
     parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
+    add_calibration_options(parser)
     add_model_options(parser)
     return parser.parse_args(argv)
 
@@ -47,9 +48,12 @@ def main(argv: list[str] | None = None) -> None:
             from .page import Page
         examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
         opened = models.open_models(args.models, args, names)
+        for model in opened:
+            model.classifier.check_asked(args.unknown, args.sets, names or None)
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does
-        address = Page(opened, names or opened[0].classifier.class_names, examples).start(args.host, args.port)
+        page = Page(opened, names or opened[0].classifier.class_names, examples, args.unknown, args.sets)
+        address = page.start(args.host, args.port)
         print(f"Open {address} in a browser. Ctrl-C ends the server.", flush=True)
         try:
             Event().wait()

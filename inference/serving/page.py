@@ -19,7 +19,8 @@ from clip import ClipError
 from common.errors import UsageError
 from common.names import check_names
 
-from ..images import Batch, one_thread, read_batch
+from ..classifier import PromptedClassifier
+from ..images import Batch, in_set, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
 from .limits import EVERY, OLDEST, Limits
@@ -45,11 +46,26 @@ OPTIONS |= {"preprocess": False}
 
 
 class Page:
-    """The page of one or more models. `names` are the class names to begin with, `examples` files to choose from."""
+    """The page of one or more models.
 
-    def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
+    Args:
+        names: the class names to begin with.
+        examples: files to choose from.
+        unknown, coverage: whether to say which images are unknown, and the share of images whose class a set has to
+            have; only for the names to begin with.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        names: Sequence[str],
+        examples: Sequence[Path],
+        unknown: bool = False,
+        coverage: float | None = None,
+    ):
         self.models, self.own_names = models, list(names)
         self.read = lru_cache(REMEMBERED)(self.read_image)
+        self.unknown, self.coverage = unknown, coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
@@ -133,17 +149,29 @@ class Page:
         _, inputs, faults = self.read(file)
         for fault in faults:
             raise UsageError(fault)
-        found: list[dict[str, float] | None] = []
+        found: list[dict[str, float] | str | None] = []
         errors: dict[str, bool] = {}  # each once, in their order
         for (_, classifier), pixels in zip(self.models, inputs, strict=True):
             try:
                 unchanged = names == self.names and classifier.class_names == self.own_names
-                (row,) = classifier.probabilities(pixels, None if unchanged else names).tolist()
-                found.append(added(self.own_names if unchanged else names, row))
+                shown = self.own_names if unchanged else names
+                logits = classifier.logits(pixels, None if unchanged else names)
+                (row,) = classifier.repaired(logits, None if unchanged else names).softmax(dim=-1)
+                text = self.answer_in_words(classifier, logits, row) if unchanged else ""
+                found.append(text or added(shown, row.tolist()))
             except (UsageError, ClipError) as error:
                 found.append(None)
                 errors[str(error)] = True
         return [self.message("\n".join(errors), file), *found]
+
+    def answer_in_words(self, classifier: PromptedClassifier, logits: torch.Tensor, row: torch.Tensor) -> str:
+        """`unknown`, or a set of more classes than there are bars; empty if the bars say more."""
+        if self.unknown and classifier.unknown(logits).item():
+            return "unknown"
+        if self.coverage is None:
+            return ""
+        members = in_set(classifier.sets(logits, self.coverage)[0], row, self.own_names) or []
+        return f"one of {len(members)}: {', '.join(name for name, _ in members)}" if len(members) > BARS else ""
 
     @staticmethod
     def message(text: str, file: str = "") -> Any:

@@ -1,0 +1,205 @@
+"""The command `python tools/calibrate.py`: fit calibrations of models, and report what they change."""
+
+import argparse
+import io
+import zipfile
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from numpy.lib import format as npy
+
+from common.errors import UsageError, choose_dataset
+from common.names import printable
+from common.results import CALIBRATION
+from common.results import FILE as RESULTS
+from common.start import Parser, path, share
+from inference.arguments import add_model_options
+from inference.calibrated import write_calibration
+from inference.calibration import KINDS, checked
+from inference.classifier import PromptedClassifier
+from inference.images import find_images
+from inference.models import kind_of, open_models, run_configuration
+from trainers import methods
+
+from .calibrating import COVERAGE, Outputs, check_test_images, count_copies, fit, of_sets, of_transport, report
+from .predictions import FILE as PREDICTIONS
+from .predictions import LARGEST, read
+
+LOGITS = "logits.npy"  # in predictions.npz
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description="Fit the temperature, the threshold for unknown images and the sets of a model on held-out images, "
+        f"write them to {CALIBRATION} in its folder, and report ECE, NLL, sets and abstention before and after.",
+        epilog="A MODEL is the output folder of a run, a folder with such folders below it, or a folder that "
+        "tools/export.py wrote. The images are the validation images of a run or, with --images, those in folders "
+        "named after the classes. Images of the run's test are refused.",
+    )
+    add = parser.add_argument
+    add("models", type=path, nargs="+", metavar="MODEL")
+    add("--images", type=path, metavar="FOLDER", help="labelled images instead of the validation images: CLASS/*")
+    add("--error", type=share, metavar="SHARE", help="largest share of wrong answers (default: 0.05, if promised)")
+    add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
+    add("--by-class", action="store_true", help="also print the coverage and the size of the sets of each class")
+    add("--accept-test-images", action="store_true", help="fit on images of the test, and mark the calibration")
+    add_model_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    folders = [folder for model in args.models for folder in models_in(model)]
+    for number, folder in enumerate(folders):
+        print("\n" * (number > 0) + printable(folder))
+        calibrate(folder, args)
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The folder of one model, or those of the runs below it that have learned prompts or need none.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if kind_of(folder) in ("exported", "run"):
+        return [folder]
+    runs = sorted(file.parent for file in folder.rglob(RESULTS))
+    found = [run for run in runs if kind_of(run) == "run" and is_tested_here(run)]
+    if not found:
+        raise UsageError(f"no finished run in {folder}", "give the output folder of a run, or of several", folder)
+    return found
+
+
+def is_tested_here(run: Path) -> bool:
+    """Whether a run has its prompts itself, and is not of new classes alone."""
+    cfg = run_configuration(run)
+    if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
+        return False
+    return not methods()[cfg.TRAINER.NAME].learns or any(run.glob("*/model*.pth.tar*"))
+
+
+def calibrate(folder: Path, args: argparse.Namespace) -> None:
+    """Fit the calibration of one model, write it, and print what it changes on the images of the run's test."""
+    dataset = read_dataset(folder) if kind_of(folder) == "run" else None
+    options = Namespace(**vars(args) | {"template": "", "config_file": "", "trainer": ""})
+    ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
+    if args.images:
+        items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
+    elif dataset is None or not dataset.val:
+        raise UsageError(f"{folder} has no validation images", "give labelled images by --images", folder)
+    else:
+        items, source = dataset.val, f"validation images of {dataset.title}"
+    test_items = dataset.test if dataset else []
+    common = count_copies(items, test_items)
+    check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
+    held = outputs_of(classifier, items)
+    fitted = fit(held, classifier.class_names, items, source, args.error, kind=args.kind, test_images=common)
+    write_calibration(folder, fitted)
+    print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
+    if dataset is None:
+        return
+    classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
+    test = saved_outputs(folder) or outputs_of(classifier, test_items)
+    print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
+    with suppress(UsageError):  # a class without a calibration image
+        print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))
+    if args.by_class:
+        print_classes(fitted.sets.apply(test.logits, COVERAGE), test.labels, classifier.class_names)
+    if classes == "base" and methods()[classifier.method].transfers:
+        new = read_dataset(folder, "new")
+        test = outputs_of(classifier, new.test, names_of(new))
+        print_report(f"{dataset.title}, new classes", report(fitted, test, classifier.distances(names_of(new))))
+
+
+def read_dataset(run: Path, classes: str = "") -> Any:
+    """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES."""
+    cfg = run_configuration(run)
+    cfg.DATASET.SUBSAMPLE_CLASSES = classes or cfg.DATASET.SUBSAMPLE_CLASSES
+    choose_dataset(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+
+
+def names_of(dataset: Any) -> list[str]:
+    return [name.replace("_", " ") for name in dataset.classnames]
+
+
+def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
+    """The images in folders named after the classes.
+
+    Raises:
+        UsageError: there are none, or a folder has another name.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", "give one with a folder of images for each class", folder)
+    found = []
+    for parent in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
+        name = parent.name.replace("_", " ")
+        if name not in names:
+            what = f"{printable(parent)} is named after no class of the model, whose first is {names[0]!r}"
+            raise UsageError(what, "give images of the model's classes", folder)
+        found += [Datum(impath=str(file), label=names.index(name), classname=name) for file in find_images([parent])]
+    if not found:
+        raise UsageError(f"no folder of images in {folder}", "give one for each class, named after it", folder)
+    return found
+
+
+def outputs_of(classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None) -> Outputs:
+    logits = classifier.logits([item.impath for item in items], names)
+    return Outputs(logits.double().numpy(), np.array([item.label for item in items]))
+
+
+def saved_outputs(run: Path) -> Outputs | None:
+    """The logits that the test of a run has saved (TEST.SAVE_LOGITS); None if it has not.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    file = run / PREDICTIONS
+    if not file.is_file():
+        return None
+    labels = read(run)["label"]
+    with zipfile.ZipFile(file) as archive:
+        if LOGITS not in archive.namelist():
+            return None
+        try:
+            entry = archive.getinfo(LOGITS)
+            if entry.file_size > LARGEST + 1024:
+                raise ValueError("too large")
+            logits = npy.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False).astype(float)
+            checked(logits, labels)
+        except Exception as error:  # as in `predictions.read`
+            raise UsageError(f"{file} is damaged", "start its run again", file) from error
+    return Outputs(logits, labels)
+
+
+def print_report(where: str, found: dict[str, Any]) -> None:
+    """`report` in words."""
+    print(f"{where}:")
+    for key in ("before", "by_temperature", "by_dac", "after"):
+        if key in found:
+            print(f"  {key.replace('_', ' '):<14}  ECE {found[key]['ece']:6.2f}%  NLL {found[key]['nll']:.4f}")
+    for kind, values in found["sets"].items():
+        print_sets(kind.upper(), values)
+    for values in found["unknown"]:
+        answered = f"{values['answered']:.1f}% of the images, {values['wrong']:.2f}% of them wrong"
+        print(f"  asked for at most {values['asked']:g}% errors: answers {answered}")
+
+
+def print_sets(name: str, values: dict[str, float]) -> None:
+    sizes = f"{values['size']:.2f} classes on average, {values['empty']:.0f} empty"
+    print(f"  {100 * COVERAGE:g}% sets, {name}: cover {values['coverage']:.2f}%, {sizes}")
+
+
+def print_classes(sets: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    """The coverage and the mean size of the sets (images, classes) of each class, and the mean gap."""
+    gaps = []
+    for label in np.unique(labels):
+        found = of_sets(sets[labels == label], labels[labels == label])
+        gaps.append(abs(found["coverage"] - 100 * COVERAGE))
+        print(f"    {names[label]}: cover {found['coverage']:.1f}%, {found['size']:.2f} classes")
+    print(f"    mean difference from {100 * COVERAGE:g}% over the classes: {np.mean(gaps):.2f}")

@@ -1,0 +1,240 @@
+"""Calibrations fitted on held-out images, and what they change on the images of a test."""
+
+import hashlib
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from common.errors import UsageError
+from common.files import checksum
+from common.results import CALIBRATION
+from datasets import title
+from inference.artefact import calibration_in
+from inference.calibrated import Calibration, write_calibration
+from inference.calibration import (
+    KINDS,
+    Distances,
+    Floats,
+    Sets,
+    Temperature,
+    Threshold,
+    checked,
+    conf_ot,
+    scores,
+    softmax,
+)
+from inference.models import open_models
+from trainers import PromptTrainer
+from trainers.base.data_use import count_common
+
+from .metrics import ece
+
+COVERAGE = 0.9  # of the sets in a report
+ERROR, CONFIDENCE = 0.05, 0.95  # of a threshold, by default
+ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2)  # whose thresholds a report has
+UNCHANGED = {"config_file": "", "trainer": "", "load_epoch": None, "device": "", "template": ""}  # options of a model
+
+
+class Outputs(NamedTuple):
+    """Logits (images, classes) and labels (images,)."""
+
+    logits: Floats
+    labels: np.ndarray
+
+
+def fit(held: Outputs, names: Sequence[str], items: Sequence[Any], source: str, error: float | None = None, **facts):
+    """The calibration on held-out images, with a line if these promise no error.
+
+    Args:
+        names: of the classes, in the order of the logits.
+        items: the images, with `impath` and `classname`.
+        error: to promise; ERROR if it is None, or no promise where the images are too few.
+        facts: `kind` of the sets, and `test_images`.
+
+    Raises:
+        UsageError: a logit is not finite, or the images cannot promise the given error.
+    """
+    threshold = None
+    try:
+        threshold = Threshold.fit(*held, error or ERROR, CONFIDENCE)
+    except UsageError as problem:
+        checked(*held)
+        if error is not None:
+            raise
+        print(f"No threshold for unknown images: {problem}")
+    sets = Sets.fit(*held, facts.pop("kind", KINDS[0]))
+    temperature = Temperature.fit(*held)
+    return Calibration(tuple(names), len(items), images_sha256(items), source, temperature, sets, threshold, **facts)
+
+
+def images_sha256(items: Sequence[Any]) -> str:
+    """The SHA-256 of images: the checksum of each file and its class, in order of the checksums."""
+    lines = sorted(f"{checksum(Path(item.impath)) if item.impath else ''} {item.classname}\n" for item in items)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def count_copies(items: Sequence[Any], others: Sequence[Any]) -> int:
+    """How many of the images are also among the others, by their content; only files of equal size are read."""
+    if common := count_common(items, others):
+        return common
+    sizes: dict[int, set[str]] = {}
+    for item in others:
+        if item.impath:
+            sizes.setdefault(Path(item.impath).stat().st_size, set()).add(item.impath)
+    copies = 0
+    for item in items:
+        same_size = sizes.get(Path(item.impath).stat().st_size, ()) if item.impath else ()
+        if same_size:
+            own = checksum(Path(item.impath))
+            copies += any(checksum(Path(other)) == own for other in same_size)
+    return copies
+
+
+def check_test_images(count: int, images: int, where: str, accepted: bool, remedy: str) -> None:
+    """Raise UsageError if test images take part in a calibration and that is not accepted."""
+    if count and not accepted:
+        what = f"{count:,} of {images:,} images for the calibration are test images of {where}"
+        raise UsageError(what, f"give others, or accept it by {remedy}, which marks the calibration")
+
+
+def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
+    """`ece` in percent, and `nll`."""
+    p = softmax(logits)
+    of_label = np.maximum(p[np.arange(len(p)), labels], np.finfo(float).tiny)
+    return {
+        "ece": 100 * ece(p.max(axis=1), p.argmax(axis=1) == labels),
+        "nll": float(-np.log(of_label).mean()),
+    }
+
+
+def report(calibration: Calibration, test: Outputs, distances: Distances | None = None, held: Outputs | None = None):
+    """What a calibration changes on the images of a test.
+
+    Args:
+        distances: DAC, for other classes than those of the calibration.
+        held: the images of the calibration, for sets of each kind and for thresholds of several errors.
+
+    Returns:
+        a dict for results.json: the facts of the calibration; ECE and NLL `before`, by `temperature`, by `dac`, and
+        `after` all of what there is; `sets` by kind: coverage in percent, mean size, number of empty sets; `unknown`:
+        for each asked error the share of the answered images and of the wrong ones among these, in percent.
+    """
+    z, labels = test
+    cooled = calibration.temperature.apply(z)
+    found: dict[str, Any] = {key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")}
+    found |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
+    after = cooled
+    if distances is not None:
+        found |= {"by_temperature": quality(cooled, labels), "by_dac": quality(distances.apply(z), labels)}
+        after = distances.apply(cooled)
+    found["after"] = quality(after, labels)
+    all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
+    found["sets"] = {each.kind: of_sets(each.apply(z, COVERAGE), labels) for each in all_sets}
+    found["unknown"] = [of_threshold(threshold, test) for threshold in thresholds(calibration, held)]
+    return found
+
+
+def thresholds(calibration: Calibration, held: Outputs | None) -> list[Threshold]:
+    """Those that can be promised, for ERRORS and that of the calibration."""
+    own = {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
+    for error in ERRORS if held else ():
+        try:
+            own.setdefault(error, Threshold.fit(*held, error, CONFIDENCE))
+        except UsageError:
+            continue
+    return [own[error] for error in sorted(own)]
+
+
+def of_sets(sets: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    sizes = sets.sum(axis=1)
+    covered = sets[np.arange(len(labels)), labels]
+    return {"coverage": 100 * float(covered.mean()), "size": float(sizes.mean()), "empty": int((sizes == 0).sum())}
+
+
+def of_threshold(threshold: Threshold, test: Outputs) -> dict[str, float]:
+    answered = threshold.apply(test.logits)
+    wrong = test.logits.argmax(axis=1) != test.labels
+    error = 100 * float(wrong[answered].mean()) if answered.any() else 0.0
+    return {"asked": 100 * threshold.error, "answered": 100 * float(answered.mean()), "wrong": error}
+
+
+def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
+    """LAC sets after Conf-OT, which reads all calibration and test images together."""
+    p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
+    count = len(held.labels)
+    sets = Sets.of_scores(scores(p[:count], "lac"), held.labels, "lac").of(p[count:], COVERAGE)
+    return of_sets(sets, test.labels)
+
+
+class Calibrated:
+    """Fits a calibration after a test, and reports what it changes (TEST.CALIBRATE): an observer (`run.OBSERVERS`).
+
+    A training run fits it on its validation images, and writes calibration.json. A test of the prompts of another run
+    takes that run's, with DAC if its classes are others.
+    """
+
+    def __init__(self, spec: Any, trainer: Any):
+        self.spec, self.cfg, self.trainer = spec, spec.cfg, trainer
+        self.prompts: Calibration | None = None
+        self.asked = spec.cfg.TEST.CALIBRATE
+        if not self.asked:
+            return
+        if not isinstance(trainer, PromptTrainer):
+            raise UsageError("TEST.CALIBRATE needs a method of this project", "leave it out")
+        if trainer.kind == "transductive":
+            print(f"No calibration: {spec.cfg.TRAINER.NAME} learns from the images of a test")
+            self.asked = False
+            return
+        if spec.args.eval_only and spec.args.model_dir:
+            self.prompts = calibration_in(Path(spec.args.model_dir))
+        if self.prompts is None:
+            self.check_images(trainer.dm.dataset)
+
+    def check_images(self, dataset: Any) -> None:
+        """Check that there are validation images that are not those of the test."""
+        cfg = self.cfg
+        if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
+            what = (
+                f"{self.spec.args.model_dir or 'the run'} has no {CALIBRATION}, and new classes have that of the base"
+            )
+            raise UsageError(what, "test its base classes with TEST.CALIBRATE True first, or leave it out")
+        if not dataset.val or cfg.TEST.SPLIT == "val":
+            what = "TEST.CALIBRATE needs validation images that are not tested"
+            raise UsageError(what, "set DATASET.HOLD_OUT True, or leave it out")
+        self.test_images = count_copies(dataset.val, dataset.test)
+        accepted = cfg.TEST.SELECT_ON_TEST
+        check_test_images(self.test_images, len(dataset.val), title(cfg), accepted, "TEST.SELECT_ON_TEST True")
+
+    def finish(self) -> dict[str, Any]:
+        """`calibration` for results.json: `report`."""
+        columns = self.trainer.evaluator.predictions if self.asked else {}
+        if not columns:
+            return {}
+        test = Outputs(columns["logits"].astype(float), columns["label"].astype(int))
+        names = self.trainer.class_names
+        if self.prompts is None:
+            held, fitted = self.fit(names)
+            write_calibration(Path(self.cfg.OUTPUT_DIR), fitted)
+            return {"calibration": report(fitted, test, held=held)}
+        distances = None if list(self.prompts.class_names) == names else self.distances()
+        return {"calibration": report(self.prompts, test, distances)}
+
+    @torch.no_grad()
+    def fit(self, names: Sequence[str]) -> tuple[Outputs, Calibration]:
+        trainer, cfg = self.trainer, self.cfg
+        trainer.set_model_mode("eval")
+        items = trainer.val_loader.dataset.data_source
+        batches = list(type(trainer).test_outputs(trainer, trainer.val_loader))  # observers do not see them
+        logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
+        held = Outputs(logits.astype(float), labels.astype(int))
+        return held, fit(held, names, items, f"validation images of {title(cfg)}", test_images=self.test_images)
+
+    def distances(self) -> Distances | None:
+        """DAC for the classes of the test; None where the texts of the method have no distances."""
+        options = Namespace(**UNCHANGED | {"backbone": self.cfg.MODEL.BACKBONE.NAME})
+        ((_, classifier),) = open_models([Path(self.spec.args.model_dir)], options)
+        return classifier.distances(self.trainer.class_names)

@@ -1,0 +1,174 @@
+"""Calibrations of runs: fitted on held-out images, used by every command, refused where they promise nothing."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from drawn import results
+from learned import images_of, rows_of
+
+from common.results import CALIBRATION
+from experiments import calibrate
+from inference import export, predict, programs
+from inference.artefact import calibration_in
+from inference.classifier import PromptedClassifier
+
+pytestmark = pytest.mark.slow
+ASKED = ("TEST.CALIBRATE", True)
+
+
+@pytest.fixture(scope="module")
+def calibrated(finished):
+    """The folder of a run on base classes with a calibration."""
+    return finished("CoOp", "base", *ASKED, "DATASET.NUM_SHOTS", -1)
+
+
+@pytest.fixture
+def labelled(eurosat, tmp_path):
+    """120 noisy images of the base classes in folders, named after them."""
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    for file, name in images_of(eurosat, range(3)).items():
+        (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(Image.open(file).convert("RGB"), dtype=int)
+        for number in range(10):
+            noisy = np.clip(pixels + rng.integers(-99, 99, pixels.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / "mine" / name / f"{file.rpartition('/')[2]}{number}.png")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def fitted(calibrated, labelled, command, tmp_path):
+    """A copy of the run, calibrated on the labelled images for an error that these can promise."""
+    folder = shutil.copytree(calibrated, tmp_path / "run")
+    done = command(calibrate, folder, "--images", labelled, "--error", 0.9, "--by-class")
+    assert done.status == 0, done.errors
+    return folder, done.printed
+
+
+def test_a_run_reports_what_its_calibration_changes(calibrated, finished):
+    found, base = results(calibrated)["calibration"], calibration_in(calibrated)
+    assert (found["images"], found["sha256"], found["test_images"]) == (12, base.sha256, 0) and base.threshold is None
+    assert found["before"]["nll"] == pytest.approx(results(calibrated)["nll"], abs=1e-5)
+    assert found["before"]["ece"] == pytest.approx(results(calibrated)["ece"], abs=1e-3)
+    arrays = np.load(calibrated / "predictions.npz")
+    cooled = torch.from_numpy(base.temperature.apply(arrays["logits"]))
+    nll = torch.nn.functional.cross_entropy(cooled, torch.from_numpy(arrays["label"]).long()).item()
+    assert found["after"]["nll"] == pytest.approx(nll, abs=1e-6) and set(found["sets"]) == {"lac", "aps", "raps"}
+    new = finished("CoOp", "new", *ASKED, "DATASET.NUM_SHOTS", -1, tests=calibrated)
+    changed = results(new)["calibration"]
+    assert changed["temperature"] == base.temperature.temperature and not (new / CALIBRATION).exists()
+    assert len({changed[key]["nll"] for key in ("before", "by_temperature", "by_dac", "after")}) == 4
+    assert (
+        results(new)["accuracy"]
+        == results(finished("CoOp", "new", "DATASET.NUM_SHOTS", -1, tests=calibrated))["accuracy"]
+    )
+
+
+def test_the_command_finds_what_the_run_found(calibrated, command, tmp_path):
+    before = calibration_in(calibrated)
+    folder = shutil.copytree(calibrated, tmp_path / "runs/run")
+    (folder / CALIBRATION).unlink()
+    done = command(calibrate, tmp_path / "runs")
+    assert done.status == 0 and "new classes:" in done.printed and "by dac" in done.printed
+    after = calibration_in(folder)
+    assert after.sha256 == before.sha256 and after.images == before.images == 12
+    assert after.temperature.temperature == pytest.approx(before.temperature.temperature, rel=1e-4)
+    assert after.sets.label_scores == pytest.approx(before.sets.label_scores, abs=1e-6)
+
+
+def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp_path):
+    folder, printed = fitted
+    assert "Fitted on 120 images in mine" in printed and "green field: cover" in printed
+    files = list(images_of(eurosat, range(3)))
+    rows = rows_of(command, folder, *files, "--unknown", "--sets", 0.9, "--topk", 3)
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    assert "fitted on 120 images" in (tmp_path / "out/README.md").read_text()
+    assert (
+        rows_of(command, tmp_path / "out", *files, "--unknown", "--sets", 0.9, "--topk", 3, "--backbone", deep) == rows
+    )
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
+    logits, fit = classifier.logits(files), calibration_in(folder)
+    assert json.loads(programs.metadata(classifier, classifier.class_names)["calibration"]) == json.loads(
+        (folder / CALIBRATION).read_text()
+    )
+    unknown, sets = ~fit.threshold.apply(logits), fit.sets.apply(logits, 0.9)
+    assert [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
+    names = classifier.class_names
+    assert [{each["class"] for each in row["set"]} for row in rows] == [
+        {names[index] for index in np.flatnonzero(members)} for members in sets
+    ]
+    top = classifier.probabilities(files).max(dim=-1).values
+    assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.tolist())
+    expected = torch.from_numpy(fit.temperature.apply(logits)).softmax(dim=-1).float()
+    torch.testing.assert_close(classifier.probabilities(files), expected)
+    done = command(predict, folder, *files, "--unknown", "--sets", 0.9, "--csv")
+    table = list(csv.DictReader(io.StringIO(done.printed)))
+    assert sum(row["in_set"] == "True" for row in table) == sets.sum()
+    assert len({row["image"] for row in table if row["unknown"] == "True"}) == unknown.sum()
+
+
+def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
+    folder, _ = fitted
+    ((_, classifier),) = calibrate.open_models([folder], calibrate.parse([str(folder)]))
+    files, others = list(images_of(eurosat, range(6))), ["grey", "white snow", "red"]
+    distances = classifier.distances(others)
+    assert distances.factors[2] == 1 and distances.factors[0] != 1  # red is a class that was learned
+    repaired = distances.apply(classifier.calibration.temperature.apply(classifier.logits(files, others)))
+    expected = torch.from_numpy(repaired).softmax(dim=-1).float()
+    torch.testing.assert_close(classifier.probabilities(files, others), expected)
+    done = command(predict, folder, files[0], "--sets", 0.9, "--classes", *others)
+    assert "is of other class names" in done.error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--error", 0.01], "12 images cannot promise an error of at most 1%: give at least 299"),
+        (["--images", "{photos}"], "is named after no class of the model"),
+        (["--images", "{photos}/below"], "no folder of images"),
+        (["--images", "{copies}"], "12 of 12 images for the calibration are test images"),
+        (["--images", "{missing}"], "there is no folder"),
+        (["--error", 2], "a number between 0 and 1"),
+    ],
+)
+def test_wrong_requests_are_refused_and_change_nothing(options, words, calibrated, command, eurosat, photos, tmp_path):
+    for number, (file, name) in enumerate(images_of(eurosat, range(3)).items()):
+        (tmp_path / "copies" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "copies" / name / f"other name {number}.png")
+    places = {"photos": photos, "copies": tmp_path / "copies", "missing": tmp_path / "missing"}
+    before = (calibrated / CALIBRATION).read_bytes()
+    done = command(calibrate, calibrated, *(str(option).format(**places) for option in options))
+    assert done.status == 2 and words in done.errors[-1], done.errors
+    assert (calibrated / CALIBRATION).read_bytes() == before
+
+
+def test_test_images_mark_a_calibration(calibrated, command, eurosat, tmp_path):
+    folder = shutil.copytree(calibrated, tmp_path / "run")
+    for file, name in images_of(eurosat, range(3)).items():
+        (tmp_path / "copies" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "copies" / name)
+    done = command(calibrate, folder, "--images", tmp_path / "copies", "--accept-test-images")
+    assert done.status == 0 and "12 of them test images" in done.printed
+    assert calibration_in(folder).test_images == 12
+
+
+def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, tmp_path):
+    folder = shutil.copytree(calibrated, tmp_path / "run")
+    assert "promises no error" in command(predict, folder, photos / "a.jpg", "--unknown").error
+    done = command(predict, folder, photos / "a.jpg", "--sets", 0.99)
+    assert "cannot promise sets for 99% of the images" in done.error and "at least 99" in done.error
+    (folder / CALIBRATION).write_text('{"images": 1}')
+    assert f"{CALIBRATION} is not a calibration" in command(predict, folder, photos / "a.jpg").error
+    (folder / CALIBRATION).unlink()
+    assert "has no calibration" in command(predict, folder, photos / "a.jpg", "--unknown").error
+
+
+def test_new_classes_need_the_calibration_of_the_base(launch, argv):
+    done = launch(*argv("ZeroshotCLIP", *ASKED, "DATASET.SUBSAMPLE_CLASSES", "new"))
+    assert f"has no {CALIBRATION}" in done.error
