@@ -55,13 +55,6 @@ def different(run: Run) -> tuple[float, dict]:
     return 60 + drawn + 5 * (run.variant.method == "MPL"), {"train_seconds": seconds}
 
 
-def finish_all(study: Study, **measured) -> None:
-    """Write made-up results of all runs."""
-    for run in study.runs():
-        accuracy, times = different(run)
-        finish(run, accuracy, **times | measured)
-
-
 def study_of(output: Path, methods: Iterable[str], *protocols: str, **settings) -> Study:
     """A study of these methods with the small CLIP: by default `few_shot` on small_land with one seed.
 

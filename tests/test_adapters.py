@@ -10,7 +10,6 @@ from torch import nn
 
 from clip import (
     BlockAdapter,
-    ClipError,
     Edit,
     TextPrompts,
     adapt,
@@ -129,26 +128,6 @@ def test_dropout_differs_by_step_and_an_evaluation_has_none(adapted):
     before = torch.get_rng_state()
     a, b = (outputs(fast, copy)[1] for _ in range(2))
     assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
-
-
-def test_texts_of_single_images_go_through_adapters(adapted):
-    _, copy, _ = adapted(0, [0, 2])
-    for expected, got in zip(outputs(plain, copy, by_image=True), outputs(fast, copy, by_image=True), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
-
-
-def test_the_original_keeps_its_blocks_and_shares_its_weights(adapted):
-    clip, copy, _ = adapted(0, [1])
-    untouched, *_ = adapted(0, [])
-    assert all(map(torch.equal, outputs(fast, clip), outputs(fast, untouched)))
-    assert copy.state_dict().keys() == clip.state_dict().keys()
-    assert all(a is b for a, b in zip(copy.parameters(), clip.parameters(), strict=True))
-
-
-def test_a_block_takes_one_adapter(adapted):
-    _, copy, (adapter, _) = adapted(0, [1])
-    with pytest.raises(ClipError, match="the block of layer 1 has an adapter"):
-        adapt(copy, 1, adapter)
 
 
 def test_dropout_keeps_the_mean_and_its_share():

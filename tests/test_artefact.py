@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common.files import checksum
-from inference import export, predict
+from inference import predict
 from inference.classifier import PromptedClassifier
 
 
@@ -95,14 +95,3 @@ def test_broken_artefact_is_refused_in_one_line(name, copied, command, deep, eur
     options = [] if name == "weights of another machine" else ["--backbone", deep]
     done = command(predict, copied, eurosat, *options, "--json")
     assert reason in done.error and done.printed == ""
-
-
-def test_texts_of_a_description_are_no_markup_in_the_model_card(copied, command, deep, tmp_path):
-    hostile = "<img src=x onerror=alert(1)> | ![a](b) *c* N_CTX"
-    training = {f"{hostile}\n# a": f"{hostile}\n", "accuracy": hostile}
-    changed(copied, class_names=[hostile, "b", "c"], dataset=hostile, training=training)
-    assert command(export, copied, "--to", tmp_path / "new", "--backbone", deep).status == 0
-    card = (tmp_path / "new/README.md").read_text()
-    shown = r"&lt;img src=x onerror=alert(1)&gt; \| !\[a\](b) \*c\* N_CTX"
-    assert f"| learned on | {shown} |" in card and f"Classes: {shown}, b, c." in card
-    assert "<img" not in card and f"| {shown}\\\\n# a | {shown}\\\\n |" in card

@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import zipfile
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -79,9 +77,6 @@ def mark_as_folder(path):
 DAMAGES = {
     "tensor that counts as a folder": mark_as_folder,
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
-    "header only": lambda path: path.write_bytes(b"PK\3\4"),
-    "empty": lambda path: path.write_bytes(b""),
-    "empty archive": lambda path: zipfile.ZipFile(path, "w").close(),
     "bit of a tensor": lambda path: flip(path, torch.arange(4.0).numpy().tobytes()),
     "bit of the pickle": lambda path: flip(path, b"FloatStorage"),
     "larger than the file": lambda path: torch.save({"a": torch.ones(1).expand(2**40)}, path),
@@ -127,9 +122,8 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
         lambda path: socket.socket(socket.AF_UNIX).bind(path.name),
         os.mkdir,
         lambda path: path.symlink_to("/dev/zero"),
-        lambda path: path.symlink_to(path),
     ],
-    ids=["pipe", "socket", "folder", "device", "loop"],
+    ids=["pipe", "socket", "folder", "device"],
 )
 def test_special_files_are_refused_without_waiting(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -140,26 +134,16 @@ def test_special_files_are_refused_without_waiting(make, tmp_path, monkeypatch):
         clip.load_backbone(f"ViT-B-16:{tmp_path}/vit.pt")
 
 
-@pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
-def test_invalid_paths_are_refused_in_one_line(name):
-    for read in (clip.load_backbone, weights.read_state_dict):
-        with pytest.raises(clip.ClipError, match="cannot be read"):
-            read(name)
-
-
 @pytest.mark.parametrize(
     ("key", "change", "words"),
     [
         ("ln_final.weight", lambda value: torch.ones(20_480), "has the shape"),  # a tower of 19 GB
         ("visual.proj", lambda value: value * float("nan"), "visual.proj is not finite"),
-        ("logit_scale", lambda value: value / 0, "logit_scale is not finite"),
         ("visual.proj", lambda value: value.long(), "int64"),
-        ("visual.proj", lambda value: value[:0], "visual.proj has the shape"),
-        ("visual.conv1.weight", lambda value: value[0, 0, 0, 0], "open_clip can build"),
         ("text_projection", lambda value: value[0], "open_clip can build"),
         ("more", lambda value: torch.ones(1), "more tensors than this model, such as more"),
     ],
-    ids=["width", "nan", "inf", "int", "empty", "scalar", "dimensions", "more"],
+    ids=["width", "nan", "int", "dimensions", "more"],
 )
 def test_invalid_tensors_are_refused(key, change, words, half, tmp_path):
     state = half.state_dict()
@@ -168,30 +152,13 @@ def test_invalid_tensors_are_refused(key, change, words, half, tmp_path):
     refused(tmp_path / "vit.pt", words)
 
 
-def test_checksum_of_a_pair_is_of_the_file_in_the_given_folder(tmp_path, monkeypatch):
-    def download(pretrained, cache_dir):
-        (file := tmp_path / cache_dir / "vit.pt").write_bytes(b"weights")
-        return str(file)
-
-    monkeypatch.setattr(open_clip, "download_pretrained", download)
-    (tmp_path / "mine").mkdir()
-    expected = checksum(Path(download(None, "mine")))
-    assert clip.weights_sha256("ViT-B-16:laion400m_e32", cache="mine") == expected
-
-
 @pytest.mark.parametrize(
     ("part", "settings", "words"),
     [
         ("text_cfg", {"layers": 1}, "more tensors than"),
-        ("text_cfg", {"layers": "2"}, "open_clip can build"),
         ("vision_cfg", {"image_size": 10**9}, "open_clip can build"),
-        ("text_cfg", {"hf_model_name": "hub/model"}, "hub"),
         ("vision_cfg", {"timm_model_name": "hf-hub:owner/model"}, "hub"),
         ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
-        ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),
-        ("preprocess_cfg", {"mean": [1, 2]}, "mean"),
-        ("preprocess_cfg", [], "open_clip can build"),
-        ("text_cfg", None, "open_clip can build"),
         ("model_cfg", [], "open_clip can build"),
     ],
 )

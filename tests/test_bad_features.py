@@ -34,12 +34,3 @@ def test_weights_of_another_backbone(launch, argv, other, tmp_path):
     tested = argv("TipAdapter", *ONCE, backbone=other, options=options)
     for line in (tested, argv("GDA", *ONCE, "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl"))):
         assert "prompts for other weights: SHA-256" in launch(*line).error
-
-
-@pytest.mark.parametrize("name", ["base2new_train", "few_shot", "xd_train"])
-def test_test_time_method_in_a_training_script(name, script, tmp_path):
-    method = "ZERO"
-    ended, calls = script(f"any/{name}.sh", method, "eurosat", 1)
-    assert (ended.returncode, calls) == (2, []) and not (tmp_path / "out").exists()
-    (line,) = ended.stderr.splitlines()
-    assert f"{method} has nothing to train: test it by python train.py --trainer {method} --eval-only" in line

@@ -81,17 +81,6 @@ def test_class_with_fewer_images_than_shots_is_used_and_the_folder_is_only_read(
 # Backbones
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("/nowhere/vit.pt", ["/nowhere/vit.pt cannot be read", "ViT-B/16"]),
-        ("ViT-B/61", ["ViT-B/61", "ViT-B/16"]),
-    ],
-)
-def test_unknown_backbone(name, words, refused, eurosat, tmp_path):
-    refused(arguments(eurosat, name, tmp_path / "out"), *words)
-
-
 def test_images_of_another_size_than_the_backbone_reads(refused, eurosat, tiny, tmp_path):
     argv = arguments(eurosat, tiny, tmp_path / "out", "INPUT.SIZE", "(224, 224)")
     refused(argv, "INPUT.SIZE is (224, 224)", f"{tiny} reads (32, 32)")

@@ -6,20 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from drawn import arguments, small_clip
 from marks import one_line, thorough_but
 from test_all_methods import QUICK
 from torch import nn
 
 import trainers
 from clip import BlockAdapter, WithAdded, adapt
-from common.errors import UsageError
-from common.start import ROOT
 from trainers import methods
 from trainers.base import PromptTrainer
 from trainers.base.checks import assert_method_works
 from trainers.base.prompted import PromptedCLIP, normalize
-from trainers.base.prompts import TemplatePrompts, check_layer, gaussian
+from trainers.base.prompts import TemplatePrompts, gaussian
 from trainers.base.test_time import ViewsTrainer
 
 
@@ -176,12 +173,6 @@ def test_a_run_with_nothing_to_train_is_refused(own, build):
         build("Learning")
 
 
-def test_layer_beyond_the_backbone_is_refused():
-    with pytest.raises(UsageError, match=r"FIRST is 2.*give 0 to 1"):
-        check_layer(small_clip(), "FIRST", 2)
-    check_layer(small_clip(), "FIRST", 1)
-
-
 def test_a_random_text_is_read_in_every_step(own, build):
     class Random(Sentences):
         def text(self, image_features):
@@ -193,24 +184,3 @@ def test_a_random_text_is_read_in_every_step(own, build):
         own(learning(type("Drawn", (Random,), {"random_text": random_text})))
         build("Learning", "all", options=("OPTIM.MAX_EPOCH", 1), output=str(random_text)).train()
         assert read.count(True) == times
-
-
-def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat, tiny, tmp_path):
-    """The sections of its bases count, and its ending does not: a Python file was executed."""
-    small = f"_BASE_: {ROOT}/configs/trainers/small.yaml\n"
-    mpl, coop = (f"TRAINER:\n  {section}:\n    PREC: fp32\n" for section in ("MPL", "COOP"))
-    files = {  # {name: (content, how often the line is printed)}
-        "own.yaml": (small + mpl, 1),
-        "coop.YAML": (small + coop, 0),
-        "below.conf": ("_BASE_: own.yaml\n", 1),
-        "both": ("_BASE_: coop.YAML\n" + mpl, 0),
-        "code.py": (f'_BASE_: "own.yaml"\nOUTPUT_DIR: open("{tmp_path}/made", "w")\n', 1),  # YAML and Python
-    }
-    for name, (content, count) in files.items():
-        (tmp_path / name).write_text(content)
-        options = ["--no-train", "--trainer", "CoOp", "--config-file", tmp_path / name]
-        ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=options))
-        line = f"/{name} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
-        assert (ended.status, ended.printed.count(line)) == (0, count), ended
-        assert "\nCoOp does not read TRAINER.MPL.PROMPT_DEPTH\n" in ended.printed
-    assert not (tmp_path / "made").exists()

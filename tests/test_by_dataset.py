@@ -43,47 +43,12 @@ def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
         assert cfg.OPTIM.NAME == "adam" and rate == cfg.OPTIM.LR
 
 
-def test_text_is_a_number_where_a_number_is_wanted(configured, tmp_path):
-    """'2024' was taken for a number, and refused."""
-    values = {"TRAINER.MPL.CTX_INIT": "2024", "OPTIM.LR": "1e-3", "INPUT": {"SIZE": "(64, 64)"}}
-    cfg = configured({"EuroSAT": values})
-    assert (cfg.TRAINER.MPL.CTX_INIT, cfg.OPTIM.LR, cfg.INPUT.SIZE) == ("2024", 0.001, (64, 64))
-    assert cfg.BY_DATASET == {"TRAINER.MPL.CTX_INIT": "2024", "OPTIM.LR": 0.001, "INPUT.SIZE": [64, 64]}
-    assert "&id" not in cfg.dump()
-    (tmp_path / "again.yaml").write_text(cfg.dump())
-    assert configured({}, "--config-file", tmp_path / "again.yaml") == cfg
-
-
 def test_command_line_goes_before_the_values_of_the_dataset(configured):
     table = {"base2new": {"EuroSAT": VALUES | {"MODEL.BACKBONE.NAME": "small", "SEED": 5}}}
     options = ["--backbone", "RN50", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "0.75"]
     cfg = configured(table, *options)
     assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.MODEL.BACKBONE.NAME, cfg.SEED) == (0.75, "adamw", "RN50", 5)
     assert set(cfg.BY_DATASET) == {"TRAINER.MPL.N_ADD_OP", "OPTIM.NAME", "SEED"}
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ({"base2new": {"EuroSat": VALUES}}, "no dataset of BY_DATASET 'EuroSat': did you mean EuroSAT"),
-        ({"fewshot": {"EuroSAT": VALUES}}, "no dataset of BY_DATASET 'fewshot'"),
-        ({"EuroSAT": 3}, "BY_DATASET.EuroSAT is 3: give KEY: VALUE"),
-        ({"base2new": 3}, "BY_DATASET.base2new is 3: give DATASET: {KEY: VALUE}"),
-        ({"base2new": {"EuroSAT": 3}}, "BY_DATASET.base2new.EuroSAT is 3: give KEY: VALUE"),
-        (3, "BY_DATASET"),
-        (None, "BY_DATASET"),
-        ({1: {"EuroSAT": VALUES}}, "BY_DATASET.1"),
-        ({"base2new": {"EuroSAT": {1: 2}}}, "1"),
-        ({"base2new": {"EuroSAT": {"OPTIM": {"LR": {"x": 1}}}}}, "unknown config key OPTIM.LR.x; did you mean OPTIM"),
-        ({"base2new": {"EuroSAT": {"BY_DATASET": 3}}}, "BY_DATASET"),
-        ({"base2new": {"EuroSAT": {"BY_DATASET.x": 3}}}, "unknown config key BY_DATASET.x"),
-        ({"base2new": {"EuroSAT": {"TRAINER.MPL.N_ADD": 3}}}, "TRAINER.MPL.N_ADD"),
-        ({"base2new": {"EuroSAT": {"OPTIM.LR": -3.0}}}, "OPTIM.LR"),
-    ],
-)
-def test_invalid_table_is_refused(table, words, configured):
-    with pytest.raises(ValueError, match=words):
-        configured(table, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
 def test_run_logs_them_and_its_config_file_repeats_it(run, tmp_path):

@@ -69,14 +69,6 @@ def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(settings, r
     assert differing(prompts_of(trainer), before) == []
 
 
-def test_published_weights_can_be_what_training_starts_from(mpl, tiny, tmp_path):
-    prompts = randomised(mpl("base"))
-    save_published(tmp_path / "published", published_model(prompts, tiny, 3))
-    file = tmp_path / "published" / FOLDER / "model.pth.tar-5"
-    trainer = mpl("new", options=["MODEL.INIT_WEIGHTS", str(file)])
-    assert differing(prompts_of(trainer), prompts) == []
-
-
 # Ours
 
 

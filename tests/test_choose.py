@@ -1,12 +1,10 @@
 """The key `choose` of a study: trials, the choice, and the runs with it."""
 
 import json
-import shutil
-from concurrent.futures import Future
 
 import pytest
 from drawn import write_eurosat
-from finished import InThisProcess, figures, finish
+from finished import InThisProcess, finish
 from marks import one_line
 
 from common.errors import UsageError
@@ -54,16 +52,11 @@ def one(**settings):
 
 
 INVALID = [  # by, keys, other settings, words of the message
-    (VALIDATION, {"OPTIM.LR": [0.1, "0.10"]}, {}, "two or more different ones"),
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
-    (VALIDATION, {"OPTIM.LRR": [0.1, 0.2]}, {}, "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
-    (VALIDATION, {"TEST.NO_TEST": [False, True]}, {}, "CoOp: TEST.NO_TEST is True: leave it out"),
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
-    ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
     (OTHERS, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
     (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
-    (VALIDATION, RATES, one(choose={}), "choose has nothing to choose from: give keys"),
     (VALIDATION, RATES, {"choose": None} | one(choose=RATES), "x has choose: say by what: choose: {by: few-shot"),
 ]
 
@@ -217,39 +210,3 @@ def test_a_study_from_trials_to_tables(executed, launch):
     assert read_results(study.output / "test")["data_use"]["choose"] == new["data_use"]["choose"]
     _, printed = executed("tables", **BY_TEST)
     assert f"| CoOp {MARK} | LR {best} (of 2) |" in printed and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("by", "split", "images"), [(VALIDATION, "val", 12), (HELD_OUT, "train", 6)])
-def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by, split, images):
-    study, _ = executed("run", by, seeds=[1, 2])
-    trials, results = [run.folder / "results.json" for run in study.trials()], figures(study)
-    written = [file.stat().st_mtime_ns for file in trials]
-    study.searches[0].file.unlink()
-    shutil.rmtree(study.runs()[0].folder)
-    executed("run", by, seeds=[1, 2])
-    assert [file.stat().st_mtime_ns for file in trials] == written and figures(study) == results
-    fitted = {run.seed: read_results(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
-    assert fitted == dict.fromkeys((1, 2), 6 if by == HELD_OUT else 12)
-    for run in study.runs():
-        records = read_results(run.folder)["data_use"]["choose"]
-        found = {(each["split"], each["images"], each["test_images"], each["by"]) for each in records}
-        assert found == {(split, images, 0, by)}
-        assert len({each["sha256"] for each in records}) == 2  # those of both seeds
-    assert MARK not in executed("tables", by, seeds=[1, 2])[1]
-
-
-def test_runs_do_not_start_without_a_choice_whose_trials_have_failed(chosen, command, monkeypatch):
-    started = []
-
-    class Failing(InThisProcess):
-        def submit(self, run):
-            started.append(run)
-            (done := Future()).set_result("the memory is full")
-            return done
-
-    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: Failing(1))
-    done = command(study_command, "run", chosen())
-    assert done.status == 1 and "The trials of 1 choices have failed, so that the runs" in done.printed
-    assert {run.variant.name for run in started if not run.values} == {"ZeroshotCLIP"}
-    assert {run.variant.name for run in started if run.values} == {"CoOp"}

@@ -1,6 +1,5 @@
 """Studies as tasks of Ray, on a simulated cluster of two machines."""
 
-import signal
 import sys
 
 import pytest
@@ -9,8 +8,7 @@ from finished import figures, wait_until
 
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.studies import command, executor
-from experiments.studies.executor import Cluster, LocalExecutor
+from experiments.studies.executor import Cluster
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 
@@ -61,21 +59,6 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_study_exits_with_the_resume_message(nodes, study_file, start, number):
-    study = load(study_file("stopped"))
-    process = start(study_file("stopped"), "--address", nodes.address)
-    wait_until(lambda: Progress(study).running, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.splitlines()[-1]) == (
-        130,
-        "Interrupted. Run the same command again to resume from the last complete epoch.",
-    )
-    assert Progress(study).failed == {}
-
-
 def test_run_larger_than_any_machine_and_wrong_address_are_refused(nodes, monkeypatch):
     for cpus, gpus, words in ((2, None, "2 cores and 0 GPUs"), (1, 0.5, "1 cores and 0.5 GPUs")):
         with pytest.raises(UsageError, match=f"no machine of this cluster has {words}"):
@@ -85,24 +68,3 @@ def test_run_larger_than_any_machine_and_wrong_address_are_refused(nodes, monkey
     monkeypatch.setattr("ray.init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no port")))
     with pytest.raises(UsageError, match=r"^Ray does not start on this machine \(no port\)"):
         Cluster().__enter__()
-
-
-def test_two_runs_may_share_a_gpu(nodes):
-    other = nodes.add_node(num_cpus=4, num_gpus=1)
-    for gpus, runs in ((0.5, 2), (None, 1)):
-        with Cluster(nodes.address, gpus=gpus) as cluster:
-            assert cluster.slots() == runs + 1  # one run is queued
-    nodes.remove_node(other)
-
-
-@pytest.mark.thorough
-def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)  # makes `import ray` fail
-    used = []
-    monkeypatch.setattr(executor, "execute_runs", lambda sequences, chosen, title: used.append(chosen) or {})
-    file = str(study_file("local", datasets=["small_objects"]))
-    command.main(["run", file])
-    assert [type(executor) for executor in used] == [LocalExecutor]
-    with pytest.raises(UsageError, match="pip install -r requirements-cluster.txt"):
-        command.main(["run", file, "--address", "auto"])
-    assert len(used) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from common.results import digest_of_rows
 from experiments import comparing
-from experiments.comparing import bootstrap_interval, mcnemar, paired, read_runs, seed_interval, smallest_difference
+from experiments.comparing import bootstrap_interval, mcnemar, seed_interval, smallest_difference
 from experiments.predictions import save
 
 
@@ -122,34 +122,6 @@ def test_incomparable_runs_are_refused(other, words, runs, command):
     folder, right = runs
     write_run(folder / "other", right["CoOp"][0], **other)
     assert words in command(comparing, folder / "MPL", folder / "other").error
-
-
-def test_runs_selected_on_test_images_are_marked(runs, command):
-    folder, right = runs
-    for seed, test_images in ((1, 0), (2, 5)):  # one of the runs is enough
-        write_run(folder / f"selected/seed{seed}", right["MPL"][seed - 1], seed=seed, test_images=test_images)
-    printed = command(comparing, folder / "selected", folder / "CoOp").printed
-    assert f"MPL {100 * np.mean(right['MPL'][:2]):.2f}% (selected on test images), CoOp" in printed
-
-
-def test_folders_that_are_not_compared(runs, command, tmp_path):
-    folder, right = runs
-    assert "give two folders" in command(comparing, folder / "MPL").error
-    (tmp_path / "empty").mkdir()
-    assert "no finished run in" in command(comparing, folder / "MPL", tmp_path / "empty").error
-    write_run(folder / "one image", [1])
-    assert "were tested on one image" in command(comparing, folder / "one image", folder / "one image").error
-    (folder / "CoOp/seed2/predictions.npz").unlink()
-    assert "has no predictions.npz" in command(comparing, folder / "MPL", folder / "CoOp").error
-    write_run(folder / "MPL/again", right["MPL"][0])
-    assert "has a seed twice" in command(comparing, folder / "MPL", folder / "MPL").error
-
-
-def test_seeds_are_paired_by_their_numbers(runs):
-    folder, right = runs
-    (folder / "CoOp/seed1/results.json").unlink()
-    seeds, differences = paired(read_runs(folder / "MPL"), read_runs(folder / "CoOp"))
-    assert seeds == [2, 3] and (differences == np.array(right["MPL"][1:]) - np.array(right["CoOp"][1:])).all()
 
 
 @pytest.mark.parametrize(("key", "value"), [("trainer", "CoOp"), ("backbone", "RN50"), ("shots", 16)])

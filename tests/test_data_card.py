@@ -10,10 +10,9 @@ import torch
 from drawn import results
 from yacs.config import CfgNode
 
-import trainers
 from common.start import ROOT
 from experiments import record
-from trainers.base.data_use import METHOD_KINDS, list_digest
+from trainers.base.data_use import list_digest
 from trainers.linear_probe import TRIALS, search
 
 pytestmark = pytest.mark.slow
@@ -90,12 +89,6 @@ def test_a_torn_line_of_a_killed_process_hides_no_test(tmp_path):
         record.note_test(cfg, trainer, {"accuracy": 50.0})
         assert record.tests_of(tmp_path, list_digest([], "data")) == number
     assert [json.loads(line)["images"] for line in (tmp_path / "tests.jsonl").read_text().splitlines()[1:]] == [0, 0]
-
-
-def test_the_kind_of_a_method_is_on_the_card(run, monkeypatch):
-    assert {method.kind for method in trainers.methods().values()} <= set(METHOD_KINDS)
-    monkeypatch.setattr(trainers.methods()["MPL"], "kind", "test-time")
-    assert card(run("out", "OPTIM.MAX_EPOCH", 1))["kind"] == "test-time"
 
 
 def test_a_chosen_setting_is_no_default_and_has_as_many_trials_as_the_card_says(run):

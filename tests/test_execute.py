@@ -1,6 +1,5 @@
 """Runs in other processes: dying, locked, counted. tests/kills/ kills a study at random moments."""
 
-import json
 import os
 import shutil
 import signal
@@ -127,17 +126,6 @@ def test_run_without_a_test_has_failed(study_file, monkeypatch):
     assert "the run wrote no results: leave TEST.NO_TEST out" in execute_run(run.arguments)
 
 
-def test_a_finished_study_starts_no_processes(study_file):
-    class Unwanted(LocalExecutor):
-        def __enter__(self):
-            raise AssertionError
-
-    study = load(study_file("finished"))
-    for run in study.runs():
-        finish(run, 50)
-    assert execute_runs(study.sequences(), Unwanted(1), "finished") == {}
-
-
 def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys):
     submitted = []
 
@@ -173,15 +161,3 @@ def test_progress_and_remaining_time(study_file):
     # The second training of each method is estimated by its first, the three tests by all runs.
     assert progress.seconds_left() == pytest.approx(100 + 40 + 3 * 70)
     assert "about 05:50 to go (1 at a time)" in str(progress)
-
-
-def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_path):
-    """The second one reads the image features that the first one has kept."""
-    trainers = {"ZeroshotCLIP": {"config": "small", "overrides": {"DATALOADER.NUM_WORKERS": 0}}}
-    study = load(study_file("zero", trainers=trainers, seeds=[1, 2], cache=str(tmp_path / "cache")))
-    assert execute_runs(study.sequences(), LocalExecutor(1), "zero") == {}
-    found = [(run, json.loads((run.folder / "results.json").read_text())) for run in study.runs()]
-    assert len({(run.classes, results["accuracy"]) for run, results in found}) == 2
-    for run, results in found:
-        assert results["seed"] == run.seed and "evaluated_in" not in results
-        assert ("Image features: " in (run.folder / "log.txt").read_text()) == (run.seed == 2)

@@ -6,11 +6,7 @@ import sys
 
 import pytest
 
-from common.errors import UsageError
 from common.start import ROOT
-from experiments.arguments import parse_arguments
-from experiments.run_spec import RunSpec
-from experiments.studies.study_file import load
 
 QUICK = """
 import json, sys
@@ -47,22 +43,13 @@ def test_help_and_misspelt_options_import_nothing_slow(module):
     assert "--debug" in printed and error.startswith("error: ")
 
 
-def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
-    file = study_file("twice", datasets=["small_land", "small_land"])
-    with pytest.raises(UsageError, match="twice"):
-        load(file, settings=False)
-
-
 MISSING = [
     ([], "--trainer is missing: see python train.py --help"),
     (["--trainer", "CoOp"], "--dataset-config-file is missing"),
     (["--trainer", "CoOp", "DATASET.NAME", "EuroSAT"], "--root is missing"),
     (["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"], "there is no config file configs/nowhere.yaml"),
     (["--se", "1", "2"], "unrecognized arguments: --se: did you mean --seed?"),  # of two seeds it would take one
-    (["--data", "a"], "unrecognized arguments: --data: did you mean --dataset-config-file?"),
-    (["-seed", "1"], "unrecognized arguments: -seed: did you mean --seed?"),
     (["--a\nb"], "unrecognized arguments: --a\\nb"),
-    (["OPTIM.LR"], "'OPTIM.LR' has no value"),
 ]
 
 
@@ -70,23 +57,6 @@ def test_train_names_what_is_missing_without_torch():
     _, errors = quick("train", *(argv for argv, _ in MISSING))
     for error, (argv, words) in zip(errors, MISSING, strict=True):
         assert error.startswith(f"error: {words}"), argv
-
-
-def test_train_suggests_options_that_exist(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "60")  # the help text then breaks --output-dir after a hyphen
-    with pytest.raises(SystemExit):
-        parse_arguments(["--outputs", "a"])
-    assert capsys.readouterr().err.endswith("did you mean --output-dir?\n")
-
-
-def test_an_output_folder_counts_where_a_yaml_file_has_none(tmp_path):
-    (tmp_path / "a.yaml").write_text("OUTPUT_DIR: ''\n")
-    dataset = ROOT / "configs/datasets/small_objects.yaml"
-    files = ["--config-file", tmp_path / "a.yaml", "--dataset-config-file", dataset]
-    argv = ["--trainer", "CoOp", "--root", tmp_path, *files]
-    RunSpec(parse_arguments([*map(str, argv), "--output-dir", "a"])).check_places()
-    with pytest.raises(UsageError, match="--output-dir is missing"):
-        RunSpec(parse_arguments([*map(str, argv)])).check_places()
 
 
 @pytest.mark.parametrize(

@@ -116,11 +116,6 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
     assert same == method.startswith("Tip")  # no votes for new classes
 
 
-def test_base_to_new_is_refused_where_it_has_no_meaning(make):
-    with pytest.raises(UsageError, match="TaskRes has weights .* base-to-new has no meaning for it"):
-        make("TaskRes", "DATASET.SUBSAMPLE_CLASSES", "new")
-
-
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
 def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     """As those of ImageNet-A and -R, in any order."""
@@ -280,16 +275,6 @@ def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_pa
         make("CLIPAdapter", *options, output="head").train()
 
 
-def test_a_folder_without_such_a_run_gives_an_error_of_one_line(make, tmp_path):
-    make("GDA", output="gda").train()
-    make("CoCoOp", output="cocoop").train()
-    words = {"missing": r"there is no folder .*check TRAINER.GDA.FEATURES_OF", "cocoop": "depend on the image"}
-    words["gda"] = "is of GDA, which learns no features"
-    for name, what in words.items():
-        with pytest.raises(UsageError, match=what):
-            make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / name))
-
-
 def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(make, learned, tmp_path):
     (tmp_path / "4 shots").symlink_to(learned)
     options = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.FEATURES_OF", f"{tmp_path}/{{shots}} shots"]
@@ -303,23 +288,6 @@ def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(
     with pytest.raises(UsageError, match="needs the features of the run"):
         classifier.save(tmp_path)
     assert not (tmp_path / "config.json").exists()
-
-
-@pytest.mark.parametrize("method", ["ZSLP", "GDA"])
-def test_start_of_a_head_that_training_would_replace_is_refused(method, make, tmp_path):
-    torch.save({}, tmp_path / "start.pth")
-    with pytest.raises(UsageError, match="INIT_WEIGHTS would have no effect"):
-        make(method, "MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth")).check_training()
-
-
-def test_a_start_keeps_the_records_of_the_features_run(make, tmp_path):
-    make("CoOp", "TEST.FINAL_MODEL", "best_val", output="coop").train()
-    make("CLIPAdapter", output="start").train()
-    (start,) = (tmp_path / "start").glob("*/model.pth.tar-2")
-    both = ["TRAINER.CLIPADAPTER.FEATURES_OF", str(tmp_path / "coop"), "MODEL.INIT_WEIGHTS", str(start)]
-    trainer = make("CLIPAdapter", *both)
-    assert [choice.what for choice in trainer.inherited_choices] == ["epoch"]
-    assert len(trainer.inherited_phases) == 2
 
 
 def test_residuals_of_a_start_are_added_to_the_texts_of_the_run(make, tmp_path):

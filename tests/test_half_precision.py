@@ -56,10 +56,6 @@ def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build,
     assert difference < of_gradients * norm
 
 
-def test_a_cpu_multiplies_no_faster_in_fp16(units):
-    assert [building.usable(name, torch.device("cpu")) for name in ("fp16", "bf16", "amp")] == ["fp32", "bf16", "amp"]
-
-
 @pytest.mark.parametrize(("keys", "scale", "limit"), [(5, 1, 0.02), (80, 1, 0.02), (80, 8, 0.1)])  # few keys: in fp32
 @pytest.mark.parametrize("kind", ["all", "causal", "masked"])
 def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(keys, scale, limit, kind):
@@ -103,27 +99,3 @@ def test_evaluation_computes_in_it_too(build, units, capsys):
         assert text.dtype == tower.encode_image(trainer.model.clip, IMAGES).feature.dtype == torch.bfloat16
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits, trainer.model(IMAGES))
-
-
-@pytest.mark.parametrize(
-    ("flags", "found"),
-    [
-        ("flags : fpu avx2 avx512f avx512_bf16 amx_tile", True),
-        ("Features : fp asimd i8mm bf16 dgh", True),
-        ("flags : fpu avx2 avx512f amx_int8 svebf16x", False),
-        (None, False),
-    ],
-)
-def test_units_of_a_cpu_are_read_from_linux(flags, found, tmp_path, monkeypatch):
-    file = tmp_path / "cpuinfo"
-    if flags:
-        file.write_text(f"processor : 0\n{flags}\n")
-    monkeypatch.setattr(building, "Path", lambda path: file)
-    assert building.cpu_has_bf16() == found
-
-
-def test_linear_probe_is_fitted_to_its_features(build, units):
-    probe = build("LinearProbe", "all", "PREC", "bf16", options=("OPTIM.MAX_EPOCH", 1))
-    probe.train()
-    assert probe.model.image_features(IMAGES).dtype == torch.float32
-    assert probe.test_results["accuracy"] > 50

@@ -15,7 +15,6 @@ import datasets
 import trainers
 from common.errors import UsageError
 from common.start import ROOT
-from common.version import __version__
 from experiments.protocols import recipe
 
 
@@ -115,12 +114,6 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
-
-
-def test_version_is_in_one_place():
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--version"], capture_output=True, text=True)
-    assert done.stdout == f"Modular Prompt Learning {__version__}\n"
-    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_a_method_is_a_file_of_at_most_120_lines():

@@ -124,25 +124,6 @@ def test_vectors_initialised_from_words_are_nearest_to_these(build):
         assert [distance for _, distance in row["nearest"]] == pytest.approx(distances, abs=1e-5)
 
 
-@torch.no_grad()
-def test_vectors_of_a_class_and_of_an_image(build):
-    names = ["red", "green field", "blue lake"]
-
-    def words(method, *settings, features):
-        model = build(method, "base", *settings).model
-        text = model.prompt_learner.text(features)
-        return text, nearest_words(model.clip, text, names, 1)
-
-    _, rows = words("CoOp", "CSC", True, "N_CTX", 2, features=torch.zeros(2, 256))
-    assert [(row["class"], row["vector"]) for row in rows] == [(name, n) for name in names for n in range(2)]
-    _, rows = words("TCP", features=torch.zeros(2, 256))
-    later = [(8, name) for name in names for _ in range(4)]
-    assert [(row["layer"], row["class"]) for row in rows] == [(0, None)] * 4 + later
-    text, rows = words("CoCoOp", "N_CTX", 3, features=torch.eye(2, 256))
-    mean = text.ctx.mean(dim=(0, 1))
-    assert [row["norm"] for row in rows] == pytest.approx(mean.norm(dim=-1).tolist(), abs=1e-6)
-
-
 # The command
 
 

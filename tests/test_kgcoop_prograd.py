@@ -42,13 +42,6 @@ def test_ablations_of_dept_have_no_unused_parameters(settings, new, build):
     assert all(gradient is not None and gradient.any() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("method", ["KgCoOp", "CoCoOp", "ProGrad"])
-def test_context_starts_at_random_without_words(method, build):
-    for none in (False, ""):
-        ctx = build(method, "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx
-        assert ctx.shape == (7, 64) and ctx.detach().std() == pytest.approx(0.02, rel=0.2)
-
-
 STARTS = [("KgCoOp", True, 4), ("KgCoOp", "a photo of a", 4)]  # the words alone, whatever N_CTX is
 STARTS += [("ProGrad", True, 16), ("ProGrad", "an aerial view", 16), ("CoCoOp", True, 16)]
 
@@ -143,20 +136,6 @@ def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
     expected = a - 0.5 * min(product, torch.tensor(0.0)) / (b * b).sum() * b
     assert torch.allclose(ctx.grad, expected, rtol=1e-4, atol=1e-7)
     assert bool(parts["projected"]) == bool(product < 0) == (not torch.equal(ctx.grad, a))
-
-
-@pytest.mark.parametrize("method", ["KgCoOp", "ProGrad"])
-@pytest.mark.parametrize("position", ["middle", "front"])
-def test_contexts_may_be_class_specific_and_around_the_name(position, method, build):
-    """With a recomputed text tower, whose graph ProGrad goes through twice."""
-    steps = {}
-    for recompute in (False, True):
-        options = ("MODEL.BACKBONE.CHECKPOINT_TEXT", recompute)
-        settings = ("CTX_INIT", False, "CSC", True, "CLASS_TOKEN_POSITION", position)
-        trainer = build(method, "base", *settings, options=options)
-        assert trainer.model.prompt_learner.ctx.dim() == 3
-        steps[recompute] = step(trainer), prompts_of(trainer)["prompt_learner.ctx"]
-    assert steps[False][0] == pytest.approx(steps[True][0]) and torch.allclose(steps[False][1], steps[True][1])
 
 
 def test_a_plugin_keeps_the_schedule_of_its_method(build):

@@ -95,13 +95,6 @@ def test_file_system_without_locks(number, tmp_path, monkeypatch, capsys):
             assert "has no locks: start no other run there" in capsys.readouterr().out
 
 
-def test_a_link_is_not_opened_for_writing(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
-    refused(tmp_path / "run", "cannot write to the output folder .*run .*: choose another --output-dir")
-    assert not (tmp_path / "elsewhere").exists()
-
-
 # The files of a start: one that fails removes its own and nothing else
 
 

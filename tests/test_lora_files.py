@@ -47,10 +47,7 @@ def lora_refused(refused, eurosat, tiny, tmp_path):
 REFUSED = {  # what a file has, and the refusal
     "rank": ({"r": 4}, "has r 4, and TRAINER.CLIPLORA.R is 2: give that TRAINER.CLIPLORA.R"),
     "encoder": ({"encoder": "text"}, "has encoder 'text', and TRAINER.CLIPLORA.ENCODER is both"),
-    "position": ({"position": "up"}, "has position 'up', and TRAINER.CLIPLORA.POSITION is all"),
     "maps": ({"params": ["v", "q"]}, "has params ['q', 'v'], and TRAINER.CLIPLORA.PARAMS is ['q', 'k', 'v']"),
-    "long": ({"alpha": "\n" * 99}, f"has alpha '{chr(92)}n", "and TRAINER.CLIPLORA.ALPHA is 1"),
-    "fewer layers": ({"layers": 4}, "has no layer_4.q_proj.w_lora_A"),
     "more layers": ({"layers": 9}, "has prompts beyond these settings, such as layer_8"),
     "shapes": ({"rank": 3}, "has shape (3, 64), expected is (2, 64)"),
 }

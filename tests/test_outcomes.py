@@ -4,7 +4,6 @@ import json
 import tracemalloc
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from experiments.outcomes import Outcome, thumbnail
 from experiments.predictions import COLUMNS, save
 from experiments.studies import plots
 from experiments.studies.tables import Summary
-from trainers import methods
 
 pytestmark = pytest.mark.slow
 
@@ -94,13 +92,6 @@ def test_pictures_of_a_study(tmp_path):
     for picture in (plots.reliability, plots.risk_coverage, plots.accuracy_time, plots.gains):
         picture(summary).canvas.draw()  # names with $ are no formulas
     plt.close("all")
-
-
-def test_methods_differ_in_every_picture_also_in_grey():
-    names = [name for name in methods() if "+" not in name][:30]
-    styles = plots.plot_styles(SimpleNamespace(variants=names, focus="MPL"))
-    looks = {(style["marker"], style.get("linestyle", "-")) for style in styles.values()}
-    assert len(looks) == len(styles) > 20
 
 
 def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command, monkeypatch):

@@ -103,12 +103,6 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(key, runs, pars
         parse(root)
 
 
-@pytest.mark.parametrize(("text", "value"), [("4,200", 4200), ("81.5%", 81.5), ("1,2,3%", None), ("9" * 400, None)])
-def test_numbers_of_a_log(text, value):
-    log = f"Finish training\n* total: {text}\n"
-    assert parse_test_res.read_log(log, parse_test_res.TRAINED, "total") == value
-
-
 def test_averages_say_how_many_runs_were_selected_on_test_images(runs, parse):
     root = runs({"a/seed1": 80}, f"{SELECTED}: the epoch\n{TRAINING}")
     runs({"a/seed2": 80, "b/seed1": 80})

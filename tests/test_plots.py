@@ -12,7 +12,6 @@ from scipy import stats
 from experiments.studies import plots
 from experiments.studies.critical import ranking
 from experiments.studies.render import over_datasets
-from trainers import methods
 
 pytestmark = pytest.mark.slow
 
@@ -72,17 +71,6 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
             assert all(edge.getextrema() == (255, 255) for edge in edges), png.name
 
 
-def test_the_same_picture_is_the_same_files_without_a_warning(tmp_path, recwarn):
-    for name in "ab":
-        figure, ax = plt.subplots()
-        ax.set_title("地衣")  # which no font may have
-        ax.fill_between([0, 1], [1, 2], hatch="/")  # has an identifier in an SVG
-        plots.save(figure, tmp_path / name)
-    for kind in plots.KINDS:
-        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
-    assert not recwarn.list
-
-
 NEMENYI = {3: 2.343, 4: 2.569}  # q at 0.05 for k methods (Demšar, JMLR 2006, table 5a)
 
 
@@ -116,16 +104,3 @@ def test_methods_that_are_equal_on_all_datasets_have_a_p_of_one(tmp_path):
     (ax,) = plots.critical_difference(summary).axes
     assert "Friedman p = 1" in ax.get_xlabel()
     assert not any(container[2] for container in ax.containers)  # no bars
-
-
-def test_kinds_have_ranks_of_their_own_and_methods_selected_on_test_images_have_none(tmp_path):
-    names = dict.fromkeys("abcd", "MPL") | dict.fromkeys("xyz", "TDA")
-    on_test = {"data_use": {"choose": [{"what": "epoch", "split": "test", "test_images": 12}]}}
-    study = study_of(tmp_path, names, datasets=SETS)
-    summary = summarise(study, lambda run: (ord(run.variant.name) - 50, on_test if run.variant.name == "d" else {}))
-    found = {kind: list(ranking(summary, "few_shot", "16 shots", kind).ranks.index) for kind in summary.kinds}
-    assert found == {"inductive": ["c", "b", "a"], methods()["TDA"].kind: ["z", "y", "x"]}
-    panels = plots.critical_difference(summary)
-    assert [ax.get_title().rpartition("\n")[2] for ax in panels.axes] == [f"{kind} methods" for kind in found]
-    note = over_datasets(summary, "few_shot", "16 shots")
-    assert all(f"All {kind} methods over 6 datasets" in note for kind in found)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from drawn import METHODS
-from learned import OPTIONS, images_of, own_test, rows_of
+from learned import OPTIONS, own_test, rows_of
 from marks import one_line, thorough_but
 from PIL import Image
 from published_files import save_published
@@ -43,20 +43,6 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
-
-
-def test_the_head_of_dept_is_used_for_the_learned_classes_alone(finished, eurosat):
-    ((_, classifier),) = open_models([finished("DePT+CoOp")], OPTIONS)
-    own, other = classifier.model_for(), classifier.model_for(["grey", "white snow", "a lake"])
-    assert own.classes_learned and not other.classes_learned
-    pixels = classifier.pixels(list(images_of(eurosat, range(2))))
-    with torch.no_grad():
-        output = other.output(pixels)
-        torch.testing.assert_close(output.logits, other.logits(output.image, output.text))
-        output = own.output(pixels)
-        assert not torch.allclose(output.logits, own.logits(output.image, output.text), atol=1e-3)
-        some = classifier.model_for(classifier.class_names[1:])  # the head has rows for these
-        torch.testing.assert_close(some.output(pixels).logits, output.logits[:, 1:])
 
 
 def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand_in, command, deep, tmp_path):
@@ -105,18 +91,6 @@ def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
     for line, row in zip(printed, rows, strict=True):
         columns = [f"{top['class']:<11} {100 * top['probability']:5.1f} %" for top in row["top"]]
         assert line.startswith(row["image"]) and line.endswith("   ".join(columns))
-
-
-def test_several_models_stand_side_by_side_and_zero_shot_takes_their_names(finished, command, photos):
-    models = [finished("CoOp"), finished("VPT"), finished("ZeroshotCLIP")]
-    rows = rows_of(command, *models, photos / "a.jpg", photos / "b.png", "--topk", 9)
-    assert [(row["model"], len(row["top"])) for row in rows] == [("CoOp", 3), ("VPT", 3), ("ZeroshotCLIP", 3)] * 2
-    # Both have the dataset's sentence, not that of a backbone alone.
-    (alone,) = rows_of(command, models[2], photos / "a.jpg", "--classes", "red", "green field", "blue lake")
-    values = [{top["class"]: top["probability"] for top in row["top"]} for row in (alone, rows[2])]
-    assert values[0] == pytest.approx(values[1], abs=1e-6)
-    rows = rows_of(command, models[0], models[0], photos / "a.jpg")
-    assert [row["model"] for row in rows] == [f"CoOp {models[0]}"] * 2
 
 
 def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from drawn import arguments, results
+from drawn import results
 from sklearn.metrics import f1_score
 
 from common.errors import UsageError
@@ -89,18 +89,6 @@ def test_first_class_agrees_with_accuracy_when_classes_tie():
     found = predictions.predictions_of(logits, torch.tensor([0, 2, 1, 0]))
     assert found["classes"][:, 0].tolist() == logits.argmax(dim=1).tolist()
     assert [sorted(row) for row in found["classes"].tolist()] == [[0, 1, 2]] * 4
-
-
-def test_equal_tests_write_equal_bytes_and_no_logits(tested):
-    first, second = tested(), tested(name="again")
-    assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
-    assert "logits" not in arrays_of(first)
-
-
-def test_logits_are_bounded(refused, eurosat, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(predictions, "LARGEST", 4 * 24 * 6 - 1)
-    options = arguments(eurosat, tiny, tmp_path / "out", "TEST.SAVE_LOGITS", True, trainer="ZeroshotCLIP")
-    refused(options, "TEST.SAVE_LOGITS would write 24 x 6 logits", "leave it False")
 
 
 def changed(file, **arrays):

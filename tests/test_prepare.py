@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 import torchvision.datasets
-from archives import tar
 from PIL import Image
-from published import PACKED, all_below, change_file, files_below, listing
-from trees import NAMES, write_image
+from published import PACKED, all_below, change_file, listing
+from trees import NAMES
 
 from common.start import ROOT
-from datasets.preparing import sources
-from datasets.preparing.sources import downloadable, find
+from datasets.preparing.sources import downloadable
 from experiments.scripts import command as scripts
 
 
@@ -123,42 +121,6 @@ def test_check_finds_what_is_wrong_and_its_remedy_works(name, harm, found, moved
     assert prepare(name).status == 0 and prepare("--check", name).status == 0
 
 
-def test_list_reports_the_state_of_each_dataset(prepare, publish, tmp_path):
-    shutil.copytree(publish("ucf101"), tmp_path / "data/ucf101")
-    (tmp_path / "data/dtd").mkdir()
-    status, printed, _ = prepare("--list")
-    lines = {line.split()[0]: line for line in printed.splitlines()}
-    assert status == 0 and set(NAMES) <= set(lines)
-    assert " ready " in lines["ucf101"] and " incomplete " in lines["dtd"] and " not there " in lines["sun397"]
-    assert "39.1 GB, downloaded; none stated" in lines["sun397"] and "154.6 GB, manually" in lines["imagenet"]
-
-
-def test_configuration_file_of_the_user(prepare, publish, monkeypatch, tmp_path):
-    folder = tmp_path / "repository/configs/datasets"
-    shutil.copytree(ROOT / "configs/datasets", folder)
-    (folder / "birds.yaml").write_text("_BASE_: image_folder.yaml\n")
-    (folder / "satellites.yaml").write_text("_BASE_: eurosat.yaml\n")
-    monkeypatch.setattr(sources, "ROOT", tmp_path / "repository")
-    publish("eurosat")
-    assert find("satellites").name == "eurosat"
-    printed = prepare("birds", "satellites").printed
-    assert "birds: nothing to prepare\n" in printed and "\neurosat: ready: " in printed
-
-
-def test_check_of_the_users_images_suggests_no_download(prepare, tmp_path):
-    assert prepare("image_folder", "small_shapes").printed.count(": nothing to prepare\n") == 2
-    image = tmp_path / "data/train/robin/1.jpg"
-    write_image(image, 1)
-    printed = prepare("--check", "image_folder").printed
-    assert "no folders train and test in" in printed and "tools/prepare.py" not in printed
-    write_image(tmp_path / "data/test/robin/2.jpg", 2)
-    assert prepare("--check", "image_folder").status == 0
-    image.write_bytes(image.read_bytes()[:200])
-    ended = prepare("--check", "image_folder")
-    assert ended.status == 2 and f"1 images are unreadable, the first {image}" in ended.printed
-    assert ended.printed.endswith("  -> replace these images, or see docs/own_classes.md\n")
-
-
 # Few-shot choices
 
 
@@ -199,17 +161,6 @@ def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeyp
     before = all_below(given)
     assert prepare("imagenet", "--from", given, mirror="").status == 0
     assert prepare("--check", "imagenet").status == 0 and all_below(given) == before
-
-
-def test_original_archives_of_stanford_cars_are_accepted(prepare, publish, monkeypatch, tmp_path):
-    made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
-    folder.mkdir(parents=True)
-    for file in downloadable()["stanford_cars"].files[1:3]:
-        place = file.name.removesuffix(".tgz")
-        path = tar(folder / file.name, {f"{place}/{name}": data for name, data in files_below(made / place).items()})
-        change_file(monkeypatch, "stanford_cars", file.name, bytes=path.stat().st_size, md5="")
-    assert prepare("stanford_cars").status == 0 and prepare("--check", "stanford_cars").status == 0
-    assert [path for path, _ in publish.server.requests] == ["/stanford_cars/split_zhou_StanfordCars.json"]
 
 
 @pytest.mark.parametrize("wanted", ["1", ""])

@@ -23,11 +23,8 @@ SPLIT = "split_zhou_EuroSAT.json"
     [
         ([], "no dataset is given"),
         (["eurosatt"], "there is no dataset 'eurosatt': did you mean eurosat?"),
-        (["fewshot"], "fewshot DATASET"),
         (["fewshot", "imagenet_a"], "imagenet_a has test images only"),
-        (["dtd", "--from", "nowhere"], "no folder nowhere"),
         (["fewshot", "dtd"], "python tools/prepare.py dtd --root"),
-        (["fewshot", "dtd", "--shots", 0], "--shots"),
     ],
 )
 def test_invalid_arguments(arguments, words, prepare, tmp_path):
@@ -68,7 +65,7 @@ def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>", None])
+@pytest.mark.parametrize("content", [b'{"train": []}', None])
 def test_a_failed_or_wrong_download_leaves_no_folders(content, prepare_fails, publish, monkeypatch, tmp_path):
     publish("eurosat")
     change_file(monkeypatch, "eurosat", SPLIT, md5="", bytes=0)
@@ -102,26 +99,6 @@ def test_what_is_in_the_way_is_neither_changed_nor_replaced(name, place, harm, w
     remedy = f"move {folder / place} elsewhere, then: python tools/prepare.py {name} --root {tmp_path}/data"
     prepare_fails([name], words, remedy)
     assert all_below(folder) == before and publish.server.requests == []
-
-
-@pytest.mark.parametrize(
-    ("facts", "words"),
-    [
-        ({}, "is not the published file (it has 10 bytes, "),
-        ({"bytes": 10, "md5": "0"}, "is not the published file (its md5 is wrong)"),
-        ({"bytes": 0, "md5": ""}, "is damaged"),
-    ],
-)
-def test_wrong_local_file_is_refused_and_kept(facts, words, prepare_fails, publish, monkeypatch, tmp_path):
-    made, given = publish("eurosat"), tmp_path / "given/EuroSAT.zip"
-    given.parent.mkdir()
-    given.write_bytes(b"half of it")
-    change_file(monkeypatch, "eurosat", given.name, **facts)
-    folder = tmp_path / "data/eurosat"
-    folder.mkdir(parents=True)
-    shutil.copy(made / SPLIT, folder)
-    prepare_fails(["eurosat", "--from", given.parent], given, words)
-    assert given.is_file() and all_below(folder) == {SPLIT}
 
 
 def test_full_disk(prepare_fails, publish, monkeypatch, tmp_path):
@@ -190,9 +167,3 @@ def test_one_process_at_a_time(publish, tmp_path):
         shutil.copytree(made, folder, dirs_exist_ok=True)
     thread.join()
     assert publish.server.requests == [] and files_below(folder) == files_below(made)
-
-
-def test_failure_does_not_stop_other_datasets(prepare_fails, publish, tmp_path):
-    publish("eurosat")
-    printed = prepare_fails(["dtd", "eurosat"], "1 of 2 datasets could not be prepared")
-    assert "dtd: cannot download split_zhou_DescribableTextures.json" in printed and "eurosat: ready: " in printed

@@ -8,9 +8,7 @@ from drawn import small_clip
 from torch import nn
 
 from clip import Edit, TextPrompts, encode_image, tokenize
-from common.errors import UsageError
 from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
-from trainers.base.prompts import check_depth
 
 
 class ReadPrompts(PromptLearner):
@@ -37,13 +35,6 @@ class ReadPrompts(PromptLearner):
 @pytest.fixture
 def model():
     return PromptedCLIP(small_clip(), ReadPrompts())
-
-
-def test_prompt_learner_has_its_own_name_in_checkpoints(model):
-    names = ["token_learner.prompts", "image_encoder.weight"]
-    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()] == names
-    assert model.prompt_learner is model.token_learner
-    assert {parameter.dtype for parameter in model.double().parameters()} == {torch.double}
 
 
 @pytest.mark.parametrize(("towers", "times"), [("fast", 1), ("plain", 2)])
@@ -92,14 +83,6 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
     assert trainer.model.classes_learned == learned
 
 
-def test_learned_classes_of_another_dataset_count_only_if_they_are_all_classes(build):
-    trainer, names = build("CoOp", "base"), {"class_names": ["blue_lake", "x", "red"]}
-    classes = trainer.checkpoints.classes
-    assert classes({**names, "dataset": "EuroSAT"}).labels == {0: 2, 2: 0}
-    assert classes(names).labels == classes({**names, "dataset": "ImageNet"}).labels == {}
-    assert classes({"class_names": trainer.class_names, "dataset": "ImageNet"}).labels == {0: 0, 1: 1, 2: 2}
-
-
 @pytest.mark.parametrize(
     ("classes", "dataset", "kind"),
     [("base", "EuroSAT", "learned"), ("new", "EuroSAT", "new"), ("all", "EuroSAT", "new"), ("base", "Food101", "new")],
@@ -121,19 +104,3 @@ def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind,
     assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(64**-0.5, rel=0.1)
     trainer.checkpoints.load({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
     assert trainer.model.classes_learned == (kind == "learned")
-
-
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MaPLe", "MPL", "IVLP"])
-def test_braces_in_the_words_of_a_context_are_text(method, build):
-    """As in the published code, which tokenises the words as they are."""
-    trainer = build(method, "base", "CTX_INIT", "a {} of", "N_CTX_TEXT" if method == "IVLP" else "N_CTX", 2)
-    words = "X X a {} of" if method == "MPL" else "a {} of"
-    texts = [f"{words} {name}." for name in trainer.class_names]
-    assert torch.equal(trainer.model.prompt_learner.ids, tokenize(texts))
-
-
-def test_depth_of_text_prompts_alone_is_checked_on_a_resnet_too():
-    resnet = small_clip({"layers": (1, 1, 1, 1), "width": 16, "patch_size": None, "image_size": 64})
-    check_depth(resnet, "DEPTH", 2, ("text",))
-    with pytest.raises(UsageError, match="this backbone has 2 layers"):
-        check_depth(resnet, "DEPTH", 3, ("text",))

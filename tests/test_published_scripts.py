@@ -187,19 +187,3 @@ def test_every_published_script_is_compared():
     claimed = {name for name, script in SCRIPTS.items() if script.repository}
     assert compared == claimed
     assert len(SCRIPT_FACTS) == 131 and len(compared) == 74
-
-
-@pytest.mark.parametrize("name", ["coop/eval.sh dtd", "locoop/eval.sh data dtd"])
-def test_epoch_of_a_yaml_file_of_the_small_clip_is_the_newest(name, script):
-    for cfg, epoch in (("vit_b16_ep50", "50"), ("small", None)):
-        _, (call, *_) = script(*name.split(), cfg, *(("1", "trained") if "locoop" in name else ()))
-        assert ("--load-epoch" in call) == bool(epoch) and (not epoch or call[call.index("--load-epoch") + 1] == epoch)
-
-
-def test_each_test_of_other_images_has_its_own_folder(script):
-    calls = [
-        script("locoop/eval.sh", "data", "dtd", "small", t, "trained", OOD=ood)[1][0]
-        for t, ood in (("1", "dtd"), ("0.5", "dtd"), ("1", "dtd,eurosat"))
-    ]
-    names = [call[call.index("--output-dir") + 1].partition("/trained/ood/")[2] for call in calls]
-    assert names == ["dtd_T1", "dtd_T0.5", "dtd,eurosat_T1"]

@@ -58,15 +58,6 @@ def test_difference_that_rounds_to_zero_has_no_minus(tmp_path):
     assert table.rows[0][1].text.startswith("+0.00 (-0.01 to +0.00)")
 
 
-def test_rounding_errors_are_no_spread_over_seeds(tmp_path):
-    right = {1: 69, 2: 84, 3: 110}  # of 201 images; MPL has 21 more
-    study = study_of(tmp_path, ("CoOp", "MPL"), seeds=tuple(right))
-    summary = summarise(study, lambda run: 100 * (right[run.seed] + 21 * (run.variant.name == "MPL")) / 201)
-    (sentence,) = headlines(summary)
-    assert sentence.endswith("10.4 points above CoOp. All 3 seeds have the same difference.")
-    assert summary.tests["smallest"].isna().all()
-
-
 ROWS = [
     [Cell("x ± -1.00", 1), Cell("(-0.50 to -0.20) ~^\\$|", 2)],
     [Cell("[1ex]"), Cell("a-1")],

@@ -69,19 +69,6 @@ def test_prompts_of_mmrls_cross_dataset_are_not_those_of_base_classes(tmp_path):
     assert study.protocols == ("cross_dataset",) and study.prompts == {("imagenet", 16, 1): file.parent.parent}
 
 
-def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_path):
-    """ImageNet itself, if it is asked for, has a column and no part in the average."""
-    for name in ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"):
-        stand_in(name)
-    publish(finished("CoOp", "all"), tmp_path / "set/imagenet/seed1", 50)
-    ended = run("CoOp", "--protocol", "domain_generalisation", "--datasets", "imagenet", *reproduce.VARIANTS)
-    assert ended.status == 0, ended.errors
-    accuracy = f"{read_results(finished('CoOp', 'all'))['accuracy']:.2f}"
-    assert "| published | 64.20 | 47.99 | 49.71 | 75.21 | 59.28 |" in ended.printed
-    assert f"| these checkpoints | {' | '.join([accuracy] * 5)} |" in ended.printed
-    assert f"| CoOp | {' | '.join([accuracy] * 6)} |" in ended.printed
-
-
 BASE2NEW = {"protocols": ("base2new",), "datasets": ("dtd",)}
 DOMAINS = {"protocols": ("cross_dataset",), "source": "imagenet", "targets": reproduce.VARIANTS}
 
@@ -131,10 +118,3 @@ def test_a_set_in_the_present_folder_is_that_of_the_folders_name(tmp_path, monke
     (tmp_path / "out").mkdir()
     (tmp_path / "out/base2new").symlink_to(tmp_path)
     assert "out/base2new is a link" in command(reproduce, *options, "--output", tmp_path / "out").error
-
-
-def test_several_settings_of_one_seed_are_not_guessed(run, finished, tmp_path):
-    for cfg in ("small", YAML):
-        publish(finished("MaPLe"), tmp_path / f"set/train_base/eurosat/shots_16/MaPLe/{cfg}/seed1", 5)
-    assert "name the YAML file of one by --cfg" in run("MaPLe").error
-    assert f"/shots_16/MaPLe/{YAML}/seed1\n" in run("MaPLe", "--cfg", YAML).printed

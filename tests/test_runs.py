@@ -1,14 +1,10 @@
 """The files of a run, and resuming after a kill, an interrupt, a full disk or a diverged loss."""
 
-import itertools
-import re
 import shutil
-import time
 from datetime import datetime
 
 import pytest
 import torch
-from dassl.engine import SimpleTrainer
 from drawn import arguments, differing, prompts_in, results
 from marks import thorough_but
 
@@ -16,8 +12,6 @@ from common.files import checksum
 from common.results import MEASURES
 from common.start import ROOT
 from common.version import source
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
 
 pytestmark = pytest.mark.slow
@@ -70,11 +64,6 @@ def test_results_have_the_promised_fields(run, eurosat, tiny, tmp_path):
     assert (card["kind"], card["choose"]) == ("inductive", [])
     written = {"log.txt", "config.yaml", "results.json", "predictions.npz", "tests.jsonl", "tensorboard", LEARNED}
     assert {path.name for path in folder.iterdir()} == written | {LOCK}
-
-
-def test_seed_0_is_a_seed_and_numbers_are_names_of_folders():
-    cfg = setup_cfg(parse_arguments(["--seed", "0", "--output-dir", "2024", "--trainer", "MPL"]))
-    assert (cfg.SEED, cfg.OUTPUT_DIR) == (0, "2024")
 
 
 def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat, tiny, tmp_path):
@@ -151,24 +140,6 @@ def half_done(run, eurosat, tiny):
     return arguments(eurosat, tiny, folder), folder
 
 
-def test_run_resumed_by_another_version_prints_it(launch, half_done, monkeypatch):
-    argv, folder = half_done
-    assert "two versions" not in launch(*argv).printed
-    half(folder)
-    monkeypatch.setattr("trainers.base.learned.__version__", "9.9.9")
-    words = (
-        r"results will be of two versions of this project: .* version 1\.\S+ \(commit .*\) and with version 9\.9\.9 "
-    )
-    assert re.search(words, launch(*argv).printed)
-
-
-def test_clock_stepping_back_leaves_possible_times(run, monkeypatch):
-    now = itertools.count(1e9, -100.0)
-    monkeypatch.setattr("time.time", lambda: next(now))
-    found = results(run("out"))
-    assert 0 < found["train_seconds"] < 100 and 0 < found["test_seconds"] < 100
-
-
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_run_does_not_go_on_under_other_settings(resumed, launch, half_done, tmp_path):
     argv, folder = half_done
@@ -195,9 +166,7 @@ def test_results_without_checkpoints_are_not_replaced_by_others(run, launch, eur
     ("name", "content"),
     [
         (f"{LEARNED}/model.pth.tar-1", b"half of"),
-        (f"{LEARNED}/checkpoint", b"model.pth.tar-7\n"),
         ("config.yaml", b"OPTIM: [\n"),
-        ("config.yaml", b""),
     ],
 )
 def test_damaged_unfinished_run_is_refused(name, content, launch, half_done):
@@ -214,31 +183,3 @@ def test_a_start_that_is_refused_deletes_no_results(launch, half_done):
     (folder / LEARNED / "model.pth.tar-2").write_bytes(b"half of")
     assert "model.pth.tar-2" in launch(*argv).error
     assert {name: (folder / name).read_bytes() for name in kept} == kept
-
-
-def test_remedy_for_damaged_settings_of_a_run_to_resume_helps(launch, half_done, tmp_path):
-    """It was another --output-dir, which that run is not in."""
-    argv, folder = half_done
-    file, resume = folder / "config.yaml", ["RESUME", folder, "OUTPUT_DIR", tmp_path / "new"]
-    file.write_text("OPTIM: [")
-    assert launch(*argv, *resume).error == f"error: {file} is damaged: restore or delete it"
-    file.unlink()
-    assert launch(*argv, *resume).status == 0
-
-
-def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny, tmp_path, monkeypatch):
-    """The thread of TensorBoard printed a traceback, and the lock hid the fault."""
-    after_epoch = SimpleTrainer.after_epoch
-
-    def replace_the_folder(trainer):
-        (tmp_path / "out").rename(tmp_path / "moved")
-        (tmp_path / "out").write_text("a file")
-        trainer.write_scalar("a", 1, 1)
-        time.sleep(0.5)  # for its thread
-        after_epoch(trainer)
-
-    monkeypatch.setattr(SimpleTrainer, "after_epoch", replace_the_folder)
-    error = launch(*arguments(eurosat, tiny, tmp_path / "out")).error
-    # The file is TensorBoard's or the prompts'.
-    assert re.search("Not a directory: |No such file or directory: ", error) and f"{tmp_path}/out/" in error
-    assert (tmp_path / "out").read_text() == "a file"

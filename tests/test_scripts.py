@@ -8,21 +8,16 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from drawn import run_for_real
-from finished import wait_until
 
-from common.errors import UsageError
 from common.start import ROOT
-from experiments import protocols, results
+from experiments import results
 from experiments.methods import methods
 from experiments.protocols import recipe
-from experiments.scripts import command as scripts
 from experiments.scripts.table import SCRIPTS
 
 pytestmark = pytest.mark.slow
@@ -101,23 +96,6 @@ def test_small_clip_has_yaml_files_of_its_own(variables, script):
         assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
 
 
-def test_yaml_file_of_a_new_method(monkeypatch):
-    files = []
-    monkeypatch.setattr(protocols, "config_files", lambda method: [Path(f"{name}.yaml") for name in files])
-    for new, expected in (
-        ("small", "small"),  # the only one
-        ("vit_b16", "vit_b16"),  # the only one that is not for the small CLIP
-        ("few_shot", "few_shot"),  # named after the protocol
-    ):
-        files.append(new)
-        assert recipe("Growing", "few_shot").cfg == expected
-    assert recipe("Growing", "few_shot", backbone="small").cfg == "small"
-    with pytest.raises(
-        UsageError, match="Growing has 3 YAML files and none for base2new by default: choose one with CFG"
-    ):
-        recipe("Growing", "base2new")
-
-
 @pytest.mark.parametrize(
     ("arguments", "variables", "epoch"),
     [
@@ -181,44 +159,13 @@ def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch):
     assert lines[-1] == f"Harmonic mean: {2 * base * new / (base + new) if base + new else 0:.2f}%"
 
 
-def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
-    ended, _ = script("coop/few_shot.sh", "eurosat", 1, 1, "OPTIM.LRR", 1, DRY_RUN="", SHOTS="1 2")
-    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("to_group", [True, False])
-def test_sigterm_ends_the_run_too(to_group, begin, eurosat, deep, tmp_path):
-    env = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
-    env = os.environ | {key: str(value) for key, value in env.items()}
-    process = begin(["bash", f"{ROOT}/scripts/mpl/base2new_train.sh", "eurosat", "1", "500", *SMALL], env=env)
-    wait_until(lambda: list((tmp_path / "out").rglob("model.pth.tar-*")), process)
-    (os.killpg if to_group else os.kill)(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    interrupted = "Interrupted. Run the same command again to resume from the last complete epoch."
-    assert errors.splitlines()[-1] == interrupted
-
-
 # ---------------------------------------------------------------- bad input
-
-
-def test_too_few_arguments(script):
-    for name, facts in SCRIPTS.items():
-        if form := facts.positions.replace("[CFG]", "").split():
-            ended, _ = script(f"{name}.sh", *["eurosat", "3", *["1"] * 8][: len(form) - 1])
-            line = f"error: {name}.sh takes {facts.usage}, and got {len(form) - 1} of these: "
-            assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr.startswith(line)
 
 
 WRONG = [  # script, arguments, words of the line
     ("mpl/base2new_train", ["eurosatt", 1], "did you mean eurosat?; for your own images see docs/own_classes.md"),
-    ("mpl/base2new_train", ["eurosat", 1, 0], "EPOCHS is '0': give an integer from 1 on"),
-    ("mpl/base2new_train", ["eurosat", 1, "OPTIM.LR"], "'OPTIM.LR' is not KEY VALUE ..."),
     ("mpl/base2new_train", ["eurosat", 1, "OUTPUT_DIR", "x"], "OUTPUT_DIR is among the KEY VALUE pairs: name"),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
-    ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),
     ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
     # which train.py checks
     ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CLASS_TOKEN_POSITION is 'top'"),
@@ -231,21 +178,6 @@ def test_wrong_value_gives_one_line_and_leaves_nothing(name, arguments, words, s
     (line,) = (line for line in ended.stderr.splitlines() if not line.startswith("note: "))
     assert ended.returncode == 2 and line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
-
-
-def test_unfinished_training_is_an_error(script):
-    _, (call,) = script("mpl/base2new_test.sh", "eurosat", 1)
-    Path(option(call, "--model-dir")).mkdir(parents=True)
-    ended, _ = script("mpl/base2new_test.sh", "eurosat", 1, DRY_RUN="")
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and "the training run in " in line and ", or give EPOCHS" in line
-    ended, _ = script("locoop/eval.sh", "data", "eurosat", "small", 1, option(call, "--model-dir"), DRY_RUN="")
-    assert ended.stderr.endswith("is not finished: finish it first\n")  # this script takes no epoch
-
-
-@pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])
-def test_command_without_a_script_of_the_project(words, command):
-    assert " is not a script of this project" in command(scripts, *words).error
 
 
 def test_base_and_new_runs_of_other_backbones_have_no_harmonic_mean(command, tmp_path):

@@ -1,15 +1,12 @@
 """train.py with several seeds: their runs one after another, each as if it were alone."""
 
-import gc
 import os
 import signal
-import weakref
 
 import pytest
 import yaml
 from drawn import arguments, differing, prompts_in, results
 
-from experiments import run
 from experiments.arguments import parse_arguments
 from experiments.lock import LOCK, is_locked
 from trainers import methods
@@ -72,41 +69,10 @@ def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_each_seed_tests_its_own_prompts(seeds, tmp_path):
-    assert seeds(1, 2, output="seed1").status == 0
-    options = ["--quiet", "--eval-only", "--model-dir", tmp_path / "seed1"]
-    lines = seeds(1, 2, output="new/seed1", options=options).printed.splitlines()
-    for seed, line in zip((1, 2), lines, strict=True):
-        trained, tested = (results(tmp_path / f"{part}seed{seed}") for part in ("", "new/"))
-        assert trained["accuracy"] == tested["accuracy"]
-        assert line.startswith(f"MPL on EuroSAT 2 shots seed {seed}: {tested['accuracy']:.2f}%")
-
-
-def test_memory_of_a_run_is_free_when_the_next_one_starts(seeds, monkeypatch):
-    trainers, build = [], run.build_trainer
-
-    def build_in_a_cycle(cfg):
-        assert not any(trainer() for trainer in trainers)
-        trainer = build(cfg)
-        trainer.itself = trainer
-        trainers.append(weakref.ref(trainer))
-        return trainer
-
-    monkeypatch.setattr(run, "build_trainer", build_in_a_cycle)
-    gc.disable()
-    try:
-        assert seeds(1, 2).status == 0
-    finally:
-        gc.enable()
-    assert len(trainers) == 2
-
-
 WRONG = {
     "twice": ([1, 1], "seed{seed}", [], "--seed is 1 1: give each seed once, from 0 on"),
-    "negative": (["1 -1"], "seed{seed}", [], "--seed is 1 -1: give each seed once"),
     "one folder": ([1, 2], "run", [], "is one folder for several seeds: put {seed} in it, as in output/seed{seed}"),
     "one seed in pairs": ([1, 2], "seed1", ["SEED", 3], "SEED is one value for several seeds"),
-    "one folder in pairs": ([1, 2], "seed1", ["OUTPUT_DIR", "x"], "OUTPUT_DIR is one value for several seeds"),
     "unknown setting": ([1, 2], "seed1", ["TRAINER.MPL.PROMPT_DEPTH", 99], "PROMPT_DEPTH is 99"),
 }
 
@@ -125,10 +91,3 @@ def test_seeds_and_pairs_are_distinguished():
     assert (again.seed, again.opts) == (args.seed, args.opts)
     for text, seed in (("3", 3), ("-1", -1), ("1 2", (1, 2))):
         assert parse_arguments(["--seed", text, "OPTIM.LR", "0.1"]).seed == seed
-
-
-@pytest.mark.parametrize("text", ["1,2", "", "1.0", "all"])
-def test_what_is_not_a_seed_is_refused_with_the_form_to_use(text, capsys):
-    with pytest.raises(SystemExit):
-        parse_arguments(["--seed", text])
-    assert f"expected integers with spaces between them, got {text!r}" in capsys.readouterr().err

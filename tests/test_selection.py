@@ -273,22 +273,6 @@ def test_training_images_that_are_test_images_are_refused_or_marked(copied, refu
 # The epoch that was tested
 
 
-def test_results_name_the_tested_epoch(launch, first_is_best, eurosat, tiny, tmp_path):
-    assert launch(*arguments(eurosat, tiny, tmp_path / "best", *BEST)).status == 0
-    found = results(tmp_path / "best")
-    assert (found["epochs"], found["tested_epoch"]) == (2, 1)
-    (choice,) = found["data_use"]["choose"]
-    assert (choice["what"], choice["split"], choice["test_images"], choice["trials"]) == ("epoch", "val", 0, 2)
-    options = ["--eval-only", "--model-dir", tmp_path / "best"]
-    assert launch(*arguments(eurosat, tiny, tmp_path / "tested", options=options)).status == 0
-    tested = results(tmp_path / "tested")
-    assert tested["tested_epoch"] == 1 and tested["accuracy"] == found["accuracy"]
-    assert launch(*arguments(eurosat, tiny, tmp_path / "none", *BEST, "TEST.NO_TEST", True)).status == 0
-    untested = results(tmp_path / "none")
-    assert (untested["epochs"], untested["tested_epoch"]) == (2, None)
-    assert (untested["data_use"]["choose"], untested["data_use"]["test"]) == ([], None)
-
-
 # A setting
 
 
@@ -311,12 +295,6 @@ def test_linear_probe_does_not_choose_on_test_images(refused, on_imagenet, image
     for name, epoch in (("newest", []), ("named", ["--load-epoch", 1])):  # C chose the weights of every epoch
         tested = on_imagenet(name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch])
         assert choices(tested) == choices(folder) and len(logged(tested)) == 1
-
-
-def test_linear_probe_without_validation_images_stops_before_the_fit(refused, tiny, tmp_path):
-    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
-    argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *ONCE, *ACCEPTED, options=PROBE)
-    refused(argv, f"EuroSAT has no validation images for the choice of C: set {C}, for example to 1.0")
 
 
 def test_held_out_images_are_a_shot_of_the_training_images(build):

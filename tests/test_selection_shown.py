@@ -8,13 +8,11 @@ from finished import study_of, summarise, tables_of
 from matplotlib import pyplot as plt
 
 import parse_test_res
-from common.start import ROOT
 from experiments import results as base2new
 from experiments.results import FILE
 from experiments.studies import plots
 from experiments.studies.reproduce import compared_with_authors
 from experiments.studies.spec import Study, Variant
-from experiments.studies.study_file import load
 from experiments.studies.tables import MARK, MARKED
 from inference import export
 
@@ -158,9 +156,3 @@ def test_one_line_reports_say_it(on_imagenet, command):
     (new / FILE).write_text(json.dumps(content))
     ended = command(base2new, new)
     assert ended.status == 0 and ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed
-
-
-def test_few_shot_study_accepts_the_linear_probe_on_imagenet():
-    study = load(ROOT / "studies/few_shot.yaml", settings=False)
-    accepted = {(run.variant.method, run.dataset) for run in study.runs() if "TEST.SELECT_ON_TEST" in run.arguments}
-    assert accepted == {("LinearProbe", "imagenet")}

@@ -88,22 +88,6 @@ def test_wrong_class_names_give_a_message(names, reason, page, photo):
     assert bars == [None] * 3
 
 
-def test_a_model_with_fixed_names_leaves_the_bars_of_the_others(finished, photo):
-    fixed = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
-    page = Page(open_models([finished("VPT"), fixed], OPTIONS), NAMES, [])
-    message, first, second = page.classify(photo, "a cat\na dog")
-    assert first.keys() == {"a cat", "a dog"} and second is None
-    assert "leave out the class names" in message["value"]
-
-
-def test_a_file_without_an_image_gives_a_message_without_the_servers_folders(page, tmp_path):
-    (tmp_path / "bad.jpg").write_text("no image")
-    message, *bars = page.classify(str(tmp_path / "bad.jpg"), "red")
-    assert "'bad.jpg' is damaged or not a JPEG" in message["value"] and str(tmp_path) not in message["value"]
-    assert bars == [None] * 3 and page.look(str(tmp_path / "bad.jpg")) == []
-    assert page.classify(None, "red")[1:] == [None] * 3 and page.look(None) == []
-
-
 # Images of visitors
 
 
@@ -231,21 +215,6 @@ def test_ctrl_c_ends_the_server_and_no_uploads_stay(serve, finished, free_port, 
     assert (done.status, done.errors) == (0, [])
     assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
     assert [path.name for path in tmp_path.iterdir()] == ["mpl-serve-model"]
-
-
-WRONG = {
-    "": "no MODEL is given",
-    "{run} --port {taken}": "choose another --port",
-    "{run} --host nowhere.invalid": "or check --host",
-}
-
-
-@pytest.mark.parametrize("line", WRONG)
-def test_wrong_arguments_end_in_one_line(line, serve, finished):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = serve(*line.format(run=finished("VPT"), taken=taken.getsockname()[1]).split())
-    assert (done.status, done.printed) == (2, "")
-    assert WRONG[line] in done.errors[-1]
 
 
 # A real browser

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -100,24 +99,3 @@ def test_settings_of_the_tables_are_those_of_the_yaml_files():
                 compared += bool(epochs)
     listed = {name for names, *_ in rows(REPRODUCE, "Settings of each method") for name in names.split(", ")}
     assert {name for name in known if "+" not in name} <= listed and compared > 15
-
-
-def test_paths_in_commands_were_written_by_earlier_commands(script):
-    """The runs below output/ that commands of a page use, and the output folders of its scripts."""
-    for page in (ROOT / "README.md", ROOT / "docs/own_classes.md", ROOT / "docs/reproduce.md"):
-        made, used = set(), set()
-        for line in "\n".join(blocks(page)).replace("\\\n", " ").splitlines():
-            command = line.split(" #")[0].strip()
-            if re.match(r"(?:\w+=\S+ )*bash scripts/", command) and "$" not in command and "imagenet" not in command:
-                before, _, after = command.partition("bash scripts/")
-                variables = dict(word.split("=", 1) for word in ("OUT=", "DATA=", "BACKBONE=", *shlex.split(before)))
-                done, _ = script(*shlex.split(after), **variables)
-                assert done.returncode == 0 or "birds" in done.stderr, done.stderr
-                made |= set(re.findall(r"--output-dir (\S+)", done.stdout))
-            elif not command.startswith("bash"):
-                used |= set(re.findall(r"(?<!-dir )\boutput/\S+", command))
-                used |= set(re.findall(r"--model-dir (\S+)", command))
-                made |= set(re.findall(r"--output-dir (\S+)", command))
-        assert used
-        for path in used:
-            assert any(run == path or run.startswith(f"{path}/") for run in made), f"{path} in {page}: {made}"

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,10 @@ from drawn import card, differing, make_cfg
 from clip import load, load_backbone, weights
 from clip.errors import ClipError
 from common.start import ROOT
-from datasets import DatasetError, small_world
-from datasets.small_world import SmallObjects, SmallSource, SmallWorldSet
+from datasets import small_world
+from datasets.small_world import SmallObjects, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
 from experiments import small_clip
-from experiments.results import read_results
 
 SETS = [value for value in vars(small_world).values() if isinstance(value, type) and issubclass(value, SmallWorldSet)]
 SETS.remove(SmallWorldSet)
@@ -87,13 +84,6 @@ def test_drawn_set_has_the_common_layout_and_halves(drawn):
         assert read("SmallObjects", drawn, "DATASET.SUBSAMPLE_CLASSES", half).classnames == part
 
 
-def test_failed_drawing_leaves_nothing_behind(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(few, "style", replace(few.style, periods=None))  # fails at the first image
-    with pytest.raises(TypeError):
-        few.prepare(tmp_path / "few")
-    assert not list(tmp_path.iterdir())
-
-
 def test_set_is_drawn_once_and_equally_by_several_processes(few, tmp_path):
     (tmp_path / ".few.partial-killed/few").mkdir(parents=True)
     with ThreadPoolExecutor(4) as pool:
@@ -105,26 +95,6 @@ def test_set_is_drawn_once_and_equally_by_several_processes(few, tmp_path):
     image.write_bytes(b"kept")
     few.prepare(tmp_path / "few")
     assert image.read_bytes() == b"kept"
-
-
-@pytest.mark.parametrize(("harm", "words"), [("split.json", "is damaged"), ("images/*/test_00.png", "are missing")])
-def test_damage_is_reported_with_its_remedy(harm, words, drawn, tmp_path):
-    shutil.copytree(drawn / "small_objects", tmp_path / "small_objects")
-    file = next((tmp_path / "small_objects").glob(harm))
-    file.write_text("{") if harm == "split.json" else file.unlink()
-    with pytest.raises(DatasetError, match=words) as caught:
-        read("SmallObjects", tmp_path)
-    assert str(caught.value).endswith(f": delete {tmp_path}/small_objects, then it is drawn again")
-
-
-def test_folder_with_other_files_is_not_changed(few, tmp_path):
-    (tmp_path / "few").mkdir()
-    (tmp_path / "few/mine.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="cannot draw Few: .*few is not empty: .*or move this one elsewhere"):
-        few.prepare(tmp_path / "few")
-    with pytest.raises(DatasetError, match="cannot draw Few: cannot write to"):
-        few.prepare(tmp_path / "few/mine.txt/few")
-    assert (tmp_path / "few/mine.txt").read_text() == "mine"
 
 
 # --- the small CLIP
@@ -152,28 +122,7 @@ def test_damaged_weights_are_reported_with_the_way_to_restore_them(harm, tmp_pat
         load_backbone("small")
 
 
-@pytest.mark.thorough
-def test_zero_shot_accuracy_agrees_with_the_card(drawn, launch, tmp_path):
-    argv = ["--root", drawn, "--trainer", "ZeroshotCLIP", "--backbone", "small", "--eval-only"]
-    argv += ["--dataset-config-file", ROOT / "configs/datasets/small_objects.yaml"]
-    argv += ["--config-file", ROOT / "configs/trainers/CoOp/small.yaml"]
-    for half, expected in zip(("all", "base", "new"), card("SmallObjects"), strict=True):
-        launch(*argv, "--output-dir", tmp_path / half, "DATASET.SUBSAMPLE_CLASSES", half)
-        assert read_results(tmp_path / half)["accuracy"] == pytest.approx(expected, abs=0.7)
-
-
 # --- its pre-training
-
-
-@pytest.mark.slow
-def test_pretraining_data_has_nothing_held_out():
-    rng = np.random.default_rng(0)
-    subjects = [small_clip.sample_subject(rng) for _ in range(3000)]
-    words = {word for subject in subjects for word in subject.words.split()}
-    assert words.isdisjoint({"turquoise", "crescent", "crescents", "zigzag"})
-    assert {"red", "striped", "triangle", "three", "forest", "river"} <= words
-    assert not any(small_clip.held_out(s.colour, s.texture, s.shape) for s in subjects if s.shape)
-    assert any(small_clip.held_out(s.colour, s.texture, s.shape) for s in SmallSource.subjects)
 
 
 @pytest.mark.slow

@@ -92,16 +92,6 @@ def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chose
     assert ended.status == 2 and "are not those that the run to resume began with" in ended.errors[-1]
 
 
-def test_pickles_of_another_machine_are_read(written, prepare, eurosat, tmp_path):
-    rows = pickle.loads(written[0].read_bytes())
-    for row in rows["train"]:
-        row._impath = row.impath.replace(str(eurosat), "/home/kaiyang/data")
-    for protocol in (2, 5):
-        (tmp_path / "other.pkl").write_bytes(pickle.dumps({"train": rows["train"]}, protocol=protocol))
-        ended = prepare("splits", "eurosat", "--file", tmp_path / "other.pkl", root=eurosat)
-        assert ended.status == 0 and ended.printed.endswith("12 images of 6 classes to learn from\n")
-
-
 def with_path(path):
     return lambda row: row.update(_impath=path)
 
@@ -110,11 +100,9 @@ def with_path(path):
     ("change", "word"),
     [
         (with_path("/etc/passwd"), "/etc/passwd for train"),
-        (with_path("eurosat/2750/../2750/0/train_0.png"), "without that image"),
         (with_path("eurosat/2750/0/\x1b[31m.png"), "without that image"),
         (with_path("eurosat/2750/0/test_0.png"), "the split for test"),
         (lambda row: row.update(_label=(row["_label"] + 1) % 6), "with the label"),
-        (lambda row: row.update(_label="0"), "is not a few-shot choice"),
         (lambda row: row.pop("_impath"), "is not a few-shot choice"),
     ],
 )  # fmt: skip
@@ -175,15 +163,6 @@ def test_a_choice_has_every_class_and_the_runs_number_of_images(written, refused
     refused(run("DATASET.NUM_SHOTS", -1), "twice")
 
 
-def test_another_choice_is_not_overwritten(prepare, refuses, written, eurosat):
-    file = eurosat / "eurosat/split_fewshot/shot_2-seed_1_val.jsonl"
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
-    refuses("--shots", 2, "exists and has another choice")
-    file.write_bytes(content)
-    assert prepare("splits", "eurosat", "--shots", 2, root=eurosat).status == 0
-
-
 def test_another_form_of_the_same_choice_stays_as_it_is(prepare, refuses, written, eurosat):
     """CoOp's own file was refused, whose pickle has another protocol."""
     file, rows = eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl", pickle.loads(written[0].read_bytes())
@@ -195,7 +174,3 @@ def test_another_form_of_the_same_choice_stays_as_it_is(prepare, refuses, writte
     file.write_bytes(pickle.dumps(rows))
     refuses("--shots", 2, "exists and has another choice")
     file.unlink()
-
-
-def test_shots_of_a_file_are_checked(refuses, written):
-    refuses("--file", written[1], "--shots", 4, "DATASET.NUM_SHOTS 4 means 4")

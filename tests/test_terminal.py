@@ -62,19 +62,3 @@ def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
     assert len(published_result((tmp_path / "one/log.txt").read_text(), "Finish training")) == 1
     ended = launch(*arguments(eurosat, tmp_path / "none.pt", tmp_path / "three", options=["--quiet"]))
     assert ended.error and not ended.printed
-
-
-@pytest.mark.parametrize(
-    ("backbone", "overrides", "options", "words"),
-    [
-        ("none.pt", [], [], "backbone file none.pt cannot be read"),
-        ("small", ["TRAINER.NAME", "MLP"], [], "there is no trainer 'MLP': did you mean MPL?"),
-        ("small", [], ["--eval-only", "--model-dir", "tests"], "no MPL checkpoint tests/"),
-    ],
-)
-def test_errors_come_before_settings_and_data(backbone, overrides, options, words, launch, tmp_path):
-    """The split of this dataset cannot be read: no error is about it."""
-    (tmp_path / "data/eurosat").mkdir(parents=True)
-    ended = launch(*arguments(tmp_path / "data", backbone, tmp_path / "out", *overrides, options=options))
-    assert words in ended.error and not ended.printed
-    assert not (tmp_path / "out").exists()

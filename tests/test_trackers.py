@@ -71,16 +71,6 @@ def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
     assert ("wandb", "finish", results(tmp_path / "out")) in [call[:3] for call in recorded.made]
 
 
-def test_unknown_tracker_and_missing_package(launch, refused, eurosat, tiny, tmp_path, monkeypatch):
-    for given, unknown in (("wandb,comet", "comet"), ("", "")):
-        ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", given]))
-        assert ended.status == 2 and f"there is no tracker {unknown!r}" in ended.errors[-1]
-    argv = arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", "mlflow"])
-    for found in (None, SimpleNamespace(origin=None)):  # the second: a folder of that name
-        monkeypatch.setattr(trackers, "find_spec", lambda name, found=found: found)
-        refused(argv, "the package mlflow is not installed")
-
-
 @pytest.fixture
 def offline(eurosat, tiny, tmp_path):
     """`offline(name, **variables)`: two seeds in a process that reports to a tracker; returns their results."""

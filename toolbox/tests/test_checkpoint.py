@@ -53,18 +53,6 @@ def state_of(parts, epoch):
 # Writing
 
 
-def test_file_names_and_the_newest_checkpoint(tmp_path):
-    parts, folder = training(), tmp_path / "run" / "model"
-    save_checkpoint(state_of(parts, 3), str(folder))
-    assert (folder / "checkpoint").read_text() == "model.pth.tar-3\n"
-    save_checkpoint(state_of(parts, 4), str(folder), is_best=True)
-    save_checkpoint(state_of(parts, 5), str(folder), model_name="mine.pth")
-    assert (folder / "checkpoint").read_text() == "mine.pth\n"
-    names = ["checkpoint", "mine.pth", "model-best.pth.tar", "model.pth.tar-3", "model.pth.tar-4"]
-    assert sorted(os.listdir(folder)) == names
-    assert load_checkpoint(folder / "model-best.pth.tar")["epoch"] == 4
-
-
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     parts = training()

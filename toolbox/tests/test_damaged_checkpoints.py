@@ -8,7 +8,7 @@ import pytest
 import torch
 from dassl.engine import TrainerX
 from dassl.utils import UsageError, load_checkpoint, load_pretrained_weights, resume_from_checkpoint
-from tiny_project import flat, make_trainer
+from tiny_project import make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,6 @@ def test_every_flipped_bit_and_every_cut_is_noticed(newest):
     for removed in (1, 22, 64, 70, 93, 1000):
         newest.write_bytes(content[:-removed])
         refuses(newest)
-
-
-@pytest.mark.parametrize("options", [{"weights_only": True}, {"mmap": True}], ids=str)
-def test_torch_itself_loads_a_sealed_file(newest, options):
-    assert str(flat(load_checkpoint(newest))) == str(flat(torch.load(newest, **options)))
-    with zipfile.ZipFile(newest) as archive:
-        assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
 
 
 def test_compressed_archive_is_refused_before_it_fills_the_memory(newest, tmp_path):

@@ -7,13 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
-from dassl.data import DataManager
-from dassl.data.data_manager import DatasetWrapper, build_data_loader
+from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
 from dassl.data.transforms import build_transform
 from dassl.utils import UsageError
-from tiny_project import CLASSNAMES, make_cfg
+from tiny_project import make_cfg
 
 REPO = Path(__file__).resolve().parents[2]
 GOLDEN = REPO / "tests" / "golden" / "fewshot_eurosat.json"
@@ -63,19 +61,6 @@ def test_fewshot_return_values_and_short_classes(capsys):
     assert {item.impath for item in first if item.label == 1} <= {"1/0.png", "1/1.png"}
 
 
-def test_dataset_properties():
-    items = [Datum("a", 2, 0, "two"), Datum("b", 0, 1, "zero"), Datum("c", 2, 1, "two")]
-    dataset = DatasetBase(train_x=items, test=items[:1])
-    assert (dataset.num_classes, dataset.lab2cname) == (3, {2: "two", 0: "zero"})
-    assert (dataset.classnames, dataset.train_u, dataset.val, dataset.test) == (["zero", "two"], None, None, items[:1])
-    assert list(dataset.split_dataset_by_label(items)) == [2, 0]
-    assert [len(group) for group in dataset.split_dataset_by_domain(items).values()] == [1, 2]
-    with pytest.raises(AttributeError):
-        dataset.num_classes = 4
-    with pytest.raises(UsageError, match="no training images"):
-        DatasetBase(train_x=[])
-
-
 def test_label_with_two_names_is_refused_and_name_with_two_labels_accepted():
     cranes = [Datum("a", 0, 0, "crane"), Datum("b", 1, 0, "crane")]
     dataset = DatasetBase(train_x=cranes, test=[Datum("c", 1), Datum("d", 5, 0, "unknown")])
@@ -97,21 +82,6 @@ def test_datum_is_read_only_and_loads_from_published_pickles():
         Datum(Path("a.png"))
 
 
-def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
-    dm = DataManager(make_cfg(root, tmp_path))
-    assert (dm.num_classes, dm.num_source_domains, dm.train_loader_u) == (3, 0, None)
-    assert dm.lab2cname == dict(enumerate(CLASSNAMES))
-    assert len(dm.train_loader_x) == 3  # 12 images in batches of 4
-    assert len(dm.val_loader) == len(dm.test_loader) == 2  # 12 images in batches of 8: the last 4 are used
-    batch = next(iter(dm.train_loader_x))
-    assert batch["img"].shape == (4, 3, 16, 16)
-    assert set(batch) == {"img", "label", "domain", "impath", "index"}
-    summary = ["Dataset    TinySquares", "# classes  3", "# train_x  12", "# val      12", "# test     12"]
-    assert capsys.readouterr().out.splitlines()[-5:] == summary
-    with pytest.raises(UsageError, match="TinySquares"):
-        build_dataset(make_cfg(root, tmp_path, "DATASET.NAME", "TinySquare"))
-
-
 def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path):
     cfg = make_cfg(root, tmp_path)
     source = build_dataset(cfg).train_x
@@ -121,20 +91,3 @@ def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path
     for is_train, split in ((True, "training"), (False, "test")):
         with pytest.raises(UsageError, match=f"a {split} split without images"):
             build_data_loader(cfg, "RandomSampler", [], is_train=is_train)
-
-
-def test_wrapper_returns_several_views(root, tmp_path):
-    cfg = make_cfg(root, tmp_path, "DATALOADER.K_TRANSFORMS", 3, "DATALOADER.RETURN_IMG0", True)
-    source = build_dataset(cfg).train_x
-    tfm = build_transform(cfg)
-    item = DatasetWrapper(cfg, source, tfm, is_train=True)[5]
-    assert len(item["img"]) == 3
-    assert not torch.equal(item["img"][0], item["img"][1])
-    assert torch.equal(item["img"][1], item["img2"]) and torch.equal(item["img"][2], item["img3"])
-    assert (item["index"], item["label"], item["impath"]) == (5, source[5].label, source[5].impath)
-    test = DatasetWrapper(cfg, source, build_transform(cfg, is_train=False), is_train=False)[5]
-    assert torch.equal(test["img"], test["img0"])  # K_TRANSFORMS is for training; 16x16 images need no crop
-    assert torch.equal(item["img0"], test["img0"])
-    assert DatasetWrapper(cfg, source)[0]["img"].size == (16, 16)  # PIL
-    with pytest.raises(UsageError, match="K_TRANSFORMS"):
-        DatasetWrapper(cfg, source, None, is_train=True)

@@ -2,11 +2,7 @@
 
 import pytest
 import torch
-from dassl.engine import TrainerBase
-from dassl.modeling import build_backbone, build_head
-from dassl.utils import UsageError
 from tiny_project import make_trainer
-from torch import nn
 
 
 def files(directory):
@@ -117,38 +113,3 @@ def test_infinite_parameters_are_never_saved(root, tmp_path):
     with pytest.raises(FloatingPointError, match="ctx of prompt_learner is not finite at epoch 2: .* epoch 1 is kept"):
         trainer.train()
     assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-1"]
-
-
-def test_registered_models_are_stepped_and_set_to_a_mode():
-    trainer = TrainerBase()
-    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
-    optims = [torch.optim.SGD(model.parameters(), lr) for model, lr in ((first, 0.5), (second, 0.25))]
-    sched = torch.optim.lr_scheduler.StepLR(optims[1], 1, 0.1)
-    trainer.register_model("first", first, optims[0])
-    trainer.register_model("second", second, optims[1], sched)
-    trainer.register_model("frozen", nn.Linear(2, 1))
-    with pytest.raises(ValueError, match="first"):
-        trainer.register_model("first", first)
-    assert trainer.get_model_names() == ["first", "second", "frozen"]
-    with pytest.raises(KeyError, match="third"):
-        trainer.get_model_names("third")
-
-    trainer.set_model_mode("eval", "second")
-    assert (first.training, second.training) == (True, False)
-    trainer.model_update()  # without gradients; torch expects it before the schedulers
-    trainer.update_lr()
-    assert (trainer.get_current_lr(), trainer.get_current_lr("second")) == (0.5, pytest.approx(0.025))
-
-    before = [model.weight.clone() for model in (first, second)]
-    trainer.model_backward_and_update((first(torch.ones(1, 2)) + second(torch.ones(1, 2))).sum(), "first")
-    assert torch.allclose(first.weight, before[0] - 0.5) and torch.equal(second.weight, before[1])
-
-
-def test_backbones_and_heads_by_name():
-    resnet = build_backbone("resnet18", verbose=False, pretrained=False)
-    assert resnet.eval()(torch.rand(1, 3, 32, 32)).shape == (1, resnet.out_features) == (1, 512)
-    with pytest.raises(UsageError, match="resnet50"):
-        build_backbone("resnet500")
-    head = build_head("mlp", verbose=False, in_features=8, hidden_layers=(6, 4), bn=False, dropout=0.5)
-    assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout"] * 2
-    assert head(torch.rand(2, 8)).shape == (2, head.out_features) == (2, 4)

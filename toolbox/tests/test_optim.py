@@ -120,17 +120,6 @@ def test_optimizers_use_all_options(name, expected):
     assert type(built) is type(wanted) and built.defaults == wanted.defaults
 
 
-def test_optimizer_takes_parameters_or_groups():
-    model = torch.nn.Linear(2, 2)
-    for given in (list(model.parameters()), model.parameters()):
-        assert build_optimizer(given, optim_cfg()).param_groups[0]["params"][1] is model.bias
-    groups = [{"params": iter([model.bias]), "lr": 9.0}]
-    (group,) = build_optimizer(None, optim_cfg(), param_groups=groups).param_groups
-    assert group["lr"] == 9.0 and group["params"][0] is model.bias
-    with pytest.warns(UserWarning, match="STAGED_LR is ignored"):
-        build_optimizer(model, optim_cfg(STAGED_LR=True), param_groups=groups)
-
-
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
