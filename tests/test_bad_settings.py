@@ -11,7 +11,7 @@ from experiments.protocols import recipe
 CASES = [  # KEY VALUE pairs, and words of the error
     # Names
     ("OPTIM.LRR 0.1", "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
-    ("TRAINER.NAME MLP", "no trainer 'MLP': did you mean MPL?"),
+    ("TRAINER.NAME MPLL", "no trainer 'MPLL': did you mean MPL?"),
     ("DATASET.NAME ''", "--dataset-config-file is missing"),
     ("--debug", "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: MPL_DEBUG=1"),
     # Types and ranges: of Dassl, of this project, of a method

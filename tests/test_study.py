@@ -43,7 +43,7 @@ def variant(**settings):
 
 
 INVALID = [  # keys of the file, words of the message
-    ({"trainers": {"MLP": "small"}}, "there is no trainer 'MLP': did you mean MPL?"),
+    ({"trainers": {"MPLL": "small"}}, "there is no trainer 'MPLL': did you mean MPL?"),
     (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
     (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has the settings"),
     (variant(overrides={"TEST.NO_TEST": True}), "x: TEST.NO_TEST is True: leave it out, as a run of a study"),
