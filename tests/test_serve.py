@@ -1,11 +1,15 @@
 """The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
 
+import asyncio
 import re
 import shutil
 import socket
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Semaphore
 from unittest.mock import Mock
 
 import numpy as np
@@ -14,7 +18,7 @@ from dassl.utils import ImageError, read_image
 from learned import OPTIONS
 from PIL import Image
 from serving import serving
-from visitors import CLASSIFY, FORM, event, file_data, png, post, started, upload
+from visitors import CLASSIFY, FORM, classified, event, file_data, join, png, post, started, upload
 
 from inference.models import open_models
 from inference.serving import command as serve_command
@@ -129,6 +133,44 @@ def test_an_image_has_limits(image, limit, value, reason, tmp_path, monkeypatch)
 # Limits of requests
 
 
+def test_visitors_take_turns_and_a_flood_of_one_does_not_fill_the_queue(monkeypatch):
+    turns, order = limits.Turns(), []
+
+    def ask(address, session):
+        with turns.of(address, session):
+            order.append(session)
+            go.acquire()
+
+    go, pool = Semaphore(0), ThreadPoolExecutor(9)
+    for session in ("a1", "a1", "a2", "a3"):  # the second of a1 waits for the first
+        pool.submit(ask, session[0], session)
+        time.sleep(0.05)
+    assert order == ["a1", "a2", "a3"]
+    for session in ("a4", "b1"):
+        pool.submit(ask, session[0], session)
+        time.sleep(0.05)
+    go.release(2)
+    time.sleep(0.1)
+    assert order[3:] == ["b1"]  # while several addresses ask, each has one
+    go.release(9)
+    pool.shutdown()
+    assert sorted(order) == ["a1", "a1", "a2", "a3", "a4", "b1"] and not turns.computed and not turns.waiting
+    assert [turns.count("a", "s") for _ in range(9)].count(True) == limits.MOST_OF_SESSION
+    assert [turns.count("a", f"s{n}") for n in range(99)].count(True) == limits.MOST_OF_ADDRESS - 8
+    assert limits.MOST_OF_ADDRESS < serve_page.MOST_WAITING / 2 and turns.count("b", "t")
+    monkeypatch.setattr(limits, "PATIENCE", 0)
+    with pytest.raises(limits.Refused, match="429"):
+        asyncio.run(turns.admit("a", "v"))
+    turns.waiting += [("c", "s")] * limits.MOST_OF_SESSION  # threads that wait are not forgotten
+    monkeypatch.setattr(limits, "FORGOTTEN", 0)
+    asyncio.run(turns.admit("a", "v"))
+    with pytest.raises(limits.Refused, match="429"):
+        asyncio.run(turns.admit("c", "s"))
+    turns.waiting.clear()
+    with turns.of("a", "a1", True):  # many class names: the next visitor with many waits, others do not
+        assert not turns.is_next("b", "b1", True) and turns.is_next("b", "b1", False)
+
+
 @pytest.fixture
 def server(page, free_port):
     with started(page, free_port) as (_, connect):
@@ -172,6 +214,26 @@ def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
             connection.request("GET", f"/gradio_api/{way}{host}")
             assert connection.getresponse().status == 403
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_visitors_get_their_own_answers_beside_a_hostile_one(server, page, photo, monkeypatch):
+    image = Path(photo).read_bytes()
+    monkeypatch.setattr(reading, "SECONDS", 2)
+
+    def attack():
+        long, slow = "\n".join(map(str, range(1000))), comments(1_000_000)
+        for sent in (png(200_000, 1), png(9000, 900), slow):
+            (file,) = upload(server, sent)
+            for text in (long, "a" * 20_000, "red\nblue", 3, ["red"], None):
+                join(server, CLASSIFY, file_data(file), text)
+
+    with ThreadPoolExecutor(5) as pool:
+        attacked = pool.submit(attack)
+        names = [[f"object {visitor} {letter}" for letter in "abcde"] for visitor in range(8)]
+        answers = pool.map(lambda asked: classified(server, image, asked), names)
+        for asked, bars in zip(names, answers, strict=True):
+            check_bars(page, photo, asked, bars, 1e-4)
+        attacked.result()
 
 
 def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Visitors of the page of tools/serve.py, over HTTP as a browser does it."""
+"""Visitors of the page of tools/serve.py, over HTTP as a browser does it: benign ones, and a hostile one."""
 
 import io
 import json
@@ -50,10 +50,33 @@ def file_data(path: str) -> dict[str, Any]:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
+def join(connect: Connect, function: int, *data: Any) -> str:
+    """Ask for a function of the page; returns the session."""
+    body = event(function, *data)
+    post(connect, "queue/join", body)
+    return json.loads(body)["session_hash"]
+
+
 def event(function: int, *data: Any) -> bytes:
     """A question for a function of the page, of a new session."""
     known = {"fn_index": function, "session_hash": uuid4().hex, "event_data": None, "trigger_id": None}
     return json.dumps({"data": data, **known}).encode()
+
+
+def answer(connect: Connect, session: str) -> dict[str, Any]:
+    """The last message about what a session has asked for."""
+    with closing(connect()) as connection:
+        connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+        lines = (line for line in connection.getresponse() if line.startswith(b"data:"))
+        messages = (json.loads(line.removeprefix(b"data:")) for line in lines)
+        return next(message for message in messages if message.get("msg") == "process_completed")
+
+
+def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[str, float]]:
+    """The bars of each model as {class name: probability}."""
+    message = answer(connect, join(connect, CLASSIFY, file_data(*upload(connect, image)), "\n".join(names)))
+    assert message["success"], message["output"]
+    return [{bar["label"]: bar["confidence"] for bar in each["confidences"]} for each in message["output"]["data"][1:]]
 
 
 def png(width: int, height: int) -> bytes:

@@ -1,10 +1,12 @@
-"""Limits for visitors of the page: which requests reach Gradio, and how large they are."""
+"""Limits for visitors of the page: which requests reach Gradio, how large they are, and whose turn it is."""
 
 import json
-from asyncio import TimeoutError, wait_for  # TimeoutError of Python 3.10, too
+from asyncio import TimeoutError, sleep, wait_for  # TimeoutError of Python 3.10, too
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Condition
+from time import monotonic
 from typing import Any
 
 from dassl.utils.images import MAX_BYTES
@@ -18,6 +20,10 @@ SLOWEST = 300  # seconds of an upload
 EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
 POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # what a browser with the page sends
 FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
+AT_ONCE = 3  # requests that are computed: one may be a large image
+MOST_OF_SESSION, MOST_OF_ADDRESS = 8, 24  # requests of one visitor that wait; Gradio has 40 threads for all
+PATIENCE = 20  # seconds until a request of such a visitor is refused
+FORGOTTEN = 10  # seconds until a request no longer counts, as one for another function of Gradio never ends here
 
 
 class Refused(Exception):
@@ -33,11 +39,11 @@ class Limits:
     Args:
         app: the server's application.
         uploads: the folder of the uploads. Files that are there already, such as examples, stay.
+        turns: how many requests of a visitor wait.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Path):
-        self.app = app
-        self.uploads = uploads
+    def __init__(self, app: ASGIApp, uploads: Path, turns: "Turns"):
+        self.app, self.uploads, self.turns = app, uploads, turns
         self.own = set(uploads.rglob("*"))
         self.coming = 0  # bytes of uploads that have arrived of those that are not complete
 
@@ -85,6 +91,8 @@ class Limits:
             raise Refused(400, "this is no JSON object") from None
         if not all(self.is_upload(file) for file in files_in(content)):
             raise Refused(403, "there is no such upload")
+        if scope["path"].rstrip("/").endswith(("/join", "/predict")):
+            await self.turns.admit((scope["client"] or [""])[0], str(content.get("session_hash")))
         body = json.dumps(content).encode()
         lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
@@ -151,3 +159,69 @@ def files_in(content: Any) -> Iterator[Any]:
         if isinstance(part, dict) and "path" in part:
             yield part["path"]
         parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+class Turns:
+    """Whose request is computed: AT_ONCE of them, one of a session, one that takes long.
+
+    While several addresses ask, each has one: a session is whatever a visitor says, an address is not.
+    """
+
+    def __init__(self) -> None:
+        self.change = Condition()
+        self.asked: list[tuple[float, tuple[str, str]]] = []  # time and visitor, until a thread has the request
+        self.waiting: list[tuple[str, str]] = []  # the visitor of each thread that waits
+        self.computed: list[tuple[str, str, bool]] = []  # address, session, whether it takes long
+        self.last: dict[str, float] = {}  # when each address asked last, if it was lately
+
+    async def admit(self, *visitor: str) -> None:
+        """Wait until few requests of an address and a session wait: a flood is as slow as its answers."""
+        deadline = monotonic() + PATIENCE
+        while not self.count(*visitor):
+            if monotonic() > deadline:
+                raise Refused(429, "too many of your requests wait")
+            await sleep(0.05)
+
+    def count(self, address: str, session: str) -> bool:
+        """Count one more request, unless too many of the visitor's wait."""
+        with self.change:
+            self.note(address)
+            self.asked = [(when, visitor) for when, visitor in self.asked if when > monotonic() - FORGOTTEN]
+            visitors = [visitor for _, visitor in self.asked] + self.waiting
+            few = sum(visitor[0] == address for visitor in visitors) < MOST_OF_ADDRESS
+            few = few and sum(visitor[1] == session for visitor in visitors) < MOST_OF_SESSION
+            self.asked += [(monotonic(), (address, session))] * few
+            return few
+
+    def note(self, address: str) -> None:
+        """Note that an address asks now, and forget those that have asked long ago."""
+        lately = monotonic() - FORGOTTEN
+        self.last = {other: when for other, when in self.last.items() if when > lately} | {address: monotonic()}
+
+    @contextmanager
+    def of(self, address: str, session: str, is_long: bool = False) -> Iterator[None]:
+        """Wait for the turn of a visitor, who has it until the end."""
+        visitor = address, session
+        with self.change:
+            with suppress(StopIteration):  # it was forgotten
+                self.asked.remove(next(entry for entry in self.asked if entry[1] == visitor))
+            self.note(address)
+            self.waiting.append(visitor)
+            self.change.wait_for(lambda: self.is_next(address, session, is_long))
+            self.waiting.remove(visitor)
+            self.computed.append((*visitor, is_long))
+        try:
+            yield
+        finally:
+            with self.change:
+                self.computed.remove((*visitor, is_long))
+                self.change.notify_all()
+
+    def is_next(self, address: str, session: str, is_long: bool) -> bool:
+        addresses = [computed[0] for computed in self.computed]
+        if len(addresses) == AT_ONCE or any(computed[:2] == (address, session) for computed in self.computed):
+            return False
+        if is_long and any(computed[2] for computed in self.computed):
+            return False
+        alone = set(self.last) == {address}
+        return alone or address not in addresses

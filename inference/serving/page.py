@@ -23,13 +23,13 @@ from ..classifier import PromptedClassifier
 from ..images import Batch, in_set, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
-from .limits import EVERY, OLDEST, Limits
+from .limits import EVERY, OLDEST, Limits, Turns
 from .reading import read_safely
 
 BARS = 5  # classes of each model
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
-LONG_NAMES = 100  # more of them take seconds: by one thread, so that short requests have the others
-AT_ONCE, MOST_WAITING = 3, 100  # requests that are computed, and those that wait
+LONG_NAMES = 100  # more of them take seconds: one such request at a time, by one thread
+MOST_WAITING = 100  # requests until Gradio's threads take them, and `Turns` decides
 REMEMBERED = 32  # images: both functions of the page read each, and class names are edited
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
 # On a phone: one column with the image, the examples in one row, the answers, and then the class names.
@@ -40,9 +40,8 @@ CSS = """@media (max-width: 700px) {
     #examples .gallery { flex-wrap: nowrap; overflow-x: auto }
     #examples .gallery > * { flex: none }
 }"""
-# Gradio does not read the image. Both functions of the page have one limit.
-OPTIONS: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "models", "api_visibility": "private"}
-OPTIONS |= {"preprocess": False}
+# Gradio does not read the image, and `Turns` says whose request is computed.
+OPTIONS: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "preprocess": False}
 
 
 class Page:
@@ -64,7 +63,7 @@ class Page:
         coverage: float | None = None,
     ):
         self.models, self.own_names = models, list(names)
-        self.read = lru_cache(REMEMBERED)(self.read_image)
+        self.turns, self.read = Turns(), lru_cache(REMEMBERED)(self.read_image)
         self.unknown, self.coverage = unknown, coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
@@ -98,7 +97,7 @@ class Page:
         try:
             with socket.create_server((host, port)):  # Gradio would show a traceback
                 pass
-            limits = Middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE))
+            limits = Middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE), turns=self.turns)
             _, address, _ = self.blocks.queue(max_size=MOST_WAITING).launch(
                 app_kwargs={"middleware": [limits]},
                 server_name=host,
@@ -117,16 +116,18 @@ class Page:
             raise UsageError(what, "choose another --port, or check --host") from error
         return address
 
-    def answer(self, sent: Any, text: Any) -> list[Any]:
-        """`classify` for a visitor, whose image is an upload: `Limits` has checked that."""
+    def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
+        """`classify` in the turn of a visitor, whose image is an upload: `Limits` has checked that."""
         text = str(text or "")
         lines = text.splitlines()
-        with one_thread() if len(lines) > LONG_NAMES and lines != self.names else nullcontext():
+        is_long = len(lines) > LONG_NAMES and lines != self.names
+        with self.turns.of(*visitor(request), is_long), one_thread() if is_long else nullcontext():
             return self.classify(file_of(sent), text)
 
-    def answer_looks(self, sent: Any) -> str:
-        """`look` for a visitor, as HTML."""
-        return figures(self.look(file_of(sent)))
+    def answer_looks(self, sent: Any, request: gr.Request) -> str:
+        """`look` in the turn of a visitor, as HTML."""
+        with self.turns.of(*visitor(request)):
+            return figures(self.look(file_of(sent)))
 
     @torch.no_grad()
     def classify(self, file: str | None, text: str) -> list[Any]:
@@ -212,6 +213,11 @@ def file_of(sent: Any) -> str | None:
     """The file that a visitor has sent, if any."""
     file = sent.get("path") if isinstance(sent, dict) else None
     return file if isinstance(file, str) else None
+
+
+def visitor(request: gr.Request) -> tuple[str, str]:
+    """The address and the session of a visitor; a session may be anything that the visitor has invented."""
+    return request.client.host if request.client else "", str(request.session_hash)
 
 
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:

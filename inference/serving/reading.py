@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,8 @@ from PIL import Image
 
 PIXELS = 25_000_000
 MEMORY = 256 << 20  # bytes, beyond those of an idle process
-SECONDS = 5
+SECONDS = 5  # of the processor
+PATIENCE = 30  # seconds: a busy machine is slow
 DAMAGED = 1  # exit status
 
 
@@ -26,10 +28,12 @@ def read_safely(path: Any, max_pixels: int | None = None, exif_orientation: bool
     with tempfile.TemporaryFile() as answer:
         try:
             status = subprocess.run(
-                command, stdout=answer, stderr=subprocess.DEVNULL, timeout=SECONDS, env=environment
+                command, stdout=answer, stderr=subprocess.DEVNULL, timeout=PATIENCE, env=environment
             ).returncode
         except subprocess.TimeoutExpired:
-            raise ImageError(f"the image {str(path)!r} takes more than {SECONDS} seconds: make it smaller") from None
+            status = -signal.SIGXCPU
+        if status == -signal.SIGXCPU:
+            raise ImageError(f"the image {str(path)!r} takes more than {SECONDS} seconds: make it smaller")
         answer.seek(0)
         if status:
             text = answer.read(2000).decode(errors="replace") if status == DAMAGED else ""
@@ -45,7 +49,7 @@ def _main(path: str, pixels: int, memory: int, seconds: int, exif_orientation: i
     with suppress(OSError, ValueError):  # a system without limits of memory, such as macOS
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # if nobody waits any more
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     try:
         read_image(path, pixels, bool(exif_orientation)).save(sys.stdout.buffer, "ppm")
     except ImageError as error:
