@@ -2,17 +2,20 @@
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+import open_clip
+import PIL
 import torch
+import torchvision
 
 DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is loaded
 
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that the results depend on."""
-    libraries = {"torchvision": version("torchvision"), "open_clip": version("open_clip_torch")}  # faster than imports
+    libraries = {"torchvision": torchvision.__version__, "open_clip": open_clip.__version__}
     return {"python": platform.python_version(), "torch": torch.__version__, **libraries}
 
 
@@ -21,9 +24,9 @@ def environment() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         **versions(),
-        "numpy": version("numpy"),
-        "Pillow": version("pillow"),
-        "system": platform.platform(),
+        "numpy": np.__version__,
+        "Pillow": PIL.__version__,
+        "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
         "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})",
     }

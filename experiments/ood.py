@@ -63,11 +63,11 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
 
     Raises UsageError if a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
     """
-    if cfg.TEST.OOD and getattr(trainer, "kind", "") in ("test-time", "transductive"):
+    if getattr(trainer, "kind", "") in ("test-time", "transductive"):
         what = f"--ood scores one view of each image, and {cfg.TRAINER.NAME} learns from the images of a test"
         raise UsageError(what, "leave out --ood")
     found = [others_of(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
-    if found and not has_local_logits(getattr(trainer, "model", None)):
+    if not has_local_logits(getattr(trainer, "model", None)):
         why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"
         if "GL-MCM" in cfg.TEST.OOD_SCORES:
             raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES")
@@ -107,12 +107,15 @@ class Detection:
     def __init__(self, spec: Any, trainer: Any):
         self.cfg = spec.cfg
         self.trainer = trainer
+        self.others: list[Others] = []
+        if not spec.cfg.TEST.OOD:
+            return
         self.others = read_others(spec.cfg, trainer)
         asked = spec.cfg.TEST.OOD_SCORES or SCORES
         self.local = "GL-MCM" in asked and has_local_logits(getattr(trainer, "model", None))
         self.names = [score for score in SCORES if score in asked and (self.local or score != "GL-MCM")]
         self.known: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
-        if self.others and (not self.local or type(trainer).test_outputs is PromptTrainer.test_outputs):
+        if not self.local or type(trainer).test_outputs is PromptTrainer.test_outputs:
             self.test_outputs = trainer.test_outputs
             trainer.read_outputs_by(self.watched_outputs)
 

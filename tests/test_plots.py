@@ -1,6 +1,5 @@
 """The pictures of a study: their content and their files; the ranks of methods over datasets."""
 
-from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
@@ -87,12 +86,7 @@ def test_ranks_over_datasets_are_those_of_the_published_formulas(k, tmp_path):
     ties = 6 / (n * (k**3 - k))  # of the two that share a rank
     assert found.p == pytest.approx(stats.chi2.sf(chi2 / (1 - ties), k - 1))
     assert found.difference == pytest.approx(NEMENYI[k] * (k * (k + 1) / (6 * n)) ** 0.5, rel=1e-3)
-    (ax,) = plots.critical_difference(summary).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(found.ranks.index)
-    bars = [bar.get_segments()[0][:, 0] for container in ax.containers for bar in container[2]]
-    assert len(bars) == k
-    for (one, bar), (other, next_bar) in combinations(zip(found.ranks, bars, strict=True), 2):
-        assert (next_bar[0] < bar[1]) == (other - one < found.difference)
+    assert "average ranks a 1.17, b 2.25, c 2.58" in over_datasets(summary, "few_shot", "16 shots")
 
 
 def test_methods_that_are_equal_on_all_datasets_have_a_p_of_one(tmp_path):
@@ -101,6 +95,3 @@ def test_methods_that_are_equal_on_all_datasets_have_a_p_of_one(tmp_path):
     found = ranking(summary, "few_shot", "16 shots", "inductive")
     assert (found.p, list(found.ranks)) == (1, [2, 2, 2])
     assert "Friedman's test, p = 1.000." in over_datasets(summary, "few_shot", "16 shots")
-    (ax,) = plots.critical_difference(summary).axes
-    assert "Friedman p = 1" in ax.get_xlabel()
-    assert not any(container[2] for container in ax.containers)  # no bars

@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import sys
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,18 +126,12 @@ def tables(study: Study, args: argparse.Namespace) -> None:
 
 
 def plots(study: Study, args: argparse.Namespace) -> None:
-    from .critical import ranking
     from .plots import draw
 
     summary, folder = summarize(study, args)
     for *_, files in draw(summary, folder):
         for file in files:
             print(f"Written: {file}")
-    for names, kind in product(summary.parts, summary.kinds):
-        try:
-            ranking(summary, *names, kind)
-        except UsageError as error:
-            print(f"Not in critical_difference: {error}")
 
 
 def report(study: Study, args: argparse.Namespace) -> None:

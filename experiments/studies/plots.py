@@ -7,7 +7,6 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from itertools import cycle, product
 from pathlib import Path
@@ -28,7 +27,6 @@ from common.files import replacing
 
 from .. import predictions
 from ..outcomes import Outcome, draw_reliability, draw_risk
-from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
@@ -43,7 +41,7 @@ matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
     """Write every picture that the results allow; yields the name, the caption and the files of each."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    for picture in (accuracy_time, few_shot, gains, critical_difference, reliability, risk_coverage):
+    for picture in (accuracy_time, few_shot, gains, reliability, risk_coverage):
         figure = picture(summary)
         if not figure.axes:
             continue
@@ -185,28 +183,6 @@ def gains(summary: Summary) -> Figure:
         ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
         ax.margins(x=0.25)
         ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} over {baseline} (points)")
-    return figure
-
-
-def critical_difference(summary: Summary) -> Figure:
-    """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Two methods whose bars overlap are not shown to
-    differ: Nemenyi's test at 5%. Methods without bars are not shown to differ at all: Friedman's test."""
-    panels = {}
-    for names, kind in product(summary.parts, summary.kinds):
-        with suppress(UsageError):
-            panels[(*names, kind)] = ranking(summary, *names, kind)
-    styles = plot_styles(summary)
-    height = 1.2 + 0.3 * max((len(ranked.ranks) for ranked in panels.values()), default=0)
-    figure, drawn = subplots_grid(panels, 4.4, height, 3)
-    for ax, (protocol, part, kind), ranked in drawn:
-        width = ranked.difference / 2 if math.isfinite(ranked.difference) else None
-        for place, (name, rank) in enumerate(ranked.ranks.items()):
-            style = styles[name] | {"label": None, "linestyle": ""}
-            ax.errorbar(rank, place, xerr=width, capsize=3, **style)
-        ax.set_yticks(range(len(ranked.ranks)), ranked.ranks.index)
-        ax.invert_yaxis()
-        ax.set_title(f"{protocol}, {part}" + f"\n{kind} methods" * (len(summary.kinds) > 1))
-        ax.set_xlabel(f"average rank over {ranked.datasets} datasets\n(Friedman p = {ranked.p:.2g})")
     return figure
 
 

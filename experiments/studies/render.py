@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from common.errors import UsageError
 from common.results import MEASURES, Measure
 from trainers import methods
 
@@ -218,12 +216,13 @@ def over_datasets(summary: Summary, protocol: str, part: str) -> str:
     """A sentence for each kind of method on the test of all its methods over datasets, if there are enough."""
     notes = ""
     for kind in summary.kinds:
-        with suppress(UsageError):
-            found = ranking(summary, protocol, part, kind)
+        if ranked := ranking(summary, protocol, part, kind):
             of_kind = f" {kind}" * (len(summary.kinds) > 1)
-            notes += f" All{of_kind} methods over {found.datasets} datasets: Friedman's test, p = {format_p(found.p)}"
-            apart = f"; average ranks differ if they are {found.difference:.2f} apart (Nemenyi)"
-            notes += f"{apart if found.p < 0.05 else ''}."
+            ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in ranked.ranks.items())
+            notes += f" All{of_kind} methods over {ranked.datasets} datasets: average ranks {ranks}; Friedman's test, "
+            notes += f"p = {format_p(ranked.p)}"
+            apart = f"; average ranks differ if they are {ranked.difference:.2f} apart (Nemenyi)"
+            notes += f"{apart if ranked.p < 0.05 else ''}."
     return notes
 
 

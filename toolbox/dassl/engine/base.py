@@ -27,7 +27,7 @@ class TrainerBase:
 
     def __init__(self):
         self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
-        self._writer = None
+        self._writer = self._log_dir = None
         self._start_actions = []
         self.best_result = -math.inf
         self.train_seconds = 0.0
@@ -244,21 +244,23 @@ class TrainerBase:
     # TensorBoard
 
     def init_writer(self, log_dir):
-        """Open a TensorBoard writer, unless one is open."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # evaluation does not need it
-
+        """Write TensorBoard's files to a folder from now on, unless they are written already."""
+        if self._log_dir is None:
             print(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=log_dir)
+            self._log_dir = log_dir
 
     def close_writer(self):
-        """Close the TensorBoard writer, if one is open."""
+        """Close TensorBoard's files, if some are open."""
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
+        self._writer = self._log_dir = None
 
     def write_scalar(self, tag, scalar_value, global_step=None):
-        """Write a number to TensorBoard; does nothing without a writer."""
+        """Write a number to TensorBoard; does nothing before `init_writer`."""
+        if self._log_dir is not None and self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second, and evaluation does not need it
+
+            self._writer = SummaryWriter(log_dir=self._log_dir)
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 

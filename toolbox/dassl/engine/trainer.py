@@ -4,6 +4,7 @@ import datetime
 import math
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -114,7 +115,7 @@ class SimpleTrainer(TrainerBase):
             else:
                 self.best_result = -math.inf  # of an epoch that this run could not deploy
         self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
-        self.init_writer(os.path.join(self.output_dir, "tensorboard"))  # which makes the folder
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
         self._train_began = time.monotonic() - self.train_seconds
 
@@ -220,7 +221,8 @@ class TrainerX(SimpleTrainer):
         self.set_model_mode("train")
         self.num_batches, losses = len(self.train_loader_x), MetricMeter()
         frequency, unread = self.cfg.TRAIN.PRINT_FREQ, []
-        with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, frequency) as display:
+        display = EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, frequency)
+        with display.bar or nullcontext():
             end = time.monotonic()
             for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
@@ -259,7 +261,7 @@ def on_gpu(logged):
     return {name: value for name, value in (logged or {}).items() if getattr(value, "is_cuda", False)}
 
 
-class EpochDisplay(tqdm):
+class EpochDisplay:
     """The bar of an epoch, on a terminal only, and the published lines, which a terminal does not show.
 
     The log has a line for every `print_freq` batches; in a shorter epoch, for the last one. `epoch` counts from 1.
@@ -268,8 +270,9 @@ class EpochDisplay(tqdm):
     def __init__(self, epoch, max_epoch, num_batches, print_freq):
         self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
-        options = {"leave": False, "dynamic_ncols": True, "disable": not on_terminal()}
-        super().__init__(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, **options)
+        self.bar = None
+        if on_terminal():
+            self.bar = tqdm(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, leave=False, dynamic_ncols=True)
 
     def show(self, losses, lr, data_seconds, seconds):
         """Show one more batch, which is in the MetricMeter `losses`; its data took `data_seconds` of its `seconds`."""
@@ -288,14 +291,14 @@ class EpochDisplay(tqdm):
                 f"lr {lr:.4e} "
                 f"eta {eta}"
             )
-        if self.disable:
+        if self.bar is None:
             return
         means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
-        self.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
-        self.update()
+        self.bar.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
+        self.bar.update()
         if number == self.num_batches:
             took = datetime.timedelta(seconds=round(self.batch_time.sum))
-            self.close()
+            self.bar.close()
             print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
 
 

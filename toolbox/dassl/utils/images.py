@@ -19,6 +19,7 @@ MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, 
 MAX_SCANS = 64  # of a JPEG; each scan reads all pixels. Cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 opening = Lock()
+Image.preinit()  # imports the usual formats once, not in every worker of a data loader
 
 
 def read_image(path, max_pixels=None, exif_orientation=True):
