@@ -7,7 +7,7 @@ step, and "fast" (the default), without the work that cannot change the result.
 """
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
-from .adapters import BlockAdapter, WithAdded, adapt, folded_weights, private_copy, token_dropout
+from .adapters import BlockAdapter, WithAdded, adapt, adapt_input, folded_weights, private_copy, token_dropout
 from .anatomy import (
     has_local_features,
     image_blocks,
@@ -45,6 +45,7 @@ __all__ = [
     "Towers",
     "WithAdded",
     "adapt",
+    "adapt_input",
     "available_models",
     "compiled_towers",
     "encode_image",

@@ -6,9 +6,11 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.timm_model import TimmModel
+from timm.models.eva import EvaBlockPostNorm
 from torch import Tensor, nn
 
-from .blocks import adapter_of, attention, block_output, not_half, qkv, split_heads
+from .blocks import adapter_of, attention, block_output, change_of, not_half, plus, qkv, split_heads
 from .errors import ClipError
 
 
@@ -74,19 +76,86 @@ class AdaptedBlock(nn.Module):
         """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
         block: Any = self
         q, k, v = split_heads(block, qkv(block, x))
-        return block_output(block, x, attention(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype)))
+        if attn_mask is not None:  # of each head of each row, as torch's attention takes it, or of all
+            attn_mask = (attn_mask.unflatten(0, (len(x), -1)) if attn_mask.dim() == 3 else attn_mask).to(q.dtype)
+        return block_output(block, x, attention(q, k, v, attn_mask))
 
 
 def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
     """Put an adapter into the block of a layer (from 0) of a private copy's text tower `clip`, or of `clip.visual`.
 
     Raises:
-        ClipError: the block has one.
+        ClipError: the block has one, or is of a kind that takes none.
     """
-    blocks = tower.transformer.resblocks
+    blocks = tower.trunk.blocks if isinstance(tower, TimmModel) else tower.transformer.resblocks
     if adapter_of(blocks[layer]) is not None:
         raise ClipError(f"the block of layer {layer} has an adapter", "give it one adapter that computes both changes")
-    blocks[layer] = AdaptedBlock(blocks[layer], adapter)
+    blocks[layer] = (AdaptedTimmBlock if isinstance(tower, TimmModel) else AdaptedBlock)(blocks[layer], adapter)
+
+
+def adapt_input(tower: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Add a change of the tokens, which computes in fp32, to the input of layer 0; `tower` is as for `adapt`."""
+    names = ("token_embedding", "ln_pre", "norm_pre")
+    part = tower.trunk if isinstance(tower, TimmModel) else tower
+    name = next(name for name in names if hasattr(part, name))
+    setattr(part, name, WithAdded(getattr(part, name), change))
+
+
+class AdaptedTimmBlock(nn.Module):
+    """A block of timm's `VisionTransformer` or `Eva` with an adapter; it must be of a private copy.
+
+    Raises:
+        ClipError: the block has other parts.
+    """
+
+    def __init__(self, block: Any, adapter: BlockAdapter):
+        super().__init__()
+        attention = getattr(block, "attn", None)
+        if not all(hasattr(part, name) for part, name in ((block, "mlp"), (block, "norm1"), (attention, "proj"))):
+            raise ClipError(f"a {type(block).__name__} takes no adapter", "choose a method of prompts or features")
+        self.block, self.__dict__["adapter"] = block, adapter
+        if "attention_input" in adapter.defined:
+            if attention.qkv is None:
+                attention.qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
+            elif getattr(attention, "q_bias", None) is not None:
+                attention.qkv_bias_separate = True  # else its weight is used, and not the module
+            attention.qkv = Changed(attention.qkv, adapter, "attention_input")
+        if "attention_output" in adapter.defined:
+            attention.proj = Changed(attention.proj, adapter, "attention_output")
+        if "mlp" in adapter.defined:
+            block.mlp = Changed(block.mlp, adapter, "mlp")
+
+    adapter: BlockAdapter
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        block: Any = self.block
+        after = block(x, **options)
+        if "parallel" in self.adapter.defined:
+            after_norm = isinstance(block, EvaBlockPostNorm)  # whose attention reads the tokens as they are
+            after = plus(after, change_of(self, "parallel", x if after_norm else block.norm1(x)))
+        return after
+
+
+class Changed(nn.Module):
+    """A module to whose output a method of an adapter adds its change for the same input."""
+
+    def __init__(self, module: nn.Module, adapter: BlockAdapter, method: str):
+        super().__init__()
+        self.module, self.method, self.__dict__["adapter"] = module, method, adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return plus(self.module(x), change_of(self, self.method, x))
+
+
+class Joined(nn.Module):
+    """Queries, keys and values of three modules, one after the other."""
+
+    def __init__(self, *maps: nn.Module):
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([map_of(x) for map_of in self.maps], dim=-1)
 
 
 class WithAdded(nn.Module):
@@ -115,7 +184,7 @@ def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
     state = {key: value.detach().clone() for key, value in clip.state_dict().items()}
     for name, module in clip.named_modules():
         tensors = module.adapter.folded(module) if isinstance(module, AdaptedBlock) else {}
-        if tensors is None or isinstance(module, WithAdded):
+        if tensors is None or isinstance(module, WithAdded | AdaptedTimmBlock):
             return None
         state |= {f"{name}.{key}": value.detach() for key, value in tensors.items()}
     return state

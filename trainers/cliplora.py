@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 from dassl.engine import TRAINER_REGISTRY
 
-from clip import adapt
+from clip import adapt, image_blocks, text_blocks, text_width, vision_width
 from common.errors import UsageError
 
 from .base import require_vit
@@ -48,17 +48,18 @@ class LoRALearner(TemplatePrompts):
     def __init__(self, clip: Any, classnames: list[str], settings: CLIPLoRASettings):
         super().__init__("a photo of a {}.", classnames, clip)
         self.adapters: list[tuple[str, int, LoRA]] = []
-        for tower, part in (("text", clip), ("vision", clip.visual)):
+        towers = ("text", text_width, text_blocks), ("vision", vision_width, image_blocks)
+        for tower, width_of, blocks_of in towers:
             if settings.ENCODER not in ("both", tower):
                 continue
-            depth = len(part.transformer.resblocks)
-            if depth > 12 and (settings.POSITION not in OF_24 or depth != 24):
+            depth = len(blocks_of(clip))
+            if depth > 12 and settings.POSITION != "all" and (settings.POSITION not in OF_24 or depth != 24):
                 what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower has {depth} layers"
                 raise UsageError(what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone")
-            width = part.transformer.resblocks[0].ln_1.normalized_shape[0]
             first, end = POSITIONS[settings.POSITION]
             layers = range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
-            self.adapters += [(tower, layer, settings.lora(width)) for layer in layers]
+            layers = range(depth) if settings.POSITION == "all" else layers
+            self.adapters += [(tower, layer, settings.lora(width_of(clip))) for layer in layers]
         if not self.adapters:
             raise UsageError(f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}", "its layers do not exist: give all")
         self.extra_modules = {f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)}

@@ -4,7 +4,7 @@ from typing import Any
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from clip import BlockAdapter, WithAdded, adapt
+from clip import BlockAdapter, adapt, adapt_input, image_blocks, text_blocks
 from common.errors import UsageError
 
 from .base import PromptTrainer, require_vit
@@ -80,12 +80,10 @@ class MMALearner(TemplatePrompts):
         for name, tower in (("text_adapter", clip), ("visual_adapter", clip.visual)):
             for block, bottleneck in getattr(self, name).items():
                 adapter = MMAAdapter(bottleneck, self.shared_adapter[block], self.scale)
-                if block != "0":
-                    adapt(tower, int(block) - 1, adapter)
-                elif tower is clip:
-                    clip.token_embedding = WithAdded(clip.token_embedding, adapter.parallel)
+                if block == "0":
+                    adapt_input(tower, adapter.parallel)
                 else:
-                    tower.ln_pre = WithAdded(tower.ln_pre, adapter.parallel)
+                    adapt(tower, int(block) - 1, adapter)
 
 
 @TRAINER_REGISTRY.register()
@@ -100,7 +98,7 @@ class MMA(PromptTrainer):
 
     def build_prompts(self, clip, classnames):
         require_vit(clip, "MMA", self.cfg.MODEL.BACKBONE.NAME)
-        blocks = min(len(tower.transformer.resblocks) for tower in (clip, clip.visual))
+        blocks = min(len(text_blocks(clip)), len(image_blocks(clip)))
         last = self.settings.ADAPTER_END
         if blocks < last:
             raise UsageError(f"TRAINER.MMA.ADAPTER_END is {last}", f"this backbone has {blocks} blocks")
