@@ -19,7 +19,7 @@ from .anatomy import (
     vision_width,
     word_table,
 )
-from .backbone import CLIP, available_models, is_published, load, load_backbone, weights_sha256
+from .backbone import CLIP, OF_CLIP, available_models, is_published, load, load_backbone, preprocessing, weights_sha256
 from .blocks import local_features
 from .building import keep_backbones
 from .errors import ClipError
@@ -34,6 +34,7 @@ TOWERS: dict[str, Towers] = {"fast": FAST, "plain": PLAIN}
 __all__ = [
     "TOWERS",
     "CLIP",
+    "OF_CLIP",
     "BlockAdapter",
     "ClipError",
     "Edit",
@@ -61,6 +62,7 @@ __all__ = [
     "load_backbone",
     "private_copy",
     "local_features",
+    "preprocessing",
     "prompt_lengths",
     "takes_prompts",
     "text_blocks",

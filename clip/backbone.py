@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
 
 from common.errors import closest, one_line
@@ -21,6 +22,9 @@ from .weights import URLS, openai_file, published_sha256, regular_file, sha256, 
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 MAX_CONFIG = 1 << 20  # bytes
+# How OpenAI's models read images, by the keys of INPUT. Published YAML files state it for every backbone.
+OF_CLIP: dict[str, Any] = {"SIZE": (224, 224), "INTERPOLATION": "bicubic", "RESIZE_MODE": "shortest"}
+OF_CLIP |= {"PIXEL_MEAN": OPENAI_DATASET_MEAN, "PIXEL_STD": OPENAI_DATASET_STD}
 
 
 def available_models() -> list[str]:
@@ -112,6 +116,27 @@ def weight_file(name: str, cache: str | None = None) -> Path:
     return regular_file(name)
 
 
+def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
+    """What open_clip's configuration of a backbone says of its images, by the keys of INPUT; empty without one.
+
+    Raises:
+        ClipError: as for `weight_file`; UsageError: the configuration is damaged.
+    """
+    config = open_clip_config(name, cache)
+    if not config:
+        return {}
+    try:
+        size, stated = config["model_cfg"]["vision_cfg"].get("image_size", 224), config.get("preprocess_cfg", {})
+        keys = {"PIXEL_MEAN": "mean", "PIXEL_STD": "std"} | {
+            key: key.lower() for key in ("INTERPOLATION", "RESIZE_MODE")
+        }
+        image = {key: stated[name] for key, name in keys.items() if name in stated}
+        return {"SIZE": [size, size] if isinstance(size, int) else list(size)} | image
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{hub.CONFIG} of {name} is damaged ({one_line(error)})"
+        raise ClipError(what, "copy or download it again") from error
+
+
 def text_part(config: Any) -> dict:
     """The settings of the text tower in open_clip's configuration; empty without one."""
     for key in ("model_cfg", "text_cfg"):
@@ -180,5 +205,6 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
         return {"model_cfg": model, "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained)}
     if name in URLS or name == "small":
         return None
-    file = weight_file(name, cache).with_name(hub.CONFIG)
+    is_hub = name.startswith(hub.PREFIX)
+    file = hub.config_file(name, cache) if is_hub else weight_file(name, cache).with_name(hub.CONFIG)
     return read_json(file, MAX_CONFIG) if file.is_file() else None

@@ -54,6 +54,14 @@ def repository(name: str, cache: str | None) -> Path:
     raise ClipError(what, f"choose a repository with {WEIGHTS[0]} and {CONFIG}")
 
 
+def config_file(name: str, cache: str | None) -> Path:
+    """The configuration of hf-hub:OWNER/NAME, without its weights; arguments and errors are those of `repository`."""
+    try:
+        return Path(hf_hub_download(name.removeprefix(PREFIX), CONFIG, cache_dir=cache, local_files_only=True))
+    except (OSError, ValueError):
+        return repository(name, cache).with_name(CONFIG)
+
+
 def in_folder(folder: Path) -> Path:
     """The weight file of a folder of open_clip's form; ClipError if there is none."""
     for file in WEIGHTS:

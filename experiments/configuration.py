@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 import datasets
 import trainers
-from clip import TOWERS, weights_sha256
+from clip import OF_CLIP, TOWERS, preprocessing, weights_sha256
 from common.errors import UsageError, choose
 from common.records import Choice
 from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
@@ -109,6 +109,7 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
         cfg.merge_from_list([key, value])
     merge_by_dataset(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
     datasets.set_title(cfg, spec.args.dataset_config_file)
+    spec.of_backbone = follow_backbone(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
@@ -165,6 +166,34 @@ def read_chosen(file: str) -> Chosen:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         remedy = "delete it and start its study again (tools/study.py run), which writes it"
         raise UsageError(f"{file} is not a file of chosen settings", remedy, file) from error
+
+
+def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
+    """Read images as the backbone was trained to, where the YAML files say what OpenAI's CLIP reads; lines for the log.
+
+    Keys that are `given` keep their values, and so do those whose value is neither CLIP's nor the backbone's.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if cfg.TRAINER.NAME not in trainers.methods() or not name:
+        return []
+    try:
+        trained = preprocessing(name)
+    except UsageError:  # `RunSpec.check` will report it
+        return []
+    changed = []
+    for key, value in trained.items():
+        before, clips = cfg.INPUT[key], OF_CLIP[key]
+        if f"INPUT.{key}" not in given and same(before, clips) and not same(before, value):
+            cfg.INPUT[key] = tuple(value) if key == "SIZE" else value
+            changed.append(f"{key} {value}")
+    return [f"Images are read as {name} was trained (INPUT): {', '.join(changed)}"] if changed else []
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of INPUT are equal; numbers to six digits."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    return len(one) == len(other) and all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
 
 
 def weights_of(cfg: CfgNode) -> str:

@@ -80,7 +80,7 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     for key, (before, now) in spec.changed.items():
         print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
     print(f"All settings: {folder.path / CONFIG}")
-    for line in spec.ignored:
+    for line in (*spec.ignored, *spec.of_backbone):
         print(line)
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())

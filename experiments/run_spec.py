@@ -35,6 +35,7 @@ class RunSpec:
         cfg: all settings, frozen.
         changed: the settings that differ from the YAML files: {key: (value in the files, value in the run)}.
         ignored: lines about settings that the method does not read.
+        of_backbone: lines about settings that are those of the backbone.
         sources: where each setting that is not a default comes from, {key: source}.
         chosen: what the trials of a study have chosen.
 
@@ -44,6 +45,7 @@ class RunSpec:
 
     def __init__(self, args: Namespace):
         self.args = args
+        self.of_backbone: list[str] = []
         named = {"--dataset-config-file": args.dataset_config_file, "--config-file": args.config_file}
         self.files = {option: read_config(file) for option, file in named.items() if file}
         self.pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))

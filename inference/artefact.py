@@ -30,7 +30,7 @@ FORMAT = 1
 LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
-INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
+INPUT = ("SIZE", "INTERPOLATION", "RESIZE_MODE", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Description:
         input: the keys of INPUT that matter for testing: image size, interpolation, normalisation.
         backbone: the name of published weights, or the name of a weight file, without its folder.
         backbone_sha256: of the weight file; empty if it is not known.
+        tokeniser: of the backbone: `CLIP`, or the name of another one.
         class_names: in the order of the logits; empty if they are not known.
         dataset: title of the dataset that the prompts were learned on.
         dataset_template: the dataset's sentence for zero-shot CLIP.
@@ -65,6 +66,7 @@ class Description:
     prompts_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     dataset_name: str = ""
+    tokeniser: str = "CLIP"
 
     def backbone_name(self, given: str = "") -> str:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from dassl.config import get_cfg_default
 from dassl.utils import read_image
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
 import datasets
 import trainers
-from clip import CLIP, is_published, load_backbone, weights_sha256
+from clip import CLIP, OF_CLIP, is_published, load_backbone, preprocessing, tokenizer_of, weights_sha256
 from common.errors import UsageError, choose
 from common.names import check_known_names, check_names, check_template
 from trainers.base import TEMPLATE
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
-OPENAI_INPUT = {
-    "INTERPOLATION": "bicubic",
-    "PIXEL_MEAN": list(OPENAI_DATASET_MEAN),
-    "PIXEL_STD": list(OPENAI_DATASET_STD),
-    "TRANSFORMS": ["normalize"],
-}
 
 Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
 
@@ -149,7 +142,8 @@ class PromptedClassifier:
             if own := getattr(clip.visual, attribute, None):
                 image[key] = list(own)
         settings, names = {"PREC": "fp32"}, check_names(class_names)
-        image = OPENAI_INPUT | image
+        image = OF_CLIP | preprocessing(backbone) | image | {"TRANSFORMS": ["normalize"]}
+        image |= {key: list(value) for key, value in image.items() if isinstance(value, tuple)}
         description = Description("ZeroshotCLIP", settings, image, backbone, class_names=names, template=template)
         return cls(description, None, backbone, backbone, device, clip)
 
@@ -178,7 +172,8 @@ class PromptedClassifier:
         public = name if is_published(name) else re.sub(r"[^:]*/", "", name)  # without the folder of a file
         facts = self.description.training | ({} if self._own.model.classes_learned else {"classes_learned": False})
         sha256 = weights_sha256(name)
-        description = replace(self.description, backbone=public, backbone_sha256=sha256, training=facts)
+        facts_of_weights = {"backbone": public, "backbone_sha256": sha256, "tokeniser": tokenizer_of(self.clip).name}
+        description = replace(self.description, **facts_of_weights, training=facts)
         if self.calibration:
             from .calibrated import write_calibration
 

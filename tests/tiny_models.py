@@ -14,7 +14,7 @@ import clip
 from clip.building import CLIP, of_clip, unpacked
 
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
-TEXT = {"context_length": 20, "width": 32, "heads": 2, "layers": 2}
+TEXT = {"context_length": 32, "width": 32, "heads": 2, "layers": 2}
 # Arguments of timm.create_model that make a family tiny.
 TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SMALLER = {
@@ -117,11 +117,20 @@ def rows_of(model: CLIP, *texts: str) -> torch.Tensor:
     return clip.tokenizer_of(model)(list(texts)).long()
 
 
-def write_folder(folder: Path, theirs: torch.nn.Module, config: dict) -> Path:
+def write_folder(folder: Path, theirs: torch.nn.Module, config: dict, preprocess: dict) -> Path:
     """A folder of open_clip's form."""
     from safetensors.torch import save_model
 
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     save_model(theirs, str(folder / "open_clip_model.safetensors"))
     return folder
+
+
+def saved(family: str, folder: Path, preprocess: dict | None = None, **text: str) -> Path:
+    """A folder of open_clip's form with its tiny model; `text` are more settings of the text tower."""
+    config = tiny_config(FAMILIES[family])
+    config["text_cfg"] |= text
+    with small_timm(config["vision_cfg"].get("timm_model_name")) as side:
+        config["vision_cfg"]["image_size"] = side if config["vision_cfg"].get("timm_model_name") else 32
+        return write_folder(folder, open_clips(config), config, preprocess or {})

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from common.errors import UsageError
 
 # Settings that the toolbox has and the published Dassl does not; it reads images as they are stored.
-SETTINGS = {"CACHE": "", "CACHE_GB": 20.0, "INPUT.EXIF_ORIENTATION": False}
+SETTINGS = {"CACHE": "", "CACHE_GB": 20.0, "INPUT.EXIF_ORIENTATION": False, "INPUT.RESIZE_MODE": "shortest"}
 
 
 def add_settings(cfg: CfgNode) -> None:

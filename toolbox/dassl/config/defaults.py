@@ -20,6 +20,7 @@ EPOCHS = 100_000
 # (datasets, trainers, ...) are any text here, and are checked when they are used.
 SAMPLERS = ("RandomSampler", "SequentialSampler")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+RESIZE_MODES = ("shortest", "squash")  # open_clip's
 TRANSFORMS = (
     *("random_flip", "random_resized_crop", "normalize", "random_crop", "center_crop"),
     *("randaugment", "colorjitter", "randomgrayscale", "gaussian_blur"),
@@ -49,6 +50,7 @@ SETTINGS = {  # name: (default, what it accepts, its meaning)
     "VERBOSE": (True, FLAG, "print more about the run"),
     "INPUT.SIZE": ((224, 224), Accepts(tuple[int, int], 1, 4096), "height, width"),
     "INPUT.INTERPOLATION": ("bilinear", Accepts(Literal[INTERPOLATIONS]), "of the resized image"),
+    "INPUT.RESIZE_MODE": ("shortest", Accepts(Literal[RESIZE_MODES]), "of test images; squash: to INPUT.SIZE, no crop"),
     "INPUT.TRANSFORMS": ((), Accepts(list[Literal[TRANSFORMS]]), "names, see dassl.data.transforms"),
     "INPUT.NO_TRANSFORM": (False, FLAG, "leave it False: images without a transform cannot form a batch"),
     "INPUT.MAX_PIXELS": (89_478_485, Accepts(int, 1, 10**9), "larger images are refused; the default is Pillow's"),

@@ -34,7 +34,9 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
         raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
     interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-    if not is_train:
+    if not is_train and cfg.INPUT.RESIZE_MODE == "squash":
+        steps = [T.Resize(size, interpolation=interpolation)]
+    elif not is_train:
         steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
     else:
         options = cfg.INPUT

@@ -1,0 +1,115 @@
+"""Runs on models that are not CLIP's: training, prediction, their tokeniser and preprocessing, and wrong input."""
+
+import json
+
+import pytest
+import torch
+from drawn import arguments, results, section_pairs
+from learned import OPTIONS
+from tiny_models import FAMILIES, saved, small_timm, tiny_config
+
+import clip
+from inference import export
+from inference.classifier import PromptedClassifier
+from inference.models import open_models
+
+pytestmark = pytest.mark.slow
+
+# Published settings, which name 224 pixels, with the depth and the steps of tiny models.
+FILES = {
+    "CLIPLoRA": ("vit_b16", {"N_ITERS": 2}),
+    "CoOp": ("vit_b16_ep50", {}),
+    "MPL": ("vit_b4_c1_add2_rm1", {"PROMPT_DEPTH": 2}),
+    "MaPLe": ("vit_b16_c2_ep5_batch4_2ctx", {"PROMPT_DEPTH": 2}),
+    "VPT": ("vit_b16_c2_ep5_batch4_4", {"PROMPT_DEPTH_VISION": 2}),
+}
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
+
+
+@pytest.fixture
+def trained(launch, eurosat, tmp_path):
+    """`trained(FAMILY, METHOD, BACKBONE)`: how the run ended, in the folder `run`."""
+
+    def trained(family, method, folder, *pairs):
+        config, settings = FILES[method]
+        pairs = (*section_pairs(method, settings), *pairs)
+        argv = arguments(eurosat, folder, tmp_path / "run", *pairs, trainer=method, config=config)
+        place = argv.index("INPUT.SIZE")
+        with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
+            return launch(*argv[:place], *argv[place + 2 :])
+
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("EVA-02", "MPL"), ("PE-Core", "CLIPLoRA"), ("CoCa", "MaPLe"), ("MobileCLIP-S", "CoOp")],
+)
+def test_a_run_and_its_predictions(family, method, trained, command, eurosat, tmp_path):
+    folder = saved(family, tmp_path / "backbone", PREPROCESS)
+    ended = trained(family, method, folder)
+    assert ended.status == 0, ended
+    assert "PIXEL_MEAN [0.5, 0.5, 0.5]" in ended.printed and "RESIZE_MODE squash" in ended.printed
+    found = results(tmp_path / "run")
+    assert found["weights_sha256"] == clip.weights_sha256(str(folder)) and found["backbone"] == str(folder)
+    with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
+        (model,) = open_models([tmp_path / "run"], OPTIONS)
+        onnx = ["--onnx"] if family == "EVA-02" else []  # which turns positions; it takes seconds
+        done = command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx)
+        assert done.status == 0, done
+        exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(folder))
+    images = [str(file) for file in sorted((eurosat / "eurosat/2750/0").glob("test*"))]
+    torch.testing.assert_close(exported.logits(images), model.classifier.logits(images), rtol=0, atol=1e-4)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["backbone_sha256"] == found["weights_sha256"] and config["tokeniser"] == "CLIP"
+    assert config["input"]["RESIZE_MODE"] == "squash" and config["input"]["SIZE"] == list(
+        model.classifier.cfg.INPUT.SIZE
+    )
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokeniser of the library transformers with the words of a sentence and EuroSAT's classes, and no SOS."""
+    pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = ["<unk>", "</s>", *"a photo of . X red green field blue lake grey white snow black".split()]
+    own = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return own
+
+
+def test_siglip_with_its_own_tokeniser(words, trained, command, eurosat, tmp_path):
+    """Without SOS, bidirectional, read at the last token; attention pools the patches; a scale and a bias."""
+    folder = saved("SigLIP", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs={})
+    words.save(str(folder / "tokenizer.json"))
+    options = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    with small_timm("siglip"):
+        model = clip.load_backbone(str(folder))
+    tokenizer = model.tokenizer
+    row, _ = tokenizer(["X X red.", "a photo of a blue lake."]).tolist()
+    assert (tokenizer.start, tokenizer.name, row[:5]) == (0, "owner/words", [6, 6, 7, 5, 1]) and set(row[5:]) == {1}
+    assert (tokenizer.length("blue lake"), tokenizer.word(7)) == (2, "red") and model.logit_bias.item() == -10
+    with pytest.raises(clip.ClipError, match="'red red .* positions"):
+        tokenizer(["red " * 32])
+    ended = trained("SigLIP", "MPL", folder, "OPTIM.MAX_EPOCH", 1)
+    assert ended.status == 0, ended
+    with small_timm("siglip"):
+        assert command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder).status == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["tokeniser"] == "owner/words"
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_tokeniser_that_is_not_there(online, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = {"hf_tokenizer_name": "owner/words", "context_length": 8}
+    with pytest.raises(clip.ClipError, match="the tokeniser owner/words.*prepare.py backbone.*put"):
+        clip.hub.tokenizer(words, None, online)
