@@ -23,6 +23,7 @@ FILES = {
     "MaPLe": ("vit_b16_c2_ep5_batch4_2ctx", {"PROMPT_DEPTH": 2}),
     "VPT": ("vit_b16_c2_ep5_batch4_4", {"PROMPT_DEPTH_VISION": 2}),
 }
+WORDS = "<unk> </s> a photo of . X red green field blue lake grey white snow black"
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
 
 
@@ -73,8 +74,7 @@ def words(tmp_path):
     pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    vocabulary = ["<unk>", "</s>", *"a photo of . X red green field blue lake grey white snow black".split()]
-    own = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, "<unk>"))
+    own = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, "<unk>"))
     own.pre_tokenizer = pre_tokenizers.Whitespace()
     own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return own

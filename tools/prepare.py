@@ -1,6 +1,8 @@
-"""Download, verify and arrange datasets: see `python tools/prepare.py --help`."""
+"""Download, verify and arrange datasets and backbones: see `python tools/prepare.py --help`, `... backbone --help`."""
 
 if __name__ == "__main__":
+    import sys
+
     from _start import run
 
-    run("datasets.preparing.command", "where it stopped")
+    run("clip.fetch" if sys.argv[1:2] == ["backbone"] else "datasets.preparing.command", "where it stopped")

@@ -6,6 +6,7 @@
     python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16    # the images that a run would select
     python tools/prepare.py splits eurosat --root data --seed 1 --shots 16     # write them as CoOp's and 2SFS's files
     python tools/prepare.py splits eurosat --root data --file FILE             # check such a file
+    python tools/prepare.py backbone NAME                    # a backbone with its tokeniser: see backbone --help
 
 After an interruption, the same command resumes. If a file cannot be downloaded from your network, put it into the
 dataset's folder under the same name, or into a folder given by --from.
