@@ -13,7 +13,6 @@ from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import make_cfg
 from learned import NAMES, OPTIONS, own_test, rows_of
-from marks import one_line
 from PIL import Image
 
 from inference import predict
@@ -235,30 +234,6 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
     state = {prefix + name: tensor for name, tensor in state.items()}
     trainer.checkpoints.load({"state_dict": state, "epoch": 50}, "a file")
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
-
-
-@pytest.mark.parametrize(
-    ("shape", "settings", "own", "words"),
-    [
-        ((6, 5, 64), {"N_CTX": 5, "CSC": True}, {}, "ctx in a file has shape"),
-        ((5, 64), {"N_CTX": 5}, {"N_CTX": 4}, "N_CTX 5, here 4"),
-        (
-            (4, 64),
-            {"CLASS_TOKEN_POSITION": "end"},
-            {"CTX_INIT": "a [CLS] photo of a"},
-            "CLASS_TOKEN_POSITION end,",
-        ),
-    ],
-)
-def test_unfit_start_gives_an_error_of_one_line(shape, settings, own, words, make):
-    trainer = make("CTPT", **({"CTX_INIT": "", "N_CTX": 5} | own))
-    start = {
-        "state_dict": {"ctx": torch.zeros(shape)},
-        "epoch": 1,
-        "metadata": {"method": "CoOp", "settings": settings},
-    }
-    with one_line(words):
-        trainer.checkpoints.load(start, "a file")
 
 
 def test_a_step_whose_gradient_overflows_is_left_out(make):

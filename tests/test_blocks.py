@@ -24,37 +24,6 @@ def _not_warned():
     fast.warn_of_plain_form.cache_clear()
 
 
-class Attention(nn.Module):
-    """As in open_clip's development version: torch's weights without its class, `embed_dim` and `batch_first`."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.num_heads, self.like = like.num_heads, [like]
-        self.in_proj_weight, self.in_proj_bias, self.out_proj = like.in_proj_weight, like.in_proj_bias, like.out_proj
-        self.ln_q, self.attn_drop = nn.Identity(), nn.Dropout(0.0)
-
-    def forward(self, x, attn_mask=None):
-        return self.like[0](x, x, x, need_weights=False, attn_mask=attn_mask)[0]
-
-
-class ResidualAttentionBlock(nn.Module):
-    """A block of open_clip's development version with the weights of this one."""
-
-    __module__ = "open_clip.transformer"
-
-    def __init__(self, block):
-        super().__init__()
-        for name, module in block.named_children():
-            self.add_module(name, Attention(module) if name == "attn" else module)
-
-    def forward(self, x, attn_mask=None):
-        x = x + self.ls_1(self.attn(self.ln_1(x), attn_mask))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-    def get_weight_dtype(self):
-        return self.mlp.c_fc.weight.dtype
-
-
 def with_blocks(clip, change):
     clip = deepcopy(clip)
     for transformer in (clip.transformer, clip.visual.transformer):
@@ -66,17 +35,6 @@ def outputs(form, clip, schedule=()):
     images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     texts = TextPrompts(tokenize(["a cat", "a big dog"]))
     return form.encode_image(clip, images, schedule).feature, form.encode_text(clip, texts)
-
-
-def test_blocks_of_open_clips_development_version(clip, recwarn):
-    new = with_blocks(clip, ResidualAttentionBlock)
-    for transformer in (new.transformer, new.visual.transformer):
-        del transformer.batch_first
-        assert is_standard(transformer)
-    for expected, *others in zip(outputs(plain, clip), outputs(plain, new), outputs(fast, new), strict=True):
-        for other in others:
-            assert (other - expected).norm() <= 1e-8 * expected.norm()
-    assert not recwarn.list
 
 
 @pytest.mark.parametrize("where", ["", "attn", "mlp", "mlp.c_fc", "mlp.gelu"])

@@ -5,7 +5,6 @@ The published files come from a server on the loopback address: tests/published.
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -173,14 +172,3 @@ def test_scripts_prepare_their_dataset_on_request(wanted, monkeypatch, tmp_path)
     scripts.main([str(ROOT / "scripts/mpl/base2new_train.sh"), "eurosat", "1"])
     prepared = [["tools/prepare.py", "eurosat", "--root", str(tmp_path)]] if wanted else []
     assert calls[:-1] == prepared and calls[-1][0] == "train.py"
-
-
-def test_docs_agree_with_the_dataset_classes():
-    cell = r"([\d,–]+)"
-    page = (ROOT / "docs/datasets.md").read_text()
-    rows = re.findall(rf"^\| `(\w+)` \| `([\w-]+)/` \| {cell} / {cell} / {cell} \| {cell} \|", page, re.MULTILINE)
-    numbers = {
-        name: (folder, tuple(int(n.replace(",", "").replace("–", "0")) for n in rest)) for name, folder, *rest in rows
-    }
-    classes = {name: source.dataset for name, source in downloadable().items()}
-    assert numbers == {name: (kind.dataset_dir, (*kind.counts, kind.n_classes)) for name, kind in classes.items()}

@@ -104,17 +104,3 @@ def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
     ):
         assert words in run(method, *options).error
     assert not (tmp_path / "out").exists()
-
-
-def test_a_set_in_the_present_folder_is_that_of_the_folders_name(tmp_path, monkeypatch, command):
-    """Nothing is written through a link in the folder of the results."""
-    file = tmp_path / "eurosat/base/seed1/MultiModalPromptLearner/model.pth.tar-5"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    monkeypatch.chdir(tmp_path / "eurosat")
-    options = ["MaPLe", "--checkpoints", ".", "--backbone", "small"]
-    study = reproduce.study_of(reproduce.read_arguments(options))
-    assert list(study.prompts) == [("eurosat", 16, 1)] and study.variants[0].cfg == "small"
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/base2new").symlink_to(tmp_path)
-    assert "out/base2new is a link" in command(reproduce, *options, "--output", tmp_path / "out").error

@@ -88,14 +88,6 @@ def test_any_method_uses_its_recipes(method, script):
             assert ("--eval-only" in call) == tests
 
 
-@pytest.mark.parametrize("variables", [{"BACKBONE": "small"}, {"CFG": "small"}], ids=["backbone", "cfg"])
-def test_small_clip_has_yaml_files_of_its_own(variables, script):
-    for kind in ANY:
-        _, calls = script(f"any/{kind}.sh", "maple", "eurosat", 2, **variables)
-        cross = kind.startswith("xd") and "BACKBONE" in variables
-        assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
-
-
 @pytest.mark.parametrize(
     ("arguments", "variables", "epoch"),
     [
@@ -129,16 +121,6 @@ def test_prompts_are_tested_where_they_were_trained(pair, script):
     folders = [option(call, "--output-dir") for call in (*trained, *tested)]
     assert [option(call, "--model-dir") for call in tested] == folders[: len(tested)]
     assert len(set(folders)) == 2 * len(trained)
-
-
-def test_published_prompts_are_tested_by_the_command_with_the_users_options(script, eurosat, deep, tmp_path):
-    _, (call,) = script("any/reproduce.sh", "maple", "base2new", "eurosat", "1 2", "weights", SHOTS=16)
-    assert call[call.index("--seeds") + 1 :][:3] == ["1", "2", "--root"] and "--shots" not in call
-    _, (call,) = script("any/reproduce.sh", "maple", "few_shot", "eurosat", 2, "weights", "--workers", 3, SHOTS=4)
-    assert call[:2] == ["tools/reproduce.py", "MaPLe"] and call[-2:] == ["--workers", "3"]
-    assert option(call, "--checkpoints") == str(tmp_path / "weights")
-    assert (option(call, "--root"), option(call, "--backbone")) == (str(eurosat), str(deep))
-    assert option(call, "--shots") == "2" and call[call.index("--seeds") + 1 :][:3] == ["1", "2", "3"]
 
 
 # ---------------------------------------------------------------- they finish

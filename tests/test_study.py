@@ -196,15 +196,6 @@ def refused(command):
     return lambda name, file: command(study_command, name, file).error
 
 
-def test_dry_run_prints_every_command_only(write, tmp_path, capsys):
-    file = write(trainers={"MPL": "small"}, datasets=["small_land"], targets=["small_counts"], seeds=[1])
-    study_command.main(["run", str(file), "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert all(line.startswith("python train.py --skip-finished --root data --output-dir ") for line in lines)
-    assert list(tmp_path.iterdir()) == [file]
-
-
 def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     file = str(one_run("=1+1")[0])
     study_command.main(["tables", file])
