@@ -1,7 +1,7 @@
 """The choice among candidates, and an estimate that the choice does not flatter.
 
 All functions take logits (candidates, repeats, images, classes) of images that a candidate has not learned from, the
-labels (images,), and `held` (images,): which images were held out, as those that are alone in their class never are.
+labels (images,).
 """
 
 from collections.abc import Sequence
@@ -42,39 +42,40 @@ def log_softmax(logits: Floats) -> Floats:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def loss(logits: Floats, labels: NDArray[Any]) -> float:
-    """The mean cross-entropy of logits (repeats, images, classes)."""
-    return float(-np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1).mean())
+def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
+    """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
+    return -np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
 
 
 def right(logits: Floats, labels: NDArray[Any]) -> Floats:
-    """(..., images): the share of the repeats in which an image is classified correctly."""
-    return (logits.argmax(axis=-1) == labels).mean(axis=-2)
+    """(images,): the share of the repeats in which an image is classified correctly."""
+    return (logits.argmax(axis=-1) == labels).mean(axis=0)
 
 
-def greedy(logits: Floats, labels: NDArray[Any], members: Sequence[int]) -> Floats:
+def cooled(logits: Floats, labels: NDArray[Any]) -> float:
+    """The inverse temperature of logits (repeats, images, classes)."""
+    repeats, _, classes = logits.shape
+    return 1 / Temperature.fit(logits.reshape(-1, classes), np.tile(labels, repeats)).temperature
+
+
+def greedy(logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int]) -> Floats:
     """(candidates,): weights of logits, by greedy selection with replacement (Caruana et al., ICML 2004).
 
-    Logits are divided by their temperatures first. A round adds the member whose mean with those before has the least
-    cross-entropy; the best of ROUNDS rounds counts.
+    A round adds the member whose mean with those before has the least cross-entropy, after the logits of each are
+    multiplied by its factor. The best of ROUNDS rounds counts.
     """
-    repeats, _, classes = logits.shape[1:]
-    of_all = np.tile(labels, repeats)
-    heat = {one: Temperature.fit(logits[one].reshape(-1, classes), of_all).temperature for one in members}
-    cooled = {one: logits[one] / heat[one] for one in members}
+    scaled = {one: factors[one] * logits[one] for one in members}
     total: Any = 0.0
     chosen: list[int] = []
-    losses: list[float] = []
+    least: list[float] = []
     for number in range(1, ROUNDS + 1):
-        tried = {one: loss((total + cooled[one]) / number, labels) for one in members}
+        tried = {one: losses((total + scaled[one]) / number, labels).mean() for one in members}
         best = min(tried, key=tried.__getitem__)
-        total = total + cooled[best]
+        total = total + scaled[best]
         chosen.append(best)
-        losses.append(tried[best])
-    weights = np.zeros(len(logits))
-    for one in chosen[: int(np.argmin(losses)) + 1]:
-        weights[one] += 1 / heat[one]
-    return weights
+        least.append(tried[best])
+    rounds = int(np.argmin(least)) + 1
+    return np.bincount(chosen[:rounds], minlength=len(logits)) * factors / rounds
 
 
 def combine(weights: Floats, logits: Floats) -> Floats:
@@ -84,24 +85,18 @@ def combine(weights: Floats, logits: Floats) -> Floats:
 
 
 def choose(logits: Floats, labels: NDArray[Any], members: Sequence[int]) -> Floats:
-    """(candidates,): the weight of each candidate; a single one has weight 1.
+    """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
-    The first candidate is zero-shot CLIP. The ensemble of `members` competes with each single candidate.
+    The least cross-entropy after a temperature decides: of few images it says more than the accuracy. The first
+    candidate is zero-shot CLIP. It wins unless the best is better by more than one standard error.
     """
-    singles = right(logits, labels)
-    weights = greedy(logits, labels, members)
-    found = [*np.eye(len(logits)), weights]
-    scores = np.vstack([singles, right(combine(weights, logits)[None], labels)])
-    best = int(scores.mean(axis=1)[::-1].argmax())
-    best = len(scores) - 1 - best  # of equal ones the ensemble
-    return found[simpler(scores, best)]
-
-
-def simpler(scores: Floats, best: int) -> int:
-    """Zero-shot CLIP, if the best candidate is not better by more than one standard error."""
-    difference = scores[best] - scores[0]
-    error = difference.std() / np.sqrt(len(difference))
-    return 0 if difference.mean() <= error else best
+    factors = np.array([cooled(one, labels) for one in logits])
+    found = [*np.diag(factors), greedy(logits, labels, factors, members)]
+    scores = np.stack([losses(combine(weights, logits), labels) for weights in found])
+    best = int(scores.mean(axis=1).argmin())
+    gain = scores[0] - scores[best]
+    is_better = gain.mean() > gain.std() / np.sqrt(len(labels))
+    return found[best if is_better else 0]
 
 
 @dataclass(frozen=True)
@@ -125,13 +120,20 @@ def nested(logits: Floats, labels: NDArray[Any], held_in: NDArray[np.int64], mem
     return found
 
 
-def estimate(
-    logits: Floats, labels: NDArray[Any], held_in: NDArray[np.int64], curve: Sequence[tuple[float, float]]
-) -> Estimate:
-    """The accuracy of the final classifier, which learns from more images than those of the folds."""
+def estimate(logits: Floats, labels: NDArray[Any], folds: int, curve: Sequence[tuple[float, float]]) -> Estimate:
+    """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
+
+    The last doubling of the `curve` says how much that adds. The interval is Wilson's.
+
+    Args:
+        logits: those of `nested`.
+        curve: numbers of images of each class, and accuracies in percent.
+    """
     mean = float(right(logits, labels).mean())
-    n = len(labels)
-    z = 1.96
+    (few, before), (many, after) = curve[-2:]
+    slope = max(0.0, (after - before) / 100 / np.log2(many / few))
+    mean = min(1.0, mean + slope * np.log2(folds / (folds - 1)))
+    n, z = len(labels), 1.96
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
     return Estimate(100 * mean, 100 * (centre - half), 100 * (centre + half), n)

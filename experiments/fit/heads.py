@@ -48,20 +48,23 @@ SHOWN = ("ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUA
 SGD = {"NAME": "sgd", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
 ADAM = {"NAME": "adam", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
 ONE = {"AUGMENT_EPOCH": 1}
-TIP_F = {"NAME": "adamw", "LR": 0.001, "ADAM_EPS": 1e-4}
+TIP_F = ADAM | {"NAME": "adamw", "LR": 0.001, "ADAM_EPS": 1e-4}
 CANDIDATES = (  # the first one of a method has its defaults
     Candidate(ZERO_SHOT),
-    *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 1.0)),
-    *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.1, 1.0)),
+    *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 0.3, 1.0)),
+    *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.3, 1.0)),
     *(Candidate("SSText", {"RULE": rule}) for rule in ("SStext", "by_performance")),
-    *(Candidate("TaskRes", {"RESIDUAL_SCALE": scale, **ONE}, ADAM | {"LR": 0.002}) for scale in (2.0, 8.0)),
+    *(Candidate("TaskRes", {"RESIDUAL_SCALE": scale, **ONE}, ADAM | {"LR": 0.002}) for scale in (8.0, 20.0)),
     *(Candidate("GDA", {"ALPHA": alpha, **ONE}) for alpha in (1.0, 10.0, 100.0)),
     *(Candidate("TipAdapter", {"ALPHA": alpha, "BETA": 5.5, **ONE}) for alpha in (1.0, 10.0, 100.0)),
-    *(Candidate("ProKeR", {"BETA": beta, "LAMBDA": 0.1, **ONE}) for beta in (2.0, 8.0)),
-    *(Candidate("LPPlusPlus", {"STEP": step}) for step in (200, 30)),
+    Candidate("ProKeR", {"BETA": 2.0, "LAMBDA": 0.1, **ONE}),
+    *(Candidate("LPPlusPlus", {"STEP": step}) for step in (100, 30)),
     *(Candidate("LinearProbe", {"C": c}) for c in (1.0, 0.1)),
-    *(Candidate("CLIPAdapter", ONE, ADAM | {"LR": lr}) for lr in (0.001, 0.003)),
-    Candidate("TipAdapterF", {"ALPHA": 10.0, "BETA": 1.0, "INIT_ALPHA": 10.0, **ONE}, ADAM | TIP_F),
+    *(Candidate("CLIPAdapter", ONE, ADAM | {"LR": lr}) for lr in (0.003, 0.01)),
+    *(
+        Candidate("TipAdapterF", {"ALPHA": alpha, "INIT_ALPHA": alpha, "BETA": 1.0, **ONE}, TIP_F)
+        for alpha in (10.0, 50.0)
+    ),
 )
 
 

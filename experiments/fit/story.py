@@ -46,8 +46,7 @@ class Found:
         rows: each candidate, best first: name, accuracy (of images that it has not learned from, percent), seconds,
             fault.
         chosen: names and weights.
-        logits: (repeats, images, classes), nested; of all training images that were held out, by their place in
-            `held`.
+        logits: (repeats, images, classes), of the training images that were held out, by their places `held`.
     """
 
     images: Images
@@ -133,13 +132,18 @@ def decide(found, heads, candidates, x, y, args, pixels, facts) -> None:
     stacked = np.stack(logits)
     members = [place for place, one in enumerate(tried) if one.method in LINEAR]
     weights = choice.choose(stacked, labels, members)
+    if np.count_nonzero(weights) == 1:  # a single head is exported as it is
+        weights = np.sign(weights)
     found.chosen = [(tried[place], float(weights[place])) for place in np.flatnonzero(weights)]
     found.held, found.labels = np.flatnonzero(in_folds), labels
-    found.logits = choice.nested(stacked, labels, held[:, in_folds], members)
-    found.flattered = 100 * float(choice.right(choice.combine(weights, stacked), labels).mean())
+    found.logits = choice.combine(weights, stacked)
+    found.flattered = 100 * float(choice.right(found.logits, labels).mean())
     found.zero_shot = 100 * float(choice.right(stacked[0], labels).mean())
     found.curve = curve(heads, found.chosen, x, y, held)
-    found.estimate = choice.estimate(found.logits, labels, held, found.curve)
+    if len(found.curve) < 2:  # of one image, nothing is fewer; zero-shot CLIP counts as a quarter of it
+        found.curve.insert(0, (found.curve[0][0] / 4, found.zero_shot))
+    outside = choice.nested(stacked, labels, held[:, in_folds], members)
+    found.estimate = choice.estimate(outside, labels, int(held.max()) + 1, found.curve)
     found.calibration = calibrate(found, args)
 
 
