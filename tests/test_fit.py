@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.fit import choice
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from inference import predict
@@ -73,6 +74,24 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
         found = ensemble.model_for(None)(CachedOutput(features[:5]))
     assert {one.method for one, _ in members} == set(LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_the_choice_does_not_flatter_its_estimate(random_seed):
+    """Twenty classifiers that guess: the best one looks better than chance, and the estimate does not."""
+    rng = np.random.default_rng(random_seed)
+    labels = np.tile(np.arange(4), 15)
+    best, outside = [], []
+    for seed in range(10):
+        held = choice.folds(labels, seed)
+        logits = rng.normal(size=(20, 1, 60, 4)).repeat(len(held), axis=1)
+        logits[0] = 0
+        scores = [choice.right(one, labels).mean() for one in logits[1:]]
+        best.append(max(scores))
+        outside.append(choice.right(choice.nested(logits, labels, held, range(20)), labels).mean())
+    assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
+    certain = np.eye(4)[labels][None, None] * [[[[0]]], [[[9]]]]  # zero-shot guesses, the other knows
+    assert choice.choose(certain, labels, [0]).nonzero()[0].tolist() == [1]
+    assert choice.choose(certain[:, :, :, ::-1], labels, [0]).nonzero()[0].tolist() == [0]
 
 
 def spoil(photos, kind):

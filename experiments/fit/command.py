@@ -22,8 +22,8 @@ ensembles of them are compared on images that they have not learned from."""
 EPILOG = """
 IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file with the columns
 path and label (and split). Images of val/ are learned from, too: folds take their place. The folder of --to is a MODEL
-for tools/predict.py, serve.py and export.py; fit.json in it has every number. Run the same command again to resume.
-More images cost only what is new.
+for tools/predict.py, serve.py and export.py; report.html in it explains the result, fit.json has every number. The same
+command again resumes, and more images cost only what is new.
 """
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     asked = request(args, photos, keys)
     with locked(args.to):
         if is_finished(args.to / FILE, asked):
-            print(f"Already done for these images (delete {args.to} to fit again)")
+            print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
             return
         write_text(args.to / FILE, json.dumps({"form": FORM, "finished": False}) + "\n")
         fit(args, photos, keys, asked)

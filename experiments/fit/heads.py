@@ -24,7 +24,7 @@ LINEAR = (ZERO_SHOT, "CLAP", "ZSLP", "SSText", "TaskRes", "GDA", "LPPlusPlus")  
 BATCH = 256  # features of a step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A method with settings to try.
 

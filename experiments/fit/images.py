@@ -2,9 +2,9 @@
 
 import csv
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,36 +99,34 @@ def read_csv(file: Path) -> list[Photo]:
 
 @dataclass(frozen=True)
 class Images:
-    """Images that can be used.
+    """Images that can be used, each once.
 
     Attributes:
-        photos: each of them once, by class; those for training first.
+        photos: those for training first, by class.
         pixels: for each photo the SHA-256 of its decoded pixels.
         names: of the classes, sorted.
         damaged: what is wrong with images that are left out, by path.
-        warnings: what was left out for other reasons, and what the user should know.
+        warnings: what else is left out.
     """
 
     photos: list[Photo]
     pixels: list[str]
     names: list[str]
-    damaged: Mapping[str, str] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
+    damaged: Mapping[str, str]
+    warnings: list[str]
 
     def of(self, *parts: str) -> list[int]:
         """The places of the photos of these parts."""
         return [place for place, photo in enumerate(self.photos) if photo.part in parts]
 
-    def labels(self, places: Iterable[int]) -> list[int]:
-        number = {name: label for label, name in enumerate(self.names)}
-        return [number[self.photos[place].label] for place in places]
+    def labels(self, places: Sequence[int]) -> list[int]:
+        return [self.names.index(self.photos[place].label) for place in places]
 
 
 def usable(photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]) -> Images:
-    """The images without damaged ones and copies.
+    """The images without damaged ones and copies. Of copies the first is kept: one for training before one for a test.
 
-    Of copies the first one is kept, those of training before those of a test. An image that has two labels is left
-    out, as one of them must be wrong.
+    An image that has two labels is left out, as one of them must be wrong.
 
     Args:
         pixels: the SHA-256 of the decoded pixels, by path; of damaged images there is none.
@@ -138,36 +136,31 @@ def usable(photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[
     """
     labels: dict[str, set[str]] = defaultdict(set)
     for photo in photos:
-        if photo.path in pixels:
-            labels[pixels[photo.path]].add(photo.label)
-    warnings = []
+        labels[pixels.get(photo.path, "")].add(photo.label)
+    labels.pop("", None)
     kept: dict[str, Photo] = {}
-    copies = Counter[str]()
+    copies = 0
     for photo in photos:
         key = pixels.get(photo.path, "")
-        if not key or len(labels[key]) > 1:
-            continue
-        if key in kept:
-            copies["test" if photo.part == "test" and kept[key].part != "test" else "copy"] += 1
-            continue
-        kept[key] = photo
-    learned = {photo.label for photo in kept.values() if photo.part != "test"}
-    names = sorted(learned)
+        if key and len(labels[key]) == 1:
+            copies += key in kept
+            kept.setdefault(key, photo)
+    names = sorted({photo.label for photo in kept.values() if photo.part != "test"})
     if len(names) < 2:
-        what = f"only {len(names)} class has an image that can be used"
-        raise UsageError(what, "replace damaged images, and images that are in two classes")
-    if two := [key for key, found in labels.items() if len(found) > 1]:
-        example = next(photo for photo in photos if pixels.get(photo.path) == two[0])
+        remedy = "replace damaged images, and images that are in two classes"
+        raise UsageError("fewer than two classes have an image that can be used", remedy)
+    lost = sorted({photo.label for photo in photos}.difference(names))
+    kept = {key: photo for key, photo in kept.items() if photo.label not in lost}
+    two = [key for key, classes in labels.items() if len(classes) > 1]
+    warnings = []
+    if two:
+        example = next(photo.path for photo in photos if pixels.get(photo.path) == two[0])
         places = " and ".join(sorted(labels[two[0]]))
-        warnings.append(f"{len(two)} images are in two classes and left out, such as {example.path} ({places})")
-    if copies["copy"]:
-        warnings.append(f"{copies['copy']} copies of other images are left out")
-    if copies["test"]:
-        warnings.append(f"{copies['test']} test images are copies of training images, and left out")
-    if lost := {photo.label for photo in photos} - learned:
-        warnings.append(f"Classes without a usable training image are left out: {', '.join(sorted(lost))}")
+        warnings.append(f"Left out as they are in two classes: {len(two)} images, such as {example} ({places})")
+    if copies:
+        warnings.append(f"Left out as copies of other images: {copies} images")
+    if lost:
+        warnings.append(f"Left out as no training image can be used: {', '.join(lost)}")
     if twins := same_names(names):
         warnings.append(twins)
-    photos = [photo for photo in kept.values() if photo.label in learned]
-    hashes = [key for key, photo in kept.items() if photo.label in learned]
-    return Images(photos, hashes, names, damaged, warnings)
+    return Images(list(kept.values()), list(kept), names, damaged, warnings)
