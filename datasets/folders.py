@@ -16,6 +16,24 @@ IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 Classes = dict[str, tuple[int, str]]  # label and class name by folder
 
 
+def files_below(folder: Path) -> list[str]:
+    """Paths of the files below a folder, relative to it; hidden files and folders are left out.
+
+    Links to folders are not followed, and count as files.
+    """
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(f"{parent}/{name}")]
+        place = f"{os.path.relpath(parent, folder)}/".removeprefix("./")
+        found += [place + name for name in (*files, *links) if not name.startswith(".")]
+    return found
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
 class FolderDataset(FewShotDataset):
     """A dataset that is split by its folders instead of a split file."""
 
@@ -31,7 +49,7 @@ class FolderDataset(FewShotDataset):
         return folders
 
     def read_classes(self, parent: Path, classes: Classes) -> Items:
-        """The images in class folders, sorted by class and name, so that a seed selects the same ones everywhere.
+        """The images below class folders, sorted by class and name, so that a seed selects the same ones everywhere.
 
         Raises:
             DatasetError: a folder is not a class, or has no images.
@@ -43,8 +61,8 @@ class FolderDataset(FewShotDataset):
             if folder not in classes:
                 what = f"{path} is not a class of the training images"
                 raise DatasetError(what, f"move it elsewhere, or {self.remedy}", path)
-            files = [name for name in os.listdir(path) if not name.startswith(".")]
-            names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
+            files = files_below(path)
+            names = sorted(filter(is_image, files))
             ignored += [f"{path}/{name}" for name in set(files).difference(names)]
             if not names:
                 raise DatasetError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", self.remedy, parent)
@@ -58,7 +76,8 @@ class FolderDataset(FewShotDataset):
         """Number the folders and look up their class names."""
         nameless = [folder for folder in folders if folder not in names]
         if nameless:
-            what = f"{source} has no name for the folder {printable(nameless[0])}"
+            others = "".join(f", {folder}" for folder in nameless[1:10])
+            what = f"{source} has no name for the folder {printable(nameless[0] + others)}"
             raise DatasetError(what, "add one, or remove the folder", source)
         return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 

@@ -1,10 +1,13 @@
 import json
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, Datum
 
+from common.names import printable
 from common.text import read_json
 
 from . import splits
@@ -19,8 +22,8 @@ class ImageFolder(FolderDataset):
     """The user's own images: DATASET.ROOT is their folder (docs/own_classes.md).
 
     It contains `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`. Or it contains `<class>/*`: then
-    DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there for later runs. Class names are the
-    folder names, or those in classnames.txt or classnames.json.
+    DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there for later runs. Images may be in folders
+    below those of the classes. Class names are the folder names, or those in classnames.txt or classnames.json.
     """
 
     named_by_config = True
@@ -49,38 +52,62 @@ class ImageFolder(FolderDataset):
         classes = self.classes(self.class_folders(self.root))
         if not file.is_file():
             return self.make_split(file, seed, classes)
+        self.remedy = (
+            f"restore them, or bring the split up to date: python tools/prepare.py --add {quote(str(self.root))}"
+        )
         split = super().read_split()
-        folders = {Path(item.impath).parent.name: (item.label, item.classname) for part in split for item in part}
+        folders = {self.class_of(item): (item.label, item.classname) for part in split for item in part}
         if folders != classes:
-            what = f"{file} was made from other classes or class names"
-            raise DatasetError(what, "delete it to split the images again", file)
+            remedy = self.remedy.replace("restore them, or bring the split", "bring it")
+            raise DatasetError(f"{file} was made from other classes or class names", remedy, file)
+        known = {item.impath for part in split for item in part}
+        if new := sorted(item.impath for item in self.read_classes(self.root, classes) if item.impath not in known):
+            what = f"{len(new):,} images in {self.root} are not in {self.split_file}, such as {printable(new[0])}"
+            print(f"{what}: they are not used. {self.remedy.partition(', or ')[2].capitalize()}")
         return split
 
-    def make_split(self, file: Path, seed: int, classes: Classes) -> Split:
-        """Of each class 20% for validation (rounded down), 30% for testing (rounded up), the rest for training."""
-        rng = random.Random(seed)
+    def class_of(self, item: Datum) -> str:
+        """The class folder of an image of a split."""
+        return os.path.relpath(item.impath, self.root).split("/")[0]
+
+    def divide(self, seed: int, classes: Classes, places: Mapping[str, str] | None = None) -> dict[str, Items]:
+        """The images of each part: of a class 20% for validation (rounded down), 30% for testing (rounded up), the rest
+        for training. Those that have a part already, in `places` by their paths, stay there."""
+        rng, places = random.Random(seed), places or {}
         parts: dict[str, Items] = {part: [] for part in PARTS}
         for images in self.split_dataset_by_label(self.read_classes(self.root, classes)).values():
-            n_test = (3 * len(images) + 9) // 10
-            n_train = len(images) - len(images) // 5 - n_test
-            if n_train < 1:
+            sizes = {"val": len(images) // 5, "test": (3 * len(images) + 9) // 10}
+            sizes["train"] = len(images) - sum(sizes.values())
+            if sizes["train"] < 1:
                 raise DatasetError(f"{images[0].impath} is the only image of its class", "a split needs two")
-            rng.shuffle(images)
-            parts["train"] += images[:n_train]
-            parts["val"] += images[n_train:-n_test]
-            parts["test"] += images[-n_test:]
+            new = [item for item in images if item.impath not in places]
+            rng.shuffle(new)
+            for part in PARTS:
+                old = [item for item in images if places.get(item.impath) == part]
+                wanted = max(0, sizes[part] - len(old))
+                parts[part] += [*old, *new[:wanted]]
+                new = new[wanted:]
+        return parts
+
+    def make_split(self, file: Path, seed: int, classes: Classes) -> Split:
+        """A new split, which is saved."""
+        parts = self.divide(seed, classes)
         counts = " / ".join(f"{len(items):,} {part}" for part, items in parts.items())
         print(f"Split {self.root} with seed {seed}: {counts} images")
-        rows = {
-            part: [[os.path.relpath(item.impath, self.root), item.label, item.classname] for item in items]
-            for part, items in parts.items()
-        }
         try:
-            splits.write_missing({file: json.dumps(rows).encode()})
+            splits.write_missing({file: self.written(parts)})
             print(f"Saved as {file}; later runs use it")
         except OSError as error:  # the images may be in a folder that is only read; the same seed splits them equally
             print(f"Split not saved in {file}: {error.strerror}")
         return parts["train"], parts["val"], parts["test"]
+
+    def written(self, parts: Mapping[str, Items]) -> bytes:
+        """The content of a split file."""
+        rows = {
+            part: [[os.path.relpath(item.impath, self.root), item.label, item.classname] for item in items]
+            for part, items in parts.items()
+        }
+        return json.dumps(rows).encode()
 
     def classes(self, folders: list[str]) -> Classes:
         """Label and class name by folder."""

@@ -16,7 +16,7 @@ from trees import build_tree
 
 from common.results import read_results
 from common.start import ROOT
-from datasets.preparing import command as preparing
+from experiments import preparing
 from experiments.lock import LOCK
 from experiments.scripts.command import main as run_script
 from experiments.session import run_command

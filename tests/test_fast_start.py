@@ -23,7 +23,7 @@ sys.exit(f"imported: {slow}" if slow else 0)
 """
 STUDIES = ("experiments.demo", "experiments.studies.command", "experiments.studies.reproduce")
 COMMANDS = (*STUDIES, "experiments.comparing", "experiments.random_clip", "inference.inspection.command")
-COMMANDS += ("inference.export", "inference.predict", "inference.serving.command", "datasets.preparing.command")
+COMMANDS += ("inference.export", "inference.predict", "inference.serving.command", "experiments.preparing")
 
 
 def quick(module, *calls):

@@ -38,7 +38,7 @@ from experiments.session import run_command
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")]
 
 PROGRAMS = {"predict": "inference.predict", "study": "experiments.studies.command", "base2new": "experiments.results"}
-PROGRAMS |= {"compare": "experiments.comparing", "export": "inference.export", "prepare": "datasets.preparing.command"}
+PROGRAMS |= {"compare": "experiments.comparing", "export": "inference.export", "prepare": "experiments.preparing"}
 SECONDS, MEGABYTES = 20, 2000  # of one input
 QUICK = ("OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.WARMUP_EPOCH", 1)
 SPLIT = "data/eurosat/split_zhou_EuroSAT.json"

@@ -10,9 +10,12 @@ from dassl.data.datasets import build_dataset
 from drawn import arguments, make_cfg
 from trees import write_image
 
+from clip.random_weights import random_clip
 from common.start import ROOT
 from datasets import DatasetError, splits
+from experiments import preparing
 from experiments.results import describe
+from experiments.session import run_command
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +107,81 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
     again, other = load(unsplit, "DATASET.SPLIT_SEED", 1), load(unsplit, "DATASET.SPLIT_SEED", 2)
     assert [item.impath for item in again.test] == [item.impath for item in first.test]
     assert {item.impath for item in other.test} != {item.impath for item in first.test}
+
+
+def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, prepare_own, capsys):
+    """Images of the saved split keep their part; the new ones fill the parts up. A class may be new, or gone."""
+    seed, file = ("DATASET.SPLIT_SEED", 1), unsplit / "split_seed1.json"
+    load(unsplit, *seed)
+    before = json.loads(file.read_text())
+    for number in range(10):
+        write_image(unsplit / f"robin/2023/{number}.jpg", 50 + number)
+    load(unsplit, *seed)
+    what = f"10 images in {unsplit} are not in split_seed1.json, such as {unsplit}/robin/2023/0.jpg: they are not used"
+    assert f"{what}. Bring the split up to date: python tools/prepare.py --add {unsplit}\n" in capsys.readouterr().out
+    folders(unsplit, 10, ["wren"])
+    shutil.rmtree(unsplit / "blue_tit")
+    ended = prepare_own("--add", unsplit)
+    assert ended.status == 0 and f"{file}: 20 images are new (10 train, 4 val, 6 test), 10 are gone\n" in ended.printed
+    after = load(unsplit, *seed)
+    assert (sizes(after), after.classnames) == ((20, 8, 12), ["house sparrow", "robin", "wren"])
+    now = {part: {path for path, *_ in rows} for part, rows in json.loads(file.read_text()).items()}
+    for part, rows in before.items():
+        assert {path for path, *_ in rows if "blue_tit" not in path} <= now[part]
+
+
+@pytest.fixture
+def prepare_own(ended, monkeypatch):
+    """tools/prepare.py, whose times are those of a tiny CLIP."""
+    tiny = random_clip("ViT-B-16", {"image_size": 32, "layers": 9, "width": 64}, {"width": 64, "layers": 9}, 64)
+    monkeypatch.setattr("experiments.estimate.random_clip", lambda arch: tiny)
+    return lambda *arguments: ended(lambda: run_command(lambda: preparing.main([str(word) for word in arguments])))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_check_of_a_folder_prints_all_faults_at_once(split, prepare_own, tmp_path):
+    root = tmp_path / "own"
+    for place in ("train", "test") if split else ("",):
+        folders(root / place, 10)
+    if not split:
+        load(root, "DATASET.SPLIT_SEED", 1)
+    good = prepare_own("--check", root)
+    assert good.status == 0 and good.printed.endswith("  nothing is wrong\n"), good
+    assert re.search(
+        r"minutes with ViT-B/16 on this machine: zero-shot CLIP \S+, linear probe \S+, MPL \S+\n", good.printed
+    )
+
+    part = root / "train" if split else root
+    (part / "grey").mkdir()
+    write_image(root / ("test/wren/1.jpg" if split else "wren/1.jpg"), 99)
+    shutil.copy(part / "robin/0.jpg", root / ("test/robin/copy.jpg" if split else "robin/copy.jpg"))
+    (part / "robin/bad.jpg").write_bytes(b"no image")
+    (part / "robin/raw.heic").touch()
+    (part / "blue_tit/1.jpg").unlink()
+    (root / "classnames.json").write_text('{"robin": "European_Robin"}')
+    ended = prepare_own("--check", root)
+    expected = [
+        "has no name for the folder blue_tit, ",
+        "classes without an image: grey",
+        "1 images cannot be read: ",
+        "(it is dam",
+    ]
+    expected += (
+        ["images for val or test, and none for train: wren"]
+        if split
+        else ["only one image, and a split needs two: wren"]
+    )
+    expected += [
+        "1 images are there in several parts: train/robin/0.jpg = test/robin/copy.jpg"
+        if split
+        else "a split can train on it and test it: robin/0.jpg = robin/copy.jpg"
+    ]
+    expected += (
+        [] if split else ["split_seed1.json: 3 images are not in it", "split_seed1.json: 1 of its images are gone"]
+    )
+    expected += ["CLIP reads 'blue tit'", "not read: robin/raw.heic"]
+    assert [words for words in expected if words not in ended.printed] == [], ended.printed
+    assert ended.status == 2 and f"error: {5 if split else 7} faults in {root}: see above" in ended.errors[-1]
 
 
 # docs/own_classes.md

@@ -5,16 +5,19 @@ The published files come from a server on the loopback address: tests/published.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torchvision.datasets
+from drawn import write_eurosat
 from PIL import Image
 from published import PACKED, all_below, change_file, listing
 from trees import NAMES
 
 from common.start import ROOT
+from datasets.eurosat import EuroSAT
 from datasets.preparing.sources import downloadable
 from experiments.scripts import command as scripts
 
@@ -79,7 +82,7 @@ def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp
     split = (folder / "split_zhou_DescribableTextures.json").stat().st_mtime_ns
     status, printed, errors = prepare("--check", "dtd", "--quick")
     assert status == 2 and "1 of 1 datasets are incomplete or wrong" in errors[0]
-    assert f"1 images are missing, the first {images[0]}" in printed
+    assert f"1 images are missing: {images[0]}" in printed
     assert printed.rstrip().endswith(f"-> python tools/prepare.py dtd --root {tmp_path}/data")
 
     assert prepare("dtd").status == 0
@@ -102,7 +105,7 @@ def without_a_row(folder):
 @pytest.mark.parametrize(
     ("name", "harm", "found", "moved"),
     [
-        ("eurosat", unreadable, "1 images are unreadable, the first FOLDER/2750/Forest/Forest_2.jpg", "/2750"),
+        ("eurosat", unreadable, "1 images are unreadable: FOLDER/2750/Forest/Forest_2.jpg (", "/2750"),
         ("eurosat", without_a_row, "7 images for test instead of 8", "/split_zhou_EuroSAT.json"),
         ("imagenet_a", lambda folder: next(folder.rglob("*.jpg")).unlink(), "7 images for test instead of 8", ""),
     ],
@@ -113,11 +116,22 @@ def test_check_finds_what_is_wrong_and_its_remedy_works(name, harm, found, moved
     harm(folder)
     assert prepare("--check", name, "--quick").status == (0 if harm is unreadable else 2)
     status, printed, _ = prepare("--check", name)
-    assert status == 2 and f"\n  {found.replace('FOLDER', str(folder))}\n" in printed
+    assert status == 2 and f"\n  {found.replace('FOLDER', str(folder))}" in printed
     command = f"python tools/prepare.py {name} --root {tmp_path}/data"
     assert printed.endswith(f"\n  -> move {folder}{moved} elsewhere, then: {command}\n")
     Path(f"{folder}{moved}").rename(tmp_path / "elsewhere")
     assert prepare(name).status == 0 and prepare("--check", name).status == 0
+
+
+def test_check_of_a_split_counts_gaps_and_images_in_two_parts(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(EuroSAT, "counts", None)  # a dataset that nobody has published
+    file = write_eurosat(tmp_path / "data", ["red", "green", "blue"])
+    rows = json.loads(file.read_text())
+    shutil.copy(tmp_path / "data/eurosat/2750/0/train_0.png", tmp_path / "data/eurosat/2750/0/test_0.png")
+    file.write_text(json.dumps({part: [[path, 2 * label, name] for path, label, name in rows[part]] for part in rows}))
+    ended = prepare("--check", "eurosat")
+    assert ended.status == 2 and "  no class has the label 1, 3\n" in ended.printed
+    assert re.search(r"1 images are in several parts, by their pixels: \S+/train_0.png = \S+/test_0.png", ended.printed)
 
 
 # Few-shot choices

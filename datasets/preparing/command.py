@@ -3,6 +3,8 @@
     python tools/prepare.py eurosat dtd --root data          # download, verify, unpack, arrange missing files
     python tools/prepare.py --list --root data               # every dataset: size, terms, whether it is ready
     python tools/prepare.py --check eurosat --root data      # compare a dataset with its split; read every image
+    python tools/prepare.py --check birds                    # a folder of your own images: all faults at once
+    python tools/prepare.py --add birds                      # add new images to its saved split
     python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16    # the images that a run would select
     python tools/prepare.py splits eurosat --root data --seed 1 --shots 16     # write them as CoOp's and 2SFS's files
     python tools/prepare.py splits eurosat --root data --file FILE             # check such a file
@@ -13,15 +15,11 @@ dataset's folder under the same name, or into a folder given by --from.
 """
 
 import argparse
+import io
 import os
 import sys
-from collections.abc import Iterable
 from contextlib import redirect_stdout
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-
-from dassl.utils import read_image
-from tqdm import tqdm
 
 from common.errors import UsageError
 from common.files import checksum
@@ -31,7 +29,8 @@ from common.start import Parser, add_common_options, at_least, path
 from .. import splits
 from ..base import FewShotDataset, Items, missing_files, same_names
 from .arrange import Preparation
-from .sources import Source, downloadable, find, image_paths, images_by_split
+from .own_images import listed, pixels_of
+from .sources import Source, downloadable, find, image_paths, images_by_split, names
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -46,6 +45,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; download nothing")
+    add("--add", action="store_true", help="of folders of your own images: add new images to their saved splits")
     add("--quick", action="store_true", help="with --check: do not read the images")
     add("--from", type=path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
     help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
@@ -175,13 +175,29 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     ]
     paths = image_paths(dataset)
     missing = missing_files(paths)
-    unreadable = unreadable_images(dataset, set(paths).difference(missing)) if read else []
+    present = sorted(set(paths).difference(missing)) if read else []
+    pixels = dict(zip(present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True))
+    unreadable = [f"{path} ({reason})" for path, (_, reason) in pixels.items() if reason]
+    twice = in_several_parts(dataset, {path: digest for path, (digest, reason) in pixels.items() if not reason})
+    gaps = label_gaps(dataset)
     print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong, sep="\n")
     if twins := same_names(dataset.classnames):
         print(f"  {twins}")
-    for images, fault in ((missing, "missing"), (unreadable, "unreadable")):
+    for images, fault in (
+        (missing, "missing"),
+        (unreadable, "unreadable"),
+        (twice, "in several parts, by their pixels"),
+    ):
         if images:
-            print(f"  {len(images)} images are {fault}, the first {printable(images[0])}")
+            print(f"  {len(images)} images are {fault}: {listed(images)}")
+    if gaps:
+        print(f"  no class has the label {listed(list(map(str, gaps)))}")
+    if dataset.counts:  # a published split is used as it is
+        twice, gaps = [], []
+    if twice and not (missing or unreadable or wrong):
+        return "remove these images from one part of the split: the accuracy of a test would be too high"
+    if gaps and not (missing or unreadable or wrong):
+        return f"number the classes in {dataset.split_file} without gaps"
     if not (missing or unreadable or wrong):
         print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
         return ""
@@ -205,24 +221,43 @@ def describe(dataset: FewShotDataset) -> str:
     return ", ".join(f"{number:,} {what}" for what, number in counts(dataset).items() if number)
 
 
-def unreadable_images(dataset: FewShotDataset, paths: Iterable[str]) -> list[str]:
-    """The images that a run cannot read, sorted."""
-
-    def can_be_read(path: str) -> bool:
-        try:
-            read_image(path, dataset.cfg.INPUT.MAX_PIXELS)
-        except OSError:
-            return False
-        return True
-
-    paths = sorted(paths)
-    with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
-        progress = tqdm(pool.imap(can_be_read, paths, chunksize=16), total=len(paths), desc="reading")
-        return [path for path, good in zip(paths, progress, strict=True) if not good]
+def in_several_parts(dataset: FewShotDataset, digests: dict[str, bytes]) -> list[str]:
+    """The images of a part whose pixels those of another part have, too: `path = path`."""
+    parts: dict[bytes, dict[str, str]] = {}
+    for part, items in images_by_split(dataset).items():
+        for item in items:
+            if item.impath in digests:
+                parts.setdefault(digests[item.impath], {})[part] = item.impath
+    return [" = ".join(of.values()) for of in parts.values() if len(of) > 1]
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+def label_gaps(dataset: FewShotDataset) -> list[int]:
+    """The numbers up to the largest label of a split file that are no label of it."""
+    with redirect_stdout(io.StringIO()):
+        labels = {item.label for part in dataset.read_split() for item in part} if dataset.split_file else set()
+    return sorted({*range(max(labels, default=0))} - labels)
+
+
+def own_folders(args: argparse.Namespace) -> list[Path]:
+    """The folders of the user's own images among the names; the folder --root, if a name is that of ImageFolder.
+
+    Raises:
+        UsageError: a name is neither, after one that is; or with --add.
+    """
+    known = {*names()}
+    own = []
+    for name in args.names:
+        if name in known and getattr(find(name).dataset, "named_by_config", False):
+            own.append(args.root)
+        elif name not in known and os.path.isdir(name):
+            own.append(Path(name))
+        elif own or args.add:
+            raise UsageError(f"{name!r} is not a folder", "give the folder with a folder of images for each class")
+    return own
+
+
+def prepare_datasets(args: argparse.Namespace) -> None:
+    """Do what the arguments ask of the datasets of CoOp's layout."""
     choose = {"fewshot": show_fewshot, "splits": make_splits}.get((args.names or [""])[0])
     names = args.names[1:] if choose else args.names
     every = "all" in names or (not args.names and (args.list or args.check))

@@ -1,0 +1,215 @@
+"""The user's own images: what a run would read in a folder, with all faults at once; and a split with more images."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from dassl.utils import read_image
+from tqdm import tqdm
+
+from common.errors import UsageError, one_line
+from common.files import write_bytes
+from common.names import check_known_names, printable
+from common.text import read_json
+
+from ..base import same_names
+from ..folders import files_below, is_image
+from ..image_folder import PARTS, ImageFolder
+
+SHOWN = 10  # images in the line of a fault
+WHOLE = "images"  # instead of a part, if the images are not split
+
+
+class OwnImages(ImageFolder):
+    """A folder as `ImageFolder` sees it, without reading a split."""
+
+    def __init__(self, root: Path):
+        self.root = self.images = root.absolute()
+
+    @property
+    def saved_splits(self) -> dict[int, Path]:
+        """By their seeds."""
+        files = {file.stem.removeprefix("split_seed"): file for file in sorted(self.root.glob("split_seed*.json"))}
+        return {int(seed): file for seed, file in files.items() if seed.isdecimal()}
+
+    def places(self, file: Path) -> dict[str, str]:
+        """The part of each image in a saved split, by its absolute path.
+
+        Raises:
+            UsageError: it is damaged, or an image is in it twice.
+        """
+        try:
+            rows = [(part, self.read_item(*row)) for part, rows in read_json(file).items() for row in rows]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UsageError(f"{file} is damaged ({one_line(error)})", "delete it to split the images again") from None
+        found = {item.impath: part for part, item in rows}
+        if len(found) < len(rows):
+            raise UsageError(f"{file} has an image twice", "delete it to split the images again")
+        return found
+
+
+def add_images(root: Path) -> None:
+    """Bring the saved splits of a folder up to date: new images get a part, and the others keep theirs.
+
+    Raises:
+        UsageError: there is no saved split, it is damaged, or a class has too few images.
+    """
+    folder = OwnImages(root)
+    if not folder.saved_splits:
+        raise UsageError(f"{root} has no saved split", "the first run with DATASET.SPLIT_SEED splits all its images")
+    classes = folder.classes(folder.class_folders(folder.root))
+    for seed, file in folder.saved_splits.items():
+        places = folder.places(file)
+        parts = folder.divide(seed, classes, places)
+        now = {item.impath for items in parts.values() for item in items}
+        new = {part: sum(item.impath not in places for item in items) for part, items in parts.items()}
+        write_bytes(file, folder.written(parts))
+        counts = ", ".join(f"{number:,} {part}" for part, number in new.items())
+        print(f"{file}: {sum(new.values()):,} images are new ({counts}), {len(places.keys() - now):,} are gone")
+    print("Finished runs keep their results: train again with another output folder (scripts: OUT)")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a folder holds.
+
+    Attributes:
+        faults: a line for each, all of them.
+        train, test: how many images a run would train on and test.
+        names: of the classes.
+    """
+
+    faults: list[str]
+    train: int
+    test: int
+    names: list[str]
+
+
+def check_folder(root: Path, read: bool = True) -> Content:
+    """Print the images of each class in a folder, and the class names as CLIP reads them.
+
+    Args:
+        root: it has train/CLASS and test/CLASS, and perhaps val/CLASS; or CLASS folders.
+        read: decode every image.
+
+    Raises:
+        UsageError: there are no class folders.
+    """
+    folder = OwnImages(root)
+    parts = {part: folder.root / part for part in PARTS if (folder.root / part).is_dir()}
+    parts = parts if {"train", "test"} <= {*parts} else {WHOLE: folder.root}
+    files = {
+        part: {name: files_below(path / name) for name in folder.class_folders(path)} for part, path in parts.items()
+    }
+    classes = sorted({name for of in files.values() for name in of})
+    images = {
+        part: {name: sorted(filter(is_image, of.get(name, []))) for name in classes} for part, of in files.items()
+    }
+    names, faults = names_of(folder, classes)
+    print(f"{printable(root)}: {', '.join(parts)}")
+    for name in classes:
+        counts = ", ".join(f"{len(of[name]):,} {part}" for part, of in images.items())
+        print(f"  {printable(name)}: {counts}; CLIP reads {as_read(names[name])!r}")
+    faults += few_images(images, classes)
+    paths = [f"{parts[part]}/{name}/{file}" for part, of in images.items() for name in of for file in of[name]]
+    if read:
+        faults += faults_of_pixels(folder, paths, split=WHOLE not in parts)
+    for file in folder.saved_splits.values():
+        faults += faults_of_split(folder, file, {*paths})
+    others = [f"{name}/{file}" for of in files.values() for name in of for file in of[name] if not is_image(file)]
+    if others:
+        print(f"  not read: {listed(others)}")
+    sizes = {part: sum(map(len, of.values())) for part, of in images.items()}
+    whole = sizes.get(WHOLE, 0)
+    tested = sizes.get("test", (3 * whole + 9) // 10)
+    return Content(faults, sizes.get("train", whole - tested - whole // 5), tested, list(names.values()))
+
+
+def names_of(folder: OwnImages, classes: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The class names by folder, and faults of them."""
+    names, faults = {name: name.replace("_", " ") for name in classes}, []
+    try:
+        names = {name: text for name, (_, text) in folder.classes(classes).items()}
+        check_known_names(list(names.values()), folder.root)
+    except UsageError as error:
+        faults.append(str(error))
+    return names, faults + list(filter(None, [same_names(list(names.values()))]))
+
+
+def as_read(name: str) -> str:
+    """A class name as CLIP's tokenizer reads it."""
+    return printable(" ".join(name.replace("_", " ").lower().split()))
+
+
+def listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
+    return f"{', '.join(printable(item) for item in items[:SHOWN])}{more}"
+
+
+def few_images(images: dict[str, dict[str, list[str]]], classes: Sequence[str]) -> list[str]:
+    empty = [name for name in classes if not any(of[name] for of in images.values())]
+    learned, least = (images[WHOLE], 2) if WHOLE in images else (images["train"], 1)
+    few = [name for name in classes if name not in empty and len(learned[name]) < least]
+    what = "only one image, and a split needs two" if least == 2 else "images for val or test, and none for train"
+    faults = [f"classes without an image: {listed(empty)}"] if empty else []
+    return faults + ([f"classes with {what}: {listed(few)}"] if few else [])
+
+
+def faults_of_pixels(folder: OwnImages, paths: list[str], split: bool) -> list[str]:
+    """Images that cannot be read, and those with the same pixels: in several parts or classes, or before a split."""
+    unreadable: list[str] = []
+    equal = defaultdict[bytes, list[str]](list)
+    for path, (digest, reason) in zip(paths, pixels_of(paths), strict=True):
+        name = os.path.relpath(path, folder.root)
+        if reason:
+            unreadable.append(f"{name} ({reason})")
+        else:
+            equal[digest].append(name)
+    faults = [f"{len(unreadable):,} images cannot be read: {listed(unreadable)}"] if unreadable else []
+    least = 1 if split else 0  # a part may have an image twice
+    groups = [
+        " = ".join(group)
+        for group in equal.values()
+        if len(group) > 1 and len({name.split("/")[0] for name in group}) > least
+    ]
+    why = "in several parts" if split else "more than once, so that a split can train on it and test it"
+    return faults + ([f"{len(groups):,} images are there {why}: {listed(groups)}"] if groups else [])
+
+
+def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[tuple[bytes, str]]:
+    """For each image the checksum of its pixels; and why it cannot be read, empty if it can.
+
+    `max_pixels` is the limit of `read_image`.
+    """
+
+    def read(path: str) -> tuple[bytes, str]:
+        try:
+            image = read_image(path, max_pixels)
+        except OSError as error:
+            return b"", str(error).replace(repr(path), "it").replace("the image it", "it")
+        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), ""
+
+    with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
+        yield from tqdm(pool.imap(read, paths, chunksize=4), total=len(paths), desc="reading", disable=None)
+
+
+def faults_of_split(folder: OwnImages, file: Path, paths: set[str]) -> list[str]:
+    """How a saved split differs from the images that are there."""
+    try:
+        known = {*folder.places(file)}
+    except UsageError as error:
+        return [str(error)]
+    remedy = f"python tools/prepare.py --add {folder.root} brings it up to date"
+    different = {
+        "images are not in it": sorted(paths - known),
+        "of its images are gone": sorted(known - paths),
+    }
+    return [
+        f"{file.name}: {len(found):,} {what}, such as {printable(os.path.relpath(found[0], folder.root))}: {remedy}"
+        for what, found in different.items()
+        if found
+    ]
