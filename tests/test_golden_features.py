@@ -12,6 +12,7 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, write_eurosat
+from golden_inputs import Inputs
 from marks import case_of, golden
 from test_golden import AFTER, BEFORE, LOSSES, close
 
@@ -33,54 +34,6 @@ def is_method(figures):
 def pytest_generate_tests(metafunc):
     marks = {"task_res": ()}  # `make check` has one method, as the other ones take longer
     golden(metafunc, "figures", is_method, lambda stem: marks.get(stem, SLOW))
-
-
-def drawn(seed, *shape):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-
-
-class Inputs:
-    """The features of a file, all (..., joint) and not normalised, on the trainer's device."""
-
-    def __init__(self, figures, trainer):
-        case, self.device = figures["case"], trainer.device
-        if case["input"] == "images":
-            size, given = case["arch"]["image_resolution"], case.get("images", {})
-            self.support_labels = given.get("support_labels") or figures["labels"]
-            self.val_labels = given.get("val_labels", [])
-            self.test = self.encode(trainer, drawn(7, case["batch"], 3, size, size))
-            self.support = self.test[None]
-            if "support_labels" in given:
-                views, n = given["views"], len(self.support_labels)
-                self.support = self.encode(trainer, drawn(8, views, n, 3, size, size))
-            self.val = self.encode(trainer, drawn(13, len(self.val_labels), 3, size, size))
-            self.train = self.test if figures.get("labels") != given.get("support_labels") else self.support[0]
-            self.texts = None
-            return
-        f = case["features"]
-        self.features, self.centre = f, drawn(12, 2, f["dim"])
-        self.support_labels, self.val_labels = f["support_labels"], f.get("val_labels", [])
-        self.support = self.images(8, self.support_labels, f["views"])
-        self.test = self.images(9, f["test_labels"])[0]
-        self.val = self.images(13, self.val_labels)[0]
-        self.train = self.support[0]
-        self.texts = self.of_texts(11, f["classes"])
-
-    @staticmethod
-    @torch.no_grad()
-    def encode(trainer, images):
-        return trainer.model.image_features(images.flatten(0, -4).to(trainer.device)).unflatten(0, images.shape[:-3])
-
-    def images(self, seed, labels, views=1, means=10, classes=None):
-        f = self.features
-        mean = drawn(means, classes or f["classes"], f["dim"])[labels] if labels else torch.zeros(0, f["dim"])
-        noise = drawn(seed, views, len(labels), f["dim"])
-        return f["image_scale"] * (self.centre[0] + f["image_mean"] * mean + f["image_noise"] * noise).to(self.device)
-
-    def of_texts(self, seed, classes, means=10):
-        f = self.features
-        mean, noise = drawn(means, classes, f["dim"]), drawn(seed, classes, f["dim"])
-        return f["text_scale"] * (self.centre[1] + f["text_mean"] * mean + f["text_noise"] * noise).to(self.device)
 
 
 @pytest.fixture
