@@ -44,6 +44,12 @@ MEASURES = {
     "nll": Measure("NLL", 1e6, ".3f", ".4f", ""),
     "brier": Measure("Brier", 2.001, ".3f", ".4f", ""),
 }
+# After a calibration (TEST.CALIBRATE), and of base and new classes together: columns of tables.
+OTHER_MEASURES = {
+    "ECE calibrated": MEASURES["ece"],
+    "NLL calibrated": MEASURES["nll"],
+    "OpenworldAUC": Measure("OpenworldAUC"),
+}
 # What tables and plots read besides: numbers with the largest value, and texts.
 NUMBERS = {"n_test": 1e9} | {name: measure.most for name, measure in MEASURES.items()}
 SECONDS = ("train_seconds", "test_seconds")  # may be impossible in old files: they were differences of the wall clock
@@ -70,7 +76,7 @@ def read_results(folder: Path) -> dict | None:
                 raise ValueError(f"{key} is {run[key]!r}")
         if not all(isinstance(text, str) for text in run.get("versions", {}).values()):
             raise ValueError("a version must be text")
-        selected_on_test(run), test_record(run), learned_from(run), detected(run)
+        selected_on_test(run), test_record(run), learned_from(run), detected(run), others(run)
         return run if run["accuracy"] is not None else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
@@ -127,4 +133,16 @@ def detected(run: dict) -> dict[str, float]:
             raise ValueError(f"ood is {each}")
         if value is not None:
             found[name] = value
+    return found
+
+
+def others(run: dict) -> dict[str, float]:
+    """The OTHER_MEASURES of a run; those that it lacks are missing."""
+    found: dict[str, float] = {}
+    if (calibration := run.get("calibration")) is not None:
+        found = {f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")}
+    if (open_world := run.get("open_world")) is not None:
+        found["OpenworldAUC"] = open_world["openworld_auc"]
+    if not all(0 <= value <= OTHER_MEASURES[key].most for key, value in found.items()):
+        raise ValueError(f"a measure is out of range: {found}")
     return found

@@ -43,7 +43,8 @@ SETTINGS = {
     "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
     "TEST.CALIBRATE": (False, FLAG, "Fit a calibration on the validation images, and report ECE and NLL after it, too"),
     "TEST.OOD": ([], TEXTS, "Datasets that show none of the classes: names of their YAML files, or new"),
-    "TEST.OOD_SCORES": ([], TEXTS, "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all that the model has"),
+    "TEST.OOD_SCORES": ([], TEXTS, "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all of these; or NegLabel"),
+    "TEST.OOD_WORDS": ([], TEXTS, "For NegLabel: files with nouns and adjectives, one on a line; empty: a small list"),
     "TEST.OOD_T": (1.0, Accepts(int | float, 1e-6), "Temperature of these scores"),
 }
 

@@ -112,3 +112,37 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
         "aupr": 100 * float(average_precision_score(positive, scores)),
         "fpr95": 100 * float(false_rates[np.argmin(abs(recalls - 0.95))]),
     }
+
+
+def openworld_auc(
+    base_scores: ArrayLike, new_scores: ArrayLike, base_right: ArrayLike, new_right: ArrayLike
+) -> dict[str, float]:
+    """OpenworldAUC (Hua et al., ICML 2025) and its parts, in percent.
+
+    Args:
+        base_scores, new_scores: (images,), of images of base and of new classes, higher for base.
+        base_right, new_right: (images,), whether the answer among the base, or among the new classes is the label.
+
+    Returns:
+        `openworld_auc`, the share of pairs of a base and a new image that are in order and both right (a tie counts
+        half); `auroc` of the scores; `base_accuracy`, `new_accuracy` and their harmonic mean `h`.
+    """
+    base, new = np.asarray(base_scores, dtype=np.float64), np.asarray(new_scores, dtype=np.float64)
+    is_base, is_new = np.asarray(base_right, dtype=bool), np.asarray(new_right, dtype=bool)
+    base_accuracy, new_accuracy = float(is_base.mean()), float(is_new.mean())
+    both = base_accuracy + new_accuracy
+    shares = {
+        "openworld_auc": in_order(base[is_base], new[is_new]) / (len(base) * len(new)),
+        "auroc": in_order(base, new) / (len(base) * len(new)),
+        "base_accuracy": base_accuracy,
+        "new_accuracy": new_accuracy,
+        "h": 2 * base_accuracy * new_accuracy / both if both else 0.0,
+    }
+    return {key: 100 * value for key, value in shares.items()}
+
+
+def in_order(higher: Floats, lower: Floats) -> float:
+    """How many pairs are in order, those of equal values half."""
+    ordered = np.sort(lower)
+    sides: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+    return float(sum(np.searchsorted(ordered, higher, side).sum() for side in sides)) / 2

@@ -1,6 +1,6 @@
 """Detection of images that show none of a run's classes (out-of-distribution).
 
-For every method except the test-time ones.
+For every method whose answer for an image does not depend on other images of the test.
 
 A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p = softmax(z / T):
 
@@ -9,9 +9,11 @@ A score is higher for images of the classes. With temperature T (TEST.OOD_T), lo
 - MaxLogit: the largest z
 - Energy: T log sum exp(z / T) (Liu et al., NeurIPS 2020)
 - Entropy: sum p log p
+- NegLabel: the probability of the classes beside words that are unlike them (neglabel.py); only if it is asked for
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +29,15 @@ from datasets import title
 from trainers.base import PromptTrainer
 from trainers.base.data_use import list_facts
 from trainers.base.local import has_local_logits, local_logits
+from trainers.base.prompted import PromptedCLIP
 
 from .configs import CONFIGS, known_datasets
 from .metrics import detection
+from .neglabel import NegativeWords, read_words
 from .predictions import tested_images
 
 SCORES = ("MCM", "GL-MCM", "MaxLogit", "Energy", "Entropy")
+NEGLABEL = "NegLabel"
 NEW = "new"  # instead of a dataset: the new classes of the run's own, which has base classes
 COSINES = 100.0  # divides logits; CLIP's scale is at most 100
 
@@ -55,7 +60,9 @@ def check_settings(cfg: CfgNode) -> None:
             what = f"--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is {cfg.DATASET.SUBSAMPLE_CLASSES}"
             raise UsageError(what, "set it to base, or name a dataset")
     for score in cfg.TEST.OOD_SCORES:
-        choose(score, SCORES, "score in TEST.OOD_SCORES")
+        choose(score, (*SCORES, NEGLABEL), "score in TEST.OOD_SCORES")
+    if cfg.TEST.OOD and NEGLABEL in cfg.TEST.OOD_SCORES:
+        read_words(cfg.TEST.OOD_WORDS)
 
 
 def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
@@ -63,11 +70,14 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
 
     Raises UsageError if a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
     """
-    if getattr(trainer, "kind", "") in ("test-time", "transductive"):
-        what = f"--ood scores one view of each image, and {cfg.TRAINER.NAME} learns from the images of a test"
+    if getattr(trainer, "kind", "") == "transductive":
+        what = f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a test"
         raise UsageError(what, "leave out --ood")
     found = [others_of(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
-    if not has_local_logits(getattr(trainer, "model", None)):
+    if NEGLABEL in cfg.TEST.OOD_SCORES and not compares_texts(trainer):
+        what = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
+        raise UsageError(what, "leave it out of TEST.OOD_SCORES")
+    if not has_patches(trainer):
         why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"
         if "GL-MCM" in cfg.TEST.OOD_SCORES:
             raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES")
@@ -79,6 +89,18 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
             what = f"{title(each.cfg)} shares {len(each.shared)} classes with {title(cfg)}"
             print(f"{what}, which count as others: {some}")
     return found
+
+
+def compares_texts(trainer: Any) -> bool:
+    """Whether logits are similarities of one image feature with texts: not those of views, nor of a linear probe."""
+    model = getattr(trainer, "model", None)
+    similarities = isinstance(model, PromptedCLIP) and type(model).logits is PromptedCLIP.logits
+    return similarities and getattr(trainer, "kind", "") != "test-time"
+
+
+def has_patches(trainer: Any) -> bool:
+    """Whether patches can be compared with texts, too."""
+    return compares_texts(trainer) and has_local_logits(trainer.model)
 
 
 def others_of(name: str, cfg: CfgNode, trainer: Any) -> Others:
@@ -112,20 +134,39 @@ class Detection:
             return
         self.others = read_others(spec.cfg, trainer)
         asked = spec.cfg.TEST.OOD_SCORES or SCORES
-        self.local = "GL-MCM" in asked and has_local_logits(getattr(trainer, "model", None))
-        self.names = [score for score in SCORES if score in asked and (self.local or score != "GL-MCM")]
+        self.local = "GL-MCM" in asked and has_patches(trainer)
+        self.words: NegativeWords | None = None
+        if NEGLABEL in asked:
+            cfg = spec.cfg
+            self.words = NegativeWords(trainer.model, trainer.class_names, cfg.TEST.OOD_WORDS, cfg.SEED)
+        known = (*SCORES, NEGLABEL)
+        self.names = [score for score in known if score in asked and (self.local or score != "GL-MCM")]
         self.known: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
-        if not self.local or type(trainer).test_outputs is PromptTrainer.test_outputs:
+        self.reads_features = self.local or self.words is not None
+        own_pass = type(trainer).test_outputs if isinstance(trainer, PromptTrainer) else None
+        if not self.reads_features or own_pass is PromptTrainer.test_outputs:
             self.test_outputs = trainer.test_outputs
             trainer.read_outputs_by(self.watched_outputs)
 
     def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """As `test_outputs` of the trainer, and keeps the scores: no image is computed twice."""
         self.known = []
-        watched = outputs(self.trainer, loader) if self.local else ((*pair, None) for pair in self.test_outputs(loader))
-        for logits, labels, of_patches in watched:
-            self.known.append(scores(logits, of_patches, self.cfg.TEST.OOD_T))
+        if self.reads_features:
+            for logits, labels, of_patches, image in outputs(self.trainer, loader, self.local, True):
+                self.known.append(self.scores(logits, of_patches, image))
+                yield logits, labels
+            return
+        for logits, labels in self.test_outputs(loader):
+            self.known.append(self.scores(logits))
             yield logits, labels
+
+    def scores(
+        self, logits: Tensor, of_patches: Tensor | None = None, image: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        found = scores(logits, of_patches, self.cfg.TEST.OOD_T)
+        if self.words is not None:
+            found[NEGLABEL] = self.words.score(logits, image)
+        return found
 
     def finish(self) -> dict[str, Any]:
         """How well each score tells the images of the test from others; printed, too.
@@ -157,26 +198,27 @@ class Detection:
 
     def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
         """The scores of a loader's images, batch by batch."""
-        computed = outputs(self.trainer, loader, self.local)
-        return [scores(logits, of_patches, self.cfg.TEST.OOD_T) for logits, _, of_patches in computed]
+        computed = outputs(self.trainer, loader, self.local, self.reads_features)
+        return [self.scores(logits, of_patches, image) for logits, _, of_patches, image in computed]
 
     def joined(self, batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
         return {score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in self.names}
 
 
 @torch.no_grad()
-def outputs(trainer: Any, loader: Any, local: bool = True) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The logits (batch, classes) and labels of a loader's images and, if `local`, the logits of their patches."""
+def outputs(trainer: Any, loader: Any, local: bool = True, features: bool = True) -> Iterator[tuple[Any, ...]]:
+    """The logits (batch, classes) and labels of a loader's images and, else None: if `local`, the logits of their
+    patches; if `features`, those of the images, (batch, joint)."""
     one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
     for batch in loader:
         images, labels = trainer.parse_batch_test(batch)
-        if not local:
-            yield trainer.model_inference(images), labels, None
+        if not (local or features):
+            yield trainer.model_inference(images), labels, None, None
             continue
-        with trainer.model.reading("local"):  # features of single patches
+        with trainer.model.reading("local") if local else nullcontext():  # features of single patches
             output = trainer.model.output(images)
         logits = output.logits if one_pass else trainer.model_inference(images)
-        yield logits, labels, local_logits(trainer.model, output)
+        yield logits, labels, local_logits(trainer.model, output) if local else None, output.image
 
 
 def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:

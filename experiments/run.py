@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.results import CONFIG
 from datasets import title
 
-from . import calibrating, ood, predictions
+from . import calibrating, ood, open_world, predictions
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
@@ -54,11 +54,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         print(describe(folder.results))
 
 
-OBSERVERS = (
-    ood.Detection,
-    predictions.SavedPredictions,
-    calibrating.Calibrated,
-)  # what a run may do besides training and test
+# What a run may do besides training and test
+OBSERVERS = (ood.Detection, open_world.OpenWorld, predictions.SavedPredictions, calibrating.Calibrated)
 
 
 def print_finished(folder: OutputFolder) -> None:

@@ -15,6 +15,7 @@ from common.results import CALIBRATION
 from experiments import calibrate
 from inference import export, predict, programs
 from inference.artefact import calibration_in
+from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
 
 pytestmark = pytest.mark.slow
@@ -172,3 +173,17 @@ def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, 
 def test_new_classes_need_the_calibration_of_the_base(launch, argv):
     done = launch(*argv("ZeroshotCLIP", *ASKED, "DATASET.SUBSAMPLE_CLASSES", "new"))
     assert f"has no {CALIBRATION}" in done.error
+
+
+def test_base_and_new_classes_together(calibrated, finished):
+    union = finished("CoOp", "all", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1, tests=calibrated)
+    found, arrays = results(union)["open_world"], np.load(union / "predictions.npz")
+    logits, labels = arrays["logits"].astype(float), arrays["label"]
+    halves = [(logits[:, :3], labels[labels < 3]), (logits[:, 3:], labels[labels >= 3] - 3)]
+    right = [z[labels // 3 == half].argmax(axis=1) == y for half, (z, y) in enumerate(halves)]
+    p = softmax(logits)[:, :3].max(axis=1)
+    pairs = p[labels < 3][:, None] > p[labels >= 3]
+    expected = (pairs & right[0][:, None] & right[1]).mean()
+    assert found["openworld_auc"] == pytest.approx(100 * expected)
+    assert found["base_accuracy"] == pytest.approx(results(calibrated)["accuracy"])
+    assert "open_world" not in results(calibrated)

@@ -11,7 +11,7 @@ from experiments import metrics
 
 def pytest_generate_tests(metafunc):
     folder = metafunc.config.getoption("golden")
-    for key in ("calibration", "ood_metrics"):
+    for key in ("calibration", "ood_metrics", "openworldauc"):
         if key in metafunc.fixturenames:
             cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
             metafunc.parametrize(key, cases, ids=[case.get("what", f"seed {case.get('seed')}") for case in cases])
@@ -91,3 +91,20 @@ def test_accuracy_by_class_has_no_rounding_error():
     predicted = np.concatenate([np.where(np.arange(40) < n, label, 8) for label, n in enumerate(right)])
     found = metrics.of_predictions(labels, predicted[:, None], np.ones((320, 1)), np.zeros(320), np.zeros(320))
     assert found["mean_class_accuracy"] == 100 * sum(right) / 320
+
+
+def test_openworld_auc_equals_published(openworldauc):
+    case = openworldauc
+    if "seed" in case:
+        r = np.random.default_rng(case["seed"])
+        base = np.round(case["shift"] + case["spread"] * r.standard_normal(case["n_base"]), case["decimals"])
+        new = np.round(case["spread"] * r.standard_normal(case["n_new"]), case["decimals"])
+        right = r.random(case["n_base"]) < case["base_right"], r.random(case["n_new"]) < case["new_right"]
+        assert base[:10].tolist() == case["base_first10"]
+    else:
+        base, new = case["base_scores"], case["new_scores"]
+        right = case["base_correct"], case["new_correct"]
+    found = metrics.openworld_auc(base, new, *right)
+    expected = {"openworld_auc": "openworldauc", "h": "harmonic_mean"}
+    for key, value in found.items():
+        assert value == pytest.approx(100 * case[expected.get(key, key)], abs=1e-6)

@@ -48,7 +48,7 @@ def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
 
     def check(when, tolerance):
         trainer.set_model_mode("eval")
-        logits, _, of_patches = next(ood.outputs(trainer, [batch]))
+        logits, _, of_patches, _ = next(ood.outputs(trainer, [batch]))
         close(logits, figures[f"logits_{when}"], tolerance)
         close(of_patches, figures[f"logits_local_{when}"], 2 * tolerance)
         same_scores(logits, of_patches, figures[f"scores_{when}"], tolerance)
@@ -169,14 +169,15 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
         ((), "new", "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is all: set it to base"),
         (("TEST.OOD_SCORES", "['MSM']"), "dtd", "score"),
         ((*BASE, "TEST.OOD_SCORES", "['GL-MCM']"), "new", "leave it out of TEST.OOD_SCORES"),  # without texts
-        (BASE, "new", "--ood scores one view of each image"),  # of a test-time method
+        (BASE, "new", "--ood scores each image alone"),  # of a transductive method
+        ((*BASE, "TEST.OOD_SCORES", "['NegLabel']", "TEST.OOD_WORDS", "['missing.txt']"), "new", "missing.txt"),
     ],
 )
 def test_wrong_requests_are_refused_and_leave_nothing(
     overrides, name, words, refused, eurosat, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(ood, "has_local_logits", lambda model: False)
-    if "one view" in words:
-        monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "test-time")
+    if "each image alone" in words:
+        monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "transductive")
     options = ["--ood", name]
     refused(arguments(eurosat, tiny, tmp_path / "out", *overrides, trainer="ZeroshotCLIP", options=options), words)

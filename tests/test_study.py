@@ -101,10 +101,13 @@ def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their
 
 
 def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
-    file = write(trainers={"CoOp": "small"}, protocols="base2new", datasets="small_land", union=True, ood="new")
+    file = write(
+        trainers={"CoOp": "small"}, protocols="base2new", datasets="small_land", union=True, ood="new", calibrate=True
+    )
     base, new, everything = load(file).sequences()[0]
     assert [run.classes for run in (base, new, everything)] == ["base", "new", "all"]
     assert base.arguments[base.arguments.index("--ood") + 1] == "new"
+    assert all(run.arguments[run.arguments.index("TEST.CALIBRATE") + 1] == "True" for run in (base, new, everything))
     assert "--ood" not in new.arguments and "--ood" not in everything.arguments
     assert everything.folder == tmp_path / "base2new/test_all/small_land/shots_16/CoOp/small/seed1"
 

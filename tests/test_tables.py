@@ -233,6 +233,8 @@ def test_tables_show_what_the_tests_measured(union):
         is_mpl = run.variant.method == "MPL"
         found = MEASURES | {"ece": (2.0 if is_mpl else 4.0) + run.seed + 10 * (run.dataset == "small_counts")}
         ood = [{"name": "new", "scores": {"MCM": {"auroc": 70.0 + is_mpl}}}] if run.classes == "base" else []
+        found |= {"calibration": {"after": {"ece": found["ece"] / 2, "nll": 0.4}}}
+        found |= {"open_world": {"openworld_auc": 33.0}} if run.classes == "all" else {}
         return found | {"data_use": {"choose": [], "test": CARD}, "ood": ood}
 
     summary = union(measured)
@@ -246,7 +248,10 @@ def test_tables_show_what_the_tests_measured(union):
     rows = [dict(zip(base.header, [cell.text for cell in row], strict=True)) for row in base.rows]
     assert [row["ECE"] for row in rows] == ["10.50", "8.50"]  # of two datasets and two seeds
     assert [row["AUROC new"] for row in rows] == ["70.00", "71.00"] and rows[0]["NLL"] == "0.500"
-    assert "AUROC new" not in tables["base2new, all: calibration and more"].header
+    assert [(row["ECE calibrated"], row["NLL calibrated"]) for row in rows] == [("5.25", "0.400"), ("4.25", "0.400")]
+    union_table = tables["base2new, all: calibration and more"]
+    assert "AUROC new" not in union_table.header and "OpenworldAUC" not in base.header
+    assert union_table.rows[0][union_table.header.index("OpenworldAUC")].text == "33.00"
     assert "base2new, H: calibration and more" not in tables
     assert "base and new classes together" in tables["base2new, all"].note
     assert "harmonic mean of the mean base and the mean new accuracy" in tables["base2new, H"].note

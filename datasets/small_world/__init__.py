@@ -20,7 +20,7 @@ from common.errors import UsageError
 from common.files import new_folder
 
 from ..base import DatasetError, FewShotDataset
-from .drawing import SHAPES, TEXTURES, Style, Subject, draw
+from .drawing import COLOURS, FEATURES, GROUNDS, SHAPES, TEXTURES, Style, Subject, draw
 
 
 class SmallWorldSet(FewShotDataset):
@@ -193,3 +193,11 @@ class SmallTuning(SmallWorldSet):
         ("drop", "star", "ring", "arrow"),
     )
     style = MESSY
+
+
+def vocabulary() -> tuple[list[str], list[str]]:
+    """The nouns and the adjectives of the synthetic world: class names, shapes and grounds; colours and textures."""
+    sets = (SmallSource, SmallObjects, SmallTextures, SmallCounts, SmallLand, SmallTuning)
+    names = (subject.words for each in sets for subject in each.subjects)
+    nouns = list(dict.fromkeys([*SHAPES, *GROUNDS, *FEATURES, *names]))
+    return nouns, [*COLOURS, *TEXTURES]

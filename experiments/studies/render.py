@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from common.results import MEASURES, Measure
+from common.results import MEASURES, OTHER_MEASURES, Measure
 from trainers import methods
 
 from ..comparing import POWER, signed
@@ -19,6 +19,7 @@ from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
 AUROC = Measure("")  # of out-of-distribution images
+FORMS = {key: measure.form for key, measure in (MEASURES | OTHER_MEASURES).items()}
 
 
 class Cell(NamedTuple):
@@ -75,13 +76,16 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     if not {"ece", "nll"} & set(found.columns):
         return []
     rows = [
-        [Cell(name), *(Cell(number(value, MEASURES.get(key, AUROC).form)) for key, value in row.items())]
+        [Cell(name), *(Cell(number(value, FORMS.get(key, AUROC.form))) for key, value in row.items())]
         for name, row in found.iterrows()
     ]
     note = f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL (nats) and the Brier "
     note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
     if any(column.startswith("AUROC") for column in found):
         note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
+    if "OpenworldAUC" in found:
+        note += " OpenworldAUC: how often a base image has a larger probability of a base class than a new image, and "
+        note += "both are classified correctly among their own half of the classes."
     header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in found.columns)]
     return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
 

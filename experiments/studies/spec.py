@@ -157,6 +157,7 @@ class Study:
     targets: tuple[str, ...] = ()
     shots: tuple[int, ...] = (16,)
     union: bool = False
+    calibrate: bool = False
     ood: tuple[str, ...] = ()
     choose: Choose = Choose()
     backbone: str = ""
@@ -192,6 +193,8 @@ class Study:
             choose(name, [*known_datasets(), "new"], "dataset of ood")
         if not isinstance(self.union, bool) or (self.union and "base2new" not in self.protocols):
             raise UsageError(f"union has the value {self.union!r}", "give true for base2new, or leave it out")
+        if not isinstance(self.calibrate, bool):
+            raise UsageError(f"calibrate has the value {self.calibrate!r}", "give true, or leave it out")
         if "new" in self.ood and self.protocols != ("base2new",):
             raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
         if self.ood and "cross_dataset" in self.protocols:
@@ -315,6 +318,7 @@ class Study:
         if dataset != training.dataset:  # the prompts have their source's settings, without those of its images
             pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
+        calibrates = ("TEST.CALIBRATE", True) if self.calibrate and not values else ()
         cache = ("CACHE", self.cache) if self.cache else ()
         argv = arguments(
             folder=results,
@@ -327,7 +331,7 @@ class Study:
             options=options,
             shots=shots,
             classes=step.classes,
-            settings=(*cache, *used.settings, *variant.overrides, *own, *more),
+            settings=(*cache, *calibrates, *used.settings, *variant.overrides, *own, *more),
         )
         return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.results import MEASURES, detected, learned_from, test_record
+from common.results import MEASURES, OTHER_MEASURES, detected, learned_from, others, test_record
 
 from ..comparing import seed_interval, smallest_difference
 from ..protocols import recipe
@@ -63,6 +63,7 @@ class Summary:
             settings["images"], settings["evaluations"] = test_record(measured) or (None, None)
             settings["learned_from"] = learned_from(measured)
             settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
+            settings |= others(measured)
             rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
         self.runs = runs = pd.DataFrame(rows)
         self.variants = {variant.name: variant for variant in study.variants}
@@ -266,7 +267,8 @@ class Summary:
         """What else the tests measured, a row for each method of each table: the means of its runs over the datasets
         of the average; NaN where a run did not record it. `AUROC <name>` is that of MCM for a dataset of --ood.
         """
-        columns = [*MEASURES, *(column for column in self.runs if column.startswith("AUROC "))]
+        more = (name for name in self.runs if name in OTHER_MEASURES or name.startswith("AUROC "))
+        columns = [*MEASURES, *more]
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):
             runs = self.runs.query("protocol == @protocol and part == @part and method == @name")

@@ -1,0 +1,110 @@
+"""NegLabel (Jiang et al., ICLR 2024): images that look more like other words than like the classes are unknown.
+
+Words are nouns and adjectives, one on each line of the files of TEST.OOD_WORDS; without files, those of the synthetic
+datasets. The words least like the classes are kept, and stand beside these in a softmax.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UsageError
+from common.text import read_text
+from datasets.small_world import vocabulary
+from trainers.base.prompted import PromptedCLIP, normalize
+from trainers.base.teacher import encode_texts
+
+NOUN, ADJECTIVE = "the nice {}", "This is a {} photo"  # the published sentences
+FRACTION, PERCENTILE, GROUPS = 0.15, 0.95, 100
+SCALE = 100.0  # of cosines, as published
+FEWEST = 10  # kept words
+
+
+def read_words(files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Nouns and adjectives, each once, from one or two files; without files those of the synthetic datasets.
+
+    Raises:
+        UsageError: a file is missing or not text, or there are other numbers of files.
+    """
+    if not files:
+        return vocabulary()
+    if len(files) > 2:
+        raise UsageError(
+            f"TEST.OOD_WORDS has {len(files)} files", "give one with nouns, and one with adjectives or none"
+        )
+    lists = [[line.strip() for line in read_text(Path(file).expanduser()).splitlines()] for file in files]
+    nouns, adjectives = ([*dict.fromkeys(filter(None, words))] for words in (lists[0], (lists[1:] or [[]])[0]))
+    return nouns, [word for word in adjectives if word not in set(nouns)]
+
+
+def select(
+    classes: Tensor, nouns: Tensor, adjectives: Tensor, fraction: float = FRACTION, percentile: float = PERCENTILE
+) -> tuple[list[int], list[int]]:
+    """The numbers of the nouns and of the adjectives that are kept, the least like the classes first.
+
+    Args:
+        classes, nouns, adjectives: text features (n, joint) of unit length.
+        fraction: of the words of each list to keep.
+        percentile: the quantile over the classes (by linear interpolation) of a word's cosines, which counts.
+    """
+    found = []
+    for words in (nouns, adjectives):
+        cosines = (words.double() @ classes.double().T).cpu().numpy()
+        likeness = np.quantile(cosines, percentile, axis=1)
+        found.append(np.argsort(likeness, kind="stable")[: int(fraction * len(words))].tolist())
+    return found[0], found[1]
+
+
+def score(logits: Tensor, of_words: Tensor, order: Sequence[int], groups: int = GROUPS, t: float = 1.0) -> Tensor:
+    """(images,), in double precision: the probability of the classes beside a group of words, the mean over groups.
+
+    Args:
+        logits: (images, classes).
+        of_words: (images, words), on the same scale.
+        order: of the words; consecutive ones of equal number are a group. The last ones of `of_words` are left out, so
+            that `groups` divides the number.
+        t: the temperature.
+    """
+    grouped = of_words.double()[:, list(order)].unflatten(1, (groups, -1)) / t
+    of_classes = (logits.double() / t).logsumexp(dim=1)
+    return (of_classes[:, None] - grouped.logsumexp(dim=2)).sigmoid().mean(dim=1)
+
+
+class NegativeWords:
+    """The words that stand beside the classes of a run; their text features are those of the frozen CLIP.
+
+    Args:
+        model: of the run, whose image features are compared with words.
+
+    Raises:
+        UsageError: as for `read_words`, or there are too few words.
+    """
+
+    def __init__(self, model: PromptedCLIP, class_names: Sequence[str], files: Sequence[str], seed: int):
+        nouns, adjectives = read_words(files)
+        device = model.clip.logit_scale.device
+
+        @torch.no_grad()
+        def features(words: Sequence[str], sentence: str) -> Tensor:
+            return normalize(encode_texts(model.frozen, [sentence.replace("{}", word) for word in words], device))
+
+        of_classes = features(class_names, NOUN)
+        of_nouns = features(nouns, NOUN) if nouns else of_classes[:0]
+        of_adjectives = features(adjectives, ADJECTIVE) if adjectives else of_classes[:0]
+        kept_nouns, kept_adjectives = select(of_classes, of_nouns, of_adjectives)
+        self.features = torch.cat([of_nouns[kept_nouns], of_adjectives[kept_adjectives]])
+        if len(self.features) < FEWEST:
+            what = f"NegLabel would keep {len(self.features)} of {len(nouns) + len(adjectives)} words"
+            raise UsageError(what, f"give more in TEST.OOD_WORDS: at least {FEWEST} are needed")
+        self.groups = min(GROUPS, len(self.features))
+        count = len(self.features) - len(self.features) % self.groups
+        self.order = np.random.default_rng(max(0, seed)).permutation(count).tolist()
+
+    def score(self, logits: Tensor, image_features: Any) -> Tensor:
+        """(batch,), from the logits (batch, classes) and the features (batch, joint) of images."""
+        of_words = SCALE * normalize(image_features) @ self.features.T
+        return score(logits, of_words, self.order, self.groups)
