@@ -3,6 +3,7 @@
 import hashlib
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,11 +142,10 @@ def report(calibration: Calibration, test: Outputs, distances: Distances | None 
 def thresholds(calibration: Calibration, held: Outputs | None) -> list[Threshold]:
     """Those that can be promised, for ERRORS and that of the calibration."""
     own = {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
-    for error in ERRORS if held else ():
-        try:
-            own.setdefault(error, Threshold.fit(*held, error, CONFIDENCE))
-        except UsageError:
-            continue
+    if held is not None:
+        for error in ERRORS:
+            with suppress(UsageError):
+                own.setdefault(error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE))
     return [own[error] for error in sorted(own)]
 
 

@@ -132,14 +132,15 @@ def distances_of(method: Method, learned: Method, sentence: str) -> Distances | 
         learned: the same for the classes that it was learned on.
         sentence: of zero-shot CLIP, with {} for the class name.
     """
-    features = []
+    pairs = []
     for each in (method, learned):
         tuned = compared_with(each.model)
         if tuned.dim() != 2 or not tuned.numel():
             return None
         texts = [sentence.replace("{}", name) for name in each.class_names]
-        features += [encode_texts(each.model.frozen, texts, each.device).cpu(), tuned.cpu()]
-    return Distances.fit(*features)
+        pairs.append((encode_texts(each.model.frozen, texts, each.device).cpu(), tuned.cpu()))
+    (zero_shot, of_method), (base_zero_shot, of_learned) = pairs
+    return Distances.fit(zero_shot, of_method, base_zero_shot, of_learned)
 
 
 def compared_with(model: PromptedCLIP) -> Tensor:

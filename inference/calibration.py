@@ -12,7 +12,7 @@ repair, so that their promises hold on the same images on which a temperature is
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -203,7 +203,7 @@ def check_share(name: str, value: float) -> None:
         raise UsageError(f"{name} is {value:g}", "give a number between 0 and 1")
 
 
-def scores(probabilities: ArrayLike, kind: str, weights: ArrayLike = 0.0, raps: tuple[float, int] = RAPS) -> Floats:
+def scores(probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[float, int] = RAPS) -> Floats:
     """(images, classes): how badly each class conforms; a set has the classes of low scores.
 
     LAC (Sadinle et al., 2019): 1 - p. APS (Romano et al., NeurIPS 2020): the sum of the probabilities down to that of
