@@ -22,7 +22,7 @@ from experiments.session import run_command
 LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an evaluation.
 TRAINED, TESTED = "Finish training", "=> result"
-# What the runs of one mean have in common, and its place in the settings that a log begins with.
+# Settings that the runs of one mean share, and their places in the settings at the start of a log.
 IN_COMMON = {
     "method": r"^ *trainer: (\S+)$",
     "dataset": r"^DATASET:\n(?:  .*\n)*?  NAME: (\S+)$",

@@ -57,11 +57,11 @@ def build(way: Namespace) -> Any:
 
 
 def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:
-    """What is measured, and the device on which it runs."""
+    """The function to measure, and its device."""
     import torch
 
     torch.manual_seed(0)
-    if way.what == "open_clip":  # the bare image tower, of images that are in memory
+    if way.what == "open_clip":  # the image tower alone, on images in memory
         import open_clip
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ from open_clip.timm_model import TimmModel
 from timm.models.eva import EvaBlockPostNorm
 from torch import Tensor, nn
 
-from .blocks import adapter_of, attention, block_output, change_of, not_half, plus, qkv, split_heads
+from .blocks import adapter_delta, adapter_of, attention, block_output, not_half, plus, qkv, split_heads
 from .errors import ClipError
 
 
@@ -132,7 +132,7 @@ class AdaptedTimmBlock(nn.Module):
         after = block(x, **options)
         if "parallel" in self.adapter.defined:
             after_norm = isinstance(block, EvaBlockPostNorm)  # whose attention reads the tokens as they are
-            after = plus(after, change_of(self, "parallel", x if after_norm else block.norm1(x)))
+            after = plus(after, adapter_delta(self, "parallel", x if after_norm else block.norm1(x)))
         return after
 
 
@@ -144,7 +144,7 @@ class Changed(nn.Module):
         self.module, self.method, self.__dict__["adapter"] = module, method, adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        return plus(self.module(x), change_of(self, self.method, x))
+        return plus(self.module(x), adapter_delta(self, self.method, x))
 
 
 class Joined(nn.Module):

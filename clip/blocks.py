@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
-from .frozen import applied, is_frozen_linear, linear, normed, product_type, quick_gelu_mlp
+from .frozen import applied, is_frozen_linear, linear, matmul_dtype, normed, quick_gelu_mlp
 
 # The parts of torch's attention module, and of the one in open_clip's development version.
 ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
@@ -48,9 +48,9 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: A
     """
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
-    x = normed(block.ln_1, x, product_type(x, weight.dtype))
+    x = normed(block.ln_1, x, matmul_dtype(x, weight.dtype))
     parts = linear(x, weight, bias, slice(first, end))
-    added = change_of(block, "attention_input", x, packing)
+    added = adapter_delta(block, "attention_input", x, packing)
     return parts if added is None else parts + added[..., first:end]
 
 
@@ -69,7 +69,7 @@ def draws_after_input(block: Any) -> bool:
     return is_stochastic(block) and not adapter_of(block).defined <= {"attention_input"}
 
 
-def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor | None:
+def adapter_delta(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor | None:
     """The sum that a method of the block's adapter adds for x, in the type of x; None without an adapter.
 
     An adapter computes in fp32 where the block has half precision, as its weights are in fp32. It gets packed tokens
@@ -122,15 +122,15 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
 
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, parallel, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
+    adapter, parallel, products = adapter_of(block), None, matmul_dtype(x, block.attn.in_proj_weight.dtype)
     if adapter is not None and "parallel" in adapter.defined:
-        parallel = change_of(block, "parallel", normed(block.ln_1, x, products), packing)
+        parallel = adapter_delta(block, "parallel", normed(block.ln_1, x, products), packing)
     projected = applied(block.attn.out_proj, attended)
-    x = x + block.ls_1(plus(projected, change_of(block, "attention_output", attended, packing)))
+    x = x + block.ls_1(plus(projected, adapter_delta(block, "attention_output", attended, packing)))
     hidden, mlp = normed(block.ln_2, x, products), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and all(is_frozen_linear(layer) for layer in (mlp.c_fc, mlp.c_proj))
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
-    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), parallel)
+    return plus(x + block.ls_2(plus(output, adapter_delta(block, "mlp", hidden, packing))), parallel)
 
 
 def not_half(x: Tensor) -> Tensor:
@@ -156,4 +156,4 @@ def local_features(clip: Any, x: Tensor) -> Tensor:
     block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size
     x = x[:, 1 : 1 + rows * columns]
     x = block_output(block, x, qkv(block, x, "v"))
-    return normed(visual.ln_post, x, product_type(x, visual.proj.dtype)) @ visual.proj
+    return normed(visual.ln_post, x, matmul_dtype(x, visual.proj.dtype)) @ visual.proj

@@ -86,22 +86,22 @@ class CLIP(open_clip.CLIP):
 
 def keep_backbones(count: int) -> None:
     """Keep the `count` backbones that this process uses last, so that its next run need not read their files."""
-    global build_or_find
-    build_or_find = lru_cache(count)(build_anew)
+    global build_cached
+    build_cached = lru_cache(count)(build_uncached)
 
 
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
-    """`build_anew`, or a copy of a backbone that `keep_backbones` keeps.
+    """`build_uncached`, or a copy of a backbone that `keep_backbones` keeps.
 
     Raises:
-        ClipError: as for `build_anew`, or there is no such file.
+        ClipError: as for `build_uncached`, or there is no such file.
     """
     file = *identity(regular_file(path)), torch.get_default_dtype()
-    model = build_or_find(file, precision, source, json.dumps(config), resize)
-    return deepcopy(model) if build_or_find.cache_parameters()["maxsize"] else model
+    model = build_cached(file, precision, source, json.dumps(config), resize)
+    return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
 
-def build_anew(file: tuple, precision: str, source: str, config_text: str, resize: bool) -> CLIP:
+def build_uncached(file: tuple, precision: str, source: str, config_text: str, resize: bool) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
 
     The generators of random numbers end where they were, so that the prompts of a seed do not depend on the backbone.
@@ -132,7 +132,7 @@ def build_anew(file: tuple, precision: str, source: str, config_text: str, resiz
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
         for key, weight in weights.items():
-            fill(key, weight, state.pop(key))  # one by one, so that little memory is needed for both
+            fill(key, weight, state.pop(key))  # one tensor at a time, so that memory never holds all twice
         if state:
             raise ValueError(f"it has more tensors than this model, such as {min(state)}")
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
@@ -146,7 +146,7 @@ def build_anew(file: tuple, precision: str, source: str, config_text: str, resiz
     return model
 
 
-build_or_find = lru_cache(0)(build_anew)
+build_cached = lru_cache(0)(build_uncached)
 
 
 def fill(name: str, weight: Tensor, value: Tensor) -> None:

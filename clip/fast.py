@@ -45,7 +45,7 @@ from .blocks import (
     qkv,
     split_heads,
 )
-from .frozen import normed, product_type
+from .frozen import matmul_dtype, normed
 from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 from .towers import ImageOutput, Read
@@ -72,7 +72,7 @@ class Encoder:
         x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
         inputs: dict[int, Tensor] = {}
         if x.dtype == visual.conv1.weight.dtype:  # not under amp
-            x = x.to(state_type(x.dtype, visual.ln_post))
+            x = x.to(residual_dtype(x.dtype, visual.ln_post))
         everything = "patches" in read or draws_after_input(blocks[-1])
         read_last = None if everything else present if "prompts" in read else 0
         for layer, block in enumerate(blocks):
@@ -81,7 +81,7 @@ class Encoder:
             inputs |= dict.fromkeys(layers.get(layer, ()), x)
             local = local_features(clip, x) if last and "local" in read else None
             x = self.image_layer(block, x, read_last if last else None)
-        x = normed(visual.ln_post, x, product_type(x, visual.proj.dtype))
+        x = normed(visual.ln_post, x, matmul_dtype(x, visual.proj.dtype))
         return plain.image_output(visual, x, present, read, local, inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
@@ -95,7 +95,7 @@ class Encoder:
         layout = layout_of(prompts)
         x: Tensor = embed(clip, prompts, layout)  # (images, P + N, width)
         packing, shared = layout.packing, True
-        products = product_type(x, clip.transformer.get_cast_dtype())
+        products = matmul_dtype(x, clip.transformer.get_cast_dtype())
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
@@ -114,7 +114,7 @@ class Encoder:
         return x if prompts.by_image else x[0]
 
 
-def state_type(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
+def residual_dtype(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
     """The type of tokens between layers: that of the weights, but fp32 for bf16 with a LayerNorm in fp32.
 
     In bf16, what a layer adds to them would lose so many digits that some trainings fail.
@@ -167,7 +167,8 @@ def reading(
     if not is_stochastic(block):
         kv = qkv(block, x, "kv")
         return taken, qkv(block, taken, "q"), kv
-    q, k, v = qkv(block, x, packing=packing).chunk(3, dim=-1)  # in one call, so that it draws as often as `plain`
+    # One call, so that dropout consumes as many random numbers as in the plain tower.
+    q, k, v = qkv(block, x, packing=packing).chunk(3, dim=-1)
     return taken, take(q), torch.cat([k, v], dim=-1)
 
 
@@ -231,17 +232,17 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
         rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
         change = replace(change, add=rows.flatten(0, 1))  # (images, n, width) or (images * C, n, width)
     if shared:
-        return plain.edit(x, change, end), packing.after(n_prefix + change.added - change.remove)
+        return plain.edit(x, change, end), packing.with_prefix(n_prefix + change.added - change.remove)
     kept = min(n_prefix, end - change.remove)
     prefix, rest = x.split([kept, tokens - kept], dim=1)
-    rows = plain.edit(packing.after(n_prefix - kept).in_rows(rest), change, end - kept)
+    rows = plain.edit(packing.with_prefix(n_prefix - kept).in_rows(rest), change, end - kept)
     packing = packing.without_sharing(kept, n_prefix - kept + change.added - change.remove)
-    return torch.cat([prefix, packing.after(0).from_rows(rows)], dim=1), packing
+    return torch.cat([prefix, packing.with_prefix(0).from_rows(rows)], dim=1), packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     """The input of layer 0, (images, P + N, width): the prefix and the packed tokens."""
-    dtype, ctx = state_type(clip.transformer.get_cast_dtype(), clip.ln_final), prompts.ctx
+    dtype, ctx = residual_dtype(clip.transformer.get_cast_dtype(), clip.ln_final), prompts.ctx
     positions = clip.positional_embedding.to(dtype)[layout.position]  # (P + N, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
         prompts = replace(prompts, ids=prompts.ids[:, : layout.packing.length])

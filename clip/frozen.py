@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _kept = WeakTensorKeyDictionary()
 
 
-def product_type(x: Tensor, weights: torch.dtype) -> torch.dtype:
+def matmul_dtype(x: Tensor, weights: torch.dtype) -> torch.dtype:
     """The type that products of x with weights of a type are computed in: that of the weights, or autocast's."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights
@@ -36,7 +36,7 @@ def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, part: slice = slice(None)) -> Tensor:
     """(..., inputs) -> (..., outputs), or some of the outputs."""
-    dtype = product_type(x, weight.dtype)
+    dtype = matmul_dtype(x, weight.dtype)
     return F.linear(x.to(dtype), kept(weight, dtype)[part], kept(bias, dtype)[part])
 
 
@@ -69,7 +69,7 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
 def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
     """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
     up, down, scale = mlp.c_fc, mlp.c_proj, 1.702
-    dtype = product_type(x, up.weight.dtype)
+    dtype = matmul_dtype(x, up.weight.dtype)
     weights = kept(up.weight, dtype), kept(up.bias, dtype, scale), kept(down.weight, dtype), kept(down.bias, dtype)
     return ScaledMLP.apply(x.to(dtype).flatten(0, -2), *weights, scale).unflatten(0, x.shape[:-1])
 

@@ -20,7 +20,7 @@ AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class GatherIndex:
     """Which of n tokens is at each of m places.
 
     Attributes:
@@ -35,17 +35,17 @@ class Places:
 
     @classmethod
     @torch.inference_mode(False)  # so that training can use it, too
-    def of(cls, token: Tensor, tokens: int) -> "Places":
+    def of(cls, token: Tensor, tokens: int) -> "GatherIndex":
         place = token.argsort(stable=True)
         start = torch.searchsorted(token[place], torch.arange(tokens, device=token.device))
         return cls(token, place, start)
 
     def take(self, x: Tensor) -> Tensor:
         """(images, n, width) -> (images, m, width)."""
-        return Taken.apply(x, self.token, self.place, self.start)
+        return IndexSelect.apply(x, self.token, self.place, self.start)
 
 
-class Taken(torch.autograd.Function):
+class IndexSelect(torch.autograd.Function):
     """`x.index_select(1, token)`, whose gradient is one operation that always adds up in the same order."""
 
     @staticmethod
@@ -63,7 +63,7 @@ class Taken(torch.autograd.Function):
         return summed.view(-1, images, width).transpose(0, 1), None, None, None
 
 
-def once(method: Callable[..., "Packing"]) -> Callable[..., "Packing"]:
+def memoized(method: Callable[..., "Packing"]) -> Callable[..., "Packing"]:
     """Computed once for the same arguments."""
 
     def made(self: "Packing", *arguments: Any) -> "Packing":
@@ -78,7 +78,7 @@ def once(method: Callable[..., "Packing"]) -> Callable[..., "Packing"]:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Which of N packed tokens stand where in C rows, which begin with the same P tokens.
+    """Maps C rows (a shared prefix of P tokens, then different ends) to N packed tokens.
 
     Attributes:
         prefix: P.
@@ -104,19 +104,19 @@ class Packing:
         packed = 1 + max(max(row) for row in rows)
         return cls(prefix, packed, torch.tensor(padded, device=device), torch.tensor(lengths, device=device))
 
-    @once
-    def after(self, prefix: int) -> "Packing":
+    @memoized
+    def with_prefix(self, prefix: int) -> "Packing":
         """The same rows after a prefix of another length; computed once."""
         return replace(self, prefix=prefix, _others={})
 
-    @once
+    @memoized
     def without_sharing(self, prefix: int, more: int) -> "Packing":
         """Rows after another prefix, each longer by `more` packed tokens, which share none; computed once."""
         token = count()
         rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
         return self.of_rows(rows, prefix, self.lengths.device)
 
-    @once
+    @memoized
     def of_type(self, dtype: torch.dtype) -> "Packing":
         """The same with masks of a type; computed once, before a compiled layer asks for it."""
         made = replace(self, dtype=dtype, _others={})
@@ -170,20 +170,20 @@ class Packing:
         return additive(position < self.prefix + self.lengths[:, None, None, None], self.dtype)
 
     @cached_property
-    def to_rows(self) -> Places:
+    def to_rows(self) -> GatherIndex:
         """The P + N tokens at C * length places."""
-        return Places.of(self.rows.flatten(), self.tokens)
+        return GatherIndex.of(self.rows.flatten(), self.tokens)
 
     @cached_property
-    def to_tokens(self) -> Places:
+    def to_tokens(self) -> GatherIndex:
         """The first of these places for each token."""
-        # The sort in `Places.of` is stable: the places of a token are in order, so `start` is where its first one is.
-        return Places.of(self.to_rows.place[self.to_rows.start], self.classes * self.length)
+        # The sort in `GatherIndex.of` is stable: the places of a token are in order, and its first one is at `start`.
+        return GatherIndex.of(self.to_rows.place[self.to_rows.start], self.classes * self.length)
 
     @cached_property
-    def to_eot(self) -> Places:
+    def to_eot(self) -> GatherIndex:
         """EOT of each row."""
-        return Places.of(self.rows[:, -1], self.tokens)
+        return GatherIndex.of(self.rows[:, -1], self.tokens)
 
     def in_rows(self, x: Tensor) -> Tensor:
         """(images, P + N, width) -> (images * C, length, width)."""

@@ -32,10 +32,10 @@ class ImageList:
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """The record in a file from anyone, which may have further keys.
+        """Read a record. Its file may be from anyone; unknown keys are ignored.
 
         Raises:
-            ValueError: a key is missing, or a value has another type, control characters or is no count.
+            ValueError: a key is missing, or a value has another type, control characters, or is not a count.
         """
         if not isinstance(content, Mapping):
             raise ValueError("not a record")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .errors import UsageError
 from .text import read_json
 
-CONFIG, FILE = "config.yaml", "results.json"
+RUN_CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.json"
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
 
 
@@ -62,7 +62,7 @@ def read_results(folder: Path) -> dict | None:
     Raises:
         UsageError: the file is damaged.
     """
-    file = folder / FILE
+    file = folder / RESULTS_FILE
     try:
         if not file.is_file():
             return None

@@ -46,8 +46,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=names,
         default=[],
         metavar="A,B",
-        help="datasets that show none of the classes, which the test tells from them (new: the new classes of the "
-        "dataset, for base ones)",
+        help="datasets of out-of-distribution images to detect in the test (new: the new classes of the dataset, for "
+        "base ones)",
     )
     parser.add_argument("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")

@@ -15,8 +15,7 @@ from numpy.lib import format as npy
 
 from common.errors import UsageError, choose_dataset
 from common.names import printable
-from common.results import CALIBRATION
-from common.results import FILE as RESULTS
+from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, path, share
 from inference.arguments import add_model_options
 from inference.calibrated import write_calibration
@@ -27,8 +26,7 @@ from inference.models import kind_of, open_models, run_configuration
 from trainers import methods
 
 from .calibrating import COVERAGE, Outputs, check_test_images, count_copies, fit, of_sets, of_transport, report
-from .predictions import FILE as PREDICTIONS
-from .predictions import LARGEST, read
+from .predictions import LARGEST, PREDICTIONS_FILE, read
 
 LOGITS = "logits.npy"  # in predictions.npz
 
@@ -68,7 +66,7 @@ def models_in(folder: Path) -> list[Path]:
     """
     if kind_of(folder) in ("exported", "run"):
         return [folder]
-    runs = sorted(file.parent for file in folder.rglob(RESULTS))
+    runs = sorted(file.parent for file in folder.rglob(RESULTS_FILE))
     found = [run for run in runs if kind_of(run) == "run" and is_tested_here(run)]
     if not found:
         raise UsageError(f"no finished run in {folder}", "give the output folder of a run, or of several", folder)
@@ -159,7 +157,7 @@ def saved_outputs(run: Path) -> Outputs | None:
     Raises:
         UsageError: the file is damaged.
     """
-    file = run / PREDICTIONS
+    file = run / PREDICTIONS_FILE
     if not file.is_file():
         return None
     labels = read(run)["label"]

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError
 from common.names import printable
-from common.results import FILE, read_results
+from common.results import RESULTS_FILE, read_results
 from common.start import Parser, add_common_options
 
 from .methods import methods
 from .predictions import read
-from .results import mark_of
+from .results import selection_mark
 
 LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
 IN_COMMON = ("trainer", "dataset", "classes", "shots", "backbone", "weights_sha256")  # of the seeds of one method
@@ -46,7 +46,11 @@ def read_runs(folder: Path) -> Compared:
     Raises:
         UsageError: there is none, one has no predictions, or they are of different images or seeds.
     """
-    folders = [folder] if (folder / FILE).is_file() else sorted(file.parent for file in folder.glob(f"*/{FILE}"))
+    folders = (
+        [folder]
+        if (folder / RESULTS_FILE).is_file()
+        else sorted(file.parent for file in folder.glob(f"*/{RESULTS_FILE}"))
+    )
     results = {each: run for each in folders if (run := read_results(each))}
     if not results:
         raise UsageError(f"there is no finished run in {folder}", "give the output folder of a run, or of its seeds")
@@ -129,8 +133,8 @@ def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
 def smallest_difference(differences: Sequence[float]) -> float:
     """The smallest true difference that a paired t-test (5%) would find with probability 0.8, for these seeds.
 
-    The differences, one for each seed, are only used for their standard deviation. NaN for fewer than two, or if all
-    are equal but for rounding errors.
+    Only the standard deviation of the differences (one for each seed) counts. The result is NaN for fewer than two
+    differences, and if all are equal up to rounding errors.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
@@ -141,7 +145,8 @@ def smallest_difference(differences: Sequence[float]) -> float:
     deviation = float(np.std(differences, ddof=1))
     critical = t.ppf((1 + LEVEL) / 2, number - 1)
 
-    def lacking(shift: float) -> float:  # in standard errors; scipy has NaN for the smallest probabilities
+    # `shift` is in standard errors. scipy returns NaN for the smallest probabilities.
+    def lacking(shift: float) -> float:
         wrong_side = np.nan_to_num(nct.cdf(-critical, number - 1, shift))
         return float(nct.sf(critical, number - 1, shift) + wrong_side) - POWER
 
@@ -164,7 +169,9 @@ def words(one: Compared, other: Compared) -> list[str]:
     first, second = (each.results[seeds[0]] for each in (one, other))
     by_seed = 100 * differences.mean(axis=1)
     means = [np.mean([each.results[seed]["accuracy"] for seed in seeds]) for each in (one, other)]
-    marks = [max(mark_of(each.results[seed]) for seed in seeds) for each in (one, other)]  # one of them is enough
+    marks = [
+        max(selection_mark(each.results[seed]) for seed in seeds) for each in (one, other)
+    ]  # one of them is enough
     ours, theirs = (run["trainer"] for run in (first, second))
     if ours == theirs:
         ours, theirs = (f"{ours} {printable(each.folder)}" for each in (one, other))

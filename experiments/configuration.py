@@ -42,14 +42,14 @@ SETTINGS = {
     ),
     "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
     "TEST.CALIBRATE": (False, FLAG, "Fit a calibration on the validation images, and report ECE and NLL after it, too"),
-    "TEST.OOD": ([], TEXTS, "Datasets that show none of the classes: names of their YAML files, or new"),
+    "TEST.OOD": ([], TEXTS, "Datasets of out-of-distribution images: names of their YAML files, or new"),
     "TEST.OOD_SCORES": ([], TEXTS, "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all of these; or NegLabel"),
     "TEST.OOD_WORDS": ([], TEXTS, "For NegLabel: files with nouns and adjectives, one on a line; empty: a small list"),
     "TEST.OOD_T": (1.0, Accepts(int | float, 1e-6), "Temperature of these scores"),
 }
 
 
-class Unread(CfgNode):
+class UndecodedNode(CfgNode):
     """A group of new keys whose text stays text until it is merged: it may be a number for one setting only."""
 
     @classmethod
@@ -62,7 +62,7 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     add_settings(cfg, SETTINGS)
     for key in GONE:
         cfg.register_deprecated_key(key)
-    cfg.BY_DATASET = Unread(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
+    cfg.BY_DATASET = UndecodedNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
 
@@ -216,7 +216,7 @@ def weights_of(cfg: CfgNode) -> str:
 def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
     """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file for another one."""
     method, name, file = trainers.methods().get(cfg.TRAINER.NAME), cfg.TRAINER.NAME, spec.args.config_file
-    keys = unread_keys(spec.pairs, cfg)
+    keys = ignored_keys(spec.pairs, cfg)
     lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
         return lines
@@ -232,7 +232,7 @@ def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
     return lines
 
 
-def unread_keys(keys: Collection[str], cfg: CfgNode) -> list[str]:
+def ignored_keys(keys: Collection[str], cfg: CfgNode) -> list[str]:
     """Those of KEY VALUE pairs that are of other methods, which this one does not read."""
     method = trainers.methods().get(cfg.TRAINER.NAME)
     own = {*cfg.TRAINER, *(method.sections() if method else ())}
@@ -256,7 +256,7 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     of_half = values_for(cfg.DATASET.NAME, of_halves, "BY_DATASET.base2new")
     values |= of_half if cfg.DATASET.SUBSAMPLE_CLASSES != "all" else {}
     merged = {key: value for key, value in values.items() if key not in given}
-    cfg.BY_DATASET = CfgNode()  # which the values cannot add to
+    cfg.BY_DATASET = CfgNode()  # a closed node: merged values must not add keys here
     for key, value in merged.items():
         cfg.merge_from_list([key, value])
     now = {key: list(value) if isinstance(value, list | tuple) else value for key, value in flatten(cfg).items()}

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from common.files import new_folder, write_text
 from common.names import printable
 from common.pages import render, save_picture
-from common.results import CONFIG, read_results
+from common.results import RUN_CONFIG_FILE, read_results
 from common.start import Parser, add_common_options, path
 
 from . import predictions
 from .configs import read_yaml
 from .outcomes import MOST, Outcome, draw_confusion, draw_pairs, draw_reliability, draw_risk
-from .results import describe
+from .results import summary_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = [
             (name, caption, save_picture(figure, folder / name)) for name, caption, figure in pictures(found, root)
         ]
-        title, about = printable(args.run.name), printable(describe(results or {}))
+        title, about = printable(args.run.name), printable(summary_line(results or {}))
         template = Path(__file__).with_name("outcomes.html")
         write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
     print(f"Written: predictions.html and pictures to {args.output}")
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def root_of(run: Path) -> Path:
     """The folder of the datasets of a run."""
-    settings = read_yaml(run / CONFIG).get("DATASET")
+    settings = read_yaml(run / RUN_CONFIG_FILE).get("DATASET")
     return Path(os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else ""))
 
 

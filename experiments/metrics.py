@@ -1,4 +1,4 @@
-"""Measures of a test beyond accuracy: calibration, and detection of images that show none of the classes."""
+"""Measures of a test beyond accuracy: calibration, and detection of out-of-distribution images."""
 
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ def gaps_of(confidence: Floats, correct: ArrayLike, found: NDArray[np.integer[An
 
 
 def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
-    """How well a score tells images of the classes from others, in percent.
+    """How well a score detects out-of-distribution images, in percent.
 
     Args:
         known, unknown: (images,), the scores of images of the classes, which count as positive, and of the others; they

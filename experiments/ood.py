@@ -1,4 +1,4 @@
-"""Detection of images that show none of a run's classes (out-of-distribution).
+"""Detection of out-of-distribution images, which show none of a run's classes.
 
 For every method whose answer for an image does not depend on other images of the test.
 
@@ -43,8 +43,8 @@ COSINES = 100.0  # divides logits; CLIP's scale is at most 100
 
 
 @dataclass(frozen=True)
-class Others:
-    """Images that show none of the classes."""
+class OutsideImages:
+    """Out-of-distribution images."""
 
     name: str  # as in TEST.OOD
     cfg: CfgNode  # that its dataset was read with
@@ -65,7 +65,7 @@ def check_settings(cfg: CfgNode) -> None:
         read_words(cfg.TEST.OOD_WORDS)
 
 
-def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
+def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
     """The images of TEST.OOD. Classes that both sides have are printed; their images are not left out.
 
     Raises UsageError if a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
@@ -73,7 +73,7 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
     if getattr(trainer, "kind", "") == "transductive":
         what = f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a test"
         raise UsageError(what, "leave out --ood")
-    found = [others_of(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
+    found = [outside_images(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
     if NEGLABEL in cfg.TEST.OOD_SCORES and not compares_texts(trainer):
         what = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
         raise UsageError(what, "leave it out of TEST.OOD_SCORES")
@@ -87,7 +87,7 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
         if each.shared:
             some = ", ".join([*each.shared[:5], *(["..."] if len(each.shared) > 5 else [])])
             what = f"{title(each.cfg)} shares {len(each.shared)} classes with {title(cfg)}"
-            print(f"{what}, which count as others: {some}")
+            print(f"{what}, which count as out-of-distribution: {some}")
     return found
 
 
@@ -103,7 +103,7 @@ def has_patches(trainer: Any) -> bool:
     return compares_texts(trainer) and has_local_logits(trainer.model)
 
 
-def others_of(name: str, cfg: CfgNode, trainer: Any) -> Others:
+def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
     own = cfg.clone()
     own.defrost()
     if name == NEW:
@@ -120,7 +120,7 @@ def others_of(name: str, cfg: CfgNode, trainer: Any) -> Others:
         return name.replace("_", " ").casefold().strip()
 
     known = set(map(plain, trainer.dm.dataset.classnames))
-    return Others(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])
+    return OutsideImages(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])
 
 
 class Detection:
@@ -129,10 +129,10 @@ class Detection:
     def __init__(self, spec: Any, trainer: Any):
         self.cfg = spec.cfg
         self.trainer = trainer
-        self.others: list[Others] = []
+        self.others: list[OutsideImages] = []
         if not spec.cfg.TEST.OOD:
             return
-        self.others = read_others(spec.cfg, trainer)
+        self.others = read_outside_images(spec.cfg, trainer)
         asked = spec.cfg.TEST.OOD_SCORES or SCORES
         self.local = "GL-MCM" in asked and has_patches(trainer)
         self.words: NegativeWords | None = None
@@ -169,7 +169,7 @@ class Detection:
         return found
 
     def finish(self) -> dict[str, Any]:
-        """How well each score tells the images of the test from others; printed, too.
+        """How well each score detects out-of-distribution images; printed, too.
 
         Returns:
             `ood`: for each dataset the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC,

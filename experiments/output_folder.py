@@ -13,12 +13,11 @@ from dassl.utils import setup_logger
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
-from common.results import CALIBRATION, CONFIG, read_results
+from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, read_results
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from . import predictions
 from .lock import ANOTHER, locked, not_writable
-from .results import FILE as RESULTS
 from .run_spec import RunSpec
 from .same_run import check_same_prompts, check_same_settings
 from .trackers import TRACKERS
@@ -66,7 +65,8 @@ class OutputFolder:
                 sys.stdout = stdout
                 if log is not stdout:
                     log.flush()
-                    log.console = getattr(log, "file", log)  # the published Dassl closes `console` with its logger
+                    # The published Dassl's logger closes `console` when it is deleted: here, that must not be stdout.
+                    log.console = getattr(log, "file", log)
                     log.console.close()
 
     def look(self) -> None:
@@ -105,7 +105,7 @@ class OutputFolder:
         of_trackers = [path for name in TRACKERS if not (path := self.path / name).exists()]
         try:
             yield
-            write_text(self.path / CONFIG, self.spec.cfg.dump())
+            write_text(self.path / RUN_CONFIG_FILE, self.spec.cfg.dump())
         except BaseException:
             with suppress(OSError):
                 os.unlink(log.file.name)
@@ -120,11 +120,11 @@ class OutputFolder:
 
     def remove_results(self) -> None:
         """Delete the results of an earlier start, which this one replaces."""
-        for name in (RESULTS, CALIBRATION, predictions.FILE):
+        for name in (RESULTS_FILE, CALIBRATION, predictions.PREDICTIONS_FILE):
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self, results: str) -> None:
         """Write results.json, the last file of a run, and delete the results that its test has kept to resume."""
-        write_text(self.path / RESULTS, results)
+        write_text(self.path / RESULTS_FILE, results)
         self.results = read_results(self.path)
         shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)

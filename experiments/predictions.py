@@ -17,9 +17,9 @@ from common.files import replacing
 from common.results import MEASURES, digest_of_rows, read_results, test_record
 
 from . import metrics
-from .results import described
+from .results import checked_summary
 
-FILE = "predictions.npz"
+PREDICTIONS_FILE = "predictions.npz"
 TOP = 5
 LARGEST = 1 << 30  # bytes of the logits
 LARGEST_READ = 256 << 20  # bytes of all other arrays: a million images with paths of 60 letters
@@ -93,8 +93,8 @@ class SavedPredictions:
         trainer.evaluate_by(lambda evaluator: Recorder(evaluator, keeps_logits, note))
 
     def finish(self) -> dict[str, Any]:
-        if arrays := of_test(self.cfg, self.trainer):
-            save(Path(self.cfg.OUTPUT_DIR, FILE), arrays)
+        if arrays := test_arrays(self.cfg, self.trainer):
+            save(Path(self.cfg.OUTPUT_DIR, PREDICTIONS_FILE), arrays)
         return {}
 
 
@@ -125,7 +125,7 @@ def check_logits(images: int, classes: int) -> None:
         raise UsageError(what, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
 
 
-def of_test(cfg: Any, trainer: Any) -> Predictions:
+def test_arrays(cfg: Any, trainer: Any) -> Predictions:
     """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it made none."""
     from datasets import title  # here, as readers do without what these import
     from trainers.base.data_use import list_digest, relative_paths
@@ -137,7 +137,7 @@ def of_test(cfg: Any, trainer: Any) -> Predictions:
     rows = {id(item): row for row, item in enumerate(images_of(trainer, split))}
     order = [rows[id(item)] for item in items]  # a method may read them in another one
     if len(columns["label"]) != len(order) or columns["label"][order].tolist() != [item.label for item in items]:
-        print(f"No {FILE}: the test did not read each image once, in order")
+        print(f"No {PREDICTIONS_FILE}: the test did not read each image once, in order")
         return {}
     return {key: column[order] for key, column in columns.items()} | {
         "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
@@ -176,12 +176,12 @@ def read(folder: Path) -> Predictions:
     Raises:
         UsageError: there are none, the file is damaged, or it does not belong to the run's results.json.
     """
-    file = folder / FILE
+    file = folder / PREDICTIONS_FILE
     results = read_results(folder)
     if not file.is_file() or results is None:
-        missing = "results.json" if results is None else FILE
+        missing = "results.json" if results is None else PREDICTIONS_FILE
         raise UsageError(f"{folder} has no {missing}", "give the output folder of a finished run that tested", folder)
-    described(folder, results)  # checks what every run writes
+    checked_summary(folder, results)  # checks what every run writes
     try:
         found = read_arrays(file)
         check(found)

@@ -118,7 +118,7 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
     raise UsageError(f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy)
 
 
-def arguments(
+def train_argv(
     *,
     folder: Path,
     root: Path,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.errors import UsageError
-from common.results import FILE, read_results, selected_on_test
+from common.results import RESULTS_FILE, read_results, selected_on_test
 from common.start import Parser, add_common_options
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
@@ -20,7 +20,7 @@ RECORDED = {
 }
 
 
-def mark_of(run: dict) -> str:
+def selection_mark(run: dict) -> str:
     """The words behind the accuracy of a run that was selected on test images; else empty."""
     return f" ({SELECTED.lower()})" if selected_on_test(run) else ""
 
@@ -30,23 +30,23 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def describe(run: dict) -> str:
+def summary_line(run: dict) -> str:
     """The result of a run in one line."""
     shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
     seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
     return (
         f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
-        f"on {run['n_test']:,} test images of {run['classes']} classes{mark_of(run)}"
+        f"on {run['n_test']:,} test images of {run['classes']} classes{selection_mark(run)}"
     )
 
 
-def described(folder: Path, run: dict) -> str:
-    """`describe` for the results of a folder; raises UsageError if they are damaged."""
+def checked_summary(folder: Path, run: dict) -> str:
+    """`summary_line` for the results of a folder; raises UsageError if they are damaged."""
     try:
-        return describe(run)
+        return summary_line(run)
     except (LookupError, TypeError, ValueError) as error:
-        what = f"{folder / FILE} is damaged"
-        raise UsageError(what, "delete it and start its run again", folder / FILE) from error
+        what = f"{folder / RESULTS_FILE} is damaged"
+        raise UsageError(what, "delete it and start its run again", folder / RESULTS_FILE) from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,16 +57,16 @@ def main(argv: list[str] | None = None) -> None:
     add_common_options(parser)
     args = parser.parse_args(argv)
     for folder in args.runs:
-        if not (folder / FILE).is_file():
-            raise UsageError(f"there is no {folder / FILE}", "give the output folder of a finished run", folder)
+        if not (folder / RESULTS_FILE).is_file():
+            raise UsageError(f"there is no {folder / RESULTS_FILE}", "give the output folder of a finished run", folder)
     found = {folder: run for folder in args.runs if (run := read_results(folder))}
     for folder, run in found.items():
-        print(described(folder, run))
+        print(checked_summary(folder, run))
     runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
         keys = ("trainer", "dataset", "shots", "seed", "backbone", "weights_sha256")
         if others := [key for key in keys if runs[0].get(key) != runs[1].get(key)]:
             print(f"No harmonic mean: {', '.join(others)} of these runs differ")
             return
-        mark = max(map(mark_of, runs))  # one of them is enough
+        mark = max(map(selection_mark, runs))  # one of them is enough
         print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%{mark}")

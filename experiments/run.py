@@ -10,14 +10,14 @@ from dassl.utils import set_random_seed
 
 import trainers
 from common.errors import UsageError
-from common.results import CONFIG
+from common.results import RUN_CONFIG_FILE
 from datasets import title
 
 from . import calibrating, ood, open_world, predictions
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
-from .results import describe, described
+from .results import checked_summary, summary_line
 from .run_spec import RunSpec
 from .trackers import reporting
 
@@ -51,7 +51,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         found = {key: value for observer in observers for key, value in observer.finish().items()}
         folder.finish(record.to_json(found))
     if spec.args.quiet and folder.results:
-        print(describe(folder.results))
+        print(summary_line(folder.results))
 
 
 # What a run may do besides training and test
@@ -62,7 +62,7 @@ def print_finished(folder: OutputFolder) -> None:
     """Say that there is nothing to do."""
     found = folder.results
     line = f"Already done (delete {folder.path} to run it again)"
-    print(described(folder.path, found) if folder.spec.args.quiet and found else line)
+    print(checked_summary(folder.path, found) if folder.spec.args.quiet and found else line)
 
 
 def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
@@ -76,7 +76,7 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     print(f"{name} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:")
     for key, (before, now) in spec.changed.items():
         print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
-    print(f"All settings: {folder.path / CONFIG}")
+    print(f"All settings: {folder.path / RUN_CONFIG_FILE}")
     for line in (*spec.ignored, *spec.of_backbone):
         print(line)
     if cfg.BY_DATASET:

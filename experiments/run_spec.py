@@ -1,6 +1,6 @@
-"""What a run is asked to do: arguments and YAML files, read and checked once.
+"""The request for one run: arguments and YAML files, read and checked once.
 
-What needs no torch is checked first, because its import takes seconds.
+Checks that need no torch come first, because its import takes seconds.
 """
 
 import os
@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 import datasets
 from common.errors import UsageError, choose
 from common.files import check_folder
-from common.results import CONFIG, FILE
+from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 
 from .arguments import check_given, given_options
 
@@ -54,7 +54,7 @@ class RunSpec:
     def check_places(self) -> None:
         """Check that all options are given, and that the folders that they name exist. It needs no torch."""
         folder = self.pairs.get("OUTPUT_DIR", self.args.output_dir)
-        if self.args.skip_finished and folder and Path(folder, FILE).is_file():
+        if self.args.skip_finished and folder and Path(folder, RESULTS_FILE).is_file():
             return
         if self.args.model_dir:
             remedy = "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for xd_test.sh, SOURCE)"
@@ -79,7 +79,7 @@ class RunSpec:
     @property
     def is_finished(self) -> bool:
         """Whether there are results of this run, or of another one in its folder, and --skip-finished is given."""
-        return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, FILE).is_file()
+        return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, RESULTS_FILE).is_file()
 
     @cached_property
     def chosen(self) -> "Chosen":
@@ -149,7 +149,7 @@ class RunSpec:
         check_trackers(args.report_to)
         if cfg.RESUME:
             check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
-            begun = any(any(Path(cfg.RESUME).glob(name)) for name in (CONFIG, "*/checkpoint", "*/model*"))
+            begun = any(any(Path(cfg.RESUME).glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*"))
             own = Path(cfg.RESUME).resolve() == Path(cfg.OUTPUT_DIR).resolve()  # a script may have made it for this run
             if not (begun or own):
                 remedy = "give the output folder of a run by --resume, or leave it out"

@@ -15,7 +15,7 @@ import trainers
 from clip import ClipError
 from common.errors import UsageError
 from common.files import checksum, identity
-from common.results import CONFIG
+from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 from common.text import read_json, read_text
 from datasets import title
 from trainers.base.partial import FOLDER as PARTIAL_TEST
@@ -24,7 +24,6 @@ from .arguments import parse_arguments
 from .configs import YAML_BYTES, read_yaml
 from .configuration import RESUMABLE_CHANGES, WEIGHTS, default_settings, setup_cfg, weights_of
 from .lock import ANOTHER
-from .results import FILE as RESULTS
 from .results import RECORDED
 
 OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
@@ -52,7 +51,7 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
         else:
             words.append(word)
     seed = options.get("--seed")
-    file = folder / CONFIG
+    file = folder / RUN_CONFIG_FILE
     text = read_text(file, YAML_BYTES, "replace") if file.is_file() else ""
     text = re.sub(rf"^(SEED: {seed}|OUTPUT_DIR: .*)\n", "", text, flags=re.MULTILINE)
     recorded = [results.get(key, "missing") for key in RECORDED if key != "seed"]
@@ -75,17 +74,19 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     """
     folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
     remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
-    file = folder / CONFIG
+    file = folder / RUN_CONFIG_FILE
     try:
-        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS))
+        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS_FILE))
         if file.is_file() and (finished or begun):
             before = flatten(read_yaml(file))
             if not before:
                 raise ValueError("no settings")
         elif finished:
-            raise UsageError(f"{folder} has results and no {CONFIG}, which says their settings", OTHER_FOLDER, folder)
+            raise UsageError(
+                f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings", OTHER_FOLDER, folder
+            )
         if finished:  # the file may have been copied here from another run
-            file = folder / RESULTS
+            file = folder / RESULTS_FILE
             recorded = dict(read_json(file).items())
             if recorded.get("dataset") == title(cfg):
                 recorded["dataset"] = cfg.DATASET.NAME

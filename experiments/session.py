@@ -24,7 +24,7 @@ LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
 BATCH += ", or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
 LOADER_PROCESS = "DataLoader worker"  # torch's error begins so if a process of the data loader has been killed
-# What the machine lacks, by the number of an OSError.
+# Shortages of the machine, by the number of an OSError.
 SHORTAGES = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
     errno.EMFILE: ("too many files are open", "raise the limit by `ulimit -n 4096`, or lower DATALOADER.NUM_WORKERS"),
@@ -77,7 +77,7 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def unraisable(lost: "sys.UnraisableHookArgs") -> None:
-        # What is raised while Python deletes an object is lost: half-made objects complain, and the interrupt itself.
+        # Python drops an exception that is raised while it deletes an object, and the interrupt may be one.
         if isinstance(lost.exc_value, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, elsewhere
 
@@ -136,7 +136,7 @@ def error_line(error: BaseException) -> str | None:
 
 
 def is_installed(file: str | bytes | int) -> bool:
-    """Whether a file belongs to Python, to a library or to this project: its absence is no mistake of the user."""
+    """Whether a file belongs to Python, a library or this project: if it is missing, the user cannot fix that."""
     path = Path(os.path.abspath(os.fsdecode(file))) if not isinstance(file, int) else ROOT
     if path.is_relative_to(sys.prefix) or path.is_relative_to(sys.base_prefix):
         return True

@@ -19,7 +19,7 @@ from dassl.config import flatten
 from yacs.config import CfgNode
 
 from common.errors import UsageError, one_line
-from common.results import CONFIG, FILE
+from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 
 PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
 PARAMS = 100  # settings in a request to MLflow
@@ -114,10 +114,10 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
                 raise UsageError(what, "see its documentation, or leave it out") from error
         yield
         if names:
-            results = json.loads((folder / FILE).read_text())
+            results = json.loads((folder / RESULTS_FILE).read_text())
     finally:
         threading.excepthook = before
-        files = {folder / name: "" for name in (CONFIG, FILE) if (folder / name).is_file()}
+        files = {folder / name: "" for name in (RUN_CONFIG_FILE, RESULTS_FILE) if (folder / name).is_file()}
         for name in trainer.get_model_names():
             files |= {file: name for file in sorted((folder / name).glob("model*")) if file.is_file()}
         for name, tracker in started.items():

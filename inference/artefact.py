@@ -25,7 +25,7 @@ from trainers.base.checkpoints import is_setting
 if TYPE_CHECKING:
     from .calibrated import Calibration
 
-CONFIG, PROMPTS = "config.json", "prompts.safetensors"
+EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
 LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
 LARGEST_PROMPTS = 4 << 30  # bytes
@@ -90,7 +90,7 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     Raises:
         UsageError: a file is missing, too large, damaged, or not what config.json says.
     """
-    description = read_config(folder / CONFIG)
+    description = read_config(folder / EXPORT_CONFIG_FILE)
     file = folder / PROMPTS
     content = read_bytes(file, LARGEST_PROMPTS)
     try:
@@ -98,7 +98,7 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UsageError(f"{file} is damaged ({error})", "copy or export it again", file) from error
     if description.prompts_sha256 != hashlib.sha256(content).hexdigest():
-        what = f"{file} is not the file that {CONFIG} describes (its SHA-256 differs)"
+        what = f"{file} is not the file that {EXPORT_CONFIG_FILE} describes (its SHA-256 differs)"
         raise UsageError(what, "export it again", file)
     names = description.class_names if description.training.get("classes_learned", True) else []
     metadata = {"method": description.method, "settings": description.settings, "class_names": names}
@@ -126,8 +126,8 @@ def write_artefact(folder: Path, description: Description, tensors: Mapping[str,
         partial.write_bytes(content)
     facts = {"format": FORMAT, **asdict(description), "prompts_sha256": hashlib.sha256(content).hexdigest()}
     facts["input"] = exported(description.input)
-    write_text(folder / CONFIG, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    return read_config(folder / CONFIG)
+    write_text(folder / EXPORT_CONFIG_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    return read_config(folder / EXPORT_CONFIG_FILE)
 
 
 def read_config(file: Path) -> Description:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .calibration import Distances
 
 BATCH = 100  # images at a time, as in the published tests
-OTHERS = 4  # lists of other class names whose text features are kept
+OTHER_LISTS = 4  # lists of other class names whose text features are kept
 
 Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
 
@@ -100,8 +100,8 @@ class PromptedClassifier:
         self.calibration = calibration
         self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
-        self._other = lru_cache(OTHERS)(self._build)
-        self._distances = lru_cache(OTHERS)(self._fit_distances)
+        self._other = lru_cache(OTHER_LISTS)(self._build)
+        self._distances = lru_cache(OTHER_LISTS)(self._fit_distances)
         if checkpoint is not None:  # a published one holds the whole backbone, too, and names no classes
             learned = self.class_names if self._own.model.classes_learned else []
             metadata = {"class_names": learned, **(checkpoint.get("metadata") or {})}

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: i
 from common.errors import UsageError, one_line
 from common.results import CALIBRATION
 
-from .artefact import CONFIG, PROMPTS
+from .artefact import EXPORT_CONFIG_FILE, PROMPTS
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 LOGIN = "log in by `hf auth login`, or set HF_TOKEN to a token that may read and write there"
@@ -25,7 +25,9 @@ def download(name: str, revision: str | None = None) -> Path:
     """
     check_name(name)
     with answers(name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, PROMPTS, CALIBRATION]))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION])
+        )
 
 
 def check_login(name: str) -> None:

@@ -14,22 +14,20 @@ from yacs.config import CfgNode
 import trainers
 from common.errors import UsageError, choose, choose_dataset
 from common.names import check_names, printable
-from common.results import CONFIG, read_results, selected_on_test
-from common.results import FILE as RESULTS
+from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from datasets import title
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
 
 from .arguments import CHECKPOINTS, check_exists
-from .artefact import CONFIG as DESCRIPTION
-from .artefact import INPUT, Description, calibration_in, read_artefact
+from .artefact import EXPORT_CONFIG_FILE, INPUT, Description, calibration_in, read_artefact
 from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
-OF_THE_TEST = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
-RECORDED = [*OF_THE_TEST, "date", "version", "commit", "dirty"]
+TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
+RECORDED = [*TEST_FACTS, "date", "version", "commit", "dirty"]
 
 
 class Model(NamedTuple):
@@ -40,15 +38,15 @@ class Model(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """What is at a path: `exported` by tools/export.py, a `run`, a `checkpoint` or a folder of some, or nothing."""
-    if (path / DESCRIPTION).exists():
+    """The kind of a model at a path: `exported` (by tools/export.py), `run`, `checkpoint` (also a folder), or empty."""
+    if (path / EXPORT_CONFIG_FILE).exists():
         return "exported"
-    if (path / CONFIG).exists():
+    if (path / RUN_CONFIG_FILE).exists():
         return "run"
     names = CHECKPOINTS, *filter(None, {method.published_file for method in trainers.methods().values()})
     if not path.is_dir():
         return "checkpoint" if any(map(path.match, names)) else ""
-    return "checkpoint" if any(any(path.glob(name)) for name in (RESULTS, *names, f"*/{CHECKPOINTS}")) else ""
+    return "checkpoint" if any(any(path.glob(name)) for name in (RESULTS_FILE, *names, f"*/{CHECKPOINTS}")) else ""
 
 
 def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()) -> list[Model]:
@@ -122,7 +120,7 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     training: dict[str, Any] = {}
     if kind == "run":
         training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": cfg.DATASET.NUM_SHOTS, "seed": cfg.SEED}
-        training |= facts_of(path, options.load_epoch if method.learns else None)
+        training |= recorded_facts(path, options.load_epoch if method.learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
@@ -134,16 +132,16 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
 def run_configuration(run: Path) -> CfgNode:
     anything = get_cfg_default()
     anything.set_new_allowed(True)
-    anything.merge_from_file(str(run / CONFIG))
-    cfg = configuration(anything.TRAINER.NAME, run / CONFIG)
-    cfg.merge_from_file(str(run / CONFIG))
+    anything.merge_from_file(str(run / RUN_CONFIG_FILE))
+    cfg = configuration(anything.TRAINER.NAME, run / RUN_CONFIG_FILE)
+    cfg.merge_from_file(str(run / RUN_CONFIG_FILE))
     return cfg
 
 
 def published_configuration(path: Path, options: Namespace) -> CfgNode:
     """That of a checkpoint of the published code, or of one of ours without its run: the YAML file of its method."""
     if not options.config_file:
-        raise UsageError(f"{path} has no {CONFIG}", "name the YAML file of its method by --config-file", path)
+        raise UsageError(f"{path} has no {RUN_CONFIG_FILE}", "name the YAML file of its method by --config-file", path)
     file = Path(options.config_file)
     name = options.trainer or file.absolute().parent.name
     choose(name, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
@@ -158,19 +156,19 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
     return cfg
 
 
-def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
+def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
     """What results.json of a finished run says; of another epoch than the tested one, what holds for each epoch.
 
     {} for an epoch of an unfinished run.
     """
     results = read_results(run)
     if results is None and epoch is None:
-        what = f"the run in {run} is not finished: it has no {RESULTS} with an accuracy"
+        what = f"the run in {run} is not finished: it has no {RESULTS_FILE} with an accuracy"
         raise UsageError(what, "run its command again, or choose one of its epochs by --load-epoch", run)
     results = results or {}
     other = epoch not in (None, results.get("tested_epoch"))
     selected = {"selected_on_test": True} if not other and selected_on_test(results) else {}
-    return {key: results[key] for key in RECORDED if key in results and not (other and key in OF_THE_TEST)} | selected
+    return {key: results[key] for key in RECORDED if key in results and not (other and key in TEST_FACTS)} | selected
 
 
 def read_checkpoint(path: Path, cfg: CfgNode, epoch: int | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_damaged_file_is_refused_in_one_line(damage, tmp_path):
 def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
     file, state = tmp_path / "vit.pt", half.state_dict()
     torch.save(state, file)
-    monkeypatch.setattr(building, "build_or_find", None)
+    monkeypatch.setattr(building, "build_cached", None)
     clip.keep_backbones(1)
     first = clip.load_backbone(str(file))
     expected = features(first)
@@ -106,7 +106,7 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
             assert torch.equal(features(second), expected)
             second.visual.proj.data.zero_()
     assert clip.load_backbone(str(file), "fp16").dtype == torch.float16  # built, as the precision is another
-    assert building.build_or_find.cache_info().currsize == 1
+    assert building.build_cached.cache_info().currsize == 1
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)
     assert torch.equal(clip.load_backbone(str(file), "fp16").visual.proj, state["visual.proj"])

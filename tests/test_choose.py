@@ -21,7 +21,7 @@ from experiments.studies.tables import MARK
 pytestmark = pytest.mark.slow
 
 RATES = {"OPTIM.LR": [0.1, 0.02]}
-VALIDATION, HELD_OUT, OTHERS, ORACLE = RULES
+VALIDATION, HELD_OUT, LEAVE_ONE_OUT, ORACLE = RULES
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
-    (OTHERS, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
+    (LEAVE_ONE_OUT, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
     (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
     (VALIDATION, RATES, {"choose": None} | one(choose=RATES), "x has choose: say by what: choose: {by: few-shot"),
 ]
@@ -81,7 +81,12 @@ def test_datasets_without_validation_images_are_refused_before_any_run(chosen, t
 
 def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
     keys = RATES | {"OPTIM.WEIGHT_DECAY": [0.0, 0.1, 0.2]}
-    expected = {VALIDATION: ("val", False), HELD_OUT: ("val", True), OTHERS: ("test", False), ORACLE: ("test", False)}
+    expected = {
+        VALIDATION: ("val", False),
+        HELD_OUT: ("val", True),
+        LEAVE_ONE_OUT: ("test", False),
+        ORACLE: ("test", False),
+    }
     folders = {}
     for by, images in expected.items():
         study = load(chosen(by, keys, seeds=[1, 2], datasets=["small_land", "small_counts"]), settings=False)
@@ -92,7 +97,7 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
             assert images == (cfg.TEST.SPLIT, cfg.DATASET.HOLD_OUT)
             assert run.values == ("OPTIM.LR", str(cfg.OPTIM.LR), "OPTIM.WEIGHT_DECAY", str(cfg.OPTIM.WEIGHT_DECAY))
         folders[by] = {run.folder for run in trials}
-    assert folders[OTHERS] == folders[ORACLE] and not folders[VALIDATION] & (folders[HELD_OUT] | folders[ORACLE])
+    assert folders[LEAVE_ONE_OUT] == folders[ORACLE] and not folders[VALIDATION] & (folders[HELD_OUT] | folders[ORACLE])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,9 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 
-@pytest.mark.parametrize(("by", "best"), [(OTHERS, ["0.02", "0.1", "0.1"]), (VALIDATION, ["0.1", "0.02", "0.02"])])
+@pytest.mark.parametrize(
+    ("by", "best"), [(LEAVE_ONE_OUT, ["0.02", "0.1", "0.1"]), (VALIDATION, ["0.1", "0.02", "0.02"])]
+)
 def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     names = ["small_land", "small_counts", "small_shapes"]
     study = load(chosen(by, datasets=names, protocols="few_shot"), settings=False)
@@ -124,7 +131,7 @@ def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     assert decide(study) == []
     assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == best
     records = choice(study)["choices"]
-    assert {each["dataset"] for each in records} == {*names[1:]} if by == OTHERS else {names[0]}
+    assert {each["dataset"] for each in records} == {*names[1:]} if by == LEAVE_ONE_OUT else {names[0]}
     split = study.choose.rule.split
     assert {(each["split"], each["test_images"], each["by"]) for each in records} == {(split, 0, by)}
 

@@ -97,10 +97,10 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
     assert (packing.packed, packing.lengths.tolist()) == (7, [3, 3, 2])
     assert layout.row.tolist() == [0, 0, 0, 0, 2, 0, 1, 2, 0, 1]
     assert layout.position.tolist() == [0, 1, 2, 3, 3, 4, 4, 4, 5, 5]
-    assert packing.after(5) is packing.after(5)
+    assert packing.with_prefix(5) is packing.with_prefix(5)
     attended = [[0], [1], [0, 2], [0, 3], [1, 4], [0, 2, 5], [0, 3, 6]]  # by each packed token, besides the prefix
-    masks = [packing.mask, packing.after(5).mask]
-    assert packing.without_sharing(5, 0).mask is None and packing.after(6).mask is None
+    masks = [packing.mask, packing.with_prefix(5).mask]
+    assert packing.without_sharing(5, 0).mask is None and packing.with_prefix(6).mask is None
     for prefix, mask in zip((3, 5), masks, strict=True):
         mask = mask == 0
         assert mask[:prefix].equal(torch.ones(prefix, prefix + 7, dtype=torch.bool).tril())

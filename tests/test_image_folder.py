@@ -14,7 +14,7 @@ from clip.random_weights import random_clip
 from common.start import ROOT
 from datasets import DatasetError, splits
 from experiments import preparing
-from experiments.results import describe
+from experiments.results import summary_line
 from experiments.session import run_command
 
 pytestmark = pytest.mark.slow
@@ -201,7 +201,7 @@ def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, laun
     argv = arguments(birds, tiny, out, *few, options=["--dataset-config-file", yaml, "--skip-finished"])
     assert launch(*argv).status == 0
     found = json.loads((out / "results.json").read_text())
-    assert found["dataset"] == "birds" and describe(found).startswith("MPL on birds 1 shots")
+    assert found["dataset"] == "birds" and summary_line(found).startswith("MPL on birds 1 shots")
     checkpoint = torch.load(out / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
     assert checkpoint["metadata"]["dataset"] == "birds"
     for recorded, status in (("birds", 0), ("ImageFolder", 0), ("EuroSAT", 2)):

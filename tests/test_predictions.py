@@ -16,7 +16,7 @@ from common.results import digest_of_rows
 from common.start import ROOT
 from experiments import predictions
 from experiments.metrics import of_predictions
-from experiments.predictions import FILE, read, save
+from experiments.predictions import PREDICTIONS_FILE, read, save
 from train import main as train
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def differs(run, found):
 
 
 def arrays_of(folder):
-    with np.load(folder / FILE) as arrays:
+    with np.load(folder / PREDICTIONS_FILE) as arrays:
         return dict(arrays)
 
 
@@ -80,7 +80,7 @@ def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
     assert np.take_along_axis(p, found["classes"].astype(int), 1) == pytest.approx(found["probabilities"], abs=1e-6)
     assert np.log(of_label) == pytest.approx(found["log_probability"], rel=1e-5, abs=1e-6)
     assert ((p - np.eye(len(NAMES))[found["label"]]) ** 2).sum(axis=1) == pytest.approx(found["brier"], abs=1e-6)
-    with_entry(folder / FILE, "logits.npy", b"damaged")  # readers do not load them
+    with_entry(folder / PREDICTIONS_FILE, "logits.npy", b"damaged")  # readers do not load them
     assert "logits" not in read(folder)
 
 
@@ -134,11 +134,11 @@ DAMAGES = [
 
 def test_damaged_files_are_named_in_one_line(tested):
     folder = tested()
-    content = (folder / FILE).read_bytes()
+    content = (folder / PREDICTIONS_FILE).read_bytes()
     for damage in DAMAGES:
-        (folder / FILE).write_bytes(content)
+        (folder / PREDICTIONS_FILE).write_bytes(content)
         assert len(read(folder)["label"]) == 24
-        damage(folder / FILE)
+        damage(folder / PREDICTIONS_FILE)
         with pytest.raises(UsageError, match="predictions.npz is damaged: delete it"):
             read(folder)
 
@@ -151,11 +151,11 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
     classes = found["classes"].copy()
     classes[3, 0] = (label[3] + 1) % len(NAMES) if classes[3, 0] == label[3] else label[3]
     for other in ({"classes": classes}, {"image": images, "images_sha256": np.array(digest_of_rows(rows))}):
-        save(folder / FILE, found | other)
+        save(folder / PREDICTIONS_FILE, found | other)
         with pytest.raises(UsageError, match="is not of the run in results.json"):
             read(folder)
-    (folder / FILE).unlink()
-    for place, missing in ((folder, FILE), (folder / "nowhere", "results.json")):
+    (folder / PREDICTIONS_FILE).unlink()
+    for place, missing in ((folder, PREDICTIONS_FILE), (folder / "nowhere", "results.json")):
         with pytest.raises(UsageError, match=f"has no {missing}"):
             read(place)
 
@@ -167,8 +167,8 @@ def test_a_long_class_name_is_in_memory_once(tmp_path):
     columns = {"label": np.zeros(number, int), "classes": np.zeros((number, 1), int)}
     columns |= {key: np.zeros((number, 1) if key == "probabilities" else number, "f4") for key in COLUMNS[2:]}
     texts = {"image": [""] * number, "class_names": [name], "dataset": "", "split": "", "images_sha256": digest}
-    save(tmp_path / FILE, columns | {key: np.array(value) for key, value in texts.items()})
+    save(tmp_path / PREDICTIONS_FILE, columns | {key: np.array(value) for key, value in texts.items()})
     tracemalloc.start()
-    predictions.check(predictions.read_arrays(tmp_path / FILE))
+    predictions.check(predictions.read_arrays(tmp_path / PREDICTIONS_FILE))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()

@@ -17,7 +17,7 @@ from common.errors import UsageError
 from common.records import Choice
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
-from experiments.results import FILE, SELECTED
+from experiments.results import RESULTS_FILE, SELECTED
 from trainers import methods
 from trainers.base.data_use import count_common, inherited
 
@@ -155,7 +155,7 @@ def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(on_imagenet, fir
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="cut off"):
         patch.setattr(methods()["MPL"], "forward_backward", stops)
         on_imagenet("out", *BEST, *ACCEPTED)
-    assert not (tmp_path / "out" / FILE).exists()
+    assert not (tmp_path / "out" / RESULTS_FILE).exists()
     folder, through = (on_imagenet(name, *BEST, *ACCEPTED) for name in ("out", "through"))
     assert len(list(folder.glob("log.txt*"))) == 2 and len(logged(folder)) == 1
     card = results(folder)["data_use"]

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 import parse_test_res
 from experiments import results as base2new
-from experiments.results import FILE
+from experiments.results import RESULTS_FILE
 from experiments.studies import plots
 from experiments.studies.reproduce import compared_with_authors
 from experiments.studies.spec import Study, Variant
@@ -130,7 +130,7 @@ def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(selected, on_i
         (tmp_path / "x.json").write_text(json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": choices}))
         options = ["--chosen", tmp_path / "x.json"]
     folder = on_imagenet("out", *ON_TEST, *settings, options=options)
-    other = 3 - json.loads((folder / FILE).read_text())["tested_epoch"]
+    other = 3 - json.loads((folder / RESULTS_FILE).read_text())["tested_epoch"]
     assert command(export, folder, "--load-epoch", other, "--to", tmp_path / "model").status == 0
     training = json.loads((tmp_path / "model/config.json").read_text())["training"]
     card = (tmp_path / "model/README.md").read_text()
@@ -148,11 +148,11 @@ def test_one_line_reports_say_it(on_imagenet, command):
         assert sum(line.endswith(" (selected on test images)") for line in printed[:-1]) == marks
         assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith("% (selected on test images)")
     assert "selected" not in command(base2new, clean).printed
-    content = json.loads((base / FILE).read_text()) | {"seed": 2, "shots": 4}
-    (base / FILE).write_text(json.dumps(content))
+    content = json.loads((base / RESULTS_FILE).read_text()) | {"seed": 2, "shots": 4}
+    (base / RESULTS_FILE).write_text(json.dumps(content))
     assert command(base2new, base, new).printed.splitlines()[-1] == "No harmonic mean: shots, seed of these runs differ"
-    content = json.loads((new / FILE).read_text())
+    content = json.loads((new / RESULTS_FILE).read_text())
     del content["data_use"], content["tested_epoch"]  # those of earlier versions
-    (new / FILE).write_text(json.dumps(content))
+    (new / RESULTS_FILE).write_text(json.dumps(content))
     ended = command(base2new, new)
     assert ended.status == 0 and ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed

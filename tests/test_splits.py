@@ -15,7 +15,7 @@ from hostile import CALLS
 
 from datasets import splits
 from datasets.preparing.sources import downloadable
-from experiments.results import FILE
+from experiments.results import RESULTS_FILE
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chose
     argv = arguments(eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1)
     ended = launch(*argv)
     assert ended.status == 0, ended.errors
-    (fit,) = json.loads((tmp_path / "out" / FILE).read_text())["data_use"]["fit"]
+    (fit,) = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())["data_use"]["fit"]
     assert (fit["file"], fit["images"]) == (str(written[1]), 12)
     assert fit["file_sha256"] == hashlib.sha256(written[1].read_bytes()).hexdigest()
     rows = [json.loads(line) for line in written[1].read_text().splitlines()]
     images = "".join(f"{row['_impath']}\0{row['_label']}\0{row['_classname']}\n" for row in rows)
     assert fit["sha256"] == hashlib.sha256(images.encode()).hexdigest()
-    (tmp_path / "out" / FILE).unlink()
+    (tmp_path / "out" / RESULTS_FILE).unlink()
     written[1].write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
     ended = launch(*argv)
     assert ended.status == 2 and "are not those that the run to resume began with" in ended.errors[-1]

@@ -13,7 +13,7 @@ from common.results import read_results
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
-from experiments.protocols import arguments as train_arguments
+from experiments.protocols import train_argv
 from experiments.studies import command as study_command
 from experiments.studies import executor
 from experiments.studies.study_file import load
@@ -75,7 +75,7 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
     """The study never ended: a run without a test is never finished. It has small_land as its last dataset."""
     copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.setattr("experiments.configs.CONFIGS", copy)
-    monkeypatch.setitem(train_arguments.__kwdefaults__, "configs", copy)
+    monkeypatch.setitem(train_argv.__kwdefaults__, "configs", copy)
     shutil.copy(copy / "trainers/MPL/small.yaml", copy / "trainers/MPL/mine.yaml")
     (copy / file).write_text(content)
     with one_line("TEST.NO_TEST is True"):

@@ -16,7 +16,7 @@ from common.start import ROOT
 
 from .. import results
 from ..configs import CONFIGS, config_folder
-from ..protocols import PROTOCOLS, SEEDS, arguments, recipe
+from ..protocols import PROTOCOLS, SEEDS, recipe, train_argv
 from .arguments import Call, find, help_text, is_set, parse
 from .table import SCRIPTS, Script
 
@@ -124,10 +124,10 @@ def test_alone(call: Call) -> Run:
 
 
 def train_arguments(call: Call, cfg: str, options: Sequence, settings: Sequence, **run) -> list[str]:
-    """The arguments of train.py for one run of a script: see `protocols.arguments`. Paths are relative to ROOT."""
+    """The arguments of train.py for one run of a script: see `protocols.train_argv`. Paths are relative to ROOT."""
     trackers = os.environ.get("REPORT_TO")
     everywhere = [*(["--report-to", trackers] if trackers else []), *(["--quiet"] if is_set("QUIET") else [])]
-    return arguments(
+    return train_argv(
         root=call.data,
         method=call.method,
         config_file=config_folder(call.method).relative_to(ROOT) / f"{cfg}.yaml",
@@ -164,7 +164,7 @@ def check_trained(runs: Sequence[Run], script: Script) -> None:
     """Raise UsageError if a training run whose prompts will be tested is not finished, unless its epoch is given."""
     trained = {run.folder for run in runs if not run.trained}
     for folder in {run.trained for run in runs if run.trained and "--load-epoch" not in run.arguments} - trained:
-        if (ROOT / folder).is_dir() and not (ROOT / folder / results.FILE).is_file():
+        if (ROOT / folder).is_dir() and not (ROOT / folder / results.RESULTS_FILE).is_file():
             remedy = "finish it first" + ", or give EPOCHS, the epoch to test" * ("EPOCHS" in script.usage)
             raise UsageError(f"the training run in {folder} is not finished", remedy)
 
@@ -198,4 +198,4 @@ def report(runs: Sequence[Run]) -> None:
         pair = [one.folder] if one.trained is None or "new" not in one.arguments else [one.trained, one.folder]
         if is_set("QUIET") and len(pair) == 1:
             continue  # train.py has printed it
-        results.main([str(folder) for folder in pair if (folder / results.FILE).is_file()])
+        results.main([str(folder) for folder in pair if (folder / results.RESULTS_FILE).is_file()])

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from common.errors import UsageError, choose
 from common.files import check_no_link, write_text
 
-from ..results import FILE, read_results
+from ..results import RESULTS_FILE, read_results
 
 if TYPE_CHECKING:
     from .spec import Run, Search, Study, Variant
@@ -37,11 +37,16 @@ class Rule:
     split: str = "test"
 
 
-VALIDATION, HELD_OUT, OTHERS, ORACLE = "few-shot validation", "hold one shot out", "leave one dataset out", "oracle"
+VALIDATION, HELD_OUT, LEAVE_ONE_OUT, ORACLE = (
+    "few-shot validation",
+    "hold one shot out",
+    "leave one dataset out",
+    "oracle",
+)
 RULES = {
     VALIDATION: Rule("val", ("TEST.SPLIT", "val"), "val"),
     HELD_OUT: Rule("held_out", ("DATASET.HOLD_OUT", "True", "TEST.SPLIT", "val"), "val"),
-    OTHERS: Rule("test"),
+    LEAVE_ONE_OUT: Rule("test"),
     ORACLE: Rule("test"),
 }
 ACCEPTED: Values = ("TEST.SELECT_ON_TEST", "True")  # of runs whose settings test images have chosen
@@ -127,10 +132,10 @@ def check_choose(study: "Study") -> None:
         check_keys(study, variant)
     if study.choose.by == HELD_OUT and (shots := min(min(study.shots_of(name)) for name in study.protocols)) < 2:
         raise UsageError(f"{HELD_OUT} leaves nothing of {shots} shot to train on", "give shots from 2 on")
-    if study.choose.by == OTHERS:
+    if study.choose.by == LEAVE_ONE_OUT:
         for protocol in study.protocols:
             if len(names := study.trained_on(protocol)) < 2:
-                what = f"{OTHERS} has no other dataset than {names[0]} in {protocol}"
+                what = f"{LEAVE_ONE_OUT} has no other dataset than {names[0]} in {protocol}"
                 raise UsageError(what, f"give several datasets, or choose by {VALIDATION}")
 
 
@@ -160,7 +165,7 @@ def chosen_place(study: "Study", variant: "Variant", protocol: str) -> Path:
     """The folder of the runs with chosen settings, below that of the results. Its name has a checksum of all that the
     choice depends on: another choice has another folder."""
     by, seeds = study.choose.by, sorted(study.seeds)
-    others = sorted(study.trained_on(protocol)) if by == OTHERS else []
+    others = sorted(study.trained_on(protocol)) if by == LEAVE_ONE_OUT else []
     return Path("chosen", f"{by.replace(' ', '_')}_{digest([by, study.keys_of(variant), seeds, others])}")
 
 
@@ -220,8 +225,8 @@ def chosen_on(choose: Choose, run: "Run", results: dict) -> dict[str, Any]:
     """The record of the images on which a trial was tested, as one of a choice (`data_use`)."""
     record = (results.get("data_use") or {}).get("test") or {}
     if record.get("split") != choose.rule.split:
-        what = f"{run.folder / FILE} does not say that it was tested on {choose.rule.split} images"
-        raise UsageError(what, "delete it and start its run again", run.folder / FILE)
+        what = f"{run.folder / RESULTS_FILE} does not say that it was tested on {choose.rule.split} images"
+        raise UsageError(what, "delete it and start its run again", run.folder / RESULTS_FILE)
     images = {key: record[key] for key in ("dataset", "classes", "split", "images", "sha256")}
     images |= {"split": "train"} if choose.by == HELD_OUT else {}
     return images | {"test_images": record["images"] if choose.by == ORACLE else 0, "by": choose.by}

@@ -31,7 +31,7 @@ from trainers.base.data_use import count_common
 from ..arguments import parse_arguments
 from ..configs import CONFIGS
 from ..configuration import setup_cfg
-from ..results import ERROR, FILE, read_results
+from ..results import ERROR, RESULTS_FILE, read_results
 from ..run import train_and_test
 from ..run_spec import RunSpec
 from .choose import HELD_OUT
@@ -71,7 +71,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
     for trained, *tests in sequences:
         if read_results(trained.folder) is None:
             for run in tests:  # their results, if they have any, are of earlier prompts
-                (run.folder / FILE).unlink(missing_ok=True)
+                (run.folder / RESULTS_FILE).unlink(missing_ok=True)
     finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
     unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
     # Long sequences first, so that at the end no core waits for one of them.

@@ -11,8 +11,8 @@ from common.errors import UsageError, choose, choose_dataset
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import methods
-from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
-from .choose import ACCEPTED, ORACLE, OTHERS, Choose, Keys, Values, check_choose, chosen_place, trial_place
+from ..protocols import PROTOCOLS, Recipe, Step, recipe, train_argv
+from .choose import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Choose, Keys, Values, check_choose, chosen_place, trial_place
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -259,7 +259,7 @@ class Study:
                     values: tuple(self.run(step, name, each, values=values) for each in trainings) for values in tried
                 }
             for name in names:
-                choosing = [other for other in names if other != name] if self.choose.by == OTHERS else [name]
+                choosing = [other for other in names if other != name] if self.choose.by == LEAVE_ONE_OUT else [name]
                 chosen = {values: tuple(chain(*(trials[each][values] for each in choosing))) for values in tried}
                 file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
                 yield Search(protocol, variant, name, shots, file, chosen)
@@ -320,7 +320,7 @@ class Study:
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
         calibrates = ("TEST.CALIBRATE", True) if self.calibrate and not values else ()
         cache = ("CACHE", self.cache) if self.cache else ()
-        argv = arguments(
+        argv = train_argv(
             folder=results,
             root=self.root,
             method=variant.method,

@@ -15,7 +15,7 @@ from common.errors import one_line
 from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from ..classifier import PromptedClassifier
-from .tower import compared_roll_outs, layers_of, origins, shows_attention
+from .tower import compared_roll_outs, entry_layers, layers_of, shows_attention
 
 CLS, PATCH, NEW = -2, -1, 0  # ages of tokens; a prompt that was added n layers before has the age n
 GROUPS = {CLS: "CLS", PATCH: "patches", NEW: "new"}  # others are `carried n`
@@ -93,9 +93,9 @@ class Measures:
             nothing = torch.zeros(1, clip.visual.output_dim, device=self.classifier.device)
             text = learner.text(torch.cat(self.features or [nothing]))
         layers = 1 if hugging_face(clip) is not None else len(text_blocks(clip))
-        schedule = {"text": origins(text.deep, layers, text.n_ctx)}
+        schedule = {"text": entry_layers(text.deep, layers, text.n_ctx)}
         if learner.vision():
-            schedule["image"] = origins(learner.vision(), len(image_blocks(clip)))
+            schedule["image"] = entry_layers(learner.vision(), len(image_blocks(clip)))
         rolled = compared_roll_outs(self.classifier, pixels)
         return {
             "model": {

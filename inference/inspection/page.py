@@ -14,7 +14,7 @@ from torch import Tensor
 from common.files import write_text
 from common.pages import render, save_picture
 
-from .tower import described, highlighted
+from .tower import highlighted, shares_text
 
 MOST_WORDS = 300  # rows of the page's table
 LONGEST = 32  # characters of a name in a picture
@@ -94,7 +94,7 @@ def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
         axes[0].set_title(row["image"][-LONGEST:], fontsize=8, parse_math=False)
         for panel, (name, found) in zip(axes[1:], row["shares"].items(), strict=True):
             panel.imshow(highlighted(image, found).permute(1, 2, 0).numpy())
-            panel.set_title(f"{name}\n{described(found)}", fontsize=8)
+            panel.set_title(f"{name}\n{shares_text(found)}", fontsize=8)
         for panel in axes:
             panel.set_axis_off()
     return figure

@@ -27,7 +27,7 @@ def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[tuple[
         what token i pays to each and adds up to 1; and for each of the prompts the layer that it was added before.
     """
     visual = clip.visual
-    x, entries = embed_image(visual, images), origins(schedule, len(visual.transformer.resblocks))
+    x, entries = embed_image(visual, images), entry_layers(schedule, len(visual.transformer.resblocks))
     for layer, block in enumerate(visual.transformer.resblocks):
         x = image_input(visual, x, schedule, layer)
         q, k, _ = (part.float() for part in split_heads(block, qkv(block, x)))
@@ -40,7 +40,7 @@ def shows_attention(clip: CLIP) -> bool:
     return is_vit(clip) and is_standard(clip.visual.transformer)
 
 
-def origins(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]]:
+def entry_layers(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]]:
     """For each layer and each prompt in its input: the layer that it was added before, in the order of the prompts.
 
     `present` prompts are there before the schedule begins, as text prompts are: they count as added before layer 0.
@@ -108,7 +108,7 @@ def highlighted(image: Tensor, shares: Shares) -> Tensor:
     return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)  # a dark image as bright as others
 
 
-def described(shares: Shares) -> str:
+def shares_text(shares: Shares) -> str:
     """The parts of CLS in words; the rest is CLS itself."""
     prompts = f", prompts {100 * shares['prompts']:.0f} %" if shares["prompts"] > 0.005 else ""
     return f"patches {100 * np.sum(shares['patches']):.0f} %{prompts}"

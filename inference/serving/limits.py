@@ -18,7 +18,7 @@ ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
 SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
 SLOWEST = 300  # seconds of an upload
 EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
-POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # what a browser with the page sends
+POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # requests of a browser with the page
 FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
 AT_ONCE = 3  # requests that are computed: one may be a large image
 MOST_OF_SESSION, MOST_OF_ADDRESS = 8, 24  # requests of one visitor that wait; Gradio has 40 threads for all
@@ -88,7 +88,7 @@ class Limits:
         try:
             content = dict(json.loads(body))
         except (ValueError, TypeError, RecursionError):
-            raise Refused(400, "this is no JSON object") from None
+            raise Refused(400, "this is not a JSON object") from None
         if not all(self.is_upload(file) for file in files_in(content)):
             raise Refused(403, "there is no such upload")
         if scope["path"].rstrip("/").endswith(("/join", "/predict")):
@@ -152,7 +152,7 @@ class Limits:
 
 
 def files_in(content: Any) -> Iterator[Any]:
-    """What a JSON value names as files: the value of each key `path` in it."""
+    """The files that a JSON value names: the value of each key `path` in it."""
     parts = [content]
     while parts:
         part = parts.pop()

@@ -21,7 +21,7 @@ from common.names import check_names
 
 from ..classifier import PromptedClassifier
 from ..images import Batch, in_set, one_thread, read_batch
-from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
+from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
 from .limits import EVERY, OLDEST, Limits, Turns
 from .reading import read_safely
@@ -197,7 +197,7 @@ class Page:
                 title = tower if tower == CLIP_ALONE else name
                 key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
-                found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
+                found[key] = Image.fromarray(picture), f"{title}: {shares_text(shares)}"
         return list(found.values())
 
 

@@ -169,8 +169,7 @@ def selection_text(choice: Choice) -> str:
 def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[Phase] | None]:
     """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`), and what they were learned from.
 
-    Each is None if the checkpoint does not say it. One of any other epoch than the best on validation images was not
-    chosen by its epoch.
+    Each is None if the checkpoint does not say it. Only the epoch of the best on validation images was chosen.
     """
     metadata = checkpoint.get("metadata") or {}
     is_best = checkpoint.get("val_result") is not None

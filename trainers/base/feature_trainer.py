@@ -191,7 +191,7 @@ class FeatureTrainer(PromptTrainer):
         folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
         base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
         self.features_sha256 = checksum(Path(path))
-        self.model.stand_on(base.model)
+        self.model.use_features_of(base.model)
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:

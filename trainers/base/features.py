@@ -107,7 +107,8 @@ class CachedFeatures:
         features = get_tensor(self.cache, key, (len(self.loader.dataset), *sample.shape[1:]), sample.dtype)
         if features is not None:
             print(f"Image features: {self.cache.file(key)}")
-            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
+            # Consume one random number, as DataLoader.__iter__ does.
+            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
         return key, features
 
     def compute(self, key: str) -> Iterator[dict[str, Any]]:

@@ -56,7 +56,7 @@ class HeadCLIP(PromptedCLIP):
     base: PromptedCLIP | None = None
     class_texts: Tensor = torch.empty(0)
 
-    def stand_on(self, base: PromptedCLIP) -> None:
+    def use_features_of(self, base: PromptedCLIP) -> None:
         """From now on, read the features of a trained model."""
         self.__dict__["base"] = base.eval().requires_grad_(False)  # not registered, as no backbone is
 

@@ -45,7 +45,7 @@ class LearnedClasses:
 
 
 class Checkpoints:
-    """What a method saves and loads.
+    """Saves and loads the learned tensors of a method.
 
     Args:
         method: a trainer, or the method of a prediction, with its model.
@@ -85,7 +85,7 @@ class Checkpoints:
         return fit_phase(method.cfg, method.dataset_title, method.dm.dataset, len(method.class_names))
 
     def check_resumed(self, written: Mapping[str, Any]) -> None:
-        """Check that a run can go on from a checkpoint with this metadata.
+        """Check that a run can resume from a checkpoint with this metadata.
 
         Raises:
             UsageError: the run had other weights or other images, or the metadata is damaged.

@@ -1,4 +1,4 @@
-"""What a method says of itself, and what it knows of the classes of a run or a prediction."""
+"""The base of all methods: their facts and settings, and the classes of a run or a prediction."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -74,7 +74,7 @@ class Method:
         self.cfg, self.device = cfg, device
         self.class_names, self.dataset_template = classes
 
-    # What a method defines
+    # Hooks of a method
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
         """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.

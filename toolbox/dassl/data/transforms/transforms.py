@@ -15,7 +15,7 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     """The training or the test transform of a config, from a PIL image to a float tensor (3, H, W).
 
     Args:
-        cfg: the config; INPUT.SIZE is (height, width). With INPUT.NO_TRANSFORM the result is None.
+        cfg: the config; INPUT.SIZE is (height, width). INPUT.NO_TRANSFORM makes the result None.
         choices: names to use instead of INPUT.TRANSFORMS.
         verbose (bool): print the steps.
 
