@@ -24,8 +24,8 @@ from inference.calibration import (
     Temperature,
     Threshold,
     checked,
+    comparable,
     conf_ot,
-    scores,
     softmax,
 )
 from inference.models import open_models
@@ -166,7 +166,7 @@ def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
     """LAC sets after Conf-OT, which reads all calibration and test images together."""
     p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
     count = len(held.labels)
-    sets = Sets.of_scores(scores(p[:count], "lac"), held.labels, "lac").of(p[count:], COVERAGE)
+    sets = Sets.of_scores(comparable(p[:count], "lac"), held.labels, "lac").of(p[count:], COVERAGE)
     return of_sets(sets, test.labels)
 
 

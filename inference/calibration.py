@@ -228,16 +228,19 @@ def scores(probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[
     return found
 
 
+def comparable(probabilities: ArrayLike, kind: str) -> Floats:
+    """`scores`; of LAC -log p instead of 1 - p, which has the same order, and is not 1 for all small p."""
+    if kind == "lac":
+        return -np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), np.finfo(np.float64).tiny))
+    return scores(probabilities, kind)
+
+
 @dataclass(frozen=True)
 class Sets:
     """Sets of classes with the label in them for an asked share of the images (conformal prediction).
 
-    Scores are not random: of APS and RAPS they include the whole probability of the class itself, at the calibration
-    and at the test. A set may be empty.
-
-    Attributes:
-        kind: one of KINDS.
-        label_scores: of the calibration images, ascending.
+    Scores are `comparable`, and not random: the weights of APS and RAPS are 0. `label_scores` are those of the
+    calibration images, ascending. A set may be empty.
     """
 
     kind: str
@@ -245,7 +248,7 @@ class Sets:
 
     @classmethod
     def fit(cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac") -> Self:
-        return cls.of_scores(scores(softmax(checked(logits, labels)), kind), labels, kind)
+        return cls.of_scores(comparable(softmax(checked(logits, labels)), kind), labels, kind)
 
     @classmethod
     def of_scores(cls, found: Floats, labels: ArrayLike, kind: str) -> Self:
@@ -255,9 +258,8 @@ class Sets:
     def quantile(self, coverage: float) -> float:
         """The largest score in a set, by the exact rule: infinite if there are too few images for this coverage."""
         check_share("the asked coverage", coverage)
-        n = len(self.label_scores)
-        rank = math.ceil(round((n + 1) * coverage, 10))
-        return self.label_scores[rank - 1] if rank <= n else math.inf
+        rank = math.ceil(round((len(self.label_scores) + 1) * coverage, 10))
+        return self.label_scores[rank - 1] if rank <= len(self.label_scores) else math.inf
 
     def apply(self, logits: ArrayLike, coverage: float) -> NDArray[np.bool_]:
         """(images, classes): whether a class is in the set of an image."""
@@ -265,7 +267,7 @@ class Sets:
 
     def of(self, probabilities: ArrayLike, coverage: float) -> NDArray[np.bool_]:
         """`apply` for probabilities, such as those of `conf_ot`."""
-        return scores(probabilities, self.kind) <= self.quantile(coverage)
+        return comparable(probabilities, self.kind) <= self.quantile(coverage)
 
 
 def conf_ot(

@@ -136,8 +136,9 @@ def test_conf_ot_equals_published(conf_ot, marginal):
     codes = calibration.conf_ot(z, labels[:n], **options)
     assert codes == pytest.approx(np.array(expected["codes"]), abs=1e-5)
     assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(expected["accuracy_test"])
-    fitted = Sets.of_scores(calibration.scores(codes[:n], "lac"), labels[:n], "lac")
-    assert fitted.quantile(1 - case["alpha"]) == pytest.approx(expected["lac_exact"]["q"], abs=1e-5)
+    fitted = Sets.of_scores(calibration.comparable(codes[:n], "lac"), labels[:n], "lac")
+    quantile = 1 - math.exp(-fitted.quantile(1 - case["alpha"]))  # of 1 - p
+    assert quantile == pytest.approx(expected["lac_exact"]["q"], abs=1e-5)
     got = measured(fitted.of(codes[n:], 1 - case["alpha"]), labels[n:], case["alpha"])
     assert got == {key: expected["lac_exact"][key] for key in got}
 
@@ -151,6 +152,11 @@ def population():
     r = np.random.default_rng(5)
     z = 8 * r.standard_normal((3000, 10))
     return z, np.array([r.choice(10, p=p) for p in softmax(z / 2, axis=1)])
+
+
+def test_sets_of_a_model_that_is_sure_of_all_its_answers(population):
+    z, labels = 20 * population[0], population[1]  # most wrong labels have a probability below 1e-16
+    assert Sets.fit(z, labels).apply(z, 0.9).sum(axis=1).mean() < 3
 
 
 @pytest.mark.parametrize("kind", calibration.KINDS)
