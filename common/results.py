@@ -137,9 +137,9 @@ def detected(run: dict) -> dict[str, float]:
 
 
 def others(run: dict) -> dict[str, float]:
-    """The OTHER_MEASURES of a run; those that it lacks are missing."""
+    """The OTHER_MEASURES of a run; those that it lacks are missing, and those of a calibration on test images."""
     found: dict[str, float] = {}
-    if (calibration := run.get("calibration")) is not None:
+    if (calibration := run.get("calibration")) is not None and not calibration.get("test_images"):
         found = {f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")}
     if (open_world := run.get("open_world")) is not None:
         found["OpenworldAUC"] = open_world["openworld_auc"]

@@ -8,6 +8,7 @@ import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Semaphore
 from unittest.mock import Mock
@@ -20,7 +21,9 @@ from PIL import Image
 from serving import serving
 from visitors import CLASSIFY, FORM, classified, event, file_data, join, png, post, started, upload
 
-from inference.models import open_models
+from inference.calibrated import Calibration
+from inference.calibration import Sets, Temperature, Threshold
+from inference.models import Model, open_models
 from inference.serving import command as serve_command
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
@@ -64,6 +67,22 @@ def check_bars(page, photo, names, bars, within):
     for (_, classifier), values in zip(page.models, bars, strict=True):
         expected = classifier.probabilities(photo, names)[0].tolist()
         assert values == pytest.approx(dict(zip(names, expected, strict=True)), abs=within)
+
+
+def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(serve_page, "BARS", 1)
+    ((name, classifier),) = open_models([finished("CoOp")], OPTIONS)
+    sure, sets = Threshold(0.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
+    classifier.calibration = Calibration(tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure)
+    page = Page([Model(name, classifier)], NAMES, [], unknown=True, coverage=0.9)
+    _, answer = page.classify(photo, "\n".join(NAMES))
+    assert answer.startswith("one of 3: ") and all(each in answer for each in NAMES)
+    classifier.calibration = replace(classifier.calibration, threshold=replace(sure, above=1.0))
+    assert page.classify(photo, "\n".join(NAMES))[1] == "unknown"
+    _, bars = page.classify(photo, "red\ngrey")  # other names: only bars
+    expected = classifier.probabilities([photo], ["red", "grey"])[0].tolist()
+    assert list(bars.values()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("names", [NAMES, ["a cat", "a dog"]])
