@@ -58,14 +58,15 @@ class Tokenizer:
     """
 
     start = 1
+    pad = 0  # the token after the end of a text
     name = "CLIP"
 
     def __init__(self, context_length: int):
         self.context_length = context_length
 
-    def __call__(self, texts: list[str]) -> Tensor:
-        """(texts, context length) int32; ClipError for a text that is too long."""
-        return tokenize(texts, self.context_length)
+    def __call__(self, texts: list[str], truncate: bool = False) -> Tensor:
+        """(texts, context length) int32; ClipError for a text that is too long, unless it may be cut."""
+        return tokenize(texts, self.context_length, truncate)
 
     def length(self, text: str) -> int:
         """The number of tokens of a text, without those ahead of it and after it."""
@@ -104,10 +105,10 @@ class OtherTokenizer(Tokenizer):
         self.ahead, self.placeholder, self.pad = empty[: self.start], letter[self.start], empty[-1]
         self.end = without_end(empty[self.start :], [self.pad])
 
-    def __call__(self, texts: list[str]) -> Tensor:
-        rows = []
+    def __call__(self, texts: list[str], truncate: bool = False) -> Tensor:
+        rows, room = [], self.context_length - len(self.ahead) - max(1, len(self.end))
         for text, ids in zip(texts, self.contents(texts), strict=True):
-            row = [*self.ahead, *ids, *self.end]
+            row = [*self.ahead, *(ids[:room] if truncate else ids), *self.end]
             # A text without an end has one token of padding after it, as these tokenisers cut long texts.
             if len(row) + (not self.end) > self.context_length:
                 raise too_long(text, len(row), self.context_length)

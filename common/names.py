@@ -18,6 +18,11 @@ def printable(text: object) -> str:
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
 
 
+def plain(name: str) -> str:
+    """A class name as methods read it."""
+    return name.replace("_", " ")
+
+
 def csv_cell(value: object) -> object:
     """A value of a CSV file: a text is printable, and has ' in front where a spreadsheet would run it as a formula."""
     if not isinstance(value, str):

@@ -59,6 +59,7 @@ class Phase(ImageList):
         labels: how many of the images are used with their labels.
         class_names: how many classes are named.
         file, file_sha256: DATASET.FEWSHOT_FILE, which chooses the images; the path below the folder of the datasets.
+        sentences, sentences_sha256: DATASET.SENTENCES, the text for the classes; the name of the file.
         evaluations: of a test: how many tests of these images ended in the output folder.
     """
 
@@ -66,6 +67,8 @@ class Phase(ImageList):
     class_names: int
     file: str | None = None
     file_sha256: str | None = None
+    sentences: str | None = None
+    sentences_sha256: str | None = None
     evaluations: int | None = None
 
 

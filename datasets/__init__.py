@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from common.schema import FLAG, TEXT, Accepts, add_settings
 
+from . import sentences
 from .base import DatasetError
 
 SETTINGS = {
@@ -22,6 +23,8 @@ SETTINGS = {
     ),
     "DATASET.TITLE": ("", TEXT, "Its name in results (default: DATASET.NAME; ImageFolder: that of the YAML file)"),
     "DATASET.TEMPLATE": ("", TEXT, "Sentence for zero-shot CLIP, instead of the dataset's own"),
+    "DATASET.SENTENCES": ("", TEXT, "JSON file with sentences for each class; may have {dataset}"),
+    "DATASET.SENTENCES_SHA256": ("", TEXT, "SHA-256 of that file: another one is refused. A run fills it in"),
     "TEST.MAX_IMAGES": (
         0,
         Accepts(int, 0, 10**9),
@@ -52,4 +55,4 @@ def title(cfg: CfgNode) -> str:
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 
-__all__ = ["DatasetError", "extend_cfg", "set_title", "title"]
+__all__ = ["DatasetError", "extend_cfg", "sentences", "set_title", "title"]

@@ -14,7 +14,7 @@ from common.errors import UsageError, one_line
 from common.names import CONTROL, check_known_names, check_template
 from common.text import read_json, read_text
 
-from . import splits
+from . import sentences, splits
 from .files import File
 
 Item = TypeVar("Item")
@@ -35,13 +35,15 @@ class FewShotDataset(DatasetBase):
 
     Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.FEWSHOT_FILE (a file that chooses them),
     DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.HOLD_OUT (validate on one training image of each class),
-    DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
+    DATASET.TEMPLATE (replaces `template`), DATASET.SENTENCES (a file with sentences for each class), TEST.MAX_IMAGES
+    (of the test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
         images (bool): check that every image exists. If False, only the split must exist.
 
     Attributes:
+        sentences: those of DATASET.SENTENCES, by class; empty without a file.
         fewshot_file: `file` and `file_sha256` of DATASET.FEWSHOT_FILE, for the data-use card; empty without one.
 
     Raises:
@@ -110,6 +112,7 @@ class FewShotDataset(DatasetBase):
             )
         split = self.read_split()
         self.check_split(*split)
+        self.sentences = sentences.of_run(self.cfg, {item.classname for part in split for item in part})
         train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
         if not test or not (train or self.test_only):
             part = "testing" if train else "training"

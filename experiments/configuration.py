@@ -23,6 +23,7 @@ from .run_spec import RunSpec
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
+RESUMABLE_CHANGES |= {"DATASET.SENTENCES"}  # whose checksum may not
 RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB")}
 RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
@@ -111,6 +112,7 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     merge_by_dataset(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
     datasets.set_title(cfg, spec.args.dataset_config_file)
     spec.of_backbone = follow_backbone(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
+    cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.sha256_of(cfg)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():

@@ -112,7 +112,7 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
         own.DATASET.TITLE, own.DATASET.TEMPLATE, own.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
         own.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
         own.INPUT = cfg.INPUT
-    own.DATASET.NUM_SHOTS, own.DATASET.FEWSHOT_FILE = -1, ""  # draws no random numbers
+    own.DATASET.NUM_SHOTS, own.DATASET.FEWSHOT_FILE, own.DATASET.SENTENCES = -1, "", ""  # draws no random numbers
     own.DATASET.HOLD_OUT = False  # which needs two training images of each class
     dataset = DATASET_REGISTRY.get(own.DATASET.NAME)(own)
 

@@ -30,6 +30,7 @@ from trainers.base.data_use import (
     made_choices,
     on_test_images,
     selection_text,
+    text_facts,
 )
 
 from .environment import versions
@@ -99,7 +100,8 @@ class Record:
     def card(self) -> dict[str, Any]:
         """The data-use card of a run that has ended.
 
-        - `kind`: of the method (`data_use.METHOD_KINDS`); None for a trainer of another project
+        - `kind`: of the method (`data_use.METHOD_KINDS`), or `extra text` if it is inductive and has DATASET.SENTENCES;
+          None for a trainer of another project
         - `fit`, `choose`: the attributes
         - `test`: the record of the tested images, with `evaluations`, how many tests of them ended in this output
           folder; None without a test
@@ -111,7 +113,7 @@ class Record:
             facts = list_facts(cfg, title(cfg), split, items)
             evaluations = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
             counts = {"labels": len(items), "class_names": trainer.dm.num_classes, "evaluations": evaluations}
-            test = Phase(**facts, **counts).to_json()
+            test = Phase(**facts, **text_facts(cfg), **counts).to_json()
         sources: dict[str, list[str]] = {}
         for key, origin in self.spec.sources.items():
             sources.setdefault(origin, []).append(key)
@@ -122,6 +124,8 @@ class Record:
             sources["a choice"] = chosen
         kind = getattr(trainer, "kind", None)
         fit, choose = map(to_json, (self.fit, self.choices))
+        if kind == "inductive" and any("sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]):
+            kind = "extra text"
         return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
 
     def to_json(self, observed: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names instead of the model's")
     names.add_argument("--classes-file", type=path, metavar="FILE", help="text file with one class name on each line")
     add("--template", default="", help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name")
+    what = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
+    add("--sentences", type=path, metavar="FILE", help=what)
     add_common_options(parser)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
-LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
+LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
 INPUT = ("SIZE", "INTERPOLATION", "RESIZE_MODE", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
@@ -52,6 +52,7 @@ class Description:
         training: seed, shots, accuracy, ...: for people. `classes_learned` is False for a published checkpoint,
             which does not name its classes, if they are others than `class_names`.
         dataset_name: the registered name of that dataset, for which methods have sentences of their own.
+        sentences: for each class, by its name in the file DATASET.SENTENCES of the run; empty without one.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Description:
     training: dict[str, Any] = field(default_factory=dict)
     dataset_name: str = ""
     tokeniser: str = "CLIP"
+    sentences: dict[str, list[str]] = field(default_factory=dict)
 
     def backbone_name(self, given: str = "") -> str:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.
@@ -157,6 +159,7 @@ def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_complete(description: Description, what: str) -> None:
-    """Raise UsageError for learned tensors that need another run's: its path would be followed."""
-    if folder := description.settings.get("FEATURES_OF"):
-        raise UsageError(f"{what} needs the features of the run {str(folder)[:200]!r}", "predict from its own run")
+    """Raise UsageError for a model that needs another run or file: its path would be followed."""
+    for key, needed in {"FEATURES_OF": "the features of the run", "WORDS": "the file of words"}.items():
+        if path := description.settings.get(key):
+            raise UsageError(f"{what} needs {needed} {str(path)[:200]!r}", "predict from its own run")

@@ -80,6 +80,8 @@ class PromptedClassifier:
         check_known_names(description.class_names, source)
         for template in filter(None, (description.template, description.dataset_template)):
             check_template(template, source)
+        if description.sentences:
+            datasets.sentences.check(description.sentences, source)
         self.description, self.checkpoint, self.source = description, checkpoint, source
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
@@ -132,9 +134,17 @@ class PromptedClassifier:
 
     @classmethod
     def zero_shot(
-        cls, backbone: str, class_names: Sequence[str], template: str = TEMPLATE, device: str = ""
+        cls,
+        backbone: str,
+        class_names: Sequence[str],
+        template: str = TEMPLATE,
+        device: str = "",
+        sentences: dict[str, list[str]] | None = None,
     ) -> "PromptedClassifier":
-        """Zero-shot CLIP: `template` has {} for the class name. Other arguments are as for the class."""
+        """Zero-shot CLIP: `template` has {} for the class name; a class with `sentences` has these instead.
+
+        Other arguments are as for the class.
+        """
         clip = load_backbone(backbone)
         size = clip.visual.image_size
         image: dict[str, Any] = {"SIZE": list(size) if isinstance(size, tuple | list) else [size, size]}
@@ -144,7 +154,8 @@ class PromptedClassifier:
         settings, names = {"PREC": "fp32"}, check_names(class_names)
         image = OF_CLIP | preprocessing(backbone) | image | {"TRANSFORMS": ["normalize"]}
         image |= {key: list(value) for key, value in image.items() if isinstance(value, tuple)}
-        description = Description("ZeroshotCLIP", settings, image, backbone, class_names=names, template=template)
+        texts = {"template": template, "sentences": sentences or {}}
+        description = Description("ZeroshotCLIP", settings, image, backbone, class_names=names, **texts)
         return cls(description, None, backbone, backbone, device, clip)
 
     @property
@@ -308,7 +319,8 @@ class PromptedClassifier:
     def _build(self, *class_names: str) -> Method:
         """The method with a model for these names: the learned prompts on the one backbone."""
         kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
-        method = kind(self.cfg, Classes(list(class_names), template or TEMPLATE), self.device)
+        classes = Classes(list(class_names), template or TEMPLATE, self.description.sentences)
+        method = kind(self.cfg, classes, self.device)
         assemble_model(method, clip=self.clip)
         if class_names != with_spaces(self.class_names):
             nothing = torch.zeros(1, method.model.clip.visual.output_dim, device=self.device)

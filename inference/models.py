@@ -16,6 +16,7 @@ from common.errors import UsageError, choose, choose_dataset
 from common.names import check_names, printable
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from datasets import title
+from datasets.sentences import read, read_of
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
@@ -66,7 +67,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
         template = options.template or TEMPLATE
-        classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device)
+        sentences = read(options.sentences) if options.sentences else {}
+        classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device, sentences)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
     found = [read_model(path, options) for path in paths]
@@ -99,7 +101,7 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
     """Raise UsageError for an option that none of the models reads."""
     kinds = [(kind_of(path), path.is_file()) for path in paths]
     readers = {"load_epoch": any(kind != "exported" and not is_file for kind, is_file in kinds)}
-    for name in ("config_file", "trainer", "template"):
+    for name in ("config_file", "trainer", "template", "sentences"):
         readers[name] = any(kind in ("checkpoint", "") for kind, _ in kinds)
     for name, is_read in readers.items():
         if getattr(options, name) not in ("", None) and not is_read:
@@ -153,6 +155,10 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
         if not trainers.methods()[name].reads_template:
             raise UsageError("--template has no use here", f"leave it out: {name} does not read it")
         cfg.DATASET.TEMPLATE = options.template
+    if options.sentences:
+        cfg.DATASET.SENTENCES = str(options.sentences)
+    if cfg.DATASET.SENTENCES and not trainers.methods()[name].reads_sentences:
+        raise UsageError("--sentences has no use here", f"leave it out: {name} reads no sentences for classes")
     return cfg
 
 
@@ -213,4 +219,5 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         template=cfg.DATASET.TEMPLATE,
         training=training | selected,
         dataset_name=name,
+        sentences=read_of(cfg),
     )

@@ -16,6 +16,7 @@ from clip import folded_weights, load_backbone
 from common.errors import UsageError
 from common.start import required_packages
 from trainers.base.prompted import PromptedCLIP, PromptLearner
+from trainers.base.texts import TextsCLIP
 
 from .classifier import PromptedClassifier
 
@@ -101,7 +102,8 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
     features = model.of_text(text_feature(classifier, class_names))
     own_image = type(model.prompt_learner).image is not PromptLearner.image
     state = folded_weights(model.clip) if model.adapted else None
-    if type(model) is not PromptedCLIP or model.prompt_learner.vision() or own_image or (model.adapted and not state):
+    own_text = type(model) not in (PromptedCLIP, TextsCLIP) or len(features) != len(class_names)
+    if own_text or model.prompt_learner.vision() or own_image or (model.adapted and not state):
         what = f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower"
         raise UsageError(what, "use --onnx")
     scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())

@@ -19,7 +19,7 @@ from inference import predict
 from train import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT
-OPTIONS = Namespace(backbone="", config_file="", trainer="", load_epoch=None, device="", template="")
+OPTIONS = Namespace(backbone="", config_file="", trainer="", load_epoch=None, device="", template="", sentences=None)
 SHORT = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE", "(32, 32)"]
 
 

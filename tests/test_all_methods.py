@@ -10,7 +10,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from drawn import arguments, section_pairs
+from drawn import NEED_SENTENCES, arguments, section_pairs
 from finished import TIMES
 from learned import NAMES, OPTIONS, images_of
 from marks import tables, thorough_but
@@ -53,6 +53,13 @@ def test_every_method_has_a_row():
         assert {row[name] for name in ("kill and resume", "study", "tables", "export")} == {"ok"}
 
 
+def sentences_of(names, folder):
+    """A file with sentences for all classes but the first one."""
+    file = folder / "sentences.json"
+    file.write_text(json.dumps({name: [f"a {name} thing", "often wet"] for name in names[1:]}))
+    return file
+
+
 @pytest.fixture
 def train(launch, eurosat, deep, tmp_path):
     """`train("MPL", "run", "base", options=[...])` -> how train.py ended: two shots, and three epochs if it has any."""
@@ -63,6 +70,7 @@ def train(launch, eurosat, deep, tmp_path):
         epochs = 1 if issubclass(kind, FittedTrainer) else 3
         settings = ["OPTIM.MAX_EPOCH", epochs, "DATASET.SUBSAMPLE_CLASSES", classes, *section_pairs(method, quick)]
         settings += ["TRAIN.CHECKPOINT_FREQ", 1]
+        settings += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)] if method in NEED_SENTENCES else []
         own = {"trainer": method, "config": "small", "options": options}
         return launch(*arguments(eurosat, deep, tmp_path / name, *settings, **own))
 
@@ -143,14 +151,16 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
 
 
 @pytest.mark.thorough
-def test_every_method_is_in_one_study_and_its_table(study_file, command):
+def test_every_method_is_in_one_study_and_its_table(study_file, command, tmp_path):
+    sentences = sentences_of(["any", "river in forest", "road in forest"], tmp_path)
     common = {"DATALOADER.NUM_WORKERS": 0, "TEST.MAX_IMAGES": 16, "OPTIM.MAX_EPOCH": 1}
     trainers = {
         name: {
             "config": "small",
             "overrides": common
             | {f"TRAINER.{kind.section()}.{key}": value for key, value in QUICK.get(name, {}).items()}
-            | ({f"TRAINER.{kind.section()}.VIEWS": 4} if issubclass(kind, ViewsTrainer) else {}),
+            | ({f"TRAINER.{kind.section()}.VIEWS": 4} if issubclass(kind, ViewsTrainer) else {})
+            | ({"DATASET.SENTENCES": str(sentences)} if name in NEED_SENTENCES else {}),
         }
         for name, kind in methods().items()
     }

@@ -63,7 +63,7 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
     from trainers.base.teacher import mean_text_features
 
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
-    texts = mean_text_features(zero_shot.clip, zero_shot.class_names, ["a photo of a {}."])
+    texts = mean_text_features(zero_shot.clip, [[f"a photo of a {name}."] for name in zero_shot.class_names])
     heads, chance = Heads(zero_shot, texts), torch.Generator().manual_seed(0)
     features = 3 * torch.randn(12, 64, generator=chance)
     labels = torch.arange(12) % 3

@@ -131,7 +131,7 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
         batch["img"] = [images, images_of(case["batch"], images.shape[-1], case["second_view_seed"])]
         drawn = iter(case["sentence_of_step"])
         monkeypatch.setattr("random.randint", lambda low, high: next(drawn))
-        monkeypatch.setattr(type(trainer), "sentences", list(case["sentences"].values()))
+        trainer.sentences = case["sentences"]
     check_logits(trainer, images, figures, "before", BEFORE)
     if "input_grads" in figures:
         check_input_gradients(trainer, batch, figures["input_grads"])

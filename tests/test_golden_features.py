@@ -28,7 +28,9 @@ OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay":
 
 
 def is_method(figures):
-    return "input" in case_of(figures) and case_of(figures).get("kind") != "ood"
+    """Of a method on features; those that change the text alone are in test_golden_texts.py."""
+    text_alone = {"sentences", "runs"} & {*figures}
+    return "input" in case_of(figures) and case_of(figures).get("kind") != "ood" and not text_alone
 
 
 def pytest_generate_tests(metafunc):

@@ -71,7 +71,7 @@ ALLOWED = [
 ]
 
 WITHOUT_DASSL = ("CLIPAdapter", "GDA", "LPPlusPlus", "TipAdapter", "TipAdapterF", "TPT", "CTPT", "ZERO", "MTA", "TDA")
-WITHOUT_DASSL += ("SSText", "ProKeR")
+WITHOUT_DASSL += ("SSText", "ProKeR", "CuPL", "DCLIP", "WaffleCLIP")
 OURS = {  # files that nobody published: their names, and why they are here
     "*/small.yaml": "for the small CLIP of this project",
     "*/small_cross_datasets.yaml": "for the small CLIP of this project",

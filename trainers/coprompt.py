@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
+from common.errors import UsageError
+
 from .base.coupled import CoupledSettings, CoupledTrainer
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
@@ -62,6 +64,7 @@ class CoPrompt(CoupledTrainer):
     """Consistency-guided Prompt learning (Roy and Etemad, ICLR 2024)."""
 
     Settings, Model = CoPromptSettings, CoPromptCLIP
+    reads_sentences = True
     published_sections, published_outside = ("TRAINER.CoPrompt",), ("W", "DISTILL")
     published = (*CoupledTrainer.published, "adapter_image.*", "adapter_text.*")
     caveat = "published with values chosen for each dataset"
@@ -71,19 +74,20 @@ class CoPrompt(CoupledTrainer):
         learner.extra_modules = {"adapter_image": Adapter(width, IMAGE), "adapter_text": Adapter(width, TEXT)}
         return learner
 
-    @property
-    def sentences(self) -> list[list[str]]:
-        """Those of each class that the teacher reads, in the order of labels."""
-        return [[self.template().replace("{}", name)] for name in self.class_names]
-
     @cached_property
     def teacher(self) -> Teacher:
-        return Teacher(self.model, self.class_names)
+        return Teacher(self.model, self.class_sentences(self.template()))
+
+    def check_training(self):
+        super().check_training()
+        if len(counts := {len(texts) for texts in self.teacher.texts}) > 1:
+            what = f"the classes have {min(counts)} to {max(counts)} sentences, and CoPrompt draws one number for all"
+            raise UsageError(what, "give as many for each class in DATASET.SENTENCES")
 
     @cached_property
     def teacher_texts(self) -> Tensor:
         """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of the n-th sentence of each class."""
-        texts = [text for of_all_classes in zip(*self.sentences, strict=True) for text in of_all_classes]
+        texts = [text for of_all_classes in zip(*self.teacher.texts, strict=True) for text in of_all_classes]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = normalize(encode_texts(self.model.frozen, texts, self.device))
         return features.unflatten(0, (-1, len(self.class_names)))

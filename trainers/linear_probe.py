@@ -82,7 +82,7 @@ class LinearProbe(FittedTrainer):
     Settings = LinearProbeSettings
     saved_as = "linear_probe"
     saves_learner = False
-    reads_template = False
+    reads_template = reads_sentences = False
     spec = FeatureSpec(reads_text=False, chosen={"C": "1.0"}, trials=TRIALS)
 
     def build_head(self, classes, width, rows):

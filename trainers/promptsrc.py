@@ -8,7 +8,7 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 
 from .base.prompts import TwoTowerSettings, TwoTowerTrainer
-from .base.teacher import Teacher
+from .base.teacher import TEMPLATES, Teacher
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class PromptSRC(TwoTowerTrainer):
     """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et al., ICCV 2023)."""
 
     Settings = PromptSRCSettings
+    reads_sentences = True
 
     def build_model(self):
         super().build_model()
         self.gpa_weights = gpa_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
         self.gpa_weight = 0.0
         self.gpa_sum = {name: torch.zeros_like(value) for name, value in self.model.state_dict().items()}
-        self.teacher = Teacher(self.model, self.class_names)
+        self.teacher = Teacher(self.model, self.class_sentences(*TEMPLATES))
 
     def loss(self, output, labels):
         """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs. 3-6)."""

@@ -5,9 +5,8 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 from common.names import CONTROL
 
-from .base import PromptTrainer
-from .base.prompts import TemplatePrompts
 from .base.settings import MethodSettings
+from .base.texts import TextsTrainer
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,11 @@ class ZeroshotCLIPSettings(MethodSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(PromptTrainer):
+class ZeroshotCLIP(TextsTrainer):
     """CLIP as it is, with one template for each dataset (Radford et al., 2021)."""
 
     Settings = ZeroshotCLIPSettings
-    learns = False
-    seeded = False
     config_folder = "CoOp"
-
-    def build_prompts(self, clip, classnames):
-        return TemplatePrompts(self.sentence, classnames, clip)
 
     @property
     def sentence(self) -> str:
@@ -39,7 +33,3 @@ class ZeroshotCLIP(PromptTrainer):
 
     def notes(self):
         return [f"Template: {self.sentence}"]
-
-    def train(self):
-        print("ZeroshotCLIP learns nothing: evaluating")
-        self.test()

@@ -8,6 +8,7 @@
     python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16    # the images that a run would select
     python tools/prepare.py splits eurosat --root data --seed 1 --shots 16     # write them as CoOp's and 2SFS's files
     python tools/prepare.py splits eurosat --root data --file FILE             # check such a file
+    python tools/prepare.py sentences eurosat --root data --file FILE          # check sentences for its classes
     python tools/prepare.py backbone NAME                    # a backbone with its tokeniser: see backbone --help
 
 After an interruption, the same command resumes. If a file cannot be downloaded from your network, put it into the
@@ -30,6 +31,7 @@ from .. import splits
 from ..base import FewShotDataset, Items, missing_files, same_names
 from .arrange import Preparation
 from .own_images import listed, pixels_of
+from .sentences import compare
 from .sources import Source, downloadable, find, image_paths, images_by_split, names
 
 
@@ -40,7 +42,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "names",
         nargs="*",
         metavar="DATASET",
-        help="names in configs/datasets, or all; or: fewshot DATASET, splits DATASET",
+        help="names in configs/datasets, or all; or: fewshot DATASET, splits DATASET, sentences DATASET",
     )
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
@@ -53,7 +55,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=at_least(0), default=1, help="for fewshot and splits: the seed of the run (default: 1)")
     add("--shots", type=at_least(1), help="for fewshot and splits: images per class (default: 16; of --file: all)")
     add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
-    add("--file", type=path, help="for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl")
+    what = "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for sentences: a JSON file"
+    add("--file", type=path, help=what)
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     args.shots = args.shots or (-1 if args.file else 16)
@@ -137,6 +140,14 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
         for file in splits.write(stem, parts, dataset.images, dataset.data):
             print(f"{checksum(file)}  {file}")
     print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
+
+
+def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
+    """Print whether a file has sentences for the classes of a dataset; an error if it lacks some or has others."""
+    if len(sources) != 1 or not args.file:
+        what = "sentences needs one dataset and a file"
+        raise UsageError(what, "python tools/prepare.py sentences DATASET --file FILE")
+    compare(args.file, sources[0].read_quietly(args.root).classnames)
 
 
 def check(sources: list[Source], args: argparse.Namespace) -> None:
@@ -258,7 +269,8 @@ def own_folders(args: argparse.Namespace) -> list[Path]:
 
 def prepare_datasets(args: argparse.Namespace) -> None:
     """Do what the arguments ask of the datasets of CoOp's layout."""
-    choose = {"fewshot": show_fewshot, "splits": make_splits}.get((args.names or [""])[0])
+    commands = {"fewshot": show_fewshot, "splits": make_splits, "sentences": check_sentences}
+    choose = commands.get((args.names or [""])[0])
     names = args.names[1:] if choose else args.names
     every = "all" in names or (not args.names and (args.list or args.check))
     sources = [find(name) for name in dict.fromkeys(downloadable() if every else names)]

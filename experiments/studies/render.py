@@ -97,7 +97,7 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
     known = runs.dropna(subset="images")
     if known.empty:
         return ""
-    kinds = {name: variant.facts.kind for name, variant in summary.variants.items() if name in set(runs["method"])}
+    kinds = {name: variant.kind for name, variant in summary.variants.items() if name in set(runs["method"])}
     words = "all methods inductive"
     if set(kinds.values()) != {"inductive"}:
         words = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive")

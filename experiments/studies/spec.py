@@ -79,6 +79,13 @@ class Variant:
     def facts(self) -> Any:
         return methods()[self.method]
 
+    @property
+    def kind(self) -> str:
+        """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for classes."""
+        keys = {key for pairs in (self.overrides, *self.dataset_overrides.values()) for key in pairs[::2]}
+        extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
+        return "extra text" if extra else self.facts.kind
+
 
 @dataclass(frozen=True)
 class Run:

@@ -85,7 +85,7 @@ class Summary:
     @property
     def kinds(self) -> list[str]:
         """The kinds of the study's methods (`Method.kind`)."""
-        return list(dict.fromkeys(variant.facts.kind for variant in self.study.variants))
+        return list(dict.fromkeys(variant.kind for variant in self.study.variants))
 
     @property
     def parts(self) -> list[tuple[str, str]]:
@@ -158,7 +158,7 @@ class Summary:
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
                 "selected_on_test": means.notna().to_numpy() & accuracies.columns.isin(selected),
-                "kind": variant.facts.kind,
+                "kind": variant.kind,
             }
         )
 

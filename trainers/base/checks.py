@@ -71,7 +71,8 @@ def assert_method_works(name: str, **settings: Any) -> None:
                 longest = float(model.image_features(images).norm(dim=-1).max())
             remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
             assert longest < 1.01, f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
-        loaded = type(trainer)(trainer.cfg, Classes(trainer.class_names, trainer.dataset_template), trainer.device)
+        classes = Classes(trainer.class_names, trainer.dataset_template, trainer.sentences)
+        loaded = type(trainer)(trainer.cfg, classes, trainer.device)
         assemble_model(loaded, clip=model.frozen)
         if trainer.learns:
             loaded.load_model(trainer.output_dir)

@@ -53,8 +53,14 @@ def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> d
 
 def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
     """The record of learning from the training images of a dataset, all of which are used with their labels."""
-    facts = list_facts(cfg, title, "train", dataset.train_x) | getattr(dataset, "fewshot_file", {})
+    facts = list_facts(cfg, title, "train", dataset.train_x) | getattr(dataset, "fewshot_file", {}) | text_facts(cfg)
     return Phase(**facts, labels=len(dataset.train_x), class_names=classes)
+
+
+def text_facts(cfg: CfgNode) -> dict[str, str]:
+    """The name and the checksum of the file of a run's sentences; {} without one."""
+    name = os.path.basename(cfg.DATASET.get("SENTENCES", ""))
+    return {"sentences": name, "sentences_sha256": cfg.DATASET.SENTENCES_SHA256} if name else {}
 
 
 def list_digest(images: Sequence[Any], root: str) -> str:

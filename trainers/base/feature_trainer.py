@@ -110,7 +110,7 @@ class FeatureTrainer(PromptTrainer):
     model: HeadCLIP
     transfers = False
     saves_learner = True
-    reads_template = True
+    reads_template = reads_sentences = True
     checkpoints_type = HeadCheckpoints
     spec: ClassVar[FeatureSpec] = FeatureSpec()
     support: Support
@@ -167,7 +167,7 @@ class FeatureTrainer(PromptTrainer):
         """
         clip, base = self.model.frozen, self.model.base
         if base is None:
-            return mean_text_features(clip, self.class_names, self.templates, self.spec.unit_text)
+            return mean_text_features(clip, self.class_sentences(*self.templates), self.spec.unit_text)
         with torch.no_grad():
             text = base.encode_text(torch.zeros(1, clip.visual.output_dim, device=self.device)).float()
         if text.dim() != 2:

@@ -44,10 +44,13 @@ def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[Pr
     if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
         what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
         raise UsageError(what, "give FEATURES_OF a run of another method", path)
+    if head.sentences and not kind.reads_sentences:
+        what = f"DATASET.SENTENCES has no effect: the features of {path} are of {name}, which reads no sentences"
+        raise UsageError(what, "leave it out", path)
     cfg = head.cfg.clone()
     cfg.defrost()
     cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
-    base = kind(cfg, Classes(head.class_names, head.dataset_template), head.device)
+    base = kind(cfg, Classes(head.class_names, head.dataset_template, head.sentences), head.device)
     assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
     base.checkpoints.load(checkpoint, path)
     print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")

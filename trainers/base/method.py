@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, ImageOutput
 from common.errors import UsageError
+from common.names import plain
 from common.records import Choice, Phase
 from common.schema import Accepts
 
@@ -25,10 +26,12 @@ TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
 
 class Classes(NamedTuple):
-    """The classes of a prediction: names in the order of their labels, without underscores; a sentence with {}."""
+    """The classes of a prediction: names in the order of their labels, without underscores; a sentence with {}; and
+    sentences for some classes, by their names."""
 
     names: list[str]
     template: str = TEMPLATE
+    sentences: Mapping[str, Sequence[str]] = {}
 
 
 class Method:
@@ -47,6 +50,7 @@ class Method:
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
+    reads_sentences: ClassVar[bool] = False  # True: it reads sentences for each class where it reads a template
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
@@ -72,7 +76,7 @@ class Method:
 
     def __init__(self, cfg: CfgNode, classes: Classes, device: torch.device):
         self.cfg, self.device = cfg, device
-        self.class_names, self.dataset_template = classes
+        self.class_names, self.dataset_template, self.sentences = Classes(*classes)
 
     # Hooks of a method
 
@@ -182,12 +186,17 @@ class Method:
                 f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}",
                 "number its classes without gaps",
             )
-        return [name.replace("_", " ") for name in names]
+        return list(map(plain, names))
 
     @cached_property
     def dataset_template(self) -> str:
         """The dataset's sentence with {} for a class name."""
         return getattr(self.dm.dataset, "template", TEMPLATE)
+
+    @cached_property
+    def sentences(self) -> Mapping[str, Sequence[str]]:
+        """Sentences for each class, by its name in their file (DATASET.SENTENCES); empty without a file."""
+        return getattr(self.dm.dataset, "sentences", {})
 
     @property
     def dataset_title(self) -> str:
@@ -202,3 +211,8 @@ class Method:
         """
         own = "" if self.cfg.DATASET.get("TEMPLATE", "") else (published or {}).get(self.cfg.DATASET.NAME, "")
         return own or self.dataset_template
+
+    def class_sentences(self, *templates: str) -> list[list[str]]:
+        """The sentences of each class with its name: its own (DATASET.SENTENCES), or else the templates."""
+        own = {plain(name): texts for name, texts in self.sentences.items()}
+        return [[text.replace("{}", name) for text in own.get(name) or templates] for name in self.class_names]

@@ -32,15 +32,15 @@ def cache_folder() -> Path:
 
 class Teacher:
     """The features of the frozen CLIP that a method holds its own near to; a class's text feature is the mean of its
-    sentences' (`templates`, with {} for the class name)."""
+    sentences' (`texts`, as `Method.class_sentences` returns them)."""
 
-    def __init__(self, model: PromptedCLIP, classnames: list[str], templates: Sequence[str] = TEMPLATES):
-        self.model, self.classnames, self.templates = model, classnames, templates
+    def __init__(self, model: PromptedCLIP, texts: Sequence[Sequence[str]]):
+        self.model, self.texts = model, texts
 
     @cached_property
     def text_features(self) -> Tensor:
         """(C, joint), fp32, normalised (PromptSRC, Sec. 3.4); computed when it is first asked for."""
-        return normalize(mean_text_features(self.model.frozen, self.classnames, self.templates))
+        return normalize(mean_text_features(self.model.frozen, self.texts))
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
@@ -56,11 +56,12 @@ def cosine_distance(ours: Tensor, teachers: Tensor) -> Tensor:
 class TaughtTrainer(PromptTrainer):
     """A method that holds its features near those of the frozen CLIP, which reads one sentence for each class."""
 
+    reads_sentences = True
     teacher_templates: ClassVar[Mapping[str, str]] = {}  # for datasets whose zero-shot template is another sentence
 
     @cached_property
     def teacher(self) -> Teacher:
-        return Teacher(self.model, self.class_names, [self.template(self.teacher_templates)])
+        return Teacher(self.model, self.class_sentences(self.template(self.teacher_templates)))
 
     def distillation_loss(self, output: Output, labels: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from the teacher's."""
@@ -72,40 +73,48 @@ class TaughtTrainer(PromptTrainer):
 
 
 @torch.no_grad()
-def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequence[str], unit: bool = False) -> Tensor:
-    """The mean over templates of a class's text feature.
+def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = False) -> Tensor:
+    """The mean over its sentences of a class's text feature; a sentence that is there twice counts twice.
 
-    Kept in `cache_folder()` under a key made of the text tower's weights, the class names and the templates.
+    Kept in `cache_folder()` under a key made of the text tower's weights and the sentences.
 
     Args:
         clip: the frozen backbone; the features are on its device.
-        classnames, templates: C names, and sentences with {} for the class name.
+        texts: the sentences of each of C classes, at least one. Longer ones than the tower reads are cut.
         unit: whether each feature is normalised before the mean.
 
     Returns:
         (C, joint), fp32, not normalised.
     """
-    texts = [template.replace("{}", name) for template in templates for name in classnames]
+    flat = [text for sentences in texts for text in sentences]
+    counts = torch.tensor([len(sentences) for sentences in texts])
     cache = DiskCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
-    key = fingerprint(clip, [*classnames, *templates, "mean of unit" if unit else "mean"])
+    key = fingerprint(clip, [*flat, *map(str, counts.tolist()), "mean of unit" if unit else "mean"])
     device = clip.logit_scale.device
-    shape = len(classnames), clip.visual.output_dim
+    shape = len(texts), clip.visual.output_dim
     if (cached := get_tensor(cache, key, shape, torch.float32)) is not None:
         return cached.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
-        features = encode_texts(clip, texts, device)
+        different = sorted(set(flat))  # texts that begin alike come together
+        features = encode_texts(clip, different, device)
     features = normalize(features) if unit else features
-    features = features.unflatten(0, (len(templates), len(classnames))).mean(dim=0)
+    rows = {text: row for row, text in enumerate(different)}
+    of_texts = features[[rows[text] for text in flat]].split(counts.tolist())
+    features = torch.stack([sentences.mean(dim=0) for sentences in of_texts])
     put_tensor(cache, key, features)
     return features
 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     """(texts, joint), fp32, not normalised."""
-    features = []
+    features, full, tokenizer = [], 0, tokenizer_of(clip)
     for start in tqdm(range(0, len(texts), ROWS), desc="Text features", unit="batch", disable=None):
-        ids = tokenizer_of(clip)(texts[start : start + ROWS]).to(device)
+        ids = tokenizer(texts[start : start + ROWS], truncate=True).to(device)
+        full += int((ids[:, -1] != tokenizer.pad).sum())
         features.append(encode_text(clip, TextPrompts(ids)).float())
+    if full:
+        what = f"{full} of {len(texts)} texts fill the {clip.context_length} positions of the text tower"
+        print(f"{what}: it reads no more of them")
     return torch.cat(features)
 
 

@@ -58,6 +58,7 @@ class ViewsTrainer(PromptTrainer):
     """
 
     learns = False
+    reads_sentences = True
     kind = "test-time"
     test_loader: Any
     val_loader: Any
@@ -125,7 +126,7 @@ class ViewsTrainer(PromptTrainer):
     @cached_property
     def texts(self) -> Tensor:
         """(classes, joint), fp32, of unit length: the mean of the sentences' unit features."""
-        return normalize(mean_text_features(self.model.frozen, self.class_names, self.templates, unit=True))
+        return normalize(mean_text_features(self.model.frozen, self.class_sentences(*self.templates), unit=True))
 
     def answer_views(self, views: Tensor, state: State) -> Tensor:
         """`answer` for an image, from its views (views, 3, H, W)."""
@@ -147,7 +148,7 @@ class ViewsTrainer(PromptTrainer):
 
     def key(self, images: Any) -> str:
         """A checksum of the images of a test (path, size, times of change), of how they are read, and of the model."""
-        facts = self.checkpoints.metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates
+        facts = self.checkpoints.metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates, self.sentences
         digest = hashlib.sha256(f"1 {facts}".encode())
         for item in images.data_source:
             with suppress(OSError):  # the loader names an image that cannot be read

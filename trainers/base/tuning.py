@@ -61,6 +61,7 @@ class TuningTrainer(ViewsTrainer):
 
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
     saves_learner = True
+    reads_sentences = False
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
         """The loss of an image: the entropy of the mean over views of their probabilities, in nats.

@@ -1,0 +1,144 @@
+"""Sentences for each class (DATASET.SENTENCES): where they are read, what is recorded, and files that are refused."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from dassl.engine import build_trainer
+from drawn import make_cfg, results
+from learned import images_of
+
+from clip import tokenize
+from experiments.studies.spec import Variant
+from inference import export, predict
+from inference.classifier import PromptedClassifier
+from trainers import methods
+from trainers.base.prompted import normalize
+
+pytestmark = pytest.mark.slow
+
+# For some of the classes, under other forms of their names, with a repetition.
+SENTENCES = {
+    "green_field": ["{} seen from above", "grass", "grass"],
+    "blue lake": ["water."],
+    "a class of others": ["x"],
+}
+READERS = ["ZeroshotCLIP", "TipAdapter", "SSText", "TDA", "KgCoOp", "PromptSRC", "DePT+KgCoOp"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file of sentences."""
+    (tmp_path / "sentences.json").write_text(json.dumps(SENTENCES))
+    return tmp_path / "sentences.json"
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(method, file, eurosat, deep, tmp_path):
+    options = "DATASET.SENTENCES", str(file), f"TRAINER.{methods()[method].section()}.PREC", "fp32"
+    trainer = build_trainer(make_cfg(method, eurosat, deep, tmp_path / "out", *options, "OPTIM.MAX_EPOCH", 1))
+    clip, model = trainer.model.frozen, trainer.model
+    unit = {"SSText", "KgCoOp", "PromptSRC", "DePT+KgCoOp"}.isdisjoint({method})
+
+    def mean(*texts):
+        with torch.no_grad():
+            features = clip.encode_text(tokenize(texts).to(trainer.device).long()).float()
+        return (normalize(features) if unit else features).mean(dim=0)
+
+    teacher = getattr(trainer, "teacher", None)
+    own = getattr(trainer, "texts", None)
+    found = teacher.text_features if teacher else own if isinstance(own, torch.Tensor) else model.class_texts
+    assert found.shape[0] == 6
+    expected = [mean("green field seen from above", "grass", "grass"), mean("water.")]
+    if method != "PromptSRC":  # it has sixty templates
+        expected.append(mean("a centered satellite photo of red."))
+    for label, feature in zip((1, 2, 0), expected, strict=False):
+        torch.testing.assert_close(normalize(found[label]), normalize(feature), rtol=0, atol=1e-5)
+
+
+def test_sentences_are_on_the_card_in_predictions_and_in_exports(
+    file, run, launch, argv, command, eurosat, tiny, tmp_path
+):
+    own = ("TRAINER.TIPADAPTER.SEARCH_STEP", "[4, 3]", "OPTIM.MAX_EPOCH", 1)
+    given = ("DATASET.SENTENCES", str(tmp_path / "{dataset}.json"))
+    (tmp_path / "EuroSAT.json").write_bytes(file.read_bytes())
+    facts = {"sentences": "{dataset}.json", "sentences_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    folders = [
+        run("tip", *own, *given, trainer="TipAdapter", config="small"),
+        run("zero", *given, trainer="ZeroshotCLIP"),
+    ]
+    cards = [results(folder)["data_use"] for folder in folders]
+    assert [card["kind"] for card in cards] == ["extra text"] * 2
+    assert facts.items() <= cards[0]["fit"][0].items() and facts.items() <= cards[1]["test"].items()
+    images = list(images_of(eurosat, range(6)))[:3]
+    for folder in folders:
+        to = tmp_path / f"exported {folder.name}"
+        names = () if folder.name == "tip" else ("--classes", "red", "green field", "blue lake")
+        assert command(export, folder, "--to", to, "--backbone", tiny, *names).status == 0
+        printed = [
+            command(predict, path, *images, "--backbone", tiny, *names, "--json").printed for path in (folder, to)
+        ]
+        assert printed[0].replace(str(folder), "") == printed[1].replace(str(to), "") != ""
+        assert PromptedClassifier.from_pretrained(to, str(tiny)).description.sentences == SENTENCES
+    bare = command(predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json").printed
+    told = command(
+        predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json", "--sentences", file
+    )
+    assert told.status == 0 and told.printed != bare
+    (tmp_path / "EuroSAT.json").write_text('{"red": ["a red thing"]}')
+    changed = "is not the file with the checksum DATASET.SENTENCES_SHA256"
+    assert changed in command(predict, folders[1], *images, "--backbone", tiny, "--classes", "red").error
+    again = launch(*argv("TipAdapter", *own, *given, output="tip"))
+    assert "DATASET.SENTENCES_SHA256" in again.error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "is not JSON"),
+        ("[]", "is not a file of sentences for classes"),
+        ("{}", "has no sentences"),
+        ('{"red": []}', "has no sentences"),
+        ('{"red": "a sentence"}', "is not a file of sentences for classes"),
+        ('{"red": [1]}', "a sentence of 'red' is not a text"),
+        ('{"red": ["\\ud800"]}', "a sentence of 'red' is not a text"),
+        ('{"blue_lake": ["a"], "blue lake": ["b"]}', "has a class twice"),
+        ('{"rose": ["a flower"]}', "has no sentences for any class of the dataset: it has 'rose'"),
+        (json.dumps({"red": ["x" * 4000] * 2500}), "is larger than 8,388,608 bytes"),
+    ],
+)
+def test_files_that_are_no_sentences_for_the_classes_are_refused(
+    content, words, file, refused, argv, prepare_fails, eurosat
+):
+    file.write_text(content)
+    refused(argv("ZeroshotCLIP", "DATASET.SENTENCES", str(file)), words)
+    if "rose" not in content:
+        prepare_fails(["sentences", "eurosat", "--file", file], words, root=eurosat)
+
+
+def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(file, refused, argv, command, tiny, tmp_path):
+    for method in ("CoOp", "LinearProbe", "TPT"):
+        refused(argv(method, "DATASET.SENTENCES", str(file)), f"DATASET.SENTENCES has no effect: {method} reads no")
+    refused(argv("CuPL"), "CuPL has no sentences for the classes: give DATASET.SENTENCES FILE")
+    refused(argv("CuPL", "DATASET.SENTENCES", str(tmp_path / "none.json")), "cannot read", "none.json")
+
+
+def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eurosat):
+    file.write_text(json.dumps(SENTENCES | {"gray": ["very " * 80]}))
+    printed = prepare_fails(
+        ["sentences", "eurosat", "--file", file], "lacks 4 classes, and has 2 unknown", root=eurosat
+    )
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in printed
+    for words in ("1 have more than 77 tokens", "template: red, grey", "a class of others, gray"):
+        assert words in printed
+    every = {name: ["a sentence"] for name in ("red", "green field", "blue lake", "grey", "white snow", "black")}
+    file.write_text(json.dumps(every))
+    assert prepare("sentences", "eurosat", "--file", file, root=eurosat).status == 0
+
+
+def test_a_study_ranks_methods_with_sentences_among_those_with_extra_text():
+    plain, told = Variant("a", "GDA"), Variant("b", "GDA", overrides=("DATASET.SENTENCES", "file.json"))
+    of_single = Variant("c", "GDA", dataset_overrides={"eurosat": ("DATASET.SENTENCES", "file.json")})
+    assert [variant.kind for variant in (plain, told, of_single)] == ["inductive", "extra text", "extra text"]
+    assert Variant("d", "TDA", overrides=("DATASET.SENTENCES", "file.json")).kind == "transductive"

@@ -1,0 +1,97 @@
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+from dassl.engine import TRAINER_REGISTRY
+
+from clip.tokenizer import byte_pairs
+from common.names import plain
+from common.text import read_text
+
+from .base.descriptors import which
+from .base.texts import SeveralSettings, TextsTrainer
+
+END = "</w>"  # of a whole word in the vocabulary of CLIP
+
+
+@dataclass(frozen=True)
+class WaffleCLIPSettings(SeveralSettings):
+    """COUNT pairs of random words and random letters (waffle), COUNT sequences of letters (waffle_characters), or
+    pairs with descriptors of the class (waffle_and_gpt). A text is PRE LABEL_BEFORE name SEPARATOR clause AFTER. WORDS
+    is a file with a word on each line, instead of the vocabulary of CLIP."""
+
+    MODE: Literal["waffle", "waffle_characters", "waffle_and_gpt"] = "waffle"
+    COUNT: int = 15
+    LABEL_BEFORE: str = "A photo of a "
+    SEPARATOR: str = ", "
+    AFTER: str = "."
+    PRE: str = ""
+    WORDS: str = ""
+    ranges = {"COUNT": (2, 1000)}
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """The words of at least four letters from a to z in the vocabulary of CLIP, sorted."""
+    words = (word.removesuffix(END) for word in byte_pairs().encoder if word.endswith(END))
+    return tuple(sorted(word for word in words if len(word) > 3 and word.isascii() and word.isalpha()))
+
+
+def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -> Callable[[], str]:
+    """A function that draws words, as many and as long as those of the class names are on average."""
+    parts = [plain(name).split(" ") for name in names]
+    count = max(round(fmean(map(len, parts))), 1)
+    length = round(fmean(fmean(map(len, part)) for part in parts))
+    words = [word[:length] for word in words]
+    return lambda: " ".join(draw(words) for _ in range(count))
+
+
+def letter_sequences(names: Sequence[str], descriptors: Sequence[str], draw: Callable) -> Callable[[], str]:
+    """A function that draws groups of letters, as long as the class names, from those of the descriptors."""
+    letters = sorted(set("".join(descriptors)) - set(" ,."))
+    groups = round(fmean(name.count(" ") for name in names)) + 1
+    length = math.ceil(fmean(max(map(len, name.split(" "))) for name in names))
+    length += groups - length % groups
+    return lambda: ", ".join("".join(draw(letters) for _ in range(length // groups)) for _ in range(groups))
+
+
+@TRAINER_REGISTRY.register()
+class WaffleCLIP(TextsTrainer):
+    """Random words and letters instead of descriptors (Roth et al., ICCV 2023)."""
+
+    Settings = WaffleCLIPSettings
+    kind = "extra text"
+    needs_sentences = True
+    seeded = True
+
+    def texts(self):
+        """The random texts of one class for all classes; the draws are in the order of the official code."""
+        settings, chance = self.settings, np.random.RandomState(max(0, self.cfg.SEED))
+        words = read_text(settings.WORDS).splitlines() if settings.WORDS else vocabulary()
+        names, descriptors = list(self.sentences), [text for texts in self.sentences.values() for text in texts]
+
+        def draw(values: Sequence[str]) -> str:
+            return str(chance.choice(values, 1, replace=False)[0])
+
+        kinds = [word_sequences(names, words, draw), letter_sequences(names, descriptors, draw)]
+        kinds = kinds[1:] if settings.MODE == "waffle_characters" else kinds
+        pairs = int(2 / 3 * settings.COUNT) if settings.MODE == "waffle_and_gpt" else settings.COUNT
+        drawn = {name: [self.text(name, kind()) for _ in range(pairs) for kind in kinds] for name in names}
+        kept = str(chance.choice(names))
+        common, old = drawn[kept], plain(kept)
+        texts = {name: [text.replace(old, name) for text in common] for name in [*self.class_names, *map(plain, names)]}
+        if settings.MODE == "waffle_and_gpt":
+            for name in names:
+                own = chance.choice(self.sentences[name] or [""], 2 * pairs)
+                texts[plain(name)] += [self.text(name, str(descriptor)) for descriptor in own]
+            for name in map(plain, names):
+                texts[name] = list(map(str, chance.choice(texts[name], 3 * pairs, replace=False)))
+        return [texts[name] for name in self.class_names]
+
+    def text(self, name: str, descriptor: str) -> str:
+        s = self.settings
+        return f"{s.PRE}{s.LABEL_BEFORE}{plain(name)}{s.SEPARATOR}{which(descriptor)}{s.AFTER}"
