@@ -5,12 +5,12 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.names import check_names
-from common.start import add_common_options, path, share
+from common.start import add_common_options, at_least, path, share
 from common.text import read_text
 
 MODELS = (
-    "A MODEL is the output folder of a finished run, a folder that tools/export.py wrote, or a published checkpoint "
-    "(its file or its run's folder), which needs --config-file and --classes."
+    "A MODEL is the output folder of a finished run or a checkpoint in it, a folder that tools/export.py wrote, or a "
+    "published checkpoint (its file or its run's folder), which needs --config-file and --classes."
 )
 CHECKPOINTS = "model*.pth.tar*"
 
@@ -32,6 +32,12 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     what = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
     add("--sentences", type=path, metavar="FILE", help=what)
     add_common_options(parser)
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that read images of the user."""
+    text = "refuse larger images (default: 89,478,485, or INPUT.MAX_PIXELS of the run)"
+    parser.add_argument("--max-pixels", type=at_least(1, 10**9), metavar="N", help=text)
 
 
 def add_calibration_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's test."""
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -25,7 +26,7 @@ from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import Description, calibration_in, read_artefact, write_artefact
+from .artefact import Description, write_artefact
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
@@ -52,6 +53,7 @@ class PromptedClassifier:
         device: `cpu` or `cuda`; by default CUDA if there is a GPU.
         clip: the backbone, if it is loaded already.
         calibration: what `tools/calibrate.py` has fitted for the model.
+        max_pixels: larger images are refused; by default as in the run, or those over 89,478,485.
 
     Attributes:
         cfg: the configuration that a prediction depends on; its values of training are defaults.
@@ -71,6 +73,7 @@ class PromptedClassifier:
         device: str = "",
         clip: CLIP | None = None,
         calibration: "Calibration | None" = None,
+        max_pixels: int | None = None,
     ):
         cuda = torch.cuda.is_available()
         if device:
@@ -95,6 +98,8 @@ class PromptedClassifier:
         cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
         shots = description.training.get("shots")  # in TRAINER.<NAME>.FEATURES_OF
         cfg.DATASET.NUM_SHOTS = shots if type(shots) is int else -1
+        if max_pixels is not None:
+            cfg.merge_from_list(["INPUT.MAX_PIXELS", max_pixels])
         cfg.freeze()  # which checks Dassl's keys
         self.cfg = cfg
         self.transform = trainers.methods()[self.method].test_transform(self.cfg)
@@ -112,25 +117,45 @@ class PromptedClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | PathLike, backbone: str = "", device: str = "", revision: str | None = None
+        cls,
+        name: str | PathLike,
+        backbone: str = "",
+        device: str = "",
+        revision: str | None = None,
+        *,
+        class_names: Sequence[str] = (),
+        epoch: int | None = None,
+        config_file: str | PathLike = "",
+        method: str = "",
+        max_pixels: int | None = None,
     ) -> "PromptedClassifier":
-        """The classifier of an exported folder, or of one on the Hugging Face Hub.
+        """The classifier of an exported folder, of a run, of a checkpoint, or of a folder on the Hugging Face Hub.
 
         Args:
-            name: a folder; or `user/name`, a repository that `tools/export.py --push-to-hub` wrote.
+            name: a folder or a file; or `user/name`, a repository that `tools/export.py --push-to-hub` wrote.
             backbone, device: as for the class. A backbone must have the SHA-256 that config.json states.
             revision: of the repository: a branch, a tag or a commit; by default the newest commit.
+            class_names: for zero-shot CLIP and published checkpoints, which have none.
+            epoch: of a run; by default the tested one.
+            config_file: YAML file of its method, for a published checkpoint.
+            method: its name, by default that of the folder of this file.
+            max_pixels: as for the class.
 
         Raises:
             UsageError: a file is missing, damaged, too large or changed; the backbone has other weights; there is no
                 such repository, or there is no connection to the Hub and the repository was never downloaded.
         """
-        folder = Path(name)
-        if not folder.is_dir():
+        from .models import open_models  # which needs this class
+
+        path = Path(name)
+        if not path.exists():
             from .hub import download  # here, as most users need no Hub
 
-            folder = download(str(name), revision)
-        return cls(*read_artefact(folder), str(name), backbone, device, calibration=calibration_in(folder))
+            path = download(str(name), revision)
+        options = {"backbone": backbone, "device": device, "load_epoch": epoch, "config_file": str(config_file)}
+        options |= {"trainer": method, "template": "", "sentences": "", "max_pixels": max_pixels}
+        ((_, classifier),) = open_models([path], Namespace(**options), class_names)
+        return classifier
 
     @classmethod
     def zero_shot(

@@ -80,9 +80,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
             description = replace(description, class_names=names or own)
-        classifier = PromptedClassifier(
-            description, checkpoint, str(path), backbone, options.device, calibration=calibration
-        )
+        more = {"calibration": calibration, "max_pixels": getattr(options, "max_pixels", None)}
+        classifier = PromptedClassifier(description, checkpoint, str(path), backbone, options.device, **more)
         classifiers.append(classifier)
         if not description.backbone_sha256:
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
@@ -101,8 +100,10 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
     """Raise UsageError for an option that none of the models reads."""
     kinds = [(kind_of(path), path.is_file()) for path in paths]
     readers = {"load_epoch": any(kind != "exported" and not is_file for kind, is_file in kinds)}
-    for name in ("config_file", "trainer", "template", "sentences"):
-        readers[name] = any(kind in ("checkpoint", "") for kind, _ in kinds)
+    checkpoints = [path for (kind, _), path in zip(kinds, paths, strict=True) if kind in ("checkpoint", "")]
+    readers["config_file"] = bool(checkpoints)
+    configured = bool(checkpoints) and (options.config_file or not all(map(run_of, checkpoints)))
+    readers |= dict.fromkeys(("trainer", "template", "sentences"), configured)
     for name, is_read in readers.items():
         if getattr(options, name) not in ("", None) and not is_read:
             raise UsageError(f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it")
@@ -117,18 +118,32 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     if not kind:
         remedy = "give a run's output folder, or one that tools/export.py wrote"
         raise UsageError(f"{path} is not a model", remedy, path)
-    cfg = run_configuration(path) if kind == "run" else published_configuration(path, options)
+    run = path if kind == "run" else None if options.config_file else run_of(path)
+    cfg = run_configuration(run) if run else published_configuration(path, options)
     method = trainers.methods()[cfg.TRAINER.NAME]
     training: dict[str, Any] = {}
-    if kind == "run":
+    if run:
         training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": cfg.DATASET.NUM_SHOTS, "seed": cfg.SEED}
-        training |= recorded_facts(path, options.load_epoch if method.learns else None)
+        training |= recorded_facts(run, epoch_of(path, options.load_epoch) if method.learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, cfg, options.load_epoch) if method.learns else None
     return describe(cfg, checkpoint, training), checkpoint, options.backbone or cfg.MODEL.BACKBONE.NAME
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The output folder of the run of this project that wrote a file or a folder of checkpoints; None without one."""
+    return next(
+        (parent for parent in list(checkpoint.absolute().parents)[:2] if (parent / RUN_CONFIG_FILE).exists()), None
+    )
+
+
+def epoch_of(path: Path, given: int | None) -> int | None:
+    """The epoch of a model: that of a file of a checkpoint, or the given one; None for the one that was tested."""
+    number = path.name.rpartition("-")[2]
+    return int(number) if path.is_file() and number.isdecimal() else given
 
 
 def run_configuration(run: Path) -> CfgNode:

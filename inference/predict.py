@@ -13,7 +13,14 @@ from common.errors import UsageError
 from common.names import csv_cell, printable
 from common.start import Parser, at_least, path, required_packages
 
-from .arguments import MODELS, add_calibration_options, add_model_options, check_exists, given_class_names
+from .arguments import (
+    MODELS,
+    add_calibration_options,
+    add_image_options,
+    add_model_options,
+    check_exists,
+    given_class_names,
+)
 
 SHOWN = 5  # classes of a set in the table
 Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
@@ -40,6 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
     add_model_options(parser)
+    add_image_options(parser)
     add(
         "--topk",
         type=at_least(1),

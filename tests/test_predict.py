@@ -73,6 +73,28 @@ def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
         open_models([path], Namespace(**vars(OPTIONS) | options | {"config_file": str(wrong)}), names)
 
 
+def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(finished, command, eurosat, tmp_path):
+    folder = finished("MPL", "base")
+    files, expected, names = own_test(folder, "base")
+    (checkpoint,) = folder.glob("*/model.pth.tar-*")
+    bare = {"config_file": folder / "config.yaml", "method": "MPL"}
+    bare["class_names"] = [name.replace("_", " ") for name in names]
+    (tmp_path / "published").mkdir()
+    shutil.copy(checkpoint, tmp_path / "published")
+    opened = [(path, {}) for path in (folder, str(folder), checkpoint, checkpoint.parent)]
+    for path, options in [*opened, (tmp_path / "published" / checkpoint.name, bare)]:
+        classifier = PromptedClassifier.from_pretrained(path, max_pixels=32 * 32, **options)
+        assert classifier.class_names == bare["class_names"]
+        torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
+    with one_line("has more than 1,024 pixels", "--max-pixels"):
+        Image.new("RGB", (33, 32)).save(tmp_path / "large.png")
+        classifier.logits([tmp_path / "large.png"])
+    assert command(predict, folder, tmp_path / "large.png", "--max-pixels", 1055).error.count("1,055 pixels")
+    assert command(predict, folder, tmp_path / "large.png", "--max-pixels", 1056).status == 0
+    with one_line("is not a model"):
+        PromptedClassifier.from_pretrained(tmp_path / "large.png")
+
+
 # Forms of output and bad input
 
 

@@ -7,7 +7,7 @@ from common.errors import UsageError
 from common.files import new_folder
 from common.start import Parser, at_least, path, required_packages
 
-from ..arguments import MODELS, add_model_options, check_exists, given_class_names
+from ..arguments import MODELS, add_image_options, add_model_options, check_exists, given_class_names
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
 ROLLED_OUT = 6  # images of the roll-out
@@ -25,6 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="words for a vector (default: 5)")
     add_model_options(parser)
+    add_image_options(parser)
     return parser.parse_args(argv)
 
 
