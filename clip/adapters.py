@@ -9,6 +9,7 @@ import torch
 from open_clip.timm_model import TimmModel
 from timm.models.eva import EvaBlockPostNorm
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .blocks import adapter_delta, adapter_of, attention, block_output, not_half, plus, qkv, split_heads
 from .errors import ClipError
@@ -181,8 +182,10 @@ class WithAdded(nn.Module):
 
 def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
     """The state dict of a plain CLIP that computes what this one does in a test; None if there is none."""
-    state = {key: value.detach().clone() for key, value in clip.state_dict().items()}
+    state = {key: value.detach().clone() for key, value in clip.state_dict().items() if "parametrizations." not in key}
     for name, module in clip.named_modules():
+        if parametrize.is_parametrized(module):
+            state |= {f"{name}.{key}": getattr(module, key).detach() for key in module.parametrizations}
         tensors = module.adapter.folded(module) if isinstance(module, AdaptedBlock) else {}
         if tensors is None or isinstance(module, WithAdded | AdaptedTimmBlock):
             return None

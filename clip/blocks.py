@@ -122,7 +122,7 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
 
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, parallel, products = adapter_of(block), None, matmul_dtype(x, block.attn.in_proj_weight.dtype)
+    adapter, parallel, products = adapter_of(block), None, matmul_dtype(x, block.attn.in_proj_bias.dtype)
     if adapter is not None and "parallel" in adapter.defined:
         parallel = adapter_delta(block, "parallel", normed(block.ln_1, x, products), packing)
     projected = applied(block.attn.out_proj, attended)

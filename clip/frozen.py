@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Frozen tensor -> {type and factor: (the tensor as it was, its version, what was computed of it)}
@@ -53,8 +54,9 @@ def is_plain_linear(layer: Any) -> bool:
 
 
 def is_frozen_linear(layer: Any) -> bool:
-    """Whether it is a plain linear layer that nobody trains."""
-    return is_plain_linear(layer) and not (layer.weight.requires_grad or layer.bias.requires_grad)
+    """Whether it is a plain linear layer that nobody trains, with tensors of its own."""
+    own = is_plain_linear(layer) and not is_parametrized(layer)
+    return own and not (layer.weight.requires_grad or layer.bias.requires_grad)
 
 
 def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:

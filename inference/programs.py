@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clip import folded_weights, load_backbone
+from clip import load_backbone
 from common.errors import UsageError
 from common.start import required_packages
-from trainers.base.prompted import PromptedCLIP, PromptLearner
-from trainers.base.texts import TextsCLIP
 
 from .classifier import PromptedClassifier
 
@@ -100,15 +98,13 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
     """The class matrix, for a plain image tower; and, of a method with adapters, a CLIP with these folded in."""
     model = classifier.model_for(class_names)
     features = model.of_text(text_feature(classifier, class_names))
-    own_image = type(model.prompt_learner).image is not PromptLearner.image
-    state = folded_weights(model.clip) if model.adapted else None
-    own_text = type(model) not in (PromptedCLIP, TextsCLIP) or len(features) != len(class_names)
-    if own_text or model.prompt_learner.vision() or own_image or (model.adapted and not state):
+    state = model.folded()
+    if state is None:
         what = f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower"
         raise UsageError(what, "use --onnx")
     scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())
     file.write_bytes(save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names)))
-    if state:
+    if model.adapted:
         tensors = {key: value.contiguous() for key, value in state.items()}
         file.with_name(FOLDED).write_bytes(save(tensors, metadata(classifier, class_names)))
 

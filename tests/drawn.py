@@ -146,7 +146,7 @@ METHODS = tuple(
     if method.learns and method.transfers and "+" not in name and not issubclass(method, FeatureTrainer)
 )
 NEED_SENTENCES = {name for name, method in trainers.methods().items() if getattr(method, "needs_sentences", False)}
-ADAPTED = {"CLIPLoRA", "MMA"}  # whose learned modules are inside the towers
+ADAPTED = {"CLIPFit", "CLIPLoRA", "CLIPSVD", "MMA", "TwoStage"}  # which learn inside the towers
 
 
 def results(folder: Path) -> dict:

@@ -27,6 +27,19 @@ class Inputs:
             self.texts = None
             return
         f = case["features"]
+        if "projection" in case:  # the features before it
+            centre, means = drawn(12, 1, f["pre_dim"]), drawn(10, f["classes"], f["pre_dim"])
+            self.support, self.test = (
+                f["image_scale"] * (centre + f["image_mean"] * means[f[key]] + f["image_noise"] * noise)
+                for key, noise in {
+                    "support_labels": drawn(8, f["views"], len(f["support_labels"]), f["pre_dim"]),
+                    "test_labels": drawn(9, len(f["test_labels"]), f["pre_dim"]),
+                }.items()
+            )
+            text = drawn(18, 1, f["dim"]) + f["text_noise"] * drawn(11, f["classes"], f["dim"])
+            self.support_labels, self.val_labels, self.val = f["support_labels"], [], self.test[:0]
+            self.train, self.texts = self.support[0], f["text_scale"] * text
+            return
         self.features, self.centre = f, drawn(12, 2, f["dim"])
         self.support_labels, self.val_labels = f["support_labels"], f.get("val_labels", [])
         self.support = self.images(8, self.support_labels, f["views"])

@@ -30,6 +30,9 @@ pytestmark = pytest.mark.slow
 OTHER = ["grey", "white snow"]
 QUICK = {
     "CLIPLoRA": {"N_ITERS": 4},
+    "CLIPSVD": {"N_ITERS": 4},
+    "TwoStage": {"N_ITERS": 4},
+    **dict.fromkeys(("ProLIP", "RLA"), {"STEPS": 5, "AUGMENT_EPOCH": 3}),
     "LoCoOp": {"TOPK": 0.2},
     "TipAdapter": {"SEARCH_STEP": [4, 3]},
     "TipAdapterF": {"SEARCH_STEP": [4, 3]},

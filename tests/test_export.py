@@ -19,9 +19,22 @@ from inference.classifier import PromptedClassifier
 from trainers import methods
 
 METHODS = ["CoOp", "LinearProbe", "MMA", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT", "DePT+CoOp"]
-METHODS += ["DePT+MPL", "LoCoOp", "CLIPLoRA"]
-SETTINGS = {"LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2), "CLIPLoRA": ("TRAINER.CLIPLORA.N_ITERS", 4)}
-SETTINGS["MPL"] = ("TRAINER.MPL.PROMPT_DEPTH", 3)
+METHODS += ["DePT+MPL", "LoCoOp", "CLIPLoRA", "CLIPFit", "CLIPSVD", "ProLIP", "RLA", "TwoStage"]
+SETTINGS = {"LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2), "MPL": ("TRAINER.MPL.PROMPT_DEPTH", 3)}
+SETTINGS |= {name: (f"TRAINER.{name.upper()}.N_ITERS", 4) for name in ("CLIPLoRA", "CLIPSVD", "TwoStage")}
+SETTINGS |= {
+    name: (f"TRAINER.{name.upper()}.STEPS", 4, f"TRAINER.{name.upper()}.AUGMENT_EPOCH", 2, "OPTIM.MAX_EPOCH", 1)
+    for name in ("ProLIP", "RLA")
+}
+CHANGED = {  # tensors of the folded CLIP that are not those of the backbone, by the ends of their names
+    "CoOp": set(),
+    "CLIPLoRA": {"in_proj_weight"},
+    "CLIPFit": {"weight", "bias"},
+    "CLIPSVD": {"in_proj_weight", "weight"},
+    "ProLIP": {"proj"},
+    "RLA": {"proj"},
+    "TwoStage": {"weight", "bias"},
+}
 
 
 @pytest.mark.slow
@@ -55,7 +68,7 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, tiny, eurosat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["CoOp", "CLIPLoRA"])
+@pytest.mark.parametrize("method", thorough_but(["CoOp", "CLIPLoRA", "TwoStage", "RLA"], CHANGED))
 def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, command, deep, eurosat, tmp_path):
     images, names = list(images_of(eurosat, range(6))), ["grey", "white snow"]
     run = finished(method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32")
@@ -64,7 +77,7 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, 
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
     classifier, tower = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep)), load_backbone(str(deep))
     before = {key: value.clone() for key, value in tower.state_dict().items()}
-    if method == "CLIPLoRA":
+    if method != "CoOp":
         tower.load_state_dict(load_file(tmp_path / "out/open_clip_model.safetensors"))
     with torch.no_grad():
         features = tower.encode_image(classifier.pixels(images), normalize=True)
@@ -72,7 +85,7 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, 
     torch.testing.assert_close(logits, classifier.logits(images, names), rtol=0, atol=1e-3)
     assert tensors["class_matrix"].dtype == torch.float32 and tensors["class_matrix"].shape[0] == 2
     changed = {key.split(".")[-1] for key, value in tower.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == ({"in_proj_weight"} if method == "CLIPLoRA" else set())
+    assert changed == CHANGED[method]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from trainers.base.build import assemble_model
 from trainers.base.method import Classes
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
+COPIES = {"TwoStage", "CLIPFit", "CLIPSVD"}  # test_golden_copies.py
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
 # Other settings of a method; `make test-all` runs them.
 SECOND = ["cliplora_vision_up_qkvo", "coop_end16", "coop_init_words", "dept_coop_middle_w04", "dept_kgcoop"]
@@ -36,8 +37,9 @@ SECOND += [
 
 def pytest_generate_tests(metafunc):
     def of_prompts(figures):
-        """Not of a test-time method or of one on features, which have their own tests."""
-        return "trainer" in case_of(figures) and not {"kind", "input"} & case_of(figures).keys()
+        """Not of a test-time method, of one on features or of one with copies of weights: they have their own tests."""
+        case = case_of(figures)
+        return case.get("trainer", "TwoStage") not in COPIES and not {"kind", "input"} & case.keys()
 
     def marks(stem):
         if stem in SECOND:
@@ -58,10 +60,25 @@ def towers(request, monkeypatch):
     return "fast"
 
 
-def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path, dataset="EuroSAT"):
-    """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path."""
+def build(
+    trainer,
+    towers,
+    settings,
+    arch,
+    classnames,
+    optimizer,
+    backbones,
+    tmp_path,
+    dataset="EuroSAT",
+    by_recipe=True,
+    **data,
+):
+    """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path.
+
+    `by_recipe`: what it learns starts there, too. `data` are further arguments of `write_eurosat`.
+    """
     size = arch["image_resolution"]
-    write_eurosat(tmp_path, classnames)
+    write_eurosat(tmp_path, classnames, **data)
     backbone = backbone_of(arch, backbones)
     overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
     overrides |= {"MODEL.BACKBONE.TOWERS": towers, "DATASET.NAME": dataset}
@@ -73,7 +90,7 @@ def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp
     torch.manual_seed(1)  # so that the numbers of a CLIP's constructor are drawn for the first case only
     trainer = build_trainer(cfg)
     with torch.no_grad():
-        for name, parameter in trainer.model.named_parameters():
+        for name, parameter in trainer.model.named_parameters() if by_recipe else ():
             parameter.copy_(random_tensor(name, tuple(parameter.shape)))
     trainer.schedule_steps = False
     trainer.batch_idx, trainer.num_batches = 0, 10**9  # the learning rate stays

@@ -94,6 +94,22 @@ def mma(start: int, end: int, dim: int) -> Shapes:
     return shapes
 
 
+def clipfit(layers: int) -> Shapes:
+    """Layer norms of the image tower, and biases of the text tower."""
+    norms = ["ln_pre", "ln_post", *(f"transformer.resblocks.{layer}.ln_{n}" for layer in range(layers) for n in (1, 2))]
+    shapes: Shapes = {f"image_encoder.{norm}.{part}": (VISION,) for norm in norms for part in ("weight", "bias")}
+    text = "text_encoder.transformer.resblocks"
+    return shapes | {f"{text}.{layer}.mlp.c_proj.bias": (TEXT,) for layer in range(layers)}
+
+
+def clipsvd(layers: int) -> Shapes:
+    """Singular values of the six maps of each block."""
+    maps = *(f"attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "proj")), "mlp.c_fc", "mlp.c_proj"
+    places = [(name, layer) for layer in range(layers) for name in maps]
+    shapes: Shapes = {f"transformer.resblocks.{layer}.{name}.vector_S": (1, TEXT) for name, layer in places}
+    return shapes | {f"visual.{name}": (1, VISION) for name in shapes}
+
+
 def dept(prompts: Shapes) -> Shapes:
     """DePT's head and scales next to the prompts of its base, whose names have a prefix."""
     films = {f"film_lp_{kind}.{name}": (JOINT,) for kind in ("img", "text") for name in ("scale", "bias")}
@@ -152,6 +168,7 @@ MMRL_IMAGENET = "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datase
 MMRLPP_IMAGENET = MMRL_IMAGENET.replace("MMRL", "MMRLpp")
 MPL_IMAGENET = f"crossdataset/imagenet/MPL/{MPL_CFG}_16shots/seed1"
 DEPT_IMAGENET = "ExtrasLinearProbeCoOp/imagenet/shots16/vit_b16_ep10_bs4_lr35/seed1"
+TOWERS = {"image_encoder.proj": (VISION, JOINT), "text_encoder.ln_final.bias": (TEXT,)}  # as they are in CLIP
 CONTEXT_4, CONTEXT_16 = {"ctx": (4, TEXT)}, {"ctx": (16, TEXT)}
 CASES = {
     "CoOp": output("CoOp", "vit_b16_ep50_ctxv1", PROMPTS, 50, CONTEXT_4),
@@ -182,6 +199,10 @@ CASES = {
     ),
     "MPL": output("MPL", MPL_CFG, COUPLED, 5, MPL),
     "MMA": Published("MMA", f"{BASE2NEW}/MultiModalAdapter/seed1", "adapter_learner", 5, mma(5, 12, 32)),
+    "CLIPFit": Published("CLIPFit", "eurosat/base/seed1", PROMPTS, 100, clipfit(12), TOWERS),
+    "CLIPSVD": Published(
+        "CLIPSVD", "eurosat/vitb16/16shots/seed1", "", 50, clipsvd(12), options=("--protocol", "few_shot")
+    ),
     "DePT+CoOp": probed("CoOp", "vit_b16_ep10_bs4_lr35", "PromptLearner", {"prompt_learner.ctx": (16, TEXT)}),
     "DePT+CoOp, ImageNet": imagenet(
         "DePT+CoOp", DEPT_IMAGENET, "PromptLearner", 10, dept({"prompt_learner.ctx": (16, TEXT)})
@@ -226,6 +247,11 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
     learned = random_tensors(case.learned, seed=1)
     if case.method == "CLIPLoRA":
         write_lora(folder / case.place, learned)
+        return learned
+    if case.method == "CLIPSVD":
+        (folder / case.place).mkdir(parents=True)
+        frozen = {f"{name[:-8]}fc_U.bias": value[0] for name, value in learned.items()}
+        torch.save({"weights": learned | frozen, "metadata": {}}, folder / case.place / "base_model.pt")
         return learned
     whole = case.saved_as not in ("prompt_learner", "adapter_learner") or case.method == "VPT"
     state = learned | random_tensors(case.unused, seed=2)

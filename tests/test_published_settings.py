@@ -191,7 +191,27 @@ LOCOOP |= {"TRAINER.LOCOOP.LAMBDA": 0.25, "TRAINER.LOCOOP.TOPK": 200, "TRAINER.L
 ON_FEATURES = {"OPTIM.WARMUP_EPOCH": 1, "OPTIM.WARMUP_CONS_LR": 1e-5, "DATALOADER.TRAIN_X.BATCH_SIZE": 256}
 CLAP = SGD | ON_FEATURES | {"OPTIM.LR": 0.1, "OPTIM.MAX_EPOCH": 300, "OPTIM.WEIGHT_DECAY": 0.0}
 TASK_RES = ON_FEATURES | {"OPTIM.NAME": "adam", "OPTIM.WEIGHT_DECAY": 5e-4}
+FIT = SGD | {"OPTIM.LR": 0.002, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "OPTIM.WARMUP_EPOCH": 1}
+FIT |= {"OPTIM.WARMUP_CONS_LR": 1e-5, "TRAINER.CLIPFIT.LAMBDA": 8.0, "TRAINER.CLIPFIT.PREC": "fp16"}
+TWO_STAGE = {key: value for key, value in LORA.items() if "CLIPLORA" not in key} | {"TRAINER.TWOSTAGE.PEFT": "ln"}
+TWO_STAGE |= {"TRAINER.TWOSTAGE.N_ITERS": 300, "TRAINER.TWOSTAGE.FRACTION": 0.6, "TRAINER.TWOSTAGE.PREC": "amp"}
+SVD = TWO_STAGE | {"TRAINER.CLIPSVD.RANK": 1.0, "TRAINER.CLIPSVD.LAYERS": "all", "OPTIM.LR": 5e-4}
+SVD = {key: value for key, value in SVD.items() if "TWOSTAGE" not in key} | {"TRAINER.CLIPSVD.N_ITERS": 200}
+PROLIP = {"OPTIM.NAME": "adam", "OPTIM.LR": 1e-5, "OPTIM.ADAM_EPS": 1e-4, "OPTIM.WEIGHT_DECAY": 0.0}
+PROLIP |= {"INPUT.RRCROP_SCALE": (0.5, 1.0)}
+RLA = PROLIP | {"MODEL.BACKBONE.NAME": "RN50"}
+RLA |= {f"TRAINER.RLA.{key}": value for key, value in {"AUGMENT_EPOCH": 300, "STEPS": 300, "LAMBDA": "1/N"}.items()}
+PROLIP |= {key.replace("RLA", "PROLIP"): value for key, value in RLA.items() if key.startswith("TRAINER")}
 STATED = {
+    "TwoStage/vit_b16.yaml": TWO_STAGE,
+    "CLIPFit/vit_b16_ep100_ctxv1.yaml": FIT | {"OPTIM.MAX_EPOCH": 100},
+    "CLIPFit/vit_b16_ep10_ctxv1.yaml": FIT | {"OPTIM.MAX_EPOCH": 10},
+    "CLIPSVD/vit_b16_few_shot.yaml": SVD,
+    "CLIPSVD/vit_b16_cross_datasets.yaml": SVD,
+    "CLIPSVD/vit_b16_base2new.yaml": SVD | {"OPTIM.LR": 4e-4, "OPTIM.MAX_EPOCH": 20, "TRAINER.CLIPSVD.N_ITERS": 0},
+    "ProLIP/vit_b16.yaml": PROLIP,
+    "ProLIP/rn50.yaml": PROLIP | {"MODEL.BACKBONE.NAME": "RN50"},
+    **{f"RLA/RLA_lr1e-{power}_lambda_1_N.yaml": RLA | {"OPTIM.LR": 10.0**-power} for power in (2, 3, 4, 5)},
     "ZSLP/SGD_lr1e-1_B256_ep300.yaml": CLAP,
     "CLAP/SGD_lr1e-1_B256_ep300.yaml": CLAP,
     **{

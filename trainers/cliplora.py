@@ -10,7 +10,7 @@ from .base import require_vit
 from .base.lora import LoRA
 from .base.prompts import TemplatePrompts
 from .base.settings import MethodSettings
-from .base.steps import SteppedTrainer, shots_of
+from .base.steps import SteppedTrainer
 
 # Layers from 0, in towers of 12 layers.
 POSITIONS = {"bottom": (0, 4), "mid": (4, 8), "up": (8, 12), "half-up": (6, 12), "half-bottom": (0, 6), "top3": (9, 12)}
@@ -104,7 +104,3 @@ class CLIPLoRA(SteppedTrainer):
             for name, tensor in of(tensors).items()
         }
         return {"state_dict": state, "epoch": 0}  # it does not say which
-
-    @property
-    def steps(self) -> int:
-        return self.settings.N_ITERS * shots_of(self)

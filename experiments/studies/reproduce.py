@@ -34,7 +34,7 @@ LAYOUTS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("layouts
 # Names of methods and datasets in their folders, where these are others than here.
 NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
 NAMES |= {f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")}
-FILES = "*/model*.pth.tar*", "lora_weights.pt"
+FILES = "*/model*.pth.tar*", "lora_weights.pt", "base_model.pt"
 DESCRIPTION = "Test a published set of checkpoints and print the results next to the published ones."
 EPILOG = """
 CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),

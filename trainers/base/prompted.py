@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, TOWERS, ImageOutput, Read, Schedule, TextPrompts, private_copy
+from clip import CLIP, TOWERS, ImageOutput, Read, Schedule, TextPrompts, folded_weights, private_copy
 
 
 class PromptLearner(nn.Module):
@@ -206,6 +206,14 @@ class PromptedCLIP(nn.Module):
         text_feature = self.encode_text(image) if text_feature is None else text_feature
         text = self.of_text(text_feature)
         return Output(images, tower, image, text, text_feature, self.logits(image, text))
+
+    def folded(self) -> dict[str, Tensor] | None:
+        """The state dict of a plain CLIP that computes the image features of a test; None if there is none."""
+        learner, model = self.prompt_learner, type(self)
+        own = {type(learner).image} - {PromptLearner.image} or learner.vision()
+        for name in ("image_output", "of_tower", "logits", "output"):
+            own = own or getattr(model, name) is not getattr(PromptedCLIP, name)
+        return None if own else folded_weights(self.clip)
 
     def forward(self, images: Tensor | ImageOutput) -> Tensor:
         """(batch, 3, H, W) -> logits (batch, classes)."""

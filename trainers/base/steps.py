@@ -1,11 +1,12 @@
 """Training for a number of steps, whatever the number of images."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice, repeat
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from common.errors import UsageError
 
@@ -38,7 +39,8 @@ class SteppedTrainer(PromptTrainer):
 
     @property
     def steps(self) -> int:
-        raise NotImplementedError
+        """By default N_ITERS for each image of a class."""
+        return self.settings.N_ITERS * shots_of(self)
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
@@ -58,6 +60,19 @@ class SteppedTrainer(PromptTrainer):
     def stop_workers(self) -> None:
         self.train_loader_x = self.dm.train_loader_x  # Dassl's own loader, which has them
         super().stop_workers()
+
+
+def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRScheduler:
+    """A cosine from the learning rate to 1e-6 for each of these numbers of steps, one after the other."""
+
+    def factor(step: int) -> float:
+        for length in lengths:
+            if step < length:
+                return (LAST_RATE + (rate - LAST_RATE) * (1 + math.cos(math.pi * step / length)) / 2) / rate
+            step -= length
+        return LAST_RATE / rate
+
+    return LambdaLR(optimizer, factor)
 
 
 def shots_of(trainer: PromptTrainer) -> int:

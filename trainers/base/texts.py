@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from clip import ImageOutput
+from clip import ImageOutput, folded_weights
 from common.errors import UsageError
 
 from .prompted import Output, PromptedCLIP, normalize
@@ -48,6 +48,9 @@ class TextsCLIP(PromptedCLIP):
 
     def of_text(self, feature: Tensor) -> Tensor:
         return super().of_text(feature) if self.class_texts is None else feature
+
+    def folded(self) -> dict[str, Tensor] | None:
+        return folded_weights(self.clip) if self.class_of is None else None
 
     def output(self, images: Any | ImageOutput, text_feature: Tensor | None = None) -> Output:
         output = super().output(images, text_feature)

@@ -1,0 +1,132 @@
+"""Methods that learn copies of CLIP's weights compute what their published code computes, over whole short runs.
+
+`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published with.
+"""
+
+import pytest
+import torch
+from dassl.data.datasets import DATASET_REGISTRY
+from marks import case_of, golden
+from test_golden import AFTER, BEFORE, COPIES, LOSSES, build, close, images_of, towers  # noqa: F401 - a fixture
+
+from clip import folded_weights, load_backbone
+from clip.random_weights import random_tensor
+from trainers.base.build import assemble_model
+from trainers.base.method import Classes
+
+GRADIENTS, CHANGES, NORMS = {"rel": 1e-3, "abs": 1e-5}, {"rel": 2e-3, "abs": 1e-6}, {"rel": 2e-5}
+QUICK = {"two_stage_vision_from2", "clipfit_lambda2_dtd", "clip_svd_vision_middle_qv"}
+
+
+def pytest_generate_tests(metafunc):
+    def marks(stem):
+        return pytest.mark.slow if stem in QUICK else pytest.mark.thorough
+
+    golden(metafunc, "figures", lambda figures: case_of(figures).get("trainer") in COPIES, marks)
+
+
+def settings_of(figures):
+    """The method's settings, those of the optimiser, and the images of each class, by the names in the file."""
+    cfg = dict(figures["case"]["cfg"])
+    shots, epochs = cfg.pop("SHOTS", 1), cfg.pop("EPOCHS", 0)
+    optimizer = {key: value for key, value in figures["optimizer"].items() if key != "momentum"}
+    if "ENCODERS" in cfg:
+        cfg["ENCODER"] = {2: "both"}.get(len(cfg["ENCODERS"]), cfg.pop("ENCODERS")[0])
+        cfg.pop("ENCODERS", None)
+    if epochs:
+        cfg["N_ITERS"] = 0
+    return cfg, optimizer | {"max_epoch": epochs or 1}, shots
+
+
+@pytest.fixture
+def built(figures, towers, backbones, stand_in, tmp_path, monkeypatch):  # noqa: F811
+    case = figures["case"]
+    dataset = case.get("dataset", "EuroSAT")
+    stand_in(dataset)
+    if case["trainer"] == "CLIPSVD":
+        monkeypatch.setattr(DATASET_REGISTRY.get(dataset), "template", case["template"])
+    settings, optimizer, shots = settings_of(figures)
+    arguments = case["trainer"], towers, settings, case["arch"], case["classnames"], optimizer, backbones, tmp_path
+    trainer = build(*arguments, dataset, by_recipe=False, train=shots)
+    trainer.schedule_steps = "lrs" in figures
+    return trainer
+
+
+def learned_in(trainer, figures):
+    """The learned tensors by the names in the file, those of the CLIP."""
+    names = {saved: name for name, saved in (figures.get("checkpoint_names") or {}).items()}
+    return {names.get(name, name): value for name, value in trainer.model.prompt_learner.named_parameters()}
+
+
+def for_classes(trainer, names):
+    """The method for other classes, with the tensors of a checkpoint of the trainer."""
+    state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
+    other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
+    assemble_model(other, "fast", trainer.model.frozen)
+    other.checkpoints.load({"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file")
+    other.model.eval()
+    return other
+
+
+def check_logits(trainer, figures, images, when, tolerance):
+    new = [name.replace("_", " ") for name in figures["case"]["new_classnames"]]
+    models = {"logits": (trainer, trainer.class_names), "logits_new": (trainer, new)}
+    models |= {"logits_union": (trainer, trainer.class_names + new)}
+    for name, (method, names) in models.items():
+        if expected := figures.get(f"{name}_{when}"):
+            method = method if name == "logits" else for_classes(method, names)
+            method.model.eval()
+            close(method.model_inference(images), expected, tolerance)
+    trainer.set_model_mode("train")
+
+
+def train(trainer, batch, learned, figures, suffix=""):
+    """Steps of one batch under the published schedule, if the file has it, else at one rate."""
+    start = {name: value.detach().clone() for name, value in learned.items()}
+    if suffix:  # the classifier starts from the tuned text features
+        start = dict.fromkeys(start, trainer.model.text_features(torch.empty(0)).detach())
+    logged, rates = [], []
+    for step in range(len(figures[f"losses{suffix}"])):
+        rates.append(trainer.get_current_lr())
+        logged.append({name: float(value) for name, value in trainer.forward_backward(batch).items()})
+        if step == 0:
+            gradients = {name: value.grad.norm().item() for name, value in learned.items()}
+            assert gradients == pytest.approx(figures[f"grad_norms{suffix}"], **GRADIENTS)
+            others = set(trainer.model.parameters()) - set(learned.values())
+            assert all(value.grad is None for value in others)  # so that the optimiser leaves them out
+    close([values["loss"] for values in logged], figures[f"losses{suffix}"], LOSSES)
+    for values, expected in zip(logged, figures.get("loss_parts", []), strict=False):
+        close([values[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
+    if f"lrs{suffix}" in figures:
+        assert rates == pytest.approx(figures[f"lrs{suffix}"], rel=1e-9)
+    changes = {name: (value.detach() - start[name]).norm().item() for name, value in learned.items()}
+    assert changes == pytest.approx(figures[f"param_change_norms{suffix}"], **CHANGES)
+    return {name: value.norm().item() for name, value in learned.items()}
+
+
+def test_method(built, figures):
+    trainer, case = built, figures["case"]
+    learned, head = learned_in(trainer, figures), {}
+    if "trainable_head" in figures:
+        head = {"classifier": learned.pop("classifier")}
+        assert {name: list(value.shape) for name, value in head.items()} == figures["trainable_head"]
+    assert {name: list(value.shape) for name, value in learned.items()} == figures["trainable"]
+    for name, value in learned.items() if str(figures.get("start")).startswith("published +") else ():
+        value.data += 4 * random_tensor(f"{name}.delta", tuple(value.shape)).to(value)
+    for name, first in figures.get("start_first4", {}).items():
+        close(learned[name][0, :4], first, 1e-4)
+        close(learned[name][0, -4:], figures["start_last4"][name], 1e-4)
+    images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
+    batch = {"img": images, "label": torch.tensor(figures["labels"]).to(trainer.device)}
+    check_logits(trainer, figures, images, "before", BEFORE)
+    norms = train(trainer, batch, learned, figures)
+    if head:
+        assert norms == pytest.approx(figures["param_norms_stage1"], **NORMS)
+        close(trainer.model_inference(images), figures["logits_stage1"], AFTER)
+        norms = train(trainer, batch, head, figures, "_head")
+    assert norms == pytest.approx(figures["param_norms_after"], **NORMS)
+    check_logits(trainer, figures, images, "after", AFTER)
+    folded = load_backbone(trainer.cfg.MODEL.BACKBONE.NAME)
+    folded.load_state_dict(folded_weights(trainer.model.clip))
+    with torch.no_grad():
+        close(folded.encode_image(images), trainer.model.image_output(images).feature, 1e-5)

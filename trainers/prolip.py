@@ -1,0 +1,80 @@
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from open_clip.modified_resnet import ModifiedResNet
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from clip import is_vit
+from common.errors import UsageError
+
+from .base.ensemble import SEVEN
+from .base.feature_trainer import FeatureSettings, FeatureSpec, FittedTrainer, Support
+from .base.features import CachedOutput
+from .base.projection import LinearAdapter, ProjectedCLIP, Projection
+from .base.steps import shots_of
+
+
+@dataclass(frozen=True)
+class ProLIPSettings(FeatureSettings):
+    """Each of STEPS steps has one view of every image. LAMBDA weighs the squared change of what is learned: a number,
+    or 1/N or 1/N^2 for N images of each class."""
+
+    AUGMENT_EPOCH: int = 300
+    STEPS: int = 300
+    LAMBDA: int | float | Literal["1/N", "1/N^2"] = "1/N"
+    ranges = {"AUGMENT_EPOCH": (1, 1000), "STEPS": (1, 1_000_000), "LAMBDA": (0, 1_000_000)}
+
+    def check(self):
+        if self.FEATURES_OF:
+            raise UsageError("FEATURES_OF is given", "leave it out: the features are those before CLIP's projection")
+
+    def weight(self, shots: int) -> float:
+        """LAMBDA for this many images of each class."""
+        powers = {"1/N": 1, "1/N^2": 2}
+        return float(shots) ** -powers[self.LAMBDA] if isinstance(self.LAMBDA, str) else self.LAMBDA
+
+
+@TRAINER_REGISTRY.register()
+class ProLIP(FittedTrainer):
+    """The projection of the image tower, held near its start (Fahes et al., 2024)."""
+
+    Settings = ProLIPSettings
+    Model = ProjectedCLIP
+    transfers = True
+    schedule_steps = True
+    saved_as = "prolip"
+    spec = FeatureSpec(SEVEN)
+    kind_of_head = Projection
+
+    def build_prompts(self, clip, classnames):
+        if not (is_vit(clip) or isinstance(clip.visual, ModifiedResNet)):
+            what = f"{type(self).__name__} needs one of CLIP's own image towers"
+            raise UsageError(f"{what}, and {self.cfg.MODEL.BACKBONE.NAME} has another", "choose another backbone")
+        return self.kind_of_head(clip)
+
+    def build_schedule(self, optimizer):
+        return CosineAnnealingLR(optimizer, self.settings.STEPS)
+
+    def loss(self, output, labels):
+        """Cross-entropy, and LAMBDA times the squared change."""
+        parts = {"loss_ce": F.cross_entropy(output.logits, labels), "loss_squares": self.head.squares()}
+        return parts["loss_ce"] + self.settings.weight(shots_of(self)) * parts["loss_squares"], parts
+
+    @torch.enable_grad()
+    def fit(self, support: Support) -> None:
+        """STEPS steps with one view of all images each: 1, 2, ..., 0."""
+        for step in range(1, self.settings.STEPS + 1):
+            view = CachedOutput(support.views[step % len(support.views)])
+            logged = self.forward_backward({"img": view, "label": support.labels})
+        print(", ".join(f"{name} {float(value):.4f}" for name, value in logged.items()))
+
+
+@TRAINER_REGISTRY.register()
+class RLA(ProLIP):
+    """ProLIP's regularised linear adapter on projected features."""
+
+    saved_as = "rla"
+    kind_of_head = LinearAdapter
