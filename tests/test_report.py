@@ -40,6 +40,8 @@ def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(study_
         rows = [(cell.text, ("span", "strong", "u")[cell.rank]) for row in table.rows for cell in row]
         assert cells == [*((name, "span") for name in table.header), *rows]
         assert table.title in texts(html, "h3") and table.note in texts(html, "p")
+    (rates,) = re.findall(r"<tr><th[^>]*><span>OPTIM\.LR</span>.*?</tr>", html)
+    assert re.findall("<span>(.*?)</span>", rates)[1:] == ["0.5", "0.1"]
     assert texts(html, "p").count(HOSTILE) == 1  # the error
     folder, start, _ = texts(html, "code")
     assert folder == str(failed.folder) and start.startswith("python train.py --skip-finished ")
