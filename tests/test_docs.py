@@ -129,9 +129,16 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call,
     shutil.copy(image, copy / "photo.jpg")
     page = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/own_classes.md").read_text(), re.DOTALL)
     (per_class,) = [block for block in page if "PER_CLASS_RESULT" in block]
-    evaluation = per_class.replace("vit_b4_c1_add2_rm1", "small").replace("python train.py", '"$PYTHON" train.py')
-    block = quick_start("Quick start: own classes").replace("python tools", '"$PYTHON" tools') + evaluation
+    (by_hand,) = [block for block in page if "zeroshot.sh image_folder" in block]
+    block = quick_start("Quick start: own classes") + by_hand + per_class
+    for written, here in {
+        "vit_b4_c1_add2_rm1": "small",
+        "python ": '"$PYTHON" ',
+        "--to": "--backbone small --to",
+    }.items():
+        block = block.replace(written, here)
     (copy / "quick.sh").write_text(f"set -e\n{block}")
     printed = call("quick.sh").stdout
     assert "=> per-class result" in printed and (copy / "output/birds_per_class/cmat.pt").is_file()
+    assert (copy / "exported/birds/report.html").is_file()
     assert re.search(r"^ZeroshotCLIP on image_folder", printed, re.MULTILINE), printed

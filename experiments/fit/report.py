@@ -93,7 +93,7 @@ def page(args: Namespace, found: Found) -> str:
         classes=by_class(found),
         suspects=(named := suspects(found))[:MOST],
         suspected=len(named),
-        confused=confused(found)[:MOST],
+        confused=confused(found)[: MOST // 2],
         thumbnail=thumbnail,
         to=shlex.quote(str(args.to)),
         images=example,
