@@ -8,11 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.fit import choice
+from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
+from experiments.fit.heads import CANDIDATES, LINEAR, Heads
 from inference import predict
 from inference.classifier import PromptedClassifier
+from trainers.base.features import CachedOutput
+from trainers.base.teacher import mean_text_features
 
 QUICK = ["--methods", "GDA", "SSText"]
 
@@ -57,21 +60,48 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert sum(encoded) == 1 + 1 and len(read(tmp_path / "model")["images"]) == 49
 
 
-def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
-    from experiments.fit.heads import CANDIDATES, LINEAR, Heads
-    from trainers.base.features import CachedOutput
-    from trainers.base.teacher import mean_text_features
+def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path, monkeypatch, random_seed):
+    monkeypatch.setattr(features, "PART", 8)  # images that are kept together
+    line = [photos, "--backbone", tiny, "--methods", "GDA", "--to"]
+    steps, left = [], [0]  # until the interrupt
+    originals = {Features: Features.encode, Heads: Heads.answers}
 
+    def step(kind, *arguments):
+        steps.append(kind)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return originals[kind](*arguments)
+
+    for kind, name in ((Features, "encode"), (Heads, "answers")):
+        monkeypatch.setattr(kind, name, lambda *arguments, kind=kind: step(kind, *arguments))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert command(fit, *line, tmp_path / "whole").status == 0
+    moments = np.random.default_rng(random_seed).integers(2, len(steps), 3)
+    for number, left[0] in enumerate(moments):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))
+        steps.clear()
+        assert command(fit, *line, tmp_path / f"{number}").status == 130
+        assert command(fit, *line, tmp_path / f"{number}").status == 0
+        assert steps.count(Features) <= 1 + 6 + 2  # six parts, one of them twice, and two samples
+        whole, resumed = (read(tmp_path / name) for name in ("whole", f"{number}"))
+        for record in (whole, resumed):
+            for row in record["candidates"]:
+                row.pop("seconds")
+        assert whole == resumed
+
+
+def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
     texts = mean_text_features(zero_shot.clip, [[f"a photo of a {name}."] for name in zero_shot.class_names])
     heads, chance = Heads(zero_shot, texts), torch.Generator().manual_seed(0)
-    features = 3 * torch.randn(12, 64, generator=chance)
+    seen = 3 * torch.randn(12, 64, generator=chance)
     labels = torch.arange(12) % 3
     members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in LINEAR]
-    expected = sum(weight * heads.answers(one, (features, labels), features[:5]) for one, weight in members).detach()
-    ensemble = heads.classifier(members, features, labels, {})
+    expected = sum(weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members).detach()
+    ensemble = heads.classifier(members, seen, labels, {})
     with torch.no_grad():
-        found = ensemble.model_for(None)(CachedOutput(features[:5]))
+        found = ensemble.model_for(None)(CachedOutput(seen[:5]))
     assert {one.method for one, _ in members} == set(LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
 

@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 FOLDS = 5  # at most: as many as a class has images
 REPEATS = {2: 3}  # by the number of folds; else 2
 ROUNDS = 10  # of the greedy selection
+DEPENDENT = 1.5  # by how much the variance over images is too small, as folds share images; measured (docs)
 NEVER = -1  # the fold of an image that is alone in its class
 
 
@@ -123,7 +124,7 @@ def nested(logits: Floats, labels: NDArray[Any], held_in: NDArray[np.int64], mem
 def estimate(logits: Floats, labels: NDArray[Any], folds: int, curve: Sequence[tuple[float, float]]) -> Estimate:
     """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
 
-    The last doubling of the `curve` says how much that adds. The interval is Wilson's.
+    The last doubling of the `curve` says how much that adds. The interval is Wilson's, for n / DEPENDENT images.
 
     Args:
         logits: those of `nested`.
@@ -133,7 +134,7 @@ def estimate(logits: Floats, labels: NDArray[Any], folds: int, curve: Sequence[t
     (few, before), (many, after) = curve[-2:]
     slope = max(0.0, (after - before) / 100 / np.log2(many / few))
     mean = min(1.0, mean + slope * np.log2(folds / (folds - 1)))
-    n, z = len(labels), 1.96
+    n, z = len(labels) / DEPENDENT, 1.96
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return Estimate(100 * mean, 100 * (centre - half), 100 * (centre + half), n)
+    return Estimate(100 * mean, 100 * (centre - half), 100 * (centre + half), len(labels))
