@@ -128,16 +128,18 @@ def spoil(photos, kind):
     """The arguments of a call that cannot work, and a word of its line."""
     classes = sorted(photos.iterdir())
     if kind == "empty":
-        (photos / "below").mkdir()
-        return photos / "below", "no images"
+        (photos.parent / "empty").mkdir()
+        return photos.parent / "empty", "no class folders"
     if kind == "one class":
         for folder in classes[1:]:
             shutil.rmtree(folder)
-        return photos, "one class"
-    if kind == "nested":
-        return photos.parent, "hold folders"
+        return photos, "1 class"
+    if kind == "nested":  # class folders are taken for images of one class
+        (photos.parent / "all").mkdir()
+        photos.rename(photos.parent / "all/photos")
+        return photos.parent / "all", "1 class"
     table = photos / "table.csv"
-    table.write_text({"columns": "file,class\n"}.get(kind, "path,label\nmissing.jpg,red\n"))
+    table.write_text({"columns": "file,class\n"}.get(kind, "path,label\nmissing.jpg,red\nmissing.jpg,blue\n"))
     return table, {"columns": "file, class"}.get(kind, "missing.jpg")
 
 

@@ -89,15 +89,22 @@ def choose(logits: Floats, labels: NDArray[Any], members: Sequence[int]) -> Floa
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
     The least cross-entropy after a temperature decides: of few images it says more than the accuracy. The first
-    candidate is zero-shot CLIP. It wins unless the best is better by more than one standard error.
+    candidate is zero-shot CLIP. It wins unless the best is better by more than one standard error, and if its accuracy
+    is higher by more than half of one.
     """
     factors = np.array([cooled(one, labels) for one in logits])
     found = [*np.diag(factors), greedy(logits, labels, factors, members)]
     scores = np.stack([losses(combine(weights, logits), labels) for weights in found])
     best = int(scores.mean(axis=1).argmin())
-    gain = scores[0] - scores[best]
-    is_better = gain.mean() > gain.std() / np.sqrt(len(labels))
+    lead = right(logits[0], labels) - right(combine(found[best], logits), labels)
+    is_better = in_errors(scores[0] - scores[best]) > 1 and in_errors(lead) <= 0.5
     return found[best if is_better else 0]
+
+
+def in_errors(differences: Floats) -> float:
+    """The mean of some differences, as a multiple of its standard error; 0 if all are 0."""
+    mean = differences.mean()
+    return float(mean / max(differences.std() / np.sqrt(len(differences)), 1e-12)) if mean else 0.0
 
 
 @dataclass(frozen=True)

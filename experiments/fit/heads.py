@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import trainers
-from inference.classifier import PromptedClassifier, configuration, with_spaces
+from inference.classifier import PromptedClassifier, configuration
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer, Support
 from trainers.base.features import CachedOutput
 from trainers.base.method import Classes
@@ -78,7 +78,7 @@ class Heads:
 
     def __init__(self, zero_shot: PromptedClassifier, texts: Tensor, seed: int = 0):
         self.zero_shot, self.clip, self.texts, self.seed = zero_shot, zero_shot.clip, texts, seed
-        self.names = list(with_spaces(zero_shot.class_names))
+        self.names = zero_shot.class_names
 
     def method(self, candidate: Candidate, rows: int) -> Any:
         """The method of a candidate with a head that has seen nothing, for so many training images."""

@@ -1,7 +1,6 @@
 """The images of a fit: found in folders or a CSV file, without copies on both sides of a split."""
 
 import csv
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from common.errors import UsageError
 from common.names import check_known_names, printable
 from common.text import read_text
 from datasets.base import missing_files, same_names
-from datasets.folders import IMG_EXTENSIONS
+from datasets.folders import files_below, is_image
+from datasets.image_folder import PARTS
+from datasets.preparing.own_images import OwnImages
 
-PARTS = ("train", "val", "test")
 LAYOUT = "give a folder with one folder of images for each class, or a CSV file with the columns path and label"
 
 
 class Photo(NamedTuple):
-    """An image file and its class; `part` is one of PARTS."""
+    """An image file and the name of its class; `part` is one of PARTS."""
 
     path: str
     label: str
@@ -27,59 +27,51 @@ class Photo(NamedTuple):
 
 
 def find(place: Path, test: Path | None = None) -> list[Photo]:
-    """The labelled images of a folder or a CSV file, and the test images in another one, sorted by class and path.
+    """The labelled images of a folder or a CSV file, and the test images of another one, sorted by class and path.
 
     Raises:
-        UsageError: there are no images or fewer than two classes, an image of a CSV file is missing, or the folders
-            are not those of classes.
+        UsageError: there are fewer than two classes with images, an image is missing, or a class has only test images.
     """
-    photos = read_csv(place) if place.is_file() else read_folder(place)
+    photos = read(place)
     if test:
-        more = read_csv(test) if test.is_file() else read_folder(test)
-        photos = [photo for photo in photos if photo.part != "test"] + [photo._replace(part="test") for photo in more]
+        photos = [photo for photo in photos if photo.part != "test"]
+        photos += [photo._replace(part="test") for photo in read(test)]
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
     if len(learned) < 2:
-        what = f"{place} has {'one class, ' + repr(learned[0]) if learned else 'no training images'}"
-        raise UsageError(what, f"a classifier needs two classes: {LAYOUT}", place)
-    check_known_names([name.replace("_", " ") for name in learned], place)
-    if unknown := {photo.label for photo in photos} - set(learned):
+        what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
+        raise UsageError(what, f"a classifier needs two: {LAYOUT}", place)
+    check_known_names(learned, place)
+    if unknown := {photo.label for photo in photos}.difference(learned):
         what = f"the test images have the class {min(unknown)!r}, which the training images lack"
         raise UsageError(what, "rename or remove it", test or place)
+    if missing := missing_files(photo.path for photo in photos):
+        what = f"{len(missing)} of {len(photos)} images of {place} are missing or no files, such as {missing[0]}"
+        raise UsageError(what, "restore or remove them (paths in a CSV file are relative to its folder)", place)
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
 
 
-def read_folder(place: Path) -> list[Photo]:
-    """The images of class folders; train/, val/ and test/ in the folder hold class folders themselves."""
+def read(place: Path) -> list[Photo]:
+    """The images of a CSV file with the columns path, label and perhaps split, or of class folders.
+
+    The class folders are in train/, val/ and test/ if there is a folder train/.
+    """
+    if place.is_file():
+        return read_csv(place)
     if not place.is_dir():
         raise UsageError(f"there is no folder or file {place}", LAYOUT, place)
-    parts = [part for part in PARTS if (place / part).is_dir()]
-    if "train" not in parts:
-        return read_classes(place, "train")
-    return [photo for part in parts for photo in read_classes(place / part, part)]
-
-
-def read_classes(parent: Path, part: str) -> list[Photo]:
-    photos: list[Photo] = []
-    below = ""  # a class folder that has folders instead of images
-    with os.scandir(parent) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    for name in folders:
-        with os.scandir(parent / name) as listed:
-            inside = [entry for entry in listed if not entry.name.startswith(".")]
-        images = [entry.path for entry in inside if entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file()]
-        photos += [Photo(path, name, part) for path in images]
-        if not images and any(entry.is_dir() for entry in inside):
-            below = below or f"{parent / name}"
-    if not photos:
-        what = f"the class folders of {parent} hold folders, such as {below}" if below else f"no images in {parent}"
-        raise UsageError(what, LAYOUT, parent)
-    if below:
-        print(f"Left out: {printable(below)} has folders, and no images")
-    return photos
+    folder = OwnImages(place)
+    parts = {part: place / part for part in PARTS if (place / part).is_dir()}
+    parts = parts if "train" in parts else {"train": place}
+    inside = [(part, path, name) for part, path in parts.items() for name in folder.class_folders(path)]
+    classes = folder.classes(sorted({name for _, _, name in inside}))
+    return [
+        Photo(f"{path}/{name}/{file}", classes[name][1], part)
+        for part, path, name in inside
+        for file in filter(is_image, files_below(path / name))
+    ]
 
 
 def read_csv(file: Path) -> list[Photo]:
-    """The images of a CSV file: path (relative to the file's folder), label and, optionally, split (of PARTS)."""
     rows = csv.DictReader(read_text(file).splitlines())
     if not {"path", "label"} <= set(rows.fieldnames or ()):
         what = f"{file} has the columns {', '.join(map(printable, rows.fieldnames or ())) or 'of no table'}"
@@ -90,10 +82,7 @@ def read_csv(file: Path) -> list[Photo]:
         if not path or not label or part not in PARTS:
             what = f"line {rows.line_num} of {file} has no path, no label or another split than {', '.join(PARTS)}"
             raise UsageError(what, "fix that line", file)
-        photos.append(Photo(str(file.parent / path), label, part))
-    if missing := missing_files(photo.path for photo in photos):
-        what = f"{len(missing)} of {len(photos)} images of {file} are missing, such as {missing[0]}"
-        raise UsageError(what, "fix the column path: it is relative to the folder of the CSV file", file)
+        photos.append(Photo(str(file.parent / path), label.replace("_", " "), part))
     return photos
 
 

@@ -17,7 +17,7 @@ from common.files import write_text
 from common.names import printable
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import Sets, Temperature, Threshold
-from inference.classifier import PromptedClassifier, with_spaces
+from inference.classifier import PromptedClassifier
 from trainers.base import TEMPLATE
 from trainers.base.features import CachedOutput
 from trainers.base.teacher import mean_text_features
@@ -40,11 +40,11 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
         asked: for the record.
     """
     names = sorted({photo.label for photo in photos if photo.part != "test"})
-    zero_shot = PromptedClassifier.zero_shot(args.backbone, with_spaces(names))
+    zero_shot = PromptedClassifier.zero_shot(args.backbone, names)
     rows, damaged = Features(zero_shot).of(keys)
     images = usable(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
     if images.names != names:
-        zero_shot = PromptedClassifier.zero_shot(args.backbone, with_spaces(images.names))
+        zero_shot = PromptedClassifier.zero_shot(args.backbone, images.names)
     for line in [*images.warnings, *(f"Left out: {fault}" for fault in list(damaged.values())[:5])]:
         print(printable(line))
     texts = mean_text_features(zero_shot.clip, [[TEMPLATE.replace("{}", name)] for name in zero_shot.class_names])
@@ -161,7 +161,7 @@ def calibrate(found: Found, args: Namespace) -> Calibration:
     fits = Temperature.fit(logits, labels), Sets.fit(logits, labels), threshold
     learned = images.of("train", "val")
     sha256 = hashlib.sha256("".join(images.pixels[learned[place]] for place in found.held).encode()).hexdigest()
-    return Calibration(with_spaces(images.names), len(labels), sha256, "held-out training images", *fits)
+    return Calibration(tuple(images.names), len(labels), sha256, "held-out training images", *fits)
 
 
 def summary(args: Namespace, found: Found) -> list[str]:
