@@ -73,7 +73,7 @@ class Phase(ImageList):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(ImageList):
+class SelectionRecord(ImageList):
     """A choice between epochs or between values of a setting, by images.
 
     Attributes:

@@ -51,11 +51,11 @@ def read_runs(folder: Path) -> Compared:
         if (folder / RESULTS_FILE).is_file()
         else sorted(file.parent for file in folder.glob(f"*/{RESULTS_FILE}"))
     )
-    results = {each: run for each in folders if (run := read_results(each))}
+    results = {place: run for place in folders if (run := read_results(place))}
     if not results:
         raise UsageError(f"there is no finished run in {folder}", "give the output folder of a run, or of its seeds")
-    found = [(run, read(each)) for each, run in results.items()]
-    by_seed = {run["seed"]: (run, arrays) for run, arrays in sorted(found, key=lambda pair: pair[0]["seed"])}
+    tests = [(run, read(place)) for place, run in results.items()]
+    by_seed = {run["seed"]: (run, arrays) for run, arrays in sorted(tests, key=lambda test: test[0]["seed"])}
     images = {(str(arrays["images_sha256"]), tuple(arrays["class_names"])) for _, arrays in by_seed.values()}
     if len(images) > 1 or len(by_seed) < len(results):
         what = "a seed twice" if len(by_seed) < len(results) else "tests of different images or classes"
@@ -64,7 +64,7 @@ def read_runs(folder: Path) -> Compared:
         if len(several := {str(run.get(key)) for run in results.values()}) > 1:
             what = f"the runs in {folder} differ in {key}: {', '.join(map(printable, sorted(several)))}"
             raise UsageError(what, "give the runs of one method on one dataset", folder)
-    correct = np.stack([found["classes"][:, 0] == found["label"] for _, found in by_seed.values()])
+    correct = np.stack([arrays["classes"][:, 0] == arrays["label"] for _, arrays in by_seed.values()])
     return Compared({seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder)
 
 
@@ -81,9 +81,8 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     seeds = sorted(one.results.keys() & other.results.keys())
     if not seeds:
         raise UsageError("the runs have no seed in common", "give runs with the same seeds")
-    both = ((each.correct, list(each.results)) for each in (one, other))
-    ours, theirs = (correct[[every.index(seed) for seed in seeds]].astype(int) for correct, every in both)
-    return seeds, ours - theirs
+    ours, theirs = (method.correct[[list(method.results).index(seed) for seed in seeds]] for method in (one, other))
+    return seeds, ours.astype(int) - theirs.astype(int)
 
 
 def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
@@ -96,15 +95,15 @@ def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
     if len(differences) == 1:
-        found = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
+        resampled = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
     else:
         ranges = tuple(np.arange(size) for size in differences.shape)
 
         def mean(seeds: Any, images: Any) -> float:
             return float(differences[np.ix_(seeds, images)].mean())
 
-        found = bootstrap(ranges, mean, vectorized=False, random_state=rng, **options)
-    low, high = found.confidence_interval
+        resampled = bootstrap(ranges, mean, vectorized=False, random_state=rng, **options)
+    low, high = resampled.confidence_interval
     return 100 * float(low), 100 * float(high)
 
 
@@ -161,20 +160,19 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def words(one: Compared, other: Compared) -> list[str]:
+def report_lines(one: Compared, other: Compared) -> list[str]:
     """The comparison in sentences."""
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)
     seeds, differences = paired(one, other)
-    first, second = (each.results[seeds[0]] for each in (one, other))
+    first, second = (method.results[seeds[0]] for method in (one, other))
     by_seed = 100 * differences.mean(axis=1)
-    means = [np.mean([each.results[seed]["accuracy"] for seed in seeds]) for each in (one, other)]
-    marks = [
-        max(selection_mark(each.results[seed]) for seed in seeds) for each in (one, other)
-    ]  # one of them is enough
+    runs = [[method.results[seed] for seed in seeds] for method in (one, other)]
+    means = [np.mean([run["accuracy"] for run in of_method]) for of_method in runs]
+    marks = [max(map(selection_mark, of_method)) for of_method in runs]  # one run with a mark is enough
     ours, theirs = (run["trainer"] for run in (first, second))
     if ours == theirs:
-        ours, theirs = (f"{ours} {printable(each.folder)}" for each in (one, other))
+        ours, theirs = (f"{ours} {printable(method.folder)}" for method in (one, other))
     marked = [f"{name} {mean:.2f}%{mark}" for name, mean, mark in zip((ours, theirs), means, marks, strict=True)]
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
@@ -209,4 +207,4 @@ def main(argv: list[str] | None = None) -> None:
     if len(args.runs) < 2:
         raise UsageError("there is nothing to compare with", "give two folders or more")
     one, *others = map(read_runs, args.runs)
-    print("\n\n".join("\n".join(words(one, other)) for other in others))
+    print("\n\n".join("\n".join(report_lines(one, other)) for other in others))

@@ -15,7 +15,7 @@ import datasets
 import trainers
 from clip import OF_CLIP, TOWERS, preprocessing, weights_sha256
 from common.errors import UsageError, choose
-from common.records import Choice
+from common.records import SelectionRecord
 from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
 from common.text import read_json
 
@@ -147,17 +147,17 @@ def check_chosen(key: str, trainer: str) -> None:
         raise UsageError(f"--chosen has {key}, which {trainer} does not read", f"choose settings for {trainer}")
 
 
-class Chosen(NamedTuple):
+class SelectedSettings(NamedTuple):
     """Settings that the trials of a study have chosen (`train.py --chosen`)."""
 
     settings: dict[str, str]  # as words, by key
-    choices: list[Choice]  # a record for each key and list of images
+    choices: list[SelectionRecord]  # a record for each key and list of images
 
 
-def read_chosen(file: str) -> Chosen:
+def read_chosen(file: str) -> SelectedSettings:
     """The content of the file of a choice (UsageError if it is missing or damaged); nothing without a file."""
     if not file:
-        return Chosen({}, [])
+        return SelectedSettings({}, [])
     if not Path(file).exists():
         raise UsageError(f"there is no {file}", "tools/study.py run writes it after the trials of its study", file)
     content: Any = read_json(file, CHOSEN_BYTES)
@@ -165,7 +165,7 @@ def read_chosen(file: str) -> Chosen:
         settings = {key: value for key, value in content["settings"].items() if isinstance(value, str)}
         if settings != content["settings"]:
             raise ValueError("a value is not text")
-        return Chosen(settings, [Choice.from_json(choice) for choice in content["choices"]])
+        return SelectedSettings(settings, [SelectionRecord.from_json(choice) for choice in content["choices"]])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         remedy = "delete it and start its study again (tools/study.py run), which writes it"
         raise UsageError(f"{file} is not a file of chosen settings", remedy, file) from error

@@ -16,7 +16,7 @@ from dassl.config import flatten
 from yacs.config import CfgNode
 
 import trainers
-from common.records import Choice, Phase
+from common.records import Phase, SelectionRecord
 from common.results import MEASURES
 from common.version import source
 from datasets import title
@@ -59,9 +59,9 @@ class Record:
         self.choices = self.all_choices()
         self.fit = self.all_phases()
 
-    def all_choices(self) -> list[Choice] | None:
+    def all_choices(self) -> list[SelectionRecord] | None:
         spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
-        earlier: Sequence[Choice] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
+        earlier: Sequence[SelectionRecord] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
         here = isinstance(trainer, trainers.PromptTrainer)
         new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
         if new and here:

@@ -21,7 +21,7 @@ from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 from .arguments import check_given, given_options
 
 if TYPE_CHECKING:
-    from .configuration import Chosen
+    from .configuration import SelectedSettings
 
 NAMES = ("TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR")  # settings that a run cannot do without
 
@@ -82,7 +82,7 @@ class RunSpec:
         return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, RESULTS_FILE).is_file()
 
     @cached_property
-    def chosen(self) -> "Chosen":
+    def chosen(self) -> "SelectedSettings":
         from .configuration import read_chosen
 
         return read_chosen(self.args.chosen)

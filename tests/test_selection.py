@@ -14,7 +14,7 @@ from torch import nn
 from trees import write_image
 
 from common.errors import UsageError
-from common.records import Choice
+from common.records import SelectionRecord
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
 from experiments.results import RESULTS_FILE, SELECTED
@@ -134,8 +134,8 @@ SAID = [  # metadata of the best epoch, the choices and the images behind it
     ({"inherited_choices": [], "fit": []}, None, []),
     ({"inherited_choices": [], "choices": []}, [], None),
     ({"choices": [], "fit": []}, None, None),
-    ({"choices": [CHOICE], "fit": []}, [Choice(**CHOICE)], None),
-    ({"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []}, [Choice(**CHOICE)] * 2, []),
+    ({"choices": [CHOICE], "fit": []}, [SelectionRecord(**CHOICE)], None),
+    ({"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []}, [SelectionRecord(**CHOICE)] * 2, []),
 ]
 
 

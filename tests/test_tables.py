@@ -11,7 +11,7 @@ from scipy import stats
 
 from common.start import ROOT
 from experiments.methods import methods as facts
-from experiments.studies.choose import VALIDATION, Choose
+from experiments.studies.choose import VALIDATION, SearchRule
 from experiments.studies.first_page import headlines, overview
 from experiments.studies.render import Cell, build_tables, markdown
 from experiments.studies.spec import Study, Variant
@@ -141,7 +141,7 @@ def test_paper_is_compared_for_its_own_backbone_settings_and_datasets_only(of_th
         "choose": {"choose": (("OPTIM.LR", ("0.1", "0.2")),)},
     }
     variants = tuple(Variant(name, "MPL", **settings) for name, settings in changed.items())
-    study = Study(variants, ("dtd",), choose=Choose(VALIDATION))
+    study = Study(variants, ("dtd",), choose=SearchRule(VALIDATION))
     summary = Summary(study, {run: {"accuracy": 50.0, "backbone": "ViT-B/16"} for run in study.runs()})
     papers = summary.cells.query("part == 'new'").dropna(subset="paper")
     assert papers[["method", "dataset", "paper"]].to_numpy().tolist() == [["published", "dtd", 58.13]]

@@ -55,7 +55,7 @@ LONGEST = 120  # characters of a folder's name
 
 
 @dataclass(frozen=True)
-class Choose:
+class SearchRule:
     """A choice of settings by trials.
 
     Attributes:
@@ -71,8 +71,8 @@ class Choose:
         return RULES[self.by]
 
 
-def choose_from(content: Any) -> Choose:
-    """A `Choose` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`.
+def choose_from(content: Any) -> SearchRule:
+    """A `SearchRule` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`.
 
     Raises:
         UsageError: it has another form.
@@ -87,7 +87,7 @@ def choose_from(content: Any) -> Choose:
     keys = keys_from(content["keys"], "choose") if "keys" in content else ()
     if "keys" in content and not keys:
         raise UsageError("choose has no keys", "give some, such as {OPTIM.LR: [0.001, 0.002]}, or leave keys out")
-    return Choose(content["by"], keys)
+    return SearchRule(content["by"], keys)
 
 
 def mapping(value: Any, what: str, form: str) -> dict:
@@ -221,7 +221,7 @@ def by_key(values: Values) -> dict[str, str]:
     return dict(zip(values[::2], values[1::2], strict=True))
 
 
-def chosen_on(choose: Choose, run: "Run", results: dict) -> dict[str, Any]:
+def chosen_on(choose: SearchRule, run: "Run", results: dict) -> dict[str, Any]:
     """The record of the images on which a trial was tested, as one of a choice (`data_use`)."""
     record = (results.get("data_use") or {}).get("test") or {}
     if record.get("split") != choose.rule.split:

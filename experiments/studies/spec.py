@@ -12,7 +12,7 @@ from common.errors import UsageError, choose, choose_dataset
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import methods
 from ..protocols import PROTOCOLS, Recipe, Step, recipe, train_argv
-from .choose import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Choose, Keys, Values, check_choose, chosen_place, trial_place
+from .choose import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Keys, SearchRule, Values, check_choose, chosen_place, trial_place
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -166,7 +166,7 @@ class Study:
     union: bool = False
     calibrate: bool = False
     ood: tuple[str, ...] = ()
-    choose: Choose = Choose()
+    choose: SearchRule = SearchRule()
     backbone: str = ""
     cache: Path | None = None
     cpus: int = 1

@@ -12,7 +12,7 @@ from common.checkpoints import checkpoint_names
 from common.errors import UsageError
 from common.files import check_folder
 from common.names import CONTROL
-from common.records import LARGEST, Choice, ImageList, Phase
+from common.records import LARGEST, ImageList, Phase, SelectionRecord
 
 from . import compat
 
@@ -66,7 +66,7 @@ def is_metadata(metadata: Any) -> bool:
         and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
         and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)
         and all(map(is_setting, metadata.get("settings", {}).values()))
-        and are_records(Choice, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])])
+        and are_records(SelectionRecord, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])])
         and are_records(Phase, metadata.get("fit", []))
     )
 

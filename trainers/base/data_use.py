@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError
 from common.files import checksum
-from common.records import Choice, ImageList, Phase
+from common.records import ImageList, Phase, SelectionRecord
 from common.results import digest_of_rows
 
 Record = TypeVar("Record", bound=ImageList)
@@ -24,7 +24,7 @@ TRAINING = "training"  # instead of a setting, where a training image is a test 
 
 def choice(
     what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int | None = None
-) -> Choice:
+) -> SelectionRecord:
     """A choice between `trials` epochs or values by `images` of a dataset.
 
     Args:
@@ -37,7 +37,7 @@ def choice(
     """
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
     listed = list_facts(cfg, title, "val" if validation else "test", images)
-    return Choice(what=what, **listed, test_images=count_tested(images, dataset), trials=trials)
+    return SelectionRecord(what=what, **listed, test_images=count_tested(images, dataset), trials=trials)
 
 
 def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def relative(path: str, folder: str) -> str:
     return absolute.removeprefix(f"{folder}/") if absolute.startswith(f"{folder}/") else os.path.relpath(path, folder)
 
 
-def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
+def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
     """The choice of TEST.FINAL_MODEL best_val as a list of one record; an empty list for other values."""
     if cfg.TEST.NO_TEST or cfg.TEST.FINAL_MODEL != "best_val":
         return []
@@ -92,12 +92,15 @@ def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
     return [choice("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH)]
 
 
-def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
+def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
     """What can raise the accuracy of a run on its test images: training on some of them, and `epoch_choice`."""
     train = [] if getattr(dataset, "test_only", False) else dataset.train_x
     tested = count_tested(train, dataset)
-    shared = [Choice(what=TRAINING, **list_facts(cfg, title, "train", train), test_images=tested)] if tested else []
-    return [*shared, *epoch_choice(cfg, title, dataset)]
+    choices = epoch_choice(cfg, title, dataset)
+    if not tested:
+        return choices
+    facts = list_facts(cfg, title, "train", train)
+    return [SelectionRecord(what=TRAINING, **facts, test_images=tested), *choices]
 
 
 def count_tested(images: Sequence[Any], dataset: Any) -> int:
@@ -134,12 +137,12 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     return sum(real(item.impath) in known for item in images if item.impath)
 
 
-def on_test_images(choices: Sequence[Choice] | None) -> list[Choice]:
+def on_test_images(choices: Sequence[SelectionRecord] | None) -> list[SelectionRecord]:
     """The choices that test images took part in."""
     return [choice for choice in choices or () if choice.test_images]
 
 
-def check_choices(choices: Sequence[Choice]) -> None:
+def check_choices(choices: Sequence[SelectionRecord]) -> None:
     """Check that no test image takes part in a choice.
 
     Raises:
@@ -160,7 +163,7 @@ def check_choices(choices: Sequence[Choice]) -> None:
         raise UsageError(selection_text(choice), remedy)
 
 
-def selection_text(choice: Choice) -> str:
+def selection_text(choice: SelectionRecord) -> str:
     """A choice in words."""
     if choice.what == TRAINING:
         return f"{choice.test_images:,} of {choice.images:,} training images of {choice.dataset} are test images"
@@ -172,7 +175,7 @@ def selection_text(choice: Choice) -> str:
     return f"{text}{classes}{lacking}"
 
 
-def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[Phase] | None]:
+def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[SelectionRecord] | None, list[Phase] | None]:
     """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`), and what they were learned from.
 
     Each is None if the checkpoint does not say it. Only the epoch of the best on validation images was chosen.
@@ -182,7 +185,7 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[
     own = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *own]
     says_start = "inherited_choices" in metadata  # else the run began from prompts that do not name their choices
-    choices = list(map(Choice.from_json, behind)) if "choices" in metadata and (behind or says_start) else None
+    choices = list(map(SelectionRecord.from_json, behind)) if "choices" in metadata and (behind or says_start) else None
     phases = metadata.get("fit") if says_start else None
     return choices, None if phases is None else list(map(Phase.from_json, phases))
 

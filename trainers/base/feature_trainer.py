@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from clip import CLIP
 from common.errors import UsageError
 from common.files import checksum
-from common.records import Choice
+from common.records import SelectionRecord
 
 from .checkpoints import tensors_of
 from .compat import build_transform
@@ -213,7 +213,7 @@ class FeatureTrainer(PromptTrainer):
         return self.spec.trials
 
     @cached_property
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[SelectionRecord]:
         keys = [f"TRAINER.{self.section()}.{key}" for key in self.spec.chosen if not getattr(self.settings, key)]
         if not keys:
             return super().choices

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from clip import CLIP, ImageOutput
 from common.errors import UsageError
 from common.names import plain
-from common.records import Choice, Phase
+from common.records import Phase, SelectionRecord
 from common.schema import Accepts
 
 from .checkpoints import find_checkpoint
@@ -68,7 +68,7 @@ class Method:
     device: torch.device
     model: PromptedCLIP
     dm: Any  # of a trainer alone: Dassl's data manager
-    inherited_choices: Sequence[Choice] | None = ()  # behind prompts that were loaded; None: they do not say
+    inherited_choices: Sequence[SelectionRecord] | None = ()  # behind prompts that were loaded; None: they do not say
     inherited_phases: Sequence[Phase] | None = ()  # what these were learned from; None: they do not say
 
     def __init_subclass__(cls) -> None:
@@ -165,11 +165,11 @@ class Method:
         return self.checkpoints_type(self)
 
     @cached_property
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[SelectionRecord]:
         """What training chooses on images, and on which (data_use.py). A method that chooses a setting adds it."""
         return made_choices(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
 
-    def inherit(self, choices: list[Choice]) -> None:
+    def inherit(self, choices: list[SelectionRecord]) -> None:
         """Add choices that were made before this run to those that its checkpoints name."""
         self.inherited_choices = [*(self.inherited_choices or []), *choices]
 
