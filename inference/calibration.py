@@ -3,7 +3,7 @@
 - `Temperature` and `Distances` (DAC) change probabilities, and never the predicted class.
 - `Threshold`: which answers to give, so that at most an asked share of the given ones is wrong.
 - `Sets`: several classes for an image, among which is the right one for an asked share of the images.
-- `conf_ot`: probabilities of calibration and test images together, for `Sets`; it is transductive.
+- `conf_ot`: probabilities of calibration and test images together (transductive), for `Sets`.
 
 All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,). They raise UsageError
 for logits that are not finite and for labels that are no classes. `Threshold` and `Sets` read the logits before any
@@ -23,7 +23,7 @@ HOTTEST = 1000.0  # the largest temperature; the smallest is its inverse
 SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
 KINDS = ("lac", "aps", "raps")
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
-LEVELS = 10  # shares of the images that a threshold is tried on
+TRIFLE, LEVELS = 1e-12, 10  # no difference between scores; shares of the images that a threshold is tried on
 Floats = NDArray[np.float64]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
@@ -229,10 +229,10 @@ def scores(probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[
 
 
 def comparable(probabilities: ArrayLike, kind: str) -> Floats:
-    """`scores`; of LAC -log p instead of 1 - p, which has the same order, and is not 1 for all small p."""
-    if kind == "lac":
-        return -np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), np.finfo(np.float64).tiny))
-    return scores(probabilities, kind)
+    """`scores` without the ties of a model that is too sure: -log p instead of 1 - p (LAC), or a trifle of it added."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    surprise = -np.log(np.maximum(p, np.finfo(np.float64).tiny))
+    return surprise if kind == "lac" else scores(p, kind) + TRIFLE * surprise
 
 
 @dataclass(frozen=True)
