@@ -3,7 +3,6 @@
 import argparse
 import io
 import zipfile
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +15,8 @@ from numpy.lib import format as npy
 from common.errors import UsageError, choose_dataset
 from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
-from common.start import Parser, path, share
-from inference.arguments import add_model_options
+from common.start import Parser, add_common_options, path, share
+from inference.arguments import check_exists, model_options
 from inference.calibrated import write_calibration
 from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
@@ -25,7 +24,16 @@ from inference.images import find_images
 from inference.models import kind_of, open_models, run_configuration
 from trainers import methods
 
-from .calibrating import COVERAGE, Outputs, check_test_images, count_copies, fit, of_sets, of_transport, report
+from .calibrating import (
+    COVERAGE,
+    Outputs,
+    check_test_images,
+    count_copies,
+    fit,
+    of_sets,
+    of_transport,
+    report,
+)
 from .predictions import LARGEST, PREDICTIONS_FILE, read
 
 LOGITS = "logits.npy"  # in predictions.npz
@@ -46,7 +54,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
     add("--by-class", action="store_true", help="also print the coverage and the size of the sets of each class")
     add("--accept-test-images", action="store_true", help="fit on images of the test, and mark the calibration")
-    add_model_options(parser)
+    add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
+    add("--backbone", default="", help="weight file, if the model was learned on one of another machine")
+    add_common_options(parser)
     return parser.parse_args(argv)
 
 
@@ -64,6 +74,7 @@ def models_in(folder: Path) -> list[Path]:
     Raises:
         UsageError: there is none.
     """
+    check_exists(folder)
     if kind_of(folder) in ("exported", "run"):
         return [folder]
     runs = sorted(file.parent for file in folder.rglob(RESULTS_FILE))
@@ -84,7 +95,7 @@ def is_tested_here(run: Path) -> bool:
 def calibrate(folder: Path, args: argparse.Namespace) -> None:
     """Fit the calibration of one model, write it, and print what it changes on the images of the run's test."""
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
-    options = Namespace(**vars(args) | {"template": "", "config_file": "", "trainer": ""})
+    options = model_options(device=args.device, backbone=args.backbone)
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
     if args.images:
         items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
@@ -143,6 +154,8 @@ def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
         found += [Datum(impath=str(file), label=names.index(name), classname=name) for file in find_images([parent])]
     if not found:
         raise UsageError(f"no folder of images in {folder}", "give one for each class, named after it", folder)
+    if missing := set(names).difference(item.classname for item in found):
+        print(f"No images of {len(missing)} of the {len(names)} classes, such as {min(missing)!r}")
     return found
 
 

@@ -1,7 +1,6 @@
 """Calibrations fitted on held-out images, and what they change on the images of a test."""
 
 import hashlib
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from common.errors import UsageError
 from common.files import checksum
 from common.results import CALIBRATION
 from datasets import title
+from inference.arguments import model_options
 from inference.artefact import calibration_in
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import (
@@ -37,7 +37,6 @@ from .metrics import ece
 COVERAGE = 0.9  # of the sets in a report
 ERROR, CONFIDENCE = 0.05, 0.95  # of a threshold, by default
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2)  # whose thresholds a report has
-UNCHANGED = {"config_file": "", "trainer": "", "load_epoch": None, "device": "", "template": ""}  # options of a model
 
 
 class Outputs(NamedTuple):
@@ -235,6 +234,6 @@ class Calibrated:
 
     def distances(self) -> Distances | None:
         """DAC for the classes of the test; None where the texts of the method have no distances."""
-        options = Namespace(**UNCHANGED | {"backbone": self.cfg.MODEL.BACKBONE.NAME})
+        options = model_options(backbone=self.cfg.MODEL.BACKBONE.NAME)
         ((_, classifier),) = open_models([Path(self.spec.args.model_dir)], options)
         return classifier.distances(self.trainer.class_names)

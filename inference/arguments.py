@@ -34,6 +34,12 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     add_common_options(parser)
 
 
+def model_options(**given: object) -> argparse.Namespace:
+    """The options of `add_model_options` with their defaults, but for those that are given."""
+    add_model_options(parser := argparse.ArgumentParser())
+    return argparse.Namespace(**vars(parser.parse_args([])) | {"device": ""} | given)
+
+
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that read images of the user."""
     text = "refuse larger images (default: 89,478,485, or INPUT.MAX_PIXELS of the run)"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
-from learned import images_of, rows_of
+from learned import OPTIONS, images_of, rows_of
 
 from common.results import CALIBRATION
 from experiments import calibrate
@@ -17,6 +17,7 @@ from inference import export, predict, programs
 from inference.artefact import calibration_in
 from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
+from inference.models import open_models
 
 pytestmark = pytest.mark.slow
 ASKED = ("TEST.CALIBRATE", True)
@@ -116,7 +117,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
 
 def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
     folder, _ = fitted
-    ((_, classifier),) = calibrate.open_models([folder], calibrate.parse([str(folder)]))
+    ((_, classifier),) = open_models([folder], OPTIONS)
     files, others = list(images_of(eurosat, range(6))), ["grey", "white snow", "red"]
     distances = classifier.distances(others)
     assert distances.factors[2] == 1 and distances.factors[0] != 1  # red is a class that was learned
