@@ -216,13 +216,6 @@ def test_files_are_unpacked_into_an_empty_folder(write, tmp_path):
     assert files_below(tmp_path / "into") == IMAGES
 
 
-def test_nested_archives_become_folders(tmp_path):
-    inner = tar(tmp_path / "inner", IMAGES).read_bytes()
-    nested = zipped(tmp_path / "a.zip", {"a/b.tar.gz": inner, "a/c.tar": b"no"})
-    unpack_file(nested, tmp_path / "into", "b.tar.gz")
-    assert files_below(tmp_path / "into") == {"a/c.tar": b"no", **{f"a/b/{name}": IMAGES[name] for name in IMAGES}}
-
-
 LINKS = {"2750/link": (tarfile.SYMTYPE, "/tmp"), "2750/link/x.jpg": b"x"}
 
 

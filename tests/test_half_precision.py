@@ -87,15 +87,3 @@ def test_tokens_between_layers_are_in_fp32(build, units):
         block.ln_1.register_forward_pre_hook(lambda module, args, tower=tower: types.update({tower: args[0].dtype}))
     step(trainer)
     assert types == {"image": torch.float32, "text": torch.float32}
-
-
-def test_evaluation_computes_in_it_too(build, units, capsys):
-    trainer = build("CoOp", "all", "PREC", "bf16")
-    assert capsys.readouterr().out.count("PREC bf16: training and evaluation compute in bf16\n") == 1
-    trainer.set_model_mode("eval")
-    tower, logits = trainer.model.towers, trainer.model_inference(IMAGES)
-    with torch.no_grad():
-        text = tower.encode_text(trainer.model.clip, trainer.model.prompt_learner.text(torch.empty(0)))
-        assert text.dtype == tower.encode_image(trainer.model.clip, IMAGES).feature.dtype == torch.bfloat16
-        assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits, trainer.model(IMAGES))

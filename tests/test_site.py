@@ -7,18 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from dassl.config import get_cfg_default
-from marks import tables
 
-import trainers
 from common.start import ROOT
-from experiments.configuration import extend_cfg
 
 pytestmark = pytest.mark.slow
 
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-REPRODUCE = (ROOT / "docs/reproduce.md").read_text()
 ROOMS = ("benchmarks", "experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
 FILES = [
     ROOT / "train.py",
@@ -78,24 +73,3 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
             if re.match(r"\s*python (?:train|parse_test_res|(?:tools|benchmarks)/\w+)(?:\.py)? ", line):
                 for option in re.findall(r" (--[a-z][\w-]+)", line.split("#")[0]):
                     assert f'"{option}"' in SOURCES, f"{option} of {line}"
-
-
-def rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the last table below a heading."""
-    return tables(text.partition(f"## {heading}\n")[2].partition("\n## ")[0])[-1][1:]
-
-
-def test_settings_of_the_tables_are_those_of_the_yaml_files():
-    """Names and epochs in docs/reproduce.md."""
-    compared, known = 0, trainers.methods()
-    for heading in ("Cross-dataset transfer", "Few-shot learning", "Settings of each method"):
-        for names, *cells in rows(REPRODUCE, heading):
-            method = names.partition(", ")[0]
-            for cfg, epochs in re.findall(r"`(vit_b[\w+]*)`(?:,(?: is)? (\d+) epochs)?", " ".join(cells)):
-                node = get_cfg_default()
-                extend_cfg(node, method)
-                node.merge_from_file(ROOT / f"configs/trainers/{known[method].config_folder}/{cfg}.yaml")
-                assert not epochs or int(epochs) == node.OPTIM.MAX_EPOCH, f"{cfg} of {method}"
-                compared += bool(epochs)
-    listed = {name for names, *_ in rows(REPRODUCE, "Settings of each method") for name in names.split(", ")}
-    assert {name for name in known if "+" not in name} <= listed and compared > 15

@@ -146,20 +146,6 @@ def test_tests_on_targets_have_the_settings_of_the_source(write):
             assert bool(cfg.DATASET.TEMPLATE) == (run.dataset == "small_source")
 
 
-def test_method_without_config_runs_as_its_scripts(write, script):
-    trainers = dict.fromkeys(("CoOp", "PromptSRC", "MPL"))
-    study = load(write(trainers=trainers, protocols="few_shot", datasets=["dtd"], shots=[1, 2, 16], cache=None))
-    sequences = study.sequences()
-    assert len(sequences) % 9 == 0 and sequences
-    for (run,) in sequences:
-        name = f"any/few_shot.sh {run.variant.method} dtd {run.seed}".split()
-        _, (call,) = script(*name, SHOTS=run.shots, BACKBONE="")
-        ours = parse_arguments(list(run.arguments))
-        theirs = parse_arguments(call[1:])
-        assert ours.opts == theirs.opts and ours.config_file.endswith(theirs.config_file)
-        assert str(run.folder).removeprefix(str(study.output)) in theirs.output_dir
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_included_study_is_valid(file):

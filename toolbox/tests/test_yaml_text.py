@@ -50,11 +50,6 @@ def test_a_key_that_is_there_twice(text, tmp_path):
     assert cfg
 
 
-def test_anchors_of_some_repeated_lines_are_read():
-    text = "A: &batch {SIZE: 4}\nB: {<<: *batch}\nC: {MEAN: &half [0.5, 0.5], STD: *half}\n"
-    assert CfgNode.load_cfg(text) == {"A": {"SIZE": 4}, "B": {"SIZE": 4}, "C": {"MEAN": [0.5, 0.5], "STD": [0.5, 0.5]}}
-
-
 def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
     file = tmp_path / "x.yaml"
     for i in range(30):
