@@ -6,6 +6,7 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.config.defaults import TRANSFORMS
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
+from dassl.data.transforms.rand_augment import OPERATIONS, RandAugment
 from PIL import Image
 from torchvision.transforms import functional as F
 
@@ -51,3 +52,26 @@ def test_training_transforms_have_a_fixed_order(capsys):
     assert got[5:] == ["ColorJitter", "RandomGrayscale", "RandomApply", "ToTensor", "Normalize"]
     assert names(build_transform(cfg_with(), choices=[])) == ["Resize", "ToTensor"]
     assert "Building transform_train\n+ Resize(size=(24, 32), " in capsys.readouterr().out
+
+
+def test_operations_of_rand_augment_have_dassls_values(image, monkeypatch):
+    """At strengths 0 to 30; signs and places are drawn by Python's and NumPy's generators, as in Dassl."""
+    pixels = np.asarray(image).astype(int)
+
+    def augmented(number, strength, sign=0.0):
+        monkeypatch.setattr("random.choices", lambda operations, k: [operations[number]] * k)
+        monkeypatch.setattr("random.random", lambda: sign)
+        monkeypatch.setattr("numpy.random.uniform", lambda low, high: low / 2)
+        return np.asarray(RandAugment(1, strength)(image)).astype(int)
+
+    assert [augmented(number, 10).shape for number in range(len(OPERATIONS))] == [pixels.shape] * 16
+    assert (augmented(2, 10) == 255 - pixels).all()
+    assert (augmented(4, 10) == pixels & 0b11111000).all() and (augmented(4, 30) == pixels).all()  # 5 of 8 bits
+    assert (augmented(5, 30) == pixels).all() and (augmented(5, 0) == 255 - pixels).all()
+    added = np.minimum(pixels + 110, 255)
+    assert (augmented(6, 30) == np.where(added < 128, added, 255 - added)).all()
+    assert abs(augmented(9, 10) - 0.7 * pixels).max() < 1  # brightness
+    assert (augmented(14, 3)[:, :-10] == pixels[:, 10:]).all() and (augmented(14, 3)[:, -10:] == 0).all()
+    assert (augmented(15, 3, 0.9)[10:] == pixels[:-10]).all() and (augmented(15, 3, 0.9)[:10] == 0).all()
+    square = (augmented(13, 15) == [125, 123, 114]).all(axis=2)
+    assert square.sum() == 21 * 21 and square[10, 20] and square[30, 40]

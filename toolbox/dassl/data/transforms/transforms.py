@@ -4,6 +4,7 @@ Transforms are applied in the order of this file; their order in the config has 
 """
 
 from dassl.config.defaults import INTERPOLATIONS, TRANSFORMS
+from dassl.data.transforms.rand_augment import RandAugment
 from dassl.utils import UsageError, check_availability
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
@@ -46,7 +47,7 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
             "random_resized_crop": T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
             "center_crop": T.CenterCrop(size),
             "random_flip": T.RandomHorizontalFlip(),
-            "randaugment": T.RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
+            "randaugment": RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
             "colorjitter": T.ColorJitter(*jitter),
             "randomgrayscale": T.RandomGrayscale(p=options.RGS_P),
             "gaussian_blur": T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
