@@ -26,7 +26,7 @@ from inference.calibration import (
     checked,
     comparable,
     conf_ot,
-    softmax,
+    log_softmax,
 )
 from inference.models import open_models
 from trainers import PromptTrainer
@@ -103,11 +103,10 @@ def check_test_images(count: int, images: int, where: str, accepted: bool, remed
 
 def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
     """`ece` in percent, and `nll`."""
-    p = softmax(logits)
-    of_label = np.maximum(p[np.arange(len(p)), labels], np.finfo(float).tiny)
+    log_p = log_softmax(logits)
     return {
-        "ece": 100 * ece(p.max(axis=1), p.argmax(axis=1) == labels),
-        "nll": float(-np.log(of_label).mean()),
+        "ece": 100 * ece(np.exp(log_p.max(axis=1)), log_p.argmax(axis=1) == labels),
+        "nll": float(-log_p[np.arange(len(log_p)), labels].mean()),
     }
 
 
@@ -163,9 +162,9 @@ def of_threshold(threshold: Threshold, test: Outputs) -> dict[str, float]:
 
 def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
     """LAC sets after Conf-OT, which reads all calibration and test images together."""
-    p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
+    log_p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
     count = len(held.labels)
-    sets = Sets.of_scores(comparable(p[:count], "lac"), held.labels, "lac").of(p[count:], COVERAGE)
+    sets = Sets.of_scores(comparable(log_p[:count], "lac"), held.labels, "lac").of(log_p[count:], COVERAGE)
     return of_sets(sets, test.labels)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UsageError, choose
 
-HOTTEST = 1000.0  # the largest temperature; the smallest is its inverse
+HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
 KINDS = ("lac", "aps", "raps")
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
@@ -28,11 +28,15 @@ Floats = NDArray[np.float64]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
 
-def softmax(logits: ArrayLike) -> Floats:
-    """(images, classes) -> their probabilities, in double precision."""
+def log_softmax(logits: ArrayLike) -> Floats:
+    """(images, classes) -> the logarithms of their probabilities, in double precision."""
     z = np.asarray(logits, dtype=np.float64)
-    exponents = np.exp(z - z.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def softmax(logits: ArrayLike) -> Floats:
+    return np.exp(log_softmax(logits))
 
 
 def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
@@ -145,10 +149,8 @@ class Threshold:
     """Answer where the largest probability is above `above`; else the image is unknown.
 
     Among the answers to images like those of the calibration, at most the share `error` is wrong. This fails for at
-    most the share 1 - `confidence` of the sets of images on which one may fit.
-
-    Attributes:
-        answered, wrong: how many calibration images it answers, and how many of these wrong.
+    most the share 1 - `confidence` of the sets of images on which one may fit. `answered` is how many calibration
+    images it answers, `wrong` how many of these are wrong.
     """
 
     above: float
@@ -228,11 +230,9 @@ def scores(probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[
     return found
 
 
-def comparable(probabilities: ArrayLike, kind: str) -> Floats:
+def comparable(log_p: Floats, kind: str) -> Floats:
     """`scores` without the ties of a model that is too sure: -log p instead of 1 - p (LAC), or a trifle of it added."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    surprise = -np.log(np.maximum(p, np.finfo(np.float64).tiny))
-    return surprise if kind == "lac" else scores(p, kind) + TRIFLE * surprise
+    return -log_p if kind == "lac" else scores(np.exp(log_p), kind) - TRIFLE * log_p
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Sets:
 
     @classmethod
     def fit(cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac") -> Self:
-        return cls.of_scores(comparable(softmax(checked(logits, labels)), kind), labels, kind)
+        return cls.of_scores(comparable(log_softmax(checked(logits, labels)), kind), labels, kind)
 
     @classmethod
     def of_scores(cls, found: Floats, labels: ArrayLike, kind: str) -> Self:
@@ -263,17 +263,17 @@ class Sets:
 
     def apply(self, logits: ArrayLike, coverage: float) -> NDArray[np.bool_]:
         """(images, classes): whether a class is in the set of an image."""
-        return self.of(softmax(logits), coverage)
+        return self.of(log_softmax(logits), coverage)
 
-    def of(self, probabilities: ArrayLike, coverage: float) -> NDArray[np.bool_]:
-        """`apply` for probabilities, such as those of `conf_ot`."""
-        return comparable(probabilities, self.kind) <= self.quantile(coverage)
+    def of(self, log_p: Floats, coverage: float) -> NDArray[np.bool_]:
+        """`apply` for logarithms of probabilities, such as those of `conf_ot`."""
+        return comparable(log_p, self.kind) <= self.quantile(coverage)
 
 
 def conf_ot(
     logits: ArrayLike, labels: ArrayLike, observed: bool = True, epsilon: float = 1.0, iterations: int = 3
 ) -> Floats:
-    """Probabilities by optimal transport between images and classes (Conf-OT; Silva-Rodriguez et al., CVPR 2025).
+    """Log-probabilities by optimal transport of images to classes (Conf-OT; Silva-Rodriguez et al., CVPR 2025).
 
     They are transductive: those of an image depend on all other images.
 
@@ -297,4 +297,4 @@ def conf_ot(
     for _ in range(iterations):
         log_plan += log_shares - np.logaddexp.reduce(log_plan, axis=0)
         log_plan -= np.logaddexp.reduce(log_plan, axis=1)[:, None]
-    return np.exp(log_plan)
+    return log_plan
