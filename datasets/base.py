@@ -14,7 +14,7 @@ from common.errors import UsageError, one_line
 from common.names import CONTROL, check_known_names, check_template
 from common.text import read_json, read_text
 
-from . import sentences, splits
+from . import sentences, shots, splits
 from .files import File
 
 Item = TypeVar("Item")
@@ -33,10 +33,10 @@ class FewShotDataset(DatasetBase):
     DATASET_REGISTRY and named in a YAML file of configs/datasets, it works everywhere; with `files`,
     tools/prepare.py can also download it.
 
-    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.FEWSHOT_FILE (a file that chooses them),
-    DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.HOLD_OUT (validate on one training image of each class),
-    DATASET.TEMPLATE (replaces `template`), DATASET.SENTENCES (a file with sentences for each class), TEST.MAX_IMAGES
-    (of the test images, 0: all) and SEED.
+    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image; datasets/shots.py), DATASET.FEWSHOT_FILE (a file that
+    chooses them), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.HOLD_OUT (validate on one training image
+    of each class), DATASET.TEMPLATE (replaces `template`), DATASET.SENTENCES (a file with sentences for each
+    class), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
@@ -92,6 +92,9 @@ class FewShotDataset(DatasetBase):
             val=test if self.val_is_test and not self.holds_out else val or None,
             test=spread(test, cfg.TEST.get("MAX_IMAGES", 0) or len(test)),
         )
+        every = [*train, *val, *test]  # a class may have no training images
+        self._num_classes = self.get_num_classes(every)
+        self._lab2cname, self._classnames = self.get_lab2cname(every)
 
     @property
     def remedy(self) -> str:
@@ -193,25 +196,36 @@ class FewShotDataset(DatasetBase):
 
         For ImageNet, CoOp's depend on the order in which the file system lists images; here, images are sorted.
         """
-        shots = self.cfg.DATASET.NUM_SHOTS
+        number = self.cfg.DATASET.NUM_SHOTS
         whole = {"train": train, "val": val, "test": test}
-        if shots >= 1:
+        if number != -1:
             # Python's generator, freshly seeded; training images first.
             random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
-            train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
-            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
+        if not isinstance(number, int):
+            train, val = self.sample_counts(train, val) if train else (train, val)
+        elif number >= 1:
+            train = self.generate_fewshot_dataset(train, num_shots=number) if train else train
+            val = self.generate_fewshot_dataset(val, num_shots=min(number, 4)) if val else val
         if (given := self.cfg.DATASET.get("FEWSHOT_FILE", "")) and train:
-            given = given.replace("{shots}", str(shots)).replace("{seed}", str(self.cfg.SEED))
+            given = given.replace("{shots}", str(number)).replace("{seed}", str(self.cfg.SEED))
             file = Path(os.path.expanduser(given)).absolute()
             chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
             expected = Counter(item.label for item in train)
             train, val = chosen["train"], chosen.get("val", val)
-            for label, number in Counter(item.label for item in train).items():
-                if shots >= 1 and number != expected[label]:
+            for label, found in Counter(item.label for item in train).items():
+                if number != -1 and found != expected[label]:
                     name = next(item.classname for item in train if item.label == label)
-                    what = f"{file} has {number} images of {name!r}, and DATASET.NUM_SHOTS {shots} means"
+                    what = f"{file} has {found} images of {name!r}, and DATASET.NUM_SHOTS {number} means"
                     raise DatasetError(f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file)
         return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
+
+    def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
+        """The few-shot images if NUM_SHOTS has a number for each class; at most four of each for validation."""
+        names = {item.label: item.classname for item in train}
+        counts = shots.read(self.cfg.DATASET.NUM_SHOTS, names, self.cfg.SEED)
+        of_val = self.split_dataset_by_label(val)
+        few = {label: min(counts[label], 4, len(items)) for label, items in of_val.items()}
+        return shots.sample(self.split_dataset_by_label(train), counts), shots.sample(of_val, few)
 
     def hold_out(self, train: Items) -> tuple[Items, Items]:
         """All images but the last of each class, and these."""

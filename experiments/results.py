@@ -32,7 +32,8 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def summary_line(run: dict) -> str:
     """The result of a run in one line."""
-    shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
+    shots = f" {run['shots']} shots" if isinstance(run["shots"], int) else " with shots by class"
+    shots = "" if run["shots"] == -1 else shots
     seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
     return (
         f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "

@@ -123,7 +123,8 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     method = trainers.methods()[cfg.TRAINER.NAME]
     training: dict[str, Any] = {}
     if run:
-        training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": cfg.DATASET.NUM_SHOTS, "seed": cfg.SEED}
+        shots = "by class" if isinstance(cfg.DATASET.NUM_SHOTS, str) else cfg.DATASET.NUM_SHOTS
+        training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": shots, "seed": cfg.SEED}
         training |= recorded_facts(run, epoch_of(path, options.load_epoch) if method.learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -78,6 +78,7 @@ class CLAP(ZSLP):
     """ZSLP held near the text features of those classes that zero-shot CLIP knows (Silva-Rodriguez et al., 2024)."""
 
     Settings: ClassVar[type[MethodSettings]] = CLAPSettings
+    spec = replace(ZSLP.spec, needs_all=True)
     multipliers: Tensor  # (classes,), as is `rho` of the adaptative variant
 
     @torch.no_grad()

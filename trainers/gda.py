@@ -69,7 +69,7 @@ class GDA(FittedTrainer):
     transfers = True
     saved_as = "gda"
     of_learned_classes = ("W", "b")
-    spec = FeatureSpec(SEVEN, row_tensors=("rows",), chosen={"ALPHA": "1.0"}, trials=len(ALPHAS))
+    spec = FeatureSpec(SEVEN, row_tensors=("rows",), chosen={"ALPHA": "1.0"}, trials=len(ALPHAS), needs_all=True)
 
     def build_head(self, classes, width, rows):
         return Gaussians(classes, width)

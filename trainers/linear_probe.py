@@ -83,7 +83,7 @@ class LinearProbe(FittedTrainer):
     saved_as = "linear_probe"
     saves_learner = False
     reads_template = reads_sentences = False
-    spec = FeatureSpec(reads_text=False, chosen={"C": "1.0"}, trials=TRIALS)
+    spec = FeatureSpec(reads_text=False, chosen={"C": "1.0"}, trials=TRIALS, needs_all=True)
 
     def build_head(self, classes, width, rows):
         if classes < 2:

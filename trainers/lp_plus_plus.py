@@ -50,7 +50,7 @@ class LPPlusPlus(FittedTrainer):
 
     Settings = LPPlusPlusSettings
     saved_as = "lp_plus_plus"
-    spec = FeatureSpec(SEVEN, chosen={"STEP": "300"})
+    spec = FeatureSpec(SEVEN, chosen={"STEP": "300"}, needs_all=True)
 
     @property
     def trials(self) -> int:

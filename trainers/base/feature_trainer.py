@@ -45,6 +45,7 @@ class FeatureSpec:
             `of_learned_classes` names have no rows if no class of a test was learned.
         chosen: settings that images choose if they are 0, with an example; `Settings` are then `ChoosingSettings`.
         trials: from how many values they choose.
+        needs_all: whether each class must have a training image.
     """
 
     templates_of_imagenet: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class FeatureSpec:
     row_tensors: tuple[str, ...] = ()
     chosen: Mapping[str, str] = field(default_factory=dict)
     trials: int = 1
+    needs_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,10 @@ class FeatureTrainer(PromptTrainer):
         starts = isinstance(self, FittedTrainer) or type(self).start is not FeatureTrainer.start
         if self.cfg.MODEL.INIT_WEIGHTS and starts:
             raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {what}", "leave it out")
+        missing = {*range(len(self.class_names))} - {item.label for item in self.dm.dataset.train_x}
+        if missing and self.spec.needs_all:
+            what = f"{type(self).__name__} has no training image of {self.class_names[min(missing)]!r}"
+            raise UsageError(what, "give each class one in DATASET.NUM_SHOTS, or use SSText")
 
     # The model
 
@@ -228,6 +234,7 @@ class FeatureTrainer(PromptTrainer):
             UsageError: the dataset has no validation images.
         """
         dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
+        shots = shots if isinstance(shots, int) else 4
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
             return dataset.test
         if not dataset.val:

@@ -76,6 +76,7 @@ def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRSche
 
 
 def shots_of(trainer: PromptTrainer) -> int:
-    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used."""
-    dataset = trainer.dm.dataset
-    return max(1, trainer.cfg.DATASET.NUM_SHOTS, round(len(dataset.train_x) / max(1, trainer.dm.num_classes)))
+    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used, or numbers by class."""
+    dataset, shots = trainer.dm.dataset, trainer.cfg.DATASET.NUM_SHOTS
+    number = shots if isinstance(shots, int) else -1
+    return max(1, number, round(len(dataset.train_x) / max(1, trainer.dm.num_classes)))

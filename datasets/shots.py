@@ -1,0 +1,62 @@
+"""DATASET.NUM_SHOTS as counts: how many training images each class has, which may differ or be 0."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dassl.data.datasets import Datum
+
+from common.errors import UsageError, choose
+from common.names import plain
+from common.text import read_json
+
+LARGEST = 1 << 22  # bytes of a file
+
+
+def read(given: list | str, names: Mapping[int, str], seed: int) -> dict[int, int]:
+    """The number of training images of each class by its label.
+
+    Args:
+        given: numbers in the order of the labels; or a JSON file with such a list or with {"class name": number}, whose
+            {seed} is that of the run.
+        names: of the classes, by label.
+        seed: of the run.
+
+    Raises:
+        UsageError: the file is missing or no JSON, or has not one number from 0 for each class.
+    """
+    where = "DATASET.NUM_SHOTS"
+    content: Any = given
+    if isinstance(given, str):
+        where = given.replace("{seed}", str(seed))
+        content = read_json(Path(where).expanduser(), LARGEST)
+    labels = sorted(names)
+    if isinstance(content, dict):
+        known = {plain(name): number for name, number in content.items()}
+        for name in known:
+            choose(name, map(plain, names.values()), "class", where)
+        content = [known.get(plain(names[label])) for label in labels]
+        if None in content:
+            name = names[labels[content.index(None)]]
+            raise UsageError(
+                f"{where} has no number for the class {name!r}", "give each class one; 0: no images", where
+            )
+    numbers = isinstance(content, list) and all(type(number) is int and number >= 0 for number in content)
+    if not numbers or len(content) != len(labels) or not any(content):
+        what = f"{where} is not a list of {len(labels)} numbers of images, one for each class"
+        raise UsageError(what, "give numbers from 0, in the order of the labels", where)
+    return dict(zip(labels, content, strict=True))
+
+
+def sample(by_label: Mapping[int, list[Datum]], counts: Mapping[int, int]) -> list[Datum]:
+    """So many images of each class, drawn by Python's generator in the order of the classes here.
+
+    Raises:
+        UsageError: a class has fewer.
+    """
+    for label, items in by_label.items():
+        if counts[label] > len(items):
+            what = f"DATASET.NUM_SHOTS asks for {counts[label]:,} images of {items[0].classname!r}"
+            raise UsageError(what, f"lower that number: there are {len(items):,}")
+    return [item for label, items in by_label.items() for item in random.sample(items, counts[label])]
