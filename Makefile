@@ -1,4 +1,5 @@
-# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, compare, gpu-rehearsal.
+# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, compare,
+# backbones, gpu-rehearsal.
 # PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint style docs fuzz kill bench compare gpu-rehearsal
+.PHONY: setup demo test test-all check lint style docs fuzz kill bench compare gpu-rehearsal backbones
 
 setup: $(VENV)/.ready
 
@@ -58,6 +59,11 @@ kill: $(VENV)/.ready-dev
 ROUNDS ?= 3
 bench: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/measure.py --page benchmarks/RESULTS.md --rounds $(ROUNDS)
+
+# Every architecture of open_clip: its features, and a step of three methods. It writes a section of docs/backbones.md.
+LARGEST ?= 160
+backbones: $(VENV)/.ready-dev
+	$(BIN)/python docs/backbones.py --largest $(LARGEST)
 
 # Training steps of this checkout and of another one, in turns: make compare BEFORE=DIR
 compare: $(VENV)/.ready-dev

@@ -53,8 +53,10 @@ def load(
         raise ClipError("clip.load(jit=True) is not supported", "call it with jit=False")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_backbone(name, "fp32" if device.type == "cpu" else "fp16", download_root).to(device)
-    mean, std = (getattr(model.visual, key, None) for key in ("image_mean", "image_std"))
-    return model, image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
+    options: dict[str, Any] = {name: getattr(model.visual, f"image_{name}", None) for name in ("mean", "std")}
+    stated = preprocessing(name, download_root)
+    options |= {key.lower(): stated[key] for key in ("INTERPOLATION", "RESIZE_MODE") if key in stated}
+    return model, image_transform(model.visual.image_size, is_train=False, **options)
 
 
 @torch.inference_mode(False)  # whose tensors do not count their changes

@@ -1,19 +1,30 @@
 """Runs on models that are not CLIP's: training, prediction, their tokeniser and preprocessing, and wrong input."""
 
 import json
+import sys
 
 import pytest
 import torch
 from drawn import arguments, results, section_pairs
 from learned import OPTIONS
-from tiny_models import FAMILIES, saved, small_timm, tiny_config
+from tiny_models import FAMILIES, both, saved, small_timm, tiny_config
 
 import clip
+import trainers
+from clip import fetch
+from common.errors import UsageError
+from common.start import ROOT
 from inference import export
-from inference.classifier import PromptedClassifier
+from inference.classifier import PromptedClassifier, configuration
 from inference.models import open_models
+from trainers.base.method import Classes
 
 pytestmark = pytest.mark.slow
+sys.path.append(str(ROOT / "docs"))
+import backbones as page  # noqa: E402
+
+TINY = {"PROMPT_DEPTH": 2, "PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2, "REP_LAYERS": [1, 2], "N_CTX": 4}
+TINY |= {"ADAPTER_START": 1, "ADAPTER_END": 2}
 
 # Published settings, which name 224 pixels, with the depth and the steps of tiny models.
 FILES = {
@@ -113,3 +124,69 @@ def test_a_tokeniser_that_is_not_there(online, monkeypatch):
     words = {"hf_tokenizer_name": "owner/words", "context_length": 8}
     with pytest.raises(clip.ClipError, match="the tokeniser owner/words.*prepare.py backbone.*put"):
         clip.hub.tokenizer(words, None, online)
+
+
+@pytest.mark.parametrize("arch", ["PE-Core-T-16-384", "MobileCLIP2-S0"])
+def test_the_page_of_all_architectures(arch):
+    """`make backbones` on two of them, with all of their layers: a row, with the reason where a method is refused."""
+    row = page.measure(arch, largest=160)
+    assert max(row["differences"]) <= 1e-5
+    refused = {name for name, answer in row["methods"].items() if isinstance(answer, str)}
+    assert refused == (set() if arch.startswith("PE") else {"MPL", "CLIPLoRA"})
+    assert all("vision transformer" in row["methods"][name] and "CoOp" in row["methods"][name] for name in refused)
+    assert f"| `{arch}` |" in page.table([row], 160)
+
+
+@pytest.mark.parametrize("family", ["EVA-02", "ConvNeXt", "MetaCLIP 2"])
+def test_every_method_works_or_says_which_backbone_it_needs(family):
+    _, model = both(FAMILIES[family])
+    size = model.visual.image_size
+    images = torch.zeros(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    refused = set()
+    for name, kind in trainers.methods().items():
+        cfg = configuration(name)
+        section = cfg.TRAINER[kind.section()]
+        section.update({key: value for key, value in TINY.items() if key in section})
+        cfg.MODEL.BACKBONE.NAME = "the backbone"
+        method = kind(cfg, Classes(["river", "old tree", "lake"]), torch.device("cpu"))
+        try:
+            method.model = kind.Model(model, method.build_prompts(model, method.class_names))
+            method.finish_model()
+        except UsageError as error:
+            assert "backbone" in str(error) and str(error).isprintable()
+            refused.add(name.rpartition("+")[2])
+        else:
+            assert method.model(images).shape == (2, 3), name
+    vision = {"CLIPLoRA", "CoPrompt", "IVLP", "MMA", "MMRL", "MPL", "MaPLe", "PromptSRC", "UPT", "VPT"}
+    # TCP needs nine text layers, and MMRLpp the projection of CLIP's class token.
+    own = {"TCP"} if family == "MetaCLIP 2" else {"TCP", "MMRLpp"}
+    assert refused == own | (vision | {"LoCoOp"} if family == "ConvNeXt" else set())
+
+
+@pytest.mark.parametrize(("other", "words"), [("EVA-01", "visual.trunk"), ("CoCa", "more tensors|cls_emb")])
+def test_weights_of_another_architecture_name_a_tensor(other, words, tmp_path):
+    folder = saved("EVA-02", tmp_path / "one")
+    weights = saved(other, tmp_path / "other") / "open_clip_model.safetensors"
+    (folder / weights.name).write_bytes(weights.read_bytes())
+    with small_timm("eva"), pytest.raises(clip.ClipError, match=words):
+        clip.load_backbone(str(folder))
+
+
+def test_a_repository_of_the_hub_is_read_like_its_folder(tmp_path, monkeypatch, command):
+    folder = saved("MobileCLIP-S", tmp_path / "snapshot", PREPROCESS)
+    online = []
+
+    def hf_hub_download(repo, file, local_files_only=False, **options):
+        online.append(not local_files_only)
+        if repo != "owner/model" or not (folder / file).is_file():
+            raise FileNotFoundError(file)
+        return str(folder / file)
+
+    monkeypatch.setattr(clip.hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(clip.hub, "bytes_of", lambda repo: 10**6)
+    with small_timm("fastvit"):
+        done = command(fetch, "backbone", "hf-hub:owner/model")
+    assert done.status == 0 and "0.0 GB, of" in done.printed, done
+    assert clip.weights_sha256(str(folder)) in done.printed and "CLIP" in done.printed
+    assert not any(online) and clip.preprocessing("hf-hub:owner/model")["RESIZE_MODE"] == "squash"
+    assert "cannot download hf-hub:owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error

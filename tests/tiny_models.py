@@ -1,7 +1,7 @@
 """Tiny models of open_clip's families, with its own model beside ours: random weights, widths of 32 and two layers."""
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -73,13 +73,27 @@ def open_clips(config: dict) -> torch.nn.Module:
     config = json.loads(json.dumps(config))
     custom = config.pop("custom_text", False)
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with not_initialised():
         model = kind(**config).eval()
-        for key, parameter in model.named_parameters():
-            if not key.startswith("logit"):
-                parameter.data += 0.1 * torch.randn_like(parameter)
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in model.named_parameters():
+        if not key.startswith("logit"):
+            is_scale = parameter.dim() < 2 and key.endswith(("weight", "gamma", "gamma_1", "gamma_2"))
+            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
+            parameter.data = torch.randn(parameter.shape, generator=generator).mul_(scale).add_(is_scale)
     return model.requires_grad_(False)
+
+
+@contextmanager
+def not_initialised():
+    """Within it, models do not draw the weights that they get afterwards, which would take seconds."""
+    names = [name for name in dir(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(torch.nn.init, name, lambda tensor, *given, **options: tensor))
+        for name in ("normal_", "uniform_", "erfinv_"):
+            stack.enter_context(mock.patch.object(torch.Tensor, name, lambda tensor, *given, **options: tensor))
+        yield
 
 
 def both(arch: str) -> tuple[torch.nn.Module, CLIP]:
@@ -101,8 +115,9 @@ class Letters:
     """A tokeniser with a token for each word, as its letters add up; its ends are those that the text tower reads."""
 
     def __init__(self, text_cfg: dict):
-        self.start = [101] if text_cfg["pool_type"] == "eos" else []
-        self.end, self.pad = ([text_cfg["eos_id"]], 1) if self.start else ([1], 1)
+        pool = text_cfg.get("pool_type", "argmax")
+        self.start = {"eos": [101], "argmax": [998]}.get(pool, [])
+        self.end, self.pad = {"eos": ([text_cfg.get("eos_id")], 1), "argmax": ([999], 0)}.get(pool, ([1], 1))
 
     def __call__(self, texts, length):
         rows = []

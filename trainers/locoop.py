@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
+from clip import has_local_features
 from common.errors import UsageError
 
 from .base.local import local_logits
@@ -32,6 +33,9 @@ class LoCoOp(ContextTrainer):
     Settings = LoCoOpSettings
 
     def finish_model(self):
+        if not has_local_features(self.model.clip):
+            what = f"LoCoOp reads features of patches, which {self.cfg.MODEL.BACKBONE.NAME} has none of"
+            raise UsageError(what, "choose a backbone with a vision transformer or CLIP's ResNet, or CoOp")
         self.model.read = ("local",)
 
     def check_training(self):

@@ -5,6 +5,9 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
+from clip import is_vit
+from common.errors import UsageError
+
 from .base.representations import RepresentationPrompts, RepresentationSettings, RepresentationTrainer
 
 
@@ -74,3 +77,9 @@ class MMRLpp(RepresentationTrainer):
     published_sections = ("TRAINER.MMRLpp",)
     published = ("representation_learner.*", "image_encoder.A", "image_encoder.B")
     caveat = "published with values chosen for each dataset, in cross-dataset tests for each target"
+
+    def build_prompts(self, clip, classnames):
+        if not is_vit(clip):
+            what = f"MMRLpp changes the projection of CLIP's class token, and {self.cfg.MODEL.BACKBONE.NAME} has none"
+            raise UsageError(what, "choose MMRL, which learns a projection of its own")
+        return super().build_prompts(clip, classnames)
