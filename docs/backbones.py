@@ -1,6 +1,7 @@
 """Try every architecture of open_clip with published weights, and write the table of docs/backbones.md.
 
     python docs/backbones.py                      # all, which takes half an hour on two cores
+    python docs/backbones.py --narrow             # all with small widths, in two minutes
     python docs/backbones.py ViT-B-32 RN50        # print the rows of some
 
 Weights are random and from open_clip itself. Each architecture has a process of its own.
@@ -24,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import open_clip  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
-from tiny_models import Letters, not_initialised, open_clips, rows_of  # noqa: E402
+from tiny_models import Letters, not_initialised, open_clips, rows_of, small_timm, tiny_config  # noqa: E402
 
 import clip  # noqa: E402
 import trainers  # noqa: E402
@@ -39,20 +40,29 @@ PAGE = ROOT / "docs/backbones.md"
 MARK = "<!-- written by docs/backbones.py -->\n"
 NAMES = ["river", "green field", "old tree"]
 METHODS = {"CoOp": {"N_CTX": 4}, "MPL": {"PROMPT_DEPTH": 2}, "CLIPLoRA": {}}
+VITS = ("VisionTransformer", "Eva")
 TOKENS = 100_000  # a larger vocabulary is replaced by one of a thousand tokens
 
 
 SECTION = """## All architectures
 
 `make backbones` writes this section. open_clip {version} has {all} architectures with published weights. With random
-weights, image and text features of {same} of them equal those of its own `encode_image` and `encode_text`: the columns
-*images* and *texts* have the relative differences, at most 1e-5. A training step of CoOp works with {CoOp}, of MPL with
-{MPL}, of CLIPLoRA with {CLIPLoRA}.
+weights, image and text features of {same} of them equal those of its own `encode_image` and `encode_text`: the
+columns *images* and *texts* have the relative differences, at most 1e-5. {vits} image towers take vision prompts. A
+training step of CoOp works with {CoOp} architectures, of MPL with {MPL}, of CLIPLoRA with {CLIPLoRA}.
 
-Seconds are processor time of a step with two images and three classes on one core. Memory is the peak of the process.
-*Layers* are those that were built, of the image tower and of the text tower: models of more than {largest} million
-weights were built with two of each. Their vocabularies, and those of more than {tokens:,} tokens, were replaced by one
-of 1,000 tokens, and their tokenisers and those of the Hub by one that counts letters.
+{built}
+The column *weights* counts those of the whole architecture; *layers* are those that were built, of the image tower
+and of the text tower. Seconds are processor time of a step with two images and three classes on one core.
+"""
+WIDE = """Models of more than {largest} million weights were built with two layers in each tower. Their
+vocabularies, and those of more than {tokens:,} tokens, were replaced by one of 1,000 tokens, and their tokenisers and
+those of the Hub by one that counts letters. Memory is the peak of the process.
+"""
+NARROW = """**Measured with small widths** (`python docs/backbones.py --narrow`): each model has two layers and, where
+open_clip and timm let it, small images and tokens of 32 numbers. Its modules are those of the architecture. So seconds
+and memory are not those of the published model; `make backbones` measures them. Texts were read by a tokeniser that
+counts letters.
 """
 
 
@@ -60,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="ARCH", help="architectures (default: all with published weights)")
     parser.add_argument("--largest", type=int, default=160, help="million weights up to which all layers are built")
+    parser.add_argument("--narrow", action="store_true", help="build each with small widths and two layers")
     parser.add_argument("--rows", type=Path, help="file with the rows of an earlier start, which are kept")
     return parser.parse_args()
 
@@ -131,15 +142,18 @@ def depths(model: CLIP) -> str:
     return f"{len(clip.image_blocks(model)) if clip.takes_prompts(model) else 'all'} / {text or 2}"
 
 
-def measure(arch: str, largest: int) -> dict[str, Any]:
+def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:
     """The row of an architecture."""
     config: Any = open_clip.get_model_config(arch)
     with tempfile.TemporaryDirectory() as folder:
         try:
             weights = weights_in(config)
-            layers = None if weights <= largest * 1e6 else 2
-            config = smaller(config, layers, folder)
-            with with_depth(layers):
+            layers = None if weights <= largest * 1e6 and not narrow else 2
+            timm_name = config["vision_cfg"].get("timm_model_name") or ""
+            config = smaller(tiny_config(arch) if narrow else config, layers, folder)
+            with small_timm(timm_name) if narrow else with_depth(layers) as side:
+                if narrow and timm_name:
+                    config["vision_cfg"]["image_size"] = side
                 theirs = open_clips(config)
                 with not_initialised():
                     ours: Any = CLIP(**of_clip(config)).eval()
@@ -199,9 +213,9 @@ def step(name: str, settings: dict, model: CLIP, images: torch.Tensor) -> float 
     return seconds
 
 
-def attempt(arch: str, largest: int) -> dict[str, Any]:
+def attempt(arch: str, largest: int, narrow: bool) -> dict[str, Any]:
     try:
-        return measure(arch, largest)
+        return measure(arch, largest, narrow)
     except Exception as error:  # the other architectures go on
         return {"arch": arch, "error": f"{type(error).__name__}: {one_line(error)}"}
 
@@ -210,22 +224,18 @@ def cell(result: Any) -> str:
     return f"{result:.1f} s" if isinstance(result, float) else "refused"
 
 
-def table(rows: list[dict[str, Any]], largest: int) -> str:
+def table(rows: list[dict[str, Any]], largest: int, narrow: bool = False) -> str:
     """The section of the page."""
     done = [row for row in rows if "methods" in row]
     same = [row for row in done if max(row["differences"]) <= 1e-5]
     counts = {name: sum(isinstance(row["methods"][name], float) for row in done) for name in METHODS}
     refusals = sorted({answer for row in done for answer in row["methods"].values() if isinstance(answer, str)})
     heads = ["architecture", "weights", "tower", "layers", "images", "texts", "CoOp", "MPL", "CLIPLoRA", "memory"]
-    facts = {
-        "version": open_clip.__version__,
-        "all": len(rows),
-        "same": len(same),
-        "largest": largest,
-        "tokens": TOKENS,
-    }
+    built = NARROW if narrow else WIDE.format(largest=largest, tokens=TOKENS)
+    facts = {"version": open_clip.__version__, "all": len(rows), "same": len(same)}
+    facts["vits"] = sum(row["tower"] in VITS for row in done)
     lines = [
-        SECTION.format(**facts, **counts),
+        SECTION.format(**facts, **counts, built=built),
         f"| {' | '.join(heads)} |",
         f"|{' --- |' * len(heads)}",
     ]
@@ -252,14 +262,20 @@ def main() -> None:
     rows = {row["arch"]: row for row in kept if "error" not in row}
     torch.set_num_threads(1)
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for row in pool.imap(partial(attempt, largest=args.largest), [name for name in names if name not in rows]):
+        for row in pool.imap(
+            partial(attempt, largest=args.largest, narrow=args.narrow), [name for name in names if name not in rows]
+        ):
             rows[row["arch"]] = row
             print(json.dumps(row), flush=True)
             if args.rows:
                 with args.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     if not args.names:
-        text = PAGE.read_text().partition(MARK)[0] + MARK + table([rows[name] for name in names], args.largest)
+        text = (
+            PAGE.read_text().partition(MARK)[0]
+            + MARK
+            + table([rows[name] for name in names], args.largest, args.narrow)
+        )
         write_text(PAGE, text)
 
 
