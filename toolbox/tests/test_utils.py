@@ -1,11 +1,36 @@
 """Errors, registry, logger, meters, seeds and other helpers, and the names that projects import."""
 
+import pickle
 import sys
 from importlib import import_module
 
 import pytest
 from dassl import utils
-from dassl.utils import UnknownNameError
+from dassl.utils import ImageError, UnknownNameError, UsageError
+from torch.utils.data import DataLoader
+
+
+def test_error_of_a_dataloader_worker_keeps_its_class_and_its_last_line():
+    def read(path):
+        try:
+            return utils.read_image(path)
+        except ImageError as error:
+            raise UnknownNameError(f"cause: {error}") from error
+
+    iterator = iter(DataLoader(["gone.png"], batch_size=None, collate_fn=read, num_workers=1))
+    with pytest.raises(UnknownNameError) as caught:
+        next(iterator)
+    iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
+    expected = "there is no image at 'gone.png': check DATASET.ROOT and that the dataset is complete"
+    assert str(caught.value) == f"cause: {expected}"
+
+
+def test_error_classes_and_texts():
+    for cls, kind in [(UnknownNameError, KeyError), (utils.MissingFileError, FileNotFoundError), (ImageError, OSError)]:
+        error = cls("plain line")
+        assert isinstance(error, UsageError) and isinstance(error, ValueError) and isinstance(error, kind)
+        assert str(error) == "plain line" and str(pickle.loads(pickle.dumps(error))) == "plain line"
+    assert str(UsageError("Caught between two stools")) == "Caught between two stools"
 
 
 def test_registry_names_the_closest():
