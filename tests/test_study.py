@@ -43,6 +43,9 @@ def variant(**settings):
 
 
 INVALID = [  # keys of the file, words of the message
+    ({"trainers": []}, "the study has no trainers: name each once, such as trainers: [CoOp, MPL]"),
+    ({"trainers": ["CoOp", {"CoOp": "small"}]}, "trainers has a name twice: name each once"),
+    ({"trainers": [["CoOp"]]}, "there is no trainer \"['CoOp']\""),
     ({"trainers": {"MPLL": "small"}}, "there is no trainer 'MPLL': did you mean MPL?"),
     (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
     (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has the settings"),
@@ -53,6 +56,16 @@ INVALID = [  # keys of the file, words of the message
     ({"seeds": [1, 2, 1]}, "seed1 twice: give each seed, dataset and number of shots once"),
     ({"ood": ["dtd"]}, "no table of cross_dataset shows ood: leave one of them out"),
 ]
+
+
+def test_trainers_may_be_a_list(write):
+    settings = {"trainers": ["MPL", {"CoOp": "small", "TCP": {"config": "small"}}], "backbone": "small"}
+    variants = load(write(**settings)).variants
+    assert [(variant.name, variant.method, variant.cfg) for variant in variants] == [
+        ("MPL", "MPL", ""),
+        ("CoOp", "CoOp", "small"),
+        ("TCP", "TCP", "small"),
+    ]
 
 
 @pytest.mark.parametrize(("settings", "message"), INVALID)

@@ -42,12 +42,27 @@ def study_from(content: dict) -> Study:
     given = {key: value for key, value in content.items() if value is not None}
     for key in given:
         choose(key, STUDY_KEYS, "key")
-    entries = given.pop("trainers", None)
-    if not isinstance(entries, dict):
-        raise UsageError("the study has no trainers", "see studies/small.yaml")
+    entries = by_name(given.pop("trainers", None))
     kinds = get_type_hints(Study)
     values = {key: convert(key, value, kinds[key]) for key, value in given.items()}
     return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
+
+
+def by_name(trainers: Any) -> dict:
+    """The trainers of a study file by name: it has a mapping, or a list of names and of `NAME: ...`.
+
+    Raises:
+        UsageError: there are none, or a name is there twice.
+    """
+    if isinstance(trainers, dict) and trainers:
+        return trainers
+    items = trainers if isinstance(trainers, list) else [trainers] if isinstance(trainers, str) else []
+    pairs = [pair for item in items for pair in (item.items() if isinstance(item, dict) else [(str(item), None)])]
+    found = dict(pairs)
+    if not found or len(found) < len(pairs):
+        what = "trainers has a name twice" if found else "the study has no trainers"
+        raise UsageError(what, "name each once, such as trainers: [CoOp, MPL]")
+    return found
 
 
 def convert(key: str, value: Any, kind: Any) -> Any:
