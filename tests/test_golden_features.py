@@ -33,8 +33,8 @@ OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay":
 
 def is_method(figures):
     """Of a method on features; those that change the text alone are in test_golden_texts.py."""
-    text_alone = {"sentences", "runs"} & {*figures}
-    return "input" in case_of(figures) and case_of(figures).get("kind") != "ood" and not text_alone
+    case = case_of(figures)
+    return "input" in case and case.get("kind") != "ood" and not {"sentences", "runs"} & figures.keys()
 
 
 def pytest_generate_tests(metafunc):
