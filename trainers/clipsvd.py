@@ -5,7 +5,7 @@ from typing import Literal
 from dassl.engine import TRAINER_REGISTRY
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from clip import CLIP
+from clip import CLIP, text_width, vision_width
 from common.errors import UsageError
 
 from .base.copies import Spectrum, decomposed, recomposed, register, require_clip, substitute
@@ -84,6 +84,8 @@ class CLIPSVD(SteppedTrainer):
 
     def build_prompts(self, clip, classnames):
         require_clip(clip, "CLIPSVD", self.cfg.MODEL.BACKBONE.NAME)
+        if (rank := self.settings.RANK) * min(text_width(clip), vision_width(clip)) < 4:
+            raise UsageError(f"TRAINER.CLIPSVD.RANK is {rank}", "raise it: no singular value is left")
         return SpectralLearner(clip, classnames, self.template(), self.settings)
 
     @classmethod
