@@ -80,7 +80,7 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
             description = replace(description, class_names=names or own)
-        more = {"calibration": calibration, "max_pixels": getattr(options, "max_pixels", None)}
+        more: dict[str, Any] = {"calibration": calibration, "max_pixels": getattr(options, "max_pixels", None)}
         classifier = PromptedClassifier(description, checkpoint, str(path), backbone, options.device, **more)
         classifiers.append(classifier)
         if not description.backbone_sha256:
