@@ -117,11 +117,11 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         logits[0] = 0
         scores = [choice.right(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
-        outside.append(choice.right(choice.nested(logits, labels, held, range(20)), labels).mean())
+        outside.append(choice.right(choice.nested(logits, labels, np.ones(20), held, range(20)), labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     certain = np.eye(4)[labels][None, None] * [[[[0]]], [[[9]]]]  # zero-shot guesses, the other knows
-    assert choice.choose(certain, labels, [0]).nonzero()[0].tolist() == [1]
-    assert choice.choose(certain[:, :, :, ::-1], labels, [0]).nonzero()[0].tolist() == [0]
+    assert choice.choose(certain, labels, np.ones(2), [0]).nonzero()[0].tolist() == [1]
+    assert choice.choose(certain[:, :, :, ::-1], labels, np.ones(2), [0]).nonzero()[0].tolist() == [0]
 
 
 def spoil(photos, kind):
@@ -163,3 +163,9 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     record = read(tmp_path / "model")
     assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == [str(first / "broken.jpg")]
     assert any("two classes" in note for note in record["notes"]) and any("copies" in note for note in record["notes"])
+
+    for folder in photos.iterdir():
+        for file in sorted(folder.iterdir())[:-1]:
+            file.unlink()
+    assert command(fit, photos, "--to", tmp_path / "single", "--backbone", tiny, "--test", photos).status == 0
+    assert read(tmp_path / "single")["estimate"] is None and read(tmp_path / "single")["test"] is None

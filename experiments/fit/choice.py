@@ -53,10 +53,11 @@ def right(logits: Floats, labels: NDArray[Any]) -> Floats:
     return (logits.argmax(axis=-1) == labels).mean(axis=0)
 
 
-def cooled(logits: Floats, labels: NDArray[Any]) -> float:
-    """The inverse temperature of logits (repeats, images, classes)."""
-    repeats, _, classes = logits.shape
-    return 1 / Temperature.fit(logits.reshape(-1, classes), np.tile(labels, repeats)).temperature
+def inverse_temperatures(logits: Floats, labels: NDArray[Any]) -> Floats:
+    """(candidates,): by which the logits of each candidate are multiplied before they are compared or added."""
+    repeats, _, classes = logits.shape[1:]
+    many = np.tile(labels, repeats)
+    return np.array([1 / Temperature.fit(one.reshape(-1, classes), many).temperature for one in logits])
 
 
 def greedy(logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int]) -> Floats:
@@ -85,14 +86,13 @@ def combine(weights: Floats, logits: Floats) -> Floats:
     return np.tensordot(weights[used], logits[used], axes=1)
 
 
-def choose(logits: Floats, labels: NDArray[Any], members: Sequence[int]) -> Floats:
+def choose(logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int]) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
     The least cross-entropy after a temperature decides: of few images it says more than the accuracy. The first
     candidate is zero-shot CLIP. It wins unless the best is better by more than one standard error, and if its accuracy
     is higher by more than half of one.
     """
-    factors = np.array([cooled(one, labels) for one in logits])
     found = [*np.diag(factors), greedy(logits, labels, factors, members)]
     scores = np.stack([losses(combine(weights, logits), labels) for weights in found])
     best = int(scores.mean(axis=1).argmin())
@@ -117,14 +117,16 @@ class Estimate:
     images: int
 
 
-def nested(logits: Floats, labels: NDArray[Any], held_in: NDArray[np.int64], members: Sequence[int]) -> Floats:
-    """(repeats, images, classes): logits of held-out images by the choice that the images of other folds make."""
-    found = np.full(logits.shape[1:], np.nan)
-    for repeat, row in enumerate(held_in):
+def nested(
+    logits: Floats, labels: NDArray[Any], factors: Floats, held: NDArray[np.int64], members: Sequence[int]
+) -> Floats:
+    """(repeats, images, classes): logits of the images of each fold, by the choice that the other images make."""
+    found = np.empty(logits.shape[1:])
+    for repeat, row in enumerate(held):
         for fold in range(row.max() + 1):
-            others = (row != fold) & (row != NEVER)
-            weights = choose(logits[:, :, others], labels[others], members)
-            found[repeat, row == fold] = combine(weights, logits[:, repeat, row == fold])
+            out = row == fold
+            weights = choose(logits[:, :, ~out], labels[~out], factors, members)
+            found[repeat, out] = combine(weights, logits[:, repeat, out])
     return found
 
 

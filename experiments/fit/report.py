@@ -90,7 +90,7 @@ def page(args: Namespace, found: Found) -> str:
         args=args,
         rows=sorted((row for row in found.rows if "accuracy" in row), key=lambda row: -row["accuracy"]),
         faults=[row for row in found.rows if "fault" in row],
-        classes=by_class(found),
+        classes=by_class(found) if found.estimate else [],
         suspects=(named := suspects(found))[:MOST],
         suspected=len(named),
         confused=confused(found)[: MOST // 2],

@@ -93,7 +93,8 @@ def decide(found: Found, heads: Heads, candidates: list[Candidate], x: Tensor, y
     logits = tried(found, heads, candidates, x, y, held)
     stacked = np.stack(list(logits.values()))
     members = [place for place, one in enumerate(logits) if one.method in LINEAR]
-    weights = choice.choose(stacked, found.labels, members)
+    factors = choice.inverse_temperatures(stacked, found.labels)
+    weights = choice.choose(stacked, found.labels, factors, members)
     if np.count_nonzero(weights) == 1:  # a single head is exported as it is
         weights = np.sign(weights)
     found.chosen = [(one, float(weight)) for one, weight in zip(logits, weights, strict=True) if weight]
@@ -101,7 +102,7 @@ def decide(found: Found, heads: Heads, candidates: list[Candidate], x: Tensor, y
     found.flattered = 100 * float(choice.right(found.logits, found.labels).mean())
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
     found.curve = curve(found, heads, x, y, held[0])
-    outside = choice.nested(stacked, found.labels, held[:, found.held], members)
+    outside = choice.nested(stacked, found.labels, factors, held[:, found.held], members)
     found.estimate = choice.estimate(outside, found.labels, int(held.max()) + 1, found.curve)
     found.calibration = calibrate(found, args)
 
