@@ -49,6 +49,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert first["finished"] and len(first["images"]) == 48 and first["estimate"]["low"] < first["estimate"]["high"]
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
+    assert classifier.calibration.images == 48
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)
     assert command(predict, tmp_path / "model", image, "--backbone", tiny).status == 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
+from inference.artefact import CALIBRATION
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import Sets, Temperature, Threshold
 from inference.classifier import PromptedClassifier
@@ -67,6 +68,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
         with torch.no_grad():
             answers = classifier.model_for(None)(CachedOutput(tested)).argmax(dim=1)
         found.test = {"images": len(labels), "accuracy": 100 * float((answers == labels).float().mean())}
+    (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
     classifier.save(args.to)
     if found.calibration:
         write_calibration(args.to, found.calibration)
