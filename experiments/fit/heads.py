@@ -77,7 +77,10 @@ class Heads:
     """
 
     def __init__(self, zero_shot: PromptedClassifier, texts: Tensor, seed: int = 0):
-        self.zero_shot, self.clip, self.texts, self.seed = zero_shot, zero_shot.clip, texts, seed
+        self.zero_shot = zero_shot
+        self.clip: Any = zero_shot.clip
+        self.texts = texts
+        self.seed = seed
         self.names = zero_shot.class_names
 
     def method(self, candidate: Candidate, rows: int) -> Any:

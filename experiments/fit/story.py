@@ -141,7 +141,7 @@ def curve(found: Found, heads: Heads, x: Tensor, y: Tensor, row: NDArray[Any]) -
             wanted = np.concatenate([part[: max(1, round(share * len(part)))] for part in of_class])
             out = np.flatnonzero(row == fold)
             seen = x[wanted], y[wanted]
-            total = sum(weight * heads.answers(one, seen, x[out]).detach() for one, weight in found.chosen)
+            total: Any = sum(weight * heads.answers(one, seen, x[out]).detach() for one, weight in found.chosen)
             correct.append((total.argmax(dim=1) == y[out]).float())
             sizes.append(len(wanted) / len(heads.names))
         point = float(np.mean(sizes)), 100 * float(torch.cat(correct).mean())
