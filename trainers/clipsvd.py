@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -14,7 +15,7 @@ from .base.settings import MethodSettings
 from .base.steps import LAST_RATE, SteppedTrainer
 
 # Blocks from 0, the same in towers of any depth.
-LAYERS = {"all": range(12), "top": range(8, 12), "middle": range(4, 8), "bottom": range(4)}
+LAYERS: dict[str, Sequence[int]] = {"all": range(12), "top": range(8, 12), "middle": range(4, 8), "bottom": range(4)}
 LAYERS |= {"top_middle": range(4, 12), "bottom_middle": range(8), "top_bottom": [*range(4), *range(8, 12)]}
 # The maps of a tensor of a block, one above the other: each with its letter in PARAMS and its name in official files.
 MAPS = {
@@ -63,8 +64,9 @@ class SpectralLearner(TemplatePrompts):
                             spectra.append(None)
                             continue
                         known = decomposed(block.get_parameter(name), len(maps))
-                        spectra.append(Spectrum(known[len(spectra)], settings.RANK, learned))
-                        register(self, f"{blocks}.{layer}.{saved}", spectra[-1])
+                        spectrum = Spectrum(known[len(spectra)], settings.RANK, learned)
+                        register(self, f"{blocks}.{layer}.{saved}", spectrum)
+                        spectra.append(spectrum)
                     if any(spectra):
                         self.spectra[f"{blocks}.{layer}.{name}"] = spectra
 

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class ProLIP(FittedTrainer):
     schedule_steps = True
     saved_as = "prolip"
     spec = FeatureSpec(SEVEN)
-    kind_of_head = Projection
+    kind_of_head: ClassVar[type[Projection]] = Projection
 
     def build_prompts(self, clip, classnames):
         if not (is_vit(clip) or isinstance(clip.visual, ModifiedResNet)):

@@ -1,5 +1,7 @@
 """A learned form of the last linear map of the image tower, on the features before it, which are computed once."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class Projection(Head):
             self.width = len(self.vit_proj)
         else:
             weight, bias = (tensor.detach().float().clone() for tensor in clip.visual.attnpool.c_proj.parameters())
-            self.linear = nn.Module()
+            self.linear: Any = nn.Module()
             self.linear.weight, self.linear.bias = kind(weight), nn.Buffer(bias)
             self.width = weight.shape[1]
         if learns:

@@ -210,10 +210,10 @@ class PromptedCLIP(nn.Module):
     def folded(self) -> dict[str, Tensor] | None:
         """The state dict of a plain CLIP that computes the image features of a test; None if there is none."""
         learner, model = self.prompt_learner, type(self)
-        own = {type(learner).image} - {PromptLearner.image} or learner.vision()
-        for name in ("image_output", "of_tower", "logits", "output"):
-            own = own or getattr(model, name) is not getattr(PromptedCLIP, name)
-        return None if own else folded_weights(self.clip)
+        names = "image_output", "of_tower", "logits", "output"
+        own = any(getattr(model, name) is not getattr(PromptedCLIP, name) for name in names)
+        own_image = own or type(learner).image is not PromptLearner.image or bool(learner.vision())
+        return None if own_image else folded_weights(self.clip)
 
     def forward(self, images: Tensor | ImageOutput) -> Tensor:
         """(batch, 3, H, W) -> logits (batch, classes)."""
