@@ -75,7 +75,7 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     for path, tree in files:
         for key in kind.published_outside if kind else ():
             group = tree.get("TRAINER")
-            if isinstance(group, dict) and key in group:
+            if kind and isinstance(group, dict) and key in group:
                 cfg.merge_tree({"TRAINER": {kind.section(): {key: group[key]}}}, path)
                 tree = tree | {"TRAINER": {name: value for name, value in group.items() if name != key}}
         cfg.merge_tree(tree, path)

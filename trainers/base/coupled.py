@@ -53,7 +53,7 @@ class CoupledTrainer(PromptTrainer):
 
     Settings: ClassVar[type[MethodSettings]] = CoupledSettings
     saved_as = "MultiModalPromptLearner"
-    published = (*COUPLED, "prompt_learner.compound_prompt_projections.*")
+    published: ClassVar[tuple[str, ...]] = (*COUPLED, "prompt_learner.compound_prompt_projections.*")
 
     def build_prompts(self, clip, classnames):
         s, name = self.settings, type(self).__name__
