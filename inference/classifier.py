@@ -179,7 +179,7 @@ class PromptedClassifier:
         settings, names = {"PREC": "fp32"}, check_names(class_names)
         image = OF_CLIP | preprocessing(backbone) | image | {"TRANSFORMS": ["normalize"]}
         image |= {key: list(value) for key, value in image.items() if isinstance(value, tuple)}
-        texts = {"template": template, "sentences": sentences or {}}
+        texts: dict[str, Any] = {"template": template, "sentences": sentences or {}}
         description = Description("ZeroshotCLIP", settings, image, backbone, class_names=names, **texts)
         return cls(description, None, backbone, backbone, device, clip)
 

@@ -57,7 +57,7 @@ def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
     return Phase(**facts, labels=len(dataset.train_x), class_names=classes)
 
 
-def text_facts(cfg: CfgNode) -> dict[str, str]:
+def text_facts(cfg: CfgNode) -> dict[str, Any]:
     """The name and the checksum of the file of a run's sentences; {} without one."""
     name = os.path.basename(cfg.DATASET.get("SENTENCES", ""))
     return {"sentences": name, "sentences_sha256": cfg.DATASET.SENTENCES_SHA256} if name else {}
