@@ -98,7 +98,7 @@ class OtherTokenizer(Tokenizer):
     ):
         super().__init__(context_length)
         self.encode = encode
-        self.word = decode  # type: ignore[method-assign]
+        self.decode = decode
         self.name = name
         empty, letter = (row.tolist() for row in encode(["", PLACEHOLDER], context_length))
         self.start = next((i for i, pair in enumerate(zip(empty, letter, strict=True)) if len({*pair}) > 1), 0)
@@ -114,6 +114,9 @@ class OtherTokenizer(Tokenizer):
                 raise too_long(text, len(row), self.context_length)
             rows.append(row + [self.pad] * (self.context_length - len(row)))
         return torch.tensor(rows, dtype=torch.int).reshape(len(rows), self.context_length)
+
+    def word(self, token: int) -> str:
+        return self.decode(token)
 
     def contents(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of texts without those ahead of them and after them; one for each place-holder at the start."""
