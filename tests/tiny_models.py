@@ -62,7 +62,7 @@ def tiny_config(arch: str) -> dict:
         vision |= {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
     elif not vision.get("timm_model_name"):
         vision |= VIT | ({"attn_pooler_queries": 5, "attn_pooler_heads": 2} if vision.get("attentional_pool") else {})
-    text |= TEXT | ({} if text["vocab_size"] == 49408 else {"vocab_size": 1000})
+    text |= TEXT | ({} if text.get("vocab_size") == 49408 else {"vocab_size": 1000})
     keys = {"multimodal_cfg": config["multimodal_cfg"] | TEXT | {"layers": 1}} if "multimodal_cfg" in config else {}
     # timm's own pooling and head have the width of its tokens.
     return config | {"embed_dim": 32} | keys
