@@ -111,7 +111,7 @@ class AdaptedTimmBlock(nn.Module):
 
     def __init__(self, block: Any, adapter: BlockAdapter):
         super().__init__()
-        attention = getattr(block, "attn", None)
+        attention: Any = getattr(block, "attn", None)
         if not all(hasattr(part, name) for part, name in ((block, "mlp"), (block, "norm1"), (attention, "proj"))):
             raise ClipError(f"a {type(block).__name__} takes no adapter", "choose a method of prompts or features")
         self.block, self.__dict__["adapter"] = block, adapter

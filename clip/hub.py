@@ -19,8 +19,10 @@ from .tokenizer import OtherTokenizer, Tokenizer
 PREFIX = "hf-hub:"
 CONFIG = "open_clip_config.json"
 # Names of weights in a repository or a folder of open_clip's form, the best first.
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-WEIGHTS += ("model.safetensors", "pytorch_model.bin")
+WEIGHTS: tuple[str, ...] = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    *("model.safetensors", "pytorch_model.bin"),
+)
 TOKENISER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 PACKAGE = "pip install -r requirements-hf.txt"
 

@@ -208,7 +208,11 @@ class PromptedClassifier:
         public = name if is_published(name) else re.sub(r"[^:]*/", "", name)  # without the folder of a file
         facts = self.description.training | ({} if self._own.model.classes_learned else {"classes_learned": False})
         sha256 = weights_sha256(name)
-        facts_of_weights = {"backbone": public, "backbone_sha256": sha256, "tokeniser": tokenizer_of(self.clip).name}
+        facts_of_weights: dict[str, Any] = {
+            "backbone": public,
+            "backbone_sha256": sha256,
+            "tokeniser": tokenizer_of(self.clip).name,
+        }
         description = replace(self.description, **facts_of_weights, training=facts)
         if self.calibration:
             from .calibrated import write_calibration
