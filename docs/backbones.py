@@ -198,7 +198,7 @@ def step(name: str, settings: dict, model: CLIP, images: torch.Tensor) -> float 
         learner = method.build_prompts(model, NAMES)
         prompted = kind.Model(model, learner)
     except UsageError as error:
-        return one_line(error)
+        return str(error)
     prompted.train()
     optimizer = torch.optim.SGD(prompted.parameters(), lr=0.01)
     before = [parameter.detach().clone() for parameter in prompted.parameters()]
