@@ -106,14 +106,14 @@ class Features:
         pixels = bytes.fromhex("".join(sha256 for sha256, _ in rows.values()))
         features = torch.stack([feature for _, feature in rows.values()])
         key = self.facts + hashlib.sha256(files).hexdigest()[:16]
-        self.cache.put(key, self.form(len(rows)), self.nbytes(len(rows)), [files, pixels, as_bytes(features)])
+        self.cache.put(key, *self.form(len(rows)), [files, pixels, as_bytes(features)])
 
     def kept(self) -> dict[str, Row]:
         found: dict[str, Row] = {}
         for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
-            count = (file.stat().st_size - DIGEST) // self.nbytes(1)
+            count = (file.stat().st_size - DIGEST) // self.form(1)[1]
             key = file.stem.removeprefix(f"{self.cache.kind}-")
-            content = self.cache.get(key, self.form(count), self.nbytes(count)) if count else None
+            content = self.cache.get(key, *self.form(count)) if count else None
             if content is None:
                 continue
             hashes = content[: 2 * DIGEST * count].hex()
@@ -123,8 +123,6 @@ class Features:
             found |= dict(zip(names[:count], zip(names[count:], features, strict=True), strict=True))
         return found
 
-    def form(self, count: int) -> str:
-        return f"fp32 ({count}, {self.width})"
-
-    def nbytes(self, count: int) -> int:
-        return count * (2 * DIGEST + 4 * self.width)
+    def form(self, count: int) -> tuple[str, int]:
+        """The form and the bytes of a file of so many images."""
+        return f"fp32 ({count}, {self.width})", count * (2 * DIGEST + 4 * self.width)

@@ -48,7 +48,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
         zero_shot = PromptedClassifier.zero_shot(args.backbone, images.names)
     for line in [*images.warnings, *(f"Left out: {fault}" for fault in list(damaged.values())[:5])]:
         print(printable(line))
-    texts = mean_text_features(zero_shot.clip, [[TEMPLATE.replace("{}", name)] for name in zero_shot.class_names])
+    clip: Any = zero_shot.clip
+    texts = mean_text_features(clip, [[TEMPLATE.replace("{}", name)] for name in zero_shot.class_names])
     heads = Heads(zero_shot, texts, args.seed)
     candidates = [one for one in CANDIDATES if one.method in (ZERO_SHOT, *(args.methods or METHODS))]
 
