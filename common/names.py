@@ -75,3 +75,8 @@ def check_template(template: str, where: str | PathLike | None = None) -> None:
     if not 0 < template.count("{}") < 5 or len(template) > LONGEST or CONTROL.search(template):
         what = f"the template {template[:60]!r} does not have {{}} in the place of the class name, or is too long"
         raise UsageError(what, "write one such as 'a photo of a {}.'", where)
+
+
+def with_spaces(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names with spaces instead of underscores."""
+    return tuple(name.replace("_", " ") for name in names)

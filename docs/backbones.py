@@ -33,7 +33,7 @@ from clip.anatomy import hugging_face  # noqa: E402
 from clip.building import CLIP, of_clip, unpacked  # noqa: E402
 from common.errors import UsageError, one_line  # noqa: E402
 from common.files import write_text  # noqa: E402
-from inference.classifier import configuration  # noqa: E402
+from inference.description import configuration  # noqa: E402
 from trainers.base.method import Classes  # noqa: E402
 
 PAGE = ROOT / "docs/backbones.md"

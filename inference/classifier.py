@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from dassl.config import get_cfg_default
 from dassl.utils import read_image
 from PIL import Image
 from torch import Tensor
-from yacs.config import CfgNode
 
 import datasets
 import trainers
-from clip import CLIP, OF_CLIP, is_published, load_backbone, preprocessing, tokenizer_of, weights_sha256
+from clip import CLIP, is_published, load_backbone, tokenizer_of, weights_sha256
 from common.errors import UsageError, choose
-from common.names import check_known_names, check_names, check_template
+from common.names import check_known_names, check_names, check_template, with_spaces
 from trainers.base import TEMPLATE
 from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
 from .artefact import Description, write_artefact
+from .description import configuration, zero_shot_description
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
@@ -166,21 +165,9 @@ class PromptedClassifier:
         device: str = "",
         sentences: dict[str, list[str]] | None = None,
     ) -> "PromptedClassifier":
-        """Zero-shot CLIP: `template` has {} for the class name; a class with `sentences` has these instead.
-
-        Other arguments are as for the class.
-        """
+        """Zero-shot CLIP (`zero_shot_description`); other arguments are as for the class."""
         clip = load_backbone(backbone)
-        size = clip.visual.image_size
-        image: dict[str, Any] = {"SIZE": list(size) if isinstance(size, tuple | list) else [size, size]}
-        for key, attribute in {"PIXEL_MEAN": "image_mean", "PIXEL_STD": "image_std"}.items():
-            if own := getattr(clip.visual, attribute, None):
-                image[key] = list(own)
-        settings, names = {"PREC": "fp32"}, check_names(class_names)
-        image = OF_CLIP | preprocessing(backbone) | image | {"TRANSFORMS": ["normalize"]}
-        image |= {key: list(value) for key, value in image.items() if isinstance(value, tuple)}
-        texts: dict[str, Any] = {"template": template, "sentences": sentences or {}}
-        description = Description("ZeroshotCLIP", settings, image, backbone, class_names=names, **texts)
+        description = zero_shot_description(clip, backbone, check_names(class_names), template, sentences or {})
         return cls(description, None, backbone, backbone, device, clip)
 
     @property
@@ -360,21 +347,3 @@ class PromptedClassifier:
             method.checkpoints.load(self.checkpoint, self.source)
         method.model.eval()
         return method
-
-
-def configuration(method: str, where: Path | None = None) -> CfgNode:
-    """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
-    choose(method, trainers.methods(), "method", where)
-    cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
-    trainers.extend_cfg(cfg, method)
-    cfg.set_new_allowed(True)
-    for section in (cfg.INPUT, cfg.TRAINER[trainers.methods()[method].section()]):
-        section.set_new_allowed(False)
-    cfg.TRAINER.NAME = method
-    return cfg
-
-
-def with_spaces(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names with spaces instead of underscores."""
-    return tuple(name.replace("_", " ") for name in names)

@@ -23,7 +23,8 @@ from trainers.base.data_use import inherited, on_test_images
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import EXPORT_CONFIG_FILE, INPUT, Description, calibration_in, read_artefact
-from .classifier import PromptedClassifier, configuration
+from .classifier import PromptedClassifier
+from .description import configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
