@@ -102,11 +102,12 @@ def decide(found: Found, heads: Heads, candidates: list[Candidate], x: Tensor, y
         weights = np.sign(weights)
     found.chosen = [(one, float(weight)) for one, weight in zip(logits, weights, strict=True) if weight]
     found.logits = choice.combine(weights, stacked)
-    found.flattered = 100 * float(choice.right(found.logits, found.labels).mean())
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
     found.curve = curve(found, heads, x, y, held[0])
     outside = choice.nested(stacked, found.labels, factors, held[:, found.held], members)
-    found.estimate = choice.estimate(outside, found.labels, int(held.max()) + 1, found.curve)
+    folds = int(held.max()) + 1
+    found.estimate = choice.estimate(outside, found.labels, folds, found.curve)
+    found.flattered = choice.estimate(found.logits, found.labels, folds, found.curve).accuracy
     found.calibration = calibrate(found, args)
 
 
