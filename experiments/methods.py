@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from common.start import required_packages
+
 
 def methods() -> dict[str, Any]:
     """The methods by name: classes whose attributes `trainers.base.method.Method` describes."""
-    import trainers  # takes seconds
+    with required_packages():
+        import trainers  # takes seconds
 
     return trainers.methods()

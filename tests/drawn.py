@@ -146,6 +146,15 @@ METHODS = tuple(
     if method.learns and method.transfers and "+" not in name and not issubclass(method, FeatureTrainer)
 )
 NEED_SENTENCES = {name for name, method in trainers.methods().items() if getattr(method, "needs_sentences", False)}
+
+
+def sentences_of(names, folder):
+    """A file with sentences for all classes but the first one."""
+    file = folder / "sentences.json"
+    file.write_text(json.dumps({name: [f"a {name} thing", "often wet"] for name in names[1:]}))
+    return file
+
+
 ADAPTED = {"CLIPFit", "CLIPLoRA", "CLIPSVD", "MMA", "TwoStage"}  # which learn inside the towers
 
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from drawn import NEED_SENTENCES, arguments, section_pairs
+from drawn import NEED_SENTENCES, arguments, section_pairs, sentences_of
 from finished import TIMES
 from learned import NAMES, OPTIONS, images_of
 from marks import tables, thorough_but
@@ -54,13 +54,6 @@ def test_every_method_has_a_row():
     for method, row in TABLE:
         assert row["train"] == ("ok" if methods()[method].learns else "–")
         assert {row[name] for name in ("kill and resume", "study", "tables", "export")} == {"ok"}
-
-
-def sentences_of(names, folder):
-    """A file with sentences for all classes but the first one."""
-    file = folder / "sentences.json"
-    file.write_text(json.dumps({name: [f"a {name} thing", "often wet"] for name in names[1:]}))
-    return file
 
 
 @pytest.fixture

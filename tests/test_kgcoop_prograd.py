@@ -82,7 +82,7 @@ def test_more_words_than_context_vectors_are_refused(method, words, options, pro
 def test_sentence_of_the_teacher(method, dataset, template, sentence, build, stand_in):
     stand_in(dataset)
     trainer = build(method, "base", options=("DATASET.TEMPLATE", template, "DATASET.NAME", dataset))
-    assert trainer.teacher.templates == [sentence]
+    assert trainer.teacher.texts == [[sentence.format(name)] for name in trainer.class_names]
 
 
 def test_teacher_of_an_amp_run_computes_in_fp32(build):

@@ -25,7 +25,8 @@ def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(n_ctx, init, 
     trainer = build("TCP", "all", "N_CTX", n_ctx, "CTX_INIT", init, options=("DATASET.NAME", dataset))
     embedding, learner = trainer.model.clip.token_embedding, trainer.model.prompt_learner
     prompts, ids = learner.text(torch.empty(0)), tokenize([template.format(name) for name in NAMES])
-    assert torch.equal(prompts.ids, ids) and trainer.teacher.templates == [taught]
+    assert torch.equal(prompts.ids, ids)
+    assert trainer.teacher.texts == [[taught.format(name)] for name in NAMES]
     assert learner.ctx.shape == (n_ctx, 64)
     if init:
         torch.testing.assert_close(learner.ctx.data, embedding(tokenize("a photo of a")[0, 1:5]))

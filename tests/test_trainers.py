@@ -8,7 +8,8 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
-from drawn import METHODS, differing, prompts_of
+from drawn import METHODS, NEED_SENTENCES, differing, prompts_of, sentences_of
+from learned import NAMES
 from marks import tables, thorough_but
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
@@ -30,7 +31,7 @@ from trainers.base.test_time import ViewsTrainer
 CONFIGS = ROOT / "configs"
 YAMLS = {f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))}
 ROWS = [row for table in tables((ROOT / "docs/methods.md").read_text()) for row in table]
-DOCUMENTED = {row[0].strip("`"): row[1:] for row in ROWS if len(row) in (4, 6) and row[0].startswith("`")}
+DOCUMENTED = {row[0].split("`")[1]: row[1:] for row in ROWS if len(row) in (4, 6) and row[0].startswith("`")}
 DEEP = [name for name, (_, vision, *_) in DOCUMENTED.items() if vision != "–"]
 FIRST = {file.parent.name: name for name, file in reversed(YAMLS.items())}  # a file of each method for `make test`
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
@@ -66,6 +67,7 @@ def test_every_published_setting_learns_and_is_tested(name, precision, deep, res
     options += ["TRAINER.LOCOOP.TOPK", 2] if name.startswith("LoCoOp/") else []
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
         options += ["DATASET.TEMPLATE", "a photo of a {}."]  # EuroSAT's sentence has more than four words
+    options += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)] if file.parent.name in NEED_SENTENCES else []
     set_random_seed(1)
     trainer = build_trainer(configured(file, backbone, size, eurosat, tmp_path, *options))
     before = prompts_of(trainer)

@@ -45,7 +45,7 @@ def read_safely(path: Any, max_pixels: int | None = None, exif_orientation: bool
 
 def _main(path: str, pixels: int, memory: int, seconds: int, exif_orientation: int) -> None:
     """Write the image as a PPM file to stdout, or a line about it."""
-    os.nice(10)  # answers to visitors go first
+    os.nice(19)  # answers to visitors go first
     with suppress(OSError, ValueError):  # a system without limits of memory, such as macOS
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory,) * 2)
