@@ -5,25 +5,20 @@ files say). Tolerances are those of test_golden.py.
 """
 
 import json
-from copy import deepcopy
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, write_eurosat
-from golden_inputs import Inputs, drawn
+from golden_checks import FORMS, learned_of
+from golden_inputs import Inputs
 from marks import case_of, golden
-from test_golden import AFTER, BEFORE, LOSSES, close
+from test_golden import close
 
 import trainers
-from clip import ImageOutput
 from clip.random_weights import random_clip, random_tensor
-from trainers.base.build import assemble_model
 from trainers.base.feature_trainer import FittedTrainer
-from trainers.base.features import CachedOutput, Support
-from trainers.base.method import Classes
+from trainers.base.features import Support
 
 SLOW = pytest.mark.slow
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
@@ -101,40 +96,6 @@ def built(figures, backbones, stand_in, tmp_path):
     return trainer, inputs
 
 
-def learned_of(trainer, figures):
-    """Parameter by its name in the file."""
-    found = {}
-    for name, parameter in trainer.model.named_parameters():
-        if figures["case"]["trainer"] == "ProLIP":  # the figures have the name in the CLIP
-            name = figures["case"].get("projection", "visual.proj")
-        short = name.removeprefix(f"{trainer.model.prompt_learner.name}.")
-        found[name if name in figures.get("trainable", {}) else short] = parameter
-    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures.get("trainable", {})
-    return found
-
-
-def near(got, expected, relative=1e-5):
-    """To a part of the largest value."""
-    close(got, expected, relative * np.abs(expected).max())
-
-
-def norms_of(tensors):
-    return {name: tensor.norm().item() for name, tensor in tensors.items()}
-
-
-def gradients_of(learned):
-    return norms_of({name: parameter.grad for name, parameter in learned.items()})
-
-
-@torch.no_grad()
-def logits_of(trainer, features):
-    return trainer.model(ImageOutput(features))
-
-
-def batch_of(features, labels):
-    return {"img": CachedOutput(features), "label": torch.as_tensor(labels)}
-
-
 def test_method(figures, built):
     trainer, inputs = built
     learned = learned_of(trainer, figures)
@@ -153,227 +114,3 @@ def test_method(figures, built):
         state = trainer.saved_module().state_dict()
         assert {name: list(tensor.shape) for name, tensor in state.items()} == figures["checkpoint_keys"]
     FORMS[figures["case"]["trainer"]](trainer, inputs, figures, learned)
-
-
-def check_training(trainer, inputs, figures, learned):
-    """The start, and steps of one batch."""
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    batch, steps = batch_of(inputs.train, figures["labels"]), []
-    for step in range(len(figures["losses"])):
-        steps.append(trainer.forward_backward(batch))
-        if step == 0:
-            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
-    close([float(logged["loss"]) for logged in steps], figures["losses"], LOSSES)
-    for logged, expected in zip(steps, figures.get("loss_parts", steps), strict=True):
-        if expected is not logged:
-            close([float(logged[f"loss_{part}"]) for part in expected], list(expected.values()), LOSSES)
-    assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
-    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
-
-
-def check_accuracy(trainer, inputs, expected):
-    """On the validation images."""
-    right = logits_of(trainer, inputs.val).argmax(dim=1).cpu() == torch.tensor(inputs.val_labels)
-    assert 100 * right.float().mean().item() == pytest.approx(expected, abs=1e-4)
-
-
-def check_search(trainer, inputs, expected):
-    trainer.finish()
-    head = trainer.model.prompt_learner
-    assert [head.beta.item(), head.alpha.item()] == pytest.approx([expected["beta"], expected["alpha"]], rel=1e-5)
-    if "val_accuracy" in expected:
-        check_accuracy(trainer, inputs, expected["val_accuracy"])
-
-
-def check_cache(trainer, inputs, figures):
-    head = trainer.model.prompt_learner
-    close(head.weight[:, :8], figures["keys_first8"], 1e-5)
-    assert head.values.argmax(dim=1).tolist() == figures["values_rows"]
-    assert head.values.sum(dim=1).tolist() == [1] * len(head.values)
-
-
-def check_tip_adapter(trainer, inputs, figures, learned):
-    check_cache(trainer, inputs, figures)
-    zero_shot = 100 * torch.nn.functional.normalize(inputs.test, dim=1) @ trainer.model.class_texts.T
-    close(zero_shot, figures["logits_zeroshot"], BEFORE)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    check_accuracy(trainer, inputs, figures["val_accuracy"]["init"])
-    check_search(trainer, inputs, figures["search"])
-    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
-
-
-def check_tip_adapter_f(trainer, inputs, figures, learned):
-    """Batches in a given order; the learning rate changes with each."""
-    check_cache(trainer, inputs, figures)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    close(logits_of(trainer, inputs.train)[:4], figures["train_logits_first4"], BEFORE)
-    sizes = figures["train_batches"]
-    assert len(trainer.train_loader_x) == len(sizes)
-    assert sorted(len(batch["label"]) for batch in trainer.train_loader_x) == sorted(sizes)
-    batches = list(zip(inputs.train.split(sizes), torch.tensor(figures["labels"]).split(sizes), strict=True))
-    losses, rates = [], []
-    for step in range(figures["optimizer"]["total_steps"]):
-        rates.append(trainer.get_current_lr())
-        losses.append(float(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"]))
-        if step == 0:
-            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3)
-        if step + 1 == len(figures["losses"]):
-            close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
-            assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
-    assert rates == pytest.approx(figures["lrs"], rel=1e-4, abs=1e-9)
-    close(losses, figures["end"]["losses"], LOSSES)
-    assert learned["adapter.weight"].norm().item() == pytest.approx(figures["end"]["weight_norm"], rel=1e-4)
-    close(logits_of(trainer, inputs.test), figures["end"]["logits"], AFTER)
-    check_search(trainer, inputs, figures["end"]["search"])
-    close(logits_of(trainer, inputs.test), figures["end"]["logits_searched"], AFTER)
-
-
-def check_clap(trainer, inputs, figures, learned):
-    close(trainer.multipliers, figures["multipliers"], 1e-5)
-    start, given = learned["adapter.prototypes"].data.clone(), trainer.settings
-    for variant, expected in figures.get("multipliers_other", {}).items():
-        trainer.settings = replace(given, CONSTRAINT=f"l2_{variant}")
-        trainer.start(trainer.support)
-        assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    trainer.settings = given
-    trainer.start(trainer.support)
-    learned["adapter.prototypes"].data = start
-    check_training(trainer, inputs, figures, learned)
-    trainer.settings = replace(given, CONSTRAINT="l2_adaptative")
-    trainer.check_finite = trainer._save_epoch = lambda: None
-    for expected in figures.get("outer_steps", []):
-        trainer.after_epoch()
-        assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-3)
-
-
-def check_lp_plus_plus(trainer, inputs, figures, learned):
-    """The steps, and then the whole fit."""
-    head = trainer.model.prompt_learner
-    assert [trainer.lr_w, trainer.lr_alpha] == pytest.approx([figures["lr_w"], figures["lr_alpha"]], rel=1e-5)
-    near(head.alpha_vec, [[figures["alpha_start"]] * head.alpha_vec.shape[1]])
-    assert head.classifier.weight.norm().item() == pytest.approx(figures["weight_start"]["norm"], rel=1e-5)
-    close(head.classifier.weight[:, :8], figures["weight_start"]["first8"], 1e-5)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    losses, ends, few = [], figures["steps"], len(figures["losses"])
-    images, labels = trainer.support.rows, trainer.support.row_labels
-    for number in range(1, max(map(int, ends)) + 1):
-        losses.append(trainer.step(number, images, labels))
-        if number == 1:
-            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-6)
-        if number == few:
-            assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
-            close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
-        if expected := ends.get(str(number)):
-            assert losses[-1] == pytest.approx(expected["loss"], abs=LOSSES)
-            assert norms_of(learned) == pytest.approx(expected["norms"], rel=1e-4)
-            near(head.alpha_vec[0], expected["alpha_vec"])
-            close(head.classifier.bias, expected["bias"], AFTER)
-            close(logits_of(trainer, inputs.test), expected["logits"], AFTER)
-    close(losses[:few], figures["losses"], LOSSES)
-    head.load_state_dict(start)
-    trainer.start(trainer.support)
-    trainer.fit(trainer.support)
-    assert trainer.chosen_step == figures["chosen_step"]
-    check_accuracy(trainer, inputs, figures["chosen_val_accuracy"])
-
-
-def check_gaussians(head, figures):
-    assert head.W.norm(dim=0).tolist() == pytest.approx(figures["W_norms"], rel=1e-4)
-    near(head.W.T[:, :8], figures["W_first8"], 1e-5 * max(figures["W_norms"]) / np.abs(figures["W_first8"]).max())
-    near(head.b, figures["b"])
-
-
-def check_gda(trainer, inputs, figures, learned):
-    """Logits are small differences of numbers that all classes share: they compare with the largest."""
-    head = trainer.model.prompt_learner
-    check_gaussians(head, figures)
-    near(logits_of(trainer, inputs.test), figures["logits_before"])
-    trainer.fit(trainer.support)
-    assert head.alpha.item() == pytest.approx(figures["search"]["alpha"])
-    near(logits_of(trainer, inputs.test), figures["logits_after"])
-    if "new" in figures:
-        f = inputs.features
-        texts = torch.nn.functional.normalize(inputs.of_texts(15, f["new_classes"], means=14), dim=1)
-        trainer.model.class_texts = texts
-        trainer.estimate(texts)
-        check_gaussians(head, figures["new"])
-        images = inputs.images(16, f["test_labels_new"], means=14, classes=f["new_classes"])[0]
-        near(logits_of(trainer, images), figures["new"]["logits"])
-
-
-def check_ss_text(trainer, inputs, figures, learned):
-    """All rules; without images of any class it is zero-shot CLIP."""
-    head = trainer.model.prompt_learner
-    for rule, expected in figures["variants"].items():
-        trainer.settings = replace(trainer.settings, RULE=rule)
-        trainer.start(trainer.support)
-        assert head.weight.norm(dim=1).tolist() == pytest.approx(expected["w_norms"], rel=1e-5)
-        near(head.weight[:, :8], expected["w_first8"], 2e-5)
-        near(logits_of(trainer, inputs.test), expected["logits"])
-    head.weight.data = trainer.model.class_texts
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-
-
-def check_proker(trainer, inputs, figures, learned):
-    """The logits are cosines; the search tries all cells of its grids."""
-    head, search, text = trainer.model.prompt_learner, figures["search"], trainer.model.class_texts
-    close(torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5)
-    close(logits_of(trainer, inputs.test), figures["logits_before"], 1e-5)
-    trainer.settings = replace(trainer.settings, BETA=0, LAMBDA=0)
-    assert trainer.trials == np.size(search["accuracies"])
-    trainer.finish()
-    assert [head.beta.item(), head.lambda_.item()] == pytest.approx([search["beta"], search["lambda"]], rel=1e-6)
-    check_accuracy(trainer, inputs, np.max(search["accuracies"]))
-    close(logits_of(trainer, inputs.test), figures["logits_after"], 1e-5)
-
-
-def check_projection(trainer, inputs, figures, learned):
-    """All steps, in the order of the views; then the model for new classes, and the CLIP with the projection in it."""
-    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    start = {name: value.detach().clone() for name, value in learned.items()}
-    rates, logged, step = [], [], trainer.forward_backward
-
-    def recorded(batch):
-        rates.append(trainer.get_current_lr())
-        view = inputs.support[figures["views_used"][len(logged)]]
-        assert torch.equal(batch["img"].feature, view)
-        logged.append({name: float(value) for name, value in step(batch).items()})
-        if len(logged) == 1:
-            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3)
-        return logged[-1]
-
-    trainer.forward_backward = recorded
-    trainer.fit(trainer.support)
-    assert rates == pytest.approx(figures["lrs"], rel=1e-9)
-    close([values["loss"] for values in logged], figures["losses"], LOSSES)
-    for values, parts in zip(logged, figures["loss_parts"], strict=True):
-        close([values[f"loss_{part}"] for part in parts], list(parts.values()), LOSSES)
-    changes = {name: value.detach() - start[name] for name, value in learned.items()}
-    assert norms_of(changes) == pytest.approx(figures["param_change_norms"], rel=2e-3)
-    exact = {name: value.detach().double() for name, value in learned.items()}
-    assert norms_of(exact) == pytest.approx(figures["param_norms_after"], rel=2e-5)
-    for name, first in figures["first8_after"].items():
-        close(learned[name].flatten()[:8], first, 1e-5)
-    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
-    plain = deepcopy(trainer.model.frozen)
-    plain.load_state_dict(trainer.model.folded())
-    size = trainer.cfg.INPUT.SIZE[0]
-    images = drawn(7, 3, 3, size, size)
-    with torch.no_grad():
-        expected = trainer.head.project(trainer.model.image_output(images).feature)
-        torch.testing.assert_close(plain.encode_image(images), expected, rtol=1e-5, atol=1e-5)
-    if "new_classnames" in figures["case"]:
-        names = [name.replace("_", " ") for name in figures["case"]["new_classnames"]]
-        other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
-        assemble_model(other, clip=trainer.model.frozen)
-        state = trainer.saved_module().state_dict()
-        other.checkpoints.load({"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file")
-        close(logits_of(other, inputs.test), figures["logits_new_after"], AFTER)
-
-
-FORMS = {"TipAdapter": check_tip_adapter, "TipAdapterF": check_tip_adapter_f, "CLAP": check_clap}
-FORMS |= dict.fromkeys(("CLIPAdapter", "TaskRes", "ZSLP"), check_training)
-FORMS |= {"LPPlusPlus": check_lp_plus_plus, "GDA": check_gda}
-FORMS |= {"SSText": check_ss_text, "ProKeR": check_proker}
-FORMS |= dict.fromkeys(("ProLIP", "RLA"), check_projection)
