@@ -85,6 +85,7 @@ class NegativeWords:
     """
 
     def __init__(self, model: PromptedCLIP, class_names: Sequence[str], files: Sequence[str], seed: int):
+        self.model = model
         nouns, adjectives = read_words(files)
         device = model.clip.logit_scale.device
 
@@ -107,4 +108,4 @@ class NegativeWords:
     def score(self, logits: Tensor, image_features: Any) -> Tensor:
         """(batch,), from the logits (batch, classes) and the features (batch, joint) of images."""
         of_words = SCALE * normalize(image_features) @ self.features.T
-        return score(logits, of_words, self.order, self.groups)
+        return score(SCALE / self.model.scale * logits, of_words, self.order, self.groups)

@@ -1,5 +1,7 @@
 """NegLabel equals its published code, and detects other images in a run, also of test-time methods."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,17 @@ def test_words_and_scores_equal_published(figures):
         assert whole.numpy() == pytest.approx(figures[f"scores_{key}_one_group"], abs=1e-5)
     found = metrics.detection(figures["scores_id"], figures["scores_ood"])["auroc"]
     assert found == pytest.approx(100 * figures["auroc"], abs=1e-4)
+
+
+def test_cosines_have_the_published_scale_whatever_that_of_the_model_is():
+    features = normalize(torch.from_numpy(np.random.default_rng(0).standard_normal((9, 8), dtype=np.float32)))
+    classes, words, images = features.split(3)
+
+    def scores(scale):
+        own = SimpleNamespace(model=SimpleNamespace(scale=scale), features=words, order=[2, 0, 1], groups=3)
+        return neglabel.NegativeWords.score(own, scale * images @ classes.T, images)
+
+    torch.testing.assert_close(scores(29.4), scores(100.0), atol=1e-6, rtol=0)
 
 
 def test_word_lists(tmp_path):

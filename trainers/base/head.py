@@ -94,7 +94,6 @@ class HeadCLIP(PromptedCLIP):
 
     @property
     def scale(self) -> Any:
-        """Of cosine similarities."""
         own = None if self.base is None else self.base.prompt_learner.logit_scale
         return own or self.clip.logit_scale.exp().float()
 

@@ -188,11 +188,16 @@ class PromptedCLIP(nn.Module):
         """What images are compared with, from the output of the text tower."""
         return normalize(feature)
 
+    @property
+    def scale(self) -> Any:
+        """Of cosine similarities."""
+        return self.prompt_learner.logit_scale or self.clip.logit_scale.exp().float()
+
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(batch, classes): scaled cosine similarities, always in fp32."""
         with torch.autocast(image_features.device.type, enabled=False):
             similarity = (text_features @ image_features.unsqueeze(-1)).squeeze(-1)
-            return (self.prompt_learner.logit_scale or self.clip.logit_scale.exp().float()) * similarity
+            return self.scale * similarity
 
     def output(self, images: Tensor | ImageOutput, text_feature: Tensor | None = None) -> Output:
         """One forward pass: images (batch, 3, H, W) -> features and logits.
