@@ -95,7 +95,7 @@ def is_tested_here(run: Path) -> bool:
 def calibrate(folder: Path, args: argparse.Namespace) -> None:
     """Fit the calibration of one model, write it, and print what it changes on the images of the run's test."""
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
-    options = model_options(device=args.device, backbone=args.backbone)
+    options = model_options(device=args.device, backbone=args.backbone, refit=True)
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
     if args.images:
         items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
@@ -113,7 +113,8 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     if dataset is None:
         return
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
-    test = saved_outputs(folder) or outputs_of(classifier, test_items)
+    saved = saved_outputs(folder) if dataset.cfg.TEST.SPLIT == "test" else None  # not of validation images
+    test = saved or outputs_of(classifier, test_items)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
     with suppress(UsageError):  # a class without a calibration image
         print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))

@@ -141,7 +141,7 @@ def upper_bound(errors: ArrayLike, images: ArrayLike, confidence: float) -> Floa
 
 def fewest_images(error: float, confidence: float) -> int:
     """How many images, all of them right, promise an error rate of at most `error`."""
-    return math.ceil(round(math.log1p(-confidence) / math.log1p(-error), 10))
+    return math.ceil(round(min(math.log1p(-confidence) / math.log1p(-error), 1e18), 10))
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Sets:
     def quantile(self, coverage: float) -> float:
         """The largest score in a set, by the exact rule: infinite if there are too few images for this coverage."""
         check_share("the asked coverage", coverage)
-        rank = math.ceil(round((len(self.label_scores) + 1) * coverage, 10))
+        rank = max(1, math.ceil(round((len(self.label_scores) + 1) * coverage, 10)))
         return self.label_scores[rank - 1] if rank <= len(self.label_scores) else math.inf
 
     def apply(self, logits: ArrayLike, coverage: float) -> NDArray[np.bool_]:

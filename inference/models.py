@@ -77,7 +77,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     names = next(filter(None, known), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
-        calibration = calibration_in(path) if options.load_epoch is None else None  # it is of the tested epoch
+        refit = getattr(options, "refit", False)
+        calibration = calibration_in(path, refit) if options.load_epoch is None else None  # it is of the tested epoch
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
             description = replace(description, class_names=names or own)

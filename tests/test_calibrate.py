@@ -84,6 +84,12 @@ def test_the_command_finds_what_the_run_found(calibrated, command, tmp_path):
     assert after.sets.label_scores == pytest.approx(before.sets.label_scores, abs=1e-6)
 
 
+def test_the_report_is_of_test_images_also_if_the_run_tested_others(calibrated, finished, command):
+    folder = finished("CoOp", "base", "TEST.SPLIT", "val", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1)
+    assert results(folder)["nll"] != results(calibrated)["nll"]
+    assert f"NLL {results(calibrated)['nll']:.4f}" in command(calibrate, folder).printed
+
+
 def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp_path):
     folder, printed = fitted
     assert "Fitted on 120 images in mine" in printed and "green field: cover" in printed
@@ -136,6 +142,7 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
         (["--images", "{photos}/below"], "no folder of images"),
         (["--images", "{copies}"], "12 of 12 images for the calibration are test images"),
         (["--images", "{missing}"], "there is no folder"),
+        (["--error", 1e-320], "12 images cannot promise"),
         (["--error", 2], "a number between 0 and 1"),
     ],
 )
@@ -167,6 +174,7 @@ def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, 
     assert "cannot promise sets for 99% of the images" in done.error and "at least 99" in done.error
     (folder / CALIBRATION).write_text('{"images": 1}')
     assert f"{CALIBRATION} is not a calibration" in command(predict, folder, photos / "a.jpg").error
+    assert command(calibrate, folder).status == 0 and calibration_in(folder).images == 12
     (folder / CALIBRATION).unlink()
     assert "has no calibration" in command(predict, folder, photos / "a.jpg", "--unknown").error
 

@@ -193,6 +193,7 @@ def test_few_images_promise_little(population):
     with one_line("10 images cannot promise an error of at most 1%", "give at least 299"):
         Threshold.fit(z, labels, error=0.01)
     assert Sets.fit(z, labels).apply(population[0], 0.95).all()  # needs 19 images
+    assert Sets.fit(z, labels).quantile(1e-13) == Sets.fit(z, labels).label_scores[0]
     assert Temperature.fit(z, labels).temperature == 1  # no image says how sure is too sure
     assert Threshold.fit(population[0][:299], population[0][:299].argmax(axis=1), error=0.01).answered == 299
     assert Temperature.fit(z, z.argmin(axis=1)).temperature == calibration.HOTTEST
