@@ -65,6 +65,7 @@ def test_every_published_setting_learns_and_is_tested(name, precision, deep, res
     backbone, size = (resnet, 64) if file.stem.startswith("rn") else (deep, 32)
     options = [f"TRAINER.{methods()[file.parent.name].section()}.PREC", precision]
     options += ["TRAINER.LOCOOP.TOPK", 2] if name.startswith("LoCoOp/") else []
+    options += ["OPTIM.MAX_EPOCH", 5] if issubclass(methods()[file.parent.name], FeatureTrainer) else []
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
         options += ["DATASET.TEMPLATE", "a photo of a {}."]  # EuroSAT's sentence has more than four words
     options += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)] if file.parent.name in NEED_SENTENCES else []
