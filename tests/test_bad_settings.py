@@ -88,6 +88,12 @@ TWO = {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2}
         ("MMA", "deep", {"ADAPTER_START": 9, "ADAPTER_END": 8}, ["ADAPTER_START is 9", "the last block is 8"]),
         ("LoCoOp", "deep", {}, ["TRAINER.LOCOOP.TOPK is 200, and there are 6 classes", "give 1, or 0.2"]),
         ("KgCoOp", "deep", {"CTX_INIT": "true"}, ["CTX_INIT is the word 'true': write True or False"]),
+        (
+            "WaffleCLIP",
+            "tiny",
+            {"MODE": "waffle_and_gpt", "COUNT": 1},
+            ["TRAINER.WAFFLECLIP.COUNT is 1: give 2 or more"],
+        ),
         ("ProGrad", "deep", {"NAME": "kd"}, ["NAME is 'kd': the loss of ProGrad is prograd"]),
         ("IVLP", "deep", TWO | {"PROMPT_DEPTH_TEXT": 0, "PROMPT_DEPTH_VISION": 0}, ["are 0: raise one of them"]),
         ("IVLP", "deep", {"N_CTX_VISION": 0}, ["N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is 12: set both to 0"]),

@@ -13,6 +13,7 @@ from marks import case_of, golden
 from test_golden import BEFORE, backbone_of, close, images_of
 
 from trainers import methods
+from trainers.waffleclip import word_sequences
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +68,9 @@ def test_sentences_and_logits(figures, make, tmp_path):
     if method == "DCLIP":
         _, logits = make("ZeroshotCLIP", TEMPLATE=f"{case['cfg']['LABEL_BEFORE']}{{}}{case['cfg']['AFTER']}")
         close(logits(), figures["logits_zeroshot"], BEFORE)
+
+
+def test_the_mean_length_of_words_is_that_of_numpy():
+    lengths = [7, 6], [4], [3, 4, 4], [9], [8, 2, 2, 4], [9, 3, 8], [4, 5, 5]  # 5.5 without rounding errors
+    names = ["_".join("x" * length for length in words) for words in lengths]
+    assert word_sequences(names, ["abcdefgh"], lambda words: words[0])() == "abcde abcde"

@@ -2,13 +2,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import fmean
 from typing import Literal
 
 import numpy as np
 from dassl.engine import TRAINER_REGISTRY
 
 from clip.tokenizer import byte_pairs
+from common.errors import UsageError
 from common.names import plain
 from common.text import read_text
 
@@ -31,7 +31,11 @@ class WaffleCLIPSettings(SeveralSettings):
     AFTER: str = "."
     PRE: str = ""
     WORDS: str = ""
-    ranges = {"COUNT": (2, 1000)}
+    ranges = {"COUNT": (1, 1000)}
+
+    def check(self):
+        if self.MODE == "waffle_and_gpt" and self.COUNT < 2:
+            raise UsageError("COUNT is 1", "give 2 or more: waffle_and_gpt makes two thirds as many pairs")
 
 
 @cache
@@ -44,8 +48,8 @@ def vocabulary() -> tuple[str, ...]:
 def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -> Callable[[], str]:
     """A function that draws words, as many and as long as those of the class names are on average."""
     parts = [plain(name).split(" ") for name in names]
-    count = max(round(fmean(map(len, parts))), 1)
-    length = round(fmean(fmean(map(len, part)) for part in parts))
+    count = max(round(np.mean([len(part) for part in parts])), 1)
+    length = round(np.mean([np.mean([len(word) for word in part]) for part in parts]))  # numpy's rounding errors count
     words = [word[:length] for word in words]
     return lambda: " ".join(draw(words) for _ in range(count))
 
@@ -53,8 +57,8 @@ def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -
 def letter_sequences(names: Sequence[str], descriptors: Sequence[str], draw: Callable) -> Callable[[], str]:
     """A function that draws groups of letters, as long as the class names, from those of the descriptors."""
     letters = sorted(set("".join(descriptors)) - set(" ,."))
-    groups = round(fmean(name.count(" ") for name in names)) + 1
-    length = math.ceil(fmean(max(map(len, name.split(" "))) for name in names))
+    groups = round(np.mean([name.count(" ") for name in names])) + 1
+    length = math.ceil(np.mean([max(map(len, name.split(" "))) for name in names]))
     length += groups - length % groups
     return lambda: ", ".join("".join(draw(letters) for _ in range(length // groups)) for _ in range(groups))
 
