@@ -130,3 +130,22 @@ def test_method(built, figures):
     folded.load_state_dict(folded_weights(trainer.model.clip))
     with torch.no_grad():
         close(folded.encode_image(images), trainer.model.image_output(images).feature, 1e-5)
+
+
+@pytest.mark.slow
+def test_the_classifier_of_two_stages_starts_and_learns_without_dropout(backbones, tmp_path):
+    arch = {"image_resolution": 32, "patch_size": 16, "vision_layers": 1, "text_layers": 1}
+    settings, optimizer = {"PEFT": "lora", "N_ITERS": 3, "FRACTION": 0.4}, {"name": "adamw", "lr": 0.01, "max_epoch": 1}
+    names = ["red", "green field", "blue lake"]
+    trainer = build("TwoStage", "fast", settings, arch, names, optimizer, backbones, tmp_path, train=1)
+    trainer.schedule_steps = True
+    trainer.model.prompt_learner.classifier.data.zero_()
+    images, labels = images_of(3, 32).to(trainer.device), torch.arange(3, device=trainer.device)
+    trainer.set_model_mode("train")
+    trainer.forward_backward({"img": images, "label": labels})
+    trainer.set_model_mode("eval")
+    expected = torch.nn.functional.cross_entropy(trainer.model_inference(images), labels)
+    trainer.set_model_mode("train")
+    assert float(trainer.forward_backward({"img": images, "label": labels})["loss"]) == pytest.approx(
+        float(expected), abs=LOSSES
+    )

@@ -111,10 +111,10 @@ class TwoStage(SteppedTrainer):
     def forward_backward(self, batch):
         step, model = self.sched.last_epoch, self.model
         model.second_stage = step >= self.first_steps
+        model.prompt_learner.train(not model.second_stage)  # the tuned towers are frozen then: without dropout
         if step == self.first_steps:
             with torch.no_grad():
-                text = PromptedCLIP.encode_text(model, torch.empty(0))
-                model.prompt_learner.classifier.copy_(model.of_text(text))
+                model.prompt_learner.classifier.copy_(model.of_text(PromptedCLIP.encode_text(model, torch.empty(0))))
         for name, tensor in model.prompt_learner.named_parameters():
             tensor.requires_grad_(name == "classifier" or not model.second_stage)
         return super().forward_backward(batch)
