@@ -49,13 +49,15 @@ def built(figures, backbones, stand_in, tmp_path):
         backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
         names, labels = case["classnames"], case.get("images", {}).get("support_labels") or figures["labels"]
     else:
-        size, backbone = 32, backbones(32, 16, 1, 1, 64, 64, case["features"]["dim"])
-        if "projection" in case:
+        f, size = case["features"], 32
+        width = f["pre_dim"] if case.get("projection") == "visual.proj" else 64
+        backbone = backbones(size, 16, 1, 1, width, 64, f["dim"])
+        if case.get("projection", "visual.proj") != "visual.proj":
             backbone = tmp_path / "resnet.pt"
-            vision = {"layers": [1, 1, 1, 1], "width": case["features"]["pre_dim"] // 32, "image_size": size}
-            torch.save(random_clip("RN50", vision, {"width": 64, "layers": 1}, 1024).state_dict(), backbone)
-        labels = case["features"]["support_labels"]
-        names = [f"class {number}" for number in range(case["features"]["classes"])]
+            vision = {"layers": [1, 1, 1, 1], "width": f["pre_dim"] // 32, "image_size": size}
+            torch.save(random_clip("RN50", vision, {"width": 64, "layers": 1}, f["dim"]).state_dict(), backbone)
+        labels = f["support_labels"]
+        names = [f"class {number}" for number in range(f["classes"])]
     file = write_eurosat(tmp_path, names)
     rows = json.loads(file.read_text())
     labels = [*labels, *{*range(len(names))} - {*labels}]  # a split has images of each class

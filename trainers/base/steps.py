@@ -77,6 +77,7 @@ def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRSche
 
 def shots_of(trainer: PromptTrainer) -> int:
     """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used, or numbers by class."""
-    dataset, shots = trainer.dm.dataset, trainer.cfg.DATASET.NUM_SHOTS
-    number = shots if isinstance(shots, int) else -1
-    return max(1, number, round(len(dataset.train_x) / max(1, trainer.dm.num_classes)))
+    shots = trainer.cfg.DATASET.NUM_SHOTS
+    if isinstance(shots, int) and shots > 0:
+        return shots
+    return max(1, round(len(trainer.dm.dataset.train_x) / max(1, trainer.dm.num_classes)))
