@@ -113,7 +113,8 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     if dataset is None:
         return
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
-    saved = saved_outputs(folder) if dataset.cfg.TEST.SPLIT == "test" else None  # not of validation images
+    alone = methods()[classifier.method].kind != "transductive"  # as in a prediction, whose answer the fit is of
+    saved = saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None  # not of validation images
     test = saved or outputs_of(classifier, test_items)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
     with suppress(UsageError):  # a class without a calibration image
