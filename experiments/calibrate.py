@@ -28,7 +28,7 @@ from .calibrating import (
     COVERAGE,
     Outputs,
     check_test_images,
-    count_copies,
+    count_shared,
     fit,
     of_sets,
     of_transport,
@@ -104,7 +104,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     else:
         items, source = dataset.val, f"validation images of {dataset.title}"
     test_items = dataset.test if dataset else []
-    common = count_copies(items, test_items)
+    common = count_shared(items, test_items)
     check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
     held = outputs_of(classifier, items)
     fitted = fit(held, classifier.class_names, items, source, args.error, kind=args.kind, test_images=common)

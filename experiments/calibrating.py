@@ -30,7 +30,7 @@ from inference.calibration import (
 )
 from inference.models import open_models
 from trainers import PromptTrainer
-from trainers.base.data_use import count_common
+from trainers.base.data_use import count_common, count_copies
 
 from .metrics import ece
 
@@ -77,21 +77,10 @@ def images_sha256(items: Sequence[Any]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def count_copies(items: Sequence[Any], others: Sequence[Any]) -> int:
-    """How many of the images are also among the others, by their content; only files of equal size are read."""
-    if common := count_common(items, others):
-        return common
-    sizes: dict[int, set[str]] = {}
-    for item in others:
-        if item.impath:
-            sizes.setdefault(Path(item.impath).stat().st_size, set()).add(item.impath)
-    copies = 0
-    for item in items:
-        same_size = sizes.get(Path(item.impath).stat().st_size, ()) if item.impath else ()
-        if same_size:
-            own = checksum(Path(item.impath))
-            copies += any(checksum(Path(other)) == own for other in same_size)
-    return copies
+def count_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
+    """How many of the images are also among the others, by their path, or by their content if not all are."""
+    common = count_common(items, others)
+    return common if common == len(items) else max(common, count_copies(items, others))
 
 
 def check_test_images(count: int, images: int, where: str, accepted: bool, remedy: str) -> None:
@@ -203,7 +192,7 @@ class Calibrated:
         if not dataset.val or cfg.TEST.SPLIT == "val":
             what = "TEST.CALIBRATE needs validation images that are not tested"
             raise UsageError(what, "set DATASET.HOLD_OUT True, or leave it out")
-        self.test_images = count_copies(dataset.val, dataset.test)
+        self.test_images = count_shared(dataset.val, dataset.test)
         accepted = cfg.TEST.SELECT_ON_TEST
         check_test_images(self.test_images, len(dataset.val), title(cfg), accepted, "TEST.SELECT_ON_TEST True")
 
