@@ -3,12 +3,13 @@
 import os
 from contextlib import suppress
 from copy import deepcopy
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import getitem
 
 from yacs.config import CfgNode as YacsNode
 
 from common.errors import UnknownNameError, UsageError, suggestion
+from common.files import identity
 from common.schema import TEXT, shown
 
 from .yaml_text import parse_yaml, read_yaml_text
@@ -107,7 +108,7 @@ def read_config(file):
         read.append(path)
         if len(read) > MAX_FILES:
             raise UsageError(f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}")
-        tree = parse_yaml(read_yaml_text(path), path)
+        tree = dict(_parsed(path, *_facts(path)))
         bases = tree.pop(BASE_KEY, None) or []
         content = []
         for base in bases if isinstance(bases, list) else [bases]:
@@ -117,6 +118,18 @@ def read_config(file):
         return [*content, (path, tree)]
 
     return included(os.fspath(file))
+
+
+def _facts(path):
+    with suppress(OSError, ValueError):  # reading the file says why
+        return identity(path)
+    return ()
+
+
+@lru_cache(256)
+def _parsed(path, *_):
+    """The content of a file as it is now: the runs of a study name the same ones."""
+    return parse_yaml(read_yaml_text(path), path)
 
 
 def flatten(tree, prefix=""):
