@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from functools import cache
 from typing import Any
 
 from common.errors import UsageError
@@ -11,8 +12,8 @@ from common.start import ROOT, Parser, add_common_options
 UNUSED = "for compatibility with Dassl; not used by the methods here"
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """CoOp's command line."""
+@cache
+def _parser() -> Parser:
     folders = sorted(folder.name for folder in (ROOT / "configs/trainers").iterdir() if folder.is_dir())
     parser = Parser(
         description="Train or test one method on one dataset.",
@@ -62,7 +63,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
-    args = parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """CoOp's command line."""
+    args = _parser().parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
     args.opts = args.opts[args.opts[:1] == ["--"] :]  # the separator is not a key
     check_pairs(args.opts)
     for option, value in {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch}.items():
