@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datasets.preparing import command  # noqa: E402
 from datasets.preparing.sources import downloadable  # noqa: E402
+from experiments import preparing  # noqa: E402
 from experiments.session import run_command  # noqa: E402
 
 facts = json.loads(Path(sys.argv.pop(1)).read_text())
@@ -16,4 +16,4 @@ kind = downloadable()["eurosat"].dataset
 kind.files = tuple(replace(file, **facts[file.name], sha256="") for file in kind.files)
 
 if __name__ == "__main__":
-    run_command(command.main, "where it stopped")
+    run_command(preparing.main, "where it stopped")
