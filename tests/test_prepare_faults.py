@@ -65,6 +65,14 @@ def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
+def test_a_given_archive_that_is_no_file_is_named_and_not_downloaded(prepare_fails, publish, tmp_path):
+    publish("eurosat")
+    (tmp_path / "given").mkdir()
+    os.mkfifo(tmp_path / "given/EuroSAT.zip")
+    prepare_fails(["eurosat", "--from", tmp_path / "given"], "given/EuroSAT.zip is not a regular file")
+    assert not (tmp_path / "data").exists() or all_below(tmp_path / "data") <= {"eurosat", f"eurosat/{SPLIT}"}
+
+
 @pytest.mark.parametrize("content", [b'{"train": []}', None])
 def test_a_failed_or_wrong_download_leaves_no_folders(content, prepare_fails, publish, monkeypatch, tmp_path):
     publish("eurosat")

@@ -135,8 +135,13 @@ class Preparation:
         return archives
 
     def local(self, file: File) -> Path | None:
-        """Local path of a file (user-supplied or already downloaded), or None."""
-        return next((path for place in self.places if (path := place / file.name).is_file()), None)
+        """Local path of a file (user-supplied or already downloaded), or None; UsageError if it is a folder or a pipe."""
+        for path in (place / file.name for place in self.places):
+            if path.is_file():
+                return path
+            if os.path.lexists(path):
+                raise self.with_command(UsageError(f"{path} is not a regular file", where=path))
+        return None
 
     def check_space(self, archives: list[File]) -> None:
         """Check that the disk has enough bytes for the images, and for the largest archive while it is unpacked."""
