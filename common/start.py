@@ -90,15 +90,21 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     return number
 
 
-def share(text: str) -> float:
-    """The argparse type of a number between 0 and 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+def between(low: float, high: float, words: str) -> Callable[[str], float]:
+    """The argparse type of numbers above `low` and below `high`, which errors call `words`."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low
+        if not low < value < high:
+            raise ArgumentTypeError(f"expected {words}, got {text!r}")
+        return value
+
     return number
 
 
+share = between(0, 1, "a number between 0 and 1")
+percent = between(0, 100, "a percentage such as 5")
 any_seed = at_least(0, 2**32 - 1)  # the argparse type of a seed, within the limits of NumPy

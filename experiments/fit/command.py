@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UsageError, choose
 from common.files import check_vacant, checksum, write_text
-from common.start import Parser, add_common_options, any_seed, path
+from common.start import Parser, add_common_options, any_seed, path, percent
 from common.text import read_json
 
 from ..lock import LOCK, locked
@@ -44,17 +44,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     add_common_options(parser)
     return parser.parse_args(argv)
-
-
-def percent(text: str) -> float:
-    """The argparse type of a percentage above 0 and below 100."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 100:
-        raise argparse.ArgumentTypeError(f"expected a percentage such as 5, got {text!r}")
-    return value
 
 
 def main(argv: list[str] | None = None) -> None:
