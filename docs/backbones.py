@@ -1,4 +1,4 @@
-"""Try every architecture of open_clip with published weights, and write the table of docs/backbones.md.
+"""Try every architecture of open_clip with published weights; write docs/figures/backbones.csv and docs/backbones.md.
 
     python docs/backbones.py                      # all, which takes half an hour on two cores
     python docs/backbones.py --narrow             # all with small widths, in two minutes
@@ -8,6 +8,8 @@ Weights are random and from open_clip itself. Each architecture has a process of
 """
 
 import argparse
+import csv
+import io
 import json
 import multiprocessing
 import resource
@@ -37,6 +39,7 @@ from inference.description import configuration  # noqa: E402
 from trainers.base.method import Classes  # noqa: E402
 
 PAGE = ROOT / "docs/backbones.md"
+FIGURES = ROOT / "docs/figures/backbones.csv"
 MARK = "<!-- written by docs/backbones.py -->\n"
 NAMES = ["river", "green field", "old tree"]
 METHODS = {"CoOp": {"N_CTX": 4}, "MPL": {"PROMPT_DEPTH": 2}, "CLIPLoRA": {}}
@@ -46,23 +49,19 @@ TOKENS = 100_000  # a larger vocabulary is replaced by one of a thousand tokens
 
 SECTION = """## All architectures
 
-`make backbones` writes this section. open_clip {version} has {all} architectures with published weights. With random
-weights, image and text features of {same} of them equal those of its own `encode_image` and `encode_text`: the
-columns *images* and *texts* have the relative differences, at most 1e-5. {vits} image towers take vision prompts. A
-training step of CoOp works with {CoOp} architectures, of MPL with {MPL}, of CLIPLoRA with {CLIPLoRA}.
-
-{built}
-The column *weights* counts those of the whole architecture; *layers* are those that were built, of the image tower
-and of the text tower. Seconds are processor time of a step with two images and three classes on one core.
+`make backbones` writes this section and [figures/backbones.csv](figures/backbones.csv), which has a row for each
+architecture. open_clip {version} has {all} architectures with published weights. With random weights, image and text
+features of {same} of them equal those of its own `encode_image` and `encode_text` (relative difference at most 1e-5).
+{vits} image towers take vision prompts. A training step of CoOp works with {CoOp} architectures, of MPL with {MPL}, of
+CLIPLoRA with {CLIPLoRA}. {built}
+| image tower | text tower | architectures | such as | weights | {methods} |
+|{rules}
 """
-WIDE = """Models of more than {largest} million weights were built with two layers in each tower. Their
-vocabularies, and those of more than {tokens:,} tokens, were replaced by one of 1,000 tokens, and their tokenisers and
-those of the Hub by one that counts letters. Memory is the peak of the process.
+WIDE = """Models of more than {largest} million weights were built with two layers in each tower and a small
+vocabulary. For these and for the tokenisers of the Hub, a tokeniser that counts letters read the texts.
 """
-NARROW = """**Measured with small widths** (`python docs/backbones.py --narrow`): each model has two layers and, where
-open_clip and timm let it, small images and tokens of 32 numbers. Its modules are those of the architecture. So seconds
-and memory are not those of the published model; `make backbones` measures them. Texts were read by a tokeniser that
-counts letters.
+NARROW = """Each model was built with two layers and small widths (`python docs/backbones.py --narrow`). So the
+seconds and the memory in the file are not those of the published model. A tokeniser that counts letters read the texts.
 """
 
 
@@ -220,38 +219,55 @@ def attempt(arch: str, largest: int, narrow: bool) -> dict[str, Any]:
         return {"arch": arch, "error": f"{type(error).__name__}: {one_line(error)}"}
 
 
-def cell(result: Any) -> str:
-    return f"{result:.1f} s" if isinstance(result, float) else "refused"
+def text_tower(arch: str) -> str:
+    """Whose text tower an architecture has."""
+    config: Any = open_clip.get_model_config(arch)
+    return "Hugging Face" if config["text_cfg"].get("hf_model_name") else "open_clip"
 
 
-def table(rows: list[dict[str, Any]], largest: int, narrow: bool = False) -> str:
-    """The section of the page."""
-    done = [row for row in rows if "methods" in row]
-    same = [row for row in done if max(row["differences"]) <= 1e-5]
-    counts = {name: sum(isinstance(row["methods"][name], float) for row in done) for name in METHODS}
-    refusals = sorted({answer for row in done for answer in row["methods"].values() if isinstance(answer, str)})
-    heads = ["architecture", "weights", "tower", "layers", "images", "texts", "CoOp", "MPL", "CLIPLoRA", "memory"]
-    built = NARROW if narrow else WIDE.format(largest=largest, tokens=TOKENS)
-    facts = {"version": open_clip.__version__, "all": len(rows), "same": len(same)}
-    facts["vits"] = sum(row["tower"] in VITS for row in done)
-    lines = [
-        SECTION.format(**facts, **counts, built=built),
-        f"| {' | '.join(heads)} |",
-        f"|{' --- |' * len(heads)}",
-    ]
+def figures(rows: list[dict[str, Any]]) -> str:
+    """The CSV file with a row for each architecture. Weights are those of the complete architecture, seconds processor
+    time of a step with two images and three classes on one core, memory the peak of the process in bytes.
+    """
+    text = io.StringIO()
+    heads = ["architecture", "weights", "image_tower", "text_tower", "layers", "image_difference", "text_difference"]
+    file = csv.DictWriter(text, [*heads, *METHODS, "memory", "note"], lineterminator="\n", restval="")
+    file.writeheader()
     for row in rows:
         if "methods" not in row:
-            reason = row.get("error") or f"needs {row['missing']}"
-            lines.append(f"| `{row['arch']}` | {reason} |" + " |" * 8)
+            note = row.get("error") or f"needs {row['missing']}"
+            file.writerow({"architecture": row["arch"], "note": note})
             continue
-        features = [f"{difference:.0e}" for difference in row["differences"]]
-        steps = [cell(row["methods"][name]) for name in METHODS]
-        sizes = f"{row['weights'] / 1e6:,.0f} M", f"`{row['tower']}`", row["layers"]
-        lines.append(
-            "| " + " | ".join([f"`{row['arch']}`", *sizes, *features, *steps, f"{row['memory'] / 1e9:.1f} GB"]) + " |"
-        )
-    lines += ["\nRefused means one of these lines:\n", *(f"- `{line}`" for line in refusals)]
-    return "\n".join(lines) + "\n"
+        times = {name: answer for name, answer in row["methods"].items() if isinstance(answer, float)}
+        seconds = {name: f"{times[name]:.2f}" if name in times else "refused" for name in METHODS}
+        notes = dict.fromkeys(answer for answer in row["methods"].values() if isinstance(answer, str))
+        differences = [f"{difference:.0e}" for difference in row["differences"]]
+        values = [row["arch"], row["weights"], row["tower"], text_tower(row["arch"]), row["layers"], *differences]
+        numbers = {"memory": f"{row['memory']:.2g}", "note": next(iter(notes), "")}
+        file.writerow(dict(zip(heads, values, strict=True)) | seconds | numbers)
+    return text.getvalue()
+
+
+def section(rows: list[dict[str, Any]], largest: int, narrow: bool = False) -> str:
+    """The section of the page: one row for the architectures with the same kinds of towers and the same answers."""
+    done = [row for row in rows if "methods" in row]
+    counts = {name: sum(isinstance(row["methods"][name], float) for row in done) for name in METHODS}
+    same = sum(max(row["differences"]) <= 1e-5 for row in done)
+    vits = sum(row["tower"] in VITS for row in done)
+    built = NARROW if narrow else WIDE.format(largest=largest)
+    families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in done:
+        answers = ("ok" if isinstance(row["methods"][name], float) else "refused" for name in METHODS)
+        families.setdefault((row["tower"], text_tower(row["arch"]), *answers), []).append(row)
+    facts = {"version": open_clip.__version__, "all": len(rows), "same": same, "vits": vits, "built": built}
+    text = SECTION.format(**facts, **counts, methods=" | ".join(METHODS), rules=" --- |" * (5 + len(METHODS)))
+    for (tower, texts, *answers), members in sorted(families.items()):
+        sizes = sorted(row["weights"] / 1e6 for row in members)
+        weights = f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} M"
+        cells = [f"`{tower}`", texts, str(len(members)), f"`{members[0]['arch']}`", weights, *answers]
+        text += f"| {' | '.join(cells)} |\n"
+    missing = [f"`{row['arch']}`" for row in rows if "methods" not in row]
+    return text + (f"\nNot tried (the file says why): {', '.join(missing)}.\n" if missing else "")
 
 
 def main() -> None:
@@ -271,12 +287,9 @@ def main() -> None:
                 with args.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     if not args.names:
-        text = (
-            PAGE.read_text().partition(MARK)[0]
-            + MARK
-            + table([rows[name] for name in names], args.largest, args.narrow)
-        )
-        write_text(PAGE, text)
+        listed = [rows[name] for name in names]
+        write_text(FIGURES, figures(listed))
+        write_text(PAGE, PAGE.read_text().partition(MARK)[0] + MARK + section(listed, args.largest, args.narrow))
 
 
 if __name__ == "__main__":

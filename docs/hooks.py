@@ -73,7 +73,7 @@ def rewritten(link, source, uri):
         return link[0]
     place = os.path.normpath(os.path.join(os.path.dirname(source), path))
     place = OUTSIDE.get(place) or (place.removeprefix("docs/") if place.startswith("docs/") else "")
-    if not place or not place.endswith((".md", ".jpg", ".png", ".svg")):
+    if not place or not place.endswith((".md", ".csv", ".jpg", ".png", ".svg")):
         if not (ROOT / os.path.dirname(source) / path).exists():
             raise FileNotFoundError(f"{source} links to {target}, which does not exist")
         return text
