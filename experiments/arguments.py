@@ -1,4 +1,4 @@
-"""The command line of train.py. Nothing here waits for torch."""
+"""The command line of train.py. Nothing here waits for torch, unless --plugin is given."""
 
 import argparse
 import re
@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import UsageError
 from common.start import ROOT, Parser, add_common_options
+from inference.arguments import add_plugin_option
 
 UNUSED = "for compatibility with Dassl; not used by the methods here"
 
@@ -61,6 +62,7 @@ def _parser() -> Parser:
         metavar="A,B",
         help="comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)",
     )
+    add_plugin_option(parser)
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser

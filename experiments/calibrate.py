@@ -16,7 +16,7 @@ from common.errors import UsageError, choose_dataset
 from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, add_common_options, path, share
-from inference.arguments import check_exists, model_options
+from inference.arguments import add_plugin_option, check_exists, model_options
 from inference.calibrated import write_calibration
 from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
@@ -56,6 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--accept-test-images", action="store_true", help="fit on images of the test, and mark the calibration")
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add("--backbone", default="", help="weight file, if the model was learned on one of another machine")
+    add_plugin_option(parser)
     add_common_options(parser)
     return parser.parse_args(argv)
 

@@ -9,15 +9,17 @@ from common.errors import UsageError
 from common.start import ROOT
 from common.text import read_text
 
-from .methods import methods
+from .methods import methods, plugin_of
 
 CONFIGS = ROOT / "configs"
 YAML_BYTES = 1 << 20  # the limit of Dassl's configuration files
 
 
 def config_folder(method: str) -> Path:
-    """Where the YAML files of a method are."""
-    return CONFIGS / "trainers" / methods()[method].config_folder
+    """Where the YAML files of a method are; of one in a file of --plugin, beside that file if not in configs/."""
+    folder = CONFIGS / "trainers" / methods()[method].config_folder
+    file = plugin_of(method)
+    return folder if file is None or folder.is_dir() else file.parent / folder.name
 
 
 def config_files(method: str) -> list[Path]:

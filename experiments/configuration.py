@@ -27,7 +27,7 @@ RESUMABLE_CHANGES |= {"DATASET.SENTENCES"}  # whose checksum may not
 RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB")}
 RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
-WEIGHTS = "MODEL.BACKBONE.SHA256"
+WEIGHTS, PLUGIN = "MODEL.BACKBONE.SHA256", "MODEL.PLUGIN_SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 GONE = ("MODEL.CUDA_GRAPHS", "DATALOADER.CACHE_TEST")  # settings that earlier versions wrote to config.yaml
 
@@ -35,6 +35,7 @@ SETTINGS = {
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
     "MODEL.BACKBONE.TOWERS": ("fast", Accepts(Literal[tuple(TOWERS)]), "plain: as published, the same results"),
     WEIGHTS: ("", TEXT, "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in"),
+    PLUGIN: ("", TEXT, "SHA-256 of the method's file, if --plugin names it: others are refused. A run fills it in"),
     "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, FLAG, "Recompute the text tower in the backward pass: less memory"),
     "TEST.SELECT_ON_TEST": (
         False,
@@ -114,12 +115,22 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     spec.of_backbone = follow_backbone(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
     cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.sha256_of(cfg)
     method = trainers.methods().get(cfg.TRAINER.NAME)
+    sha256 = getattr(method, "plugin_sha256", "")
+    check_plugin(cfg, sha256)
+    cfg.MODEL.PLUGIN_SHA256 = sha256
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
         cfg.pop(name, None)  # other names of the section, which has their values
     cfg.freeze()  # checks the values
     if method:
         _ = method.settings_of(cfg)  # checks that they can work together
+
+
+def check_plugin(cfg: CfgNode, sha256: str) -> None:
+    """Raise UsageError if the configuration states another checksum of the method's file than `sha256`."""
+    if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
+        what = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with {cfg.TRAINER.NAME}"
+        raise UsageError(what, "give that file by --plugin, or leave the checksum out")
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:

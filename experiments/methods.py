@@ -1,5 +1,6 @@
 """The registered methods for studies and commands. They are imported when somebody asks: --help does not wait."""
 
+from pathlib import Path
 from typing import Any
 
 from common.start import required_packages
@@ -11,3 +12,9 @@ def methods() -> dict[str, Any]:
         import trainers  # takes seconds
 
     return trainers.methods()
+
+
+def plugin_of(method: str) -> Path | None:
+    """The file of --plugin that has a method; None for one of this project."""
+    file = methods()[method].plugin_file
+    return Path(file) if file else None

@@ -12,7 +12,8 @@ import yaml
 
 from common.errors import UsageError
 
-from .configs import CONFIGS, config_files
+from .configs import CONFIGS, config_files, config_folder
+from .methods import plugin_of
 
 ELEVEN: tuple[str, ...] = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101")
 ELEVEN += ("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
@@ -114,7 +115,8 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
         return fitting[0]
     if protocol in names or len(others) == 1:
         return Recipe(protocol if protocol in names else others[0])
-    remedy = f"choose one with CFG (in a study: config): {', '.join(names)}" if names else "add one"
+    remedy = f"add one to {config_folder(method)}"
+    remedy = f"choose one with CFG (in a study: config): {', '.join(names)}" if names else remedy
     raise UsageError(f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy)
 
 
@@ -145,6 +147,7 @@ def train_argv(
         settings: KEY, VALUE, ...; the last one of a key counts.
     """
     words: list = ["--skip-finished", "--root", root, "--output-dir", folder]
+    words += ["--plugin", plugin] if (plugin := plugin_of(method)) else []
     words += [] if seed is None else ["--seed", seed]
     words += ["--trainer", method, "--dataset-config-file", configs / f"datasets/{dataset}.yaml"]
     words += ["--config-file", config_file, *(("--backbone", backbone) if backbone else ()), *options]

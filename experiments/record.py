@@ -151,6 +151,7 @@ class Record:
             **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
             "data_use": self.card(),
             **observed,
+            **({"plugin_sha256": cfg.MODEL.PLUGIN_SHA256} if cfg.MODEL.PLUGIN_SHA256 else {}),
             "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
             "date": now(),

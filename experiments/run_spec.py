@@ -17,6 +17,7 @@ import datasets
 from common.errors import UsageError, choose
 from common.files import check_folder
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE
+from inference.arguments import IN_A_FILE
 
 from .arguments import check_given, given_options
 
@@ -132,7 +133,7 @@ class RunSpec:
         if self.is_finished:
             return
         check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg)
-        choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")
+        choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE)
         choose(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
         if method := trainers.methods().get(cfg.TRAINER.NAME):
             if not cfg.MODEL.BACKBONE.NAME:

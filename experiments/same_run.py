@@ -22,7 +22,7 @@ from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .arguments import parse_arguments
 from .configs import YAML_BYTES, read_yaml
-from .configuration import RESUMABLE_CHANGES, WEIGHTS, default_settings, setup_cfg, weights_of
+from .configuration import PLUGIN, RESUMABLE_CHANGES, WEIGHTS, default_settings, setup_cfg, weights_of
 from .lock import ANOTHER
 from .results import RECORDED
 
@@ -115,6 +115,9 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
         what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
         raise UsageError(what, f"restore {name}, or {remedy}", folder)
+    if changed == [PLUGIN]:
+        remedy = f"restore it, or {remedy}"
+        raise UsageError(f"{folder} holds a run of another version of the file of --plugin", remedy, folder)
     if changed:
         others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
         raise UsageError(

@@ -1,11 +1,12 @@
-"""The options of all commands that take models. Nothing here waits for torch."""
+"""The options of all commands that take models. Nothing here waits for torch, unless --plugin is given."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from common.errors import UsageError
 from common.names import check_names
-from common.start import add_common_options, at_least, path, share
+from common.start import add_common_options, at_least, path, required_packages, share
 from common.text import read_text
 
 MODELS = (
@@ -13,6 +14,24 @@ MODELS = (
     "published checkpoint (its file or its run's folder), which needs --config-file and --classes."
 )
 CHECKPOINTS = "model*.pth.tar*"
+IN_A_FILE = "a method in a file of its own needs --plugin FILE"
+
+
+class Plugin(argparse.Action):
+    """Runs the file of `--plugin`, so that its methods are there before anything asks for them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, file: Any, *_: Any) -> None:
+        with required_packages():
+            import trainers  # noqa: F401 - the methods of the project are registered first
+            from trainers.base.method_file import load_method_file
+        load_method_file(file)
+        namespace.plugin = [*(namespace.plugin or []), file]
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin`."""
+    text = "Python file that registers methods (docs/methods.md): it is run; may be given several times"
+    parser.add_argument("--plugin", type=path, action=Plugin, metavar="FILE", help=text)
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: str | None = None) -> None:
@@ -31,6 +50,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     add("--template", default="", help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name")
     what = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
     add("--sentences", type=path, metavar="FILE", help=what)
+    add_plugin_option(parser)
     add_common_options(parser)
 
 

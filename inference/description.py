@@ -12,12 +12,13 @@ import trainers
 from clip import CLIP, OF_CLIP, preprocessing
 from common.errors import choose
 
+from .arguments import IN_A_FILE
 from .artefact import Description
 
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
     """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
-    choose(method, trainers.methods(), "method", where)
+    choose(method, trainers.methods(), "method", where, IN_A_FILE)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)

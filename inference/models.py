@@ -89,6 +89,9 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
             text = f"{path} does not say on which weights its prompts were learned: check that they are those of {name}"
             print(printable(text))
+        if description.training.get("plugin_sha256", "") != trainers.methods()[description.method].plugin_sha256:
+            text = f"{path} was learned by another version of {description.method}: its file has changed"
+            print(printable(text))
         sentence = description.template or description.dataset_template
         if trainers.methods()[description.method].reads_template and not sentence:
             text = f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}"
@@ -223,6 +226,7 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
     choices, _ = inherited(checkpoint or {})  # also of a start, or of settings: they hold for each epoch
     selected = {"selected_on_test": True} if on_test_images(choices) else {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
     keys = [key for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT]
     transforms = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
     return Description(
@@ -235,7 +239,7 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
-        training=training | selected,
+        training=training | selected | ({"plugin_sha256": plugin} if plugin else {}),
         dataset_name=name,
         sentences=read_of(cfg),
     )

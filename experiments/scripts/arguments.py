@@ -2,12 +2,14 @@
 
 import os
 import re
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError, choose, choose_dataset
 from common.start import ROOT
+from inference.arguments import add_plugin_option
 
 from ..configs import config_files, known_datasets
 from ..methods import methods
@@ -20,6 +22,7 @@ environment variables:
   SHOTS         images of each class; for few-shot scripts several are possible: "4 8"
   CFG           YAML file in configs/trainers/METHOD/, instead of the script's
   BACKBONE      small, ViT-B/16, a weight file, ...: instead of the YAML file's
+  PLUGIN        Python file with METHOD (train.py --plugin): it is run
   PYTHON        the interpreter (python, or .venv/bin/python if no environment is active)
   PREPARE=1     download the dataset if it is missing
   DRY_RUN=1     print the commands and do nothing (also: --dry-run)
@@ -83,6 +86,9 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     """The arguments and variables of a script; an error has its usage."""
     script = SCRIPTS[name]
     usage = f"{name}.sh takes {script.usage}"
+    if environment.get("PLUGIN"):
+        add_plugin_option(parser := ArgumentParser())
+        parser.parse_args(["--plugin", environment["PLUGIN"]])
     positions = script.positions.replace("[CFG]", "").split()
     if len(words) < len(positions):
         raise UsageError(f"{usage}, and got {len(words)} of these", script.note or f"see scripts/{name}.sh --help")

@@ -130,7 +130,7 @@ def train_arguments(call: Call, cfg: str, options: Sequence, settings: Sequence,
     return train_argv(
         root=call.data,
         method=call.method,
-        config_file=config_folder(call.method).relative_to(ROOT) / f"{cfg}.yaml",
+        config_file=Path(os.path.relpath(config_folder(call.method), ROOT), f"{cfg}.yaml"),
         configs=CONFIGS.relative_to(ROOT),
         backbone=call.backbone,
         options=(*options, *everywhere),

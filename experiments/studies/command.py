@@ -12,6 +12,7 @@ from common.errors import UsageError
 from common.files import check_no_link, write_text
 from common.names import csv_cell, printable
 from common.start import Parser, add_common_options, at_least
+from inference.arguments import add_plugin_option
 
 from .choose import decide
 from .progress import Progress, collect_results
@@ -160,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--intervals", action="store_true", help="for tables: 95%% t-intervals over seeds, instead of the deviation"
     )
+    add_plugin_option(parser)
     add_common_options(parser)
     args = parser.parse_args(argv)
     for option, commands in READ_BY.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UsageError, choose, choose_dataset
+from inference.arguments import IN_A_FILE
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import methods
@@ -51,7 +52,7 @@ class Variant:
     choose: Keys | None = None
 
     def __post_init__(self) -> None:
-        choose(self.method, methods(), "trainer")
+        choose(self.method, methods(), "trainer", otherwise=IN_A_FILE)
         plain = self.name.strip() and self.name.isprintable()
         # It may be part of a folder's name, and legends leave out what begins with an underscore.
         if not plain or "/" in self.name or self.name.startswith((".", "_")):

@@ -17,7 +17,7 @@ from common.records import LARGEST, ImageList, Phase, SelectionRecord
 from . import compat
 
 METADATA = {"method": str, "backbone": str, "weights_sha256": str, "dataset": str, "settings": dict}
-METADATA |= {"version": str, "commit": str, "features_sha256": str}
+METADATA |= {"version": str, "commit": str, "features_sha256": str, "plugin_sha256": str}
 METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
 
 

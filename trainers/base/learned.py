@@ -67,6 +67,7 @@ class Checkpoints:
             "dataset": self.method.dataset_title,
             "class_names": self.method.class_names,
             "version": __version__,
+            **({"plugin_sha256": sha256} if (sha256 := self.method.plugin_sha256) else {}),
         }
 
     def training_metadata(self) -> dict[str, Any]:
@@ -138,6 +139,8 @@ class Checkpoints:
             print(f"{path} does not say on which weights its prompts were learned: check that they are these")
         if changed := differences({"settings": written.get("settings")}, self.metadata()):
             print(f"The prompts were learned with other settings: {one_line(changed)}")
+        if written.get("plugin_sha256", "") != method.plugin_sha256:
+            print(f"The prompts were learned by another version of {type(method).__name__}: its file has changed")
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def load(self, checkpoint: Mapping[str, Any], path: str) -> None:

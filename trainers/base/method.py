@@ -55,6 +55,8 @@ class Method:
     kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
+    plugin_file: ClassVar[str] = ""  # of --plugin, with the method (`method_file`); empty for one of this project
+    plugin_sha256: ClassVar[str] = ""
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
     saves_learner: ClassVar[bool] = False  # whether a checkpoint has the prompt learner alone, not the whole model
     # Names of tensors with values for each class: other classes have those that the method starts from.

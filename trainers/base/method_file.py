@@ -1,0 +1,82 @@
+"""Methods in a file of the user, `--plugin FILE`: it is code, and runs because the user's command names it.
+
+No checkpoint, YAML file or study can name such a file. Its checksum is kept with what it has trained.
+"""
+
+import sys
+import traceback
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+
+from dassl.engine import TRAINER_REGISTRY
+
+from common.errors import UsageError, one_line
+from common.text import read_bytes
+
+from .plugin import MAKERS, register_plugins
+from .trainer import PromptTrainer
+
+LARGEST = 1 << 20  # bytes
+LOADED: dict[Path, str] = {}  # the checksum of each file that was run
+
+
+def load_method_file(path: Path) -> None:
+    """Run a file that registers methods. A file that this process has run already is not run again.
+
+    Raises:
+        UsageError: it is missing, not Python or has another error, it registers nothing, or a name that exists; or it
+            has changed since this process has run it.
+    """
+    path = path.expanduser().resolve()
+    content = read_bytes(path, LARGEST)
+    checksum = sha256(content).hexdigest()
+    if LOADED.get(path) == checksum:
+        return
+    if path in LOADED:
+        raise UsageError(f"{path} has changed since this command has started", "start the command again", path)
+    before, makers = dict(TRAINER_REGISTRY._obj_map), dict(MAKERS)
+    name = f"plugin_{checksum[:16]}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # where dataclasses look for the module of a class
+    try:
+        exec(compile(content, str(path), "exec"), vars(module))  # what was hashed, not a compiled file beside it
+        register_plugins({key: method for key, method in TRAINER_REGISTRY._obj_map.items() if is_method(method)})
+        check_names(path, before, makers)
+    except BaseException as error:
+        del sys.modules[name]
+        TRAINER_REGISTRY._obj_map.clear()
+        TRAINER_REGISTRY._obj_map.update(before)
+        MAKERS.clear()
+        MAKERS.update(makers)
+        if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
+            raise
+        raise UsageError(f"{path} cannot be used ({reason(error, path)})", "correct it", path) from error
+    for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
+        method = TRAINER_REGISTRY.get(key)
+        method.plugin_file, method.plugin_sha256 = str(path), checksum
+    LOADED[path] = checksum
+
+
+def is_method(entry: object) -> bool:
+    return isinstance(entry, type) and issubclass(entry, PromptTrainer)
+
+
+def check_names(path: Path, before: dict[str, object], makers: dict[str, object]) -> None:
+    """Raise UsageError unless a file has registered names, and all of them are new."""
+    now: dict[str, object] = {**TRAINER_REGISTRY._obj_map, **{f"{name}+": maker for name, maker in MAKERS.items()}}
+    known: dict[str, object] = {**before, **{f"{name}+": maker for name, maker in makers.items()}}
+    if replaced := [name for name in known if now[name] is not known[name]]:
+        raise UsageError(f"{path} registers {replaced[0]}, which exists already", "choose another name", path)
+    if len(now) == len(known):
+        remedy = "write @TRAINER_REGISTRY.register() above the class of the method"
+        raise UsageError(f"{path} registers no method", remedy, path)
+
+
+def reason(error: BaseException, path: Path) -> str:
+    """An error of a file in one line, with its last line in this file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    number = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+    return f"{type(error).__name__}: {text}" + (f", line {number}" if number else "")
