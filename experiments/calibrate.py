@@ -64,9 +64,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     folders = [folder for model in args.models for folder in models_in(model)]
+    failed = 0
     for number, folder in enumerate(folders):
         print("\n" * (number > 0) + printable(folder))
-        calibrate(folder, args)
+        try:
+            calibrate(folder, args)
+        except (UsageError, OSError) as error:
+            if len(folders) == 1:
+                raise
+            failed += 1
+            print(printable(f"Not calibrated: {error}"))
+    if failed:
+        raise UsageError(f"{failed} of {len(folders)} models could not be calibrated", "see above")
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -86,8 +95,11 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def is_tested_here(run: Path) -> bool:
-    """Whether a run has its prompts itself, and is not of new classes alone."""
-    cfg = run_configuration(run)
+    """Whether a run has its prompts itself, and is not of new classes alone; also if it is damaged."""
+    try:
+        cfg = run_configuration(run)
+    except UsageError:
+        return True  # `calibrate` says why
     if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
         return False
     return not methods()[cfg.TRAINER.NAME].learns or any(run.glob("*/model*.pth.tar*"))
