@@ -21,7 +21,7 @@ from inference.calibrated import write_calibration
 from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
-from inference.models import kind_of, open_models, run_configuration
+from inference.models import file_of, kind_of, open_models, run_configuration
 from trainers import methods
 
 from .calibrating import (
@@ -121,7 +121,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
     held = outputs_of(classifier, items)
     fitted = fit(held, classifier.class_names, items, source, args.error, kind=args.kind, test_images=common)
-    write_calibration(folder, fitted)
+    write_calibration(folder, fitted, file_of(folder, methods()[classifier.method]))
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is None:
         return

@@ -14,7 +14,6 @@ from common.files import checksum
 from common.results import CALIBRATION
 from datasets import title
 from inference.arguments import model_options
-from inference.artefact import calibration_in
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import (
     KINDS,
@@ -28,7 +27,7 @@ from inference.calibration import (
     conf_ot,
     log_softmax,
 )
-from inference.models import open_models
+from inference.models import calibration_of, file_of, open_models
 from trainers import PromptTrainer
 from trainers.base.data_use import count_common, count_copies
 
@@ -177,7 +176,7 @@ class Calibrated:
             self.asked = False
             return
         if spec.args.eval_only and spec.args.model_dir:
-            self.prompts = calibration_in(Path(spec.args.model_dir))
+            self.prompts = calibration_of(Path(spec.args.model_dir), type(trainer), spec.args)
         if self.prompts is None:
             self.check_images(trainer.dm.dataset)
 
@@ -205,7 +204,9 @@ class Calibrated:
         names = self.trainer.class_names
         if self.prompts is None:
             held, fitted = self.fit(names)
-            write_calibration(Path(self.cfg.OUTPUT_DIR), fitted)
+            if not (self.spec.args.eval_only and self.trainer.learns):  # else the prompts are in another folder
+                folder = Path(self.cfg.OUTPUT_DIR)
+                write_calibration(folder, fitted, file_of(folder, type(self.trainer)))
             return {"calibration": report(fitted, test, held=held)}
         distances = None if list(self.prompts.class_names) == names else self.distances()
         return {"calibration": report(self.prompts, test, distances)}

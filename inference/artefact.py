@@ -7,7 +7,6 @@ type and range, and no path in it is followed.
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
@@ -108,19 +107,13 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
 
-def calibration_in(folder: Path, refit: bool = False) -> "Calibration | None":
-    """What was fitted for the model in the folder of a run or an export, if anything.
-
-    Raises:
-        UsageError: the file is damaged, and will not be written again (`refit`).
-    """
+def calibration_in(folder: Path) -> "Calibration | None":
+    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if it is damaged."""
     if not (folder / CALIBRATION).is_file():
         return None
     from .calibrated import read_calibration  # most predictions do without
 
-    with suppress(UsageError) if refit else nullcontext():
-        return read_calibration(folder / CALIBRATION)
-    return None
+    return read_calibration(folder / CALIBRATION)
 
 
 def write_artefact(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> Description:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
-from common.files import write_text
+from common.files import checksum, write_text
 from common.names import CONTROL
 from common.results import CALIBRATION as FILE
 from common.text import read_json
@@ -19,6 +19,7 @@ from trainers.base.method import Method
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import encode_texts
 
+from .artefact import EXPORT_CONFIG_FILE
 from .calibration import HOTTEST, KINDS, Distances, Sets, Temperature, Threshold, check_share
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
@@ -36,6 +37,7 @@ class Calibration:
         source: where they are from, for people.
         threshold: None if these images cannot promise an error.
         test_images: how many of them are test images of the model's dataset.
+        model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once it is written.
     """
 
     class_names: tuple[str, ...]
@@ -46,10 +48,18 @@ class Calibration:
     sets: Sets
     threshold: Threshold | None = None
     test_images: int = 0
+    model: str = ""
+    model_sha256: str = ""
 
     def __str__(self) -> str:
         marked = f", {self.test_images:,} of them test images" if self.test_images else ""
         return f"{self.images:,} {self.source}{marked}"
+
+    def check_model(self, file: Path, remedy: str) -> None:
+        """Raise UsageError unless it was fitted for the model with this file."""
+        if self.model_sha256 != (sha256 := checksum(file)):
+            fitted = f"{self.model} with SHA-256 {self.model_sha256:.12}..."
+            raise UsageError(f"the {FILE} is of {fitted}, not of {file} with {sha256:.12}...", remedy, file)
 
     def check_asked(self, class_names: Sequence[str], unknown: bool, coverage: float | None) -> None:
         """Raise UsageError unless it can say for these classes which images are `unknown`, or which sets cover."""
@@ -89,7 +99,7 @@ class Calibration:
 
     def check(self) -> None:
         """Raise ValueError or TypeError for values that no fit has."""
-        texts = (*self.class_names, self.sha256, self.source)
+        texts = (*self.class_names, self.sha256, self.source, self.model, self.model_sha256)
         if not self.class_names or not all(isinstance(text, str) and not CONTROL.search(text) for text in texts):
             raise ValueError("a text is missing, or has control characters")
         counts = [self.images, self.test_images]
@@ -120,7 +130,10 @@ def read_calibration(file: Path) -> Calibration:
         ) from error
 
 
-def write_calibration(folder: Path, calibration: Calibration) -> None:
+def write_calibration(folder: Path, calibration: Calibration, model: Path | None = None) -> None:
+    """Write it for the model with this file, by default the one of an exported folder."""
+    file = model or folder / EXPORT_CONFIG_FILE
+    calibration = replace(calibration, model=file.name, model_sha256=checksum(file))
     write_text(folder / FILE, json.dumps(calibration.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 

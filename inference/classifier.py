@@ -201,11 +201,12 @@ class PromptedClassifier:
             "tokeniser": tokenizer_of(self.clip).name,
         }
         description = replace(self.description, **facts_of_weights, training=facts)
+        written = write_artefact(folder, description, self._own.saved_module().state_dict())
         if self.calibration:
             from .calibrated import write_calibration
 
             write_calibration(folder, self.calibration)
-        return write_artefact(folder, description, self._own.saved_module().state_dict())
+        return written
 
     def pixels(self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image) -> Tensor:
         """The images (images, 3, H, W), or (images, views, 3, H, W), read and transformed as for a test.

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -20,12 +20,17 @@ from datasets.sentences import read, read_of
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
+from trainers.base.method import Method
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import EXPORT_CONFIG_FILE, INPUT, Description, calibration_in, read_artefact
 from .classifier import PromptedClassifier
 from .description import configuration
 
+if TYPE_CHECKING:
+    from .calibrated import Calibration
+
+REFIT = "fit it again by tools/calibrate.py"
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
 TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
@@ -78,7 +83,7 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
         refit = getattr(options, "refit", False)
-        calibration = calibration_in(path, refit) if options.load_epoch is None else None  # it is of the tested epoch
+        calibration = None if refit else calibration_of(path, trainers.methods()[description.method], options)
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
             description = replace(description, class_names=names or own)
@@ -99,6 +104,32 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     methods = [classifier.method for classifier in classifiers]
     names = [name if methods.count(name) == 1 else f"{name} {path}" for name, path in zip(methods, paths, strict=True)]
     return list(map(Model, names, classifiers))
+
+
+def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Calibration | None":
+    """What was fitted for the model at a path, if anything.
+
+    Raises:
+        UsageError: the file is damaged, or of another model; of another epoch, only if `options` ask for its promises.
+    """
+    if not (found := calibration_in(path)):
+        return None
+    given, asked = options.load_epoch is not None, getattr(options, "unknown", False) or getattr(options, "sets", None)
+    try:
+        found.check_model(file_of(path, method, options.load_epoch), "leave out --load-epoch" if given else REFIT)
+    except UsageError as error:
+        if asked or not given:
+            raise
+        print(printable(f"Not calibrated: {error.what}"))
+        return None
+    return found
+
+
+def file_of(path: Path, method: type[Method], epoch: int | None = None) -> Path:
+    """The file that tells a model from others: config.json, a checkpoint or, if it learns nothing, config.yaml."""
+    if kind_of(path) == "exported":
+        return path / EXPORT_CONFIG_FILE
+    return checkpoint_file(path, method, epoch) if method.learns else path / RUN_CONFIG_FILE
 
 
 def check_options(paths: Sequence[Path], options: Namespace) -> None:
@@ -198,19 +229,23 @@ def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
     return {key: results[key] for key in RECORDED if key in results and not (other and key in TEST_FACTS)} | selected
 
 
+def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path:
+    """The file of a checkpoint, by itself, the folder it is in, or the output folder of its run."""
+    if not path.is_dir():
+        return path
+    folder, saved_as = path, method.saved_as
+    if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
+        folder, saved_as = path.parent, path.name
+    try:
+        return Path(find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file))
+    except UsageError as error:
+        remedy = error.remedy.replace("check --model-dir", "give the output folder of a training run")
+        raise UsageError(error.what, remedy, error.where) from error
+
+
 def read_checkpoint(path: Path, cfg: CfgNode, epoch: int | None) -> dict[str, Any]:
-    """A checkpoint by its file, the folder it is in, or the output folder of its run."""
     method = trainers.methods()[cfg.TRAINER.NAME]
-    file = path
-    if path.is_dir():
-        folder, saved_as = path, method.saved_as
-        if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
-            folder, saved_as = path.parent, path.name
-        try:
-            file = Path(find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file))
-        except UsageError as error:
-            remedy = error.remedy.replace("check --model-dir", "give the output folder of a training run")
-            raise UsageError(error.what, remedy, error.where) from error
+    file = checkpoint_file(path, method, epoch)
     checkpoint = load_checkpoint(str(file))
     if file.name == method.published_file:
         checkpoint = method.of_published_file(checkpoint, str(file), method.settings_of(cfg))

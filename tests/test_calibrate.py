@@ -107,7 +107,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     logits, fit = classifier.logits(files), calibration_in(folder)
     assert json.loads(programs.metadata(classifier, classifier.class_names)["calibration"]) == json.loads(
-        (folder / CALIBRATION).read_text()
+        (tmp_path / "out" / CALIBRATION).read_text()
     )
     unknown, sets = ~fit.threshold.apply(logits), fit.sets.apply(logits, 0.9)
     assert [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
@@ -181,6 +181,39 @@ def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, 
     assert command(calibrate, folder).status == 0 and calibration_in(folder).images == 12
     (folder / CALIBRATION).unlink()
     assert "has no calibration" in command(predict, folder, photos / "a.jpg", "--unknown").error
+
+
+def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos, tmp_path):
+    folder, _ = fitted
+    image, (first,) = photos / "a.jpg", folder.glob("*/model.pth.tar-1")
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    content = torch.load(first, weights_only=True)
+    torch.save(content | {"epoch": 2}, first.with_name("model.pth.tar-2"))
+    first.with_name("checkpoint").write_text("model.pth.tar-2")
+    of_first = rows_of(command, folder, image, "--unknown", "--load-epoch", 1)
+    error = command(predict, folder, image).error
+    assert "is of model.pth.tar-1" in error and "not of" in error and "fit it again" in error
+    assert "leave out --load-epoch" in command(predict, folder, image, "--sets", 0.9, "--load-epoch", 2).error
+    other = command(predict, folder, image, "--load-epoch", 2, "--json")
+    assert other.status == 0 and "Not calibrated" in other.errors[0]
+    assert json.loads(other.printed)[0]["top"] != of_first[0]["top"]
+    for name in (CALIBRATION, f"../out/{CALIBRATION}"):  # of other models
+        copied = shutil.copytree(calibrated, tmp_path / "copy", dirs_exist_ok=True)
+        torch.save(content | {"epoch": 3}, next(copied.glob("*/model.pth.tar-1")))
+        shutil.copy(folder / name, copied)
+        assert "not of" in command(predict, copied, image).error
+    assert command(calibrate, copied).status == 0 and command(predict, copied, image).status == 0
+
+
+def test_runs_that_cannot_be_calibrated_do_not_stop_the_others(calibrated, command, tmp_path):
+    folders = [shutil.copytree(calibrated, tmp_path / f"runs/{name}") for name in "abc"]
+    for folder in folders:
+        (folder / CALIBRATION).unlink()
+    next(folders[0].glob("*/model.pth.tar-1")).write_text("damaged")
+    (folders[1] / "config.yaml").write_text("TRAINER: [")
+    done = command(calibrate, tmp_path / "runs")
+    assert "2 of 3 models" in done.error and done.printed.count("Not calibrated: ") == 2
+    assert [(folder / CALIBRATION).is_file() for folder in folders] == [False, False, True]
 
 
 def test_new_classes_need_the_calibration_of_the_base(launch, argv):
