@@ -3,7 +3,8 @@
 import inspect
 import re
 import sys
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,20 +20,33 @@ from experiments import configuration  # noqa: E402
 PAGE = ROOT / "docs/configuration.md"
 HEAD = """# Configuration reference
 
-Every setting, its default and the values that it accepts. `python docs/reference.py` writes this page from the code.
+Every setting with its default, its meaning and the values that it accepts (any text, if none are listed for a text; a
+range is one of real numbers if it is not called `integer`). `python docs/reference.py` writes this page from the code.
 Set a value in a YAML file, or as `KEY VALUE` at the end of a command. A value that is not accepted ends the command in
-one line that names the key. [Train and test](running.md#settings) explains the most important settings, and
-[Reproduce a table](reproduce.md) has the values of the protocols.
-
+one line that names the key. [Train and test](running.md#settings) explains the most important settings.
 `BY_DATASET.<NAME>.<KEY>` in the YAML file of a method is a value for one dataset.
 """
 METHODS = """## Settings of methods
 
 A method reads the keys below `TRAINER.<NAME IN CAPITALS>`. The defaults are those of the code. The YAML files in
-`configs/trainers/` replace many of them, and [Methods](methods.md) has the formulas.
+`configs/trainers/` replace many of them, and [Methods](methods.md) has the formulas. Several methods have these keys:
 """
+SHARED = {
+    "PREC": "precision of the backbone, of all methods (fp16 if nothing sets it)",
+    "N_CTX": "number of context tokens or prompts",
+    "CTX_INIT": "words that the context starts from; empty: random numbers",
+    "CLASS_TOKEN_POSITION": "place of the class name among the context tokens",
+    "CSC": "a context for each class",
+    "PROMPT_DEPTH": "layers with prompts",
+    "AUGMENT_EPOCH": "random views of each training image; 0: the image without augmentation",
+    "FEATURES_OF": "folder of a run whose features the head reads, instead of CLIP's",
+    "CHOOSE_ON": "images that choose the settings which are 0; oracle: the test images",
+    "VIEWS": "views of a test image",
+    "AUGMIX": "mix the views with AugMix",
+    "TEMPLATES": "sentences with {} for the class name; empty: those of the publication",
+}
 TRAINER_NAME = "Name of a method, with a plug-in such as `DePT+MPL`, or of another trainer"
-PLUGIN = "`{}+METHOD` reads these in addition to the settings of the method, in the section of the method."
+PLUGIN = "`{}+METHOD` reads these keys in the section of the method, beside those of the method: "
 UNREAD = """## Settings that nothing reads
 
 YAML files of the published Dassl may set these. They are accepted and have no effect:"""
@@ -41,24 +55,24 @@ YAML files of the published Dassl may set these. They are accepted and have no e
 def meanings() -> dict[str, str]:
     """The meaning of each setting of Dassl and of this project."""
     declared = defaults.SETTINGS | datasets.SETTINGS | configuration.SETTINGS
-    found = {key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning}
-    return {key: meaning[0].upper() + meaning[1:] for key, meaning in found.items()}
+    return {key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning}
 
 
-def cell(value: object) -> str:
-    """A text as the cell of a table, without limits that only keep a typing error from filling the memory."""
-    text = re.sub(r"text of at most .*", "text", str(value))
-    text = re.sub(r"a list of at most [\d,]+ values, each", "a list, each", text)
-    text = re.sub(r" from -1,000,000 to 1,000,000", "", text)
-    return re.sub(r"(,\d{3})\.0\b", r"\1", text).replace("|", r"\|")
+def accepted(limit: object) -> str:
+    """The values of a setting in few words, without limits that only keep a typing error from filling the memory."""
+    text = re.sub(r"text of at most .*", "text", str(limit))
+    text = re.sub(r"a list of at most [\d,]+ values, each", "list, each", text)
+    text = re.sub(r" from -1,000,000 to 1,000,000(\.0)?", "", text)
+    text = re.sub(r" from (\S+) to \d+(,\d{3}){2,}(\.0)?", r" ≥ \1", text)
+    text = re.sub(r"\b(an|a|one of) (?=integer|number|list|\w+,)", "", text)
+    text = re.sub(r"number (from )?(?=[-≥\d])", "", text).replace(" from ", " ")
+    return "" if text in ("text", "True or False") else text.replace("list, each text", "list of texts")
 
 
-def table(rows: list[tuple]) -> str:
-    """Rows of key, default, accepted values and perhaps a comment."""
-    head = ("key", "default", "accepts", "meaning")[: len(rows[0])]
-    lines = [head, ["---"] * len(head)]
-    lines += [(f"`{key}`", f"`{default!r}`", *map(cell, others)) for key, default, *others in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def listed(key: str, default: object, limit: object, meaning: str) -> str:
+    """The line of a setting."""
+    texts = [text for text in (meaning, accepted(limit)) if text]
+    return f"- `{key} {default!r}`" + (f": {'; '.join(texts)}" if texts else "")
 
 
 def settings(cfg, prefix: str = "") -> dict[str, tuple]:
@@ -72,13 +86,29 @@ def settings(cfg, prefix: str = "") -> dict[str, tuple]:
     return found
 
 
-def of_method(kind: type, left_out: Container[str] = ()) -> str:
-    """The table of a method's settings, without those of a key in `left_out`, below what its class says of them."""
+def shared_limits() -> dict[str, str]:
+    """The limits that most methods have for the keys of `SHARED`."""
+    limits: dict[str, Counter[str]] = {key: Counter() for key in SHARED}
+    for method in trainers.methods().values():
+        for key in SHARED.keys() & method.Settings.schema().keys():
+            limits[key][accepted(method.Settings.schema()[key])] += 1
+    return {key: count.most_common(1)[0][0] for key, count in limits.items()}
+
+
+def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = ()) -> str:
+    """A method's settings, without those of a key in `left_out`, and what its class says of them. The values that a
+    setting accepts are left out if they are those of `shared`.
+    """
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
     text = "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())  # made by dataclasses
-    accepted, values = kind.schema(), vars(kind())
-    rows = [(key, values[key], limit) for key, limit in accepted.items() if key not in left_out]
-    return f"{text}\n\n{table(rows)}" if text else table(rows)
+    values = vars(kind())
+    keys = []
+    for key, limit in kind.schema().items():
+        if key in left_out or key == "PREC":
+            continue
+        words = accepted(limit)
+        keys.append(f"`{key} {values[key]!r}`" + (f" ({words})" if words and words != shared.get(key) else ""))
+    return f"{', '.join(keys) or '–'}. {text}".strip()
 
 
 def page() -> str:
@@ -96,8 +126,10 @@ def page() -> str:
     groups["The run"].append(("TRAINER.NAME", "", "text", TRAINER_NAME))
     parts = [HEAD]
     for group, rows in groups.items():
-        parts += [f"## {group}", table(rows)]
-    parts.append(METHODS)
+        parts += [f"## {group}", "\n".join(listed(*row) for row in rows)]
+    shared = shared_limits()
+    lines = [f"- `{key}`: {'; '.join(filter(None, (meaning, shared[key])))}" for key, meaning in SHARED.items()]
+    parts += [METHODS, "\n".join(lines)]
     plugged = {}
     for name, method in sorted(trainers.methods().items(), key=lambda item: item[0].lower()):
         plugin, plus, over = name.partition("+")
@@ -105,10 +137,10 @@ def page() -> str:
             plugged.setdefault(plugin, (method, trainers.methods()[over].Settings.schema()))
             continue
         other = method.sections()[1:]
-        also = f" (also `TRAINER.{other[0]}`, as in its published files)" if other else ""
-        parts += [f"### {name}", f"`TRAINER.{method.section()}`{also}", of_method(method.Settings)]
+        also = f" (or `TRAINER.{other[0]}`, as in its published files)" if other else ""
+        parts += [f"### {name}", f"`TRAINER.{method.section()}`{also}: {of_method(method.Settings, shared)}"]
     for plugin, (method, own) in plugged.items():
-        parts += [f"### {plugin}", PLUGIN.format(plugin), of_method(method.Settings, own)]
+        parts += [f"### {plugin}", PLUGIN.format(plugin) + of_method(method.Settings, shared, own)]
     unread = [f"`{key}`" for key, (_, limit) in common.items() if limit is None]
     parts += [UNREAD, f"{', '.join(unread)}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"
