@@ -190,6 +190,21 @@ def test_visitors_take_turns_and_a_flood_of_one_does_not_fill_the_queue(monkeypa
         assert not turns.is_next("b", "b1", True) and turns.is_next("b", "b1", False)
 
 
+def test_an_address_rests_after_what_it_has_cost_while_others_ask():
+    """Refused requests and long computations of one visitor made others wait three times as long."""
+    turns = limits.Turns()
+    turns.note("a")
+    assert turns.rest_after("a", 9) == 0 and turns.is_next("a", "s", False)  # nobody else asks
+    turns.note("b")
+    with turns.of("a", "s"):
+        time.sleep(limits.BURST + 0.1)
+    assert not turns.is_next("a", "t", False) and turns.is_next("b", "t", False)
+    start = time.monotonic()
+    with turns.of("a", "s"):
+        assert time.monotonic() - start > 0.05  # the rest ends, and nobody tells that
+    assert limits.LONGEST_REST - 1 < turns.rest_after("a", 99) < limits.LONGEST_REST
+
+
 @pytest.fixture
 def server(page, free_port):
     with started(page, free_port) as (_, connect):

@@ -24,6 +24,9 @@ AT_ONCE = 3  # requests that are computed: one may be a large image
 MOST_OF_SESSION, MOST_OF_ADDRESS = 8, 24  # requests of one visitor that wait; Gradio has 40 threads for all
 PATIENCE = 20  # seconds until a request of such a visitor is refused
 FORGOTTEN = 10  # seconds until a request no longer counts, as one for another function of Gradio never ends here
+PACE = 8 << 20  # bytes of uploads a second of one address while others ask: Gradio parses them where it answers
+REFUSAL = 0.5  # seconds that a refused request costs its address
+BURST, LONGEST_REST = 0.25, 5  # seconds of cost after which an address rests, and its longest rest
 
 
 class Refused(Exception):
@@ -57,6 +60,7 @@ class Limits:
                 await self.app(scope, receive, send)
         except Refused as refused:
             status, text = refused.args
+            await sleep(self.turns.rest_after(address_of(scope), REFUSAL))
             await PlainTextResponse(text, status)(scope, receive, send)
 
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +96,7 @@ class Limits:
         if not all(self.is_upload(file) for file in files_in(content)):
             raise Refused(403, "there is no such upload")
         if scope["path"].rstrip("/").endswith(("/join", "/predict")):
-            await self.turns.admit((scope["client"] or [""])[0], str(content.get("session_hash")))
+            await self.turns.admit(address_of(scope), str(content.get("session_hash")))
         body = json.dumps(content).encode()
         lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
@@ -113,6 +117,7 @@ class Limits:
             message = await receive()
             received += (arrived := len(message.get("body", b"")))
             self.coming += arrived
+            await sleep(self.turns.rest_after(address_of(scope), arrived / PACE))
             return message if self.coming <= ALL_UPLOADS else {"type": "http.disconnect"}
 
         try:
@@ -151,6 +156,10 @@ class Limits:
         return excess <= 0
 
 
+def address_of(scope: Scope) -> str:
+    return (scope["client"] or [""])[0]
+
+
 def files_in(content: Any) -> Iterator[Any]:
     """The files that a JSON value names: the value of each key `path` in it."""
     parts = [content]
@@ -164,7 +173,8 @@ def files_in(content: Any) -> Iterator[Any]:
 class Turns:
     """Whose request is computed: AT_ONCE of them, one of a session, one that takes long.
 
-    While several addresses ask, each has one: a session is whatever a visitor says, an address is not.
+    While several addresses ask, each has one, and rests after it for as long as it took: a session is whatever a
+    visitor says, an address is not.
     """
 
     def __init__(self) -> None:
@@ -173,6 +183,7 @@ class Turns:
         self.waiting: list[tuple[str, str]] = []  # the visitor of each thread that waits
         self.computed: list[tuple[str, str, bool]] = []  # address, session, whether it takes long
         self.last: dict[str, float] = {}  # when each address asked last, if it was lately
+        self.rests: dict[str, float] = {}  # until when an address pays for what it has cost
 
     async def admit(self, *visitor: str) -> None:
         """Wait until few requests of an address and a session wait: a flood is as slow as its answers."""
@@ -207,12 +218,16 @@ class Turns:
                 self.asked.remove(next(entry for entry in self.asked if entry[1] == visitor))
             self.note(address)
             self.waiting.append(visitor)
-            self.change.wait_for(lambda: self.is_next(address, session, is_long))
+            while not self.is_next(address, session, is_long):
+                rest = self.rests.get(address, 0) - BURST - monotonic()
+                self.change.wait(max(0.1, rest))  # nobody tells that a rest is over
             self.waiting.remove(visitor)
             self.computed.append((*visitor, is_long))
+        start = monotonic()
         try:
             yield
         finally:
+            self.rest_after(address, monotonic() - start)
             with self.change:
                 self.computed.remove((*visitor, is_long))
                 self.change.notify_all()
@@ -224,4 +239,13 @@ class Turns:
         if is_long and any(computed[2] for computed in self.computed):
             return False
         alone = set(self.last) == {address}
-        return alone or address not in addresses
+        return alone or (address not in addresses and self.rests.get(address, 0) - BURST <= monotonic())
+
+    def rest_after(self, address: str, cost: float) -> float:
+        """Charge an address with seconds of work while others ask; returns how many seconds it rests now."""
+        with self.change:
+            now = monotonic()
+            self.rests = {other: until for other, until in self.rests.items() if until > now}
+            if any(other != address and when > now - FORGOTTEN for other, when in self.last.items()):
+                self.rests[address] = min(self.rests.get(address, now) + cost, now + LONGEST_REST)
+            return max(0.0, self.rests.get(address, now) - now - BURST)
