@@ -78,14 +78,19 @@ def read_of(cfg: CfgNode) -> dict[str, list[str]]:
 
 
 def of_run(cfg: CfgNode, names: Iterable[str]) -> dict[str, list[str]]:
-    """The sentences for a run on a dataset with these classes; {} without a file. It prints how many classes have some.
+    """The sentences for a run on a dataset with these classes; {} without a file. Errors are those of `of_classes`."""
+    sha256_of(cfg)  # checks it
+    file = file_of(cfg)
+    return of_classes(file, names) if file else {}
+
+
+def of_classes(file: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """The sentences in a file for these classes. It prints how many of them have some.
 
     Raises:
         UsageError: as for `read`, or no class has any.
     """
-    if not (sentences := read_of(cfg)):
-        return {}
-    file, classes = file_of(cfg), {plain(name) for name in names}
+    sentences, classes = read(file), {plain(name) for name in names}
     counts = [len(texts) for name, texts in sentences.items() if plain(name) in classes and texts]
     if not counts:
         what = f"{file} has no sentences for any class of the dataset: it has {printable(next(iter(sentences)))!r}"

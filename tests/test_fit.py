@@ -12,10 +12,10 @@ from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.heads import CANDIDATES, LINEAR, Heads
+from experiments.fit.towers import TRAINED, Towers
 from inference import predict
 from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
-from trainers.base.teacher import mean_text_features
 
 QUICK = ["--methods", "GDA", "SSText"]
 
@@ -94,17 +94,73 @@ def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path
 
 def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
-    texts = mean_text_features(zero_shot.clip, [[f"a photo of a {name}."] for name in zero_shot.class_names])
-    heads, chance = Heads(zero_shot, texts), torch.Generator().manual_seed(0)
+    heads, chance = Heads(zero_shot), torch.Generator().manual_seed(0)
     seen = 3 * torch.randn(12, 64, generator=chance)
     labels = torch.arange(12) % 3
     members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in LINEAR]
     expected = sum(weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members).detach()
     ensemble = heads.classifier(members, seen, labels, {})
     with torch.no_grad():
-        found = ensemble.model_for(None)(CachedOutput(seen[:5]))
+        found = ensemble.model_for()(CachedOutput(heads.inputs("LPPlusPlus", seen[:5])))
     assert {one.method for one, _ in members} == set(LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Trained methods learn for a step or two."""
+    original = Towers.settings
+
+    def settings(self, name):
+        cfg = original(self, name)
+        cfg.OPTIM.MAX_EPOCH = 1
+        for section in cfg.TRAINER.values():
+            if "N_ITERS" in section:
+                section.N_ITERS = 1
+        return cfg
+
+    monkeypatch.setattr(Towers, "settings", settings)
+
+
+def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
+    files = sorted(map(str, photos.glob("*/*")))
+    heads = Heads(PromptedClassifier.zero_shot(str(deep), sorted({file.split("/")[-2] for file in files})))
+    labels = torch.arange(len(files)) // 8
+    towers, places = Towers(heads, files, files, labels), np.arange(0, len(files), 3)
+    zero_shot = heads.zero_shot.logits(files[:4])
+    for candidate in TRAINED:
+        method = towers.fit(candidate, places)
+        found = heads.of_method(method, {}).logits(files[:4])
+        np.testing.assert_allclose(found, towers.answers(method, np.arange(4)), atol=1e-3)
+        assert not torch.allclose(found, zero_shot, atol=1e-6), candidate.method
+        assert 0 < towers.seconds(candidate, np.arange(len(files)) % 2) < 600
+
+
+def test_trained_methods_and_sentences_are_candidates(command, photos, tiny, tmp_path, monkeypatch, few_steps):
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text(json.dumps({"0": ["a {} thing", "fire"]}))
+    fits, original = [], Towers.fit
+
+    def fit_or_stop(self, *arguments):
+        fits.append(arguments)
+        if len(fits) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Towers, "fit", fit_or_stop)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = [photos, "--backbone", tiny, "--methods", "KgCoOp", "TaskRes", "--minutes", 60, "--device", "cpu"]
+    line += ["--sentences", sentences, "--to", tmp_path / "model"]
+    assert command(fit, *line).status == 130
+    assert command(fit, *line).status == 0
+    record = read(tmp_path / "model")
+    names = [row["name"].split()[0] for row in record["candidates"] if "accuracy" in row]
+    assert names == ["ZeroshotCLIP", "CuPL", "TaskRes", "TaskRes", "KgCoOp"]
+    assert len(fits) == 1 + 5 + (record["chosen"][0]["method"] == "KgCoOp")  # two folds were kept
+    described = json.loads((tmp_path / "model/config.json").read_text())
+    assert described["sentences"] or described["method"] == "ZeroshotCLIP"
+    assert command(fit, *line[:-1], tmp_path / "quick", "--minutes", 0).status == 0
+    assert "KgCoOp" not in str(read(tmp_path / "quick")["candidates"])
 
 
 def test_the_choice_does_not_flatter_its_estimate(random_seed):

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UsageError, choose
 from common.files import check_vacant, checksum, write_text
-from common.start import Parser, add_common_options, any_seed, path, percent
+from common.start import Parser, add_common_options, any_seed, between, path, percent
 from common.text import read_json
 
 from ..lock import LOCK, locked
@@ -27,12 +27,23 @@ command again resumes, and more images cost only what is new.
 """
 
 
+minutes = between(-1e-9, 1e5, "a number of minutes")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("images", type=path, metavar="IMAGES", help="folder of class folders, or a CSV file")
     add("--to", type=path, required=True, metavar="MODEL", help="folder for the model: new, or of an earlier call")
     add("--backbone", default="ViT-B/16", help="ViT-B/16, small, a weight file, ... (default: ViT-B/16)")
+    add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
+    add("--sentences", type=path, metavar="FILE", help="JSON file with sentences for each class")
+    add(
+        "--minutes",
+        type=minutes,
+        default=5.0,
+        help="train prompts and CLIP-LoRA, too, if they end in time (default: 5)",
+    )
     add("--test", type=path, metavar="DIR", help="test images in class folders, or a CSV file: a second opinion")
     add(
         "--max-error",
@@ -80,6 +91,8 @@ def request(args: argparse.Namespace, photos: Sequence[Photo], keys: dict[str, s
         "form": FORM,
         "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         "weights": weights_sha256(args.backbone),
+        "sentences": checksum(args.sentences) if args.sentences else "",
+        "minutes": args.minutes,
         "methods": args.methods,
         "max_error": args.max_error,
         "seed": args.seed,

@@ -16,25 +16,29 @@ from clip.digest import add_tensors, as_bytes
 from common.cache import DIGEST, DiskCache
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
+from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
 
 PART = 256  # images of a file: what a killed call loses at most
 BATCH = 32  # images at a time
 LIMIT = 20e9  # bytes of all files
 
-Row = tuple[str, Tensor]  # SHA-256 of the decoded pixels, feature (joint,)
+Row = tuple[str, Tensor]  # SHA-256 of the decoded pixels, feature (width,)
 
 
 class Features:
     """Features by the frozen image tower of a classifier, of images as in a test.
 
     They are kept by the checksum of the image file, in files of at most PART images.
+
+    Args:
+        model: whose features they are.
     """
 
-    def __init__(self, classifier: PromptedClassifier, cache: Path | None = None):
-        self.classifier, self.model = classifier, classifier.model_for(None)
+    def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP, cache: Path | None = None):
+        self.classifier, self.model = classifier, model
         self.cache = DiskCache(cache or cache_folder(), "features", "image features", LIMIT)
-        digest = hashlib.sha256(f"fit 1 {torch.__version__} {classifier.device.type} {classifier.cfg.INPUT}".encode())
+        digest = hashlib.sha256(f"fit 2 {torch.__version__} {classifier.device.type} {classifier.cfg.INPUT}".encode())
         add_tensors(digest, self.model.image_tensors())
         size = classifier.cfg.INPUT.SIZE
         sample = self.encode(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))
@@ -43,7 +47,7 @@ class Features:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(batch, 3, H, W) -> (batch, joint), fp32, on the CPU; not normalised."""
+        """(batch, 3, H, W) -> (batch, width), fp32, on the CPU; not normalised."""
         return self.model.image_output(images.to(self.classifier.device)).feature.float().cpu()
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:

@@ -1,9 +1,10 @@
 """The candidates: zero-shot CLIP, and every head of this project over a small grid of its settings."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import trainers
+from common.errors import UsageError
 from inference.classifier import PromptedClassifier, configuration
-from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer, Support
+from trainers.base import TEMPLATE
+from trainers.base.feature_trainer import FittedTrainer, Support
 from trainers.base.features import CachedOutput
-from trainers.base.method import Classes
+from trainers.base.method import Classes, Method
+from trainers.base.projection import ProjectedCLIP
 from trainers.base.prompted import normalize
+from trainers.base.teacher import mean_text_features
 
-ZERO_SHOT = "ZeroshotCLIP"
-LINEAR = (ZERO_SHOT, "CLAP", "ZSLP", "SSText", "TaskRes", "GDA", "LPPlusPlus")  # in features of unit length
+ZERO_SHOT, SENTENCES = "ZeroshotCLIP", "CuPL"  # which learn nothing: by a template, and by the user's sentences
+LINEAR = (ZERO_SHOT, SENTENCES, "CLAP", "ZSLP", "SSText", "TaskRes", "GDA", "LPPlusPlus")  # in features of unit length
 BATCH = 256  # features of a step
 
 
@@ -48,9 +53,11 @@ SHOWN = ("ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUA
 SGD = {"NAME": "sgd", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
 ADAM = {"NAME": "adam", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
 ONE = {"AUGMENT_EPOCH": 1}
+STEPS = {"NAME": "adam", "ADAM_EPS": 1e-4, "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 1}
 TIP_F = ADAM | {"NAME": "adamw", "LR": 0.001, "ADAM_EPS": 1e-4}
 CANDIDATES = (  # the first one of a method has its defaults
     Candidate(ZERO_SHOT),
+    Candidate(SENTENCES),
     *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 0.3, 1.0)),
     *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.3, 1.0)),
     *(Candidate("SSText", {"RULE": rule}) for rule in ("SStext", "by_performance")),
@@ -59,46 +66,67 @@ CANDIDATES = (  # the first one of a method has its defaults
     *(Candidate("TipAdapter", {"ALPHA": alpha, "BETA": 5.5, **ONE}) for alpha in (1.0, 10.0, 100.0)),
     Candidate("ProKeR", {"BETA": 2.0, "LAMBDA": 0.1, **ONE}),
     *(Candidate("LPPlusPlus", {"STEP": step}) for step in (100, 30)),
-    *(Candidate("LinearProbe", {"C": c}) for c in (1.0, 0.1)),
+    Candidate("LinearProbe", {"C": 0.1}),
     *(Candidate("CLIPAdapter", ONE, ADAM | {"LR": lr}) for lr in (0.003, 0.01)),
     *(
         Candidate("TipAdapterF", {"ALPHA": alpha, "INIT_ALPHA": alpha, "BETA": 1.0, **ONE}, TIP_F)
         for alpha in (10.0, 50.0)
     ),
+    Candidate("ProLIP", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.001}),
+    Candidate("RLA", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.003}),
 )
 
 
 class Heads:
     """Heads on the features of one CLIP.
 
+    They take features from before the projection of the image tower (images, width), for the sake of those that learn
+    the projection. If the backbone has none, they take its features (images, joint), and such heads are left out.
+
     Args:
-        zero_shot: zero-shot CLIP for the classes, whose towers are not run here.
-        texts: (classes, joint), its text features, not normalised.
+        zero_shot: zero-shot CLIP for the classes, with sentences for classes or without.
     """
 
-    def __init__(self, zero_shot: PromptedClassifier, texts: Tensor, seed: int = 0):
+    def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
         self.zero_shot = zero_shot
         self.clip: Any = zero_shot.clip
-        self.texts = texts
         self.seed = seed
         self.names = zero_shot.class_names
+        self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
+        sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
+        self.texts = {unit: mean_text_features(self.clip, sentences, unit) for unit in (False, True)}
+        templates = [[TEMPLATE.replace("{}", name)] for name in self.names]
+        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(self.clip, templates)}
+        self.projection: Any = None
+        try:
+            self.projection = self.method(Candidate("RLA"), 1)
+        except UsageError:
+            self.projection = None
 
-    def method(self, candidate: Candidate, rows: int) -> Any:
+    @property
+    def tower(self) -> Any:
+        """The model whose `image_output` has the features that the heads take."""
+        return self.projection.model if self.projection else self.zero_shot.model_for()
+
+    def inputs(self, method: str, features: Tensor) -> Tensor:
+        """What a method reads of features from before the projection: these, or those behind it (images, joint)."""
+        if self.projection is None or issubclass(trainers.methods()[method].Model, ProjectedCLIP):
+            return features
+        return self.projection.head.project(features).detach()
+
+    def method(self, candidate: Candidate, images: int) -> Any:
         """The method of a candidate with a head that has seen nothing, for so many training images."""
         kind: Any = trainers.methods()[candidate.method]
-        cfg = configuration(candidate.method)
-        cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **candidate.settings}}})
-        cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **candidate.training}})
-        cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
-        method = kind(cfg, Classes(self.names, self.zero_shot.description.template), self.texts.device)
-        method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=range(rows)))
-        method.model = method.Model(self.clip, method.build_prompts(self.clip, self.names), "fast")
+        method = kind(settings_of(candidate), self.classes, self.zero_shot.device)
+        method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=range(images)), num_classes=len(self.names))
+        with self.zero_shot.device:
+            method.model = method.Model(self.clip, method.build_prompts(self.clip, self.names), "fast")
         if method.spec.reads_text:
-            method.set_texts(self.texts)
+            method.set_texts(self.texts[method.spec.unit_text])
         return method
 
     def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> Any:
-        """The method with a head that has learned from features (images, joint) and labels (images,).
+        """The method with a head that has learned from features (images, width) and labels (images,).
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -106,21 +134,29 @@ class Heads:
         torch.manual_seed(self.seed)
         method = self.method(candidate, len(labels))
         with redirect_stdout(io.StringIO()):
-            TrainerBase.__init__(method)
-            method.scaler = torch.amp.GradScaler(enabled=False)
-            method.register()
-            method.begin(Support(features[None], labels))
-            method.run_epoch() if isinstance(method, FittedTrainer) else train(method)
+            start(method)
+            method.begin(Support(self.inputs(candidate.method, features)[None], labels))
+            if isinstance(method, FittedTrainer):
+                method.run_epoch()
+            else:
+                train(method, method.cfg.OPTIM.MAX_EPOCH)
+                method.finish()
         method.model.eval()
         return method
 
-    def answers(self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
-        """Logits (images, classes) for features (images, joint), after learning from the features and labels `seen`."""
-        if candidate.method == ZERO_SHOT:
-            return self.clip.logit_scale.exp() * normalize(features) @ normalize(self.texts).T
-        return self.fit(candidate, *seen).model_inference(CachedOutput(features))
+    def learned(self, candidate: Candidate, seen: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+        """From what the candidate reads of images (`inputs`) to logits (images, classes), after learning from features
+        and labels."""
+        if candidate.method in self.fixed:
+            matrix = self.clip.logit_scale.exp() * normalize(self.fixed[candidate.method]).T
+            return lambda features: normalize(features) @ matrix
+        method = self.fit(candidate, *seen)
+        return lambda features: method.model_inference(CachedOutput(features))
 
-    @torch.no_grad()
+    def answers(self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
+        """Logits (images, classes) for features (images, width), after learning from the features and labels `seen`."""
+        return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
+
     def held_out(self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]) -> Tensor:
         """(repeats, images, classes): the logits of images whose folds `held` were left out (`choice.folds`).
 
@@ -131,11 +167,10 @@ class Heads:
         for row, logits in zip(torch.from_numpy(held), found, strict=True):
             for fold in range(int(row.max()) + 1):
                 out = row == fold
-                with torch.enable_grad():
-                    answers = self.answers(candidate, (features[~out], labels[~out]), features[out])
+                answers = self.answers(candidate, (features[~out], labels[~out]), features[out])
                 if not answers.isfinite().all():
                     raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
-                logits[out] = answers.detach()
+                logits[out] = answers.cpu()
         return found
 
     def classifier(
@@ -146,41 +181,64 @@ class Heads:
         The sum of linear heads is one linear head. It has the form of LP++'s, without its texts.
         """
         ((first, _), *others) = weights
-        zero_shot = self.zero_shot.description
-        if first.method == ZERO_SHOT and not others:
-            description = replace(zero_shot, training=dict(facts))
-            return PromptedClassifier(description, None, zero_shot.backbone, zero_shot.backbone, clip=self.clip)
-        if others:
-            method = self.method(Candidate("LPPlusPlus", {"STEP": 1}), len(labels))
-            method.head.requires_grad_(False)
-            for candidate, weight in weights:
-                matrix, bias = self.linear(candidate, features, labels)
-                method.head.classifier.weight += weight * matrix.T
-                method.head.classifier.bias += weight * bias
-            method.head.alpha_vec.zero_()
-        else:
-            method = self.fit(first, features, labels)
+        if first.method in self.fixed and not others:
+            sentences = self.zero_shot.description.sentences if first.method == SENTENCES else {}
+            return self.of_description(facts, method=first.method, sentences=sentences)
+        if not others:
+            return self.of_method(self.fit(first, features, labels), facts)
+        method = self.method(Candidate("LPPlusPlus", {"STEP": 1}), len(labels))
+        method.head.requires_grad_(False)
+        for candidate, weight in weights:
+            matrix, bias = self.linear(candidate, features, labels)
+            method.head.classifier.weight += weight * matrix.T
+            method.head.classifier.bias += weight * bias
+        method.head.alpha_vec.zero_()
+        return self.of_method(method, facts)
+
+    def of_method(self, method: Method, facts: Mapping[str, Any]) -> PromptedClassifier:
+        """The classifier of a method that has learned."""
         settings = asdict(method.settings)
-        description = replace(zero_shot, method=type(method).__name__, settings=settings, training=dict(facts))
-        metadata = {"method": description.method, "settings": settings, "class_names": self.names}
+        metadata = {"method": type(method).__name__, "settings": settings, "class_names": self.names}
         state = {name: tensor.detach() for name, tensor in method.saved_module().state_dict().items()}
         checkpoint = {"state_dict": state, "epoch": 0, "metadata": metadata}
-        return PromptedClassifier(description, checkpoint, "the fit", zero_shot.backbone, clip=self.clip)
+        return self.of_description(facts, checkpoint, method=type(method).__name__, settings=settings)
+
+    def of_description(self, facts: Mapping[str, Any], checkpoint: Any = None, **values: Any) -> PromptedClassifier:
+        zero_shot = self.zero_shot.description
+        description = replace(zero_shot, training=dict(facts), **values)
+        device = self.zero_shot.device.type
+        return PromptedClassifier(description, checkpoint, "the fit", zero_shot.backbone, device, self.clip)
 
     def linear(self, candidate: Candidate, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A linear head after learning, as a matrix (joint, classes) and a bias (classes,) for unit features."""
-        axes = torch.eye(features.shape[1])
-        both = self.answers(candidate, (features, labels), torch.cat([axes, -axes])).detach()
-        there, back = both.chunk(2)
+        axes = torch.eye(self.clip.visual.output_dim, device=features.device)
+        there, back = self.learned(candidate, (features, labels))(torch.cat([axes, -axes])).detach().chunk(2)
         return (there - back) / 2, (there + back).mean(dim=0) / 2
 
 
-def train(method: FeatureTrainer) -> None:
-    """The epochs of a head that learns by gradients; nothing is printed or saved."""
+@cache
+def settings_of(candidate: Candidate) -> Any:
+    """The configuration of a candidate."""
+    kind: Any = trainers.methods()[candidate.method]
+    cfg = configuration(candidate.method)
+    cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **candidate.settings}}})
+    cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **candidate.training}})
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
+    return cfg
+
+
+def start(method: Any) -> None:
+    """Prepare a method with a model for its first step; nothing is read from disk."""
+    TrainerBase.__init__(method)
+    method.scaler = torch.amp.GradScaler(enabled=False)
+    method.register()
+
+
+def train(method: Any, epochs: int) -> None:
+    """Epochs of a method that learns by gradients; nothing is printed or saved."""
     method.model.train()
     method.num_batches = len(method.train_loader_x)
-    for _ in range(method.cfg.OPTIM.MAX_EPOCH):
+    for _ in range(epochs):
         for number, batch in enumerate(method.train_loader_x):
             method.batch_idx = number
             method.forward_backward(batch)
-    method.finish()

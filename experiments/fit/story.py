@@ -4,7 +4,8 @@ import hashlib
 import json
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,24 @@ from torch import Tensor
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
+from datasets.sentences import of_classes
 from inference.artefact import CALIBRATION
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import Sets, Temperature, Threshold
 from inference.classifier import PromptedClassifier
-from trainers.base import TEMPLATE
 from trainers.base.features import CachedOutput
-from trainers.base.teacher import mean_text_features
 
 from . import choice, report
 from .features import Features
 from .found import Found
-from .heads import CANDIDATES, LINEAR, ZERO_SHOT, Candidate, Heads
+from .heads import CANDIDATES, LINEAR, SENTENCES, ZERO_SHOT, Candidate, Heads
 from .images import Photo, usable
+from .towers import TRAINED, Towers
 
-METHODS = tuple(dict.fromkeys(candidate.method for candidate in CANDIDATES if candidate.method != ZERO_SHOT))
-DEFAULT = "CLAP"  # its published settings are made for a fit without validation images
+METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
+DEFAULTS = "RLA", "TaskRes"  # of one image a class: the best heads on datasets that no result of the docs is of
+OF_PROJECTION = {"RLA", "ProLIP"}
+Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
 def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked: Mapping[str, Any]) -> None:
@@ -40,35 +43,51 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
         keys: the SHA-256 of each image file by its path.
         asked: for the record.
     """
+    deadline = time.monotonic() + 60 * args.minutes
     names = sorted({photo.label for photo in photos if photo.part != "test"})
-    zero_shot = PromptedClassifier.zero_shot(args.backbone, names)
-    rows, damaged = Features(zero_shot).of(keys)
+    heads = heads_of(args, names)
+    rows, damaged = Features(heads.zero_shot, heads.tower).of(keys)
     images = usable(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
     if images.names != names:
-        zero_shot = PromptedClassifier.zero_shot(args.backbone, images.names)
+        heads = heads_of(args, images.names)
     for line in [*images.warnings, *(f"Left out: {fault}" for fault in list(damaged.values())[:5])]:
         print(printable(line))
-    clip: Any = zero_shot.clip
-    texts = mean_text_features(clip, [[TEMPLATE.replace("{}", name)] for name in zero_shot.class_names])
-    heads = Heads(zero_shot, texts, args.seed)
-    candidates = [one for one in CANDIDATES if one.method in (ZERO_SHOT, *(args.methods or METHODS))]
 
-    def of(*parts: str) -> tuple[Tensor, Tensor]:
-        places = images.of(*parts)
-        found = [rows[images.photos[place].path][1] for place in places]
-        return torch.stack(found), torch.tensor(images.labels(places))
+    def of(places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        features = torch.stack([rows[images.photos[place].path][1] for place in places])
+        device = heads.zero_shot.device
+        return features.to(device), torch.tensor(images.labels(places), device=device)
 
     found = Found(images)
-    x, y = of("train", "val")
-    decide(found, heads, candidates, x, y, args)
+    learned, wanted = images.of("train", "val"), {ZERO_SHOT, *(args.methods or METHODS)}
+    wanted -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
+    x, y = of(learned)
+    towers = Towers(
+        heads, [images.photos[place].path for place in learned], [images.pixels[place] for place in learned], y
+    )
+    trained = [one for one in TRAINED if one.method in wanted]
+    candidates = [one for one in CANDIDATES if one.method in wanted]
+    decide(
+        found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / "plan.json", asked)
+    )
     facts = {"fit": found.name, "images": len(y)}
     facts |= {"estimated_accuracy": round(found.estimate.accuracy, 2)} if found.estimate else {}
-    classifier = heads.classifier(found.chosen, x, y, facts)
-    if images.of("test"):
-        tested, labels = of("test")
+    first = found.chosen[0][0]
+    if first in TRAINED:
+        classifier = heads.of_method(towers.fit(first, np.arange(len(y))), facts)
+    else:
+        classifier = heads.classifier(found.chosen, x, y, facts)
+    if places := images.of("test"):
+        tested, labels = of(places)
+        pixels = CachedOutput(heads.inputs(classifier.method, tested))
         with torch.no_grad():
-            answers = classifier.model_for(None)(CachedOutput(tested)).argmax(dim=1)
-        found.test = {"images": len(labels), "accuracy": 100 * float((answers == labels).float().mean())}
+            answers = (
+                classifier.model_for()(pixels)
+                if first not in TRAINED
+                else classifier.logits([images.photos[place].path for place in places])
+            )
+        right = (answers.argmax(dim=1).cpu() == labels.cpu()).float().mean()
+        found.test = {"images": len(labels), "accuracy": 100 * float(right)}
     (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
     classifier.save(args.to)
     if found.calibration:
@@ -76,34 +95,60 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
     write_text(args.to / "report.html", report.page(args, found))
     record = {"form": asked["form"], "finished": True, "request": asked, **found.to_json()}
     write_text(args.to / "fit.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    (args.to / "plan.json").unlink(missing_ok=True)
     for line in summary(args, found):
         print(line)
 
 
-def decide(found: Found, heads: Heads, candidates: list[Candidate], x: Tensor, y: Tensor, args: Namespace) -> None:
+def heads_of(args: Namespace, names: Sequence[str]) -> Heads:
+    """The heads for these classes, and for the sentences of the user.
+
+    Raises:
+        UsageError: the file of sentences is wrong, or has none for these classes.
+    """
+    sentences = of_classes(args.sentences, names) if args.sentences else {}
+    return Heads(PromptedClassifier.zero_shot(args.backbone, names, device=args.device, sentences=sentences), args.seed)
+
+
+def decide(
+    found: Found,
+    heads: Heads,
+    candidates: Sequence[Candidate],
+    x: Tensor,
+    y: Tensor,
+    args: Namespace,
+    planned: Callable[[NDArray[Any]], Planned] = lambda row: (),
+) -> None:
     """Fill in the candidates, the choice among them, its estimate and its certainty.
 
-    `x` (images, joint) are the features and `y` (images,) the labels of the training images.
+    Args:
+        x: (images, width), the features of the training images.
+        y: (images,), their labels.
+        planned: from the fold of each image to more candidates, each with what computes its logits (images, classes),
+            or with the reason why there are none.
     """
-    labels = y.numpy()
+    labels = y.cpu().numpy()
     held = choice.folds(labels, args.seed)
     if not len(held):
-        found.chosen = [(next((one for one in candidates if one.method == DEFAULT), candidates[-1]), 1.0)]
+        defaults = [one for method in DEFAULTS for one in candidates if one.method == method]
+        found.chosen = [((defaults or candidates[-1:])[0], 1.0)]
         found.notes.append("Each class has one image: none could be held out, nothing was chosen or estimated")
         return
     found.held = np.flatnonzero(held[0] != choice.NEVER)
     found.labels = labels[found.held]
-    logits = tried(found, heads, candidates, x, y, held)
-    stacked = np.stack(list(logits.values()))
+    print(f"{'candidate':<44} accuracy  seconds")
+    logits = tried(found, ((one, partial(heads.held_out, one, x, y, held)) for one in candidates))
+    shape, of_heads = next(iter(logits.values())).shape, len(logits)
+    logits |= tried(found, planned(held[0]))
+    stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
     members = [place for place, one in enumerate(logits) if one.method in LINEAR]
     factors = choice.inverse_temperatures(stacked, found.labels)
     weights = choice.choose(stacked, found.labels, factors, members)
-    if np.count_nonzero(weights) == 1:  # a single head is exported as it is
-        weights = np.sign(weights)
-    found.chosen = [(one, float(weight)) for one, weight in zip(logits, weights, strict=True) if weight]
+    found.chosen = used(logits, weights)
     found.logits = choice.combine(weights, stacked)
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
-    found.curve = curve(found, heads, x, y, held[0])
+    best_heads = choice.choose(stacked[:of_heads], found.labels, factors[:of_heads], members)
+    found.curve = curve(found, heads, used(logits, best_heads), x, y, held[0])
     outside = choice.nested(stacked, found.labels, factors, held[:, found.held], members)
     folds = int(held.max()) + 1
     found.estimate = choice.estimate(outside, found.labels, folds, found.curve)
@@ -111,40 +156,48 @@ def decide(found: Found, heads: Heads, candidates: list[Candidate], x: Tensor, y
     found.calibration = calibrate(found, args)
 
 
-def tried(
-    found: Found, heads: Heads, candidates: list[Candidate], x: Tensor, y: Tensor, held: NDArray[Any]
-) -> dict[Candidate, NDArray[Any]]:
+def used(candidates: Iterable[Candidate], weights: NDArray[Any]) -> list[tuple[Candidate, float]]:
+    """The candidates whose weight is not 0; a single one is exported as it is, with the weight 1."""
+    chosen = [(one, float(weight)) for one, weight in zip(candidates, weights, strict=False) if weight]
+    return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
+
+
+def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
     """The logits (repeats, images, classes) of held-out images by each candidate that works."""
-    in_folds = held[0] != choice.NEVER
     logits = {}
-    print(f"{'candidate':<44} accuracy  seconds")
-    for candidate in candidates:
+    for candidate, compute in candidates:
         began = time.monotonic()
         try:
-            logits[candidate] = heads.held_out(candidate, x, y, held)[:, in_folds].double().numpy()
+            if isinstance(compute, str):
+                raise UsageError(compute)
+            computed = compute().double().numpy()
         except (FloatingPointError, UsageError) as error:
             found.rows.append({"name": candidate.name, "fault": str(error)})
             print(f"{candidate.name:<44} left out: {error}")
             continue
-        accuracy = 100 * float(choice.right(logits[candidate], y.numpy()[in_folds]).mean())
+        logits[candidate] = computed.reshape(-1, *computed.shape[-2:])[:, found.held]
+        accuracy = 100 * float(choice.right(logits[candidate], found.labels).mean())
         seconds = time.monotonic() - began
         found.rows.append({"name": candidate.name, "accuracy": accuracy, "seconds": seconds})
         print(f"{candidate.name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
     return logits
 
 
-def curve(found: Found, heads: Heads, x: Tensor, y: Tensor, row: NDArray[Any]) -> list[tuple[float, float]]:
-    """Images of each class, and the accuracy of the chosen classifier after learning from so many, on the folds."""
+def curve(
+    found: Found, heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, row: NDArray[Any]
+) -> list[tuple[float, float]]:
+    """Images of each class, and the accuracy of the chosen heads after learning from so many, on the folds."""
     points: list[tuple[float, float]] = []
+    labels = y.cpu().numpy()
     for share in (0.25, 0.5, 1.0):
         correct, sizes = [], []
         for fold in range(row.max() + 1):
-            of_class = [np.flatnonzero((row != fold) & (y.numpy() == label)) for label in range(len(heads.names))]
+            of_class = [np.flatnonzero((row != fold) & (labels == label)) for label in range(len(heads.names))]
             wanted = np.concatenate([part[: max(1, round(share * len(part)))] for part in of_class])
             out = np.flatnonzero(row == fold)
             seen = x[wanted], y[wanted]
-            total: Any = sum(weight * heads.answers(one, seen, x[out]).detach() for one, weight in found.chosen)
-            correct.append((total.argmax(dim=1) == y[out]).float())
+            total: Any = sum(weight * heads.answers(one, seen, x[out]) for one, weight in chosen)
+            correct.append((total.argmax(dim=1) == y[out]).float().cpu())
             sizes.append(len(wanted) / len(heads.names))
         point = float(np.mean(sizes)), 100 * float(torch.cat(correct).mean())
         if not points or point[0] > points[-1][0]:

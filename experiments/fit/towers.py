@@ -1,0 +1,186 @@
+"""Methods that change the towers: they train on the images themselves, while the minutes of the user last."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from dassl.utils import read_image, set_random_seed
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import trainers
+from clip import weights_sha256
+from common.cache import DiskCache
+from common.errors import UsageError
+from common.files import write_text
+from common.text import read_json
+from inference.classifier import BATCH, configuration
+from trainers.base.build import assemble_model
+from trainers.base.compat import build_transform
+from trainers.base.features import get_tensor, put_tensor
+from trainers.base.steps import Repeated, SteppedTrainer
+from trainers.base.teacher import cache_folder
+
+from ..configs import config_folder
+from ..protocols import recipe
+from .heads import Candidate, Heads, start, train
+
+TRAINED = tuple(map(Candidate, ("CLIPLoRA", "TwoStage", "MPL", "KgCoOp")))  # the most promising first
+LIMIT = 1e9  # bytes of all logits that are kept
+
+
+class Views(Dataset):
+    """Images with labels, as a transform makes them tensors."""
+
+    def __init__(self, paths: Sequence[str], labels: Tensor, transform: Any, options: Any):
+        self.paths, self.labels, self.transform, self.options = paths, labels, transform, options
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        image = read_image(self.paths[place], self.options.MAX_PIXELS, self.options.EXIF_ORIENTATION)
+        return {"img": self.transform(image), "label": self.labels[place]}
+
+
+class Towers:
+    """Prompts and adapters in the towers of one CLIP, with their published settings for few images.
+
+    Args:
+        heads: of the same CLIP and classes.
+        paths: of the training images.
+        pixels: the SHA-256 of their decoded pixels.
+        labels: (images,).
+    """
+
+    def __init__(self, heads: Heads, paths: Sequence[str], pixels: Sequence[str], labels: Tensor):
+        self.heads, self.paths, self.pixels, self.labels = heads, paths, pixels, labels
+        self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
+
+    def settings(self, name: str) -> Any:
+        """The configuration of a method: that of its recipe, for images as the backbone reads them."""
+        description = self.heads.zero_shot.description
+        chosen = recipe(name, "few_shot", backbone=description.backbone)
+        cfg = configuration(name)
+        cfg.merge_from_file(str(config_folder(name) / f"{chosen.cfg}.yaml"))
+        cfg.merge_from_list(list(chosen.settings))
+        image = {key: value for key, value in description.input.items() if key != "TRANSFORMS"}
+        cfg.merge_from_other_cfg({"INPUT": image, "TRAINER": {trainers.methods()[name].section(): {"PREC": "fp32"}}})
+        cfg.MODEL.BACKBONE.NAME = description.backbone
+        return cfg
+
+    def planned(
+        self, candidates: Sequence[Candidate], deadline: float, file: Path, asked: Mapping[str, Any], row: NDArray[Any]
+    ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
+        """Those candidates that end before the deadline, with what computes their logits, and why others are left out.
+
+        Args:
+            deadline: of `time.monotonic`.
+            file: has the plan of a fit that was killed, and gets that of this one.
+            asked: of the fit.
+            row: (images,), their folds.
+        """
+        written = read_json(file) if file.is_file() else {}
+        plan = written.get("plan", {}) if written.get("request") == asked else {}
+        for candidate in candidates if not plan and time.monotonic() < deadline else ():
+            try:
+                minutes = self.seconds(candidate, row) / 60
+            except UsageError as error:
+                plan[candidate.method] = str(error)
+                continue
+            left = (deadline - time.monotonic()) / 60
+            deadline -= 60 * minutes if minutes <= left else 0
+            needs = f"it takes about {minutes:.0f} minutes, and {max(0, left):.0f} are left: raise --minutes"
+            plan[candidate.method] = "" if minutes <= left else needs
+        write_text(file, json.dumps({"request": asked, "plan": plan}) + "\n")
+        for candidate in candidates:
+            if candidate.method in plan:
+                yield candidate, plan[candidate.method] or partial(self.held_out, candidate, row)
+
+    def method(self, candidate: Candidate, places: NDArray[Any]) -> Any:
+        """The method with a model that has seen nothing, and a loader of the training images at these places."""
+        set_random_seed(self.heads.seed)
+        kind, cfg, heads = trainers.methods()[candidate.method], self.settings(candidate.method), self.heads
+        classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
+        method: Any = kind(cfg, classes, heads.zero_shot.device)
+        method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names))
+        assemble_model(method, clip=heads.clip)
+        start(method)
+        size, stepped = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, isinstance(method, SteppedTrainer)
+        images = Views(
+            [self.paths[place] for place in places], self.labels[places], build_transform(cfg, is_train=True), cfg.INPUT
+        )
+        loader: Any = DataLoader(images, size, shuffle=True, drop_last=not stepped and len(places) >= size)
+        method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
+        method.max_epoch = 1 if stepped else cfg.OPTIM.MAX_EPOCH
+        return method
+
+    def fit(self, candidate: Candidate, places: NDArray[Any]) -> Any:
+        """The method after it has learned from the images at these places.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        method = self.method(candidate, places)
+        train(method, method.max_epoch)
+        method.model.eval()
+        return method
+
+    def answers(self, method: Any, places: NDArray[Any]) -> Tensor:
+        """Logits (images, classes) for the images at these places."""
+        zero_shot = self.heads.zero_shot
+        images = Views(
+            [self.paths[place] for place in places], self.labels[places], zero_shot.transform, zero_shot.cfg.INPUT
+        )
+        batches = DataLoader(images, BATCH)
+        return torch.cat([method.model_inference(batch["img"].to(method.device)).float().cpu() for batch in batches])
+
+    def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:
+        """(images, classes): the logits of images whose folds, `row`, were left out. Those of a fold are kept on disk.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        found = torch.full((len(row), len(self.heads.names)), torch.nan)
+        for fold in range(int(row.max()) + 1):
+            places, out = np.flatnonzero(row != fold), np.flatnonzero(row == fold)
+            key = self.key(candidate, places, out)
+            logits = get_tensor(self.cache, key, (len(out), found.shape[1]), torch.float32)
+            if logits is None:
+                logits = self.answers(self.fit(candidate, places), out)
+                put_tensor(self.cache, key, logits)
+            found[out] = logits
+        return found
+
+    def key(self, candidate: Candidate, *places: NDArray[Any]) -> str:
+        """A checksum of all that the logits of a fold depend on."""
+        heads = self.heads
+        images = [[(self.pixels[place], int(self.labels[place])) for place in part] for part in places]
+        weights = weights_sha256(heads.zero_shot.description.backbone)
+        facts = torch.__version__, heads.zero_shot.device.type, heads.seed, weights, heads.classes, images
+        return hashlib.sha256(f"1 {candidate.method} {self.settings(candidate.method)} {facts}".encode()).hexdigest()[
+            :32
+        ]
+
+    def seconds(self, candidate: Candidate, row: NDArray[Any]) -> float:
+        """How long the candidate will take for all folds and for the final training, from two steps of it."""
+        method, test = self.method(candidate, np.arange(len(row))), np.arange(min(len(row), BATCH // 4))
+        method.model.train()
+        method.num_batches = len(method.train_loader_x)
+        batch = next(iter(method.train_loader_x))
+        for _ in range(2):  # the first step also fills caches
+            began, method.batch_idx = time.monotonic(), 0
+            method.forward_backward(batch)
+        step = time.monotonic() - began
+        began = time.monotonic()
+        self.answers(method, test)
+        image = (time.monotonic() - began) / len(test)
+        return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(row) * image
