@@ -168,6 +168,8 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
         row = []
         for number in shots:
             here = [each for each in cells if (each["dataset"], each["shots"]) == (name, number)]
+            if not here:
+                continue
             methods = {method: mean(each["methods"][method] for each in here) for method in here[0]["methods"]}
             best, fit = max(methods, key=methods.__getitem__), mean(each["fit"] for each in here)
             regrets[name, number], below[name, number] = methods[best] - fit, methods["ZeroshotCLIP"] - fit

@@ -91,13 +91,13 @@ def choose(logits: Floats, labels: NDArray[Any], factors: Floats, members: Seque
 
     The least cross-entropy after a temperature decides: of few images it says more than the accuracy. The first
     candidate is zero-shot CLIP. It wins unless the best is better by more than one standard error, and if its accuracy
-    is higher by more than half of one.
+    is higher by more than one.
     """
     found = [*np.diag(factors), greedy(logits, labels, factors, members)]
     scores = np.stack([losses(combine(weights, logits), labels) for weights in found])
     best = int(scores.mean(axis=1).argmin())
     lead = right(logits[0], labels) - right(combine(found[best], logits), labels)
-    is_better = in_errors(scores[0] - scores[best]) > 1 and in_errors(lead) <= 0.5
+    is_better = in_errors(scores[0] - scores[best]) > 1 and in_errors(lead) <= 1
     return found[best if is_better else 0]
 
 

@@ -59,7 +59,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
         return features.to(device), torch.tensor(images.labels(places), device=device)
 
     found = Found(images)
-    learned, wanted = images.of("train", "val"), {ZERO_SHOT, *(args.methods or METHODS)}
+    learned, wanted = images.of("train", "val"), {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
     wanted -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
     x, y = of(learned)
     towers = Towers(
