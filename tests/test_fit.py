@@ -12,6 +12,7 @@ from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.heads import CANDIDATES, LINEAR, Heads
+from experiments.fit.images import Images, Photo
 from experiments.fit.towers import TRAINED, Towers
 from inference import predict
 from inference.classifier import PromptedClassifier
@@ -124,9 +125,11 @@ def few_steps(monkeypatch):
 
 def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
     files = sorted(map(str, photos.glob("*/*")))
-    heads = Heads(PromptedClassifier.zero_shot(str(deep), sorted({file.split("/")[-2] for file in files})))
-    labels = torch.arange(len(files)) // 8
-    towers, places = Towers(heads, files, files, labels), np.arange(0, len(files), 3)
+    pictures = [Photo(file, file.split("/")[-2]) for file in files]
+    names = sorted({picture.label for picture in pictures})
+    heads = Heads(PromptedClassifier.zero_shot(str(deep), names))
+    images = Images(pictures, files, names, {}, [])
+    towers, places = Towers(heads, images, images.of("train")), np.arange(0, len(files), 3)
     zero_shot = heads.zero_shot.logits(files[:4])
     for candidate in TRAINED:
         method = towers.fit(candidate, places)

@@ -17,8 +17,8 @@ from .images import Photo, find
 
 FILE = "fit.json"
 FORM = 1  # of the file; another one is fitted again
-DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this project, ensembles of
-them and, while the minutes last, prompts and CLIP-LoRA are compared on images that they have not learned from."""
+DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this project, ensembles
+of them and, while the minutes last, prompts and CLIP-LoRA are compared on images that they have not learned from."""
 EPILOG = """
 IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file with the columns
 path and label (and split). Images of val/ are learned from, too: folds take their place. The folder of --to is a MODEL

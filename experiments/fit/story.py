@@ -32,7 +32,8 @@ from .towers import TRAINED, Towers
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 DEFAULTS = "RLA", "TaskRes"  # of one image a class: the best heads on datasets that no result of the docs is of
-OF_PROJECTION = {"RLA", "ProLIP"}
+OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
+PLAN = "plan.json"  # the methods to train, in the folder of the model while a fit works
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
@@ -59,33 +60,26 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
         return features.to(device), torch.tensor(images.labels(places), device=device)
 
     found = Found(images)
-    learned, wanted = images.of("train", "val"), {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
-    wanted -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
+    learned, tested = images.of("train", "val"), images.of("test")
     x, y = of(learned)
-    towers = Towers(
-        heads, [images.photos[place].path for place in learned], [images.pixels[place] for place in learned], y
-    )
-    trained = [one for one in TRAINED if one.method in wanted]
-    candidates = [one for one in CANDIDATES if one.method in wanted]
-    decide(
-        found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / "plan.json", asked)
-    )
+    names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
+    names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
+    candidates, trained = ([one for one in part if one.method in names_of_methods] for part in (CANDIDATES, TRAINED))
+    towers = Towers(heads, images, learned)
+    decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / PLAN, asked))
     facts = {"fit": found.name, "images": len(y)}
     facts |= {"estimated_accuracy": round(found.estimate.accuracy, 2)} if found.estimate else {}
-    first = found.chosen[0][0]
-    if first in TRAINED:
-        classifier = heads.of_method(towers.fit(first, np.arange(len(y))), facts)
+    chosen = found.chosen[0][0]
+    if chosen in TRAINED:
+        classifier = heads.of_method(towers.fit(chosen, np.arange(len(y))), facts)
     else:
         classifier = heads.classifier(found.chosen, x, y, facts)
-    if places := images.of("test"):
-        tested, labels = of(places)
-        pixels = CachedOutput(heads.inputs(classifier.method, tested))
-        with torch.no_grad():
-            answers = (
-                classifier.model_for()(pixels)
-                if first not in TRAINED
-                else classifier.logits([images.photos[place].path for place in places])
-            )
+    if tested:
+        features, labels = of(tested)
+        if chosen in TRAINED:
+            answers = classifier.logits([images.photos[place].path for place in tested])
+        else:
+            answers = classifier.model_for()(CachedOutput(heads.inputs(classifier.method, features)))
         right = (answers.argmax(dim=1).cpu() == labels.cpu()).float().mean()
         found.test = {"images": len(labels), "accuracy": 100 * float(right)}
     (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
@@ -95,7 +89,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked
     write_text(args.to / "report.html", report.page(args, found))
     record = {"form": asked["form"], "finished": True, "request": asked, **found.to_json()}
     write_text(args.to / "fit.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    (args.to / "plan.json").unlink(missing_ok=True)
+    (args.to / PLAN).unlink(missing_ok=True)
     for line in summary(args, found):
         print(line)
 

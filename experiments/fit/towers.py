@@ -32,6 +32,7 @@ from trainers.base.teacher import cache_folder
 from ..configs import config_folder
 from ..protocols import recipe
 from .heads import Candidate, Heads, start, train
+from .images import Images
 
 TRAINED = tuple(map(Candidate, ("CLIPLoRA", "TwoStage", "MPL", "KgCoOp")))  # the most promising first
 LIMIT = 1e9  # bytes of all logits that are kept
@@ -56,13 +57,14 @@ class Towers:
 
     Args:
         heads: of the same CLIP and classes.
-        paths: of the training images.
-        pixels: the SHA-256 of their decoded pixels.
-        labels: (images,).
+        images, learned: all images, and the places of those to train on. In methods, places are among the latter.
     """
 
-    def __init__(self, heads: Heads, paths: Sequence[str], pixels: Sequence[str], labels: Tensor):
-        self.heads, self.paths, self.pixels, self.labels = heads, paths, pixels, labels
+    def __init__(self, heads: Heads, images: Images, learned: Sequence[int]):
+        self.heads = heads
+        self.paths = [images.photos[place].path for place in learned]
+        self.pixels = [images.pixels[place] for place in learned]
+        self.labels = torch.tensor(images.labels(learned))
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
 
     def settings(self, name: str) -> Any:
@@ -98,7 +100,7 @@ class Towers:
                 continue
             left = (deadline - time.monotonic()) / 60
             deadline -= 60 * minutes if minutes <= left else 0
-            needs = f"it takes about {minutes:.0f} minutes, and {max(0, left):.0f} are left: raise --minutes"
+            needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
             plan[candidate.method] = "" if minutes <= left else needs
         write_text(file, json.dumps({"request": asked, "plan": plan}) + "\n")
         for candidate in candidates:
