@@ -46,7 +46,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--seed", random_seed, "--max-error", 95, *QUICK]
     assert command(fit, *line).status == 0
     first = read(tmp_path / "model")
-    assert sum(encoded) == 1 + 48  # one sample shows how this machine rounds
+    assert sum(encoded) == 48
     assert first["finished"] and len(first["images"]) == 48 and first["estimate"]["low"] < first["estimate"]["high"]
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
@@ -59,7 +59,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert "Already done" in command(fit, *line).printed and not encoded
     Image.new("RGB", (40, 40), (9, 200, 9)).save(photos / names[0] / "new.png")
     assert command(fit, *line).status == 0
-    assert sum(encoded) == 1 + 1 and len(read(tmp_path / "model")["images"]) == 49
+    assert sum(encoded) == 1 and len(read(tmp_path / "model")["images"]) == 49
 
 
 def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path, monkeypatch, random_seed):
@@ -85,7 +85,7 @@ def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path
         steps.clear()
         assert command(fit, *line, tmp_path / f"{number}").status == 130
         assert command(fit, *line, tmp_path / f"{number}").status == 0
-        assert steps.count(Features) <= 1 + 6 + 2  # six parts, one of them twice, and two samples
+        assert steps.count(Features) <= 6 + 1  # six parts, one of them twice
         whole, resumed = (read(tmp_path / name) for name in ("whole", f"{number}"))
         for record in (whole, resumed):
             for row in record["candidates"]:

@@ -16,12 +16,14 @@ from clip.digest import add_tensors, as_bytes
 from common.cache import DIGEST, DiskCache
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
+from trainers.base.build import usable
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
 
 PART = 256  # images of a file: what a killed call loses at most
 BATCH = 32  # images at a time
 LIMIT = 20e9  # bytes of all files
+AGREEMENT = 0.999  # the cosine of a feature in bf16 and in fp32, at least
 
 Row = tuple[str, Tensor]  # SHA-256 of the decoded pixels, feature (width,)
 
@@ -29,7 +31,8 @@ Row = tuple[str, Tensor]  # SHA-256 of the decoded pixels, feature (width,)
 class Features:
     """Features by the frozen image tower of a classifier, of images as in a test.
 
-    They are kept by the checksum of the image file, in files of at most PART images.
+    They are kept by the checksum of the image file, in files of at most PART images. They are computed in bf16 if this
+    machine has units for it, and if the features of four images of noise agree with those in fp32.
 
     Args:
         model: whose features they are.
@@ -40,15 +43,23 @@ class Features:
         self.cache = DiskCache(cache or cache_folder(), "features", "image features", LIMIT)
         digest = hashlib.sha256(f"fit 2 {torch.__version__} {classifier.device.type} {classifier.cfg.INPUT}".encode())
         add_tensors(digest, self.model.image_tensors())
-        size = classifier.cfg.INPUT.SIZE
-        sample = self.encode(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))
-        digest.update(as_bytes(sample))  # it shows the activation, the heads, and how this machine rounds
-        self.facts, self.width = digest.hexdigest()[:16], sample.shape[1]
+        noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
+        exact, fast = self.run_tower(noise, False), self.run_tower(noise, True)
+        has_units = usable("bf16", classifier.device) == "bf16"
+        self.in_bf16 = has_units and float(torch.cosine_similarity(exact, fast).min()) > AGREEMENT
+        # These features show the activation, the heads, and how this machine rounds.
+        digest.update(as_bytes(fast if self.in_bf16 else exact))
+        self.facts, self.width = digest.hexdigest()[:16], exact.shape[1]
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, width), fp32, on the CPU; not normalised."""
-        return self.model.image_output(images.to(self.classifier.device)).feature.float().cpu()
+        return self.run_tower(images, self.in_bf16)
+
+    @torch.no_grad()
+    def run_tower(self, images: Tensor, in_bf16: bool) -> Tensor:
+        device = self.classifier.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+            return self.model.image_output(images.to(device)).feature.float().cpu()
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
         """The row of each image by its path, and what is wrong with others.
