@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import CONVOLUTIONS, FAMILIES, both, rows_of
+from tiny_models import CONVOLUTIONS, FAMILIES, HUGGING_FACE, both, read_by_hugging_face, rows_of
 
 from clip import (
     BlockAdapter,
@@ -136,6 +136,21 @@ def test_text_prompts_and_their_gradients_equal_hooks_in_the_original(family, mo
     ctx, deep = vectors((2, 32), (2, 32))
     found = encode_text(ours, TextPrompts(ids, ctx, deep=[Edit(), Edit(2, deep)]))
     same_gradients(found, text_with_prompts(theirs, ids, start, ctx, deep), [ctx, deep])
+
+
+@pytest.mark.parametrize("kind", HUGGING_FACE)
+def test_prompts_of_a_hugging_face_tower_equal_hooks_in_the_original(kind):
+    pytest.importorskip("transformers")
+    theirs, ours = read_by_hugging_face(kind)
+    ids = rows_of(ours, *(f"X X {text}" for text in TEXTS))
+    (ctx,) = vectors((2, 32))
+    words = theirs.text.transformer.get_input_embeddings()
+    hook = words.register_forward_hook(lambda *x: insert(x[2], tokenizer_of(ours).start, 2, 2, ctx))
+    expected = theirs.encode_text(ids, normalize=False)
+    hook.remove()
+    same_gradients(encode_text(ours, TextPrompts(ids, ctx)), expected, [ctx])
+    with pytest.raises(ClipError, match="at its input only.*CoOp"):
+        encode_text(ours, TextPrompts(ids, ctx, deep=[Edit(), Edit(1, ctx)]))
 
 
 def test_growing_text_prompts_equal_those_of_clips_own_tower(models):

@@ -1,6 +1,7 @@
 """Tiny models of open_clip's families, with its own model beside ours: random weights, widths of 32 and two layers."""
 
 import json
+import tempfile
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,16 @@ FAMILIES = {
     "ResNet": "RN50",
     "SigLIP": "ViT-B-16-SigLIP",
     "ViTamin": "ViTamin-S",
+}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+WORDS = {"vocab_size": 1000, "pad_token_id": 1}
+ENCODER = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "scale_embedding": True}
+# Configurations of the library transformers, their sizes, and what is read.
+HUGGING_FACE = {
+    "RoBERTa": ("RobertaConfig", SIZES, "mean_pooler"),
+    "BERT": ("BertConfig", SIZES, "cls_pooler"),
+    "mT5": ("MT5Config", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}, "mean_pooler"),
+    "NLLB": ("M2M100Config", ENCODER, "cls_pooler"),
 }
 CONVOLUTIONS = {"ConvNeXt", "MobileCLIP-S", "ResNet"}
 
@@ -104,11 +115,28 @@ def both(arch: str) -> tuple[torch.nn.Module, CLIP]:
         if name:
             config["vision_cfg"]["image_size"] = side
         theirs, ours = open_clips(config), CLIP(**of_clip(config)).eval()
+    return theirs, with_weights(ours, theirs, config["text_cfg"])
+
+
+def with_weights(ours: CLIP, theirs: torch.nn.Module, words: dict) -> CLIP:
+    """Our model with the weights of open_clip's, and a tokeniser of its vocabulary."""
     ours.load_state_dict(unpacked(theirs.state_dict(), ours))
     if ours.vocab_size != 49408:
-        words = config["text_cfg"]
-        ours.tokenizer = clip.tokenizer.OtherTokenizer(Letters(words), chr, words["context_length"], "letters")
-    return theirs, ours.requires_grad_(False)
+        ours.tokenizer = clip.tokenizer.OtherTokenizer(Letters(words), chr, ours.context_length, "letters")
+    return ours.requires_grad_(False)
+
+
+def read_by_hugging_face(kind: str) -> tuple[torch.nn.Module, CLIP]:
+    """The same with a text tower of the library transformers, one of `HUGGING_FACE`."""
+    import transformers
+
+    name, sizes, pooler = HUGGING_FACE[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        getattr(transformers, name)(**WORDS, **sizes).save_pretrained(folder)
+        text = {"hf_model_name": folder, "hf_model_pretrained": False, "hf_pooler_type": pooler, "context_length": 32}
+        config = {"embed_dim": 32, "custom_text": True, "vision_cfg": VIT, "text_cfg": text}
+        theirs, ours = open_clips(config), CLIP(**of_clip(config)).eval()
+    return theirs, with_weights(ours, theirs, {"pool_type": "eos", "eos_id": 2})
 
 
 class Letters:
