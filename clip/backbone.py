@@ -12,6 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess
 
 from common.errors import closest, one_line
 from common.files import identity
+from common.names import printable
 from common.text import read_json
 
 from . import hub
@@ -75,7 +76,7 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """
     path = weight_file(name, cache)
     config: Any = open_clip_config(name, cache)
-    words, online = text_part(config), is_published(name)
+    words, online = text_part(config), is_published(name) or is_pair(name)
     if "hf_model_name" in words:
         config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, online)
     model = build(path, precision, name, config, resize=is_pair(name))
@@ -105,17 +106,28 @@ def weight_file(name: str, cache: str | None = None) -> Path:
     if is_pair(name):
         return open_clip_file(name, cache)
     path = Path(os.path.expanduser(name))
-    if is_there(path):
+    if name and is_there(path):
         return hub.in_folder(path) if path.is_dir() else regular_file(name)
-    if ":" in name and "/" not in name.partition(":")[0]:
-        arch = name.partition(":")[0]
-        near = closest(arch, open_clip.list_models())
-        what = f"this version of open_clip has no architecture {one_line(arch)!r}"
-        raise ClipError(what, f"did you mean {near}?" if near else "open_clip.list_models() names all")
-    if "/" not in name and "." not in name:
-        remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
-        raise ClipError(f"unknown backbone {name!r}", remedy)
-    return regular_file(name)
+    raise unknown(name)
+
+
+def unknown(name: str) -> ClipError:
+    """The error for a name of nothing, with the name that comes nearest to it."""
+    models = open_clip.list_models()
+    arch, colon, tag = name.partition(":")
+    if name in models:
+        tag = next(iter(open_clip.list_pretrained_tags_by_model(name)), "FILE")
+        return ClipError(f"{name} is an architecture without weights", f"add a tag or a file, such as {name}:{tag}")
+    if colon and "/" not in arch:
+        near = closest(arch, ["hf-hub", *models])
+        remedy = f"did you mean {near}:{printable(tag)}?" if near else "open_clip.list_models() names all"
+        return ClipError(f"this version of open_clip has no architecture {arch!r}", remedy)
+    near = closest(name, ["small", *URLS] if "/" in name else ["small", *URLS, *models])
+    remedy = f"give a weight file, a folder, architecture:tag, hf-hub:OWNER/NAME, small, or one of {', '.join(URLS)}"
+    remedy = f"did you mean {near}?" if near else remedy
+    if "/" in name or "." in name:
+        return ClipError(f"backbone file {printable(name)} does not exist", remedy)
+    return ClipError(f"unknown backbone {name!r}", remedy)
 
 
 def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
@@ -179,15 +191,22 @@ def open_clip_file(name: str, cache: str | None) -> Path:
     """The file of a pair, which open_clip downloads if it has that tag."""
     arch, tag = name.split(":", 1)
     pretrained = open_clip.get_pretrained_cfg(arch, tag)
-    if not pretrained and not os.path.lexists(os.path.expanduser(tag)):
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
-        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
+    if not pretrained and not (tag and is_there(Path(os.path.expanduser(tag)))):
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        near = closest(tag, tags)
+        remedy = f"did you mean {arch}:{near}?" if near else f"it knows: {', '.join(tags) or 'none'}"
+        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", remedy)
     if not pretrained:
         return regular_file(tag)
+    remedy = f"check the connection, or give a file with these weights: {arch}:FILE"
+    repo, _, file = str(pretrained.get("hf_hub", "")).rpartition("/")
+    if repo:
+        files = [str(Path(file).with_suffix(".safetensors")), file] if file else hub.WEIGHTS
+        return hub.file_of(repo, files, cache, remedy)
     try:
         return Path(open_clip.download_pretrained(pretrained, cache_dir=cache))
     except Exception as error:  # of any library that open_clip downloads with
-        raise ClipError(f"cannot download {name} ({one_line(error)})", "give a file") from error
+        raise ClipError(f"cannot download {name} ({one_line(error)})", remedy) from error
 
 
 def open_clip_config(name: str, cache: str | None = None) -> dict | None:

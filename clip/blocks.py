@@ -5,11 +5,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from .frozen import applied, is_frozen_linear, linear, matmul_dtype, normed, quick_gelu_mlp
 
-# The parts of torch's attention module, and of the one in open_clip's development version.
+# The parts of torch's attention module.
 ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
 
 
@@ -28,14 +28,9 @@ def is_standard_block(block: Any) -> bool:
         return False
     attention = block.attn
     parts = {**attention._parameters, **attention._modules}
-    known = all(name in ATTENTION or has_no_effect(part) for name, part in parts.items())
+    known = all(name in ATTENTION or part is None for name, part in parts.items())
     not_called = (block, attention, block.mlp, *block.mlp)
     return known and not any(module._forward_hooks or module._forward_pre_hooks for module in not_called)
-
-
-def has_no_effect(part: Any) -> bool:
-    """Whether a parameter or module of a block is a place-holder."""
-    return part is None or isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)
 
 
 PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3), "v": (2, 3)}

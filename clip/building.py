@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import lru_cache
@@ -96,7 +97,8 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     Raises:
         ClipError: as for `build_uncached`, or there is no such file.
     """
-    file = *identity(regular_file(path)), torch.get_default_dtype()
+    path = regular_file(path)
+    file = os.path.abspath(path), *identity(path)[1:], torch.get_default_dtype()  # a link has the suffix of the file
     model = build_cached(file, precision, source, json.dumps(config), resize)
     return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
@@ -107,7 +109,7 @@ def build_uncached(file: tuple, precision: str, source: str, config_text: str, r
     The generators of random numbers end where they were, so that the prompts of a seed do not depend on the backbone.
 
     Args:
-        file: the `identity` of a file for `read_state_dict`.
+        file: the path of a file for `read_state_dict`, and facts that change when it is replaced.
         precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         source: name of the weights, for errors.
         config_text: null, or JSON with `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and
@@ -128,6 +130,9 @@ def build_uncached(file: tuple, precision: str, source: str, config_text: str, r
         for name in {"logit_scale", "logit_bias"} & {*weights} & {*state}:
             state[name] = state[name].reshape(weights[name].shape)
         if resize:
+            for key, weight in weights.items():
+                if not key.endswith("positional_embedding"):
+                    check(key, weight, state[key])
             state |= {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
@@ -149,16 +154,21 @@ def build_uncached(file: tuple, precision: str, source: str, config_text: str, r
 build_cached = lru_cache(0)(build_uncached)
 
 
-def fill(name: str, weight: Tensor, value: Tensor) -> None:
-    """Copy a tensor of a file to the weight of that name.
+def check(name: str, weight: Tensor, value: Tensor) -> None:
+    """Compare a tensor of a file with the weight of that name.
 
     Raises:
-        ValueError: it is of another shape, not finite, or of integers and should not be, or the other way round.
+        ValueError: it is of another shape, or of integers and should not be, or the other way round.
     """
     if value.shape != weight.shape:
         raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(weight.shape)}")
     if value.is_floating_point() != weight.is_floating_point():
         raise ValueError(f"{name} has the type {value.dtype}, not {weight.dtype}")
+
+
+def fill(name: str, weight: Tensor, value: Tensor) -> None:
+    """Copy a tensor of a file to the weight of that name; ValueError as for `check`, or if it is not finite."""
+    check(name, weight, value)
     weight.copy_(value)
     # NaN and inf survive the minimum and the maximum, so no boolean tensor is needed.
     if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():

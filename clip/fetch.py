@@ -29,12 +29,14 @@ def repository_of(name: str) -> str:
 
 
 def show_size(name: str) -> None:
-    """Print how much a download takes; nothing if the hub does not say it.
+    """Print how much a download takes; nothing if it is here, or the hub does not say it.
 
     Raises:
         UsageError: the disk has less.
     """
     repository = repository_of(name)
+    if hub.cached_file(repository, hub.WEIGHTS):
+        return
     try:
         size = hub.bytes_of(repository) if repository else 0
     except Exception as error:  # of any library that asks the hub; the download reports what is wrong

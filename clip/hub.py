@@ -4,17 +4,20 @@ huggingface_hub keeps all of it in its cache (HF_HOME), so that the next run nee
 run: tokenisers and configurations are data.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from common.errors import one_line
+from common.files import identity
 
 from .errors import ClipError
 from .tokenizer import OtherTokenizer, Tokenizer
+from .weights import sha256
 
 PREFIX = "hf-hub:"
 CONFIG = "open_clip_config.json"
@@ -23,7 +26,8 @@ WEIGHTS: tuple[str, ...] = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("model.safetensors", "pytorch_model.bin"),
 )
-TOKENISER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+TOKENISER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
+AND_OPTIONS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 PACKAGE = "pip install -r requirements-hf.txt"
 
 
@@ -31,37 +35,51 @@ def repository(name: str, cache: str | None) -> Path:
     """The weights of hf-hub:OWNER/NAME with `open_clip_config.json` in their folder; downloaded if they are not there.
 
     Raises:
-        ClipError: there is no such repository, or there is no connection.
+        ClipError: there is no such repository, there is no connection, or the weights are damaged.
     """
-    repo, files = name.removeprefix(PREFIX), WEIGHTS
-    for only_here in (True, False):
+    repo = name.removeprefix(PREFIX)
+    remedy = f"check the name and the connection, or put {CONFIG} and its weights into a folder, and give it"
+    config = file_of(repo, [CONFIG], cache, remedy)
+    return file_of(repo, WEIGHTS, cache, remedy, config.parent.name)
+
+
+def file_of(repo: str, files: Sequence[str], cache: str | None, remedy: str, revision: str | None = None) -> Path:
+    """The first of some files that the cache has of a repository, or else the first that the hub has, downloaded.
+
+    The name of a large file in the cache is the SHA-256 that the hub says it has.
+
+    Raises:
+        ClipError: neither has one, or the file has another SHA-256.
+    """
+    here = cached_file(repo, files, cache, revision)
+    if not here:
         try:
-            hf_hub_download(repo, CONFIG, cache_dir=cache, local_files_only=only_here)
-            if not only_here:
-                there = {entry.rfilename for entry in HfApi().model_info(repo).siblings or ()}
-                files = tuple(file for file in WEIGHTS if file in there)
-            for file in files:
-                try:
-                    return Path(hf_hub_download(repo, file, cache_dir=cache, local_files_only=only_here))
-                except OSError:
-                    if not only_here:
-                        raise
+            there = {entry.rfilename for entry in HfApi().model_info(repo, revision=revision).siblings or ()}
+            file = next((file for file in files if file in there), None)
+            here = hf_hub_download(repo, file, cache_dir=cache, revision=revision) if file else None
         except (OSError, ValueError, HTTPError) as error:
-            if not only_here:
-                remedy = (
-                    f"check the name and the connection, or put {CONFIG} and its weights into a folder, and give it"
-                )
-                raise ClipError(f"cannot download {name} ({one_line(error)})", remedy) from error
-    what = f"{name} has no weights of open_clip's form"
-    raise ClipError(what, f"choose a repository with {WEIGHTS[0]} and {CONFIG}")
+            raise ClipError(f"cannot download {repo} of the Hugging Face Hub ({one_line(error)})", remedy) from error
+    if not here:
+        raise ClipError(f"{repo} of the Hugging Face Hub has no {files[0]}", "choose another repository")
+    blob = Path(here).resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(identity(blob)) != blob.name:
+        raise ClipError(f"{here} is damaged (its SHA-256 differs)", f"delete {blob}, and start again", blob)
+    return Path(here)
+
+
+def cached_file(repo: str, files: Sequence[str], cache: str | None = None, revision: str | None = None) -> str | None:
+    """The first of some files of a repository that an earlier download has left in the cache."""
+    try:
+        paths = [try_to_load_from_cache(repo, file, cache, revision) for file in files]
+    except ValueError:  # no name of a repository
+        return None
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
 def config_file(name: str, cache: str | None) -> Path:
     """The configuration of hf-hub:OWNER/NAME, without its weights; arguments and errors are those of `repository`."""
-    try:
-        return Path(hf_hub_download(name.removeprefix(PREFIX), CONFIG, cache_dir=cache, local_files_only=True))
-    except (OSError, ValueError):
-        return repository(name, cache).with_name(CONFIG)
+    here = cached_file(name.removeprefix(PREFIX), [CONFIG], cache)
+    return Path(here) if here else repository(name, cache).with_name(CONFIG)
 
 
 def in_folder(folder: Path) -> Path:
@@ -88,14 +106,23 @@ def tokenizer(text_cfg: dict, folder: Path | None, online: bool) -> Tokenizer:
         return Tokenizer(length)
     from open_clip.tokenizer import HFTokenizer
 
-    here = folder if folder and any((folder / file).is_file() for file in TOKENISER_FILES) else None
+    here = folder if folder and has_tokeniser(folder) else None
     options = {"tokenizer_mode": text_cfg.get("tokenizer_mode"), **text_cfg.get("tokenizer_kwargs", {})}
+    options["trust_remote_code"] = False  # else a configuration could have it run a program
 
     def make(only_here: bool) -> Any:
-        return HFTokenizer(str(here or name), context_length=length, local_files_only=only_here, **options)
+        patterns = [*TOKENISER_FILES, *AND_OPTIONS]
+        files = here or Path(snapshot_download(name, allow_patterns=patterns, local_files_only=only_here))
+        if not has_tokeniser(files):  # it has no more than its options, after a download that was interrupted
+            raise FileNotFoundError(f"{files} has none of {', '.join(TOKENISER_FILES)}")
+        return HFTokenizer(str(files), context_length=length, local_files_only=True, **options)
 
     found = from_hub(make, f"the tokeniser {name}", here, folder, online and not here)
     return OtherTokenizer(found, found.tokenizer.convert_ids_to_tokens, length, name)
+
+
+def has_tokeniser(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in TOKENISER_FILES)
 
 
 def text_model(text_cfg: dict, folder: Path | None, online: bool) -> dict:
@@ -130,8 +157,8 @@ def from_hub(make: Callable, what: str, here: Path | None, folder: Path | None, 
     except ImportError as error:
         raise ClipError(f"{what} needs the library transformers", PACKAGE) from error
     except Exception as error:  # of any library that reads these files
-        place = f"its files into {folder}" if folder else "the weights into a folder with its files"
-        remedy = f"run `python tools/prepare.py backbone` with a connection, or put {place}"
+        remedy = f"put its files into {folder}" if folder else "put the weights into a folder with its files"
+        remedy = f"run `python tools/prepare.py backbone` with a connection, or {remedy}" if online else remedy
         state = f"in {here} cannot be read" if here else "is not on this machine"
         raise ClipError(f"{what} {state} ({one_line(error)})", remedy) from error
 

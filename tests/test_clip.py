@@ -85,9 +85,16 @@ def test_transform_resizes_crops_and_normalises_like_openais(loaded):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ViT-B-17", "unknown backbone 'ViT-B-17'.*ViT-B/16"),
-        ("ViT-B-16:laion", "no weights 'laion' for ViT-B-16.*laion2b_s34b_b88k"),
-        ("coca-ViT-B-33:laion2b_s13b_b90k", "no architecture 'coca-ViT-B-33'.*coca_ViT-B-32"),
+        ("ViT-B-17", "unknown backbone 'ViT-B-17'.*ViT-B-16"),
+        ("vit-b/17", "vit-b/17 does not exist.*ViT-B/16"),
+        ("ViT-B-16-SigLIPP", "unknown backbone.*ViT-B-16-SigLIP"),
+        ("ViT-B-16-SigLIP", "architecture without weights.*ViT-B-16-SigLIP:webli"),
+        ("ViT-B-16:laion2b_s34b", "no weights 'laion2b_s34b' for ViT-B-16.*ViT-B-16:laion2b_s34b_b88k"),
+        ("ViT-B-16:x", "no weights 'x' for ViT-B-16.*laion2b_s34b_b88k"),
+        ("coca-ViT-B-33:laion2b_s13b_b90k", "no architecture 'coca-ViT-B-33'.*coca_ViT-B-32:laion2b"),
+        ("hf_hub:owner/name", "no architecture 'hf_hub'.*hf-hub:owner/name"),
+        (f"ViT-B-32:{clip.weights.SMALL}", r"text_projection has the shape \(128, 128\), not \(512, 512\)"),
+        ("", "unknown backbone ''.*hf-hub"),
     ],
 )
 def test_load_rejects_jit_and_unknown_names(name, words):

@@ -2,16 +2,16 @@
 
 import json
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
 from drawn import arguments, results, section_pairs
 from learned import OPTIONS
-from tiny_models import FAMILIES, both, saved, small_timm, tiny_config
+from tiny_models import FAMILIES, both, saved, small_timm, tiny_config, write_tokeniser
 
 import clip
 import trainers
-from clip import fetch
 from common.errors import UsageError
 from common.start import ROOT
 from inference import export
@@ -35,7 +35,6 @@ FILES = {
     "MaPLe": ("vit_b16_c2_ep5_batch4_2ctx", {"PROMPT_DEPTH": 2}),
     "VPT": ("vit_b16_c2_ep5_batch4_4", {"PROMPT_DEPTH_VISION": 2}),
 }
-WORDS = "<unk> </s> a photo of . X red green field blue lake grey white snow black"
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
 
 
@@ -80,29 +79,11 @@ def test_a_run_and_its_predictions(family, method, trained, command, eurosat, tm
     )
 
 
-@pytest.fixture
-def words(tmp_path):
-    """A tokeniser of the library transformers with the words of a sentence and EuroSAT's classes, and no SOS."""
-    pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    own = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, "<unk>"))
-    own.pre_tokenizer = pre_tokenizers.Whitespace()
-    own.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return own
-
-
-def test_siglip_with_its_own_tokeniser(words, trained, command, eurosat, tmp_path):
+def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
     """Without SOS, bidirectional, read at the last token; attention pools the patches; a scale and a bias."""
+    pytest.importorskip("transformers")
     folder = saved("SigLIP", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs={})
-    words.save(str(folder / "tokenizer.json"))
-    options = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "</s>",
-        "pad_token": "</s>",
-        "unk_token": "<unk>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    write_tokeniser(folder)
     with small_timm("siglip"):
         model = clip.load_backbone(str(folder))
     tokenizer = model.tokenizer
@@ -121,8 +102,21 @@ def test_siglip_with_its_own_tokeniser(words, trained, command, eurosat, tmp_pat
 def test_a_tokeniser_that_is_not_there():
     pytest.importorskip("transformers")
     words = {"hf_tokenizer_name": "owner/words", "context_length": 8}
-    with pytest.raises(clip.ClipError, match="the tokeniser owner/words.*prepare.py backbone.*put"):
+    with pytest.raises(clip.ClipError, match="the tokeniser owner/words.*put"):
         clip.hub.tokenizer(words, None, online=False)
+
+
+def test_a_configuration_runs_no_program(tmp_path):
+    pytest.importorskip("transformers")
+    trust = {"trust_remote_code": True}
+    folder = saved("CLIPA", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs=trust)
+    write_tokeniser(folder)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    options = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    with suppress(clip.ClipError):
+        clip.load_backbone(str(folder))
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("arch", ["PE-Core-T-16-384", "MobileCLIP2-S0"])
@@ -173,23 +167,3 @@ def test_weights_of_another_architecture_name_a_tensor(other, words, tmp_path):
     (folder / weights.name).write_bytes(weights.read_bytes())
     with small_timm("eva"), pytest.raises(clip.ClipError, match=words):
         clip.load_backbone(str(folder))
-
-
-def test_a_repository_of_the_hub_is_read_like_its_folder(tmp_path, monkeypatch, command):
-    folder = saved("MobileCLIP-S", tmp_path / "snapshot", PREPROCESS)
-    online = []
-
-    def hf_hub_download(repo, file, local_files_only=False, **options):
-        online.append(not local_files_only)
-        if repo != "owner/model" or not (folder / file).is_file():
-            raise FileNotFoundError(file)
-        return str(folder / file)
-
-    monkeypatch.setattr(clip.hub, "hf_hub_download", hf_hub_download)
-    monkeypatch.setattr(clip.hub, "bytes_of", lambda repo: 10**6)
-    with small_timm("fastvit"):
-        done = command(fetch, "backbone", "hf-hub:owner/model")
-    assert done.status == 0 and "0.0 GB, of" in done.printed, done
-    assert clip.weights_sha256(str(folder)) in done.printed and "CLIP" in done.printed
-    assert not any(online) and clip.preprocessing("hf-hub:owner/model")["RESIZE_MODE"] == "squash"
-    assert "cannot download hf-hub:owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error

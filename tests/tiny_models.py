@@ -1,10 +1,12 @@
 """Tiny models of open_clip's families, with its own model beside ours: random weights, widths of 32 and two layers."""
 
 import json
+import re
 import tempfile
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import open_clip
@@ -46,7 +48,13 @@ FAMILIES = {
 }
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 WORDS = {"vocab_size": 1000, "pad_token_id": 1}
-ENCODER = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "scale_embedding": True}
+ENCODER = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "scale_embedding": True,
+}
 # Configurations of the library transformers, their sizes, and what is read.
 HUGGING_FACE = {
     "RoBERTa": ("RobertaConfig", SIZES, "mean_pooler"),
@@ -170,10 +178,24 @@ def write_folder(folder: Path, theirs: torch.nn.Module, config: dict, preprocess
     return folder
 
 
-def saved(family: str, folder: Path, preprocess: dict | None = None, **text: str) -> Path:
+def saved(family: str, folder: Path, preprocess: dict | None = None, **text: Any) -> Path:
     """A folder of open_clip's form with its tiny model; `text` are more settings of the text tower."""
     config = tiny_config(FAMILIES[family])
     config["text_cfg"] |= text
     with small_timm(config["vision_cfg"].get("timm_model_name")) as side:
         config["vision_cfg"]["image_size"] = side if config["vision_cfg"].get("timm_model_name") else 32
         return write_folder(folder, open_clips(config), config, preprocess or {})
+
+
+def write_tokeniser(folder: Path) -> None:
+    """Write a tokeniser of the library transformers, of a sentence and EuroSAT's classes, without SOS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = re.findall(r"\S+", "<unk> </s> a photo of . X red green field blue lake grey white snow black")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokens = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind | tokens))
