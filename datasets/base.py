@@ -115,7 +115,8 @@ class FewShotDataset(DatasetBase):
             )
         split = self.read_split()
         self.check_split(*split)
-        self.sentences = sentences.of_run(self.cfg, {item.classname for part in split for item in part})
+        names = {item.classname for part in split for item in part}
+        self.sentences = sentences.read(sentences.file_of(self.cfg)[0], names)
         train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
         if not test or not (train or self.test_only):
             part = "testing" if train else "training"
@@ -222,7 +223,7 @@ class FewShotDataset(DatasetBase):
     def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
         """The few-shot images if NUM_SHOTS has a number for each class; at most four of each for validation."""
         names = {item.label: item.classname for item in train}
-        counts = shots.read(self.cfg.DATASET.NUM_SHOTS, names, self.cfg.SEED)
+        counts = shots.read(self.cfg.DATASET.NUM_SHOTS, names, self.cfg.SEED, self.title)
         of_val = self.split_dataset_by_label(val)
         few = {label: min(counts[label], 4, len(items)) for label, items in of_val.items()}
         return shots.sample(self.split_dataset_by_label(train), counts), shots.sample(of_val, few)

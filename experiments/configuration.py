@@ -113,7 +113,7 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     merge_by_dataset(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
     datasets.set_title(cfg, spec.args.dataset_config_file)
     spec.of_backbone = follow_backbone(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
-    cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.sha256_of(cfg)
+    cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
     method = trainers.methods().get(cfg.TRAINER.NAME)
     sha256 = getattr(method, "plugin_sha256", "")
     check_plugin(cfg, sha256)
@@ -123,7 +123,7 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
         cfg.pop(name, None)  # other names of the section, which has their values
     cfg.freeze()  # checks the values
     if method:
-        _ = method.settings_of(cfg)  # checks that they can work together
+        method.check_settings(cfg)
 
 
 def check_plugin(cfg: CfgNode, sha256: str) -> None:

@@ -15,8 +15,7 @@ import trainers
 from common.errors import UsageError, choose, choose_dataset
 from common.names import check_names, printable
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
-from datasets import title
-from datasets.sentences import read, read_of
+from datasets import sentences, title
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
@@ -73,8 +72,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
         template = options.template or TEMPLATE
-        sentences = read(options.sentences) if options.sentences else {}
-        classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device, sentences)
+        given = sentences.read(options.sentences)
+        classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device, given)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
     found = [read_model(path, options) for path in paths]
@@ -276,5 +275,5 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         template=cfg.DATASET.TEMPLATE,
         training=training | selected | ({"plugin_sha256": plugin} if plugin else {}),
         dataset_name=name,
-        sentences=read_of(cfg),
+        sentences=sentences.read(sentences.file_of(cfg)[0]),
     )

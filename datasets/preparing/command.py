@@ -22,16 +22,15 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import UsageError, suggestion
 from common.files import checksum
-from common.names import printable
+from common.names import plain, printable
 from common.start import Parser, add_common_options, at_least, path
 
 from .. import splits
 from ..base import FewShotDataset, Items, missing_files, same_names
 from .arrange import Preparation
 from .own_images import listed, pixels_of
-from .sentences import compare
 from .sources import Source, downloadable, find, image_paths, images_by_split, names
 
 
@@ -143,11 +142,28 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
 
 
 def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
-    """Print whether a file has sentences for the classes of a dataset; an error if it lacks some or has others."""
+    """Print what a file has for the classes of a dataset; an error if it lacks some or has others."""
     if len(sources) != 1 or not args.file:
         what = "sentences needs one dataset and a file"
         raise UsageError(what, "python tools/prepare.py sentences DATASET --file FILE")
-    compare(args.file, sources[0].read_quietly(args.root).classnames)
+    from open_clip.tokenizer import SimpleTokenizer  # takes seconds
+
+    dataset = sources[0].read(args.root, "DATASET.SENTENCES", str(args.file))
+    print(f"{checksum(args.file)}  {args.file}")
+    known = {plain(name): texts for name, texts in dataset.sentences.items() if texts}
+    encode, classes = SimpleTokenizer().encode, list(map(plain, dataset.classnames))
+    full = [text.replace("{}", name) for name, texts in known.items() for text in texts]
+    long = [text[:60] for text in full if len(encode(text)) > 75]
+    missing, unknown = [name for name in classes if name not in known], [name for name in known if name not in classes]
+    faults = {"have more than 77 tokens, of which CLIP reads the first ones": long}
+    faults |= {"classes without sentences have the template": missing, "are not classes of the dataset": unknown}
+    for what, found in faults.items():
+        if found:
+            print(f"{len(found):,} {what}: {listed(found)}")
+    if missing or unknown:
+        what = f"{args.file} lacks {len(missing):,} classes, and has {len(unknown):,} unknown ones"
+        near = suggestion("".join(unknown[:1]), missing)
+        raise UsageError(what, f"name the classes as the dataset does{near}", args.file)
 
 
 def check(sources: list[Source], args: argparse.Namespace) -> None:

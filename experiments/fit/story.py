@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
-from datasets.sentences import of_classes
+from datasets import sentences as sentence_files
 from inference.artefact import CALIBRATION
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import Sets, Temperature, Threshold
@@ -100,7 +100,7 @@ def heads_of(args: Namespace, names: Sequence[str]) -> Heads:
     Raises:
         UsageError: the file of sentences is wrong, or has none for these classes.
     """
-    sentences = of_classes(args.sentences, names) if args.sentences else {}
+    sentences = sentence_files.read(args.sentences, names)
     return Heads(PromptedClassifier.zero_shot(args.backbone, names, device=args.device, sentences=sentences), args.seed)
 
 

@@ -51,6 +51,7 @@ class Method:
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
     reads_sentences: ClassVar[bool] = False  # True: it reads sentences for each class where it reads a template
+    needs_sentences: ClassVar[bool] = False  # True: it means nothing without them
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
@@ -151,6 +152,17 @@ class Method:
             UsageError: a value cannot work.
         """
         return cls.Settings.from_cfg(cfg.TRAINER.get(cls.section(), {}), cls.section())
+
+    @classmethod
+    def check_settings(cls, cfg: CfgNode) -> None:
+        """Raise UsageError if the settings cannot work, or it reads no sentences and has some, or needs them."""
+        cls.settings_of(cfg)
+        given = cfg.DATASET.get("SENTENCES", "")
+        if given and not cls.reads_sentences:
+            what = f"DATASET.SENTENCES has no effect: {cls.__name__} reads no sentences for classes"
+            raise UsageError(what, "leave it out")
+        if cls.needs_sentences and not given:
+            raise UsageError(f"{cls.__name__} has no sentences for the classes", "give DATASET.SENTENCES FILE")
 
     @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:

@@ -68,7 +68,6 @@ class TextsTrainer(PromptTrainer):
     learns = False
     seeded = False
     reads_sentences = True
-    needs_sentences: ClassVar[bool] = False  # whether it means nothing without DATASET.SENTENCES
     aggregate: ClassVar[str] = "unit"  # of a method without the setting AGGREGATE
 
     @property
@@ -84,8 +83,8 @@ class TextsTrainer(PromptTrainer):
         return TemplatePrompts(self.sentence, classnames, clip)
 
     def finish_model(self) -> None:
-        if not self.sentences and self.needs_sentences:
-            raise UsageError(f"{type(self).__name__} has no sentences for the classes", "give DATASET.SENTENCES FILE")
+        if not self.sentences and self.needs_sentences:  # in an exported folder that somebody has changed
+            raise UsageError(f"{type(self).__name__} has no sentences for the classes", "export it again")
         if not self.sentences:
             return
         texts, how = self.texts(), getattr(self.settings, "AGGREGATE", self.aggregate)

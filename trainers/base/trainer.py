@@ -78,10 +78,7 @@ class PromptTrainer(Method, TrainerX):
             UsageError: a value cannot work.
         """
         self.cfg = cfg  # Dassl sets it only later
-        _ = self.settings
-        if cfg.DATASET.get("SENTENCES", "") and not self.reads_sentences:
-            what = f"DATASET.SENTENCES has no effect: {type(self).__name__} reads no sentences for classes"
-            raise UsageError(what, "leave it out")
+        self.check_settings(cfg)
         views = cfg.DATALOADER.K_TRANSFORMS
         if views > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}")
