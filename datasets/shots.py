@@ -14,14 +14,14 @@ from common.text import read_json
 LARGEST = 1 << 22  # bytes of a file
 
 
-def read(given: list | str, names: Mapping[int, str], seed: int) -> dict[int, int]:
+def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> dict[int, int]:
     """The number of training images of each class by its label.
 
     Args:
         given: numbers in the order of the labels; or a JSON file with such a list or with {"class name": number}, whose
-            {seed} is that of the run.
+            {seed} and {dataset} are those of the run.
         names: of the classes, by label.
-        seed: of the run.
+        seed, title: of the run, and of its dataset in results.
 
     Raises:
         UsageError: the file is missing or no JSON, or has not one number from 0 for each class.
@@ -29,7 +29,7 @@ def read(given: list | str, names: Mapping[int, str], seed: int) -> dict[int, in
     where = "DATASET.NUM_SHOTS"
     content: Any = given
     if isinstance(given, str):
-        where = given.replace("{seed}", str(seed))
+        where = given.replace("{seed}", str(seed)).replace("{dataset}", title)
         content = read_json(Path(where).expanduser(), LARGEST)
     labels = sorted(names)
     if isinstance(content, dict):

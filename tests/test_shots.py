@@ -29,9 +29,9 @@ def images(trainer):
 
 
 def test_equal_numbers_draw_the_images_of_one_number(make, tmp_path):
-    file = tmp_path / "shots of seed 1.json"
+    file = tmp_path / "shots of EuroSAT 1.json"
     file.write_text(json.dumps(dict(zip(reversed(NAMES), [3] * 6, strict=True))))
-    same = [images(make("SSText", shots)) for shots in (3, [3] * 6, str(tmp_path / "shots of seed {seed}.json"))]
+    same = [images(make("SSText", shots)) for shots in (3, [3] * 6, str(tmp_path / "shots of {dataset} {seed}.json"))]
     assert same[0] == same[1] == same[2] and len(same[0]) == 36
 
 

@@ -48,7 +48,8 @@ INVALID = [  # keys of the file, words of the message
     ({"trainers": [["CoOp"]]}, "there is no trainer \"['CoOp']\""),
     ({"trainers": {"MPLL": "small"}}, "there is no trainer 'MPLL': did you mean MPL?"),
     (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
-    (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has the settings"),
+    (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has TRAINER.MPL"),
+    (variant(overrides={"DATASET.NUM_SHOTS": 4}), "x cannot override DATASET.NUM_SHOTS: use the study's own key shots"),
     (variant(overrides={"TEST.NO_TEST": True}), "x: TEST.NO_TEST is True: leave it out, as a run of a study"),
     # The study has no run on eurosat.
     (variant(datasets={"eurosat": {"OPTIM.LRR": 0.1}}), "x: unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
@@ -271,3 +272,10 @@ def test_result_with_other_settings_is_refused(one_run, refused):
     (run.folder / "results.json").write_text(json.dumps(content))  # copied from another run
     words = "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)"
     assert words in refused("tables", file)
+
+
+@pytest.mark.parametrize("shots", [[2, 0, 1], "counts/{dataset}.json"])
+def test_numbers_of_images_by_class_are_an_override(shots, write):
+    study = load(write(**variant(overrides={"DATASET.NUM_SHOTS": shots})))
+    (found,) = {str(setup_cfg(parse_arguments(list(run.arguments))).DATASET.NUM_SHOTS) for run in study.runs()[:3]}
+    assert found == str(shots)

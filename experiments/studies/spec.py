@@ -64,17 +64,17 @@ class Variant:
         for dataset in self.dataset_overrides:
             choose_dataset(dataset, known_datasets())
         for pairs in (self.overrides, *self.dataset_overrides.values()):
-            for key in pairs[::2]:
-                self.check_key(key, "override")
+            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+                self.check_key(key, "override", value)
 
-    def check_key(self, key: str, verb: str) -> None:
+    def check_key(self, key: str, verb: str, value: str = "") -> None:
         """UsageError if the study sets the key by one of its own, or the method has no such section."""
         group, _, rest = key.partition(".")
-        what = f"{self.name} cannot {verb} {key}"
-        if key in SET_BY_STUDY:
-            raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
+        by_class = key == "DATASET.NUM_SHOTS" and value.strip("-0123456789")  # a list or a file, no number
+        if key in SET_BY_STUDY and not by_class:
+            raise UsageError(f"{self.name} cannot {verb} {key}", f"use the study's own key {SET_BY_STUDY[key]}")
         if group == "TRAINER" and rest.split(".")[0] not in self.facts.sections():
-            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section()}.*")
+            raise UsageError(f"{self.name} cannot {verb} {key}", f"{self.method} has TRAINER.{self.facts.section()}.*")
 
     @cached_property
     def facts(self) -> Any:
@@ -281,8 +281,7 @@ class Study:
         """The folder of a run, below that of the results: the scripts', unless settings are overridden."""
         _, variant, _, seed, shots = training
         name = variant.name.replace(" ", "_") if variant.overrides else self.recipe(training).cfg
-        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
-        return Path(step.folder.format(**words))
+        return Path(step.folder.format(dataset=dataset, name=f"{variant.method}/{name}", shots=shots, seed=seed))
 
     @cached_property
     def recipes(self) -> dict[tuple, Recipe]:
@@ -347,5 +346,5 @@ class Study:
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:
     for value in values:
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-            numbers = "integers" if kind is int else "numbers"
-            raise UsageError(f"{key} has the value {value!r}", f"give {numbers} from {least} to {most:,}")
+            limits = f"{'integers' if kind is int else 'numbers'} from {least} to {most:,}"
+            raise UsageError(f"{key} has the value {value!r}", f"give {limits}")
