@@ -60,6 +60,29 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", f"model.pth.tar-{first.max_epoch}"]
 
 
+@pytest.mark.parametrize("method", ["ProLIP", "RLA"])
+def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(method, make, monkeypatch):
+    grid = [(1e-8, 1.0), (0.03, 1e4), (0.03, 0.0), (0.03, 0.0), (1e-8, 0.0)]
+    monkeypatch.setattr("trainers.prolip.GRID", grid)
+    name = f"TRAINER.{method.upper()}"
+    tried, steps = [], (f"{name}.STEPS", 3, f"{name}.AUGMENT_EPOCH", 2)
+
+    def learned(rate, weight):
+        pairs = f"{name}.LAMBDA", weight, "OPTIM.LR", rate, "OPTIM.NAME", "adam"
+        trainer = make(method, *steps, *pairs, output=f"{rate} {weight} {len(tried)}")
+        trainer.train()
+        return trainer, prompts_of(trainer)
+
+    for rate, weight in grid:
+        tried.append(learned(rate, weight))
+    right = [trainer.correct() for trainer, _ in tried]
+    chosen, prompts = learned(0.5, "validation")
+    assert len({*right}) > 1 and chosen.correct() == max(right)
+    assert differing(prompts, tried[right.index(max(right))][1]) == []
+    assert [choice.what for choice in chosen.choices] == [f"{name}.LAMBDA", "OPTIM.LR"]
+    assert (chosen.choices[0].images, chosen.choices[0].test_images) == (24, 0) and tried[0][0].choices == []
+
+
 def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypatch, tmp_path):
     trainer = make("CLIPAdapter", "OPTIM.MAX_EPOCH", 4, "TEST.FINAL_MODEL", "best_val")
     run_epoch, results = trainer.run_epoch, iter((50.0, 60.0, 40.0))

@@ -1,10 +1,13 @@
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from clip import is_vit
@@ -16,15 +19,18 @@ from .base.features import CachedOutput
 from .base.projection import LinearAdapter, ProjectedCLIP, Projection
 from .base.steps import shots_of
 
+# Learning rates and weights of the variant with validation, in its order
+GRID = list(product([10.0**-power for power in range(2, 9)], [10.0, 1.0, 0.1, 0.01, 0.001, 0.0001, 0.0]))
+
 
 @dataclass(frozen=True)
 class ProLIPSettings(FeatureSettings):
     """Each of STEPS steps has one view of every image. LAMBDA weighs the squared change of what is learned: a number,
-    or 1/N or 1/N^2 for N images of each class."""
+    1/N or 1/N^2 for N images of each class, or validation: these images choose it and OPTIM.LR."""
 
     AUGMENT_EPOCH: int = 300
     STEPS: int = 300
-    LAMBDA: int | float | Literal["1/N", "1/N^2"] = "1/N"
+    LAMBDA: int | float | Literal["1/N", "1/N^2", "validation"] = "1/N"
     ranges = {"AUGMENT_EPOCH": (1, 1000), "STEPS": (1, 1_000_000), "LAMBDA": (0, 1_000_000)}
 
     def check(self):
@@ -33,7 +39,7 @@ class ProLIPSettings(FeatureSettings):
 
     def weight(self, shots: int) -> float:
         """LAMBDA for this many images of each class."""
-        powers = {"1/N": 1, "1/N^2": 2}
+        powers = {"1/N": 1, "1/N^2": 2, "validation": 1}
         return float(shots) ** -powers[self.LAMBDA] if isinstance(self.LAMBDA, str) else self.LAMBDA
 
 
@@ -46,7 +52,7 @@ class ProLIP(FittedTrainer):
     transfers = True
     schedule_steps = True
     saved_as = "prolip"
-    spec = FeatureSpec(SEVEN)
+    spec = FeatureSpec(SEVEN, chosen={"LAMBDA": "1/N"}, trials=len(GRID))
     kind_of_head: ClassVar[type[Projection]] = Projection
 
     def build_prompts(self, clip, classnames):
@@ -58,18 +64,46 @@ class ProLIP(FittedTrainer):
     def build_schedule(self, optimizer):
         return CosineAnnealingLR(optimizer, self.settings.STEPS)
 
+    @property
+    def chosen_keys(self):
+        return [f"TRAINER.{self.section()}.LAMBDA", "OPTIM.LR"] if self.settings.LAMBDA == "validation" else []
+
+    def start(self, support: Support) -> None:
+        self.weight = self.settings.weight(shots_of(self))
+
     def loss(self, output, labels):
         """Cross-entropy, and LAMBDA times the squared change."""
         parts = {"loss_ce": F.cross_entropy(output.logits, labels), "loss_squares": self.head.squares()}
-        return parts["loss_ce"] + self.settings.weight(shots_of(self)) * parts["loss_squares"], parts
+        return parts["loss_ce"] + self.weight * parts["loss_squares"], parts
+
+    def fit(self, support: Support) -> None:
+        """Learn with the given values or, each time from the start, with all of GRID: the first of the best stays."""
+        if not self.chosen_keys:
+            print(", ".join(f"{name} {float(value):.4f}" for name, value in self.learn(support).items()))
+            return
+        optimiser, schedule, start = deepcopy(
+            (self.optim.state_dict(), self.sched.state_dict(), self.head.state_dict())
+        )
+        best = -1
+        for rate, self.weight in GRID:
+            self.head.load_state_dict(start)
+            self.optim.load_state_dict(optimiser)
+            self.sched.load_state_dict(schedule | {"base_lrs": [rate]})
+            self.optim.param_groups[0]["lr"] = rate
+            self.learn(support)
+            if (right := self.correct()) > best:
+                best, chosen, learned = right, (rate, self.weight), deepcopy(self.head.state_dict())
+        self.head.load_state_dict(learned)
+        values = "learning rate {:g}, LAMBDA {:g}".format(*chosen)
+        print(f"{best} of {len(self.val_images)} validation images with {values}")
 
     @torch.enable_grad()
-    def fit(self, support: Support) -> None:
-        """STEPS steps with one view of all images each: 1, 2, ..., 0."""
+    def learn(self, support: Support) -> dict[str, float | Tensor]:
+        """STEPS steps with one view of all images each: 1, 2, ..., 0; what the last one logs."""
         for step in range(1, self.settings.STEPS + 1):
             view = CachedOutput(support.views[step % len(support.views)])
             logged = self.forward_backward({"img": view, "label": support.labels})
-        print(", ".join(f"{name} {float(value):.4f}" for name, value in logged.items()))
+        return logged
 
 
 @TRAINER_REGISTRY.register()

@@ -218,9 +218,14 @@ class FeatureTrainer(PromptTrainer):
     def trials(self) -> int:
         return self.spec.trials
 
+    @property
+    def chosen_keys(self) -> list[str]:
+        """The settings that `val_images` choose."""
+        return [f"TRAINER.{self.section()}.{key}" for key in self.spec.chosen if not getattr(self.settings, key)]
+
     @cached_property
     def choices(self) -> list[SelectionRecord]:
-        keys = [f"TRAINER.{self.section()}.{key}" for key in self.spec.chosen if not getattr(self.settings, key)]
+        keys = self.chosen_keys
         if not keys:
             return super().choices
         first = choice(keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials)
