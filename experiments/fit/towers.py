@@ -34,7 +34,7 @@ from ..protocols import recipe
 from .heads import Candidate, Heads, start, train
 from .images import Images
 
-TRAINED = tuple(map(Candidate, ("CLIPLoRA", "TwoStage", "MPL", "KgCoOp")))  # the most promising first
+TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))  # the most promising first
 LIMIT = 1e9  # bytes of all logits that are kept
 
 
