@@ -203,10 +203,11 @@ def spoil(photos, kind):
     return table, {"columns": "file, class"}.get(kind, "missing.jpg")
 
 
-@pytest.mark.parametrize("kind", ["empty", "one class", "nested", "columns", "missing"])
+@pytest.mark.parametrize("kind", ["empty", "one class", "nested", "columns", "missing", "device", "sentences"])
 def test_what_cannot_work_is_one_line(command, photos, tiny, tmp_path, kind):
-    place, word = spoil(photos, kind)
-    assert word in command(fit, place, "--to", tmp_path / "model", "--backbone", tiny).error
+    options = {"device": ["--device", "tpu"], "sentences": ["--sentences", photos / "none.json"]}.get(kind, [])
+    place, word = (photos, str(options[1])) if options else spoil(photos, kind)
+    assert word in command(fit, place, "--to", tmp_path / "model", "--backbone", tiny, *options).error
     assert not (tmp_path / "model").exists()
 
 

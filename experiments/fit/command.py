@@ -67,17 +67,18 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"{args.to} is not a folder", "choose another one", args.to)
     print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
     keys = {photo.path: checksum(Path(photo.path)) for photo in photos}
-    from .story import METHODS, fit  # imports torch, which takes seconds
+    from .story import METHODS, fit, heads_of  # imports torch, which takes seconds
 
     for name in args.methods:
         choose(name, METHODS, "method")
     asked = request(args, photos, keys)
+    if is_finished(args.to / FILE, asked):
+        print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
+        return
+    heads = heads_of(args, sorted({photo.label for photo in photos if photo.part != "test"}))
     with locked(args.to):
-        if is_finished(args.to / FILE, asked):
-            print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
-            return
         write_text(args.to / FILE, json.dumps({"form": FORM, "finished": False}) + "\n")
-        fit(args, photos, keys, asked)
+        fit(args, photos, keys, asked, heads)
 
 
 def request(args: argparse.Namespace, photos: Sequence[Photo], keys: dict[str, str]) -> dict[str, Any]:

@@ -37,19 +37,20 @@ PLAN = "plan.json"  # the methods to train, in the folder of the model while a f
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
-def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked: Mapping[str, Any]) -> None:
+def fit(
+    args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked: Mapping[str, Any], heads: Heads
+) -> None:
     """Write the model, the page and, last, the record.
 
     Args:
         keys: the SHA-256 of each image file by its path.
         asked: for the record.
+        heads: for all classes. If one has no usable image, others take their place.
     """
     deadline = time.monotonic() + 60 * args.minutes
-    names = sorted({photo.label for photo in photos if photo.part != "test"})
-    heads = heads_of(args, names)
     rows, damaged = Features(heads.zero_shot, heads.tower).of(keys)
     images = usable(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
-    if images.names != names:
+    if images.names != heads.names:
         heads = heads_of(args, images.names)
     for line in [*images.warnings, *(f"Left out: {fault}" for fault in list(damaged.values())[:5])]:
         print(printable(line))
