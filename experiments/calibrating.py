@@ -27,7 +27,8 @@ from inference.calibration import (
     conf_ot,
     log_softmax,
 )
-from inference.models import calibration_of, file_of, open_models
+from inference.classifier import PromptedClassifier
+from inference.models import calibration_of, file_of, read_model
 from trainers import PromptTrainer
 from trainers.base.data_use import count_common, count_copies
 
@@ -223,6 +224,9 @@ class Calibrated:
 
     def distances(self) -> Distances | None:
         """DAC for the classes of the test; None where the texts of the method have no distances."""
-        options = model_options(backbone=self.cfg.MODEL.BACKBONE.NAME)
-        ((_, classifier),) = open_models([Path(self.spec.args.model_dir)], options)
-        return classifier.distances(self.trainer.class_names)
+        trainer, folder = self.trainer, self.spec.args.model_dir
+        options = model_options(backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch)
+        description, checkpoint, backbone = read_model(Path(folder), options)
+        on = {"device": trainer.device.type, "clip": trainer.model.frozen}  # not loaded once more
+        classifier = PromptedClassifier(description, checkpoint, folder, backbone, **on)
+        return classifier.distances(trainer.class_names)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
-from learned import OPTIONS, images_of, rows_of
+from learned import OPTIONS, images_of, rows_of, train_run
 
+from clip import load_backbone
 from common.results import CALIBRATION
 from experiments import calibrate
 from inference import export, predict, programs
@@ -19,9 +20,11 @@ from inference.artefact import calibration_in
 from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
+from trainers.base.prompted import PromptedCLIP
 
 pytestmark = pytest.mark.slow
 ASKED = ("TEST.CALIBRATE", True)
+NEW = ("DATASET.SUBSAMPLE_CLASSES", "new", *ASKED, "DATASET.NUM_SHOTS", -1)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +206,31 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
         shutil.copy(folder / name, copied)
         assert "not of" in command(predict, copied, image).error
     assert command(calibrate, copied).status == 0 and command(predict, copied, image).status == 0
+
+
+def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypatch, tmp_path):
+    counts, encode = [], PromptedCLIP.output
+
+    def counted(model, images, *features):
+        counts.append(len(images))
+        return encode(model, images, *features)
+
+    monkeypatch.setattr(PromptedCLIP, "output", counted)
+    folder, files = shutil.copytree(calibrated, tmp_path / "run"), list(images_of(eurosat, range(3)))
+    rows_of(command, folder, *files)
+    plain = counts[:]
+    rows_of(command, folder, *files, "--sets", 0.9)
+    assert counts == plain * 2 and sum(plain) == len(files) + 1  # and a black one, before all others
+    counts.clear()
+    assert command(calibrate, folder).status == 0
+    assert sum(counts) == 12 + 12  # validation, and test of new classes: the run has saved those of its test
+    loaded = []
+    monkeypatch.setattr(
+        "trainers.base.build.load_backbone", lambda *given: loaded.append(given) or load_backbone(*given)
+    )
+    counts.clear()
+    train_run(tmp_path / "new", eurosat, deep, "CoOp", *NEW, options=["--eval-only", "--model-dir", calibrated])
+    assert (sum(counts), len(loaded)) == (12, 1)
 
 
 def test_runs_that_cannot_be_calibrated_do_not_stop_the_others(calibrated, command, tmp_path):
