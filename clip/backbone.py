@@ -76,16 +76,20 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """
     path = weight_file(name, cache)
     config: Any = open_clip_config(name, cache)
-    words, online = text_part(config), is_published(name) or is_pair(name)
-    if "hf_model_name" in words:
-        config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, online)
-    model = build(path, precision, name, config, resize=is_pair(name))
-    model.tokenizer = hub.tokenizer({"context_length": model.context_length} | words, path.parent, online)
+    if config is None:
+        model = build(path, precision, name)
+        model.tokenizer = Tokenizer(model.context_length)
+    else:
+        words, online = text_part(config), is_published(name) or is_pair(name)
+        if "hf_model_name" in words:
+            config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, online)
+        model = build(path, precision, name, config, resize=is_pair(name))
+        model.tokenizer = hub.tokenizer({"context_length": model.context_length} | words, path.parent, online)
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
         what = f"the text tower of {name} reads other tokens than CLIP's"
         raise ClipError(what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)")
     size = model.visual.image_size
-    if is_pair(name):
+    if config and is_pair(name):
         open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})
     model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]  # OpenAI's name
     return model.eval().requires_grad_(False)
@@ -217,6 +221,8 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
     Raises:
         ClipError: as for `weight_file`; or the configuration is damaged.
     """
+    if name in URLS or name == "small":
+        return None
     if is_pair(name):
         arch, tag = name.split(":", 1)
         pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
@@ -224,8 +230,6 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
         # The activation that the weights were trained with.
         model["quick_gelu"] = model.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
         return {"model_cfg": model, "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained)}
-    if name in URLS or name == "small":
-        return None
     is_hub = name.startswith(hub.PREFIX)
     file = hub.config_file(name, cache) if is_hub else weight_file(name, cache).with_name(hub.CONFIG)
     return read_json(file, MAX_CONFIG) if file.is_file() else None

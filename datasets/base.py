@@ -87,10 +87,11 @@ class FewShotDataset(DatasetBase):
         train, val, test = self.load()
         if images:
             self.check_images([*train, *val, *test])
+        most = cfg.TEST.get("MAX_IMAGES", 0)
         super().__init__(
             train_x=test if self.test_only else train,  # classes are counted and named by it
             val=test if self.val_is_test and not self.holds_out else val or None,
-            test=spread(test, cfg.TEST.get("MAX_IMAGES", 0) or len(test)),
+            test=spread(test, most) if most else [*test],
         )
         every = [*train, *val, *test]  # a class may have no training images
         self._num_classes = self.get_num_classes(every)
@@ -115,8 +116,10 @@ class FewShotDataset(DatasetBase):
             )
         split = self.read_split()
         self.check_split(*split)
-        names = {item.classname for part in split for item in part}
-        self.sentences = sentences.read(sentences.file_of(self.cfg)[0], names)
+        self.sentences: dict[str, list[str]] = {}
+        if self.cfg.DATASET.get("SENTENCES", ""):
+            names = {item.classname for part in split for item in part}
+            self.sentences = sentences.read(sentences.file_of(self.cfg)[0], names)
         train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
         if not test or not (train or self.test_only):
             part = "testing" if train else "training"

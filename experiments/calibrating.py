@@ -158,7 +158,7 @@ def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
 
 
 class Calibrated:
-    """Fits a calibration after a test, and reports what it changes (TEST.CALIBRATE): an observer (`run.OBSERVERS`).
+    """Fits a calibration after a test, and reports its effect (TEST.CALIBRATE): an observer (`run.wanted_observers`).
 
     A training run fits it on its validation images, and writes calibration.json. A test of the prompts of another run
     takes that run's, with DAC if its classes are others.
@@ -167,9 +167,7 @@ class Calibrated:
     def __init__(self, spec: Any, trainer: Any):
         self.spec, self.cfg, self.trainer = spec, spec.cfg, trainer
         self.prompts: Calibration | None = None
-        self.asked = spec.cfg.TEST.CALIBRATE
-        if not self.asked:
-            return
+        self.asked = True
         if not isinstance(trainer, PromptTrainer):
             raise UsageError("TEST.CALIBRATE needs a method of this project", "leave it out")
         if trainer.kind == "transductive":

@@ -124,14 +124,11 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
 
 
 class Detection:
-    """Scores of out-of-distribution images (TEST.OOD): an observer (`run.OBSERVERS`)."""
+    """Scores of out-of-distribution images (TEST.OOD): an observer (`run.wanted_observers`)."""
 
     def __init__(self, spec: Any, trainer: Any):
         self.cfg = spec.cfg
         self.trainer = trainer
-        self.others: list[OutsideImages] = []
-        if not spec.cfg.TEST.OOD:
-            return
         self.others = read_outside_images(spec.cfg, trainer)
         asked = spec.cfg.TEST.OOD_SCORES or SCORES
         self.local = "GL-MCM" in asked and has_patches(trainer)
@@ -176,7 +173,7 @@ class Detection:
             AUPR and FPR95 in percent, images of the classes positive}.
         """
         cfg, trainer = self.cfg, self.trainer
-        if not self.others or not trainer.evaluator.batches:  # nothing to do, or TEST.NO_TEST
+        if not trainer.evaluator.batches:  # TEST.NO_TEST
             return {}
         trainer.set_model_mode("eval")
         split, _ = tested_images(cfg, trainer)

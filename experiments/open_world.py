@@ -14,7 +14,7 @@ from .metrics import openworld_auc
 
 
 class OpenWorld:
-    """Adds `open_world` to the results of such a test: an observer (`run.OBSERVERS`).
+    """Adds `open_world` to the results of such a test: an observer (`run.wanted_observers`).
 
     The score of an image is the largest probability of a base class, by the softmax over all classes. Its answer is the
     largest logit among the classes of its own half.
@@ -47,12 +47,9 @@ class OpenWorld:
 
 
 def is_union(spec: Any) -> bool:
-    """Whether a run tests all classes of a dataset, by prompts of a run on its base classes."""
-    args, cfg = spec.args, spec.cfg
-    if not (args.eval_only and args.model_dir and cfg.DATASET.SUBSAMPLE_CLASSES == "all"):
-        return False
-    learned = read_results(Path(args.model_dir)) or {}
-    return learned.get("classes") == "base" and learned.get("dataset") == title(cfg)
+    """Whether a test of all classes of a dataset is of the prompts of a run on its base classes."""
+    learned = read_results(Path(spec.args.model_dir)) or {}
+    return learned.get("classes") == "base" and learned.get("dataset") == title(spec.cfg)
 
 
 def of_batch(logits: Tensor, labels: Tensor, base: int) -> Tensor:

@@ -81,7 +81,7 @@ class Recorder:
 
 
 class SavedPredictions:
-    """Records each test of a run, and writes predictions.npz at its end: an observer (`run.OBSERVERS`)."""
+    """Records each test of a run, and writes predictions.npz at its end: an observer (`run.wanted_observers`)."""
 
     def __init__(self, spec: Any, trainer: Any):
         from .record import note_test  # takes seconds, and readers do without it

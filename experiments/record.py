@@ -46,7 +46,7 @@ class Record:
     """The record of a run, from before its training to its end.
 
     Attributes:
-        fit: the records of the images behind the prompts that the run tests; None if that is not known.
+        earlier: the records of the images behind the prompts that the run starts from; None if that is not known.
         choices: the past and future choices on images for them; None if their checkpoint does not say.
 
     Raises:
@@ -56,8 +56,8 @@ class Record:
     def __init__(self, spec: RunSpec, trainer: Any):
         self.spec = spec
         self.trainer = trainer
+        self.earlier: Sequence[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
         self.choices = self.all_choices()
-        self.fit = self.all_phases()
 
     def all_choices(self) -> list[SelectionRecord] | None:
         spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
@@ -68,19 +68,19 @@ class Record:
             trainer.inherit(new)
         if (not evaluates and is_trainable(trainer)) or (here and not trainer.learns):
             new += trainer.choices if here else made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
-        if not spec.cfg.TEST.SELECT_ON_TEST:
+        if new and not spec.cfg.TEST.SELECT_ON_TEST:
             check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
-        if selecting := on_test_images(choices):
+        if choices and (selecting := on_test_images(choices)):
             print(f"{SELECTED}: {'; '.join(map(selection_text, selecting))} (the results are marked)")
         return choices
 
     def all_phases(self) -> list[Phase] | None:
+        """The records of the images behind the prompts that the run tests; None if that is not known."""
         spec, trainer = self.spec, self.trainer
-        earlier: Sequence[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
-        if earlier is None or spec.args.eval_only or not is_trainable(trainer):
-            return None if earlier is None else list(earlier)
-        return [*earlier, fit_phase(spec.cfg, title(spec.cfg), trainer.dm.dataset, trainer.dm.num_classes)]
+        if self.earlier is None or spec.args.eval_only or not is_trainable(trainer):
+            return None if self.earlier is None else list(self.earlier)
+        return [*self.earlier, fit_phase(spec.cfg, title(spec.cfg), trainer.dm.dataset, trainer.dm.num_classes)]
 
     def epochs(self) -> tuple[int | None, int | None]:
         """The number of epochs that were trained (of an evaluation: behind the prompts that it loaded), and the epoch
@@ -102,7 +102,7 @@ class Record:
 
         - `kind`: of the method (`data_use.METHOD_KINDS`), or `extra text` if it is inductive and has DATASET.SENTENCES;
           None for a trainer of another project
-        - `fit`, `choose`: the attributes
+        - `fit`, `choose`: `all_phases`, `choices`
         - `test`: the record of the tested images, with `evaluations`, how many tests of them ended in this output
           folder; None without a test
         - `settings`: those that are not defaults, by their source
@@ -123,7 +123,7 @@ class Record:
         ):
             sources["a choice"] = chosen
         kind = getattr(trainer, "kind", None)
-        fit, choose = map(to_json, (self.fit, self.choices))
+        fit, choose = map(to_json, (self.all_phases(), self.choices))
         if kind == "inductive" and any("sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]):
             kind = "extra text"
         return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}

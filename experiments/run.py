@@ -34,12 +34,13 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         with folder.start():
             print_settings(spec, folder)
             trainer = build(spec)
-            observers = [observer(spec, trainer) for observer in OBSERVERS]
+            observers = [observer(spec, trainer) for observer in wanted_observers(spec)]
             prepare(spec, trainer)
             record = Record(spec, trainer)  # before a test loads the best epoch, which names its images itself
             if spec.args.no_train:
                 return
-            until_end.enter_context(reporting(spec.args.report_to, spec.cfg, trainer))
+            if spec.args.report_to:
+                until_end.enter_context(reporting(spec.args.report_to, spec.cfg, trainer))
         if spec.args.eval_only or not is_trainable(trainer):
             folder.remove_results()
         else:
@@ -54,8 +55,16 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         print(summary_line(folder.results))
 
 
-# What a run may do besides training and test
-OBSERVERS = (ood.Detection, open_world.OpenWorld, predictions.SavedPredictions, calibrating.Calibrated)
+def wanted_observers(spec: RunSpec) -> list[type]:
+    """What this run does besides training and test."""
+    args, cfg = spec.args, spec.cfg
+    wanted: dict[type, bool] = {
+        ood.Detection: bool(cfg.TEST.OOD),
+        open_world.OpenWorld: bool(args.eval_only and args.model_dir) and cfg.DATASET.SUBSAMPLE_CLASSES == "all",
+        predictions.SavedPredictions: True,
+        calibrating.Calibrated: cfg.TEST.CALIBRATE,
+    }
+    return [observer for observer, is_wanted in wanted.items() if is_wanted]
 
 
 def print_finished(folder: OutputFolder) -> None:

@@ -7,11 +7,13 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from common.errors import UsageError, one_line
 from common.names import printable
@@ -44,6 +46,7 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
     for name in ("stdout", "stderr"):  # None if the caller has closed it: a file that a run opens would get its number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+    threading.excepthook = report_thread
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
     try:
@@ -90,6 +93,12 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def report_thread(failure: Any) -> None:
+    """The hook for errors of threads. TensorBoard raises that of its writer again, in the thread that trains."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:

@@ -8,7 +8,6 @@ variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, MLFLOW_EXPERI
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -85,12 +84,6 @@ def check_trackers(names: list[str]) -> None:
             raise UsageError(what, "run `pip install -r requirements-trackers.txt`")
 
 
-def report_thread(failure: Any) -> None:
-    """The hook for errors of threads. TensorBoard raises that of its writer again, in the thread that trains."""
-    if type(failure.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(failure)
-
-
 @contextmanager
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     """Report a run to trackers, keys of TRACKERS or `tensorboard`. At the end they get what it has left in its folder.
@@ -102,7 +95,6 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     failed: list[str] = []
     results = None
     folder = Path(cfg.OUTPUT_DIR)
-    before, threading.excepthook = threading.excepthook, report_thread
     try:
         for name in (name for name in names if name in TRACKERS):
             started[name] = TRACKERS[name]()
@@ -113,10 +105,8 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
                 what = f"--report-to {name}: it cannot start ({one_line(error)})"
                 raise UsageError(what, "see its documentation, or leave it out") from error
         yield
-        if names:
-            results = json.loads((folder / RESULTS_FILE).read_text())
+        results = json.loads((folder / RESULTS_FILE).read_text())
     finally:
-        threading.excepthook = before
         files = {folder / name: "" for name in (RUN_CONFIG_FILE, RESULTS_FILE) if (folder / name).is_file()}
         for name in trainer.get_model_names():
             files |= {file: name for file in sorted((folder / name).glob("model*")) if file.is_file()}

@@ -106,10 +106,11 @@ def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord
 def count_tested(images: Sequence[Any], dataset: Any) -> int:
     """How many of the images are test images of the dataset, by their paths or by the content of their files.
 
-    The content does not count in a published dataset, which is used as it is.
+    The content does not count in a published or a synthetic dataset, which is used as it is.
     """
     by_path = count_common(images, dataset.test)
-    return by_path if getattr(dataset, "counts", None) else max(by_path, count_copies(images, dataset.test))
+    as_it_is = getattr(dataset, "counts", None) or getattr(dataset, "is_synthetic", False)
+    return by_path if as_it_is else max(by_path, count_copies(images, dataset.test))
 
 
 def count_copies(images: Sequence[Any], others: Sequence[Any]) -> int:

@@ -114,7 +114,8 @@ class SimpleTrainer(TrainerBase):
                     write_bytes(Path(folder, "model-best.pth.tar"), Path(path).read_bytes())
             else:
                 self.best_result = -math.inf  # of an epoch that this run could not deploy
-        self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
+        if begun:
+            self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
         self.init_writer(os.path.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
         self._train_began = time.monotonic() - self.train_seconds

@@ -43,18 +43,18 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
         options = cfg.INPUT
         jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
         augmentations = {
-            "random_crop": T.RandomCrop(size, padding=options.CROP_PADDING),
-            "random_resized_crop": T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
-            "center_crop": T.CenterCrop(size),
-            "random_flip": T.RandomHorizontalFlip(),
-            "randaugment": RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
-            "colorjitter": T.ColorJitter(*jitter),
-            "randomgrayscale": T.RandomGrayscale(p=options.RGS_P),
-            "gaussian_blur": T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
+            "random_crop": lambda: T.RandomCrop(size, padding=options.CROP_PADDING),
+            "random_resized_crop": lambda: T.RandomResizedCrop(size, options.RRCROP_SCALE, interpolation=interpolation),
+            "center_crop": lambda: T.CenterCrop(size),
+            "random_flip": T.RandomHorizontalFlip,
+            "randaugment": lambda: RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
+            "colorjitter": lambda: T.ColorJitter(*jitter),
+            "randomgrayscale": lambda: T.RandomGrayscale(p=options.RGS_P),
+            "gaussian_blur": lambda: T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
         }
         cropped = "random_crop" in choices or "random_resized_crop" in choices
         steps = [] if cropped else [T.Resize(size, interpolation=interpolation)]
-        steps += [step for name, step in augmentations.items() if name in choices]
+        steps += [make() for name, make in augmentations.items() if name in choices]
     steps += to_tensor(cfg.INPUT, choices)
     if verbose:
         print(f"Building transform_{'train' if is_train else 'test'}")
