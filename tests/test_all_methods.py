@@ -103,7 +103,7 @@ def outcome(folder):
     return {key: value for key, value in results.items() if key not in TIMES}, arrays, tensors
 
 
-@pytest.mark.parametrize("method", thorough_but(FIRST | {"MPL", "PromptSRC"}, methods()))
+@pytest.mark.parametrize("method", thorough_but(FIRST - {"TaskRes"} | {"PromptSRC"}, methods()))
 def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_path):
     monkeypatch.setattr(partial, "SECONDS", 0)
     assert train(method, "whole").status == 0

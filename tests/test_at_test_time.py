@@ -13,6 +13,7 @@ from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import make_cfg
 from learned import NAMES, OPTIONS, own_test, rows_of
+from marks import thorough_but
 from PIL import Image
 
 from inference import predict
@@ -140,7 +141,7 @@ def test_results_of_images_that_have_changed_meanwhile_are_not_used(method, make
 # ---------------------------------------------------------------- dependence on earlier images
 
 
-@pytest.mark.parametrize("method", ["TPT", "ZERO", "MTA"])
+@pytest.mark.parametrize("method", thorough_but(["TPT"], ["TPT", "ZERO", "MTA"]))
 def test_answers_depend_on_the_seed_and_not_on_other_images(method, make):
     found = outputs(make(method))
     alone = make(method)
@@ -156,7 +157,7 @@ def test_tda_reads_images_in_an_order_of_the_seed(make):
     assert {item.impath for item in first} == {item.impath for item in second}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thorough_but(("TPT", "TDA"), METHODS))
 def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method, make):
     trainer, types = make(method, PREC="amp"), []
     answer, image_output = trainer.answer, trainer.model.image_output
@@ -247,7 +248,7 @@ def test_a_step_whose_gradient_overflows_is_left_out(make):
 # ---------------------------------------------------------------- predictions
 
 
-@pytest.mark.parametrize("method", ["TPT", "ZERO"])
+@pytest.mark.parametrize("method", thorough_but(["TPT"], ["TPT", "ZERO"]))
 def test_predictions_are_those_of_the_test(method, launch, argv, command, eurosat, tmp_path):
     run, photo = tmp_path / "run", eurosat / "eurosat/2750/0/test_0.png"
     assert launch(*argv(*four(method), output="run")).status == 0

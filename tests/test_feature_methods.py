@@ -6,6 +6,7 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import differing, make_cfg, prompts_of, write_eurosat
+from marks import thorough_but
 
 import trainers
 from clip import TOWERS
@@ -35,6 +36,10 @@ def make(eurosat, tiny, tmp_path):
         return build_trainer(make_cfg(method, root, tiny, tmp_path / output, *options))
 
     return make
+
+
+def transferring(transfers):
+    return [name for name, kind in METHODS.items() if kind.transfers == transfers]
 
 
 def images_of(trainer):
@@ -126,7 +131,7 @@ def test_clap_adapts_its_weights_by_squared_distances_also_with_a_constraint_of_
     torch.testing.assert_close(trainer.rho, apart.square().sum(dim=1))
 
 
-@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
+@pytest.mark.parametrize("method", thorough_but(("TipAdapter", "CLIPAdapter"), transferring(True)))
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
     base.train()
@@ -139,7 +144,7 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
     assert same == method.startswith("Tip")  # no votes for new classes
 
 
-@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
+@pytest.mark.parametrize("method", thorough_but(("CLAP", "LinearProbe"), transferring(False)))
 def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     """As those of ImageNet-A and -R, in any order."""
     write_eurosat(tmp_path, ["white snow", "red"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from drawn import run_for_real
+from marks import thorough_but
 
 from common.start import ROOT
 from experiments import results
@@ -68,7 +69,9 @@ def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_p
 # ---------------------------------------------------------------- the commands that they start
 
 
-@pytest.mark.parametrize("method", [method for method, facts in methods().items() if facts.learns])
+@pytest.mark.parametrize(
+    "method", thorough_but(("MPL", "GDA"), [name for name, facts in methods().items() if facts.learns])
+)
 def test_any_method_uses_its_recipes(method, script):
     for kind, shared in ANY.items():
         tests = kind.endswith(("test", "all"))
