@@ -75,7 +75,7 @@ def suggestion(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
-def choose(
+def check_name(
     name: object, known: Iterable[object], kind: str, where: str | PathLike | None = None, otherwise: str = ""
 ) -> None:
     """Check that `name` is one of the known ones.
@@ -90,6 +90,6 @@ def choose(
         raise UsageError(f"there is no {kind} {name!r}", f"{remedy}; {otherwise}" if otherwise else remedy, where)
 
 
-def choose_dataset(name: str, known: Iterable[str]) -> None:
-    """Check that `name` is one of the known datasets; as for `choose`."""
-    choose(name, known, "dataset", otherwise="for your own images see docs/own_classes.md")
+def check_dataset_name(name: str, known: Iterable[str]) -> None:
+    """Check that `name` is one of the known datasets; as for `check_name`."""
+    check_name(name, known, "dataset", otherwise="for your own images see docs/own_classes.md")

@@ -7,7 +7,7 @@ from typing import Any
 
 from dassl.data.datasets import Datum
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.names import plain
 from common.text import read_json
 
@@ -35,7 +35,7 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
     if isinstance(content, dict):
         known = {plain(name): number for name, number in content.items()}
         for name in known:
-            choose(name, map(plain, names.values()), "class", where)
+            check_name(name, map(plain, names.values()), "class", where)
         content = [known.get(plain(names[label])) for label in labels]
         if None in content:
             name = names[labels[content.index(None)]]

@@ -12,7 +12,7 @@ import numpy as np
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from numpy.lib import format as npy
 
-from common.errors import UsageError, choose_dataset
+from common.errors import UsageError, check_dataset_name
 from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, add_common_options, path, share
@@ -144,7 +144,7 @@ def read_dataset(run: Path, classes: str = "") -> Any:
     """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES."""
     cfg = run_configuration(run)
     cfg.DATASET.SUBSAMPLE_CLASSES = classes or cfg.DATASET.SUBSAMPLE_CLASSES
-    choose_dataset(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_dataset_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
 
 

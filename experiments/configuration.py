@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 import datasets
 import trainers
 from clip import OF_CLIP, TOWERS, preprocessing, weights_sha256
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.records import SelectionRecord
 from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
 from common.text import read_json
@@ -281,7 +281,7 @@ def values_for(dataset: str, table: object, where: str) -> dict:
     if not isinstance(table, dict):
         raise UsageError(f"{where} is {table!r}", "give DATASET: {KEY: VALUE}")
     for name, values in table.items():
-        choose(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
+        check_name(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
         if not isinstance(values, dict):
             raise UsageError(f"{where}.{name} is {values!r}", "give KEY: VALUE")
     return flatten(table.get(dataset, {}))

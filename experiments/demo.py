@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from common.errors import choose
+from common.errors import check_name
 from common.files import write_text
 from common.start import Parser, add_common_options, any_seed, at_least, path
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     names = dict.fromkeys(("ZeroshotCLIP", *args.methods))
     for name in names:
-        choose(name, methods(), "method")
+        check_name(name, methods(), "method")
     variants = [Variant(name, name, recipe(name, "base2new", backbone="small").cfg) for name in names]
     seeds = tuple(dict.fromkeys(args.seeds))
     study = Study(tuple(variants), ("small_objects",), seeds=seeds, root=args.root, output=args.output)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from datasets import title
 from trainers.base import PromptTrainer
 from trainers.base.data_use import list_facts
@@ -55,12 +55,12 @@ class OutsideImages:
 def check_settings(cfg: CfgNode) -> None:
     """Check TEST.OOD and TEST.OOD_SCORES: known names, and `new` for base classes only."""
     for name in cfg.TEST.OOD:
-        choose(name, [*known_datasets(), NEW], "dataset for --ood")
+        check_name(name, [*known_datasets(), NEW], "dataset for --ood")
         if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
             what = f"--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is {cfg.DATASET.SUBSAMPLE_CLASSES}"
             raise UsageError(what, "set it to base, or name a dataset")
     for score in cfg.TEST.OOD_SCORES:
-        choose(score, (*SCORES, NEGLABEL), "score in TEST.OOD_SCORES")
+        check_name(score, (*SCORES, NEGLABEL), "score in TEST.OOD_SCORES")
     if cfg.TEST.OOD and NEGLABEL in cfg.TEST.OOD_SCORES:
         read_words(cfg.TEST.OOD_WORDS)
 

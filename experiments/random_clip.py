@@ -8,7 +8,7 @@ Its predictions are noise. The weights depend only on the sizes and on the name 
 
 import io
 
-from common.errors import UsageError, choose, one_line
+from common.errors import UsageError, check_name, one_line
 from common.files import write_bytes
 from common.start import Parser, add_common_options, at_least, path, required_packages
 
@@ -31,7 +31,7 @@ def main() -> None:
 
         from clip.random_weights import random_clip
 
-    choose(args.arch, open_clip.list_models(), "architecture")
+    check_name(args.arch, open_clip.list_models(), "architecture")
     vision = {"image_size": args.image_size, "patch_size": args.patch_size}
     vision |= {"width": args.vision_width, "layers": args.vision_layers}
     text = {"width": args.text_width, "layers": args.text_layers}

@@ -14,7 +14,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
 import datasets
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.files import check_folder
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE
 from inference.arguments import IN_A_FILE
@@ -133,8 +133,8 @@ class RunSpec:
         if self.is_finished:
             return
         check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg)
-        choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE)
-        choose(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
+        check_name(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE)
+        check_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
         if method := trainers.methods().get(cfg.TRAINER.NAME):
             if not cfg.MODEL.BACKBONE.NAME:
                 remedy = "name the backbone in the YAML file or by --backbone"

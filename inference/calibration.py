@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 
 HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
@@ -216,7 +216,7 @@ def scores(probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[
         weights: 0, or random numbers between 0 and 1 for the ranks of an image, (images, classes): the published u for
             test images, and 1 - u for the labels of calibration images.
     """
-    choose(kind, KINDS, "kind of set")
+    check_name(kind, KINDS, "kind of set")
     p = np.asarray(probabilities, dtype=np.float64)
     if kind == "lac":
         return 1 - p

@@ -17,7 +17,7 @@ from torch import Tensor
 import datasets
 import trainers
 from clip import CLIP, is_published, load_backbone, tokenizer_of, weights_sha256
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.names import check_known_names, check_names, check_template, with_spaces
 from trainers.base import TEMPLATE
 from trainers.base.build import assemble_model
@@ -76,7 +76,7 @@ class PromptedClassifier:
     ):
         cuda = torch.cuda.is_available()
         if device:
-            choose(device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
+            check_name(device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
         if not description.class_names:
             raise UsageError(f"{source} holds no class names", "give them by --classes or --classes-file", source)
         check_known_names(description.class_names, source)

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 import datasets
 import trainers
 from clip import CLIP, OF_CLIP, preprocessing
-from common.errors import choose
+from common.errors import check_name
 
 from .arguments import IN_A_FILE
 from .artefact import Description
@@ -18,7 +18,7 @@ from .artefact import Description
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
     """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
-    choose(method, trainers.methods(), "method", where, IN_A_FILE)
+    check_name(method, trainers.methods(), "method", where, IN_A_FILE)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)

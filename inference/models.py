@@ -12,7 +12,7 @@ from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
 
 import trainers
-from common.errors import UsageError, choose, choose_dataset
+from common.errors import UsageError, check_dataset_name, check_name
 from common.names import check_names, printable
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from datasets import sentences, title
@@ -197,11 +197,11 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
         raise UsageError(f"{path} has no {RUN_CONFIG_FILE}", "name the YAML file of its method by --config-file", path)
     file = Path(options.config_file)
     name = options.trainer or file.absolute().parent.name
-    choose(name, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
+    check_name(name, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
     cfg = configuration(name, file)
     cfg.merge_from_file(str(file))
     if cfg.DATASET.NAME:  # a misspelt one would have no sentence
-        choose_dataset(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+        check_dataset_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if options.template:
         if not trainers.methods()[name].reads_template:
             raise UsageError("--template has no use here", f"leave it out: {name} does not read it")

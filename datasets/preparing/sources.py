@@ -11,7 +11,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
-from common.errors import UsageError, choose_dataset
+from common.errors import UsageError, check_dataset_name
 from common.start import ROOT
 
 from .. import extend_cfg
@@ -74,7 +74,7 @@ def find(name: str) -> Source:
     Raises:
         UsageError: there is no such file.
     """
-    choose_dataset(name, names())
+    check_dataset_name(name, names())
     dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
     return next((source for source in downloadable().values() if source.dataset is dataset), Source(name, dataset))
 

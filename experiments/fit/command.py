@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.files import check_vacant, checksum, write_text
 from common.start import Parser, add_common_options, any_seed, between, path, percent
 from common.text import read_json
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     from .story import METHODS, fit, heads_of  # imports torch, which takes seconds
 
     for name in args.methods:
-        choose(name, METHODS, "method")
+        check_name(name, METHODS, "method")
     asked = request(args, photos, keys)
     if is_finished(args.to / FILE, asked):
         print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")

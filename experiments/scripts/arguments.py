@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UsageError, choose, choose_dataset
+from common.errors import UsageError, check_dataset_name, check_name
 from common.start import ROOT
 from inference.arguments import add_plugin_option
 
@@ -102,7 +102,8 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     try:
         check(values)
         if values.get("CFG"):
-            choose(values["CFG"], [file.stem for file in config_files(script.method or values["METHOD"])], "YAML file")
+            files = config_files(script.method or values["METHOD"])
+            check_name(values["CFG"], [file.stem for file in files], "YAML file")
         if script.steps != "reproduce" and (len(rest) % 2 or any(key.startswith("-") for key in rest[::2])):
             raise UsageError(f"{' '.join(rest)!r} is not KEY VALUE ...")
         if script.steps != "reproduce" and "OUTPUT_DIR" in rest[::2]:
@@ -126,14 +127,14 @@ def check(values: dict[str, str]) -> None:
         if key in FORMS and not re.fullmatch(FORMS[key][0], value):
             raise UsageError(f"{key} is {value!r}", f"give {FORMS[key][1]}")
         if key in ("DATASET", "SOURCE"):
-            choose_dataset(value, known_datasets())
+            check_dataset_name(value, known_datasets())
     if "PROTOCOL" in values:
-        choose(values["PROTOCOL"], PROTOCOLS, "protocol")
+        check_name(values["PROTOCOL"], PROTOCOLS, "protocol")
     if "METHOD" in values:
         given = values["METHOD"]
         exact = {name.lower(): name for name in methods()} | {name: name for name in methods()}
         method = values["METHOD"] = exact.get(given) or exact.get(given.lower(), given)
-        choose(method, methods(), "method")
+        check_name(method, methods(), "method")
         if not methods()[method].learns:
             remedy = f"test it by python train.py --trainer {method} --eval-only, or in a study"
             raise UsageError(f"{method} has nothing to train", remedy)

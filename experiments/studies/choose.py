@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.files import check_no_link, write_text
 
 from ..results import RESULTS_FILE, read_results
@@ -80,10 +80,10 @@ def choose_from(content: Any) -> SearchRule:
     if not isinstance(content, dict):
         raise UsageError(f"choose is {content!r}", f"give {{keys: {{KEY: [VALUE, ...]}}, by: {VALIDATION}}}")
     for key in content:
-        choose(key, ("keys", "by"), "key of choose")
+        check_name(key, ("keys", "by"), "key of choose")
     if content.get("by") is None:
         raise UsageError("choose has no by", f"give one of {', '.join(RULES)}")
-    choose(content["by"], RULES, "rule of choose")
+    check_name(content["by"], RULES, "rule of choose")
     keys = keys_from(content["keys"], "choose") if "keys" in content else ()
     if "keys" in content and not keys:
         raise UsageError("choose has no keys", "give some, such as {OPTIM.LR: [0.001, 0.002]}, or leave keys out")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from common.errors import UsageError, choose, choose_dataset
+from common.errors import UsageError, check_dataset_name, check_name
 from common.files import check_folder, write_text
 from common.start import Parser, add_common_options, any_seed, at_least, path
 
@@ -206,11 +206,11 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     args.method = {name.lower(): name for name in methods()}.get(args.method.lower(), args.method)
-    choose(args.method, methods(), "method")
+    check_name(args.method, methods(), "method")
     for name in (args.source, *(args.datasets or ())):
-        choose_dataset(name, known_datasets())
+        check_dataset_name(name, known_datasets())
     if args.cfg:
-        choose(args.cfg, [file.stem for file in config_files(args.method)], "YAML file")
+        check_name(args.cfg, [file.stem for file in config_files(args.method)], "YAML file")
     study = study_of(args)
     from .executor import LocalExecutor, check_datasets, execute_runs
     from .render import build_tables, markdown

@@ -7,7 +7,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import UsageError, choose, choose_dataset
+from common.errors import UsageError, check_dataset_name, check_name
 from inference.arguments import IN_A_FILE
 
 from ..configs import config_files, config_folder, known_datasets
@@ -52,7 +52,7 @@ class Variant:
     choose: Keys | None = None
 
     def __post_init__(self) -> None:
-        choose(self.method, methods(), "trainer", otherwise=IN_A_FILE)
+        check_name(self.method, methods(), "trainer", otherwise=IN_A_FILE)
         plain = self.name.strip() and self.name.isprintable()
         # It may be part of a folder's name, and legends leave out what begins with an underscore.
         if not plain or "/" in self.name or self.name.startswith((".", "_")):
@@ -60,9 +60,9 @@ class Variant:
             raise UsageError(what, "use another one")
         names = [file.stem for file in config_files(self.method)]
         for config in filter(None, (self.cfg, self.cross_cfg)):
-            choose(config, names, f"YAML file of {self.name}")
+            check_name(config, names, f"YAML file of {self.name}")
         for dataset in self.dataset_overrides:
-            choose_dataset(dataset, known_datasets())
+            check_dataset_name(dataset, known_datasets())
         for pairs in (self.overrides, *self.dataset_overrides.values()):
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
                 self.check_key(key, "override", value)
@@ -181,7 +181,7 @@ class Study:
         check_numbers("cpus", [self.cpus], int, 1, 1024)
         check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1)
         for protocol in self.protocols:
-            choose(protocol, PROTOCOLS, "protocol")
+            check_name(protocol, PROTOCOLS, "protocol")
         lists = {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds, "shots": self.shots}
         for key, values in lists.items():
             if not values:
@@ -196,9 +196,9 @@ class Study:
         if self.source in self.targets:
             raise UsageError(f"the source {self.source} is among the targets", "leave it out of them")
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
-            choose_dataset(dataset, known_datasets())
+            check_dataset_name(dataset, known_datasets())
         for name in self.ood:
-            choose(name, [*known_datasets(), "new"], "dataset of ood")
+            check_name(name, [*known_datasets(), "new"], "dataset of ood")
         if not isinstance(self.union, bool) or (self.union and "base2new" not in self.protocols):
             raise UsageError(f"union has the value {self.union!r}", "give true for base2new, or leave it out")
         if not isinstance(self.calibrate, bool):

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, check_name
 from common.files import check_no_link
 
 from ..arguments import parse_arguments
@@ -41,7 +41,7 @@ def study_from(content: dict) -> Study:
     """A `Study` from the content of its file. An empty value means the default."""
     given = {key: value for key, value in content.items() if value is not None}
     for key in given:
-        choose(key, STUDY_KEYS, "key")
+        check_name(key, STUDY_KEYS, "key")
     entries = by_name(given.pop("trainers", None))
     kinds = get_type_hints(Study)
     values = {key: convert(key, value, kinds[key]) for key, value in given.items()}
@@ -82,7 +82,7 @@ def variant_from(name: str, entry: Any) -> Variant:
     """A `Variant` from `NAME:`, `NAME: CONFIG`, or `NAME: {KEY: ...}` with TRAINER_KEYS."""
     entry = entry if isinstance(entry, dict) else {"config": entry}
     for key in entry:
-        choose(key, TRAINER_KEYS, f"key of {name}")
+        check_name(key, TRAINER_KEYS, f"key of {name}")
     given = {key: value for key, value in entry.items() if value is not None}
     datasets = mapping(given.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
     return Variant(
@@ -143,4 +143,4 @@ def check_backbone(name: str) -> None:
     if not re.search("[.:]", name) and not Path(os.path.expanduser(name)).exists():
         from clip import available_models
 
-        choose(name, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")
+        check_name(name, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")
