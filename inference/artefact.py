@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
+ADDED: dict[str, Any] = {"tokeniser": "CLIP", "sentences": {}}  # what folders of earlier versions lack
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
@@ -138,6 +139,7 @@ def read_config(file: Path) -> Description:
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TypeError(f"its format is not {FORMAT}")
+        content = ADDED | content
         values = {item.name: content[item.name] for item in fields(Description)}
         for name, kind in get_type_hints(Description).items():
             if not isinstance(values[name], get_origin(kind) or kind):
