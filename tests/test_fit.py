@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
+from experiments.fit.found import Found
 from experiments.fit.heads import CANDIDATES, LINEAR, Heads
 from experiments.fit.images import Images, Photo
+from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
 from inference import predict
 from inference.classifier import PromptedClassifier
@@ -105,6 +108,21 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
         found = ensemble.model_for()(CachedOutput(heads.inputs("LPPlusPlus", seen[:5])))
     assert {one.method for one, _ in members} == set(LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])
+def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    labels = torch.arange(24) % 3
+    features = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    pictures = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels)]
+    found = Found(Images(pictures, [picture.path for picture in pictures], heads.names, {}, []))
+    candidates = [one for one in CANDIDATES if one.method in methods]
+    decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None))
+    held = choice.folds(labels.numpy(), 1)
+    logits = sum(weight * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
+    assert found.chosen == [(candidates[0], 1.0)] or len(methods) > 1
 
 
 @pytest.fixture

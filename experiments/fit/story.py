@@ -138,9 +138,8 @@ def decide(
     stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
     members = [place for place, one in enumerate(logits) if one.method in LINEAR]
     factors = choice.inverse_temperatures(stacked, found.labels)
-    weights = choice.choose(stacked, found.labels, factors, members)
-    found.chosen = used(logits, weights)
-    found.logits = choice.combine(weights, stacked)
+    found.chosen = used(logits, choice.choose(stacked, found.labels, factors, members))
+    found.logits = choice.combine(np.array([dict(found.chosen).get(one, 0.0) for one in logits]), stacked)
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
     best_heads = choice.choose(stacked[:of_heads], found.labels, factors[:of_heads], members)
     found.curve = curve(found, heads, used(logits, best_heads), x, y, held[0])
