@@ -112,6 +112,10 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
     if args.images:
         items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
+        learned = count_shared(items, dataset.train_x) if dataset and methods()[classifier.method].learns else 0
+        if learned:
+            what = f"{learned:,} of {len(items):,} images for the calibration are training images of {folder}"
+            raise UsageError(what, "give images that the model has not learned from", folder)
     elif dataset is None or not dataset.val:
         raise UsageError(f"{folder} has no validation images", "give labelled images by --images", folder)
     else:

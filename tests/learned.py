@@ -33,9 +33,9 @@ def train_run(output: Path, root: Path, backbone: Path, method: str, *overrides,
         train([str(item) for item in (*argv, *SHORT, *overrides)])
 
 
-def images_of(root: Path, labels: range) -> dict[str, str]:
-    """Path -> class name of the test images of these labels."""
-    split = json.loads((root / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]
+def images_of(root: Path, labels: range, part: str = "test") -> dict[str, str]:
+    """Path -> class name of the test images of these labels, or of another part of the split."""
+    split = json.loads((root / "eurosat/split_zhou_EuroSAT.json").read_text())[part]
     return {f"{root}/eurosat/2750/{path}": name for path, label, name in split if label in labels}
 
 

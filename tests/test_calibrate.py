@@ -148,16 +148,18 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
         (["--images", "{photos}"], "is named after no class of the model"),
         (["--images", "{photos}/below"], "no folder of images"),
         (["--images", "{copies}"], "12 of 12 images for the calibration are test images"),
+        (["--images", "{learned}"], "24 of 24 images for the calibration are training images"),
         (["--images", "{missing}"], "there is no folder"),
         (["--error", 1e-320], "12 images cannot promise"),
         (["--error", 2], "a number between 0 and 1"),
     ],
 )
 def test_wrong_requests_are_refused_and_change_nothing(options, words, calibrated, command, eurosat, photos, tmp_path):
-    for number, (file, name) in enumerate(images_of(eurosat, range(3)).items()):
-        (tmp_path / "copies" / name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, tmp_path / "copies" / name / f"other name {number}.png")
-    places = {"photos": photos, "copies": tmp_path / "copies", "missing": tmp_path / "missing"}
+    for folder, part in (("copies", "test"), ("learned", "train")):
+        for number, (file, name) in enumerate(images_of(eurosat, range(3), part).items()):
+            (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / folder / name / f"other name {number}.png")
+    places = {"photos": photos} | {name: tmp_path / name for name in ("copies", "learned", "missing")}
     before = (calibrated / CALIBRATION).read_bytes()
     done = command(calibrate, calibrated, *(str(option).format(**places) for option in options))
     assert done.status == 2 and words in done.errors[-1], done.errors
