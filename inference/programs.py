@@ -32,7 +32,7 @@ class ImageProgram(nn.Module):
         class_names: the classes, in the order of the logits.
 
     Raises:
-        UsageError: the text features depend on the image.
+        UsageError: the text features depend on the image, or the model computes in bf16.
     """
 
     text_feature: Tensor
@@ -41,6 +41,11 @@ class ImageProgram(nn.Module):
         super().__init__()
         self.model = classifier.model_for(class_names)
         self.visual, self.logit_scale = self.model.clip.visual, self.model.clip.logit_scale  # to export their tensors
+        if self.model.clip.dtype != torch.float32:
+            what = (
+                f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, which programs cannot"
+            )
+            raise UsageError(what, "train with PREC fp32, or export on a CPU without that type")
         self.register_buffer("text_feature", text_feature(classifier, class_names))
 
     def forward(self, images: Tensor) -> Tensor:

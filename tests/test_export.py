@@ -13,6 +13,7 @@ from marks import thorough_but
 from safetensors.torch import load_file
 
 from clip import load_backbone
+from common.errors import UsageError
 from common.start import ROOT
 from inference import export, programs
 from inference.classifier import PromptedClassifier
@@ -107,6 +108,14 @@ def test_refused_exports_write_nothing(method, options, words, finished, command
 
 
 @pytest.mark.slow
+def test_a_model_in_half_precision_has_no_program(exported, deep, tmp_path):
+    """ONNX Runtime has no convolutions of bf16."""
+    classifier = PromptedClassifier.from_pretrained(str(exported), str(deep))
+    classifier.model_for(classifier.class_names).bfloat16()
+    with pytest.raises(UsageError, match="computes in bfloat16.*PREC fp32"):
+        programs.write_onnx(classifier, classifier.class_names, tmp_path / "model.onnx")
+
+
 def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_it(finished, command, tmp_path):
     options = ["--to", tmp_path / "out"]
     assert command(export, finished("CoOp"), *options).status == 0
