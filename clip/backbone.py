@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
@@ -227,6 +228,9 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
         arch, tag = name.split(":", 1)
         pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
         model: Any = open_clip.get_model_config(arch)
+        trunk: Any = timm.get_pretrained_cfg(model["vision_cfg"].get("timm_model_name") or "")
+        if trunk and trunk.fixed_input_size:
+            model["vision_cfg"]["image_size"] = trunk.input_size[-1]  # open_clip's ViTamin-XL-384 says 256
         # The activation that the weights were trained with.
         model["quick_gelu"] = model.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
         return {"model_cfg": model, "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained)}

@@ -23,7 +23,7 @@ from common.errors import one_line
 from common.files import identity
 
 from . import other
-from .anatomy import hugging_face, reads_as_clip
+from .anatomy import hugging_face, reads_as_clip, takes_prompts
 from .errors import ClipError
 from .schedule import TextPrompts
 from .weights import read_state_dict, regular_file
@@ -46,6 +46,8 @@ class CLIP(open_clip.CLIP):
         # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
         super().__init__(embed_dim, vision_cfg | of_features, words, quick_gelu, cast_dtype=torch.float16, **options)
         self.visual.output_dim = embed_dim  # timm's towers do not say it
+        if isinstance(self.visual, TimmModel) and takes_prompts(self):
+            self.visual.image_size = self.visual.trunk.patch_embed.img_size  # open_clip's ViTamin-XL-384 says 256
         self.cls_emb = nn.Parameter(torch.zeros(text_cfg["width"])) if text_cfg.get("embed_cls") else None
         self.text_pad_id = text_cfg.get("pad_id", 0)
         if words is NO_TEXT:
