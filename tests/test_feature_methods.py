@@ -20,6 +20,8 @@ from trainers.base.features import CachedFeatures, Support
 pytestmark = pytest.mark.slow
 
 METHODS = {name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)}
+TRANSFERRING = [name for name, kind in METHODS.items() if kind.transfers]
+OTHERS = [name for name in METHODS if name not in TRANSFERRING]
 
 
 @pytest.fixture
@@ -36,10 +38,6 @@ def make(eurosat, tiny, tmp_path):
         return build_trainer(make_cfg(method, root, tiny, tmp_path / output, *options))
 
     return make
-
-
-def transferring(transfers):
-    return [name for name, kind in METHODS.items() if kind.transfers == transfers]
 
 
 def images_of(trainer):
@@ -131,7 +129,7 @@ def test_clap_adapts_its_weights_by_squared_distances_also_with_a_constraint_of_
     torch.testing.assert_close(trainer.rho, apart.square().sum(dim=1))
 
 
-@pytest.mark.parametrize("method", thorough_but(("TipAdapter", "CLIPAdapter"), transferring(True)))
+@pytest.mark.parametrize("method", thorough_but(("TipAdapter", "CLIPAdapter"), TRANSFERRING))
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
     base.train()
@@ -144,7 +142,7 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
     assert same == method.startswith("Tip")  # no votes for new classes
 
 
-@pytest.mark.parametrize("method", thorough_but(("CLAP", "LinearProbe"), transferring(False)))
+@pytest.mark.parametrize("method", thorough_but(("CLAP", "LinearProbe"), OTHERS))
 def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     """As those of ImageNet-A and -R, in any order."""
     write_eurosat(tmp_path, ["white snow", "red"])
@@ -293,9 +291,7 @@ def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_pa
     make("CLIPAdapter", *options, "TRAIN.CHECKPOINT_FREQ", 1, output="head").train()
     shutil.rmtree(learned)
     make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", 0.5, output="coop").train()
-    with pytest.raises(
-        UsageError, match="head on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"
-    ):
+    with pytest.raises(UsageError, match="on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"):
         make("CLIPAdapter", *options, output="test").load_model(str(tmp_path / "head"))
     (tmp_path / "head/clip_adapter/model.pth.tar-2").unlink()
     (tmp_path / "head/clip_adapter/checkpoint").write_text("model.pth.tar-1\n")
@@ -330,7 +326,6 @@ def test_residuals_of_a_start_are_added_to_the_texts_of_the_run(make, tmp_path):
 
 
 def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, capsys):
-    """They were dropped: such a test was that of zero-shot CLIP."""
     base = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")
     base.train()
     every = make("TipAdapter", output="all")
