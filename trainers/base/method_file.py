@@ -5,6 +5,7 @@ No checkpoint, YAML file or study can name such a file. Its checksum is kept wit
 
 import sys
 import traceback
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -63,7 +64,7 @@ def is_method(entry: object) -> bool:
     return isinstance(entry, type) and issubclass(entry, PromptTrainer)
 
 
-def check_names(path: Path, before: dict[str, object], makers: dict[str, object]) -> None:
+def check_names(path: Path, before: Mapping[str, object], makers: Mapping[str, object]) -> None:
     """Raise UsageError unless a file has registered names, and all of them are new."""
     now: dict[str, object] = {**TRAINER_REGISTRY._obj_map, **{f"{name}+": maker for name, maker in MAKERS.items()}}
     known: dict[str, object] = {**before, **{f"{name}+": maker for name, maker in makers.items()}}
