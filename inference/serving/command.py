@@ -27,10 +27,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)")
+    parser.add_argument("--api", action="store_true", help="answer JSON over HTTP instead: see /openapi.json there")
     parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
     add_calibration_options(parser)
     add_model_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.api and (len(args.models) > 1 or args.examples):
+        parser.error("--api serves one MODEL, without --examples")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,13 +49,19 @@ def main(argv: list[str] | None = None) -> None:
         with required_packages():
             from .. import images, models
         with required_packages(REQUIREMENTS):
-            from .page import Page
+            if args.api:
+                from .api import Service, serve
+            else:
+                from .page import Page
         examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
         opened = models.open_models(args.models, args, names)
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does
+        if args.api:
+            serve(Service(opened[0].classifier, uploads, names or None, args.sets), args.host, args.port)
+            return
         page = Page(opened, names or opened[0].classifier.class_names, examples, args.unknown, args.sets)
         address = page.start(args.host, args.port)
         print(f"Open {address} in a browser. Ctrl-C ends the server.", flush=True)

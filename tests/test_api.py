@@ -1,0 +1,170 @@
+"""`tools/serve.py --api`: answers, faults, limits, and many clients beside a hostile one, over HTTP."""
+
+import json
+import socket
+import time
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection, RemoteDisconnected
+from threading import Thread
+
+import numpy as np
+import pytest
+from dassl.utils import ImageError, read_image
+from learned import OPTIONS
+from test_serve import comments
+from visitors import BOUNDARY, FORM, png
+
+from inference.calibrated import Calibration
+from inference.calibration import Sets, Temperature, Threshold
+from inference.models import open_models
+
+fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
+import uvicorn  # noqa: E402
+
+from inference.serving import api, reading  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+JSON = "application/json"
+
+
+@pytest.fixture(scope="module")
+def classifier(finished):
+    ((_, classifier),) = open_models([finished("CoOp")], OPTIONS)
+    sure, sets = Threshold(0.5, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
+    names = tuple(classifier.class_names)
+    classifier.calibration = Calibration(names, 20, "0" * 64, "images", Temperature(2.0), sets, sure)
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def port(classifier, tmp_path_factory):
+    app = api.application(api.Service(classifier, tmp_path_factory.mktemp("uploads")))
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        thread = Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def ask(port, body=None, kind=JSON, path="/predict", address="127.0.0.1", timeout=60, **headers):
+    """The status and the JSON of an answer."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout, (address, 0))) as connection:
+        connection.request("GET" if body is None else "POST", path, body, {"Content-Type": kind} | headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+
+def as_json(image: bytes, **options) -> bytes:
+    return json.dumps({"image": b64encode(image).decode(), **options}).encode()
+
+
+def as_form(image: bytes, **options) -> bytes:
+    parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in options.items()]
+    parts.append(b'name="image"; filename="../../x.png"\r\n\r\n' + image)
+    head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; ".encode()
+    return b"".join(head + part + b"\r\n" for part in parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.mark.parametrize(("form", "kind"), [(as_json, JSON), (as_form, FORM)])
+def test_answers_are_the_classifiers(form, kind, port, classifier, photos):
+    file = photos / "e f.bmp"
+    status, answer = ask(port, form(file.read_bytes(), top_k=2, sets=0.9), kind)
+    logits = classifier.logits(str(file))
+    expected = classifier.probabilities(str(file))[0]
+    members = {classifier.class_names[index] for index in classifier.sets(logits, 0.9)[0].nonzero()}
+    assert status == 200 and answer["unknown"] == classifier.unknown(logits).item()
+    assert [pair["class"] for pair in answer["top"]] == [classifier.class_names[i] for i in expected.topk(2).indices]
+    assert [pair["probability"] for pair in answer["top"]] == pytest.approx(expected.topk(2).values.tolist(), abs=1e-6)
+    assert {pair["class"] for pair in answer["set"]} == members
+    assert ask(port, form(file.read_bytes()), kind)[1]["set"] is None
+
+
+def test_the_server_describes_itself(port, classifier):
+    assert ask(port, path="/health") == (200, {"status": "ok"})
+    _, about = ask(port, path="/model")
+    assert about["class_names"] == classifier.class_names and about["method"] == "CoOp" and about["unknown"]
+    _, text = ask(port, path="/openapi.json")
+    assert set(text["paths"]["/predict"]["post"]["requestBody"]["content"]) == {JSON, "multipart/form-data"}
+
+
+BAD = [  # body, kind, headers, status, words
+    (b"{", JSON, {}, 422, "Invalid JSON"),
+    (b'{"image": "%"}', JSON, {}, 422, "image: it is not base64"),
+    (b'{"image": 3}', JSON, {}, 422, "image: "),
+    (as_json(b"x", top_k=0), JSON, {}, 422, "top_k: "),
+    (as_json(b"x", sets=1), JSON, {}, 422, "sets: "),
+    (as_json(b"x", sets=0.99), JSON, {}, 422, "ask for less"),
+    (as_json(b"x", name=1), JSON, {}, 422, "name: "),
+    (as_json(b"not an image"), JSON, {}, 422, "is damaged or not a JPEG"),
+    (as_json(png(200_000, 1)), JSON, {}, 422, "a ratio of over 100"),
+    (as_form(b"x")[:99], FORM, {}, 422, "the form has no file `image`"),
+    (as_form(b"x", a=1, b=2, c=3, d=4), FORM, {}, 400, "Too many fields"),
+    (b"x", "text/plain", {}, 415, "send application/json"),
+    (b"x", JSON, {"Transfer-Encoding": "chunked"}, 411, "the length is missing"),
+    (b"x", JSON, {"Content-Length": "99999999999"}, 413, "the request has more than"),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "headers", "status", "words"), BAD)
+def test_wrong_requests_get_one_line(body, kind, headers, status, words, port):
+    found, answer = ask(port, body, kind, **headers)
+    assert found == status and words in answer["error"] and "\n" not in answer["error"] and "/tmp" not in str(answer)
+    assert answer.keys() == {"error"}
+
+
+def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, photos, monkeypatch):
+    monkeypatch.setattr(reading, "SECONDS", 1)
+    batches, logits = [], classifier.logits
+    monkeypatch.setattr(
+        classifier, "logits", lambda pixels, names: batches.append(len(pixels)) or logits(pixels, names)
+    )
+    files = [photos / name for name in ("a.jpg", "b.png", "d.webp", "e f.bmp", "below/c.PNG")]
+    expected = {file: classifier.probabilities(str(file))[0].max().item() for file in files}
+
+    def attack(body):
+        try:
+            return ask(port, body, address="127.0.0.2")[0]
+        except (OSError, RemoteDisconnected):
+            return 0
+
+    stalled = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(10)]
+    for connection in stalled:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n{")
+    slow, thin = as_json(comments(1_000_000)), as_json(png(200_000, 1))
+    with ThreadPoolExecutor(40) as attackers, ThreadPoolExecutor(20) as clients:
+        attacks = [attackers.submit(attack, body) for body in [slow, thin, b"{"] * 10]
+        answers = clients.map(lambda file: (file, ask(port, as_json(file.read_bytes()))), files * 12)
+        for file, (status, answer) in answers:
+            assert status == 200
+            assert answer["top"][0]["probability"] == pytest.approx(expected[file], abs=1e-5)
+        statuses = {future.result() for future in attacks}
+    for connection in stalled:
+        connection.close()
+    assert 429 in statuses and statuses <= {0, 422, 429}  # 0: it was refused while it was sending
+    assert max(batches) > 1
+    assert ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200  # nothing of it is left
+
+
+def test_a_reader_reads_as_the_toolbox_and_survives_images_that_end_it(photos, tmp_path, monkeypatch):
+    reader = reading.Reader()
+    monkeypatch.setattr(reading, "SECONDS", 1)
+    monkeypatch.setattr(reading, "MEMORY", 60 << 20)
+    (tmp_path / "slow").write_bytes(comments(3_000_000))
+    (tmp_path / "deep").write_bytes(png(5000, 4999))
+    (tmp_path / "damaged").write_bytes((photos / "a.jpg").read_bytes()[:300])
+    reasons = {"slow": "takes more than 1 seconds", "deep": "memory|cannot read", "damaged": "cannot read the image"}
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError, match=reason):
+            reader.read(tmp_path / name)
+        for file in (photos / "a.jpg", photos / "d.webp"):
+            found, expected = reader.read(file), read_image(file)
+            assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
+    reader.close()
+    assert reader.process is None
