@@ -119,6 +119,8 @@ def main() -> None:
         print(f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%")
         if selected := sum(marked for _, marked in means):
             print(f"* {SELECTED.lower()}: {selected} of {len(means)} folders")
+    interval = "half of the 95% interval of the mean over seeds (normal)"
+    print(f"+-: {interval if args.ci95 else 'standard deviation over seeds (population)'}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ pytestmark = pytest.mark.slow
     ("of_coop", "words"),
     [
         ((50, 50, 50), "5.0 points above CoOp. The 3 seeds show that it is better (95% interval +2.5 to +7.5)."),
-        ((40, 56, 60), "do not show that it is better (95% interval -21.0 to +27.0; they could show a"),
+        (
+            (40, 56, 60),
+            "do not show that it is better (95% interval -21.0 to +27.0): with 3 seeds only a difference above",
+        ),
         ((50, 51, 52), "4.0 points above CoOp. All 3 seeds have the same difference."),
         ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
         ((40, None, None), "15.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),

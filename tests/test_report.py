@@ -32,7 +32,7 @@ def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(study_
     (failed.folder / "error.txt").write_text(HOSTILE)
     study_command.main(["report", str(file)])
     html = (tmp_path / "out/studies/out/report.html").read_text().replace("<wbr>", "")
-    tables = tables_of(summarise(study, intervals=True)).values()
+    tables = tables_of(summarise(study)).values()
     assert len(tables) > 3
     pages = re.findall(r"<table>(.*?)</table>", html, re.DOTALL)
     for table, shown in zip(tables, pages, strict=False):

@@ -98,5 +98,5 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
         return f"All {len(seeds)} seeds have the same difference."
     if low > 0:
         return f"The {len(seeds)} seeds show that it is better (95% interval {interval})."
-    could = f"they could show a difference of {least:.1f} points"
-    return f"The {len(seeds)} seeds do not show that it is better (95% interval {interval}; {could})."
+    could = f"with {len(seeds)} seeds only a difference above {least:.1f} points would show"
+    return f"The seeds do not show that it is better (95% interval {interval}): {could}."

@@ -132,7 +132,7 @@ def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[l
 
 def accuracy(summary: Summary, cell: Any) -> Cell:
     """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the mark."""
-    width = cell.interval if summary.intervals else cell.spread
+    width = getattr(cell, summary.spread)
     spread = "" if pd.isna(width) else f" ± {width:.2f}"
     missing = f" (n={cell.runs})" if cell.runs < cell.seeds and pd.notna(cell.mean) else ""
     text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
@@ -150,8 +150,7 @@ def about_mark(cells: pd.DataFrame) -> str:
 def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
     over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over the n finished ones (average: on all datasets)"
-    spread = "half of the 95% t-interval" if summary.intervals else "population standard deviation"
-    return f"Accuracy in %: mean ± {spread} over {over}; first and second best marked; -: missing."
+    return f"Accuracy in %: mean of {over}; ±: {summary.spread_name}; first and second best marked; -: missing."
 
 
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:

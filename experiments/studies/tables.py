@@ -41,20 +41,29 @@ def shots_label(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
+# What ± may be; the first is that of parse_test_res.py, CoOp's and Dassl's.
+SPREADS = [
+    ("spread", "standard deviation over seeds (population)"),
+    ("interval", "half of the 95% t-interval over seeds"),
+]
+
+
 class Summary:
     """The results of a study's finished runs.
 
     Args:
         results: from `collect_results`; at least one run.
-        intervals: show 95% t-intervals over seeds in tables, instead of the standard deviation.
+        intervals: whether ± is half of the 95% t-interval over seeds, instead of the standard deviation.
 
     Attributes:
+        spread, spread_name: what ± is in tables and pictures: a column of `cells`, and its name.
         runs: a row for every finished run: its settings and the measurements of its results.json.
         values: an accuracy in percent for every (protocol, part, method, dataset, seed): that of a run, or H of two.
     """
 
     def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
-        self.study, self.results, self.intervals = study, results, intervals
+        self.study, self.results = study, results
+        self.spread, self.spread_name = SPREADS[intervals]
         rows = []
         for run, measured in results.items():
             names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
