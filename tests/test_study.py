@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 import yaml
@@ -213,6 +214,14 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
         capsys.readouterr().out
         == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left, about 00:03 to go (1 at a time)\n"
     )
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(file).read_text().replace("small_land", "small_counts"))
+    counts = (
+        "2 runs: 1 trainings and 1 tests; {} are left: about 0.0 hours of one process and 0.00 GB, as 1 finished runs"
+    )
+    for planned, left in ((file, 1), (other, 2)):  # the other study has no run yet: those of this one count
+        study_command.main(["plan", str(planned)])
+        assert counts.format(left) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["control characters", "link"])

@@ -25,8 +25,9 @@ if TYPE_CHECKING:  # a command imports its modules when it runs: torch and panda
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
 EPILOG = """
-`run` executes the unfinished runs of a study, several at a time: as tasks of Ray if that is installed, on this machine
-or on a cluster (docs/studies.md), else in processes of this machine. `status` prints how many runs are finished,
+`plan` prints how many runs a study has, and the hours and the disk that they take. `run` executes the unfinished
+runs, several at a time: as tasks of Ray if that is installed, on this machine or on a cluster (docs/studies.md), else
+in processes of this machine. `status` prints how many runs are finished,
 running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
 OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
 writes everything to one page there, report.html. docs/studies.md explains the keys of a study file.
@@ -45,7 +46,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
     collect_results(study, trials)  # raises for links, damaged results, and those of other settings
     waiting = decide(study)
     collect_results(study)
-    print(Progress(study))
+    print(Progress(study).cost())
     check_datasets(study)
     failed = {}
     if waiting:
@@ -79,6 +80,10 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | 
     return LocalExecutor(args.workers or by_default, study.cpus)
 
 
+def plan(study: Study, args: argparse.Namespace) -> None:
+    print(Progress(study).cost())
+
+
 def status(study: Study, args: argparse.Namespace) -> None:
     progress = Progress(study)
     print(progress)
@@ -95,7 +100,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     results = collect_results(study)
     if not results:
         raise UsageError("no run of this study is finished", f"python tools/study.py run {args.file}")
-    summary = Summary(study, results, args.intervals or args.command == "report")
+    summary = Summary(study, results, args.intervals)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return summary, results_folder(study, args)
@@ -144,8 +149,8 @@ def report(study: Study, args: argparse.Namespace) -> None:
     print(f"Written: {file}")
 
 
-COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report}
-READ_BY = {"address": "run", "workers": "run", "dry_run": "run", "intervals": "tables report"}
+COMMANDS = {"plan": plan, "run": run, "status": status, "tables": tables, "plots": plots, "report": report}
+READ_BY = {"address": "run", "workers": "run", "dry_run": "run", "intervals": "tables plots report"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -159,7 +164,9 @@ def main(argv: list[str] | None = None) -> None:
     place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
     parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
     parser.add_argument(
-        "--intervals", action="store_true", help="for tables: 95%% t-intervals over seeds, instead of the deviation"
+        "--intervals",
+        action="store_true",
+        help="for tables, plots, report: ± is half of the 95%% t-interval over seeds, not the deviation",
     )
     add_plugin_option(parser)
     add_common_options(parser)

@@ -4,6 +4,7 @@
 the folders of data and results.
 """
 
+import io
 import os
 import signal
 import socket
@@ -49,7 +50,8 @@ def check_datasets(study: Study) -> None:
     """
     for name in dict.fromkeys(run.dataset for run in study.runs()):  # with all of its classes and images
         arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{name}.yaml")]
-        build_dataset(setup_cfg(parse_arguments(arguments)))
+        with redirect_stdout(io.StringIO()):
+            build_dataset(setup_cfg(parse_arguments(arguments)))
     for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
         cfg = setup_cfg(parse_arguments(list(run.arguments)))
         if cfg.TEST.SPLIT == "val":
@@ -108,7 +110,9 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
                 ended += 1 + skipped
                 bar.update(1 + skipped)
                 if bar.disable and not error:  # not on a terminal: a log gets a line for each run
-                    print(f"{title}: {ended} of {total} runs: {run.folder}", flush=True)
+                    found = read_results(run.folder)
+                    accuracy = f", accuracy {found['accuracy']:.2f}%" if found else ""
+                    print(f"{title}: {ended} of {total} runs: {run.folder}{accuracy}", flush=True)
     return failed
 
 

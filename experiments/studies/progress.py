@@ -1,7 +1,10 @@
-"""Study progress: finished, running, failed and pending runs, and the remaining time."""
+"""Study progress: finished, running, failed and pending runs; the remaining time and disk."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from statistics import fmean
 
 from tqdm import tqdm
@@ -9,13 +12,15 @@ from tqdm import tqdm
 from common.errors import UsageError
 from common.files import check_no_link
 from common.names import printable
+from common.results import SECONDS
 from common.text import read_text
 
 from ..lock import is_locked
-from ..results import ERROR, read_results
+from ..results import ERROR, RESULTS_FILE, read_results
 from .spec import Run, Study
 
 ERROR_BYTES = 100_000  # of an error.txt
+MOST_OTHERS = 5000  # runs of other studies
 
 
 def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, dict]:
@@ -40,6 +45,42 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
     return results
 
 
+class Measured:
+    """What finished runs took.
+
+    Attributes:
+        times: the seconds of trainings and of tests, by the method and whether they trained.
+        bytes: of the files of each run.
+        devices: of the runs.
+    """
+
+    def __init__(self) -> None:
+        self.times: dict[tuple[str, bool], list[float]] = defaultdict(list)
+        self.bytes: list[int] = []
+        self.devices: Counter[str] = Counter()
+
+    def add(self, folder: Path, found: dict, method: str, trains: bool) -> float:
+        """Add a run by its results; returns its seconds."""
+        seconds = sum(found.get(key) or 0 for key in SECONDS)
+        self.times[method, trains].append(seconds)
+        self.bytes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+        self.devices[found.get("device") or "?"] += 1
+        return seconds
+
+    def add_others(self, output: Path, backbone: str) -> None:
+        """Add the runs below a folder, those of a backbone if it is given; damaged ones are left out."""
+        for file in islice(output.rglob(RESULTS_FILE), MOST_OTHERS):
+            with suppress(UsageError):
+                found = read_results(file.parent)
+                if found and backbone in ("", found.get("backbone")):
+                    self.add(file.parent, found, found.get("trainer", ""), bool(found.get("train_seconds")))
+
+    def seconds(self, runs: Sequence[Run]) -> float:
+        """The seconds of other runs: those of their method (trainings or tests), or else of all methods."""
+        every = fmean(seconds for times in self.times.values() for seconds in times)
+        return sum(fmean(self.times.get((run.variant.method, run.trains), [every])) for run in runs)
+
+
 class Progress:
     """The state of a study's runs now, trials among them, from their folders.
 
@@ -48,6 +89,7 @@ class Progress:
         running: runs that some process executes, on this machine or another.
         failed: the failed runs, with the error of each in one line.
         left: all others.
+        measured: what runs took: the finished ones or, without one, those of other studies in the folder of results.
 
     Raises:
         UsageError: a results.json is damaged.
@@ -58,27 +100,36 @@ class Progress:
         self.running: list[Run] = []
         self.failed: dict[Run, str] = {}
         self.left: list[Run] = []
+        self.measured = Measured()
         for run in (*study.trials(), *study.runs()):
             if (found := read_results(run.folder)) is not None:
-                self.done[run] = sum(found.get(key) or 0 for key in ("train_seconds", "test_seconds"))
+                self.done[run] = self.measured.add(run.folder, found, run.variant.method, run.trains)
             elif is_locked(run.folder):
                 self.running.append(run)
             elif error := read_error(run):
                 self.failed[run] = error
             else:
                 self.left.append(run)
+        if not self.done:
+            self.measured.add_others(study.output, study.backbone)
+
+    def cost(self) -> str:
+        """What the study takes: its runs, and the hours and the disk of those that are not finished, in one line."""
+        runs = [*self.done, *self.running, *self.failed, *self.left]
+        trainings, waiting = sum(run.trains for run in runs), len(runs) - len(self.done)
+        text = f"{len(runs):,} runs: {trainings:,} trainings and {len(runs) - trainings:,} tests"
+        if not waiting:
+            return f"{text}, all done"
+        if not self.measured.bytes:
+            return f"{text}; hours and disk: known when one of them is finished"
+        hours = self.measured.seconds([*self.running, *self.failed, *self.left]) / 3600
+        took = f"as {len(self.measured.bytes):,} finished runs took on {', '.join(self.measured.devices)}"
+        size = waiting * fmean(self.measured.bytes) / 1e9
+        return f"{text}; {waiting:,} are left: about {hours:.1f} hours of one process and {size:.2f} GB, {took}"
 
     def seconds_left(self) -> float:
-        """Estimated time until the end, for the present number of runs at a time; failed runs are not counted.
-
-        A run is expected to take as long as the finished ones of its method (trainings or tests), or else as all.
-        """
-        times = defaultdict(list)
-        for run, seconds in self.done.items():
-            times[run.variant.method, run.trains].append(seconds)
-        every = fmean(self.done.values())
-        pending = [times.get((run.variant.method, run.trains), [every]) for run in (*self.running, *self.left)]
-        return sum(map(fmean, pending)) / max(1, len(self.running))
+        """Estimated time until the end, for the present number of runs at a time; failed runs are not counted."""
+        return self.measured.seconds([*self.running, *self.left]) / max(1, len(self.running))
 
     def __str__(self) -> str:
         total = len(self.done) + len(self.running) + len(self.failed) + len(self.left)
