@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         shown = [
             (name, caption, save_picture(figure, folder / name)) for name, caption, figure in pictures(found, root)
         ]
-        title, about = printable(args.run.name), printable(summary_line(results or {}))
+        about = printable(summary_line(results or {}))
+        title = about.partition(":")[0]
         template = Path(__file__).with_name("outcomes.html")
         write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
     print(f"Written: predictions.html and pictures to {args.output}")
@@ -63,14 +64,15 @@ def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     caption = "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. Bins with fewer "
     caption += "than ten images are left out."
     yield "reliability", caption, drawn(4, draw_reliability, found.bins, color="black", marker="o")
-    caption = "The error on the images that the model is most sure of, against their share."
+    caption = "The error on the images that the model is most sure of, against their share: at 50%, "
+    caption += "the error if it answered only the half of the images that it is most sure of."
     yield "risk_and_coverage", caption, drawn(3.4, draw_risk, found.risks, color="black")
     recalls, caption = found.recalls(), "Sorted, the worst class at the top."
     if len(recalls) > MOST:
         recalls = [*recalls[: MOST // 2], *recalls[-MOST // 2 :]]
         caption += f" The {MOST // 2} worst and best classes."
     yield "accuracy_by_class", caption, drawn(0.8 + 0.2 * len(recalls), draw_recalls, recalls)
-    caption = "Classes by predicted classes, in the share of the images of a class; black is all of them."
+    caption = "Classes by predicted classes, in % of the images of a class."
     yield "confusion", caption, drawn(4.2, draw_confusion, found)
     if pairs := found.pairs():
         caption = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, "

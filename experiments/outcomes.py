@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from common.files import replacing
 from common.names import printable
+from common.pages import all_letters
 
 from .metrics import BINS
 
@@ -96,6 +97,8 @@ class Outcome:
 def draw_reliability(ax: Axes, bins: Array, **style: Any) -> None:
     """Accuracy against mean confidence in bins of confidence; below the diagonal a model is too confident."""
     count, confidence, correct = bins[:, bins[0] >= FEW]
+    if not count.size and not ax.texts:
+        ax.text(50, 50, f"no bin has {FEW} images", ha="center", va="center")
     ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=0)
     ax.plot(100 * confidence / count, 100 * correct / count, **style)
     ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal")
@@ -117,7 +120,8 @@ def draw_confusion(ax: Axes, found: Outcome) -> None:
     np.add.at(confusion, tuple(found.tested * cells // number), 1)
     images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     edges = (-0.5, number - 0.5, number - 0.5, -0.5)
-    ax.imshow(confusion / images, cmap="Greys", vmin=0, vmax=1, extent=edges)
+    shares = ax.imshow(100 * confusion / images, cmap="Greys", vmin=0, vmax=100, extent=edges)
+    ax.figure.colorbar(shares, ax=ax, label="images of the class (%)", shrink=0.8)
     ax.set(xlabel="predicted class", ylabel="class")
     if number <= MOST:
         size, labels = max(4, min(8, 160 / number)), [found.name(label) for label in range(number)]
@@ -158,10 +162,17 @@ def thumbnail(root: Path, path: str) -> Any:
 
 
 def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6) -> None:
-    """Draw the first test image of the first classes, whatever the answers, with the three most likely classes of each
-    test: its title, and the arrays of its predictions.npz. All tests are of the same images."""
-    first = next(iter(tests.values()))
+    """Draw the first test image of each of the first classes, with the three most likely classes of each test.
+
+    The answers choose no image: they only sort the images, by the probability of the right class in the last test.
+
+    Args:
+        tests: title, and the arrays of the predictions.npz; all tests are of the same images.
+    """
+    first, *_, last = (tests[title] for title in (*tests, *tests))
     rows = np.unique(first["label"], return_index=True)[1][:images]
+    is_right = last["classes"][rows] == last["label"][rows, None]
+    rows = rows[np.argsort(-np.where(is_right, last["probabilities"][rows], 0).max(axis=1), kind="stable")]
     names = first["class_names"]
     figure = Figure(figsize=(2.2 + 1.7 * len(tests), 0.4 + 1.15 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 1 + len(tests), squeeze=False, width_ratios=(1, *[1.6] * len(tests)))
@@ -177,5 +188,5 @@ def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Pat
                 axes.text(0.02, place, f"{names[index]} {value:.0%}", va="center", fontsize=9)
             axes.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])
             axes.set_title(title if row == rows[0] else "", fontsize=10)
-    with replacing(file) as partial:
+    with replacing(file) as partial, all_letters():
         figure.savefig(partial, dpi=150, format="png")

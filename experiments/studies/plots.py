@@ -4,7 +4,6 @@ A picture without results is a figure without axes. Those from the predictions o
 """
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -24,6 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from common.errors import UsageError
 from common.files import replacing
+from common.pages import all_letters
 
 from .. import predictions
 from ..outcomes import Outcome, draw_reliability, draw_risk
@@ -46,8 +46,9 @@ def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterat
         if not figure.axes:
             continue
         legend(figure)
-        if summary.runs["selected_on_test"].any():
-            figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=9)
+        notes = [f"±: {summary.spread_name}"] if picture in (accuracy_time, few_shot) else []
+        notes += [MARKED] if summary.runs["selected_on_test"].any() else []
+        figure.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9)
         yield picture.__name__, " ".join(str(picture.__doc__).split()), save(figure, folder / picture.__name__, kinds)
 
 
@@ -56,8 +57,7 @@ def save(figure: Figure, file: Path, kinds: Sequence[str] = KINDS) -> list[Path]
     dates = {"svg": "Date", "pdf": "CreationDate"}
     files = [file.with_name(f"{file.name}.{kind}") for kind in kinds]
     for each, kind in zip(files, kinds, strict=True):
-        with replacing(each) as partial, plt.rc_context({"svg.hashsalt": "study"}), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+        with replacing(each) as partial, plt.rc_context({"svg.hashsalt": "study"}), all_letters():
             figure.savefig(partial, format=kind, dpi=150, metadata={dates[kind]: None} if kind in dates else None)
         figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
     plt.close(figure)
@@ -109,8 +109,8 @@ def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
 
 
 def accuracy_time(summary: Summary) -> Figure:
-    """Average accuracy against the average training time of a run (the paper's Figure 2), with the standard deviation
-    over seeds. A method that is not trained is a line."""
+    """Average accuracy against the average training time of a run (the paper's Figure 2). A method that is not
+    trained is a line."""
     cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(subset="mean")
     trained = set(summary.times[["protocol", "method"]].itertuples(index=False, name=None))
     panels = {  # others have no axis of time
@@ -127,7 +127,7 @@ def accuracy_time(summary: Summary) -> Figure:
         for time in times.itertuples():
             style = styles[time.method] | {"linestyle": "", "capsize": 3}
             style["label"] += f" ({time.device})" * (len(devices) > 1)
-            ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", "spread"]], **style)
+            ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", summary.spread]], **style)
         for name in rows.index.difference(times["method"]):
             style = styles[name] | {"label": f"{name} (no training)"}
             ax.axhline(rows.loc[name, "mean"], **style)
@@ -139,7 +139,7 @@ def accuracy_time(summary: Summary) -> Figure:
 
 
 def few_shot(summary: Summary) -> Figure:
-    """Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3), with the spread."""
+    """Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3)."""
     cells = summary.cells.query("protocol == 'few_shot'").dropna(subset="mean")
     if cells["part"].nunique() < 2:
         return Figure()
@@ -154,7 +154,7 @@ def few_shot(summary: Summary) -> Figure:
             style = styles[method] | {"label": marked(method, method in selected)}
             ax.errorbar(rows["shots"], rows["mean"], **style)
             mark(ax, rows, rows["shots"])
-            edges = (rows["mean"] + sign * rows["spread"].fillna(0) for sign in (-1, 1))
+            edges = (rows["mean"] + sign * rows[summary.spread].fillna(0) for sign in (-1, 1))
             ax.fill_between(rows["shots"], *edges, color=style["color"], alpha=0.15, linewidth=0)
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, map(str, shots))
