@@ -65,6 +65,15 @@ class Long(Sentences):
         return 9 * normalize(tower.feature + self.shift)
 
 
+class Loose(Sentences):
+    def __init__(self, clip, classnames):
+        super().__init__(clip, classnames)
+        self.scales = [torch.ones((), requires_grad=True)]
+
+    def image(self, tower, learned):
+        return normalize(tower.feature * self.scales[0] + self.shift)
+
+
 class Remembering(Correct):
     def finish_model(self):
         self.model.seen = torch.zeros(())
@@ -156,6 +165,7 @@ def test_a_correct_method_works(method, own):
     [
         (Remembering, "Remembering gives other logits than a model that reads its checkpoint"),
         (learning(Long), "Long.image returns features of length 9"),
+        (learning(Loose), "Loose.scales requires a gradient and is no nn.Parameter"),
         (learning(Unregistered), "Small.map.weight is not in the prompt learner"),
         (learning(UnregisteredAddition), "Small.map.weight is not in the prompt learner"),
         (adapting(Mixing), "the fast towers give other logits"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP, ClipError, WithAdded, image_tower, load_backbone
@@ -87,6 +87,19 @@ def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.devic
         trained = getattr(clip.visual, attribute, None)
         if trained and any(abs(a - b) > 1e-6 for a, b in zip(trained, cfg.INPUT[key], strict=True)):
             print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(trained)}")
+
+
+def untrained(model: PromptedCLIP) -> list[str]:
+    """The tensors of the prompt learner and its parts that require gradients and are no Parameters."""
+    return [
+        f"{type(part).__name__}.{name}"
+        for part in model.prompt_learner.modules()
+        for name, value in [*vars(part).items(), *part.named_buffers(recurse=False)]
+        for tensor in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        )
+        if isinstance(tensor, Tensor) and tensor.requires_grad and name != "_parameters"
+    ]
 
 
 def unregistered(model: PromptedCLIP) -> list[str]:

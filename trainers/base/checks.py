@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 from clip import TOWERS
 from clip.random_weights import random_clip
 
-from .build import assemble_model, unregistered
+from .build import assemble_model, unregistered, untrained
 from .method import Classes
 from .prompted import PromptedCLIP, PromptLearner
 
@@ -52,9 +52,9 @@ def assert_method_works(name: str, **settings: Any) -> None:
         settings: of its section, such as `N_CTX=4`.
 
     Raises:
-        AssertionError: a learned module is not in the prompt learner, the features of images are longer than 1, the
-            checkpoint lacks something that a test reads, or the fast towers give other logits than the plain ones. Any
-            other error is one of the method.
+        AssertionError: a learned module is not in the prompt learner, a tensor that requires gradients is no Parameter,
+            the features of images are longer than 1, the checkpoint lacks something that a test reads, or the fast
+            towers give other logits than the plain ones. Any other error is one of the method.
     """
     noise = patch.dict(DATASET_REGISTRY._obj_map, Noise=Noise)
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
@@ -62,6 +62,7 @@ def assert_method_works(name: str, **settings: Any) -> None:
         trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
         model, kind = trainer.model, type(trainer.model.prompt_learner)
         added = unregistered(model)
+        assert not (loose := untrained(model)), f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
         assert not added, f"{name}: {added[0]} is not in the prompt learner: it is neither trained nor saved"
         trainer.train()
         dataset = trainer.dm.test_loader.dataset
