@@ -1,5 +1,6 @@
 """The version of this project, and the commit that is checked out."""
 
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -7,15 +8,20 @@ from pathlib import Path
 __version__ = "1.0.0"
 # The files that a result depends on. Other files, such as a virtual environment, are not changes.
 COMPUTING = ("train.py", "clip", "common", "configs", "datasets", "experiments", "toolbox", "trainers")
+NEW_SETTINGS = re.compile(r'\?\? "?configs/.*\.ya?ml"?$')  # in the output of git status
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 
 @cache
 def source() -> dict:
-    """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings differ from it."""
+    """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings differ from it.
+
+    A new YAML file in configs/ is no change: the config.yaml of a run has its settings.
+    """
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", *COMPUTING) if commit else None
-    return {"version": __version__, "commit": commit, "dirty": None if changed is None else bool(changed)}
+    status = git("status", "--porcelain", "-uall", "--", *COMPUTING) if commit else None
+    changed = [line for line in (status or "").splitlines() if not NEW_SETTINGS.match(line)]
+    return {"version": __version__, "commit": commit, "dirty": None if status is None else bool(changed)}
 
 
 def git(*arguments: str) -> str | None:
