@@ -1,5 +1,6 @@
 """results.json: what a finished run has measured."""
 
+import shlex
 from pathlib import Path
 
 from common.errors import UsageError
@@ -39,6 +40,11 @@ def summary_line(run: dict) -> str:
         f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
         f"on {run['n_test']:,} test images of {run['classes']} classes{selection_mark(run)}"
     )
+
+
+def next_step(model: Path) -> str:
+    """The line after a result: where its model is, and what it is for."""
+    return f"Model: {model}; next: python tools/predict.py {shlex.quote(str(model))} IMAGES"
 
 
 def checked_summary(folder: Path, run: dict) -> str:

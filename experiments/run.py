@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from . import calibrating, ood, open_world, predictions
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
-from .results import checked_summary, summary_line
+from .results import checked_summary, next_step, summary_line
 from .run_spec import RunSpec
 from .trackers import reporting
 
@@ -51,8 +52,10 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.train()
         found = {key: value for observer in observers for key, value in observer.finish().items()}
         folder.finish(record.to_json(found))
+        lines = [next_step(Path(spec.args.model_dir or folder.path))] if getattr(trainer, "learns", False) else []
+        print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
-        print(summary_line(folder.results))
+        print(summary_line(folder.results), *lines, sep="\n")
 
 
 def wanted_observers(spec: RunSpec) -> list[type]:
