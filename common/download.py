@@ -10,6 +10,7 @@ from .errors import UsageError, one_line
 from .version import __version__
 
 TRIES = 10  # requests for a file
+OFFLINE = 3  # the same, if the server's name is not found
 PAUSE = 3.0  # seconds between two of them
 TIMEOUT = 30  # seconds without a byte
 BLOCK = 1 << 16  # bytes that are written at once
@@ -17,6 +18,12 @@ BLOCK = 1 << 16  # bytes that are written at once
 
 class DownloadError(Exception):
     """Raised when a file cannot be downloaded, or is not the published one."""
+
+
+def reason(error: Exception) -> str:
+    """Why a download has failed, in one line."""
+    unknown = "resolve" in str(error)  # of a NameResolutionError, which is the cause of an error of requests
+    return "the server's name is not found: is there a connection?" if unknown else one_line(error)
 
 
 def download(url: str, partial: Path, most: int) -> None:
@@ -42,9 +49,10 @@ def download(url: str, partial: Path, most: int) -> None:
         except (requests.RequestException, HTTPError, ValueError) as error:  # the last is about an address
             status = getattr(getattr(error, "response", None), "status_code", None)
             is_final = isinstance(error, ValueError) or (status and status < 500 and status != 429)
-            if is_final or not tries_left:
-                raise DownloadError(one_line(error)) from error
-            print(f"{partial.name}: {one_line(error)}: trying again")
+            offline = "resolve" in str(error) and tries_left <= TRIES - OFFLINE
+            if is_final or offline or not tries_left:
+                raise DownloadError(reason(error)) from error
+            print(f"{partial.name}: {reason(error)}: trying again")
             time.sleep(PAUSE)
 
 

@@ -139,6 +139,7 @@ class FewShotDataset(DatasetBase):
                 raise ValueError("no images to learn from, or none to test on")
         except (ValueError, KeyError, TypeError) as error:
             reason = error.what if isinstance(error, UsageError) else one_line(f"{type(error).__name__}: {error}")
+            reason = f"it has no {error}" if isinstance(error, KeyError) else reason
             raise DatasetError(f"split file {path} is damaged ({reason})", self.how_to_replace, path) from None
         return train, val, test
 

@@ -70,8 +70,10 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
     for source in sources:
         preparation = Preparation(source, args.root, args.from_dir, args.mirror)
         try:
-            if not source.files:
+            if not source.files and getattr(source.dataset, "is_synthetic", False):
                 print(f"{source.name}: nothing to prepare")
+            elif not source.files:
+                print(f"{source.name}: ready: {describe(source.read_quietly(args.root))}")
             elif preparation.is_ready():
                 print(f"{source.name}: ready")
             else:

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from common.download import TIMEOUT, DownloadError, download, unpack
-from common.errors import UsageError, one_line
+from common.download import TIMEOUT, DownloadError, download, reason, unpack
+from common.errors import UsageError
 from common.files import checksum
 
 from ..files import File
@@ -50,7 +50,7 @@ def download_from_drive(file: File, partial: Path) -> None:
     try:
         gdown.download(id=file.drive, output=str(partial), resume=True, timeout=TIMEOUT, progress=check_size)
     except Exception as error:  # its exceptions changed with its versions
-        raise DownloadError(one_line(error)) from error
+        raise DownloadError(reason(error)) from error
 
 
 def difference(path: Path, file: File) -> str:
