@@ -86,7 +86,7 @@ def check_name(
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
         near = closest(name, names)
-        remedy = f"did you mean {near}?" if near else f"known are {', '.join(names) or 'none'}"
+        remedy = f"did you mean {near}?" if near else f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
         raise UsageError(f"there is no {kind} {name!r}", f"{remedy}; {otherwise}" if otherwise else remedy, where)
 
 

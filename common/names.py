@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
+from unicodedata import combining, east_asian_width
 
 from .errors import UsageError
 
@@ -16,6 +17,16 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 def printable(text: object) -> str:
     """The text in one line that a terminal only shows: control characters become escapes such as \\x1b."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
+def width(text: str) -> int:
+    """The columns of a text in a terminal: a Chinese, Japanese or Korean letter has two, an accent none."""
+    return sum(0 if combining(letter) else 1 + (east_asian_width(letter) in "WF") for letter in text)
+
+
+def padded(text: str, columns: int) -> str:
+    """The text with spaces behind it, up to a number of columns."""
+    return text + " " * (columns - width(text))
 
 
 def plain(name: str) -> str:

@@ -178,22 +178,30 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
+    left = [
+        f"{name} has seeds that the other lacks: {', '.join(map(str, more))}"
+        for name, more in ((ours, one.results.keys() - seeds), (theirs, other.results.keys() - seeds))
+        if more
+    ]
     lines = [
         f"{marked[0]}, {marked[1]} ({place})",
         f"Difference: {signed(by_seed.mean())} points; "
         f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})",
+        *left,
     ]
     for seed, difference in zip(seeds, differences, strict=True):
         right, others, p = mcnemar(difference)
         only = f"{right} image{'s' * (right != 1)} only {ours} gets right, {others} only {theirs}"
         lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
+    why = "the interval has both signs"
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
         shown = f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
         lines.append(f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)")
         lines.append("All seeds have the same difference" if math.isnan(least) else shown)
         low, high = min(low, bounds[0]), max(high, bounds[1])
-    return lines if low > 0 or high < 0 else [*lines, "These runs do not show which of the two is better."]
+        why = "one of the two intervals has both signs"
+    return lines if low > 0 or high < 0 else [*lines, f"These runs do not show which of the two is better: {why}."]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -231,8 +231,10 @@ def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
     method, name, file = trainers.methods().get(cfg.TRAINER.NAME), cfg.TRAINER.NAME, spec.args.config_file
     keys = ignored_keys(spec.pairs, cfg)
     lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
-    if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
+    if not (file and method and method.Settings.schema().keys() - {"PREC"}):
         return lines
+    if method.config_folder != name and Path(file).absolute().parent.name == method.config_folder:
+        return lines  # zero-shot CLIP reads the files of CoOp
     sections: dict[str, dict] = {}
     for _, tree in spec.files["--config-file"]:
         sections |= {key: values for key, values in tree.get("TRAINER", {}).items() if isinstance(values, dict)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from common.errors import UsageError
-from common.names import csv_cell, printable
+from common.names import csv_cell, padded, printable, width
 from common.start import Parser, at_least, path, required_packages
 
 from .arguments import (
@@ -137,13 +137,15 @@ def as_csv(out: TextIO, rows: Iterable[Row], files, models, names, unknown: bool
 
 def as_table(out: TextIO, rows: Iterable[Row], files: Sequence[Path], models, names: Sequence[str], *asked) -> None:
     known = names or [name for model in models for name in model.classifier.class_names]
-    image_width = max(len(printable(file)) for file in files)
-    model_width, class_width = max(len(printable(model.name)) for model in models), max(map(len, known))
+    image_width = max(width(printable(file)) for file in files)
+    model_width, class_width = max(width(printable(model.name)) for model in models), max(map(width, known))
     for row in rows:
-        classes = "   ".join(f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in row.top)
+        classes = "   ".join(f"{padded(name, class_width)} {100 * value:5.1f} %" for name, value in row.top)
         if row.set is not None:
             more = f", and {len(row.set) - SHOWN} more" * (len(row.set) > SHOWN)
             classes = f"{{{', '.join(name for name, _ in row.set[:SHOWN])}{more}}}"
         if row.unknown is not None:
             classes = f"{'unknown' if row.unknown else '':<7}  {classes}"
-        out.write(f"{printable(row.image):<{image_width}}  {printable(row.model):<{model_width}}  {classes}\n")
+        out.write(
+            f"{padded(printable(row.image), image_width)}  {padded(printable(row.model), model_width)}  {classes}\n"
+        )
