@@ -193,14 +193,14 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
         right, others, p = mcnemar(difference)
         only = f"{right} image{'s' * (right != 1)} only {ours} gets right, {others} only {theirs}"
         lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
-    why = "the interval has both signs"
+    why = "the interval includes 0"
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
         shown = f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
         lines.append(f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)")
         lines.append("All seeds have the same difference" if math.isnan(least) else shown)
         low, high = min(low, bounds[0]), max(high, bounds[1])
-        why = "one of the two intervals has both signs"
+        why = "one of the two intervals includes 0"
     return lines if low > 0 or high < 0 else [*lines, f"These runs do not show which of the two is better: {why}."]
 
 

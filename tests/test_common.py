@@ -6,14 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from common import version
 from common.errors import UsageError
 from common.files import PARTIAL, replacing, scratch, write_bytes, write_text
-from common.names import LONGEST, MOST, check_known_names, check_names, csv_cell, printable
+from common.names import LONGEST, MOST, check_known_names, check_names, csv_cell, padded, printable, width
 
 
 def test_control_characters_are_printed_as_escapes():
     assert printable("a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J") == r"a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J"
     assert printable("Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬") == "Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬"
+
+
+def test_columns_of_a_table_count_wide_letters_twice_and_accents_not():
+    assert [width(text) for text in ("fox", "狐", "キツネ", "e\u0301")] == [3, 2, 6, 1]
+    assert padded("狐", 4) == "狐  "
 
 
 def test_cell_of_a_csv_file_is_no_formula():
@@ -96,3 +102,13 @@ def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tm
             assert other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
         assert not other.exists() and one.stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
+
+
+@pytest.mark.parametrize(
+    ("line", "dirty"),
+    [("?? configs/datasets/birds.yaml", False), ('?? "configs/my birds.yml"', False), (" M configs/a.yaml", True)]
+    + [("?? trainers/own.py", True), ("", False)],
+)
+def test_a_new_yaml_file_in_configs_is_no_change_of_the_code(line, dirty, monkeypatch):
+    monkeypatch.setattr(version, "git", lambda command, *given: line if command == "status" else "0" * 40)
+    assert version.source.__wrapped__()["dirty"] is dirty

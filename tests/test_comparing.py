@@ -58,6 +58,9 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
     assert f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in printed and "do not show which" not in printed
     one = command(comparing, folder / "MPL/seed1", folder / "CoOp/seed1").printed
     assert f"Difference: {by_seed[0]:+.2f} points" in one and "of this seed only" in one
+    assert "has seeds that the other lacks" not in printed + one
+    fewer = command(comparing, folder / "MPL", folder / "CoOp/seed1").printed
+    assert "MPL has seeds that the other lacks: 2, 3\n" in fewer
     same = command(comparing, folder / "MPL", folder / "MPL").printed
     assert "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same and "do not show which" in same
 
