@@ -19,7 +19,7 @@ from PIL import Image
 PIXELS = 25_000_000
 MEMORY = 256 << 20  # bytes, beyond those of an idle process
 SECONDS = 5  # of the processor
-PATIENCE = 30  # seconds: a busy machine is slow
+PATIENCE, WITH_START = 30, 120  # seconds: a busy machine is slow, above all when it starts a process
 DAMAGED = 1  # exit status
 
 
@@ -57,7 +57,7 @@ class Reader:
             self.process = subprocess.Popen([sys.executable, __file__, str(MEMORY)], env=_environment(), **pipes)
         process = self.process
         assert process.stdin and process.stdout
-        patience = Timer(PATIENCE, process.send_signal, [signal.SIGXCPU])
+        patience = Timer(WITH_START, process.send_signal, [signal.SIGXCPU])
         patience.start()
         try:
             limits = SECONDS, min(max_pixels or PIXELS, PIXELS), exif_orientation
