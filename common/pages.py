@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 # Fonts with Chinese, Japanese and Korean letters, of Linux, macOS and Windows.
-FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "NanumGothic", "Hiragino Sans")
+FONTS: tuple[str, ...] = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "IPAGothic",
+    "NanumGothic",
+    "Hiragino Sans",
+)
 FONTS += ("PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic")
 
 

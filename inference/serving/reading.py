@@ -53,7 +53,7 @@ class Reader:
     def read(self, path: Any, max_pixels: int | None = None, exif_orientation: bool = True) -> Image.Image:
         """`read_safely`, without the start of a process; one thread may call it at a time."""
         if self.process is None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             self.process = subprocess.Popen([sys.executable, __file__, str(MEMORY)], env=_environment(), **pipes)
         process = self.process
         assert process.stdin and process.stdout
