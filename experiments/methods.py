@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from common.start import required_packages
+from inference.arguments import IN_A_FILE
+
+__all__ = ["IN_A_FILE", "methods", "plugin_of"]
 
 
 def methods() -> dict[str, Any]:

@@ -197,7 +197,7 @@ def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
     assert "± 2.94" in text_of(summarise(study, lambda run: values[run.seed - 1]))
     low, high = stats.ttest_1samp([50, 52, 57], 0).confidence_interval(0.95)
     text = text_of(summarise(study, lambda run: values[run.seed - 1], intervals=True))
-    assert f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in text and "±: half of the 95% t-interval over" in text
+    assert f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in text and "±: half of the 95% t-interval of" in text
 
 
 def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UsageError, check_dataset_name, check_name
-from inference.arguments import IN_A_FILE
 
 from ..configs import config_files, config_folder, known_datasets
-from ..methods import methods
+from ..methods import IN_A_FILE, methods
 from ..protocols import PROTOCOLS, Recipe, Step, recipe, train_argv
 from .choose import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Keys, SearchRule, Values, check_choose, chosen_place, trial_place
 

@@ -42,10 +42,7 @@ def shots_label(shots: int) -> str:
 
 
 # What ± may be; the first is that of parse_test_res.py, CoOp's and Dassl's.
-SPREADS = [
-    ("spread", "standard deviation over seeds (population)"),
-    ("interval", "half of the 95% t-interval over seeds"),
-]
+SPREADS = ("spread", "standard deviation over seeds (population)"), ("interval", "half of the 95% t-interval of seeds")
 
 
 class Summary:
