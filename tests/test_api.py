@@ -134,9 +134,11 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
         except (OSError, RemoteDisconnected):
             return 0
 
-    stalled = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(20)]
+    stalled = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(22)]
     for connection in stalled:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n{")
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 7000000\r\n\r\n{"
+        )
     slow, thin = as_json(comments(1_000_000)), as_json(png(200_000, 1))
     with ThreadPoolExecutor(9) as attackers, ThreadPoolExecutor(20) as clients:
         attacks = [attackers.submit(attack, body) for body in [slow, thin, b"{"] * 3]
