@@ -34,12 +34,15 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     assert base["CoOp"] > base["ZeroshotCLIP"] + 5
     with Image.open(output / "images.png") as picture:
         assert min(picture.size) > 300
-    # The words of the picture: three classes of six images by zero-shot CLIP, then by CoOp.
+    # The words of the picture: three classes of six images by zero-shot CLIP, then by CoOp, which sorts the images.
     runs = [next((output / "base2new/train_base").glob(f"*/*/{name}/*/seed1")) for name in base]
     before, after = map(read, runs)
+    rows = [before["label"].tolist().index(label) for label in range(6)]
+    right = [dict(zip(after["classes"][row], after["probabilities"][row], strict=True)) for row in rows]
+    order = sorted(range(6), key=lambda label: -right[label].get(label, 0))
     assert words == [
         f"{found['class_names'][index]} {value:.0%}"
-        for row in (before["label"].tolist().index(label) for label in range(6))
+        for row in (rows[label] for label in order)
         for found in (before, after)
         for index, value in zip(found["classes"][row][:3], found["probabilities"][row][:3], strict=True)
     ]
