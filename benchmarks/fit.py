@@ -82,9 +82,9 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     places = [rng.permutation(np.flatnonzero(data.y == label))[:shots] for label in range(len(names))]
     chosen = np.concatenate(places)
     x, y = data.x[chosen], data.y[chosen].clone()
-    wrong = rng.permutation(len(y))[: round(0.05 * len(y))] if swapped else []
+    wrong = rng.permutation(len(y))[: round(0.05 * len(y)) if swapped else 0].tolist()
     for place in wrong:
-        y[place] = (y[place] + rng.integers(1, len(names))) % len(names)
+        y[place] = (int(y[place]) + int(rng.integers(1, len(names)))) % len(names)
     photos = [Photo(str(place), names[label]) for place, label in enumerate(y)]
     found = Found(Images(photos, [f"{place:064x}" for place in range(len(y))], names, {}, []))
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
@@ -95,9 +95,10 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     record |= {"seconds": time.process_time() - began, "chosen": found.name}
     if swapped:
         first = [int(one["path"]) for one in suspects(found)[: round(0.1 * len(y))]]
-        return record | {"wrong": len(wrong), "found": len({*first} & {*map(int, wrong)})}
+        return record | {"wrong": len(wrong), "found": len({*first} & {*wrong})}
     answers = {one: data.heads.answers(one, (x, y), data.test_x).numpy() for one in candidates}
-    logits, labels = sum(weight * answers[one] for one, weight in found.chosen), data.test_y.numpy()
+    logits: Any = sum(weight * answers[one] for one, weight in found.chosen)
+    labels = data.test_y.numpy()
     methods: dict[str, float] = {}
     for one, values in answers.items():  # the first one of a method has its defaults
         methods.setdefault(one.method, 100 * float((values.argmax(axis=1) == labels).mean()))

@@ -89,14 +89,15 @@ class Heads:
 
     def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
         self.zero_shot = zero_shot
-        self.clip: Any = zero_shot.clip
+        clip: Any = zero_shot.clip
+        self.clip = clip
         self.seed = seed
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
-        self.texts = {unit: mean_text_features(self.clip, sentences, unit) for unit in (False, True)}
+        self.texts = {unit: mean_text_features(clip, sentences, unit) for unit in (False, True)}
         templates = [[TEMPLATE.replace("{}", name)] for name in self.names]
-        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(self.clip, templates)}
+        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(clip, templates)}
         self.projection: Any = None
         try:
             self.projection = self.method(Candidate("RLA"), 1)
