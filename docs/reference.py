@@ -20,31 +20,33 @@ from experiments import configuration  # noqa: E402
 PAGE = ROOT / "docs/configuration.md"
 HEAD = """# Configuration reference
 
-Every setting with its default, its meaning and the values that it accepts (any text, if none are listed for a text; a
-range is one of real numbers if it is not called `integer`). `python docs/reference.py` writes this page from the code.
-Set a value in a YAML file, or as `KEY VALUE` at the end of a command. A value that is not accepted ends the command in
-one line that names the key. [Train and test](running.md#settings) explains the most important settings.
+Every setting with its default, its meaning and the values that it accepts. A range is of real numbers if the default
+has a point, else of integers. `python docs/reference.py` writes this page from the code. Set a value in a YAML file, or
+as `KEY VALUE` at the end of a command. A value that is not accepted ends the command in one line that names the key.
+[Train and test](running.md#settings) explains the most important settings.
 `BY_DATASET.<NAME>.<KEY>` in the YAML file of a method is a value for one dataset.
 """
 METHODS = """## Settings of methods
 
 A method reads the keys below `TRAINER.<NAME IN CAPITALS>`. The defaults are those of the code. The YAML files in
-`configs/trainers/` replace many of them, and [Methods](methods.md) has the formulas. Several methods have these keys:
+`configs/trainers/` replace many of them, and [Methods](methods.md) has the formulas. Numbers have bounds, which an
+error names. Several methods have these keys:
 """
 SHARED = {
     "PREC": "precision of the backbone, of all methods (fp16 if nothing sets it)",
     "N_CTX": "number of context tokens or prompts",
     "CTX_INIT": "words that the context starts from; empty: random numbers",
     "CLASS_TOKEN_POSITION": "place of the class name among the context tokens",
-    "CSC": "a context for each class",
+    "CSC": "a context for each class (default False)",
     "PROMPT_DEPTH": "layers with prompts",
     "AUGMENT_EPOCH": "random views of each training image; 0: the image without augmentation",
-    "FEATURES_OF": "folder of a run whose features the head reads, instead of CLIP's",
-    "CHOOSE_ON": "images that choose the settings which are 0; oracle: the test images",
-    "VIEWS": "views of a test image",
-    "AUGMIX": "mix the views with AugMix",
+    "FEATURES_OF": "folder of a run whose features the head reads, instead of CLIP's (default: empty)",
+    "CHOOSE_ON": "images that choose the settings which are 0 (default validation; oracle: the test images)",
+    "VIEWS": "views of a test image (default 64)",
+    "AUGMIX": "mix the views with AugMix (default False)",
     "TEMPLATES": "sentences with {} for the class name; empty: those of the publication",
 }
+USUAL = (("CSC", False), ("AUGMIX", False), ("FEATURES_OF", ""), ("CHOOSE_ON", "validation"), ("VIEWS", 64))
 TRAINER_NAME = "Name of a method, with a plug-in such as `DePT+MPL`, or of another trainer"
 PLUGIN = "`{}+METHOD` reads these keys in the section of the method, beside those of the method: "
 UNREAD = """## Settings that nothing reads
@@ -58,21 +60,32 @@ def meanings() -> dict[str, str]:
     return {key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning}
 
 
+NUMBERS = re.compile(r"[≥\d].*|number|integer.*")
+
+
 def accepted(limit: object) -> str:
     """The values of a setting in few words, without limits that only keep a typing error from filling the memory."""
     text = re.sub(r"text of at most .*", "text", str(limit))
     text = re.sub(r"a list of at most [\d,]+ values, each", "list, each", text)
     text = re.sub(r" from -1,000,000 to 1,000,000(\.0)?", "", text)
     text = re.sub(r" from (\S+) to \d+(,\d{3}){2,}(\.0)?", r" ≥ \1", text)
+    text = re.sub(r" ≥ ", " ≥", text)
+    text = re.sub(r" from (\d\S*) to (\S+)", r" \1–\2", text).replace(" from ", " ")
     text = re.sub(r"\b(an|a|one of) (?=integer|number|list|\w+,)", "", text)
-    text = re.sub(r"number (from )?(?=[-≥\d])", "", text).replace(" from ", " ")
+    text = re.sub(r"(number|integer) (?=[-≥\d])", "", text)
     return "" if text in ("text", "True or False") else text.replace("list, each text", "list of texts")
+
+
+def shown(default: object, limit: object) -> str:
+    """A default; with a point if the setting takes real numbers."""
+    real = isinstance(default, int) and not isinstance(default, bool) and str(limit).startswith("a number")
+    return repr(float(default) if real else default)
 
 
 def listed(key: str, default: object, limit: object, meaning: str) -> str:
     """The line of a setting."""
     texts = [text for text in (meaning, accepted(limit)) if text]
-    return f"- `{key} {default!r}`" + (f": {'; '.join(texts)}" if texts else "")
+    return f"- `{key} {shown(default, limit)}`" + (f": {'; '.join(texts)}" if texts else "")
 
 
 def settings(cfg, prefix: str = "") -> dict[str, tuple]:
@@ -97,7 +110,7 @@ def shared_limits() -> dict[str, str]:
 
 def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = ()) -> str:
     """A method's settings, without those of a key in `left_out`, and what its class says of them. The values that a
-    setting accepts are left out if they are those of `shared`.
+    setting accepts are left out if they are those of `shared` or a range.
     """
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
     text = "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())  # made by dataclasses
@@ -106,8 +119,12 @@ def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = 
     for key, limit in kind.schema().items():
         if key in left_out or key == "PREC":
             continue
+        if (key, values[key]) in USUAL:
+            keys.append(f"`{key}`")
+            continue
         words = accepted(limit)
-        keys.append(f"`{key} {values[key]!r}`" + (f" ({words})" if words and words != shared.get(key) else ""))
+        words = "" if words == shared.get(key) or NUMBERS.fullmatch(words) else words
+        keys.append(f"`{key} {shown(values[key], limit)}`" + (f" ({words})" if words else ""))
     return f"{', '.join(keys) or '–'}. {text}".strip()
 
 
@@ -131,14 +148,18 @@ def page() -> str:
     lines = [f"- `{key}`: {'; '.join(filter(None, (meaning, shared[key])))}" for key, meaning in SHARED.items()]
     parts += [METHODS, "\n".join(lines)]
     plugged = {}
+    entries: dict[str, list[str]] = {}
     for name, method in sorted(trainers.methods().items(), key=lambda item: item[0].lower()):
         plugin, plus, over = name.partition("+")
         if plus:
             plugged.setdefault(plugin, (method, trainers.methods()[over].Settings.schema()))
             continue
         other = method.sections()[1:]
-        also = f" (or `TRAINER.{other[0]}`, as in its published files)" if other else ""
-        parts += [f"### {name}", f"`TRAINER.{method.section()}`{also}: {of_method(method.Settings, shared)}"]
+        also = f" (published: `TRAINER.{other[0]}`)" if other else ""
+        entries.setdefault(f"{also}: {of_method(method.Settings, shared)}", []).append(name)
+    for text, names in entries.items():
+        sections = ", ".join(f"`TRAINER.{trainers.methods()[name].section()}`" for name in names)
+        parts += [f"### {', '.join(names)}", sections + text]
     for plugin, (method, own) in plugged.items():
         parts += [f"### {plugin}", PLUGIN.format(plugin) + of_method(method.Settings, shared, own)]
     unread = [f"`{key}`" for key, (_, limit) in common.items() if limit is None]

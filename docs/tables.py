@@ -21,13 +21,9 @@ from experiments.protocols import recipe  # noqa: E402
 from experiments.results import harmonic_mean  # noqa: E402
 from experiments.studies.study_file import load  # noqa: E402
 
-PAGES = ("README.md", "docs/results.md", "docs/studies.md")
+PAGES = ("docs/reproduce.md", "docs/results.md", "docs/studies.md")
 FILES = ROOT / "experiments/studies"
-PAPER = json.loads((FILES / "paper_tables.json").read_text())
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
-TITLES = {"dtd": "DTD", "eurosat": "EuroSAT", "fgvc_aircraft": "Aircraft", "food101": "Food101"}
-TITLES |= {"oxford_flowers": "Flowers", "oxford_pets": "Pets", "stanford_cars": "Cars", "caltech101": "Caltech101"}
-TITLES |= {"sun397": "SUN397", "ucf101": "UCF101", "imagenet": "ImageNet", "average": "average"}
 DOMAINS = {"imagenet": "ImageNet", "imagenetv2": "ImageNet-V2", "imagenet_sketch": "-Sketch", "imagenet_a": "-A"}
 DOMAINS |= {"imagenet_r": "-R", "average": "average of four"}
 Row = list[str]
@@ -69,76 +65,54 @@ def fits(row: dict, rounded: float = 0.005 + 1e-9) -> bool:
 
 
 def verified(old: list[Row]) -> list[Row]:
+    """A row for the methods of which the same has been tested, each with its number of golden cases."""
     from test_published_checkpoints import CASES
 
     cases, loaded = golden_cases(), {*drawn.METHODS, *(case.method for case in CASES.values())}
     loaded -= {"TwoStage"}  # its code saves nothing
-    rows = []
+    groups: dict[tuple[str, str], list[str]] = {}
     for method in sorted((name for name in trainers.methods() if "+" not in name or cases[name]), key=str.lower):
-        code = f"{cases[method] or 'none'}{' cases' if cases[method] > 1 else ' case' if cases[method] else ''}"
         half = "fp16, bf16" if method in {*drawn.METHODS} - drawn.ADAPTED else "no test"
         half = "bf16" if method in {*drawn.ADAPTED, "LinearProbe"} else half
-        rows.append([method, code, "yes" if method in loaded else "–", "not yet", "not yet", half])
-    return [["method", "official code", "official checkpoint", "accuracy with ViT-B/16", "GPU", HALF], *rows]
+        groups.setdefault(("yes" if method in loaded else "–", half), []).append(f"{method} {cases[method]}")
+    rows = [[", ".join(methods), *facts] for facts, methods in groups.items()]
+    return [["methods, and their cases", "form of the official checkpoint", "half precision on a CPU"], *rows]
 
 
-HALF = "half precision on a CPU"
-
-
-def methods(old: list[Row]) -> list[Row]:
-    """README's: papers and kinds are written by hand, and what follows the file and the count."""
-    cases, rows = golden_cases(), []
-    for title, paper, kind, settings, compared in old[1:]:
-        method = trainers.methods().get(title)
-        if method and "`" in settings:
-            cfg = recipe(title, "base2new" if method.transfers else "few_shot", "eurosat").cfg
-            settings = f"`{cfg}`{settings.rpartition('`')[2]}"
-        count = cases[title.removesuffix("+METHOD")]
-        rest = re.sub(r"^\w+ cases?", "", compared)
-        rows.append([title, paper, kind, settings, f"{count or 'no'} case{'s' * (count > 1)}{rest}"])
-    missing = {method.partition("+")[0] for method in trainers.methods()}
-    missing -= {row[0].removesuffix("+METHOD") for row in rows}
-    return [old[0], *rows, *([method, "?", "?", "``", "no case"] for method in sorted(missing))]
+def settings(old: list[Row]) -> list[Row]:
+    """The YAML files of the methods; what is behind them, the scripts and the notes are written by hand."""
+    rows = []
+    for titles, file, *others in old[1:]:
+        first = titles.partition(", ")[0]
+        method = trainers.methods().get(first)
+        if method and "`" in file:
+            cfg = recipe(first, "base2new" if method.transfers else "few_shot", "eurosat").cfg
+            file = f"`{cfg}`{file.rpartition('`')[2]}"
+        rows.append([titles, file, *others])
+    listed = {title.partition("+")[0] for row in rows for title in row[0].split(", ")}
+    missing = {method.partition("+")[0] for method in trainers.methods()} - listed
+    return [old[0], *rows, *([method, "?", "?", "?"] for method in sorted(missing))]
 
 
 def authors(old: list[Row]) -> list[Row]:
     rows = []
     for row in PUBLISHED["base2new"]:
-        cfg = "–" if row["cfg"] == "*" else f"`{row['cfg']}`"
-        rows.append([name(row), cfg, str(row.get("epochs", "–")), *numbers(row, ("base", "new", "H")), row["source"]])
-    return [["method", "YAML file here", "epochs", "base", "new", "H", "source"], *rows]
-
-
-def others(transductive: bool | None) -> list[Row]:
-    rows = [row for row in PUBLISHED["base2new_others"] if row.get("transductive") == transductive]
-    cells = [[name(row), *numbers(row, ("base", "new", "H")), row["source"]] for row in rows]
-    return [["method", "base", "new", "H", "source"], *cells]
-
-
-def misfits(old: list[Row]) -> list[Row]:
-    rows = [row for row in PUBLISHED["base2new_others"] if not fits(row)]
-    means = [f"{harmonic_mean(row['base'], row['new']):.2f}" for row in rows]
-    cells = [[name(row), *numbers(row, ("base", "new", "H")), mean] for row, mean in zip(rows, means, strict=True)]
-    return [["method", "base", "new", "printed H", "recomputed H"], *cells]
+        epochs = f", {row['epochs']} epochs" if "epochs" in row else ""
+        cfg = "–" if row["cfg"] == "*" else f"`{row['cfg']}`{epochs}"
+        rows.append([name(row), *numbers(row, ("base", "new", "H")), row["source"], cfg])
+    return [["method", "base", "new", "H", "source", "YAML file here"], *rows]
 
 
 def few_shot(old: list[Row]) -> list[Row]:
-    few = PUBLISHED["few_shot"]
-    rows = [[method, *(f"{value:.2f}" for value in row)] for method, row in few["averages"].items()]
-    return [["method", *(f"{shots} shot{'s' * (shots > 1)}" for shots in few["shots"])], *rows]
-
-
-def hours(old: list[Row]) -> list[Row]:
+    few, shown = PUBLISHED["few_shot"], {1: "1 shot", 4: "4 shots", 16: "16 shots"}
     rows = []
-    for method, row in PUBLISHED["training_hours"].items():
-        times = [f"{row[key]} h" for key in ("imagenet_one_seed_hours", "ten_datasets_three_seeds_hours")]
-        rows.append([method, row["hardware"].removesuffix(" GPU"), str(row["epochs"]), *times])
-    return [old[0], *rows]
+    for method, values in few["averages"].items():
+        rows.append([method, *(f"{values[few['shots'].index(shots)]:.2f}" for shots in shown)])
+    return [["method", *shown.values()], *rows]
 
 
-def milliseconds(old: list[Row]) -> list[Row]:
-    times = PUBLISHED["training_ms_per_image"].items()
-    return [old[0], *([method, str(time)] for method, time in times if isinstance(time, int))]
+def domains(old: list[Row]) -> list[Row]:
+    return by_column(PUBLISHED["domain_generalisation"] | PUBLISHED["test_time"], DOMAINS, "source")
 
 
 def studies(old: list[Row]) -> list[Row]:
@@ -148,28 +122,19 @@ def studies(old: list[Row]) -> list[Row]:
     for file in sorted((ROOT / "studies").glob("*.yaml")):
         study = load(file, settings=False)
         runs = study.runs()
-        sizes = [len(study.variants), len(study.datasets or study.targets), len(study.seeds)]
         trials = f"{len(study.trials())} trials"
         content = re.sub(r"\d+ trials", trials, contents.get(f"`{file.name}`", "?"))
         content += f"; {trials}" * (bool(study.trials()) and trials not in content)
-        rows.append([f"`{file.name}`", content, *map(str, (*sizes, sum(run.trains for run in runs), len(runs)))])
+        rows.append([f"`{file.name}`", content, str(sum(run.trains for run in runs)), str(len(runs))])
     return [old[0], *rows]
 
 
 TABLES: dict[str, Callable[[list[Row]], list[Row]]] = {
     "verified": verified,
-    "methods": methods,
-    "paper, new classes": lambda old: by_column(PAPER["base2new"]["new"], TITLES),
-    "paper, cross-dataset": lambda old: by_column(PAPER["cross_dataset"]["all classes"], TITLES),
+    "settings": settings,
     "authors": authors,
-    "other results": lambda old: others(None),
-    "with unlabelled images": lambda old: others(True),
-    "rows that do not fit": misfits,
     "few-shot": few_shot,
-    "domains": lambda old: by_column(PUBLISHED["domain_generalisation"], DOMAINS, "source"),
-    "test time": lambda old: by_column(PUBLISHED["test_time"], DOMAINS, "source"),
-    "hours": hours,
-    "milliseconds": milliseconds,
+    "domains": domains,
     "studies": studies,
 }
 

@@ -26,7 +26,7 @@ def blocks(file: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(drawn, tmp_path_factory):
-    """A copy of the project with the images of SmallLand and the methods of docs/methods.md, for short runs."""
+    """A copy of the project with the images of SmallLand and the methods of docs/add_a_method.md, for short runs."""
     root = tmp_path_factory.mktemp("fresh") / "project"
     SmallLand.prepare(drawn / "small_land")
     shutil.copytree(drawn / "small_land", root / "data/small_land")
@@ -37,10 +37,9 @@ def copy(drawn, tmp_path_factory):
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
-    example = blocks("docs/methods.md")
-    files = {"growing": "Growing", "bottleneck": "Bottleneck", "class_means": "ClassMeans"}
-    expected = [(f"trainers/{file}.py", f"configs/trainers/{name}/small.yaml") for file, name in files.items()]
-    assert list(example) == [*(name for pair in expected for name in pair), "trainers/smooth.py"]
+    example = blocks("docs/add_a_method.md")
+    growing = example["mine/Growing/small.yaml"]
+    example["mine/Bottleneck/small.yaml"] = growing.replace("GROWING", "BOTTLENECK")
     for name, text in example.items():
         assert not (root / name).exists()
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +69,8 @@ def call(copy, python):
 def train(output: str, *options: object, method: str = "Growing") -> list[str]:
     arguments = ["--root", "data", "--seed", 1, "--output-dir", output, "--trainer", method]
     arguments += ["--dataset-config-file", "configs/datasets/small_land.yaml"]
-    arguments += ["--config-file", f"configs/trainers/{method.rpartition('+')[2]}/small.yaml", *options]
+    base = method.rpartition("+")[2]
+    arguments += ["--config-file", f"mine/{base}/small.yaml", "--plugin", f"mine/{base.lower()}.py", *options]
     return ["train.py", *map(str, arguments)]
 
 
@@ -89,9 +89,9 @@ def test_a_method_learns_and_is_evaluated_on_new_classes(method, call, copy):
     (file,) = (copy / f"out/{name}").glob("*/model.pth.tar-3")
     state = torch.load(file, weights_only=True)["state_dict"]
     if method == "Growing":
-        assert state.keys() == {"prompt_learner.ctx", *(f"prompt_learner.vision_prompts.{n}" for n in range(3))}
+        assert state.keys() == {"ctx", *(f"vision_prompts.{n}" for n in range(3))}
     else:
-        assert all(state[f"prompt_learner.adapters.{layer}.up.weight"].abs().sum() > 0 for layer in range(8, 12))
+        assert all(state[f"prompt_learner.adapters.{layer}.network.2.weight"].abs().sum() > 0 for layer in range(12))
     new = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new")
     call(*train(f"out/{name}_new", "--eval-only", "--model-dir", f"out/{name}", *new, method=method))
     found = results(copy, f"out/{name}_new")
@@ -107,18 +107,28 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     (copy / f"configs/datasets/{name}.yaml").write_text(yaml.safe_dump({"DATASET": {"NAME": class_name}}))
     shutil.copytree(copy / "data/small_land/images", copy / "data" / folder / images)
     shutil.copy(copy / "data/small_land/split.json", copy / "data" / folder / split)
-    call("scripts/any/base2new_train.sh", "Growing", name, 1, 1, OUT="out/dataset")
-    assert "Harmonic mean" in call("scripts/any/base2new_test.sh", "Growing", name, 1, OUT="out/dataset").stdout
+    growing = {"OUT": "out/dataset", "PLUGIN": "mine/growing.py"}  # as the commands of docs/add_a_method.md
+    call("scripts/any/base2new_train.sh", "Growing", name, 1, 1, **growing)
+    assert "Harmonic mean" in call("scripts/any/base2new_test.sh", "Growing", name, 1, **growing).stdout
     assert "nothing is wrong" in call("tools/prepare.py", "--check", name, "--root", "data").stdout
     found = sorted((copy / "out/dataset").rglob("results.json"))
     assert [json.loads(file.read_text())["dataset"] for file in found] == [class_name, class_name]
 
 
-def quick_start(title: str) -> str:
-    """The first block of commands below a heading of README.md, for the small CLIP and its synthetic datasets."""
+def quick_start(title: str, language: str = "bash") -> str:
+    """The first block of a language below a heading of README.md."""
     part = (ROOT / "README.md").read_text().partition(f"## {title}\n")[2]
-    block = re.search(r"```bash\n(.*?)```", part, re.DOTALL)[1]
-    return block.replace("vit_b4_c1_add2_rm1", "small").replace("eurosat", "small_land").replace("shots_16", "shots_2")
+    return re.search(rf"```{language}\n(.*?)```", part, re.DOTALL)[1]
+
+
+def test_quick_start_of_a_study_runs_as_it_is_written_with_one_seed(call, copy):
+    study = quick_start("Quick start: compare methods", "yaml")
+    (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]"))
+    commands = quick_start("Quick start: compare methods").replace("python ", '"$PYTHON" ')
+    commands = commands.replace("run mine.yaml", "run mine.yaml --workers 1")  # without Ray
+    (copy / "study.sh").write_text(f"set -e\n{commands}")
+    printed = call("study.sh").stdout
+    assert "small_land" in printed and re.search(r"\| MPL \|", printed), printed
 
 
 def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call, copy):
@@ -128,17 +138,16 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call,
             image = shutil.copy(copy / "data/small_land/images" / path, copy / "birds" / name)
     shutil.copy(image, copy / "photo.jpg")
     page = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/own_classes.md").read_text(), re.DOTALL)
-    (per_class,) = [block for block in page if "PER_CLASS_RESULT" in block]
     (by_hand,) = [block for block in page if "zeroshot.sh image_folder" in block]
-    block = quick_start("Quick start: own classes") + by_hand + per_class
+    block = quick_start("Quick start: name the classes") + quick_start("Quick start: own classes") + by_hand
     for written, here in {
         "vit_b4_c1_add2_rm1": "small",
         "python ": '"$PYTHON" ',
         "--to": "--backbone small --minutes 0 --to",
+        "ViT-B/16": "small",
     }.items():
         block = block.replace(written, here)
     (copy / "quick.sh").write_text(f"set -e\n{block}")
     printed = call("quick.sh").stdout
-    assert "=> per-class result" in printed and (copy / "output/birds_per_class/cmat.pt").is_file()
     assert (copy / "exported/birds/report.html").is_file()
     assert re.search(r"^ZeroshotCLIP on image_folder", printed, re.MULTILINE), printed

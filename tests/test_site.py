@@ -22,9 +22,68 @@ FILES = [
 ]
 SOURCES = "".join(file.read_text() for file in FILES)
 
+# How the commands below each heading are tried: by the test of this name, or why they are not run.
+INSTALLS = "it installs packages or needs a service; the files that it names exist"
+DOWNLOADS = "it downloads images or weights; tests run the same commands on drawn images and small weights"
+MODELS = "it names models of the reader; tests run the same commands on theirs"
+HOW = {
+    "README.md": {
+        "Install": INSTALLS,
+        "Quick start: name the classes": "test_docs",
+        "Quick start: own classes": "test_docs",
+        "Quick start: compare methods": "test_docs",
+        "Use a model": MODELS,
+    },
+    "benchmarks/README.md": {"On a GPU": "it needs a GPU; tests/test_benchmarks.py runs a part on a CPU"},
+    "docs/add_a_method.md": {"Prompts": "test_docs"},
+    "docs/backbones.md": {"Backbones": DOWNLOADS},
+    "docs/calibration.md": {"Calibration, sets and unknown images": MODELS},
+    "docs/datasets.md": dict.fromkeys(("The datasets", "Manual downloads", "Which images does a run use?"), DOWNLOADS),
+    "docs/install.md": dict.fromkeys(("Install", "Size, and CPU wheels", "Without a network"), INSTALLS),
+    "docs/methods.md": {"Methods on features": DOWNLOADS},
+    "docs/own_classes.md": {
+        "Own classes": "test_docs",
+        "One method at a time": "test_docs",
+        "Check the images": "test_image_folder",
+        "More images": "test_image_folder",
+        "Class names and sentences": "test_sentences",
+        "A dataset of your own name": DOWNLOADS,
+    },
+    "docs/predict.md": {
+        **dict.fromkeys(("Predict", "Export", "Inspect"), MODELS),
+        **dict.fromkeys(("On the Hugging Face Hub", "In a container"), INSTALLS),
+        **dict.fromkeys(("Serve without this project", "Serve a page", "A service with JSON"), MODELS),
+    },
+    "docs/predictions.md": {"Compare two methods": MODELS},
+    "docs/reproduce.md": {
+        **dict.fromkeys(("One dataset, several seeds", "A complete table", "Cross-dataset transfer"), DOWNLOADS),
+        **dict.fromkeys(("Domain generalisation", "Few-shot learning", "Settings of each method"), DOWNLOADS),
+        **dict.fromkeys(("Official checkpoints", "The published commands"), DOWNLOADS),
+    },
+    "docs/running.md": {**dict.fromkeys(("Scripts", "train.py", "Settings"), DOWNLOADS), "Trackers": INSTALLS},
+    "docs/small_world.md": {"Figures": "it takes hours; test_study runs small studies"},
+    "docs/studies.md": {
+        "Studies and clusters": DOWNLOADS,
+        **dict.fromkeys(("Several machines with Ray", "Slurm with Ray"), "it needs several machines"),
+    },
+    "docs/tour_of_the_code.md": {"A tour of the code": "test_tour"},
+}
+
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_every_block_of_commands_is_run_by_a_test_or_has_a_reason():
+    for page, name in zip(PAGES, NAMES, strict=True):
+        heading, headings = "", set()
+        text = re.sub(r"```(\w*)\n.*?```", r"```\1\n", page.read_text(), flags=re.DOTALL)
+        for title, block in re.findall(r"^#+ (.*)$|^```(bash)$", text, re.MULTILINE):
+            heading = title or heading
+            headings |= {heading} if block else set()
+        assert headings == set(HOW.get(name, ())), name
+    tests = [how for page in HOW.values() for how in page.values() if " " not in how]
+    assert tests and all((ROOT / f"tests/{test}.py").is_file() for test in tests)
 
 
 @pytest.fixture
@@ -68,7 +127,7 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
         for name in re.findall(called, block):
             assert (ROOT / name).is_file(), f"{name} in {page}"
         for name in re.findall(r"\b((?:studies|configs)/[\w./+-]+\.yaml)", block):
-            assert (ROOT / name).is_file() or page.name in ("own_classes.md", "methods.md"), f"{name} in {page}"
+            assert (ROOT / name).is_file() or page.name == "own_classes.md", f"{name} in {page}"
         for line in block.replace("\\\n", " ").splitlines():
             if re.match(r"\s*python (?:train|parse_test_res|(?:tools|benchmarks)/\w+)(?:\.py)? ", line):
                 for option in re.findall(r" (--[a-z][\w-]+)", line.split("#")[0]):

@@ -1,7 +1,7 @@
 """The methods, one file each; `base/` has what they share. Importing this package registers all of them with Dassl.
 
-A new method is a file here, with a `PromptTrainer` (docs/methods.md), and a YAML file in configs/trainers/<its name>/.
-Nothing else needs to name a new method: `methods()` reads the registry.
+A new method is a file here (docs/add_a_method.md), and a YAML file in configs/trainers/<its name>/. Nothing else needs
+to name a new method: `methods()` reads the registry.
 """
 
 import sys
