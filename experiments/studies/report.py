@@ -24,7 +24,13 @@ from .tables import Summary
 
 LEAD = "accuracy_time"  # the picture below the summary
 # Settings that always have a row; others have one if they differ between runs.
-ALWAYS_SHOWN = ("TRAINER.", "DATALOADER.TRAIN_X.BATCH_SIZE", "MODEL.BACKBONE.NAME", "INPUT.SIZE", "INPUT.TRANSFORMS")
+ALWAYS_SHOWN: tuple[str, ...] = (
+    "TRAINER.",
+    "DATALOADER.TRAIN_X.BATCH_SIZE",
+    "MODEL.BACKBONE.NAME",
+    "INPUT.SIZE",
+    "INPUT.TRANSFORMS",
+)
 ALWAYS_SHOWN += ("OPTIM.NAME", "OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.WARMUP_EPOCH", "OPTIM.WEIGHT_DECAY")
 # Settings that a study varies from run to run; the tables show them.
 RUN_KEYS = ("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "OUTPUT_DIR", "SEED")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -162,8 +163,8 @@ class Service:
             (job,) = await self.to_read.take(1, lambda address: self.read_now[address] < READERS - 1)
             self.read_now[job.address] += 1
             try:
-                work = self.classifier.pixels, [job.file], reader.read
-                job.pixels = await asyncio.get_running_loop().run_in_executor(thread, *work)
+                work = partial(self.classifier.pixels, [job.file], reader.read)
+                job.pixels = await asyncio.get_running_loop().run_in_executor(thread, work)
                 self.to_classify.add(job)
             except Exception as error:  # noqa: BLE001 - the request answers it
                 job.end(error)
@@ -209,7 +210,8 @@ class Service:
         if coverage is None:
             return Answer(top=top, unknown=unknown, set=None)
         members: Any = in_set(self.classifier.sets(logits, coverage)[0], row, classes)
-        return Answer(top=top, unknown=unknown, set=as_objects(members))
+        named: Any = as_objects(members)
+        return Answer(top=top, unknown=unknown, set=named)
 
     def about(self) -> dict[str, Any]:
         """The facts of the model for its users."""
