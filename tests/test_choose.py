@@ -53,7 +53,7 @@ def one(**settings):
 
 INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
-    (VALIDATION, {"TRAINER.MPL.N_CTX": [1, 2]}, {}, "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has the settings"),
+    (VALIDATION, {"TRAINER.MPL.N_CTX": [1, 2]}, {}, "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has TRAINER.COOP"),
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
     (LEAVE_ONE_OUT, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),

@@ -144,7 +144,7 @@ def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys
         finish(run, 50.0)
     execute_runs(study.sequences(), Submitted(1), "again")
     assert submitted[:2] == [trained, test] and len(submitted) == 3
-    lines = [f"again: {number} of 4 runs: {run.folder}" for number, run in enumerate(submitted, 2)]
+    lines = [f"again: {number} of 4 runs: {run.folder}, accuracy 60.00%" for number, run in enumerate(submitted, 2)]
     assert capsys.readouterr().out.splitlines() == lines  # of a log, where no bar moves
 
 

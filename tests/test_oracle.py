@@ -13,7 +13,11 @@ from trainers.gda import ALPHAS
 pytestmark = pytest.mark.slow
 
 ACCEPTED = ("TEST.SELECT_ON_TEST", True)
-CHOOSING = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer) and kind.spec.chosen]
+CHOOSING = [
+    name
+    for name, kind in methods().items()
+    if issubclass(kind, FeatureTrainer) and "CHOOSE_ON" in kind.Settings.schema() and kind.spec.chosen
+]
 
 
 def once(method, *pairs):

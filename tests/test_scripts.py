@@ -24,7 +24,7 @@ from experiments.scripts.table import SCRIPTS
 pytestmark = pytest.mark.slow
 
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
-PROJECT = ("scripts", "configs", "tools", "experiments", "common", "clip", "datasets", "trainers")
+PROJECT = ("scripts", "configs", "tools", "experiments", "inference", "common", "clip", "datasets", "trainers")
 SHOTS = (1, 2, 4, 8, 16)
 ANY = {name[4:]: script for name, script in SCRIPTS.items() if name.startswith("any/") and script.protocol}
 

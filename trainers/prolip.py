@@ -54,6 +54,7 @@ class ProLIP(FittedTrainer):
     saved_as = "prolip"
     spec = FeatureSpec(SEVEN, chosen={"LAMBDA": "1/N"}, trials=len(GRID))
     kind_of_head: ClassVar[type[Projection]] = Projection
+    tried: float | None = None  # the LAMBDA of the grid, while one is chosen
 
     def build_prompts(self, clip, classnames):
         if not (is_vit(clip) or isinstance(clip.visual, ModifiedResNet)):
@@ -68,13 +69,11 @@ class ProLIP(FittedTrainer):
     def chosen_keys(self):
         return [f"TRAINER.{self.section()}.LAMBDA", "OPTIM.LR"] if self.settings.LAMBDA == "validation" else []
 
-    def start(self, support: Support) -> None:
-        self.weight = self.settings.weight(shots_of(self))
-
     def loss(self, output, labels):
         """Cross-entropy, and LAMBDA times the squared change."""
         parts = {"loss_ce": F.cross_entropy(output.logits, labels), "loss_squares": self.head.squares()}
-        return parts["loss_ce"] + self.weight * parts["loss_squares"], parts
+        weight = self.settings.weight(shots_of(self)) if self.tried is None else self.tried
+        return parts["loss_ce"] + weight * parts["loss_squares"], parts
 
     def fit(self, support: Support) -> None:
         """Learn with the given values or, each time from the start, with all of GRID: the first of the best stays."""
@@ -85,14 +84,14 @@ class ProLIP(FittedTrainer):
             (self.optim.state_dict(), self.sched.state_dict(), self.head.state_dict())
         )
         best = -1
-        for rate, self.weight in GRID:
+        for rate, self.tried in GRID:
             self.head.load_state_dict(start)
             self.optim.load_state_dict(optimiser)
             self.sched.load_state_dict(schedule | {"base_lrs": [rate]})
             self.optim.param_groups[0]["lr"] = rate
             self.learn(support)
             if (right := self.correct()) > best:
-                best, chosen, learned = right, (rate, self.weight), deepcopy(self.head.state_dict())
+                best, chosen, learned = right, (rate, self.tried), deepcopy(self.head.state_dict())
         self.head.load_state_dict(learned)
         values = "learning rate {:g}, LAMBDA {:g}".format(*chosen)
         print(f"{best} of {len(self.val_images)} validation images with {values}")
