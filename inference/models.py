@@ -21,7 +21,7 @@ from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
 
-from .arguments import CHECKPOINTS, check_exists
+from .arguments import CHECKPOINTS, IN_A_FILE, check_exists
 from .artefact import EXPORT_CONFIG_FILE, INPUT, Description, calibration_in, read_artefact
 from .classifier import PromptedClassifier
 from .description import configuration
@@ -81,6 +81,7 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     names = next(filter(None, known), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
+        check_name(description.method, trainers.methods(), "method", path, IN_A_FILE)
         refit = getattr(options, "refit", False)
         calibration = None if refit else calibration_of(path, trainers.methods()[description.method], options)
         if not description.class_names:

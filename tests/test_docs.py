@@ -121,9 +121,9 @@ def quick_start(title: str, language: str = "bash") -> str:
     return re.search(rf"```{language}\n(.*?)```", part, re.DOTALL)[1]
 
 
-def test_quick_start_of_a_study_runs_as_it_is_written_with_one_seed(call, copy):
+def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(call, copy):
     study = quick_start("Quick start: compare methods", "yaml")
-    (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]"))
+    (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]").replace("[CoOp, MPL]", "[MPL]"))
     commands = quick_start("Quick start: compare methods").replace("python ", '"$PYTHON" ')
     commands = commands.replace("run mine.yaml", "run mine.yaml --workers 1")  # without Ray
     (copy / "study.sh").write_text(f"set -e\n{commands}")

@@ -55,7 +55,8 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, tiny, eurosat
     torch.testing.assert_close(torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
     if method == "MPL":  # the program of docs/predict.md, without torch
-        (code,) = re.findall(r"```python\n(import json\n\nimport numpy.*?)```", (ROOT / "docs/predict.md").read_text(), re.DOTALL)
+        page = (ROOT / "docs/predict.md").read_text()
+        (code,) = re.findall(r"```python\n(import json\n\nimport numpy.*?)```", page, re.DOTALL)
         code = code.replace("exported/mpl", str(folder)).replace("photo.jpg", images[0])
         done = subprocess.run(
             [sys.executable, "-c", f"{code}\nimport sys\nassert 'torch' not in sys.modules"],
