@@ -63,3 +63,20 @@ def test_an_address_rests_after_what_it_has_cost_while_others_ask():
     with turns.of("a", "s"):
         assert time.monotonic() - start > 0.05  # the rest ends, and nobody tells that
     assert limits.LONGEST_REST - 1 < turns.rest_after("a", 99) < limits.LONGEST_REST
+
+
+def test_a_part_of_an_upload_waits_less_than_its_address_rests(tmp_path):
+    """A flood from an address would stop the uploads of all visitors that have it."""
+    turns = limits.Turns()
+    turns.note("b")
+    assert turns.rest_after("a", 99) > 4
+
+    async def part():
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def app(scope, receive, send):
+        assert (await receive())["body"] == b"x"
+
+    start = time.monotonic()
+    asyncio.run(limits.Limits(app, tmp_path, turns).upload({"client": ["a", 1]}, part, part, 1))
+    assert 0.2 < time.monotonic() - start < 2

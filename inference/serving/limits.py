@@ -26,6 +26,7 @@ PATIENCE = 20  # seconds until a request of such a visitor is refused
 FORGOTTEN = 10  # seconds until a request no longer counts, as one for another function of Gradio never ends here
 PACE = 8 << 20  # bytes of uploads a second of one address while others ask: Gradio parses them where it answers
 REFUSAL = 0.5  # seconds that a refused request costs its address
+LONGEST_PAUSE = 0.25  # seconds between two parts of an upload: the largest one ends before SLOWEST
 BURST, LONGEST_REST = 0.25, 5  # seconds of cost after which an address rests, and its longest rest
 
 
@@ -117,7 +118,7 @@ class Limits:
             message = await receive()
             received += (arrived := len(message.get("body", b"")))
             self.coming += arrived
-            await sleep(self.turns.rest_after(address_of(scope), arrived / PACE))
+            await sleep(min(self.turns.rest_after(address_of(scope), arrived / PACE), LONGEST_PAUSE))
             return message if self.coming <= ALL_UPLOADS else {"type": "http.disconnect"}
 
         try:
@@ -220,7 +221,7 @@ class Turns:
             self.waiting.append(visitor)
             while not self.is_next(address, session, is_long):
                 rest = self.rests.get(address, 0) - BURST - monotonic()
-                self.change.wait(max(0.1, rest))  # nobody tells that a rest is over
+                self.change.wait(max(0.1, rest))  # nothing reports the end of a rest
             self.waiting.remove(visitor)
             self.computed.append((*visitor, is_long))
         start = monotonic()
