@@ -42,9 +42,10 @@ def summary_line(run: dict) -> str:
     )
 
 
-def next_step(model: Path) -> str:
-    """The line after a result: where its model is, and what it is for."""
-    return f"Model: {model}; next: python tools/predict.py {shlex.quote(str(model))} IMAGES"
+def next_step(model: Path, plugin: str) -> str:
+    """The line after a result: where its model is, and what it is for. `plugin` is the file of its method, if any."""
+    words = ["python", "tools/predict.py", str(model), "IMAGES", *(["--plugin", plugin] if plugin else [])]
+    return f"Model: {model}; next: {shlex.join(words)}"
 
 
 def checked_summary(folder: Path, run: dict) -> str:

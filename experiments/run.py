@@ -53,7 +53,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         found = {key: value for observer in observers for key, value in observer.finish().items()}
         folder.finish(record.to_json(found))
         is_model = folder.results and getattr(trainer, "learns", False)
-        lines = [next_step(Path(spec.args.model_dir or folder.path))] if is_model else []
+        model = Path(spec.args.model_dir or folder.path)
+        lines = [next_step(model, trainer.plugin_file)] if is_model else []
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")

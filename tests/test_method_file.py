@@ -97,7 +97,8 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
     arguments = shlex.split(words)
     assert all(("--plugin" in line) == ("OwnContext" in line) for line in planned.printed.splitlines())
     with new_process():  # as in a process of the study
-        assert launch(*arguments).status == 0
+        done = launch(*arguments)
+        assert done.status == 0 and f"IMAGES --plugin {shlex.quote(str(own))}" in done.printed
         assert {"OwnContext", "DePT+OwnContext"} <= methods().keys()
     run = tmp_path / arguments[arguments.index("--output-dir") + 1]
     results = json.loads((run / "results.json").read_text())
