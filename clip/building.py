@@ -178,7 +178,7 @@ def fill(name: str, weight: Tensor, value: Tensor) -> None:
 
 
 def empty_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration whose weights are to be filled: drawing random ones would take a second."""
+    """A CLIP of this configuration for weights that are loaded later: random ones would take a second."""
     # The constructors of these libraries compute buffers.
     if config["vision_cfg"].get("timm_model_name") or config["text_cfg"].get("hf_model_name"):
         with torch.random.fork_rng(devices=[]):

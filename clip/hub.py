@@ -1,4 +1,4 @@
-"""What a model hub has beside the weights: a repository of open_clip's form, tokenisers, and sizes of text towers.
+"""Files of a model hub beside the weights: a repository of open_clip's form, tokenisers, and sizes of text towers.
 
 huggingface_hub keeps all of it in its cache (HF_HOME), so that the next run needs no network. Nothing that it holds is
 run: tokenisers and configurations are data.

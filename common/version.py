@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 def source() -> dict:
     """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings differ from it.
 
-    A new YAML file in configs/ is no change: the config.yaml of a run has its settings.
+    A new YAML file in configs/ does not count: the config.yaml of a run has its settings.
     """
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "-uall", "--", *COMPUTING) if commit else None

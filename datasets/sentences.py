@@ -1,6 +1,6 @@
 """Sentences for each class, as language models write them, in a JSON file: `{"class name": ["sentence", ...], ...}`.
 
-Class names are those of the dataset, with `_` or with spaces. `{}` in a sentence stands for the name.
+Class names are those of the dataset, with `_` or with spaces. `{}` in a sentence is replaced by the name.
 """
 
 import re

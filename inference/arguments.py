@@ -30,7 +30,7 @@ class Plugin(argparse.Action):
 
 def add_plugin_option(parser: argparse.ArgumentParser) -> None:
     """Add `--plugin`."""
-    text = "Python file that registers methods (docs/methods.md): it is run; may be given several times"
+    text = "Python file that registers methods (docs/add_a_method.md): it is run; may be given several times"
     parser.add_argument("--plugin", type=path, action=Plugin, metavar="FILE", help=text)
 
 

@@ -135,7 +135,7 @@ class Preparation:
         return archives
 
     def local(self, file: File) -> Path | None:
-        """Local path of a file (user-supplied or already downloaded), or None; UsageError if it is no regular file."""
+        """Local path of a file (given or already downloaded), or None; UsageError if it is not a regular file."""
         for path in (place / file.name for place in self.places):
             if path.is_file():
                 return path

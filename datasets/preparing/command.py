@@ -261,7 +261,7 @@ def in_several_parts(dataset: FewShotDataset, digests: dict[str, bytes]) -> list
 
 
 def label_gaps(dataset: FewShotDataset) -> list[int]:
-    """The numbers up to the largest label of a split file that are no label of it."""
+    """The numbers below the largest label of a split file that no image has as its label."""
     with redirect_stdout(io.StringIO()):
         labels = {item.label for part in dataset.read_split() for item in part} if dataset.split_file else set()
     return sorted({*range(max(labels, default=0))} - labels)
