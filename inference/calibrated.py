@@ -88,6 +88,8 @@ class Calibration:
         """
         try:
             values = {item.name: content[item.name] for item in fields(cls)}
+            if values["threshold"] and "above" in values["threshold"]:
+                values["threshold"] = of_probability(**values["threshold"])
             values |= {key: kind(**values[key]) for key, kind in PARTS.items() if values[key] is not None}
             values["class_names"] = tuple(values["class_names"])
             values["sets"] = Sets(values["sets"].kind, tuple(map(float, values["sets"].label_scores)))
@@ -106,7 +108,7 @@ class Calibration:
         numbers = [*self.sets.label_scores, self.temperature.temperature]
         if self.threshold:
             counts += [self.threshold.answered, self.threshold.wrong]
-            numbers.append(self.threshold.above)
+            numbers.append(self.threshold.least_log_odds)
             check_share("error", self.threshold.error)
             check_share("confidence", self.threshold.confidence)
         if not all(type(count) is int and 0 <= count <= self.images for count in counts):
@@ -117,6 +119,12 @@ class Calibration:
             raise ValueError("the sets are not of these images")
         if list(self.sets.label_scores) != sorted(self.sets.label_scores):
             raise ValueError("the scores do not ascend")
+
+
+def of_probability(above: float, **counts: Any) -> dict[str, Any]:
+    """A threshold on the largest probability, as files had it until log-odds told numbers near 1 apart."""
+    within = min(max(float(above), 1e-15), 1 - 1e-15)
+    return {"least_log_odds": math.log(within / (1 - within)), **counts}
 
 
 def read_calibration(file: Path) -> Calibration:

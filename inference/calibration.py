@@ -39,6 +39,12 @@ def softmax(logits: ArrayLike) -> Floats:
     return np.exp(log_softmax(logits))
 
 
+def log_odds(logits: ArrayLike) -> Floats:
+    """(images, classes) -> (images,): log(p / (1 - p)) of the largest probability p, exact also where p rounds to 1."""
+    z = np.sort(np.asarray(logits, dtype=np.float64), axis=1)
+    return -np.logaddexp.reduce(z[:, :-1] - z[:, -1:], axis=1, initial=-np.inf)
+
+
 def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
     """Logits in double precision, after the checks that all functions make."""
     z = np.asarray(logits, dtype=np.float64)
@@ -124,10 +130,8 @@ def distances(features: ArrayLike, others: ArrayLike) -> Floats:
     """(n, others): the Euclidean distances of the unit features, for each feature the least first."""
     from scipy.spatial.distance import cdist
 
-    unit = [
-        rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        for rows in (np.asarray(features, dtype=np.float64), np.asarray(others, dtype=np.float64))
-    ]
+    pair = (np.asarray(rows, dtype=np.float64) for rows in (features, others))
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in pair]
     return np.sort(cdist(*unit), axis=1)
 
 
@@ -146,14 +150,14 @@ def fewest_images(error: float, confidence: float) -> int:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Answer where the largest probability is above `above`; else the image is unknown.
+    """Answer where the `log_odds` of the largest probability are above `least_log_odds`; else the image is unknown.
 
     Among the answers to images like those of the calibration, at most the share `error` is wrong. This fails for at
     most the share 1 - `confidence` of the sets of images on which one may fit. `answered` is how many calibration
     images it answers, `wrong` how many of these are wrong.
     """
 
-    above: float
+    least_log_odds: float
     error: float
     confidence: float
     answered: int
@@ -164,18 +168,15 @@ class Threshold:
         """The threshold that answers most of the calibration images.
 
         Up to LEVELS numbers of images, which do not depend on the logits, are tried: the most certain 100%, 90%, ... .
-        Each must pass the bound of Clopper and Pearson at the confidence that is left by Bonferroni's correction.
-
-        Raises:
-            UsageError: there are fewer images than needed, or no threshold passes.
+        Each must pass the bound of Clopper and Pearson at the confidence that is left by Bonferroni's correction;
+        UsageError if none does, or for fewer images than needed.
         """
         check_share("the asked error", error)
         check_share("the confidence", confidence)
         z, y = checked(logits, labels), np.asarray(labels)
         n, doubt = len(z), 1 - confidence
-        needed = fewest_images(error, confidence)
         asked = f"an error of at most {100 * error:g}%"
-        if n < needed:
+        if n < (needed := fewest_images(error, confidence)):
             what = f"{n} image{'s' * (n > 1)} cannot promise {asked}"
             raise UsageError(what, f"give at least {needed}, or ask for a larger error")
         counts = [n]
@@ -183,20 +184,19 @@ class Threshold:
             if (count := n * share // LEVELS) < fewest_images(error, 1 - doubt / (len(counts) + 1)):
                 break
             counts.append(count)
-        p = softmax(z)
-        sure, is_wrong = p.max(axis=1), z.argmax(axis=1) != y
+        sure, is_wrong = log_odds(z), z.argmax(axis=1) != y
         falling = np.sort(sure)[::-1]
         for count in counts:
-            above = float(falling[count]) if count < n else 0.0
-            answered, wrong = int((sure > above).sum()), int(is_wrong[sure > above].sum())
+            least = float(falling[count]) if count < n else -math.log(z.shape[1])  # which every image exceeds
+            answered, wrong = int((sure > least).sum()), int(is_wrong[sure > least].sum())
             if upper_bound(wrong, answered, 1 - doubt / len(counts)) <= error:
-                return cls(above, error, confidence, answered, wrong)
+                return cls(least, error, confidence, answered, wrong)
         what = f"no threshold promises {asked}: too many of the {n} images are wrong, also of the most certain"
         raise UsageError(what, "ask for a larger error, or give more images")
 
     def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
         """(images, classes) -> (images,): whether to answer."""
-        return softmax(logits).max(axis=1) > self.above
+        return log_odds(logits) > self.least_log_odds
 
 
 def check_share(name: str, value: float) -> None:

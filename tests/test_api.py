@@ -33,7 +33,7 @@ JSON = "application/json"
 @pytest.fixture(scope="module")
 def classifier(finished):
     ((_, classifier),) = open_models([finished("CoOp")], OPTIONS)
-    sure, sets = Threshold(0.5, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
+    sure, sets = Threshold(0.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
     names = tuple(classifier.class_names)
     classifier.calibration = Calibration(names, 20, "0" * 64, "images", Temperature(2.0), sets, sure)
     return classifier

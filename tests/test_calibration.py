@@ -180,6 +180,15 @@ def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(popul
     assert np.mean(broken) <= 0.1 and np.mean(answered) > 0.3
 
 
+def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
+    z, labels = population
+    plain, extreme = Threshold.fit(z, labels, 0.1), Threshold.fit(500 * z, labels, 0.1)
+    assert (softmax(500 * z, axis=1).max(axis=1) == 1).mean() > 0.8
+    assert 0 < plain.answered < len(z) and extreme.answered == pytest.approx(plain.answered, rel=0.1)
+    assert (plain.apply(z) == (softmax(z, axis=1).max(axis=1) > 1 / (1 + math.exp(-plain.least_log_odds)))).all()
+    assert Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()  # of a single class
+
+
 def test_bound_is_that_of_clopper_and_pearson():
     for k, n in ((0, 10), (3, 40), (10, 10)):
         interval = binomtest(k, n).proportion_ci(0.9, "exact")  # two-sided: 5% above
@@ -231,6 +240,10 @@ def test_a_fit_is_read_as_it_was_written(population):
     fit = Calibration(names, 400, "0" * 64, "a folder", *parts)
     content = json.loads(json.dumps(fit.to_json()))
     assert Calibration.from_json(content) == fit
+    before = {key: value for key, value in content["threshold"].items() if key != "least_log_odds"}
+    probability = 1 / (1 + math.exp(-fit.threshold.least_log_odds))
+    old = Calibration.from_json(content | {"threshold": before | {"above": probability}})
+    assert old.threshold.least_log_odds == pytest.approx(fit.threshold.least_log_odds)
     changes = [{"images": "400"}, {"images": 401}, {"temperature": {"temperature": -1}}, {"sets": []}, {"source": "\n"}]
     changes += [{"temperature": {"t": 1}}, {"threshold": {**content["threshold"], "error": 2}}, {"class_names": [1]}]
     for change in changes:

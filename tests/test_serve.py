@@ -70,12 +70,12 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(serve_page, "BARS", 1)
     ((name, classifier),) = open_models([finished("CoOp")], OPTIONS)
-    sure, sets = Threshold(0.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
+    sure, sets = Threshold(-9.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
     classifier.calibration = Calibration(tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure)
     page = Page([Model(name, classifier)], NAMES, [], unknown=True, coverage=0.9)
     _, answer = page.classify(photo, "\n".join(NAMES))
     assert answer.startswith("one of 3: ") and all(each in answer for each in NAMES)
-    classifier.calibration = replace(classifier.calibration, threshold=replace(sure, above=1.0))
+    classifier.calibration = replace(classifier.calibration, threshold=replace(sure, least_log_odds=99.0))
     assert page.classify(photo, "\n".join(NAMES))[1] == "unknown"
     _, bars = page.classify(photo, "red\ngrey")  # other names: only bars
     expected = classifier.probabilities([photo], ["red", "grey"])[0].tolist()
