@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from common.errors import one_line
 from common.files import identity
 
-from . import other
+from . import plain
 from .anatomy import hugging_face, reads_as_clip, takes_prompts
 from .errors import ClipError
 from .schedule import TextPrompts
@@ -77,7 +77,7 @@ class CLIP(open_clip.CLIP):
         """(texts, context length) -> (texts, joint width)."""
         if reads_as_clip(self):
             return super().encode_text(text, normalize)
-        features = other.encode_text(self, TextPrompts(text))
+        features = plain.encode_text(self, TextPrompts(text))
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import plain
-from .anatomy import is_vit, reads_as_clip
+from .anatomy import embed_image, is_vit, reads_as_clip
 from .blocks import (
     attention,
     block_output,
@@ -48,7 +48,7 @@ from .blocks import (
 from .frozen import matmul_dtype, normed
 from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
-from .towers import ImageOutput, Read
+from .towers import ImageOutput, Read, layers_read
 
 # Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
 # cache: evaluating CoCoOp with the small CLIP is 1.5 times as fast.
@@ -68,8 +68,8 @@ class Encoder:
         if not is_vit(clip) or not takes_apart(clip.visual.transformer):
             return plain.encode_image(clip, images, schedule, read)
         visual, blocks = clip.visual, clip.visual.transformer.resblocks
-        present, layers = check_edits(schedule, 0, len(blocks)), plain.layers_read(read, len(blocks))
-        x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
+        present, layers = check_edits(schedule, 0, len(blocks)), layers_read(read, len(blocks))
+        x = embed_image(visual, images)  # (batch, 1 + patches, width)
         inputs: dict[int, Tensor] = {}
         if x.dtype == visual.conv1.weight.dtype:  # not under amp
             x = x.to(residual_dtype(x.dtype, visual.ln_post))
@@ -77,12 +77,19 @@ class Encoder:
         read_last = None if everything else present if "prompts" in read else 0
         for layer, block in enumerate(blocks):
             last = layer + 1 == len(blocks)
-            x = plain.image_input(visual, x, schedule, layer)
+            x = plain.image_input(visual.ln_pre, x, schedule, layer)
             inputs |= dict.fromkeys(layers.get(layer, ()), x)
             local = local_features(clip, x) if last and "local" in read else None
             x = self.image_layer(block, x, read_last if last else None)
         x = normed(visual.ln_post, x, matmul_dtype(x, visual.proj.dtype))
-        return plain.image_output(visual, x, present, read, local, inputs)
+        patches = x.shape[1] - present
+        return ImageOutput(
+            feature=x[:, 0] @ visual.proj,
+            prompts=x[:, patches:] if "prompts" in read else None,
+            patches=x[:, 1:patches] if "patches" in read else None,
+            local=local,
+            inputs=inputs,
+        )
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""

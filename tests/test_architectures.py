@@ -13,8 +13,6 @@ from clip import (
     encode_image,
     encode_text,
     image_tower,
-    other,
-    plain,
     private_copy,
     takes_prompts,
     tokenizer_of,
@@ -151,13 +149,6 @@ def test_prompts_of_a_hugging_face_tower_equal_hooks_in_the_original(kind):
     same_gradients(encode_text(ours, TextPrompts(ids, ctx)), expected, [ctx])
     with pytest.raises(ClipError, match="at its input only.*CoOp"):
         encode_text(ours, TextPrompts(ids, ctx, deep=[Edit(), Edit(1, ctx)]))
-
-
-def test_growing_text_prompts_equal_those_of_clips_own_tower(models):
-    _, ours = models("CLIP")
-    ctx, grown = vectors((2, 32), (3, 32))
-    prompts = TextPrompts(rows_of(ours, *(f"X X {text}" for text in TEXTS)), ctx, deep=[Edit(), Edit(1, grown)])
-    same_gradients(other.encode_text(ours, prompts), plain.encode_text(ours, prompts), [ctx, grown])
 
 
 @pytest.mark.parametrize("family", sorted(CONVOLUTIONS))

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from clip import Edit, load_backbone, plain
+from clip.anatomy import embed_image
 from common.start import ROOT
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
@@ -38,14 +39,14 @@ def watched(model, images):
     The second input has each prompt as it was when it entered.
     """
     found, visual, schedule = [], model.clip.visual, model.prompt_learner.vision()
-    x = plain.embed_image(visual, images)
+    x = embed_image(visual, images)
     labels, first = torch.tensor([-2.0, *[-1.0] * (x.shape[1] - 1)])[None, :, None], x
     for layer, block in enumerate(visual.transformer.resblocks):
         edit = schedule[layer] if layer < len(schedule) else Edit()
         add = None if edit.add is None else torch.full((edit.added, 1), float(layer))
         first = plain.edit(first, edit, first.shape[1])
         labels = plain.edit(labels, Edit(edit.remove, add), labels.shape[1])
-        x = plain.image_input(visual, x, schedule, layer)
+        x = plain.image_input(visual.ln_pre, x, schedule, layer)
         first = torch.where(labels == layer, x, first)
         normed = block.ln_1(x)
         _, weights = block.attn(normed, normed, normed, need_weights=True, average_attn_weights=False)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip import CLIP, Edit, Schedule, is_vit, load_backbone
+from clip.anatomy import embed_image
 from clip.blocks import is_standard, qkv, split_heads
-from clip.plain import embed_image, image_input
+from clip.plain import image_input
 
 from ..classifier import PromptedClassifier
 
@@ -29,7 +30,7 @@ def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[tuple[
     visual = clip.visual
     x, entries = embed_image(visual, images), entry_layers(schedule, len(visual.transformer.resblocks))
     for layer, block in enumerate(visual.transformer.resblocks):
-        x = image_input(visual, x, schedule, layer)
+        x = image_input(visual.ln_pre, x, schedule, layer)
         q, k, _ = (part.float() for part in split_heads(block, qkv(block, x)))
         yield x, (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1), entries[layer]
         x = block(x)
