@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from finished import InThisProcess
 from marks import thorough_but
 
 from common.start import ROOT
 from datasets.small_world import SmallLand
+from experiments.studies import command as study_command
+from experiments.studies import executor
 
 pytestmark = pytest.mark.slow
 
@@ -121,19 +125,24 @@ def quick_start(title: str, language: str = "bash") -> str:
     return re.search(rf"```{language}\n(.*?)```", part, re.DOTALL)[1]
 
 
-def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(call, copy):
+def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(command, copy, monkeypatch):
     study = quick_start("Quick start: compare methods", "yaml")
-    (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]").replace("[CoOp, MPL]", "[MPL]"))
-    commands = quick_start("Quick start: compare methods").replace("python ", '"$PYTHON" ')
-    commands = commands.replace("run mine.yaml", "run mine.yaml --workers 1")  # without Ray
-    (copy / "study.sh").write_text(f"set -e\n{commands}")
-    printed = call("study.sh").stdout
-    assert "small_land" in printed and re.search(r"\| MPL \|", printed), printed
+    quick = "{MPL: {overrides: {OPTIM.MAX_EPOCH: 1, TEST.MAX_IMAGES: 32}}}"
+    (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]").replace("[CoOp, MPL]", quick))
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
+    commands = quick_start("Quick start: compare methods").replace("run mine.yaml", "run mine.yaml --workers 1")
+    for line in commands.splitlines():
+        python, program, *arguments = shlex.split(line, comments=True)
+        assert (python, program) == ("python", "tools/study.py")
+        done = command(study_command, *arguments)
+        assert done.status == 0, done.errors
+    assert "small_land" in done.printed and "| MPL |" in done.printed
 
 
 def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call, copy):
     for path, label, name in json.loads((copy / "data/small_land/split.json").read_text())["train"]:
-        if label < 3:
+        if label < 3 and len(list((copy / "birds").glob(f"{name}/*"))) < 8:
             (copy / "birds" / name).mkdir(parents=True, exist_ok=True)
             image = shutil.copy(copy / "data/small_land/images" / path, copy / "birds" / name)
     shutil.copy(image, copy / "photo.jpg")
@@ -143,7 +152,7 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call,
     for written, here in {
         "vit_b4_c1_add2_rm1": "small",
         "python ": '"$PYTHON" ',
-        "--to": "--backbone small --minutes 0 --to",
+        "--to": "--backbone small --minutes 0 --methods GDA TaskRes --to",
         "ViT-B/16": "small",
     }.items():
         block = block.replace(written, here)

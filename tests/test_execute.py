@@ -3,18 +3,17 @@
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError  # of Python 3.10, too
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 from finished import finish, members
 
-from common.start import ROOT
 from experiments.lock import LOCK
 from experiments.studies import executor
 from experiments.studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
@@ -68,29 +67,28 @@ def test_interrupt_ends_all_processes(study_file):
     assert active_children() == [] and Progress(study).done == {}
 
 
-MAIN = """
-import time
-from multiprocessing import active_children
-from types import SimpleNamespace
-from experiments.studies.executor import LocalExecutor
-local = LocalExecutor(1)
-future = local.submit(SimpleNamespace(arguments=("--unknown",)))
-print(active_children()[0].pid, flush=True)
-future.exception()
-print("started", flush=True)
-time.sleep(600)
-"""
+def hold(pipe):
+    """A main process whose worker is idle."""
+    future = LocalExecutor(1).submit(SimpleNamespace(arguments=("--unknown",)))
+    pipe.send(active_children()[0].pid)
+    future.exception()
+    pipe.send("started")
+    time.sleep(600)
 
 
-def test_process_ends_with_the_main_process_and_not_by_ctrl_c(begin):
-    main = begin([sys.executable, "-c", MAIN], cwd=ROOT)
-    pid = int(main.stdout.readline())
+def test_process_ends_with_the_main_process_and_not_by_ctrl_c():
+    context = get_context("fork")
+    ours, theirs = context.Pipe()
+    main = context.Process(target=hold, args=(theirs,))
+    main.start()
+    pid = ours.recv()
     os.kill(pid, signal.SIGINT)
-    assert main.stdout.readline() == "started\n"
-    assert pid in members(main.pid)
+    assert ours.recv() == "started"
+    assert pid in members(os.getsid(0))
     main.kill()
+    main.join()
     deadline = time.time() + 60
-    while pid in members(main.pid):
+    while pid in members(os.getsid(0)):
         assert time.time() < deadline
         time.sleep(0.1)
 

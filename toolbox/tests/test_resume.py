@@ -68,7 +68,7 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, True)])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, True)])
 def test_resume_after_kill_is_bit_identical(root, tmp_path, monkeypatch, workers, persistent):
     monkeypatch.setattr(TinyPrompt, "persistent_workers", persistent)
     opts = ("OPTIM.MAX_EPOCH", 3, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 0.02)
