@@ -1,149 +1,96 @@
-"""Backbones and tokenisers of the Hugging Face Hub, from a server of the test that answers as it does."""
+"""Backbones and tokenisers of the Hugging Face Hub: what is asked of its client, which keeps files in its cache."""
 
-import json
 import shutil
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import saved, write_tokeniser
 
 import clip
-from clip import fetch
+from clip import fetch, hub
 from common.files import checksum
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
-NAME = "hf-hub:owner/model"
-WEIGHTS = "open_clip_model.safetensors"
+NAME, WEIGHTS = "hf-hub:owner/model", "open_clip_model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Repositories in folders. `server.breaks` is how often it hangs up in the middle of weights."""
+class Client:
+    """Repositories in folders. `asked` are the files that it downloads; a `wrong` one damages the weights."""
 
-    protocol_version = "HTTP/1.1"
+    def __init__(self, folder, cache):
+        self.folder, self.cache, self.asked, self.wrong = folder, cache, [], False
 
-    def log_message(self, *line):
-        pass
+    def model_info(self, repository, **options):
+        if not (self.folder / repository).is_dir():
+            raise OSError(f"404: {repository}")
+        files = (self.folder / repository).iterdir()
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=x.name, size=x.stat().st_size) for x in files])
 
-    def do_HEAD(self):
-        self.answer(body=False)
+    def download(self, repository, file, **options):
+        content = (self.folder / repository / file).read_bytes()
+        place = self.cache / f"models--{repository.replace('/', '--')}"
+        blob, link = place / "blobs" / checksum(self.folder / repository / file), place / "snapshots" / COMMIT / file
+        for path in (blob, link, place / "refs/main"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(bytes(len(content)) if self.wrong and file == WEIGHTS else content)
+        (place / "refs/main").write_text(COMMIT)
+        link.unlink(missing_ok=True)
+        link.symlink_to(blob)
+        self.asked.append(file)
+        return str(link)
 
-    def do_GET(self):
-        self.server.asked.append((self.path, self.headers.get("Range")))
-        self.answer(body=True)
-
-    def answer(self, body):
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        is_api = parts[0] == "api"
-        folder = self.server.folder / "/".join(parts[2:4] if is_api else parts[:2])
-        file = folder / parts[-1]
+    def snapshot(self, repository, local_files_only, **options):
+        folder = self.cache / f"models--{repository.replace('/', '--')}/snapshots" / COMMIT
         if not folder.is_dir():
-            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            return
-        if is_api:
-            files = [{"path": file.name, "size": file.stat().st_size} for file in sorted(folder.iterdir())]
-            tree = [{"type": "file", "oid": COMMIT} | file for file in files]
-            about = {
-                "id": folder.name,
-                "sha": COMMIT,
-                "siblings": [{"rfilename": file.pop("path"), **file} for file in files],
-            }
-            self.send(200, json.dumps(tree if "tree" in parts else about).encode(), {})
-            return
-        if not file.is_file():
-            self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-            return
-        content = file.read_bytes()
-        large, length = file.name == WEIGHTS, len(content)
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{checksum(file) if large else length}"'}
-        if large and self.server.wrong and body:
-            content = bytes(length)
-        first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        if first:
-            headers["Content-Range"] = f"bytes {first}-{length - 1}/{length}"
-        self.send(206 if first else 200, content[first:], headers, body, breaks=large)
-
-    def send(self, status, content, headers, body=True, breaks=False):
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if breaks and body and self.server.breaks:
-            self.server.breaks -= 1
-            self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
-        elif body:
-            self.wfile.write(content)
-
-
-@contextmanager
-def serving(folder, monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.folder, server.asked, server.breaks, server.wrong = folder, [], 0, False
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"  # as HF_ENDPOINT sets it before the import
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+            if local_files_only:
+                raise FileNotFoundError(repository)
+            for file in self.model_info(repository).siblings:
+                self.download(repository, file.rfilename)
+        return str(folder)
 
 
 @pytest.fixture
-def repositories(tmp_path, monkeypatch):
+def client(tmp_path, monkeypatch):
     """Two repositories, of a model that reads tokens of another one; the cache is empty."""
-    for key, value in {"HF_HUB_CACHE": str(tmp_path / "cache"), "DOWNLOAD_CHUNK_SIZE": 1000}.items():
-        monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
+    client = Client(tmp_path / "hub", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "HfApi", lambda: client)
+    monkeypatch.setattr(hub, "hf_hub_download", client.download)
+    monkeypatch.setattr(hub, "snapshot_download", client.snapshot)
     (tmp_path / "hub/owner/words").mkdir(parents=True)
     write_tokeniser(tmp_path / "hub/owner/words")
     saved("CLIPA", tmp_path / "hub/owner/model", hf_tokenizer_name="owner/words", tokenizer_kwargs={})
-    return tmp_path / "hub"
+    return client
 
 
-def test_a_backbone_is_fetched_once_with_its_tokeniser(repositories, monkeypatch, command):
-    """A connection that breaks in the middle goes on there."""
-    weights = repositories / "owner/model" / WEIGHTS
-    with serving(repositories, monkeypatch) as server:
-        server.breaks = 1
+def test_a_backbone_is_fetched_once_with_its_tokeniser(client, command):
+    weights = client.folder / "owner/model" / WEIGHTS
+    words = [file.rfilename for file in client.model_info("owner/words").siblings]
+    for asked in ([hub.CONFIG, WEIGHTS, *words], []):
+        client.asked.clear()
         done = command(fetch, "backbone", NAME)
-        assert done.status == 0 and " GB, of " in done.printed and checksum(weights) in done.printed, done.error
-        assert "(owner/words)" in done.printed
-        half = weights.stat().st_size // 2
-        asked = [first for path, first in server.asked if path.endswith(WEIGHTS)]
-        assert asked == [None, f"bytes={half - half % 1000}-"]
-        server.asked.clear()
-        assert command(fetch, "backbone", NAME).status == 0 and not server.asked
-    assert command(fetch, "backbone", NAME).status == 0  # the server is gone
+        assert done.status == 0 and checksum(weights) in done.printed and "(owner/words)" in done.printed
+        assert client.asked == asked and (" GB, of " in done.printed) == bool(asked)
     assert clip.weights_sha256(NAME) == checksum(weights)
     assert clip.load_backbone(NAME).tokenizer(["red lake"])[0, :3].tolist() == [7, 11, 1]
 
 
-def test_damaged_weights_are_refused(repositories, monkeypatch, command):
-    with serving(repositories, monkeypatch) as server:
-        server.wrong = True
-        refused = command(fetch, "backbone", NAME)
-        assert refused.status == 2 and "SHA-256 differs" in refused.error and "delete" in refused.error
-        Path(refused.error.partition("delete ")[2].partition(",")[0]).unlink()
-        server.wrong = False
-        assert command(fetch, "backbone", NAME).status == 0
+def test_damaged_weights_are_refused(client, command):
+    client.wrong = True
+    refused = command(fetch, "backbone", NAME)
+    assert refused.status == 2 and "SHA-256 differs" in refused.error and "delete" in refused.error
+    Path(refused.error.partition("delete ")[2].partition(",")[0]).unlink()
+    client.wrong = False
+    assert command(fetch, "backbone", NAME).status == 0
 
 
-def test_what_the_hub_lacks_is_one_line(repositories, monkeypatch, command):
-    with serving(repositories, monkeypatch):
-        assert "owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error
-        assert "has no open_clip_config.json" in command(fetch, "backbone", "hf-hub:owner/words").error
-        shutil.rmtree(repositories / "owner/words")
-        error = command(fetch, "backbone", NAME).error
-        assert "the tokeniser owner/words" in error and "put its files into" in error
+def test_what_the_hub_lacks_is_one_line(client, command):
     assert "cannot download owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error
+    assert "has no open_clip_config.json" in command(fetch, "backbone", "hf-hub:owner/words").error
+    shutil.rmtree(client.folder / "owner/words")
+    error = command(fetch, "backbone", NAME).error
+    assert "the tokeniser owner/words" in error and "put its files into" in error
