@@ -13,7 +13,7 @@ from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, LINEAR, Heads
+from experiments.fit.heads import CANDIDATES, LINEAR, Heads, spread
 from experiments.fit.images import Images, Photo
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
@@ -120,7 +120,8 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
     candidates = [one for one in CANDIDATES if one.method in methods]
     decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None))
     held = choice.folds(labels.numpy(), 1)
-    logits = sum(weight * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
+    scales = {one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen}
+    logits = sum(weight * scales[one] * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     assert found.chosen == [(candidates[0], 1.0)] or len(methods) > 1
 
