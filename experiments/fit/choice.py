@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from scipy.stats import binomtest
 
 from inference.calibration import Temperature
 
@@ -37,14 +40,9 @@ def folds(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
     return found
 
 
-def log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
-    return -np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
+    return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
 
 
 def right(logits: Floats, labels: NDArray[Any]) -> Floats:
@@ -76,8 +74,6 @@ def stack(logits: Floats, labels: NDArray[Any], members: Sequence[int], start: F
     Args:
         start: weights to begin with; those of the default if None.
     """
-    from scipy.optimize import minimize
-
     repeats, images, classes = logits.shape[1:]
     z = logits[members].reshape(len(members), -1, classes)
     y = np.tile(labels, repeats)
@@ -85,7 +81,7 @@ def stack(logits: Floats, labels: NDArray[Any], members: Sequence[int], start: F
     prior = default(len(logits), members)[members]
 
     def loss(weights: Floats) -> tuple[float, Floats]:
-        log_p = log_softmax(np.tensordot(weights, z, axes=1))
+        log_p = log_softmax(np.tensordot(weights, z, axes=1), axis=-1)
         residual = np.exp(log_p)
         residual[rows, y] -= 1
         apart = weights - prior
@@ -170,10 +166,8 @@ def estimate(logits: Floats, labels: NDArray[Any], folds: int, zero_shot: float)
         logits: those of `nested`.
         zero_shot: the accuracy of zero-shot CLIP, in percent.
     """
-    from scipy.stats import binomtest
-
     mean, share = 100 * float(right(logits, labels).mean()), (folds - 1) / folds
     images = len(labels) / len(np.unique(labels)) * share
-    mean = min(100.0, mean - np.log2(share) * gain(mean, zero_shot, images))
+    mean = float(np.clip(mean - np.log2(share) * gain(mean, zero_shot, images), 0, 100))
     interval = binomtest(round(mean / 100 * len(labels)), len(labels)).proportion_ci(method="wilson")
     return Estimate(mean, 100 * interval.low, 100 * interval.high, len(labels))
