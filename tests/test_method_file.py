@@ -1,6 +1,7 @@
 """`--plugin FILE`: a method outside the clone in every command, and its file is known by its checksum."""
 
 import json
+import re
 import shlex
 import sys
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from experiments.studies import command as study
 from inference import export, predict
 from trainers import methods
 from trainers.base import method_file, plugin
+from trainers.base.checks import assert_method_works
+from trainers.base.method_file import load_method_file
 
 METHOD = """
 from dataclasses import dataclass
@@ -126,3 +129,33 @@ def test_no_yaml_file_names_code_to_run(own, launch, argv, tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(YAML | {"PLUGIN": str(own)}))
     assert "unknown config key PLUGIN" in launch(*argv("CoOp", options=["--config-file", file])).error
+
+
+# The examples of docs/add_a_method.md work as they are written, in a folder outside the clone.
+
+PAGE = (ROOT / "docs/add_a_method.md").read_text()
+FILES = dict(re.findall(r"```(?:python|yaml)\n# (mine/[\w./]+)\n(.*?)```", PAGE, re.DOTALL))
+EXAMPLES = {  # file -> the method that it registers, and settings
+    "growing": ("Growing", {"DEPTH": 2}),
+    "bottleneck": ("Bottleneck", {}),
+    "class_means": ("ClassMeans", {}),
+    "mean_of_views": ("MeanOfViews", {"VIEWS": 4}),
+    "near_teacher": ("NearTeacher", {"W": 2}),
+    "smooth": ("Smooth+CoOp", {"SMOOTHING": 0.2, "N_CTX": 2}),
+}
+
+
+def test_every_block_of_the_page_is_an_example_that_runs_here_or_in_test_docs():
+    assert sorted(FILES) == sorted(["mine/Growing/small.yaml", *(f"mine/{name}.py" for name in EXAMPLES)])
+    assert PAGE.count("```") == 2 * (len(FILES) + 1) and len(PAGE.splitlines()) <= 250  # the other block: commands
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_example_works(file, tmp_path):
+    name, settings = EXAMPLES[file]
+    path = tmp_path / f"{file}.py"
+    path.write_text(FILES[f"mine/{file}.py"])
+    with new_process():
+        load_method_file(path)
+        assert_method_works(name, **settings)
+        assert methods()[name].plugin_file == str(path)

@@ -1,9 +1,17 @@
 """Configuration: defaults, merging, and errors that name the key."""
 
+import time
+from functools import reduce
+from operator import getitem
+
 import pytest
-from dassl.config import CfgNode, clean_cfg, get_cfg_default
+import yaml
+from dassl.config import CfgNode, clean_cfg, get_cfg_default, yaml_text
+from dassl.config.defaults import SETTINGS
 from dassl.utils import MissingFileError, UnknownNameError, UsageError
 from yacs.config import CfgNode as YacsNode
+
+from common.schema import Accepts
 
 
 @pytest.fixture
@@ -110,3 +118,127 @@ def test_clean_cfg_removes_other_trainers(cfg):
     assert set(cfg.TRAINER) == {"NAME", "COOP"}
     clean_cfg(cfg, "ZeroshotCLIP")
     assert set(cfg.TRAINER) == {"NAME"}
+
+
+# The values that each option accepts: checked when a value is merged and when a config is frozen, in one line.
+
+
+def with_value(name, value):
+    """The defaults with one value that is set without a check."""
+    cfg = get_cfg_default()
+    *groups, key = name.split(".")
+    reduce(getitem, groups, cfg)[key] = value
+    return cfg
+
+
+def test_defaults_are_accepted_and_none_and_nan_are_not():
+    get_cfg_default().freeze()
+    for name, (_, limit, *_) in SETTINGS.items():
+        assert limit
+        for value in (None, float("nan")):
+            with pytest.raises(UsageError, match=f"^{name} is .*: give "):
+                with_value(name, value).freeze()
+
+
+INVALID = [("OPTIM.LR", -1.0), ("OPTIM.LR", True), ("OPTIM.STEPSIZE", ()), ("OPTIM.STEPSIZE", (5, "x"))]
+INVALID += [("OPTIM.MAX_EPOCH", 1.0), ("OPTIM.NAME", "sdg"), ("INPUT.SIZE", (64,)), ("INPUT.RRCROP_SCALE", (0.9, 0.1))]
+INVALID += [("INPUT.GB_K", 4), ("INPUT.TRANSFORMS", "normalize"), ("DATASET.NUM_SHOTS", 0), ("USE_CUDA", 1)]
+INVALID += [("OUTPUT_DIR", text) for text in ("caf\udce9", "a\x1b[2J", "x" * 5000)]
+
+
+@pytest.mark.parametrize(("name", "value"), INVALID, ids=lambda value: ascii(value)[:30])
+def test_an_invalid_value_is_refused_with_its_key_and_what_it_accepts(name, value):
+    cfg = get_cfg_default()
+    for refuse in (lambda: cfg.merge_from_list([name, value]), with_value(name, value).freeze):
+        with pytest.raises(UsageError) as caught:
+            refuse()
+        assert str(caught.value).startswith(f"{name} is ") and str(caught.value).endswith(f"give {SETTINGS[name][1]}")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert cfg == get_cfg_default() and not cfg.is_frozen()
+
+
+def test_a_project_registers_its_own_limits_and_removes_others():
+    cfg = get_cfg_default()
+    cfg.TRAINER.MINE = YacsNode({"DEPTH": 9})
+    cfg.register_limit("TRAINER.MINE.DEPTH", Accepts(int, 1, 12))
+    cfg.register_limit("OPTIM.NAME", None)
+    cfg.merge_from_list(["OPTIM.NAME", "mine"])
+    cfg.TRAINER.ALSO = cfg.TRAINER.MINE  # the same group under another name
+    for name in ("MINE", "ALSO"):
+        with pytest.raises(UsageError, match=f"^TRAINER.{name}.DEPTH is 13: give an integer from 1 to 12$"):
+            cfg.merge_from_list([f"TRAINER.{name}.DEPTH", 13])
+    cfg.TRAINER.MINE.DEPTH = 13
+    with pytest.raises(UsageError, match="^TRAINER.MINE.DEPTH is 13"):
+        cfg.clone().freeze()
+    cfg.TRAINER.MINE = YacsNode({"WORDS": "a\0b"})
+    with pytest.raises(UsageError, match="^TRAINER.MINE.WORDS is 'a.x00b': give text .* without control"):
+        cfg.freeze()
+
+
+# YAML files that are damaged or hostile: one line that names the file, soon.
+
+LEVELS = range(1, 24)
+HOSTILE = {
+    "anchor bomb": (
+        "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in LEVELS),
+        "more than 20,000 values",
+    ),
+    "merge bomb": (
+        "a0: &a0 {x: 1, y: 2}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in LEVELS),
+        "more than 20,000 values",
+    ),
+    "deep flow": ("a: " + "[" * 50_000, "is invalid YAML ("),
+    "!!int x": ("SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n", "is invalid YAML (invalid literal for int"),
+    "Python object": ("SEED: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+}
+
+
+def merge(file):
+    get_cfg_default().merge_from_file(str(file))
+
+
+@pytest.mark.parametrize("loader", [yaml_text.Loader, yaml.SafeLoader], ids=["libyaml", "python"])
+@pytest.mark.parametrize(("text", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, loader, tmp_path, monkeypatch):
+    monkeypatch.setattr(yaml_text, "Loader", loader)
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    start = time.process_time()
+    with pytest.raises(UsageError, match=rf"^{file}") as caught:
+        merge(file)
+    assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("text", ["A: 1\nB: 2\nA: 1\n", "B: [{A: 1, 'A': 2}]", "C: &c {A: {B: 1, B: 2}}\nD: *c\n"])
+def test_a_key_that_is_there_twice(text, tmp_path):
+    with pytest.raises(UsageError, match="line [13] is invalid YAML .the key [AB] is there twice"):
+        CfgNode.load_cfg(text)
+    (tmp_path / "x.yaml").write_text(text)
+    cfg = CfgNode(new_allowed=True)
+    cfg.merge_from_file(str(tmp_path / "x.yaml"))  # as with yacs, the last one counts: published files load
+    assert cfg
+
+
+def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
+    file = tmp_path / "x.yaml"
+    for i in range(30):
+        (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]\n")
+    (tmp_path / "30.yaml").write_text("SEED: 1\n")
+    file.write_text("_BASE_: x.yaml\n")
+    for name in ("0.yaml", "x.yaml"):
+        with pytest.raises(UsageError, match=rf"{name} includes more than 100 files, or itself: drop some of _BASE_"):
+            merge(tmp_path / name)
+
+
+def test_load_cfg_reads_yaml_and_executes_nothing(tmp_path):
+    file = tmp_path / "x.py"
+    for text, words in (
+        (f"cfg = dict(a=open({str(tmp_path / 'made')!r}, 'w').close())\n", "x.py is not a config"),
+        ("A: {B: 2024-01-01}", "x.py is not a config: Key A.B"),
+    ):
+        file.write_text(text)
+        with open(file) as opened, pytest.raises(UsageError, match=words):
+            CfgNode.load_cfg(opened)
+    assert not (tmp_path / "made").exists()
+    assert (CfgNode.load_cfg(""), CfgNode.load_cfg("SEED: 7\n")) == ({}, {"SEED": 7})

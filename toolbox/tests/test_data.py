@@ -2,16 +2,24 @@
 
 import hashlib
 import json
+import multiprocessing
 import pickle
 import random
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
-from dassl.data.data_manager import build_data_loader
+import torch
+from dassl.data import DataManager
+from dassl.data.data_manager import DatasetWrapper, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
 from dassl.data.transforms import build_transform
-from dassl.utils import UsageError
+from dassl.utils import UsageError, set_random_seed
+from PIL import ImageDraw
 from tiny_project import make_cfg
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision.transforms.functional import to_tensor
 
 REPO = Path(__file__).resolve().parents[2]
 GOLDEN = REPO / "tests" / "golden" / "fewshot_eurosat.json"
@@ -91,3 +99,64 @@ def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path
     for is_train, split in ((True, "training"), (False, "test")):
         with pytest.raises(UsageError, match=f"a {split} split without images"):
             build_data_loader(cfg, "RandomSampler", [], is_train=is_train)
+
+
+# Persistent workers do not change the batches.
+
+
+@pytest.fixture
+def cfg_of(root, tmp_path):
+    """`cfg_of(workers)`: 12 images in batches of 4."""
+    return lambda workers=2: make_cfg(root, tmp_path, "DATALOADER.NUM_WORKERS", workers)
+
+
+def scribble(image):
+    """A transform that uses all random generators and draws on its image."""
+    numbers = [random.random(), np.random.rand(), torch.rand(1).item()]
+    ImageDraw.Draw(image).point((int(16 * random.random()), 3), fill=(1, 2, 3))
+    return torch.cat([to_tensor(image).flatten(), torch.tensor(numbers)])
+
+
+def steady(cfg):
+    """The loader under test."""
+    return DataManager(cfg, custom_tfm_train=scribble, persistent_workers=True).train_loader_x
+
+
+def reference(cfg):
+    """torch's loader of the same images, which starts new workers each epoch."""
+    dataset = DatasetWrapper(cfg, build_dataset(cfg).train_x, scribble, is_train=True)
+    return DataLoader(dataset, 4, sampler=RandomSampler(dataset), num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def epoch(loader, batches=None):
+    return torch.cat([torch.cat([b["img"], b["index"][:, None]], 1) for b in islice(loader, batches)])
+
+
+def epochs(loader, *batches):
+    """The batches of some epochs, and the numbers that the main process draws after each epoch."""
+    return [(epoch(loader, count), torch.rand(1), random.random()) for count in batches]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) and x == y and r == s for (a, x, r), (b, y, s) in zip(one, other, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_equal_those_of_new_workers(cfg_of, workers):
+    found = []
+    for loader in (steady(cfg_of(workers)), reference(cfg_of(workers))):
+        set_random_seed(3)
+        found.append(epochs(loader, None, 2, None))  # the second is incomplete
+    assert same(*found)
+    assert not torch.equal(found[0][0][0], found[0][1][0])
+
+
+def test_workers_persist_until_stopped(cfg_of):
+    loader = steady(cfg_of())
+    epoch(loader)
+    workers = [worker.pid for worker in loader._iterator._workers]
+    epoch(loader)
+    assert [worker.pid for worker in loader._iterator._workers] == workers
+    loader.stop_workers()
+    assert not {worker.pid for worker in multiprocessing.active_children()} & set(workers)

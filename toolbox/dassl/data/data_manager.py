@@ -213,7 +213,7 @@ class SteadyLoader(DataLoader):
     iterator at a time.
 
     torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
-    toolbox/tests/test_loader.py checks.
+    toolbox/tests/test_data.py checks.
     """
 
     def __init__(self, dataset, sampler, num_workers, **options):
