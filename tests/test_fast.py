@@ -122,6 +122,8 @@ def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(c
     images = torch.zeros(1, 3, 32, 32, dtype=torch.double)
     fast.encode_image(clip, images, [Edit(add=leaf(2, WIDTH))], ["prompts"])
     assert seen[3:] == [7, 7, 3]  # CLS, patches, prompts; what is read of the last layer
+    fast.encode_image(clip, images, [Edit(add=leaf(2, WIDTH))])
+    assert seen[6:] == [7, 7, 1]
     layout = layout_of(prompts)
     # SOS stays shared. Each row has three vectors, the word, its name and EOT.
     assert layout.packing.without_sharing(2, 4).lengths.tolist() == [7, 7, 6]
