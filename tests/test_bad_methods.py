@@ -13,6 +13,7 @@ from torch import nn
 
 import trainers
 from clip import BlockAdapter, WithAdded, adapt
+from datasets.eurosat import EuroSAT
 from trainers import methods
 from trainers.base import PromptTrainer
 from trainers.base.checks import assert_method_works
@@ -176,6 +177,12 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
     own(method)
     with pytest.raises(AssertionError, match=words):
         assert_method_works(method.__name__)
+
+
+def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):
+    monkeypatch.setattr(EuroSAT, "classnames", property(lambda dataset: ["red", "a\x1b[2J"]))
+    with one_line("EuroSAT", "control characters"):
+        build("CoOp")
 
 
 def test_a_run_with_nothing_to_train_is_refused(own, build):

@@ -124,16 +124,3 @@ def test_settings_that_the_prompts_were_not_learned_with_are_named(removed, said
     capsys.readouterr()
     trainer.load_model(str(checkpoints.parent))
     assert [line for line in capsys.readouterr().out.splitlines() if "other settings" in line] == said
-
-
-@pytest.mark.parametrize("prompt", [torch.full((1, 64), float("inf")), torch.ones(1, 64, dtype=torch.long)])
-def test_prompts_that_are_not_finite_are_refused_by_name(prompt, checkpoints, mpl):
-    file = checkpoints / "model.pth.tar-1"
-    checkpoint = torch.load(file, weights_only=True)
-    checkpoint["state_dict"]["prompt_learner.ctx"] = prompt
-    torch.save(checkpoint, file)
-    trainer = mpl("all")
-    before = prompts_of(trainer)
-    with pytest.raises(UsageError, match=r"prompt_learner.ctx in .*tar-1 is not finite: use the checkpoint of"):
-        trainer.load_model(str(checkpoints.parent))
-    assert differing(prompts_of(trainer), before) == []

@@ -9,7 +9,6 @@ from finished import finish
 
 import parse_test_res
 from common.errors import UsageError
-from common.start import ROOT
 from experiments.studies import command as studies
 from experiments.studies.study_file import load
 
@@ -25,13 +24,6 @@ def one_line(command, launch, prepare):
         return error
 
     return one_line
-
-
-@pytest.mark.parametrize("key", ["a\0b", "\u202eOPTIM", "\x1b]0;title\x07", "\x9b2J", "x" * 10_000])
-def test_error_is_short_and_shows_control_characters_as_escapes(key, one_line, tmp_path):
-    dataset = ["--root", tmp_path, "--dataset-config-file", ROOT / "configs/datasets/small_objects.yaml"]
-    argv = ["--trainer", "CoOp", *dataset, "--output-dir", tmp_path / "out", key, "1"]
-    assert len(one_line("train", argv, repr(key)[1:-1][:100])) < 2100
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,6 @@ def refused(folder, words):
     assert "\n" not in str(refusal.value)
 
 
-def test_second_run_is_refused_until_the_first_has_ended(tmp_path):
-    with locked(tmp_path / "run"):
-        assert is_locked(tmp_path / "run")
-        refused(tmp_path / "run", "another run is in .*: wait until")
-    assert not is_locked(tmp_path / "run")
-    with locked(tmp_path / "run"):
-        pass
-
-
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"locked\n"

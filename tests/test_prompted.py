@@ -84,18 +84,6 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
 
 
 @pytest.mark.parametrize(
-    ("classes", "dataset", "kind"),
-    [("base", "EuroSAT", "learned"), ("new", "EuroSAT", "new"), ("all", "EuroSAT", "new"), ("base", "Food101", "new")],
-)
-def test_a_test_of_mmrl_says_how_it_reads_images(classes, dataset, kind, finished, build, stand_in, capsys):
-    run = finished("MMRL", "base")
-    assert "(BY_DATASET): TRAINER.MMRL.REG_WEIGHT 0.01, TRAINER.MMRL.REP_DIM 2048\n" in (run / "log.txt").read_text()
-    stand_in(dataset)
-    build("MMRL", classes, "REP_DIM", 2048, options=("DATASET.NAME", dataset)).load_model(str(run))
-    assert f"Images are read as those of {kind} classes\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
     ("classes", "task", "kind"),
     [("base", "", "learned"), ("new", "", "new"), ("all", "FS", "learned"), ("all", "CD", "new")],
 )

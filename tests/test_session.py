@@ -76,6 +76,7 @@ def execute(code, shell="", cwd=ROOT):
 ENDS = [("pass", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit('why')", 1, "why"), ("raise ValueError", 1, "ValueError")]
 ENDS += [("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 130, "Interrupted. Run the same command again to")]
 ENDS += [("raise FloatingPointError('a' + chr(27) + '[2J')", 2, r"error: a\x1b[2J")]
+ENDS += [("raise FloatingPointError('a' * 9999)", 2, f"error: {'a' * 1000} ... {'a' * 1000}")]
 
 
 @pytest.mark.parametrize(("end", "status", "error"), ENDS)

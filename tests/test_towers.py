@@ -49,14 +49,6 @@ def test_without_prompts_both_towers_equal_open_clips(vision, text, quick_gelu):
     torch.testing.assert_close(encode_text(model, TextPrompts(ids)), model.encode_text(ids))
 
 
-def test_resnet_encodes_images_but_rejects_prompts():
-    model = small_clip({"layers": (1, 1, 1, 1), "width": 16, "patch_size": None, "image_size": 64})
-    images = torch.randn(1, 3, 64, 64, generator=torch.manual_seed(0))
-    assert torch.equal(encode_image(model, images).feature, model.encode_image(images))
-    with pytest.raises(ClipError, match="need a vision transformer"):
-        encode_image(model, images, [Edit(add=torch.zeros(1, 64))])
-
-
 # ---------------------------------------------------------------- the oracle: lists of tokens, one sequence at a time
 
 
@@ -183,12 +175,6 @@ def test_add_and_remove_can_differ_by_layer(form):
 def test_invalid_schedule_is_rejected_with_the_layer(adds, removes, message):
     with pytest.raises(ClipError, match=message):
         prompt_lengths(adds, removes, 4)
-
-
-def test_mpl_on_vit_b16_learns_6702336_numbers():
-    widths_of_vit_b16 = small_clip({"width": 768, "layers": 1}, {"width": 512, "heads": 8, "layers": 1})
-    prompts = MPLPrompts(widths_of_vit_b16, ["river"], 1, "a photo of a", [2] * 8, [1] * 8)
-    assert sum(parameter.numel() for parameter in prompts.parameters()) == 6_702_336
 
 
 # ---------------------------------------------------------------- CLIP is frozen
