@@ -180,7 +180,7 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
 
 
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):
-    monkeypatch.setattr(EuroSAT, "classnames", property(lambda dataset: ["red", "a\x1b[2J"]))
+    monkeypatch.setattr(EuroSAT, "classnames", property(lambda dataset: ["red", "a\x1b[2J", *"bcde"]))
     with one_line("EuroSAT", "control characters"):
         build("CoOp")
 
