@@ -99,8 +99,9 @@ class NegativeWords:
         kept_nouns, kept_adjectives = select(of_classes, of_nouns, of_adjectives)
         self.features = torch.cat([of_nouns[kept_nouns], of_adjectives[kept_adjectives]])
         if len(self.features) < FEWEST:
-            what = f"NegLabel would keep {len(self.features)} of {len(nouns) + len(adjectives)} words"
-            raise UsageError(what, f"give more in TEST.OOD_WORDS: at least {FEWEST} are needed")
+            words = len(nouns) + len(adjectives)
+            what = f"NegLabel would keep {len(self.features)} of {words} words, and needs {FEWEST}"
+            raise UsageError(what, f"give more in TEST.OOD_WORDS: {FRACTION:.0%} of the words are kept")
         self.groups = min(GROUPS, len(self.features))
         count = len(self.features) - len(self.features) % self.groups
         self.order = np.random.default_rng(max(0, seed)).permutation(count).tolist()
