@@ -123,6 +123,11 @@ def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(file, refuse
     for method in ("CuPL", "DCLIP", "WaffleCLIP"):
         refused(argv(method), f"{method} has no sentences for the classes: give DATASET.SENTENCES FILE")
     assert not (tmp_path / "out").exists()  # all of it is known before a run claims its folder
+    (words := tmp_path / "words.txt").touch()
+    waffle = argv("WaffleCLIP", "DATASET.SENTENCES", str(file))
+    refused([*waffle, "TRAINER.WAFFLECLIP.WORDS", str(words)], "TRAINER.WAFFLECLIP.WORDS is empty")
+    file.write_text('{"red": ["., ."]}')
+    refused(waffle, "DATASET.SENTENCES has no letters")
 
 
 def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eurosat):

@@ -50,13 +50,17 @@ def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -
     parts = [plain(name).split(" ") for name in names]
     count = max(round(np.mean([len(part) for part in parts])), 1)
     length = round(np.mean([np.mean([len(word) for word in part]) for part in parts]))  # numpy's rounding errors count
-    words = [word[:length] for word in words]
+    words = np.array([word[:length] for word in words])  # an array, as each draw would copy a list into one
+    if not words.size:
+        raise UsageError("the file TRAINER.WAFFLECLIP.WORDS is empty", "give it a word on each line")
     return lambda: " ".join(draw(words) for _ in range(count))
 
 
 def letter_sequences(names: Sequence[str], descriptors: Sequence[str], draw: Callable) -> Callable[[], str]:
     """A function that draws groups of letters, as long as the class names, from those of the descriptors."""
     letters = sorted(set("".join(descriptors)) - set(" ,."))
+    if not letters:
+        raise UsageError("DATASET.SENTENCES has no letters", "give a file with descriptors of the classes")
     groups = round(np.mean([name.count(" ") for name in names])) + 1
     length = math.ceil(np.mean([max(map(len, name.split(" "))) for name in names]))
     length += groups - length % groups
