@@ -105,6 +105,7 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
         raise UsageError(what, "export it again", file)
     names = description.class_names if description.training.get("classes_learned", True) else []
     metadata = {"method": description.method, "settings": description.settings, "class_names": names}
+    metadata["dataset"] = description.dataset or description.dataset_name
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
 

@@ -72,7 +72,7 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, tiny, eurosat
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(["CoOp", "CLIPLoRA", "TwoStage", "RLA"], CHANGED))
 def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, command, deep, eurosat, tmp_path):
-    images, names = list(images_of(eurosat, range(6))), ["grey", "white snow"]
+    images, names = list(images_of(eurosat, range(6))), ["grey", "red"]  # a new class, and a learned one
     run = finished(method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32")
     done = command(export, run, "--to", tmp_path / "out", "--weights", "--classes", *names)
     assert done.status == 0, done.errors
@@ -85,6 +85,8 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, 
         features = tower.encode_image(classifier.pixels(images), normalize=True)
     logits = tensors["logit_scale"] * features @ tensors["class_matrix"].T
     torch.testing.assert_close(logits, classifier.logits(images, names), rtol=0, atol=1e-3)
+    of_run = PromptedClassifier.from_pretrained(run).logits(images, names)
+    torch.testing.assert_close(of_run, classifier.logits(images, names), rtol=0, atol=1e-5)
     assert tensors["class_matrix"].dtype == torch.float32 and tensors["class_matrix"].shape[0] == 2
     changed = {key.split(".")[-1] for key, value in tower.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == CHANGED[method]
