@@ -23,20 +23,13 @@ class DiskCache:
 
     A file has the bytes of an array, then the SHA-256 of its key, of its form (type and shape) and of these bytes: one
     that is damaged, renamed or of another form is not there.
-
-    Args:
-        folder: may be missing.
-        kind: begins the names of the files.
-        what: the arrays, in messages.
-        limit: of the size of all these files, in bytes. Those that were not used for longest are deleted first.
-        setting: the key of the limit, in messages.
     """
 
-    folder: Path
-    kind: str
-    what: str
-    limit: float
-    setting: str = ""
+    folder: Path  # may be missing
+    kind: str  # begins the names of the files
+    what: str  # the arrays, in messages
+    limit: float  # of the size of all these files, in bytes: those that were not used for longest are deleted first
+    setting: str = ""  # the key of the limit, in messages
 
     def file(self, key: str) -> Path:
         return self.folder / f"{self.kind}-{key}.cache"

@@ -12,11 +12,8 @@ LARGEST_EPOCH = 2**53
 
 
 def newest_name(folder: str | os.PathLike) -> str | None:
-    """The name in the text file `checkpoint` of a folder of checkpoints; None without that file.
-
-    Raises:
-        UsageError: it does not name a file of this folder.
-    """
+    """The name in the text file `checkpoint` of a folder of checkpoints; None without that file. Raises UsageError if
+    it does not name a file of this folder."""
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
         return None

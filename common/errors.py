@@ -21,18 +21,13 @@ class UsageError(ValueError):
     """
 
     def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
-        what = self._raised_line(what)
+        if what.startswith("Caught "):  # torch raises it again for a DataLoader worker, with a traceback as its text
+            lines = re.findall(rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE)
+            what = lines[-1] if lines else what
         super().__init__(what, remedy, where)  # all of them, so that the error survives pickling
         self.what = what
         self.remedy = remedy
         self.where = where
-
-    def _raised_line(self, what: str) -> str:
-        """torch raises the error of a DataLoader worker again with a traceback as its text; its last line counts."""
-        if not what.startswith("Caught "):
-            return what
-        lines = re.findall(rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE)
-        return lines[-1] if lines else what
 
     def __str__(self) -> str:
         where = "" if self.where is None or str(self.where) in self.what else str(self.where)
@@ -78,11 +73,8 @@ def suggestion(name: object, known: Iterable[object]) -> str:
 def check_name(
     name: object, known: Iterable[object], kind: str, where: str | PathLike | None = None, otherwise: str = ""
 ) -> None:
-    """Check that `name` is one of the known ones.
-
-    Raises:
-        UsageError: it is not. The message names the closest one, or all of them, and ends with `otherwise`.
-    """
+    """Check that `name` is one of the known ones. Raises UsageError if it is not. The message names the closest one, or
+    all of them, and ends with `otherwise`."""
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
         near = closest(name, names)

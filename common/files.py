@@ -29,9 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an error it is deleted, and `path` is what it was.
 
-    Raises:
-        OSError: the disk is full or the folder is not writable; its text says so and names `path`. Other errors of the
-            body stay as they are.
+    Raises OSError if the disk is full or the folder is not writable; its text says so and names `path`. Other errors of
+    the body stay as they are.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{get_native_id()}.partial")
     try:
@@ -71,10 +70,8 @@ def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
 def scratch(parent: Path, prefix: str) -> Iterator[Path]:
     """A new private folder `parent/prefix...`, deleted at the end. Folders that killed processes left are deleted, too.
 
-    A lock of the kernel (flock) on a folder shows that its process lives.
-
-    Raises:
-        OSError: `parent` is missing, full or not writable.
+    A lock of the kernel (flock) on a folder shows that its process lives. Raises OSError if `parent` is missing, full
+    or not writable.
     """
     remove_left(parent, prefix)
     folder = Path(mkdtemp(prefix=prefix, dir=parent))
@@ -131,8 +128,7 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
         folder: new, or empty. Files that an interrupted call has left there are replaced if `key` is equal.
         key: name of the file that describes the others; it is moved to `folder` first.
 
-    Raises:
-        UsageError: `folder` exists already, and is not such a folder; or nothing can be written there.
+    Raises UsageError if `folder` exists already, and is not such a folder; or nothing can be written there.
     """
     there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
     parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
@@ -162,11 +158,8 @@ def stage_prefix(folder: Path) -> str:
 
 
 def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None:
-    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`, if it exists yet.
-
-    Raises:
-        UsageError: it has other files.
-    """
+    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`, if it exists yet. Raises
+    UsageError if it has other files."""
     names = os.listdir(folder) if folder.is_dir() else []
     others = [name for name in names if not name.startswith(stage_prefix(folder))]
     files = folder / key, (stage or folder) / key
@@ -175,12 +168,8 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
 
 
 def check_folder(path: Path, what: str, remedy: str) -> None:
-    """Check that a folder exists.
-
-    Raises:
-        UsageError: it does not. The message is `what` (such as `there is no folder`), the path, how far it exists, and
-            `remedy`.
-    """
+    """Check that a folder exists. Raises UsageError if it does not. The message is `what` (such as `there is no
+    folder`), the path, how far it exists, and `remedy`."""
     if not path.is_dir():
         raise UsageError(f"{what} {path}", f"{what_exists(path)}; {remedy}", path)
 

@@ -78,11 +78,8 @@ def check_known_names(names: Sequence[object], where: str | PathLike | None = No
 
 
 def check_template(template: str, where: str | PathLike | None = None) -> None:
-    """Check a sentence with {} for the class name.
-
-    Raises:
-        UsageError: it has no {} or more than four, is longer than LONGEST or has control characters.
-    """
+    """Check a sentence with {} for the class name. Raises UsageError if it has no {} or more than four, is longer than
+    LONGEST or has control characters."""
     if not 0 < template.count("{}") < 5 or len(template) > LONGEST or CONTROL.search(template):
         what = f"the template {template[:60]!r} does not have {{}} in the place of the class name, or is too long"
         raise UsageError(what, "write one such as 'a photo of a {}.'", where)

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 # Fonts with Chinese, Japanese and Korean letters, of Linux, macOS and Windows.
-FONTS: tuple[str, ...] = (
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "WenQuanYi Zen Hei",
-    "IPAGothic",
-    "NanumGothic",
-    "Hiragino Sans",
-)
-FONTS += ("PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic")
+FONTS = ["Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "NanumGothic", "Hiragino Sans"]
+FONTS += ["PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"]
 
 
 def render(template: Path, **values: Any) -> str:

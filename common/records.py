@@ -11,32 +11,21 @@ LARGEST = 2**53  # of a number
 
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
-    """A list of images.
+    """A list of images."""
 
-    Attributes:
-        dataset: its name in results.
-        classes: DATASET.SUBSAMPLE_CLASSES.
-        split: `train`, `val` or `test`. Without validation images, an epoch is chosen on `test`.
-        images: their number.
-        sha256: of the list (`trainers.base.data_use.list_digest`); None if it is not recorded, as of all attributes.
-    """
-
-    dataset: str
-    classes: str
-    split: str
-    images: int
-    sha256: str | None = None
+    dataset: str  # its name in results
+    classes: str  # DATASET.SUBSAMPLE_CLASSES
+    split: str  # `train`, `val` or `test`; without validation images, an epoch is chosen on `test`
+    images: int  # their number
+    sha256: str | None = None  # of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """Read a record. Its file may be from anyone; unknown keys are ignored.
-
-        Raises:
-            ValueError: a key is missing, or a value has another type, control characters, or is not a count.
-        """
+        """Read a record. Its file may be from anyone; unknown keys are ignored. Raises ValueError if a key is missing,
+        or a value has another type, control characters, or is not a count."""
         if not isinstance(content, Mapping):
             raise ValueError("not a record")
         hints = get_type_hints(cls)
@@ -53,40 +42,25 @@ class ImageList:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(ImageList):
-    """Learning from images, or a test of them.
+    """Learning from images, or a test of them."""
 
-    Attributes:
-        labels: how many of the images are used with their labels.
-        class_names: how many classes are named.
-        file, file_sha256: DATASET.FEWSHOT_FILE, which chooses the images; the path below the folder of the datasets.
-        sentences, sentences_sha256: DATASET.SENTENCES, the text for the classes; the name of the file.
-        evaluations: of a test: how many tests of these images ended in the output folder.
-    """
-
-    labels: int
-    class_names: int
-    file: str | None = None
+    labels: int  # how many of the images are used with their labels
+    class_names: int  # how many classes are named
+    file: str | None = None  # DATASET.FEWSHOT_FILE, which chooses the images, below the folder of the datasets
     file_sha256: str | None = None
-    sentences: str | None = None
+    sentences: str | None = None  # the name of the file DATASET.SENTENCES, the text for the classes
     sentences_sha256: str | None = None
-    evaluations: int | None = None
+    evaluations: int | None = None  # of a test: how many tests of these images ended in the output folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRecord(ImageList):
-    """A choice between epochs or between values of a setting, by images.
+    """A choice between epochs or between values of a setting, by images."""
 
-    Attributes:
-        what: `epoch`, or the key of the setting; `training` if these are training images, and some are test images.
-        test_images: how many of the images are test images of the dataset of the run.
-        trials: how many epochs or values it chooses from.
-        by: the rule of a study that has chosen it; None if the run itself has.
-    """
-
-    what: str
-    test_images: int
-    trials: int | None = None
-    by: str | None = None
+    what: str  # `epoch` or the key of a setting; `training`: these train, and some are test images
+    test_images: int  # how many of the images are test images of the dataset of the run
+    trials: int | None = None  # how many epochs or values it chooses from
+    by: str | None = None  # the rule of a study that has chosen it; None if the run itself has
 
     @classmethod
     def from_json(cls, content: Any) -> Self:

@@ -17,20 +17,13 @@ CALIBRATION = "calibration.json"  # inference.calibrated has its form
 
 
 class Measure(NamedTuple):
-    """A measure of a test.
+    """A measure of a test."""
 
-    Attributes:
-        label: its name in tables.
-        most: the largest value; the least is 0.
-        form: how tables write a value, and logs.
-        unit: of a value in a log: `%`, or nothing for NLL (in nats) and the Brier score.
-    """
-
-    label: str
-    most: float = 100.0
-    form: str = ".2f"
-    log_form: str = ".1f"
-    unit: str = "%"
+    label: str  # its name in tables
+    most: float = 100.0  # the largest value; the least is 0
+    form: str = ".2f"  # how tables write a value
+    log_form: str = ".1f"  # how logs do
+    unit: str = "%"  # in a log; nothing for NLL (in nats) and the Brier score
 
 
 MEASURES = {
@@ -57,11 +50,8 @@ TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
 def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None without such a file, or without a test. Impossible times become None.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
+    """results.json of a finished run; None without such a file, or without a test. Impossible times become None. Raises
+    UsageError if the file is damaged."""
     file = folder / RESULTS_FILE
     try:
         if not file.is_file():
@@ -126,11 +116,11 @@ def is_checksum(sha256: str) -> bool:
 def detected(run: dict) -> dict[str, float]:
     """The AUROC of MCM in percent for each dataset of --ood, by its name there."""
     found: dict[str, float] = {}
-    for each in run.get("ood") or ():
-        name, scores = each["name"], each["scores"]
+    for dataset in run.get("ood") or ():
+        name, scores = dataset["name"], dataset["scores"]
         value = scores["MCM"]["auroc"] if "MCM" in scores else None
         if not name.isprintable() or not (value is None or 0 <= value <= 100):
-            raise ValueError(f"ood is {each}")
+            raise ValueError(f"ood is {dataset}")
         if value is not None:
             found[name] = value
     return found

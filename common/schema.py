@@ -19,21 +19,13 @@ shown = _short.repr  # of values in messages: one line, not a megabyte
 
 @dataclass(frozen=True)
 class Accepts:
-    """The values that a setting accepts.
+    """The values that a setting accepts."""
 
-    Attributes:
-        kind: bool, int, float (integers too), str, list[...], tuple[..., ...], Literal[...], or a union of these.
-        low, high: the least and the largest number, in a list too. The default keeps a typing error from filling the
-            memory.
-        note: what else holds, in words.
-        also: what else holds; called with a value of the kind.
-    """
-
-    kind: Any
-    low: float = -1_000_000
-    high: float = 1_000_000
-    note: str = ""
-    also: Callable[[Any], object] | None = None
+    kind: Any  # bool, int, float (integers too), str, list[...], tuple[..., ...], Literal[...], or a union of these
+    low: float = -1_000_000  # the least number, in a list too
+    high: float = 1_000_000  # the largest; the default keeps a typing error from filling the memory
+    note: str = ""  # what else holds, in words
+    also: Callable[[Any], object] | None = None  # what else holds; called with a value of the kind
 
     def __deepcopy__(self, memo: dict) -> "Accepts":
         return self  # it cannot change, and each run copies the limits of all settings

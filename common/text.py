@@ -39,10 +39,8 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
 def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "strict") -> str:
     """The text of a regular file of at most `most` bytes. It never waits, as opening a named pipe would.
 
-    The file is UTF-8 with or without a byte order mark; `errors` is that of `bytes.decode`.
-
-    Raises:
-        UsageError: it is missing (MissingFileError), larger, not a regular file or not UTF-8.
+    The file is UTF-8 with or without a byte order mark; `errors` is that of `bytes.decode`. Raises UsageError if it is
+    missing (MissingFileError), larger, not a regular file or not UTF-8.
     """
     try:
         return read_bytes(path, most).decode("utf-8-sig", errors)
@@ -51,11 +49,8 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:
-    """The content of a JSON file of at most `most` bytes.
-
-    Raises:
-        UsageError: it cannot be read, is not JSON, has too many values or levels, or a key twice.
-    """
+    """The content of a JSON file of at most `most` bytes. Raises UsageError if it cannot be read, is not JSON, has too
+    many values or levels, or a key twice."""
     text = read_text(path, most)
     if sum(map(text.count, ",:[{")) > MAX_MARKS:
         raise UsageError(f"{path} has too many values", "shorten it", path)
