@@ -30,9 +30,8 @@ def read_yaml_text(path):
 def parse_yaml(text, name, unique=False):
     """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty. Errors call it `name`.
 
-    Raises:
-        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module; or, if
-            `unique`, a key is there twice. Otherwise the last one counts, as in yacs.
+    Raises UsageError if it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module; or,
+    if `unique`, a key is there twice. Otherwise the last one counts, as in yacs.
     """
     try:
         loader = Loader(text)

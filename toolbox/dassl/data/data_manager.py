@@ -52,9 +52,8 @@ def build_data_loader(
         n_domain, n_ins: unused; published callers pass them.
         persistent_workers: whether a training loader of a `DatasetWrapper` is a `SteadyLoader`.
 
-    Raises:
-        UsageError: there is no data, the sampler is unknown, or neither a transform nor a dataset wrapper makes tensors
-            of the images.
+    Raises UsageError if there is no data, the sampler is unknown, or neither a transform nor a dataset wrapper makes
+    tensors of the images.
     """
     if not data_source:
         split = "training" if is_train else "test"
@@ -183,11 +182,8 @@ class DatasetWrapper(TorchDataset):
 
     @cached_property
     def content(self):
-        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the transform.
-
-        Raises:
-            OSError: a file cannot be read, or is not a regular file.
-        """
+        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the transform. Raises
+        OSError if a file cannot be read, or is not a regular file."""
         versions = [version(package) for package in ("pillow", "torchvision")]
         digest = hashlib.sha256(f"1 {self.cfg.INPUT} {self.transform} {versions}".encode())
         for item in self.data_source:

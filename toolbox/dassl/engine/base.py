@@ -111,11 +111,8 @@ class TrainerBase:
             self._check_loss(loss.sum().item(), batch)
 
     def read_together(self, tensors=()):
-        """The values of one-element tensors, a list of float, with one wait for each device.
-
-        Raises:
-            FloatingPointError: a loss on a GPU that `detect_anomaly` was given since the last call is not finite.
-        """
+        """The values of one-element tensors, a list of float, with one wait for each device. Raises FloatingPointError
+        if a loss on a GPU that `detect_anomaly` was given since the last call is not finite."""
         unchecked, self._unchecked = self._unchecked, []
         scalars = [x.detach().float().reshape(()) for x in (*(loss for _, loss in unchecked), *tensors)]
         by_device = {}

@@ -101,10 +101,9 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.OUTPUT_DIR if begun else self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
-            raise UsageError(
-                f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is "
-                f"{self.max_epoch}: use the settings that it was trained with, or another OUTPUT_DIR"
-            )
+            begun_at, most = self.start_epoch, self.max_epoch
+            what = f"the checkpoint in {directory} is of epoch {begun_at}, but OPTIM.MAX_EPOCH is {most}"
+            raise UsageError(what, "use the settings that it was trained with, or another OUTPUT_DIR")
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
             best = [os.path.join(directory, name, "model-best.pth.tar") for name in self.get_model_names()]
@@ -242,10 +241,7 @@ class TrainerX(SimpleTrainer):
 
     def log(self, steps, losses):
         """Add steps, (number, what `forward_backward` returned), to the epoch's MetricMeter; write it to TensorBoard.
-
-        Raises:
-            FloatingPointError: a loss is not finite.
-        """
+        Raises FloatingPointError if a loss is not finite."""
         values = iter(self.read_together(value for _, logged in steps for value in on_gpu(logged).values()))
         for step, logged in steps:
             losses.update(logged and {**logged, **{name: next(values) for name in on_gpu(logged)}})
@@ -283,15 +279,10 @@ class EpochDisplay:
         left = int(self.batch_time.avg * ((self.max_epoch - self.epoch + 1) * self.num_batches - number))
         eta = datetime.timedelta(seconds=left)
         if number % self.print_freq == 0 or number == self.num_batches < self.print_freq:
-            print_detail(
-                f"epoch [{self.epoch}/{self.max_epoch}] "
-                f"batch [{number}/{self.num_batches}] "
-                f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
-                f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
-                f"{losses} "
-                f"lr {lr:.4e} "
-                f"eta {eta}"
-            )
+            times = {"time": self.batch_time, "data": self.data_time}
+            seconds = " ".join(f"{name} {meter.val:.3f} ({meter.avg:.3f})" for name, meter in times.items())
+            place = f"epoch [{self.epoch}/{self.max_epoch}] batch [{number}/{self.num_batches}]"
+            print_detail(f"{place} {seconds} {losses} lr {lr:.4e} eta {eta}")
         if self.bar is None:
             return
         means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])

@@ -55,10 +55,8 @@ class Classification(EvaluatorBase):
     def process(self, mo, gt):
         """Add logits [batch, n_classes] and labels [batch]; UsageError if an image's largest logit is not finite."""
         if not mo.amax(dim=1).isfinite().all():  # NaN if any is; minus infinity leaves out a class
-            raise UsageError(
-                "the model gives logits that are not finite: use other weights, the checkpoint of another epoch, "
-                "or full precision"
-            )
+            remedy = "use other weights, the checkpoint of another epoch, or full precision"
+            raise UsageError("the model gives logits that are not finite", remedy)
         self._y_true.extend(gt.tolist())
         self._y_pred.extend(mo.argmax(dim=1).tolist())
 
@@ -77,14 +75,8 @@ class Classification(EvaluatorBase):
         f1 = [2 * correct[label] / (true[label] + predicted[label]) for label in sorted(true)]
         macro_f1 = 100.0 * sum(f1) / len(f1)
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
-        print(
-            "=> result\n"
-            f"* total: {true.total():,}\n"
-            f"* correct: {correct.total():,}\n"
-            f"* accuracy: {accuracy:.1f}%\n"
-            f"* error: {100.0 - accuracy:.1f}%\n"
-            f"* macro_f1: {macro_f1:.1f}%"
-        )
+        print(f"=> result\n* total: {true.total():,}\n* correct: {correct.total():,}")
+        print(f"* accuracy: {accuracy:.1f}%\n* error: {100.0 - accuracy:.1f}%\n* macro_f1: {macro_f1:.1f}%")
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._report_classes(true, correct)
         if self.cfg.TEST.COMPUTE_CMAT:

@@ -71,10 +71,8 @@ def build_lr_scheduler(optimizer, optim_cfg):
 
     ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs (every MAX_EPOCH if that is below 1),
     ``multi_step`` at each of STEPSIZE; ``cosine`` reaches 0 at MAX_EPOCH. With WARMUP_RECOUNT these epochs are counted
-    from the end of the warm-up. The scheduler's ``state_dict()`` has plain values only.
-
-    Raises:
-        UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown.
+    from the end of the warm-up. The scheduler's ``state_dict()`` has plain values only. Raises UsageError if
+    LR_SCHEDULER or WARMUP_TYPE is unknown.
     """
     check_availability(optim_cfg.LR_SCHEDULER, SCHEDULERS)
     check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)

@@ -17,9 +17,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
             LR and all others at LR * BASE_LR_MULT.
         param_groups (iterable, optional): those to use instead of the model's, without STAGED_LR.
 
-    Raises:
-        UsageError: NAME is unknown, STAGED_LR is used with something other than an ``nn.Module``, or SGD_NESTEROV with
-            a momentum of 0 or with damping.
+    Raises UsageError if NAME is unknown, STAGED_LR is used with something other than an ``nn.Module``, or SGD_NESTEROV
+    with a momentum of 0 or with damping.
     """
     name = optim_cfg.NAME
     check_availability(name, OPTIMISERS)

@@ -64,8 +64,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         remove_module_from_keys (bool): remove ``module.`` (of ``nn.DataParallel``) from the keys of ``state_dict``.
         model_name (str): a file name to use instead of ``model.pth.tar-<epoch>``.
 
-    Raises:
-        OSError: names the file that could not be written (disk full, no permission). Earlier files are unchanged.
+    Raises OSError, which names the file that could not be written (disk full, no permission). Others are unchanged.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": _strip_module(state["state_dict"])}
@@ -87,11 +86,9 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 def load_checkpoint(fpath):
     """The state in a checkpoint, ours or of the published Dassl, on the CPU; no code that it names is executed.
 
-    Pickled schedulers and optimisers become objects that have their attributes and no behaviour.
-
-    Raises:
-        UsageError: the file is missing, damaged or not a checkpoint, or contains something other than tensors and
-            plain values, which the message names.
+    Pickled schedulers and optimisers become objects that have their attributes and no behaviour. Raises UsageError if
+    the file is missing, damaged or not a checkpoint, or contains something other than tensors and plain values, which
+    the message names.
     """
     if not os.path.exists(fpath):
         raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
@@ -100,10 +97,8 @@ def load_checkpoint(fpath):
     try:
         return read_torch_file(Path(fpath), STUBS)
     except (DamagedError, OSError) as error:
-        raise UsageError(
-            f'"{fpath}" is not a whole checkpoint ({one_line(error)}): it is damaged or another kind of file; '
-            "use the checkpoint of another epoch or train again"
-        ) from error
+        what = f'"{fpath}" is not a whole checkpoint ({one_line(error)}): it is damaged or another kind of file'
+        raise UsageError(f"{what}; use the checkpoint of another epoch or train again") from error
 
 
 def load_training_state(fpath):
@@ -117,10 +112,7 @@ def load_training_state(fpath):
 
 def newest_checkpoint(folder):
     """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there is no such file.
-
-    Raises:
-        UsageError: the text file does not name a file of this folder, or one that does not exist.
-    """
+    Raises UsageError if the text file does not name a file of this folder, or one that does not exist."""
     name = newest_name(folder)
     if name is None:
         return None
@@ -163,8 +155,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 def restore(checkpoint, name, model, optimizer=None, scheduler=None):
     """Load the parts of a training state into a module and, if given and saved, its optimiser and scheduler.
 
-    Raises:
-        UsageError: a part does not fit, or a learned tensor is not finite; ``name`` is that of the checkpoint.
+    Raises UsageError if a part does not fit, or a learned tensor is not finite; ``name`` is that of the checkpoint.
     """
     model = model.module if isinstance(model, nn.DataParallel) else model  # save_checkpoint removes its prefix
     check_finite(checkpoint["state_dict"], dict(model.named_parameters()), f"state_dict of the checkpoint {name}")
@@ -177,10 +168,8 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
                 state = _fitting_state(target, state)
             target.load_state_dict(state)
         except LOAD_ERRORS as error:
-            raise UsageError(
-                f"the {key} of the checkpoint {name} does not fit this run ({one_line(error)}); use the settings that "
-                "it was trained with, or another OUTPUT_DIR"
-            ) from error
+            what = f"the {key} of the checkpoint {name} does not fit this run ({one_line(error)})"
+            raise UsageError(f"{what}; use the settings that it was trained with, or another OUTPUT_DIR") from error
         print(f"Loaded {key}")
 
 
@@ -231,14 +220,13 @@ def matching_state(current, value, name=""):
         value: from a checkpoint.
         name (str): of the part, for errors.
 
-    Raises:
-        ValueError: the form differs.
+    Raises ValueError if the form differs.
     """
     value = vars(value) if isinstance(value, PickledObject) else value
     if isinstance(current, dict) and isinstance(value, dict):
-        missing = [key for key in current.keys() - value.keys() if not _is_optional(key, current[key])]
-        if missing:
-            raise ValueError(f"it has no {name}.{missing[0]}")
+        for key in current.keys() - value.keys():
+            if not (isinstance(current[key], bool | None) or str(key).startswith("_")):
+                raise ValueError(f"it has no {name}.{key}")
         saved = {key: matching_state(current[key], value[key], f"{name}.{key}") for key in current if key in value}
         return type(current)({**current, **saved})
     if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(current):
@@ -256,17 +244,9 @@ def matching_state(current, value, name=""):
     return value
 
 
-def _is_optional(key, current):
-    """Whether an entry of a state may be missing, because it differs between versions of torch."""
-    return current is None or isinstance(current, bool) or str(key).startswith("_")
-
-
 def load_pretrained_weights(model, weight_path):
     """Load the weights of a checkpoint or a state dict that match the model's by name and shape; print the others.
-
-    Raises:
-        UsageError: the file cannot be loaded.
-    """
+    Raises UsageError if the file cannot be loaded."""
     checkpoint = load_checkpoint(weight_path)
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):

@@ -34,9 +34,8 @@ def read_image(path, max_pixels=None, exif_orientation=True):
             MAX_RATIO times the pixels of the shorter one, and a file MAX_BYTES bytes.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
 
-    Raises:
-        ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, too thin, or not such an
-            image; the error names it.
+    Raises ImageError (a UsageError and an OSError), which names the file, if it is missing, truncated, too large, too
+    thin, or not such an image.
     """
     loaded = isinstance(path, Image.Image)
     name = "in memory" if loaded else repr(os.fspath(path))  # in one line and printable
@@ -48,7 +47,14 @@ def read_image(path, max_pixels=None, exif_orientation=True):
             image.format = path.format  # which a copy lacks
             return _convert(image, exif_orientation)
         content = read_bytes(path, MAX_BYTES)
-        with _open(content) as image:
+        with opening:  # Pillow has one limit for the whole process, which does not apply here
+            usual = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = None
+            try:
+                image = Image.open(io.BytesIO(content), formats=FORMATS)  # reads the header
+            finally:
+                Image.MAX_IMAGE_PIXELS = usual
+        with image:
             _check_size(image, name, limit)  # before its pixels are decoded
             if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
                 raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
@@ -63,17 +69,6 @@ def read_image(path, max_pixels=None, exif_orientation=True):
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         reason = error.what.replace(str(path), "it") if isinstance(error, UsageError) else one_line(error)
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
-
-
-def _open(content):
-    """The image in a file with this content, of which the header is read. Pillow's own limit does not apply."""
-    with opening:  # Pillow has one limit for the whole process
-        usual = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return Image.open(io.BytesIO(content), formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = usual
 
 
 def _check_size(image, name, limit):

@@ -97,11 +97,8 @@ class Registry:
         self._obj_map = {}
 
     def register(self, obj=None, force=False):
-        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator.
-
-        Raises:
-            KeyError: the name is taken and ``force`` is False.
-        """
+        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator. Raises
+        KeyError if the name is taken and ``force`` is False."""
         if obj is None:
             return functools.partial(self.register, force=force)
         if obj.__name__ in self._obj_map and not force:

@@ -91,9 +91,7 @@ class DatasetBase:
         """Download a zip or tar archive to `dst` and extract it into the folder of that file, and nothing outside.
 
         `url` is a Google Drive link, or with `from_gdrive=False` plain http(s). An interrupted download is resumed.
-
-        Raises:
-            UsageError: the download failed, or the downloaded file is not an archive, or an unsafe one.
+        Raises UsageError if the download failed, or the downloaded file is not an archive, or an unsafe one.
         """
         target = Path(dst).absolute()
         partial = target.with_name(f"{target.name}.partial")
