@@ -25,11 +25,7 @@ SETTINGS = {
     "DATASET.TEMPLATE": ("", TEXT, "Sentence for zero-shot CLIP, instead of the dataset's own"),
     "DATASET.SENTENCES": ("", TEXT, "JSON file with sentences for each class; may have {dataset}"),
     "DATASET.SENTENCES_SHA256": ("", TEXT, "SHA-256 of that file: another one is refused. A run fills it in"),
-    "TEST.MAX_IMAGES": (
-        0,
-        Accepts(int, 0, 10**9),
-        "Test on this many images, evenly spread over all; 0: on all",
-    ),
+    "TEST.MAX_IMAGES": (0, Accepts(int, 0, 10**9), "Test on this many images, evenly spread over all; 0: on all"),
     "DATASET.HOLD_OUT": (False, FLAG, "Validate on one training image of each class, and do not train on it"),
 }
 

@@ -46,8 +46,7 @@ class FewShotDataset(DatasetBase):
         sentences: those of DATASET.SENTENCES, by class; empty without a file.
         fewshot_file: `file` and `file_sha256` of DATASET.FEWSHOT_FILE, for the data-use card; empty without one.
 
-    Raises:
-        DatasetError: a file is missing or damaged, or the split has no images for the chosen classes.
+    Raises DatasetError if a file is missing or damaged, or the split has no images for the chosen classes.
     """
 
     # Where its images are
@@ -111,9 +110,8 @@ class FewShotDataset(DatasetBase):
         """The images of this run: the split, reduced to the configured shots and classes."""
         if not self.root.is_dir():
             missing = self.root if self.data.is_dir() else self.data
-            raise DatasetError(
-                f"no folder {missing}", f"set --root (DATA for scripts) to its location, or {self.remedy}", missing
-            )
+            remedy = f"set --root (DATA for scripts) to its location, or {self.remedy}"
+            raise DatasetError(f"no folder {missing}", remedy, missing)
         split = self.read_split()
         self.check_split(*split)
         self.sentences: dict[str, list[str]] = {}
@@ -217,10 +215,10 @@ class FewShotDataset(DatasetBase):
             chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
             expected = Counter(item.label for item in train)
             train, val = chosen["train"], chosen.get("val", val)
-            for label, found in Counter(item.label for item in train).items():
-                if number != -1 and found != expected[label]:
+            for label, count in Counter(item.label for item in train).items():
+                if number != -1 and count != expected[label]:
                     name = next(item.classname for item in train if item.label == label)
-                    what = f"{file} has {found} images of {name!r}, and DATASET.NUM_SHOTS {number} means"
+                    what = f"{file} has {count} images of {name!r}, and DATASET.NUM_SHOTS {number} means"
                     raise DatasetError(f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file)
         return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
 
@@ -290,8 +288,6 @@ def select_classes(which: str, *parts: Items) -> list[Items]:
     halves = {"all": labels, "base": labels[:half], "new": labels[half:]}
     if which not in halves:
         raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}", "use all, base or new")
-    relabel = {label: new for new, label in enumerate(halves[which])}
-    return [
-        [Datum(item.impath, relabel[item.label], item.domain, item.classname) for item in part if item.label in relabel]
-        for part in parts
-    ]
+    new = {label: number for number, label in enumerate(halves[which])}
+    chosen = ([item for item in part if item.label in new] for part in parts)
+    return [[Datum(item.impath, new[item.label], item.domain, item.classname) for item in part] for part in chosen]

@@ -50,10 +50,7 @@ class FolderDataset(FewShotDataset):
 
     def read_classes(self, parent: Path, classes: Classes) -> Items:
         """The images below class folders, sorted by class and name, so that a seed selects the same ones everywhere.
-
-        Raises:
-            DatasetError: a folder is not a class, or has no images.
-        """
+        Raises DatasetError if a folder is not a class, or has no images."""
         items: Items = []
         ignored: list[str] = []
         for folder in self.class_folders(parent):

@@ -52,9 +52,8 @@ class ImageFolder(FolderDataset):
         classes = self.classes(self.class_folders(self.root))
         if not file.is_file():
             return self.make_split(file, seed, classes)
-        self.remedy = (
-            f"restore them, or bring the split up to date: python tools/prepare.py --add {quote(str(self.root))}"
-        )
+        command = f"python tools/prepare.py --add {quote(str(self.root))}"
+        self.remedy = f"restore them, or bring the split up to date: {command}"
         split = super().read_split()
         folders = {self.class_of(item): (item.label, item.classname) for part in split for item in part}
         if folders != classes:
@@ -103,11 +102,11 @@ class ImageFolder(FolderDataset):
 
     def written(self, parts: Mapping[str, Items]) -> bytes:
         """The content of a split file."""
-        rows = {
-            part: [[os.path.relpath(item.impath, self.root), item.label, item.classname] for item in items]
-            for part, items in parts.items()
-        }
-        return json.dumps(rows).encode()
+
+        def row(item: Datum) -> list:
+            return [os.path.relpath(item.impath, self.root), item.label, item.classname]
+
+        return json.dumps({part: list(map(row, items)) for part, items in parts.items()}).encode()
 
     def classes(self, folders: list[str]) -> Classes:
         """Label and class name by folder."""

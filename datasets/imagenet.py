@@ -70,12 +70,7 @@ class ImageNet(ImageNetFolders):
             nested_archives="n*.tar",
             extract={"": "images/train"},
         ),
-        File(
-            "ILSVRC2012_devkit_t12.tar.gz",
-            bytes=2568145,
-            md5="fa75699e90414af021442c21a62c3abf",
-            extract={},
-        ),
+        File("ILSVRC2012_devkit_t12.tar.gz", bytes=2568145, md5="fa75699e90414af021442c21a62c3abf", extract={}),
     )
 
     def read_split(self) -> Split:

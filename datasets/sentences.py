@@ -31,9 +31,8 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
     counts = [len(texts) for name, texts in found.items() if plain(name) in classes and texts]
     if counts:
         rest = "" if len(counts) == len(classes) else "; the others have the template"
-        print(
-            f"Sentences: {min(counts)} to {max(counts)} for {len(counts)} of {len(classes)} classes, from {file}{rest}"
-        )
+        of = f"{len(counts)} of {len(classes)} classes"
+        print(f"Sentences: {min(counts)} to {max(counts)} for {of}, from {file}{rest}")
     elif found and classes:
         what = f"{file} has no sentences for any class of the dataset: it has {printable(next(iter(found)))!r}"
         raise UsageError(what, f"give a file with classes such as {printable(min(classes))!r}", file)
@@ -55,11 +54,8 @@ def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
 
 
 def file_of(cfg: CfgNode) -> tuple[Path | None, str]:
-    """The file DATASET.SENTENCES, in whose name {dataset} is the dataset's in results, and its checksum.
-
-    Raises:
-        UsageError: DATASET.SENTENCES_SHA256 states another one, or the file is missing or too large.
-    """
+    """The file DATASET.SENTENCES, in whose name {dataset} is the dataset's in results, and its checksum. Raises
+    UsageError if DATASET.SENTENCES_SHA256 states another one, or the file is missing or too large."""
     given = cfg.DATASET.get("SENTENCES", "").replace("{dataset}", cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME)
     file = Path(given).expanduser() if given else None
     checksum = sha256(read_bytes(file, LARGEST)).hexdigest() if file else ""

@@ -23,8 +23,7 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
         names: of the classes, by label.
         seed, title: of the run, and of its dataset in results.
 
-    Raises:
-        UsageError: the file is missing or no JSON, or has not one number from 0 for each class.
+    Raises UsageError if the file is missing or no JSON, or has not one number from 0 for each class.
     """
     where = "DATASET.NUM_SHOTS"
     content: Any = given
@@ -39,9 +38,8 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
         content = [known.get(plain(names[label])) for label in labels]
         if None in content:
             name = names[labels[content.index(None)]]
-            raise UsageError(
-                f"{where} has no number for the class {name!r}", "give each class one; 0: no images", where
-            )
+            what = f"{where} has no number for the class {name!r}"
+            raise UsageError(what, "give each class one; 0: no images", where)
     numbers = isinstance(content, list) and all(type(number) is int and number >= 0 for number in content)
     if not numbers or len(content) != len(labels) or not any(content):
         what = f"{where} is not a list of {len(labels)} numbers of images, one for each class"
@@ -50,11 +48,8 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
 
 
 def sample(by_label: Mapping[int, list[Datum]], counts: Mapping[int, int]) -> list[Datum]:
-    """So many images of each class, drawn by Python's generator in the order of the classes here.
-
-    Raises:
-        UsageError: a class has fewer.
-    """
+    """So many images of each class, drawn by Python's generator in the order of the classes here. Raises UsageError if
+    a class has fewer."""
     for label, items in by_label.items():
         if counts[label] > len(items):
             what = f"DATASET.NUM_SHOTS asks for {counts[label]:,} images of {items[0].classname!r}"

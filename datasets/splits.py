@@ -55,8 +55,7 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
     Returns:
         the files: CoOp's, and one of 2SFS for each part.
 
-    Raises:
-        UsageError: a file exists with another choice.
+    Raises UsageError if a file exists with another choice.
     """
     contents = {Path(f"{stem}.pkl"): pickle.dumps(dict(parts), protocol=4)}
     for part, items in parts.items():
@@ -103,13 +102,16 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
     Returns:
         the images of each part that the file has, `train` at least, in its order; and `file` and `file_sha256`.
 
-    Raises:
-        UsageError: the file is missing, too large or damaged; or it has an image that is not in the split, is in
-            another part of it or has another label there, has one twice, or lacks a class.
+    Raises UsageError if the file is missing, too large or damaged; or it has an image that is not in the split, is in
+    another part of it or has another label there, has one twice, or lacks a class.
     """
     content = read_bytes(file, MOST)
     try:
-        rows = read_jsonl(file, content) if file.suffix == ".jsonl" else read_pickle(content)
+        if file.suffix == ".jsonl":
+            rows = read_jsonl(file, content)
+        else:
+            pickled = DatumUnpickler(io.BytesIO(content)).load()
+            rows = {part: [vars(row) for row in items] for part, items in pickled.items()}
         if sum(map(len, rows.values())) > sum(map(len, split.values())):
             raise ValueError("it has more rows than the dataset has images")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
@@ -142,21 +144,14 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
     return parts, {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
 
 
-def read_pickle(content: bytes) -> dict[str, list[dict]]:
-    """The rows of each part of CoOp's file."""
-    return {part: [vars(row) for row in rows] for part, rows in DatumUnpickler(io.BytesIO(content)).load().items()}
-
-
 def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:
     """The rows of each part of 2SFS' files: `file`, whose content is given, and the one for validation beside it."""
     contents = {"train": content}
     other = file.with_name(file.name.replace("_train", "_val"))
     if other != file and other.is_file():
         contents["val"] = read_bytes(other, MOST)
-    return {
-        part: [json.loads(line, parse_constant=refuse) for line in text.splitlines() if line.strip()]
-        for part, text in contents.items()
-    }
+    lines = {part: filter(bytes.strip, text.splitlines()) for part, text in contents.items()}
+    return {part: [json.loads(line, parse_constant=refuse) for line in rows] for part, rows in lines.items()}
 
 
 def below(path: str, data: Path) -> str:

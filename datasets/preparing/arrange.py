@@ -59,11 +59,7 @@ class Preparation:
         return UsageError(problem.what, before + self.command, problem.where)
 
     def run(self) -> None:
-        """Get, verify, unpack and rename the missing files.
-
-        Raises:
-            UsageError: a file is not available or not valid.
-        """
+        """Get, verify, unpack and rename the missing files. Raises UsageError if one is not available or not valid."""
         for path in (self.work, *self.work.rglob("*")):  # this command makes neither links nor pipes
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
                 raise self.with_command(UsageError(f"{path} is a link or not a regular file", where=path))
@@ -101,11 +97,8 @@ class Preparation:
         return [file for file in self.source.files if file.extract is None and not (self.folder / file.name).is_file()]
 
     def missing_archives(self) -> list[File]:
-        """Archives with the missing images. Local archives are preferred to those that can be downloaded.
-
-        Raises:
-            UsageError: an archive must be downloaded manually, or something is in the way.
-        """
+        """Archives with the missing images. Local archives are preferred to those that can be downloaded. Raises
+        UsageError if an archive must be downloaded manually, or something is in the way."""
         problem, missing = self.problem()
         if problem is None:
             return []

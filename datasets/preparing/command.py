@@ -37,12 +37,8 @@ from .sources import Source, downloadable, find, image_paths, images_by_split, n
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
     add = parser.add_argument
-    add(
-        "names",
-        nargs="*",
-        metavar="DATASET",
-        help="names in configs/datasets, or all; or: fewshot DATASET, splits DATASET, sentences DATASET",
-    )
+    text = "names in configs/datasets, or all; or: fewshot DATASET, splits DATASET, sentences DATASET"
+    add("names", nargs="*", metavar="DATASET", help=text)
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; download nothing")
@@ -72,12 +68,11 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
         try:
             if not source.files and getattr(source.dataset, "is_synthetic", False):
                 print(f"{source.name}: nothing to prepare")
-            elif not source.files:
-                print(f"{source.name}: ready: {describe(source.read_quietly(args.root))}")
-            elif preparation.is_ready():
+            elif source.files and preparation.is_ready():
                 print(f"{source.name}: ready")
             else:
-                preparation.run()
+                if source.files:
+                    preparation.run()
                 print(f"{source.name}: ready: {describe(source.read_quietly(args.root))}")
         except (UsageError, OSError) as error:
             if isinstance(error, OSError):
@@ -123,9 +118,8 @@ def read_fewshot(sources: list[Source], args: argparse.Namespace) -> tuple[FewSh
 def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
     """Print the images of a run, relative to the folder of images."""
     dataset, parts = read_fewshot(sources, args)
-    for part, items in parts.items():
-        for item in items:
-            print(part, printable(os.path.relpath(item.impath, dataset.images)))
+    for part, item in ((part, item) for part, items in parts.items() for item in items):
+        print(part, printable(os.path.relpath(item.impath, dataset.images)))
 
 
 def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
@@ -152,16 +146,20 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
 
     dataset = sources[0].read(args.root, "DATASET.SENTENCES", str(args.file))
     print(f"{checksum(args.file)}  {args.file}")
-    known = {plain(name): texts for name, texts in dataset.sentences.items() if texts}
-    encode, classes = SimpleTokenizer().encode, list(map(plain, dataset.classnames))
-    full = [text.replace("{}", name) for name, texts in known.items() for text in texts]
-    long = [text[:60] for text in full if len(encode(text)) > 75]
-    missing, unknown = [name for name in classes if name not in known], [name for name in known if name not in classes]
-    faults = {"have more than 77 tokens, of which CLIP reads the first ones": long}
-    faults |= {"classes without sentences have the template": missing, "are not classes of the dataset": unknown}
-    for what, found in faults.items():
-        if found:
-            print(f"{len(found):,} {what}: {listed(found)}")
+    written = {plain(name): texts for name, texts in dataset.sentences.items() if texts}
+    encode = SimpleTokenizer().encode
+    classes = list(map(plain, dataset.classnames))
+    full = [text.replace("{}", name) for name, texts in written.items() for text in texts]
+    missing = [name for name in classes if name not in written]
+    unknown = [name for name in written if name not in classes]
+    faults = {
+        "have more than 77 tokens, of which CLIP reads the first ones": [x[:60] for x in full if len(encode(x)) > 75],
+        "classes without sentences have the template": missing,
+        "are not classes of the dataset": unknown,
+    }
+    for what, texts in faults.items():
+        if texts:
+            print(f"{len(texts):,} {what}: {listed(texts)}")
     if missing or unknown:
         what = f"{args.file} lacks {len(missing):,} classes, and has {len(unknown):,} unknown ones"
         near = suggestion("".join(unknown[:1]), missing)
@@ -199,9 +197,8 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
         return Preparation(source, root).with_command(error).remedy if source.files else error.remedy
     here = counts(dataset)
     published = dict(zip(here, (*dataset.counts, dataset.n_classes), strict=True)) if dataset.counts else here
-    wrong = [
-        f"  {here[what]:,} {what} instead of {published[what]:,}" for what in here if here[what] != published[what]
-    ]
+    different = [what for what in here if here[what] != published[what]]
+    wrong = [f"  {here[what]:,} {what} instead of {published[what]:,}" for what in different]
     paths = image_paths(dataset)
     missing = missing_files(paths)
     present = sorted(set(paths).difference(missing)) if read else []
@@ -212,22 +209,17 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong, sep="\n")
     if twins := same_names(dataset.classnames):
         print(f"  {twins}")
-    for images, fault in (
-        (missing, "missing"),
-        (unreadable, "unreadable"),
-        (twice, "in several parts, by their pixels"),
-    ):
+    faults = {"missing": missing, "unreadable": unreadable, "in several parts, by their pixels": twice}
+    for fault, images in faults.items():
         if images:
             print(f"  {len(images)} images are {fault}: {listed(images)}")
     if gaps:
         print(f"  no class has the label {listed(list(map(str, gaps)))}")
-    if dataset.counts:  # a published split is used as it is
-        twice, gaps = [], []
-    if twice and not (missing or unreadable or wrong):
-        return "remove these images from one part of the split: the accuracy of a test would be too high"
-    if gaps and not (missing or unreadable or wrong):
-        return f"number the classes in {dataset.split_file} without gaps"
     if not (missing or unreadable or wrong):
+        if twice and not dataset.counts:  # a published split is used as it is
+            return "remove these images from one part of the split: the accuracy of a test would be too high"
+        if gaps and not dataset.counts:
+            return f"number the classes in {dataset.split_file} without gaps"
         print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
         return ""
     if not source.files:
@@ -268,11 +260,8 @@ def label_gaps(dataset: FewShotDataset) -> list[int]:
 
 
 def own_folders(args: argparse.Namespace) -> list[Path]:
-    """The folders of the user's own images among the names; the folder --root, if a name is that of ImageFolder.
-
-    Raises:
-        UsageError: a name is neither, after one that is; or with --add.
-    """
+    """The folders of the user's own images among the names; the folder --root, if a name is that of ImageFolder. Raises
+    UsageError if a name is neither, after one that is; or with --add."""
     known = {*names()}
     own = []
     for name in args.names:

@@ -19,8 +19,7 @@ def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
         remedy: what to do if the file is not available.
         mirror: address of a folder to download NAME from, instead of the file's own address.
 
-    Raises:
-        UsageError: it is not available, or is not the published file; then it is deleted.
+    Raises UsageError if it is not available, or is not the published file; then it is deleted.
     """
     partial = folder / f"{file.name}.partial"
     address = f"{mirror}/{file.name}" if mirror else file.url

@@ -37,11 +37,8 @@ class OwnImages(ImageFolder):
         return {int(seed): file for seed, file in files.items() if seed.isdecimal()}
 
     def places(self, file: Path) -> dict[str, str]:
-        """The part of each image in a saved split, by its absolute path.
-
-        Raises:
-            UsageError: it is damaged, or an image is in it twice.
-        """
+        """The part of each image in a saved split, by its absolute path. Raises UsageError if it is damaged, or an
+        image is in it twice."""
         try:
             rows = [(part, self.read_item(*row)) for part, rows in read_json(file).items() for row in rows]
         except (ValueError, AttributeError, TypeError) as error:
@@ -53,11 +50,8 @@ class OwnImages(ImageFolder):
 
 
 def add_images(root: Path) -> None:
-    """Bring the saved splits of a folder up to date: new images get a part, and the others keep theirs.
-
-    Raises:
-        UsageError: there is no saved split, it is damaged, or a class has too few images.
-    """
+    """Bring the saved splits of a folder up to date: new images get a part, and the others keep theirs. Raises
+    UsageError if there is no saved split, it is damaged, or a class has too few images."""
     folder = OwnImages(root)
     if not folder.saved_splits:
         raise UsageError(f"{root} has no saved split", "the first run with DATASET.SPLIT_SEED splits all its images")
@@ -75,18 +69,12 @@ def add_images(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """What a folder holds.
+    """What a folder holds."""
 
-    Attributes:
-        faults: a line for each, all of them.
-        train, test: how many images a run would train on and test.
-        names: of the classes.
-    """
-
-    faults: list[str]
-    train: int
-    test: int
-    names: list[str]
+    faults: list[str]  # a line for each, all of them
+    train: int  # how many images a run would train on
+    test: int  # how many it would test
+    names: list[str]  # of the classes
 
 
 def check_folder(root: Path, read: bool = True) -> Content:
@@ -96,19 +84,18 @@ def check_folder(root: Path, read: bool = True) -> Content:
         root: it has train/CLASS and test/CLASS, and perhaps val/CLASS; or CLASS folders.
         read: decode every image.
 
-    Raises:
-        UsageError: there are no class folders.
+    Raises UsageError if there are no class folders.
     """
     folder = OwnImages(root)
     parts = {part: folder.root / part for part in PARTS if (folder.root / part).is_dir()}
     parts = parts if {"train", "test"} <= {*parts} else {WHOLE: folder.root}
-    files = {
-        part: {name: files_below(path / name) for name in folder.class_folders(path)} for part, path in parts.items()
-    }
-    classes = sorted({name for of in files.values() for name in of})
-    images = {
-        part: {name: sorted(filter(is_image, of.get(name, []))) for name in classes} for part, of in files.items()
-    }
+    files: dict[str, dict[str, list[str]]] = {part: {} for part in parts}
+    for part, path in parts.items():
+        files[part] = {name: files_below(path / name) for name in folder.class_folders(path)}
+    classes = sorted({name for by_class in files.values() for name in by_class})
+    images: dict[str, dict[str, list[str]]] = {}
+    for part, by_class in files.items():
+        images[part] = {name: sorted(filter(is_image, by_class.get(name, []))) for name in classes}
     names, faults = names_of(folder, classes)
     print(f"{printable(root)}: {', '.join(parts)}")
     for name in classes:
@@ -170,12 +157,10 @@ def faults_of_pixels(folder: OwnImages, paths: list[str], split: bool) -> list[s
         else:
             equal[digest].append(name)
     faults = [f"{len(unreadable):,} images cannot be read: {listed(unreadable)}"] if unreadable else []
-    least = 1 if split else 0  # a part may have an image twice
-    groups = [
-        " = ".join(group)
-        for group in equal.values()
-        if len(group) > 1 and len({name.split("/")[0] for name in group}) > least
-    ]
+    several = [group for group in equal.values() if len(group) > 1]
+    if split:  # a part may have an image twice
+        several = [group for group in several if len({name.split("/")[0] for name in group}) > 1]
+    groups = list(map(" = ".join, several))
     why = "in several parts" if split else "more than once, so that a split can train on it and test it"
     return faults + ([f"{len(groups):,} images are there {why}: {listed(groups)}"] if groups else [])
 
@@ -204,12 +189,9 @@ def faults_of_split(folder: OwnImages, file: Path, paths: set[str]) -> list[str]
     except UsageError as error:
         return [str(error)]
     remedy = f"python tools/prepare.py --add {folder.root} brings it up to date"
-    different = {
-        "images are not in it": sorted(paths - known),
-        "of its images are gone": sorted(known - paths),
-    }
-    return [
-        f"{file.name}: {len(found):,} {what}, such as {printable(os.path.relpath(found[0], folder.root))}: {remedy}"
-        for what, found in different.items()
-        if found
-    ]
+    faults = []
+    for what, images in {"images are not in it": paths - known, "of its images are gone": known - paths}.items():
+        if images:
+            example = printable(os.path.relpath(min(images), folder.root))
+            faults.append(f"{file.name}: {len(images):,} {what}, such as {example}: {remedy}")
+    return faults

@@ -69,11 +69,7 @@ def downloadable() -> dict[str, Source]:
 
 
 def find(name: str) -> Source:
-    """A dataset by the name of its YAML file.
-
-    Raises:
-        UsageError: there is no such file.
-    """
+    """A dataset by the name of its YAML file. Raises UsageError if there is no such file."""
     check_dataset_name(name, names())
     dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
     return next((source for source in downloadable().values() if source.dataset is dataset), Source(name, dataset))

@@ -46,10 +46,7 @@ class SmallWorldSet(FewShotDataset):
     @classmethod
     def prepare(cls, folder: Path) -> None:
         """Draw the set if it is missing: in another folder, then renamed. If several processes do, the first one wins.
-
-        Raises:
-            DatasetError: the folder is not writable, or has other files.
-        """
+        Raises DatasetError if the folder is not writable, or has other files."""
         split = folder / cls.split_file
         if split.is_file():
             return
@@ -198,6 +195,6 @@ class SmallTuning(SmallWorldSet):
 def vocabulary() -> tuple[list[str], list[str]]:
     """The nouns and the adjectives of the synthetic world: class names, shapes and grounds; colours and textures."""
     sets = (SmallSource, SmallObjects, SmallTextures, SmallCounts, SmallLand, SmallTuning)
-    names = (subject.words for each in sets for subject in each.subjects)
+    names = (subject.words for kind in sets for subject in kind.subjects)
     nouns = list(dict.fromkeys([*SHAPES, *GROUNDS, *FEATURES, *names]))
     return nouns, [*COLOURS, *TEXTURES]
