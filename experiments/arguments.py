@@ -21,50 +21,35 @@ def _parser() -> Parser:
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
         f"Methods (docs/methods.md): {', '.join(folders)}.",
     )
-    parser.add_argument("--root", default="", help="folder of the datasets")
-    parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")
-    parser.add_argument("--resume", default="", help="folder of a run to resume (default: the output folder)")
-    parser.add_argument(
-        "--seed",
-        type=seeds,
-        default=-1,
-        metavar="SEED [SEED ...]",
-        help="choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
-        "must then contain {seed} or end in seed1",
-    )
-    parser.add_argument("--source-domains", nargs="+", help=UNUSED)
-    parser.add_argument("--target-domains", nargs="+", help=UNUSED)
-    parser.add_argument("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
-    parser.add_argument("--config-file", default="", help="YAML file of the method")
-    parser.add_argument("--dataset-config-file", default="", help="YAML file of the dataset")
-    parser.add_argument("--trainer", default="", help="name of the method, see below")
-    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
-    parser.add_argument("--head", default="", help=UNUSED)
-    parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
-    parser.add_argument("--model-dir", default="", help="output folder of the run to test")
-    parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
-    parser.add_argument(
-        "--ood",
-        type=names,
-        default=[],
-        metavar="A,B",
-        help="datasets of out-of-distribution images to detect in the test (new: the new classes of the dataset, for "
-        "base ones)",
-    )
-    parser.add_argument("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
-    parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
-    parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
-    parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
-    parser.add_argument(
-        "--report-to",
-        type=trackers,
-        default=[],
-        metavar="A,B",
-        help="comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)",
-    )
+    add = parser.add_argument
+    add("--root", default="", help="folder of the datasets")
+    add("--output-dir", default="", help="folder for the results of this run (default: ./output)")
+    add("--resume", default="", help="folder of a run to resume (default: the output folder)")
+    text = "choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
+    text += "must then contain {seed} or end in seed1"
+    add("--seed", type=seeds, default=-1, metavar="SEED [SEED ...]", help=text)
+    add("--source-domains", nargs="+", help=UNUSED)
+    add("--target-domains", nargs="+", help=UNUSED)
+    add("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
+    add("--config-file", default="", help="YAML file of the method")
+    add("--dataset-config-file", default="", help="YAML file of the dataset")
+    add("--trainer", default="", help="name of the method, see below")
+    add("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
+    add("--head", default="", help=UNUSED)
+    add("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
+    add("--model-dir", default="", help="output folder of the run to test")
+    add("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
+    text = "datasets of out-of-distribution images to detect in the test (new: its new classes, for base ones)"
+    add("--ood", type=names, default=[], metavar="A,B", help=text)
+    add("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
+    add("--skip-finished", action="store_true", help="do nothing if this run is already finished")
+    add("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
+    add("--no-train", action="store_true", help="build everything, then stop")
+    text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
+    add("--report-to", type=trackers, default=[], metavar="A,B", help=text)
     add_plugin_option(parser)
     add_common_options(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser
 
 
@@ -151,9 +136,8 @@ def join_seeds(argv: list[str]) -> list[str]:
     """The arguments with all seeds in one: argparse would take the KEY VALUE pairs after several for seeds, too."""
     joined: list[str] = []
     for argument in argv:
-        if joined[-2:-1] == ["--seed"] and re.fullmatch("[0-9]+", argument):
-            argument = f"{joined.pop()} {argument}"
-        joined.append(argument)
+        follows = joined[-2:-1] == ["--seed"] and re.fullmatch("[0-9]+", argument)
+        joined.append(f"{joined.pop()} {argument}" if follows else argument)
     return joined
 
 

@@ -24,16 +24,7 @@ from inference.images import find_images
 from inference.models import file_of, kind_of, open_models, run_configuration
 from trainers import methods
 
-from .calibrating import (
-    COVERAGE,
-    Outputs,
-    check_test_images,
-    count_shared,
-    fit,
-    of_sets,
-    of_transport,
-    report,
-)
+from .calibrating import COVERAGE, Outputs, check_test_images, count_shared, fit, of_sets, of_transport, report
 from .predictions import LARGEST, PREDICTIONS_FILE, read
 
 LOGITS = "logits.npy"  # in predictions.npz
@@ -79,19 +70,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The folder of one model, or those of the runs below it that have learned prompts or need none.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The folder of one model, or those of the runs below it that can be calibrated. Raises UsageError for none."""
     check_exists(folder)
     if kind_of(folder) in ("exported", "run"):
         return [folder]
     runs = sorted(file.parent for file in folder.rglob(RESULTS_FILE))
-    found = [run for run in runs if kind_of(run) == "run" and is_tested_here(run)]
-    if not found:
+    own = [run for run in runs if kind_of(run) == "run" and is_tested_here(run)]
+    if not own:
         raise UsageError(f"no finished run in {folder}", "give the output folder of a run, or of several", folder)
-    return found
+    return own
 
 
 def is_tested_here(run: Path) -> bool:
@@ -157,25 +144,21 @@ def names_of(dataset: Any) -> list[str]:
 
 
 def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
-    """The images in folders named after the classes.
-
-    Raises:
-        UsageError: there are none, or a folder has another name.
-    """
+    """The images in folders named after the classes. Raises UsageError for none, or a folder with another name."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "give one with a folder of images for each class", folder)
-    found = []
-    for parent in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
+    items = []
+    for parent in sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."):
         name = parent.name.replace("_", " ")
         if name not in names:
             what = f"{printable(parent)} is named after no class of the model, whose first is {names[0]!r}"
             raise UsageError(what, "give images of the model's classes", folder)
-        found += [Datum(impath=str(file), label=names.index(name), classname=name) for file in find_images([parent])]
-    if not found:
+        items += [Datum(impath=str(file), label=names.index(name), classname=name) for file in find_images([parent])]
+    if not items:
         raise UsageError(f"no folder of images in {folder}", "give one for each class, named after it", folder)
-    if missing := set(names).difference(item.classname for item in found):
+    if missing := set(names).difference(item.classname for item in items):
         print(f"No images of {len(missing)} of the {len(names)} classes, such as {min(missing)!r}")
-    return found
+    return items
 
 
 def outputs_of(classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None) -> Outputs:
@@ -184,11 +167,7 @@ def outputs_of(classifier: PromptedClassifier, items: Sequence[Datum], names: Se
 
 
 def saved_outputs(run: Path) -> Outputs | None:
-    """The logits that the test of a run has saved (TEST.SAVE_LOGITS); None if it has not.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
+    """The logits that the test of a run has saved (TEST.SAVE_LOGITS), else None; UsageError for a damaged file."""
     file = run / PREDICTIONS_FILE
     if not file.is_file():
         return None
@@ -207,15 +186,15 @@ def saved_outputs(run: Path) -> Outputs | None:
     return Outputs(logits, labels)
 
 
-def print_report(where: str, found: dict[str, Any]) -> None:
+def print_report(where: str, measures: dict[str, Any]) -> None:
     """`report` in words."""
     print(f"{where}:")
     for key in ("before", "by_temperature", "by_dac", "after"):
-        if key in found:
-            print(f"  {key.replace('_', ' '):<14}  ECE {found[key]['ece']:6.2f}%  NLL {found[key]['nll']:.4f}")
-    for kind, values in found["sets"].items():
+        if values := measures.get(key):
+            print(f"  {key.replace('_', ' '):<14}  ECE {values['ece']:6.2f}%  NLL {values['nll']:.4f}")
+    for kind, values in measures["sets"].items():
         print_sets(kind.upper(), values)
-    for values in found["unknown"]:
+    for values in measures["unknown"]:
         answered = f"{values['answered']:.1f}% of the images, {values['wrong']:.2f}% of them wrong"
         print(f"  asked for at most {values['asked']:g}% errors: answers {answered}")
 
@@ -229,7 +208,7 @@ def print_classes(sets: np.ndarray, labels: np.ndarray, names: Sequence[str]) ->
     """The coverage and the mean size of the sets (images, classes) of each class, and the mean gap."""
     gaps = []
     for label in np.unique(labels):
-        found = of_sets(sets[labels == label], labels[labels == label])
-        gaps.append(abs(found["coverage"] - 100 * COVERAGE))
-        print(f"    {names[label]}: cover {found['coverage']:.1f}%, {found['size']:.2f} classes")
+        values = of_sets(sets[labels == label], labels[labels == label])
+        gaps.append(abs(values["coverage"] - 100 * COVERAGE))
+        print(f"    {names[label]}: cover {values['coverage']:.1f}%, {values['size']:.2f} classes")
     print(f"    mean difference from {100 * COVERAGE:g}% over the classes: {np.mean(gaps):.2f}")

@@ -55,8 +55,7 @@ def fit(held: Outputs, names: Sequence[str], items: Sequence[Any], source: str, 
         error: to promise; ERROR if it is None, or no promise where the images are too few.
         facts: `kind` of the sets, and `test_images`.
 
-    Raises:
-        UsageError: a logit is not finite, or the images cannot promise the given error.
+    Raises UsageError if a logit is not finite, or the images cannot promise the given error.
     """
     threshold = None
     try:
@@ -112,28 +111,22 @@ def report(calibration: Calibration, test: Outputs, distances: Distances | None 
         for each asked error the share of the answered images and of the wrong ones among these, in percent.
     """
     z, labels = test
-    cooled = calibration.temperature.apply(z)
-    found: dict[str, Any] = {key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")}
-    found |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
-    after = cooled
+    after = cooled = calibration.temperature.apply(z)
+    facts: dict[str, Any] = {key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")}
+    facts |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
     if distances is not None:
-        found |= {"by_temperature": quality(cooled, labels), "by_dac": quality(distances.apply(z), labels)}
+        facts |= {"by_temperature": quality(cooled, labels), "by_dac": quality(distances.apply(z), labels)}
         after = distances.apply(cooled)
-    found["after"] = quality(after, labels)
     all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
-    found["sets"] = {each.kind: of_sets(each.apply(z, COVERAGE), labels) for each in all_sets}
-    found["unknown"] = [of_threshold(threshold, test) for threshold in thresholds(calibration, held)]
-    return found
-
-
-def thresholds(calibration: Calibration, held: Outputs | None) -> list[Threshold]:
-    """Those that can be promised, for ERRORS and that of the calibration."""
-    own = {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
-    if held is not None:
-        for error in ERRORS:
-            with suppress(UsageError):
-                own.setdefault(error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE))
-    return [own[error] for error in sorted(own)]
+    thresholds = {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
+    for error in ERRORS if held else ():
+        with suppress(UsageError):  # the images cannot promise it
+            thresholds.setdefault(error, Threshold.fit(*held, error, CONFIDENCE))
+    return facts | {
+        "after": quality(after, labels),
+        "sets": {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets},
+        "unknown": [of_threshold(threshold, test) for _, threshold in sorted(thresholds.items())],
+    }
 
 
 def of_sets(sets: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -183,9 +176,8 @@ class Calibrated:
         """Check that there are validation images that are not those of the test."""
         cfg = self.cfg
         if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
-            what = (
-                f"{self.spec.args.model_dir or 'the run'} has no {CALIBRATION}, and new classes have that of the base"
-            )
+            run = self.spec.args.model_dir or "the run"
+            what = f"{run} has no {CALIBRATION}, and new classes have that of the base"
             raise UsageError(what, "test its base classes with TEST.CALIBRATE True first, or leave it out")
         if not dataset.val or cfg.TEST.SPLIT == "val":
             what = "TEST.CALIBRATE needs validation images that are not tested"

@@ -43,14 +43,10 @@ class Compared:
 def read_runs(folder: Path) -> Compared:
     """The run in a folder, or the runs in its folders (seed1, seed2, ...).
 
-    Raises:
-        UsageError: there is none, one has no predictions, or they are of different images or seeds.
+    Raises UsageError if there is none, one has no predictions, or they are of different images or seeds.
     """
-    folders = (
-        [folder]
-        if (folder / RESULTS_FILE).is_file()
-        else sorted(file.parent for file in folder.glob(f"*/{RESULTS_FILE}"))
-    )
+    folders = [file.parent for file in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
+    folders = [folder] if (folder / RESULTS_FILE).is_file() else folders
     results = {place: run for place in folders if (run := read_results(place))}
     if not results:
         raise UsageError(f"there is no finished run in {folder}", "give the output folder of a run, or of its seeds")
@@ -178,17 +174,11 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
-    left = [
-        f"{name} has seeds that the other lacks: {', '.join(map(str, more))}"
-        for name, more in ((ours, one.results.keys() - seeds), (theirs, other.results.keys() - seeds))
-        if more
-    ]
-    lines = [
-        f"{marked[0]}, {marked[1]} ({place})",
-        f"Difference: {signed(by_seed.mean())} points; "
-        f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})",
-        *left,
-    ]
+    interval = f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})"
+    lines = [f"{marked[0]}, {marked[1]} ({place})", f"Difference: {signed(by_seed.mean())} points; {interval}"]
+    for name, method in ((ours, one), (theirs, other)):
+        if more := method.results.keys() - seeds:
+            lines.append(f"{name} has seeds that the other lacks: {', '.join(map(str, more))}")
     for seed, difference in zip(seeds, differences, strict=True):
         right, others, p = mcnemar(difference)
         only = f"{right} image{'s' * (right != 1)} only {ours} gets right, {others} only {theirs}"

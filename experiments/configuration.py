@@ -29,7 +29,6 @@ RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 WEIGHTS, PLUGIN = "MODEL.BACKBONE.SHA256", "MODEL.PLUGIN_SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
-GONE = ("MODEL.CUDA_GRAPHS", "DATALOADER.CACHE_TEST")  # settings that earlier versions wrote to config.yaml
 
 SETTINGS = {
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
@@ -37,11 +36,7 @@ SETTINGS = {
     WEIGHTS: ("", TEXT, "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in"),
     PLUGIN: ("", TEXT, "SHA-256 of the method's file, if --plugin names it: others are refused. A run fills it in"),
     "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, FLAG, "Recompute the text tower in the backward pass: less memory"),
-    "TEST.SELECT_ON_TEST": (
-        False,
-        FLAG,
-        "Accept training, an epoch or a setting that uses test images, and mark the results",
-    ),
+    "TEST.SELECT_ON_TEST": (False, FLAG, "Accept a choice or training that uses test images, and mark the results"),
     "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
     "TEST.CALIBRATE": (False, FLAG, "Fit a calibration on the validation images, and report ECE and NLL after it, too"),
     "TEST.OOD": ([], TEXTS, "Datasets of out-of-distribution images: names of their YAML files, or new"),
@@ -62,8 +57,6 @@ class UndecodedNode(CfgNode):
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that several share."""
     add_settings(cfg, SETTINGS)
-    for key in GONE:
-        cfg.register_deprecated_key(key)
     cfg.BY_DATASET = UndecodedNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
@@ -71,7 +64,7 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 
 def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     """Dassl's defaults and this project's, then the content of YAML files (`dassl.config.read_config`)."""
-    cfg = _defaults(method).clone()
+    cfg = defaults(method, *trainers.methods().items()).clone()
     kind = trainers.methods().get(method)
     for path, tree in files:
         for key in kind.published_outside if kind else ():
@@ -83,13 +76,9 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     return cfg
 
 
-def _defaults(method: str) -> CfgNode:
-    """Dassl's defaults and this project's, not to be changed."""
-    return _defaults_of(method, *trainers.methods().items())
-
-
 @cache
-def _defaults_of(method: str, *_: object) -> CfgNode:  # the registered methods are part of the key: they have settings
+def defaults(method: str, *registered: object) -> CfgNode:
+    """Dassl's defaults and this project's, not to be changed. The registered methods add settings to them."""
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
     return cfg
@@ -116,7 +105,9 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
     method = trainers.methods().get(cfg.TRAINER.NAME)
     sha256 = getattr(method, "plugin_sha256", "")
-    check_plugin(cfg, sha256)
+    if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
+        what = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with {cfg.TRAINER.NAME}"
+        raise UsageError(what, "give that file by --plugin, or leave the checksum out")
     cfg.MODEL.PLUGIN_SHA256 = sha256
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
@@ -126,13 +117,6 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
         method.check_settings(cfg)
 
 
-def check_plugin(cfg: CfgNode, sha256: str) -> None:
-    """Raise UsageError if the configuration states another checksum of the method's file than `sha256`."""
-    if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
-        what = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with {cfg.TRAINER.NAME}"
-        raise UsageError(what, "give that file by --plugin, or leave the checksum out")
-
-
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The settings of the run that these arguments ask for, frozen."""
     return RunSpec(args).cfg
@@ -140,15 +124,11 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 def default_settings(method: str) -> dict[str, Any]:
     """The default of every setting that a run of this method can have, by its full name."""
-    return flatten(_defaults(method))
+    return flatten(defaults(method, *trainers.methods().items()))
 
 
 def check_chosen(key: str, trainer: str) -> None:
-    """Check that a study could have chosen a setting: a value of the method or of its training.
-
-    Raises:
-        UsageError: the setting says where a run is, what it tests, or which run it is; or it is of another method.
-    """
+    """Raise UsageError for a setting that no study can have chosen: it is no value of the method or of its training."""
     method = trainers.methods().get(trainer)
     group, _, rest = key.partition(".")
     sections = method.sections() if method else [trainer.upper()]
@@ -213,23 +193,23 @@ def same(one: Any, other: Any) -> bool:
 def weights_of(cfg: CfgNode) -> str:
     """The SHA-256 of the weights of a method's backbone, in hexadecimal; empty for a trainer of another project.
 
-    Raises:
-        UsageError: the configuration states another one (MODEL.BACKBONE.SHA256); ClipError: the file does not exist.
+    Raises UsageError if the configuration states another one (MODEL.BACKBONE.SHA256), ClipError for a missing file.
     """
     name, stated = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.SHA256
     if cfg.TRAINER.NAME not in trainers.methods() or not name:
         return stated
-    found = weights_sha256(name)
-    if stated and stated.lower() != found:
-        what = f"{WEIGHTS} is {stated}, and {name} has {found}"
+    sha256 = weights_sha256(name)
+    if stated and stated.lower() != sha256:
+        what = f"{WEIGHTS} is {stated}, and {name} has {sha256}"
         raise UsageError(what, f"give the file with that checksum by --backbone, or leave {WEIGHTS} out")
-    return found
+    return sha256
 
 
 def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
     """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file for another one."""
     method, name, file = trainers.methods().get(cfg.TRAINER.NAME), cfg.TRAINER.NAME, spec.args.config_file
-    keys = ignored_keys(spec.pairs, cfg)
+    read = {*cfg.TRAINER, *(method.sections() if method else ())}
+    keys = [key for key in spec.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read]
     lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):
         return lines
@@ -245,14 +225,6 @@ def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
             what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
             return [f"{what} ({'; '.join(others)}): rename the section if you mean these", *lines]
     return lines
-
-
-def ignored_keys(keys: Collection[str], cfg: CfgNode) -> list[str]:
-    """Those of KEY VALUE pairs that are of other methods, which this one does not read."""
-    method = trainers.methods().get(cfg.TRAINER.NAME)
-    own = {*cfg.TRAINER, *(method.sections() if method else ())}
-    sections = {key: key.split(".")[1] for key in keys if key.startswith("TRAINER.")}
-    return [key for key, section in sections.items() if section not in own]
 
 
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:

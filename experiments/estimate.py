@@ -47,17 +47,15 @@ def minutes(train: int, test: int, names: Sequence[str], arch: str = "ViT-B-16")
     with torch.no_grad():
         image = seconds(lambda: clip.encode_image(images)) / IMAGES
     steps = cfg.OPTIM.MAX_EPOCH * max(1, train // batch)
-    found = {"zero-shot CLIP": test * image, "linear probe": (train + test) * image}
-    return {name: value / 60 for name, value in (found | {"MPL": steps * seconds(step) + test * image}).items()}
+    times = {"zero-shot CLIP": test * image, "linear probe": (train + test) * image}
+    return {name: value / 60 for name, value in (times | {"MPL": steps * seconds(step) + test * image}).items()}
 
 
 def seconds(compute: Callable[[], object]) -> float:
     """Of the second of two computations: the first also fills caches."""
-    found = []
     for _ in range(2):
         start = time.perf_counter()
         compute()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return found[-1]
+    return time.perf_counter() - start

@@ -33,24 +33,18 @@ def main(argv: list[str] | None = None) -> None:
     add_common_options(parser)
     args = parser.parse_args(argv)
     arrays, results = predictions.read(args.run), read_results(args.run)
-    found = Outcome([str(name) for name in arrays["class_names"]])
-    found.add(arrays)
-    root = args.root or root_of(args.run)
+    outcome = Outcome([str(name) for name in arrays["class_names"]])
+    outcome.add(arrays)
+    settings = {} if args.root else read_yaml(args.run / RUN_CONFIG_FILE).get("DATASET")
+    root = args.root or Path(os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else ""))
     with new_folder(args.output) as folder:
-        shown = [
-            (name, caption, save_picture(figure, folder / name)) for name, caption, figure in pictures(found, root)
-        ]
+        drawn = pictures(outcome, root)
+        shown = [(name, caption, save_picture(figure, folder / name)) for name, caption, figure in drawn]
         about = printable(summary_line(results or {}))
         title = about.partition(":")[0]
         template = Path(__file__).with_name("outcomes.html")
         write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
     print(f"Written: predictions.html and pictures to {args.output}")
-
-
-def root_of(run: Path) -> Path:
-    """The folder of the datasets of a run."""
-    settings = read_yaml(run / RUN_CONFIG_FILE).get("DATASET")
-    return Path(os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else ""))
 
 
 def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:

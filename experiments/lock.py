@@ -23,11 +23,9 @@ ANOTHER = "choose another --output-dir (scripts: OUT)"
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other runs out of an output folder, which is made if it is missing.
 
-    On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
-    If `wait`, it waits for a run that is there already.
-
-    Raises:
-        UsageError: another run is there, or the folder is not writable.
+    On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed. If
+    `wait`, it waits for a run that is there already. Raises UsageError if another run is there, or the folder is not
+    writable.
     """
     lock = FileLock(folder / LOCK, poll_interval=0.5)
     try:

@@ -59,10 +59,9 @@ def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["
 
     edges = torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
     values = np.asarray(confidence, dtype=edges.dtype)
-    side: Literal["left", "right"] = "left" if closed == "above" else "right"
-    found = np.searchsorted(edges, values, side) - 1
-    found[np.isnan(values)] = 0  # and so is the result
-    return gaps_of(values, correct, found, bins)
+    places = np.searchsorted(edges, values, "left" if closed == "above" else "right") - 1
+    places[np.isnan(values)] = 0  # and so is the result
+    return gaps_of(values, correct, places, bins)
 
 
 def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
@@ -74,18 +73,17 @@ def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) ->
     values = np.asarray(confidence, dtype=np.float64)
     edges = np.percentile(values, np.linspace(0, 100, bins + 1))
     edges = edges[np.ediff1d(edges, to_begin=np.inf) > 1e-8]
-    number = max(1, len(edges) - 1)
-    found = np.searchsorted(edges[1:-1], values, side="right")
-    return float(gaps_of(values, correct, found, number).sum())
+    places = np.searchsorted(edges[1:-1], values, side="right")
+    return float(gaps_of(values, correct, places, max(1, len(edges) - 1)).sum())
 
 
-def gaps_of(confidence: Floats, correct: ArrayLike, found: NDArray[np.integer[Any]], bins: int) -> Floats:
-    """(bins,): see `gaps`; `found` is the bin of each image. The bin after the last one has weight, but no members."""
-    members = found < bins
+def gaps_of(confidence: Floats, correct: ArrayLike, places: NDArray[np.integer[Any]], bins: int) -> Floats:
+    """(bins,): see `gaps`; `places` is the bin of each image. The bin after the last has weight, but no members."""
+    members = places < bins
     both = (np.asarray(values, dtype=np.float64)[members] for values in (correct, confidence))
-    right, sure = (np.bincount(found[members], values, bins) for values in both)
-    counts = np.bincount(found[members], minlength=bins)
-    weights = np.bincount(np.minimum(found, bins - 1), minlength=bins) / len(confidence)
+    right, sure = (np.bincount(places[members], values, bins) for values in both)
+    counts = np.bincount(places[members], minlength=bins)
+    weights = np.bincount(np.minimum(places, bins - 1), minlength=bins) / len(confidence)
     return weights * abs(right - sure) / np.maximum(counts, 1)
 
 
@@ -144,5 +142,4 @@ def openworld_auc(
 def in_order(higher: Floats, lower: Floats) -> float:
     """How many pairs are in order, those of equal values half."""
     ordered = np.sort(lower)
-    sides: tuple[Literal["left"], Literal["right"]] = ("left", "right")
-    return float(sum(np.searchsorted(ordered, higher, side).sum() for side in sides)) / 2
+    return float(np.searchsorted(ordered, higher, "left").sum() + np.searchsorted(ordered, higher, "right").sum()) / 2

@@ -27,15 +27,13 @@ FEWEST = 10  # kept words
 def read_words(files: Sequence[str]) -> tuple[list[str], list[str]]:
     """Nouns and adjectives, each once, from one or two files; without files those of the synthetic datasets.
 
-    Raises:
-        UsageError: a file is missing or not text, or there are other numbers of files.
+    Raises UsageError if a file is missing or not text, or there are more files.
     """
     if not files:
         return vocabulary()
     if len(files) > 2:
-        raise UsageError(
-            f"TEST.OOD_WORDS has {len(files)} files", "give one with nouns, and one with adjectives or none"
-        )
+        remedy = "give one with nouns, and one with adjectives or none"
+        raise UsageError(f"TEST.OOD_WORDS has {len(files)} files", remedy)
     lists = [[line.strip() for line in read_text(Path(file).expanduser()).splitlines()] for file in files]
     nouns, adjectives = ([*dict.fromkeys(filter(None, words))] for words in (lists[0], (lists[1:] or [[]])[0]))
     return nouns, [word for word in adjectives if word not in set(nouns)]
@@ -51,12 +49,12 @@ def select(
         fraction: of the words of each list to keep.
         percentile: the quantile over the classes (by linear interpolation) of a word's cosines, which counts.
     """
-    found = []
-    for words in (nouns, adjectives):
-        cosines = (words.double() @ classes.double().T).cpu().numpy()
-        likeness = np.quantile(cosines, percentile, axis=1)
-        found.append(np.argsort(likeness, kind="stable")[: int(fraction * len(words))].tolist())
-    return found[0], found[1]
+
+    def least_like(words: Tensor) -> list[int]:
+        likeness = np.quantile((words.double() @ classes.double().T).cpu().numpy(), percentile, axis=1)
+        return np.argsort(likeness, kind="stable")[: int(fraction * len(words))].tolist()
+
+    return least_like(nouns), least_like(adjectives)
 
 
 def score(logits: Tensor, of_words: Tensor, order: Sequence[int], groups: int = GROUPS, t: float = 1.0) -> Tensor:
@@ -75,13 +73,9 @@ def score(logits: Tensor, of_words: Tensor, order: Sequence[int], groups: int = 
 
 
 class NegativeWords:
-    """The words that stand beside the classes of a run; their text features are those of the frozen CLIP.
+    """The words that stand beside the classes of a run, by text features of the frozen CLIP of its model.
 
-    Args:
-        model: of the run, whose image features are compared with words.
-
-    Raises:
-        UsageError: as for `read_words`, or there are too few words.
+    Raises UsageError as `read_words` does, or if there are too few words.
     """
 
     def __init__(self, model: PromptedCLIP, class_names: Sequence[str], files: Sequence[str], seed: int):

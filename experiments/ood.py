@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
+from clip import has_local_features
 from common.errors import UsageError, check_name
 from datasets import title
 from trainers.base import PromptTrainer
 from trainers.base.data_use import list_facts
-from trainers.base.local import has_local_logits, local_logits
+from trainers.base.local import local_logits
 from trainers.base.prompted import PromptedCLIP
 
 from .configs import CONFIGS, known_datasets
@@ -73,7 +74,7 @@ def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
     if getattr(trainer, "kind", "") == "transductive":
         what = f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a test"
         raise UsageError(what, "leave out --ood")
-    found = [outside_images(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
+    datasets = [outside_images(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
     if NEGLABEL in cfg.TEST.OOD_SCORES and not compares_texts(trainer):
         what = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
         raise UsageError(what, "leave it out of TEST.OOD_SCORES")
@@ -83,12 +84,12 @@ def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
             raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES")
         if not cfg.TEST.OOD_SCORES:
             print(f"{why}: it is left out")
-    for each in found:
-        if each.shared:
-            some = ", ".join([*each.shared[:5], *(["..."] if len(each.shared) > 5 else [])])
-            what = f"{title(each.cfg)} shares {len(each.shared)} classes with {title(cfg)}"
+    for dataset in datasets:
+        if names := dataset.shared:
+            some = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
+            what = f"{title(dataset.cfg)} shares {len(names)} classes with {title(cfg)}"
             print(f"{what}, which count as out-of-distribution: {some}")
-    return found
+    return datasets
 
 
 def compares_texts(trainer: Any) -> bool:
@@ -100,27 +101,27 @@ def compares_texts(trainer: Any) -> bool:
 
 def has_patches(trainer: Any) -> bool:
     """Whether patches can be compared with texts, too."""
-    return compares_texts(trainer) and has_local_logits(trainer.model)
+    return compares_texts(trainer) and has_local_features(trainer.model.clip)
 
 
 def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
-    own = cfg.clone()
-    own.defrost()
+    other = cfg.clone()
+    other.defrost()
     if name == NEW:
-        own.DATASET.SUBSAMPLE_CLASSES = "new"
+        other.DATASET.SUBSAMPLE_CLASSES = "new"
     else:
-        own.DATASET.TITLE, own.DATASET.TEMPLATE, own.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
-        own.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
-        own.INPUT = cfg.INPUT
-    own.DATASET.NUM_SHOTS, own.DATASET.FEWSHOT_FILE, own.DATASET.SENTENCES = -1, "", ""  # draws no random numbers
-    own.DATASET.HOLD_OUT = False  # which needs two training images of each class
-    dataset = DATASET_REGISTRY.get(own.DATASET.NAME)(own)
+        other.DATASET.TITLE, other.DATASET.TEMPLATE, other.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
+        other.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
+        other.INPUT = cfg.INPUT
+    other.DATASET.NUM_SHOTS, other.DATASET.FEWSHOT_FILE, other.DATASET.SENTENCES = -1, "", ""  # draws no random numbers
+    other.DATASET.HOLD_OUT = False  # which needs two training images of each class
+    dataset = DATASET_REGISTRY.get(other.DATASET.NAME)(other)
 
     def plain(name: str) -> str:
         return name.replace("_", " ").casefold().strip()
 
-    known = set(map(plain, trainer.dm.dataset.classnames))
-    return OutsideImages(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])
+    names = set(map(plain, trainer.dm.dataset.classnames))
+    return OutsideImages(name, other, dataset.test, [name for name in dataset.classnames if plain(name) in names])
 
 
 class Detection:
@@ -134,11 +135,10 @@ class Detection:
         self.local = "GL-MCM" in asked and has_patches(trainer)
         self.words: NegativeWords | None = None
         if NEGLABEL in asked:
-            cfg = spec.cfg
-            self.words = NegativeWords(trainer.model, trainer.class_names, cfg.TEST.OOD_WORDS, cfg.SEED)
-        known = (*SCORES, NEGLABEL)
-        self.names = [score for score in known if score in asked and (self.local or score != "GL-MCM")]
-        self.known: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
+            words, seed = spec.cfg.TEST.OOD_WORDS, spec.cfg.SEED
+            self.words = NegativeWords(trainer.model, trainer.class_names, words, seed)
+        self.names = [score for score in (*SCORES, NEGLABEL) if score in asked and (self.local or score != "GL-MCM")]
+        self.tested: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
         self.reads_features = self.local or self.words is not None
         own_pass = type(trainer).test_outputs if isinstance(trainer, PromptTrainer) else None
         if not self.reads_features or own_pass is PromptTrainer.test_outputs:
@@ -147,30 +147,24 @@ class Detection:
 
     def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """As `test_outputs` of the trainer, and keeps the scores: no image is computed twice."""
-        self.known = []
+        self.tested = []
         if self.reads_features:
-            for logits, labels, of_patches, image in outputs(self.trainer, loader, self.local, True):
-                self.known.append(self.scores(logits, of_patches, image))
-                yield logits, labels
-            return
-        for logits, labels in self.test_outputs(loader):
-            self.known.append(self.scores(logits))
+            rows = outputs(self.trainer, loader, self.local)
+        else:
+            rows = ((*pair, None, None) for pair in self.test_outputs(loader))
+        for logits, labels, of_patches, image in rows:
+            self.tested.append(self.scores(logits, of_patches, image))
             yield logits, labels
 
-    def scores(
-        self, logits: Tensor, of_patches: Tensor | None = None, image: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        found = scores(logits, of_patches, self.cfg.TEST.OOD_T)
-        if self.words is not None:
-            found[NEGLABEL] = self.words.score(logits, image)
-        return found
+    def scores(self, logits: Tensor, of_patches: Tensor | None, image: Tensor | None) -> dict[str, Tensor]:
+        negative = {} if self.words is None else {NEGLABEL: self.words.score(logits, image)}
+        return scores(logits, of_patches, self.cfg.TEST.OOD_T) | negative
 
     def finish(self) -> dict[str, Any]:
         """How well each score detects out-of-distribution images; printed, too.
 
-        Returns:
-            `ood`: for each dataset the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC,
-            AUPR and FPR95 in percent, images of the classes positive}.
+        Returns `ood`: for each dataset the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC,
+        AUPR and FPR95 in percent, images of the classes positive}.
         """
         cfg, trainer = self.cfg, self.trainer
         if not trainer.evaluator.batches:  # TEST.NO_TEST
@@ -178,19 +172,20 @@ class Detection:
         trainer.set_model_mode("eval")
         split, _ = tested_images(cfg, trainer)
         loader = trainer.val_loader if split == "val" else trainer.test_loader
-        known = self.joined(self.known or self.scores_of(loader))
+        known = self.joined(self.tested or self.scores_of(loader))
         records = []
-        for each in self.others:
-            dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)
+        for outside in self.others:
+            dataset = type(loader.dataset)(cfg, outside.images, transform=loader.dataset.transform)
             same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
             others = DataLoader(dataset, **{name: getattr(loader, name) for name in same})
             unknown = self.joined(self.scores_of(others))
             detected = {score: detection(known[score], unknown[score]) for score in self.names}
-            print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")
+            half = " (new classes)" if outside.name == NEW else ""
+            print(f"=> {title(outside.cfg)}{half}: {len(outside.images):,} images")
             for score, values in detected.items():
                 print(f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}")
-            record = list_facts(each.cfg, title(each.cfg), "test", each.images)
-            records.append({"name": each.name, **record, "shared_classes": each.shared, "scores": detected})
+            record = list_facts(outside.cfg, title(outside.cfg), "test", outside.images)
+            records.append({"name": outside.name, **record, "shared_classes": outside.shared, "scores": detected})
         return {"ood": records}
 
     def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
@@ -226,7 +221,7 @@ def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float 
     z = logits.double()
     mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)
     p = (z / temperature).softmax(dim=-1)
-    found = {
+    results = {
         "MCM": mcm,
         "MaxLogit": z.amax(dim=-1),
         "Energy": temperature * (z / temperature).logsumexp(dim=-1),
@@ -234,5 +229,5 @@ def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float 
     }
     if of_patches is not None:
         of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)
-        found["GL-MCM"] = mcm + of_patches.amax(dim=(1, 2))
-    return found
+        results["GL-MCM"] = mcm + of_patches.amax(dim=(1, 2))
+    return results

@@ -22,11 +22,9 @@ class OpenWorld:
 
     def __init__(self, spec: Any, trainer: Any):
         self.rows: list[Tensor] = []
-        self.base = 0
-        if is_union(spec):
-            self.base = (trainer.dm.num_classes + 1) // 2
-            self.test_outputs = trainer.test_outputs
-            trainer.read_outputs_by(self.watched_outputs)
+        self.base = (trainer.dm.num_classes + 1) // 2
+        self.test_outputs = trainer.test_outputs
+        trainer.read_outputs_by(self.watched_outputs)
 
     def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         self.rows = []
@@ -35,19 +33,21 @@ class OpenWorld:
             yield logits, labels
 
     def finish(self) -> dict[str, Any]:
-        if not self.rows:
+        if not self.rows:  # TEST.NO_TEST
             return {}
         score, right, is_base = torch.cat(self.rows).cpu().numpy().T
         base, new = is_base == 1, is_base == 0
         if not (base.any() and new.any()):
             return {}
-        found = openworld_auc(score[base], score[new], right[base], right[new])
-        print(f"* OpenworldAUC: {found['openworld_auc']:.2f} (base against new: AUROC {found['auroc']:.2f})")
-        return {"open_world": found}
+        measures = openworld_auc(score[base], score[new], right[base], right[new])
+        print(f"* OpenworldAUC: {measures['openworld_auc']:.2f} (base against new: AUROC {measures['auroc']:.2f})")
+        return {"open_world": measures}
 
 
 def is_union(spec: Any) -> bool:
-    """Whether a test of all classes of a dataset is of the prompts of a run on its base classes."""
+    """Whether a run tests all classes of a dataset with the prompts of a run on its base classes."""
+    if not (spec.args.eval_only and spec.args.model_dir) or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+        return False
     learned = read_results(Path(spec.args.model_dir)) or {}
     return learned.get("classes") == "base" and learned.get("dataset") == title(spec.cfg)
 

@@ -72,22 +72,22 @@ class Outcome:
     def recalls(self) -> list[tuple[str, float]]:
         """Name and accuracy in % of each class that has images, ascending."""
         label, predicted = self.tested
-        known = np.flatnonzero(self.images)
-        values = 100 * np.bincount(label, label == predicted, len(self.names))[known] / self.images[known]
-        return [(self.name(known[place]), float(values[place])) for place in np.argsort(values, kind="stable")]
+        tested = np.flatnonzero(self.images)
+        values = 100 * np.bincount(label, label == predicted, len(self.names))[tested] / self.images[tested]
+        return [(self.name(tested[place]), float(values[place])) for place in np.argsort(values, kind="stable")]
 
     def pairs(self, most: int = PAIRS) -> list[Pair]:
         """The pairs of classes with the most wrong predictions, most first."""
         label, predicted = self.tested
         pairs, numbers = np.unique(self.tested[:, label != predicted], axis=1, return_counts=True)
-        found = []
+        confused = []
         for place in np.argsort(-numbers, kind="stable")[:most]:
             one, other = pairs[:, place]
             examples = sorted((row for row in self.wrong if row[:2] == (one, other)), key=lambda row: -row[2])
             paths = list(dict.fromkeys(path for *_, path in examples if path))[:EXAMPLES]
             images = int(self.images[one])
-            found.append(Pair(self.name(one), self.name(other), int(numbers[place]), images, paths))
-        return found
+            confused.append(Pair(self.name(one), self.name(other), int(numbers[place]), images, paths))
+        return confused
 
     def name(self, label: int) -> str:
         name = printable(self.names[label])
@@ -164,10 +164,8 @@ def thumbnail(root: Path, path: str) -> Any:
 def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6) -> None:
     """Draw the first test image of each of the first classes, with the three most likely classes of each test.
 
-    The answers choose no image: they only sort the images, by the probability of the right class in the last test.
-
-    Args:
-        tests: title, and the arrays of the predictions.npz; all tests are of the same images.
+    `tests` are the arrays of the predictions.npz by title, all of the same images. The answers choose no image: they
+    only sort the images, by the probability of the right class in the last test.
     """
     first, *_, last = (tests[title] for title in (*tests, *tests))
     rows = np.unique(first["label"], return_index=True)[1][:images]

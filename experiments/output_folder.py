@@ -27,27 +27,21 @@ class OutputFolder:
     """The output folder of a run, locked by this process unless the run is finished.
 
     Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
-
-    Attributes:
-        is_finished: whether it holds results that --skip-finished accepts; else the run starts, or resumes.
-        results: of a finished run, or of the run that `finish` ends.
     """
 
     def __init__(self, spec: RunSpec):
         self.spec = spec
         self.path = Path(spec.cfg.OUTPUT_DIR)
-        self.is_finished = False
-        self.results: dict | None = None
+        self.is_finished = False  # whether it has results that --skip-finished accepts; else the run starts or resumes
+        self.results: dict | None = None  # of a finished run, or of the run that `finish` ends
 
     @classmethod
     @contextmanager
     def claim(cls, spec: RunSpec, wait: bool = False) -> Iterator["OutputFolder"]:
         """The output folder of a run, which no other run can claim until the end; stdout is then what it was before.
 
-        If `wait`, it waits for a run that is there already, instead of raising UsageError.
-
-        Raises:
-            UsageError: it holds another run, or is not writable.
+        If `wait`, it waits for a run that is there already, instead of raising UsageError. Raises UsageError if it
+        holds another run, or is not writable.
         """
         folder, stdout = cls(spec), sys.stdout
         if spec.is_finished:  # it may be read-only, and needs no lock
@@ -112,11 +106,6 @@ class OutputFolder:
             for path in of_trackers:
                 shutil.rmtree(path, ignore_errors=True)
             raise
-
-    def log(self, text: str) -> None:
-        """Write a text to log.txt alone."""
-        log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
-        log.file.write(text)
 
     def remove_results(self) -> None:
         """Delete the results of an earlier start, which this one replaces."""

@@ -173,8 +173,7 @@ def save(file: Path, predictions: Mapping[str, Any]) -> None:
 def read(folder: Path) -> Predictions:
     """The predictions of a finished run, by the names of docs/predictions.md.
 
-    Raises:
-        UsageError: there are none, the file is damaged, or it does not belong to the run's results.json.
+    Raises UsageError if there are none, the file is damaged, or it does not belong to the run's results.json.
     """
     file = folder / PREDICTIONS_FILE
     results = read_results(folder)

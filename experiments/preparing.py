@@ -21,11 +21,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check(folder: Path, quick: bool) -> None:
-    """Print what a folder holds, its faults, and how long methods would take.
-
-    Raises:
-        UsageError: there are faults.
-    """
+    """Print what a folder holds, its faults, and how long methods would take. Raises UsageError if there are faults."""
     content = check_folder(folder, read=not quick)
     for fault in content.faults:
         print(f"  - {printable(fault)}")

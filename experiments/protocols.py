@@ -66,12 +66,8 @@ class Recipe:
     @classmethod
     def read(cls, entry: Any) -> "Recipe":
         """A recipe from the name of its YAML file, or from its fields."""
-        if isinstance(entry, str):
-            return cls(entry)
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
-        }
-        return cls(**fields)
+        fields = {"cfg": entry} if isinstance(entry, str) else entry
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
     def fits(self, dataset: str, shots: int) -> bool:
         return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
@@ -81,16 +77,10 @@ SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 OTHERWISE = "otherwise"  # every protocol that recipes.yaml does not name
 
 
-def read_recipes() -> dict[str, dict[str, tuple[Recipe, ...]]]:
-    """The content of recipes.yaml: method -> protocol -> recipes."""
-    found: dict[str, dict[str, tuple[Recipe, ...]]] = {}
-    for method, by_protocol in yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text()).items():
-        by_protocol = {OTHERWISE: [by_protocol]} if isinstance(by_protocol, str) else by_protocol
-        found[method] = {protocol: tuple(map(Recipe.read, recipes)) for protocol, recipes in by_protocol.items()}
-    return found
-
-
-RECIPES = read_recipes()
+RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {}  # by method and protocol
+for _method, _recipes in yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text()).items():
+    _by_protocol = {OTHERWISE: [_recipes]} if isinstance(_recipes, str) else _recipes
+    RECIPES[_method] = {protocol: tuple(map(Recipe.read, entries)) for protocol, entries in _by_protocol.items()}
 
 
 def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: str = "", backbone: str = "") -> Recipe:
@@ -103,14 +93,13 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
     Raises UsageError if nothing says which of several YAML files is for the protocol, or there is none.
     """
     recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})  # of a plug-in its base's
-    fitting = [each for each in recipes.get(protocol, recipes.get(OTHERWISE, ())) if each.fits(dataset, shots)]
-    if cfg:
-        return next((each for each in fitting if each.cfg == cfg), Recipe(cfg))
-    names = [file.stem for file in config_files(method)]
+    fitting = [entry for entry in recipes.get(protocol, recipes.get(OTHERWISE, ())) if entry.fits(dataset, shots)]
+    names = [] if cfg else [file.stem for file in config_files(method)]
     small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
     others = [name for name in names if name not in SMALL]
-    if small and (backbone == "small" or not others):
-        return next((each for each in fitting if each.cfg == small[0]), Recipe(small[0]))
+    if cfg or (small and (backbone == "small" or not others)):
+        name = cfg or small[0]
+        return next((entry for entry in fitting if entry.cfg == name), Recipe(name))
     if fitting:
         return fitting[0]
     if protocol in names or len(others) == 1:
@@ -135,16 +124,10 @@ def train_argv(
     classes: str = "all",
     settings: tuple = (),
 ) -> list[str]:
-    """The arguments of train.py for one run.
+    """The arguments of train.py for one run, with its results in `folder`.
 
-    Args:
-        folder: of its results.
-        root: folder of the datasets.
-        config_file: YAML file of the method.
-        dataset: name of a YAML file in `configs`/datasets/.
-        options: of train.py, such as --eval-only.
-        shots: images of each class; None: the dataset's YAML file says it.
-        settings: KEY, VALUE, ...; the last one of a key counts.
+    `dataset` is the name of a YAML file in `configs`/datasets/, which says the shots if they are None. `settings` are
+    KEY, VALUE, ...; the last one of a key counts.
     """
     words: list = ["--skip-finished", "--root", root, "--output-dir", folder]
     words += ["--plugin", plugin] if (plugin := plugin_of(method)) else []

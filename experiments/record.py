@@ -45,42 +45,31 @@ MOST_TESTS = 1 << 20  # lines
 class Record:
     """The record of a run, from before its training to its end.
 
-    Attributes:
-        earlier: the records of the images behind the prompts that the run starts from; None if that is not known.
-        choices: the past and future choices on images for them; None if their checkpoint does not say.
-
-    Raises:
-        UsageError: the run would choose on test images, and TEST.SELECT_ON_TEST is False.
+    Raises UsageError if the run would choose on test images, and TEST.SELECT_ON_TEST is False.
     """
 
     def __init__(self, spec: RunSpec, trainer: Any):
         self.spec = spec
         self.trainer = trainer
+        # The images behind the prompts that the run starts from, and the choices for them; None if they are not known.
         self.earlier: Sequence[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
         self.choices = self.all_choices()
 
     def all_choices(self) -> list[SelectionRecord] | None:
         spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
         earlier: Sequence[SelectionRecord] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
-        here = isinstance(trainer, trainers.PromptTrainer)
+        is_ours = isinstance(trainer, trainers.PromptTrainer)
         new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
-        if new and here:
+        if new and is_ours:
             trainer.inherit(new)
-        if (not evaluates and is_trainable(trainer)) or (here and not trainer.learns):
-            new += trainer.choices if here else made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+        if (not evaluates and is_trainable(trainer)) or (is_ours and not trainer.learns):
+            new += trainer.choices if is_ours else made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
         if new and not spec.cfg.TEST.SELECT_ON_TEST:
             check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
         if choices and (selecting := on_test_images(choices)):
             print(f"{SELECTED}: {'; '.join(map(selection_text, selecting))} (the results are marked)")
         return choices
-
-    def all_phases(self) -> list[Phase] | None:
-        """The records of the images behind the prompts that the run tests; None if that is not known."""
-        spec, trainer = self.spec, self.trainer
-        if self.earlier is None or spec.args.eval_only or not is_trainable(trainer):
-            return None if self.earlier is None else list(self.earlier)
-        return [*self.earlier, fit_phase(spec.cfg, title(spec.cfg), trainer.dm.dataset, trainer.dm.num_classes)]
 
     def epochs(self) -> tuple[int | None, int | None]:
         """The number of epochs that were trained (of an evaluation: behind the prompts that it loaded), and the epoch
@@ -102,7 +91,8 @@ class Record:
 
         - `kind`: of the method (`data_use.METHOD_KINDS`), or `extra text` if it is inductive and has DATASET.SENTENCES;
           None for a trainer of another project
-        - `fit`, `choose`: `all_phases`, `choices`
+        - `fit`: the records of the images behind the prompts that it tests; None if that is not known
+        - `choose`: `choices`
         - `test`: the record of the tested images, with `evaluations`, how many tests of them ended in this output
           folder; None without a test
         - `settings`: those that are not defaults, by their source
@@ -115,25 +105,21 @@ class Record:
             counts = {"labels": len(items), "class_names": trainer.dm.num_classes, "evaluations": evaluations}
             test = Phase(**facts, **text_facts(cfg), **counts).to_json()
         sources: dict[str, list[str]] = {}
-        for key, origin in self.spec.sources.items():
+        for key, origin in sorted(self.spec.sources.items()):
             sources.setdefault(origin, []).append(key)
-        sources = {origin: sorted(keys) for origin, keys in sources.items()}
-        if chosen := list(
-            dict.fromkeys(choice.what for choice in self.choices or () if choice.what not in ("epoch", TRAINING))
-        ):
-            sources["a choice"] = chosen
+        chosen = [choice.what for choice in self.choices or () if choice.what not in ("epoch", TRAINING)]
+        sources |= {"a choice": list(dict.fromkeys(chosen))} if chosen else {}
         kind = getattr(trainer, "kind", None)
-        fit, choose = map(to_json, (self.all_phases(), self.choices))
+        phases = None if self.earlier is None else list(self.earlier)
+        if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
+            phases.append(fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes))
+        fit, choose = map(to_json, (phases, self.choices))
         if kind == "inductive" and any("sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]):
             kind = "extra text"
         return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
 
     def to_json(self, observed: dict[str, Any]) -> str:
-        """The content of results.json of a run that has ended; values that were not measured are null.
-
-        Args:
-            observed: what observers add.
-        """
+        """The content of results.json of a run that has ended, with what observers add; null: it was not measured."""
         cfg, trainer, device = self.spec.cfg, self.trainer, self.trainer.device
         settings, measured = flatten(cfg), trainer.evaluator.results
         split, _ = tested_images(cfg, trainer)
@@ -154,7 +140,7 @@ class Record:
             **({"plugin_sha256": cfg.MODEL.PLUGIN_SHA256} if cfg.MODEL.PLUGIN_SHA256 else {}),
             "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-            "date": now(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **source(),
             "versions": versions(),
         }
@@ -170,19 +156,16 @@ def is_trainable(trainer: Any) -> bool:
     return bool(trainer.get_model_names())
 
 
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     """Add a test to the list of all tests in the output folder, those of earlier starts among them."""
     split, items = tested_images(cfg, trainer)
     sha256 = list_digest(items, cfg.DATASET.ROOT)
-    line = {"date": now(), "split": split, "images": len(items), "sha256": sha256}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    test = {"date": date, "split": split, "images": len(items), "sha256": sha256}
     file = Path(cfg.OUTPUT_DIR, TESTS)
     torn = file.is_file() and not file.read_bytes().endswith(b"\n")  # by the end of a process that wrote
     with open(file, "a", encoding="utf-8") as lines:
-        lines.write("\n" * torn + json.dumps(line | {"accuracy": next(iter(results.values()))}) + "\n")
+        lines.write("\n" * torn + json.dumps(test | {"accuracy": next(iter(results.values()))}) + "\n")
 
 
 def tests_of(folder: Path, sha256: str) -> int:

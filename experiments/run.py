@@ -1,8 +1,8 @@
 """One run: train or test one method on one dataset."""
 
+import sys
 import warnings
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
     """
     with OutputFolder.claim(spec, wait) as folder, ExitStack() as until_end:
         if folder.is_finished:
-            print_finished(folder)
+            line = f"Already done (delete {folder.path} to run it again)"
+            print(checked_summary(folder.path, folder.results) if spec.args.quiet and folder.results else line)
             return
         with folder.start():
             print_settings(spec, folder)
@@ -50,11 +51,10 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.test()
         else:
             trainer.train()
-        found = {key: value for observer in observers for key, value in observer.finish().items()}
-        folder.finish(record.to_json(found))
+        observed = {key: value for observer in observers for key, value in observer.finish().items()}
+        folder.finish(record.to_json(observed))
         is_model = folder.results and getattr(trainer, "learns", False)
-        model = Path(spec.args.model_dir or folder.path)
-        lines = [next_step(model, trainer.plugin_file)] if is_model else []
+        lines = [next_step(spec.args.model_dir or folder.path, trainer.plugin_file)] if is_model else []
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")
@@ -62,30 +62,23 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
 
 def wanted_observers(spec: RunSpec) -> list[type]:
     """What this run does besides training and test."""
-    args, cfg = spec.args, spec.cfg
-    wanted: dict[type, bool] = {
-        ood.Detection: bool(cfg.TEST.OOD),
-        open_world.OpenWorld: bool(args.eval_only and args.model_dir) and cfg.DATASET.SUBSAMPLE_CLASSES == "all",
+    wanted = {
+        ood.Detection: bool(spec.cfg.TEST.OOD),
+        open_world.OpenWorld: open_world.is_union(spec),
         predictions.SavedPredictions: True,
-        calibrating.Calibrated: cfg.TEST.CALIBRATE,
+        calibrating.Calibrated: spec.cfg.TEST.CALIBRATE,
     }
     return [observer for observer, is_wanted in wanted.items() if is_wanted]
 
 
-def print_finished(folder: OutputFolder) -> None:
-    """Say that there is nothing to do."""
-    found = folder.results
-    line = f"Already done (delete {folder.path} to run it again)"
-    print(checked_summary(folder.path, found) if folder.spec.args.quiet and found else line)
-
-
 def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
-    """All settings to the log; to the terminal those that differ from the YAML files."""
+    """All settings to log.txt alone; to the terminal those that differ from the YAML files."""
     args, cfg, name = spec.args, spec.cfg, spec.cfg.TRAINER.NAME
     if cfg.VERBOSE:
         arguments = "".join(f"  {key}: {value}\n" for key, value in sorted(vars(args).items()))
         machine = "".join(f"  {key}: {value}\n" for key, value in environment().items())
-        folder.log(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
+        log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
+        log.file.write(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
     width = max(map(len, spec.changed), default=0)
     print(f"{name} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:")
     for key, (before, now) in spec.changed.items():

@@ -28,26 +28,13 @@ NAMES = ("TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR")  # settin
 
 
 class RunSpec:
-    """The request for one run.
-
-    Attributes:
-        args: the options of train.py.
-        files: by the option that names a YAML file, its content after that of its bases: [(path, {key: value})].
-        cfg: all settings, frozen.
-        changed: the settings that differ from the YAML files: {key: (value in the files, value in the run)}.
-        ignored: lines about settings that the method does not read.
-        of_backbone: lines about settings that are those of the backbone.
-        sources: where each setting that is not a default comes from, {key: source}.
-        chosen: what the trials of a study have chosen.
-
-    Raises:
-        UsageError: a YAML file or one of its settings is wrong.
-    """
+    """The request for one run, from the options of train.py. Raises UsageError for a wrong YAML file or setting."""
 
     def __init__(self, args: Namespace):
         self.args = args
-        self.of_backbone: list[str] = []
+        self.of_backbone: list[str] = []  # lines about settings that are those of the backbone
         named = {"--dataset-config-file": args.dataset_config_file, "--config-file": args.config_file}
+        # By option, the content of a YAML file after that of its bases: [(path, {key: value})].
         self.files = {option: read_config(file) for option, file in named.items() if file}
         self.pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
         self.options = given_options(args)
@@ -84,41 +71,45 @@ class RunSpec:
 
     @cached_property
     def chosen(self) -> "SelectedSettings":
+        """What the trials of a study have chosen."""
         from .configuration import read_chosen
 
         return read_chosen(self.args.chosen)
 
     @cached_property
     def cfg(self) -> CfgNode:
+        """All settings, frozen."""
         from . import configuration
 
         content = [pair for pairs in self.files.values() for pair in pairs]
         cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
         before = flatten(cfg)
         configuration.set_up(cfg, self)
-        self.ignored = configuration.ignored(cfg, self)
+        self.ignored = configuration.ignored(cfg, self)  # lines about settings that the method does not read
         now = flatten(cfg)
         changed = [key for key in now if key in before and before[key] != now[key]]
+        # {key: (value in the YAML files, value in the run)}
         self.changed = {key: (before[key], now[key]) for key in changed if not key.startswith("BY_DATASET.")}
         return cfg
 
     @property
     def sources(self) -> dict[str, str]:
-        now, found = flatten(self.cfg), dict[str, str]()
+        """Where each setting that is not a default comes from."""
+        now = flatten(self.cfg)
+        sources: dict[str, str] = {}
         for content in self.files.values():
-            source = "/".join(Path(content[-1][0]).parts[-2:])
-            found |= {key: source for _, tree in content for key in flatten(tree)}
-        found |= dict.fromkeys(self.cfg.BY_DATASET, "BY_DATASET")
-        found |= dict.fromkeys([*self.options, *self.pairs], "command line")
-        found |= dict.fromkeys(self.chosen.settings, "a choice")
-        return {key: source for key, source in found.items() if key in now}
+            name = "/".join(Path(content[-1][0]).parts[-2:])
+            sources |= {key: name for _, tree in content for key in flatten(tree)}
+        sources |= dict.fromkeys(self.cfg.BY_DATASET, "BY_DATASET")
+        sources |= dict.fromkeys([*self.options, *self.pairs], "command line")
+        sources |= dict.fromkeys(self.chosen.settings, "a choice")
+        return {key: source for key, source in sources.items() if key in now}
 
     def check(self) -> None:
         """Check what takes no time, and fill in the checksum of the weights (MODEL.BACKBONE.SHA256), unless finished.
 
-        Raises:
-            UsageError: an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts to
-                test do not exist.
+        Raises UsageError if an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts
+        to test do not exist.
         """
         from dassl.engine import TRAINER_REGISTRY
 
@@ -149,9 +140,9 @@ class RunSpec:
         ood.check_settings(cfg)
         check_trackers(args.report_to)
         if cfg.RESUME:
-            check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
-            begun = any(any(Path(cfg.RESUME).glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*"))
-            own = Path(cfg.RESUME).resolve() == Path(cfg.OUTPUT_DIR).resolve()  # a script may have made it for this run
-            if not (begun or own):
+            folder = Path(cfg.RESUME)
+            check_folder(folder, "there is no folder", "check --resume")
+            begun = any(any(folder.glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*"))
+            if not begun and folder.resolve() != Path(cfg.OUTPUT_DIR).resolve():  # which a script may have made
                 remedy = "give the output folder of a run by --resume, or leave it out"
                 raise UsageError(f"{cfg.RESUME} holds no run", remedy)

@@ -39,13 +39,11 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
             that one of them is compared setting by setting, which takes 10 ms, and the others by the text of
             config.yaml, which takes 0.3 ms.
 
-    Raises:
-        UsageError: the run had other settings, other weights or other prompts.
+    Raises UsageError if the run had other settings, other weights or other prompts.
     """
     words: list[str] = []
     options: dict[str, str] = {}
-    rest = iter(argv)
-    for word in rest:
+    for word in (rest := iter(argv)):
         if word in OF_ONE_RUN:
             options[word] = next(rest, "")
         else:
@@ -82,20 +80,17 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
             if not before:
                 raise ValueError("no settings")
         elif finished:
-            raise UsageError(
-                f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings", OTHER_FOLDER, folder
-            )
+            what = f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings"
+            raise UsageError(what, OTHER_FOLDER, folder)
         if finished:  # the file may have been copied here from another run
             file = folder / RESULTS_FILE
             recorded = dict(read_json(file).items())
             if recorded.get("dataset") == title(cfg):
                 recorded["dataset"] = cfg.DATASET.NAME
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
-    except UsageError as error:
-        if error.where == folder:
-            raise
-        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
     except (ValueError, AttributeError, TypeError) as error:
+        if isinstance(error, UsageError) and error.where == folder:
+            raise
         raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
     if not before:
         return
@@ -119,12 +114,10 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         remedy = f"restore it, or {remedy}"
         raise UsageError(f"{folder} holds a run of another version of the file of --plugin", remedy, folder)
     if changed:
-        others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
-        raise UsageError(
-            f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
-            remedy,
-            folder,
-        )
+        key, *others = changed
+        more = f" ({', '.join(others)} also differ)" if others else ""
+        what = f"{folder} holds a run with {key} {before[key]}, this one has {now[key]}{more}"
+        raise UsageError(what, remedy, folder)
 
 
 def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: int | None) -> None:
@@ -138,8 +131,8 @@ def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: 
             path = method.checkpoint_in(model_dir, load_epoch)
     differs = checkpoint_sha256(identity(Path(path))) != tested if path else epoch and load_epoch not in (None, epoch)
     if differs:
-        asked = path or f"epoch {load_epoch}"
-        raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", OTHER_FOLDER)
+        what = f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {path or f'epoch {load_epoch}'}"
+        raise UsageError(what, OTHER_FOLDER)
 
 
 @lru_cache(4096)

@@ -36,10 +36,8 @@ SHORTAGES = {
 def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
     """Run the `main` of a command. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
 
-    `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
-
-    Args:
-        resumes: where the same command resumes after an interrupt.
+    `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included. `resumes` says
+    where the same command resumes after an interrupt.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
     atexit.register(gc.freeze)  # Python's last garbage collection takes half a second: torch has a million objects

@@ -87,21 +87,18 @@ def check_trackers(names: list[str]) -> None:
 @contextmanager
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     """Report a run to trackers, keys of TRACKERS or `tensorboard`. At the end they get what it has left in its folder.
-
-    Raises:
-        UsageError: a tracker cannot start.
-    """
+    Raises UsageError if a tracker cannot start."""
     started: dict[str, Any] = {}
-    failed: list[str] = []
+    failed = ""
     results = None
     folder = Path(cfg.OUTPUT_DIR)
     try:
-        for name in (name for name in names if name in TRACKERS):
+        for name in filter(TRACKERS.get, names):
             started[name] = TRACKERS[name]()
             try:
                 started[name].start(cfg)
             except Exception as error:
-                failed.append(name)
+                failed = name
                 what = f"--report-to {name}: it cannot start ({one_line(error)})"
                 raise UsageError(what, "see its documentation, or leave it out") from error
         yield
@@ -114,5 +111,5 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
             try:
                 tracker.finish(results, files)
             except Exception as error:  # noqa: BLE001 - of any kind: no tracker costs a run
-                if name not in failed:
+                if name != failed:
                     print(f"{name} has failed ({one_line(error)}): the run continues without it", file=sys.stderr)

@@ -176,7 +176,7 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
 def test_wrong_requests_are_refused_and_leave_nothing(
     overrides, name, words, refused, eurosat, tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ood, "has_local_logits", lambda model: False)
+    monkeypatch.setattr(ood, "has_local_features", lambda clip: False)
     if "each image alone" in words:
         monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "transductive")
     options = ["--ood", name]

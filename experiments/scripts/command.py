@@ -80,7 +80,7 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     default = script.cfg or recipe(call.method, script.protocol, source, shots).cfg
     cfg = call.cfg or ("" if call.backbone == "small" else script.cfg)
     used = recipe(call.method, script.protocol, source, shots, cfg, call.backbone)
-    templates = script.folders or [each.folder for each in steps]
+    templates = script.folders or [planned.folder for planned in steps]
 
     def folder(step: int, dataset: str) -> Path:
         words = {**call.values, "dataset": dataset, "name": f"{call.method}/{used.cfg}", "seed": seed}

@@ -24,25 +24,15 @@ Keys = tuple[tuple[str, tuple[str, ...]], ...]  # each key with its values
 
 @dataclass(frozen=True)
 class Rule:
-    """How trials are tested.
+    """How trials are tested."""
 
-    Attributes:
-        place: folder of the trials below OUTPUT/trials.
-        settings: KEY, VALUE, ... of a trial.
-        split: of the images that choose, as results.json has it.
-    """
-
-    place: str
-    settings: Values = ()
-    split: str = "test"
+    place: str  # folder of the trials below OUTPUT/trials
+    settings: Values = ()  # KEY, VALUE, ... of a trial
+    split: str = "test"  # of the images that choose, as results.json has it
 
 
-VALIDATION, HELD_OUT, LEAVE_ONE_OUT, ORACLE = (
-    "few-shot validation",
-    "hold one shot out",
-    "leave one dataset out",
-    "oracle",
-)
+VALIDATION, HELD_OUT = "few-shot validation", "hold one shot out"
+LEAVE_ONE_OUT, ORACLE = "leave one dataset out", "oracle"
 RULES = {
     VALIDATION: Rule("val", ("TEST.SPLIT", "val"), "val"),
     HELD_OUT: Rule("held_out", ("DATASET.HOLD_OUT", "True", "TEST.SPLIT", "val"), "val"),
@@ -56,15 +46,10 @@ LONGEST = 120  # characters of a folder's name
 
 @dataclass(frozen=True)
 class SearchRule:
-    """A choice of settings by trials.
+    """A choice of settings by trials."""
 
-    Attributes:
-        by: a key of RULES; empty: all settings are given.
-        keys: for all methods that learn, unless they have keys of their own.
-    """
-
-    by: str = ""
-    keys: Keys = ()
+    by: str = ""  # a key of RULES; empty: all settings are given
+    keys: Keys = ()  # for all methods that learn, unless they have keys of their own
 
     @property
     def rule(self) -> Rule:
@@ -72,11 +57,7 @@ class SearchRule:
 
 
 def choose_from(content: Any) -> SearchRule:
-    """A `SearchRule` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`.
-
-    Raises:
-        UsageError: it has another form.
-    """
+    """A `SearchRule` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`. Raises UsageError if it has another form."""
     if not isinstance(content, dict):
         raise UsageError(f"choose is {content!r}", f"give {{keys: {{KEY: [VALUE, ...]}}, by: {VALIDATION}}}")
     for key in content:
@@ -98,13 +79,13 @@ def mapping(value: Any, what: str, form: str) -> dict:
 
 def keys_from(content: Any, what: str) -> Keys:
     """Keys and their values from `{KEY: [VALUE, ...]}`; UsageError if a key has fewer than two values."""
-    found = {}
+    keys = {}
     for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
         words = tuple(map(str, values)) if isinstance(values, list) else ()
         if len(words) < 2 or len(set(map(as_number, words))) < len(words):
             raise UsageError(f"{what} has the values {values!r} for {key}", "give a list of two or more different ones")
-        found[str(key)] = words
-    return tuple(found.items())
+        keys[str(key)] = words
+    return tuple(keys.items())
 
 
 def as_number(word: str) -> float | str:
@@ -116,11 +97,7 @@ def as_number(word: str) -> float | str:
 
 
 def check_choose(study: "Study") -> None:
-    """Check that each choice of a study has something to choose from, and images to choose on.
-
-    Raises:
-        UsageError: it has not.
-    """
+    """Raise UsageError if a choice of a study has nothing to choose from, or no images to choose on."""
     if not study.choose.by:
         for variant in study.variants:
             if variant.choose:
@@ -144,10 +121,8 @@ def check_keys(study: "Study", variant: "Variant") -> None:
     elsewhere = {*chain(*(pairs[::2] for pairs in (variant.overrides, *variant.dataset_overrides.values())))}
     if study.keys_of(variant) and (both := sorted(elsewhere.intersection(SET_BY_CHOOSE))):
         raise UsageError(f"{variant.name} has {both[0]}, which choose sets", "leave one of them out")
-    elsewhere |= {*SET_BY_CHOOSE, ACCEPTED[0]}
-    elsewhere |= {"MODEL.BACKBONE.NAME"} if study.backbone else set()
-    elsewhere |= {"CACHE"} if study.cache else set()
-    elsewhere |= {"TEST.OOD"} if study.ood else set()
+    by_study = {"MODEL.BACKBONE.NAME": study.backbone, "CACHE": study.cache, "TEST.OOD": study.ood}
+    elsewhere |= {*SET_BY_CHOOSE, ACCEPTED[0], *(key for key, value in by_study.items() if value)}
     for key, _ in study.keys_of(variant):
         variant.check_key(key, "choose")
         if key in elsewhere:
@@ -174,13 +149,9 @@ def digest(value: Any) -> str:
 
 
 def decide(study: "Study") -> "list[Search]":
-    """Write the file of every choice whose trials are all finished.
+    """Write the file of every choice whose trials are all finished; returns those that wait for trials.
 
-    Returns:
-        the choices that wait for trials.
-
-    Raises:
-        UsageError: results.json of a trial is damaged, or was measured on other images.
+    Raises UsageError if results.json of a trial is damaged, or was measured on other images.
     """
     waiting = []
     for search in study.searches:
@@ -200,8 +171,8 @@ def outcome(study: "Study", search: "Search") -> dict[str, Any] | None:
         results = {run: read_results(run.folder) for run in runs}
         if not all(results.values()):
             return None
-        accuracies[values] = fmean(each["accuracy"] for each in results.values() if each)
-        records += [chosen_on(study.choose, run, each) for run, each in results.items() if each]
+        accuracies[values] = fmean(measured["accuracy"] for measured in results.values() if measured)
+        records += [chosen_on(study.choose, run, measured) for run, measured in results.items() if measured]
     lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
     settings, trials = by_key(best(accuracies)), {"trials": len(accuracies)}
     return {

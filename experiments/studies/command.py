@@ -37,8 +37,8 @@ writes everything to one page there, report.html. docs/studies.md explains the k
 def run(study: Study, args: argparse.Namespace) -> None:
     trials = study.trials()
     if args.dry_run:
-        for each in (*trials, *study.runs()):
-            print(shlex.join(["python", "train.py", *each.arguments]))
+        for planned in (*trials, *study.runs()):
+            print(shlex.join(["python", "train.py", *planned.arguments]))
         return
     from .executor import check_datasets, execute_runs
 
@@ -50,10 +50,10 @@ def run(study: Study, args: argparse.Namespace) -> None:
     check_datasets(study)
     failed = {}
     if waiting:
-        failed = execute_runs([(each,) for each in trials], executor, f"{args.file.stem}: trials")
+        failed = execute_runs([(trial,) for trial in trials], executor, f"{args.file.stem}: trials")
         executor, waiting = choose_executor(study, args), decide(study)
     missing = {str(search.file) for search in waiting}  # which some runs read
-    sequences = [each for each in study.sequences() if not any(missing.intersection(run.arguments) for run in each)]
+    sequences = [runs for runs in study.sequences() if not any(missing.intersection(run.arguments) for run in runs)]
     failed |= execute_runs(sequences, executor, args.file.stem)
     if waiting:
         print(f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started")
@@ -63,7 +63,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
 def end(failed: dict[Run, str]) -> None:
     """List failed runs, and exit with status 1 if there are any."""
     if failed:
-        print(f"\nFailed runs: {len(failed)}", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
+        print(f"\nFailed runs: {len(failed)}", *(f"{run.folder}: {error}" for run, error in failed.items()), sep="\n")
         print("Run the same command again to retry the failed runs and continue")
         sys.exit(1)
 
@@ -103,14 +103,10 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     summary = Summary(study, results, args.intervals)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return summary, results_folder(study, args)
-
-
-def results_folder(study: Study, args: argparse.Namespace) -> Path:
     folder = study.output / "studies" / args.file.stem
     check_no_link(folder, study.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return summary, folder
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
@@ -158,22 +154,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()
-    place.add_argument(
-        "--address", help="for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
-    )
+    text = "for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
+    place.add_argument("--address", help=text)
     place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
     parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
-    parser.add_argument(
-        "--intervals",
-        action="store_true",
-        help="for tables, plots, report: ± is half of the 95%% t-interval over seeds, not the deviation",
-    )
+    text = "for tables, plots, report: ± is half of the 95%% t-interval over seeds, not the deviation"
+    parser.add_argument("--intervals", action="store_true", help=text)
     add_plugin_option(parser)
     add_common_options(parser)
     args = parser.parse_args(argv)
     for option, commands in READ_BY.items():
         if getattr(args, option) and args.command not in commands.split():
-            parser.error(
-                f"--{option.replace('_', '-')} is for {commands.replace(' ', ' and ')}, not for {args.command}"
-            )
+            name = option.replace("_", "-")
+            parser.error(f"--{name} is for {commands.replace(' ', ' and ')}, not for {args.command}")
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

@@ -12,19 +12,12 @@ METHODS, DATASETS = 3, 5  # fewer methods have a test of two; with fewer dataset
 
 
 class Ranking(NamedTuple):
-    """The ranks of methods over datasets (Demšar, JMLR 2006).
+    """The ranks of methods over datasets (Demšar, JMLR 2006)."""
 
-    Attributes:
-        ranks: average rank by method, ascending; 1 is the best. Equal accuracies (two decimals) share their ranks.
-        datasets: their number.
-        p: of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset.
-        difference: average ranks that differ by less are not shown to differ (Nemenyi at 5%).
-    """
-
-    ranks: pd.Series
-    datasets: int
-    p: float
-    difference: float
+    ranks: pd.Series  # average rank by method, ascending; accuracies equal to two decimals share theirs
+    datasets: int  # their number
+    p: float  # of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset
+    difference: float  # average ranks that differ by less are not shown to differ (Nemenyi at 5%)
 
 
 def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking | None:

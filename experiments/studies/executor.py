@@ -43,10 +43,9 @@ START_HINT = "start one with `ray start --head`"
 
 
 def check_datasets(study: Study) -> None:
-    """Build every dataset once, so that missing data is reported before the first run; generates synthetic datasets.
+    """Build every dataset once, which draws synthetic ones: missing data is reported before the first run.
 
-    Raises:
-        UsageError: there are no files of a dataset, or trials would choose on its test images against their rule.
+    Raises UsageError if files are missing, or trials would choose on test images against their rule.
     """
     for name in dict.fromkeys(run.dataset for run in study.runs()):  # with all of its classes and images
         arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{name}.yaml")]
@@ -66,10 +65,7 @@ def check_datasets(study: Study) -> None:
 
 def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to `TRIES` times.
-
-    Returns:
-        the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
-    """
+    Returns the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped."""
     for trained, *tests in sequences:
         if read_results(trained.folder) is None:
             for run in tests:  # their results, if they have any, are of earlier prompts
@@ -107,11 +103,11 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
                 elif rest:
                     waiting.appendleft(tuple(rest))
                 skipped = len(rest) if error else 0
-                ended += 1 + skipped
+                ended += 1 + skipped  # which a bar without a terminal does not count
                 bar.update(1 + skipped)
                 if bar.disable and not error:  # not on a terminal: a log gets a line for each run
-                    found = read_results(run.folder)
-                    accuracy = f", accuracy {found['accuracy']:.2f}%" if found else ""
+                    results = read_results(run.folder)
+                    accuracy = f", accuracy {results['accuracy']:.2f}%" if results else ""
                     print(f"{title}: {ended} of {total} runs: {run.folder}{accuracy}", flush=True)
     return failed
 
@@ -168,15 +164,13 @@ class Cluster:
         cpus: cores, and threads, of a run.
         gpus: of a run; 0.5: two runs share one. By default 1 if the cluster has any.
 
-    Raises:
-        UsageError: Ray is not installed, nothing listens at the address, or a run needs more than any machine has.
+    Raises UsageError if Ray is not installed, nothing listens at the address, or a run needs more than any machine has.
     """
 
     def __init__(self, address: str | None = None, cpus: int = 1, gpus: float | None = None):
         if not available():
-            raise UsageError(
-                "Ray is not installed", "pip install -r requirements-cluster.txt, or run without --address"
-            )
+            remedy = "pip install -r requirements-cluster.txt, or run without --address"
+            raise UsageError("Ray is not installed", remedy)
         host, _, port = (address or "").rpartition(":")
         if host and "://" not in host:  # Ray itself would try for minutes
             try:
@@ -236,10 +230,8 @@ class Cluster:
 def execute_run(arguments: Sequence[str]) -> str | None:
     """Execute a run of train.py with these arguments in this process; its output goes to log.txt only.
 
-    If another process executes the run, wait for it. Then skip the run if it is finished, else resume it.
-
-    Returns:
-        None, or the run's error in one line. error.txt in its folder holds it until the run succeeds.
+    If another process executes the run, wait for it. Then skip the run if it is finished, else resume it. Returns None,
+    or the run's error in one line. error.txt in its folder holds it until the run succeeds.
     """
     args = parse_arguments(list(arguments))
     error: BaseException | None = None
@@ -258,14 +250,14 @@ def execute_run(arguments: Sequence[str]) -> str | None:
 
 def end_with_parent() -> None:
     """Start a thread that ends this process when the one that has started it ends."""
+
+    def wait_for_parent() -> None:
+        parent = parent_process()
+        assert parent
+        parent.join()
+        os._exit(1)
+
     Thread(target=wait_for_parent, daemon=True).start()
-
-
-def wait_for_parent() -> None:
-    parent = parent_process()
-    assert parent
-    parent.join()
-    os._exit(1)
 
 
 def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
@@ -277,11 +269,8 @@ def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) ->
 
 
 def record_outcome(folder: Path, error: BaseException | None) -> str | None:
-    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start.
-
-    Returns:
-        the error in one line.
-    """
+    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start. Returns the
+    error in one line."""
     if error is None:
         (folder / ERROR).unlink(missing_ok=True)
         return None

@@ -28,10 +28,8 @@ def overview(summary: Summary) -> list[Table]:
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
         several, devices = times["device"].nunique() > 1, ", ".join(times["device"].unique())
-        seconds = {
-            name: ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in own.itertuples())
-            for name, own in times.groupby("method")
-        }
+        texts = times["seconds"].map("{:.1f}".format) + (" (" + times["device"] + ")" if several else "")
+        seconds = texts.groupby(times["method"]).agg(", ".join)
         more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds}
         measures = summary.measures.query("protocol == @protocol").set_index("method")
         for part in header[1:]:
@@ -50,15 +48,13 @@ def overview(summary: Summary) -> list[Table]:
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:
     """The choices of a method's runs and their images, by the data-use cards; empty without cards."""
-    names = protocol, method
-    own = [found for run, found in summary.results.items() if (run.protocol, run.variant.name) == names]
-    cards = [card for found in own if (card := found.get("data_use"))]
-    texts = {"not known" for card in cards if card.get("choose") is None}
-    for card in cards:
-        for each in card.get("choose") or ():
-            text = f"{printable(each.get('what'))}: {printable(each.get('split'))}"
-            texts.add(marked(text, each["test_images"] > 0))
-    return ", ".join(sorted(texts)) or ("nothing" if cards else "")
+    runs = {run: results for run, results in summary.results.items() if run.protocol == protocol}
+    cards = [results.get("data_use") for run, results in runs.items() if run.variant.name == method]
+    texts = {"not known" for card in filter(None, cards) if card.get("choose") is None}
+    for choice in (choice for card in filter(None, cards) for choice in card.get("choose") or ()):
+        text = f"{printable(choice.get('what'))}: {printable(choice.get('split'))}"
+        texts.add(marked(text, choice["test_images"] > 0))
+    return ", ".join(sorted(texts)) or ("nothing" if any(cards) else "")
 
 
 def headlines(summary: Summary) -> list[str]:

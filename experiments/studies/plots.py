@@ -52,21 +52,22 @@ def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterat
         yield picture.__name__, " ".join(str(picture.__doc__).split()), save(figure, folder / picture.__name__, kinds)
 
 
-def save(figure: Figure, file: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-    """Write a figure to `file` with each of these suffixes, and close it. The same figure gives the same bytes."""
+def save(figure: Figure, place: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Write a figure to `place` with each of these suffixes, and close it. The same figure gives the same bytes."""
     dates = {"svg": "Date", "pdf": "CreationDate"}
-    files = [file.with_name(f"{file.name}.{kind}") for kind in kinds]
-    for each, kind in zip(files, kinds, strict=True):
-        with replacing(each) as partial, plt.rc_context({"svg.hashsalt": "study"}), all_letters():
+    files = [place.with_name(f"{place.name}.{kind}") for kind in kinds]
+    for file, kind in zip(files, kinds, strict=True):
+        with replacing(file) as partial, plt.rc_context({"svg.hashsalt": "study"}), all_letters():
             figure.savefig(partial, format=kind, dpi=150, metadata={dates[kind]: None} if kind in dates else None)
         figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
     plt.close(figure)
     return files
 
 
-def subplots_grid(
-    panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4
-) -> tuple[Figure, list[tuple[Any, Any, Any]]]:
+Panels = list[tuple[Any, Any, Any]]  # axes, key and value
+
+
+def subplots_grid(panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, Panels]:
     """A figure with a panel of width x height inches for each entry, and its axes with the key and the value."""
     if not panels:
         return Figure(), []
@@ -91,14 +92,14 @@ def plot_styles(summary: Summary) -> dict[str, dict]:
 
 def legend(figure: Figure) -> None:
     """Add one legend for all panels, to the right of them, and widen the figure for it."""
-    entries = {
-        label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    if not entries:
-        return
-    figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * max(map(len, entries)))
-    place: Any = "outside right center"
-    figure.legend(entries.values(), entries.keys(), loc=place, frameon=False, handlelength=3)
+    entries: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * max(map(len, entries)))
+        place: Any = "outside right center"
+        figure.legend(entries.values(), entries.keys(), loc=place, frameon=False, handlelength=3)
 
 
 def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
@@ -195,7 +196,7 @@ Outcomes = dict[tuple[str, str, str, str], Outcome]  # by protocol, part, method
 def read_outcomes(summary: Summary) -> Outcomes:
     """The predictions of all finished runs, those of all seeds together. Runs without readable predictions, and those
     of other classes than the first seed's, are left out."""
-    found: Outcomes = {}
+    outcomes: Outcomes = {}
     for run in summary.results:
         try:
             arrays = predictions.read(run.folder)
@@ -203,29 +204,26 @@ def read_outcomes(summary: Summary) -> Outcomes:
             continue
         key = run.protocol, part_of(run), run.variant.name, run.dataset
         names = [str(name) for name in arrays["class_names"]]
-        if found.setdefault(key, Outcome(names)).names == names:
-            found[key].add(arrays)
-    in_order = (
-        (protocol, part, method, dataset)
-        for (protocol, part), method in product(summary.parts, summary.variants)
-        for dataset in summary.datasets(protocol)
-    )
-    return {key: found[key] for key in in_order if key in found}
+        if outcomes.setdefault(key, Outcome(names)).names == names:
+            outcomes[key].add(arrays)
+    tables = ((*table, method) for table, method in product(summary.parts, summary.variants))
+    in_order = ((*names, dataset) for names in tables for dataset in summary.datasets(names[0]))
+    return {key: outcomes[key] for key in in_order if key in outcomes}
 
 
 def reliability(summary: Summary) -> Figure:
     """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below the diagonal a method
     is too confident, above it not confident enough. Bins with fewer than ten images are left out."""
     panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
-    for (protocol, part, method, _), found in read_outcomes(summary).items():
-        panels[protocol, method][part].append(found)
+    for (protocol, part, method, _), outcome in read_outcomes(summary).items():
+        panels[protocol, method][part].append(outcome)
     looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
     styles: dict[str, Any] = dict(zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False))
     figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
     for ax, (protocol, method), parts in drawn:
         for part, outcomes in parts.items():
             marker, line, colour = styles[part]
-            bins = np.sum([each.bins for each in outcomes], axis=0)
+            bins = np.sum([outcome.bins for outcome in outcomes], axis=0)
             draw_reliability(ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part)
         ax.set_title(f"{method}\n{protocol}", fontsize=10)
     return figure
@@ -235,8 +233,8 @@ def risk_coverage(summary: Summary) -> Figure:
     """Risk against coverage: the error on the images that a method is most sure of, mean over datasets and seeds. A
     lower curve knows better which of its predictions are right."""
     panels: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for (protocol, part, method, _), found in read_outcomes(summary).items():
-        panels[protocol, part][method] += found.risks
+    for (protocol, part, method, _), outcome in read_outcomes(summary).items():
+        panels[protocol, part][method] += outcome.risks
     styles = plot_styles(summary)
     figure, drawn = subplots_grid(panels, 4.2, 3.4, 3)
     for ax, (protocol, part), methods in drawn:

@@ -24,56 +24,45 @@ MOST_OTHERS = 5000  # runs of other studies
 
 
 def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, dict]:
-    """The results.json of every finished run.
+    """The results.json of every finished run: of `runs`, or of the comparison without its trials.
 
-    Args:
-        runs: by default those of the comparison, without trials.
-
-    Raises:
-        UsageError: one is damaged, or a folder is a link, or has a run with other settings or prompts.
+    Raises UsageError if one is damaged, or a folder is a link, or has a run with other settings or prompts.
     """
     from ..same_run import check_finished  # it imports torch, which `Progress` does not need
 
-    results = {}
+    by_run = {}
     equal: set[tuple] = set()
     for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
         check_no_link(run.folder, study.output)
-        found = read_results(run.folder)
-        if found is not None:
-            check_finished(run.folder, found, run.arguments, equal)
-            results[run] = found
-    return results
+        if (results := read_results(run.folder)) is not None:
+            check_finished(run.folder, results, run.arguments, equal)
+            by_run[run] = results
+    return by_run
 
 
 class Measured:
-    """What finished runs took.
-
-    Attributes:
-        times: the seconds of trainings and of tests, by the method and whether they trained.
-        bytes: of the files of each run.
-        devices: of the runs.
-    """
+    """What finished runs took."""
 
     def __init__(self) -> None:
-        self.times: dict[tuple[str, bool], list[float]] = defaultdict(list)
-        self.bytes: list[int] = []
+        self.times: dict[tuple[str, bool], list[float]] = defaultdict(list)  # seconds, by method and whether it trained
+        self.bytes: list[int] = []  # of the files of each run
         self.devices: Counter[str] = Counter()
 
-    def add(self, folder: Path, found: dict, method: str, trains: bool) -> float:
+    def add(self, folder: Path, results: dict, method: str, trains: bool) -> float:
         """Add a run by its results; returns its seconds."""
-        seconds = sum(found.get(key) or 0 for key in SECONDS)
+        seconds = sum(results.get(key) or 0 for key in SECONDS)
         self.times[method, trains].append(seconds)
         self.bytes.append(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
-        self.devices[found.get("device") or "?"] += 1
+        self.devices[results.get("device") or "?"] += 1
         return seconds
 
     def add_others(self, output: Path, backbone: str) -> None:
         """Add the runs below a folder, those of a backbone if it is given; damaged ones are left out."""
         for file in islice(output.rglob(RESULTS_FILE), MOST_OTHERS):
             with suppress(UsageError):
-                found = read_results(file.parent)
-                if found and backbone in ("", found.get("backbone")):
-                    self.add(file.parent, found, found.get("trainer", ""), bool(found.get("train_seconds")))
+                results = read_results(file.parent)
+                if results and backbone in ("", results.get("backbone")):
+                    self.add(file.parent, results, results.get("trainer", ""), bool(results.get("train_seconds")))
 
     def seconds(self, runs: Sequence[Run]) -> float:
         """The seconds of other runs: those of their method (trainings or tests), or else of all methods."""
@@ -82,28 +71,17 @@ class Measured:
 
 
 class Progress:
-    """The state of a study's runs now, trials among them, from their folders.
-
-    Attributes:
-        done: the finished runs, with the seconds that each has trained and tested.
-        running: runs that some process executes, on this machine or another.
-        failed: the failed runs, with the error of each in one line.
-        left: all others.
-        measured: what runs took: the finished ones or, without one, those of other studies in the folder of results.
-
-    Raises:
-        UsageError: a results.json is damaged.
-    """
+    """The state of a study's runs now, trials among them, by their folders. A damaged results.json is a UsageError."""
 
     def __init__(self, study: Study):
-        self.done: dict[Run, float] = {}
-        self.running: list[Run] = []
-        self.failed: dict[Run, str] = {}
+        self.done: dict[Run, float] = {}  # the seconds that each finished run has trained and tested
+        self.running: list[Run] = []  # that some process executes, on this machine or another
+        self.failed: dict[Run, str] = {}  # the error of each in one line
         self.left: list[Run] = []
-        self.measured = Measured()
+        self.measured = Measured()  # by the finished runs or, without one, by those of other studies in the same folder
         for run in (*study.trials(), *study.runs()):
-            if (found := read_results(run.folder)) is not None:
-                self.done[run] = self.measured.add(run.folder, found, run.variant.method, run.trains)
+            if (results := read_results(run.folder)) is not None:
+                self.done[run] = self.measured.add(run.folder, results, run.variant.method, run.trains)
             elif is_locked(run.folder):
                 self.running.append(run)
             elif error := read_error(run):
@@ -132,11 +110,10 @@ class Progress:
         return self.measured.seconds([*self.running, *self.left]) / max(1, len(self.running))
 
     def __str__(self) -> str:
-        total = len(self.done) + len(self.running) + len(self.failed) + len(self.left)
+        runs = [*self.done, *self.running, *self.failed, *self.left]
         counts = f"{len(self.running)} are running, {len(self.failed)} have failed, {len(self.left)} are left"
-        text = f"{len(self.done)} of {total} runs are done, {counts}"
-        states = (self.done, self.running, self.failed, self.left)
-        if trials := sum(bool(run.values) for state in states for run in state):
+        text = f"{len(self.done)} of {len(runs)} runs are done, {counts}"
+        if trials := sum(bool(run.values) for run in runs):
             text += f", {sum(bool(run.values) for run in self.done)} of {trials} trials are done"
         if self.done and (seconds := self.seconds_left()):
             text += f", about {tqdm.format_interval(int(seconds))} to go ({max(1, len(self.running))} at a time)"

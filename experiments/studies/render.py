@@ -50,17 +50,17 @@ def build_tables(summary: Summary) -> list[Table]:
 
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
-    tables, found, by = [], [], summary.study.choose.by
+    tables, choices, by = [], [], summary.study.choose.by
     for search in summary.study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings
             words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
             name = marked(search.variant.name, by == ORACLE)
             text = f"{words} (of {len(search.trials)})"
-            found.append((search.protocol, search.shots, name, search.dataset, text))
+            choices.append((search.protocol, search.shots, name, search.dataset, text))
     note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations"
     note += f". {MARKED}." if by == ORACLE else "."
-    of_tables = pd.DataFrame(found, columns=["protocol", "shots", "method", "dataset", "text"])
+    of_tables = pd.DataFrame(choices, columns=["protocol", "shots", "method", "dataset", "text"])
     for (protocol, shots), cells in of_tables.groupby(["protocol", "shots"], sort=False):
         title = f"{protocol}, {shots_label(shots)}: chosen settings"
         tables.append(Table(title, *grid(cells, "dataset", lambda row: Cell(row.text)), note))
@@ -71,22 +71,20 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     """The other measures of the tests of one table; no table if the runs did not record them."""
     if part == "H":
         return []
-    found = summary.measures.query("protocol == @protocol and part == @part").set_index("method")
-    found = found.drop(columns=["protocol", "part", "error_rate"]).dropna(axis="columns", how="all").dropna(how="all")
-    if not {"ece", "nll"} & set(found.columns):
+    means = summary.measures.query("protocol == @protocol and part == @part").set_index("method")
+    means = means.drop(columns=["protocol", "part", "error_rate"]).dropna(axis="columns", how="all").dropna(how="all")
+    if not {"ece", "nll"} & set(means.columns):
         return []
-    rows = [
-        [Cell(name), *(Cell(number(value, FORMS.get(key, AUROC.form))) for key, value in row.items())]
-        for name, row in found.iterrows()
-    ]
+    texts = {key: [number(value, FORMS.get(key, AUROC.form)) for value in means[key]] for key in means}
+    rows = [list(map(Cell, row)) for row in zip(means.index, *texts.values(), strict=True)]
     note = f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL (nats) and the Brier "
     note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
-    if any(column.startswith("AUROC") for column in found):
+    if any(column.startswith("AUROC") for column in means):
         note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
-    if "OpenworldAUC" in found:
+    if "OpenworldAUC" in means:
         note += " OpenworldAUC: how often a base image has a larger probability of a base class than a new image, and "
         note += "both are classified correctly among their own half of the classes."
-    header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in found.columns)]
+    header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in means)]
     return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
 
 
@@ -125,8 +123,8 @@ def between(interval: tuple[float, float]) -> str:
 def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
     """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `cells`."""
     at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
-    columns, missing = list(cells[key].unique()), Cell(MISSING)
-    rows = [[Cell(name), *(at.get((name, each), missing) for each in columns)] for name in cells["method"].unique()]
+    columns = list(cells[key].unique())
+    rows = [[Cell(name), *(at.get((name, x), Cell(MISSING)) for x in columns)] for name in cells["method"].unique()]
     return ["method", *columns], rows
 
 
@@ -187,19 +185,16 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     if summary.tests.empty or (tests := summary.tests.query("protocol == @protocol and part == @part")).empty:
         return []
 
-    def entry(p: float, corrected: float, n: int) -> Cell:
-        return Cell(f"{MISSING} (n={n})" if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})")
+    def p_value(p: float, corrected: float, n: int) -> str:
+        return f"{MISSING} (n={n})" if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})"
 
-    rows = [
-        [
-            Cell(marked(row.against, row.against in row.selected_on_test)),
-            Cell(signed(row.difference) + between(row.interval)),
-            Cell(number(row.smallest)),
-            entry(row.p_seeds, row.holm_seeds, row.seeds),
-            entry(row.p_datasets, row.holm_datasets, row.datasets),
-        ]
-        for row in tests.itertuples()
-    ]
+    rows = []
+    for row in tests.itertuples():
+        against = marked(row.against, row.against in row.selected_on_test)
+        texts = [against, signed(row.difference) + between(row.interval), number(row.smallest)]
+        texts += [p_value(row.p_seeds, row.holm_seeds, row.seeds)]
+        texts += [p_value(row.p_datasets, row.holm_datasets, row.datasets)]
+        rows.append(list(map(Cell, texts)))
     note = (
         "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
         "the number of tests in the column. "

@@ -24,24 +24,15 @@ from .tables import Summary
 
 LEAD = "accuracy_time"  # the picture below the summary
 # Settings that always have a row; others have one if they differ between runs.
-ALWAYS_SHOWN: tuple[str, ...] = (
-    "TRAINER.",
-    "DATALOADER.TRAIN_X.BATCH_SIZE",
-    "MODEL.BACKBONE.NAME",
-    "INPUT.SIZE",
-    "INPUT.TRANSFORMS",
-)
-ALWAYS_SHOWN += ("OPTIM.NAME", "OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.WARMUP_EPOCH", "OPTIM.WEIGHT_DECAY")
+TRAINING_KEYS = ("OPTIM.NAME", "OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.WARMUP_EPOCH", "OPTIM.WEIGHT_DECAY")
+IMAGE_KEYS = ("DATALOADER.TRAIN_X.BATCH_SIZE", "MODEL.BACKBONE.NAME", "INPUT.SIZE", "INPUT.TRANSFORMS")
+ALWAYS_SHOWN = ("TRAINER.", *IMAGE_KEYS, *TRAINING_KEYS)
 # Settings that a study varies from run to run; the tables show them.
 RUN_KEYS = ("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "OUTPUT_DIR", "SEED")
 
 
 def page(summary: Summary, progress: Progress, file: Path) -> str:
-    """The page, as HTML.
-
-    Args:
-        file: the study file, which the page quotes.
-    """
+    """The page, as HTML. It quotes the study file."""
     drawn = pictures(summary)
     return render(
         Path(__file__).with_name("report.html"),

@@ -52,8 +52,7 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
         alone: whether the set may be of this dataset only, without its name.
         cfg: name of the YAML file, if the user has chosen one; of several folders that fit, its own is used.
 
-    Raises:
-        UsageError: several folders fit.
+    Raises UsageError if several folders fit.
     """
     dataset, shots, seed = key
     names = [(NAMES.get(method, method), name) for name in (NAMES.get(dataset, dataset), dataset)]
@@ -62,33 +61,27 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
             continue
         pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
         fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
-        found = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
+        runs = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
         if protocol == "base2new":  # in MMRL's repository, the prompts of cross_dataset are there, too
-            found = [path for path in found if not path.parent.name.endswith("_cross_datasets")]
-        if len(found) > 1:
-            own = {cfg, f"{cfg}_{shots}shots"}
-            found = [path for path in found if own.intersection(path.relative_to(folder).parts)] or found
-        if len(found) > 1:
-            what = f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}"
+            runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
+        if len(runs) > 1:
+            of_cfg = {cfg, f"{cfg}_{shots}shots"}
+            runs = [path for path in runs if of_cfg.intersection(path.relative_to(folder).parts)] or runs
+        if len(runs) > 1:
+            what = f"{runs[0]} and {runs[1]} are both of {dataset}, seed {seed}"
             raise UsageError(what, "name the YAML file of one by --cfg, or move one elsewhere", folder)
-        if found:
-            return found[0]
+        if runs:
+            return runs[0]
     return None
 
 
 @dataclass(frozen=True)
 class PublishedStudy(Study):
-    """A study whose runs test a set of checkpoints.
+    """A study whose runs test a set of checkpoints."""
 
-    Attributes:
-        prompts: folder of the training run by dataset (cross_dataset: the source), shots and seed.
-        epoch: of the checkpoints; None for the best or newest.
-        tested_on: the datasets of cross_dataset to test, which may include the source.
-    """
-
-    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
-    epoch: int | None = None
-    tested_on: tuple[str, ...] = ()
+    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)  # folders of training runs by their data
+    epoch: int | None = None  # of the checkpoints; None for the best or newest
+    tested_on: tuple[str, ...] = ()  # the datasets of cross_dataset to test, which may include the source
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
@@ -103,11 +96,7 @@ class PublishedStudy(Study):
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:
-    """The tests that a set of checkpoints allows.
-
-    Raises:
-        UsageError: the set has no checkpoints of the datasets and seeds in any layout.
-    """
+    """The tests that a set of checkpoints allows. Raises UsageError if it has none of the datasets and seeds."""
     place = args.checkpoints
     check_folder(place, "there is no folder", "check --checkpoints")
     for protocol in [args.protocol] if args.protocol else LAYOUTS:
@@ -184,11 +173,8 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("method", metavar="METHOD", help="name of the method, such as MaPLe")
     add("--checkpoints", type=path, required=True, metavar="FOLDER", help="folder of the checkpoints")
-    add(
-        "--protocol",
-        choices=[*LAYOUTS, DOMAINS],
-        help="protocol of the tests (default: the first that fits the folder)",
-    )
+    text = "protocol of the tests (default: the first that fits the folder)"
+    add("--protocol", choices=[*LAYOUTS, DOMAINS], help=text)
     add("--datasets", nargs="+", metavar="NAME", help="datasets to test (default: those of the papers)")
     add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)")
     add("--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)")

@@ -1,6 +1,6 @@
 """A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up to."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UsageError, check_dataset_name, check_name
+from common.schema import FLAG, Accepts, shown
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import IN_A_FILE, methods
@@ -24,31 +25,24 @@ SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study f
     "DATASET.SUBSAMPLE_CLASSES": "protocols",
 }
 
+VALUES = {"seeds": Accepts(list[int], 0, 2**32 - 1), "shots": Accepts(list[int], 1), "cpus": Accepts(int, 1, 1024)}
+VALUES |= {"gpus": Accepts(int | float, 0, 1), "union": FLAG, "calibrate": FLAG}  # of a study
+
 
 @dataclass(frozen=True)
 class Variant:
     """A method, the YAML file that it uses, and settings that override it.
 
-    Attributes:
-        name: its name in tables and plots.
-        method: name of the trainer.
-        cfg: name of a YAML file in configs/trainers/<method>/; empty: that of the method's recipe for the protocol.
-        cross_cfg: the YAML file for cross_dataset, if it differs.
-        overrides: KEY, VALUE, KEY, VALUE, ...
-        dataset_overrides: more overrides, for single datasets by name.
-        choose: the settings to try, instead of those of the study; empty: none.
-
-    Raises:
-        UsageError: there is no such method, YAML file or dataset, or the method has no such setting.
+    Raises UsageError if there is no such method, YAML file or dataset, or the method has no such setting.
     """
 
-    name: str
-    method: str
-    cfg: str = ""
-    cross_cfg: str = ""
-    overrides: tuple[str, ...] = ()
-    dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    choose: Keys | None = None
+    name: str  # its name in tables and plots
+    method: str  # name of the trainer
+    cfg: str = ""  # name of a YAML file in configs/trainers/<method>/; empty: that of the recipe for the protocol
+    cross_cfg: str = ""  # the YAML file for cross_dataset, if it differs
+    overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
+    dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)  # for single datasets
+    choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
 
     def __post_init__(self) -> None:
         check_name(self.method, methods(), "trainer", otherwise=IN_A_FILE)
@@ -129,21 +123,14 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """The choice of the settings of a variant on a dataset: one for all seeds.
-
-    Attributes:
-        protocol, variant, dataset, shots: whose settings; the dataset is the one to train on.
-        file: where the choice is written.
-        trials: for each combination of values (KEY, VALUE, ...) the runs whose mean accuracy counts; the first ones win
-            a tie.
-    """
+    """The choice of the settings of a variant on a dataset: one for all seeds."""
 
     protocol: str
     variant: Variant
-    dataset: str
+    dataset: str  # the one to train on
     shots: int
-    file: Path
-    trials: dict[Values, tuple[Run, ...]]
+    file: Path  # where the choice is written
+    trials: dict[Values, tuple[Run, ...]]  # by the values, runs whose mean accuracy counts; the first win a tie
 
 
 @dataclass(frozen=True)
@@ -152,8 +139,7 @@ class Study:
 
     The other attributes are the keys of a study file, which docs/studies.md explains.
 
-    Raises:
-        UsageError: a value is unknown, missing or out of range.
+    Raises UsageError if a value is unknown, missing or out of range.
     """
 
     variants: tuple[Variant, ...]
@@ -175,10 +161,9 @@ class Study:
     output: Path = Path("output")
 
     def __post_init__(self) -> None:
-        check_numbers("seeds", self.seeds, int, 0, 2**32 - 1)
-        check_numbers("shots", self.shots, int, 1, 1_000_000)
-        check_numbers("cpus", [self.cpus], int, 1, 1024)
-        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1)
+        for key, accepts in VALUES.items():
+            if not accepts.accepts(value := getattr(self, key)) and (key, value) != ("gpus", None):
+                raise UsageError(f"{key} has the value {shown(value)}", f"give {accepts}")
         for protocol in self.protocols:
             check_name(protocol, PROTOCOLS, "protocol")
         lists = {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds, "shots": self.shots}
@@ -198,10 +183,8 @@ class Study:
             check_dataset_name(dataset, known_datasets())
         for name in self.ood:
             check_name(name, [*known_datasets(), "new"], "dataset of ood")
-        if not isinstance(self.union, bool) or (self.union and "base2new" not in self.protocols):
-            raise UsageError(f"union has the value {self.union!r}", "give true for base2new, or leave it out")
-        if not isinstance(self.calibrate, bool):
-            raise UsageError(f"calibrate has the value {self.calibrate!r}", "give true, or leave it out")
+        if self.union and "base2new" not in self.protocols:
+            raise UsageError("union has the value True", "give it with base2new, or leave it out")
         if "new" in self.ood and self.protocols != ("base2new",):
             raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
         if self.ood and "cross_dataset" in self.protocols:
@@ -263,11 +246,12 @@ class Study:
             for name in names:
                 trainings = [Training(protocol, variant, name, seed, shots) for seed in self.seeds]
                 trials[name] = {
-                    values: tuple(self.run(step, name, each, values=values) for each in trainings) for values in tried
+                    values: tuple(self.run(step, name, training, values=values) for training in trainings)
+                    for values in tried
                 }
             for name in names:
                 choosing = [other for other in names if other != name] if self.choose.by == LEAVE_ONE_OUT else [name]
-                chosen = {values: tuple(chain(*(trials[each][values] for each in choosing))) for values in tried}
+                chosen = {values: tuple(chain(*(trials[other][values] for other in choosing))) for values in tried}
                 file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
                 yield Search(protocol, variant, name, shots, file, chosen)
 
@@ -340,10 +324,3 @@ class Study:
             settings=(*cache, *calibrates, *used.settings, *variant.overrides, *own, *more),
         )
         return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
-
-
-def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:
-    for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-            limits = f"{'integers' if kind is int else 'numbers'} from {least} to {most:,}"
-            raise UsageError(f"{key} has the value {value!r}", f"give {limits}")

@@ -19,13 +19,9 @@ TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets", "
 
 
 def load(file: Path, settings: bool = True) -> Study:
-    """The study of a file.
+    """The study of a file. `settings` also checks the settings of its runs, which takes seconds.
 
-    Args:
-        settings: also check the settings of its runs, which takes seconds.
-
-    Raises:
-        UsageError: the file is unreadable, or it has an unknown key or name, or settings that no run can have.
+    Raises UsageError if the file is unreadable, or it has an unknown key or name, or settings that no run can have.
     """
     try:
         study = study_from(read_yaml(file))
@@ -51,18 +47,16 @@ def study_from(content: dict) -> Study:
 def by_name(trainers: Any) -> dict:
     """The trainers of a study file by name: it has a mapping, or a list of names and of `NAME: ...`.
 
-    Raises:
-        UsageError: there are none, or a name is there twice.
+    Raises UsageError if there are none, or a name is there twice.
     """
     if isinstance(trainers, dict) and trainers:
         return trainers
     items = trainers if isinstance(trainers, list) else [trainers] if isinstance(trainers, str) else []
     pairs = [pair for item in items for pair in (item.items() if isinstance(item, dict) else [(str(item), None)])]
-    found = dict(pairs)
-    if not found or len(found) < len(pairs):
-        what = "trainers has a name twice" if found else "the study has no trainers"
+    if len(dict(pairs)) < max(1, len(pairs)):
+        what = "trainers has a name twice" if pairs else "the study has no trainers"
         raise UsageError(what, "name each once, such as trainers: [CoOp, MPL]")
-    return found
+    return dict(pairs)
 
 
 def convert(key: str, value: Any, kind: Any) -> Any:
@@ -135,11 +129,7 @@ def check_settings(runs: list[Run]) -> None:
 
 
 def check_backbone(name: str) -> None:
-    """Check a backbone's name, if it is one: not an open_clip pair or a file, which other machines may have.
-
-    Raises:
-        UsageError: no backbone has that name.
-    """
+    """Check a backbone's name, if it is one: not an open_clip pair or a file, which other machines may have."""
     if not re.search("[.:]", name) and not Path(os.path.expanduser(name)).exists():
         from clip import available_models
 

@@ -51,16 +51,11 @@ class Summary:
     Args:
         results: from `collect_results`; at least one run.
         intervals: whether ± is half of the 95% t-interval over seeds, instead of the standard deviation.
-
-    Attributes:
-        spread, spread_name: what ± is in tables and pictures: a column of `cells`, and its name.
-        runs: a row for every finished run: its settings and the measurements of its results.json.
-        values: an accuracy in percent for every (protocol, part, method, dataset, seed): that of a run, or H of two.
     """
 
     def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
         self.study, self.results = study, results
-        self.spread, self.spread_name = SPREADS[intervals]
+        self.spread, self.spread_name = SPREADS[intervals]  # what ± is: a column of `cells`, and its name
         rows = []
         for run, measured in results.items():
             names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
@@ -71,16 +66,16 @@ class Summary:
             settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
             settings |= others(measured)
             rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
-        self.runs = runs = pd.DataFrame(rows)
+        self.runs = runs = pd.DataFrame(rows)  # a row for every finished run: settings, and what its results.json has
         self.variants = {variant.name: variant for variant in study.variants}
         columns = [*CELL, "seed", "accuracy"]
-        halves = runs[runs["protocol"] == "base2new"].pivot(
-            index=["protocol", "method", "dataset", "seed"], columns="part", values="accuracy"
-        )
+        index = ["protocol", "method", "dataset", "seed"]
+        halves = runs[runs["protocol"] == "base2new"].pivot(index=index, columns="part", values="accuracy")
         halves = halves.reindex(columns=["base", "new"]).dropna()
         means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
         both = halves.assign(accuracy=means, part="H").reset_index()[columns]
         self.averages: dict[tuple[str, str, str], pd.DataFrame] = {}  # what `by_seed` has returned
+        # Accuracies in percent, of runs and H of two.
         self.values = pd.concat([runs[columns], both] if len(both) else [runs[columns]])
 
     @cached_property
@@ -96,12 +91,9 @@ class Summary:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The tables of the study: (protocol, part)."""
-        several = {
-            "base2new": ["base", "new", "H", *(["all"] if self.study.union else [])],
-            "cross_dataset": ["all classes"],
-            "few_shot": list(map(shots_label, sorted(self.study.shots))),
-        }
-        return [(protocol, part) for protocol in self.study.protocols for part in several[protocol]]
+        parts = {"cross_dataset": ["all classes"], "few_shot": list(map(shots_label, sorted(self.study.shots)))}
+        parts["base2new"] = ["base", "new", "H", *(["all"] if self.study.union else [])]
+        return [(protocol, part) for protocol in self.study.protocols for part in parts[protocol]]
 
     def main_part(self, protocol: str) -> str:
         """The part that the methods of a protocol are ranked by: H, all classes, or most images of each class."""
@@ -122,13 +114,13 @@ class Summary:
         if key in self.averages:
             return self.averages[key]
         rows = self.of_methods.get(key, self.values[:0])
-        found = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
-        found["average"] = found[self.averaged(protocol)].mean(axis="columns", skipna=False)
+        seeds = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
+        seeds["average"] = seeds[self.averaged(protocol)].mean(axis="columns", skipna=False)
         if part == "H":
             base, new = (self.by_seed(protocol, half, method)["average"] for half in ("base", "new"))
-            found["average"] = base.combine(new, harmonic_mean)
-        self.averages[key] = found
-        return found
+            seeds["average"] = base.combine(new, harmonic_mean)
+        self.averages[key] = seeds
+        return seeds
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -187,16 +179,16 @@ class Summary:
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
         """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of datasets, source,
         YAML file or setting."""
-        known = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
+        table = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
         others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
         source = protocol != "cross_dataset" or self.study.source == "imagenet"
         same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and source and not others
-        if not same or (known and config and config != recipe(variant.method, protocol).cfg):
+        if not same or (table and config and config != recipe(variant.method, protocol).cfg):
             return math.nan
-        if dataset == "average" and {*self.averaged(protocol), "average"} != known.keys():
+        if dataset == "average" and {*self.averaged(protocol), "average"} != table.keys():
             return math.nan
-        return known.get(dataset, math.nan)
+        return table.get(dataset, math.nan)
 
     @property
     def focus(self) -> str | None:
@@ -233,12 +225,10 @@ class Summary:
             ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
             difference = ours - theirs  # seeds x datasets; NaN where a run is missing
             of_pairs = difference["average"], difference[self.averaged(protocol)].mean()
-            seeds, datasets = (each.dropna().round(9) for each in of_pairs)  # rounding errors would break ties
-            row = {
-                "protocol": protocol,
-                "part": part,
-                "method": self.focus,
-                "against": name,
+            seeds, datasets = (values.dropna().round(9) for values in of_pairs)  # rounding errors would break ties
+            both = {method: self.selected(protocol, part, method) for method in (self.focus, name)}
+            row = {"protocol": protocol, "part": part, "method": self.focus, "against": name}
+            row |= {
                 "difference": (seeds if len(seeds) else datasets).mean(),
                 "seeds": len(seeds),
                 "datasets": len(datasets),
@@ -246,11 +236,7 @@ class Summary:
                 "smallest": smallest_difference(seeds),
                 "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                 "p_datasets": safe_p_value(stats.wilcoxon, datasets),
-                "selected_on_test": [
-                    method
-                    for method in (self.focus, name)
-                    if self.selected(protocol, part, method).intersection(datasets.index)
-                ],
+                "selected_on_test": [method for method in both if both[method].intersection(datasets.index)],
             }
             rows += [row] if len(datasets) else []
         if not rows:
@@ -283,26 +269,19 @@ class Summary:
             rows += [{"protocol": protocol, "part": part, "method": name, **averaged}] if len(runs) else []
         return pd.DataFrame(rows)
 
-    def different_images(self, lists: str) -> list[str]:
-        """The datasets on which runs of one part and seed have different lists of images, `images` (of the test) or
-        `learned_from`."""
-        known = self.runs.dropna(subset=lists)
-        differ = known.groupby([key for key in CELL if key != "method"] + ["seed"])[lists].nunique() > 1
-        return sorted(set(differ[differ].index.get_level_values("dataset")))
-
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
         notes, devices = [], sorted(self.runs["device"].dropna().unique())
         if len(devices) > 1:
-            notes.append(
-                f"the runs are from {len(devices)} devices ({', '.join(devices)}): each has its own average times"
-            )
+            what = f"the runs are from {len(devices)} devices ({', '.join(devices)})"
+            notes.append(f"{what}: each has its own average times")
         if selected := self.runs["selected_on_test"].sum():
             what = f"{selected} of {len(self.runs)} runs were selected on test images"
             notes.append(f"{what}, their results have the mark {MARK}")
         for lists, words in {"images": "were tested on", "learned_from": "learned from"}.items():
-            if differ := self.different_images(lists):
+            groups = self.runs.dropna(subset=lists).groupby(["protocol", "part", "dataset", "seed"])[lists].nunique()
+            if differ := sorted(set(groups[groups > 1].index.get_level_values("dataset"))):
                 notes.append(f"runs on {', '.join(differ)} {words} different images: their results do not compare")
         return notes
 
