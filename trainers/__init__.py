@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
 from common.errors import one_line
@@ -19,6 +18,7 @@ from common.schema import add_settings
 
 from .base import PromptTrainer, compat
 from .base.plugin import register_plugins
+from .base.plugin import registered as methods
 
 
 def import_files(folders: Iterable[str], package: str) -> None:
@@ -34,12 +34,6 @@ def import_files(folders: Iterable[str], package: str) -> None:
 
 
 import_files(__path__, __name__)
-
-
-def methods() -> dict[str, type[PromptTrainer]]:
-    """The registered methods by name."""
-    found = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
-    return {name: method for name, method in found if isinstance(method, type) and issubclass(method, PromptTrainer)}
 
 
 def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:

@@ -55,13 +55,10 @@ def fit(features: np.ndarray, labels: np.ndarray, c: float):
 
 
 def search(accuracy: Callable[[float], float]) -> float:
-    """CoOp's choice of C: the best of seven powers of ten, then eight halvings of the two decades around it.
+    """x for CoOp's C = 10^x: the best of seven powers of ten, then eight halvings of the two decades around it.
 
-    Args:
-        accuracy: of a probe with C = 10^x on the validation images, for x.
-
-    Returns:
-        x. Of equal powers of ten the largest is taken; of equal ends of an interval the lower one.
+    `accuracy` is that of a probe on the validation images. Of equal powers of ten the largest is taken; of equal ends
+    of an interval the lower one.
     """
     accuracy = cache(accuracy)
     best = max(map(float, range(6, -7, -2)), key=accuracy)

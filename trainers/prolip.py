@@ -80,9 +80,8 @@ class ProLIP(FittedTrainer):
         if not self.chosen_keys:
             print(", ".join(f"{name} {float(value):.4f}" for name, value in self.learn(support).items()))
             return
-        optimiser, schedule, start = deepcopy(
-            (self.optim.state_dict(), self.sched.state_dict(), self.head.state_dict())
-        )
+        states = self.optim.state_dict(), self.sched.state_dict(), self.head.state_dict()
+        optimiser, schedule, start = deepcopy(states)
         best = -1
         for rate, self.tried in GRID:
             self.head.load_state_dict(start)

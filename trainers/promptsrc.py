@@ -21,20 +21,13 @@ class PromptSRCSettings(TwoTowerSettings):
     IMAGE_LOSS_WEIGHT: int = 10
     GPA_MEAN: int = 15
     GPA_STD: int = 1
-    ranges = {
-        "TEXT_LOSS_WEIGHT": (0, 1_000_000),
-        "IMAGE_LOSS_WEIGHT": (0, 1_000_000),
-        "GPA_MEAN": (0, 100_000),
-        "GPA_STD": (1, 100_000),
-    }
+    ranges = {"TEXT_LOSS_WEIGHT": (0, 1_000_000), "IMAGE_LOSS_WEIGHT": (0, 1_000_000)}
+    ranges |= {"GPA_MEAN": (0, 100_000), "GPA_STD": (1, 100_000)}
 
 
 def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
     """Weight of each epoch 1..`epochs` in the average of the prompts: a normal density, scaled to sum to 1 (Eq. 8).
-
-    Raises:
-        UsageError: the mean is so far from these epochs that all weights are 0.
-    """
+    Raises UsageError if the mean is so far from these epochs that all weights are 0."""
     density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
     total = sum(density)
     if total == 0:

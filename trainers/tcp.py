@@ -40,9 +40,8 @@ class TCPSettings(ContextSettings):
     def check(self):
         if self.CSC or self.CLASS_TOKEN_POSITION != "end":
             key = "CSC" if self.CSC else "CLASS_TOKEN_POSITION"
-            raise UsageError(
-                f"{key} is {getattr(self, key)!r}", "TCP has one context for all classes, before their names"
-            )
+            remedy = "TCP has one context for all classes, before their names"
+            raise UsageError(f"{key} is {getattr(self, key)!r}", remedy)
 
 
 class TCPPrompts(TemplatePrompts):
@@ -66,10 +65,8 @@ class TCPPrompts(TemplatePrompts):
             "linear2": nn.Linear(joint // 4, N_CLASS * width),
         }
         self.meta_net = nn.Sequential(OrderedDict(layers))
-        words = word_table(clip)(
-            self.ids[0, tokenizer_of(clip).start :][len(ctx) : N_CLASS]
-        )  # of the four, those that stay
-        self.register_buffer("words", words.detach().float(), persistent=False)
+        stay = self.ids[0, tokenizer_of(clip).start :][len(ctx) : N_CLASS]  # of the four words
+        self.register_buffer("words", word_table(clip)(stay).detach().float(), persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
         prompts = self.meta_net(self.class_features).unflatten(-1, (N_CLASS, -1))  # (C, 4, width)
@@ -95,10 +92,9 @@ class TCP(TaughtTrainer):
     def build_prompts(self, clip, classnames):
         layers = len(text_blocks(clip))
         if layers <= LAYER:
-            raise UsageError(
-                f"TCP adds prompts before text layer {LAYER}, and {self.cfg.MODEL.BACKBONE.NAME} has {layers} layers",
-                f"choose a backbone with more than {LAYER}",
-            )
+            name = self.cfg.MODEL.BACKBONE.NAME
+            what = f"TCP adds prompts before text layer {LAYER}, and {name} has {layers} layers"
+            raise UsageError(what, f"choose a backbone with more than {LAYER}")
         start = self.settings.CTX_INIT
         ctx = word_embeddings(clip, WORDS, N_CLASS) if start else gaussian(self.settings.N_CTX, text_width(clip))
         return TCPPrompts(clip, classnames, TEMPLATES.get(self.cfg.DATASET.NAME, "X X X X {}."), ctx)

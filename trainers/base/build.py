@@ -30,8 +30,7 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
         towers: the form of the towers, a key of `clip.TOWERS`.
         clip: the backbone, if it is loaded already.
 
-    Raises:
-        UsageError: the backbone does not exist, reads images of another size, or does not fit the method.
+    Raises UsageError if the backbone does not exist, reads images of another size, or does not fit the method.
     """
     cfg, device = method.cfg, method.device
     if clip is None:

@@ -30,8 +30,7 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str,
         method: for the error.
         published_file: name of the file that the published code writes to the output folder instead.
 
-    Raises:
-        UsageError: there is no checkpoint.
+    Raises UsageError if there is no checkpoint.
     """
     others = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir()) if os.path.isdir(directory) else []
     for place in (os.path.join(directory, name) for name in dict.fromkeys([folder, *others])):
@@ -82,9 +81,7 @@ def are_records(kind: type[ImageList], values: list) -> bool:
 def is_setting(value: Any) -> bool:
     """Whether it is a text, a flag, a number or a list of these."""
     values = value if isinstance(value, list | tuple) else [value]
-    return all(
-        isinstance(item, str | None) or (isinstance(item, int | float) and abs(item) < LARGEST) for item in values
-    )
+    return all(isinstance(x, str | None) or (isinstance(x, int | float) and abs(x) < LARGEST) for x in values)
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -108,8 +105,7 @@ def select_prompts(
         metadata: the same of the run that loads it (`Checkpoints.metadata`).
         expected: the state dict to fill.
 
-    Raises:
-        UsageError: the prompts are another method's, do not fit the settings or the backbone, or are not finite.
+    Raises UsageError if the prompts are another method's, do not fit the settings or the backbone, or are not finite.
     """
     state = checkpoint["state_dict"]
     method, written = metadata["method"], checkpoint.get("metadata") or {}

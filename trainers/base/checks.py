@@ -51,10 +51,9 @@ def assert_method_works(name: str, **settings: Any) -> None:
         name: of the method in Dassl's registry.
         settings: of its section, such as `N_CTX=4`.
 
-    Raises:
-        AssertionError: a learned module is not in the prompt learner, a tensor that requires gradients is no Parameter,
-            the features of images are longer than 1, the checkpoint lacks something that a test reads, or the fast
-            towers give other logits than the plain ones. Any other error is one of the method.
+    Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires gradients is no
+    Parameter, the features of images are longer than 1, the checkpoint lacks something that a test reads, or the fast
+    towers give other logits than the plain ones. Any other error is one of the method.
     """
     noise = patch.dict(DATASET_REGISTRY._obj_map, Noise=Noise)
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):

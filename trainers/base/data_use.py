@@ -17,8 +17,6 @@ Record = TypeVar("Record", bound=ImageList)
 # Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
 # Those of "test-time" learn from each test image alone, those of "transductive" from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
-
-
 TRAINING = "training"  # instead of a setting, where a training image is a test image
 
 
@@ -84,23 +82,17 @@ def relative(path: str, folder: str) -> str:
     return absolute.removeprefix(f"{folder}/") if absolute.startswith(f"{folder}/") else os.path.relpath(path, folder)
 
 
-def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
-    """The choice of TEST.FINAL_MODEL best_val as a list of one record; an empty list for other values."""
-    if cfg.TEST.NO_TEST or cfg.TEST.FINAL_MODEL != "best_val":
-        return []
-    images = dataset.val or dataset.test  # the trainer validates on these
-    return [choice("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH)]
-
-
 def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
-    """What can raise the accuracy of a run on its test images: training on some of them, and `epoch_choice`."""
+    """What can raise the accuracy of a run on its test images: training on some of them, and the choice of the epoch
+    by TEST.FINAL_MODEL best_val."""
+    choices = []
     train = [] if getattr(dataset, "test_only", False) else dataset.train_x
-    tested = count_tested(train, dataset)
-    choices = epoch_choice(cfg, title, dataset)
-    if not tested:
-        return choices
-    facts = list_facts(cfg, title, "train", train)
-    return [SelectionRecord(what=TRAINING, **facts, test_images=tested), *choices]
+    if tested := count_tested(train, dataset):
+        choices.append(SelectionRecord(what=TRAINING, **list_facts(cfg, title, "train", train), test_images=tested))
+    if cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST:
+        images = dataset.val or dataset.test  # the trainer validates on these
+        choices.append(choice("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH))
+    return choices
 
 
 def count_tested(images: Sequence[Any], dataset: Any) -> int:
@@ -115,10 +107,8 @@ def count_tested(images: Sequence[Any], dataset: Any) -> int:
 
 def count_copies(images: Sequence[Any], others: Sequence[Any]) -> int:
     """How many of the images have the same file content as one of the others."""
-    sizes, other_sizes = (
-        {item.impath: os.path.getsize(item.impath) for item in items if os.path.isfile(item.impath)}
-        for items in (images, others)
-    )
+    files = ([item.impath for item in items if os.path.isfile(item.impath)] for items in (images, others))
+    sizes, other_sizes = ({path: os.path.getsize(path) for path in paths} for paths in files)
     equal = {*sizes.values()} & {*other_sizes.values()}  # other files need not be read
     known = {checksum(Path(path)) for path, size in other_sizes.items() if size in equal}
     return sum(checksum(Path(path)) in known for path, size in sizes.items() if size in equal)
@@ -144,11 +134,7 @@ def on_test_images(choices: Sequence[SelectionRecord] | None) -> list[SelectionR
 
 
 def check_choices(choices: Sequence[SelectionRecord]) -> None:
-    """Check that no test image takes part in a choice.
-
-    Raises:
-        UsageError: one does.
-    """
+    """Check that no test image takes part in a choice. Raises UsageError if one does."""
     for choice in on_test_images(choices):
         if choice.what == TRAINING:
             instead = "use each image once (tools/prepare.py --check lists them)"
@@ -183,8 +169,8 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[SelectionRecord] | No
     """
     metadata = checkpoint.get("metadata") or {}
     is_best = checkpoint.get("val_result") is not None
-    own = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
-    behind = [*metadata.get("inherited_choices", []), *own]
+    new = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
+    behind = [*metadata.get("inherited_choices", []), *new]
     says_start = "inherited_choices" in metadata  # else the run began from prompts that do not name their choices
     choices = list(map(SelectionRecord.from_json, behind)) if "choices" in metadata and (behind or says_start) else None
     phases = metadata.get("fit") if says_start else None

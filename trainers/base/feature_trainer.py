@@ -33,30 +33,20 @@ IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """How a method uses features.
+    """How a method uses features. `Settings` are `ChoosingSettings` if some are `chosen`.
 
-    Attributes:
-        templates_of_imagenet: sentences for ImageNet and its variants, instead of the dataset's.
-        reads_text: whether the head reads text features.
-        unit_text: text features of unit length, the mean over unit features; else the mean of those of the tower.
-        mixed_views: see `Batches`.
-        keeps_last_batch: whether an epoch has a smaller last batch, which Dassl leaves out.
-        row_tensors: tensors of the head with a row for each training image. Those that the method's
-            `of_learned_classes` names have no rows if no class of a test was learned.
-        chosen: settings that images choose if they are 0, with an example; `Settings` are then `ChoosingSettings`.
-        trials: from how many values they choose.
-        needs_all: whether each class must have a training image.
+    Those of `row_tensors` that the method's `of_learned_classes` names have no rows if no class of a test was learned.
     """
 
-    templates_of_imagenet: tuple[str, ...] = ()
-    reads_text: bool = True
-    unit_text: bool = True
-    mixed_views: bool = False
-    keeps_last_batch: bool = False
-    row_tensors: tuple[str, ...] = ()
-    chosen: Mapping[str, str] = field(default_factory=dict)
-    trials: int = 1
-    needs_all: bool = False
+    templates_of_imagenet: tuple[str, ...] = ()  # for ImageNet and its variants, instead of the dataset's
+    reads_text: bool = True  # whether the head reads text features
+    unit_text: bool = True  # text features of unit length, the mean over unit features; else the mean of the tower's
+    mixed_views: bool = False  # see `Batches`
+    keeps_last_batch: bool = False  # whether an epoch has a smaller last batch, which Dassl leaves out
+    row_tensors: tuple[str, ...] = ()  # tensors of the head with a row for each training image
+    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that images choose if 0, with an example
+    trials: int = 1  # from how many values they choose
+    needs_all: bool = False  # whether each class must have a training image
 
 
 @dataclass(frozen=True)
@@ -88,10 +78,8 @@ class HeadCheckpoints(Checkpoints):
         super().check_weights(written, what)
         here = self.method.features_sha256
         if written.get("features_sha256", here) != here:
-            key = f"TRAINER.{self.method.section()}.FEATURES_OF"
-            raise UsageError(
-                f"{what} has a head on the features of another run", f"give the run it learned on as {key}"
-            )
+            remedy = f"give the run it learned on as TRAINER.{self.method.section()}.FEATURES_OF"
+            raise UsageError(f"{what} has a head on the features of another run", remedy)
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         dims, learned = super().class_dims(), self.method.of_learned_classes
@@ -161,16 +149,18 @@ class FeatureTrainer(PromptTrainer):
 
     def finish_model(self) -> None:
         if self.settings.FEATURES_OF:
-            self.use_features_of_run()
+            folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", "")))
+            folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
+            base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
+            self.features_sha256 = checksum(Path(path))
+            self.model.use_features_of(base.model)
+            self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
         if self.spec.reads_text:
             self.set_texts(self.texts())
 
     def texts(self) -> Tensor:
-        """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not normalised.
-
-        Raises:
-            UsageError: those of the run depend on the image.
-        """
+        """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not normalised. Raises
+        UsageError if those of the run depend on the image."""
         clip, base = self.model.frozen, self.model.base
         if base is None:
             return mean_text_features(clip, self.class_sentences(*self.templates), self.spec.unit_text)
@@ -190,15 +180,6 @@ class FeatureTrainer(PromptTrainer):
         """The sentences for a class name."""
         own = not self.cfg.DATASET.get("TEMPLATE", "") and self.cfg.DATASET.NAME in IMAGENETS
         return (own and self.spec.templates_of_imagenet) or (self.template(),)
-
-    def use_features_of_run(self) -> None:
-        """Read the features of the run FEATURES_OF; UsageError as for `open_features_run`."""
-        folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", "")))
-        folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
-        base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
-        self.features_sha256 = checksum(Path(path))
-        self.model.use_features_of(base.model)
-        self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """Make the head's tensors with a row for each image as long as those of the checkpoint."""
@@ -234,10 +215,7 @@ class FeatureTrainer(PromptTrainer):
     @cached_property
     def val_images(self) -> list:
         """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are as in CoOp's code.
-
-        Raises:
-            UsageError: the dataset has no validation images.
-        """
+        Raises UsageError if the dataset has no validation images."""
         dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
         shots = shots if isinstance(shots, int) else 4
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
@@ -258,33 +236,27 @@ class FeatureTrainer(PromptTrainer):
 
     def features_of(self, items: list, views: int = 0) -> Support:
         """The features of images (a list of `Datum`), of augmented views of each or, if that is 0, one as in a test.
-
-        Raises:
-            UsageError: a feature is not finite.
-        """
+        Raises UsageError if a feature is not finite."""
         tests, options = self.test_loader.dataset, self.cfg.DATALOADER
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
-        size = max(1, options.TEST.BATCH_SIZE // max(1, views))
-        loader = DataLoader(
-            images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=self.test_loader.worker_init_fn
-        )
-        found = CachedFeatures(self.model, loader, feature_cache(self.cfg))
-        features = found.tensor().to(self.device).float()
+        size, start = max(1, options.TEST.BATCH_SIZE // max(1, views)), self.test_loader.worker_init_fn
+        loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start)
+        cached = CachedFeatures(self.model, loader, feature_cache(self.cfg))
+        features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():
             what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"
             raise UsageError(what, "give another backbone, or PREC fp32")
-        return Support(features.movedim(1, 0) if views else features[None], found.labels.to(self.device))
+        return Support(features.movedim(1, 0) if views else features[None], cached.labels.to(self.device))
 
     def begin(self, support: Support) -> None:
         """Start from the features of the training images."""
         self.support = support
         self.start(support)
-        self.train_loader_x: Any = Batches(
-            support, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, self.steps, self.spec.mixed_views
-        )
+        size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        self.train_loader_x: Any = Batches(support, size, self.steps, self.spec.mixed_views)
 
     @property
     def steps(self) -> int:
@@ -308,8 +280,8 @@ class FeatureTrainer(PromptTrainer):
         if number == self.max_epoch or (every > 0 and number % every == 0):
             super()._save_epoch()
         elif self._best:
-            result = self._best["val_result"]
-            self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
+            best = {"val_result": self._best["val_result"], "model_name": "model-best.pth.tar"}
+            self.save_model(self.epoch, self.output_dir, **best)
 
 
 class FittedTrainer(FeatureTrainer):

@@ -133,10 +133,7 @@ class CachedFeatures:
         """A checksum of the images, how they are read, the weights, the batches and the machine's arithmetic.
 
         `sample` is the output for the first image. It shows all else: the activation, the heads, the form of the
-        towers, how this machine rounds.
-
-        Raises:
-            OSError: an image cannot be read.
+        towers, how this machine rounds. Raises OSError if an image cannot be read.
         """
         dataset, visual = self.loader.dataset, self.model.clip.visual
         facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
@@ -166,15 +163,10 @@ def feature_cache(cfg: CfgNode) -> DiskCache | None:
 
 @dataclass(frozen=True)
 class Support:
-    """The training images.
+    """The training images."""
 
-    Attributes:
-        views: (views, images, joint), fp32, features that are not normalised.
-        labels: (images,).
-    """
-
-    views: Tensor
-    labels: Tensor
+    views: Tensor  # (views, images, joint), fp32, features that are not normalised
+    labels: Tensor  # (images,)
 
     @property
     def rows(self) -> Tensor:
@@ -212,8 +204,9 @@ class Batches:
 
 def get_tensor(cache: DiskCache, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     """The tensor of a key, whose file is mapped into memory; None if there is no file of this shape and type."""
-    content = cache.get(key, f"{dtype} {tuple(shape)}", math.prod(shape) * dtype.itemsize)
-    return None if content is None else torch.frombuffer(content, dtype=dtype, count=math.prod(shape)).reshape(shape)
+    count = math.prod(shape)
+    content = cache.get(key, f"{dtype} {tuple(shape)}", count * dtype.itemsize)
+    return None if content is None else torch.frombuffer(content, dtype=dtype, count=count).reshape(shape)
 
 
 def put_tensor(cache: DiskCache, key: str, tensor: Tensor) -> None:

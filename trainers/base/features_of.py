@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[PromptTrainer, str]:
     """The method of the run in a folder with its learned prompts, for the classes of `head`, and their checkpoint.
 
-    Args:
-        key: the setting that names the folder, for errors.
-
-    Raises:
-        UsageError: there is none, or it has other weights or no prompts for these classes.
+    `key` is the setting that names the folder. Raises UsageError if there is none, or it has other weights or no
+    prompts for these classes.
     """
     try:
         path = find_checkpoint(folder, "", None, "trained")

@@ -45,16 +45,11 @@ class FiLM(nn.Module):
 
 
 class HeadCLIP(PromptedCLIP):
-    """Images -> logits by a head on the features of a frozen CLIP, or of a trained run.
-
-    Attributes:
-        base: the model of the trained run; None for CLIP as it is.
-        class_texts: (classes, joint), fp32, the text features that the head reads.
-    """
+    """Images -> logits by a head on the features of a frozen CLIP, or of a trained run."""
 
     prompt_learner: Head
-    base: PromptedCLIP | None = None
-    class_texts: Tensor = torch.empty(0)
+    base: PromptedCLIP | None = None  # the model of the trained run; None for CLIP as it is
+    class_texts: Tensor = torch.empty(0)  # (classes, joint), fp32, the text features that the head reads
 
     def use_features_of(self, base: PromptedCLIP) -> None:
         """From now on, read the features of a trained model."""

@@ -30,26 +30,18 @@ if TYPE_CHECKING:
 class LearnedClasses:
     """The classes that prompts were learned on, beside those of a run.
 
-    Attributes:
-        names: in the order of their labels.
-        same: whether the run has these classes, in the same order.
-        complete: whether all classes of the run are among them, in the same dataset.
-        labels: the label in the run -> that in the checkpoint, of the classes that both have. Classes of another
-            dataset count only if all of the run's have learned names: else a name may mean something else.
+    Classes of another dataset count in `labels` only if all of the run's have learned names: else a name may mean
+    something else.
     """
 
-    names: list[str]
-    same: bool
-    complete: bool
-    labels: Mapping[int, int]
+    names: list[str]  # in the order of their labels
+    same: bool  # whether the run has these classes, in the same order
+    complete: bool  # whether all classes of the run are among them, in the same dataset
+    labels: Mapping[int, int]  # of the classes that both have: the label in the run -> that in the checkpoint
 
 
 class Checkpoints:
-    """Saves and loads the learned tensors of a method.
-
-    Args:
-        method: a trainer, or the method of a prediction, with its model.
-    """
+    """Saves and loads the learned tensors of a method: a trainer, or that of a prediction with its model."""
 
     def __init__(self, method: "Method"):
         self.method: Any = method
@@ -86,11 +78,8 @@ class Checkpoints:
         return fit_phase(method.cfg, method.dataset_title, method.dm.dataset, len(method.class_names))
 
     def check_resumed(self, written: Mapping[str, Any]) -> None:
-        """Check that a run can resume from a checkpoint with this metadata.
-
-        Raises:
-            UsageError: the run had other weights or other images, or the metadata is damaged.
-        """
+        """Check that a run can resume from a checkpoint with this metadata. Raises UsageError if the run had other
+        weights or other images, or the metadata is damaged."""
         if not is_metadata(written):
             what = "the metadata of the run's checkpoints is damaged"
             raise UsageError(what, "choose another --output-dir (scripts: OUT)")
@@ -99,10 +88,8 @@ class Checkpoints:
         if images != self.fit_phase.sha256:
             what = "the training images, their order or their classes are not those that the run to resume began with"
             raise UsageError(what, "restore the files of the dataset, or choose another --output-dir (scripts: OUT)")
-        before, now = (
-            f"version {facts.get('version')} (commit {facts.get('commit', '')[:9] or 'unknown'})"
-            for facts in (written, self.training_metadata())
-        )
+        both = (written, {"version": __version__, "commit": source()["commit"] or ""})
+        before, now = (f"version {x.get('version')} (commit {x.get('commit', '')[:9] or 'unknown'})" for x in both)
         if written.get("version") and before != now:
             what = "The results will be of two versions of this project"
             print(f"{what}: the run was trained with {before} and with {now}")
@@ -174,8 +161,7 @@ class Checkpoints:
             state, expected: the tensors of the checkpoint `path`, and those of the model.
             dims: what `class_dims` returned.
 
-        Raises:
-            UsageError: a class has no values, or a tensor does not fit.
+        Raises UsageError if a class has no values, or a tensor does not fit.
         """
         method, labels = self.method, classes.labels
         alone = [name for name in dims if not any(fnmatchcase(name, p) for p in method.of_learned_classes)]
@@ -237,11 +223,9 @@ class Checkpoints:
         metadata = self.metadata()
         before, now = written.get("weights_sha256"), metadata["weights_sha256"]
         if before and before != now:
-            raise UsageError(
-                f"{what} has prompts for other weights: SHA-256 {before[:12]}... ({written.get('backbone')}), "
-                f"not {now[:12]}... ({metadata['backbone']})",
-                "give the backbone that they were learned on, by --backbone",
-            )
+            others = f"SHA-256 {before[:12]}... ({written.get('backbone')}), not {now[:12]}... ({metadata['backbone']})"
+            remedy = "give the backbone that they were learned on, by --backbone"
+            raise UsageError(f"{what} has prompts for other weights: {others}", remedy)
 
 
 def index_of(shape: Sequence[int], class_axes: Sequence[int], labels: list[int]) -> tuple[Tensor, ...]:

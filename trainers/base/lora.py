@@ -50,9 +50,9 @@ class LoRA(BlockAdapter):
 
     def attention_input(self, x: Tensor) -> Tensor:
         maps: list[Any] = [self._modules.get(f"{param}_proj") for param in "qkv"]
-        low = [self.dropped(x) @ each.w_lora_A.T for each in maps if each is not None]
+        low = [self.dropped(x) @ change.w_lora_A.T for change in maps if change is not None]
         none = x.new_empty(self.width, 0)
-        up = torch.block_diag(*(none if each is None else each.w_lora_B for each in maps))  # one product for all
+        up = torch.block_diag(*(none if change is None else change.w_lora_B for change in maps))  # one product for all
         return self.scale * torch.cat(low, dim=-1) @ up.T
 
     def attention_output(self, x: Tensor) -> Tensor:

@@ -103,11 +103,8 @@ class Method:
 
     @classmethod
     def of_published_file(cls, content: Any, path: str, settings: Any) -> Any:
-        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`.
-
-        Raises:
-            UsageError: it is of other settings.
-        """
+        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`. Raises UsageError if it
+        is of other settings."""
         raise NotImplementedError
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
@@ -146,11 +143,7 @@ class Method:
 
     @classmethod
     def settings_of(cls, cfg: CfgNode) -> Any:
-        """The method's settings in a configuration.
-
-        Raises:
-            UsageError: a value cannot work.
-        """
+        """The method's settings in a configuration. Raises UsageError if a value cannot work."""
         return cls.Settings.from_cfg(cfg.TRAINER.get(cls.section(), {}), cls.section())
 
     @classmethod
@@ -189,17 +182,12 @@ class Method:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The names of the run's classes, in the order of their labels, without underscores.
-
-        Raises:
-            UsageError: a label has no name, so that other labels would get wrong names.
-        """
+        """The names of the run's classes, in the order of their labels, without underscores. Raises UsageError if a
+        label has no name, so that other labels would get wrong names."""
         names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
         if len(names) != n_classes:
-            raise UsageError(
-                f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}",
-                "number its classes without gaps",
-            )
+            what = f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}"
+            raise UsageError(what, "number its classes without gaps")
         return list(map(plain, names))
 
     @cached_property
@@ -220,8 +208,7 @@ class Method:
     def template(self, published: Mapping[str, str] | None = None) -> str:
         """The sentence with {} for a class name: the user's, else the method's, else the dataset's.
 
-        Args:
-            published: the method's own sentences for some datasets, by their registered names.
+        `published` are the method's own sentences for some datasets, by their registered names.
         """
         own = "" if self.cfg.DATASET.get("TEMPLATE", "") else (published or {}).get(self.cfg.DATASET.NAME, "")
         return own or self.dataset_template

@@ -15,8 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError, one_line
 from common.text import read_bytes
 
-from .plugin import MAKERS, register_plugins
-from .trainer import PromptTrainer
+from .plugin import MAKERS, register_plugins, registered
 
 LARGEST = 1 << 20  # bytes
 LOADED: dict[Path, str] = {}  # the checksum of each file that was run
@@ -25,9 +24,8 @@ LOADED: dict[Path, str] = {}  # the checksum of each file that was run
 def load_method_file(path: Path) -> None:
     """Run a file that registers methods. A file that this process has run already is not run again.
 
-    Raises:
-        UsageError: it is missing, not Python or has another error, it registers nothing, or a name that exists; or it
-            has changed since this process has run it.
+    Raises UsageError if it is missing, not Python or has another error, it registers nothing, or a name that exists; or
+    it has changed since this process has run it.
     """
     path = path.expanduser().resolve()
     content = read_bytes(path, LARGEST)
@@ -43,7 +41,7 @@ def load_method_file(path: Path) -> None:
     sys.modules[name] = module  # where dataclasses look for the module of a class
     try:
         exec(compile(content, str(path), "exec"), vars(module))  # what was hashed, not a compiled file beside it
-        register_plugins({key: method for key, method in TRAINER_REGISTRY._obj_map.items() if is_method(method)})
+        register_plugins(registered())
         check_names(path, before, makers)
     except BaseException as error:
         del sys.modules[name]
@@ -60,17 +58,13 @@ def load_method_file(path: Path) -> None:
     LOADED[path] = checksum
 
 
-def is_method(entry: object) -> bool:
-    return isinstance(entry, type) and issubclass(entry, PromptTrainer)
-
-
 def check_names(path: Path, before: Mapping[str, object], makers: Mapping[str, object]) -> None:
     """Raise UsageError unless a file has registered names, and all of them are new."""
-    now: dict[str, object] = {**TRAINER_REGISTRY._obj_map, **{f"{name}+": maker for name, maker in MAKERS.items()}}
-    known: dict[str, object] = {**before, **{f"{name}+": maker for name, maker in makers.items()}}
-    if replaced := [name for name in known if now[name] is not known[name]]:
+    new: dict[str, object] = {**TRAINER_REGISTRY._obj_map, **{f"{name}+": maker for name, maker in MAKERS.items()}}
+    old: dict[str, object] = {**before, **{f"{name}+": maker for name, maker in makers.items()}}
+    if replaced := [name for name in old if new[name] is not old[name]]:
         raise UsageError(f"{path} registers {replaced[0]}, which exists already", "choose another name", path)
-    if len(now) == len(known):
+    if len(new) == len(old):
         remedy = "write @TRAINER_REGISTRY.register() above the class of the method"
         raise UsageError(f"{path} registers no method", remedy, path)
 

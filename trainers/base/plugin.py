@@ -24,12 +24,18 @@ def plugin(name: str) -> Callable[[Maker], Maker]:
     return register
 
 
+def registered() -> dict[str, type[PromptTrainer]]:
+    """The registered methods by name."""
+    entries = TRAINER_REGISTRY._obj_map.items()
+    return {name: kind for name, kind in entries if isinstance(kind, type) and issubclass(kind, PromptTrainer)}
+
+
 def register_plugins(methods: dict[str, type[PromptTrainer]]) -> None:
     """Register each plug-in over each of these methods that it works with."""
     for name, make in MAKERS.items():
         for base, method in methods.items():
-            known = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
-            if not known and "+" not in base and (made := make(method)):
+            exists = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
+            if not exists and "+" not in base and (made := make(method)):
                 if made.config_folder == made.__name__:  # nothing was given
                     made.config_folder = method.config_folder
                 if "section" not in vars(made):

@@ -53,23 +53,14 @@ class PromptLearner(nn.Module):
 
 @dataclass(frozen=True)
 class Output:
-    """A forward pass.
+    """A forward pass."""
 
-    Attributes:
-        images: (batch, 3, H, W), the input.
-        tower: the output of the image tower: the un-normalised feature and what the model reads.
-        image: (batch, joint), fp32, the features of the images, of unit length unless the method says otherwise.
-        text: (classes, joint), or (batch, classes, joint) where the texts depend on the image; fp32, of unit length.
-        text_feature: the same, not normalised.
-        logits: (batch, classes), fp32.
-    """
-
-    images: Any
-    tower: ImageOutput
-    image: Tensor
-    text: Tensor
-    text_feature: Tensor
-    logits: Tensor
+    images: Any  # (batch, 3, H, W), the input
+    tower: ImageOutput  # the output of the image tower: the un-normalised feature and what the model reads
+    image: Tensor  # (batch, joint), fp32, the features of the images, of unit length unless the method says otherwise
+    text: Tensor  # (classes, joint), or (batch, classes, joint) where it depends on the image; fp32, of unit length
+    text_feature: Tensor  # the same, not normalised
+    logits: Tensor  # (batch, classes), fp32
 
 
 class PromptedCLIP(nn.Module):

@@ -108,21 +108,17 @@ def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.P
 
     The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one for each, and those
     before them from zero, which replace `X`. If it is True, the words are those before the class name of the template.
-
-    Raises:
-        UsageError: there are no words, or more than N_CTX.
+    Raises UsageError if there are no words, or more than N_CTX.
     """
     n_ctx, given = trainer.settings.N_CTX, trainer.settings.CTX_INIT
     sentence = trainer.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
-        raise UsageError(
-            f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
-            "give 1 to N_CTX words, or False to start at random",
-        )
+        what = f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}"
+        raise UsageError(what, "give 1 to N_CTX words, or False to start at random")
     zeros = torch.zeros(n_ctx - len(words), text_width(clip))
-    known = word_embeddings(clip, " ".join(words), len(words)).detach()
-    return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, known]))
+    start = word_embeddings(clip, " ".join(words), len(words)).detach()
+    return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, start]))
 
 
 class TemplatePrompts(PromptLearner):
@@ -227,8 +223,7 @@ def move_class_tokens(
     Returns:
         the rows (C, positions), and the positions (C, n_ctx) of the context vectors in them.
 
-    Raises:
-        UsageError: there is no such position.
+    Raises UsageError if there is no such position.
     """
     before = vectors_ahead(position, n_ctx)
     rows, first = ids.clone(), tokenizer.start
@@ -326,7 +321,7 @@ class TwoTowerTrainer(PromptTrainer):
         return IndependentPrompts(clip, classnames, text, vision, s.CTX_INIT)
 
 
-def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...] = ("text", "vision")) -> None:
+def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...]) -> None:
     """Raise UsageError for the number of a layer, from 0, that one of the towers does not have."""
     layers = fewest_layers(clip, towers)
     if not 0 <= layer < layers:

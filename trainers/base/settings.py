@@ -28,12 +28,9 @@ class MethodSettings:
 
     PREC: Precision = "fp16"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "N_CTX": (1, 256),
-        "N_CTX_TEXT": (1, 256),
-        "N_CTX_VISION": (1, 256),
+        **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), (1, 256)),
+        **dict.fromkeys(("PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), (0, 100)),
         "PROMPT_DEPTH": (1, 100),
-        "PROMPT_DEPTH_TEXT": (0, 100),
-        "PROMPT_DEPTH_VISION": (0, 100),
     }
 
     def __post_init__(self) -> None:
@@ -64,10 +61,7 @@ class MethodSettings:
 
     def per_layer(self, key: str, layers: int, named: str) -> list[int]:
         """The `PerLayer` field `key` as a list with one number for each layer; `named` is how settings give `layers`.
-
-        Raises:
-            UsageError: a list of another length.
-        """
+        Raises UsageError for a list of another length."""
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
         if len(numbers) != layers:
@@ -78,8 +72,7 @@ class MethodSettings:
     def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
         """The settings of a configuration's node TRAINER.<section>; what it leaves out, or has as None, is the default.
 
-        Raises:
-            UsageError: a value cannot work; the message names its key in full.
+        Raises UsageError if a value cannot work; the message names its key in full.
         """
         known = {item.name for item in fields(cls)}
         try:

@@ -65,11 +65,8 @@ class TaughtTrainer(PromptTrainer):
 
     def distillation_loss(self, output: Output, labels: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from the teacher's."""
-        parts = {
-            "loss_ce": F.cross_entropy(output.logits, labels),
-            "loss_score": cosine_distance(output.text, self.teacher.text_features),
-        }
-        return parts["loss_ce"] + weight * parts["loss_score"], parts
+        ce, distance = F.cross_entropy(output.logits, labels), cosine_distance(output.text, self.teacher.text_features)
+        return ce + weight * distance, {"loss_ce": ce, "loss_score": distance}
 
 
 @torch.no_grad()

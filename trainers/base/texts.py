@@ -26,15 +26,12 @@ class SeveralSettings(MethodSettings):
 
 
 class TextsCLIP(PromptedCLIP):
-    """A model whose text features are given.
+    """A model whose text features are given."""
 
-    Attributes:
-        class_texts: (classes, joint) or, with `class_of`, (sentences, joint), fp32; None: those of the template.
-        class_of: (sentences,), the class of each. The largest logit of its sentences is that of a class.
-    """
-
-    class_texts: Tensor | None = None
-    class_of: Tensor | None = None
+    class_texts: Tensor | None = (
+        None  # (classes, joint), with `class_of` (sentences, joint), fp32; None: the template's
+    )
+    class_of: Tensor | None = None  # (sentences,), the class of each: the largest logit of its sentences counts
 
     def _apply(self, fn: Callable, recurse: bool = True):
         for name in ("class_texts", "class_of"):

@@ -56,11 +56,8 @@ class PromptTrainer(Method, TrainerX):
             Method.__init__(self, cfg, classes, device or torch.device("cpu"))
 
     def check_training(self) -> None:
-        """Check what only training needs: a test or a prediction may have other classes.
-
-        Raises:
-            UsageError: the settings do not fit the classes to learn.
-        """
+        """Check what only training needs: a test or a prediction may have other classes. Raises UsageError if the
+        settings do not fit the classes to learn."""
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and parts of it to be logged.
@@ -72,11 +69,7 @@ class PromptTrainer(Method, TrainerX):
         return F.cross_entropy(output.logits, labels), {}
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Check the settings; Dassl calls this first.
-
-        Raises:
-            UsageError: a value cannot work.
-        """
+        """Check the settings; Dassl calls this first. Raises UsageError if a value cannot work."""
         self.cfg = cfg  # Dassl sets it only later
         self.check_settings(cfg)
         views = cfg.DATALOADER.K_TRANSFORMS

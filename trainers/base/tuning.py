@@ -125,11 +125,8 @@ class TuningTrainer(ViewsTrainer):
             self.checkpoints.read(directory, epoch)
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        """The start: a checkpoint that has one set of context vectors for all classes, and nothing else.
-
-        Raises:
-            UsageError: it has other prompts, or they do not fit the settings.
-        """
+        """The start: a checkpoint that has one set of context vectors for all classes, and nothing else. Raises
+        UsageError if it has other prompts, or they do not fit the settings."""
         written = checkpoint.get("metadata") or {}
         prompts: Any = self.model.prompt_learner
         own, n_ctx = self.settings.position, len(prompts.ctx)

@@ -27,21 +27,13 @@ Draw = np.random.RandomState
 
 @dataclass(frozen=True)
 class ViewsTransform:
-    """A transform from a PIL image in RGB to its views, (count, 3, H, W).
+    """A transform from a PIL image in RGB to its views, (count, 3, H, W)."""
 
-    Args:
-        centre: the transform of a test, which makes view 0: steps on PIL images, `ToTensor`, further steps.
-        size: (H, W).
-        count: number of views.
-        augmix: whether AugMix changes all views but the first.
-        seed: chooses the random views.
-    """
-
-    centre: T.Compose
-    size: tuple[int, int]
-    count: int = 64
-    augmix: bool = False
-    seed: int = 0
+    centre: T.Compose  # the transform of a test, which makes view 0: steps on PIL images, `ToTensor`, further steps
+    size: tuple[int, int]  # (H, W)
+    count: int = 64  # number of views
+    augmix: bool = False  # whether AugMix changes all views but the first
+    seed: int = 0  # chooses the random views
 
     def __call__(self, image: Picture) -> Tensor:
         digest = hashlib.sha256(f"{self.seed} {image.size} ".encode() + image.tobytes()).digest()
