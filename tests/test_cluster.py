@@ -59,10 +59,16 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-def test_run_larger_than_any_machine_and_wrong_address_are_refused(nodes, monkeypatch):
+def test_run_larger_than_any_machine_and_wrong_address_are_refused(monkeypatch):
+    pytest.importorskip("ray", reason=NO_RAY)
+    machines = [{"Alive": alive, "Resources": {"CPU": cores}} for alive, cores in ((True, 1.0), (False, 9.0))]
+    for name, answer in {"init": None, "shutdown": None, "nodes": machines, "cluster_resources": {"CPU": 1.0}}.items():
+        monkeypatch.setattr(f"ray.{name}", lambda *_, answer=answer, **__: answer)
+    with Cluster() as cluster:
+        assert (cluster.slots(), cluster.gpus) == (2, 0)
     for cpus, gpus, words in ((2, None, "2 cores and 0 GPUs"), (1, 0.5, "1 cores and 0.5 GPUs")):
         with pytest.raises(UsageError, match=f"no machine of this cluster has {words}"):
-            Cluster(nodes.address, cpus, gpus).__enter__()
+            Cluster(None, cpus, gpus).__enter__()
     with pytest.raises(UsageError, match=r"^no Ray cluster at 127.0.0.1:1 \("):
         Cluster("127.0.0.1:1")
     monkeypatch.setattr("ray.init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no port")))

@@ -281,8 +281,8 @@ def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
     assert torch.allclose(head.model_inference(images), output.logits, atol=1e-3)
     head, coop = both("new")
     head.load_model(str(tmp_path / "base"))
-    images = images_of(head)
-    assert torch.allclose(head.model_inference(images), coop.model_inference(images), atol=1e-3)
+    assert torch.allclose(*(method.model_inference(images_of(head)) for method in (head, coop)), atol=1e-3)
+    assert {tensor.device.type for tensor in head.model.to("meta").base.state_dict().values()} == {"meta"}
 
 
 def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_path):
