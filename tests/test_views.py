@@ -10,6 +10,7 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from trainers.base import views
 from trainers.base.views import ViewsTransform, crop_box
@@ -106,4 +107,7 @@ def test_views_depend_on_the_pixels_and_the_seed_alone():
 
 @pytest.mark.parametrize("size", [(500, 5), (5, 500), (1, 1)])
 def test_images_too_thin_for_a_random_crop(size):
+    """Their middle is taken, as by torchvision."""
+    expected = RandomResizedCrop.get_params(Image.new("RGB", size), (0.08, 1.0), (3 / 4, 4 / 3))
+    assert crop_box(Image.new("RGB", size), torch.Generator()) == expected
     assert ViewsTransform(centre(32), (32, 32), 8, True)(Image.new("RGB", size, (200, 10, 30))).shape == (8, 3, 32, 32)
