@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,7 +200,7 @@ class Calibrated:
                 folder = Path(self.cfg.OUTPUT_DIR)
                 write_calibration(folder, fitted, file_of(folder, type(self.trainer)))
             return {"calibration": report(fitted, test, held=held)}
-        distances = None if list(self.prompts.class_names) == names else self.distances()
+        distances = None if list(self.prompts.class_names) == names else self.distances(self.prompts)
         return {"calibration": report(self.prompts, test, distances)}
 
     @torch.no_grad()
@@ -212,11 +213,13 @@ class Calibrated:
         held = Outputs(logits.astype(float), labels.astype(int))
         return held, fit(held, names, items, f"validation images of {title(cfg)}", test_images=self.test_images)
 
-    def distances(self) -> Distances | None:
-        """DAC for the classes of the test; None where the texts of the method have no distances."""
+    def distances(self, fitted: Calibration) -> Distances | None:
+        """DAC for the classes of the test, some of which are not those of the fit; None for texts without distances."""
         trainer, folder = self.trainer, self.spec.args.model_dir
         options = model_options(backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch)
         description, checkpoint, backbone = read_model(Path(folder), options)
+        if not description.class_names:  # of a method that learns none
+            description = replace(description, class_names=list(fitted.class_names))
         on = {"device": trainer.device.type, "clip": trainer.model.frozen}  # not loaded once more
         classifier = PromptedClassifier(description, checkpoint, folder, backbone, **on)
         return classifier.distances(trainer.class_names)

@@ -251,6 +251,13 @@ def test_new_classes_need_the_calibration_of_the_base(launch, argv):
     assert f"has no {CALIBRATION}" in done.error
 
 
+def test_new_classes_of_a_method_that_learns_nothing(finished):
+    base = finished("ZeroshotCLIP", "base", *ASKED, "DATASET.NUM_SHOTS", -1)
+    found = results(finished("ZeroshotCLIP", *NEW[1:], tests=base))["calibration"]
+    assert found["temperature"] == calibration_in(base).temperature.temperature != 1
+    assert found["by_dac"] == pytest.approx(found["before"]) != found["by_temperature"]
+
+
 def test_base_and_new_classes_together(calibrated, finished):
     union = finished("CoOp", "all", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1, tests=calibrated)
     found, arrays = results(union)["open_world"], np.load(union / "predictions.npz")
