@@ -121,7 +121,7 @@ def draw_confusion(ax: Axes, found: Outcome) -> None:
     images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     edges = (-0.5, number - 0.5, number - 0.5, -0.5)
     shares = ax.imshow(100 * confusion / images, cmap="Greys", vmin=0, vmax=100, extent=edges)
-    ax.figure.colorbar(shares, ax=ax, label="images of the class (%)", shrink=0.8)
+    ax.figure.colorbar(shares, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="images of the class (%)")
     ax.set(xlabel="predicted class", ylabel="class")
     if number <= MOST:
         size, labels = max(4, min(8, 160 / number)), [found.name(label) for label in range(number)]
