@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BATCH = 100  # images at a time, as in the published tests
 OTHER_LISTS = 4  # lists of other class names whose text features are kept
 
-Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
+Pixels = str | PathLike | bytes | Image.Image  # an image file, its content, or an image in memory
 
 
 class PromptedClassifier:
@@ -237,7 +237,7 @@ class PromptedClassifier:
         """The probability of each class: (images, classes), fp32, on the CPU; calibrated by `calibration`, if any.
 
         Args:
-            images: files or PIL images, or one of them; or a tensor (images, [views,] 3, H, W) that `transform` made.
+            images: files, contents of files or PIL images, or one of them; or a tensor (images, [views,] 3, H, W).
             class_names: other names to choose from; by default those that the prompts were learned on.
 
         Raises:
@@ -316,7 +316,7 @@ class PromptedClassifier:
         if isinstance(images, Tensor):
             yield from (images[None] if images.dim() == 3 else images).split(BATCH)
             return
-        several = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
+        several = [images] if isinstance(images, Pixels) else list(images)
         size = max(1, BATCH // self.views)
         for start in range(0, len(several), size):
             yield self.pixels(several[start : start + size])

@@ -23,7 +23,7 @@ from inference.models import open_models
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
 import uvicorn  # noqa: E402
 
-from inference.serving import api, reading  # noqa: E402
+from inference.serving import api, reading, service  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +40,8 @@ def classifier(finished):
 
 
 @pytest.fixture(scope="module")
-def port(classifier, tmp_path_factory):
-    app = api.application(api.Service(classifier, tmp_path_factory.mktemp("uploads")))
+def port(classifier):
+    app = api.application(service.Service(classifier))
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = Thread(target=server.run, args=([listening],))
@@ -154,19 +154,23 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
     assert ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200  # nothing of it is left
 
 
-def test_a_reader_reads_as_the_toolbox_and_survives_images_that_end_it(photos, tmp_path, monkeypatch):
-    reader = reading.Reader()
+def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "SECONDS", 1)
     monkeypatch.setattr(reading, "MEMORY", 60 << 20)
-    (tmp_path / "slow").write_bytes(comments(3_000_000))
-    (tmp_path / "deep").write_bytes(png(5000, 4999))
-    (tmp_path / "damaged").write_bytes((photos / "a.jpg").read_bytes()[:300])
-    reasons = {"slow": "takes more than 1 seconds", "deep": "memory|cannot read", "damaged": "cannot read the image"}
-    for name, reason in reasons.items():
+    monkeypatch.setattr(reading, "STRIP", 1000)
+    readers = reading.Readers(1)
+    slow, deep, damaged = comments(3_000_000), png(5000, 4999), (photos / "a.jpg").read_bytes()[:300]
+    reasons = {
+        slow: "takes more than 1 seconds",
+        deep: "memory|cannot read",
+        damaged: "cannot read the image in memory",
+    }
+    for content, reason in reasons.items():
         with pytest.raises(ImageError, match=reason):
-            reader.read(tmp_path / name)
+            readers.read(content)
         for file in (photos / "a.jpg", photos / "d.webp"):
-            found, expected = reader.read(file), read_image(file)
+            found, expected = readers.read(file), read_image(file)
             assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
-    reader.close()
-    assert reader.process is None
+    process = readers.readers[0].process
+    readers.close()
+    assert process.poll() is not None

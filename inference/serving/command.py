@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
             from .. import images, models
         with required_packages(REQUIREMENTS):
             if args.api:
-                from .api import Service, serve
+                from .api import serve
+                from .service import Service
             else:
                 from .page import Page
         examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does
         if args.api:
-            serve(Service(opened[0].classifier, uploads, names or None, args.sets), args.host, args.port)
+            serve(Service(opened[0].classifier, names or None, args.sets), args.host, args.port)
             return
         page = Page(opened, names or opened[0].classifier.class_names, examples, args.unknown, args.sets)
         address = page.start(args.host, args.port)

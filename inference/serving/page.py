@@ -23,8 +23,8 @@ from ..classifier import PromptedClassifier
 from ..images import Batch, in_set, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
-from .limits import EVERY, OLDEST, Limits, Turns
-from .reading import read_safely
+from .limits import AT_ONCE, EVERY, OLDEST, Limits, Turns
+from .reading import Readers
 
 BARS = 5  # classes of each model
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
@@ -63,11 +63,15 @@ class Page:
         coverage: float | None = None,
     ):
         self.models, self.own_names = models, list(names)
-        self.turns, self.read = Turns(), lru_cache(REMEMBERED)(self.read_image)
+        self.turns, self.readers = Turns(), Readers(AT_ONCE)
+        self.read = lru_cache(REMEMBERED)(self.read_image)
         self.unknown, self.coverage = unknown, coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
-            gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
+            gr.Markdown(
+                "# Prompted CLIP\nDrop, paste or choose an image. The bars are the "
+                f"{BARS} most probable classes, and follow when you edit the class names."
+            )
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=2, min_width=300):
                     image = gr.Image(
@@ -81,8 +85,11 @@ class Page:
                 with gr.Column(scale=3, min_width=300):
                     message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
                     with gr.Row():
-                        bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
-                    looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
+                        bars = [
+                            gr.Label(label=with_accuracy(each), num_top_classes=BARS, min_width=200) for each in models
+                        ]
+                    title = "Attention roll-out: shares in the answer"
+                    looks = gr.HTML(label=title, show_label=True, container=True)
             gr.on(
                 [image.change, edited.change],
                 self.answer,
@@ -138,10 +145,10 @@ class Page:
         try:
             if len(text) > MOST_TEXT:
                 raise UsageError(f"the class names have {len(text):,} characters", f"give at most {MOST_TEXT:,}")
-            names = check_names([line for line in text.splitlines() if line.strip()])
-            if len(names) > MOST_NAMES:
-                raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
-            return self.bars(file, names)
+            names = [line for line in text.splitlines() if line.strip()]
+            if not 0 < len(names) <= MOST_NAMES:
+                raise UsageError(f"there are {len(names) or 'no'} class names", f"give 1 to {MOST_NAMES:,}")
+            return self.bars(file, check_names(names))
         except UsageError as error:
             return [self.message(str(error), file), *nothing]
 
@@ -181,7 +188,7 @@ class Page:
 
     def read_image(self, file: str) -> Batch:
         """An image, once for all models that read it in the same way."""
-        return read_batch([Path(file)], [classifier for _, classifier in self.models], read_safely)
+        return read_batch([Path(file)], [classifier for _, classifier in self.models], self.readers.read)
 
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
@@ -199,6 +206,14 @@ class Page:
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {shares_text(shares)}"
         return list(found.values())
+
+
+def with_accuracy(model: Model) -> str:
+    """The name of a model, with the dataset and the accuracy of its test, if they are known."""
+    of = model.classifier.description
+    accuracy = of.training.get("accuracy")
+    tested = [f"{accuracy:.1f}% in its test"] if isinstance(accuracy, int | float) else []
+    return ", ".join(filter(None, [model.name, of.dataset, *tested]))
 
 
 def added(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, float]:

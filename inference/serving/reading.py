@@ -1,4 +1,4 @@
-"""An image of a visitor, read by a process of its own: a decoder of images may take any memory and time."""
+"""Images of visitors, read by processes of their own: a decoder of images may take any memory and time."""
 
 import json
 import os
@@ -6,78 +6,99 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
-from threading import Timer
+from queue import LifoQueue
+from select import poll
 from typing import Any
 
-from dassl.utils.images import ImageError, read_image
+from dassl.utils.images import MAX_BYTES, ImageError, read_image
 from PIL import Image
+
+from common.text import read_bytes
 
 PIXELS = 25_000_000
 MEMORY = 256 << 20  # bytes, beyond those of an idle process
 SECONDS = 5  # of the processor
-PATIENCE, WITH_START = 30, 120  # seconds: a busy machine is slow, above all when it starts a process
-DAMAGED = 1  # exit status
+PATIENCE = 120  # seconds without an answer: a busy machine is slow, above all when it starts a process
+STRIP = 1 << 22  # bytes of an image that are taken at once: other threads wait meanwhile
+NICE = 10  # answers to visitors go first, but the model waits for these images
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
 
 
-def read_safely(path: Any, max_pixels: int | None = None, exif_orientation: bool = True) -> Image.Image:
-    """`read_image` within PIXELS, MEMORY and SECONDS."""
-    limits = min(max_pixels or PIXELS, PIXELS), MEMORY, SECONDS
-    command = [sys.executable, __file__, str(path), *map(str, (*limits, int(exif_orientation)))]
-    with tempfile.TemporaryFile() as answer:
+class Readers:
+    """Processes that read images, each one after another: as many at once as there are processes.
+
+    A process starts when it is needed for the first time. Several threads may read.
+    """
+
+    def __init__(self, number: int):
+        self.readers = [Reader() for _ in range(number)]
+        self.idle: LifoQueue[Reader] = LifoQueue()
+        for reader in self.readers:
+            self.idle.put(reader)
+
+    def read(self, image: Any, max_pixels: int | None = None, exif_orientation: bool = True) -> Image.Image:
+        """`read_image` of a file or its content within PIXELS, MEMORY and SECONDS; it waits for an idle process."""
+        content = image if isinstance(image, bytes) else read_bytes(image, MAX_BYTES)
+        reader = self.idle.get()
         try:
-            status = subprocess.run(
-                command, stdout=answer, stderr=subprocess.DEVNULL, timeout=PATIENCE, env=_environment()
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = -signal.SIGXCPU
-        answer.seek(0)
-        if status:
-            raise _fault(path, status, answer.read(2000) if status == DAMAGED else b"")
-        with Image.open(answer, formats=["PPM"]) as image:
-            image.load()
-            return image
+            return reader.read(content, min(max_pixels or PIXELS, PIXELS), exif_orientation)
+        except ImageError as error:
+            name = "in memory" if isinstance(image, bytes) else repr(str(image))
+            raise ImageError(str(error).replace("in memory", name)) from error
+        finally:
+            self.idle.put(reader)
+
+    def close(self) -> None:
+        """End the processes."""
+        for reader in self.readers:
+            reader.close()
 
 
 class Reader:
-    """A process that reads one image after another, each within the limits of `read_safely`.
-
-    An image that ends the process is an error of that image: the next one gets a new process.
-    """
+    """One process. An image that ends it is an error of that image: the next one gets a new process."""
 
     process: subprocess.Popen | None = None
 
-    def read(self, path: Any, max_pixels: int | None = None, exif_orientation: bool = True) -> Image.Image:
-        """`read_safely`, without the start of a process; one thread may call it at a time."""
+    def read(self, content: bytes, *options: Any) -> Image.Image:
+        """`read_image`; one thread may call it at a time."""
         if self.process is None:
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self.process = subprocess.Popen([sys.executable, __file__, str(MEMORY)], env=_environment(), **pipes)
+            paths = os.pathsep.join(filter(None, sys.path))
+            environment = os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
+            self.process = subprocess.Popen([sys.executable, __file__, str(MEMORY)], env=environment, **PIPES)
         process = self.process
         assert process.stdin and process.stdout
-        patience = Timer(WITH_START, process.send_signal, [signal.SIGXCPU])
-        patience.start()
         try:
-            limits = SECONDS, min(max_pixels or PIXELS, PIXELS), exif_orientation
-            process.stdin.write(json.dumps([str(path), *limits]).encode() + b"\n")
+            process.stdin.write(json.dumps([len(content), SECONDS, *options]).encode() + b"\n")
+            process.stdin.write(content)
             process.stdin.flush()
+            answer = poll()
+            answer.register(process.stdout)
+            if not answer.poll(PATIENCE * 1000):
+                process.send_signal(signal.SIGXCPU)
             kind = process.stdout.readline()
             if kind == b"fault\n":
-                raise _fault(path, DAMAGED, process.stdout.readline())
+                raise ImageError(process.stdout.readline().decode().strip())
             if kind != b"P6\n":
                 raise ValueError("the process has ended")
             width, height = map(int, process.stdout.readline().split())
             process.stdout.readline()  # the largest value, 255
-            return Image.frombytes("RGB", (width, height), process.stdout.read(width * height * 3))
+            image = Image.new("RGB", (width, height))
+            for top in range(0, height, rows := max(1, STRIP // (3 * width))):
+                size = width, min(rows, height - top)
+                image.paste(Image.frombytes("RGB", size, process.stdout.read(3 * size[0] * size[1])), (0, top))
+            return image
         except ImageError:
             raise
         except (OSError, ValueError) as error:
             self.close()
-            raise _fault(path, process.returncode) from error
-        finally:
-            patience.cancel()
+            if process.returncode == -signal.SIGXCPU:
+                fault = f"the image in memory takes more than {SECONDS} seconds: make it smaller"
+            else:
+                fault = "the image in memory is damaged, or takes too much memory: replace it"
+            raise ImageError(fault) from error
 
     def close(self) -> None:
         """End the process."""
@@ -87,51 +108,23 @@ class Reader:
             process.communicate()
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-
-
-def _fault(path: Any, status: int, text: bytes = b"") -> ImageError:
-    """The error of an image whose process has ended with a status, or has written a line about it."""
-    if status == -signal.SIGXCPU:
-        return ImageError(f"the image {str(path)!r} takes more than {SECONDS} seconds: make it smaller")
-    damaged = f"the image {str(path)!r} is damaged, or takes too much memory: replace it"
-    return ImageError(text.decode(errors="replace").strip() or damaged)
-
-
-def _main(path: str, pixels: int, memory: int, seconds: int, exif_orientation: int) -> None:
-    """Write the image as a PPM file to stdout, or a line about it."""
-    os.nice(19)  # answers to visitors go first
-    _limit_memory(memory)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    try:
-        read_image(path, pixels, bool(exif_orientation)).save(sys.stdout.buffer, "ppm")
-    except ImageError as error:
-        sys.stdout.buffer.write(str(error).encode(errors="replace"))
-        sys.exit(DAMAGED)
-
-
-def _limit_memory(memory: int) -> None:
+def _read_all(memory: int) -> None:
+    """Write the image after each line of stdin, its length and limits, as PPM to stdout, or a line after `fault`."""
+    os.nice(NICE)
     with suppress(OSError, ValueError):  # a system without limits of memory, such as macOS
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory,) * 2)
-
-
-def _read_all(memory: int) -> None:
-    """Write the image of each line of stdin, a path and limits, as `_main` does; a line about it follows `fault`."""
-    os.nice(5)  # less than in `_main`: the model waits for these images
-    _limit_memory(memory)
     for line in sys.stdin.buffer:
+        length, seconds, *options = json.loads(line)
+        content = sys.stdin.buffer.read(length)
         used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        path, seconds, *options = json.loads(line)
         resource.setrlimit(resource.RLIMIT_CPU, (ceil(used) + seconds, resource.RLIM_INFINITY))
         try:
-            read_image(path, *options).save(sys.stdout.buffer, "ppm")
+            read_image(content, *options).save(sys.stdout.buffer, "ppm")
         except ImageError as error:
             sys.stdout.buffer.write(b"fault\n" + " ".join(str(error).split()).encode(errors="replace") + b"\n")
         sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    path, *given = sys.argv[1:]
-    _main(path, *map(int, given)) if given else _read_all(int(path))
+    _read_all(int(sys.argv[1]))

@@ -53,6 +53,7 @@ def test_image_in_memory_is_read_like_its_file(pixels, orientation, tmp_path):
     image = Image.open(path)
     before = image.copy()
     assert np.array_equal(read_image(image), read_image(path))
+    assert np.array_equal(read_image(path.read_bytes()), read_image(path))
     assert np.array_equal(image, before) and image.mode == before.mode  # it has not changed
     with pytest.raises(ImageError, match="in memory has more than 9 pixels"):
         read_image(image, 9)

@@ -29,7 +29,8 @@ def read_image(path, max_pixels=None, exif_orientation=True):
     conversion to RGB, which ignores transparency.
 
     Args:
-        path (str): a regular file in one of FORMATS; or an image of Pillow, which is converted in the same way.
+        path (str): a regular file in one of FORMATS, or its content as bytes; or an image of Pillow, which is converted
+            in the same way.
         max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer side may have at most
             MAX_RATIO times the pixels of the shorter one, and a file MAX_BYTES bytes.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
@@ -37,16 +38,17 @@ def read_image(path, max_pixels=None, exif_orientation=True):
     Raises ImageError (a UsageError and an OSError), which names the file, if it is missing, truncated, too large, too
     thin, or not such an image.
     """
-    loaded = isinstance(path, Image.Image)
-    name = "in memory" if loaded else repr(os.fspath(path))  # in one line and printable
+    name = "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))  # in one line and printable
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
-        if loaded:
+        if isinstance(path, Image.Image):
             _check_size(path, name, limit)
             image = path.copy()
             image.format = path.format  # which a copy lacks
             return _convert(image, exif_orientation)
-        content = read_bytes(path, MAX_BYTES)
+        content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         with opening:  # Pillow has one limit for the whole process, which does not apply here
             usual = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None

@@ -1,0 +1,222 @@
+"""Answers for the images of concurrent requests, in batches.
+
+Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many waits behind whoever
+has sent one.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from threading import Condition, Thread
+from time import monotonic
+from typing import Any
+
+import torch
+from dassl.utils.images import MAX_BYTES
+from pydantic import BaseModel, Field
+from torch import Tensor
+from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on
+
+from common.errors import UsageError
+from common.version import __version__
+
+from ..classifier import BATCH, PromptedClassifier
+from ..images import in_set
+from ..predict import as_objects
+from .reading import PIXELS, Readers
+
+READERS = 3  # processes that read images; one address has at most two of them
+SHORT = 0.5  # seconds of a batch: other images wait meanwhile
+
+
+class Question(BaseModel, extra="forbid"):
+    """The body of /predict as JSON; as a form, `image` is a file."""
+
+    image: str = Field(description="the image file in base64")
+    top_k: int = Field(5, ge=1, le=100_000, description="how many of the most probable classes to answer")
+    sets: float | None = Field(None, gt=0, lt=1, description="share of images whose class the set has, such as 0.9")
+
+
+Named = TypedDict("Named", {"class": str, "probability": float})
+
+
+class Answer(TypedDict):
+    """What the model says of an image."""
+
+    top: list[Named]  # the most probable class first
+    unknown: bool | None  # the model is too unsure; null: no calibration says it
+    set: list[Named] | None  # if `sets` is given
+
+
+@dataclass
+class Job:
+    """An image on its way: a file's content, then pixels (1, [views,] 3, H, W), in the end an answer."""
+
+    address: str
+    content: bytes
+    question: Question
+    done: "Future[Answer]" = field(default_factory=Future)
+    pixels: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class Line:
+    """Jobs that wait, in turns by address. Several threads may take them.
+
+    Args:
+        most: jobs of one address that are taken and not done.
+    """
+
+    def __init__(self, most: float = inf):
+        self.most = most
+        self.jobs: dict[str, deque[Job]] = {}  # the address whose turn is next comes first
+        self.taken = Counter[str]()  # jobs that are not done, by address
+        self.change, self.open = Condition(), True
+
+    def add(self, job: Job) -> None:
+        with self.change:
+            self.jobs.setdefault(job.address, deque()).append(job)
+            self.change.notify_all()
+
+    def take(self, number: int) -> list[Job]:
+        """Up to `number` jobs; it waits for them, or for the first one if no other is taken. None after the end."""
+        with self.change:
+            while self.open:
+                if (not self.taken or self.waiting() >= number) and (jobs := list(self.next_jobs(number))):
+                    return jobs
+                self.change.wait()
+            return []
+
+    def next_jobs(self, number: int) -> Iterator[Job]:
+        for _ in range(number):
+            address = next((address for address in self.jobs if self.taken[address] < self.most), None)
+            if address is None:
+                return
+            self.taken[address] += 1
+            jobs = self.jobs.pop(address)
+            yield jobs.popleft()
+            if jobs:
+                self.jobs[address] = jobs
+
+    def waiting(self) -> int:
+        return sum(map(len, self.jobs.values()))
+
+    def done(self, jobs: Sequence[Job]) -> None:
+        with self.change:
+            self.taken -= Counter(job.address for job in jobs)  # which leaves no zeros
+            self.change.notify_all()
+
+    def close(self) -> None:
+        with self.change:
+            self.open = False
+            self.change.notify_all()
+
+
+class Service:
+    """Reads and classifies the images of all requests.
+
+    Args:
+        names: class names instead of the model's; None: its own.
+        coverage: the share of a set's images for requests that do not say it; None: no set.
+    """
+
+    def __init__(self, classifier: PromptedClassifier, names: list[str] | None = None, coverage: float | None = None):
+        self.classifier, self.names, self.coverage = classifier, names, coverage
+        self.classes = names or classifier.class_names
+        try:
+            classifier.check_asked(True, class_names=names)
+            self.says_unknown = True
+        except UsageError:  # without a calibration, or with one that promises no error
+            self.says_unknown = False
+
+    @asynccontextmanager
+    async def running(self, _: Any) -> AsyncIterator[None]:
+        """Within it, jobs are worked on."""
+        self.to_read, self.to_classify, self.readers = Line(READERS - 1), Line(), Readers(READERS)
+        threads = 1 if self.classifier.device.type == "cuda" else torch.get_num_threads()
+        for work in [self.read] * READERS + [partial(self.classify, threads)] * threads:
+            Thread(target=work, daemon=True).start()
+        try:
+            yield
+        finally:
+            for part in (self.to_read, self.to_classify, self.readers):
+                part.close()
+
+    def read(self) -> None:
+        """Read one image after another."""
+        torch.set_num_threads(1)  # Torch starts threads for each thread that computes: this one needs none
+        while jobs := self.to_read.take(1):
+            (job,) = jobs
+            try:
+                if job.done.set_running_or_notify_cancel():
+                    job.pixels = self.classifier.pixels([job.content], self.readers.read)
+                    self.to_classify.add(job)
+            except Exception as error:  # noqa: BLE001 - the request answers it
+                job.done.set_exception(error)
+            self.to_read.done(jobs)
+
+    def classify(self, threads: int) -> None:
+        """Classify whatever has been read meanwhile, one batch after another, each in about SHORT seconds.
+
+        Several batches at once are faster with one thread each, if they are full. A single image has all threads.
+        """
+        most = 1
+        while jobs := self.to_classify.take(most):
+            start = monotonic()
+            torch.set_num_threads(threads if len(jobs) == 1 else 1)
+            try:
+                for job, answer in zip(jobs, self.answers(jobs), strict=True):
+                    job.done.set_result(answer)
+            except Exception as error:  # noqa: BLE001 - the requests answer it
+                for job in jobs:
+                    if not job.done.done():
+                        job.done.set_exception(error)
+            self.to_classify.done(jobs)
+            pace = len(jobs) / max(monotonic() - start, 1e-6)  # images a second
+            most = max(1, min(int(SHORT * pace), BATCH // self.classifier.views))
+
+    @torch.no_grad()
+    def answers(self, jobs: Sequence[Job]) -> Iterator[Answer]:
+        logits = self.classifier.logits(torch.cat([job.pixels for job in jobs]), self.names)
+        probabilities = self.classifier.repaired(logits, self.names).softmax(dim=-1)
+        unknown = self.classifier.unknown(logits).tolist() if self.says_unknown else [None] * len(jobs)
+        for number, (job, row) in enumerate(zip(jobs, probabilities, strict=True)):
+            values, indices = row.topk(min(job.question.top_k, len(self.classes)))
+            pairs = zip(indices.tolist(), values.tolist(), strict=True)
+            top: Any = as_objects([(self.classes[index], value) for index, value in pairs])
+            answer = Answer(top=top, unknown=unknown[number], set=None)
+            if (coverage := job.question.sets) is not None:
+                (chosen,) = self.classifier.sets(logits[number : number + 1], coverage)
+                members: Any = as_objects(in_set(chosen, row, self.classes) or [])
+                answer["set"] = members
+            yield answer
+
+    async def answer(self, address: str, content: bytes, question: Question) -> Answer:
+        """The answer for an image file's content; UsageError if it cannot be read or no such set is promised."""
+        if question.sets is None:
+            question.sets = self.coverage
+        try:
+            self.classifier.check_asked(False, question.sets, self.names)
+            self.to_read.add(job := Job(address, content, question))
+            return await asyncio.wrap_future(job.done)
+        except UsageError as error:
+            text = str(error).replace(self.classifier.source, "the model").replace("in memory", "`image`")
+            raise UsageError(text) from error
+
+    def about(self) -> dict[str, Any]:
+        """The facts of the model for its users."""
+        of, calibration = self.classifier.description, self.classifier.calibration
+        return {
+            "method": of.method,
+            "dataset": of.dataset,
+            "class_names": self.classes,
+            "training": of.training,
+            "calibration": str(calibration) if calibration else None,
+            "unknown": self.says_unknown,
+            "largest_image": {"bytes": MAX_BYTES, "pixels": PIXELS},
+            "version": __version__,
+        }
