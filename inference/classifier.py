@@ -136,13 +136,12 @@ class PromptedClassifier:
             revision: of the repository: a branch, a tag or a commit; by default the newest commit.
             class_names: for zero-shot CLIP and published checkpoints, which have none.
             epoch: of a run; by default the tested one.
-            config_file: YAML file of its method, for a published checkpoint.
-            method: its name, by default that of the folder of this file.
+            config_file, method: of a published checkpoint; the name is by default that of the folder of the YAML file.
             max_pixels: as for the class.
 
         Raises:
-            UsageError: a file is missing, damaged, too large or changed; the backbone has other weights; there is no
-                such repository, or there is no connection to the Hub and the repository was never downloaded.
+            UsageError: a file is missing, damaged, too large or changed; the backbone has other weights, or the model
+                other class names; there is no such repository, or no connection to the Hub and no copy of it.
         """
         from .models import open_models  # which needs this class
 
@@ -154,6 +153,8 @@ class PromptedClassifier:
         options = {"backbone": backbone, "device": device, "load_epoch": epoch, "config_file": str(config_file)}
         options |= {"trainer": method, "template": "", "sentences": "", "max_pixels": max_pixels}
         ((_, classifier),) = open_models([path], Namespace(**options), class_names)
+        if class_names and with_spaces(classifier.class_names) != with_spaces(check_names(class_names)):
+            raise UsageError(f"{name} has class names of its own", "give other names to `probabilities`", name)
         return classifier
 
     @classmethod
@@ -194,10 +195,9 @@ class PromptedClassifier:
         name = self.cfg.MODEL.BACKBONE.NAME
         public = name if is_published(name) else re.sub(r"[^:]*/", "", name)  # without the folder of a file
         facts = self.description.training | ({} if self._own.model.classes_learned else {"classes_learned": False})
-        sha256 = weights_sha256(name)
         facts_of_weights: dict[str, Any] = {
             "backbone": public,
-            "backbone_sha256": sha256,
+            "backbone_sha256": weights_sha256(name),
             "tokeniser": tokenizer_of(self.clip).name,
         }
         description = replace(self.description, **facts_of_weights, training=facts)

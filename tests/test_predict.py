@@ -8,6 +8,7 @@ import shutil
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,11 @@ def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(finished
         classifier = PromptedClassifier.from_pretrained(path, max_pixels=32 * 32, **options)
         assert classifier.class_names == bare["class_names"]
         torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
+        contents = [Path(file).read_bytes() for file in files[:2]]
+        assert torch.equal(classifier.logits(contents), classifier.logits(files[:2]))
+        assert torch.equal(classifier.logits(contents[0]), classifier.logits(files[0]))
+    with one_line("has class names of its own"):
+        PromptedClassifier.from_pretrained(folder, class_names=["a", "b"])
     with one_line("has more than 1,024 pixels", "--max-pixels"):
         Image.new("RGB", (33, 32)).save(tmp_path / "large.png")
         classifier.logits([tmp_path / "large.png"])
