@@ -151,7 +151,7 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
     classes = list(map(plain, dataset.classnames))
     full = [text.replace("{}", name) for name, texts in written.items() for text in texts]
     missing = [name for name in classes if name not in written]
-    unknown = [name for name in written if name not in classes]
+    unknown = [name for name in map(plain, dataset.sentences) if name not in classes]
     faults = {
         "have more than 77 tokens, of which CLIP reads the first ones": [x[:60] for x in full if len(encode(x)) > 75],
         "classes without sentences have the template": missing,
