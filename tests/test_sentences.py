@@ -93,6 +93,14 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
     assert "DATASET.SENTENCES_SHA256" in again.error
 
 
+@pytest.mark.thorough
+def test_the_largest_cosine_of_a_class_is_that_of_the_exported_program(file, run, command, tmp_path):
+    given = "DATASET.SENTENCES", str(file), "TRAINER.DCLIP.AGGREGATE", "max"
+    folder = run("dclip", *given, trainer="DCLIP", config="small")
+    done = command(export, folder, "--to", tmp_path / "exported", "--onnx", "--classes", "red", "blue lake")
+    assert (done.status, done.errors) == (0, [])  # it compares the program with the model
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -131,7 +139,7 @@ def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(file, refuse
 
 
 def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eurosat):
-    file.write_text(json.dumps(SENTENCES | {"gray": ["very " * 80]}))
+    file.write_text(json.dumps(SENTENCES | {"a class of others": [], "gray": ["very " * 80]}))
     printed = prepare_fails(
         ["sentences", "eurosat", "--file", file], "lacks 4 classes, and has 2 unknown", root=eurosat
     )

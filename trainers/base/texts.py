@@ -1,6 +1,6 @@
 """CLIP as it is, with one text or several for each class: methods that learn nothing, and only change the text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,16 +28,12 @@ class SeveralSettings(MethodSettings):
 class TextsCLIP(PromptedCLIP):
     """A model whose text features are given."""
 
-    class_texts: Tensor | None = (
-        None  # (classes, joint), with `class_of` (sentences, joint), fp32; None: the template's
-    )
-    class_of: Tensor | None = None  # (sentences,), the class of each: the largest logit of its sentences counts
+    class_texts: Tensor | None = None  # (classes, joint), with `counts` (sentences, joint), fp32; None: the template's
+    counts: Sequence[int] = ()  # of the sentences of each class, in order: the largest logit of them counts
 
     def _apply(self, fn: Callable, recurse: bool = True):
-        for name in ("class_texts", "class_of"):
-            tensor = getattr(self, name)
-            moved = None if tensor is None else fn(tensor)
-            setattr(self, name, moved.to(tensor.dtype) if moved is not None else None)
+        if self.class_texts is not None:
+            self.class_texts = fn(self.class_texts).to(self.class_texts.dtype)
         return super()._apply(fn, recurse)
 
     def encode_text(self, image_features: Tensor) -> Tensor:
@@ -47,15 +43,14 @@ class TextsCLIP(PromptedCLIP):
         return super().of_text(feature) if self.class_texts is None else feature
 
     def folded(self) -> dict[str, Tensor] | None:
-        return folded_weights(self.clip) if self.class_of is None else None
+        return folded_weights(self.clip) if not self.counts else None
 
     def output(self, images: Any | ImageOutput, text_feature: Tensor | None = None) -> Output:
         output = super().output(images, text_feature)
-        if self.class_of is None:
+        if not self.counts:
             return output
-        classes = output.logits.new_full((len(output.logits), int(self.class_of.max()) + 1), -torch.inf)
-        index = self.class_of.expand(len(output.logits), -1)
-        return replace(output, logits=classes.scatter_reduce(1, index, output.logits, "amax"))
+        of_classes = output.logits.split(list(self.counts), dim=1)
+        return replace(output, logits=torch.stack([logits.amax(dim=1) for logits in of_classes], dim=1))
 
 
 class TextsTrainer(PromptTrainer):
@@ -86,8 +81,7 @@ class TextsTrainer(PromptTrainer):
             return
         texts, how = self.texts(), getattr(self.settings, "AGGREGATE", self.aggregate)
         if how == "max":
-            owners = [label for label, sentences in enumerate(texts) for _ in sentences]
-            self.model.class_of = torch.tensor(owners, device=self.device)
+            self.model.counts = [len(sentences) for sentences in texts]
             texts = [[text] for sentences in texts for text in sentences]
         features = mean_text_features(self.model.frozen, texts, unit=True)
         self.model.class_texts = normalize(features) if how == "unit" else features
