@@ -54,11 +54,12 @@ def trained(launch, eurosat, tmp_path):
     return trained
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [("EVA-02", "MPL"), ("PE-Core", "CLIPLoRA"), ("CoCa", "MaPLe"), ("MobileCLIP-S", "CoOp")],
-)
-def test_a_run_and_its_predictions(family, method, trained, command, eurosat, tmp_path):
+PAIRS = [("EVA-02", "MPL"), ("PE-Core", "CLIPLoRA"), ("CoCa", "MaPLe"), ("MobileCLIP-S", "CoOp")]
+
+
+@pytest.mark.parametrize("onnx", thorough_but(("",), ("", "--onnx")))
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_a_run_and_its_predictions(family, method, onnx, trained, command, eurosat, tmp_path):
     folder = saved(family, tmp_path / "backbone", PREPROCESS)
     ended = trained(family, method, folder)
     assert ended.status == 0, ended
@@ -67,8 +68,7 @@ def test_a_run_and_its_predictions(family, method, trained, command, eurosat, tm
     assert found["weights_sha256"] == clip.weights_sha256(str(folder)) and found["backbone"] == str(folder)
     with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
         (model,) = open_models([tmp_path / "run"], OPTIONS)
-        onnx = ["--onnx"] if family == "EVA-02" else []  # which turns positions; it takes seconds
-        done = command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx)
+        done = command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx.split())
         assert done.status == 0, done
         exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(folder))
     images = [str(file) for file in sorted((eurosat / "eurosat/2750/0").glob("test*"))]
