@@ -177,7 +177,7 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     output = tmp_path / "demo"
     root = tmp_path / "data"
     shutil.copytree(drawn / "small_objects", root / "small_objects")
-    monkeypatch.setattr(demo, "Study", partial(Study, shots=(4,)))  # to save time
+    monkeypatch.setattr(demo, "Study", partial(Study, shots=(2,)))  # to save time
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
     argv = ["--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "1"]
     words = []
