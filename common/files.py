@@ -170,18 +170,15 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
 def check_folder(path: Path, what: str, remedy: str) -> None:
     """Check that a folder exists. Raises UsageError if it does not. The message is `what` (such as `there is no
     folder`), the path, how far it exists, and `remedy`."""
-    if not path.is_dir():
-        raise UsageError(f"{what} {path}", f"{what_exists(path)}; {remedy}", path)
-
-
-def what_exists(path: Path) -> str:
-    """For a missing folder: how far its path exists, and what the last folder of it holds."""
+    if path.is_dir():
+        return
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    if str(folder) in (folder.anchor, "."):  # the content of the file system's root, or of the project's, does not help
-        return f"its path exists up to {folder}"
-    names = sorted(entry.name for entry in islice(folder.iterdir(), LOOKED_AT) if not entry.name.startswith("."))
-    more = ", ..." if len(names) > SHOWN else ""
-    return f"its path exists up to {folder}, which holds {', '.join(names[:SHOWN]) or 'nothing'}{more}"
+    exists = f"its path exists up to {folder}"
+    if str(folder) not in (folder.anchor, "."):  # the file system's root, or that of the project, does not help
+        names = sorted(entry.name for entry in islice(folder.iterdir(), LOOKED_AT) if not entry.name.startswith("."))
+        more = ", ..." if len(names) > SHOWN else ""
+        exists += f", which holds {', '.join(names[:SHOWN]) or 'nothing'}{more}"
+    raise UsageError(f"{what} {path}", f"{exists}; {remedy}", path)
 
 
 def check_no_link(folder: Path, parent: Path) -> None:

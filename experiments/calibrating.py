@@ -68,13 +68,9 @@ def fit(held: Outputs, names: Sequence[str], items: Sequence[Any], source: str, 
         print(f"No threshold for unknown images: {problem}")
     sets = Sets.fit(*held, facts.pop("kind", KINDS[0]))
     temperature = Temperature.fit(*held)
-    return Calibration(tuple(names), len(items), images_sha256(items), source, temperature, sets, threshold, **facts)
-
-
-def images_sha256(items: Sequence[Any]) -> str:
-    """The SHA-256 of images: the checksum of each file and its class, in order of the checksums."""
-    lines = sorted(f"{checksum(Path(item.impath)) if item.impath else ''} {item.classname}\n" for item in items)
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    files = sorted(f"{checksum(Path(item.impath)) if item.impath else ''} {item.classname}\n" for item in items)
+    sha256 = hashlib.sha256("".join(files).encode(errors="surrogateescape")).hexdigest()
+    return Calibration(tuple(names), len(items), sha256, source, temperature, sets, threshold, **facts)
 
 
 def count_shared(items: Sequence[Any], others: Sequence[Any]) -> int:

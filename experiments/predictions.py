@@ -35,10 +35,7 @@ Predictions = dict[str, np.ndarray]
 class Recorder:
     """The evaluator of a trainer, which keeps the predictions of a test and adds measures of them to its results.
 
-    Args:
-        evaluator: with accuracies in percent.
-        keeps_logits: whether to keep the complete logits, too.
-        after_test: called with the results of each test.
+    It calls `after_test` with the results of each test. Accuracies are in percent.
     """
 
     def __init__(self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]):

@@ -20,18 +20,8 @@ from common.records import Phase, SelectionRecord
 from common.results import MEASURES
 from common.version import source
 from datasets import title
+from trainers.base import data_use
 from trainers.base.build import usable
-from trainers.base.data_use import (
-    TRAINING,
-    check_choices,
-    fit_phase,
-    list_digest,
-    list_facts,
-    made_choices,
-    on_test_images,
-    selection_text,
-    text_facts,
-)
 
 from .environment import versions
 from .predictions import tested_images
@@ -63,12 +53,12 @@ class Record:
         if new and is_ours:
             trainer.inherit(new)
         if (not evaluates and is_trainable(trainer)) or (is_ours and not trainer.learns):
-            new += trainer.choices if is_ours else made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+            new += trainer.choices if is_ours else data_use.made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
         if new and not spec.cfg.TEST.SELECT_ON_TEST:
-            check_choices(new)
+            data_use.check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
-        if choices and (selecting := on_test_images(choices)):
-            print(f"{SELECTED}: {'; '.join(map(selection_text, selecting))} (the results are marked)")
+        if choices and (selecting := data_use.on_test_images(choices)):
+            print(f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results are marked)")
         return choices
 
     def epochs(self) -> tuple[int | None, int | None]:
@@ -100,19 +90,19 @@ class Record:
         cfg, trainer, test = self.spec.cfg, self.trainer, None
         if trainer.evaluator.results:
             split, items = tested_images(cfg, trainer)
-            facts = list_facts(cfg, title(cfg), split, items)
+            facts = data_use.list_facts(cfg, title(cfg), split, items)
             evaluations = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
             counts = {"labels": len(items), "class_names": trainer.dm.num_classes, "evaluations": evaluations}
-            test = Phase(**facts, **text_facts(cfg), **counts).to_json()
+            test = Phase(**facts, **data_use.text_facts(cfg), **counts).to_json()
         sources: dict[str, list[str]] = {}
         for key, origin in sorted(self.spec.sources.items()):
             sources.setdefault(origin, []).append(key)
-        chosen = [choice.what for choice in self.choices or () if choice.what not in ("epoch", TRAINING)]
+        chosen = [choice.what for choice in self.choices or () if choice.what not in ("epoch", data_use.TRAINING)]
         sources |= {"a choice": list(dict.fromkeys(chosen))} if chosen else {}
         kind = getattr(trainer, "kind", None)
         phases = None if self.earlier is None else list(self.earlier)
         if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
-            phases.append(fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes))
+            phases.append(data_use.fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes))
         fit, choose = map(to_json, (phases, self.choices))
         if kind == "inductive" and any("sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]):
             kind = "extra text"
@@ -159,7 +149,7 @@ def is_trainable(trainer: Any) -> bool:
 def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     """Add a test to the list of all tests in the output folder, those of earlier starts among them."""
     split, items = tested_images(cfg, trainer)
-    sha256 = list_digest(items, cfg.DATASET.ROOT)
+    sha256 = data_use.list_digest(items, cfg.DATASET.ROOT)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     test = {"date": date, "split": split, "images": len(items), "sha256": sha256}
     file = Path(cfg.OUTPUT_DIR, TESTS)

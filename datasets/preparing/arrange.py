@@ -22,11 +22,7 @@ RESERVE = 1 << 30  # bytes of the disk to leave free
 class Preparation:
     """Gets the missing files of a dataset under a root. Existing files are neither changed nor deleted.
 
-    Args:
-        source: the dataset.
-        root: folder of the datasets.
-        from_dir: a folder with downloaded files; the dataset's own folder is always searched.
-        mirror: address of a folder with every file as <dataset>/<name>, instead of the files' own addresses.
+    `from_dir` is a folder with downloaded files, `mirror` the address of one with every file as <dataset>/<name>.
     """
 
     def __init__(self, source: Source, root: Path, from_dir: Path | None = None, mirror: str = ""):

@@ -115,22 +115,19 @@ def distinct_runs(study: Study) -> list[Run]:
 
 def check_settings(runs: list[Run]) -> None:
     """Check the settings of runs; overrides for a dataset are checked even if the study has no run on it."""
-    from ..configuration import setup_cfg  # here, as it imports the methods
+    from clip import available_models  # here, as these import torch
+
+    from ..configuration import setup_cfg
 
     for run in runs:
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
                 cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
-                check_backbone(cfg.MODEL.BACKBONE.NAME)
+                backbone = cfg.MODEL.BACKBONE.NAME
+                # An open_clip pair or a file may be on other machines.
+                if not re.search("[.:]", backbone) and not Path(os.path.expanduser(backbone)).exists():
+                    check_name(backbone, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")
                 if cfg.TEST.NO_TEST:
                     raise UsageError("TEST.NO_TEST is True", "leave it out, as a run of a study ends with its test")
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
-
-
-def check_backbone(name: str) -> None:
-    """Check a backbone's name, if it is one: not an open_clip pair or a file, which other machines may have."""
-    if not re.search("[.:]", name) and not Path(os.path.expanduser(name)).exists():
-        from clip import available_models
-
-        check_name(name, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")
