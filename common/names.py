@@ -16,7 +16,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\
 
 def printable(text: object) -> str:
     """The text in one line that a terminal only shows: control characters become escapes such as \\x1b."""
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text))
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
 
 
 def width(text: str) -> int:

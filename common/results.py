@@ -115,24 +115,24 @@ def is_checksum(sha256: str) -> bool:
 
 def detected(run: dict) -> dict[str, float]:
     """The AUROC of MCM in percent for each dataset of --ood, by its name there."""
-    found: dict[str, float] = {}
+    aurocs: dict[str, float] = {}
     for dataset in run.get("ood") or ():
         name, scores = dataset["name"], dataset["scores"]
         value = scores["MCM"]["auroc"] if "MCM" in scores else None
         if not name.isprintable() or not (value is None or 0 <= value <= 100):
             raise ValueError(f"ood is {dataset}")
         if value is not None:
-            found[name] = value
-    return found
+            aurocs[name] = value
+    return aurocs
 
 
 def others(run: dict) -> dict[str, float]:
     """The OTHER_MEASURES of a run; those that it lacks are missing, and those of a calibration on test images."""
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     if (calibration := run.get("calibration")) is not None and not calibration.get("test_images"):
-        found = {f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")}
+        measures = {f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")}
     if (open_world := run.get("open_world")) is not None:
-        found["OpenworldAUC"] = open_world["openworld_auc"]
-    if not all(0 <= value <= OTHER_MEASURES[key].most for key, value in found.items()):
-        raise ValueError(f"a measure is out of range: {found}")
-    return found
+        measures["OpenworldAUC"] = open_world["openworld_auc"]
+    if not all(0 <= value <= OTHER_MEASURES[key].most for key, value in measures.items()):
+        raise ValueError(f"a measure is out of range: {measures}")
+    return measures

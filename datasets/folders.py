@@ -21,13 +21,13 @@ def files_below(folder: Path) -> list[str]:
 
     Links to folders are not followed, and count as files.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if os.path.islink(f"{parent}/{name}")]
         place = f"{os.path.relpath(parent, folder)}/".removeprefix("./")
-        found += [place + name for name in (*files, *links) if not name.startswith(".")]
-    return found
+        paths += [place + name for name in (*files, *links) if not name.startswith(".")]
+    return paths
 
 
 def is_image(name: str) -> bool:

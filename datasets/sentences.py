@@ -26,17 +26,17 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
 
     It prints how many of the classes with these `names` have some; UsageError if none has, and as for `check`.
     """
-    found = check(read_json(file, LARGEST), file) if file else {}
+    sentences = check(read_json(file, LARGEST), file) if file else {}
     classes = {*map(plain, names)}
-    counts = [len(texts) for name, texts in found.items() if plain(name) in classes and texts]
+    counts = [len(texts) for name, texts in sentences.items() if plain(name) in classes and texts]
     if counts:
         rest = "" if len(counts) == len(classes) else "; the others have the template"
         of = f"{len(counts)} of {len(classes)} classes"
         print(f"Sentences: {min(counts)} to {max(counts)} for {of}, from {file}{rest}")
-    elif found and classes:
-        what = f"{file} has no sentences for any class of the dataset: it has {printable(next(iter(found)))!r}"
+    elif sentences and classes:
+        what = f"{file} has no sentences for any class of the dataset: it has {printable(next(iter(sentences)))!r}"
         raise UsageError(what, f"give a file with classes such as {printable(min(classes))!r}", file)
-    return found
+    return sentences
 
 
 def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:

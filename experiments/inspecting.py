@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"Written: predictions.html and pictures to {args.output}")
 
 
-def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
+def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of each picture that the predictions allow."""
 
     def drawn(height: float, draw: Callable, *values: Any, **style: Any) -> Figure:
@@ -57,18 +57,18 @@ def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
 
     caption = "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. Bins with fewer "
     caption += "than ten images are left out."
-    yield "reliability", caption, drawn(4, draw_reliability, found.bins, color="black", marker="o")
+    yield "reliability", caption, drawn(4, draw_reliability, outcome.bins, color="black", marker="o")
     caption = "The error on the images that the model is most sure of, against their share: at 50%, "
     caption += "the error if it answered only the half of the images that it is most sure of."
-    yield "risk_and_coverage", caption, drawn(3.4, draw_risk, found.risks, color="black")
-    recalls, caption = found.recalls(), "Sorted, the worst class at the top."
+    yield "risk_and_coverage", caption, drawn(3.4, draw_risk, outcome.risks, color="black")
+    recalls, caption = outcome.recalls(), "Sorted, the worst class at the top."
     if len(recalls) > MOST:
         recalls = [*recalls[: MOST // 2], *recalls[-MOST // 2 :]]
         caption += f" The {MOST // 2} worst and best classes."
     yield "accuracy_by_class", caption, drawn(0.8 + 0.2 * len(recalls), draw_recalls, recalls)
     caption = "Classes by predicted classes, in % of the images of a class."
-    yield "confusion", caption, drawn(4.2, draw_confusion, found)
-    if pairs := found.pairs():
+    yield "confusion", caption, drawn(4.2, draw_confusion, outcome)
+    if pairs := outcome.pairs():
         caption = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, "
         caption += "and the images with the highest probability."
         yield "confused_pairs", caption, draw_pairs(pairs, root)

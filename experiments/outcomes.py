@@ -49,9 +49,9 @@ class Outcome:
     tested: Array = field(default_factory=lambda: np.zeros((2, 0), int))  # label and prediction of each image
     wrong: list[tuple[int, int, float, str]] = field(default_factory=list)  # label, prediction, confidence, path
 
-    def add(self, found: Mapping[str, Array]) -> None:
+    def add(self, arrays: Mapping[str, Array]) -> None:
         """Add the arrays of a predictions.npz with these classes."""
-        label, predicted, confidence = found["label"], found["classes"][:, 0], found["probabilities"][:, 0]
+        label, predicted, confidence = arrays["label"], arrays["classes"][:, 0], arrays["probabilities"][:, 0]
         correct = label == predicted
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         for row, values in zip(self.bins, (None, confidence, correct), strict=True):
@@ -61,7 +61,7 @@ class Outcome:
         self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])
         self.tested = np.concatenate([self.tested, [label, predicted]], axis=1)
         at = np.flatnonzero(~correct)
-        rows = zip(label[at], predicted[at], confidence[at], found["image"][at], strict=True)
+        rows = zip(label[at], predicted[at], confidence[at], arrays["image"][at], strict=True)
         self.wrong += [(int(one), int(other), float(p), str(path)) for one, other, p, path in rows]
 
     @property
@@ -112,19 +112,19 @@ def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
     ax.set(xlabel="most confident images (%)", ylabel="error on them (%)", xlim=(0, 102), ylim=(0, highest))
 
 
-def draw_confusion(ax: Axes, found: Outcome) -> None:
+def draw_confusion(ax: Axes, outcome: Outcome) -> None:
     """Labels x predictions in % of the images of a class, dark where there are many."""
-    number = len(found.names)
+    number = len(outcome.names)
     cells = math.ceil(number / math.ceil(number / SIDE))
     confusion = np.zeros((cells, cells))
-    np.add.at(confusion, tuple(found.tested * cells // number), 1)
+    np.add.at(confusion, tuple(outcome.tested * cells // number), 1)
     images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     edges = (-0.5, number - 0.5, number - 0.5, -0.5)
     shares = ax.imshow(100 * confusion / images, cmap="Greys", vmin=0, vmax=100, extent=edges)
     ax.figure.colorbar(shares, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="images of the class (%)")
     ax.set(xlabel="predicted class", ylabel="class")
     if number <= MOST:
-        size, labels = max(4, min(8, 160 / number)), [found.name(label) for label in range(number)]
+        size, labels = max(4, min(8, 160 / number)), [outcome.name(label) for label in range(number)]
         ax.set_xticks(range(number), labels, rotation=90, fontsize=size, parse_math=False)
         ax.set_yticks(range(number), labels, fontsize=size, parse_math=False)
 

@@ -65,9 +65,9 @@ class Recorder:
         """The results of the evaluator and those of `metrics.of_predictions`, printed too."""
         self.results = self.evaluator.evaluate()
         columns = self.predictions
-        found = metrics.of_predictions(*(columns[key] for key in COLUMNS)) if columns else {}
-        self.results.update(found)
-        for key, value in found.items():
+        measures = metrics.of_predictions(*(columns[key] for key in COLUMNS)) if columns else {}
+        self.results.update(measures)
+        for key, value in measures.items():
             name = key.removesuffix("_accuracy")  # parsers of logs look for the word
             print(f"* {name}: {value:{MEASURES[key].log_form}}{MEASURES[key].unit}")
         p = columns.get("probabilities", np.empty((0, 0)))
@@ -179,16 +179,16 @@ def read(folder: Path) -> Predictions:
         raise UsageError(f"{folder} has no {missing}", "give the output folder of a finished run that tested", folder)
     checked_summary(folder, results)  # checks what every run writes
     try:
-        found = read_arrays(file)
-        check(found)
+        arrays = read_arrays(file)
+        check(arrays)
     except Exception as error:  # a damaged file makes zipfile, its decompressors and numpy fail in any way
         raise UsageError(f"{file} is damaged", "delete it and results.json, and start its run again", file) from error
-    accuracy = 100 * float(np.mean(found["classes"][:, 0] == found["label"]))
-    tested = str(found["images_sha256"])
+    accuracy = 100 * float(np.mean(arrays["classes"][:, 0] == arrays["label"]))
+    tested = str(arrays["images_sha256"])
     recorded = (results["dataset"], results["n_test"], (test_record(results) or [tested])[0])
-    if recorded != (str(found["dataset"]), len(found["label"]), tested) or abs(accuracy - results["accuracy"]) > 1e-6:
+    if recorded != (str(arrays["dataset"]), len(arrays["label"]), tested) or abs(accuracy - results["accuracy"]) > 1e-6:
         raise UsageError(f"{file} is not of the run in results.json", "delete both, and start the run again", file)
-    return found
+    return arrays
 
 
 def read_arrays(file: Path) -> Predictions:
@@ -201,30 +201,30 @@ def read_arrays(file: Path) -> Predictions:
     return {key: npy.read_array(content, allow_pickle=False) for key, content in contents.items()}
 
 
-def check(found: Predictions) -> None:
+def check(arrays: Predictions) -> None:
     """Raise ValueError or KeyError for arrays that no test has written."""
     for key, (kind, dimensions) in (COLUMNS | WORDS).items():
-        if found[key].dtype.kind != kind or found[key].ndim != dimensions:
+        if arrays[key].dtype.kind != kind or arrays[key].ndim != dimensions:
             raise ValueError(f"{key} has another type or number of dimensions")
-        if kind == "U" and (found[key].ravel().view(np.uint32) > sys.maxunicode).any():
+        if kind == "U" and (arrays[key].ravel().view(np.uint32) > sys.maxunicode).any():
             raise ValueError(f"{key} has letters beyond Unicode")
-    number, names = len(found["label"]), len(found["class_names"])
-    if any(len(found[key]) != number for key in (*COLUMNS, "image")) or not number:
+    number, names = len(arrays["label"]), len(arrays["class_names"])
+    if any(len(arrays[key]) != number for key in (*COLUMNS, "image")) or not number:
         raise ValueError("columns of different lengths")
-    if found["classes"].shape != found["probabilities"].shape or not found["classes"].size:
+    if arrays["classes"].shape != arrays["probabilities"].shape or not arrays["classes"].size:
         raise ValueError("not one probability for each class")
     for key, low, high in RANGES:
-        if not ((found[key] >= low) & (found[key] <= high)).all():  # also true of NaN
+        if not ((arrays[key] >= low) & (arrays[key] <= high)).all():  # also true of NaN
             raise ValueError(f"{key} outside {low} to {high}")
     for key in ("label", "classes"):
-        if not ((found[key] >= 0) & (found[key] < names)).all():
+        if not ((arrays[key] >= 0) & (arrays[key] < names)).all():
             raise ValueError(f"{key} has numbers of classes that do not exist")
-    if digest_of_rows(rows_of(found)) != str(found["images_sha256"]):
+    if digest_of_rows(rows_of(arrays)) != str(arrays["images_sha256"]):
         raise ValueError("other images, labels or class names than the SHA-256 is of")
 
 
-def rows_of(found: Predictions) -> Iterator[tuple[str, int, str]]:
+def rows_of(arrays: Predictions) -> Iterator[tuple[str, int, str]]:
     """Path, label and class name of each image, one after another: a long name is in memory once."""
-    names = found["class_names"].tolist()
-    for path, label in zip(found["image"], found["label"], strict=True):
+    names = arrays["class_names"].tolist()
+    for path, label in zip(arrays["image"], arrays["label"], strict=True):
         yield str(path), int(label), names[label]

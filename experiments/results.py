@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     for folder in args.runs:
         if not (folder / RESULTS_FILE).is_file():
             raise UsageError(f"there is no {folder / RESULTS_FILE}", "give the output folder of a finished run", folder)
-    found = {folder: run for folder in args.runs if (run := read_results(folder))}
-    for folder, run in found.items():
+    by_folder = {folder: run for folder in args.runs if (run := read_results(folder))}
+    for folder, run in by_folder.items():
         print(checked_summary(folder, run))
-    runs = list(found.values())
+    runs = list(by_folder.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
         keys = ("trainer", "dataset", "shots", "seed", "backbone", "weights_sha256")
         if others := [key for key in keys if runs[0].get(key) != runs[1].get(key)]:

@@ -78,8 +78,8 @@ TRACKERS: dict[str, Any] = {"wandb": Wandb, "mlflow": MLflow}
 def check_trackers(names: list[str]) -> None:
     """Raise UsageError for a tracker whose package is not installed."""
     for name in names:
-        found = find_spec(name)
-        if found is None or found.origin is None:  # None: a folder of this name, such as wandb's own
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # None: a folder of this name, such as wandb's own
             what = f"--report-to {name}: the package {name} is not installed"
             raise UsageError(what, "run `pip install -r requirements-trackers.txt`")
 

@@ -43,10 +43,10 @@ class OwnImages(ImageFolder):
             rows = [(part, self.read_item(*row)) for part, rows in read_json(file).items() for row in rows]
         except (ValueError, AttributeError, TypeError) as error:
             raise UsageError(f"{file} is damaged ({one_line(error)})", "delete it to split the images again") from None
-        found = {item.impath: part for part, item in rows}
-        if len(found) < len(rows):
+        part_of = {item.impath: part for part, item in rows}
+        if len(part_of) < len(rows):
             raise UsageError(f"{file} has an image twice", "delete it to split the images again")
-        return found
+        return part_of
 
 
 def add_images(root: Path) -> None:

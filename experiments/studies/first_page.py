@@ -62,7 +62,7 @@ def headlines(summary: Summary) -> list[str]:
 
     Methods that were selected on test images take no part.
     """
-    found = []
+    sentences = []
     for protocol in summary.study.protocols:
         part = summary.main_part(protocol)
         cells = summary.cells.query("protocol == @protocol and part == @part and dataset == 'average'")
@@ -74,12 +74,12 @@ def headlines(summary: Summary) -> list[str]:
             among = f" of the {kind} methods" if cells["kind"].nunique() > 1 else ""
             if first.rank == second.rank:
                 both = f"{first.method} and {second.method} are both first{among}"
-                found.append(f"{protocol}: {both} with {part} {first.mean:.1f}%.")
+                sentences.append(f"{protocol}: {both} with {part} {first.mean:.1f}%.")
                 continue
             text = f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
             text += f"{first.mean - second.mean:.1f} points above {second.method}. "
-            found.append(text + how_sure(summary, protocol, part, first.method, second.method))
-    return found
+            sentences.append(text + how_sure(summary, protocol, part, first.method, second.method))
+    return sentences
 
 
 def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str) -> str:

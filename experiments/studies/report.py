@@ -45,7 +45,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
         lead=[picture for picture in drawn if picture[0] == LEAD],
         results=build_tables(summary),
         pictures=[picture for picture in drawn if picture[0] != LEAD],
-        unread=len(summary.results) - sum(len(found.risks) for found in read_outcomes(summary).values()),
+        unread=len(summary.results) - sum(len(outcome.risks) for outcome in read_outcomes(summary).values()),
         commands={run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed},
         settings=settings(summary.results),
         versions=versions(summary.results.values()),

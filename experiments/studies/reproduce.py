@@ -105,11 +105,10 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         trained = [args.source] if crossing else args.datasets or ELEVEN
         shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
         alone = trained[0] if len(trained) == 1 else place.resolve().name  # the dataset whose name the layout may lack
-        found = {
-            key: find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg)
-            for key in product(trained, shots, args.seeds)
-        }
-        prompts = {key: folder for key, folder in found.items() if folder}
+        prompts = {}
+        for key in product(trained, shots, args.seeds):
+            if folder := find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg):
+                prompts[key] = folder
         if prompts:
             break
     else:

@@ -257,8 +257,7 @@ class Study:
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
-        found = (run for search in self.searches for runs in search.trials.values() for run in runs)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(chain(*(runs for search in self.searches for runs in search.trials.values()))))
 
     def folder(self, step: Step, dataset: str, training: Training) -> Path:
         """The folder of a run, below that of the results: the scripts', unless settings are overridden."""

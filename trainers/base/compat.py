@@ -53,8 +53,8 @@ COUPLED = ("prompt_learner.ctx", "prompt_learner.proj.*", "prompt_learner.compou
 
 def stated(attribute: str) -> dict[str, tuple[str, ...]]:
     """The `published` or `published_unused` of each method with published checkpoints, by its name."""
-    found = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
-    return {name: getattr(method, attribute) for name, method in found if getattr(method, "published", ())}
+    methods = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
+    return {name: getattr(method, attribute) for name, method in methods if getattr(method, "published", ())}
 
 
 def learned(keys: Collection[str], method: str = "") -> list[str]:

@@ -45,10 +45,10 @@ def load_newest(directory, names):
     paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():
         return None
-    found = {name: load_training_state(path) for name, path in paths.items()}
-    epoch = min(checkpoint["epoch"] for checkpoint in found.values())
+    checkpoints = {name: load_training_state(path) for name, path in paths.items()}
+    epoch = min(checkpoint["epoch"] for checkpoint in checkpoints.values())
     for name in names:
-        if found[name]["epoch"] != epoch:
+        if checkpoints[name]["epoch"] != epoch:
             print(f"The last save was interrupted: the newest epoch that all models have is {epoch}")
-            found[name] = load_training_state(os.path.join(directory, name, f"model.pth.tar-{epoch}"))
-    return found
+            checkpoints[name] = load_training_state(os.path.join(directory, name, f"model.pth.tar-{epoch}"))
+    return checkpoints
