@@ -116,9 +116,10 @@ def report(calibration: Calibration, test: Outputs, distances: Distances | None 
         after = distances.apply(cooled)
     all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
     thresholds = {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
-    for error in ERRORS if held else ():
-        with suppress(UsageError):  # the images cannot promise it
-            thresholds.setdefault(error, Threshold.fit(*held, error, CONFIDENCE))
+    if held is not None:
+        for error in ERRORS:
+            with suppress(UsageError):  # the images cannot promise it
+                thresholds.setdefault(error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE))
     return facts | {
         "after": quality(after, labels),
         "sets": {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets},

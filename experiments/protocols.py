@@ -66,8 +66,9 @@ class Recipe:
     @classmethod
     def read(cls, entry: Any) -> "Recipe":
         """A recipe from the name of its YAML file, or from its fields."""
-        fields = {"cfg": entry} if isinstance(entry, str) else entry
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        given = {"cfg": entry} if isinstance(entry, str) else entry
+        fields: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
+        return cls(**fields)
 
     def fits(self, dataset: str, shots: int) -> bool:
         return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)

@@ -227,7 +227,7 @@ class Summary:
             of_pairs = difference["average"], difference[self.averaged(protocol)].mean()
             seeds, datasets = (values.dropna().round(9) for values in of_pairs)  # rounding errors would break ties
             both = {method: self.selected(protocol, part, method) for method in (self.focus, name)}
-            row = {"protocol": protocol, "part": part, "method": self.focus, "against": name}
+            row: dict[str, Any] = {"protocol": protocol, "part": part, "method": self.focus, "against": name}
             row |= {
                 "difference": (seeds if len(seeds) else datasets).mean(),
                 "seeds": len(seeds),
