@@ -11,26 +11,18 @@ from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, restore
 
 
 class TrainerBase:
-    """Registered models and the frame of a training loop; subclasses fill in the hooks.
+    """Registered models and the frame of a training loop; subclasses fill in the hooks."""
 
-    Attributes:
-        divergence_remedy (str): class attribute; the advice if a loss or a parameter is not finite.
-        best_result (float): best validation result so far, minus infinity before the first.
-        loaded_epoch (int): the epoch (from 1) of the weights that `load_model` has loaded; unset before.
-        train_seconds (float): training time, the time before a resumption included.
-        scaler (torch.amp.GradScaler): None by default. A trainer in mixed precision sets it in `build_model`; its
-            state is then saved in checkpoints and restored on resuming.
-    """
-
-    divergence_remedy = "lower OPTIM.LR"
-    scaler = None
+    divergence_remedy = "lower OPTIM.LR"  # the advice if a loss or a parameter is not finite
+    scaler = None  # a GradScaler of a trainer in mixed precision, which sets it in `build_model`; checkpoints keep it
+    loaded_epoch: int  # the epoch (from 1) of the weights that `load_model` has loaded; unset before
 
     def __init__(self):
         self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
         self._writer = self._log_dir = None
         self._start_actions = []
-        self.best_result = -math.inf
-        self.train_seconds = 0.0
+        self.best_result = -math.inf  # of a validation so far
+        self.train_seconds = 0.0  # before a resumption, too
         self._saved_epoch = None  # epoch (from 1) of the newest checkpoint
         self._transient_epochs = set()  # epochs whose checkpoints exist only to resume from
         self._unchecked = []  # numbers of batches, and their losses on a GPU
