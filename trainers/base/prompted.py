@@ -74,14 +74,6 @@ class PromptedCLIP(nn.Module):
         clip: the frozen backbone.
         prompt_learner: the prompts.
         towers: the form of the towers, a key of `clip.TOWERS`.
-
-    Attributes:
-        clip: the backbone that the model computes with: the frozen one, or a private copy with the learned modules of
-            `PromptLearner.install`.
-        frozen: the frozen backbone.
-        read: what `output` reads of the image tower besides what the prompt learner needs.
-        classes_learned: whether the prompts were learned on the classes of the texts; some methods then read images in
-            another way.
     """
 
     prompt_learner: PromptLearner
@@ -97,12 +89,13 @@ class PromptedCLIP(nn.Module):
         if self.adapted:
             prompt_learner.install(self.clip)
         self.towers: Any = TOWERS[towers]
-        self.read: Read = ()
-        self.classes_learned = True
+        self.read: Read = ()  # of the image tower, by `output`, besides what the prompt learner needs
+        self.classes_learned = True  # the classes of the texts; some methods then read images in another way
         self._text: tuple[Any, Tensor] | None = None  # a text feature that was kept, and what it is of
 
     @property
     def clip(self) -> CLIP:
+        """What the model computes with: the frozen CLIP, or a private copy with modules of `PromptLearner.install`."""
         return self._clips[0]
 
     @property

@@ -39,14 +39,10 @@ class RepresentationSettings(MethodSettings):
 
 
 class RepresentationPrompts(TemplatePrompts):
-    """The representation tokens; a subclass defines how they enter the towers and how they become a feature.
+    """The representation tokens; a subclass defines how they enter the towers and how they become a feature."""
 
-    Attributes:
-        widths: of the towers, `v` and `t`.
-        weight: of a layer's tokens, in the mix with those of the layer before.
-    """
-
-    name, logit_scale, read, weight = "representation_learner", 100.0, ("prompts",), 1.0
+    name, logit_scale, read = "representation_learner", 100.0, ("prompts",)
+    weight = 1.0  # of a layer's tokens, in the mix with those of the layer before
 
     def __init__(self, clip, classnames: list[str], template: str, settings: RepresentationSettings):
         super().__init__(template, classnames, clip)

@@ -19,14 +19,10 @@ PerLayer = int | list[int]  # one number for all layers, or a number for each
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What every method has. A method adds fields with defaults, the ranges of its numbers, and further checks.
-
-    Attributes:
-        ranges: the least and the largest value of numbers, by field; those of a subclass add to these. Whether prompts
-            fit a backbone is checked when it is loaded.
-    """
+    """What every method has. A method adds fields with defaults, the ranges of its numbers, and further checks."""
 
     PREC: Precision = "fp16"
+    # The least and the largest number, by field, to which a subclass adds. The backbone may allow less.
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), (1, 256)),
         **dict.fromkeys(("PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), (0, 100)),
