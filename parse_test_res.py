@@ -14,7 +14,7 @@ from pathlib import Path
 from common.errors import UsageError
 from common.files import check_folder
 from common.names import printable
-from common.start import Parser, add_common_options
+from common.start import Parser
 from common.text import read_text
 from experiments.results import SELECTED
 from experiments.session import run_command
@@ -105,7 +105,6 @@ def main() -> None:
     parser.add_argument("--test-log", action="store_true", help="the logs are those of --eval-only runs")
     parser.add_argument("--multi-exp", action="store_true", help="DIRECTORY holds several experiments")
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
-    add_common_options(parser)
     args = parser.parse_args()
     args.signal = TESTED if args.test_log else TRAINED
     check_folder(args.directory, "no folder", "give the folder that holds seed1, seed2, ...")

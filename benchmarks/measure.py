@@ -35,7 +35,7 @@ from PIL import Image
 from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.files import write_text
-from common.start import ROOT, Parser, add_common_options, at_least
+from common.start import ROOT, Parser, at_least
 from common.version import source
 from experiments.configs import config_folder
 from experiments.protocols import recipe
@@ -81,7 +81,6 @@ def parser() -> Parser:
     add("--backbone", default="", help="a weight file; by default random weights are written to a temporary one")
     add("--json", type=Path, help="write the records there as well")
     add("--page", type=Path, help="measure all sections of RESULTS.md, and write that page there")
-    add_common_options(made)
     return made
 
 

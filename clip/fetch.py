@@ -14,7 +14,7 @@ from pathlib import Path
 import open_clip
 
 from common.errors import UsageError, one_line
-from common.start import Parser, add_common_options
+from common.start import Parser
 
 from . import hub
 from .backbone import is_pair, is_published, load_backbone, preprocessing, weights_sha256
@@ -66,7 +66,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", choices=["backbone"])
     parser.add_argument("names", nargs="+", metavar="NAME", help="what --backbone of train.py takes")
-    add_common_options(parser)
     return parser.parse_intermixed_args(argv)
 
 

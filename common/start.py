@@ -54,6 +54,12 @@ class Parser(ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)  # `--se 1 2` or `--deb` would be understood in part
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "--debug" not in self._option_string_actions:  # the options of all commands are the last ones of --help
+            self.add_argument("--version", action="version", version=f"Modular Prompt Learning {__version__}")
+            self.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         message, remedy = printable(message), f"see {self.prog} --help"
         if message.startswith("unrecognized") and (option := re.search(r"(?<!\S)-[^ =]+", message)):
@@ -62,12 +68,6 @@ class Parser(ArgumentParser):
             near = begun[0] if len(begun) == 1 else closest(option[0], known)
             remedy = f"did you mean {near}?" if near else remedy
         self.exit(2, f"error: {message}: {remedy}\n")
-
-
-def add_common_options(parser: ArgumentParser) -> None:
-    """The options of all commands."""
-    parser.add_argument("--version", action="version", version=f"Modular Prompt Learning {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")
 
 
 def path(text: str) -> Path:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from common.errors import UsageError
-from common.start import ROOT, Parser, add_common_options
+from common.start import ROOT, Parser
 from inference.arguments import add_plugin_option
 
 UNUSED = "for compatibility with Dassl; not used by the methods here"
@@ -48,7 +48,6 @@ def _parser() -> Parser:
     text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
     add("--report-to", type=trackers, default=[], metavar="A,B", help=text)
     add_plugin_option(parser)
-    add_common_options(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser
 

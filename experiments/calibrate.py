@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from common.errors import UsageError, check_dataset_name
 from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
-from common.start import Parser, add_common_options, path, share
+from common.start import Parser, path, share
 from inference.arguments import add_plugin_option, check_exists, model_options
 from inference.calibrated import write_calibration
 from inference.calibration import KINDS, checked
@@ -48,7 +48,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add("--backbone", default="", help="weight file, if the model was learned on one of another machine")
     add_plugin_option(parser)
-    add_common_options(parser)
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.errors import UsageError
 from common.names import printable
 from common.results import RESULTS_FILE, read_results
-from common.start import Parser, add_common_options
+from common.start import Parser
 
 from .methods import methods
 from .predictions import read
@@ -200,7 +200,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=text)
     text = "output folder of a run, or a folder with those of several seeds"
     parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=text)
-    add_common_options(parser)
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         raise UsageError("there is nothing to compare with", "give two folders or more")

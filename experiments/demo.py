@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import check_name
 from common.files import write_text
-from common.start import Parser, add_common_options, any_seed, at_least, path
+from common.start import Parser, any_seed, at_least, path
 
 from .methods import methods
 from .protocols import recipe
@@ -34,7 +34,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--methods", nargs="+", default=["CoOp", "MaPLe", "MPL"], metavar="NAME", help="methods that transfer")
     add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
     add("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time")
-    add_common_options(parser)
     args = parser.parse_args(argv)
     names = dict.fromkeys(("ZeroshotCLIP", *args.methods))
     for name in names:

@@ -12,7 +12,7 @@ from common.files import new_folder, write_text
 from common.names import printable
 from common.pages import render, save_picture
 from common.results import RUN_CONFIG_FILE, read_results
-from common.start import Parser, add_common_options, path
+from common.start import Parser, path
 
 from . import predictions
 from .configs import read_yaml
@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=path, metavar="RUN", help="output folder of a finished run")
     parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     parser.add_argument("--root", type=path, help="folder of the datasets (default: that of the run)")
-    add_common_options(parser)
     args = parser.parse_args(argv)
     arrays, results = predictions.read(args.run), read_results(args.run)
     outcome = Outcome([str(name) for name in arrays["class_names"]])

@@ -10,7 +10,7 @@ import io
 
 from common.errors import UsageError, check_name, one_line
 from common.files import write_bytes
-from common.start import Parser, add_common_options, at_least, path, required_packages
+from common.start import Parser, at_least, path, required_packages
 
 
 def main() -> None:
@@ -20,7 +20,6 @@ def main() -> None:
     parser.add_argument("--embed-dim", type=at_least(1))
     for size in ("image-size", "patch-size", "vision-width", "vision-layers", "text-width", "text-layers"):
         parser.add_argument(f"--{size}", type=at_least(1))
-    add_common_options(parser)
     args = parser.parse_args()
     if args.file.is_dir():
         raise UsageError(f"{args.file} is a folder", "give the path of the file to write", args.file)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.results import RESULTS_FILE, read_results, selected_on_test
-from common.start import Parser, add_common_options
+from common.start import Parser
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
 SELECTED = "Selected on test images"  # starts the line of a log that says so
@@ -62,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
     text = "Print one line of results for each run, and the harmonic mean after a base and a new one."
     parser = Parser(description=text)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
-    add_common_options(parser)
     args = parser.parse_args(argv)
     for folder in args.runs:
         if not (folder / RESULTS_FILE).is_file():

@@ -17,7 +17,7 @@ from tqdm.contrib.concurrent import process_map
 from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
 from common.files import write_bytes
-from common.start import Parser, add_common_options, at_least, path
+from common.start import Parser, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
 
@@ -200,7 +200,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps (2000)")
     parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step (256)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of drawings, captions and initial weights (0)")
-    add_common_options(parser)
     args = parser.parse_args(argv)
     if args.batch > args.images:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")

@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import UsageError
 from common.names import check_names
-from common.start import add_common_options, at_least, path, required_packages, share
+from common.start import at_least, path, required_packages, share
 from common.text import read_text
 
 MODELS = (
@@ -51,7 +51,6 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     what = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
     add("--sentences", type=path, metavar="FILE", help=what)
     add_plugin_option(parser)
-    add_common_options(parser)
 
 
 def model_options(**given: object) -> argparse.Namespace:

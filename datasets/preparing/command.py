@@ -25,7 +25,7 @@ from pathlib import Path
 from common.errors import UsageError, suggestion
 from common.files import checksum
 from common.names import plain, printable
-from common.start import Parser, add_common_options, at_least, path
+from common.start import Parser, at_least, path
 
 from .. import splits
 from ..base import FewShotDataset, Items, missing_files, same_names
@@ -52,7 +52,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
     what = "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for sentences: a JSON file"
     add("--file", type=path, help=what)
-    add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     args.shots = args.shots or (-1 if args.file else 16)
     if args.from_dir and not args.from_dir.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UsageError, check_name
 from common.files import check_vacant, checksum, write_text
-from common.start import Parser, add_common_options, any_seed, between, path, percent
+from common.start import Parser, any_seed, between, path, percent
 from common.text import read_json
 
 from ..lock import LOCK, locked
@@ -53,7 +53,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--methods", nargs="+", default=[], metavar="NAME", help="methods to try besides zero-shot CLIP (default: all)")
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
-    add_common_options(parser)
     return parser.parse_args(argv)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from common.files import check_no_link, write_text
 from common.names import csv_cell, printable
-from common.start import Parser, add_common_options, at_least
+from common.start import Parser, at_least
 from inference.arguments import add_plugin_option
 
 from .choose import decide
@@ -161,7 +161,6 @@ def main(argv: list[str] | None = None) -> None:
     text = "for tables, plots, report: ± is half of the 95%% t-interval over seeds, not the deviation"
     parser.add_argument("--intervals", action="store_true", help=text)
     add_plugin_option(parser)
-    add_common_options(parser)
     args = parser.parse_args(argv)
     for option, commands in READ_BY.items():
         if getattr(args, option) and args.command not in commands.split():

@@ -14,7 +14,7 @@ import yaml
 
 from common.errors import UsageError, check_dataset_name, check_name
 from common.files import check_folder, write_text
-from common.start import Parser, add_common_options, any_seed, at_least, path
+from common.start import Parser, any_seed, at_least, path
 
 from ..configs import config_files, known_datasets
 from ..methods import methods
@@ -184,7 +184,6 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
     add("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")
-    add_common_options(parser)
     return parser.parse_args(argv)
 
 
