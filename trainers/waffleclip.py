@@ -50,10 +50,10 @@ def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -
     parts = [plain(name).split(" ") for name in names]
     count = max(round(np.mean([len(part) for part in parts])), 1)
     length = round(np.mean([np.mean([len(word) for word in part]) for part in parts]))  # numpy's rounding errors count
-    words = np.array([word[:length] for word in words])  # an array, as each draw would copy a list into one
-    if not words.size:
+    shortened = np.array([word[:length] for word in words])  # an array, as each draw would copy a list into one
+    if not shortened.size:
         raise UsageError("the file TRAINER.WAFFLECLIP.WORDS is empty", "give it a word on each line")
-    return lambda: " ".join(draw(words) for _ in range(count))
+    return lambda: " ".join(draw(shortened) for _ in range(count))
 
 
 def letter_sequences(names: Sequence[str], descriptors: Sequence[str], draw: Callable) -> Callable[[], str]:
