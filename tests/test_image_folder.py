@@ -157,14 +157,16 @@ def test_check_of_a_folder_prints_all_faults_at_once(split, prepare_own, tmp_pat
     shutil.copy(part / "robin/0.jpg", root / ("test/robin/copy.jpg" if split else "robin/copy.jpg"))
     (part / "robin/bad.jpg").write_bytes(b"no image")
     (part / "robin/raw.heic").touch()
+    (part / "robin/link.jpg").symlink_to("gone.jpg")
     (part / "blue_tit/1.jpg").unlink()
     (root / "classnames.json").write_text('{"robin": "European_Robin"}')
     ended = prepare_own("--check", root)
     expected = [
         "has no name for the folder blue_tit, ",
         "classes without an image: grey",
-        "1 images cannot be read: ",
+        "images that cannot be read (2): ",
         "(it is dam",
+        "robin/link.jpg (it is a link",
     ]
     expected += (
         ["images for val or test, and none for train: wren"]
@@ -172,12 +174,12 @@ def test_check_of_a_folder_prints_all_faults_at_once(split, prepare_own, tmp_pat
         else ["only one image, and a split needs two: wren"]
     )
     expected += [
-        "1 images are there in several parts: train/robin/0.jpg = test/robin/copy.jpg"
+        "images that are there in several parts (1): train/robin/0.jpg = test/robin/copy.jpg"
         if split
-        else "a split can train on it and test it: robin/0.jpg = robin/copy.jpg"
+        else "a split can train on it and test it (1): robin/0.jpg = robin/copy.jpg"
     ]
     expected += (
-        [] if split else ["split_seed1.json: 3 images are not in it", "split_seed1.json: 1 of its images are gone"]
+        [] if split else ["split_seed1.json: 4 images are not in it", "split_seed1.json: 1 of its images are gone"]
     )
     expected += ["CLIP reads 'blue tit'", "not read: robin/raw.heic"]
     assert [words for words in expected if words not in ended.printed] == [], ended.printed

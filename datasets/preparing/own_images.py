@@ -156,13 +156,13 @@ def faults_of_pixels(folder: OwnImages, paths: list[str], split: bool) -> list[s
             unreadable.append(f"{name} ({reason})")
         else:
             equal[digest].append(name)
-    faults = [f"{len(unreadable):,} images cannot be read: {listed(unreadable)}"] if unreadable else []
+    faults = [f"images that cannot be read ({len(unreadable):,}): {listed(unreadable)}"] if unreadable else []
     several = [group for group in equal.values() if len(group) > 1]
     if split:  # a part may have an image twice
         several = [group for group in several if len({name.split("/")[0] for name in group}) > 1]
     groups = list(map(" = ".join, several))
     why = "in several parts" if split else "more than once, so that a split can train on it and test it"
-    return faults + ([f"{len(groups):,} images are there {why}: {listed(groups)}"] if groups else [])
+    return faults + ([f"images that are there {why} ({len(groups):,}): {listed(groups)}"] if groups else [])
 
 
 def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[tuple[bytes, str]]:
@@ -175,7 +175,8 @@ def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[t
         try:
             image = read_image(path, max_pixels)
         except OSError as error:
-            return b"", str(error).replace(repr(path), "it").replace("the image it", "it")
+            reason = str(error).replace(repr(path), "it").replace("the image it", "it")
+            return b"", reason if os.path.exists(path) else "it is a link to a file that is gone"
         return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), ""
 
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
