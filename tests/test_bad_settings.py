@@ -217,7 +217,7 @@ def test_thin_image_is_refused_by_a_run_and_found_by_prepare(launch, prepare, ro
     Image.new("L", (2_000_000, 1)).save(image)
     error = launch(*arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1)).error
     assert str(image) in error and "has 2,000,000 x 1 pixels" in error
-    assert f"1 images are unreadable: {image} (" in prepare("eurosat", "--check").printed
+    assert f"images unreadable (1): {image} (" in prepare("eurosat", "--check").printed
 
 
 def test_class_with_fewer_images_than_shots_is_used_and_the_folder_is_only_read(launch, root, tiny, tmp_path):

@@ -81,8 +81,8 @@ def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp
     (folder / "images/mine.jpg").write_bytes(b"extra")
     split = (folder / "split_zhou_DescribableTextures.json").stat().st_mtime_ns
     status, printed, errors = prepare("--check", "dtd", "--quick")
-    assert status == 2 and "1 of 1 datasets are incomplete or wrong" in errors[0]
-    assert f"1 images are missing: {images[0]}" in printed
+    assert status == 2 and "incomplete or wrong: 1 of 1 datasets" in errors[0]
+    assert f"images missing (1): {images[0]}" in printed
     assert printed.rstrip().endswith(f"-> python tools/prepare.py dtd --root {tmp_path}/data")
 
     assert prepare("dtd").status == 0
@@ -105,7 +105,7 @@ def without_a_row(folder):
 @pytest.mark.parametrize(
     ("name", "harm", "found", "moved"),
     [
-        ("eurosat", unreadable, "1 images are unreadable: FOLDER/2750/Forest/Forest_2.jpg (", "/2750"),
+        ("eurosat", unreadable, "images unreadable (1): FOLDER/2750/Forest/Forest_2.jpg (", "/2750"),
         ("eurosat", without_a_row, "7 images for test instead of 8", "/split_zhou_EuroSAT.json"),
         ("imagenet_a", lambda folder: next(folder.rglob("*.jpg")).unlink(), "7 images for test instead of 8", ""),
     ],
@@ -131,7 +131,7 @@ def test_check_of_a_split_counts_gaps_and_images_in_two_parts(prepare, tmp_path,
     file.write_text(json.dumps({part: [[path, 2 * label, name] for path, label, name in rows[part]] for part in rows}))
     ended = prepare("--check", "eurosat")
     assert ended.status == 2 and "  no class has the label 1, 3\n" in ended.printed
-    assert re.search(r"1 images are in several parts, by their pixels: \S+/train_0.png = \S+/test_0.png", ended.printed)
+    assert re.search(r"images in several parts, by their pixels \(1\): \S+/train_0.png = \S+/test_0.png", ended.printed)
 
 
 # Few-shot choices

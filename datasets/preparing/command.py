@@ -82,7 +82,7 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
             failed += 1
             print(printable(f"{source.name}: {error}"))
     if failed:
-        raise UsageError(f"{failed} of {len(sources)} datasets could not be prepared", "see above")
+        raise UsageError(f"could not prepare {failed} of {len(sources)} datasets", "see above")
 
 
 def show_list(sources: list[Source], args: argparse.Namespace) -> None:
@@ -175,7 +175,7 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
             print(f"  -> {remedy}")
             failed += 1
     if failed:
-        raise UsageError(f"{failed} of {len(sources)} datasets are incomplete or wrong", "see above")
+        raise UsageError(f"incomplete or wrong: {failed} of {len(sources)} datasets", "see above")
 
 
 def inspect(source: Source, root: Path, read: bool = True) -> str:
@@ -211,7 +211,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     faults = {"missing": missing, "unreadable": unreadable, "in several parts, by their pixels": twice}
     for fault, images in faults.items():
         if images:
-            print(f"  {len(images)} images are {fault}: {listed(images)}")
+            print(f"  images {fault} ({len(images):,}): {listed(images)}")
     if gaps:
         print(f"  no class has the label {listed(list(map(str, gaps)))}")
     if not (missing or unreadable or wrong):

@@ -31,7 +31,7 @@ from ..predict import as_objects
 from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
-SHORT = 0.5  # seconds of a batch: other images wait meanwhile
+FEW, SHORT = 4, 1.0  # images of a batch, and seconds of a larger one: others wait meanwhile
 
 
 class Question(BaseModel, extra="forbid"):
@@ -160,11 +160,12 @@ class Service:
             self.to_read.done(jobs)
 
     def classify(self, threads: int) -> None:
-        """Classify whatever has been read meanwhile, one batch after another, each in about SHORT seconds.
+        """Classify whatever has been read meanwhile, one batch of FEW images or of SHORT seconds after another.
 
         Several batches at once are faster with one thread each, if they are full. A single image has all threads.
         """
-        most = 1
+        largest = max(1, BATCH // self.classifier.views)
+        most = min(FEW, largest)
         while jobs := self.to_classify.take(most):
             start = monotonic()
             torch.set_num_threads(threads if len(jobs) == 1 else 1)
@@ -177,7 +178,7 @@ class Service:
                         job.done.set_exception(error)
             self.to_classify.done(jobs)
             pace = len(jobs) / max(monotonic() - start, 1e-6)  # images a second
-            most = max(1, min(int(SHORT * pace), BATCH // self.classifier.views))
+            most = min(max(FEW, int(SHORT * pace)), largest)
 
     @torch.no_grad()
     def answers(self, jobs: Sequence[Job]) -> Iterator[Answer]:
