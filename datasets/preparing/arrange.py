@@ -44,7 +44,7 @@ class Preparation:
         missing = missing_files(image_paths(dataset))
         if not missing:
             return None, []
-        return DatasetError(f"images are missing ({len(missing):,}), the first {missing[0]}", where=self.folder), missing
+        return DatasetError(f"images missing: {len(missing):,}, the first {missing[0]}", where=self.folder), missing
 
     def is_ready(self) -> bool:
         return not self.work.exists() and not self.missing_texts() and self.problem()[0] is None
