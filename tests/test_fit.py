@@ -3,6 +3,7 @@
 import json
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, LINEAR, Heads
+from experiments.fit.heads import CANDIDATES, LINEAR, Heads, spread
 from experiments.fit.images import Images, Photo
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
@@ -120,7 +121,8 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
     candidates = [one for one in CANDIDATES if one.method in methods]
     decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None))
     held = choice.folds(labels.numpy(), 1)
-    logits = sum(weight * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
+    scales = {one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen}
+    logits = sum(weight * scales[one] * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     assert found.chosen == [(candidates[0], 1.0)] or len(methods) > 1
 
@@ -202,6 +204,35 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
     assert choice.choose(certain[:, :, :, ::-1], labels, np.ones(2), [0]).nonzero()[0].tolist() == [0]
 
 
+def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
+    rng = np.random.default_rng(random_seed)
+    default, found = choice.default(3, [0, 1, 2]), {}
+    for images in (4, 400):
+        labels = np.arange(images) % 4
+        logits = rng.normal(size=(3, 2, images, 4))
+        logits[1] += 2 * np.eye(4)[labels]
+        found[images] = weights = choice.stack(logits, labels, [0, 1, 2])
+
+        def loss(weights, logits=logits, labels=labels, images=images):
+            fit = choice.losses(choice.combine(weights, logits), labels).mean()
+            return fit + ((weights - default) ** 2).sum() / images
+
+        assert weights.min() >= 0
+        for step in 0.01 * np.array([*np.eye(3), *-np.eye(3)]):  # no step lowers the loss
+            assert loss(np.maximum(weights + step, 0)) > loss(weights) - 1e-6
+    assert found[400][1] > 1 > 0.2 > found[400][[0, 2]].max()
+    assert np.abs(found[4] - default).max() < np.abs(found[400] - default).max()
+
+
+def test_the_estimate_adds_what_more_images_gain():
+    labels = np.repeat(np.arange(5), 20)
+    logits = np.eye(5)[(labels + (np.arange(100) % 5 == 0)) % 5][None]  # 80% are right
+    known = choice.estimate(logits, labels, 5, 80.0)
+    assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
+    assert choice.estimate(logits, labels, 5, 40.0).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
+    assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], labels, 5, 90.0).accuracy == 0
+
+
 def spoil(photos, kind):
     """The arguments of a call that cannot work, and a word of its line."""
     classes = sorted(photos.iterdir())
@@ -235,13 +266,17 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     with Image.open(files[0]) as image:
         image.save(first / "copy.png")  # the same pixels in another file
     shutil.copy(files[1], second / "other.jpg")  # in two classes
-    (first / "broken.jpg").write_bytes(b"no image")
+    broken = [str(folder / "broken.jpg") for folder in (first, second)]
+    for file in broken:
+        Path(file).write_bytes(b"no image")
     for file in sorted(third.iterdir())[1:]:
         file.unlink()
     assert command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK).status == 0
     record = read(tmp_path / "model")
-    assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == [str(first / "broken.jpg")]
-    assert any("two classes" in note for note in record["notes"]) and any("copies" in note for note in record["notes"])
+    assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == broken
+    assert all(file in fault for file, fault in record["damaged"].items())
+    for word in ("two classes", "copies", third.name.replace("_", " ")):
+        assert any(word in note for note in record["notes"])
 
     for folder in photos.iterdir():
         for file in sorted(folder.iterdir())[:-1]:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from inference.calibration import Temperature
 
 Floats = NDArray[np.float64]
 FOLDS = 5  # at most: as many as a class has images
 REPEATS = {2: 3}  # by the number of folds; else 2
-ROUNDS = 10  # of the greedy selection
+ZERO_SHOT_SHARE = 1 / 3  # of the default weights; chosen on other draws than those of docs/own_classes.md
 DEPENDENT = 1.5  # by how much the variance over images is too small, as folds share images; measured (docs)
 NEVER = -1  # the fold of an image that is alone in its class
 
@@ -38,14 +40,9 @@ def folds(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
     return found
 
 
-def log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
-    return -np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
+    return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
 
 
 def right(logits: Floats, labels: NDArray[Any]) -> Floats:
@@ -60,24 +57,42 @@ def inverse_temperatures(logits: Floats, labels: NDArray[Any]) -> Floats:
     return np.array([1 / Temperature.fit(one.reshape(-1, classes), many).temperature for one in logits])
 
 
-def greedy(logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int]) -> Floats:
-    """(candidates,): weights of logits, by greedy selection with replacement (Caruana et al., ICML 2004).
+def default(candidates: int, members: Sequence[int]) -> Floats:
+    """(candidates,): weights of an ensemble that nothing was measured for; the first candidate is zero-shot CLIP."""
+    weights = np.zeros(candidates)
+    weights[members] = (1 - ZERO_SHOT_SHARE) / max(1, len(members) - 1)
+    weights[0] = ZERO_SHOT_SHARE if len(members) > 1 else 1
+    return weights
 
-    A round adds the member whose mean with those before has the least cross-entropy, after the logits of each are
-    multiplied by its factor. The best of ROUNDS rounds counts.
+
+def stack(logits: Floats, labels: NDArray[Any], members: Sequence[int], start: Floats | None = None) -> Floats:
+    """(candidates,): weights of the members, none below 0, whose sum of logits has the least cross-entropy (stacking).
+
+    A penalty holds them near the default: the sum of the squared differences, divided by the number of images. So few
+    images choose little, and many choose freely.
+
+    Args:
+        start: weights to begin with; those of the default if None.
     """
-    scaled = {one: factors[one] * logits[one] for one in members}
-    total: Any = 0.0
-    chosen: list[int] = []
-    least: list[float] = []
-    for number in range(1, ROUNDS + 1):
-        tried = {one: losses((total + scaled[one]) / number, labels).mean() for one in members}
-        best = min(tried, key=tried.__getitem__)
-        total = total + scaled[best]
-        chosen.append(best)
-        least.append(tried[best])
-    rounds = int(np.argmin(least)) + 1
-    return np.bincount(chosen[:rounds], minlength=len(logits)) * factors / rounds
+    repeats, images, classes = logits.shape[1:]
+    z = logits[members].reshape(len(members), -1, classes)
+    y = np.tile(labels, repeats)
+    rows = np.arange(len(y))
+    prior = default(len(logits), members)[members]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        log_p = log_softmax(np.tensordot(weights, z, axes=1), axis=-1)
+        residual = np.exp(log_p)
+        residual[rows, y] -= 1
+        apart = weights - prior
+        slope = np.tensordot(z, residual, axes=2) / len(y) + 2 * apart / images
+        return float(-log_p[rows, y].mean() + apart @ apart / images), slope
+
+    first = prior if start is None else start[members]
+    solved = minimize(loss, first, jac=True, bounds=[(0, None)] * len(members), method="L-BFGS-B")
+    weights = np.zeros(len(logits))
+    weights[members] = solved.x
+    return weights
 
 
 def combine(weights: Floats, logits: Floats) -> Floats:
@@ -86,19 +101,24 @@ def combine(weights: Floats, logits: Floats) -> Floats:
     return np.tensordot(weights[used], logits[used], axes=1)
 
 
-def choose(logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int]) -> Floats:
+def choose(
+    logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int], start: Floats | None = None
+) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
-    The least cross-entropy after a temperature decides: of few images it says more than the accuracy. The first
-    candidate is zero-shot CLIP. It wins unless the best is better by more than one standard error, and if its accuracy
-    is higher by more than one.
+    The cross-entropy decides, of single candidates after a temperature: of few images it says more than the accuracy.
+    The best single candidate must be better than the ensemble by more than one standard error. The winner must be
+    better than the first candidate, zero-shot CLIP, by more than one, and have no accuracy that is lower by more.
     """
-    found = [*np.diag(factors), greedy(logits, labels, factors, members)]
-    scores = np.stack([losses(combine(weights, logits), labels) for weights in found])
+    singles = np.diag(factors)
+    scores = np.stack([losses(combine(weights, logits), labels) for weights in singles])
     best = int(scores.mean(axis=1).argmin())
-    lead = right(logits[0], labels) - right(combine(found[best], logits), labels)
-    is_better = in_errors(scores[0] - scores[best]) > 1 and in_errors(lead) <= 1
-    return found[best if is_better else 0]
+    chosen = stack(logits, labels, members, start)
+    score = losses(combine(chosen, logits), labels)
+    if in_errors(score - scores[best]) > 1:
+        chosen, score = singles[best], scores[best]
+    lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
+    return chosen if in_errors(scores[0] - score) > 1 and in_errors(lead) <= 1 else singles[0]
 
 
 def in_errors(differences: Floats) -> float:
@@ -122,28 +142,34 @@ def nested(
 ) -> Floats:
     """(repeats, images, classes): logits of the images of each fold, by the choice that the other images make."""
     found = np.empty(logits.shape[1:])
+    start = stack(logits, labels, members)
     for repeat, row in enumerate(held):
         for fold in range(row.max() + 1):
             out = row == fold
-            weights = choose(logits[:, :, ~out], labels[~out], factors, members)
+            weights = choose(logits[:, :, ~out], labels[~out], factors, members, start)
             found[repeat, out] = combine(weights, logits[:, repeat, out])
     return found
 
 
-def estimate(logits: Floats, labels: NDArray[Any], folds: int, curve: Sequence[tuple[float, float]]) -> Estimate:
+def gain(accuracy: float, zero_shot: float, images: float) -> float:
+    """By how much an accuracy rises if the images of each class are doubled: as much as it rose on average since
+    zero-shot CLIP, which counts as a quarter of an image."""
+    return (accuracy - zero_shot) / float(np.log2(4 * images))
+
+
+def estimate(logits: Floats, labels: NDArray[Any], folds: int, zero_shot: float) -> Estimate:
     """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
 
-    The last doubling of the `curve` says how much that adds. The interval is Wilson's, for n / DEPENDENT images.
+    The interval is Wilson's, of n / DEPENDENT images.
 
     Args:
         logits: those of `nested`.
-        curve: numbers of images of each class, and accuracies in percent.
+        zero_shot: the accuracy of zero-shot CLIP, in percent.
     """
-    mean = float(right(logits, labels).mean())
-    (few, before), (many, after) = curve[-2:]
-    slope = max(0.0, (after - before) / 100 / np.log2(many / few))
-    mean = min(1.0, mean + slope * np.log2(folds / (folds - 1)))
-    n, z = len(labels) / DEPENDENT, 1.96
-    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return Estimate(100 * mean, 100 * (centre - half), 100 * (centre + half), len(labels))
+    mean, share = 100 * float(right(logits, labels).mean()), (folds - 1) / folds
+    images = len(labels) / len(np.unique(labels)) * share
+    mean = float(np.clip(mean - np.log2(share) * gain(mean, zero_shot, images), 0, 100))
+    p, n, z = mean / 100, len(labels) / DEPENDENT, 1.96
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (100 * float(bound / (1 + z * z / n)) for bound in (centre - half, centre + half))
+    return Estimate(mean, low, high, len(labels))

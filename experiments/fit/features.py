@@ -81,9 +81,9 @@ class Features:
                         rows[keys[path]] = row
                 self.keep(rows)
                 kept |= rows
-        faults = {keys[path]: fault for path, fault in damaged.items()}
+        faults = {keys[path]: (path, fault) for path, fault in damaged.items()}
         rows = {path: kept[key] for path, key in keys.items() if key in kept}
-        return rows, {path: faults[key] for path, key in keys.items() if key in faults}
+        return rows, {path: faults[key][1].replace(faults[key][0], path) for path, key in keys.items() if key in faults}
 
     def computed(self, paths: Sequence[str]) -> Iterator[tuple[str, Row | str]]:
         """The rows of images, or what is wrong with them. Threads read the next images meanwhile."""

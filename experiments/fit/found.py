@@ -29,7 +29,7 @@ class Found:
         zero_shot: the accuracy of zero-shot CLIP on the same images.
         flattered: what the estimate would be if the choice were not made inside of the folds.
         test: of test images: their number and the accuracy.
-        curve: images of each class, and the accuracy of the best heads after learning from so many.
+        curve: images of each class, and the accuracy of the chosen heads after learning from so many.
         held: (images,), the places among the training images of those that were held out.
         labels: (images,), theirs.
         logits: (repeats, images, classes), theirs, by the chosen classifier.

@@ -161,6 +161,8 @@ class Heads:
     def held_out(self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]) -> Tensor:
         """(repeats, images, classes): the logits of images whose folds `held` were left out (`choice.folds`).
 
+        They are divided by the head's spread: heads of fewer images have others, up to a hundred times smaller ones.
+
         Raises:
             FloatingPointError: a loss or a logit is not finite.
         """
@@ -168,10 +170,10 @@ class Heads:
         for row, logits in zip(torch.from_numpy(held), found, strict=True):
             for fold in range(int(row.max()) + 1):
                 out = row == fold
-                answers = self.answers(candidate, (features[~out], labels[~out]), features[out])
-                if not answers.isfinite().all():
-                    raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
-                logits[out] = answers.cpu()
+                answers = self.answers(candidate, (features[~out], labels[~out]), features)
+                logits[out] = (answers[out] / spread(answers)).cpu()
+        if not found[:, torch.from_numpy(held[0] >= 0)].isfinite().all():
+            raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
         return found
 
     def classifier(
@@ -215,6 +217,11 @@ class Heads:
         axes = torch.eye(self.clip.visual.output_dim, device=features.device)
         there, back = self.learned(candidate, (features, labels))(torch.cat([axes, -axes])).detach().chunk(2)
         return (there - back) / 2, (there + back).mean(dim=0) / 2
+
+
+def spread(logits: Tensor) -> float:
+    """The mean over images of the standard deviation of logits (images, classes)."""
+    return float(logits.std(dim=1, correction=0).mean())
 
 
 @cache

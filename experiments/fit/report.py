@@ -16,6 +16,7 @@ from common.errors import UsageError
 from common.pages import render
 from inference.calibration import softmax
 
+from .choice import gain
 from .found import Found
 
 MOST = 12  # suspects, and pairs of classes, on the page
@@ -83,7 +84,9 @@ def thumbnail(path: str) -> str:
 
 def page(args: Namespace, found: Found) -> str:
     """The page, as HTML."""
-    example = shlex.quote(str(args.images))
+    example, doubling = shlex.quote(str(args.images)), None
+    if found.estimate and found.zero_shot is not None:
+        doubling = gain(found.estimate.accuracy, found.zero_shot, found.estimate.images / len(np.unique(found.labels)))
     return render(
         Path(__file__).with_name("report.html"),
         found=found,
@@ -97,13 +100,5 @@ def page(args: Namespace, found: Found) -> str:
         thumbnail=thumbnail,
         to=shlex.quote(str(args.to)),
         images=example,
-        doubling=doubling(found.curve),
+        doubling=doubling,
     )
-
-
-def doubling(curve: list[tuple[float, float]]) -> float | None:
-    """The points of accuracy that twice as many images are expected to add: as much as the last doubling did."""
-    if len(curve) < 2:
-        return None
-    (few, before), (many, after) = curve[-2:]
-    return max(0.0, (after - before) / float(np.log2(many / few)))

@@ -26,12 +26,11 @@ from trainers.base.features import CachedOutput
 from . import choice, report
 from .features import Features
 from .found import Found
-from .heads import CANDIDATES, LINEAR, SENTENCES, ZERO_SHOT, Candidate, Heads
+from .heads import CANDIDATES, LINEAR, SENTENCES, ZERO_SHOT, Candidate, Heads, spread
 from .images import Photo, usable
 from .towers import TRAINED, Towers
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
-DEFAULTS = "RLA", "TaskRes"  # of one image a class: the best heads on datasets that no result of the docs is of
 OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
 PLAN = "plan.json"  # the methods to train, in the folder of the model while a fit works
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
@@ -125,12 +124,18 @@ def decide(
     labels = y.cpu().numpy()
     held = choice.folds(labels, args.seed)
     if not len(held):
-        defaults = [one for method in DEFAULTS for one in candidates if one.method == method]
-        found.chosen = [((defaults or candidates[-1:])[0], 1.0)]
+        members = [one for one in candidates if one.method in LINEAR]
+        members = members if len(members) > 1 else candidates[-1:]
+        weights = choice.default(len(members), range(len(members)))
+        scales = {one: spread(heads.answers(one, (x, y), x)) for one in members}
+        # The sum of the logits has the spread of the first ones.
+        found.chosen = used(members, weights * scales[members[0]], scales)
         found.notes.append("Each class has one image: none could be held out, nothing was chosen or estimated")
         return
     found.held = np.flatnonzero(held[0] != choice.NEVER)
     found.labels = labels[found.held]
+    if alone := [name for name, count in zip(heads.names, np.bincount(labels), strict=True) if count == 1]:
+        found.notes.append(f"No estimate is of the classes with one image: {', '.join(alone)}")
     print(f"{'candidate':<44} accuracy  seconds")
     logits = tried(found, ((one, partial(heads.held_out, one, x, y, held)) for one in candidates))
     shape, of_heads = next(iter(logits.values())).shape, len(logits)
@@ -138,21 +143,28 @@ def decide(
     stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
     members = [place for place, one in enumerate(logits) if one.method in LINEAR]
     factors = choice.inverse_temperatures(stacked, found.labels)
-    found.chosen = used(logits, choice.choose(stacked, found.labels, factors, members))
-    found.logits = choice.combine(np.array([dict(found.chosen).get(one, 0.0) for one in logits]), stacked)
+    weights = choice.choose(stacked, found.labels, factors, members)
+    learned = [one for one, weight in zip(list(logits)[:of_heads], weights, strict=False) if weight]
+    scales = {one: spread(heads.answers(one, (x, y), x)) for one in learned}
+    found.chosen = used(logits, weights, scales)
+    found.logits = sum(weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen)
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
-    best_heads = choice.choose(stacked[:of_heads], found.labels, factors[:of_heads], members)
-    found.curve = curve(found, heads, used(logits, best_heads), x, y, held[0])
     outside = choice.nested(stacked, found.labels, factors, held[:, found.held], members)
     folds = int(held.max()) + 1
-    found.estimate = choice.estimate(outside, found.labels, folds, found.curve)
-    found.flattered = choice.estimate(found.logits, found.labels, folds, found.curve).accuracy
+    found.estimate, flattered = (
+        choice.estimate(one, found.labels, folds, found.zero_shot) for one in (outside, found.logits)
+    )
+    found.flattered = flattered.accuracy
+    best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], found.labels, members)
+    found.curve = [(0.0, found.zero_shot), *curve(heads, used(logits, best, scales), x, y, held[0])]
     found.calibration = calibrate(found, args)
 
 
-def used(candidates: Iterable[Candidate], weights: NDArray[Any]) -> list[tuple[Candidate, float]]:
-    """The candidates whose weight is not 0; a single one is exported as it is, with the weight 1."""
-    chosen = [(one, float(weight)) for one, weight in zip(candidates, weights, strict=False) if weight]
+def used(
+    candidates: Iterable[Candidate], weights: NDArray[Any], scales: Mapping[Candidate, float]
+) -> list[tuple[Candidate, float]]:
+    """The candidates whose weight is not 0, with weights for their own logits; a single one is exported as it is."""
+    chosen = [(one, weight / scales.get(one, 1.0)) for one, weight in zip(candidates, weights, strict=False) if weight]
     return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
 
 
@@ -178,27 +190,21 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
 
 
 def curve(
-    found: Found, heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, row: NDArray[Any]
+    heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, row: NDArray[Any]
 ) -> list[tuple[float, float]]:
-    """Images of each class, and the accuracy of the chosen heads after learning from so many, on the folds."""
-    points: list[tuple[float, float]] = []
-    labels = y.cpu().numpy()
+    """Images of each class, and the accuracy of some heads after learning from so many, on the folds `row`."""
+    points: dict[float, float] = {}
     for share in (0.25, 0.5, 1.0):
         correct, sizes = [], []
         for fold in range(row.max() + 1):
-            of_class = [np.flatnonzero((row != fold) & (labels == label)) for label in range(len(heads.names))]
-            wanted = np.concatenate([part[: max(1, round(share * len(part)))] for part in of_class])
-            out = np.flatnonzero(row == fold)
-            seen = x[wanted], y[wanted]
-            total: Any = sum(weight * heads.answers(one, seen, x[out]) for one, weight in chosen)
+            out = torch.from_numpy(row == fold).to(y.device)
+            of_class = [torch.nonzero(~out & (y == label))[:, 0] for label in range(len(heads.names))]
+            seen = torch.cat([places[: max(1, round(share * len(places)))] for places in of_class])
+            total: Any = sum(weight * heads.answers(one, (x[seen], y[seen]), x[out]) for one, weight in chosen)
             correct.append((total.argmax(dim=1) == y[out]).float().cpu())
-            sizes.append(len(wanted) / len(heads.names))
-        point = float(np.mean(sizes)), 100 * float(torch.cat(correct).mean())
-        if not points or point[0] > points[-1][0]:
-            points.append(point)
-    if len(points) == 1:  # fewer than one image is none: zero-shot CLIP counts as a quarter of it
-        points.insert(0, (points[0][0] / 4, found.zero_shot or 0.0))
-    return points
+            sizes.append(len(seen) / len(heads.names))
+        points.setdefault(float(np.mean(sizes)), 100 * float(torch.cat(correct).mean()))
+    return list(points.items())
 
 
 def calibrate(found: Found, args: Namespace) -> Calibration:

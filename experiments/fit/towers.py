@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from dassl.utils import read_image, set_random_seed
+from dassl.data import DatasetWrapper
+from dassl.data.datasets import Datum
+from dassl.utils import set_random_seed
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import trainers
 from clip import weights_sha256
@@ -38,20 +40,6 @@ TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))  # th
 LIMIT = 1e9  # bytes of all logits that are kept
 
 
-class Views(Dataset):
-    """Images with labels, as a transform makes them tensors."""
-
-    def __init__(self, paths: Sequence[str], labels: Tensor, transform: Any, options: Any):
-        self.paths, self.labels, self.transform, self.options = paths, labels, transform, options
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        image = read_image(self.paths[place], self.options.MAX_PIXELS, self.options.EXIF_ORIENTATION)
-        return {"img": self.transform(image), "label": self.labels[place]}
-
-
 class Towers:
     """Prompts and adapters in the towers of one CLIP, with their published settings for few images.
 
@@ -62,9 +50,9 @@ class Towers:
 
     def __init__(self, heads: Heads, images: Images, learned: Sequence[int]):
         self.heads = heads
-        self.paths = [images.photos[place].path for place in learned]
+        labels = images.labels(learned)
+        self.items = [Datum(images.photos[place].path, label) for place, label in zip(learned, labels, strict=True)]
         self.pixels = [images.pixels[place] for place in learned]
-        self.labels = torch.tensor(images.labels(learned))
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
 
     def settings(self, name: str) -> Any:
@@ -117,9 +105,8 @@ class Towers:
         assemble_model(method, clip=heads.clip)
         start(method)
         size, stepped = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, isinstance(method, SteppedTrainer)
-        images = Views(
-            [self.paths[place] for place in places], self.labels[places], build_transform(cfg, is_train=True), cfg.INPUT
-        )
+        items = [self.items[place] for place in places]
+        images = DatasetWrapper(cfg, items, build_transform(cfg, is_train=True), is_train=True)
         loader: Any = DataLoader(images, size, shuffle=True, drop_last=not stepped and len(places) >= size)
         method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
         method.max_epoch = 1 if stepped else cfg.OPTIM.MAX_EPOCH
@@ -138,12 +125,9 @@ class Towers:
 
     def answers(self, method: Any, places: NDArray[Any]) -> Tensor:
         """Logits (images, classes) for the images at these places."""
-        zero_shot = self.heads.zero_shot
-        images = Views(
-            [self.paths[place] for place in places], self.labels[places], zero_shot.transform, zero_shot.cfg.INPUT
-        )
-        batches = DataLoader(images, BATCH)
-        return torch.cat([method.model_inference(batch["img"].to(method.device)).float().cpu() for batch in batches])
+        paths = [self.items[place].impath for place in places]
+        batches = (self.heads.zero_shot.pixels(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH))
+        return torch.cat([method.model_inference(batch.to(method.device)).float().cpu() for batch in batches])
 
     def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:
         """(images, classes): the logits of images whose folds, `row`, were left out. Those of a fold are kept on disk.
@@ -165,12 +149,11 @@ class Towers:
     def key(self, candidate: Candidate, *places: NDArray[Any]) -> str:
         """A checksum of all that the logits of a fold depend on."""
         heads = self.heads
-        images = [[(self.pixels[place], int(self.labels[place])) for place in part] for part in places]
+        images = [[(self.pixels[place], self.items[place].label) for place in part] for part in places]
         weights = weights_sha256(heads.zero_shot.description.backbone)
         facts = torch.__version__, heads.zero_shot.device.type, heads.seed, weights, heads.classes, images
-        return hashlib.sha256(f"1 {candidate.method} {self.settings(candidate.method)} {facts}".encode()).hexdigest()[
-            :32
-        ]
+        text = f"1 {candidate.method} {self.settings(candidate.method)} {facts}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def seconds(self, candidate: Candidate, row: NDArray[Any]) -> float:
         """How long the candidate will take for all folds and for the final training, from two steps of it."""
