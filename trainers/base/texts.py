@@ -81,7 +81,8 @@ class TextsTrainer(PromptTrainer):
             return
         texts, how = self.texts(), getattr(self.settings, "AGGREGATE", self.aggregate)
         if how == "max":
-            self.model.counts = [len(sentences) for sentences in texts]
+            model: Any = self.model
+            model.counts = [len(sentences) for sentences in texts]
             texts = [[text] for sentences in texts for text in sentences]
         features = mean_text_features(self.model.frozen, texts, unit=True)
         self.model.class_texts = normalize(features) if how == "unit" else features
