@@ -124,12 +124,12 @@ def decide(
     labels = y.cpu().numpy()
     held = choice.folds(labels, args.seed)
     if not len(held):
-        members = [one for one in candidates if one.method in LINEAR]
-        members = members if len(members) > 1 else candidates[-1:]
-        weights = choice.default(len(members), range(len(members)))
-        scales = {one: spread(heads.answers(one, (x, y), x)) for one in members}
+        linear = [one for one in candidates if one.method in LINEAR]
+        linear = linear if len(linear) > 1 else [candidates[-1]]
+        weights = choice.default(len(linear), range(len(linear)))
+        scales = {one: spread(heads.answers(one, (x, y), x)) for one in linear}
         # The sum of the logits has the spread of the first ones.
-        found.chosen = used(members, weights * scales[members[0]], scales)
+        found.chosen = used(linear, weights * scales[linear[0]], scales)
         found.notes.append("Each class has one image: none could be held out, nothing was chosen or estimated")
         return
     found.held = np.flatnonzero(held[0] != choice.NEVER)
@@ -147,7 +147,7 @@ def decide(
     learned = [one for one, weight in zip(list(logits)[:of_heads], weights, strict=False) if weight]
     scales = {one: spread(heads.answers(one, (x, y), x)) for one in learned}
     found.chosen = used(logits, weights, scales)
-    found.logits = sum(weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen)
+    found.logits = np.sum([weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen], axis=0)
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
     outside = choice.nested(stacked, found.labels, factors, held[:, found.held], members)
     folds = int(held.max()) + 1
