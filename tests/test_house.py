@@ -116,6 +116,11 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
 
 
+def test_an_installation_by_pip_ends_with_what_to_do_instead():
+    done = subprocess.run([sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "requirements.txt" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_method_is_a_file_of_at_most_120_lines():
     lines = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "trainers").glob("*.py")}
     assert {name: count for name, count in lines.items() if count > 120} == {}

@@ -216,9 +216,7 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     )
     other = tmp_path / "other.yaml"
     other.write_text(Path(file).read_text().replace("small_land", "small_counts"))
-    counts = (
-        "2 runs: 1 trainings and 1 tests; {} are left: about 0.0 hours of one process and 0.00 GB, as 1 finished runs"
-    )
+    counts = "2 runs, 1 of which train; {} are left: about 0.0 hours of one process and 0.00 GB, as 1 finished runs"
     for planned, left in ((file, 1), (other, 2)):  # the other study has no run yet: those of this one count
         study_command.main(["plan", str(planned)])
         assert counts.format(left) in capsys.readouterr().out

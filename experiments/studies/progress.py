@@ -95,7 +95,7 @@ class Progress:
         """What the study takes: its runs, and the hours and the disk of those that are not finished, in one line."""
         runs = [*self.done, *self.running, *self.failed, *self.left]
         trainings, waiting = sum(run.trains for run in runs), len(runs) - len(self.done)
-        text = f"{len(runs):,} runs: {trainings:,} trainings and {len(runs) - trainings:,} tests"
+        text = f"{len(runs):,} runs, {trainings:,} of which train"
         if not waiting:
             return f"{text}, all done"
         if not self.measured.bytes:
