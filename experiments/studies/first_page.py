@@ -28,8 +28,10 @@ def overview(summary: Summary) -> list[Table]:
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
         several, devices = times["device"].nunique() > 1, ", ".join(times["device"].unique())
-        texts = times["seconds"].map("{:.1f}".format) + (" (" + times["device"] + ")" if several else "")
-        seconds = texts.groupby(times["method"]).agg(", ".join)
+        seconds = {
+            name: ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in rows.itertuples())
+            for name, rows in times.groupby("method")
+        }
         more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds}
         measures = summary.measures.query("protocol == @protocol").set_index("method")
         for part in header[1:]:
