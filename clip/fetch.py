@@ -39,7 +39,7 @@ def show_size(name: str) -> None:
         return
     try:
         size = hub.bytes_of(repository) if repository else 0
-    except Exception as error:  # of any library that asks the hub; the download reports what is wrong
+    except Exception as error:  # of any library that asks the hub; the download reports the error
         print(f"{name}: its size is not known ({one_line(error)})")
         return
     free = shutil.disk_usage(Path.home()).free

@@ -162,7 +162,7 @@ def end_of_texts(clip: Any, ids: Tensor) -> Tensor:
 
 
 def mask_of(clip: Any, x: Tensor, keys: Tensor | None, block: Any) -> Tensor | None:
-    """What is added to the scores of a layer: 0 where a token reads another, else -inf; None if each reads all."""
+    """The mask that a layer adds to its scores: 0 where a token reads another, else -inf; None if all are read."""
     mask = None
     if clip.attn_mask is not None:
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)

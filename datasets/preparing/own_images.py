@@ -69,7 +69,7 @@ def add_images(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """What a folder holds."""
+    """The content of a folder."""
 
     faults: list[str]  # a line for each, all of them
     train: int  # how many images a run would train on

@@ -22,13 +22,13 @@ PIXELS = 25_000_000
 MEMORY = 256 << 20  # bytes, beyond those of an idle process
 SECONDS = 5  # of the processor
 PATIENCE = 120  # seconds without an answer: a busy machine is slow, above all when it starts a process
-STRIP = 1 << 22  # bytes of an image that are taken at once: other threads wait meanwhile
+STRIP = 1 << 22  # bytes of an image that are read in one step, while other threads wait
 NICE = 10  # answers to visitors go first, but the model waits for these images
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
 
 
 class Readers:
-    """Processes that read images, each one after another: as many at once as there are processes.
+    """Processes that read images: in parallel, and each process one image after another.
 
     A process starts when it is needed for the first time. Several threads may read.
     """

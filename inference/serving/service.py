@@ -162,7 +162,7 @@ class Service:
     def classify(self, threads: int) -> None:
         """Classify whatever has been read meanwhile, one batch of FEW images or of SHORT seconds after another.
 
-        Several batches at once are faster with one thread each, if they are full. A single image has all threads.
+        Several full batches in parallel are faster with one thread each. A single image has all threads.
         """
         largest = max(1, BATCH // self.classifier.views)
         most = min(FEW, largest)
