@@ -29,7 +29,7 @@ from common.files import checksum
 from experiments.fit.features import Features
 from experiments.fit.found import Found
 from experiments.fit.heads import CANDIDATES, SENTENCES, Heads
-from experiments.fit.images import Images, Photo
+from experiments.fit.images import Photo
 from experiments.fit.report import suspects
 from experiments.fit.story import decide
 from inference.calibration import Threshold
@@ -85,8 +85,7 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     wrong = rng.permutation(len(y))[: round(0.05 * len(y)) if swapped else 0].tolist()
     for place in wrong:
         y[place] = (int(y[place]) + int(rng.integers(1, len(names)))) % len(names)
-    photos = [Photo(str(place), names[label]) for place, label in enumerate(y)]
-    found = Found(Images(photos, [f"{place:064x}" for place in range(len(y))], names, {}, []))
+    found = Found([Photo(str(place), names[label]) for place, label in enumerate(y)], names)
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     began = time.process_time()
     with redirect_stdout(io.StringIO()):

@@ -15,7 +15,7 @@ from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.found import Found
 from experiments.fit.heads import CANDIDATES, LINEAR, Heads, spread
-from experiments.fit.images import Images, Photo
+from experiments.fit.images import Photo
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
 from inference import predict
@@ -117,7 +117,7 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
     labels = torch.arange(24) % 3
     features = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
     pictures = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels)]
-    found = Found(Images(pictures, [picture.path for picture in pictures], heads.names, {}, []))
+    found = Found(pictures, heads.names)
     candidates = [one for one in CANDIDATES if one.method in methods]
     decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None))
     held = choice.folds(labels.numpy(), 1)
@@ -148,12 +148,11 @@ def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
     pictures = [Photo(file, file.split("/")[-2]) for file in files]
     names = sorted({picture.label for picture in pictures})
     heads = Heads(PromptedClassifier.zero_shot(str(deep), names))
-    images = Images(pictures, files, names, {}, [])
-    towers, places = Towers(heads, images, images.of("train")), np.arange(0, len(files), 3)
+    towers, places = Towers(heads, Found(pictures, names)), np.arange(0, len(files), 3)
     zero_shot = heads.zero_shot.logits(files[:4])
     for candidate in TRAINED:
         method = towers.fit(candidate, places)
-        found = heads.of_method(method, {}).logits(files[:4])
+        found = heads.exported(candidate.method, {}, method).logits(files[:4])
         np.testing.assert_allclose(found, towers.answers(method, np.arange(4)), atol=1e-3)
         assert not torch.allclose(found, zero_shot, atol=1e-6), candidate.method
         assert 0 < towers.seconds(candidate, np.arange(len(files)) % 2) < 600

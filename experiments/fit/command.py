@@ -1,19 +1,20 @@
 """The command `python tools/fit.py`: from a folder of images to the best classifier, with an honest estimate."""
 
 import argparse
+import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError, check_name
-from common.files import check_vacant, checksum, write_text
+from common.files import checksum
 from common.start import Parser, any_seed, between, path, percent
 from common.text import read_json
+from datasets.base import missing_files
 
-from ..lock import LOCK, locked
-from .images import Photo, find
+from ..lock import LOCK
+from .images import find
 
 FILE = "fit.json"
 FORM = 1  # of the file; another one is fitted again
@@ -59,37 +60,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     photos = find(args.images, args.test)
-    if args.to.exists() and not (args.to / FILE).is_file():
-        others = args.to if not args.to.is_dir() or set(os.listdir(args.to)) - {LOCK} else None
-        if others:
-            check_vacant(args.to)
-            raise UsageError(f"{args.to} is not a folder", "choose another one", args.to)
+    record: Any = read_json(args.to / FILE) if (args.to / FILE).is_file() else None
+    if not isinstance(record, dict) or "form" not in record:
+        record = {}
+        if args.to.exists() and not {LOCK}.issuperset(os.listdir(args.to)):
+            raise UsageError(f"{args.to} is not empty", "choose another folder, or delete it", args.to)
     print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
-    keys = {photo.path: checksum(Path(photo.path)) for photo in photos}
-    from .story import METHODS, fit, heads_of  # imports torch, which takes seconds
+    missing = set(missing_files(photo.path for photo in photos))
+    keys = {photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos}
+    from .story import METHODS, fit  # imports torch, which takes seconds
 
     for name in args.methods:
         check_name(name, METHODS, "method")
-    asked = request(args, photos, keys)
-    if is_finished(args.to / FILE, asked):
+    asked = request(args, [[keys[photo.path], photo.label, photo.part] for photo in photos])
+    if record.get("request") != asked:
+        record = {"form": FORM, "finished": False, "request": asked}
+    if record.get("finished") is True:
         print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
-        return
-    heads = heads_of(args, sorted({photo.label for photo in photos if photo.part != "test"}))
-    with locked(args.to):
-        write_text(args.to / FILE, json.dumps({"form": FORM, "finished": False}) + "\n")
-        fit(args, photos, keys, asked, heads)
+    else:
+        fit(args, photos, keys, record)
 
 
-def request(args: argparse.Namespace, photos: Sequence[Photo], keys: dict[str, str]) -> dict[str, Any]:
+def request(args: argparse.Namespace, images: list[list[str]]) -> dict[str, Any]:
     """What a fit depends on, as JSON: another one gives another result."""
-    import hashlib
-
     from clip import weights_sha256
 
-    rows = [[keys[photo.path], photo.label, photo.part] for photo in photos]
     return {
         "form": FORM,
-        "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
         "weights": weights_sha256(args.backbone),
         "sentences": checksum(args.sentences) if args.sentences else "",
         "minutes": args.minutes,
@@ -97,11 +95,3 @@ def request(args: argparse.Namespace, photos: Sequence[Photo], keys: dict[str, s
         "max_error": args.max_error,
         "seed": args.seed,
     }
-
-
-def is_finished(file: Path, asked: dict[str, Any]) -> bool:
-    """Whether a file is the record of a fit that was asked for in the same way."""
-    if not file.is_file():
-        return False
-    record = read_json(file)
-    return isinstance(record, dict) and record.get("finished") is True and record.get("request") == asked

@@ -1,12 +1,11 @@
 """The feature of each image, computed once: more images in a later call, or a killed call, cost only what is new."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
-from pathlib import Path
+import os
+from collections.abc import Mapping
+from itertools import islice
+from multiprocessing.pool import ThreadPool
 
-import numpy as np
 import torch
 from dassl.utils import read_image
 from torch import Tensor
@@ -14,9 +13,9 @@ from tqdm import tqdm
 
 from clip.digest import add_tensors, as_bytes
 from common.cache import DIGEST, DiskCache
-from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from trainers.base.build import usable
+from trainers.base.features import get_tensor, put_tensor
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
 
@@ -38,10 +37,10 @@ class Features:
         model: whose features they are.
     """
 
-    def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP, cache: Path | None = None):
+    def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP):
         self.classifier, self.model = classifier, model
-        self.cache = DiskCache(cache or cache_folder(), "features", "image features", LIMIT)
-        digest = hashlib.sha256(f"fit 2 {torch.__version__} {classifier.device.type} {classifier.cfg.INPUT}".encode())
+        self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
+        digest = hashlib.sha256(f"fit 3 {torch.__version__} {classifier.device.type} {classifier.cfg.INPUT}".encode())
         add_tensors(digest, self.model.image_tensors())
         noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
         exact, fast = self.run_tower(noise, False), self.run_tower(noise, True)
@@ -62,82 +61,59 @@ class Features:
             return self.model.image_output(images.to(device)).feature.float().cpu()
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
-        """The row of each image by its path, and what is wrong with others.
+        """The row of each image by its path, and what is wrong with others. Threads read the next images meanwhile.
 
         Args:
-            keys: the SHA-256 of each file by its path.
+            keys: the SHA-256 of each file by its path; empty for a link to nothing.
         """
-        kept = self.kept()
-        new = list({key: path for path, key in keys.items() if key not in kept}.values())  # equal files once
-        damaged: dict[str, str] = {}
-        with tqdm(total=len(new), desc="features", unit="image", disable=None if new else True) as bar:
+        kept, damaged = self.kept(), dict[str, str]()
+        new = [path for path, key in keys.items() if key not in kept]
+        bar = tqdm(total=len(new), desc="features", unit="image", disable=None if new else True)
+        with bar, ThreadPool(torch.get_num_threads()) as pool:
             for start in range(0, len(new), PART):
-                rows = {}
-                for path, row in self.computed(new[start : start + PART]):
-                    bar.update()
-                    if isinstance(row, str):
-                        damaged[path] = row
-                    else:
-                        rows[keys[path]] = row
+                rows: dict[str, Row] = {}
+                images = pool.imap(self.read, new[start : start + PART])
+                while batch := list(islice(images, BATCH)):
+                    damaged |= {path: fault for path, fault, pixels in batch if pixels is None}
+                    good = [(path, sha256, pixels) for path, sha256, pixels in batch if pixels is not None]
+                    features = self.encode(torch.stack([pixels for *_, pixels in good])) if good else ()
+                    for (path, sha256, _), feature in zip(good, features, strict=True):
+                        if feature.isfinite().all():
+                            rows[keys[path]] = sha256, feature
+                        else:
+                            damaged[path] = f"the feature of {path} is not finite"
+                    bar.update(len(batch))
                 self.keep(rows)
                 kept |= rows
-        faults = {keys[path]: (path, fault) for path, fault in damaged.items()}
-        rows = {path: kept[key] for path, key in keys.items() if key in kept}
-        return rows, {path: faults[key][1].replace(faults[key][0], path) for path, key in keys.items() if key in faults}
+        return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
-    def computed(self, paths: Sequence[str]) -> Iterator[tuple[str, Row | str]]:
-        """The rows of images, or what is wrong with them. Threads read the next images meanwhile."""
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-            following = list(map(pool.submit, repeat(self.read), batches[0]))
-            for number, batch in enumerate(batches):
-                read = [future.result() for future in following]
-                following = list(map(pool.submit, repeat(self.read), *batches[number + 1 : number + 2] or [[]]))
-                good = [image for image in read if not isinstance(image, str)]
-                found = iter(self.encode(torch.stack([pixels for _, pixels in good])) if good else ())
-                for path, image in zip(batch, read, strict=True):
-                    if isinstance(image, str):
-                        yield path, image
-                        continue
-                    feature = next(found)
-                    yield path, (image[0], feature) if feature.isfinite().all() else "its feature is not finite"
-
-    def read(self, path: str) -> tuple[str, Tensor] | str:
-        """The SHA-256 of the decoded pixels and the tensor (3, H, W) of an image, or why there is none."""
+    def read(self, path: str) -> tuple[str, str, Tensor | None]:
+        """An image: its path, the SHA-256 of its pixels, the tensor (3, H, W); or its path, its fault, None."""
         options = self.classifier.cfg.INPUT
         try:
             image = read_image(path, options.MAX_PIXELS, options.EXIF_ORIENTATION)
-            digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            return digest, self.classifier.transform(image)
-        except (UsageError, OSError, ValueError) as error:
-            return str(error)
+            sha256 = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+            return path, sha256, self.classifier.transform(image)
+        except (OSError, ValueError) as error:
+            return path, str(error) if os.path.exists(path) else f"{path} is a link to a file that is gone", None
 
-    # On the disk: the SHA-256 of n files, the SHA-256 of their pixels, and n features
+    # On the disk: a table with a row of bytes for each image: the SHA-256 of its file, that of its pixels, its feature
 
-    def keep(self, rows: dict[str, Row]) -> None:
+    def keep(self, rows: Mapping[str, Row]) -> None:
         if not rows:
             return
-        files = bytes.fromhex("".join(rows))
-        pixels = bytes.fromhex("".join(sha256 for sha256, _ in rows.values()))
-        features = torch.stack([feature for _, feature in rows.values()])
-        key = self.facts + hashlib.sha256(files).hexdigest()[:16]
-        self.cache.put(key, *self.form(len(rows)), [files, pixels, as_bytes(features)])
+        content = [bytes.fromhex(key + sha256) + as_bytes(feature).tobytes() for key, (sha256, feature) in rows.items()]
+        table = torch.frombuffer(bytearray(b"".join(content)), dtype=torch.uint8).reshape(len(rows), -1)
+        put_tensor(self.cache, self.facts + hashlib.sha256("".join(rows).encode()).hexdigest()[:16], table)
 
     def kept(self) -> dict[str, Row]:
         found: dict[str, Row] = {}
+        length = 2 * DIGEST + 4 * self.width
         for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
-            count = (file.stat().st_size - DIGEST) // self.form(1)[1]
+            count = (file.stat().st_size - DIGEST) // length
             key = file.stem.removeprefix(f"{self.cache.kind}-")
-            content = self.cache.get(key, *self.form(count)) if count else None
-            if content is None:
-                continue
-            hashes = content[: 2 * DIGEST * count].hex()
-            names = [hashes[start : start + 2 * DIGEST] for start in range(0, len(hashes), 2 * DIGEST)]
-            values = np.frombuffer(content, np.float32, count * self.width, 2 * DIGEST * count)
-            features = torch.from_numpy(values.reshape(count, self.width).copy())
-            found |= dict(zip(names[:count], zip(names[count:], features, strict=True), strict=True))
+            table = get_tensor(self.cache, key, (count, length), torch.uint8) if count else None
+            for row in () if table is None else table:
+                hashes = row[: 2 * DIGEST].numpy().tobytes().hex()
+                found[hashes[: 2 * DIGEST]] = hashes[2 * DIGEST :], row[2 * DIGEST :].view(torch.float32)
         return found
-
-    def form(self, count: int) -> tuple[str, int]:
-        """The form and the bytes of a file of so many images."""
-        return f"fp32 ({count}, {self.width})", count * (2 * DIGEST + 4 * self.width)

@@ -1,17 +1,20 @@
-"""What a fit has found: the content of fit.json and of the page."""
+"""What a fit has found: the images that it uses, and the content of fit.json and of the page."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import UsageError
+from datasets.base import same_names
 from inference.calibrated import Calibration
 
 from .choice import Estimate
 from .heads import Candidate
-from .images import Images
+from .images import Photo
 
 
 def nothing(*shape: int) -> Any:
@@ -20,42 +23,67 @@ def nothing(*shape: int) -> Any:
 
 @dataclass
 class Found:
-    """What a fit has found. Accuracies are in percent.
+    """What a fit has found. Accuracies are in percent. If no image could be held out, most of it stays empty."""
 
-    Attributes:
-        rows: each candidate: name, and accuracy on images that it has not learned from and seconds, or its fault.
-        chosen: candidates and their weights.
-        estimate: of the chosen classifier's accuracy on new images; None if nothing could be held out.
-        zero_shot: the accuracy of zero-shot CLIP on the same images.
-        flattered: what the estimate would be if the choice were not made inside of the folds.
-        test: of test images: their number and the accuracy.
-        curve: images of each class, and the accuracy of the chosen heads after learning from so many.
-        held: (images,), the places among the training images of those that were held out.
-        labels: (images,), theirs.
-        logits: (repeats, images, classes), theirs, by the chosen classifier.
-        notes: lines for the user.
-    """
-
-    images: Images
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    chosen: Sequence[tuple[Candidate, float]] = ()
-    estimate: Estimate | None = None
-    zero_shot: float | None = None
-    flattered: float | None = None
-    test: dict[str, Any] | None = None
-    curve: list[tuple[float, float]] = field(default_factory=list)
-    held: NDArray[np.int64] = nothing(0)
-    labels: NDArray[np.int64] = nothing(0)
-    logits: NDArray[np.float64] = nothing(0, 0, 0)
+    photos: list[Photo]  # each image that can be used, once; those for training first
+    names: list[str]  # of the classes, sorted
+    damaged: Mapping[str, str] = field(default_factory=dict)  # what is wrong with images that are left out, by path
+    notes: list[str] = field(default_factory=list)  # for the user
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of each candidate: name, accuracy and seconds, or fault
+    chosen: Sequence[tuple[Candidate, float]] = ()  # candidates and their weights
+    estimate: Estimate | None = None  # of the accuracy on new images
+    zero_shot: float | None = None  # the accuracy of zero-shot CLIP on the held-out images
+    flattered: float | None = None  # what the estimate would be if the choice were not made inside of the folds
+    test: dict[str, Any] | None = None  # of test images: their number and the accuracy
+    curve: list[tuple[float, float]] = field(default_factory=list)  # images of a class, accuracy of the chosen heads
+    held: NDArray[np.int64] = nothing(0)  # (held,), the places in `photos` of the images that were held out
+    labels: NDArray[np.int64] = nothing(0)  # (held,), their labels
+    logits: NDArray[np.float64] = nothing(0, 0, 0)  # (repeats, held, classes), by the chosen classifier
     calibration: Calibration | None = None
-    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]) -> "Found":
+        """The images without damaged ones and copies. Of copies the first is kept: one for training before one for a
+        test. An image that has two labels is left out, as one of them must be wrong.
+
+        Args:
+            pixels: the SHA-256 of the decoded pixels, by path; of damaged images there is none.
+
+        Raises:
+            UsageError: fewer than two classes are left.
+        """
+        kept: dict[str, Photo] = {}
+        labels, left_out = defaultdict[str, set[str]](set), defaultdict[str, list[str]](list)
+        readable = [photo._replace(pixels_sha256=pixels[photo.path]) for photo in photos if photo.path in pixels]
+        for photo in readable:
+            labels[photo.pixels_sha256].add(photo.label)
+        for photo in readable:
+            if len(both := labels[photo.pixels_sha256]) > 1:
+                left_out["they are in two classes"].append(f"{photo.path} ({' and '.join(sorted(both))})")
+            elif photo.pixels_sha256 in kept:
+                left_out["they are copies of other images"].append(photo.path)
+            else:
+                kept[photo.pixels_sha256] = photo
+        names = sorted({photo.label for photo in kept.values() if photo.part != "test"})
+        if len(names) < 2:
+            example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
+            remedy = f"replace damaged images{example}; and images that are in two classes"
+            raise UsageError("fewer than two classes have an image that can be used", remedy)
+        notes = [f"Left out as {why}: {len(paths)} images, such as {paths[0]}" for why, paths in left_out.items()]
+        if lost := sorted({photo.label for photo in photos}.difference(names)):
+            notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
+        notes += filter(None, [same_names(names)])
+        return cls([photo for photo in kept.values() if photo.label in names], names, damaged, notes)
+
+    @property
+    def training(self) -> list[Photo]:
+        return [photo for photo in self.photos if photo.part != "test"]
 
     @property
     def name(self) -> str:
         return " + ".join(candidate.name for candidate, _ in self.chosen)
 
     def to_json(self) -> dict[str, Any]:
-        images = zip(self.images.photos, self.images.pixels, strict=True)
         return {
             "chosen": [asdict(candidate) | {"weight": weight} for candidate, weight in self.chosen],
             "estimate": asdict(self.estimate) if self.estimate else None,
@@ -64,7 +92,7 @@ class Found:
             "test": self.test,
             "curve": self.curve,
             "candidates": self.rows,
-            "notes": [*self.images.warnings, *self.notes],
-            "damaged": self.images.damaged,
-            "images": [photo._asdict() | {"pixels_sha256": sha256} for photo, sha256 in images],
+            "notes": self.notes,
+            "damaged": self.damaged,
+            "images": [photo._asdict() for photo in self.photos],
         }

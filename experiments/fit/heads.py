@@ -17,8 +17,7 @@ import trainers
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier, configuration
 from trainers.base import TEMPLATE
-from trainers.base.feature_trainer import FittedTrainer, Support
-from trainers.base.features import CachedOutput
+from trainers.base.features import CachedOutput, Support
 from trainers.base.method import Classes, Method
 from trainers.base.projection import ProjectedCLIP
 from trainers.base.prompted import normalize
@@ -45,7 +44,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        values = {**self.settings, **{key: value for key, value in self.training.items() if key == "LR"}}
+        values = {**self.settings, **self.training}
         return " ".join([self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)])
 
 
@@ -89,18 +88,16 @@ class Heads:
 
     def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
         self.zero_shot = zero_shot
-        clip: Any = zero_shot.clip
-        self.clip = clip
+        self.clip: Any = zero_shot.clip
         self.seed = seed
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
-        self.texts = {unit: mean_text_features(clip, sentences, unit) for unit in (False, True)}
+        self.texts = {unit: mean_text_features(self.clip, sentences, unit) for unit in (False, True)}
         templates = [[TEMPLATE.replace("{}", name)] for name in self.names]
-        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(clip, templates)}
-        self.projection: Any = None
+        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(self.clip, templates)}
         try:
-            self.projection = self.method(Candidate("RLA"), 1)
+            self.projection: Any = self.method(Candidate("RLA"), 1)
         except UsageError:
             self.projection = None
 
@@ -133,17 +130,9 @@ class Heads:
             FloatingPointError: a loss is not finite.
         """
         torch.manual_seed(self.seed)
-        method = self.method(candidate, len(labels))
-        with redirect_stdout(io.StringIO()):
-            start(method)
-            method.begin(Support(self.inputs(candidate.method, features)[None], labels))
-            if isinstance(method, FittedTrainer):
-                method.run_epoch()
-            else:
-                train(method, method.cfg.OPTIM.MAX_EPOCH)
-                method.finish()
-        method.model.eval()
-        return method
+        method = start(self.method(candidate, len(labels)), settings_of(candidate).OPTIM.MAX_EPOCH)
+        method.begin(Support(self.inputs(candidate.method, features)[None], labels))
+        return learned(method)
 
     def learned(self, candidate: Candidate, seen: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
         """From what the candidate reads of images (`inputs`) to logits (images, classes), after learning from features
@@ -186,9 +175,9 @@ class Heads:
         ((first, _), *others) = weights
         if first.method in self.fixed and not others:
             sentences = self.zero_shot.description.sentences if first.method == SENTENCES else {}
-            return self.of_description(facts, method=first.method, sentences=sentences)
+            return self.exported(first.method, facts, sentences=sentences)
         if not others:
-            return self.of_method(self.fit(first, features, labels), facts)
+            return self.exported(first.method, facts, self.fit(first, features, labels))
         method = self.method(Candidate("LPPlusPlus", {"STEP": 1}), len(labels))
         method.head.requires_grad_(False)
         for candidate, weight in weights:
@@ -196,21 +185,20 @@ class Heads:
             method.head.classifier.weight += weight * matrix.T
             method.head.classifier.bias += weight * bias
         method.head.alpha_vec.zero_()
-        return self.of_method(method, facts)
+        return self.exported("LPPlusPlus", facts, method)
 
-    def of_method(self, method: Method, facts: Mapping[str, Any]) -> PromptedClassifier:
-        """The classifier of a method that has learned."""
-        settings = asdict(method.settings)
-        metadata = {"method": type(method).__name__, "settings": settings, "class_names": self.names}
-        state = {name: tensor.detach() for name, tensor in method.saved_module().state_dict().items()}
-        checkpoint = {"state_dict": state, "epoch": 0, "metadata": metadata}
-        return self.of_description(facts, checkpoint, method=type(method).__name__, settings=settings)
-
-    def of_description(self, facts: Mapping[str, Any], checkpoint: Any = None, **values: Any) -> PromptedClassifier:
-        zero_shot = self.zero_shot.description
-        description = replace(zero_shot, training=dict(facts), **values)
-        device = self.zero_shot.device.type
-        return PromptedClassifier(description, checkpoint, "the fit", zero_shot.backbone, device, self.clip)
+    def exported(self, name: str, facts: Mapping[str, Any], method: Any = None, **values: Any) -> PromptedClassifier:
+        """The classifier of a method that has learned, or of a `fixed` one; `facts` are for people."""
+        checkpoint: dict[str, Any] | None = None
+        if method:
+            values["settings"] = asdict(method.settings)
+            state = {key: tensor.detach() for key, tensor in method.saved_module().state_dict().items()}
+            metadata = {"method": name, "class_names": self.names, **values}
+            checkpoint = {"state_dict": state, "epoch": 0, "metadata": metadata}
+        device, description = self.zero_shot.device.type, self.zero_shot.description
+        backbone = description.backbone
+        description = replace(description, method=name, training=dict(facts), **values)
+        return PromptedClassifier(description, checkpoint, "the fit", backbone, device, self.clip)
 
     def linear(self, candidate: Candidate, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A linear head after learning, as a matrix (joint, classes) and a bias (classes,) for unit features."""
@@ -235,18 +223,20 @@ def settings_of(candidate: Candidate) -> Any:
     return cfg
 
 
-def start(method: Any) -> None:
-    """Prepare a method with a model for its first step; nothing is read from disk."""
+def start(method: Any, epochs: int) -> Any:
+    """The method, which has a model, ready for the first step of so many epochs; nothing is read from disk."""
     TrainerBase.__init__(method)
     method.scaler = torch.amp.GradScaler(enabled=False)
+    method.epoch, method.max_epoch = 0, epochs
     method.register()
+    return method
 
 
-def train(method: Any, epochs: int) -> None:
-    """Epochs of a method that learns by gradients; nothing is printed or saved."""
-    method.model.train()
-    method.num_batches = len(method.train_loader_x)
-    for _ in range(epochs):
-        for number, batch in enumerate(method.train_loader_x):
-            method.batch_idx = number
-            method.forward_backward(batch)
+def learned(method: Any) -> Any:
+    """The method after all its epochs; nothing is printed or saved."""
+    with redirect_stdout(io.StringIO()):
+        for epoch in range(method.max_epoch):
+            method.epoch = epoch
+            method.run_epoch()
+    method.model.eval()
+    return method

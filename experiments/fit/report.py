@@ -31,44 +31,31 @@ def suspects(found: Found) -> list[dict[str, Any]]:
     rows = np.arange(len(p))
     of_label = p[rows, found.labels]
     p[rows, found.labels] = -1
-    other = p.argmax(axis=1)
-    doubt = p[rows, other] - of_label
-    learned = found.images.of("train", "val")
-    names = found.images.names
+    doubt = p.max(axis=1) - of_label
     return [
-        {
-            "path": found.images.photos[learned[found.held[place]]].path,
-            "label": names[found.labels[place]],
-            "rather": names[other[place]],
-            "doubt": float(doubt[place]),
-        }
+        found.photos[found.held[place]]._asdict() | {"rather": found.names[p[place].argmax()], "doubt": doubt[place]}
         for place in np.argsort(-doubt, kind="stable")
         if doubt[place] > 0
     ]
 
 
-def by_class(found: Found) -> list[dict[str, Any]]:
-    """Of each class its number of training images, and the accuracy of those held out; the worst first."""
-    learned = found.images.labels(found.images.of("train", "val"))
-    answers = found.logits.argmax(axis=-1)
-    rows = []
-    for label, name in enumerate(found.images.names):
-        own = found.labels == label
-        accuracy = 100 * float((answers[:, own] == label).mean()) if own.any() else None
-        rows.append({"name": name, "images": learned.count(label), "accuracy": accuracy})
-    return sorted(rows, key=lambda row: 101.0 if row["accuracy"] is None else row["accuracy"])
+def by_class(found: Found) -> list[tuple[str, int, float]]:
+    """Of each class its number of training images, and the accuracy of those held out (NaN: none); the worst first."""
+    number, training = len(found.names), [photo.label for photo in found.training]
+    right = np.bincount(found.labels, (found.logits.argmax(axis=-1) == found.labels).mean(axis=0), number)
+    held = np.bincount(found.labels, minlength=number)
+    accuracies = 100 * np.divide(right, held, out=np.full(number, np.nan), where=held > 0)
+    names = (found.names[place] for place in np.argsort(accuracies, kind="stable"))
+    return [(name, training.count(name), accuracies[found.names.index(name)]) for name in names]
 
 
-def confused(found: Found) -> list[dict[str, Any]]:
-    """Pairs of classes, by how many held-out images of the first one are taken for the second one."""
-    names, learned = found.images.names, found.images.of("train", "val")
-    pairs: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for place, answer in enumerate(found.logits[0].argmax(axis=-1) if len(found.logits) else ()):
-        if answer != found.labels[place]:
-            path = found.images.photos[learned[found.held[place]]].path
-            pairs[int(found.labels[place]), int(answer)].append(path)
-    ordered = sorted(pairs.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [{"label": names[a], "answer": names[b], "images": paths} for (a, b), paths in ordered]
+def confused(found: Found) -> list[tuple[tuple[str, str], list[str]]]:
+    """Pairs of classes, and the paths of the held-out images of the first that are taken for the second; most first."""
+    pairs = defaultdict[tuple[str, str], list[str]](list)
+    for place, label, answer in zip(found.held, found.labels, found.logits[0].argmax(axis=-1), strict=True):
+        if answer != label:
+            pairs[found.names[label], found.names[answer]].append(found.photos[place].path)
+    return sorted(pairs.items(), key=lambda item: -len(item[1]))
 
 
 def thumbnail(path: str) -> str:
@@ -84,7 +71,7 @@ def thumbnail(path: str) -> str:
 
 def page(args: Namespace, found: Found) -> str:
     """The page, as HTML."""
-    example, doubling = shlex.quote(str(args.images)), None
+    doubling = None
     if found.estimate and found.zero_shot is not None:
         doubling = gain(found.estimate.accuracy, found.zero_shot, found.estimate.images / len(np.unique(found.labels)))
     return render(
@@ -96,9 +83,8 @@ def page(args: Namespace, found: Found) -> str:
         classes=by_class(found) if found.estimate else [],
         suspects=(named := suspects(found))[:MOST],
         suspected=len(named),
-        confused=confused(found)[: MOST // 2],
+        confused=confused(found)[: MOST // 2] if found.estimate else [],
         thumbnail=thumbnail,
         to=shlex.quote(str(args.to)),
-        images=example,
         doubling=doubling,
     )

@@ -18,80 +18,68 @@ from common.files import write_text
 from common.names import printable
 from datasets import sentences as sentence_files
 from inference.artefact import CALIBRATION
-from inference.calibrated import Calibration, write_calibration
+from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
 from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
 
+from ..lock import locked
 from . import choice, report
 from .features import Features
 from .found import Found
 from .heads import CANDIDATES, LINEAR, SENTENCES, ZERO_SHOT, Candidate, Heads, spread
-from .images import Photo, usable
+from .images import Photo
 from .towers import TRAINED, Towers
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
-PLAN = "plan.json"  # the methods to train, in the folder of the model while a fit works
+FILE = "fit.json"
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
-def fit(
-    args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], asked: Mapping[str, Any], heads: Heads
-) -> None:
+def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], record: dict[str, Any]) -> None:
     """Write the model, the page and, last, the record.
 
     Args:
         keys: the SHA-256 of each image file by its path.
-        asked: for the record.
-        heads: for all classes. If one has no usable image, others take their place.
+        record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
     """
     deadline = time.monotonic() + 60 * args.minutes
+    heads = heads_of(args, sorted({photo.label for photo in photos if photo.part != "test"}))
     rows, damaged = Features(heads.zero_shot, heads.tower).of(keys)
-    images = usable(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
-    if images.names != heads.names:
-        heads = heads_of(args, images.names)
-    for line in [*images.warnings, *(f"Left out: {fault}" for fault in list(damaged.values())[:5])]:
-        print(printable(line))
-
-    def of(places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        features = torch.stack([rows[images.photos[place].path][1] for place in places])
-        device = heads.zero_shot.device
-        return features.to(device), torch.tensor(images.labels(places), device=device)
-
-    found = Found(images)
-    learned, tested = images.of("train", "val"), images.of("test")
-    x, y = of(learned)
+    found = Found.of(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
+    if found.names != heads.names:
+        heads = heads_of(args, found.names)
+    features = torch.stack([rows[photo.path][1] for photo in found.photos]).to(heads.zero_shot.device)
+    labels = torch.tensor([found.names.index(photo.label) for photo in found.photos], device=features.device)
+    (x, test_x), (y, test_y) = (all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels))
     names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
     names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
     candidates, trained = ([one for one in part if one.method in names_of_methods] for part in (CANDIDATES, TRAINED))
-    towers = Towers(heads, images, learned)
-    decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / PLAN, asked))
-    facts = {"fit": found.name, "images": len(y)}
-    facts |= {"estimated_accuracy": round(found.estimate.accuracy, 2)} if found.estimate else {}
-    chosen = found.chosen[0][0]
-    if chosen in TRAINED:
-        classifier = heads.of_method(towers.fit(chosen, np.arange(len(y))), facts)
-    else:
-        classifier = heads.classifier(found.chosen, x, y, facts)
-    if tested:
-        features, labels = of(tested)
+    towers = Towers(heads, found)
+    with locked(args.to):
+        write_text(args.to / FILE, json.dumps(record) + "\n")
+        decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / FILE, record))
+        chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y)}
+        facts |= {"estimated_accuracy": round(found.estimate.accuracy, 2)} if found.estimate else {}
         if chosen in TRAINED:
-            answers = classifier.logits([images.photos[place].path for place in tested])
+            classifier = heads.exported(chosen.method, facts, towers.fit(chosen, np.arange(len(y))))
         else:
-            answers = classifier.model_for()(CachedOutput(heads.inputs(classifier.method, features)))
-        right = (answers.argmax(dim=1).cpu() == labels.cpu()).float().mean()
-        found.test = {"images": len(labels), "accuracy": 100 * float(right)}
-    (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
-    classifier.save(args.to)
-    if found.calibration:
-        write_calibration(args.to, found.calibration)
-    write_text(args.to / "report.html", report.page(args, found))
-    record = {"form": asked["form"], "finished": True, "request": asked, **found.to_json()}
-    write_text(args.to / "fit.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    (args.to / PLAN).unlink(missing_ok=True)
+            classifier = heads.classifier(found.chosen, x, y, facts)
+        if len(test_y):
+            inputs = CachedOutput(heads.inputs(classifier.method, test_x))
+            paths = [photo.path for photo in found.photos[len(y) :]]
+            answers = classifier.logits(paths) if chosen in TRAINED else classifier.model_for()(inputs)
+            right = (answers.argmax(dim=1).cpu() == test_y.cpu()).float().mean()
+            found.test = {"images": len(test_y), "accuracy": 100 * float(right)}
+        (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
+        classifier.calibration = found.calibration
+        classifier.save(args.to)
+        write_text(args.to / "report.html", report.page(args, found))
+        record = {"form": record["form"], "finished": True, "request": record["request"], **found.to_json()}
+        write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
-        print(line)
+        print(printable(line))
 
 
 def heads_of(args: Namespace, names: Sequence[str]) -> Heads:
@@ -209,22 +197,21 @@ def curve(
 
 def calibrate(found: Found, args: Namespace) -> Calibration:
     """Temperature, sets and threshold, from the logits of held-out images."""
-    logits, labels, images = found.logits[0], found.labels, found.images
-    threshold = None
+    logits, labels, threshold = found.logits[0], found.labels, None
     if args.max_error:
         try:
             threshold = Threshold.fit(logits, labels, args.max_error / 100)
         except UsageError as error:
             found.notes.append(f"--max-error {args.max_error:g}: {error}")
     fits = Temperature.fit(logits, labels), Sets.fit(logits, labels), threshold
-    learned = images.of("train", "val")
-    sha256 = hashlib.sha256("".join(images.pixels[learned[place]] for place in found.held).encode()).hexdigest()
-    return Calibration(tuple(images.names), len(labels), sha256, "held-out training images", *fits)
+    sha256 = hashlib.sha256("".join(found.photos[place].pixels_sha256 for place in found.held).encode()).hexdigest()
+    return Calibration(tuple(found.names), len(labels), sha256, "held-out training images", *fits)
 
 
 def summary(args: Namespace, found: Found) -> list[str]:
     """The last lines on the terminal."""
-    lines = [f"Chosen: {found.name}", *found.notes]
+    damaged = [f"Left out: {fault}" for fault in found.damaged.values()]
+    lines = [*damaged[:5], *(["..."] if damaged[5:] else []), *found.notes, f"Chosen: {found.name}"]
     if found.estimate:
         at, before = found.estimate, f"zero-shot CLIP {found.zero_shot:.1f}%"
         lines.append(f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to {at.high:.1f}); {before}")

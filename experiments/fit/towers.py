@@ -3,9 +3,10 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from timeit import repeat, timeit
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,6 @@ from clip import weights_sha256
 from common.cache import DiskCache
 from common.errors import UsageError
 from common.files import write_text
-from common.text import read_json
 from inference.classifier import BATCH, configuration
 from trainers.base.build import assemble_model
 from trainers.base.compat import build_transform
@@ -33,8 +33,8 @@ from trainers.base.teacher import cache_folder
 
 from ..configs import config_folder
 from ..protocols import recipe
-from .heads import Candidate, Heads, start, train
-from .images import Images
+from .found import Found
+from .heads import Candidate, Heads, learned, start
 
 TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))  # the most promising first
 LIMIT = 1e9  # bytes of all logits that are kept
@@ -45,14 +45,12 @@ class Towers:
 
     Args:
         heads: of the same CLIP and classes.
-        images, learned: all images, and the places of those to train on. In methods, places are among the latter.
+        found: has the training images. Methods take their places.
     """
 
-    def __init__(self, heads: Heads, images: Images, learned: Sequence[int]):
-        self.heads = heads
-        labels = images.labels(learned)
-        self.items = [Datum(images.photos[place].path, label) for place, label in zip(learned, labels, strict=True)]
-        self.pixels = [images.pixels[place] for place in learned]
+    def __init__(self, heads: Heads, found: Found):
+        self.heads, self.photos = heads, found.training
+        self.items = [Datum(photo.path, heads.names.index(photo.label)) for photo in self.photos]
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
 
     def settings(self, name: str) -> Any:
@@ -68,32 +66,30 @@ class Towers:
         return cfg
 
     def planned(
-        self, candidates: Sequence[Candidate], deadline: float, file: Path, asked: Mapping[str, Any], row: NDArray[Any]
+        self, candidates: Sequence[Candidate], deadline: float, file: Path, record: dict[str, Any], row: NDArray[Any]
     ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
         """Those candidates that end before the deadline, with what computes their logits, and why others are left out.
 
         Args:
             deadline: of `time.monotonic`.
-            file: has the plan of a fit that was killed, and gets that of this one.
-            asked: of the fit.
+            file, record: the record of the fit so far, which gets the plan. That of a fit that was killed has it.
             row: (images,), their folds.
         """
-        written = read_json(file) if file.is_file() else {}
-        plan = written.get("plan", {}) if written.get("request") == asked else {}
-        for candidate in candidates if not plan and time.monotonic() < deadline else ():
-            try:
-                minutes = self.seconds(candidate, row) / 60
-            except UsageError as error:
-                plan[candidate.method] = str(error)
-                continue
-            left = (deadline - time.monotonic()) / 60
-            deadline -= 60 * minutes if minutes <= left else 0
-            needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
-            plan[candidate.method] = "" if minutes <= left else needs
-        write_text(file, json.dumps({"request": asked, "plan": plan}) + "\n")
+        if "plan" not in record:
+            plan: dict[str, str] = {}
+            for candidate in candidates if time.monotonic() < deadline else ():
+                try:
+                    minutes, left = self.seconds(candidate, row) / 60, (deadline - time.monotonic()) / 60
+                    needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
+                    plan[candidate.method] = "" if minutes <= left else needs
+                    deadline -= 60 * minutes if minutes <= left else 0
+                except UsageError as error:
+                    plan[candidate.method] = str(error)
+            write_text(file, json.dumps(record | {"plan": plan}) + "\n")
+            record["plan"] = plan
         for candidate in candidates:
-            if candidate.method in plan:
-                yield candidate, plan[candidate.method] or partial(self.held_out, candidate, row)
+            if candidate.method in record["plan"]:
+                yield candidate, record["plan"][candidate.method] or partial(self.held_out, candidate, row)
 
     def method(self, candidate: Candidate, places: NDArray[Any]) -> Any:
         """The method with a model that has seen nothing, and a loader of the training images at these places."""
@@ -103,13 +99,13 @@ class Towers:
         method: Any = kind(cfg, classes, heads.zero_shot.device)
         method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names))
         assemble_model(method, clip=heads.clip)
-        start(method)
-        size, stepped = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, isinstance(method, SteppedTrainer)
+        stepped = isinstance(method, SteppedTrainer)
+        start(method, 1 if stepped else cfg.OPTIM.MAX_EPOCH)
+        size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         items = [self.items[place] for place in places]
         images = DatasetWrapper(cfg, items, build_transform(cfg, is_train=True), is_train=True)
         loader: Any = DataLoader(images, size, shuffle=True, drop_last=not stepped and len(places) >= size)
         method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
-        method.max_epoch = 1 if stepped else cfg.OPTIM.MAX_EPOCH
         return method
 
     def fit(self, candidate: Candidate, places: NDArray[Any]) -> Any:
@@ -118,10 +114,7 @@ class Towers:
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        method = self.method(candidate, places)
-        train(method, method.max_epoch)
-        method.model.eval()
-        return method
+        return learned(self.method(candidate, places))
 
     def answers(self, method: Any, places: NDArray[Any]) -> Tensor:
         """Logits (images, classes) for the images at these places."""
@@ -149,7 +142,7 @@ class Towers:
     def key(self, candidate: Candidate, *places: NDArray[Any]) -> str:
         """A checksum of all that the logits of a fold depend on."""
         heads = self.heads
-        images = [[(self.pixels[place], self.items[place].label) for place in part] for part in places]
+        images = [[(self.photos[place].pixels_sha256, self.items[place].label) for place in part] for part in places]
         weights = weights_sha256(heads.zero_shot.description.backbone)
         facts = torch.__version__, heads.zero_shot.device.type, heads.seed, weights, heads.classes, images
         text = f"1 {candidate.method} {self.settings(candidate.method)} {facts}"
@@ -159,13 +152,8 @@ class Towers:
         """How long the candidate will take for all folds and for the final training, from two steps of it."""
         method, test = self.method(candidate, np.arange(len(row))), np.arange(min(len(row), BATCH // 4))
         method.model.train()
-        method.num_batches = len(method.train_loader_x)
+        method.batch_idx, method.num_batches = 0, len(method.train_loader_x)
         batch = next(iter(method.train_loader_x))
-        for _ in range(2):  # the first step also fills caches
-            began, method.batch_idx = time.monotonic(), 0
-            method.forward_backward(batch)
-        step = time.monotonic() - began
-        began = time.monotonic()
-        self.answers(method, test)
-        image = (time.monotonic() - began) / len(test)
+        step = min(repeat(lambda: method.forward_backward(batch), number=1, repeat=2))  # the first fills caches, too
+        image = timeit(lambda: self.answers(method, test), number=1) / len(test)
         return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(row) * image
