@@ -14,7 +14,7 @@ from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, LINEAR, Heads, spread
+from experiments.fit.heads import CANDIDATES, LINEAR, Heads, members, spread
 from experiments.fit.images import Photo
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
@@ -196,21 +196,22 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         logits[0] = 0
         scores = [choice.right(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
-        outside.append(choice.right(choice.nested(logits, labels, np.ones(20), held, range(20)), labels).mean())
+        chosen = choice.nested(logits, labels, np.ones(20), held, dict.fromkeys(range(20), 0.05))
+        outside.append(choice.right(chosen, labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     certain = np.eye(4)[labels][None, None] * [[[[0]]], [[[9]]]]  # zero-shot guesses, the other knows
-    assert choice.choose(certain, labels, np.ones(2), [0]).nonzero()[0].tolist() == [1]
-    assert choice.choose(certain[:, :, :, ::-1], labels, np.ones(2), [0]).nonzero()[0].tolist() == [0]
+    assert choice.choose(certain, labels, np.ones(2), {0: 1.0}).nonzero()[0].tolist() == [1]
+    assert choice.choose(certain[:, :, :, ::-1], labels, np.ones(2), {0: 1.0}).nonzero()[0].tolist() == [0]
 
 
 def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
     rng = np.random.default_rng(random_seed)
-    default, found = choice.default(3, [0, 1, 2]), {}
+    default, found = np.array([0.25, 0.5, 0.25]), {}
     for images in (4, 400):
         labels = np.arange(images) % 4
         logits = rng.normal(size=(3, 2, images, 4))
         logits[1] += 2 * np.eye(4)[labels]
-        found[images] = weights = choice.stack(logits, labels, [0, 1, 2])
+        found[images] = weights = choice.stack(logits, labels, dict(enumerate(default)))
 
         def loss(weights, logits=logits, labels=labels, images=images):
             fit = choice.losses(choice.combine(weights, logits), labels).mean()
@@ -221,6 +222,17 @@ def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
             assert loss(np.maximum(weights + step, 0)) > loss(weights) - 1e-6
     assert found[400][1] > 1 > 0.2 > found[400][[0, 2]].max()
     assert np.abs(found[4] - default).max() < np.abs(found[400] - default).max()
+
+
+def test_images_that_mislead_zero_shot_clip_take_heads_that_go_far_from_it():
+    defaults = [members(CANDIDATES, excess) for excess in (4, 5)]
+    near, far = ({CANDIDATES[place]: weight for place, weight in weights.items()} for weights in defaults)
+    assert [sum(weights.values()) for weights in (near, far)] == pytest.approx([1, 1])
+    assert near[CANDIDATES[0]] == 0.25 and far[CANDIDATES[0]] == 0
+    assert {one.method for one, weight in near.items() if weight} == {"ZeroshotCLIP", "CLAP", "ZSLP", "TaskRes"}
+    assert {one.training.get("LR") for one, weight in far.items() if weight and one.method != "TaskRes"} == {1.0, None}
+    assert {one.method for one, weight in far.items() if weight} == {"CLAP", "ZSLP", "TaskRes", "SSText"}
+    assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
 
 
 def test_the_estimate_adds_what_more_images_gain():

@@ -4,7 +4,7 @@ All functions take logits (candidates, repeats, images, classes) of images that 
 labels (images,).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from inference.calibration import Temperature
 Floats = NDArray[np.float64]
 FOLDS = 5  # at most: as many as a class has images
 REPEATS = {2: 3}  # by the number of folds; else 2
-ZERO_SHOT_SHARE = 1 / 3  # of the default weights; chosen on other draws than those of docs/own_classes.md
 DEPENDENT = 1.5  # by how much the variance over images is too small, as folds share images; measured (docs)
 NEVER = -1  # the fold of an image that is alone in its class
 
@@ -57,28 +56,22 @@ def inverse_temperatures(logits: Floats, labels: NDArray[Any]) -> Floats:
     return np.array([1 / Temperature.fit(one.reshape(-1, classes), many).temperature for one in logits])
 
 
-def default(candidates: int, members: Sequence[int]) -> Floats:
-    """(candidates,): weights of an ensemble that nothing was measured for; the first candidate is zero-shot CLIP."""
-    weights = np.zeros(candidates)
-    weights[members] = (1 - ZERO_SHOT_SHARE) / max(1, len(members) - 1)
-    weights[0] = ZERO_SHOT_SHARE if len(members) > 1 else 1
-    return weights
-
-
-def stack(logits: Floats, labels: NDArray[Any], members: Sequence[int], start: Floats | None = None) -> Floats:
+def stack(logits: Floats, labels: NDArray[Any], members: Mapping[int, float], start: Floats | None = None) -> Floats:
     """(candidates,): weights of the members, none below 0, whose sum of logits has the least cross-entropy (stacking).
 
     A penalty holds them near the default: the sum of the squared differences, divided by the number of images. So few
     images choose little, and many choose freely.
 
     Args:
+        members: the default weight of each candidate that an ensemble may have, by its place.
         start: weights to begin with; those of the default if None.
     """
     repeats, images, classes = logits.shape[1:]
-    z = logits[members].reshape(len(members), -1, classes)
+    places = list(members)
+    z = logits[places].reshape(len(places), -1, classes)
     y = np.tile(labels, repeats)
     rows = np.arange(len(y))
-    prior = default(len(logits), members)[members]
+    prior = np.array(list(members.values()))
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         log_p = log_softmax(np.tensordot(weights, z, axes=1), axis=-1)
@@ -88,10 +81,10 @@ def stack(logits: Floats, labels: NDArray[Any], members: Sequence[int], start: F
         slope = np.tensordot(z, residual, axes=2) / len(y) + 2 * apart / images
         return float(-log_p[rows, y].mean() + apart @ apart / images), slope
 
-    first = prior if start is None else start[members]
-    solved = minimize(loss, first, jac=True, bounds=[(0, None)] * len(members), method="L-BFGS-B")
+    first = prior if start is None else start[places]
+    solved = minimize(loss, first, jac=True, bounds=[(0, None)] * len(places), method="L-BFGS-B")
     weights = np.zeros(len(logits))
-    weights[members] = solved.x
+    weights[places] = solved.x
     return weights
 
 
@@ -102,7 +95,7 @@ def combine(weights: Floats, logits: Floats) -> Floats:
 
 
 def choose(
-    logits: Floats, labels: NDArray[Any], factors: Floats, members: Sequence[int], start: Floats | None = None
+    logits: Floats, labels: NDArray[Any], factors: Floats, members: Mapping[int, float], start: Floats | None = None
 ) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
@@ -138,7 +131,7 @@ class Estimate:
 
 
 def nested(
-    logits: Floats, labels: NDArray[Any], factors: Floats, held: NDArray[np.int64], members: Sequence[int]
+    logits: Floats, labels: NDArray[Any], factors: Floats, held: NDArray[np.int64], members: Mapping[int, float]
 ) -> Floats:
     """(repeats, images, classes): logits of the images of each fold, by the choice that the other images make."""
     found = np.empty(logits.shape[1:])

@@ -25,6 +25,9 @@ from trainers.base.teacher import mean_text_features
 
 ZERO_SHOT, SENTENCES = "ZeroshotCLIP", "CuPL"  # which learn nothing: by a template, and by the user's sentences
 LINEAR = (ZERO_SHOT, SENTENCES, "CLAP", "ZSLP", "SSText", "TaskRes", "GDA", "LPPlusPlus")  # in features of unit length
+CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
+ZERO_SHOT_SHARE = 1 / 4  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
+MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
 
 
@@ -74,6 +77,26 @@ CANDIDATES = (  # the first one of a method has its defaults
     Candidate("ProLIP", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.001}),
     Candidate("RLA", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.003}),
 )
+
+
+def members(candidates: Sequence[Candidate], excess: float) -> dict[int, float]:
+    """The candidates that an ensemble may have, by their places, with their weights if nothing was held out.
+
+    Args:
+        candidates: the first is zero-shot CLIP.
+        excess: the cross-entropy of zero-shot CLIP on the training images, which it has not learned from, less that of
+            guessing, in nats. If it is above MISLED, the default is heads that go far from zero-shot CLIP.
+    """
+    linear = {place: one.method for place, one in enumerate(candidates) if one.method in LINEAR}
+    careful = [place for place, method in linear.items() if method in CAREFUL] or [*linear][1:]
+    weights = dict.fromkeys(linear, 0.0)
+    if excess > MISLED:  # the last candidate of a method takes the largest steps
+        far = {method: place for place, method in linear.items() if method in (*CAREFUL, "SSText")}
+        careful = [*far.values()] or careful
+    share = ZERO_SHOT_SHARE if excess <= MISLED else 0.0
+    if not careful:
+        return weights | {0: 1.0}
+    return weights | {0: share} | dict.fromkeys(careful, (1 - share) / len(careful))
 
 
 class Heads:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ from ..lock import locked
 from . import choice, report
 from .features import Features
 from .found import Found
-from .heads import CANDIDATES, LINEAR, SENTENCES, ZERO_SHOT, Candidate, Heads, spread
+from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, members, spread
 from .images import Photo
 from .towers import TRAINED, Towers
 
@@ -111,13 +112,15 @@ def decide(
     """
     labels = y.cpu().numpy()
     held = choice.folds(labels, args.seed)
+    zero_shot = heads.answers(candidates[0], (x, y), x)
+    excess = float(torch.nn.functional.cross_entropy(zero_shot, y)) - math.log(len(heads.names))
     if not len(held):
-        linear = [one for one in candidates if one.method in LINEAR]
-        linear = linear if len(linear) > 1 else [candidates[-1]]
-        weights = choice.default(len(linear), range(len(linear)))
-        scales = {one: spread(heads.answers(one, (x, y), x)) for one in linear}
-        # The sum of the logits has the spread of the first ones.
-        found.chosen = used(linear, weights * scales[linear[0]], scales)
+        weights = {candidates[place]: weight for place, weight in members(candidates, excess).items() if weight}
+        if [*weights] == [candidates[0]]:
+            weights = {candidates[-1]: 1.0}
+        scales = {one: spread(heads.answers(one, (x, y), x)) for one in weights}
+        # The sum of the logits has the spread of zero-shot CLIP.
+        found.chosen = used(weights, spread(zero_shot) * np.array([*weights.values()]), scales)
         found.notes.append("Each class has one image: none could be held out, nothing was chosen or estimated")
         return
     found.held = np.flatnonzero(held[0] != choice.NEVER)
@@ -129,21 +132,21 @@ def decide(
     shape, of_heads = next(iter(logits.values())).shape, len(logits)
     logits |= tried(found, planned(held[0]))
     stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
-    members = [place for place, one in enumerate(logits) if one.method in LINEAR]
+    in_ensemble = members(list(logits), excess)
     factors = choice.inverse_temperatures(stacked, found.labels)
-    weights = choice.choose(stacked, found.labels, factors, members)
+    weights = choice.choose(stacked, found.labels, factors, in_ensemble)
     learned = [one for one, weight in zip(list(logits)[:of_heads], weights, strict=False) if weight]
     scales = {one: spread(heads.answers(one, (x, y), x)) for one in learned}
     found.chosen = used(logits, weights, scales)
     found.logits = np.sum([weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen], axis=0)
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
-    outside = choice.nested(stacked, found.labels, factors, held[:, found.held], members)
+    outside = choice.nested(stacked, found.labels, factors, held[:, found.held], in_ensemble)
     folds = int(held.max()) + 1
     found.estimate, flattered = (
         choice.estimate(one, found.labels, folds, found.zero_shot) for one in (outside, found.logits)
     )
     found.flattered = flattered.accuracy
-    best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], found.labels, members)
+    best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], found.labels, in_ensemble)
     found.curve = [(0.0, found.zero_shot), *curve(heads, used(logits, best, scales), x, y, held[0])]
     found.calibration = calibrate(found, args)
 
