@@ -109,7 +109,7 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
         "estimate": estimate.accuracy,
         "low": estimate.low,
         "high": estimate.high,
-        "without_nesting": found.flattered,
+        "without_nesting": found.without_nesting,
     }
     record["sets"] = [100 * float(sets[labels == label].mean()) for label in range(len(names))]
     record["max_error"] = {}

@@ -280,6 +280,8 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     broken = [str(folder / "broken.jpg") for folder in (first, second)]
     for file in broken:
         Path(file).write_bytes(b"no image")
+    broken.insert(1, str(first / "link.jpg"))
+    Path(broken[1]).symlink_to("gone.jpg")
     for file in sorted(third.iterdir())[1:]:
         file.unlink()
     assert command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK).status == 0

@@ -28,9 +28,6 @@ command again resumes, and more images cost only what is new.
 """
 
 
-minutes = between(-1e-9, 1e5, "a number of minutes")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
@@ -39,19 +36,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--backbone", default="ViT-B/16", help="ViT-B/16, small, a weight file, ... (default: ViT-B/16)")
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add("--sentences", type=path, metavar="FILE", help="JSON file with sentences for each class")
-    add(
-        "--minutes",
-        type=minutes,
-        default=5.0,
-        help="train prompts and CLIP-LoRA, too, if they end in time (default: 5)",
-    )
+    words = "train prompts and CLIP-LoRA, too, if they end in time (default: 5)"
+    add("--minutes", type=between(-1e-9, 1e5, "a number of minutes"), default=5.0, help=words)
     add("--test", type=path, metavar="DIR", help="test images in class folders, or a CSV file: a second opinion")
-    add(
-        "--max-error",
-        type=percent,
-        metavar="PERCENT",
-        help="answer `unknown` so that at most so many answers are wrong",
-    )
+    words = "answer `unknown` so that at most so many answers are wrong"
+    add("--max-error", type=percent, metavar="PERCENT", help=words)
     add("--methods", nargs="+", default=[], metavar="NAME", help="methods to try besides zero-shot CLIP (default: all)")
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     return parser.parse_args(argv)
@@ -90,8 +79,5 @@ def request(args: argparse.Namespace, images: list[list[str]]) -> dict[str, Any]
         "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
         "weights": weights_sha256(args.backbone),
         "sentences": checksum(args.sentences) if args.sentences else "",
-        "minutes": args.minutes,
-        "methods": args.methods,
-        "max_error": args.max_error,
-        "seed": args.seed,
+        **{key: getattr(args, key) for key in ("minutes", "methods", "max_error", "seed")},
     }

@@ -2,11 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import UsageError
 from datasets.base import same_names
@@ -16,29 +13,27 @@ from .choice import Estimate
 from .heads import Candidate
 from .images import Photo
 
-
-def nothing(*shape: int) -> Any:
-    return field(default_factory=lambda: np.empty(shape, dtype=np.int64 if len(shape) == 1 else np.float64))
+NOT_WRITTEN = {"held", "labels", "logits", "calibration"}  # to fit.json
 
 
 @dataclass
 class Found:
     """What a fit has found. Accuracies are in percent. If no image could be held out, most of it stays empty."""
 
-    photos: list[Photo]  # each image that can be used, once; those for training first
+    images: list[Photo]  # each image that can be used, once; those for training first
     names: list[str]  # of the classes, sorted
     damaged: Mapping[str, str] = field(default_factory=dict)  # what is wrong with images that are left out, by path
     notes: list[str] = field(default_factory=list)  # for the user
-    rows: list[dict[str, Any]] = field(default_factory=list)  # of each candidate: name, accuracy and seconds, or fault
+    candidates: list[dict[str, Any]] = field(default_factory=list)  # of each: name, accuracy and seconds, or its fault
     chosen: Sequence[tuple[Candidate, float]] = ()  # candidates and their weights
     estimate: Estimate | None = None  # of the accuracy on new images
     zero_shot: float | None = None  # the accuracy of zero-shot CLIP on the held-out images
-    flattered: float | None = None  # what the estimate would be if the choice were not made inside of the folds
+    without_nesting: float | None = None  # what the estimate would be if the choice were not made inside of the folds
     test: dict[str, Any] | None = None  # of test images: their number and the accuracy
     curve: list[tuple[float, float]] = field(default_factory=list)  # images of a class, accuracy of the chosen heads
-    held: NDArray[np.int64] = nothing(0)  # (held,), the places in `photos` of the images that were held out
-    labels: NDArray[np.int64] = nothing(0)  # (held,), their labels
-    logits: NDArray[np.float64] = nothing(0, 0, 0)  # (repeats, held, classes), by the chosen classifier
+    held: Any = None  # (held,), the places in `images` of those that were held out
+    labels: Any = None  # (held,), their labels
+    logits: Any = None  # (repeats, held, classes), by the chosen classifier
     calibration: Calibration | None = None
 
     @classmethod
@@ -54,7 +49,7 @@ class Found:
         """
         kept: dict[str, Photo] = {}
         labels, left_out = defaultdict[str, set[str]](set), defaultdict[str, list[str]](list)
-        readable = [photo._replace(pixels_sha256=pixels[photo.path]) for photo in photos if photo.path in pixels]
+        readable = [replace(photo, pixels_sha256=pixels[photo.path]) for photo in photos if photo.path in pixels]
         for photo in readable:
             labels[photo.pixels_sha256].add(photo.label)
         for photo in readable:
@@ -77,22 +72,12 @@ class Found:
 
     @property
     def training(self) -> list[Photo]:
-        return [photo for photo in self.photos if photo.part != "test"]
+        return [photo for photo in self.images if photo.part != "test"]
 
     @property
     def name(self) -> str:
         return " + ".join(candidate.name for candidate, _ in self.chosen)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "chosen": [asdict(candidate) | {"weight": weight} for candidate, weight in self.chosen],
-            "estimate": asdict(self.estimate) if self.estimate else None,
-            "zero_shot": self.zero_shot,
-            "without_nesting": self.flattered,
-            "test": self.test,
-            "curve": self.curve,
-            "candidates": self.rows,
-            "notes": self.notes,
-            "damaged": self.damaged,
-            "images": [photo._asdict() for photo in self.photos],
-        }
+        content = {key: value for key, value in asdict(self).items() if key not in NOT_WRITTEN}
+        return content | {"chosen": [candidate | {"weight": weight} for candidate, weight in content["chosen"]]}

@@ -111,7 +111,7 @@ class Heads:
 
     def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
         self.zero_shot = zero_shot
-        self.clip: Any = zero_shot.clip
+        self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
@@ -203,10 +203,11 @@ class Heads:
             return self.exported(first.method, facts, self.fit(first, features, labels))
         method = self.method(Candidate("LPPlusPlus", {"STEP": 1}), len(labels))
         method.head.requires_grad_(False)
+        axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
         for candidate, weight in weights:
-            matrix, bias = self.linear(candidate, features, labels)
-            method.head.classifier.weight += weight * matrix.T
-            method.head.classifier.bias += weight * bias
+            there, back = self.learned(candidate, (features, labels))(torch.cat([axes, -axes])).detach().chunk(2)
+            method.head.classifier.weight += weight * (there - back).T / 2
+            method.head.classifier.bias += weight * (there + back).mean(dim=0) / 2
         method.head.alpha_vec.zero_()
         return self.exported("LPPlusPlus", facts, method)
 
@@ -218,16 +219,9 @@ class Heads:
             state = {key: tensor.detach() for key, tensor in method.saved_module().state_dict().items()}
             metadata = {"method": name, "class_names": self.names, **values}
             checkpoint = {"state_dict": state, "epoch": 0, "metadata": metadata}
-        device, description = self.zero_shot.device.type, self.zero_shot.description
-        backbone = description.backbone
-        description = replace(description, method=name, training=dict(facts), **values)
-        return PromptedClassifier(description, checkpoint, "the fit", backbone, device, self.clip)
-
-    def linear(self, candidate: Candidate, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A linear head after learning, as a matrix (joint, classes) and a bias (classes,) for unit features."""
-        axes = torch.eye(self.clip.visual.output_dim, device=features.device)
-        there, back = self.learned(candidate, (features, labels))(torch.cat([axes, -axes])).detach().chunk(2)
-        return (there - back) / 2, (there + back).mean(dim=0) / 2
+        description = replace(self.zero_shot.description, method=name, training=dict(facts), **values)
+        device = self.zero_shot.device.type
+        return PromptedClassifier(description, checkpoint, "the fit", description.backbone, device, self.clip)
 
 
 def spread(logits: Tensor) -> float:

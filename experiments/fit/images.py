@@ -1,8 +1,8 @@
 """The images of a fit, as they are found in folders or a CSV file."""
 
 import csv
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from common.errors import UsageError
 from common.names import check_known_names, plain, printable
@@ -15,7 +15,8 @@ from datasets.preparing.own_images import OwnImages
 LAYOUT = "give a folder with one folder of images for each class, or a CSV file with the columns path and label"
 
 
-class Photo(NamedTuple):
+@dataclass(frozen=True)
+class Photo:
     """An image file and the name of its class."""
 
     path: str
@@ -34,7 +35,7 @@ def find(place: Path, test: Path | None = None) -> list[Photo]:
     photos = read(place)
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
-        photos += [photo._replace(part="test") for photo in read(test)]
+        photos += [replace(photo, part="test") for photo in read(test)]
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
     if len(learned) < 2:
         what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"

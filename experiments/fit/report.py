@@ -4,7 +4,8 @@ import io
 import shlex
 from argparse import Namespace
 from base64 import b64encode
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def suspects(found: Found) -> list[dict[str, Any]]:
     p[rows, found.labels] = -1
     doubt = p.max(axis=1) - of_label
     return [
-        found.photos[found.held[place]]._asdict() | {"rather": found.names[p[place].argmax()], "doubt": doubt[place]}
+        asdict(found.images[found.held[place]]) | {"rather": found.names[p[place].argmax()], "doubt": doubt[place]}
         for place in np.argsort(-doubt, kind="stable")
         if doubt[place] > 0
     ]
@@ -41,12 +42,12 @@ def suspects(found: Found) -> list[dict[str, Any]]:
 
 def by_class(found: Found) -> list[tuple[str, int, float]]:
     """Of each class its number of training images, and the accuracy of those held out (NaN: none); the worst first."""
-    number, training = len(found.names), [photo.label for photo in found.training]
-    right = np.bincount(found.labels, (found.logits.argmax(axis=-1) == found.labels).mean(axis=0), number)
-    held = np.bincount(found.labels, minlength=number)
-    accuracies = 100 * np.divide(right, held, out=np.full(number, np.nan), where=held > 0)
-    names = (found.names[place] for place in np.argsort(accuracies, kind="stable"))
-    return [(name, training.count(name), accuracies[found.names.index(name)]) for name in names]
+    right, number = (found.logits.argmax(axis=-1) == found.labels).mean(axis=0), len(found.names)
+    with np.errstate(invalid="ignore"):
+        accuracies = np.bincount(found.labels, right, number) / np.bincount(found.labels, minlength=number)
+    counts = Counter(photo.label for photo in found.training)
+    rows = [(name, counts[name], 100 * float(value)) for name, value in zip(found.names, accuracies, strict=True)]
+    return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
 
 
 def confused(found: Found) -> list[tuple[tuple[str, str], list[str]]]:
@@ -54,7 +55,7 @@ def confused(found: Found) -> list[tuple[tuple[str, str], list[str]]]:
     pairs = defaultdict[tuple[str, str], list[str]](list)
     for place, label, answer in zip(found.held, found.labels, found.logits[0].argmax(axis=-1), strict=True):
         if answer != label:
-            pairs[found.names[label], found.names[answer]].append(found.photos[place].path)
+            pairs[found.names[label], found.names[answer]].append(found.images[place].path)
     return sorted(pairs.items(), key=lambda item: -len(item[1]))
 
 
@@ -78,8 +79,8 @@ def page(args: Namespace, found: Found) -> str:
         Path(__file__).with_name("report.html"),
         found=found,
         args=args,
-        rows=sorted((row for row in found.rows if "accuracy" in row), key=lambda row: -row["accuracy"]),
-        faults=[row for row in found.rows if "fault" in row],
+        rows=sorted((row for row in found.candidates if "accuracy" in row), key=lambda row: -row["accuracy"]),
+        faults=[row for row in found.candidates if "fault" in row],
         classes=by_class(found) if found.estimate else [],
         suspects=(named := suspects(found))[:MOST],
         suspected=len(named),

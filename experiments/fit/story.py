@@ -51,8 +51,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     found = Found.of(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
     if found.names != heads.names:
         heads = heads_of(args, found.names)
-    features = torch.stack([rows[photo.path][1] for photo in found.photos]).to(heads.zero_shot.device)
-    labels = torch.tensor([found.names.index(photo.label) for photo in found.photos], device=features.device)
+    features = torch.stack([rows[photo.path][1] for photo in found.images]).to(heads.zero_shot.device)
+    labels = torch.tensor([found.names.index(photo.label) for photo in found.images], device=features.device)
     (x, test_x), (y, test_y) = (all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels))
     names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
     names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
@@ -69,7 +69,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
             classifier = heads.classifier(found.chosen, x, y, facts)
         if len(test_y):
             inputs = CachedOutput(heads.inputs(classifier.method, test_x))
-            paths = [photo.path for photo in found.photos[len(y) :]]
+            paths = [photo.path for photo in found.images[len(y) :]]
             answers = classifier.logits(paths) if chosen in TRAINED else classifier.model_for()(inputs)
             right = (answers.argmax(dim=1).cpu() == test_y.cpu()).float().mean()
             found.test = {"images": len(test_y), "accuracy": 100 * float(right)}
@@ -142,10 +142,8 @@ def decide(
     found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
     outside = choice.nested(stacked, found.labels, factors, held[:, found.held], in_ensemble)
     folds = int(held.max()) + 1
-    found.estimate, flattered = (
-        choice.estimate(one, found.labels, folds, found.zero_shot) for one in (outside, found.logits)
-    )
-    found.flattered = flattered.accuracy
+    found.estimate = choice.estimate(outside, found.labels, folds, found.zero_shot)
+    found.without_nesting = choice.estimate(found.logits, found.labels, folds, found.zero_shot).accuracy
     best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], found.labels, in_ensemble)
     found.curve = [(0.0, found.zero_shot), *curve(heads, used(logits, best, scales), x, y, held[0])]
     found.calibration = calibrate(found, args)
@@ -169,13 +167,13 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
                 raise UsageError(compute)
             computed = compute().double().numpy()
         except (FloatingPointError, UsageError) as error:
-            found.rows.append({"name": candidate.name, "fault": str(error)})
+            found.candidates.append({"name": candidate.name, "fault": str(error)})
             print(f"{candidate.name:<44} left out: {error}")
             continue
         logits[candidate] = computed.reshape(-1, *computed.shape[-2:])[:, found.held]
         accuracy = 100 * float(choice.right(logits[candidate], found.labels).mean())
         seconds = time.monotonic() - began
-        found.rows.append({"name": candidate.name, "accuracy": accuracy, "seconds": seconds})
+        found.candidates.append({"name": candidate.name, "accuracy": accuracy, "seconds": seconds})
         print(f"{candidate.name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
     return logits
 
@@ -207,7 +205,7 @@ def calibrate(found: Found, args: Namespace) -> Calibration:
         except UsageError as error:
             found.notes.append(f"--max-error {args.max_error:g}: {error}")
     fits = Temperature.fit(logits, labels), Sets.fit(logits, labels), threshold
-    sha256 = hashlib.sha256("".join(found.photos[place].pixels_sha256 for place in found.held).encode()).hexdigest()
+    sha256 = hashlib.sha256("".join(found.images[place].pixels_sha256 for place in found.held).encode()).hexdigest()
     return Calibration(tuple(found.names), len(labels), sha256, "held-out training images", *fits)
 
 

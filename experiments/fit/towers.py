@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from timeit import repeat, timeit
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +31,7 @@ from trainers.base.steps import Repeated, SteppedTrainer
 from trainers.base.teacher import cache_folder
 
 from ..configs import config_folder
+from ..estimate import seconds
 from ..protocols import recipe
 from .found import Found
 from .heads import Candidate, Heads, learned, start
@@ -154,6 +154,6 @@ class Towers:
         method.model.train()
         method.batch_idx, method.num_batches = 0, len(method.train_loader_x)
         batch = next(iter(method.train_loader_x))
-        step = min(repeat(lambda: method.forward_backward(batch), number=1, repeat=2))  # the first fills caches, too
-        image = timeit(lambda: self.answers(method, test), number=1) / len(test)
+        step = seconds(lambda: method.forward_backward(batch))
+        image = seconds(lambda: self.answers(method, test)) / len(test)
         return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(row) * image
