@@ -150,10 +150,16 @@ def gain(accuracy: float, zero_shot: float, images: float) -> float:
     return (accuracy - zero_shot) / float(np.log2(4 * images))
 
 
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """Of 95% (Wilson), for an accuracy on held-out images, in percent; of `images` / DEPENDENT independent ones."""
+    p, n, z = accuracy / 100, images / DEPENDENT, 1.96
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (100 * float(bound / (1 + z * z / n)) for bound in (centre - half, centre + half))
+    return low, high
+
+
 def estimate(logits: Floats, labels: NDArray[Any], folds: int, zero_shot: float) -> Estimate:
     """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
-
-    The interval is Wilson's, of n / DEPENDENT images.
 
     Args:
         logits: those of `nested`.
@@ -162,7 +168,4 @@ def estimate(logits: Floats, labels: NDArray[Any], folds: int, zero_shot: float)
     mean, share = 100 * float(right(logits, labels).mean()), (folds - 1) / folds
     images = len(labels) / len(np.unique(labels)) * share
     mean = float(np.clip(mean - np.log2(share) * gain(mean, zero_shot, images), 0, 100))
-    p, n, z = mean / 100, len(labels) / DEPENDENT, 1.96
-    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (100 * float(bound / (1 + z * z / n)) for bound in (centre - half, centre + half))
-    return Estimate(mean, low, high, len(labels))
+    return Estimate(mean, *interval(mean, len(labels)), len(labels))

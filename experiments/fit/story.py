@@ -172,8 +172,9 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
             continue
         logits[candidate] = computed.reshape(-1, *computed.shape[-2:])[:, found.held]
         accuracy = 100 * float(choice.right(logits[candidate], found.labels).mean())
-        seconds = time.monotonic() - began
-        found.candidates.append({"name": candidate.name, "accuracy": accuracy, "seconds": seconds})
+        low, high = choice.interval(accuracy, len(found.labels))
+        row = {"name": candidate.name, "accuracy": accuracy, "low": low, "high": high}
+        found.candidates.append(row | {"seconds": (seconds := time.monotonic() - began)})
         print(f"{candidate.name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
     return logits
 
