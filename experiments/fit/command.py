@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     record: Any = read_json(args.to / FILE) if (args.to / FILE).is_file() else None
     if not isinstance(record, dict) or "form" not in record:
         record = {}
-        if args.to.exists() and not {LOCK}.issuperset(os.listdir(args.to)):
-            raise UsageError(f"{args.to} is not empty", "choose another folder, or delete it", args.to)
+        if args.to.exists() and not (args.to.is_dir() and {LOCK}.issuperset(os.listdir(args.to))):
+            raise UsageError(f"{args.to} is not an empty folder", "choose another one, or delete it", args.to)
     print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
     missing = set(missing_files(photo.path for photo in photos))
     keys = {photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos}
