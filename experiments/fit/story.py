@@ -26,6 +26,7 @@ from trainers.base.features import CachedOutput
 
 from ..lock import locked
 from . import choice, report
+from .command import FILE
 from .features import Features
 from .found import Found
 from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, members, spread
@@ -34,7 +35,6 @@ from .towers import TRAINED, Towers
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
-FILE = "fit.json"
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
