@@ -273,6 +273,7 @@ def test_what_cannot_work_is_one_line(command, photos, tiny, tmp_path, kind):
 
 def test_copies_damaged_images_and_single_images_are_reported(command, photos, tiny, tmp_path):
     first, second, third, *_ = sorted(photos.iterdir())
+    second = second.rename(second.with_name(" two  words"))
     files = sorted(first.iterdir())
     with Image.open(files[0]) as image:
         image.save(first / "copy.png")  # the same pixels in another file
@@ -287,7 +288,7 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     assert command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK).status == 0
     record = read(tmp_path / "model")
     assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == broken
-    assert all(file in fault for file, fault in record["damaged"].items())
+    assert all(file in fault for file, fault in record["damaged"].items()) and "two words" in record["names"]
     for word in ("two classes", "copies", third.name.replace("_", " ")):
         assert any(word in note for note in record["notes"])
 

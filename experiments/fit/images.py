@@ -36,6 +36,7 @@ def find(place: Path, test: Path | None = None) -> list[Photo]:
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
         photos += [replace(photo, part="test") for photo in read(test)]
+    photos = [replace(photo, label=" ".join(photo.label.split())) for photo in photos]  # as a model's class names
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
     if len(learned) < 2:
         what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
