@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 from golden_inputs import drawn
-from test_golden import AFTER, BEFORE, LOSSES, close
+from test_golden import AFTER, BEFORE, LOSSES, close, for_classes
 
 from clip import ImageOutput
-from trainers.base.build import assemble_model
 from trainers.base.features import CachedOutput
-from trainers.base.method import Classes
 
 
 def learned_of(trainer, figures):
@@ -258,11 +256,7 @@ def check_projection(trainer, inputs, figures, learned):
         expected = trainer.head.project(trainer.model.image_output(images).feature)
         torch.testing.assert_close(plain.encode_image(images), expected, rtol=1e-5, atol=1e-5)
     if "new_classnames" in figures["case"]:
-        names = [name.replace("_", " ") for name in figures["case"]["new_classnames"]]
-        other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
-        assemble_model(other, clip=trainer.model.frozen)
-        state = trainer.saved_module().state_dict()
-        other.checkpoints.load({"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file")
+        other = for_classes(trainer, figures["case"]["new_classnames"])
         close(logits_of(other, inputs.test), figures["logits_new_after"], AFTER)
 
 

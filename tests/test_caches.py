@@ -5,13 +5,11 @@ They give the same results, and never those of other images, of another model or
 
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
-from caching import IMAGES, OFF, values
+from caching import OFF, values
 from PIL import Image
 from torch import nn
 
@@ -74,15 +72,6 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
-def test_damaged_file_is_computed_again(new, work, kept):
-    expected = values(new())
-    flip_a_bit(*kept())
-    for count in (1 + IMAGES, 1):  # one is compared, or shows how the machine computes
-        work.clear()
-        assert torch.equal(values(new()), expected)
-        assert sum(work) == count
-
-
 KEY, FORM = "a" * 32, "float32 (2, 3)"
 HARMS = {
     "flipped bit": flip_a_bit,
@@ -135,19 +124,3 @@ def test_the_limit_and_an_unusable_folder_only_cost_time(tmp_path, capsys):
         cache = DiskCache(folder, "x", "numbers", limit, "CACHE_GB")
         assert not cache.put(KEY, FORM, 24, [bytes(24)]) and cache.get(KEY, FORM, 24) is None
         assert "numbers are not kept" in capsys.readouterr().out
-
-
-def fill(cache: DiskCache) -> bytes:
-    """Keep an array in a file, in a process of its own."""
-    cache.put(KEY, FORM, 4_000_000, (bytes([number]) * 100_000 for number in range(40)))
-    return cache.get(KEY, FORM, 4_000_000)[:4_000_000]
-
-
-def test_two_processes_and_their_threads_fill_a_file_at_once(tmp_path):
-    cache = DiskCache(tmp_path, "x", "numbers", 1e9)
-    with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        found = list(pool.map(fill, [cache] * 8))
-    with ThreadPoolExecutor(4) as pool:
-        found += list(pool.map(fill, [cache] * 8))
-    assert set(found) == {b"".join(bytes([number]) * 100_000 for number in range(40))}
-    assert list(tmp_path.iterdir()) == [cache.file(KEY)]

@@ -8,7 +8,7 @@ import pytest
 
 from common.results import digest_of_rows
 from experiments import comparing
-from experiments.comparing import bootstrap_interval, mcnemar, seed_interval, smallest_difference
+from experiments.comparing import bootstrap_interval, seed_interval, smallest_difference
 from experiments.predictions import save
 
 
@@ -89,11 +89,6 @@ def test_bootstrap_resamples_seeds_and_images():
     wide = bootstrap_interval(shifted)
     expected = 1.96 * 100 * np.std([0.0, 0.1, 0.2, 0.3, 0.4]) / math.sqrt(5)
     assert (wide[1] - wide[0]) / 2 == pytest.approx(expected, rel=0.15)
-
-
-def test_mcnemar_is_exact():
-    assert mcnemar(np.array([1] * 9 + [-1] * 1 + [0] * 90)) == (9, 1, pytest.approx(22 / 1024))
-    assert mcnemar(np.zeros(5)) == (0, 0, 1.0)
 
 
 @pytest.mark.parametrize("number", [3, 10])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from drawn import SMALL, make_cfg, run_for_real
+from drawn import make_cfg
 from marks import one_line, thorough_but
 from timm.data import ImageNetInfo
 from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
@@ -246,25 +246,3 @@ def test_labels_of_imagenet_are_those_of_its_training_folders(load, tmp_path):
     words = "val/n00000000 is not a class of the training images: move it elsewhere, or get it"
     with pytest.raises(DatasetError, match=words):
         load("imagenet")
-
-
-@pytest.fixture
-def asked(script, tiny, tmp_path):
-    """`asked("train", "imagenet")` -> the arguments with which scripts/mpl/xd_train.sh imagenet 1 calls train.py."""
-
-    def asked(step, name):
-        ended, calls = script(f"mpl/xd_{step}.sh", name, 1, 1, *SMALL[:6], DATA=tmp_path, BACKBONE=tiny, SHOTS=2)
-        assert ended.returncode == 0, ended.stderr
-        return calls[0][1:]
-
-    return asked
-
-
-@pytest.mark.slow
-def test_transfer_from_imagenet_to_the_other_four(asked, launch, tmp_path, monkeypatch):
-    for name in IMAGENETS:
-        build_tree(name, tmp_path)
-        (run,) = run_for_real(launch, [asked("train" if name == "imagenet" else "test", name)], monkeypatch)
-        assert (run["dataset"], run["n_test"], run["classes"]) == (class_of(name).__name__, 8, "all")
-    tested = sorted(file.parts[-5] for file in (tmp_path / "out/crossdataset/evaluation").rglob("results.json"))
-    assert tested == sorted(FOLDERS)

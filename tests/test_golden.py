@@ -105,15 +105,21 @@ def images_of(batch, size, seed=7):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, 3, size, size), dtype=np.float32))
 
 
+def for_classes(trainer, names):
+    """The method for other classes, with the tensors of a checkpoint of the trainer."""
+    names = [name.replace("_", " ") for name in names]
+    other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
+    assemble_model(other, trainer.cfg.MODEL.BACKBONE.TOWERS, trainer.model.frozen)
+    state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
+    other.checkpoints.load({"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file")
+    other.model.eval()
+    return other
+
+
 def check_logits(trainer, images, figures, when, tolerance):
     """Those for other classes; and those for learned ones, where a method reads these in another way."""
     if f"logits_new_{when}" in figures:
-        names = [name.replace("_", " ") for name in figures["case"]["new_classnames"]]
-        other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
-        assemble_model(other, trainer.cfg.MODEL.BACKBONE.TOWERS, trainer.model.frozen)
-        state = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-        other.checkpoints.load(state | {"metadata": trainer.checkpoint_metadata()}, "the trainer")
-        other.model.eval()
+        other = for_classes(trainer, figures["case"]["new_classnames"])
         close(other.model_inference(images), figures[f"logits_new_{when}"], tolerance)
     for name, learned in ((f"logits_{when}", False), (f"logits_fusion_{when}", True), (f"logits_train_{when}", True)):
         if name in figures:

@@ -7,12 +7,20 @@ import pytest
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from marks import case_of, golden
-from test_golden import AFTER, BEFORE, COPIES, LOSSES, build, close, images_of, towers  # noqa: F401 - a fixture
+from test_golden import (
+    AFTER,
+    BEFORE,
+    COPIES,
+    LOSSES,
+    build,
+    close,
+    for_classes,
+    images_of,
+    towers,  # noqa: F401 - a fixture
+)
 
 from clip import folded_weights, load_backbone
 from clip.random_weights import random_tensor
-from trainers.base.build import assemble_model
-from trainers.base.method import Classes
 
 GRADIENTS, CHANGES, NORMS = {"rel": 1e-3, "abs": 1e-5}, {"rel": 2e-3, "abs": 1e-6}, {"rel": 2e-5}
 QUICK = {"two_stage_vision_from2", "clipfit_lambda2_dtd", "clip_svd_vision_middle_qv"}
@@ -58,18 +66,8 @@ def learned_in(trainer, figures):
     return {names.get(name, name): value for name, value in trainer.model.prompt_learner.named_parameters()}
 
 
-def for_classes(trainer, names):
-    """The method for other classes, with the tensors of a checkpoint of the trainer."""
-    state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
-    other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
-    assemble_model(other, "fast", trainer.model.frozen)
-    other.checkpoints.load({"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file")
-    other.model.eval()
-    return other
-
-
 def check_logits(trainer, figures, images, when, tolerance):
-    new = [name.replace("_", " ") for name in figures["case"]["new_classnames"]]
+    new = figures["case"]["new_classnames"]
     models = {"logits": (trainer, trainer.class_names), "logits_new": (trainer, new)}
     models |= {"logits_union": (trainer, trainer.class_names + new)}
     for name, (method, names) in models.items():

@@ -13,7 +13,7 @@ import pytest
 import torchvision.datasets
 from drawn import write_eurosat
 from PIL import Image
-from published import PACKED, all_below, change_file, listing
+from published import PACKED, all_below, listing
 from trees import NAMES
 
 from common.start import ROOT
@@ -42,14 +42,6 @@ def test_each_dataset_is_prepared_from_its_archives(name, prepare, publish, caps
 
     publish.server.requests.clear()
     assert prepare(name) == (0, f"{name}: ready\n", []) and publish.server.requests == []
-
-
-def test_files_come_from_their_addresses_without_a_mirror(prepare, publish, monkeypatch):
-    publish("eurosat")
-    for name in ("EuroSAT.zip", "split_zhou_EuroSAT.json"):
-        change_file(monkeypatch, "eurosat", name, url=f"{publish.server.address}/eurosat/{name}")
-    assert prepare("eurosat", mirror="").status == 0
-    assert prepare("--check", "eurosat").status == 0
 
 
 def test_files_agree_with_torchvision():

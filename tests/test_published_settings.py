@@ -15,6 +15,7 @@ from marks import one_line
 import trainers
 from common.start import ROOT
 from experiments.arguments import parse_arguments
+from experiments.configs import known_datasets, read_yaml
 from experiments.configuration import flatten, setup_cfg
 from experiments.protocols import recipe
 
@@ -31,11 +32,7 @@ WEIGHTS = {"StanfordCars": 7.0, "FGVCAircraft": 6.0, "SUN397": 6.0, "Describable
 WEIGHTS |= {"OxfordFlowers": 4.0, "UCF101": 3.0, "ImageNet": 0.5, "Caltech101": 0.5, "OxfordPets": 0.2, "EuroSAT": 0.01}
 MMRL_WEIGHTS = {name: {"TRAINER.MMRL.REG_WEIGHT": weight} for name, weight in WEIGHTS.items()}
 MMRL_WEIGHTS["EuroSAT"]["TRAINER.MMRL.REP_DIM"] = 2048
-DATASETS = {"imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "food101": "Food101"}
-DATASETS |= {"stanford_cars": "StanfordCars", "oxford_flowers": "OxfordFlowers", "fgvc_aircraft": "FGVCAircraft"}
-DATASETS |= {"sun397": "SUN397", "dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101"}
-DATASETS |= {"imagenetv2": "ImageNetV2", "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR"}
-DATASETS |= {"imagenet_sketch": "ImageNetSketch"}
+DATASETS = {name: read_yaml(ROOT / f"configs/datasets/{name}.yaml")["DATASET"]["NAME"] for name in known_datasets()}
 
 
 def in_code(repository: str, section: str, table: str = "by_dataset") -> dict[str, dict]:

@@ -5,8 +5,7 @@ from datetime import datetime
 
 import pytest
 import torch
-from drawn import arguments, differing, prompts_in, results
-from marks import thorough_but
+from drawn import arguments, results
 
 from common.files import checksum
 from common.results import MEASURES
@@ -25,15 +24,6 @@ def times(folder):
 
 
 # In this process
-
-
-@pytest.mark.parametrize("workers", thorough_but((0,), (0, 2)))
-def test_the_seed_decides_every_bit(workers, run):
-    settings = "DATALOADER.NUM_WORKERS", workers, "TEST.NO_TEST", True
-    one, again, other = (
-        prompts_in(run(name, *settings, "SEED", seed)) for name, seed in (("one", 1), ("same", 1), ("other", 2))
-    )
-    assert not differing(one, again) and differing(one, other)
 
 
 def test_results_have_the_promised_fields(run, eurosat, tiny, tmp_path):
@@ -160,20 +150,6 @@ def test_results_without_checkpoints_are_not_replaced_by_others(run, launch, eur
     assert f"{folder} holds a run with {classes} all, this one has base: choose another --output-dir" in error
     assert times(folder) == before
     assert run("zero", trainer="ZeroshotCLIP") == folder  # again
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        (f"{LEARNED}/model.pth.tar-1", b"half of"),
-        ("config.yaml", b"OPTIM: [\n"),
-    ],
-)
-def test_damaged_unfinished_run_is_refused(name, content, launch, half_done):
-    argv, folder = half_done
-    (folder / name).write_bytes(content)
-    assert str(folder) in launch(*argv).error
-    assert not (folder / "results.json").exists()
 
 
 def test_a_start_that_is_refused_deletes_no_results(launch, half_done):

@@ -9,7 +9,6 @@ from itertools import product
 
 import pytest
 import torch
-import yaml
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import arguments
@@ -102,13 +101,6 @@ def test_damaged_metadata_is_refused_before_a_resume(damage, run, train):
     assert "metadata of the run's checkpoints is damaged" in train("b", "base", "--resume", run).error
 
 
-def test_all_files_of_a_run_have_the_sha256_of_its_weights(run, backbone):
-    (checkpoint,) = run.glob("*/model.pth.tar-2")
-    config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
-    found = {config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"]}
-    assert found | {load_checkpoint(str(checkpoint))["metadata"]["weights_sha256"]} == {checksum(backbone)}
-
-
 def test_a_finished_run_with_deleted_weights_is_skipped(run, train, backbone):
     backbone.unlink()
     assert train("a", "base", "--skip-finished").status == 0
@@ -139,16 +131,6 @@ def test_predict_inspect_and_export_refuse_other_weights(method, train, command,
     assert not (tmp_path / "exported").exists() and not (tmp_path / "inspected").exists()
     with pytest.raises(UsageError, match="restore that file"):  # as tools/serve.py opens it
         open_models([tmp_path / "a"], Namespace(**vars(OPTIONS) | {"backbone": str(backbone)}), ["red", "blue"])
-
-
-def test_a_study_refuses_results_of_other_weights(study_file, backbone):
-    study = load(study_file("out", backbone=str(backbone), protocols=["few_shot"], trainers={"CoOp": "small"}))
-    (run,) = study.runs()
-    finish(run, 50.0, weights_sha256=checksum(backbone))
-    assert collect_results(study)
-    other_weights(backbone)
-    with pytest.raises(UsageError, match=f"other weights: {backbone} had SHA-256"):
-        collect_results(study)
 
 
 def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
