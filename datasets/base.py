@@ -278,13 +278,15 @@ def missing_files(paths: Iterable[str]) -> list[str]:
     return missing
 
 
-def select_classes(which: str, *parts: Items) -> list[Items]:
-    """Images of `all` classes, or of the `base` or `new` half of them, with labels from 0 without gaps.
+def number_of_base_classes(classes: int) -> int:
+    """Base classes are the first ceil(n / 2) of n labels (CoCoOp's protocol)."""
+    return (classes + 1) // 2
 
-    Base classes are the first ceil(n / 2) labels (CoCoOp's protocol).
-    """
+
+def select_classes(which: str, *parts: Items) -> list[Items]:
+    """Images of `all` classes, or of the `base` or `new` half of them, with labels from 0 without gaps."""
     labels = sorted({item.label for part in parts for item in part})
-    half = (len(labels) + 1) // 2
+    half = number_of_base_classes(len(labels))
     halves = {"all": labels, "base": labels[:half], "new": labels[half:]}
     if which not in halves:
         raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}", "use all, base or new")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.results import read_results
 from datasets import title
+from datasets.base import number_of_base_classes
 
 from .metrics import openworld_auc
 
@@ -22,7 +23,7 @@ class OpenWorld:
 
     def __init__(self, spec: Any, trainer: Any):
         self.rows: list[Tensor] = []
-        self.base = (trainer.dm.num_classes + 1) // 2
+        self.base = number_of_base_classes(trainer.dm.num_classes)
         self.test_outputs = trainer.test_outputs
         trainer.read_outputs_by(self.watched_outputs)
 

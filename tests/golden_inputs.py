@@ -2,10 +2,19 @@
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 
 def drawn(seed, *shape):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+def drawn_features(f):
+    """The unit features of test images and of class texts that a file describes."""
+    labels, centre, means = f["test_labels"], drawn(12, 2, f["dim"]), drawn(10, f["classes"], f["dim"])
+    image = centre[0] + f["image_mean"] * means[labels] + f["image_noise"] * drawn(9, len(labels), f["dim"])
+    text = centre[1] + f["text_mean"] * means + f["text_noise"] * drawn(11, f["classes"], f["dim"])
+    return normalize(image, dim=1), normalize(text, dim=1)
 
 
 class Inputs:

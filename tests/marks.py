@@ -33,6 +33,16 @@ def golden(metafunc, name, chosen, marks=lambda stem: ()):
         metafunc.parametrize(name, [pytest.param(of_test[stem], id=stem, marks=marks(stem)) for stem in of_test])
 
 
+def golden_cases(metafunc, *keys):
+    """Parametrize a test that asks for one of these keys by its cases: files of `--golden` have a list of them."""
+    folder = metafunc.config.getoption("golden")
+    for key in keys:
+        if key in metafunc.fixturenames:
+            cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
+            names = [case.get("what", f"seed {case.get('seed', case.get('alpha'))}") for case in cases]
+            metafunc.parametrize(key, cases, ids=names)
+
+
 def case_of(figures):
     """The `case` of a golden file: a method with its settings; {} for other files."""
     return figures.get("case", {}) if isinstance(figures, dict) else {}

@@ -5,12 +5,9 @@ import shlex
 import pytest
 import torch
 from drawn import arguments, results, section_pairs, write_eurosat
-from marks import thorough_but
 from PIL import Image
 
 from experiments.protocols import recipe
-from trainers import methods
-from trainers.base.feature_trainer import FeatureTrainer
 
 CASES = [  # KEY VALUE pairs, and words of the error
     # Names
@@ -128,16 +125,7 @@ def test_prompts_of_another_method(refused, eurosat, tiny, tmp_path):
 
 # Images, folders and commands that methods on features and test-time methods cannot use end in one line.
 
-HEADS = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer)]
 ONCE = ("OPTIM.MAX_EPOCH", 1)
-
-
-@pytest.mark.parametrize("label", [1, 2])
-@pytest.mark.parametrize("method", thorough_but(HEADS[:1], HEADS))
-def test_class_without_training_images(method, label, refused, argv, tmp_path):
-    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], train=[0 if n == label else 4 for n in range(3)])
-    what = f"(label {label}) has images for validation or test, and none for training"
-    refused(argv(method, *ONCE, root=tmp_path / "data"), what)
 
 
 @pytest.fixture

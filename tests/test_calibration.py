@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from marks import one_line
+from golden_inputs import drawn_features
+from marks import golden_cases, one_line
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
@@ -17,11 +18,7 @@ from inference.calibration import Distances, Sets, Temperature, Threshold
 
 
 def pytest_generate_tests(metafunc):
-    folder = metafunc.config.getoption("golden")
-    for key in ("temperature_scaling", "dac", "conformal", "conf_ot"):
-        if key in metafunc.fixturenames:
-            cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
-            metafunc.parametrize(key, cases, ids=[str(case.get("seed", case.get("alpha"))) for case in cases])
+    golden_cases(metafunc, "temperature_scaling", "dac", "conformal", "conf_ot")
 
 
 def drawn(seed, n, c, scale, right, **_):
@@ -51,18 +48,6 @@ def test_temperature_equals_published(temperature_scaling):
 
 def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def drawn_features(f):
-    """The unit features of test images and of class texts by the recipe of the golden files."""
-
-    def noise(seed, *shape):
-        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-    labels, centre, means = f["test_labels"], noise(12, 2, f["dim"]), noise(10, f["classes"], f["dim"])
-    image = centre[0] + f["image_mean"] * means[labels] + f["image_noise"] * noise(9, len(labels), f["dim"])
-    text = centre[1] + f["text_mean"] * means + f["text_noise"] * noise(11, f["classes"], f["dim"])
-    return unit(image), unit(text)
 
 
 def test_dac_equals_published(dac):
@@ -129,7 +114,7 @@ def test_sets_equal_published(conformal, kind):
 def test_conf_ot_equals_published(conf_ot, marginal):
     case, n, expected = conf_ot, conf_ot["n_cal"], conf_ot[marginal]
     labels = np.array(case["features"]["test_labels"])
-    images, texts = drawn_features(case["features"])
+    images, texts = (rows.numpy() for rows in drawn_features(case["features"]))
     z = 100 * images @ texts.T
     assert z[0] == pytest.approx(case["logits_first_row"], abs=1e-4)
     options = {"observed": marginal[0] == "o", "epsilon": case["epsilon"], "iterations": case["iters"]}

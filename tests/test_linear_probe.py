@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from drawn import write_eurosat
+from sklearn.linear_model import LogisticRegression
 
 from common.errors import UsageError
 from experiments.studies.spec import Study, Variant
-from trainers.linear_probe import fit, search
+from trainers.linear_probe import search
 
 ONCE = ("OPTIM.MAX_EPOCH", 1)
 
@@ -52,7 +53,8 @@ def test_model_predicts_what_scikit_learn_predicts(names, probe, tmp_path):
     images = torch.stack([item["img"] for item in trainer.test_loader.dataset])
     logits = trainer.model_inference(images)
     tested, truth = arrays(trainer, trainer.dm.dataset.test)
-    expected = fit(features, labels, trainer.choose_c(features, labels))
+    c = trainer.choose_c(features, labels)
+    expected = LogisticRegression(C=c, max_iter=1000).fit(features, labels)  # as CoOp's code
     assert features.shape[1] == 64 and not np.allclose(np.linalg.norm(features, axis=1), 1)
     assert np.allclose(logits.softmax(dim=1), expected.predict_proba(tested), atol=1e-4)
     assert trainer.test_results["accuracy"] == pytest.approx(100 * np.mean(logits.argmax(1).numpy() == truth))

@@ -1,20 +1,15 @@
 """Calibration and detection of other images: equal to published code, and to scikit-learn where it has them."""
 
-import json
-
 import numpy as np
 import pytest
+from marks import golden_cases
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from experiments import metrics
 
 
 def pytest_generate_tests(metafunc):
-    folder = metafunc.config.getoption("golden")
-    for key in ("calibration", "ood_metrics", "openworldauc"):
-        if key in metafunc.fixturenames:
-            cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
-            metafunc.parametrize(key, cases, ids=[case.get("what", f"seed {case.get('seed')}") for case in cases])
+    golden_cases(metafunc, "calibration", "ood_metrics", "openworldauc")
 
 
 def drawn(case):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
+from golden_inputs import drawn, drawn_features
 from marks import case_of, golden, one_line
 
 from experiments import metrics, neglabel
@@ -20,16 +21,10 @@ def pytest_generate_tests(metafunc):
 
 def test_words_and_scores_equal_published(figures):
     f, cfg = figures["case"]["features"], figures["case"]["cfg"]
-
-    def noise(seed, *shape):
-        return torch.from_numpy(np.random.default_rng(seed).standard_normal((*shape, f["dim"]), dtype=np.float32))
-
-    centre, means, labels = noise(12, 2), noise(10, f["classes"]), f["test_labels"]
-    texts = normalize(centre[1] + f["text_mean"] * means + f["text_noise"] * noise(11, f["classes"]))
-    known = normalize(centre[0] + f["image_mean"] * means[labels] + f["image_noise"] * noise(9, len(labels)))
-    count = f["ood_images"]
-    unknown = normalize(centre[0] + f["image_mean"] * noise(22, count) + f["image_noise"] * noise(21, count))
-    words = normalize(centre[1] + f["negative_noise"] * noise(20, f["nouns"] + f["adjectives"]))
+    centre, dim, count = drawn(12, 2, f["dim"]), f["dim"], f["ood_images"]
+    known, texts = drawn_features(f)
+    unknown = normalize(centre[0] + f["image_mean"] * drawn(22, count, dim) + f["image_noise"] * drawn(21, count, dim))
+    words = normalize(centre[1] + f["negative_noise"] * drawn(20, f["nouns"] + f["adjectives"], dim))
     nouns, adjectives = words[: f["nouns"]], words[f["nouns"] :]
     chosen = neglabel.select(texts, nouns, adjectives, cfg["fraction"], cfg["percentile"])
     assert chosen == (figures["selected_nouns"], figures["selected_adjectives"])

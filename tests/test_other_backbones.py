@@ -100,13 +100,6 @@ def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["tokeniser"] == "owner/words"
 
 
-def test_a_tokeniser_that_is_not_there():
-    pytest.importorskip("transformers")
-    words = {"hf_tokenizer_name": "owner/words", "context_length": 8}
-    with pytest.raises(clip.ClipError, match="the tokeniser owner/words.*put"):
-        clip.hub.tokenizer(words, None, online=False)
-
-
 def test_a_configuration_runs_no_program(tmp_path):
     pytest.importorskip("transformers")
     trust = {"trust_remote_code": True}

@@ -71,10 +71,6 @@ def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
     for path in (tmp_path / "set", tmp_path / "set/lora_weights.pt"):
         (model,) = open_models([path], Namespace(**vars(OPTIONS) | options), names)
         torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
-    with one_line("has r 2, and TRAINER.CLIPLORA.R is 4"):
-        wrong = tmp_path / "wrong.yaml"
-        wrong.write_text((run / "config.yaml").read_text().replace("    R: 2", "    R: 4"))
-        open_models([path], Namespace(**vars(OPTIONS) | options | {"config_file": str(wrong)}), names)
 
 
 def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(finished, command, eurosat, tmp_path):

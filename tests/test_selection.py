@@ -270,9 +270,6 @@ def test_training_images_that_are_test_images_are_refused_or_marked(copied, refu
     assert choices(tmp_path / "tested") == [record] and len(logged(tmp_path / "tested")) == 1
 
 
-# The epoch that was tested
-
-
 # A setting
 
 

@@ -1,22 +1,17 @@
 """Experiment trackers: what they get, and that none of them costs a run."""
 
-import json
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from drawn import arguments
+from drawn import arguments, results
 
 from common.start import ROOT
 from experiments import trackers
 
 pytestmark = pytest.mark.slow
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture
