@@ -34,6 +34,11 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def as_clip_reads(name: str) -> str:
+    """A class name as CLIP's tokenizer reads it: two classes with equal ones cannot be told apart."""
+    return " ".join(plain(name).lower().split())
+
+
 def csv_cell(value: object) -> object:
     """A value of a CSV file: a text is printable, and has ' in front where a spreadsheet would run it as a formula."""
     if not isinstance(value, str):

@@ -11,7 +11,7 @@ from typing import TypeVar
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError, one_line
-from common.names import CONTROL, check_known_names, check_template
+from common.names import CONTROL, as_clip_reads, check_known_names, check_template
 from common.text import read_json, read_text
 
 from . import sentences, shots, splits
@@ -250,8 +250,7 @@ class FewShotDataset(DatasetBase):
 
 def same_names(names: Sequence[str]) -> str:
     """A line about classes that have one name, which lowers the accuracy of both; empty if there are none."""
-    texts = [" ".join(name.replace("_", " ").lower().split()) for name in names]  # as CLIP's tokenizer reads them
-    twins = [name for name, number in Counter(texts).items() if number > 1]
+    twins = [name for name, number in Counter(map(as_clip_reads, names)).items() if number > 1]
     if not twins:
         return ""
     text = f"Classes with the same name: {', '.join(map(repr, twins[:5]))}{', ...' if len(twins) > 5 else ''}"

@@ -26,6 +26,7 @@ from yacs.config import CfgNode
 
 from clip import has_local_features
 from common.errors import UsageError, check_name
+from common.names import as_clip_reads
 from datasets import title
 from trainers.base import PromptTrainer
 from trainers.base.data_use import list_facts
@@ -116,12 +117,9 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
     other.DATASET.NUM_SHOTS, other.DATASET.FEWSHOT_FILE, other.DATASET.SENTENCES = -1, "", ""  # draws no random numbers
     other.DATASET.HOLD_OUT = False  # which needs two training images of each class
     dataset = DATASET_REGISTRY.get(other.DATASET.NAME)(other)
-
-    def plain(name: str) -> str:
-        return name.replace("_", " ").casefold().strip()
-
-    names = set(map(plain, trainer.dm.dataset.classnames))
-    return OutsideImages(name, other, dataset.test, [name for name in dataset.classnames if plain(name) in names])
+    names = set(map(as_clip_reads, trainer.dm.dataset.classnames))
+    shared = [name for name in dataset.classnames if as_clip_reads(name) in names]
+    return OutsideImages(name, other, dataset.test, shared)
 
 
 class Detection:

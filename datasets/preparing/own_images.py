@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.errors import UsageError, one_line
 from common.files import write_bytes
-from common.names import check_known_names, printable
+from common.names import as_clip_reads, check_known_names, plain, printable
 from common.text import read_json
 
 from ..base import same_names
@@ -100,7 +100,7 @@ def check_folder(root: Path, read: bool = True) -> Content:
     print(f"{printable(root)}: {', '.join(parts)}")
     for name in classes:
         counts = ", ".join(f"{len(of[name]):,} {part}" for part, of in images.items())
-        print(f"  {printable(name)}: {counts}; CLIP reads {as_read(names[name])!r}")
+        print(f"  {printable(name)}: {counts}; CLIP reads {printable(as_clip_reads(names[name]))!r}")
     faults += few_images(images, classes)
     paths = [f"{parts[part]}/{name}/{file}" for part, of in images.items() for name in of for file in of[name]]
     if read:
@@ -118,18 +118,13 @@ def check_folder(root: Path, read: bool = True) -> Content:
 
 def names_of(folder: OwnImages, classes: list[str]) -> tuple[dict[str, str], list[str]]:
     """The class names by folder, and faults of them."""
-    names, faults = {name: name.replace("_", " ") for name in classes}, []
+    names, faults = {name: plain(name) for name in classes}, []
     try:
         names = {name: text for name, (_, text) in folder.classes(classes).items()}
         check_known_names(list(names.values()), folder.root)
     except UsageError as error:
         faults.append(str(error))
     return names, faults + list(filter(None, [same_names(list(names.values()))]))
-
-
-def as_read(name: str) -> str:
-    """A class name as CLIP's tokenizer reads it."""
-    return printable(" ".join(name.replace("_", " ").lower().split()))
 
 
 def listed(items: Sequence[str]) -> str:
