@@ -13,7 +13,7 @@ from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import make_cfg
 from learned import NAMES, OPTIONS, own_test, rows_of
-from marks import thorough_but
+from marks import one_line, thorough_but
 from PIL import Image
 
 from inference import predict
@@ -169,6 +169,11 @@ def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method
 
 def autocast(trainer):
     return torch.is_autocast_enabled(trainer.device.type)
+
+
+def test_settings_are_checked_without_train_py_too(make):
+    with one_line("DATALOADER.K_TRANSFORMS is 2"):
+        make("TPT", "DATALOADER.K_TRANSFORMS", 2)
 
 
 def test_nothing_is_not_a_number_where_views_are_equal_or_sure():
