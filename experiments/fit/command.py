@@ -57,27 +57,19 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
     missing = set(missing_files(photo.path for photo in photos))
     keys = {photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos}
-    from .story import METHODS, fit  # imports torch, which takes seconds
+    from clip import weights_sha256  # imports torch, which takes seconds
+
+    from .story import METHODS, fit
 
     for name in args.methods:
         check_name(name, METHODS, "method")
-    asked = request(args, [[keys[photo.path], photo.label, photo.part] for photo in photos])
+    rows = [[keys[photo.path], photo.label, photo.part] for photo in photos]
+    asked = {key: getattr(args, key) for key in ("minutes", "methods", "max_error", "seed")}
+    asked |= {"images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(), "weights": weights_sha256(args.backbone)}
+    asked |= {"sentences": checksum(args.sentences) if args.sentences else "", "form": FORM}
     if record.get("request") != asked:
         record = {"form": FORM, "finished": False, "request": asked}
     if record.get("finished") is True:
         print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
     else:
         fit(args, photos, keys, record)
-
-
-def request(args: argparse.Namespace, images: list[list[str]]) -> dict[str, Any]:
-    """What a fit depends on, as JSON: another one gives another result."""
-    from clip import weights_sha256
-
-    return {
-        "form": FORM,
-        "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
-        "weights": weights_sha256(args.backbone),
-        "sentences": checksum(args.sentences) if args.sentences else "",
-        **{key: getattr(args, key) for key in ("minutes", "methods", "max_error", "seed")},
-    }

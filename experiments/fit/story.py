@@ -44,13 +44,21 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     Args:
         keys: the SHA-256 of each image file by its path.
         record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
+
+    Raises:
+        UsageError: fewer than two classes have an image that can be used, or the sentences or MODEL cannot be used.
     """
+
+    def heads_of(names: Sequence[str]) -> Heads:
+        options = {"device": args.device, "sentences": sentence_files.read(args.sentences, names)}
+        return Heads(PromptedClassifier.zero_shot(args.backbone, names, **options), args.seed)
+
     deadline = time.monotonic() + 60 * args.minutes
-    heads = heads_of(args, sorted({photo.label for photo in photos if photo.part != "test"}))
+    heads = heads_of(sorted({photo.label for photo in photos if photo.part != "test"}))
     rows, damaged = Features(heads.zero_shot, heads.tower).of(keys)
     found = Found.of(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
     if found.names != heads.names:
-        heads = heads_of(args, found.names)
+        heads = heads_of(found.names)
     features = torch.stack([rows[photo.path][1] for photo in found.images]).to(heads.zero_shot.device)
     labels = torch.tensor([found.names.index(photo.label) for photo in found.images], device=features.device)
     (x, test_x), (y, test_y) = (all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels))
@@ -81,16 +89,6 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
         print(printable(line))
-
-
-def heads_of(args: Namespace, names: Sequence[str]) -> Heads:
-    """The heads for these classes, and for the sentences of the user.
-
-    Raises:
-        UsageError: the file of sentences is wrong, or has none for these classes.
-    """
-    sentences = sentence_files.read(args.sentences, names)
-    return Heads(PromptedClassifier.zero_shot(args.backbone, names, device=args.device, sentences=sentences), args.seed)
 
 
 def decide(
