@@ -113,12 +113,12 @@ def decide(
     zero_shot = heads.answers(candidates[0], (x, y), x)
     excess = float(torch.nn.functional.cross_entropy(zero_shot, y)) - math.log(len(heads.names))
     if not len(held):
-        weights = {candidates[place]: weight for place, weight in members(candidates, excess).items() if weight}
-        if [*weights] == [candidates[0]]:
-            weights = {candidates[-1]: 1.0}
-        scales = {one: spread(heads.answers(one, (x, y), x)) for one in weights}
+        shares = {candidates[place]: share for place, share in members(candidates, excess).items() if share}
+        if [*shares] == [candidates[0]]:
+            shares = {candidates[-1]: 1.0}
+        scales = {one: spread(heads.answers(one, (x, y), x)) for one in shares}
         # The sum of the logits has the spread of zero-shot CLIP.
-        found.chosen = used(weights, spread(zero_shot) * np.array([*weights.values()]), scales)
+        found.chosen = used(shares, spread(zero_shot) * np.array([*shares.values()]), scales)
         found.notes.append("Each class has one image: none could be held out, nothing was chosen or estimated")
         return
     found.held = np.flatnonzero(held[0] != choice.NEVER)
