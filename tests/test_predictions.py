@@ -13,9 +13,11 @@ from sklearn.metrics import f1_score
 
 from common.errors import UsageError
 from common.results import digest_of_rows
+from common.start import ROOT
 from experiments import predictions
 from experiments.metrics import of_predictions
 from experiments.predictions import PREDICTIONS_FILE, read, save
+from train import main as train
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +46,19 @@ def differs(run, found):
 def arrays_of(folder):
     with np.load(folder / PREDICTIONS_FILE) as arrays:
         return dict(arrays)
+
+
+def test_numbers_of_results_are_computed_from_the_predictions(drawn, tmp_path):
+    """On the demo's synthetic set, with the small CLIP."""
+    configs = ROOT / "configs"
+    argv = ["--root", drawn, "--output-dir", tmp_path, "--trainer", "ZeroshotCLIP", "--backbone", "small", "--quiet"]
+    argv += ["--dataset-config-file", configs / "datasets/small_objects.yaml"]
+    train([str(item) for item in (*argv, "--config-file", configs / "trainers/CoOp/small.yaml")])
+    run, found = results(tmp_path), arrays_of(tmp_path)
+    assert differs(run, found) == []
+    assert 20 < run["accuracy"] < 95 and run["accuracy"] < run["top5_accuracy"] and run["ece"] > 0.1
+    found["classes"][7, 0] = (found["classes"][7, 0] + 1) % len(found["class_names"])
+    assert {"accuracy", "macro_f1"} <= set(differs(run, found))
 
 
 def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
