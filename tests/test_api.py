@@ -1,5 +1,6 @@
 """`tools/serve.py --api`: answers, faults, limits, and many clients beside a hostile one, over HTTP."""
 
+import asyncio
 import json
 import socket
 import time
@@ -7,10 +8,11 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection, RemoteDisconnected
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
+import torch
 from dassl.utils import ImageError, read_image
 from learned import OPTIONS
 from test_serve import comments
@@ -42,7 +44,7 @@ def classifier(finished):
 @pytest.fixture(scope="module")
 def port(classifier):
     app = api.application(service.Service(classifier))
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
+    with api.listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = Thread(target=server.run, args=([listening],))
         thread.start()
@@ -61,13 +63,14 @@ def ask(port, body=None, kind=JSON, path="/predict", address="127.0.0.1", **head
         return response.status, json.loads(response.read())
 
 
-def as_json(image: bytes, **options) -> bytes:
-    return json.dumps({"image": b64encode(image).decode(), **options}).encode()
+def as_json(image: bytes, *more: bytes, **options) -> bytes:
+    first, *others = (b64encode(file).decode() for file in (image, *more))
+    return json.dumps({"image": [first, *others] if more else first, **options}).encode()
 
 
-def as_form(image: bytes, **options) -> bytes:
+def as_form(*images: bytes, **options) -> bytes:
     parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in options.items()]
-    parts.append(b'name="image"; filename="../../x.png"\r\n\r\n' + image)
+    parts += [b'name="image"; filename="../../x.png"\r\n\r\n' + image for image in images]
     head = f"--{BOUNDARY}\r\nContent-Disposition: form-data; ".encode()
     return b"".join(head + part + b"\r\n" for part in parts) + f"--{BOUNDARY}--\r\n".encode()
 
@@ -86,6 +89,67 @@ def test_answers_are_the_classifiers(form, kind, port, classifier, photos):
     assert ask(port, form(file.read_bytes()), kind)[1]["set"] is None
 
 
+@pytest.mark.parametrize(("form", "kind"), [(as_json, JSON), (as_form, FORM)])
+def test_several_images_have_an_answer_each_in_their_order(form, kind, port, photos):
+    files = [(photos / name).read_bytes() for name in ("a.jpg", "b.png", "d.webp", "e f.bmp")]
+    status, answers = ask(port, form(*files, b"damaged", files[0], top_k=1), kind)
+    assert status == 200 and len(answers) == 6 and "is damaged or not a JPEG" in answers.pop(4)["error"]
+    expected = [ask(port, form(file, top_k=1), kind)[1]["top"] for file in [*files, files[0]]]
+    for answer, ((pair,),) in zip(answers, zip(expected, strict=True), strict=True):
+        (found,) = answer["top"]
+        assert found["class"] == pair["class"] and found["probability"] == pytest.approx(pair["probability"], abs=1e-6)
+
+
+def test_a_list_of_one_image_and_a_data_url(port, photos):
+    image = b64encode((photos / "b.png").read_bytes()).decode()
+    answers = [
+        ask(port, json.dumps({"image": sent}).encode())[1] for sent in ([image], f"data:image/png;base64,{image}")
+    ]
+    assert answers[0] == [answers[1]]
+
+
+def test_no_answer_waits_until_the_client_acknowledges_its_head(port):
+    with closing(HTTPConnection("127.0.0.1", port, 300)) as connection:
+        times = []
+        for _ in range(15):
+            start = time.perf_counter()
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+            times.append(time.perf_counter() - start)
+    assert sorted(times)[5] < 0.035  # it would be 0.04 for most of them
+
+
+def test_images_that_wait_are_bounded_and_addresses_take_turns(classifier, monkeypatch):
+    monkeypatch.setattr(service, "BATCH", 2)
+    go, logits = Event(), classifier.logits
+    monkeypatch.setattr(classifier, "logits", lambda pixels, names: go.wait() and logits(pixels, names))
+
+    async def ask_many():
+        served = service.Service(classifier)
+        done = []
+
+        async def ask(address, number):
+            answers = await served.answers_of(address, [png(9, 9)] * number, service.Question(image=""))
+            done.append(address)
+            return answers
+
+        async with served.running(None):
+            many = asyncio.create_task(ask("many", 20))
+            most = (torch.get_num_threads() + 1) * 2
+            while served.room._value:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            read = 20 - served.to_read.waiting()
+            one = asyncio.create_task(ask("one", 1))
+            await asyncio.sleep(0)
+            go.set()
+            return read, most, await one, await many, done
+
+    read, most, one, many, done = asyncio.run(ask_many())
+    assert read <= most + service.READERS and done == ["one", "many"]
+    assert [answer["top"][0]["class"] for answer in many] == [one[0]["top"][0]["class"]] * 20
+
+
 def test_the_server_describes_itself(port, classifier):
     assert ask(port, path="/health") == (200, {"status": "ok"})
     _, about = ask(port, path="/model")
@@ -98,6 +162,9 @@ BAD = [  # body, kind, headers, status, words
     (b"{", JSON, {}, 422, "Invalid JSON"),
     (b'{"image": "%"}', JSON, {}, 422, "image: it is not base64"),
     (b'{"image": 3}', JSON, {}, 422, "image: "),
+    (b'{"image": []}', JSON, {}, 422, "image: send 1 to 100"),
+    (as_json(*[b"x"] * 101), JSON, {}, 422, "image: send 1 to 100"),
+    (as_form(*[b"x"] * 101), FORM, {}, 400, "Too many files"),
     (as_json(b"x", top_k=0), JSON, {}, 422, "top_k: "),
     (as_json(b"x", sets=1), JSON, {}, 422, "sets: "),
     (as_json(b"x", sets=0.99), JSON, {}, 422, "ask for less"),

@@ -23,7 +23,7 @@ from common.names import printable
 from common.version import __version__
 
 from .limits import LARGEST_REQUEST, MOST_OF_ADDRESS, SLOWEST
-from .service import Answer, Question, Service
+from .service import MOST, Answer, Fault, Question, Service
 
 LARGEST = MAX_BYTES * 4 // 3 + LARGEST_REQUEST  # bytes of a request: base64 is longer than the file
 BYTES_OF_ADDRESS, ALL_BYTES = 4 * LARGEST, 1 << 30  # of requests that are not answered yet
@@ -67,30 +67,39 @@ class Gate:
 
 
 def fault(status: int, text: object) -> JSONResponse:
-    return JSONResponse({"error": printable(" ".join(str(text).split()))[:500]}, status)
+    return JSONResponse(as_error(text), status)
 
 
-async def question_of(request: Request) -> tuple[bytes, Question]:
-    """The image file and the options of a request to /predict.
+def as_error(text: object) -> Fault:
+    """One line for a client."""
+    return {"error": printable(" ".join(str(text).split()))[:500]}
+
+
+async def question_of(request: Request) -> tuple[list[bytes], bool, Question]:
+    """The image files of a request to /predict, whether they are a list, and the options.
 
     Raises:
-        UsageError: there is no image, or a value is wrong.
+        UsageError: there is no image, there are too many, or a value is wrong.
         HTTPException: it is neither JSON nor a form, or the form is damaged.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
             question = Question.model_validate_json(await request.body())
-            return b64decode(question.image, validate=True), question
+            images = [question.image] if isinstance(question.image, str) else question.image
+            if not 0 < len(images) <= MOST:
+                raise UsageError(f"image: send 1 to {MOST} images in a request")
+            files = [b64decode(image[image.find(",", 0, 99) + 1 :], validate=True) for image in images]  # data:...,
+            return files, images is question.image, question
         if kind == "multipart/form-data":
-            async with request.form(max_files=1, max_fields=len(Question.model_fields)) as form:
-                image = form.get("image")
-                if not isinstance(image, UploadFile):
+            async with request.form(max_files=MOST, max_fields=len(Question.model_fields)) as form:
+                files = [await file.read() for file in form.getlist("image") if isinstance(file, UploadFile)]
+                if not files:
                     raise UsageError("the form has no file `image`")
-                return await image.read(), Question.model_validate({**form, "image": ""})
+                return files, len(files) > 1, Question.model_validate({**form, "image": ""})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise UsageError(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from error
+        raise UsageError(f"{first['loc'][0] if first['loc'] else 'the body'}: {first['msg']}") from error
     except binascii.Error as error:
         raise UsageError("image: it is not base64") from error
     raise HTTPException(415, "send application/json, or multipart/form-data")
@@ -105,18 +114,27 @@ def application(service: Service) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, lambda _, error: fault(400, "the request was cut off"))
     app.add_exception_handler(Exception, lambda _, error: fault(500, "the server has a fault: its log says more"))
     schema = Question.model_json_schema()
-    form = schema | {"properties": schema["properties"] | {"image": {"type": "string", "format": "binary"}}}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": MOST}
+    files["description"] = "the image file; or several, which a list in the same order answers"
+    form = schema | {"properties": schema["properties"] | {"image": files}}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     body = {"required": True, "content": content}
     why = {"description": 'Why there is no answer, in one line: {"error": "..."}'}
     faults: dict[int | str, Any] = dict.fromkeys((408, 411, 413, 415, 422, 429, 503), why)
 
-    @app.post("/predict", response_model=Answer, responses=faults, openapi_extra={"requestBody": body})
+    @app.post(
+        "/predict", response_model=Answer | list[Answer | Fault], responses=faults, openapi_extra={"requestBody": body}
+    )
     async def predict(request: Request) -> Any:
-        """The most probable classes of an image."""
-        file, question = await question_of(request)
+        """The most probable classes of an image, or of each of several: one that cannot be read has its error."""
+        files, several, question = await question_of(request)
         address = request.client.host if request.client else ""
-        return JSONResponse(await service.answer(address, file, question))  # which FastAPI need not check
+        results = await service.answers_of(address, files, question)
+        if several:
+            return JSONResponse([as_error(result) if isinstance(result, UsageError) else result for result in results])
+        if isinstance(results[0], UsageError):
+            raise results[0]
+        return JSONResponse(results[0])  # which FastAPI need not check
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -131,13 +149,20 @@ def application(service: Service) -> FastAPI:
     return app
 
 
-def serve(service: Service, host: str, port: int) -> None:
-    """Answer requests until Ctrl-C or SIGTERM; UsageError if the host or the port cannot be used."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for the server; UsageError if the host or the port cannot be used."""
     try:
         listening = socket.create_server((host, port), backlog=1024)
     except OSError as error:
         what = f"cannot serve at {host}:{port} ({error.strerror or 'it is in use'})"
         raise UsageError(what, "choose another --port, or check --host") from error
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a client acknowledges the head after 40 ms
+    return listening
+
+
+def serve(service: Service, host: str, port: int) -> None:
+    """Answer requests until Ctrl-C or SIGTERM; UsageError if the host or the port cannot be used."""
+    listening = listen(host, port)
     config = uvicorn.Config(
         application(service),
         log_level="warning",

@@ -1,18 +1,17 @@
 """Answers for the images of concurrent requests, in batches.
 
-Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many waits behind whoever
-has sent one.
+Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many, in one request or
+in several, waits behind whoever has sent one.
 """
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from threading import Condition, Thread
+from threading import Condition, Semaphore, Thread
 from time import monotonic
 from typing import Any
 
@@ -31,13 +30,16 @@ from ..predict import as_objects
 from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
-FEW, SHORT = 4, 1.0  # images of a batch, and seconds of a larger one: others wait meanwhile
+MOST = 100  # images of a request
+FEW, SHORT = 8, 1.0  # images of a batch, and seconds of a larger one: others wait meanwhile
 
 
 class Question(BaseModel, extra="forbid"):
-    """The body of /predict as JSON; as a form, `image` is a file."""
+    """The body of /predict as JSON; as a form, each `image` is a file."""
 
-    image: str = Field(description="the image file in base64")
+    image: str | list[str] = Field(
+        description=f"the image file in base64; or up to {MOST} as a list, which a list in the same order answers"
+    )
     top_k: int = Field(5, ge=1, le=100_000, description="how many of the most probable classes to answer")
     sets: float | None = Field(None, gt=0, lt=1, description="share of images whose class the set has, such as 0.9")
 
@@ -53,14 +55,20 @@ class Answer(TypedDict):
     set: list[Named] | None  # if `sets` is given
 
 
+class Fault(TypedDict):
+    """Why there is no answer for one of several images."""
+
+    error: str
+
+
 @dataclass
 class Job:
-    """An image on its way: a file's content, then pixels (1, [views,] 3, H, W), in the end an answer."""
+    """An image on its way: a file's content, then pixels (1, [views,] 3, H, W), in the end an answer or a fault."""
 
     address: str
     content: bytes
     question: Question
-    done: "Future[Answer]" = field(default_factory=Future)
+    done: "asyncio.Future[Answer | UsageError]"
     pixels: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -80,13 +88,13 @@ class Line:
     def add(self, job: Job) -> None:
         with self.change:
             self.jobs.setdefault(job.address, deque()).append(job)
-            self.change.notify_all()
+            self.change.notify()
 
-    def take(self, number: int) -> list[Job]:
-        """Up to `number` jobs; it waits for them, or for the first one if no other is taken. None after the end."""
+    def take(self, most: int, few: int = 1) -> list[Job]:
+        """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. None after the end."""
         with self.change:
             while self.open:
-                if (not self.taken or self.waiting() >= number) and (jobs := list(self.next_jobs(number))):
+                if (not self.taken or self.waiting() >= few) and (jobs := list(self.next_jobs(most))):
                     return jobs
                 self.change.wait()
             return []
@@ -108,7 +116,6 @@ class Line:
     def done(self, jobs: Sequence[Job]) -> None:
         with self.change:
             self.taken -= Counter(job.address for job in jobs)  # which leaves no zeros
-            self.change.notify_all()
 
     def close(self) -> None:
         with self.change:
@@ -136,8 +143,11 @@ class Service:
     @asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Within it, jobs are worked on."""
+        self.loop = asyncio.get_running_loop()
         self.to_read, self.to_classify, self.readers = Line(READERS - 1), Line(), Readers(READERS)
         threads = 1 if self.classifier.device.type == "cuda" else torch.get_num_threads()
+        self.largest = max(1, BATCH // self.classifier.views)
+        self.room = Semaphore((threads + 1) * self.largest)  # for images that are read and not classified
         for work in [self.read] * READERS + [partial(self.classify, threads)] * threads:
             Thread(target=work, daemon=True).start()
         try:
@@ -151,12 +161,15 @@ class Service:
         torch.set_num_threads(1)  # Torch starts threads for each thread that computes: this one needs none
         while jobs := self.to_read.take(1):
             (job,) = jobs
+            self.room.acquire()
             try:
-                if job.done.set_running_or_notify_cancel():
+                if not job.done.done():
                     job.pixels = self.classifier.pixels([job.content], self.readers.read)
                     self.to_classify.add(job)
             except Exception as error:  # noqa: BLE001 - the request answers it
-                job.done.set_exception(error)
+                self.finish(jobs, [error])
+            if not len(job.pixels):
+                self.room.release()
             self.to_read.done(jobs)
 
     def classify(self, threads: int) -> None:
@@ -164,21 +177,33 @@ class Service:
 
         Several full batches in parallel are faster with one thread each. A single image has all threads.
         """
-        largest = max(1, BATCH // self.classifier.views)
-        most = min(FEW, largest)
-        while jobs := self.to_classify.take(most):
+        few = most = min(FEW, self.largest)
+        while jobs := self.to_classify.take(most, few):
             start = monotonic()
             torch.set_num_threads(threads if len(jobs) == 1 else 1)
             try:
-                for job, answer in zip(jobs, self.answers(jobs), strict=True):
-                    job.done.set_result(answer)
+                self.finish(jobs, list(self.answers(jobs)))
             except Exception as error:  # noqa: BLE001 - the requests answer it
-                for job in jobs:
-                    if not job.done.done():
-                        job.done.set_exception(error)
+                self.finish(jobs, [error] * len(jobs))
             self.to_classify.done(jobs)
+            self.room.release(len(jobs))
             pace = len(jobs) / max(monotonic() - start, 1e-6)  # images a second
-            most = min(max(FEW, int(SHORT * pace)), largest)
+            most = min(max(FEW, int(SHORT * pace)), self.largest)
+
+    def finish(self, jobs: Sequence[Job], results: "Sequence[Answer | Exception]") -> None:
+        """Give the jobs their answers or faults, in the thread of the requests: all at once, as each call wakes it."""
+
+        def give() -> None:
+            for job, result in zip(jobs, results, strict=True):
+                if job.done.done():  # the request has ended
+                    continue
+                if isinstance(result, Exception) and not isinstance(result, UsageError):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
+
+        with suppress(RuntimeError):  # the server has ended
+            self.loop.call_soon_threadsafe(give)
 
     @torch.no_grad()
     def answers(self, jobs: Sequence[Job]) -> Iterator[Answer]:
@@ -196,17 +221,23 @@ class Service:
                 answer["set"] = members
             yield answer
 
-    async def answer(self, address: str, content: bytes, question: Question) -> Answer:
-        """The answer for an image file's content; UsageError if it cannot be read or no such set is promised."""
+    async def answers_of(self, address: str, files: Sequence[bytes], question: Question) -> list[Answer | UsageError]:
+        """The answer for each image file's content, or why it cannot be read; UsageError if no such set is promised."""
         if question.sets is None:
             question.sets = self.coverage
         try:
             self.classifier.check_asked(False, question.sets, self.names)
-            self.to_read.add(job := Job(address, content, question))
-            return await asyncio.wrap_future(job.done)
         except UsageError as error:
-            text = str(error).replace(self.classifier.source, "the model").replace("in memory", "`image`")
-            raise UsageError(text) from error
+            raise self.without_source(error) from error
+        jobs = [Job(address, content, question, self.loop.create_future()) for content in files]
+        for job in jobs:
+            self.to_read.add(job)
+        results = await asyncio.gather(*(job.done for job in jobs))
+        return [self.without_source(result) if isinstance(result, UsageError) else result for result in results]
+
+    def without_source(self, error: UsageError) -> UsageError:
+        """The error without the path of the model."""
+        return UsageError(str(error).replace(self.classifier.source, "the model").replace("in memory", "`image`"))
 
     def about(self) -> dict[str, Any]:
         """The facts of the model for its users."""
