@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .calibrated import Calibration
 
 EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
+NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
 FORMAT = 1
 ADDED: dict[str, Any] = {"tokeniser": "CLIP", "sentences": {}}  # what folders of earlier versions lack
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
@@ -78,12 +79,15 @@ class Description:
             UsageError: it has other weights, or the prompts were learned on a file of another machine.
         """
         if not given and not is_published(self.backbone):
-            raise UsageError(f"the prompts were learned on the weight file {self.backbone!r}", "give it by --backbone")
+            raise UsageError(
+                f"the prompts were learned on the weight file {self.backbone!r}",
+                "give it by --backbone (in Python: backbone)",
+            )
         name = given or self.backbone
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
             what = f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
             what += f"{name} has {sha256[:16]}..."
-            raise UsageError(what, "give the same weights by --backbone, or restore that file")
+            raise UsageError(what, "give the same weights by --backbone (in Python: backbone), or restore that file")
         return name
 
 

@@ -24,7 +24,7 @@ from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import Description, write_artefact
+from .artefact import NO_NAMES, Description, write_artefact
 from .description import configuration, zero_shot_description
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class PromptedClassifier:
         if device:
             check_name(device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
         if not description.class_names:
-            raise UsageError(f"{source} holds no class names", "give them by --classes or --classes-file", source)
+            raise UsageError(f"{source} holds no class names", NO_NAMES, source)
         check_known_names(description.class_names, source)
         for template in filter(None, (description.template, description.dataset_template)):
             check_template(template, source)

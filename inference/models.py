@@ -22,7 +22,7 @@ from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
 
 from .arguments import CHECKPOINTS, IN_A_FILE, check_exists
-from .artefact import EXPORT_CONFIG_FILE, INPUT, Description, calibration_in, read_artefact
+from .artefact import EXPORT_CONFIG_FILE, INPUT, NO_NAMES, Description, calibration_in, read_artefact
 from .classifier import PromptedClassifier
 from .description import configuration
 
@@ -70,7 +70,7 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not options.backbone:
             raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
         if not class_names:
-            raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
+            raise UsageError("zero-shot CLIP has no class names", NO_NAMES)
         template = options.template or TEMPLATE
         given = sentences.read(options.sentences)
         classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device, given)
@@ -116,7 +116,9 @@ def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Cal
         return None
     given, asked = options.load_epoch is not None, getattr(options, "unknown", False) or getattr(options, "sets", None)
     try:
-        found.check_model(file_of(path, method, options.load_epoch), "leave out --load-epoch" if given else REFIT)
+        found.check_model(
+            file_of(path, method, options.load_epoch), "leave out --load-epoch (in Python: epoch)" if given else REFIT
+        )
     except UsageError as error:
         if asked or not given:
             raise
@@ -195,10 +197,13 @@ def run_configuration(run: Path) -> CfgNode:
 def published_configuration(path: Path, options: Namespace) -> CfgNode:
     """That of a checkpoint of the published code, or of one of ours without its run: the YAML file of its method."""
     if not options.config_file:
-        raise UsageError(f"{path} has no {RUN_CONFIG_FILE}", "name the YAML file of its method by --config-file", path)
+        remedy = "name the YAML file of its method by --config-file (in Python: config_file)"
+        raise UsageError(f"{path} has no {RUN_CONFIG_FILE}", remedy, path)
     file = Path(options.config_file)
     name = options.trainer or file.absolute().parent.name
-    check_name(name, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
+    check_name(
+        name, trainers.methods(), "trainer", "" if options.trainer else "--trainer (in Python: method) is missing"
+    )
     cfg = configuration(name, file)
     cfg.merge_from_file(str(file))
     if cfg.DATASET.NAME:  # a misspelt one would have no sentence
@@ -222,7 +227,8 @@ def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
     results = read_results(run)
     if results is None and epoch is None:
         what = f"the run in {run} is not finished: it has no {RESULTS_FILE} with an accuracy"
-        raise UsageError(what, "run its command again, or choose one of its epochs by --load-epoch", run)
+        remedy = "run its command again, or choose one of its epochs by --load-epoch (in Python: epoch)"
+        raise UsageError(what, remedy, run)
     results = results or {}
     other = epoch not in (None, results.get("tested_epoch"))
     selected = {"selected_on_test": True} if not other and selected_on_test(results) else {}
@@ -240,6 +246,7 @@ def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path
         return Path(find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file))
     except UsageError as error:
         remedy = error.remedy.replace("check --model-dir", "give the output folder of a training run")
+        remedy = remedy.replace("--load-epoch", "--load-epoch (in Python: epoch)")
         raise UsageError(error.what, remedy, error.where) from error
 
 

@@ -77,9 +77,8 @@ def _check_size(image, name, limit):
     width, height = image.size
     if width * height > limit:
         what = f"the image {name} has more than {limit:,} pixels"
-        raise ImageError(
-            f"{what}: make it smaller or remove it, or raise INPUT.MAX_PIXELS (tools/predict.py: --max-pixels)"
-        )
+        options = "INPUT.MAX_PIXELS (tools/predict.py: --max-pixels; in Python: max_pixels)"
+        raise ImageError(f"{what}: make it smaller or remove it, or raise {options}")
     if max(width, height) > MAX_RATIO * min(width, height):
         what = f"the image {name} has {width:,} x {height:,} pixels, a ratio of over {MAX_RATIO}"
         raise ImageError(f"{what}: crop or remove it")
