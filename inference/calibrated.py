@@ -92,11 +92,13 @@ class Calibration:
                 values["threshold"] = of_probability(**values["threshold"])
             values |= {key: kind(**values[key]) for key, kind in PARTS.items() if values[key] is not None}
             values["class_names"] = tuple(values["class_names"])
-            values["sets"] = Sets(values["sets"].kind, tuple(map(float, values["sets"].label_scores)))
+            values["sets"] = Sets(values["sets"].kind, tuple(values["sets"].label_scores))
             found = cls(**values)
             found.check()
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise ValueError(f"{error} is missing") from error
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError("a value is missing, or has a wrong type") from error
         return found
 
     def check(self) -> None:
@@ -123,7 +125,7 @@ class Calibration:
 
 def of_probability(above: float, **counts: Any) -> dict[str, Any]:
     """A threshold on the largest probability, as files had it until log-odds told numbers near 1 apart."""
-    within = min(max(float(above), 1e-15), 1 - 1e-15)
+    within = min(max(above, 1e-15), 1 - 1e-15)
     return {"least_log_odds": math.log(within / (1 - within)), **counts}
 
 

@@ -234,6 +234,9 @@ def test_a_fit_is_read_as_it_was_written(population):
     for change in changes:
         with pytest.raises(ValueError):
             Calibration.from_json(content | change)
-    for other in ([], None, {}):
-        with pytest.raises(ValueError):
+    scores = content["sets"] | {"label_scores": ["1"] * 400}
+    for other, line in (([], "wrong type"), (None, "wrong type"), ({}, "'class_names' is missing")):
+        with pytest.raises(ValueError, match=line):
             Calibration.from_json(other)
+    with pytest.raises(ValueError, match="wrong type"):
+        Calibration.from_json(content | {"sets": scores})
