@@ -42,6 +42,13 @@ def summary_line(run: dict) -> str:
     )
 
 
+def chance_hint(accuracy: float | None, classes: int) -> list[str]:
+    """A line for an accuracy in % below chance; none for another, or if none is measured."""
+    below = accuracy is not None and accuracy < 100 / classes
+    line = f"Guessing gives {100 / classes:.2f}%: check that each class name is that of its images"
+    return [line] if below else []
+
+
 def next_step(model: Path | str, plugin: str) -> str:
     """The line after a result: where its model is, and what it is for. `plugin` is the file of its method, if any."""
     words = ["python", "tools/predict.py", str(Path(model)), "IMAGES", *(["--plugin", plugin] if plugin else [])]

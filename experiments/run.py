@@ -18,7 +18,7 @@ from . import calibrating, ood, open_world, predictions
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
-from .results import checked_summary, next_step, summary_line
+from .results import chance_hint, checked_summary, next_step, summary_line
 from .run_spec import RunSpec
 from .trackers import reporting
 
@@ -55,6 +55,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         folder.finish(record.to_json(observed))
         is_model = folder.results and getattr(trainer, "learns", False)
         lines = [next_step(spec.args.model_dir or folder.path, trainer.plugin_file)] if is_model else []
+        if folder.results:
+            lines += chance_hint(folder.results["accuracy"], trainer.dm.num_classes)
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")
