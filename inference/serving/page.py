@@ -32,8 +32,10 @@ LONG_NAMES = 100  # more of them take seconds: one such request at a time, by on
 MOST_WAITING = 100  # requests until Gradio's threads take them, and `Turns` decides
 REMEMBERED = 32  # images: both functions of the page read each, and class names are edited
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
+# A model's label may have two lines: its answer is below them.
 # On a phone: one column with the image, the examples in one row, the answers, and then the class names.
-CSS = """@media (max-width: 700px) {
+CSS = """[data-testid="label-output-value"] { padding-top: 2rem !important }
+@media (max-width: 700px) {
     #columns > .column { display: contents }
     #columns > .column > * { flex: 1 1 100%; order: 1 }
     #columns > .column:first-child > .form { order: 2 }
