@@ -31,7 +31,8 @@ from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
 MOST = 100  # images of a request
-FEW, SHORT = 8, 1.0  # images of a batch, and seconds of a larger one: others wait meanwhile
+FEW, SEVERAL = 4, 8  # images of a batch that a thread waits for while others compute: of slow and of fast models
+SHORT = 1.0  # seconds of a larger batch: others wait meanwhile
 
 
 class Question(BaseModel, extra="forbid"):
@@ -189,6 +190,7 @@ class Service:
             self.room.release(len(jobs))
             pace = len(jobs) / max(monotonic() - start, 1e-6)  # images a second
             most = min(max(FEW, int(SHORT * pace)), self.largest)
+            few = min(SEVERAL, most)
 
     def finish(self, jobs: Sequence[Job], results: "Sequence[Answer | Exception]") -> None:
         """Give the jobs their answers or faults, in the thread of the requests: all at once, as each call wakes it."""
