@@ -16,26 +16,33 @@ from common.errors import UsageError
 LOCK = ".lock"
 PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
-ANOTHER = "choose another --output-dir (scripts: OUT)"
+OPTION = "--output-dir (scripts: OUT)"  # of a run
+ANOTHER = f"choose another {OPTION}"
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[None]:
     """Keep other runs out of an output folder, which is made if it is missing.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed. If
-    `wait`, it waits for a run that is there already. Raises UsageError if another run is there, or the folder is not
-    writable.
+    `wait`, it waits for a run that is there already.
+
+    Args:
+        option: names the folder in the command, for the errors.
+
+    Raises:
+        UsageError: another run is there, or the folder is not writable.
     """
     lock = FileLock(folder / LOCK, poll_interval=0.5)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else PATIENCE)
     except Timeout:
-        raise UsageError(f"another run is in {folder}", f"wait until it has ended, or {ANOTHER}", folder) from None
+        remedy = f"wait until it has ended, or choose another {option}"
+        raise UsageError(f"another run is in {folder}", remedy, folder) from None
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
-            raise not_writable(folder, error) from error
+            raise not_writable(folder, error, option) from error
         print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
     try:
         yield
@@ -43,8 +50,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def not_writable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write to the output folder {folder} ({error.strerror})", ANOTHER)
+def not_writable(folder: Path, error: OSError, option: str = OPTION) -> UsageError:
+    return UsageError(f"cannot write to the output folder {folder} ({error.strerror})", f"choose another {option}")
 
 
 def is_locked(folder: Path) -> bool:

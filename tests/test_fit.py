@@ -297,3 +297,5 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
             file.unlink()
     assert command(fit, photos, "--to", tmp_path / "single", "--backbone", tiny, "--test", photos).status == 0
     assert read(tmp_path / "single")["estimate"] is None and read(tmp_path / "single")["test"] is None
+    below_file = tmp_path / "single/fit.json/model"
+    assert "another --to" in command(fit, photos, "--to", below_file, "--backbone", tiny).error

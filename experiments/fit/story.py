@@ -66,7 +66,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
     candidates, trained = ([one for one in part if one.method in names_of_methods] for part in (CANDIDATES, TRAINED))
     towers = Towers(heads, found)
-    with locked(args.to):
+    with locked(args.to, option="--to"):
         write_text(args.to / FILE, json.dumps(record) + "\n")
         decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / FILE, record))
         chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y)}
