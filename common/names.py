@@ -35,7 +35,7 @@ def plain(name: str) -> str:
 
 
 def as_clip_reads(name: str) -> str:
-    """A class name as CLIP's tokenizer reads it: two classes with equal ones cannot be told apart."""
+    """A class name as CLIP's tokenizer reads it. CLIP cannot distinguish classes for which this is equal."""
     return " ".join(plain(name).lower().split())
 
 
@@ -92,4 +92,4 @@ def check_template(template: str, where: str | PathLike | None = None) -> None:
 
 def with_spaces(names: Sequence[str]) -> tuple[str, ...]:
     """Class names with spaces instead of underscores."""
-    return tuple(name.replace("_", " ") for name in names)
+    return tuple(map(plain, names))

@@ -122,7 +122,7 @@ def in_errors(differences: Floats) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the accuracy on new images will be, in percent: an interval of 95%, and the estimate."""
+    """The estimated accuracy on new images, in percent, with an interval of 95%."""
 
     accuracy: float
     low: float

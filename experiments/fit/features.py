@@ -61,7 +61,7 @@ class Features:
             return self.model.image_output(images.to(device)).feature.float().cpu()
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
-        """The row of each image by its path, and what is wrong with others. Threads read the next images meanwhile.
+        """The row of each image by its path, and the fault of each other image. Threads read the next images meanwhile.
 
         Args:
             keys: the SHA-256 of each file by its path; empty for a link to nothing.

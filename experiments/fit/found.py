@@ -1,4 +1,4 @@
-"""What a fit has found: the images that it uses, and the content of fit.json and of the page."""
+"""The results of a fit: the images that it uses, and the content of fit.json and of the page."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ NOT_WRITTEN = {"held", "labels", "logits", "calibration"}  # to fit.json
 
 @dataclass
 class Found:
-    """What a fit has found. Accuracies are in percent. If no image could be held out, most of it stays empty."""
+    """The results of a fit. Accuracies are in percent. If no image could be held out, most of it stays empty."""
 
     images: list[Photo]  # each image that can be used, once; those for training first
     names: list[str]  # of the classes, sorted

@@ -193,7 +193,7 @@ class Service:
             few = min(SEVERAL, most)
 
     def finish(self, jobs: Sequence[Job], results: "Sequence[Answer | Exception]") -> None:
-        """Give the jobs their answers or faults, in the thread of the requests: all at once, as each call wakes it."""
+        """Give each job its answer or its fault in the thread of the requests. One call wakes it for all jobs."""
 
         def give() -> None:
             for job, result in zip(jobs, results, strict=True):
