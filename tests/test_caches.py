@@ -4,17 +4,21 @@ They give the same results, and never those of other images, of another model or
 """
 
 import os
+import shutil
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from caching import OFF, values
+from dassl.utils import ChangedImageError
 from PIL import Image
 from torch import nn
 
 from clip import load_backbone
 from common.cache import DIGEST, DiskCache
+from trainers.base.features import CachedFeatures
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +33,31 @@ def test_changed_image_under_the_same_name_and_time_is_seen(new, copied, kept):
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert torch.equal(values(new()), values(new(*OFF)))
     assert len(kept()) == 2
+
+
+@pytest.mark.parametrize("views", ["", "views"])
+def test_images_that_change_while_their_features_are_computed_are_refused_and_not_kept(
+    views, new, copied, kept, monkeypatch
+):
+    first, second = (next((copied / "eurosat/2750").glob(f"{folder}/test_*.png")) for folder in (3, 4))
+    sound = first.read_bytes()
+    compute = CachedFeatures.compute
+
+    def change_and_compute(self, key):
+        shutil.copy(second, first)
+        yield from compute(self, key)
+
+    def read(trainer):
+        return trainer.features_of(trainer.dm.dataset.test, 2).views if views else values(trainer)
+
+    new = partial(new.func, "TipAdapter") if views else new
+    with monkeypatch.context() as patched:
+        patched.setattr(CachedFeatures, "compute", change_and_compute)
+        with pytest.raises(ChangedImageError, match="changed after its checksum was read"):
+            read(new())
+    assert kept() == []
+    first.write_bytes(sound)
+    assert torch.equal(read(new()), read(new(*OFF)))
 
 
 def one_weight(trainer):

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dassl.utils import ChangedImageError
 from PIL import Image
 
+from common.files import checksum
 from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
@@ -64,6 +66,57 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     Image.new("RGB", (40, 40), (9, 200, 9)).save(photos / names[0] / "new.png")
     assert command(fit, *line).status == 0
     assert sum(encoded) == 1 and len(read(tmp_path / "model")["images"]) == 49
+
+
+def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(command, photos, tiny, tmp_path, monkeypatch):
+    one, other, *_ = (min(folder.iterdir()) for folder in sorted(photos.iterdir()))
+
+    def exchange():
+        one.rename(tmp_path / "aside")
+        other.rename(one)
+        (tmp_path / "aside").rename(other)
+
+    def exchanging(file, checksum=fit.checksum):
+        found = checksum(file)
+        if file == max(photos.glob("*/*")):  # the last one
+            exchange()
+        return found
+
+    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    with monkeypatch.context() as patched:
+        patched.setattr(fit, "checksum", exchanging)
+        printed = command(fit, *line).printed
+    assert all(f"Left out: {file} changed while fit ran" in printed for file in (one, other))
+    assert len(read(tmp_path / "model")["images"]) == 46
+    exchange()
+    assert "Already done" not in command(fit, *line).printed
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert command(fit, *line[:2], tmp_path / "fresh", *line[3:]).status == 0
+    kept, fresh = (read(tmp_path / name) for name in ("model", "fresh"))
+    assert len(kept["images"]) == 48 and kept["images"] == fresh["images"]
+    assert kept["estimate"] == fresh["estimate"] and kept["chosen"] == fresh["chosen"]
+
+
+def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
+    zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green"])
+    before = Features(zero_shot, zero_shot.model_for()).facts
+    assert Features(zero_shot, zero_shot.model_for()).facts == before
+    monkeypatch.setattr(features, "version", lambda package: f"another {package}")
+    assert Features(zero_shot, zero_shot.model_for()).facts != before
+
+
+def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
+    files = sorted(map(str, photos.glob("*/*")))
+    pictures = [Photo(file, file.split("/")[-2]) for file in files]
+    names = sorted({picture.label for picture in pictures})
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), names))
+    towers = Towers(heads, Found(pictures, names), {file: checksum(Path(file)) for file in files})
+    shutil.copy(files[-1], files[0])
+    batches = towers.method(TRAINED[-1], np.arange(8)).train_loader_x
+    for reading in (lambda: list(batches), lambda: list(towers.pixels(files[:2]))):
+        with pytest.raises(ChangedImageError, match="changed after its checksum was read"):
+            reading()
 
 
 def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path, monkeypatch, random_seed):

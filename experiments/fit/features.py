@@ -3,11 +3,12 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 
 import torch
-from dassl.utils import read_image
+from dassl.utils import ChangedImageError, read_image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,7 +41,8 @@ class Features:
     def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP):
         self.classifier, self.model = classifier, model
         self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
-        digest = hashlib.sha256(f"fit 3 {torch.__version__} {classifier.device.type} {classifier.cfg.INPUT}".encode())
+        versions = [torch.__version__, version("pillow"), version("torchvision")]
+        digest = hashlib.sha256(f"fit 4 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode())
         add_tensors(digest, self.model.image_tensors())
         noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
         exact, fast = self.run_tower(noise, False), self.run_tower(noise, True)
@@ -49,6 +51,7 @@ class Features:
         # These features show the activation, the heads, and how this machine rounds.
         digest.update(as_bytes(fast if self.in_bf16 else exact))
         self.facts, self.width = digest.hexdigest()[:16], exact.shape[1]
+        self.changed = False  # whether an image had another checksum when it was decoded
 
     def encode(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, width), fp32, on the CPU; not normalised."""
@@ -63,6 +66,8 @@ class Features:
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
         """The row of each image by its path, and the fault of each other image. Threads read the next images meanwhile.
 
+        An image whose file has another checksum by now has the fault that it changed.
+
         Args:
             keys: the SHA-256 of each file by its path; empty for a link to nothing.
         """
@@ -72,7 +77,7 @@ class Features:
         with bar, ThreadPool(torch.get_num_threads()) as pool:
             for start in range(0, len(new), PART):
                 rows: dict[str, Row] = {}
-                images = pool.imap(self.read, new[start : start + PART])
+                images = pool.imap(lambda path: self.read(path, keys[path]), new[start : start + PART])
                 while batch := list(islice(images, BATCH)):
                     damaged |= {path: fault for path, fault, pixels in batch if pixels is None}
                     good = [(path, sha256, pixels) for path, sha256, pixels in batch if pixels is not None]
@@ -87,13 +92,19 @@ class Features:
                 kept |= rows
         return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
-    def read(self, path: str) -> tuple[str, str, Tensor | None]:
-        """An image: its path, the SHA-256 of its pixels, the tensor (3, H, W); or its path, its fault, None."""
+    def read(self, path: str, key: str) -> tuple[str, str, Tensor | None]:
+        """An image: its path, the SHA-256 of its pixels, the tensor (3, H, W); or its path, its fault, None.
+
+        `key` is the SHA-256 that its file must have.
+        """
         options = self.classifier.cfg.INPUT
         try:
-            image = read_image(path, options.MAX_PIXELS, options.EXIF_ORIENTATION)
+            image = read_image(path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key))
             sha256 = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
             return path, sha256, self.classifier.transform(image)
+        except ChangedImageError:
+            self.changed = True
+            return path, f"{path} changed while fit ran", None
         except (OSError, ValueError) as error:
             return path, str(error) if os.path.exists(path) else f"{path} is a link to a file that is gone", None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dassl.utils import ChangedImageError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,7 +56,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
 
     deadline = time.monotonic() + 60 * args.minutes
     heads = heads_of(sorted({photo.label for photo in photos if photo.part != "test"}))
-    rows, damaged = Features(heads.zero_shot, heads.tower).of(keys)
+    encoder = Features(heads.zero_shot, heads.tower)
+    rows, damaged = encoder.of(keys)
     found = Found.of(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
     if found.names != heads.names:
         heads = heads_of(found.names)
@@ -65,7 +67,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
     names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
     candidates, trained = ([one for one in part if one.method in names_of_methods] for part in (CANDIDATES, TRAINED))
-    towers = Towers(heads, found)
+    towers = Towers(heads, found, keys)
     with locked(args.to, option="--to"):
         write_text(args.to / FILE, json.dumps(record) + "\n")
         decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / FILE, record))
@@ -78,14 +80,16 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         if len(test_y):
             inputs = CachedOutput(heads.inputs(classifier.method, test_x))
             paths = [photo.path for photo in found.images[len(y) :]]
-            answers = classifier.logits(paths) if chosen in TRAINED else classifier.model_for()(inputs)
+            if_trained = (classifier.logits(batch) for batch in towers.pixels(paths))
+            answers = torch.cat([*if_trained]) if chosen in TRAINED else classifier.model_for()(inputs)
             right = (answers.argmax(dim=1).cpu() == test_y.cpu()).float().mean()
             found.test = {"images": len(test_y), "accuracy": 100 * float(right)}
         (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
         classifier.calibration = found.calibration
         classifier.save(args.to)
         write_text(args.to / "report.html", report.page(args, found))
-        record = {"form": record["form"], "finished": True, "request": record["request"], **found.to_json()}
+        request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
+        record = {"form": record["form"], "finished": True, "request": request, **found.to_json()}
         write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
         print(printable(line))
@@ -164,6 +168,8 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
             if isinstance(compute, str):
                 raise UsageError(compute)
             computed = compute().double().numpy()
+        except ChangedImageError:  # no candidate is at fault
+            raise
         except (FloatingPointError, UsageError) as error:
             found.candidates.append({"name": candidate.name, "fault": str(error)})
             print(f"{candidate.name:<44} left out: {error}")

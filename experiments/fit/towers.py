@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from dassl.data import DatasetWrapper
 from dassl.data.datasets import Datum
-from dassl.utils import set_random_seed
+from dassl.utils import ChangedImageError, read_image, set_random_seed
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -46,9 +46,11 @@ class Towers:
     Args:
         heads: of the same CLIP and classes.
         found: has the training images. Methods take their places.
+        keys: the SHA-256 of image files by their paths: another file in the place of one is a ChangedImageError.
     """
 
-    def __init__(self, heads: Heads, found: Found):
+    def __init__(self, heads: Heads, found: Found, keys: Mapping[str, str] | None = None):
+        self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
         self.heads, self.photos = heads, found.training
         self.items = [Datum(photo.path, heads.names.index(photo.label)) for photo in self.photos]
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
@@ -83,6 +85,8 @@ class Towers:
                     needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
                     plan[candidate.method] = "" if minutes <= left else needs
                     deadline -= 60 * minutes if minutes <= left else 0
+                except ChangedImageError:  # the method is not at fault
+                    raise
                 except UsageError as error:
                     plan[candidate.method] = str(error)
             write_text(file, json.dumps(record | {"plan": plan}) + "\n")
@@ -104,6 +108,7 @@ class Towers:
         size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         items = [self.items[place] for place in places]
         images = DatasetWrapper(cfg, items, build_transform(cfg, is_train=True), is_train=True)
+        images.sha256 = self.sha256
         loader: Any = DataLoader(images, size, shuffle=True, drop_last=not stepped and len(places) >= size)
         method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
         return method
@@ -116,10 +121,18 @@ class Towers:
         """
         return learned(self.method(candidate, places))
 
+    def pixels(self, paths: Sequence[str]) -> Iterator[Tensor]:
+        """Batches (batch, 3, H, W) of image files, read as for a test."""
+
+        def read(path: str, *options: Any) -> Any:
+            return read_image(path, *options, self.sha256.get(path))
+
+        for first in range(0, len(paths), BATCH):
+            yield self.heads.zero_shot.pixels(paths[first : first + BATCH], read)
+
     def answers(self, method: Any, places: NDArray[Any]) -> Tensor:
         """Logits (images, classes) for the images at these places."""
-        paths = [self.items[place].impath for place in places]
-        batches = (self.heads.zero_shot.pixels(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH))
+        batches = self.pixels([self.items[place].impath for place in places])
         return torch.cat([method.model_inference(batch.to(method.device)).float().cpu() for batch in batches])
 
     def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:

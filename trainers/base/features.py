@@ -100,6 +100,7 @@ class CachedFeatures:
         if self.cache is None:
             return "", None
         try:
+            self.loader.dataset.content  # noqa: B018 - before the first image is read: see `DatasetWrapper`
             sample = self.encode(self.loader.dataset[0]["img"][None].to(self.device))
             key = self.key(sample)
         except OSError:  # a missing or damaged image, which the loader reports

@@ -142,6 +142,7 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.sha256 = {}  # of image files, by path, as far as they are known: no other file is read in their place
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
@@ -182,20 +183,26 @@ class DatasetWrapper(TorchDataset):
 
     @cached_property
     def content(self):
-        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the transform. Raises
-        OSError if a file cannot be read, or is not a regular file."""
+        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the transform.
+
+        From then on, an item whose file has changed raises ChangedImageError.
+
+        Raises OSError if a file cannot be read, or is not a regular file.
+        """
         versions = [version(package) for package in ("pillow", "torchvision")]
-        digest = hashlib.sha256(f"1 {self.cfg.INPUT} {self.transform} {versions}".encode())
+        digest = hashlib.sha256(f"2 {self.cfg.INPUT} {self.transform} {versions}".encode())
         for item in self.data_source:
             if not os.path.isfile(item.impath):  # a named pipe would wait for its writer
                 raise FileNotFoundError(item.impath)
-            content = Path(item.impath).read_bytes()
-            digest.update(len(content).to_bytes(8, "little") + content)
+            sha256 = hashlib.sha256(Path(item.impath).read_bytes()).digest()
+            self.sha256[item.impath] = sha256
+            digest.update(sha256)
         return digest.hexdigest()
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""
-        return read_image(path, self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION)
+        image = self.cfg.INPUT
+        return read_image(path, image.MAX_PIXELS, image.EXIF_ORIENTATION, self.sha256.get(path))
 
 
 class SteadyLoader(DataLoader):

@@ -29,7 +29,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "checkpoint": "load_checkpoint load_pretrained_weights resume_from_checkpoint save_checkpoint",
-        "errors": "ImageError MissingFileError UnknownNameError UsageError",
+        "errors": "ChangedImageError ImageError MissingFileError UnknownNameError UsageError",
         "images": "read_image",
         "logger": "Logger setup_logger",
         "tools": "AverageMeter MetricMeter Registry check_availability check_isfile collect_env_info count_num_param "

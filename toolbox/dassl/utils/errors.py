@@ -2,8 +2,12 @@
 
 from common.errors import MissingFileError, UnknownNameError, UsageError
 
-__all__ = ["ImageError", "MissingFileError", "UnknownNameError", "UsageError"]
+__all__ = ["ChangedImageError", "ImageError", "MissingFileError", "UnknownNameError", "UsageError"]
 
 
 class ImageError(UsageError, OSError):
     """Raised when an image is missing, truncated or not an image; also an ``OSError``."""
+
+
+class ChangedImageError(ImageError):
+    """Raised when an image file is not the one whose checksum is known."""

@@ -1,5 +1,6 @@
 """Reading image files: any content in a file with any name ends in an RGB image or in one line."""
 
+import hashlib
 import io
 import os
 from contextlib import suppress
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from common.errors import MissingFileError, UsageError, one_line
 from common.text import read_bytes
 
-from .errors import ImageError
+from .errors import ChangedImageError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_BYTES = 32_000_000  # of a file; Pillow reads some headers byte by byte, about 2.5 MB a second
@@ -22,7 +23,7 @@ opening = Lock()
 Image.preinit()  # imports the usual formats once, not in every worker of a data loader
 
 
-def read_image(path, max_pixels=None, exif_orientation=True):
+def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     """Read an image file. Its content decides what it is, not its name; of an animation, the first frame is read.
 
     Greyscale with 16 bits is reduced to its upper 8 bits, as Pillow does for colours. Everything else is Pillow's
@@ -34,9 +35,10 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer side may have at most
             MAX_RATIO times the pixels of the shorter one, and a file MAX_BYTES bytes.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
+        sha256 (bytes): of the file, if it is known.
 
     Raises ImageError (a UsageError and an OSError), which names the file, if it is missing, truncated, too large, too
-    thin, or not such an image.
+    thin, or not such an image; or ChangedImageError if the file has another SHA-256.
     """
     name = "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))  # in one line and printable
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
@@ -49,6 +51,8 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
         if len(content) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        if sha256 is not None and hashlib.sha256(content).digest() != sha256:  # of the bytes that are decoded below
+            raise ChangedImageError(f"the image {name} changed after its checksum was read: run the command again")
         with opening:  # Pillow has one limit for the whole process, which does not apply here
             usual = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
