@@ -147,6 +147,44 @@ def test_a_request_of_many_images_waits_behind_one_of_one():
     assert [job.address for job in line.take(3)] == ["a", "b", "a"]
 
 
+def test_a_job_wakes_the_thread_that_waits_for_few():
+    """It woke one thread, perhaps one that waits for more jobs, and the other one slept on."""
+    line, taken = service.Line(), []
+    line.add(job := service.Job("a", b"", service.Question(image=""), None))
+    line.take(1)
+
+    def take(few):
+        taken.append((few, len(line.take(9, few))))
+
+    threads = [Thread(target=take, args=[few]) for few in (4, 8)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for _ in range(4):
+        line.add(job)
+        time.sleep(0.1)
+    threads[0].join(1)
+    found = list(taken)
+    line.close()
+    assert found == [(4, 4)]
+
+
+def test_the_room_for_images_is_given_back(classifier, monkeypatch):
+    """After many times its capacity: with less of it, fewer images were computed together."""
+    monkeypatch.setattr(service, "BATCH", 4)
+
+    async def ask_often():
+        served = service.Service(classifier)
+        async with served.running(None):
+            capacity = served.room._value
+            for _ in range(9):
+                await served.answers_of("a", [png(9, 9)] * 2 * capacity, service.Question(image=""))
+            while served.room._value < capacity:  # the last batch is noted after its answer
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(ask_often(), 10))
+
+
 def test_the_server_describes_itself(port, classifier):
     assert ask(port, path="/health") == (200, {"status": "ok"})
     _, about = ask(port, path="/model")
@@ -158,7 +196,10 @@ def test_the_server_describes_itself(port, classifier):
 BAD = [  # body, kind, headers, status, words
     (b"{", JSON, {}, 422, "Invalid JSON"),
     (b'{"image": "%"}', JSON, {}, 422, "image: it is not base64"),
+    ('{"image": "٤٢"}'.encode(), JSON, {}, 422, "image: it is not base64"),
     (b'{"image": 3}', JSON, {}, 422, "image: "),
+    (b'{"image": [' + b"1," * 500_000 + b"1]}", JSON, {}, 422, "the body has too many values"),
+    (b'{"image": ' + b"[" * 500_000, JSON, {}, 422, "the body has too many values"),
     (b'{"image": []}', JSON, {}, 422, "image: send 1 to 100"),
     (as_json(*[b"x"] * 101), JSON, {}, 422, "image: send 1 to 100"),
     (as_form(*[b"x"] * 101), FORM, {}, 400, "Too many files"),
@@ -181,6 +222,25 @@ def test_wrong_requests_get_one_line(body, kind, headers, status, words, port):
     found, answer = ask(port, body, kind, **headers)
     assert found == status and words in answer["error"] and "\n" not in answer["error"] and "/tmp" not in str(answer)
     assert answer.keys() == {"error"}
+
+
+def test_a_body_of_many_values_stops_nobody(port):
+    """Each of its faults was listed in the event loop: 2 MB stopped the server for 33 seconds."""
+    body = b'{"image": [' + b"1," * 1_000_000 + b"1]}"
+    start = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        refused = [pool.submit(ask, port, body) for _ in range(3)]
+        health = pool.submit(ask, port, path="/health").result()
+        statuses = {future.result()[0] for future in refused}
+    assert health[0] == 200 and statuses == {422}
+    assert time.monotonic() - start < 5
+
+
+def test_a_request_of_the_most_images_is_not_refused_for_its_commas(port):
+    urls = ["data:image/png;base64," + b64encode(b"no image").decode()] * service.MOST
+    body = {"image": urls, "top_k": 1, "sets": 0.9}
+    status, answers = ask(port, json.dumps(body).encode())
+    assert status == 200 and len(answers) == service.MOST
 
 
 def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, photos, monkeypatch):

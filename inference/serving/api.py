@@ -1,6 +1,6 @@
 """JSON over HTTP (`python tools/serve.py MODEL --api`). The limits of a visitor are those of the page (`limits`)."""
 
-import binascii
+import asyncio
 import socket
 from base64 import b64decode
 from collections import Counter
@@ -29,6 +29,8 @@ LARGEST = MAX_BYTES * 4 // 3 + LARGEST_REQUEST  # bytes of a request: base64 is 
 BYTES_OF_ADDRESS, ALL_BYTES = 4 * LARGEST, 1 << 30  # of requests that are not answered yet
 LEAST = BYTES_OF_ADDRESS // MOST_OF_ADDRESS  # bytes that a request counts at least
 GRACE = 5  # seconds for open requests when the server ends
+MARKS = 2 * MOST + 10  # commas and brackets of the most images, each with its "data:...,"
+PARSERS = 2  # bodies that are parsed at a time, in threads: each takes memory of its own
 
 
 class Gate:
@@ -75,7 +77,10 @@ def as_error(text: object) -> Fault:
     return {"error": printable(" ".join(str(text).split()))[:500]}
 
 
-async def question_of(request: Request) -> tuple[list[bytes], bool, Question]:
+async def question_of(
+    request: Request,
+    parsers: asyncio.Semaphore,
+) -> tuple[list[bytes], bool, Question]:
     """The image files of a request to /predict, whether they are a list, and the options.
 
     Raises:
@@ -85,30 +90,56 @@ async def question_of(request: Request) -> tuple[list[bytes], bool, Question]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            question = Question.model_validate_json(await request.body())
-            images = [question.image] if isinstance(question.image, str) else question.image
-            if not 0 < len(images) <= MOST:
-                raise UsageError(f"image: send 1 to {MOST} images in a request")
-            files = [b64decode(image[image.find(",", 0, 99) + 1 :], validate=True) for image in images]  # data:...,
-            return files, images is question.image, question
+            body = bytearray()
+            async for part in request.stream():
+                body += part
+            async with parsers:
+                return await asyncio.to_thread(from_json, body)
         if kind == "multipart/form-data":
             async with request.form(max_files=MOST, max_fields=len(Question.model_fields)) as form:
-                files = [await file.read() for file in form.getlist("image") if isinstance(file, UploadFile)]
+                given = form.getlist("image")
+                files = [await file.read() for file in given if isinstance(file, UploadFile)]
                 if not files:
                     raise UsageError("the form has no file `image`")
                 return files, len(files) > 1, Question.model_validate({**form, "image": ""})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise UsageError(f"{first['loc'][0] if first['loc'] else 'the body'}: {first['msg']}") from error
-    except binascii.Error as error:
-        raise UsageError("image: it is not base64") from error
+        place = first["loc"][0] if first["loc"] else "the body"
+        raise UsageError(f"{place}: {first['msg']}") from error
     raise HTTPException(415, "send application/json, or multipart/form-data")
+
+
+def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:
+    """`question_of` a JSON text.
+
+    A text of many values is refused before it is parsed: the list of its faults could take minutes
+    and gigabytes.
+
+    Raises:
+        UsageError: there are too many values or images, or one is not base64.
+        ValidationError: it is no JSON, or no `Question`.
+    """
+    if sum(body.count(mark) for mark in b",[{") > MARKS:
+        raise UsageError(f"the body has too many values: send 1 to {MOST} images in a request")
+    question = Question.model_validate_json(body)
+    several = isinstance(question.image, list)
+    images = question.image if isinstance(question.image, list) else [question.image]
+    if not 0 < len(images) <= MOST:
+        raise UsageError(f"image: send 1 to {MOST} images in a request")
+    try:
+        texts = [image[image.find(",", 0, 99) + 1 :] for image in images]  # after data:...,
+        files = [b64decode(text, validate=True) for text in texts]
+    except ValueError as error:  # binascii.Error, or a character that is not ASCII
+        raise UsageError("image: it is not base64") from error
+    question.image = ""
+    return files, several, question
 
 
 def application(service: Service) -> FastAPI:
     """The routes. Nothing is loaded from another server: the OpenAPI text is there without its page."""
     app = FastAPI(title="Prompted CLIP", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None)
     app.add_middleware(Gate)
+    parsers = asyncio.Semaphore(PARSERS)
     app.add_exception_handler(HTTPException, lambda _, error: fault(error.status_code, error.detail))  # type: ignore
     app.add_exception_handler(UsageError, lambda _, error: fault(422, error))
     app.add_exception_handler(ClientDisconnect, lambda _, error: fault(400, "the request was cut off"))
@@ -127,7 +158,7 @@ def application(service: Service) -> FastAPI:
     )
     async def predict(request: Request) -> Any:
         """The most probable classes of an image, or of each of several: one that cannot be read has its error."""
-        files, several, question = await question_of(request)
+        files, several, question = await question_of(request, parsers)
         address = request.client.host if request.client else ""
         results = await service.answers_of(address, files, question)
         if several:

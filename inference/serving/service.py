@@ -89,7 +89,7 @@ class Line:
     def add(self, job: Job) -> None:
         with self.change:
             self.jobs.setdefault(job.address, deque()).append(job)
-            self.change.notify()
+            self.change.notify_all()  # one thread alone may be one that waits for more jobs
 
     def take(self, most: int, few: int = 1) -> list[Job]:
         """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. None after the end."""
