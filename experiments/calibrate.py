@@ -131,11 +131,21 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
 
 
 def read_dataset(run: Path, classes: str = "") -> Any:
-    """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES."""
+    """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES.
+
+    Raises UsageError if reading it would draw its images or split them: the run may be of another person.
+    """
     cfg = run_configuration(run)
     cfg.DATASET.SUBSAMPLE_CLASSES = classes or cfg.DATASET.SUBSAMPLE_CLASSES
     check_dataset_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    seed = cfg.DATASET.get("SPLIT_SEED", -1)
+    folder = Path(cfg.DATASET.ROOT).expanduser() / dataset.dataset_dir
+    split = folder / (f"split_seed{seed}.json" if seed >= 0 else dataset.split_file)
+    if (dataset.is_synthetic or seed >= 0) and not split.is_file():
+        remedy = "restore the images of the run, or export it and give labelled images by --images"
+        raise UsageError(f"there is no file {split}", remedy, run)
+    return dataset(cfg)
 
 
 def names_of(dataset: Any) -> list[str]:

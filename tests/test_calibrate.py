@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from drawn import results
 from learned import OPTIONS, images_of, rows_of, train_run
 
@@ -86,6 +87,20 @@ def test_the_command_finds_what_the_run_found(calibrated, command, tmp_path):
     assert after.sha256 == before.sha256 and after.images == before.images == 12
     assert after.temperature.temperature == pytest.approx(before.temperature.temperature, rel=1e-4)
     assert after.sets.label_scores == pytest.approx(before.sets.label_scores, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "file"), [("SmallLand", -1, "split.json"), ("ImageFolder", 1, "split_seed1.")]
+)
+def test_nothing_is_written_to_the_images_of_a_run(name, seed, file, finished, command, tmp_path):
+    folder = shutil.copytree(finished("ZeroshotCLIP"), tmp_path / "run")
+    (tmp_path / "data/one").mkdir(parents=True)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["DATASET"] |= {"NAME": name, "SPLIT_SEED": seed, "ROOT": str(tmp_path / "data")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    error = command(calibrate, folder).error
+    assert "there is no file" in error and file in error and "--images" in error
+    assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data/one"]
 
 
 @pytest.mark.parametrize(("method", "split"), [("CoOp", "val"), ("TDA", "test")])
