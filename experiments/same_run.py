@@ -65,7 +65,8 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
 def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
-    A setting that it lacks, as its version did not know it, counts as its default.
+    A setting that it lacks, as its version did not know it, counts as its default. One that only it has is of a newer
+    version, and refused.
 
     If it is `finished`, its results would count as those of this run: results.json is compared, too. The run in
     `resumes`, if given, is checked instead.
@@ -118,6 +119,9 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         more = f" ({', '.join(others)} also differ)" if others else ""
         what = f"{folder} holds a run with {key} {before[key]}, this one has {now[key]}{more}"
         raise UsageError(what, remedy, folder)
+    if unknown := sorted(before.keys() - now.keys()):
+        what = f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
+        raise UsageError(what, f"use the version that made it, or {remedy}", folder)
 
 
 def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: int | None) -> None:

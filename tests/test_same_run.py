@@ -69,6 +69,15 @@ def test_setting_that_a_run_lacks_counts_as_its_default(key, finished, folder):
         check_same_settings(setup_cfg(parse_arguments([*argv, key, str(LATER[key])])), finished)
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_run_of_a_newer_version_is_refused(finished, folder):
+    path, argv = folder()
+    config = path / "config.yaml"
+    config.write_text(config.read_text() + "LATER: 1\n")
+    with pytest.raises(UsageError, match="the setting LATER, which this version does not have"):
+        check_same_settings(setup_cfg(parse_arguments(argv)), finished)
+
+
 def test_finished_run_without_its_settings_is_refused(folder):
     path, argv = folder()
     (path / "config.yaml").unlink()
