@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
-from unicodedata import combining, east_asian_width
+from unicodedata import category, combining, east_asian_width, normalize
 
 from .errors import UsageError
 
@@ -37,6 +37,12 @@ def plain(name: str) -> str:
 def as_clip_reads(name: str) -> str:
     """A class name as CLIP's tokenizer reads it. CLIP cannot distinguish classes for which this is equal."""
     return " ".join(plain(name).lower().split())
+
+
+def as_people_see(name: str) -> str:
+    """A class name without what nobody sees: how its accents are encoded (NFKC), and letters without a width."""
+    letters = normalize("NFKC", name)
+    return as_clip_reads("".join(letter for letter in letters if category(letter) != "Cf"))
 
 
 def csv_cell(value: object) -> object:

@@ -16,6 +16,7 @@ from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
 
 from common.start import ROOT
 from datasets import DatasetError
+from datasets.base import same_names
 
 IMAGENETS = ("imagenet", *FOLDERS)
 CLASSES = {name: list(layout.classes.values()) for name, layout in LAYOUTS.items()}
@@ -134,6 +135,12 @@ def rewritten(root, change):
     split = json.loads(file.read_text())
     file.write_text(json.dumps({part: [change(part, *row) for row in rows[::-1]] for part, rows in split.items()}))
     return file
+
+
+@pytest.mark.parametrize("twin", ["cafe\u0301", "caf\xe9\u200b", "ca\u00adf\xe9", "\uff43af\xe9", "Caf\xe9"])
+def test_names_that_look_equal_are_one_name(twin):
+    assert "Classes with the same name: 'caf\xe9': " in same_names(["caf\xe9", "tea", twin])
+    assert same_names(["cafe", "tea", twin]) == ""
 
 
 NAMES_OF_DTD = CLASSES["dtd"]
