@@ -11,7 +11,7 @@ from typing import TypeVar
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError, one_line
-from common.names import CONTROL, as_clip_reads, check_known_names, check_template
+from common.names import CONTROL, as_people_see, check_known_names, check_template
 from common.text import read_json, read_text
 
 from . import sentences, shots, splits
@@ -249,8 +249,9 @@ class FewShotDataset(DatasetBase):
 
 
 def same_names(names: Sequence[str]) -> str:
-    """A line about classes that have one name, which lowers the accuracy of both; empty if there are none."""
-    twins = [name for name, number in Counter(map(as_clip_reads, names)).items() if number > 1]
+    """A line about classes that have one name for people or for CLIP, which lowers the accuracy of both; empty if
+    there are none."""
+    twins = [name for name, number in Counter(map(as_people_see, names)).items() if number > 1]
     if not twins:
         return ""
     text = f"Classes with the same name: {', '.join(map(repr, twins[:5]))}{', ...' if len(twins) > 5 else ''}"
@@ -271,10 +272,17 @@ def missing_files(paths: Iterable[str]) -> list[str]:
         folder, name = os.path.split(path)
         if folder not in listed:
             entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            listed[folder] = {entry.name for entry in entries if entry.is_file()}
+            listed[folder] = {entry.name for entry in entries if is_file(entry)}
         if name not in listed[folder]:
             missing.append(path)
     return missing
+
+
+def is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def number_of_base_classes(classes: int) -> int:

@@ -41,9 +41,13 @@ class FolderDataset(FewShotDataset):
         """Sorted names of the class folders; files, hidden folders and that of few-shot choices are ignored."""
         if not parent.is_dir():
             raise DatasetError(f"no folder {parent}", self.remedy, parent)
-        with os.scandir(parent) as entries:
-            names = (entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-            folders = sorted(name for name in names if name != splits.FOLDER)
+        names = (name for name in os.listdir(parent) if not name.startswith(".") and name != splits.FOLDER)
+        folders = []
+        for name in sorted(names):
+            if os.path.isdir(parent / name):
+                folders.append(name)
+            elif not os.path.exists(parent / name):
+                print(f"Left out: {printable(parent / name)} is a link that leads nowhere")
         if not folders:
             raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
         return folders

@@ -98,6 +98,21 @@ def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(command, 
     assert kept["estimate"] == fresh["estimate"] and kept["chosen"] == fresh["chosen"]
 
 
+@pytest.mark.parametrize("file", ["prompts.safetensors", "config.json"])
+def test_a_model_that_is_gone_or_changed_is_fitted_again(command, photos, tiny, tmp_path, file):
+    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK]
+    assert command(fit, *line).status == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    if file == "config.json":
+        (tmp_path / "model" / file).write_bytes(before[file].replace(b"GDA", b"gda") + b" ")
+    else:
+        (tmp_path / "model" / file).unlink()
+    assert "is gone or was changed" in command(fit, *line).printed
+    assert (tmp_path / "model" / file).read_bytes() == before[file]
+    (tmp_path / "model/calibration.json").unlink()  # tools/calibrate.py replaces it
+    assert "Already done" in command(fit, *line).printed
+
+
 def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green"])
     before = Features(zero_shot, zero_shot.model_for()).facts
@@ -312,11 +327,17 @@ def spoil(photos, kind):
         photos.rename(photos.parent / "all/photos")
         return photos.parent / "all", "1 class"
     table = photos / "table.csv"
-    table.write_text({"columns": "file,class\n"}.get(kind, "path,label\nmissing.jpg,red\nmissing.jpg,blue\n"))
-    return table, {"columns": "file, class"}.get(kind, "missing.jpg")
+    rows = "path,label\nmissing.jpg,red\nmissing.jpg,blue\n"
+    texts = {"columns": "file,class\n", "quote": 'path,label\nmissing.jpg,"red\n', "long": rows + "x" * 200_000}
+    table.write_text(texts.get(kind, rows))
+    words = {"columns": "file, class", "quote": "after line 1 ", "long": "after line 3 "}
+    return table, words.get(kind, "missing.jpg")
 
 
-@pytest.mark.parametrize("kind", ["empty", "one class", "nested", "columns", "missing", "device", "sentences"])
+SPOILED = ["empty", "one class", "nested", "columns", "missing", "quote", "long", "device", "sentences"]
+
+
+@pytest.mark.parametrize("kind", SPOILED)
 def test_what_cannot_work_is_one_line(command, photos, tiny, tmp_path, kind):
     options = {"device": ["--device", "tpu"], "sentences": ["--sentences", photos / "none.json"]}.get(kind, [])
     place, word = (photos, str(options[1])) if options else spoil(photos, kind)
@@ -338,10 +359,17 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     Path(broken[1]).symlink_to("gone.jpg")
     for file in sorted(third.iterdir())[1:]:
         file.unlink()
-    assert command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK).status == 0
-    record = read(tmp_path / "model")
+    loops = first / "loop.jpg", photos / "loop"
+    for link in loops:
+        link.symlink_to(link.name)
+    broken.insert(2, str(loops[0]))
+    done = command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK)
+    assert done.status == 0, done.errors
+    record, printed = read(tmp_path / "model"), done.printed
     assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == broken
     assert all(file in fault for file, fault in record["damaged"].items()) and "two words" in record["names"]
+    loops[1].unlink()
+    assert f"Left out: {loops[1]} is a link that leads nowhere" in printed
     for word in ("two classes", "copies", third.name.replace("_", " ")):
         assert any(word in note for note in record["notes"])
 

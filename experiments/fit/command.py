@@ -46,6 +46,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the files of a model, by their names."""
+    from inference.artefact import EXPORT_CONFIG_FILE, PROMPTS  # imports torch, which takes seconds
+
+    files = [folder / name for name in (EXPORT_CONFIG_FILE, PROMPTS)]
+    return {file.name: checksum(file) for file in files if file.is_file()}
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     photos = find(args.images, args.test)
@@ -69,7 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     asked |= {"sentences": checksum(args.sentences) if args.sentences else "", "form": FORM}
     if record.get("request") != asked:
         record = {"form": FORM, "finished": False, "request": asked}
-    if record.get("finished") is True:
+    finished = record.get("finished") is True
+    if finished and record.get("model") != checksums(args.to):
+        print(f"The model in {args.to} is gone or was changed: it is fitted again")
+        finished = False
+    if finished:
         print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
     else:
         fit(args, photos, keys, record)

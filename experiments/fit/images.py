@@ -70,7 +70,16 @@ def read(place: Path) -> list[Photo]:
 
 
 def read_csv(file: Path) -> list[Photo]:
-    rows = csv.DictReader(read_text(file).splitlines())
+    rows = csv.DictReader(read_text(file).splitlines(), strict=True)
+    try:
+        return photos_of(rows, file)
+    except csv.Error as error:  # such as a quotation mark that nothing closes
+        what = f"{file} is no CSV file after line {rows.line_num} ({error})"
+        raise UsageError(what, "fix the next line: perhaps its quotation mark is not closed", file) from error
+
+
+def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
+    """The images in the rows of a CSV file. Raises csv.Error for what is none, and UsageError for a wrong row."""
     if not {"path", "label"} <= set(rows.fieldnames or ()):
         what = f"{file} has the columns {', '.join(map(printable, rows.fieldnames or ())) or 'of no table'}"
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)

@@ -27,7 +27,7 @@ from trainers.base.features import CachedOutput
 
 from ..lock import locked
 from . import choice, report
-from .command import FILE
+from .command import FILE, checksums
 from .features import Features
 from .found import Found
 from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, members, spread
@@ -89,7 +89,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         classifier.save(args.to)
         write_text(args.to / "report.html", report.page(args, found))
         request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
-        record = {"form": record["form"], "finished": True, "request": request, **found.to_json()}
+        record = {"form": record["form"], "finished": True, "request": request, "model": checksums(args.to)}
+        record |= found.to_json()
         write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
         print(printable(line))
