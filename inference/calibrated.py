@@ -1,5 +1,6 @@
 """calibration.json: what was fitted for a model, next to its prompts."""
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from .artefact import EXPORT_CONFIG_FILE
 from .calibration import HOTTEST, KINDS, Distances, Sets, Temperature, Threshold, check_share
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
+CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
 PARTS = {"temperature": Temperature, "sets": Sets, "threshold": Threshold}
 
 
@@ -77,17 +79,22 @@ class Calibration:
             raise UsageError(what, f"ask for less, or {again} with at least {needed:,}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        return content | {CONTENT: sha256_of(content)}
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
         """From a file of anyone.
 
         Raises:
-            ValueError: a key is missing, or a value has another type or is out of range.
+            ValueError: a key is missing, a value has another type or is out of range, or the file was changed.
         """
         try:
             values = {item.name: content[item.name] for item in fields(cls)}
+            if content.get(CONTENT, sha256 := sha256_of(values)) != sha256:  # earlier versions wrote none
+                raise ValueError(f"its {CONTENT} is of another content")
+            if not values["temperature"] or not isinstance(values["class_names"], list):
+                raise TypeError
             if values["threshold"] and "above" in values["threshold"]:
                 values["threshold"] = of_probability(**values["threshold"])
             values |= {key: kind(**values[key]) for key, kind in PARTS.items() if values[key] is not None}
@@ -121,6 +128,11 @@ class Calibration:
             raise ValueError("the sets are not of these images")
         if list(self.sets.label_scores) != sorted(self.sets.label_scores):
             raise ValueError("the scores do not ascend")
+
+
+def sha256_of(content: dict[str, Any]) -> str:
+    """The SHA-256 of a calibration, whatever the order and the form of its JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def of_probability(above: float, **counts: Any) -> dict[str, Any]:

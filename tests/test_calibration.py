@@ -225,12 +225,16 @@ def test_a_fit_is_read_as_it_was_written(population):
     fit = Calibration(names, 400, "0" * 64, "a folder", *parts)
     content = json.loads(json.dumps(fit.to_json()))
     assert Calibration.from_json(content) == fit
+    with pytest.raises(ValueError, match="another content"):
+        Calibration.from_json(content | {"sha256": "1" * 64})
+    del content["content_sha256"]  # as in files of earlier versions
     before = {key: value for key, value in content["threshold"].items() if key != "least_log_odds"}
     probability = 1 / (1 + math.exp(-fit.threshold.least_log_odds))
     old = Calibration.from_json(content | {"threshold": before | {"above": probability}})
     assert old.threshold.least_log_odds == pytest.approx(fit.threshold.least_log_odds)
     changes = [{"images": "400"}, {"images": 401}, {"temperature": {"temperature": -1}}, {"sets": []}, {"source": "\n"}]
     changes += [{"temperature": {"t": 1}}, {"threshold": {**content["threshold"], "error": 2}}, {"class_names": [1]}]
+    changes += [{"temperature": {}}, {"class_names": "ten chars."}]
     for change in changes:
         with pytest.raises(ValueError):
             Calibration.from_json(content | change)
