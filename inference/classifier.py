@@ -24,7 +24,7 @@ from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import NO_NAMES, Description, write_artefact
+from .artefact import INPUT, NO_NAMES, Description, write_artefact
 from .description import configuration, zero_shot_description
 
 if TYPE_CHECKING:
@@ -177,6 +177,11 @@ class PromptedClassifier:
         return self.description.class_names
 
     @property
+    def input(self) -> dict[str, Any]:
+        """The keys of INPUT that the transform of a test reads, all of them."""
+        return {key: self.cfg.INPUT[key] for key in INPUT}
+
+    @property
     def method(self) -> str:
         return self.description.method
 
@@ -199,6 +204,7 @@ class PromptedClassifier:
             "backbone": public,
             "backbone_sha256": weights_sha256(name),
             "tokeniser": tokenizer_of(self.clip).name,
+            "input": self.input,
         }
         description = replace(self.description, **facts_of_weights, training=facts)
         written = write_artefact(folder, description, self._own.saved_module().state_dict())
