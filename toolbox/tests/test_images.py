@@ -1,8 +1,11 @@
 """Image files: what they are is read from their content, and everything else ends in one line that names the file."""
 
+import io
 import os
 import struct
+import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 from tiny_project import make_cfg, make_images
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+RED = Image.new("RGB", (40, 30), "red")
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 
 
@@ -79,6 +83,34 @@ def test_orientation_of_exif_data(kind, tmp_path):
     stored = pixels_of(Image.open(path))
     assert np.array_equal(read_image(path), np.rot90(stored, -1))
     assert np.array_equal(read_image(path, exif_orientation=False), stored)
+
+
+HEADER = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic"
+
+
+def test_heic_without_its_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="it is in HEIC, which `pip install pillow-heif` reads"):
+        read_image(HEADER + bytes(100))
+
+
+def test_heic_is_read_by_its_library(monkeypatch):
+    """By a stand-in, if it is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        library = SimpleNamespace(register_heif_opener=lambda: Image.register_open("HEIF", lambda file, name: RED))
+        monkeypatch.setitem(sys.modules, "pillow_heif", library)
+        monkeypatch.setitem(Image.OPEN, "HEIF", None)
+        monkeypatch.setattr(Image, "ID", [*Image.ID])
+        content = HEADER
+    else:
+        pillow_heif.register_heif_opener()
+        file = io.BytesIO()
+        RED.save(file, "HEIF", quality=100)
+        content = file.getvalue()
+    red = np.asarray(read_image(content), dtype=int)
+    assert np.abs(red - (255, 0, 0)).max() < 9
 
 
 def test_settings_of_a_run_reach_the_reader(tmp_path):

@@ -15,6 +15,7 @@ from common.text import read_bytes
 from .errors import ChangedImageError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1")  # from byte 4 on
 MAX_BYTES = 32_000_000  # of a file; Pillow reads some headers byte by byte, about 2.5 MB a second
 MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_SCANS = 64  # of a JPEG; each scan reads all pixels. Cameras and optimisers write up to about 15
@@ -30,8 +31,8 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     conversion to RGB, which ignores transparency.
 
     Args:
-        path (str): a regular file in one of FORMATS, or its content as bytes; or an image of Pillow, which is converted
-            in the same way.
+        path (str): a regular file in one of FORMATS, or in HEIC if pillow-heif is installed; or its content as bytes;
+            or an image of Pillow, which is converted in the same way.
         max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer side may have at most
             MAX_RATIO times the pixels of the shorter one, and a file MAX_BYTES bytes.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
@@ -57,7 +58,7 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
             usual = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
             try:
-                image = Image.open(io.BytesIO(content), formats=FORMATS)  # reads the header
+                image = Image.open(io.BytesIO(content), formats=_formats(content))  # reads the header
             finally:
                 Image.MAX_IMAGE_PIXELS = usual
         with image:
@@ -75,6 +76,18 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         reason = error.what.replace(str(path), "it") if isinstance(error, UsageError) else one_line(error)
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
+
+
+def _formats(content):
+    """FORMATS, and that of pillow-heif for a file in HEIC; ValueError if this is not installed."""
+    if content[4:12] not in HEIC:
+        return FORMATS
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError("it is in HEIC, which `pip install pillow-heif` reads") from None
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def _check_size(image, name, limit):
