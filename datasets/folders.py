@@ -1,6 +1,9 @@
 """Datasets whose classes are folders of images."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from dassl.data.datasets import Datum
@@ -10,8 +13,12 @@ from common.names import printable
 from . import splits
 from .base import DatasetError, FewShotDataset, Items
 
-# As torchvision's datasets.ImageFolder
-IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Those of torchvision's datasets.ImageFolder, others of JPEG, and GIF
+IMG_EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMG_EXTENSIONS += (".jpe", ".jfif", ".gif")
+HEIC = (".heic", ".heif")
+if find_spec("pillow_heif"):
+    IMG_EXTENSIONS += HEIC
 
 Classes = dict[str, tuple[int, str]]  # label and class name by folder
 
@@ -19,19 +26,31 @@ Classes = dict[str, tuple[int, str]]  # label and class name by folder
 def files_below(folder: Path) -> list[str]:
     """Paths of the files below a folder, relative to it; hidden files and folders are left out.
 
-    Links to folders are not followed, and count as files.
+    Links to folders are followed; each folder is searched once.
     """
     paths: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [name for name in folders if os.path.islink(f"{parent}/{name}")]
+    searched = {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        new = {os.path.realpath(f"{parent}/{name}"): name for name in visible}
+        folders[:] = [name for place, name in new.items() if place not in searched]
+        searched |= new.keys()
         place = f"{os.path.relpath(parent, folder)}/".removeprefix("./")
-        paths += [place + name for name in (*files, *links) if not name.startswith(".")]
+        paths += [place + name for name in files if not name.startswith(".")]
     return paths
 
 
 def is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def kinds(files: Iterable[str]) -> str:
+    """Files that are not read as images, by their endings: `12 .heic, 1 .txt`."""
+    counts = Counter(Path(file).suffix.lower() or "without an ending" for file in files)
+    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+    text = ", ".join(f"{number:,} {printable(ending)}" for ending, number in most)
+    hint = "; `pip install pillow-heif` reads .heic" if any(ending in counts for ending in HEIC) else ""
+    return f"{text or 'no files'}{', ...' if len(counts) > 5 else ''}{hint}"
 
 
 class FolderDataset(FewShotDataset):
@@ -42,12 +61,7 @@ class FolderDataset(FewShotDataset):
         if not parent.is_dir():
             raise DatasetError(f"no folder {parent}", self.remedy, parent)
         names = (name for name in os.listdir(parent) if not name.startswith(".") and name != splits.FOLDER)
-        folders = []
-        for name in sorted(names):
-            if os.path.isdir(parent / name):
-                folders.append(name)
-            elif not os.path.exists(parent / name):
-                print(f"Left out: {printable(parent / name)} is a link that leads nowhere")
+        folders = sorted(name for name in names if os.path.isdir(parent / name))  # not a link to itself
         if not folders:
             raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
         return folders
@@ -66,11 +80,12 @@ class FolderDataset(FewShotDataset):
             names = sorted(filter(is_image, files))
             ignored += [f"{path}/{name}" for name in set(files).difference(names)]
             if not names:
-                raise DatasetError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", self.remedy, parent)
+                what = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(files)}"
+                raise DatasetError(what, self.remedy, parent)
             label, classname = classes[folder]
             items += [Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names]
         if ignored:
-            print(f"Files in {parent} that are not images: {len(ignored):,}, such as {printable(min(ignored))}")
+            print(f"Files in {parent} that are not images: {kinds(ignored)}, such as {printable(min(ignored))}")
         return items
 
     def name_folders(self, folders: list[str], names: dict[str, str], source: str) -> Classes:

@@ -1,7 +1,7 @@
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -15,6 +15,7 @@ from .base import DatasetError, Items, Split
 from .folders import Classes, FolderDataset
 
 PARTS = ("train", "val", "test")
+LIKE_PARTS = {*PARTS, "training", "valid", "validation", "testing"}
 
 
 @DATASET_REGISTRY.register()
@@ -45,11 +46,20 @@ class ImageFolder(FolderDataset):
         train, val, test = (self.read_classes(self.root / part, classes) if part in parts else [] for part in PARTS)
         return train, val, test
 
+    def check_classes(self, folders: Sequence[str]) -> None:
+        """Raise DatasetError for a class folder with the name of a part, in capitals or not."""
+        for name in folders:
+            if name.lower() in LIKE_PARTS:
+                remedy = "call the parts train, val and test, with class folders in each; or rename the class"
+                raise DatasetError(f"{self.root} has a folder {name} where class folders are", remedy, self.root)
+
     def seeded_split(self, seed: int) -> Split:
         """The saved split of this seed; it is made if it does not exist."""
         self.split_file = f"split_seed{seed}.json"
         file = self.root / self.split_file
-        classes = self.classes(self.class_folders(self.root))
+        names = self.class_folders(self.root)
+        self.check_classes(names)
+        classes = self.classes(names)
         if not file.is_file():
             return self.make_split(file, seed, classes)
         command = f"python tools/prepare.py --add {quote(str(self.root))}"

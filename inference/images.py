@@ -1,7 +1,6 @@
 """Image files on the command line: found, then read and classified by threads."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from datasets.base import spread
-from datasets.folders import IMG_EXTENSIONS
+from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
 
 from .classifier import PromptedClassifier
 from .models import Model
@@ -41,24 +40,15 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         images = [path]
         if path.is_dir():
-            seen = sorted(file for file in files_below(path) if not file.name.startswith("."))
-            images = [file for file in seen if file.suffix.lower() in IMG_EXTENSIONS]
+            seen = files_below(path)
+            images = sorted(path / file for file in seen if is_image(file))
         if not images:
-            raise UsageError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", "give another folder, or files", path)
+            what = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(seen)}"
+            raise UsageError(what, "give another folder, or files", path)
         files += images
     if not files:
         raise UsageError("no images are given", "name files or folders after the model, before --classes")
     return files
-
-
-def files_below(parent: Path) -> Iterator[Path]:
-    """The files in a folder and in those below that are not hidden."""
-    searched = {os.path.realpath(parent)}
-    for folder, below, names in os.walk(parent, followlinks=True):
-        yield from (Path(folder, name) for name in names)
-        new = {os.path.realpath(Path(folder, name)): name for name in sorted(below) if not name.startswith(".")}
-        below[:] = [name for place, name in new.items() if place not in searched]
-        searched |= new.keys()
 
 
 def read_batch(

@@ -11,17 +11,21 @@ import torch
 from dassl.utils import ChangedImageError
 from PIL import Image
 
+from common.errors import UsageError
 from common.files import checksum
+from datasets import folders
+from datasets.preparing import own_images
 from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.found import Found
 from experiments.fit.heads import CANDIDATES, LINEAR, Heads, members, spread
-from experiments.fit.images import Photo
+from experiments.fit.images import Photo, find
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
 from inference import predict
 from inference.classifier import PromptedClassifier
+from inference.images import find_images
 from trainers.base.features import CachedOutput
 
 QUICK = ["--methods", "GDA", "SSText"]
@@ -119,6 +123,48 @@ def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
     assert Features(zero_shot, zero_shot.model_for()).facts == before
     monkeypatch.setattr(features, "version", lambda package: f"another {package}")
     assert Features(zero_shot, zero_shot.model_for()).facts != before
+
+
+def test_what_a_folder_holds_and_is_not_read_is_named(photos, tmp_path, capsys, monkeypatch):
+    read = tuple(ending for ending in folders.IMG_EXTENSIONS if ending not in folders.HEIC)
+    monkeypatch.setattr(folders, "IMG_EXTENSIONS", read)
+    first, second, third, *_ = sorted(photos.iterdir())
+    count = len(list(photos.glob("*/*")))
+    inside = third / "below"
+    inside.mkdir()
+    names = {"a.heic": "heic", "b.GIF": "", "c.jfif": "", "d.txt": "txt", "e": "without an ending"}
+    for name in names:
+        shutil.copy(min(first.iterdir()), inside / name)
+    (photos / "raw").mkdir()
+    for number in range(3):
+        (photos / f"raw/{number}.cr2").touch()
+    (photos / "none").mkdir()
+    (tmp_path / "linked").mkdir()
+    shutil.copy(min(first.iterdir()), tmp_path / "linked/f.jpg")
+    (third / "link").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked/back").symlink_to(third)  # searched once
+    found = find(photos)
+    assert len(found) == count + 3 and {Path(photo.path).name for photo in found} >= {"b.GIF", "c.jfif", "f.jpg"}
+    printed = capsys.readouterr().out
+    assert f"no images in {photos}/raw, but 3 .cr2\n" in printed and f"{photos}/none, but no files\n" in printed
+    assert "files that are not images: 3 .cr2, 1 .heic, 1 .txt, 1 without an ending; `pip install" in printed
+    paths = {str(file) for file in find_images([photos])}
+    assert paths == {photo.path for photo in found}
+
+    parts = tmp_path / "parts"
+    for part in ("train", "test"):
+        shutil.copytree(photos, parts / part, ignore=shutil.ignore_patterns("raw", "none", "link", second.name))
+    shutil.move(photos, parts / "more")
+    assert {photo.label for photo in find(parts)}.isdisjoint({"more", second.name})
+    assert "Left out: 1 folders beside train, such as more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Train", "TEST", "val", "validation"])
+def test_a_part_is_never_a_class(name, photos):
+    shutil.copytree(min(photos.iterdir()), photos / name / "red")
+    for read in (find, own_images.check_folder):
+        with pytest.raises(UsageError, match=f"has a folder {name} where class folders are"):
+            read(photos)
 
 
 def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):

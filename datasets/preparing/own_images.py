@@ -88,7 +88,9 @@ def check_folder(root: Path, read: bool = True) -> Content:
     """
     folder = OwnImages(root)
     parts = {part: folder.root / part for part in PARTS if (folder.root / part).is_dir()}
-    parts = parts if {"train", "test"} <= {*parts} else {WHOLE: folder.root}
+    if not {"train", "test"} <= {*parts}:
+        parts = {WHOLE: folder.root}
+        folder.check_classes(folder.class_folders(folder.root))
     files: dict[str, dict[str, list[str]]] = {part: {} for part in parts}
     for part, path in parts.items():
         files[part] = {name: files_below(path / name) for name in folder.class_folders(path)}

@@ -1,6 +1,7 @@
 """The images of a fit, as they are found in folders or a CSV file."""
 
 import csv
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from common.errors import UsageError
 from common.names import check_known_names, plain, printable
 from common.text import read_text
 from datasets.base import missing_files
-from datasets.folders import files_below, is_image
+from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
 
@@ -58,15 +59,33 @@ def read(place: Path) -> list[Photo]:
     if not place.is_dir():
         raise UsageError(f"there is no folder or file {place}", LAYOUT, place)
     folder = OwnImages(place)
-    parts = {part: place / part for part in PARTS if (place / part).is_dir()}
-    parts = parts if "train" in parts else {"train": place}
+    names = folder.class_folders(place)
+    parts = {part: place / part for part in PARTS if part in names}
+    if "train" in parts:
+        others = [name for name in names if name not in parts]
+    else:
+        parts = {"train": place}
+        others = []
+        folder.check_classes(names)
+    if others:
+        print(printable(f"Left out: {len(others)} folders beside train, such as {others[0]}"))
+    for name in sorted(os.listdir(place)):
+        if not os.path.exists(place / name):
+            print(printable(f"Left out: {place / name} is a link that leads nowhere"))
     inside = [(part, path, name) for part, path in parts.items() for name in folder.class_folders(path)]
     classes = folder.classes(sorted({name for _, _, name in inside}))
-    return [
-        Photo(f"{path}/{name}/{file}", classes[name][1], part)
-        for part, path, name in inside
-        for file in filter(is_image, files_below(path / name))
-    ]
+    photos = []
+    not_read = []
+    for part, path, name in inside:
+        files = files_below(path / name)
+        images = [file for file in files if is_image(file)]
+        photos += [Photo(f"{path}/{name}/{file}", classes[name][1], part) for file in images]
+        not_read += [f"{path}/{name}/{file}" for file in files if not is_image(file)]
+        if not images:
+            print(printable(f"Left out: no images in {path}/{name}, but {kinds(files)}"))
+    if not_read:
+        print(printable(f"Left out: files that are not images: {kinds(not_read)}, such as {min(not_read)}"))
+    return photos
 
 
 def read_csv(file: Path) -> list[Photo]:
