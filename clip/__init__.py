@@ -19,7 +19,17 @@ from .anatomy import (
     vision_width,
     word_table,
 )
-from .backbone import CLIP, OF_CLIP, available_models, is_published, load, load_backbone, preprocessing, weights_sha256
+from .backbone import (
+    CLIP,
+    OF_CLIP,
+    available_models,
+    is_known,
+    is_published,
+    load,
+    load_backbone,
+    preprocessing,
+    weights_sha256,
+)
 from .blocks import local_features
 from .building import keep_backbones
 from .errors import ClipError
@@ -55,6 +65,7 @@ __all__ = [
     "has_local_features",
     "image_blocks",
     "image_tower",
+    "is_known",
     "is_published",
     "is_vit",
     "keep_backbones",

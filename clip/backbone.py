@@ -14,16 +14,15 @@ from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess
 from common.errors import closest, one_line
 from common.files import identity
 from common.names import printable
-from common.text import read_json
 
 from . import hub
 from .building import CLIP, build
+from .configurations import checked
 from .errors import ClipError
 from .tokenizer import Tokenizer
 from .weights import URLS, openai_file, published_sha256, regular_file, sha256, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
-MAX_CONFIG = 1 << 20  # bytes
 # How OpenAI's models read images, by the keys of INPUT. Published YAML files state it for every backbone.
 OF_CLIP: dict[str, Any] = {"SIZE": (224, 224), "INTERPOLATION": "bicubic", "RESIZE_MODE": "shortest"}
 OF_CLIP |= {"PIXEL_MEAN": OPENAI_DATASET_MEAN, "PIXEL_STD": OPENAI_DATASET_STD}
@@ -81,11 +80,11 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         model = build(path, precision, name)
         model.tokenizer = Tokenizer(model.context_length)
     else:
-        words, online = text_part(config), is_published(name) or is_pair(name)
-        if "hf_model_name" in words:
-            config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, online)
+        words = config["model_cfg"]["text_cfg"]
+        repo = "" if is_pair(name) else name.removeprefix(hub.PREFIX) if name.startswith(hub.PREFIX) else None
+        config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, repo)
         model = build(path, precision, name, config, resize=is_pair(name))
-        model.tokenizer = hub.tokenizer({"context_length": model.context_length} | words, path.parent, online)
+        model.tokenizer = hub.tokenizer({"context_length": model.context_length} | words, path.parent, repo)
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
         what = f"the text tower of {name} reads other tokens than CLIP's"
         raise ClipError(what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)")
@@ -156,13 +155,6 @@ def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
         raise ClipError(what, "copy or download it again") from error
 
 
-def text_part(config: Any) -> dict:
-    """The settings of the text tower in open_clip's configuration; empty without one."""
-    for key in ("model_cfg", "text_cfg"):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config if isinstance(config, dict) else {}
-
-
 def is_there(path: Path) -> bool:
     try:
         return os.path.lexists(path)
@@ -178,9 +170,12 @@ def is_pair(name: str) -> bool:
 
 def is_published(name: str) -> bool:
     """Whether the weights of a name are published ones, and not a file of this machine."""
-    if name in URLS or name == "small" or name.startswith(hub.PREFIX):
-        return True
-    return bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
+    return is_known(name) or name.startswith(hub.PREFIX)
+
+
+def is_known(name: str) -> bool:
+    """Whether anybody may name these weights: they are OpenAI's, `small`, or of a tag of open_clip."""
+    return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
 
 
 def weights_sha256(name: str, cache: str | None = None) -> str:
@@ -236,4 +231,4 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
         return {"model_cfg": model, "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained)}
     is_hub = name.startswith(hub.PREFIX)
     file = hub.config_file(name, cache) if is_hub else weight_file(name, cache).with_name(hub.CONFIG)
-    return read_json(file, MAX_CONFIG) if file.is_file() else None
+    return checked(file) if file.is_file() else None

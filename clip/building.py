@@ -54,11 +54,18 @@ class CLIP(open_clip.CLIP):
             self.read_by_hugging_face(embed_dim, text_cfg)
 
     def read_by_hugging_face(self, embed_dim: int, text_cfg: dict) -> None:
-        """Replace the text tower by one of the library transformers, with random weights."""
+        """Replace the text tower by one of the library transformers, whose sizes `hub.text_model` has read."""
+        from transformers import AutoConfig
+
         for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
             delattr(self, name)
         pooler, proj = (text_cfg.get(key, default) for key, default in HF_DEFAULTS.items())
-        self.text = HFTextEncoder(text_cfg["hf_model_name"], embed_dim, None, pooler, proj, pretrained=False)
+        config = AutoConfig.for_model(**text_cfg["hf_model_name"])
+        self.text = HFTextEncoder("", embed_dim, config, pooler, proj)
+        if config.is_encoder_decoder:
+            self.text.transformer = self.text.transformer.encoder
+        elif pooler != "cls_pooler":
+            self.text.transformer.pooler = None
         self.__dict__["transformer"] = self.text.transformer  # by the name that CLIP's has, registered only once
         self.context_length = text_cfg.get("context_length", 77)
         self.text_pool_type = str(pooler)
@@ -215,14 +222,8 @@ def of_clip(config: dict) -> dict:
     """The arguments of `CLIP` in a configuration of open_clip, such that no weights are downloaded.
 
     A text decoder, which captions images, is left out.
-
-    Raises:
-        ValueError: the image tower is one of a model hub.
     """
     vision = config["vision_cfg"] | {"timm_model_pretrained": False}
-    words = config["text_cfg"].get("hf_model_name")
-    if ":" in (vision.get("timm_model_name") or "") or (words and not Path(words).is_dir()):
-        raise ValueError("its configuration names a model of a hub")
     left_out = ("multimodal_cfg", "custom_text")
     return {key: value for key, value in config.items() if key not in left_out} | {"vision_cfg": vision}
 

@@ -1,7 +1,8 @@
 """Files of a model hub beside the weights: a repository of open_clip's form, tokenisers, and sizes of text towers.
 
 huggingface_hub keeps all of it in its cache (HF_HOME), so that the next run needs no network. Nothing that it holds is
-run: tokenisers and configurations are data.
+run: tokenisers and configurations are data. A configuration cannot choose whose files are fetched: they are those of
+the repository that the user names, and of the names in open_clip's own configurations.
 """
 
 import re
@@ -9,12 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from common.errors import one_line
 from common.files import identity
 
+from .configurations import MORE_TOKENS, NAMES, OPTION_FILES, VOCABULARIES, text_tower, tokeniser_data
 from .errors import ClipError
 from .tokenizer import OtherTokenizer, Tokenizer
 from .weights import sha256
@@ -26,8 +29,6 @@ WEIGHTS: tuple[str, ...] = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("model.safetensors", "pytorch_model.bin"),
 )
-TOKENISER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
-AND_OPTIONS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 PACKAGE = "pip install -r requirements-hf.txt"
 
 
@@ -90,13 +91,20 @@ def in_folder(folder: Path) -> Path:
     raise ClipError(f"{folder} is not a folder of open_clip's form", f"put {CONFIG} and {WEIGHTS[0]} into it")
 
 
-def tokenizer(text_cfg: dict, folder: Path | None, online: bool) -> Tokenizer:
+def source_of(name: str, repo: str | None) -> str:
+    """The repository with the files of a tokeniser or text tower: `name` if open_clip's own configurations have it."""
+    configs: list[Any] = [open_clip.get_model_config(arch) for arch in open_clip.list_models()]
+    known = {config["text_cfg"].get(key) for config in configs for key in NAMES}
+    return name if name in known else repo or ""
+
+
+def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
     """The tokeniser that a configuration names.
 
     Args:
         text_cfg: of open_clip's configuration.
         folder: of the weights; a tokeniser there comes before one of the hub.
-        online: whether one that is not there may be downloaded.
+        repo: the repository of the hub that is asked for a name which is not open_clip's own; None: only the folder.
 
     Raises:
         ClipError: there is none, or the library transformers is missing.
@@ -106,59 +114,64 @@ def tokenizer(text_cfg: dict, folder: Path | None, online: bool) -> Tokenizer:
         return Tokenizer(length)
     from open_clip.tokenizer import HFTokenizer
 
-    here = folder if folder and has_tokeniser(folder) else None
-    options = {"tokenizer_mode": text_cfg.get("tokenizer_mode"), **text_cfg.get("tokenizer_kwargs", {})}
-    options["trust_remote_code"] = False  # else a configuration could have it run a program
+    here = folder if repo is None or has_tokeniser(folder) else None
+    source = source_of(name, repo)
+    options: dict[str, Any] = dict(text_cfg.get("tokenizer_kwargs") or {})
+    options["tokenizer_mode"] = text_cfg.get("tokenizer_mode")
 
     def make(only_here: bool) -> Any:
-        patterns = [*TOKENISER_FILES, *AND_OPTIONS]
-        files = here or Path(snapshot_download(name, allow_patterns=patterns, local_files_only=only_here))
+        patterns = [*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES]
+        found = here or snapshot_download(source, allow_patterns=patterns, local_files_only=only_here)
+        files = Path(found)
         if not has_tokeniser(files):  # it has no more than its options, after a download that was interrupted
-            raise FileNotFoundError(f"{files} has none of {', '.join(TOKENISER_FILES)}")
-        return HFTokenizer(str(files), context_length=length, local_files_only=True, **options)
+            raise FileNotFoundError(f"{files} has none of {', '.join(VOCABULARIES)}")
+        with tokeniser_data(files) as data:
+            encode = HFTokenizer(str(data), length, trust_remote_code=False, local_files_only=True, **options)
+        return OtherTokenizer(encode, encode.tokenizer.convert_ids_to_tokens, length, name)
 
-    found = from_hub(make, f"the tokeniser {name}", here, folder, online and not here)
-    return OtherTokenizer(found, found.tokenizer.convert_ids_to_tokens, length, name)
+    return from_hub(make, f"the tokeniser {name}", here, folder)
 
 
 def has_tokeniser(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in TOKENISER_FILES)
+    return any((folder / file).is_file() for file in VOCABULARIES)
 
 
-def text_model(text_cfg: dict, folder: Path | None, online: bool) -> dict:
-    """A configuration whose text tower of the library transformers is named by a folder with its `config.json`.
+def text_model(text_cfg: dict, folder: Path, repo: str | None) -> dict:
+    """A configuration whose `hf_model_name` is the kind and the sizes of that tower of the library transformers.
 
     Arguments and errors are those of `tokenizer`.
     """
     name = text_cfg.get("hf_model_name")
     if not name:
         return text_cfg
-    if folder and (folder / "config.json").is_file():
-        return text_cfg | {"hf_model_name": str(folder)}
+    here = folder if repo is None or (folder / "config.json").is_file() else None
+    source = source_of(name, repo)
 
-    def find(only_here: bool) -> Path:
-        import transformers  # noqa: F401 - the tower needs it
-
-        return Path(hf_hub_download(name, "config.json", local_files_only=only_here)).parent
+    def read(only_here: bool) -> dict:
+        if here:
+            return text_tower(here / "config.json")
+        return text_tower(Path(hf_hub_download(source, "config.json", local_files_only=only_here)))
 
     what = f"config.json of the text tower {name}"
-    return text_cfg | {"hf_model_name": str(from_hub(find, what, None, folder, online))}
+    return text_cfg | {"hf_model_name": from_hub(read, what, here, folder)}
 
 
-def from_hub(make: Callable, what: str, here: Path | None, folder: Path | None, online: bool) -> Any:
-    """What `make(only_here)` returns: of files that are here or, if they are not and `online`, of the hub."""
+def from_hub(make: Callable, what: str, here: Path | None, folder: Path) -> Any:
+    """What `make(only_here)` returns: of the files in `here` or, without it, of the hub and its cache."""
     try:
         try:
             return make(True)
         except (OSError, ValueError):
-            if not online:
+            if here:
                 raise
         return make(False)
+    except ClipError:
+        raise
     except ImportError as error:
         raise ClipError(f"{what} needs the library transformers", PACKAGE) from error
     except Exception as error:  # of any library that reads these files
-        remedy = f"put its files into {folder}" if folder else "put the weights into a folder with its files"
-        remedy = f"run `python tools/prepare.py backbone` with a connection, or {remedy}" if online else remedy
+        remedy = f"put its files into {folder}"
+        remedy = remedy if here else f"run `python tools/prepare.py backbone` with a connection, or {remedy}"
         state = f"in {here} cannot be read" if here else "is not on this machine"
         raise ClipError(f"{what} {state} ({one_line(error)})", remedy) from error
 

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import open_clip  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
-from tiny_models import Letters, not_initialised, open_clips, rows_of, small_timm, tiny_config  # noqa: E402
+from tiny_models import Letters, not_initialised, open_clips, rows_of, small_timm, tiny_config, with_sizes  # noqa: E402
 
 import clip  # noqa: E402
 import trainers  # noqa: E402
@@ -132,7 +132,8 @@ def weights_in(config: dict) -> int:
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         if name := config["text_cfg"].get("hf_model_name"):
             text_model(name, None, folder)
-            config["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
+            config["text_cfg"]["hf_model_name"] = folder
+            config = with_sizes(config)
         return sum(parameter.numel() for parameter in CLIP(**of_clip(config)).parameters())
 
 
@@ -155,7 +156,7 @@ def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:
                     config["vision_cfg"]["image_size"] = side
                 theirs = open_clips(config)
                 with not_initialised():
-                    ours: Any = CLIP(**of_clip(config)).eval()
+                    ours: Any = CLIP(**of_clip(with_sizes(config))).eval()
         except (ImportError, RuntimeError) as error:
             if "transformers" not in str(error):
                 raise

@@ -191,9 +191,12 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Witness:
-    """An audit hook that notes what happens while it watches a folder: files changed elsewhere, processes, code."""
+    """An audit hook that notes what happens while it watches a folder: files changed elsewhere, processes, code,
+    connections, and files that are opened though their path has a forbidden part.
+    """
 
     folder = ""
+    forbidden: tuple[str, ...] = ("evil",)
 
     def __init__(self):
         self.seen: list[str] = []
@@ -202,8 +205,12 @@ class Witness:
     def see(self, event: str, arguments: tuple) -> None:
         if not self.folder:
             return
+        if event == "open" and any(part in str(arguments[0]) for part in self.forbidden):
+            self.seen.append(f"opens {arguments[0]!r}")
         if event == "open" and (arguments[2] & WRITING if isinstance(arguments[2], int) else False):
             self.change(event, arguments[0])
+        elif event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+            self.seen.append(f"{event} {arguments[1:]!r}"[:300])
         elif event in CHANGES:
             for path in arguments[: CHANGES[event]]:
                 self.change(event, path)

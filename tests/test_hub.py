@@ -69,7 +69,7 @@ def test_refused_uploads_are_one_line(token, name, nobody, finished, command, tm
 
 pytest.importorskip("transformers")
 
-MODEL, WEIGHTS = "hf-hub:owner/model", "open_clip_model.safetensors"
+MODEL, WEIGHTS, WORDS = "hf-hub:owner/model", "open_clip_model.safetensors", "bert-base-uncased"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -110,25 +110,26 @@ class Client:
 
 @pytest.fixture
 def client(tmp_path, monkeypatch):
-    """Two repositories, of a model that reads tokens of another one; the cache is empty."""
+    """Two repositories, of a model that reads tokens of one which open_clip names, too; the cache is empty."""
     client = Client(tmp_path / "hub", tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(clip.hub, "HfApi", lambda: client)
     monkeypatch.setattr(clip.hub, "hf_hub_download", client.download)
     monkeypatch.setattr(clip.hub, "snapshot_download", client.snapshot)
-    (tmp_path / "hub/owner/words").mkdir(parents=True)
-    write_tokeniser(tmp_path / "hub/owner/words")
-    saved("CLIPA", tmp_path / "hub/owner/model", hf_tokenizer_name="owner/words", tokenizer_kwargs={})
+    for name in (WORDS, "owner"):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+    write_tokeniser(tmp_path / "hub" / WORDS)
+    saved("CLIPA", tmp_path / "hub/owner/model", hf_tokenizer_name=WORDS, tokenizer_kwargs={})
     return client
 
 
 def test_a_backbone_is_fetched_once_with_its_tokeniser(client, command):
     weights = client.folder / "owner/model" / WEIGHTS
-    words = [file.rfilename for file in client.model_info("owner/words").siblings]
+    words = [file.rfilename for file in client.model_info(WORDS).siblings]
     for asked in ([clip.hub.CONFIG, WEIGHTS, *words], []):
         client.asked.clear()
         done = command(fetch, "backbone", MODEL)
-        assert done.status == 0 and checksum(weights) in done.printed and "(owner/words)" in done.printed
+        assert done.status == 0 and checksum(weights) in done.printed and f"({WORDS})" in done.printed
         assert client.asked == asked and (" GB, of " in done.printed) == bool(asked)
     assert clip.weights_sha256(MODEL) == checksum(weights)
     assert clip.load_backbone(MODEL).tokenizer(["red lake"])[0, :3].tolist() == [7, 11, 1]
@@ -145,7 +146,7 @@ def test_damaged_weights_are_refused(client, command):
 
 def test_what_the_hub_lacks_is_one_line(client, command):
     assert "cannot download owner/none" in command(fetch, "backbone", "hf-hub:owner/none").error
-    assert "has no open_clip_config.json" in command(fetch, "backbone", "hf-hub:owner/words").error
-    shutil.rmtree(client.folder / "owner/words")
+    assert "has no open_clip_config.json" in command(fetch, "backbone", f"hf-hub:{WORDS}").error
+    shutil.rmtree(client.folder / WORDS)
     error = command(fetch, "backbone", MODEL).error
-    assert "the tokeniser owner/words" in error and "put its files into" in error
+    assert f"the tokeniser {WORDS}" in error and "put its files into" in error

@@ -15,6 +15,7 @@ import torch
 
 import clip
 from clip.building import CLIP, of_clip, unpacked
+from clip.hub import text_model
 
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
 TEXT = {"context_length": 32, "width": 32, "heads": 2, "layers": 2}
@@ -143,8 +144,14 @@ def read_by_hugging_face(kind: str) -> tuple[torch.nn.Module, CLIP]:
         getattr(transformers, name)(**WORDS, **sizes).save_pretrained(folder)
         text = {"hf_model_name": folder, "hf_model_pretrained": False, "hf_pooler_type": pooler, "context_length": 32}
         config = {"embed_dim": 32, "custom_text": True, "vision_cfg": VIT, "text_cfg": text}
-        theirs, ours = open_clips(config), CLIP(**of_clip(config)).eval()
+        theirs, ours = open_clips(config), CLIP(**of_clip(with_sizes(config))).eval()
     return theirs, with_weights(ours, theirs, {"pool_type": "eos", "eos_id": 2})
+
+
+def with_sizes(config: dict) -> dict:
+    """A configuration whose text tower is in a folder, with its sizes instead."""
+    text = config["text_cfg"]
+    return config | {"text_cfg": text_model(text, Path(text.get("hf_model_name", "")), None)}
 
 
 class Letters:

@@ -1,0 +1,96 @@
+"""What a stranger may send as a backbone, and have on the Hub: configurations that would load and run other things."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hostile import CALLS, NAMES, NUMBERS, changed_tree, replaced
+from hypothesis import strategies as st
+from tiny_models import VIT, read_by_hugging_face, write_folder, write_tokeniser
+
+OPEN_CLIP = "open_clip_config.json"
+CONFIG, OPTIONS, TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
+EVIL = "import os\nopen('../outside/made', 'w')\nos.mkdir('ran')\n"
+EVIL += "from transformers import PreTrainedConfig\nclass EvilConfig(PreTrainedConfig):\n    model_type = 'evil'\n"
+BACKBONE = {"model_type": "timm_backbone", "backbone": "hf-hub:evil/x", "use_pretrained_backbone": True}
+BACKBONE |= {"is_encoder_decoder": True, "use_timm_backbone": True, "out_indices": [-1], "backbone_kwargs": {}}
+AUTO_MAP = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel", "AutoTokenizer": ["evil.E", "evil.E"]}
+FAR_MAP = dict.fromkeys(AUTO_MAP, "evil/text--evil.EvilConfig")
+FLASH = "kernels-community/flash-attn"
+FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+PATHS = {"vocab_file": "../outside/kept", "tokenizer_file": "../outside/kept", "gguf_file": "../outside/kept"}
+TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
+
+# The forms of a stranger's backbone: which file of the folder has which keys at which place.
+FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
+    "a model of the Hub in a text tower": (CONFIG, (), BACKBONE),
+    "code beside a text tower": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP}),
+    "code that it trusts itself": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP, "trust_remote_code": True}),
+    "code of another repository": (CONFIG, (), {"model_type": "evil", "auto_map": FAR_MAP}),
+    "compiled kernels": (CONFIG, (), {"attn_implementation": FLASH, "_attn_implementation": FLASH}),
+    "quantization": (CONFIG, (), {"quantization_config": FOUR_BITS}),
+    "code of a tokeniser": (OPTIONS, (), {"tokenizer_class": "Evil", "auto_map": AUTO_MAP}),
+    "files of a tokeniser": (OPTIONS, (), PATHS | {"fast_tokenizer_files": ["../outside/kept"]}),
+    "a tokeniser that trusts itself": (OPEN_CLIP, (*TEXT, "tokenizer_kwargs"), {"trust_remote_code": True}),
+    "paths of a tokeniser": (OPEN_CLIP, (*TEXT, "tokenizer_kwargs"), PATHS),
+    "a tower elsewhere": (OPEN_CLIP, TEXT, {"hf_model_name": "../evil", "hf_tokenizer_name": "../evil"}),
+    "a folder of timm": (OPEN_CLIP, VISION, {"timm_model_name": "local-dir:../evil", "timm_model_pretrained": True}),
+    "a repository of timm": (OPEN_CLIP, VISION, {"timm_model_name": "evil/x", "timm_model_pretrained": True}),
+}
+KEYS = sorted({key for _, _, keys in FORMS.values() for key in keys})
+WORDS = ["hf-hub:evil/x", "local-dir:../evil", "evil/text", "evil/text--evil.EvilConfig", "evil.EvilConfig", FLASH]
+
+
+def write_stranger(folder: Path) -> Path:
+    """A sound folder of open_clip's form whose text tower is a BERT, with a tokeniser, and code that nobody may run."""
+    theirs, _ = read_by_hugging_face("BERT")
+    text = {"hf_model_name": "a/b", "hf_pooler_type": "cls_pooler", "hf_tokenizer_name": "a/b", "context_length": 32}
+    config = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": text | {"tokenizer_kwargs": {"clean": "lower"}}}
+    write_folder(folder, theirs, config, {})
+    theirs.text.config.save_pretrained(folder)
+    write_tokeniser(folder)
+    (folder / TOKENS).write_text(json.dumps({"pad_token": "</s>"}))
+    (folder / "evil.py").write_text(EVIL)
+    return folder
+
+
+def fill_hub(cache: Path, clip: Path) -> None:
+    """The cache of the Hub's client with what evil people have there; stranger/clip is the folder `clip`."""
+
+    def repository(name: str) -> Path:
+        place = cache / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs/main").write_text("0" * 40)
+        return place / "snapshots" / ("0" * 40)
+
+    trunk = {"architecture": "resnet18", "num_classes": 0, "pretrained_cfg": {"hf_hub_filename": "evil.bin"}}
+    for name, content in {"evil/x": trunk, "evil/text": {"model_type": "evil", "auto_map": AUTO_MAP}}.items():
+        folder = repository(name)
+        folder.mkdir(parents=True)
+        (folder / CONFIG).write_text(json.dumps(content))
+        (folder / "evil.py").write_text(EVIL)
+        (folder / "evil.bin").write_bytes(pickle.dumps(CALLS[0]))
+    shutil.copytree(clip, repository("stranger/clip"))
+
+
+def change(file: Path, place: tuple, keys: dict[str, Any]) -> None:
+    """Give a JSON file other keys at a place."""
+    file.write_text(json.dumps(replaced(json.loads(file.read_text()), place, lambda old: old | keys)))
+
+
+@st.composite
+def strange(draw, tree: Any) -> Any:
+    """A configuration with keys of the forms and values like theirs, at any places, or changed in any other way."""
+    values = st.sampled_from([*WORDS, *NAMES, *NUMBERS, True, AUTO_MAP, FAR_MAP, FOUR_BITS, PATHS, BACKBONE, None])
+    keys = st.dictionaries(st.sampled_from(KEYS), values, min_size=1, max_size=3)
+    places = [path for path in [(), TEXT, VISION, (*TEXT, "tokenizer_kwargs")] if holds(tree, path)]
+    tree = replaced(tree, draw(st.sampled_from(places)), lambda old: old | draw(keys))
+    return draw(st.just(tree) | changed_tree(tree, values))
+
+
+def holds(tree: Any, path: tuple) -> bool:
+    for key in path:
+        tree = tree.get(key, {})
+    return bool(tree) or not path

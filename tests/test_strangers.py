@@ -1,0 +1,101 @@
+"""Configurations of strangers are data: whatever they name, no code runs, nothing else is opened, nobody is asked."""
+
+import io
+import json
+import os
+import shutil
+import sys
+from functools import lru_cache
+
+import open_clip
+import pytest
+import torch
+from hostile import Witness
+from marks import one_line
+from strangers import AUTO_MAP, BACKBONE, CONFIG, FORMS, OPEN_CLIP, TEXT, change, fill_hub, write_stranger
+
+import clip
+from clip.configurations import MODEL, checked
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("transformers")
+
+LOADED = {"compiled kernels", "quantization", "files of a tokeniser", "a tower elsewhere"}  # what they name is unused
+
+
+@pytest.fixture(scope="module")
+def witness():
+    return Witness()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write_stranger(tmp_path_factory.mktemp("sound") / "stranger")
+
+
+@pytest.fixture
+def watched(sound, witness, tmp_path, monkeypatch):
+    """A folder of a stranger, beside which nothing may be opened; evil people's files are in the Hub's cache, and
+    whoever asks is told to go on.
+    """
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "case").mkdir()
+    monkeypatch.chdir(tmp_path / "case")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "case/hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(clip.building, "build_cached", lru_cache(0)(clip.building.build_uncached))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "case"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    folder = shutil.copytree(sound, tmp_path / "case/stranger")
+    clip.load_backbone(str(folder))  # imports what it needs
+    fill_hub(tmp_path / "case/hub", folder)
+    witness.folder, witness.seen = f"{os.path.realpath(tmp_path / 'case')}/", []
+    yield folder
+    witness.folder = ""
+    assert witness.seen == [] and not (tmp_path / "case/ran").exists() and not any((tmp_path / "outside").iterdir())
+
+
+def features(folder):
+    model = clip.load_backbone(str(folder))
+    texts = model.tokenizer(["a photo of a red lake."])
+    return torch.cat([model.encode_text(texts), model.encode_image(torch.ones(1, 3, 32, 32))])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folder_of_a_stranger_is_data(form, watched):
+    file, place, keys = FORMS[form]
+    expected = features(watched)
+    change(watched / file, place, keys)
+    if form in LOADED:
+        assert torch.equal(features(watched), expected)
+    else:
+        with one_line(watched, next(iter(keys)), error=clip.ClipError):
+            clip.load_backbone(str(watched))
+
+
+@pytest.mark.parametrize("file", [CONFIG, "tokenizer.json"])
+@pytest.mark.parametrize("name", ["evil/text", "bert-base-uncased", "../stranger"])
+def test_a_folder_names_no_other_files(file, name, watched):
+    change(watched / OPEN_CLIP, TEXT, {"hf_model_name": name, "hf_tokenizer_name": name})
+    (watched / file).unlink()
+    with one_line(name, file, f"put its files into {watched}", error=clip.ClipError):
+        clip.load_backbone(str(watched))
+
+
+@pytest.mark.parametrize("keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"])
+def test_a_repository_of_the_hub_is_data(keys, watched, tmp_path):
+    """Whoever names it gets its own files and no other ones."""
+    (snapshot,) = (tmp_path / "case/hub/models--stranger--clip/snapshots").iterdir()
+    change(snapshot / OPEN_CLIP, TEXT, {"hf_model_name": "evil/text", "hf_tokenizer_name": "evil/text"})
+    assert torch.equal(features("hf-hub:stranger/clip"), features(watched))
+    change(snapshot / CONFIG, (), keys)
+    with one_line("model_type", keys["model_type"], error=clip.ClipError):
+        clip.load_backbone("hf-hub:stranger/clip")
+
+
+@pytest.mark.parametrize("arch", open_clip.list_models())
+def test_every_configuration_of_open_clip_is_read(arch, tmp_path):
+    """As the Hub has them; a decoder of texts is left out."""
+    config = open_clip.get_model_config(arch)
+    (tmp_path / OPEN_CLIP).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    assert checked(tmp_path / OPEN_CLIP)["model_cfg"] == {key: config[key] for key in config if key in MODEL}
