@@ -6,6 +6,7 @@ type and range, and no path in it is followed.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from clip import is_published, weights_sha256
+from clip import is_known, weights_sha256
 from common.errors import UsageError
 from common.files import replacing, write_text
 from common.results import CALIBRATION
@@ -44,7 +45,7 @@ class Description:
         settings: its keys under TRAINER.<NAME>.
         input: the keys of INPUT that matter for testing: image size, interpolation, normalisation.
         backbone: the name of published weights, or the name of a weight file, without its folder.
-        backbone_sha256: of the weight file; empty if it is not known.
+        backbone_sha256: of the weight file; empty if it is not known, which an exported folder may not be.
         tokeniser: of the backbone: `CLIP`, or the name of another one.
         class_names: in the order of the logits; empty if they are not known.
         dataset: title of the dataset that the prompts were learned on.
@@ -76,13 +77,12 @@ class Description:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.
 
         Raises:
-            UsageError: it has other weights, or the prompts were learned on a file of another machine.
+            UsageError: it has other weights, or the prompts were learned on a file or a repository that nobody gave.
         """
-        if not given and not is_published(self.backbone):
-            raise UsageError(
-                f"the prompts were learned on the weight file {self.backbone!r}",
-                "give it by --backbone (in Python: backbone)",
-            )
+        if not given and not is_known(self.backbone):
+            kind = "repository" if self.backbone.startswith("hf-hub:") else "weight file"
+            what = f"the prompts were learned on the {kind} {self.backbone!r}"
+            raise UsageError(what, "give it by --backbone (in Python: backbone)")
         name = given or self.backbone
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
             what = f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
@@ -151,6 +151,9 @@ def read_config(file: Path) -> Description:
                 raise TypeError(f"{name} is not of the type {getattr(kind, '__name__', kind)}")
         if not all(is_setting(value) for key in ("settings", "input", "training") for value in values[key].values()):
             raise TypeError("it holds other values than texts, numbers and lists of them")
+        for name in ("backbone_sha256", "prompts_sha256"):
+            if not re.fullmatch("[0-9a-f]{64}", values[name]):
+                raise TypeError(f"{name} is not a SHA-256")
     except KeyError as error:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
     except TypeError as error:

@@ -84,9 +84,11 @@ def main(argv: list[str] | None = None) -> None:
 def card(description, written: dict[str, str], names: Sequence[str]) -> str:
     """The model card: README.md of the folder. Texts of the description may be anybody's, so none of them is markup."""
     import trainers
-    from clip import is_published
+    from clip import is_known
 
-    arch, colon, name = description.backbone.rpartition(":")
+    backbone = description.backbone
+    arch, colon, name = backbone.rpartition(":")
+    file = backbone if arch == "hf-hub" else f"{arch}{colon}FOLDER/{name}"  # of the reader
     return render(
         Path(__file__).with_name("model_card.md"),
         of=description,
@@ -95,6 +97,6 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         string=lambda value: json.dumps(printable(value)),
         kind=trainers.methods()[description.method],
         written=written,
-        file="" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}",  # of the reader
+        file="" if is_known(backbone) else file,
         names=names if names != description.class_names else (),
     )

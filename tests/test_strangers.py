@@ -16,6 +16,7 @@ from strangers import AUTO_MAP, BACKBONE, CONFIG, FORMS, OPEN_CLIP, TEXT, change
 
 import clip
 from clip.configurations import MODEL, checked
+from inference.classifier import PromptedClassifier
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
@@ -91,6 +92,18 @@ def test_a_repository_of_the_hub_is_data(keys, watched, tmp_path):
     change(snapshot / CONFIG, (), keys)
     with one_line("model_type", keys["model_type"], error=clip.ClipError):
         clip.load_backbone("hf-hub:stranger/clip")
+
+
+@pytest.mark.parametrize("sha256", ["", "0" * 64])
+@pytest.mark.parametrize("keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"])
+def test_an_exported_folder_names_no_repository(keys, sha256, watched, witness, exported, tmp_path, monkeypatch):
+    (snapshot,) = (tmp_path / "case/hub/models--stranger--clip/snapshots").iterdir()
+    change(snapshot / CONFIG, (), keys)
+    folder = shutil.copytree(exported, tmp_path / "case/exported")
+    change(folder / CONFIG, (), {"backbone": "hf-hub:stranger/clip", "backbone_sha256": sha256})
+    monkeypatch.setattr(witness, "forbidden", (*witness.forbidden, "models--stranger"))
+    with one_line("the repository 'hf-hub:stranger/clip': give it by --backbone" if sha256 else "is not a SHA-256"):
+        PromptedClassifier.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("arch", open_clip.list_models())

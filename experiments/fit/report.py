@@ -13,7 +13,7 @@ import numpy as np
 from dassl.utils import read_image
 from PIL import ImageOps
 
-from clip import is_published
+from clip import is_known
 from common.errors import UsageError
 from common.pages import render
 from inference.calibration import softmax
@@ -88,6 +88,6 @@ def page(args: Namespace, found: Found) -> str:
         confused=confused(found)[: MOST // 2] if found.estimate else [],
         thumbnail=thumbnail,
         to=shlex.quote(str(args.to)),
-        backbone="" if is_published(args.backbone) else f" --backbone {shlex.quote(args.backbone)}",
+        backbone="" if is_known(args.backbone) else f" --backbone {shlex.quote(args.backbone)}",
         doubling=doubling,
     )
