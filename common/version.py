@@ -7,7 +7,7 @@ from pathlib import Path
 
 __version__ = "1.0.0"
 # The files that a result depends on. Other files, such as a virtual environment, are not changes.
-COMPUTING = ("train.py", "clip", "common", "configs", "datasets", "experiments", "toolbox", "trainers")
+COMPUTING = ("train.py", "clip", "common", "configs", "datasets", "experiments", "inference", "toolbox", "trainers")
 NEW_SETTINGS = re.compile(r'\?\? "?configs/.*\.ya?ml"?$')  # in the output of git status
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 

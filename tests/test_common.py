@@ -117,6 +117,11 @@ def test_a_new_yaml_file_in_configs_is_no_change_of_the_code(line, dirty, monkey
     assert version.source.__wrapped__()["dirty"] is dirty
 
 
+def test_all_code_of_the_product_counts_as_computing():
+    packages = {file.parent.name for file in version.ROOT.glob("*/__init__.py")}
+    assert packages - {"benchmarks", "tools", "tests"} <= set(version.COMPUTING)
+
+
 # Text and JSON files that are damaged or hostile: one line, soon, and nothing read beyond the limits.
 
 
