@@ -22,7 +22,7 @@ from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
 from inference.models import file_of, kind_of, open_models, run_configuration
-from trainers import methods
+from trainers import methods, predicting
 
 from .calibrating import COVERAGE, Outputs, check_test_images, count_shared, fit, of_sets, of_transport, report
 from .predictions import LARGEST, PREDICTIONS_FILE, read
@@ -98,7 +98,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
     if args.images:
         items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
-        learned = count_shared(items, dataset.train_x) if dataset and methods()[classifier.method].learns else 0
+        learned = count_shared(items, dataset.train_x) if dataset and predicting()[classifier.method].learns else 0
         if learned:
             what = f"{learned:,} of {len(items):,} images for the calibration are training images of {folder}"
             raise UsageError(what, "give images that the model has not learned from", folder)
@@ -111,12 +111,12 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
     held = outputs_of(classifier, items)
     fitted = fit(held, classifier.class_names, items, source, args.error, kind=args.kind, test_images=common)
-    write_calibration(folder, fitted, file_of(folder, methods()[classifier.method]))
+    write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is None:
         return
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
-    alone = methods()[classifier.method].kind != "transductive"  # as in a prediction, whose answer the fit is of
+    alone = predicting()[classifier.method].kind != "transductive"  # as in a prediction, whose answer the fit is of
     saved = saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None  # not of validation images
     test = saved or outputs_of(classifier, test_items)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
@@ -124,7 +124,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
         print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))
     if args.by_class:
         print_classes(fitted.sets.apply(test.logits, COVERAGE), test.labels, classifier.class_names)
-    if classes == "base" and methods()[classifier.method].transfers:
+    if classes == "base" and predicting()[classifier.method].transfers:
         new = read_dataset(folder, "new")
         test = outputs_of(classifier, new.test, names_of(new))
         print_report(f"{dataset.title}, new classes", report(fitted, test, classifier.distances(names_of(new))))

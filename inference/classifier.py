@@ -88,7 +88,7 @@ class PromptedClassifier:
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
         cfg = configuration(self.method)
-        section = trainers.methods()[self.method].section()
+        section = trainers.predicting()[self.method].section()
         cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": description.input})
         cfg.DATASET.NAME, cfg.DATASET.TITLE = description.dataset_name, description.dataset
         cfg.DATASET.TEMPLATE = description.template
@@ -101,7 +101,7 @@ class PromptedClassifier:
             cfg.merge_from_list(["INPUT.MAX_PIXELS", max_pixels])
         cfg.freeze()  # which checks Dassl's keys
         self.cfg = cfg
-        self.transform = trainers.methods()[self.method].test_transform(self.cfg)
+        self.transform = trainers.predicting()[self.method].test_transform(self.cfg)
         self.clip = clip
         self.calibration = calibration
         self._own = self._build(*with_spaces(self.class_names))
@@ -184,6 +184,12 @@ class PromptedClassifier:
     @property
     def method(self) -> str:
         return self.description.method
+
+    @property
+    def transfers(self) -> bool:
+        """Whether it can tell other classes than those that it was learned on."""
+        nothing = torch.zeros(1, self._own.model.clip.visual.output_dim, device=self.device)
+        return type(self._own).transfers and not self._own.model.prompt_learner.text(nothing).by_class
 
     @property
     def views(self) -> int:
@@ -341,15 +347,16 @@ class PromptedClassifier:
     @torch.inference_mode(False)  # whose tensors do not count their changes
     def _build(self, *class_names: str) -> Method:
         """The method with a model for these names: the learned prompts on the one backbone."""
-        kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
+        kind, template = (
+            trainers.predicting()[self.method],
+            self.description.template or self.description.dataset_template,
+        )
         classes = Classes(list(class_names), template or TEMPLATE, self.description.sentences)
         method = kind(self.cfg, classes, self.device)
+        if class_names != with_spaces(self.class_names) and not self.transfers:
+            what = f"{self.source} has values of its own for each class that it was learned on"
+            raise UsageError(what, "leave out the class names", self.source)
         assemble_model(method, clip=self.clip)
-        if class_names != with_spaces(self.class_names):
-            nothing = torch.zeros(1, method.model.clip.visual.output_dim, device=self.device)
-            if not kind.transfers or method.model.prompt_learner.text(nothing).by_class:
-                what = f"{self.source} has values of its own for each class that it was learned on"
-                raise UsageError(what, "leave out the class names", self.source)
         if self.checkpoint is not None:
             method.checkpoints.load(self.checkpoint, self.source)
         method.model.eval()

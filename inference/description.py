@@ -18,12 +18,12 @@ from .artefact import Description
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
     """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
-    check_name(method, trainers.methods(), "method", where, IN_A_FILE)
+    check_name(method, trainers.predicting(), "method", where, IN_A_FILE)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
     cfg.set_new_allowed(True)
-    for section in (cfg.INPUT, cfg.TRAINER[trainers.methods()[method].section()]):
+    for section in (cfg.INPUT, cfg.TRAINER[trainers.predicting()[method].section()]):
         section.set_new_allowed(False)
     cfg.TRAINER.NAME = method
     return cfg

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             written[form.file] = f"{form.about}; logits within {largest:.1e} of the model's"
         if (folder / programs.FOLDED).is_file():
             written[programs.FOLDED] = "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
-        write_text(folder / "README.md", card(description, written, names))
+        write_text(folder / "README.md", card(description, written, names, classifier.transfers))
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
@@ -81,8 +81,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
 
 
-def card(description, written: dict[str, str], names: Sequence[str]) -> str:
-    """The model card: README.md of the folder. Texts of the description may be anybody's, so none of them is markup."""
+def card(description, written: dict[str, str], names: Sequence[str], transfers: bool) -> str:
+    """The model card: README.md of the folder. Texts of the description may be anybody's, so none of them is markup.
+
+    `transfers` is that of the classifier.
+    """
     import trainers
     from clip import is_known
 
@@ -95,7 +98,8 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         text=lambda value: re.sub(MARKUP, r"\\\g<0>", printable(value)),
         word=lambda value: shlex.quote(printable(value)),
         string=lambda value: json.dumps(printable(value)),
-        kind=trainers.methods()[description.method],
+        kind=trainers.predicting()[description.method],
+        transfers=transfers,
         written=written,
         file="" if is_known(backbone) else file,
         names=names if names != description.class_names else (),

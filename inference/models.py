@@ -81,9 +81,9 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     names = next(filter(None, known), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
-        check_name(description.method, trainers.methods(), "method", path, IN_A_FILE)
+        check_name(description.method, trainers.predicting(), "method", path, IN_A_FILE)
         refit = getattr(options, "refit", False)
-        calibration = None if refit else calibration_of(path, trainers.methods()[description.method], options)
+        calibration = None if refit else calibration_of(path, trainers.predicting()[description.method], options)
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
             description = replace(description, class_names=names or own)
@@ -94,11 +94,11 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
             text = f"{path} does not say on which weights its prompts were learned: check that they are those of {name}"
             print(printable(text))
-        if description.training.get("plugin_sha256", "") != trainers.methods()[description.method].plugin_sha256:
+        if description.training.get("plugin_sha256", "") != trainers.predicting()[description.method].plugin_sha256:
             text = f"{path} was learned by another version of {description.method}: its file has changed"
             print(printable(text))
         sentence = description.template or description.dataset_template
-        if trainers.methods()[description.method].reads_template and not sentence:
+        if trainers.predicting()[description.method].reads_template and not sentence:
             text = f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}"
             print(printable(text))
     methods = [classifier.method for classifier in classifiers]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from argparse import Namespace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from common.errors import UsageError
 from common.files import checksum
+from common.version import source
 from datasets import folders
 from datasets.preparing import own_images
 from experiments.fit import choice, features
@@ -23,7 +25,7 @@ from experiments.fit.heads import CANDIDATES, LINEAR, Heads, members, spread
 from experiments.fit.images import Photo, find
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
-from inference import predict
+from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
 from trainers.base.features import CachedOutput
@@ -40,6 +42,12 @@ def photos(eurosat, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
     return tmp_path / "photos"
+
+
+def without_date(facts):
+    """The facts of a model, whose date is that of its end."""
+    assert datetime.fromisoformat(facts.pop("date"))
+    return facts
 
 
 def read(folder):
@@ -61,6 +69,11 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
     assert classifier.calibration.images == 48
+    made = {**source(), "seed": random_seed, "device": classifier.device.type, "date": first["made"]["date"]}
+    assert first["made"] == made and classifier.description.training.items() >= made.items()
+    gain = choice.gain(first["cross_validated"], first["zero_shot"], 8 * 4 / 5)  # of a doubling; here four folds learn
+    expected = min(100, first["cross_validated"] + np.log2(5 / 4) * gain)
+    assert first["estimate"]["accuracy"] == pytest.approx(expected)
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)
     assert command(predict, tmp_path / "model", image, "--backbone", tiny, "--unknown").status == 0
@@ -112,7 +125,10 @@ def test_a_model_that_is_gone_or_changed_is_fitted_again(command, photos, tiny, 
     else:
         (tmp_path / "model" / file).unlink()
     assert "is gone or was changed" in command(fit, *line).printed
-    assert (tmp_path / "model" / file).read_bytes() == before[file]
+    again = (tmp_path / "model" / file).read_bytes()
+    if file == "config.json":
+        again, before[file] = (without_date(json.loads(content)["training"]) for content in (again, before[file]))
+    assert again == before[file]
     (tmp_path / "model/calibration.json").unlink()  # tools/calibrate.py replaces it
     assert "Already done" in command(fit, *line).printed
 
@@ -206,12 +222,14 @@ def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path
         assert steps.count(Features) <= 6 + 1  # six parts, one of them twice
         whole, resumed = (read(tmp_path / name) for name in ("whole", f"{number}"))
         for record in (whole, resumed):
+            assert record.pop("model").keys() == {"config.json", "prompts.safetensors"}
+            without_date(record["made"])
             for row in record["candidates"]:
                 row.pop("seconds")
         assert whole == resumed
 
 
-def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
+def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command, tmp_path):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
     heads, chance = Heads(zero_shot), torch.Generator().manual_seed(0)
     seen = 3 * torch.randn(12, 64, generator=chance)
@@ -220,9 +238,24 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny):
     expected = sum(weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members).detach()
     ensemble = heads.classifier(members, seen, labels, {})
     with torch.no_grad():
-        found = ensemble.model_for()(CachedOutput(heads.inputs("LPPlusPlus", seen[:5])))
+        found = ensemble.model_for()(CachedOutput(heads.inputs("Linear", seen[:5])))
     assert {one.method for one, _ in members} == set(LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+    settings = ensemble.description.settings
+    assert ensemble.method == "Linear" and [*settings["WEIGHTS"]] == [weight for _, weight in members]
+    assert [*settings["MEMBERS"]] == [one.name for one, _ in members]
+    (tmp_path / "model").mkdir()
+    ensemble.save(tmp_path / "model")
+    image = next(eurosat.glob("eurosat/2750/*/*"))
+    loaded = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
+    assert torch.allclose(loaded.logits([image]), ensemble.logits([image]), rtol=1e-4)
+    assert "Linear" in command(predict, tmp_path / "model", image, "--backbone", tiny, "--csv").printed
+    assert command(export, tmp_path / "model", "--to", tmp_path / "out", "--backbone", tiny).status == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# Linear for" in card and "CLAP LR 0" in card and "LPPlusPlus for" not in card
+    assert "a cat" not in card  # the model refuses other class names
+    with pytest.raises(UsageError, match="has values of its own for each class"):
+        loaded.probabilities([image], ["a cat", "a dog"])
 
 
 @pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])

@@ -17,6 +17,7 @@ from common.errors import one_line
 from common.schema import add_settings
 
 from .base import PromptTrainer, compat
+from .base.linear import Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
 
@@ -36,6 +37,11 @@ def import_files(folders: Iterable[str], package: str) -> None:
 import_files(__path__, __name__)
 
 
+def predicting() -> dict[str, type[PromptTrainer]]:
+    """The methods of models: those that a run trains, and the sum of heads that tools/fit.py makes."""
+    return {Linear.__name__: Linear, **methods()}
+
+
 def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
     """Add the settings of every method to a Dassl configuration, as TRAINER.<NAME IN CAPITALS>.
 
@@ -45,7 +51,8 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             is also there under the names that its published YAML files use, as the same node.
     """
     compat.add_settings(cfg)
-    for name, method in sorted(methods().items(), key=lambda item: item[0] != chosen):
+    known = predicting() if chosen == Linear.__name__ else methods()
+    for name, method in sorted(known.items(), key=lambda item: item[0] != chosen):
         if method.section() not in cfg.TRAINER or not chosen:
             method.Settings.add_to(cfg, method.section())
         for key, (default, accepts) in method.published_keys.items():
@@ -59,4 +66,4 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
 
 register_plugins(methods())
 
-__all__ = ["PromptTrainer", "extend_cfg", "methods"]
+__all__ = ["PromptTrainer", "extend_cfg", "methods", "predicting"]

@@ -23,6 +23,7 @@ from trainers.base.projection import ProjectedCLIP
 from trainers.base.prompted import normalize
 from trainers.base.teacher import mean_text_features
 
+ENSEMBLE = "Linear"  # a sum of those below
 ZERO_SHOT, SENTENCES = "ZeroshotCLIP", "CuPL"  # which learn nothing: by a template, and by the user's sentences
 LINEAR = (ZERO_SHOT, SENTENCES, "CLAP", "ZSLP", "SSText", "TaskRes", "GDA", "LPPlusPlus")  # in features of unit length
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
@@ -131,13 +132,13 @@ class Heads:
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """What a method reads of features from before the projection: these, or those behind it (images, joint)."""
-        if self.projection is None or issubclass(trainers.methods()[method].Model, ProjectedCLIP):
+        if self.projection is None or issubclass(trainers.predicting()[method].Model, ProjectedCLIP):
             return features
         return self.projection.head.project(features).detach()
 
     def method(self, candidate: Candidate, images: int) -> Any:
         """The method of a candidate with a head that has seen nothing, for so many training images."""
-        kind: Any = trainers.methods()[candidate.method]
+        kind: Any = trainers.predicting()[candidate.method]
         method = kind(settings_of(candidate), self.classes, self.zero_shot.device)
         method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=range(images)), num_classes=len(self.names))
         with self.zero_shot.device:
@@ -193,7 +194,7 @@ class Heads:
     ) -> PromptedClassifier:
         """The chosen classifier, which has learned from all images: a candidate, or an ensemble of linear ones.
 
-        The sum of linear heads is one linear head. It has the form of LP++'s, without its texts.
+        The sum of linear heads is one linear head.
         """
         ((first, _), *others) = weights
         if first.method in self.fixed and not others:
@@ -201,15 +202,16 @@ class Heads:
             return self.exported(first.method, facts, sentences=sentences)
         if not others:
             return self.exported(first.method, facts, self.fit(first, features, labels))
-        method = self.method(Candidate("LPPlusPlus", {"STEP": 1}), len(labels))
-        method.head.requires_grad_(False)
+        names = [candidate.name for candidate, _ in weights]
+        factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
+        settings = {"MEMBERS": names, "WEIGHTS": factors}
+        method = self.method(Candidate(ENSEMBLE, settings), len(labels))
         axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
         for candidate, weight in weights:
             there, back = self.learned(candidate, (features, labels))(torch.cat([axes, -axes])).detach().chunk(2)
-            method.head.classifier.weight += weight * (there - back).T / 2
-            method.head.classifier.bias += weight * (there + back).mean(dim=0) / 2
-        method.head.alpha_vec.zero_()
-        return self.exported("LPPlusPlus", facts, method)
+            method.head.weight += weight * (there - back).T / 2
+            method.head.bias += weight * (there + back).mean(dim=0) / 2
+        return self.exported(ENSEMBLE, facts, method)
 
     def exported(self, name: str, facts: Mapping[str, Any], method: Any = None, **values: Any) -> PromptedClassifier:
         """The classifier of a method that has learned, or of a `fixed` one; `facts` are for people."""
@@ -232,7 +234,7 @@ def spread(logits: Tensor) -> float:
 @cache
 def settings_of(candidate: Candidate) -> Any:
     """The configuration of a candidate."""
-    kind: Any = trainers.methods()[candidate.method]
+    kind: Any = trainers.predicting()[candidate.method]
     cfg = configuration(candidate.method)
     cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **candidate.settings}}})
     cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **candidate.training}})

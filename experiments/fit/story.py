@@ -6,6 +6,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
+from common.version import source
 from datasets import sentences as sentence_files
 from inference.artefact import CALIBRATION
 from inference.calibrated import Calibration
@@ -71,7 +73,9 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     with locked(args.to, option="--to"):
         write_text(args.to / FILE, json.dumps(record) + "\n")
         decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / FILE, record))
-        chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y)}
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        made = {**source(), "date": date, "seed": args.seed, "device": heads.zero_shot.device.type}
+        chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y), **made}
         facts |= {"estimated_accuracy": round(found.estimate.accuracy, 2)} if found.estimate else {}
         if chosen in TRAINED:
             classifier = heads.exported(chosen.method, facts, towers.fit(chosen, np.arange(len(y))))
@@ -89,7 +93,13 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         classifier.save(args.to)
         write_text(args.to / "report.html", report.page(args, found))
         request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
-        record = {"form": record["form"], "finished": True, "request": request, "model": checksums(args.to)}
+        record = {
+            "form": record["form"],
+            "finished": True,
+            "request": request,
+            "made": made,
+            "model": checksums(args.to),
+        }
         record |= found.to_json()
         write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
@@ -146,6 +156,7 @@ def decide(
     outside = choice.nested(stacked, found.labels, factors, held[:, found.held], in_ensemble)
     folds = int(held.max()) + 1
     found.estimate = choice.estimate(outside, found.labels, folds, found.zero_shot)
+    found.cross_validated = 100 * float(choice.right(outside, found.labels).mean())
     found.without_nesting = choice.estimate(found.logits, found.labels, folds, found.zero_shot).accuracy
     best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], found.labels, in_ensemble)
     found.curve = [(0.0, found.zero_shot), *curve(heads, used(logits, best, scales), x, y, held[0])]

@@ -1,0 +1,46 @@
+"""The linear head that only `tools/fit.py` makes: the weighted sum of linear heads of several methods."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer
+from .head import Head
+from .prompted import normalize
+
+
+@dataclass(frozen=True)
+class LinearSettings(FeatureSettings):
+    """MEMBERS are the heads of the sum, with their settings; WEIGHTS are the factors of their logits."""
+
+    MEMBERS: list[str] = ()  # type: ignore[assignment]
+    WEIGHTS: list[float] = ()  # type: ignore[assignment]
+    ranges = {"WEIGHTS": (0, 1e12)}
+
+
+class LinearHead(Head):
+    """A weight vector and a bias for each class, of features of unit length."""
+
+    name = "linear"
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        return F.linear(normalize(image), self.weight, self.bias)
+
+
+class Linear(FeatureTrainer):
+    """The weighted sum of linear heads; it is no method that a run trains."""
+
+    Settings = LinearSettings
+    saved_as = "linear"
+    reads_template = reads_sentences = False
+    spec = FeatureSpec(reads_text=False)
+
+    def build_head(self, classes: int, width: int, rows: int) -> LinearHead:
+        return LinearHead(classes, width)
