@@ -124,7 +124,7 @@ class Calibration:
             raise ValueError("a number of images is out of range")
         if not all(map(math.isfinite, numbers)) or not 1 / HOTTEST <= self.temperature.temperature <= HOTTEST:
             raise ValueError("a number is out of range")
-        if len(self.sets.label_scores) != self.images or self.sets.kind not in KINDS:
+        if not 0 < len(self.sets.label_scores) <= self.images or self.sets.kind not in KINDS:
             raise ValueError("the sets are not of these images")
         if list(self.sets.label_scores) != sorted(self.sets.label_scores):
             raise ValueError("the scores do not ascend")

@@ -4,6 +4,7 @@
 - `Threshold`: which answers to give, so that at most an asked share of the given ones is wrong.
 - `Sets`: several classes for an image, among which is the right one for an asked share of the images.
 - `conf_ot`: probabilities of calibration and test images together (transductive), for `Sets`.
+- `Sample`: how much each image counts, if several show one scene, or if classes are to count the same.
 
 All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,). They raise UsageError
 for logits that are not finite and for labels that are no classes. `Threshold` and `Sets` read the logits before any
@@ -12,6 +13,7 @@ repair, so that their promises hold on the same images on which a temperature is
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -61,14 +63,63 @@ def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Images, and what they stand for: new images of new scenes.
+
+    Attributes:
+        labels: (images,), whole numbers.
+        groups: (images,), whole numbers. Images of one group show one scene, and count as one image.
+        weights: (images,), which sum to 1.
+    """
+
+    labels: NDArray[Any]
+    groups: NDArray[Any]
+    weights: Floats
+
+    @classmethod
+    def of(cls, labels: ArrayLike, groups: ArrayLike | None = None, prior: str = "folder") -> Self:
+        """All groups count the same; with the prior `equal`, all classes do, and all groups of a class."""
+        y = np.asarray(labels)
+        of_image = np.arange(len(y)) if groups is None else np.asarray(groups)
+        weights = 1 / np.bincount(of_image)[of_image]
+        if prior == "equal":
+            weights = weights / np.bincount(y, weights)[y]
+        return cls(y, of_image, weights / weights.sum())
+
+    def part(self, inside: NDArray[np.bool_]) -> Self:
+        """The sample of some of the images (images,)."""
+        weights = self.weights[inside]
+        return type(self)(self.labels[inside], self.groups[inside], weights / weights.sum())
+
+    @cached_property
+    def size(self) -> float:
+        """As many independent images say as much. Of groups that count the same, it is their number (Kish, 1965)."""
+        of_groups = np.bincount(self.groups, self.weights)
+        return round(float(1 / (of_groups**2).sum()), 6)
+
+    def mean(self, values: Floats) -> float:
+        """The mean of values (images,)."""
+        return float(self.weights @ values)
+
+    def in_errors(self, values: Floats) -> float:
+        """The mean of values (images,), as a multiple of its standard error; 0 if it is 0."""
+        mean = self.mean(values)
+        of_groups = np.bincount(self.groups, self.weights * (values - mean))
+        error = float(np.sqrt((of_groups**2).sum()))
+        return mean / max(error, 1e-12) if mean else 0.0
+
+
+@dataclass(frozen=True)
 class Temperature:
     """One number that divides all logits (Guo et al., ICML 2017); other classes of the model have the same one."""
 
     temperature: float = 1.0
 
     @classmethod
-    def fit(cls, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def fit(cls, logits: ArrayLike, labels: ArrayLike, weights: Floats | None = None) -> Self:
         """The temperature of least mean cross-entropy, which is convex in the inverse temperature.
+
+        `weights` (images,) are how much each image counts; by default all count the same.
 
         It is 1 if no image is wrong: then any smaller one is still better, and nothing says where to stop. A model that
         is worse than chance has the largest, `HOTTEST`.
@@ -81,7 +132,8 @@ class Temperature:
             return cls(1.0)
 
         def slope(log_inverse: float) -> float:  # of the cross-entropy, by the inverse temperature
-            return float(np.mean((softmax(math.exp(log_inverse) * z) * z).sum(axis=1) - of_label))
+            of_image = (softmax(math.exp(log_inverse) * z) * z).sum(axis=1) - of_label
+            return float(np.average(of_image, weights=weights))
 
         limit = math.log(HOTTEST)
         if slope(-limit) >= 0:
@@ -89,6 +141,25 @@ class Temperature:
         if slope(limit) <= 0:
             return cls(1 / HOTTEST)
         return cls(math.exp(-brentq(slope, -limit, limit, xtol=1e-12)))
+
+    def surer(self, logits: ArrayLike, by: float, weights: Floats | None = None) -> Self:
+        """The temperature at which the mean confidence in these images is higher by so much, at most 1.
+
+        For a model that has learned from more images than those whose logits these are, and is right more often.
+        """
+        from scipy.optimize import brentq
+
+        z = checked(logits)
+
+        def confidence(log_temperature: float) -> float:
+            return float(np.average(softmax(z / math.exp(log_temperature)).max(axis=1), weights=weights))
+
+        now = math.log(self.temperature)
+        least = max(now - math.log(100), -math.log(HOTTEST))
+        asked = min(confidence(now) + by, 1.0)
+        if by <= 0 or confidence(least) <= asked:
+            return self
+        return type(self)(math.exp(brentq(lambda t: confidence(t) - asked, least, now, xtol=1e-9)))
 
     def apply(self, logits: ArrayLike) -> Floats:
         """(images, classes) -> the same, divided by the temperature."""
@@ -164,17 +235,26 @@ class Threshold:
     wrong: int
 
     @classmethod
-    def fit(cls, logits: ArrayLike, labels: ArrayLike, error: float = 0.05, confidence: float = 0.95) -> Self:
+    def fit(
+        cls,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        error: float = 0.05,
+        confidence: float = 0.95,
+        sample: Sample | None = None,
+    ) -> Self:
         """The threshold that answers most of the calibration images.
 
         Up to LEVELS numbers of images, which do not depend on the logits, are tried: the most certain 100%, 90%, ... .
         Each must pass the bound of Clopper and Pearson at the confidence that is left by Bonferroni's correction;
-        UsageError if none does, or for fewer images than needed.
+        UsageError if none does, or for fewer images than needed. With a `sample`, errors are counted by its weights, of
+        as many images as are independent (Korn and Graubard, 1998).
         """
         check_share("the asked error", error)
         check_share("the confidence", confidence)
         z, y = checked(logits, labels), np.asarray(labels)
-        n, doubt = len(z), 1 - confidence
+        sample = sample or Sample.of(y)
+        n, doubt = math.floor(sample.size), 1 - confidence
         asked = f"an error of at most {100 * error:g}%"
         if n < (needed := fewest_images(error, confidence)):
             what = f"{n} image{'s' * (n > 1)} cannot promise {asked}"
@@ -185,12 +265,19 @@ class Threshold:
                 break
             counts.append(count)
         sure, is_wrong = log_odds(z), z.argmax(axis=1) != y
-        falling = np.sort(sure)[::-1]
+        order = np.argsort(-sure, kind="stable")
+        up_to = np.cumsum(sample.weights[order]) * sample.size  # images that are at least as certain
         for count in counts:
-            least = float(falling[count]) if count < n else -math.log(z.shape[1])  # which every image exceeds
-            answered, wrong = int((sure > least).sum()), int(is_wrong[sure > least].sum())
-            if upper_bound(wrong, answered, 1 - doubt / len(counts)) <= error:
-                return cls(least, error, confidence, answered, wrong)
+            least = -math.log(z.shape[1])  # which every image exceeds
+            if count < n:
+                least = float(sure[order[np.searchsorted(up_to, count + 1 - 1e-6)]])
+            given = sure > least
+            if not given.any():
+                continue
+            answered = sample.part(given)
+            wrong = answered.mean(is_wrong[given].astype(float)) * answered.size
+            if upper_bound(round(wrong, 6), answered.size, 1 - doubt / len(counts)) <= error:
+                return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
         what = f"no threshold promises {asked}: too many of the {n} images are wrong, also of the most certain"
         raise UsageError(what, "ask for a larger error, or give more images")
 
@@ -240,20 +327,31 @@ class Sets:
     """Sets of classes with the label in them for an asked share of the images (conformal prediction).
 
     Scores are `comparable`, and not random: the weights of APS and RAPS are 0. `label_scores` are those of the
-    calibration images, ascending. A set may be empty.
+    calibration images, ascending; of images that do not count the same, quantiles of their scores. A set may be empty.
     """
 
     kind: str
     label_scores: tuple[float, ...]
 
     @classmethod
-    def fit(cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac") -> Self:
-        return cls.of_scores(comparable(log_softmax(checked(logits, labels)), kind), labels, kind)
+    def fit(cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac", sample: Sample | None = None) -> Self:
+        return cls.of_scores(comparable(log_softmax(checked(logits, labels)), kind), labels, kind, sample)
 
     @classmethod
-    def of_scores(cls, found: Floats, labels: ArrayLike, kind: str) -> Self:
-        """From the scores of the classes of calibration images, (images, classes)."""
-        return cls(kind, tuple(np.sort(found[np.arange(len(found)), np.asarray(labels)]).tolist()))
+    def of_scores(cls, found: Floats, labels: ArrayLike, kind: str, sample: Sample | None = None) -> Self:
+        """From the scores of the classes of calibration images, (images, classes).
+
+        Of groups that count the same, each has the mass of one image, and its images share it (Dunn, Wasserman and
+        Ramdas, JASA 2023: sets for a new image of a new group).
+        """
+        of_label = found[np.arange(len(found)), np.asarray(labels)]
+        if sample is None:
+            return cls(kind, tuple(np.sort(of_label).tolist()))
+        order = np.argsort(of_label)
+        size = math.floor(sample.size)
+        up_to = np.cumsum(sample.weights[order])
+        places = np.searchsorted(up_to, np.arange(1, size + 1) / size - 1e-9)
+        return cls(kind, tuple(of_label[order[np.minimum(places, len(order) - 1)]].tolist()))
 
     def quantile(self, coverage: float) -> float:
         """The largest score in a set, by the exact rule: infinite if there are too few images for this coverage."""

@@ -232,7 +232,7 @@ def test_a_fit_is_read_as_it_was_written(population):
     probability = 1 / (1 + math.exp(-fit.threshold.least_log_odds))
     old = Calibration.from_json(content | {"threshold": before | {"above": probability}})
     assert old.threshold.least_log_odds == pytest.approx(fit.threshold.least_log_odds)
-    changes = [{"images": "400"}, {"images": 401}, {"temperature": {"temperature": -1}}, {"sets": []}, {"source": "\n"}]
+    changes = [{"images": "400"}, {"images": 399}, {"temperature": {"temperature": -1}}, {"sets": []}, {"source": "\n"}]
     changes += [{"temperature": {"t": 1}}, {"threshold": {**content["threshold"], "error": 2}}, {"class_names": [1]}]
     changes += [{"temperature": {}}, {"class_names": "ten chars."}]
     for change in changes:
