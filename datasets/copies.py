@@ -1,0 +1,249 @@
+"""Near-copies: images of one scene, such as a burst, frames of a video, crops, mirrored and re-saved files.
+
+A signature keeps the low spatial frequencies of an image, in grey. Two signatures are compared by phase correlation
+(Kuglin and Hines, 1975), limited to these frequencies: it does not change if the picture is shifted, brighter or
+darker, and hardly if it is compressed, blurred or turned a little. Perceptual hashes (ImageHash) recognise the last
+ones, too, but one in five frames that are shifted by up to a tenth of the picture (docs/own_classes.md).
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+
+SIDE = 64  # pixels of the square picture that a signature is made of
+HIGHEST = 10  # frequency: waves in the picture
+SHAPE = (2 * HIGHEST + 1, HIGHEST + 1, 2)  # of a signature: rows, columns, real and imaginary part
+WHITENING = 0.85  # 0: amplitudes as they are; 1: phases alone
+REACH, STEP = 12, 2  # pixels: the largest shift that is tried, and from one to the next
+NEIGHBOURS = 32  # images that are compared with an image: those with the most similar features
+QUERIES = 256  # images whose neighbours in other classes show how similar other scenes are
+NULL_NEIGHBOURS = 16  # of each of them
+NOT_COPIES = 0.99  # the share of these that must not look like copies
+LEAST, MOST = 0.5, 0.8  # of the threshold
+BAND = 0.7  # times the threshold: where pairs that are not joined may be, but not more than are joined
+BLOCK = 4096  # pairs that are compared at a time
+BURST = 3.0  # seconds between two photos, at most
+
+Pairs = NDArray[np.int64]  # (pairs, 2): places of two images, the smaller first
+Floats = NDArray[np.float32]
+NO_PAIRS: Pairs = np.empty((0, 2), dtype=np.int64)
+
+
+def signature(image: Image.Image) -> NDArray[np.int8]:
+    """The signature of an image in RGB, of the shape SHAPE."""
+    import scipy.fft
+
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=3.0)
+    pixels = np.asarray(small.convert("L"), dtype=np.float32)
+    window = np.hanning(SIDE + 2)[1:-1]
+    waves = scipy.fft.fft2((pixels - pixels.mean()) * np.outer(window, window))
+    rows = np.r_[0 : HIGHEST + 1, SIDE - HIGHEST : SIDE]
+    waves = waves[rows, : HIGHEST + 1]
+    waves = waves / np.maximum(np.abs(waves), 1e-3) ** WHITENING
+    waves[0, 0] = 0
+    parts = np.stack([waves.real, waves.imag], axis=-1)
+    largest = max(float(np.abs(parts).max()), 1e-9)
+    return np.round(127 * parts / largest).astype(np.int8)
+
+
+class Taken(NamedTuple):
+    """By which camera a photo was taken, and when, as its EXIF data says."""
+
+    camera: int = 0  # a checksum of make, model and serial number
+    second: float = float("nan")  # since 1970; NaN if the image does not say it
+
+
+def taken(image: Image.Image) -> Taken:
+    """The camera and the time of an image, as far as its EXIF data says them."""
+    with suppress(Exception):  # damaged EXIF data of a good image
+        exif = image.getexif()
+        details = exif.get_ifd(IFD.Exif)
+        camera = [exif.get(Base.Make), exif.get(Base.Model), details.get(Base.BodySerialNumber)]
+        text = str(details.get(Base.DateTimeOriginal) or "")[:19]
+        fraction = str(details.get(Base.SubsecTimeOriginal) or "").strip()[:6]
+        moment = datetime.strptime(text, "%Y:%m:%d %H:%M:%S")
+        second = (moment - datetime(1970, 1, 1)).total_seconds()
+        second += float(f"0.{fraction}") if fraction.isdecimal() else 0.0
+        digest = hashlib.sha256(repr(camera).encode()).digest()
+        return Taken(int.from_bytes(digest[:8], "big"), second)
+    return Taken()
+
+
+def bursts(photos: Sequence[Taken], labels: Sequence[Any]) -> Pairs:
+    """Pairs of images of one class that one camera took within BURST seconds, one after the other.
+
+    If such neighbours often have different classes, the camera went from one object to the next, and time says nothing.
+    """
+    by_camera = defaultdict[int, list[int]](list)
+    for place, photo in enumerate(photos):
+        if photo.second == photo.second:  # no NaN
+            by_camera[photo.camera].append(place)
+    same, other = [], 0
+    for places in by_camera.values():
+        places.sort(key=lambda place: photos[place].second)
+        for first, second in zip(places, places[1:], strict=False):
+            if photos[second].second - photos[first].second > BURST:
+                continue
+            if labels[first] == labels[second]:
+                same.append(sorted([first, second]))
+            else:
+                other += 1
+    if other > len(same) / 2:
+        return NO_PAIRS
+    return np.array(same, dtype=np.int64).reshape(-1, 2)
+
+
+def unit_waves(signatures: NDArray[np.int8]) -> NDArray[np.complex64]:
+    """(images, *SHAPE) -> (images, rows, columns), complex, of unit length with the half that symmetry leaves out."""
+    waves = signatures[..., 0].astype(np.float32) + 1j * signatures[..., 1].astype(np.float32)
+    power = np.abs(waves) ** 2
+    length = np.sqrt(power[:, :, 0].sum(axis=1) + 2 * power[:, :, 1:].sum(axis=(1, 2)))
+    return (waves / np.maximum(length, 1e-6)[:, None, None]).astype(np.complex64)
+
+
+def turned(waves: NDArray[np.complex64]) -> Iterator[NDArray[np.complex64]]:
+    """The waves of the same images as they are, turned by 90, 180 and 270 degrees, and mirrored."""
+    upside_down = np.concatenate([waves[:, :1], waves[:, :0:-1]], axis=1)
+    left_half = upside_down[:, :, :0:-1].conj()  # frequencies below 0: a picture is real
+    both_halves = np.concatenate([left_half, waves], axis=2)  # columns: -HIGHEST, ..., HIGHEST
+    order = np.r_[HIGHEST : 2 * HIGHEST + 1, 0:HIGHEST]  # of rows: 0, ..., HIGHEST, -HIGHEST, ..., -1
+    transposed = both_halves.transpose(0, 2, 1)[:, order, : HIGHEST + 1]
+    for each in (waves, transposed):
+        mirrored = np.concatenate([each[:, :1], each[:, :0:-1]], axis=1)
+        yield each
+        yield each.conj()
+        yield mirrored
+        yield mirrored.conj()
+
+
+def similarity(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> Floats:
+    """(pairs, rows, columns) twice, from `unit_waves` -> (pairs,): 1 for equal pictures, about 0.3 for other ones.
+
+    The largest phase correlation over shifts of up to REACH pixels, turns by 90 degrees and mirror images.
+    """
+    shifts = np.arange(-REACH, REACH + 1, STEP)
+    rows = np.r_[0 : HIGHEST + 1, -HIGHEST:0]
+    columns = np.arange(HIGHEST + 1)
+    both_halves = np.where(columns > 0, 2, 1)
+    of_rows = np.exp(2j * np.pi * np.outer(shifts, rows) / SIDE).astype(np.complex64)
+    of_columns = np.exp(2j * np.pi * np.outer(columns, shifts) / SIDE)
+    of_columns = (of_columns * both_halves[:, None]).astype(np.complex64)
+    best = np.full(len(first), -1, dtype=np.float32)
+    for other in turned(second):
+        correlation = (of_rows @ (first.conj() * other) @ of_columns).real
+        best = np.maximum(best, correlation.max(axis=(1, 2)))
+    return best
+
+
+def similarities(signatures: NDArray[np.int8], pairs: Pairs, others: NDArray[np.int8] | None = None) -> Floats:
+    """(pairs,): of the images at these places of `signatures` (images, *SHAPE) and of `others` (default: the same)."""
+    others = signatures if others is None else others
+    found = np.empty(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), BLOCK):
+        block = pairs[start : start + BLOCK]
+        first, second = unit_waves(signatures[block[:, 0]]), unit_waves(others[block[:, 1]])
+        found[start : start + BLOCK] = similarity(first, second)
+    return found
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """Pairs of near-copies among images.
+
+    Attributes:
+        pairs: their places, each of one class.
+        threshold: the similarity from which on two images are near-copies; found on images of different classes.
+    """
+
+    pairs: Pairs
+    threshold: float
+
+    @classmethod
+    def of(cls, signatures: NDArray[np.int8], features: Floats, labels: NDArray[Any]) -> "NearCopies":
+        """Near-copies among images of two classes or more. Time and memory grow with the number of images.
+
+        Args:
+            signatures: (images, *SHAPE).
+            features: (images, width), of a frozen image tower. Images with similar ones are compared.
+            labels: (images,), whole numbers. Only images of one class are joined.
+        """
+        unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
+        threshold = threshold_of(signatures, unit, labels)
+        joined = []
+        for label in np.unique(labels):
+            places = np.flatnonzero(labels == label)
+            pairs = places[neighbours(unit[places])]
+            scores = similarities(signatures, pairs)
+            joined.append(pairs[scores > raised(threshold, scores)])
+        return cls(np.concatenate(joined), threshold)
+
+
+def neighbours(unit: Floats) -> Pairs:
+    """Pairs of rows (images, width), each with the NEIGHBOURS rows that are most similar to it."""
+    from sklearn.neighbors import NearestNeighbors
+
+    count = min(NEIGHBOURS, len(unit) - 1)
+    if count < 1:
+        return NO_PAIRS
+    near = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(unit).kneighbors(return_distance=False)
+    pairs = np.stack([np.arange(len(unit)).repeat(count), near.ravel()], axis=1)
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def threshold_of(signatures: NDArray[np.int8], unit: Floats, labels: NDArray[Any]) -> float:
+    """What hardly any image reaches with an image of another class, which is another scene."""
+    queries = evenly(len(labels), QUERIES)
+    others = evenly(len(labels), 8 * QUERIES)
+    cosines = unit[queries] @ unit[others].T
+    cosines[labels[queries][:, None] == labels[others]] = -np.inf
+    count = min(NULL_NEIGHBOURS, len(others) - 1)
+    near = np.argpartition(-cosines, count, axis=1)[:, :count]
+    pairs = np.stack([queries.repeat(count), others[near].ravel()], axis=1)
+    scores = similarities(signatures, pairs).reshape(len(queries), count)
+    scores[~np.isfinite(np.take_along_axis(cosines, near, axis=1))] = 0
+    return float(np.clip(np.quantile(scores.max(axis=1), NOT_COPIES), LEAST, MOST))
+
+
+def evenly(images: int, most: int) -> NDArray[np.int64]:
+    """At most `most` places among so many images."""
+    return np.unique(np.linspace(0, images - 1, min(images, most)).astype(np.int64))
+
+
+def raised(threshold: float, scores: Floats) -> float:
+    """The threshold of a class: the usual one, or the first one above it that joins more pairs than fall short of it.
+
+    Near-copies are much more similar than other pairs. In a class whose pictures have one layout, such as rings, many
+    pairs are around the threshold; these are no copies.
+    """
+    for candidate in np.arange(threshold, 1, 0.02):
+        above = int((scores > candidate).sum())
+        below = int((scores > BAND * candidate).sum()) - above
+        if above >= below:
+            return float(candidate)
+    return 1.0
+
+
+def components(images: int, links: Sequence[Pairs]) -> NDArray[np.int64]:
+    """(images,): the number of each image's group, where linked images are in one group; from 0 by the first image."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = np.concatenate([NO_PAIRS, *links])
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(images, images))
+    _, groups = connected_components(graph, directed=False)
+    return numbered(groups)
+
+
+def numbered(groups: NDArray[Any]) -> NDArray[np.int64]:
+    """The same groups, numbered from 0 in the order of their first images."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
