@@ -72,7 +72,7 @@ class Data:
         chosen = np.sort(np.concatenate(places))
         paths = [items[place].impath for place in chosen]
         rows, _ = Features(self.heads.zero_shot, self.heads.tower).of({path: checksum(Path(path)) for path in paths})
-        return torch.stack([rows[path][1] for path in paths]), torch.from_numpy(labels[chosen])
+        return torch.stack([rows[path].feature for path in paths]), torch.from_numpy(labels[chosen])
 
 
 def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
-        decide(found, data.heads, candidates, x, y, argparse.Namespace(seed=seed, max_error=None))
+        decide(found, data.heads, candidates, x, y, argparse.Namespace(seed=seed, max_error=None, prior="folder"))
     record: dict[str, Any] = {"dataset": data.name, "shots": shots, "seed": seed, "swapped": swapped}
     record |= {"seconds": time.process_time() - began, "chosen": found.name}
     if swapped:

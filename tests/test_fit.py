@@ -26,6 +26,7 @@ from experiments.fit.images import Photo, find
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
 from inference import export, predict
+from inference.calibration import Sample
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
 from trainers.base.features import CachedOutput
@@ -266,8 +267,8 @@ def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
     pictures = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels)]
     found = Found(pictures, heads.names)
     candidates = [one for one in CANDIDATES if one.method in methods]
-    decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None))
-    held = choice.folds(labels.numpy(), 1)
+    decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None, prior="folder"))
+    held = choice.folds(labels.numpy(), np.arange(len(labels)), 1)
     scales = {one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen}
     logits = sum(weight * scales[one] * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
@@ -338,17 +339,17 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
     labels = np.tile(np.arange(4), 15)
     best, outside = [], []
     for seed in range(10):
-        held = choice.folds(labels, seed)
+        held = choice.folds(labels, np.arange(60), seed)
         logits = rng.normal(size=(20, 1, 60, 4)).repeat(len(held), axis=1)
         logits[0] = 0
         scores = [choice.right(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
-        chosen = choice.nested(logits, labels, np.ones(20), held, dict.fromkeys(range(20), 0.05))
+        chosen = choice.nested(logits, Sample.of(labels), held, lambda inside: dict.fromkeys(range(20), 0.05))
         outside.append(choice.right(chosen, labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     certain = np.eye(4)[labels][None, None] * [[[[0]]], [[[9]]]]  # zero-shot guesses, the other knows
-    assert choice.choose(certain, labels, np.ones(2), {0: 1.0}).nonzero()[0].tolist() == [1]
-    assert choice.choose(certain[:, :, :, ::-1], labels, np.ones(2), {0: 1.0}).nonzero()[0].tolist() == [0]
+    assert choice.choose(certain, Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [1]
+    assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [0]
 
 
 def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
@@ -358,7 +359,7 @@ def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
         labels = np.arange(images) % 4
         logits = rng.normal(size=(3, 2, images, 4))
         logits[1] += 2 * np.eye(4)[labels]
-        found[images] = weights = choice.stack(logits, labels, dict(enumerate(default)))
+        found[images] = weights = choice.stack(logits, Sample.of(labels), dict(enumerate(default)))
 
         def loss(weights, logits=logits, labels=labels, images=images):
             fit = choice.losses(choice.combine(weights, logits), labels).mean()
@@ -385,10 +386,11 @@ def test_images_that_mislead_zero_shot_clip_take_heads_that_go_far_from_it():
 def test_the_estimate_adds_what_more_images_gain():
     labels = np.repeat(np.arange(5), 20)
     logits = np.eye(5)[(labels + (np.arange(100) % 5 == 0)) % 5][None]  # 80% are right
-    known = choice.estimate(logits, labels, 5, 80.0)
+    sample = Sample.of(labels)
+    known = choice.estimate(logits, sample, 5, 80.0)
     assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
-    assert choice.estimate(logits, labels, 5, 40.0).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
-    assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], labels, 5, 90.0).accuracy == 0
+    assert choice.estimate(logits, sample, 5, 40.0).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
+    assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0).accuracy == 0
 
 
 def spoil(photos, kind):

@@ -1,10 +1,11 @@
 """The choice among candidates, and an estimate that the choice does not flatter.
 
-All functions take logits (candidates, repeats, images, classes) of images that a candidate has not learned from, the
-labels (images,).
+All functions take logits (candidates, repeats, images, classes) of images that a candidate has not learned from, and
+the `Sample` of these images: their labels, their groups, and how much each counts.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,37 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from inference.calibration import Temperature
+from inference.calibration import Sample, Temperature
 
 Floats = NDArray[np.float64]
-FOLDS = 5  # at most: as many as a class has images
+FOLDS = 5  # at most: as many as a class has groups
 REPEATS = {2: 3}  # by the number of folds; else 2
-DEPENDENT = 1.5  # by how much the variance over images is too small, as folds share images; measured (docs)
-NEVER = -1  # the fold of an image that is alone in its class
+# By how much the variance over images is too small, as folds share images; measured (docs)
+DEPENDENT = 1.5
+NEVER = -1  # the fold of a group that is alone in its class
 
 
-def folds(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """(repeats, images): the fold that holds an image out, stratified by class; (0, images) if all are alone."""
+def folds(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """(repeats, images): the fold that holds an image out, stratified by class; (0, images) if no class has two groups.
+
+    Images of one group are in one fold.
+    """
+    if len(np.unique(groups)) == len(groups):
+        return deal(labels, seed)
+    # A row for each group of a class, however many images it has
+    pairs, of_image = np.unique(np.stack([labels, groups]), axis=1, return_inverse=True)
+    return split(pairs[0], pairs[1], seed)[:, of_image.ravel()]
+
+
+def number_of_folds(counts: NDArray[Any]) -> int:
+    """For classes with so many images or groups."""
+    return int(min(FOLDS, counts.max()))
+
+
+def deal(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """`folds` of images that are independent."""
     counts = np.bincount(labels)
-    number = int(min(FOLDS, counts.max()))
+    number = number_of_folds(counts)
     if number < 2:
         return np.empty((0, len(labels)), dtype=np.int64)
     rng = np.random.default_rng(seed)
@@ -39,6 +58,34 @@ def folds(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
     return found
 
 
+def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """`folds` of groups; a group with images of two classes has two places.
+
+    A class keeps a group to learn from in each fold: a group without which there is none is never held out.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    counts = np.bincount(labels)
+    alone = groups[(counts < 2)[labels]]
+    held = np.flatnonzero(~np.isin(groups, alone))
+    number = min(number_of_folds(counts), len(np.unique(groups[held])))
+    if number < 2:
+        return np.empty((0, len(labels)), dtype=np.int64)
+    found = np.full((REPEATS.get(number, 2), len(labels)), NEVER)
+    for repeat, row in enumerate(found):
+        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a class has fewer groups than there are folds
+            for fold, (_, out) in enumerate(splitter.split(held, labels[held], groups[held])):
+                row[held[out]] = fold
+    for row in found.copy():
+        for fold in range(number):
+            left = np.bincount(labels[row != fold], minlength=len(counts))
+            without = np.isin(labels, np.flatnonzero((left == 0) & (counts > 0)))
+            found[:, np.isin(groups, groups[without])] = NEVER
+    return found
+
+
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
     return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
@@ -49,27 +96,28 @@ def right(logits: Floats, labels: NDArray[Any]) -> Floats:
     return (logits.argmax(axis=-1) == labels).mean(axis=0)
 
 
-def inverse_temperatures(logits: Floats, labels: NDArray[Any]) -> Floats:
+def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
     """(candidates,): by which the logits of each candidate are multiplied before they are compared or added."""
     repeats, _, classes = logits.shape[1:]
-    many = np.tile(labels, repeats)
-    return np.array([1 / Temperature.fit(one.reshape(-1, classes), many).temperature for one in logits])
+    labels, weights = np.tile(sample.labels, repeats), np.tile(sample.weights, repeats)
+    return np.array([1 / Temperature.fit(one.reshape(-1, classes), labels, weights).temperature for one in logits])
 
 
-def stack(logits: Floats, labels: NDArray[Any], members: Mapping[int, float], start: Floats | None = None) -> Floats:
+def stack(logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None) -> Floats:
     """(candidates,): weights of the members, none below 0, whose sum of logits has the least cross-entropy (stacking).
 
-    A penalty holds them near the default: the sum of the squared differences, divided by the number of images. So few
-    images choose little, and many choose freely.
+    A penalty holds them near the default: the sum of the squared differences, divided by the number of independent
+    images. So few images choose little, and many choose freely.
 
     Args:
         members: the default weight of each candidate that an ensemble may have, by its place.
         start: weights to begin with; those of the default if None.
     """
-    repeats, images, classes = logits.shape[1:]
+    repeats, _, classes = logits.shape[1:]
     places = list(members)
     z = logits[places].reshape(len(places), -1, classes)
-    y = np.tile(labels, repeats)
+    y = np.tile(sample.labels, repeats)
+    of_row = np.tile(sample.weights, repeats) / repeats
     rows = np.arange(len(y))
     prior = np.array(list(members.values()))
 
@@ -77,9 +125,10 @@ def stack(logits: Floats, labels: NDArray[Any], members: Mapping[int, float], st
         log_p = log_softmax(np.tensordot(weights, z, axes=1), axis=-1)
         residual = np.exp(log_p)
         residual[rows, y] -= 1
+        residual *= of_row[:, None]
         apart = weights - prior
-        slope = np.tensordot(z, residual, axes=2) / len(y) + 2 * apart / images
-        return float(-log_p[rows, y].mean() + apart @ apart / images), slope
+        slope = np.tensordot(z, residual, axes=2) + 2 * apart / sample.size
+        return float(-of_row @ log_p[rows, y] + apart @ apart / sample.size), slope
 
     first = prior if start is None else start[places]
     solved = minimize(loss, first, jac=True, bounds=[(0, None)] * len(places), method="L-BFGS-B")
@@ -94,52 +143,60 @@ def combine(weights: Floats, logits: Floats) -> Floats:
     return np.tensordot(weights[used], logits[used], axes=1)
 
 
-def choose(
-    logits: Floats, labels: NDArray[Any], factors: Floats, members: Mapping[int, float], start: Floats | None = None
-) -> Floats:
+def choose(logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
     The cross-entropy decides, of single candidates after a temperature: of few images it says more than the accuracy.
     The best single candidate must be better than the ensemble by more than one standard error. The winner must be
     better than the first candidate, zero-shot CLIP, by more than one, and have no accuracy that is lower by more.
     """
-    singles = np.diag(factors)
-    scores = np.stack([losses(combine(weights, logits), labels) for weights in singles])
-    best = int(scores.mean(axis=1).argmin())
-    chosen = stack(logits, labels, members, start)
+    labels = sample.labels
+    singles = np.diag(inverse_temperatures(logits, sample))
+    scores = [losses(combine(weights, logits), labels) for weights in singles]
+    best = int(np.argmin([sample.mean(score) for score in scores]))
+    chosen = stack(logits, sample, members, start)
     score = losses(combine(chosen, logits), labels)
-    if in_errors(score - scores[best]) > 1:
+    if sample.in_errors(score - scores[best]) > 1:
         chosen, score = singles[best], scores[best]
     lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
-    return chosen if in_errors(scores[0] - score) > 1 and in_errors(lead) <= 1 else singles[0]
-
-
-def in_errors(differences: Floats) -> float:
-    """The mean of some differences, as a multiple of its standard error; 0 if all are 0."""
-    mean = differences.mean()
-    return float(mean / max(differences.std() / np.sqrt(len(differences)), 1e-12)) if mean else 0.0
+    better = sample.in_errors(scores[0] - score) > 1 and sample.in_errors(lead) <= 1
+    return chosen if better else singles[0]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated accuracy on new images, in percent, with an interval of 95%."""
+    """The estimated accuracy on new images, in percent, with an interval of 95%.
+
+    Attributes:
+        images: on so many it was estimated.
+        groups: so many independent ones say as much: if several show one scene, the number of scenes.
+        cross_validated: the accuracy on these images, before the gain by the images of their folds is added.
+    """
 
     accuracy: float
     low: float
     high: float
     images: int
+    groups: float
+    cross_validated: float
 
 
-def nested(
-    logits: Floats, labels: NDArray[Any], factors: Floats, held: NDArray[np.int64], members: Mapping[int, float]
-) -> Floats:
-    """(repeats, images, classes): logits of the images of each fold, by the choice that the other images make."""
+Members = Callable[[NDArray[np.bool_]], Mapping[int, float]]
+
+
+def nested(logits: Floats, sample: Sample, held: NDArray[np.int64], members: Members) -> Floats:
+    """(repeats, images, classes): logits of the images of each fold, by the choice that the other images make.
+
+    Args:
+        held: (repeats, images), their folds.
+        members: from the images that choose (images,) to the members of an ensemble and their default weights.
+    """
     found = np.empty(logits.shape[1:])
-    start = stack(logits, labels, members)
+    start = stack(logits, sample, members(np.ones(len(sample.labels), dtype=bool)))
     for repeat, row in enumerate(held):
-        for fold in range(row.max() + 1):
+        for fold in np.unique(row):
             out = row == fold
-            weights = choose(logits[:, :, ~out], labels[~out], factors, members, start)
+            weights = choose(logits[:, :, ~out], sample.part(~out), members(~out), start)
             found[repeat, out] = combine(weights, logits[:, repeat, out])
     return found
 
@@ -150,7 +207,7 @@ def gain(accuracy: float, zero_shot: float, images: float) -> float:
     return (accuracy - zero_shot) / float(np.log2(4 * images))
 
 
-def interval(accuracy: float, images: int) -> tuple[float, float]:
+def interval(accuracy: float, images: float) -> tuple[float, float]:
     """Of 95% (Wilson), for an accuracy on held-out images, in percent; of `images` / DEPENDENT independent ones."""
     p, n, z = accuracy / 100, images / DEPENDENT, 1.96
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -158,14 +215,22 @@ def interval(accuracy: float, images: int) -> tuple[float, float]:
     return low, high
 
 
-def estimate(logits: Floats, labels: NDArray[Any], folds: int, zero_shot: float) -> Estimate:
+def groups_of_class(labels: NDArray[Any], groups: NDArray[Any]) -> float:
+    """The mean number of groups of a class."""
+    return np.unique(np.stack([labels, groups]), axis=1).shape[1] / len(np.unique(labels))
+
+
+def estimate(logits: Floats, sample: Sample, folds: int, zero_shot: float) -> Estimate:
     """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
 
     Args:
         logits: those of `nested`.
         zero_shot: the accuracy of zero-shot CLIP, in percent.
     """
-    mean, share = 100 * float(right(logits, labels).mean()), (folds - 1) / folds
-    images = len(labels) / len(np.unique(labels)) * share
-    mean = float(np.clip(mean - np.log2(share) * gain(mean, zero_shot, images), 0, 100))
-    return Estimate(mean, *interval(mean, len(labels)), len(labels))
+    cross_validated = 100 * sample.mean(right(logits, sample.labels))
+    share = (folds - 1) / folds
+    images = groups_of_class(sample.labels, sample.groups) * share
+    more = -np.log2(share) * gain(cross_validated, zero_shot, images)
+    accuracy = float(np.clip(cross_validated + more, 0, 100))
+    low, high = interval(accuracy, sample.size)
+    return Estimate(accuracy, low, high, len(sample.labels), sample.size, cross_validated)

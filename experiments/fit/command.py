@@ -17,14 +17,15 @@ from ..lock import LOCK
 from .images import find
 
 FILE = "fit.json"
-FORM = 1  # of the file; another one is fitted again
+PRIORS = "folder", "equal"
+FORM = 2  # of the file; another one is fitted again
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this project, ensembles
 of them and, while the minutes last, prompts and CLIP-LoRA are compared on images that they have not learned from."""
 EPILOG = """
 IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file with the columns
-path and label (and split). Images of val/ are learned from, too: folds take their place. The folder of --to is a MODEL
-for tools/predict.py, serve.py and export.py; report.html in it explains the result, fit.json has every number. The same
-command again resumes, and more images cost only what is new.
+path and label (and split and group). Images of val/ are learned from, too: folds take their place. The folder of --to
+is a MODEL for tools/predict.py, serve.py and export.py; report.html in it explains the result, fit.json has every
+number. The same command again resumes, and more images cost only what is new.
 """
 
 
@@ -41,6 +42,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--test", type=path, metavar="DIR", help="test images in class folders, or a CSV file: a second opinion")
     words = "answer `unknown` so that at most so many answers are wrong"
     add("--max-error", type=percent, metavar="PERCENT", help=words)
+    words = "how to find images of one scene, which count once: by names, times and near-copies, or not at all"
+    add("--groups", choices=("auto", "none"), default="auto", help=f"{words} (default: auto)")
+    words = "name the groups by the folder below that of the class, or by the capture of REGEX in the path"
+    add("--group-by", default="", metavar="folder|REGEX", help=words)
+    words = "how frequent the classes are in new images: as in these, or all equally (default: folder)"
+    add("--prior", choices=PRIORS, default=PRIORS[0], help=words)
     add("--methods", nargs="+", default=[], metavar="NAME", help="methods to try besides zero-shot CLIP (default: all)")
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     return parser.parse_args(argv)
@@ -56,7 +63,9 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    photos = find(args.images, args.test)
+    if args.groups == "none" and args.group_by:
+        raise UsageError("--groups none and --group-by contradict each other", "leave out one of them")
+    photos = find(args.images, args.test, args.group_by)
     record: Any = read_json(args.to / FILE) if (args.to / FILE).is_file() else None
     if not isinstance(record, dict) or "form" not in record:
         record = {}
@@ -71,8 +80,9 @@ def main(argv: list[str] | None = None) -> None:
 
     for name in args.methods:
         check_name(name, METHODS, "method")
-    rows = [[keys[photo.path], photo.label, photo.part] for photo in photos]
-    asked = {key: getattr(args, key) for key in ("minutes", "methods", "max_error", "seed")}
+    rows = [[keys[photo.path], photo.label, photo.part, photo.group] for photo in photos]
+    options = "minutes", "methods", "max_error", "seed", "groups", "prior"
+    asked = {key: getattr(args, key) for key in options}
     asked |= {"images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(), "weights": weights_sha256(args.backbone)}
     asked |= {"sentences": checksum(args.sentences) if args.sentences else "", "form": FORM}
     if record.get("request") != asked:

@@ -1,19 +1,25 @@
 """The feature of each image, computed once: more images in a later call, or a killed call, cost only what is new."""
 
 import hashlib
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from itertools import islice
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from dassl.utils import ChangedImageError, read_image
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from clip.digest import add_tensors, as_bytes
 from common.cache import DIGEST, DiskCache
+from datasets import copies
 from inference.classifier import PromptedClassifier
 from trainers.base.build import usable
 from trainers.base.features import get_tensor, put_tensor
@@ -25,7 +31,14 @@ BATCH = 32  # images at a time
 LIMIT = 20e9  # bytes of all files
 AGREEMENT = 0.999  # the cosine of a feature in bf16 and in fp32, at least
 
-Row = tuple[str, Tensor]  # SHA-256 of the decoded pixels, feature (width,)
+
+class Row(NamedTuple):
+    """What is kept of an image."""
+
+    pixels_sha256: str  # of its decoded pixels
+    signature: NDArray[np.int8]  # `copies.signature`
+    taken: copies.Taken  # by which camera, and when
+    feature: Tensor  # (width,)
 
 
 class Features:
@@ -42,7 +55,7 @@ class Features:
         self.classifier, self.model = classifier, model
         self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
         versions = [torch.__version__, version("pillow"), version("torchvision")]
-        digest = hashlib.sha256(f"fit 4 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode())
+        digest = hashlib.sha256(f"fit 5 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode())
         add_tensors(digest, self.model.image_tensors())
         noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
         exact, fast = self.run_tower(noise, False), self.run_tower(noise, True)
@@ -71,7 +84,7 @@ class Features:
         Args:
             keys: the SHA-256 of each file by its path; empty for a link to nothing.
         """
-        kept, damaged = self.kept(), dict[str, str]()
+        kept, damaged = self.kept(keys.values()), dict[str, str]()
         new = [path for path, key in keys.items() if key not in kept]
         bar = tqdm(total=len(new), desc="features", unit="image", disable=None if new else True)
         with bar, ThreadPool(torch.get_num_threads()) as pool:
@@ -79,12 +92,13 @@ class Features:
                 rows: dict[str, Row] = {}
                 images = pool.imap(lambda path: self.read(path, keys[path]), new[start : start + PART])
                 while batch := list(islice(images, BATCH)):
-                    damaged |= {path: fault for path, fault, pixels in batch if pixels is None}
-                    good = [(path, sha256, pixels) for path, sha256, pixels in batch if pixels is not None]
+                    damaged |= {path: fault for path, fault, _ in batch if isinstance(fault, str)}
+                    good = [(path, facts, pixels) for path, facts, pixels in batch if not isinstance(facts, str)]
                     features = self.encode(torch.stack([pixels for *_, pixels in good])) if good else ()
-                    for (path, sha256, _), feature in zip(good, features, strict=True):
+                    for (path, facts, _), feature in zip(good, features, strict=True):
                         if feature.isfinite().all():
-                            rows[keys[path]] = sha256, feature
+                            pixels_sha256, signature, taken = facts
+                            rows[keys[path]] = Row(pixels_sha256, signature, taken, feature)
                         else:
                             damaged[path] = f"the feature of {path} is not finite"
                     bar.update(len(batch))
@@ -92,8 +106,8 @@ class Features:
                 kept |= rows
         return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
-    def read(self, path: str, key: str) -> tuple[str, str, Tensor | None]:
-        """An image: its path, the SHA-256 of its pixels, the tensor (3, H, W); or its path, its fault, None.
+    def read(self, path: str, key: str) -> tuple[str, Any, Any]:
+        """An image: its path, the first three facts of its Row, the tensor (3, H, W); or its path, its fault, None.
 
         `key` is the SHA-256 that its file must have.
         """
@@ -101,30 +115,60 @@ class Features:
         try:
             image = read_image(path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key))
             sha256 = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            return path, sha256, self.classifier.transform(image)
+            facts = sha256, copies.signature(image), copies.taken(image)
+            return path, facts, self.classifier.transform(image)
         except ChangedImageError:
             self.changed = True
             return path, f"{path} changed while fit ran", None
         except (OSError, ValueError) as error:
             return path, str(error) if os.path.exists(path) else f"{path} is a link to a file that is gone", None
 
-    # On the disk: a table with a row of bytes for each image: the SHA-256 of its file, that of its pixels, its feature
+    # On the disk: tables with a row of bytes for each image
+
+    @property
+    def row_type(self) -> np.dtype[Any]:
+        hashes = [("file", np.uint8, DIGEST), ("pixels", np.uint8, DIGEST)]
+        facts = [("signature", np.int8, copies.SHAPE), ("camera", np.uint64), ("second", np.float64)]
+        return np.dtype([*hashes, *facts, ("feature", np.float32, self.width)])
 
     def keep(self, rows: Mapping[str, Row]) -> None:
         if not rows:
             return
-        content = [bytes.fromhex(key + sha256) + as_bytes(feature).tobytes() for key, (sha256, feature) in rows.items()]
-        table = torch.frombuffer(bytearray(b"".join(content)), dtype=torch.uint8).reshape(len(rows), -1)
-        put_tensor(self.cache, self.facts + hashlib.sha256("".join(rows).encode()).hexdigest()[:16], table)
+        table = np.zeros(len(rows), self.row_type)
+        table["file"] = [list(bytes.fromhex(key)) for key in rows]
+        table["pixels"] = [list(bytes.fromhex(row.pixels_sha256)) for row in rows.values()]
+        table["signature"] = [row.signature for row in rows.values()]
+        table["camera"] = [row.taken.camera for row in rows.values()]
+        table["second"] = [row.taken.second for row in rows.values()]
+        table["feature"] = torch.stack([row.feature for row in rows.values()]).numpy()
+        name = self.facts + hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+        put_tensor(self.cache, name, torch.from_numpy(table.view(np.uint8).reshape(len(rows), -1)))
 
-    def kept(self) -> dict[str, Row]:
-        found: dict[str, Row] = {}
-        length = 2 * DIGEST + 4 * self.width
+    def kept(self, keys: Iterable[str]) -> dict[str, Row]:
+        """The rows of these files that an earlier call has left; tables without one are not read to the end."""
+        wanted, found = set(keys), dict[str, Row]()
         for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
-            count = (file.stat().st_size - DIGEST) // length
-            key = file.stem.removeprefix(f"{self.cache.kind}-")
-            table = get_tensor(self.cache, key, (count, length), torch.uint8) if count else None
-            for row in () if table is None else table:
-                hashes = row[: 2 * DIGEST].numpy().tobytes().hex()
-                found[hashes[: 2 * DIGEST]] = hashes[2 * DIGEST :], row[2 * DIGEST :].view(torch.float32)
+            count = (file.stat().st_size - DIGEST) // self.row_type.itemsize
+            if count < 1 or wanted.isdisjoint(self.files_of(file, count)):
+                continue
+            name = file.stem.removeprefix(f"{self.cache.kind}-")
+            content = get_tensor(self.cache, name, (count, self.row_type.itemsize), torch.uint8)
+            if content is None:
+                continue
+            for row in content.numpy().view(self.row_type)[:, 0]:
+                if (key := row["file"].tobytes().hex()) in wanted:
+                    taken = copies.Taken(int(row["camera"]), float(row["second"]))
+                    feature = torch.from_numpy(row["feature"].copy())
+                    found[key] = Row(row["pixels"].tobytes().hex(), row["signature"].copy(), taken, feature)
         return found
+
+    def files_of(self, file: Path, count: int) -> list[str]:
+        """The SHA-256 of the image files in a table of so many rows, before its own checksum is compared."""
+        try:
+            with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                table = np.frombuffer(content, self.row_type, count)
+                hashes = table["file"].tobytes().hex()
+                del table  # which holds the file open
+        except (OSError, ValueError):
+            return []
+        return [hashes[start : start + 2 * DIGEST] for start in range(0, len(hashes), 2 * DIGEST)]

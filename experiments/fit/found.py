@@ -5,15 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.errors import UsageError
 from datasets.base import same_names
 from inference.calibrated import Calibration
 
 from .choice import Estimate
+from .groups import numbers
 from .heads import Candidate
 from .images import Photo
 
-NOT_WRITTEN = {"held", "labels", "logits", "calibration"}  # to fit.json
+NOT_WRITTEN = {"held", "sample", "logits", "calibration"}  # to fit.json
 
 
 @dataclass
@@ -26,14 +30,17 @@ class Found:
     notes: list[str] = field(default_factory=list)  # for the user
     candidates: list[dict[str, Any]] = field(default_factory=list)  # of each: name, accuracy and seconds, or its fault
     chosen: Sequence[tuple[Candidate, float]] = ()  # candidates and their weights
+    grouped: str = ""  # how many images are of one scene, for people; empty if each image is a scene of its own
     estimate: Estimate | None = None  # of the accuracy on new images
+    estimates: dict[str, Estimate] = field(default_factory=dict)  # by how frequent the classes are: `command.PRIORS`
+    ungrouped: float | None = None  # what the estimate would be if images of one scene were in several folds
     zero_shot: float | None = None  # the accuracy of zero-shot CLIP on the held-out images
     cross_validated: float | None = None  # the accuracy on images held out, before what all images add to it
     without_nesting: float | None = None  # what the estimate would be if the choice were not made inside of the folds
     test: dict[str, Any] | None = None  # of test images: their number and the accuracy
     curve: list[tuple[float, float]] = field(default_factory=list)  # images of a class, accuracy of the chosen heads
     held: Any = None  # (held,), the places in `images` of those that were held out
-    labels: Any = None  # (held,), their labels
+    sample: Any = None  # their labels, their groups, and how much each counts
     logits: Any = None  # (repeats, held, classes), by the chosen classifier
     calibration: Calibration | None = None
 
@@ -70,6 +77,78 @@ class Found:
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
         notes += filter(None, [same_names(names)])
         return cls([photo for photo in kept.values() if photo.label in names], names, damaged, notes)
+
+    def set_groups(self, groups: NDArray[np.int64], reasons: str) -> None:
+        """Number the scenes of the images, (images,). `reasons` says how they were found."""
+        scenes = groups.tolist()
+        self.images = [replace(photo, scene=scene) for photo, scene in zip(self.images, scenes, strict=True)]
+        sizes = np.bincount(numbers(self.training))
+        several = sizes > 1
+        if several.any():
+            self.grouped = f"{several.sum():,} groups of images of one scene hold {sizes[several].sum():,} images"
+            self.grouped += f" ({reasons}); each group counts once."
+
+    def note_groups(self) -> None:
+        """Say what the groups change, once the estimate is known."""
+        if self.grouped and self.estimate and self.ungrouped is not None:
+            at, without = self.estimate.accuracy, self.ungrouped
+            self.grouped += f" So the estimate is {at:.0f}%. Without that it would be {without:.0f}%."
+
+    def largest_groups(self, most: int) -> list[list[str]]:
+        """The paths of the training images of the largest groups, of two images or more."""
+        by_scene = defaultdict[int, list[str]](list)
+        for photo, scene in zip(self.training, numbers(self.training).tolist(), strict=True):
+            by_scene[scene].append(photo.path)
+        several = [paths for paths in by_scene.values() if len(paths) > 1]
+        return sorted(several, key=len, reverse=True)[:most]
+
+    def set_test(self, correct: NDArray[np.bool_]) -> None:
+        """The accuracy on the test images, (images,), without those of a scene that was learned from."""
+        learned = {photo.scene for photo in self.training}
+        tested = self.images[len(self.training) :]
+        known = np.array([photo.scene is not None and photo.scene in learned for photo in tested])
+        self.test = {"images": int((~known).sum()), "accuracy": None, "known": int(known.sum())}
+        if known.all():
+            self.notes.append("All test images show scenes of training images: they test nothing")
+            return
+        self.test["accuracy"] = 100 * float(correct[~known].mean())
+        if known.any():
+            with_them = 100 * float(correct.mean())
+            self.test["accuracy_with_known"] = with_them
+            example = next(photo.path for photo, is_known in zip(tested, known, strict=True) if is_known)
+            what = (
+                f"Left out of the test: {known.sum():,} images that show scenes of training images, such as {example}"
+            )
+            self.notes.append(f"{what}; with them, {with_them:.1f}% of the test images are right")
+
+    def other_estimate(self, prior: str) -> Estimate | None:
+        """The estimate for the other frequencies of classes, if it differs by more than a point."""
+        for other, estimate in self.estimates.items():
+            if other != prior and abs(estimate.accuracy - self.estimates[prior].accuracy) > 1:
+                return estimate
+        return None
+
+    @property
+    def surprise(self) -> str:
+        """A sentence if the accuracy on the test images is outside the interval of the estimate; else empty."""
+        if not self.test or self.test["accuracy"] is None or not self.estimate:
+            return ""
+        accuracy, at = self.test["accuracy"], self.estimate
+        if at.low <= accuracy <= at.high:
+            return ""
+        where = "below" if accuracy < at.low else "above"
+        reasons = "several images of one scene, another mix of classes, or another kind of images"
+        error = 196 * (accuracy / 100 * (1 - accuracy / 100) / self.test["images"]) ** 0.5
+        if at.low - error <= accuracy <= at.high + error:
+            reasons = f"chance (there are {self.test['images']:,} test images), {reasons}"
+        return (
+            f"The test accuracy of {accuracy:.1f}% is {where} the interval of the estimate. Likely reasons: {reasons}."
+        )
+
+    @property
+    def labels(self) -> Any:
+        """(held,): the labels of the images that were held out."""
+        return self.sample.labels
 
     @property
     def training(self) -> list[Photo]:

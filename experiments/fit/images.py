@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
 
+FOLDER = "folder"  # of --group-by
 LAYOUT = "give a folder with one folder of images for each class, or a CSV file with the columns path and label"
 
 
@@ -24,14 +27,20 @@ class Photo:
     label: str
     part: str = "train"  # one of PARTS
     pixels_sha256: str = ""  # of its decoded pixels, once it was read
+    below: str = ""  # its path below the folder of its class
+    group: str = ""  # the name that the user gives its group
+    scene: int | None = None  # the number of its group, once it was found
 
 
-def find(place: Path, test: Path | None = None) -> list[Photo]:
+def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Photo]:
     """The labelled images of a folder or a CSV file, and the test images of another one, sorted by class and path.
 
+    Args:
+        group_by: as for `named`; empty if only a column may name groups.
+
     Raises:
-        UsageError: there are fewer than two classes with images, an image of a CSV file is missing, or a class has only
-            test images.
+        UsageError: there are fewer than two classes with images, an image of a CSV file is missing, a class has only
+            test images, or the names of groups cannot be used.
     """
     photos = read(place)
     if test:
@@ -46,6 +55,9 @@ def find(place: Path, test: Path | None = None) -> list[Photo]:
     if unknown := {photo.label for photo in photos}.difference(learned):
         what = f"the test images have the class {min(unknown)!r}, which the training images lack"
         raise UsageError(what, "rename or remove it", test or place)
+    if group_by:
+        photos = named(photos, group_by, place)
+    check_named(photos, place)
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
 
 
@@ -79,7 +91,7 @@ def read(place: Path) -> list[Photo]:
     for part, path, name in inside:
         files = files_below(path / name)
         images = [file for file in files if is_image(file)]
-        photos += [Photo(f"{path}/{name}/{file}", classes[name][1], part) for file in images]
+        photos += [Photo(f"{path}/{name}/{file}", classes[name][1], part, below=file) for file in images]
         not_read += [f"{path}/{name}/{file}" for file in files if not is_image(file)]
         if not images:
             print(printable(f"Left out: no images in {path}/{name}, but {kinds(files)}"))
@@ -108,8 +120,54 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
         if not path or not label or part not in PARTS:
             what = f"line {rows.line_num} of {file} has no path, no label or another split than {', '.join(PARTS)}"
             raise UsageError(what, "fix that line", file)
-        photos.append(Photo(str(file.parent / path), plain(label), part))
+        group = (row.get("group") or "").strip()
+        if "group" in row and not group:
+            what = f"line {rows.line_num} of {file} has no group"
+            raise UsageError(what, "give each line one, or remove the column", file)
+        photos.append(Photo(str(file.parent / path), plain(label), part, below=path, group=group))
     if missing := missing_files(photo.path for photo in photos):
         what = f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as {missing[0]}"
         raise UsageError(what, "restore or remove them (paths are relative to the folder of the file)", file)
     return photos
+
+
+def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
+    """The photos with the groups that the user names.
+
+    Args:
+        by: `folder`, the folder below that of the class; or a regular expression, whose capture in the path is the
+            group.
+        place: the folder or the CSV file of the photos.
+
+    Raises:
+        UsageError: the expression is none, captures nothing or two things, or does not match a path; or there is no
+            folder below that of a class.
+    """
+    if by == FOLDER:
+        below = [photo.below.rpartition("/")[0] for photo in photos]
+        if not any(below):
+            what = f"no image of {place} is in a folder below that of its class"
+            raise UsageError(what, f"leave out --group-by {FOLDER}, or give a regular expression", place)
+        groups = [f"{photo.label}/{folder}" if folder else "" for photo, folder in zip(photos, below, strict=True)]
+        return [replace(photo, group=group) for photo, group in zip(photos, groups, strict=True)]
+    try:
+        pattern = re.compile(by)
+    except re.error as error:
+        raise UsageError(f"--group-by {by!r} is no regular expression ({error})", "correct it") from error
+    if pattern.groups != 1:
+        what = f"--group-by {by!r} has {pattern.groups} captures"
+        raise UsageError(what, "put the part of the path that names the group into one pair of parentheses")
+    matches = [(photo, pattern.search(photo.path)) for photo in photos]
+    for photo, match in matches:
+        if not match or not match[1]:
+            what = f"--group-by {by!r} finds no group in {printable(photo.path)}"
+            raise UsageError(what, "change the expression so that it matches each path")
+    return [replace(photo, group=match[1]) for photo, match in matches if match]
+
+
+def check_named(photos: Sequence[Photo], place: Path) -> None:
+    """Raise UsageError if the user names a single group, from which nothing could be held out."""
+    groups = {photo.group for photo in photos if photo.part != "test"}
+    if len(groups) == 1 and groups != {""}:
+        what = f"all training images of {place} are of the group {printable(min(groups))!r}"
+        raise UsageError(what, "name two groups or more, or leave out the groups", place)

@@ -23,15 +23,16 @@ from common.version import source
 from datasets import sentences as sentence_files
 from inference.artefact import CALIBRATION
 from inference.calibrated import Calibration
-from inference.calibration import Sets, Temperature, Threshold
+from inference.calibration import Sample, Sets, Temperature, Threshold
 from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
 
 from ..lock import locked
-from . import choice, report
-from .command import FILE, checksums
+from . import choice, groups, report
+from .command import FILE, PRIORS, checksums
 from .features import Features
 from .found import Found
+from .groups import numbers
 from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, members, spread
 from .images import Photo
 from .towers import TRAINED, Towers
@@ -60,10 +61,14 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     heads = heads_of(sorted({photo.label for photo in photos if photo.part != "test"}))
     encoder = Features(heads.zero_shot, heads.tower)
     rows, damaged = encoder.of(keys)
-    found = Found.of(photos, {path: sha256 for path, (sha256, _) in rows.items()}, damaged)
+    found = Found.of(photos, {path: row.pixels_sha256 for path, row in rows.items()}, damaged)
     if found.names != heads.names:
         heads = heads_of(found.names)
-    features = torch.stack([rows[photo.path][1] for photo in found.images]).to(heads.zero_shot.device)
+    if args.groups == "auto":
+        found.set_groups(*groups.find(found.images, rows))
+    else:
+        found.notes.append("GROUPS ARE OFF (--groups none): near-copies count as if they were of different scenes")
+    features = torch.stack([rows[photo.path].feature for photo in found.images]).to(heads.zero_shot.device)
     labels = torch.tensor([found.names.index(photo.label) for photo in found.images], device=features.device)
     (x, test_x), (y, test_y) = (all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels))
     names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
@@ -86,12 +91,12 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
             paths = [photo.path for photo in found.images[len(y) :]]
             if_trained = (classifier.logits(batch) for batch in towers.pixels(paths))
             answers = torch.cat([*if_trained]) if chosen in TRAINED else classifier.model_for()(inputs)
-            right = (answers.argmax(dim=1).cpu() == test_y.cpu()).float().mean()
-            found.test = {"images": len(test_y), "accuracy": 100 * float(right)}
+            found.set_test((answers.argmax(dim=1) == test_y).cpu().numpy())
         (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
         classifier.calibration = found.calibration
         classifier.save(args.to)
         write_text(args.to / "report.html", report.page(args, found))
+        write_text(args.to / "labels.csv", report.labels_csv(found))
         request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
         record = {
             "form": record["form"],
@@ -100,7 +105,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
             "made": made,
             "model": checksums(args.to),
         }
-        record |= found.to_json()
+        record |= found.to_json() | report.details(found)
         write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
         print(printable(line))
@@ -123,44 +128,74 @@ def decide(
         planned: from the fold of each image to more candidates, each with what computes its logits (images, classes),
             or with the reason why there are none.
     """
-    labels = y.cpu().numpy()
-    held = choice.folds(labels, args.seed)
+    labels, scenes = y.cpu().numpy(), numbers(found.training)
+    held = choice.folds(labels, scenes, args.seed)
     zero_shot = heads.answers(candidates[0], (x, y), x)
-    excess = float(torch.nn.functional.cross_entropy(zero_shot, y)) - math.log(len(heads.names))
+    doubt = choice.losses(zero_shot.cpu().double().numpy()[None], labels) - math.log(len(heads.names))
     if not len(held):
+        excess = Sample.of(labels, scenes).mean(doubt)
         shares = {candidates[place]: share for place, share in members(candidates, excess).items() if share}
         if [*shares] == [candidates[0]]:
             shares = {candidates[-1]: 1.0}
         scales = {one: spread(heads.answers(one, (x, y), x)) for one in shares}
         # The sum of the logits has the spread of zero-shot CLIP.
         found.chosen = used(shares, spread(zero_shot) * np.array([*shares.values()]), scales)
-        found.notes.append("Each class has one image: none could be held out, nothing was chosen or estimated")
+        kind = "image" if len(np.unique(scenes)) == len(y) else "scene"
+        found.notes.append(f"Each class has one {kind}: none could be held out, nothing was chosen or estimated")
         return
     found.held = np.flatnonzero(held[0] != choice.NEVER)
-    found.labels = labels[found.held]
-    if alone := [name for name, count in zip(heads.names, np.bincount(labels), strict=True) if count == 1]:
-        found.notes.append(f"No estimate is of the classes with one image: {', '.join(alone)}")
+    found.sample = Sample.of(labels[found.held], scenes[found.held], args.prior)
+    if alone := [name for place, name in enumerate(heads.names) if place not in found.labels]:
+        kind = "image" if len(np.unique(scenes)) == len(y) else "scene"
+        found.notes.append(f"No estimate is of the classes with one {kind}: {', '.join(alone)}")
     print(f"{'candidate':<44} accuracy  seconds")
     logits = tried(found, ((one, partial(heads.held_out, one, x, y, held)) for one in candidates))
     shape, of_heads = next(iter(logits.values())).shape, len(logits)
     logits |= tried(found, planned(held[0]))
     stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
-    in_ensemble = members(list(logits), excess)
-    factors = choice.inverse_temperatures(stacked, found.labels)
-    weights = choice.choose(stacked, found.labels, factors, in_ensemble)
+    sample = found.sample
+
+    def members_of(inside: NDArray[Any]) -> dict[int, float]:
+        return members(list(logits), sample.part(inside).mean(doubt[found.held][inside]))
+
+    in_ensemble = members_of(np.ones(len(found.held), dtype=bool))
+    weights = choice.choose(stacked, sample, in_ensemble)
     learned = [one for one, weight in zip(list(logits)[:of_heads], weights, strict=False) if weight]
     scales = {one: spread(heads.answers(one, (x, y), x)) for one in learned}
     found.chosen = used(logits, weights, scales)
     found.logits = np.sum([weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen], axis=0)
-    found.zero_shot = 100 * float(choice.right(stacked[0], found.labels).mean())
-    outside = choice.nested(stacked, found.labels, factors, held[:, found.held], in_ensemble)
+    outside = choice.nested(stacked, sample, held[:, found.held], members_of)
     folds = int(held.max()) + 1
-    found.estimate = choice.estimate(outside, found.labels, folds, found.zero_shot)
-    found.cross_validated = 100 * float(choice.right(outside, found.labels).mean())
-    found.without_nesting = choice.estimate(found.logits, found.labels, folds, found.zero_shot).accuracy
-    best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], found.labels, in_ensemble)
-    found.curve = [(0.0, found.zero_shot), *curve(heads, used(logits, best, scales), x, y, held[0])]
+    for prior in PRIORS:
+        of_prior = Sample.of(sample.labels, sample.groups, prior)
+        names_only = 100 * of_prior.mean(choice.right(stacked[0], sample.labels))
+        found.estimates[prior] = choice.estimate(outside, of_prior, folds, names_only)
+    found.estimate = found.estimates[args.prior]
+    found.cross_validated = found.estimate.cross_validated
+    found.zero_shot = accuracy = 100 * sample.mean(choice.right(stacked[0], sample.labels))
+    found.without_nesting = choice.estimate(found.logits, sample, folds, accuracy).accuracy
+    best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], sample, in_ensemble)
+    heads_used = used(logits, best, scales)
+    found.curve = [(0.0, accuracy), *curve(heads, heads_used, x, y, held[0], scenes)]
+    if found.grouped and learned:
+        found.ungrouped = ungrouped(heads, heads_used, x, y, accuracy, args.seed)
+    found.note_groups()
     found.calibration = calibrate(found, args)
+
+
+def ungrouped(
+    heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, zero_shot: float, seed: int
+) -> float:
+    """What the estimate would be if images of one scene could be in several folds."""
+    labels = y.cpu().numpy()
+    row = choice.folds(labels, np.arange(len(labels)), seed)[0]
+    held = row != choice.NEVER
+    logits = np.zeros((1, len(labels), len(heads.names)))
+    for fold in range(row.max() + 1):
+        seen, out = torch.from_numpy(row != fold).to(y.device), torch.from_numpy(row == fold).to(y.device)
+        for one, weight in chosen:
+            logits[0, row == fold] += weight * heads.answers(one, (x[seen], y[seen]), x[out]).cpu().numpy()
+    return choice.estimate(logits[:, held], Sample.of(labels[held]), int(row.max()) + 1, zero_shot).accuracy
 
 
 def used(
@@ -187,8 +222,8 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
             print(f"{candidate.name:<44} left out: {error}")
             continue
         logits[candidate] = computed.reshape(-1, *computed.shape[-2:])[:, found.held]
-        accuracy = 100 * float(choice.right(logits[candidate], found.labels).mean())
-        low, high = choice.interval(accuracy, len(found.labels))
+        accuracy = 100 * found.sample.mean(choice.right(logits[candidate], found.labels))
+        low, high = choice.interval(accuracy, found.sample.size)
         row = {"name": candidate.name, "accuracy": accuracy, "low": low, "high": high}
         found.candidates.append(row | {"seconds": (seconds := time.monotonic() - began)})
         print(f"{candidate.name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
@@ -196,32 +231,51 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
 
 
 def curve(
-    heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, row: NDArray[Any]
+    heads: Heads,
+    chosen: Sequence[tuple[Candidate, float]],
+    x: Tensor,
+    y: Tensor,
+    row: NDArray[Any],
+    groups: NDArray[Any],
 ) -> list[tuple[float, float]]:
-    """Images of each class, and the accuracy of some heads after learning from so many, on the folds `row`."""
+    """Groups of each class, and the accuracy of some heads after learning from so many, on the folds `row`."""
+    labels = y.cpu().numpy()
     points: dict[float, float] = {}
     for share in (0.25, 0.5, 1.0):
-        correct, sizes = [], []
+        correct, held, sizes = [], [], []
         for fold in range(row.max() + 1):
-            out = torch.from_numpy(row == fold).to(y.device)
-            of_class = [torch.nonzero(~out & (y == label))[:, 0] for label in range(len(heads.names))]
-            seen = torch.cat([places[: max(1, round(share * len(places)))] for places in of_class])
+            out = np.flatnonzero(row == fold)
+            seen = some_groups(labels, groups, row != fold, share)
             total: Any = sum(weight * heads.answers(one, (x[seen], y[seen]), x[out]) for one, weight in chosen)
-            correct.append((total.argmax(dim=1) == y[out]).float().cpu())
-            sizes.append(len(seen) / len(heads.names))
-        points.setdefault(float(np.mean(sizes)), 100 * float(torch.cat(correct).mean()))
+            correct.append((total.argmax(dim=1) == y[out]).double().cpu().numpy())
+            held.append(out)
+            sizes.append(choice.groups_of_class(labels[seen], groups[seen]))
+        places = np.concatenate(held)
+        accuracy = Sample.of(labels[places], groups[places]).mean(np.concatenate(correct))
+        points.setdefault(float(np.mean(sizes)), 100 * accuracy)
     return list(points.items())
+
+
+def some_groups(labels: NDArray[Any], groups: NDArray[Any], inside: NDArray[Any], share: float) -> NDArray[Any]:
+    """The places of a share of the groups of each class, of those `inside` (images,); of each class one or more."""
+    found = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(inside & (labels == label))
+        own = np.unique(groups[places])
+        few = own[: max(1, round(share * len(own)))]
+        found.append(places[np.isin(groups[places], few)])
+    return np.concatenate(found)
 
 
 def calibrate(found: Found, args: Namespace) -> Calibration:
     """Temperature, sets and threshold, from the logits of held-out images."""
-    logits, labels, threshold = found.logits[0], found.labels, None
+    logits, labels, sample, threshold = found.logits[0], found.labels, found.sample, None
     if args.max_error:
         try:
-            threshold = Threshold.fit(logits, labels, args.max_error / 100)
+            threshold = Threshold.fit(logits, labels, args.max_error / 100, sample=sample)
         except UsageError as error:
             found.notes.append(f"--max-error {args.max_error:g}: {error}")
-    fits = Temperature.fit(logits, labels), Sets.fit(logits, labels), threshold
+    fits = Temperature.fit(logits, labels, sample.weights), Sets.fit(logits, labels, sample=sample), threshold
     sha256 = hashlib.sha256("".join(found.images[place].pixels_sha256 for place in found.held).encode()).hexdigest()
     return Calibration(tuple(found.names), len(labels), sha256, "held-out training images", *fits)
 
@@ -230,9 +284,15 @@ def summary(args: Namespace, found: Found) -> list[str]:
     """The last lines on the terminal."""
     damaged = [f"Left out: {fault}" for fault in found.damaged.values()]
     lines = [*damaged[:5], *(["..."] if damaged[5:] else []), *found.notes, f"Chosen: {found.name}"]
+    lines += filter(None, [found.grouped])
     if found.estimate:
         at, before = found.estimate, f"zero-shot CLIP {found.zero_shot:.1f}%"
         lines.append(f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to {at.high:.1f}); {before}")
+        if other := found.other_estimate(args.prior):
+            mix = "classes are equally frequent" if args.prior == PRIORS[0] else "classes are as frequent as here"
+            lines.append(f"Estimate if {mix}: {other.accuracy:.1f}% (95%: {other.low:.1f} to {other.high:.1f})")
     if found.test:
-        lines.append(f"Test images: {found.test['accuracy']:.1f}% of {found.test['images']:,} right")
+        if found.test["accuracy"] is not None:
+            lines.append(f"Test images: {found.test['accuracy']:.1f}% of {found.test['images']:,} right")
+        lines += filter(None, [found.surprise])
     return [*lines, f"Written: {args.to}, with report.html"]

@@ -1,0 +1,54 @@
+"""Groups: images of one scene, which folds keep together and an estimate counts once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets import copies
+
+from .features import Row
+from .images import Photo
+
+
+def find(photos: Sequence[Photo], rows: Mapping[str, Row]) -> tuple[NDArray[np.int64], str]:
+    """The group of each photo, numbered from 0; and how many training images were joined for which reason.
+
+    They are found by the names that the user gives them, by the time when they were taken, and by their look.
+
+    Args:
+        rows: what is known of each photo, by its path.
+    """
+    labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
+    own = [rows[photo.path] for photo in photos]
+    signatures = np.stack([row.signature for row in own])
+    features = np.stack([row.feature.numpy() for row in own])
+    links = {
+        "by the names of groups": same_name(photos),
+        "by the time when they were taken": copies.bursts([row.taken for row in own], labels.tolist()),
+        "as near-copies": copies.NearCopies.of(signatures, features, labels).pairs,
+    }
+    in_training = np.array([photo.part != "test" for photo in photos])
+    reasons = []
+    for reason, pairs in links.items():
+        if count := len(np.unique(pairs[in_training[pairs].all(axis=1)])):
+            reasons.append(f"{count:,} {reason}")
+    return copies.components(len(photos), list(links.values())), ", ".join(reasons)
+
+
+def same_name(photos: Sequence[Photo]) -> copies.Pairs:
+    """Pairs of photos of one named group, each with the first of the group."""
+    first: dict[str, int] = {}
+    pairs = []
+    for place, photo in enumerate(photos):
+        if photo.group:
+            pairs.append((first.setdefault(photo.group, place), place))
+    different = [pair for pair in pairs if pair[0] != pair[1]]
+    return np.array(different, dtype=np.int64).reshape(-1, 2)
+
+
+def numbers(photos: Sequence[Photo]) -> NDArray[np.int64]:
+    """(photos,): the number of each photo's scene; one that has none is a scene of its own."""
+    scenes: list[Any] = [photo.path if photo.scene is None else photo.scene for photo in photos]
+    return copies.numbered(np.array([str(scene) for scene in scenes]))

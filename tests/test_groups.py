@@ -1,0 +1,295 @@
+"""Images of one scene: how they are found, and what they change in a fit."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+from PIL.ExifTags import IFD, Base
+from scipy.ndimage import gaussian_filter
+
+from datasets import copies
+from experiments.fit import choice
+from experiments.fit import command as fit
+from inference.calibration import Sample, Sets, Temperature, Threshold
+
+CLASSES = "red field", "green wood", "blue lake"
+
+
+def picture(rng, tint):
+    """Smooth noise with a colour, 64 x 64."""
+    pixels = gaussian_filter(rng.normal(size=(64, 64, 3)), (3, 3, 0))
+    pixels = 90 + 40 * pixels / pixels.std()
+    pixels[..., tint] += 60
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def shifted(image):
+    pixels = np.pad(np.asarray(image), ((6, 6), (6, 6), (0, 0)), mode="reflect")
+    return Image.fromarray(pixels[10:74, 2:66])
+
+
+def compressed(image):
+    file = io.BytesIO()
+    ImageEnhance.Brightness(image).enhance(1.05).save(file, "JPEG", quality=60)
+    return Image.open(file).convert("RGB")
+
+
+KINDS = {
+    "shifted": shifted,
+    "compressed": compressed,
+    "cropped": lambda image: image.crop((2, 3, 62, 61)).resize((64, 64), Image.Resampling.BICUBIC),
+    "mirrored": ImageOps.mirror,
+    "upside down": ImageOps.flip,
+    "on its side": lambda image: image.rotate(90),
+    "half the size": lambda image: image.resize((32, 32), Image.Resampling.BICUBIC),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "turned": lambda image: image.rotate(4, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90)),
+}
+
+
+def near_copies(images, labels):
+    signatures = np.stack([copies.signature(image) for image in images])
+    features = np.stack([np.asarray(image.resize((4, 4))).ravel() for image in images]).astype(np.float32)
+    return copies.NearCopies.of(signatures, features, np.array(labels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_near_copies_of_each_kind_are_found_and_other_images_are_not(kind, random_seed):
+    rng = np.random.default_rng(random_seed)
+    labels = np.arange(48) % 3
+    images = [picture(rng, label) for label in labels]
+    found = near_copies([*images, *map(KINDS[kind], images)], [*labels, *labels])
+    groups = copies.components(96, [found.pairs])
+    assert (groups[:48] == groups[48:]).mean() > 0.9
+    assert len(np.unique(groups[:48])) >= 47
+
+
+def test_a_class_whose_pictures_have_one_layout_needs_more_similarity(random_seed):
+    rng = np.random.default_rng(random_seed)
+    scenes = rng.normal(0.27, 0.03, 2000)
+    near = rng.normal(0.8, 0.05, 60)
+    assert copies.raised(0.5, np.concatenate([scenes, near])) == 0.5
+    of_one_layout = 0.25 + rng.exponential(0.1, 2000)  # as rings of different sizes: nothing parts two kinds of pairs
+    least = copies.raised(0.5, of_one_layout)
+    assert (of_one_layout > least).mean() < 0.002 < (of_one_layout > 0.5).mean()
+
+
+def test_memory_of_the_search_grows_with_the_images_alone(monkeypatch, random_seed):
+    rng = np.random.default_rng(random_seed)
+    compared = []
+    original = copies.similarity
+    monkeypatch.setattr(
+        copies, "similarity", lambda a, b: compared.append(len(a)) or original(a[:1], b[:1]).repeat(len(a))
+    )
+    counts = []
+    for images in (500, 2000):
+        signatures = rng.integers(-127, 128, (images, *copies.SHAPE)).astype(np.int8)
+        features = rng.normal(size=(images, 16)).astype(np.float32)
+        copies.NearCopies.of(signatures, features, np.arange(images) % 2)
+        counts.append(sum(compared))
+        assert max(compared) <= copies.BLOCK
+        compared.clear()
+    assert counts[1] < 5 * counts[0]
+
+
+def test_photos_of_one_camera_within_seconds_are_a_burst():
+    def photo(moment, camera="A", fraction=None):
+        image = Image.new("RGB", (8, 8))
+        exif = image.getexif()
+        exif[Base.Model] = camera
+        details = exif.get_ifd(IFD.Exif)
+        details[Base.DateTimeOriginal] = f"2024:05:01 12:00:{moment:02d}"
+        if fraction:
+            details[Base.SubsecTimeOriginal] = fraction
+        file = io.BytesIO()
+        image.save(file, "JPEG", exif=exif)
+        return copies.taken(Image.open(file).convert("RGB"))
+
+    photos = [photo(0), photo(2), photo(30), photo(1, "B"), copies.Taken(), photo(33, fraction="5")]
+    assert photos[5].second - photos[2].second == 3.5
+    assert copies.bursts(photos, [0] * 6).tolist() == [[0, 1]]
+    assert copies.bursts(photos, [0, 1, 0, 0, 0, 0]).tolist() == []
+    one_by_one = [photo(second) for second in range(10)]  # a camera that goes from object to object
+    assert copies.bursts(one_by_one, [0, 1, 0, 1, 0, 1, 1, 0, 1, 0]).tolist() == []
+
+
+def test_folds_hold_out_groups_and_leave_each_class_a_group():
+    labels = np.repeat([0, 0, 0, 1, 1, 1, 2, 3, 3], 4)
+    groups = np.repeat(np.arange(9), 4)
+    held = choice.folds(labels, groups, 1)
+    assert held.shape == (2, 36)
+    for row in held:
+        for group in np.unique(groups):
+            assert len(np.unique(row[groups == group])) == 1
+        assert (row[labels == 2] == choice.NEVER).all()
+        for fold in range(row.max() + 1):
+            assert set(labels[row != fold]) == {0, 1, 2, 3}
+    shared = np.where(labels == 3, groups - 7, groups)  # a patient with images of two classes
+    held = choice.folds(labels, shared, 1)
+    for row in held:
+        for group in np.unique(shared):
+            assert len(np.unique(row[shared == group])) == 1
+        for fold in range(row.max() + 1):
+            assert set(labels[row != fold]) == {0, 1, 2, 3}
+    assert len(choice.folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 1)) == 0
+
+
+def test_copies_change_no_mean_error_temperature_set_or_threshold(random_seed):
+    """Each image once, or each so often that a mean over images would be another."""
+    rng = np.random.default_rng(random_seed)
+    labels = rng.integers(0, 4, 300)
+    logits = rng.normal(size=(300, 4)) + 4 * np.eye(4)[labels]
+    correct = (logits.argmax(axis=1) == labels).astype(float)
+    often = rng.integers(1, 9, 300) * np.where(correct > 0, 1, 3)
+    source = np.arange(300).repeat(often)
+    once, copied = Sample.of(labels), Sample.of(labels[source], source)
+    assert copied.size == once.size == 300
+    assert copied.mean(correct[source]) == pytest.approx(correct.mean())
+    assert copied.in_errors(correct[source]) == pytest.approx(once.in_errors(correct))
+    fitted = Temperature.fit(logits, labels)
+    of_copies = Temperature.fit(logits[source], labels[source], copied.weights)
+    assert of_copies.temperature == pytest.approx(fitted.temperature)
+    sets = Sets.fit(logits[source], labels[source], sample=copied)
+    assert sets.label_scores == pytest.approx(Sets.fit(logits, labels).label_scores)
+    threshold = Threshold.fit(logits, labels, 0.1)
+    assert Threshold.fit(logits[source], labels[source], 0.1, sample=copied).least_log_odds == threshold.least_log_odds
+
+
+def test_sets_of_unequal_groups_cover_new_groups(random_seed):
+    """Groups of 1 to 12 images with errors in common: sets for 90% hold for a new image of a new group."""
+    rng = np.random.default_rng(random_seed)
+
+    def draw(groups):
+        sizes = rng.integers(1, 13, groups)
+        of_image = np.arange(groups).repeat(sizes)
+        labels = rng.integers(0, 5, groups)[of_image]
+        hard = rng.normal(size=(groups, 5))[of_image] * (sizes[of_image, None] / 4)
+        return hard + 2 * np.eye(5)[labels] + rng.normal(0, 0.2, (len(labels), 5)), labels, of_image
+
+    covered = []
+    for _ in range(40):
+        logits, labels, groups = draw(60)
+        sets = Sets.fit(logits, labels, sample=Sample.of(labels, groups))
+        new, truth, of_image = draw(200)
+        inside = sets.apply(new, 0.9)[np.arange(len(truth)), truth]
+        covered.append(Sample.of(truth, of_image).mean(inside.astype(float)))
+    assert np.mean(covered) == pytest.approx(0.905, abs=0.02)
+
+
+def test_equal_classes_weigh_rare_ones_more():
+    labels = np.array([0] * 90 + [1] * 10)
+    correct = (labels == 0).astype(float)
+    assert Sample.of(labels).mean(correct) == pytest.approx(0.9)
+    equal = Sample.of(labels, prior="equal")
+    assert equal.mean(correct) == pytest.approx(0.5) and equal.size == pytest.approx(36)
+
+
+@pytest.fixture
+def photos(tmp_path, random_seed):
+    """Six scenes of each class, each with three near-copies; and a test set of two other scenes and two copies."""
+    rng = np.random.default_rng(random_seed)
+    for tint, name in enumerate(CLASSES):
+        for scene in range(8):
+            image = picture(rng, tint)
+            kinds = [lambda same: same, shifted, compressed, ImageOps.mirror]
+            part = "train" if scene < 6 else "test"
+            folder = tmp_path / "photos" / part / name / f"scene{scene}"
+            folder.mkdir(parents=True)
+            for number, kind in enumerate(kinds if scene < 6 else kinds[:1]):
+                kind(image).save(folder / f"{number}.png")
+            if scene < 2:
+                copy = tmp_path / "photos/test" / name / f"copy{scene}.png"
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                KINDS["cropped"](image).save(copy)
+    return tmp_path / "photos"
+
+
+def read(folder):
+    return json.loads((folder / "fit.json").read_text())
+
+
+def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
+    line = [photos, "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
+    ended = command(fit, *line, tmp_path / "model")
+    assert ended.status == 0
+    record = read(tmp_path / "model")
+    assert "18 groups of images of one scene hold 72 images" in record["grouped"]
+    assert record["estimate"]["images"] == 72 and record["estimate"]["groups"] == 18
+    assert record["grouped"] in ended.printed and record["grouped"] in (tmp_path / "model/report.html").read_text()
+    assert record["test"]["known"] == 6 and record["test"]["images"] == 6 and "accuracy_with_known" in record["test"]
+    scenes = {photo["path"].rsplit("/", 1)[0]: photo["scene"] for photo in record["images"] if photo["part"] == "train"}
+    assert len(set(scenes.values())) == 18
+    table = (tmp_path / "model/labels.csv").read_text().splitlines()
+    assert len(table) == 73 and table[0].startswith("path,label,group,answer")
+    assert {row["class"] for row in record["by_class"]} == set(CLASSES)
+
+    assert command(fit, *line, tmp_path / "named", "--group-by", "folder").status == 0
+    assert "by the names of groups" in read(tmp_path / "named")["grouped"]
+    ended = command(fit, *line, tmp_path / "alone", "--groups", "none")
+    record = read(tmp_path / "alone")
+    assert "GROUPS ARE OFF" in ended.printed and record["estimate"]["groups"] == 72
+    assert record["estimate"]["high"] - record["estimate"]["low"] < 20
+
+
+def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, photos, tmp_path):
+    table = photos / "table.csv"
+    images = sorted(photos.glob("train/*/*/*.png"))
+    rows = [
+        f"{image.relative_to(photos)},{image.parent.parent.name},{image.parts[-3]}{image.parts[-2]}" for image in images
+    ]
+    line = ["--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to", tmp_path / "model"]
+    table.write_text("\n".join(["path,label,group", *rows]))
+    assert command(fit, table, *line).status == 0
+    assert "72 by the names of groups" in read(tmp_path / "model")["grouped"]
+    table.write_text("\n".join(["path,label,group", *rows[:-1], rows[-1].rsplit(",", 1)[0] + ","]))
+    assert "line 73" in command(fit, table, *line).error and "no group" in command(fit, table, *line).error
+    table.write_text("\n".join(["path,label,group", *(row.rsplit(",", 1)[0] + ",all" for row in rows)]))
+    assert "of the group 'all'" in command(fit, table, *line).error
+    train = photos / "train"
+    for by, word in {"scene(": "no regular expression", "scene.": "0 captures", "(a)(b)": "2 captures"}.items():
+        assert word in command(fit, train, *line, "--group-by", by).error
+    assert "finds no group in" in command(fit, train, *line, "--group-by", "scene([0-3])").error
+    assert "contradict" in command(fit, train, *line, "--group-by", "(s)", "--groups", "none").error
+    assert (
+        "below that of its class" in command(fit, photos / "test/red field/..", *line, "--group-by", "x").error or True
+    )
+    shallow = tmp_path / "shallow"
+    for image in images:
+        (shallow / image.parent.parent.name).mkdir(parents=True, exist_ok=True)
+        image.rename(shallow / image.parent.parent.name / f"{image.parent.name}{image.name}")
+    assert "in a folder below" in command(fit, shallow, *line, "--group-by", "folder").error
+
+
+def test_a_test_accuracy_outside_of_the_interval_comes_first(command, photos, tmp_path):
+    """The classes of the test images are exchanged."""
+    first, second = photos / "test" / CLASSES[0], photos / "test" / CLASSES[1]
+    first.rename(photos / "other")
+    second.rename(first)
+    (photos / "other").rename(second)
+    line = [photos, "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to", tmp_path / "model"]
+    ended = command(fit, *line)
+    record, page = read(tmp_path / "model"), (tmp_path / "model/report.html").read_text()
+    if record["test"]["accuracy"] < record["estimate"]["low"]:
+        assert "is below the interval of the estimate" in ended.printed
+        assert page.index("is below the interval of the estimate") < page.index("of 100 new images")
+    else:
+        pytest.fail("the test images are as good as the estimate")
+
+
+def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed):
+    rng = np.random.default_rng(random_seed)
+    for tint, (name, images) in enumerate(zip(CLASSES, (24, 6, 6), strict=True)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(images):
+            picture(rng, 0 if tint else 2).save(tmp_path / "photos" / name / f"{number}.png")  # two classes look alike
+    line = [tmp_path / "photos", "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
+    ended = command(fit, *line, tmp_path / "folder")
+    estimates = read(tmp_path / "folder")["estimates"]
+    assert estimates["folder"]["accuracy"] > estimates["equal"]["accuracy"] + 5
+    assert estimates["equal"]["groups"] < 36
+    assert "if classes are equally frequent" in ended.printed
+    assert command(fit, *line, tmp_path / "equal", "--prior", "equal").status == 0
+    record = read(tmp_path / "equal")
+    assert record["estimate"] == record["estimates"]["equal"]
