@@ -169,7 +169,9 @@ def from_hub(make: Callable, what: str, here: Path | None, folder: Path) -> Any:
         raise
     except ImportError as error:
         raise ClipError(f"{what} needs the library transformers", PACKAGE) from error
-    except Exception as error:  # of any library that reads these files
+    except BaseException as error:  # of any library that reads these files; Rust's panic
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         remedy = f"put its files into {folder}"
         remedy = remedy if here else f"run `python tools/prepare.py backbone` with a connection, or {remedy}"
         state = f"in {here} cannot be read" if here else "is not on this machine"

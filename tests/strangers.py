@@ -39,8 +39,16 @@ FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
     "a folder of timm": (OPEN_CLIP, VISION, {"timm_model_name": "local-dir:../evil", "timm_model_pretrained": True}),
     "a repository of timm": (OPEN_CLIP, VISION, {"timm_model_name": "evil/x", "timm_model_pretrained": True}),
 }
-KEYS = sorted({key for _, _, keys in FORMS.values() for key in keys})
-WORDS = ["hf-hub:evil/x", "local-dir:../evil", "evil/text", "evil/text--evil.EvilConfig", "evil.EvilConfig", FLASH]
+KEYS = sorted({key for _, _, keys in FORMS.values() for key in keys} | {"backbone_sha256", "tokenizer_file", "name"})
+WORDS = [
+    "hf-hub:evil/x",
+    "hf-hub:stranger/clip",
+    "local-dir:../evil",
+    "evil/text",
+    "evil/text--evil.EvilConfig",
+    "evil.EvilConfig",
+    FLASH,
+]
 
 
 def write_stranger(folder: Path) -> Path:

@@ -1,8 +1,10 @@
 """Files, settings and downloads from anybody: they are accepted, or refused in one line, and nothing in them runs.
 
-Each property changes one file of a small project and runs one command on it, in this process. Nothing outside its
-folder may change, no process start, no text run as code; nothing half-written may stay, and what has a checksum may not
-give other results. `make fuzz FUZZ=5000 SEED=7` tries many inputs; hypothesis prints the smallest one that fails.
+Each property changes one file of a small project and runs one command on it, in this process.
+Nothing outside its folder may change, no process start, no text run as code, nobody be asked by
+network, and no file be opened that only a configuration names; nothing half-written may stay, and
+what has a checksum may not give other results. `make fuzz FUZZ=5000 SEED=7` tries many inputs;
+hypothesis prints the smallest one that fails.
 """
 
 import gc
@@ -13,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from itertools import count
@@ -23,11 +26,12 @@ import torch
 from dassl.config import get_cfg_default
 from drawn import arguments, small_clip, write_eurosat
 from finished import finish, slowdown
-from hostile import NAMES, NUMBERS, SPECIAL, Witness, as_yaml, content_of, damaged, put
+from hostile import NAMES, NUMBERS, SPECIAL, Witness, as_json, as_yaml, content_of, damaged, put
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from published import change_file, packed
 from safetensors.torch import save_file
+from strangers import CONFIG, FORMS, OPEN_CLIP, OPTIONS, TOKENS, change, fill_hub, strange, write_stranger
 from trees import build_tree
 
 from common.names import CONTROL
@@ -60,6 +64,9 @@ RESUMED = train("OPTIM.MAX_EPOCH", 3, output="cut")
 FEW = ["prepare", "splits", "eurosat", "--root", "data", "--file"]
 EXPORTED = ["predict", "exported", "--backbone", "tiny.pt"]
 TABLES = ["study", "tables", "study.yaml"]
+STRANGER = ["predict", "image.png", "--classes-file", "names.txt", "--backbone", "stranger"]
+FROM_HUB = [*STRANGER[:-1], "hf-hub:stranger/clip"]
+CACHED_HUB = "hub/models--stranger--clip/snapshots/" + "0" * 40
 # The file that is changed (without a name: `Project.build` knows it), and the command that reads it.
 READERS: dict[str, tuple[str, list[str]]] = {
     "YAML of a method": ("method.yaml", train(options=["--no-train"])),
@@ -88,11 +95,15 @@ READERS: dict[str, tuple[str, list[str]]] = {
     "study file": ("study.yaml", ["study", "run", "study.yaml", "--dry-run"]),
     "results of a study": ("", TABLES),
     "error of a study": ("", ["study", "status", "study.yaml"]),
+    "open_clip's configuration": (f"stranger/{OPEN_CLIP}", STRANGER),
+    "sizes of a text tower": (f"stranger/{CONFIG}", STRANGER),
+    "options of a tokeniser": (f"stranger/{OPTIONS}", STRANGER),
+    "tokeniser": ("stranger/tokenizer.json", STRANGER),
     "archive": ("given/EuroSAT.zip", ["prepare", "eurosat", "--root", "new", "--from", "given"]),
 }
 # A change of one byte in these may not give other results without a word.
 CHECKED = ("checkpoint, evaluated", "exported prompts", "cached features")
-PROPERTIES = len(READERS) + len(CHECKED) + 3
+PROPERTIES = len(READERS) + len(CHECKED) + 5
 EXAMPLES = -(-int(os.environ.get("FUZZ", 2 * PROPERTIES)) // PROPERTIES)
 several = settings(
     max_examples=EXAMPLES,
@@ -115,6 +126,7 @@ class Project:
     def __init__(self, place: Path):
         self.place, self.base, self.numbers = place, place / "base/case", count()
         self.witness = Witness()
+        self.witness.forbidden = ("evil", "models--stranger")
         self.accepted: set[str] = set()  # readers whose unchanged file was accepted
         self.base.mkdir(parents=True)
         torch.manual_seed(1)
@@ -134,6 +146,8 @@ class Project:
             as_yaml({"TRAINER": {"COOP": section}, "INPUT": inputs, "OPTIM": {"LR": 0.002}})
         )
         Path("dataset.yaml").write_bytes(as_yaml({"DATASET": {"NAME": "EuroSAT"}}))
+        write_stranger(Path("stranger"))
+        fill_hub(Path("hub"), Path("stranger"))
         Path("names.txt").write_text("red\ngreen field\nblåtime\n")
         shutil.copy("data/eurosat/2750/0/test_0.png", "image.png")
         Path("study.yaml").write_bytes(as_yaml(STUDY))
@@ -171,12 +185,14 @@ class Project:
         outside = folder.parent / "outside"
         outside.mkdir(exist_ok=True)
         (outside / "kept").write_text("kept")
-        before = os.getcwd()
+        before, temporary = os.getcwd(), tempfile.tempdir
         os.chdir(folder)
+        tempfile.tempdir = str(folder)
         try:
             yield
         finally:
             os.chdir(before)
+            tempfile.tempdir = temporary
         assert [path.name for path in outside.iterdir()] == ["kept"] and (outside / "kept").read_text() == "kept"
 
     @contextmanager
@@ -203,8 +219,9 @@ class Project:
         memory = megabytes("VmRSS")
         signal.setitimer(signal.ITIMER_REAL, SECONDS * slowdown())
         self.witness.seen, self.witness.folder = [], f"{os.path.realpath('.')}/"
-        status, before = 0, sys.stdout
+        status, before = 0, (sys.stdout, sys.stdin)
         sys.argv, kept = [program, *words], sys.argv
+        sys.stdin = io.StringIO("y\n" * 9)  # to whatever a library may ask
         try:
             with redirect_stdout(stdout), redirect_stderr(stderr):
                 run_command(lambda: main() if program == "parse_test_res" else main(words))
@@ -212,7 +229,7 @@ class Project:
             status = end.code
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            self.witness.folder, sys.argv, sys.stdout = "", kept, before
+            self.witness.folder, sys.argv, (sys.stdout, sys.stdin) = "", kept, before
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         assert megabytes("VmHWM") - memory < MEGABYTES
@@ -233,7 +250,8 @@ class Project:
             skipped = status == 1 and any("skipped" in line for line in lines)
             assert status == 0 or skipped, f"status {status}\n{errors}"
         assert not CONTROL.search(re.sub("[\r\n\t]", "", printed + errors))  # a terminal would obey it
-        left = [str(path) for path in Path().rglob("*") if re.search(r"\.(tmp|partial)$|/\.preparing/.+/", str(path))]
+        unfinished = re.compile(r"\.(tmp|partial)$|/\.preparing/.+/|^tmp\w{8}$")
+        left = [str(path) for path in Path().rglob("*") if unfinished.search(str(path))]
         made = Path("out").rglob("*") if status == 2 and "--no-train" in argv else ()
         left += [str(path) for path in made if path.name != ".lock"]
         assert left == []
@@ -259,6 +277,8 @@ def project(tmp_path_factory):
         place = tmp_path_factory.mktemp("fuzz")
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         patch.setattr(os, "fsync", lambda file: None)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "hub")  # of each case
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         source = downloadable()["eurosat"]
         patch.setattr(source.dataset, "counts", None)
         patch.setattr(source.dataset, "n_classes", None)
@@ -313,6 +333,44 @@ def test_no_link_or_pipe_in_a_folder_is_followed(folder, project, data):
     with project.copied():
         put(Path(place), content)
         project.is_handled([*argv, *(("TEST.COMPUTE_CMAT", "True") if folder == "cut" else ())])
+
+
+NAMING = {f"stranger/{file}": STRANGER for file in (OPEN_CLIP, CONFIG, OPTIONS, TOKENS)}
+NAMING |= {f"{CACHED_HUB}/{file}": FROM_HUB for file in (OPEN_CLIP, CONFIG, OPTIONS)}
+NAMING["exported/config.json"] = ["predict", "exported", "image.png"]
+
+
+@several
+@given(data=st.data())
+def test_what_a_configuration_names_is_not_looked_up(project, data, monkeypatch):
+    """Text towers, models of timm, tokenisers, kernels, code, repositories: of a folder, a repository, an export."""
+    file = data.draw(st.sampled_from([*NAMING]))
+    with project.copied(), monkeypatch.context() as patch:
+        patch.setattr(project.witness, "forbidden", ("evil", "outside/kept"))
+        if file.startswith("hub/"):  # its owner is named by an option, and may be asked
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        else:
+            patch.setattr(project.witness, "forbidden", (*project.witness.forbidden, "models--stranger"))
+        content = data.draw(strange(json.loads(Path(file).read_text())))
+        put(Path(file), as_json(content))
+        if data.draw(st.booleans()):  # then files that a configuration names are missing beside it
+            Path(file).with_name(data.draw(st.sampled_from(("tokenizer.json", CONFIG)))).unlink(missing_ok=True)
+        project.is_handled(NAMING[file])
+
+
+@several
+@given(data=st.data())
+def test_known_attacks_by_configurations_fail(project, data, monkeypatch):
+    """The forms of a stranger's folder, two at a time; also in a repository that an exported folder names."""
+    forms = data.draw(st.lists(st.sampled_from([*FORMS]), min_size=1, max_size=2))
+    place, argv = data.draw(st.sampled_from([("stranger", STRANGER), (CACHED_HUB, NAMING["exported/config.json"])]))
+    with project.copied(), monkeypatch.context() as patch:
+        patch.setattr(project.witness, "forbidden", ("evil", "outside/kept", "models--stranger"))
+        sha256 = data.draw(st.sampled_from(("", "0" * 64)))
+        change(Path("exported/config.json"), (), {"backbone": "hf-hub:stranger/clip", "backbone_sha256": sha256})
+        for file, path, keys in map(FORMS.get, forms):
+            change(Path(place, file), path, keys)
+        project.is_handled(argv)
 
 
 @several
