@@ -47,9 +47,10 @@ class DiskCache:
         try:
             with open(file, "rb") as opened:
                 content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-            os.utime(file, follow_symlinks=False)
         except (OSError, ValueError):  # deleted meanwhile, or empty
             return None
+        with suppress(OSError):  # of another user: then nobody knows that it is in use
+            os.utime(file, follow_symlinks=False)
         digest = self.digest(key, form)
         digest.update(memoryview(content)[:nbytes])
         if len(content) != nbytes + DIGEST or content[nbytes:] != digest.digest():

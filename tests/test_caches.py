@@ -124,6 +124,17 @@ def test_file_that_is_not_what_was_kept_is_not_there(harm, tmp_path):
     assert cache.get(KEY, FORM, 24) is None
 
 
+def test_a_file_of_another_user_is_used(tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path, "x", "numbers", 100)
+    cache.put(KEY, FORM, 24, [bytes(range(24))])
+
+    def refuse(*arguments, **options):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get(KEY, FORM, 24)[:24] == bytes(range(24))
+
+
 def test_limit_deletes_what_was_not_used_for_longest(tmp_path):
     cache = DiskCache(tmp_path, "x", "numbers", 2.5 * (24 + DIGEST))
     mine = tmp_path / "x-of-mine.zip"  # files of the user do not belong to the cache
