@@ -1,6 +1,5 @@
 """Calibrations fitted on held-out images, and what they change on the images of a test."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +14,7 @@ from common.files import checksum
 from common.results import CALIBRATION
 from datasets import title
 from inference.arguments import model_options
-from inference.calibrated import Calibration, write_calibration
+from inference.calibrated import Calibration, sha256_of_images, write_calibration
 from inference.calibration import (
     KINDS,
     Distances,
@@ -68,8 +67,8 @@ def fit(held: Outputs, names: Sequence[str], items: Sequence[Any], source: str, 
         print(f"No threshold for unknown images: {problem}")
     sets = Sets.fit(*held, facts.pop("kind", KINDS[0]))
     temperature = Temperature.fit(*held)
-    files = sorted(f"{checksum(Path(item.impath)) if item.impath else ''} {item.classname}\n" for item in items)
-    sha256 = hashlib.sha256("".join(files).encode(errors="surrogateescape")).hexdigest()
+    checksums = (checksum(Path(item.impath)) if item.impath else "" for item in items)
+    sha256 = sha256_of_images((of_file, item.classname) for of_file, item in zip(checksums, items, strict=True))
     return Calibration(tuple(names), len(items), sha256, source, temperature, sets, threshold, **facts)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.files import checksum, write_text
-from common.names import CONTROL
+from common.names import CONTROL, with_spaces
 from common.results import CALIBRATION as FILE
 from common.text import read_json
 from trainers.base.method import Method
@@ -35,7 +35,7 @@ class Calibration:
     Attributes:
         class_names: in the order of the logits.
         images: their number.
-        sha256: of the images: the checksum of each file, and its class.
+        sha256: of the images (`sha256_of_images`).
         source: where they are from, for people.
         threshold: None if these images cannot promise an error.
         test_images: how many of them are test images of the model's dataset.
@@ -69,7 +69,7 @@ class Calibration:
         again = "fit it again by tools/calibrate.py"
         if not unknown and coverage is None:
             return
-        if list(class_names) != list(self.class_names):
+        if with_spaces(class_names) != with_spaces(self.class_names):
             raise UsageError(f"{where} is of other class names", f"leave these out, or {again}")
         if unknown and self.threshold is None:
             raise UsageError(f"{where} promises no error", f"{again}, with a larger --error or more images")
@@ -128,6 +128,12 @@ class Calibration:
             raise ValueError("the sets are not of these images")
         if list(self.sets.label_scores) != sorted(self.sets.label_scores):
             raise ValueError("the scores do not ascend")
+
+
+def sha256_of_images(images: Iterable[tuple[str, str]]) -> str:
+    """One checksum of the SHA-256 of each image file and the name of its class, whatever their order."""
+    lines = sorted(f"{sha256} {name}\n" for sha256, name in images)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def sha256_of(content: dict[str, Any]) -> str:

@@ -292,9 +292,10 @@ class PromptedClassifier:
             logits: of `logits`, for the model's own class names.
 
         Raises:
-            UsageError: it has no calibration, or that promises no error.
+            UsageError: it has no calibration, that promises no error, or the logits are of another number of classes.
         """
         self.check_asked(unknown=True)
+        self.check_own(logits)
         return torch.from_numpy(~self.calibration.threshold.apply(logits))  # type: ignore[union-attr]
 
     def sets(self, logits: Tensor, coverage: float) -> Tensor:
@@ -304,7 +305,15 @@ class PromptedClassifier:
         `unknown`.
         """
         self.check_asked(unknown=False, coverage=coverage)
+        self.check_own(logits)
         return torch.from_numpy(self.calibration.sets.apply(logits, coverage))  # type: ignore[union-attr]
+
+    def check_own(self, logits: Tensor) -> None:
+        """Raise UsageError for logits of another number of classes than the model's own."""
+        own = len(self.class_names)
+        if logits.dim() != 2 or logits.shape[1] != own:
+            what = f"logits of the shape {tuple(logits.shape)} are not of the {own} classes of {self.source}"
+            raise UsageError(what, "give those of `logits` without other class names", self.source)
 
     def logits(self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None) -> Tensor:
         """The scaled cosine similarities before softmax; arguments and errors are those of `probabilities`."""

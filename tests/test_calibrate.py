@@ -14,6 +14,7 @@ from drawn import results
 from learned import OPTIONS, images_of, rows_of, train_run
 
 from clip import load_backbone
+from common.errors import UsageError
 from common.results import CALIBRATION
 from experiments import calibrate
 from inference import export, predict, programs
@@ -130,6 +131,11 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     unknown, sets = ~fit.threshold.apply(logits), fit.sets.apply(logits, 0.9)
     assert [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
     names = classifier.class_names
+    others = classifier.logits(files, [*names, "another"])
+    for ask in (classifier.unknown, lambda logits: classifier.sets(logits, 0.9)):
+        with pytest.raises(UsageError, match="are not of the 3 classes"):
+            ask(others)
+    classifier.check_asked(unknown=True, coverage=0.9, class_names=[name.replace(" ", "_") for name in names])
     assert [{each["class"] for each in row["set"]} for row in rows] == [
         {names[index] for index in np.flatnonzero(members)} for members in sets
     ]

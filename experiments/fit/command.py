@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
     missing = set(missing_files(photo.path for photo in photos))
     keys = {photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos}
+    photos = [replace(photo, sha256=keys[photo.path]) for photo in photos]
     from clip import weights_sha256  # imports torch, which takes seconds
 
     from .story import METHODS, fit

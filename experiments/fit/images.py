@@ -26,6 +26,7 @@ class Photo:
     path: str
     label: str
     part: str = "train"  # one of PARTS
+    sha256: str = ""  # of the file
     pixels_sha256: str = ""  # of its decoded pixels, once it was read
     below: str = ""  # its path below the folder of its class
     group: str = ""  # the name that the user gives its group

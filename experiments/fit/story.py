@@ -1,6 +1,5 @@
 """One fit from start to end: features, candidates, the choice, its estimate, and the folder that it leaves."""
 
-import hashlib
 import json
 import math
 import time
@@ -22,7 +21,7 @@ from common.names import printable
 from common.version import source
 from datasets import sentences as sentence_files
 from inference.artefact import CALIBRATION
-from inference.calibrated import Calibration
+from inference.calibrated import Calibration, sha256_of_images
 from inference.calibration import Sample, Sets, Temperature, Threshold
 from inference.classifier import PromptedClassifier
 from trainers.base.features import CachedOutput
@@ -276,7 +275,8 @@ def calibrate(found: Found, args: Namespace) -> Calibration:
         except UsageError as error:
             found.notes.append(f"--max-error {args.max_error:g}: {error}")
     fits = Temperature.fit(logits, labels, sample.weights), Sets.fit(logits, labels, sample=sample), threshold
-    sha256 = hashlib.sha256("".join(found.images[place].pixels_sha256 for place in found.held).encode()).hexdigest()
+    images = (found.images[place] for place in found.held)
+    sha256 = sha256_of_images((photo.sha256, photo.label) for photo in images)
     return Calibration(tuple(found.names), len(labels), sha256, "held-out training images", *fits)
 
 
