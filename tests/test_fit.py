@@ -21,11 +21,12 @@ from experiments.fit import choice, features
 from experiments.fit import command as fit
 from experiments.fit.features import Features
 from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, LINEAR, Heads, members, spread
+from experiments.fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of, spread
 from experiments.fit.images import Photo, find
 from experiments.fit.story import decide
 from experiments.fit.towers import TRAINED, Towers
 from inference import export, predict
+from inference.calibrated import sha256_of_images
 from inference.calibration import Sample
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
@@ -70,6 +71,8 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
     assert classifier.calibration.images == 48
+    held = sha256_of_images((checksum(file), file.parent.name) for file in photos.glob("*/*"))
+    assert classifier.calibration.sha256 == held  # as tools/calibrate.py says it
     made = {**source(), "seed": random_seed, "device": classifier.device.type, "date": first["made"]["date"]}
     assert first["made"] == made and classifier.description.training.items() >= made.items()
     gain = choice.gain(first["cross_validated"], first["zero_shot"], 8 * 4 / 5)  # of a doubling; here four folds learn
@@ -257,6 +260,13 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command,
     assert "a cat" not in card  # the model refuses other class names
     with pytest.raises(UsageError, match="has values of its own for each class"):
         loaded.probabilities([image], ["a cat", "a dog"])
+
+
+def test_a_configuration_is_made_once_and_never_changes():
+    one = settings_of(Candidate("RLA"))
+    assert one is settings_of(Candidate("RLA")) and one is not settings_of(Candidate("RLA", {"STEPS": 7}))
+    with pytest.raises(AttributeError, match="immutable"):
+        one.TRAINER.RLA.STEPS = 8
 
 
 @pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])

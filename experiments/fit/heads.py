@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from dassl.engine.base import TrainerBase
 from numpy.typing import NDArray
 from torch import Tensor
+from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError
@@ -30,6 +31,7 @@ CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and st
 ZERO_SHOT_SHARE = 1 / 4  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
+Pairs = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +206,7 @@ class Heads:
             return self.exported(first.method, facts, self.fit(first, features, labels))
         names = [candidate.name for candidate, _ in weights]
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
-        settings = {"MEMBERS": names, "WEIGHTS": factors}
+        settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
         method = self.method(Candidate(ENSEMBLE, settings), len(labels))
         axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
         for candidate, weight in weights:
@@ -231,14 +233,21 @@ def spread(logits: Tensor) -> float:
     return float(logits.std(dim=1, correction=0).mean())
 
 
-@cache
-def settings_of(candidate: Candidate) -> Any:
-    """The configuration of a candidate."""
-    kind: Any = trainers.predicting()[candidate.method]
-    cfg = configuration(candidate.method)
-    cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **candidate.settings}}})
-    cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **candidate.training}})
+def settings_of(candidate: Candidate) -> CfgNode:
+    """The configuration of a candidate, which nobody can change."""
+    return configuration_of(
+        candidate.method, *(tuple(part.items()) for part in (candidate.settings, candidate.training))
+    )
+
+
+@lru_cache(100)  # those of all candidates
+def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
+    kind: Any = trainers.predicting()[method]
+    cfg = configuration(method)
+    cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **dict(settings)}}})
+    cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **dict(training)}})
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
+    cfg.freeze()
     return cfg
 
 

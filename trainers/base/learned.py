@@ -189,7 +189,8 @@ class Checkpoints:
         """
         method, clip = self.method, self.method.model.frozen
         names, device = [*method.class_names, "one more"], clip.logit_scale.device
-        with torch.random.fork_rng(devices=[]), device:
+        drawing = [device] if device.type == "cuda" else []  # the generators that `build_prompts` may move
+        with torch.random.fork_rng(devices=drawing), device:
             other = type(method)(method.cfg, (names, method.dataset_template), device)
             other.model = method.Model(clip, other.build_prompts(clip, names))
         shapes = {name: tensor.shape for name, tensor in other.saved_module().state_dict().items()}
