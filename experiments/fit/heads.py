@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from dassl.engine.base import TrainerBase
@@ -17,11 +17,12 @@ from yacs.config import CfgNode
 import trainers
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier, configuration
-from trainers.base import TEMPLATE
+from trainers.base import TEMPLATE, PromptTrainer
+from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.features import CachedOutput, Support
 from trainers.base.method import Classes, Method
 from trainers.base.projection import ProjectedCLIP
-from trainers.base.prompted import normalize
+from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import mean_text_features
 
 ENSEMBLE = "Linear"  # a sum of those below
@@ -32,6 +33,7 @@ ZERO_SHOT_SHARE = 1 / 4  # of the default ensemble; chosen on other draws than t
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
 Pairs = tuple[tuple[str, Any], ...]
+Trained = TypeVar("Trained", bound=PromptTrainer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +125,12 @@ class Heads:
         templates = [[TEMPLATE.replace("{}", name)] for name in self.names]
         self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(self.clip, templates)}
         try:
-            self.projection: Any = self.method(Candidate("RLA"), 1)
+            self.projection: FeatureTrainer | None = self.method(Candidate("RLA"), 1)
         except UsageError:
             self.projection = None
 
     @property
-    def tower(self) -> Any:
+    def tower(self) -> PromptedCLIP:
         """The model whose `image_output` has the features that the heads take."""
         return self.projection.model if self.projection else self.zero_shot.model_for()
 
@@ -138,10 +140,11 @@ class Heads:
             return features
         return self.projection.head.project(features).detach()
 
-    def method(self, candidate: Candidate, images: int) -> Any:
+    def method(self, candidate: Candidate, images: int) -> FeatureTrainer:
         """The method of a candidate with a head that has seen nothing, for so many training images."""
-        kind: Any = trainers.predicting()[candidate.method]
+        kind = trainers.predicting()[candidate.method]
         method = kind(settings_of(candidate), self.classes, self.zero_shot.device)
+        assert isinstance(method, FeatureTrainer)
         method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=range(images)), num_classes=len(self.names))
         with self.zero_shot.device:
             method.model = method.Model(self.clip, method.build_prompts(self.clip, self.names), "fast")
@@ -149,7 +152,7 @@ class Heads:
             method.set_texts(self.texts[method.spec.unit_text])
         return method
 
-    def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> Any:
+    def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureTrainer:
         """The method with a head that has learned from features (images, width) and labels (images,).
 
         Raises:
@@ -215,7 +218,9 @@ class Heads:
             method.head.bias += weight * (there + back).mean(dim=0) / 2
         return self.exported(ENSEMBLE, facts, method)
 
-    def exported(self, name: str, facts: Mapping[str, Any], method: Any = None, **values: Any) -> PromptedClassifier:
+    def exported(
+        self, name: str, facts: Mapping[str, Any], method: PromptTrainer | None = None, **values: Any
+    ) -> PromptedClassifier:
         """The classifier of a method that has learned, or of a `fixed` one; `facts` are for people."""
         checkpoint: dict[str, Any] | None = None
         if method:
@@ -242,7 +247,7 @@ def settings_of(candidate: Candidate) -> CfgNode:
 
 @lru_cache(100)  # those of all candidates
 def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
-    kind: Any = trainers.predicting()[method]
+    kind = trainers.predicting()[method]
     cfg = configuration(method)
     cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **dict(settings)}}})
     cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **dict(training)}})
@@ -251,7 +256,7 @@ def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
     return cfg
 
 
-def start(method: Any, epochs: int) -> Any:
+def start(method: Trained, epochs: int) -> Trained:
     """The method, which has a model, ready for the first step of so many epochs; nothing is read from disk."""
     TrainerBase.__init__(method)
     method.scaler = torch.amp.GradScaler(enabled=False)
@@ -260,7 +265,7 @@ def start(method: Any, epochs: int) -> Any:
     return method
 
 
-def learned(method: Any) -> Any:
+def learned(method: Trained) -> Trained:
     """The method after all its epochs; nothing is printed or saved."""
     with redirect_stdout(io.StringIO()):
         for epoch in range(method.max_epoch):

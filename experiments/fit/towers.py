@@ -24,6 +24,7 @@ from common.cache import DiskCache
 from common.errors import UsageError
 from common.files import write_text
 from inference.classifier import BATCH, configuration
+from trainers.base import PromptTrainer
 from trainers.base.build import assemble_model
 from trainers.base.compat import build_transform
 from trainers.base.features import get_tensor, put_tensor
@@ -95,12 +96,12 @@ class Towers:
             if candidate.method in record["plan"]:
                 yield candidate, record["plan"][candidate.method] or partial(self.held_out, candidate, row)
 
-    def method(self, candidate: Candidate, places: NDArray[Any]) -> Any:
+    def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
         """The method with a model that has seen nothing, and a loader of the training images at these places."""
         set_random_seed(self.heads.seed)
         kind, cfg, heads = trainers.methods()[candidate.method], self.settings(candidate.method), self.heads
         classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
-        method: Any = kind(cfg, classes, heads.zero_shot.device)
+        method = kind(cfg, classes, heads.zero_shot.device)
         method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names))
         assemble_model(method, clip=heads.clip)
         stepped = isinstance(method, SteppedTrainer)
@@ -113,7 +114,7 @@ class Towers:
         method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
         return method
 
-    def fit(self, candidate: Candidate, places: NDArray[Any]) -> Any:
+    def fit(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
         """The method after it has learned from the images at these places.
 
         Raises:
@@ -130,7 +131,7 @@ class Towers:
         for first in range(0, len(paths), BATCH):
             yield self.heads.zero_shot.pixels(paths[first : first + BATCH], read)
 
-    def answers(self, method: Any, places: NDArray[Any]) -> Tensor:
+    def answers(self, method: PromptTrainer, places: NDArray[Any]) -> Tensor:
         """Logits (images, classes) for the images at these places."""
         batches = self.pixels([self.items[place].impath for place in places])
         return torch.cat([method.model_inference(batch.to(method.device)).float().cpu() for batch in batches])
