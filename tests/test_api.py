@@ -16,15 +16,13 @@ import torch
 from dassl.utils import ImageError, read_image
 from learned import OPTIONS
 from test_serve import comments
-from visitors import BOUNDARY, FORM, png
+from visitors import BOUNDARY, FORM, png, served
 
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
 from inference.models import open_models
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
-import uvicorn  # noqa: E402
-
 from inference.serving import api, reading, service  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -43,16 +41,8 @@ def classifier(finished):
 
 @pytest.fixture(scope="module")
 def port(classifier):
-    app = api.application(service.Service(classifier))
-    with api.listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        thread = Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+    with served(api.application(service.Service(classifier))) as port:
+        yield port
 
 
 def ask(port, body=None, kind=JSON, path="/predict", address="127.0.0.1", **headers):
@@ -258,11 +248,11 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
         except (OSError, RemoteDisconnected):
             return 0
 
-    stalled = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(22)]
-    for connection in stalled:
-        connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 7000000\r\n\r\n{"
-        )
+    stalled = []
+    for _ in range(70):
+        connection = socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0))
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n{")
+        stalled.append(connection)
     slow, thin = as_json(comments(1_000_000)), as_json(png(200_000, 1))
     with ThreadPoolExecutor(9) as attackers, ThreadPoolExecutor(20) as clients:
         attacks = [attackers.submit(attack, body) for body in [slow, thin, b"{"] * 3]
@@ -273,7 +263,7 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
         statuses = {future.result() for future in attacks}
     for connection in stalled:
         connection.close()
-    assert 429 in statuses and statuses <= {0, 422, 429}  # 0: it was refused while it was sending
+    assert statuses <= {0, 422}
     assert max(batches) > 1
     assert ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200  # nothing of it is left
 

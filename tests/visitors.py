@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
+from threading import Thread
+from time import sleep
 from typing import Any
 from uuid import uuid4
 
@@ -17,13 +19,27 @@ Connect = Callable[[], HTTPConnection]
 
 
 @contextmanager
-def started(page: Any, port: int) -> Iterator[tuple[str, Connect]]:
+def served(app: Any, *proxies: str) -> Iterator[int]:
+    """The port at which an application is served, in another thread."""
+    from inference.serving import server as serving
+
+    server = serving.Server(app, proxies, grace=0)
+    with serving.listen("127.0.0.1", 0) as listening:
+        thread = Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            sleep(0.01)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+    assert not server.all.open and not server.all.number  # nothing of a connection is left
+
+
+@contextmanager
+def started(page: Any) -> Iterator[tuple[str, Connect]]:
     """The address of a page that is started, and what connects to it."""
-    address = page.start("127.0.0.1", port)
-    try:
-        yield address, lambda: HTTPConnection("127.0.0.1", port, timeout=30)
-    finally:
-        page.blocks.close()
+    with served(page.application()) as port:
+        yield f"http://127.0.0.1:{port}/", lambda: HTTPConnection("127.0.0.1", port, timeout=30)
 
 
 def post(connect: Connect, path: str, body: bytes, kind: str = "application/json", **headers: str) -> tuple[int, bytes]:

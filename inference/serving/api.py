@@ -1,14 +1,9 @@
-"""JSON over HTTP (`python tools/serve.py MODEL --api`). The limits of a visitor are those of the page (`limits`)."""
+"""JSON over HTTP (`python tools/serve.py MODEL --api`)."""
 
 import asyncio
-import socket
 from base64 import b64decode
-from collections import Counter
-from contextlib import suppress
 from typing import Any
 
-import uvicorn
-from anyio import fail_after
 from dassl.utils.images import MAX_BYTES
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -16,56 +11,17 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.errors import UsageError
 from common.names import printable
 from common.version import __version__
 
-from .limits import LARGEST_REQUEST, MOST_OF_ADDRESS, SLOWEST
+from .limits import LARGEST_REQUEST, Gate
 from .service import MOST, Answer, Fault, Question, Service
 
 LARGEST = MAX_BYTES * 4 // 3 + LARGEST_REQUEST  # bytes of a request: base64 is longer than the file
-BYTES_OF_ADDRESS, ALL_BYTES = 4 * LARGEST, 1 << 30  # of requests that are not answered yet
-LEAST = BYTES_OF_ADDRESS // MOST_OF_ADDRESS  # bytes that a request counts at least
-GRACE = 5  # seconds for open requests when the server ends
 MARKS = 2 * MOST + 10  # commas and brackets of the most images, each with its "data:...,"
 PARSERS = 2  # bodies that are parsed at a time, in threads: each takes memory of its own
-
-
-class Gate:
-    """ASGI middleware: refuses a request before its body is read, if it is too large or one of too many."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-        self.bytes = Counter[str]()  # of requests without an answer, by address
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
-            await self.app(scope, receive, send)
-            return
-        address, headers = (scope["client"] or [""])[0], dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        size = int(length) if length.isdigit() and len(length) < 12 else LARGEST + 1
-        if not length or b"transfer-encoding" in headers:  # chunks have any length, whatever the other says
-            refusal = 411, "the length is missing"
-        elif size > LARGEST:
-            refusal = 413, f"the request has more than {LARGEST:,} bytes"
-        elif self.bytes[address] + (size := max(size, LEAST)) > BYTES_OF_ADDRESS:
-            refusal = 429, "too many of your requests wait: send this one again later"
-        elif sum(self.bytes.values()) + size > ALL_BYTES:
-            refusal = 503, "too many requests wait: send this one again later"
-        else:
-            self.bytes[address] += size
-            try:
-                with fail_after(SLOWEST):
-                    await self.app(scope, receive, send)
-                return
-            except TimeoutError:
-                refusal = 408, "the request takes too long"
-            finally:
-                self.bytes -= Counter({address: size})  # which leaves no zeros
-        await fault(*refusal)(scope, receive, send)
 
 
 def fault(status: int, text: object) -> JSONResponse:
@@ -138,7 +94,7 @@ def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:
 def application(service: Service) -> FastAPI:
     """The routes. Nothing is loaded from another server: the OpenAPI text is there without its page."""
     app = FastAPI(title="Prompted CLIP", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate)
+    app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
     parsers = asyncio.Semaphore(PARSERS)
     app.add_exception_handler(HTTPException, lambda _, error: fault(error.status_code, error.detail))  # type: ignore
     app.add_exception_handler(UsageError, lambda _, error: fault(422, error))
@@ -178,31 +134,3 @@ def application(service: Service) -> FastAPI:
         return service.about()
 
     return app
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket for the server; UsageError if the host or the port cannot be used."""
-    try:
-        listening = socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        what = f"cannot serve at {host}:{port} ({error.strerror or 'it is in use'})"
-        raise UsageError(what, "choose another --port, or check --host") from error
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a client acknowledges the head after 40 ms
-    return listening
-
-
-def serve(service: Service, host: str, port: int) -> None:
-    """Answer requests until Ctrl-C or SIGTERM; UsageError if the host or the port cannot be used."""
-    listening = listen(host, port)
-    config = uvicorn.Config(
-        application(service),
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-    print(f"POST images to http://{host}:{port}/predict (OpenAPI: /openapi.json). Ctrl-C ends the server.", flush=True)
-    with listening, suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run([listening])
-    print("\nStopped.")

@@ -2,9 +2,9 @@
 
 import argparse
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from tempfile import gettempdir
-from threading import Event
 
 from common.files import scratch
 from common.start import Parser, at_least, path, required_packages
@@ -27,6 +27,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)")
+    parser.add_argument(
+        "--proxy",
+        type=network,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a reverse proxy, or its network, whose X-Forwarded-For is trusted; may be repeated",
+    )
     parser.add_argument("--api", action="store_true", help="answer JSON over HTTP instead: see /openapi.json there")
     parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
     add_calibration_options(parser)
@@ -35,6 +43,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.api and (len(args.models) > 1 or args.examples):
         parser.error("--api serves one MODEL, without --examples")
     return args
+
+
+def network(text: str) -> str:
+    """The argparse type of an address or a network, as text."""
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        expected = "expected an address, or a network such as 10.0.0.0/8"
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}") from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,10 +67,11 @@ def main(argv: list[str] | None = None) -> None:
             from .. import images, models
         with required_packages(REQUIREMENTS):
             if args.api:
-                from .api import serve
+                from .api import application
                 from .service import Service
             else:
                 from .page import Page
+            from .server import Server, serve
         examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
         opened = models.open_models(args.models, args, names)
         for model in opened:
@@ -61,12 +79,14 @@ def main(argv: list[str] | None = None) -> None:
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does
         if args.api:
-            serve(Service(opened[0].classifier, names or None, args.sets), args.host, args.port)
-            return
-        page = Page(opened, names or opened[0].classifier.class_names, examples, args.unknown, args.sets)
-        address = page.start(args.host, args.port)
-        print(f"Open {address} in a browser. Ctrl-C ends the server.", flush=True)
-        try:
-            Event().wait()
-        except KeyboardInterrupt:
-            print("\nStopped.")
+            service = Service(opened[0].classifier, names or None, args.sets)
+            server = Server(application(service), args.proxy)
+            where = f"http://{args.host}:{args.port}/predict"
+            greeting = f"POST images to {where} (OpenAPI: /openapi.json)."
+        else:
+            shown = names or opened[0].classifier.class_names
+            page = Page(opened, shown, examples, args.unknown, args.sets)
+            server = Server(page.application(), args.proxy, grace=0)
+            host = "localhost" if args.host == "0.0.0.0" else args.host
+            greeting = f"Open http://{host}:{args.port}/ in a browser."
+        serve(server, args.host, args.port, greeting)

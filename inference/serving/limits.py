@@ -1,37 +1,124 @@
-"""Limits for visitors of the page: which requests reach Gradio, how large they are, and whose turn it is."""
+"""Limits of requests to the page and the API, and which requests of the page reach Gradio."""
 
 import json
-from asyncio import TimeoutError, sleep, wait_for  # TimeoutError of Python 3.10, too
-from collections.abc import Iterator
+from asyncio import sleep
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition
 from time import monotonic
 from typing import Any
 
+from anyio import fail_after
 from dassl.utils.images import MAX_BYTES
-from starlette.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .server import MOST_OF_ADDRESS as CONNECTIONS
+from .server import visitor_of
 
 LARGEST_REQUEST = 1 << 18  # bytes of any other request: the class names have most of them
 ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
 SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
-SLOWEST = 300  # seconds of an upload
+SLOWEST = 300  # seconds of a request with a body
+BYTES_OF_ADDRESS = 128 << 20  # that have arrived of requests without an answer
+ALL_BYTES = 256 << 20
+MOST_REQUESTS = 2 * CONNECTIONS  # of a visitor: one of a closed connection ends a little later
 EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
 POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # requests of a browser with the page
+KEYS = "data", "fn_index", "session_hash", "trigger_id", "event_id"  # of a question
 FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
 AT_ONCE = 3  # requests that are computed: one may be a large image
 MOST_OF_SESSION, MOST_OF_ADDRESS = 8, 24  # requests of one visitor that wait; Gradio has 40 threads for all
 PATIENCE = 20  # seconds until a request of such a visitor is refused
 FORGOTTEN = 10  # seconds until a request no longer counts, as one for another function of Gradio never ends here
-PACE = 8 << 20  # bytes of uploads a second of one address while others ask: Gradio parses them where it answers
-REFUSAL = 0.5  # seconds that a refused request costs its address
-LONGEST_PAUSE = 0.25  # seconds between two parts of an upload: the largest one ends before SLOWEST
 BURST, LONGEST_REST = 0.25, 5  # seconds of cost after which an address rests, and its longest rest
 
 
-class Refused(Exception):
-    """The HTTP status and the text that answer a request."""
+class Gate:
+    """ASGI middleware: refuses a request that is too large, too slow, or one of too many.
+
+    What has arrived of a body counts, not what its head announces.
+
+    Args:
+        app: the application, which may refuse a request by HTTPException, too.
+        largest: how many bytes the body of a request may have.
+        answer: the application that says the status and the reason of a refusal.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        largest: Callable[[Scope], int],
+        answer: Callable[[int, str], ASGIApp],
+    ):
+        self.app, self.largest, self.answer = app, largest, answer
+        self.bytes = Counter[str]()  # of requests without an answer, by visitor
+        self.requests = Counter[str]()
+        self.all_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+                await self.app(scope, receive, noted)
+            else:
+                self.check_size(scope)
+                with fail_after(SLOWEST):
+                    await self.counted(scope, receive, noted)
+        except TimeoutError:
+            refused = HTTPException(408, "the request takes too long")
+        except HTTPException as error:
+            refused = error
+        else:
+            return
+        if not has_begun:  # else the server ends the connection, as an answer is not complete
+            await self.answer(refused.status_code, refused.detail)(scope, receive, send)
+
+    def check_size(self, scope: Scope) -> None:
+        """HTTPException if the head announces too much, or does not say how much."""
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if not length or b"transfer-encoding" in headers:  # chunks have any length
+            raise HTTPException(411, "the length is missing")
+        largest = self.largest(scope)
+        if not length.isdigit() or len(length) > 11 or int(length) > largest:
+            raise HTTPException(413, f"the request has more than {largest:,} bytes")
+
+    async def counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on while its visitor, and all visitors, have few bytes here."""
+        visitor = visitor_of((scope["client"] or [""])[0])
+        arrived = 0
+
+        async def part() -> Message:
+            nonlocal arrived
+            message = await receive()
+            size = len(message.get("body", b""))
+            arrived += size
+            self.bytes[visitor] += size
+            self.all_bytes += size
+            if self.bytes[visitor] > BYTES_OF_ADDRESS:
+                raise HTTPException(429, "too many of your requests wait: send this one later")
+            if self.all_bytes > ALL_BYTES:
+                raise HTTPException(503, "too many requests wait: send this one later")
+            return message
+
+        if self.requests[visitor] == MOST_REQUESTS:
+            raise HTTPException(429, "too many of your requests wait: send this one later")
+        self.requests[visitor] += 1
+        try:
+            await self.app(scope, part, send)
+        finally:
+            self.all_bytes -= arrived
+            self.bytes -= Counter({visitor: arrived})  # which leaves no zeros
+            self.requests -= Counter({visitor: 1})
 
 
 class Limits:
@@ -44,43 +131,34 @@ class Limits:
         app: the server's application.
         uploads: the folder of the uploads. Files that are there already, such as examples, stay.
         turns: how many requests of a visitor wait.
+        functions: for each function of the page what its values have to be.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Path, turns: "Turns"):
+    def __init__(
+        self,
+        app: ASGIApp,
+        uploads: Path,
+        turns: "Turns",
+        functions: Sequence[Sequence[Callable[[Any], bool]]],
+    ):
         self.app, self.uploads, self.turns = app, uploads, turns
+        self.functions = functions
         self.own = set(uploads.rglob("*"))
-        self.coming = 0  # bytes of uploads that have arrived of those that are not complete
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-                await self.post(scope, receive, send)
-            elif any(words in scope.get("path", "").lower() for words in FETCHES):
-                raise Refused(403, "this server fetches nothing")
-            else:
-                await self.app(scope, receive, send)
-        except Refused as refused:
-            status, text = refused.args
-            await sleep(self.turns.rest_after(address_of(scope), REFUSAL))
-            await PlainTextResponse(text, status)(scope, receive, send)
-
-    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].rstrip("/")
-        if not path.endswith(POSTS):
-            raise Refused(404, "there is no such function")
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        handle, most = self.question, LARGEST_REQUEST
-        if path.endswith("/upload"):
-            handle, most = self.upload, MAX_BYTES + LARGEST_REQUEST  # a form has more than the file
-        if not length.isdigit() or b"transfer-encoding" in headers:  # chunks have any length, whatever the other says
-            raise Refused(411, "the length is missing")
-        if int(length) > most:
-            raise Refused(413, f"more than {most:,} bytes")
-        try:
-            await wait_for(handle(scope, receive, send, int(length)), SLOWEST)
-        except TimeoutError:
-            raise Refused(408, "the request takes too long") from None
+        path = scope.get("path", "").rstrip("/")
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if any(words in path.lower() for words in FETCHES):
+                raise HTTPException(403, "this server fetches nothing")
+            await self.app(scope, receive, send)
+        elif not path.endswith(POSTS):
+            raise HTTPException(404, "there is no such function")
+        elif path.endswith("/upload"):
+            if not self.make_room(length_of(scope)):
+                raise HTTPException(503, "too many uploads, try again later")
+            await self.app(scope, receive, send)
+        else:
+            await self.question(scope, receive, send, length_of(scope))
 
     async def question(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
         """Pass on a JSON text that names no other files than uploads; what Gradio reads is what was checked."""
@@ -93,12 +171,14 @@ class Limits:
         try:
             content = dict(json.loads(body))
         except (ValueError, TypeError, RecursionError):
-            raise Refused(400, "this is not a JSON object") from None
+            raise HTTPException(400, "this is not a JSON object") from None
         if not all(self.is_upload(file) for file in files_in(content)):
-            raise Refused(403, "there is no such upload")
+            raise HTTPException(403, "there is no such upload")
         if scope["path"].rstrip("/").endswith(("/join", "/predict")):
+            if not self.is_asked(content):
+                raise HTTPException(400, "the page does not ask this")
             await self.turns.admit(address_of(scope), str(content.get("session_hash")))
-        body = json.dumps(content).encode()
+        body = json.dumps({key: content[key] for key in KEYS if key in content}).encode()
         lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
         messages = [{"type": "http.request", "body": body}]
@@ -108,23 +188,16 @@ class Limits:
 
         await self.app({**scope, "headers": headers}, checked, send)
 
-    async def upload(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
-        if not self.make_room(size):
-            raise Refused(503, "too many uploads, try again later")
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += (arrived := len(message.get("body", b"")))
-            self.coming += arrived
-            await sleep(min(self.turns.rest_after(address_of(scope), arrived / PACE), LONGEST_PAUSE))
-            return message if self.coming <= ALL_UPLOADS else {"type": "http.disconnect"}
-
-        try:
-            await self.app(scope, counted, send)
-        finally:
-            self.coming -= received
+    def is_asked(self, content: dict[str, Any]) -> bool:
+        """Whether the page asks such a question: Gradio answers others with a traceback."""
+        function, values = content.get("fn_index"), content.get("data")
+        if not isinstance(function, int) or not isinstance(content.get("session_hash"), str):
+            return False
+        if not 0 <= function < len(self.functions) or not isinstance(values, list):
+            return False
+        accepts = self.functions[function]
+        pairs = zip(accepts, values, strict=False)
+        return len(accepts) == len(values) and all(accept(value) for accept, value in pairs)
 
     def is_upload(self, path: Any) -> bool:
         """Whether it is the path of an upload or an example: a visitor can send any."""
@@ -155,6 +228,25 @@ class Limits:
             path.unlink(missing_ok=True)
             excess -= freed
         return excess <= 0
+
+
+def length_of(scope: Scope) -> int:
+    return int(dict(scope["headers"])[b"content-length"])
+
+
+def largest_of(scope: Scope) -> int:
+    """The bytes of a request of the page."""
+    if scope["path"].rstrip("/").endswith("/upload"):
+        return MAX_BYTES + LARGEST_REQUEST  # a form has more than the file
+    return LARGEST_REQUEST
+
+
+def is_file(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and "path" in value)
+
+
+def is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def address_of(scope: Scope) -> str:
@@ -191,7 +283,7 @@ class Turns:
         deadline = monotonic() + PATIENCE
         while not self.count(*visitor):
             if monotonic() > deadline:
-                raise Refused(429, "too many of your requests wait")
+                raise HTTPException(429, "too many of your requests wait")
             await sleep(0.05)
 
     def count(self, address: str, session: str) -> bool:

@@ -1,6 +1,5 @@
 """The page: an image and class names on one side, the probabilities and attention of every model on the other."""
 
-import socket
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -12,8 +11,10 @@ from typing import Any
 
 import gradio as gr
 import torch
+from fastapi import FastAPI
 from PIL import Image
-from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
 
 from clip import ClipError
 from common.errors import UsageError
@@ -23,7 +24,7 @@ from ..classifier import PromptedClassifier
 from ..images import Batch, in_set, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
-from .limits import AT_ONCE, EVERY, OLDEST, Limits, Turns
+from .limits import AT_ONCE, EVERY, OLDEST, Gate, Limits, Turns, is_file, is_text, largest_of
 from .reading import Readers
 
 BARS = 5  # classes of each model
@@ -69,6 +70,10 @@ class Page:
         self.read = lru_cache(REMEMBERED)(self.read_image)
         self.unknown, self.coverage = unknown, coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
+        self.functions = [[is_file, is_text], [is_file]]
+        if examples:  # the number of one
+            numbers = list(range(len(examples)))
+            self.functions.insert(0, [lambda value: type(value) is int and value in numbers])
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown(
                 "# Prompted CLIP\nDrop, paste or choose an image. The bars are the "
@@ -101,29 +106,27 @@ class Page:
             )
             image.change(self.answer_looks, image, looks, **OPTIONS)
 
-    def start(self, host: str, port: int) -> str:
-        """Serve in the background; returns the page's address. UsageError if the host or port cannot be used."""
-        try:
-            with socket.create_server((host, port)):  # Gradio would show a traceback
-                pass
-            limits = Middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE), turns=self.turns)
-            _, address, _ = self.blocks.queue(max_size=MOST_WAITING).launch(
-                app_kwargs={"middleware": [limits]},
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                mcp_server=False,
-                footer_links=[],
-                css=CSS,
-                theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
-            )
-        except OSError as error:
-            what = f"cannot serve at {host}:{port} ({error.strerror or 'it is in use'})"
-            raise UsageError(what, "choose another --port, or check --host") from error
-        return address
+    def application(self) -> FastAPI:
+        """The page as an application, which serves nothing else."""
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        uploads = Path(self.blocks.GRADIO_CACHE)
+        app.add_middleware(
+            Limits,
+            uploads=uploads,
+            turns=self.turns,
+            functions=self.functions,
+        )
+        app.add_middleware(Gate, largest=largest_of, answer=refusal)
+        return gr.mount_gradio_app(
+            app,
+            self.blocks.queue(max_size=MOST_WAITING),
+            "/",
+            ssr_mode=False,
+            mcp_server=False,
+            footer_links=[],
+            css=CSS,
+            theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
+        )
 
     def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
         """`classify` in the turn of a visitor, whose image is an upload: `Limits` has checked that."""
@@ -208,6 +211,10 @@ class Page:
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {shares_text(shares)}"
         return list(found.values())
+
+
+def refusal(status: int, text: str) -> ASGIApp:
+    return PlainTextResponse(text, status)
 
 
 def with_accuracy(model: Model) -> str:
