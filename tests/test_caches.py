@@ -124,6 +124,14 @@ def test_file_that_is_not_what_was_kept_is_not_there(harm, tmp_path):
     assert cache.get(KEY, FORM, 24) is None
 
 
+def test_a_new_file_is_spared_whatever_the_clock_says(tmp_path):
+    cache = DiskCache(tmp_path, "x", "numbers", 1.5 * (24 + DIGEST))
+    cache.put("b" * 32, FORM, 24, [bytes(24)])
+    os.utime(cache.file("b" * 32), (2 * time.time(),) * 2)  # by the clock of another machine
+    assert cache.put(KEY, FORM, 24, [bytes(24)])
+    assert list(tmp_path.iterdir()) == [cache.file(KEY)]
+
+
 def test_a_file_of_another_user_is_used(tmp_path, monkeypatch):
     cache = DiskCache(tmp_path, "x", "numbers", 100)
     cache.put(KEY, FORM, 24, [bytes(range(24))])

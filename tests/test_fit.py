@@ -75,9 +75,9 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert classifier.calibration.sha256 == held  # as tools/calibrate.py says it
     made = {**source(), "seed": random_seed, "device": classifier.device.type, "date": first["made"]["date"]}
     assert first["made"] == made and classifier.description.training.items() >= made.items()
-    gain = choice.gain(first["cross_validated"], first["zero_shot"], 8 * 4 / 5)  # of a doubling; here four folds learn
-    expected = min(100, first["cross_validated"] + np.log2(5 / 4) * gain)
-    assert first["estimate"]["accuracy"] == pytest.approx(expected)
+    before = first["estimate"]["cross_validated"]
+    gain = choice.gain(before, first["zero_shot"], 8 * 4 / 5)  # of a doubling; here four folds learn
+    assert first["estimate"]["accuracy"] == pytest.approx(min(100, before + np.log2(5 / 4) * gain))
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)
     assert command(predict, tmp_path / "model", image, "--backbone", tiny, "--unknown").status == 0
@@ -360,6 +360,48 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
     certain = np.eye(4)[labels][None, None] * [[[[0]]], [[[9]]]]  # zero-shot guesses, the other knows
     assert choice.choose(certain, Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [1]
     assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("rival", ["zero-shot CLIP", "the ensemble"])
+def test_a_winner_must_lead_by_more_than_a_standard_error(rival):
+    """The lead of the last candidate, over zero-shot CLIP as an ensemble, or over an ensemble as a single one, rises
+    from none to many errors. Below one the rival is taken."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    sample = Sample.of(labels)
+    margins = rng.normal(0.5, 1, (2, 60))
+    below = above = 0
+    for shift in np.linspace(-0.5, 2, 101):
+        of_candidates = [margins[0], margins[1] + shift]
+        if rival == "the ensemble":
+            of_candidates.insert(0, np.full(60, -9.0))  # zero-shot CLIP, which is far worse
+        logits = np.zeros((len(of_candidates), 1, 60, 2))
+        logits[:, 0, np.arange(60), labels] = of_candidates
+        factors = choice.inverse_temperatures(logits, sample)
+        default = {0: 0.0, 1: 1.0}  # the last candidate of two, and the second of three
+        ensemble = choice.losses(choice.combine(choice.stack(logits, sample, default), logits), labels)
+        last, first = (choice.losses(factors[place] * logits[place], labels) for place in (-1, 0))
+        lead = sample.in_errors(first - ensemble if rival == "zero-shot CLIP" else ensemble - last)
+        taken = choice.choose(logits, sample, default)[-1] > 0
+        assert taken == (lead > 1), (shift, lead)
+        below += 0 < lead <= 1
+        above += lead > 1
+    assert below > 3 and above > 3
+
+
+def test_logits_of_fewer_images_count_as_much(tiny):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    labels = torch.arange(12) % 3
+    features = torch.randn(12, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    held = np.arange(12)[None] // 6
+    candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
+    found = heads.held_out(candidate, features, labels, held)
+    for fold in (0, 1):
+        out = held[0] == fold
+        answers = heads.answers(candidate, (features[~out], labels[~out]), features)
+        scale = answers.std(dim=1, correction=0).mean()
+        assert abs(scale - 1) > 0.1
+        torch.testing.assert_close(found[0, out], answers[out] / scale)
 
 
 def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):

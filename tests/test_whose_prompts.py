@@ -146,6 +146,16 @@ def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
         collect_results(study)
 
 
+@pytest.mark.parametrize(("dataset", "known"), [("EuroSAT", {0: 1}), ("another", {}), (None, {})])
+def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, known, build):
+    trainer = build("CoOp")
+    first, *_ = trainer.class_names
+    written = {"class_names": ["other", first]} | ({"dataset": dataset} if dataset else {})
+    assert trainer.checkpoints.classes(written).labels == known
+    every = trainer.checkpoints.classes(written | {"class_names": ["other", *trainer.class_names]}).labels
+    assert every == {label: label + 1 for label in range(len(trainer.class_names))}  # of any dataset
+
+
 def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     trainer = build("CoOp", "all", "CSC", True)
     before = torch.get_rng_state()

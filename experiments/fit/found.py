@@ -35,7 +35,6 @@ class Found:
     estimates: dict[str, Estimate] = field(default_factory=dict)  # by how frequent the classes are: `command.PRIORS`
     ungrouped: float | None = None  # what the estimate would be if images of one scene were in several folds
     zero_shot: float | None = None  # the accuracy of zero-shot CLIP on the held-out images
-    cross_validated: float | None = None  # the accuracy on images held out, before what all images add to it
     without_nesting: float | None = None  # what the estimate would be if the choice were not made inside of the folds
     test: dict[str, Any] | None = None  # of test images: their number and the accuracy
     curve: list[tuple[float, float]] = field(default_factory=list)  # images of a class, accuracy of the chosen heads

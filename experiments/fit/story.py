@@ -170,7 +170,6 @@ def decide(
         names_only = 100 * of_prior.mean(choice.right(stacked[0], sample.labels))
         found.estimates[prior] = choice.estimate(outside, of_prior, folds, names_only)
     found.estimate = found.estimates[args.prior]
-    found.cross_validated = found.estimate.cross_validated
     found.zero_shot = accuracy = 100 * sample.mean(choice.right(stacked[0], sample.labels))
     found.without_nesting = choice.estimate(found.logits, sample, folds, accuracy).accuracy
     best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], sample, in_ensemble)
