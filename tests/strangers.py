@@ -92,9 +92,11 @@ def change(file: Path, place: tuple, keys: dict[str, Any]) -> None:
 def strange(draw, tree: Any) -> Any:
     """A configuration with keys of the forms and values like theirs, at any places, or changed in any other way."""
     values = st.sampled_from([*WORDS, *NAMES, *NUMBERS, True, AUTO_MAP, FAR_MAP, FOUR_BITS, PATHS, BACKBONE, None])
-    keys = st.dictionaries(st.sampled_from(KEYS), values, min_size=1, max_size=3)
+    some = st.dictionaries(st.sampled_from(KEYS), values, max_size=2)
+    known = st.sampled_from([keys for _, _, keys in FORMS.values()])
     places = [path for path in [(), TEXT, VISION, (*TEXT, "tokenizer_kwargs")] if holds(tree, path)]
-    tree = replaced(tree, draw(st.sampled_from(places)), lambda old: old | draw(keys))
+    keys = draw(known) | draw(some)
+    tree = replaced(tree, draw(st.sampled_from(places)), lambda old: old | keys)
     return draw(st.just(tree) | changed_tree(tree, values))
 
 
