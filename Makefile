@@ -1,5 +1,5 @@
 # make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, compare,
-# backbones, gpu-rehearsal.
+# backbones, libraries, gpu-rehearsal.
 # PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint style docs fuzz kill bench compare gpu-rehearsal backbones
+.PHONY: setup demo test test-all check lint style docs fuzz kill bench compare gpu-rehearsal backbones libraries
 
 setup: $(VENV)/.ready
 
@@ -50,6 +50,17 @@ FUZZ ?= 10000
 SEED ?= 1
 fuzz: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto tests/test_fuzz.py --hypothesis-seed=$(SEED)
+
+# The tests of what reads files of others or answers requests, with the lowest or the newest versions of the libraries that do it.
+VERSIONS ?= lowest
+LIBRARIES := transformers|timm|huggingface_hub|gradio|fastapi|starlette|pydantic|python-multipart|uvicorn|sentencepiece
+READING := strangers hub other_backbones backbone_files artefact api serve serve_models serve_turns fuzz
+libraries: LOCAL := .venv-$(VERSIONS)
+libraries:
+	$(PYTHON) -m venv $(LOCAL)
+	sed -nE 's/^($(LIBRARIES))>=([0-9.]+).*/\1$(if $(filter lowest,$(VERSIONS)),==,>=)\2/p' requirements*.txt > $(LOCAL)/versions.txt
+	$(LOCAL)/bin/python -m pip install -r requirements-dev.txt -c $(LOCAL)/versions.txt
+	OMP_NUM_THREADS=1 $(LOCAL)/bin/python -m pytest -n auto --dist loadfile $(READING:%=tests/test_%.py)
 
 # 100 SIGKILL, 50 SIGTERM and 50 full disks at random moments; up to an hour on two cores.
 kill: $(VENV)/.ready-dev

@@ -126,6 +126,18 @@ def test_a_method_is_a_file_of_at_most_120_lines():
     assert {name: count for name, count in lines.items() if count > 120} == {}
 
 
+def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():
+    (names,) = re.findall(r"^LIBRARIES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    bounds = "".join(file.read_text() for file in ROOT.glob("requirements*.txt"))
+    lowest = {name: re.findall(rf"^{name}>=[\d.]+", bounds, re.MULTILINE) for name in names.split("|")}
+    asked = {"transformers", "timm", "huggingface_hub", "gradio", "starlette", "pydantic"}
+    assert lowest.keys() >= asked
+    assert [name for name, found in lowest.items() if len(found) != 1] == []
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert "make libraries VERSIONS=${{ matrix.versions }}" in workflow
+    assert "versions: [lowest, newest]" in workflow
+
+
 # The Dockerfile, as far as it can be checked without Docker: its files exist, and its command runs from them alone.
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
