@@ -1,9 +1,13 @@
 """results.json: what a finished run has measured."""
 
 import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from common.errors import UsageError
+from common.names import printable
 from common.results import RESULTS_FILE, read_results, selected_on_test
 from common.start import Parser
 
@@ -19,6 +23,25 @@ RECORDED = {
     "backbone": "MODEL.BACKBONE.NAME",
     "weights_sha256": "MODEL.BACKBONE.SHA256",
 }
+
+
+def several_versions(runs: Iterable[Mapping[str, Any]]) -> str:
+    """A line about runs of several versions of this project or of torch, whose average mixes them; empty for one."""
+    counts = Counter(map(version_of, runs))
+    if len(counts) < 2:
+        return ""
+    each = [f"{version} ({number:,} runs)" for version, number in counts.most_common(5)]
+    more = f" and {len(counts) - 5:,} more" if len(counts) > 5 else ""
+    return f"the runs are of {len(counts)} versions, which averages mix: {', '.join(each)}{more}"
+
+
+def version_of(run: Mapping[str, Any]) -> str:
+    """The version of this project, the commit and the version of torch of a run."""
+    commit = printable(run.get("commit") or "unknown")
+    changes = " with changes" if run.get("dirty") else ""
+    libraries = run.get("versions")
+    torch = libraries.get("torch", "unknown") if isinstance(libraries, dict) else "unknown"
+    return f"{printable(run.get('version', 'unknown'))} of commit {commit:.9}{changes}, torch {printable(torch)}"
 
 
 def selection_mark(run: dict) -> str:

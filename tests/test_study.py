@@ -12,8 +12,10 @@ from marks import one_line
 
 from common.results import read_results
 from common.start import ROOT
+from common.version import source
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
+from experiments.environment import versions
 from experiments.protocols import train_argv
 from experiments.studies import command as study_command
 from experiments.studies import executor
@@ -235,6 +237,19 @@ def test_status_shows_an_error_in_one_line_and_follows_no_link(kind, one_run, ca
     _, failed = capsys.readouterr().out.splitlines()
     shown = {"control characters": "OSError: \\x1b[31m bad line", "link": "is a link"}[kind]
     assert failed.startswith(f"failed: {run.folder}: ") and shown in failed
+
+
+def test_a_study_that_goes_on_with_another_version_says_so(one_run, command, monkeypatch):
+    file, run = one_run()
+    monkeypatch.setattr(executor, "check_datasets", lambda study: None)
+    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(executor, "execute_runs", lambda *arguments: {})
+    results = json.loads((run.folder / "results.json").read_text())
+    for facts, errors in ((source() | {"versions": versions()}, 0), ({"version": "0.1.0"}, 1)):
+        (run.folder / "results.json").write_text(json.dumps(results | facts))
+        ended = command(study_command, "run", file, "--workers", 1)
+        assert ended.status == 0 and len(ended.errors) == errors
+    assert "warning: the runs are of 2 versions" in ended.errors[0] and "0.1.0 of commit unknown" in ended.errors[0]
 
 
 def test_failed_run_does_not_stop_the_others(write, command, monkeypatch):

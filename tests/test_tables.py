@@ -178,6 +178,21 @@ def test_holm_corrects_for_the_comparisons_of_a_table():
     assert pd.isna(corrected["c"]) and holm(pd.Series([0.9, 0.8])).tolist() == [1.0, 1.0]
 
 
+def test_runs_of_several_versions_are_named(tmp_path):
+    now = {"version": "1.0.0", "commit": "a" * 40, "dirty": False, "versions": {"torch": "2.7.0"}}
+    other = {"version": "0.1.0", "dirty": True}, {"commit": "b" * 40}, {"versions": {"torch": "1.0"}}
+    summary = summarise(study_of(tmp_path / "one", ["MPL"], seeds=(1, 2)), lambda run: (50, now))
+    assert summary.warnings == []
+    for number, change in enumerate(other):
+        study = study_of(tmp_path / f"{number}", ["MPL"], seeds=(1, 2, 3))
+        summary = summarise(study, lambda run, change=change: (50, now | (change if run.seed == 2 else {})))
+        (line,) = summary.warnings
+        assert line.startswith(
+            "the runs are of 2 versions, which averages mix: 1.0.0 of commit aaaaaaaaa, torch 2.7.0 (2"
+        )
+        assert ["0.1.0 of commit aaaaaaaaa with changes", "commit bbbbbbbbb", "torch 1.0 (1 runs)"][number] in line
+
+
 def test_times_are_averaged_per_device(tmp_path):
     measured = {1: ("A40", 30), 2: ("A40", 50), 3: ("H100", 10)}
 

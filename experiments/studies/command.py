@@ -12,8 +12,10 @@ from common.errors import UsageError
 from common.files import check_no_link, write_text
 from common.names import csv_cell, printable
 from common.start import Parser, at_least
+from common.version import source
 from inference.arguments import add_plugin_option
 
+from ..results import several_versions
 from .choose import decide
 from .progress import Progress, collect_results
 from .spec import Run, Study
@@ -40,13 +42,18 @@ def run(study: Study, args: argparse.Namespace) -> None:
         for planned in (*trials, *study.runs()):
             print(shlex.join(["python", "train.py", *planned.arguments]))
         return
+    from ..environment import versions
     from .executor import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
-    collect_results(study, trials)  # raises for links, damaged results, and those of other settings
+    finished = collect_results(study, trials)  # raises for links, damaged results, and those of other settings
     waiting = decide(study)
-    collect_results(study)
-    print(Progress(study).cost())
+    finished |= collect_results(study)
+    progress = Progress(study)
+    print(progress.cost())
+    to_come = [{**source(), "versions": versions()}] if progress.left or progress.failed else []
+    if several := several_versions([*finished.values(), *to_come]):
+        print(f"warning: {several}", file=sys.stderr)
     check_datasets(study)
     failed = {}
     if waiting:

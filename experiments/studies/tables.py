@@ -15,7 +15,7 @@ from common.results import MEASURES, OTHER_MEASURES, detected, learned_from, oth
 
 from ..comparing import seed_interval, smallest_difference
 from ..protocols import recipe
-from ..results import harmonic_mean, selected_on_test
+from ..results import harmonic_mean, selected_on_test, several_versions
 from .spec import Run, Study, Variant
 
 # The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16 images of each class:
@@ -276,6 +276,7 @@ class Summary:
         if len(devices) > 1:
             what = f"the runs are from {len(devices)} devices ({', '.join(devices)})"
             notes.append(f"{what}: each has its own average times")
+        notes += filter(None, [several_versions(self.results.values())])
         if selected := self.runs["selected_on_test"].sum():
             what = f"{selected} of {len(self.runs)} runs were selected on test images"
             notes.append(f"{what}, their results have the mark {MARK}")
