@@ -110,13 +110,13 @@ def is_like(key: str, value: Any, usual: Any) -> bool:
         return key in LISTS and len(value) <= 4 and all(is_like(key, item, 1) for item in value)
     if value is None:
         return usual is None or key in OPTIONAL
-    kinds = {float: (float, int), type(None): (str, int, float)}.get(type(usual), (type(usual),))
-    if type(value) not in kinds:
+    if not isinstance(usual, float | None) and type(value) is not type(usual):
         return False
     if isinstance(value, str):
         return len(value) <= 200 and (key in NAMES or bool(re.fullmatch(r"[\w.-]*", value)))
     most = MOST_LAYERS if key.endswith("layers") else MOST
-    return abs(value) <= (MOST_TOKENS if key == "context_length" else most)
+    most = MOST_TOKENS if key == "context_length" else most
+    return isinstance(value, int | float) and abs(value) <= most
 
 
 def text_tower(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from strangers import AUTO_MAP, BACKBONE, CONFIG, FORMS, OPEN_CLIP, TEXT, change
 
 import clip
 from clip.configurations import MODEL, checked
+from inference import export
 from inference.classifier import PromptedClassifier
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,19 @@ def test_an_exported_folder_names_no_repository(keys, sha256, watched, witness, 
     monkeypatch.setattr(witness, "forbidden", (*witness.forbidden, "models--stranger"))
     with one_line("the repository 'hf-hub:stranger/clip': give it by --backbone" if sha256 else "is not a SHA-256"):
         PromptedClassifier.from_pretrained(folder)
+
+
+def test_a_folder_of_a_repository_is_read_with_its_name(watched, tmp_path):
+    name, folder = "hf-hub:stranger/clip", tmp_path / "case/exported"
+    classifier = PromptedClassifier.zero_shot(name, ["red", "blue lake"])
+    folder.mkdir()
+    description = classifier.save(folder)
+    with one_line(f"the repository '{name}': give it by --backbone"):
+        PromptedClassifier.from_pretrained(folder)
+    images = torch.ones(1, 3, 32, 32)
+    logits = PromptedClassifier.from_pretrained(folder, name).logits(images)
+    assert torch.equal(logits, classifier.logits(images))
+    assert f"--backbone {name}" in export.card(description, {}, [], True)
 
 
 @pytest.mark.parametrize("arch", open_clip.list_models())
