@@ -14,6 +14,7 @@ from .text import read_json
 
 RUN_CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.json"
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
+SEEN = "seen.npz"  # inference.seen has its form
 
 
 class Measure(NamedTuple):

@@ -55,6 +55,11 @@ def signature(image: Image.Image) -> NDArray[np.int8]:
     return np.round(127 * parts / largest).astype(np.int8)
 
 
+def pixels_sha256(image: Image.Image) -> str:
+    """The SHA-256 of the pixels of an image, in hexadecimal; other files may have the same ones."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
 class Taken(NamedTuple):
     """By which camera a photo was taken, and when, as its EXIF data says."""
 

@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
 from inference.models import file_of, kind_of, open_models, run_configuration
+from inference.seen import ROLES, SeenImages
 from trainers import methods, predicting
 
 from .calibrating import COVERAGE, Outputs, check_test_images, count_shared, fit, of_sets, of_transport, report
 from .predictions import LARGEST, PREDICTIONS_FILE, read
 
+NOTHING = SeenImages.of([], [], [], ROLES[0])
+MOST_NEAR = 0.05  # of the images: more near-copies of training images are no chance
 LOGITS = "logits.npy"  # in predictions.npz
 
 
@@ -36,7 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         f"write them to {CALIBRATION} in its folder, and report ECE, NLL, sets and abstention before and after.",
         epilog="A MODEL is the output folder of a run, a folder with such folders below it, or a folder that "
         "tools/export.py wrote. The images are the validation images of a run or, with --images, those in folders "
-        "named after the classes. Images of the run's test are refused.",
+        "named after the classes. Images that the model has learned from, near-copies of them, and test images are "
+        "refused.",
     )
     add = parser.add_argument
     add("models", type=path, nargs="+", metavar="MODEL")
@@ -45,6 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
     add("--by-class", action="store_true", help="also print the coverage and the size of the sets of each class")
     add("--accept-test-images", action="store_true", help="fit on images of the test, and mark the calibration")
+    words = "calibrate a model that does not say which images it has learned from, and mark the calibration"
+    add("--accept-unknown-images", action="store_true", help=words)
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add("--backbone", default="", help="weight file, if the model was learned on one of another machine")
     add_plugin_option(parser)
@@ -96,22 +103,32 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
     options = model_options(device=args.device, backbone=args.backbone, refit=True)
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
+    learns = predicting()[classifier.method].learns
+    seen = seen_images(folder, dataset) if learns else NOTHING
+    if seen is None and not args.accept_unknown_images:
+        what = f"{folder} does not say which images it has learned from"
+        remedy = (
+            "give the folder of its run or fit, or accept it by --accept-unknown-images, which marks the calibration"
+        )
+        raise UsageError(what, remedy, folder)
     if args.images:
         items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
-        learned = count_shared(items, dataset.train_x) if dataset and predicting()[classifier.method].learns else 0
-        if learned:
-            what = f"{learned:,} of {len(items):,} images for the calibration are training images of {folder}"
-            raise UsageError(what, "give images that the model has not learned from", folder)
     elif dataset is None or not dataset.val:
         raise UsageError(f"{folder} has no validation images", "give labelled images by --images", folder)
     else:
         items, source = dataset.val, f"validation images of {dataset.title}"
+    items, asked = without_learned(items, seen or NOTHING, folder)
+    chose = int((seen or NOTHING).of_role("chosen").equal(asked).sum())
     test_items = dataset.test if dataset else []
-    common = count_shared(items, test_items)
+    tested = int((seen or NOTHING).of_role("tested").equal(asked).sum())
+    common = max(tested, count_shared(items, test_items))
     check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
     held = outputs_of(classifier, items)
     fitted = fit(held, classifier.class_names, items, source, args.error, kind=args.kind, test_images=common)
+    fitted = replace(fitted, chosen_images=chose, unknown_images=seen is None)
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
+    if seen is not None:
+        (seen.of_role("learned", "chosen", "tested") + asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is None:
         return
@@ -128,6 +145,37 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
         new = read_dataset(folder, "new")
         test = outputs_of(classifier, new.test, names_of(new))
         print_report(f"{dataset.title}, new classes", report(fitted, test, classifier.distances(names_of(new))))
+
+
+def seen_images(folder: Path, dataset: Any) -> SeenImages | None:
+    """What a model has seen, as its folder says or, of a run of an earlier version, its dataset; None if neither."""
+    seen = SeenImages.read(folder)
+    if seen is None and dataset is not None:
+        return SeenImages.of_files(dataset.train_x, "learned")
+    return seen
+
+
+def without_learned(items: Sequence[Datum], seen: SeenImages, folder: Path) -> tuple[list[Datum], SeenImages]:
+    """The images without near-copies of those that the model has learned from, and their checksums.
+
+    Raises UsageError if it has learned from one of them, or if near-copies are many.
+    """
+    asked = SeenImages.of_files(items, "calibrated")
+    learned = seen.of_role("learned")
+    if equal := int(learned.equal(asked).sum()):
+        what = f"{equal:,} of {len(items):,} images for the calibration are training images of {folder}"
+        raise UsageError(what, "give images that the model has not learned from", folder)
+    if len(asked) < len(items):
+        return list(items), asked  # one cannot be read, which the prediction says
+    near = learned.similar(asked)
+    if near.any():
+        examples = [item.impath for item, is_near in zip(items, near, strict=True) if is_near]
+        what = f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of training images"
+        if near.mean() > MOST_NEAR:
+            raise UsageError(f"{what} of {folder}, such as {examples[0]}", "give images of other scenes", folder)
+        print(printable(f"Left out: {what}, such as {examples[0]}"))
+    others = [item for item, is_near in zip(items, near, strict=True) if not is_near]
+    return others, asked.part(~near)
 
 
 def read_dataset(run: Path, classes: str = "") -> Any:

@@ -207,7 +207,9 @@ class Calibrated:
         batches = list(type(trainer).test_outputs(trainer, trainer.val_loader))  # observers do not see them
         logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
         held = Outputs(logits.astype(float), labels.astype(int))
-        return held, fit(held, names, items, f"validation images of {title(cfg)}", test_images=self.test_images)
+        chose = any(choice.split == "val" for choice in trainer.choices)
+        facts = {"test_images": self.test_images, "chosen_images": len(items) if chose else 0}
+        return held, fit(held, names, items, f"validation images of {title(cfg)}", **facts)
 
     def distances(self, fitted: Calibration) -> Distances | None:
         """DAC for the classes of the test, some of which are not those of the fit; None for texts without distances."""

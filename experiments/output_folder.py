@@ -13,7 +13,7 @@ from dassl.utils import setup_logger
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
-from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, read_results
+from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, SEEN, read_results
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from . import predictions
@@ -109,7 +109,7 @@ class OutputFolder:
 
     def remove_results(self) -> None:
         """Delete the results of an earlier start, which this one replaces."""
-        for name in (RESULTS_FILE, CALIBRATION, predictions.PREDICTIONS_FILE):
+        for name in (RESULTS_FILE, CALIBRATION, SEEN, predictions.PREDICTIONS_FILE):
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self, results: str) -> None:

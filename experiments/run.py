@@ -13,6 +13,7 @@ import trainers
 from common.errors import UsageError
 from common.results import RUN_CONFIG_FILE
 from datasets import title
+from inference.seen import SeenImages
 
 from . import calibrating, ood, open_world, predictions
 from .environment import environment, unused_gpu
@@ -51,6 +52,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.test()
         else:
             trainer.train()
+        if not spec.args.eval_only and getattr(trainer, "learns", False):
+            seen_images(trainer).write(folder.path)
         observed = {key: value for observer in observers for key, value in observer.finish().items()}
         folder.finish(record.to_json(observed))
         is_model = folder.results and getattr(trainer, "learns", False)
@@ -60,6 +63,14 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")
+
+
+def seen_images(trainer: Any) -> SeenImages:
+    """What the model of a run has seen: training images, and validation images that chose an epoch or a setting."""
+    dataset = trainer.dm.dataset
+    learned = SeenImages.of_files(dataset.train_x, "learned")
+    chose = any(choice.split == "val" for choice in trainer.choices)
+    return learned + SeenImages.of_files(dataset.val, "chosen") if chose else learned
 
 
 def wanted_observers(spec: RunSpec) -> list[type]:

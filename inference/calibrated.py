@@ -25,6 +25,7 @@ from .calibration import HOTTEST, KINDS, Distances, Sets, Temperature, Threshold
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
+ADDED = {"chosen_images": 0, "unknown_images": False}  # what files of earlier versions lack
 PARTS = {"temperature": Temperature, "sets": Sets, "threshold": Threshold}
 
 
@@ -39,6 +40,8 @@ class Calibration:
         source: where they are from, for people.
         threshold: None if these images cannot promise an error.
         test_images: how many of them are test images of the model's dataset.
+        chosen_images: how many of them have chosen an epoch or a setting of the model.
+        unknown_images: whether nobody knows which images the model has learned from.
         model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once it is written.
     """
 
@@ -52,10 +55,18 @@ class Calibration:
     test_images: int = 0
     model: str = ""
     model_sha256: str = ""
+    chosen_images: int = 0
+    unknown_images: bool = False
 
     def __str__(self) -> str:
-        marked = f", {self.test_images:,} of them test images" if self.test_images else ""
-        return f"{self.images:,} {self.source}{marked}"
+        text = f"{self.images:,} {self.source}"
+        if self.test_images:
+            text += f", {self.test_images:,} of them test images"
+        if self.chosen_images:
+            text += f", {self.chosen_images:,} of them chose a setting of the model"
+        if self.unknown_images:
+            text += ", of which the model may have learned"
+        return text
 
     def check_model(self, file: Path, remedy: str) -> None:
         """Raise UsageError unless it was fitted for the model with this file."""
@@ -90,9 +101,10 @@ class Calibration:
             ValueError: a key is missing, a value has another type or is out of range, or the file was changed.
         """
         try:
-            values = {item.name: content[item.name] for item in fields(cls)}
-            if content.get(CONTENT, sha256 := sha256_of(values)) != sha256:  # earlier versions wrote none
+            written = {key: value for key, value in content.items() if key != CONTENT}
+            if content.get(CONTENT, sha256 := sha256_of(written)) != sha256:  # earlier versions wrote none
                 raise ValueError(f"its {CONTENT} is of another content")
+            values = {item.name: (ADDED | written)[item.name] for item in fields(cls)}
             if not values["temperature"] or not isinstance(values["class_names"], list):
                 raise TypeError
             if values["threshold"] and "above" in values["threshold"]:
@@ -113,7 +125,9 @@ class Calibration:
         texts = (*self.class_names, self.sha256, self.source, self.model, self.model_sha256)
         if not self.class_names or not all(isinstance(text, str) and not CONTROL.search(text) for text in texts):
             raise ValueError("a text is missing, or has control characters")
-        counts = [self.images, self.test_images]
+        counts = [self.images, self.test_images, self.chosen_images]
+        if type(self.unknown_images) is not bool:
+            raise TypeError
         numbers = [*self.sets.label_scores, self.temperature.temperature]
         if self.threshold:
             counts += [self.threshold.answered, self.threshold.wrong]

@@ -11,7 +11,7 @@ from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
 from common.names import printable
 from common.pages import render
-from common.results import CALIBRATION
+from common.results import CALIBRATION, SEEN
 from common.start import Parser, path, required_packages
 
 from .arguments import MODELS, add_model_options, check_exists, given_class_names
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         check_exists(args.model)
     with required_packages():
         from . import models, programs
+        from .seen import SeenImages
 
         if args.push_to_hub:
             from . import hub
@@ -66,6 +67,11 @@ def main(argv: list[str] | None = None) -> None:
         if classifier.calibration:
             images = classifier.calibration.images
             written[CALIBRATION] = f"temperature, threshold for unknown images and sets, fitted on {images:,} images"
+        if args.model and (seen := SeenImages.read(args.model)):
+            if args.push_to_hub:
+                seen = seen.without_signatures()  # which show a trace of the images
+            seen.write(folder)
+            written[SEEN] = f"checksums of the {len(seen):,} images that the model has seen; calibrations compare them"
         for form in forms:
             form.write(classifier, names, folder / form.file)
             largest = programs.largest_difference(form, classifier, names, folder)
@@ -77,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        others = [*(form.file for form in programs.FORMS.values()), programs.FOLDED, CALIBRATION]
+        others = [*(form.file for form in programs.FORMS.values()), programs.FOLDED, CALIBRATION, SEEN]
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from common.errors import UsageError, one_line
-from common.results import CALIBRATION
+from common.results import CALIBRATION, SEEN
 
 from .artefact import EXPORT_CONFIG_FILE, PROMPTS
 
@@ -26,7 +26,7 @@ def download(name: str, revision: str | None = None) -> Path:
     check_name(name)
     with answers(name):
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION])
+            snapshot_download(name, revision=revision, allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, SEEN])
         )
 
 

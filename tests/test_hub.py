@@ -35,7 +35,7 @@ def test_a_model_of_the_hub_predicts_as_its_folder(exported, deep, eurosat, monk
     images = list(images_of(eurosat, range(6)))
     expected = PromptedClassifier.from_pretrained(exported, str(deep)).logits(images)
     assert torch.equal(PromptedClassifier.from_pretrained(NAME, str(deep), revision="v1").logits(images), expected)
-    patterns = ["config.json", "prompts.safetensors", "calibration.json"]
+    patterns = ["config.json", "prompts.safetensors", "calibration.json", "seen.npz"]
     assert asked == [((NAME,), {"revision": "v1", "allow_patterns": patterns})]
 
 
@@ -53,7 +53,7 @@ def test_export_uploads_the_folder_to_a_private_repository(finished, command, tm
     done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--push-to-hub", NAME)
     assert "Uploaded to hub/me/birds" in done.printed and asked[0] == {"private": True, "exist_ok": True}
     assert asked[1]["folder_path"] == tmp_path / "out" and asked[1]["repo_id"] == NAME
-    assert set(asked[1]["allow_patterns"]) == {"config.json", "prompts.safetensors", "README.md"}
+    assert set(asked[1]["allow_patterns"]) == {"config.json", "prompts.safetensors", "README.md", "seen.npz"}
     assert "class_matrix.safetensors" in asked[1]["delete_patterns"]  # of an export before
 
 

@@ -1,6 +1,5 @@
 """The user's own images: what a run would read in a folder, with all faults at once; and a split with more images."""
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from common.names import as_clip_reads, check_known_names, plain, printable
 from common.text import read_json
 
 from ..base import same_names
+from ..copies import pixels_sha256
 from ..folders import files_below, is_image
 from ..image_folder import PARTS, ImageFolder
 
@@ -174,7 +174,7 @@ def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[t
         except OSError as error:
             reason = str(error).replace(repr(path), "it").replace("the image it", "it")
             return b"", reason if os.path.exists(path) else "it is a link to a file that is gone"
-        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), ""
+        return bytes.fromhex(pixels_sha256(image)), ""
 
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
         yield from tqdm(pool.imap(read, paths, chunksize=4), total=len(paths), desc="reading", disable=None)

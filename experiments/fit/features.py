@@ -114,8 +114,7 @@ class Features:
         options = self.classifier.cfg.INPUT
         try:
             image = read_image(path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key))
-            sha256 = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            facts = sha256, copies.signature(image), copies.taken(image)
+            facts = copies.pixels_sha256(image), copies.signature(image), copies.taken(image)
             return path, facts, self.classifier.transform(image)
         except ChangedImageError:
             self.changed = True

@@ -24,12 +24,13 @@ from inference.artefact import CALIBRATION
 from inference.calibrated import Calibration, sha256_of_images
 from inference.calibration import Sample, Sets, Temperature, Threshold
 from inference.classifier import PromptedClassifier
+from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from ..lock import locked
 from . import choice, groups, report
 from .command import FILE, PRIORS, checksums
-from .features import Features
+from .features import Features, Row
 from .found import Found
 from .groups import numbers
 from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, members, spread
@@ -94,6 +95,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
         classifier.calibration = found.calibration
         classifier.save(args.to)
+        seen_images(found, rows).write(args.to)
         write_text(args.to / "report.html", report.page(args, found))
         write_text(args.to / "labels.csv", report.labels_csv(found))
         request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
@@ -108,6 +110,19 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         write_text(args.to / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     for line in summary(args, found):
         print(printable(line))
+
+
+def seen_images(found: Found, rows: Mapping[str, Row]) -> SeenImages:
+    """What the model has seen: images that it has learned from and, as far as they were not, test images."""
+
+    def of(photos: Sequence[Photo], role: str) -> SeenImages:
+        sha256 = [photo.pixels_sha256 for photo in photos]
+        signatures = [rows[photo.path].signature for photo in photos]
+        labels = [found.names.index(photo.label) for photo in photos]
+        return SeenImages.of(sha256, signatures, labels, role, numbers(photos).tolist())
+
+    count = len(found.training)
+    return of(found.images[:count], "learned") + of(found.images[count:], "tested")
 
 
 def decide(

@@ -1,0 +1,154 @@
+"""seen.npz beside a model: the images that it has seen, and what for. A calibration asks it.
+
+It holds no image, but a checksum and, unless it was published, a signature of each (datasets/copies.py).
+"""
+
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from dassl.utils import read_image
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from common.files import write_bytes
+from common.results import SEEN
+from datasets import copies
+
+ROLES = ("learned", "chosen", "calibrated", "tested")
+DIGEST = 16  # bytes of the SHA-256 of an image's pixels
+SHAPES = {"digest": (np.uint8, (DIGEST,)), "signature": (np.int8, copies.SHAPE), "label": (np.int32, ())}
+SHAPES |= {"group": (np.int32, ()), "role": (np.uint8, ())}
+LARGEST = 1 << 30  # bytes of all arrays: two million images
+KNOWN = 0.6  # similarity of the signatures of two images of one scene, at least
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """Images with the class, the group and the role of each.
+
+    Attributes:
+        digest: (images, DIGEST), the first bytes of the SHA-256 of the pixels.
+        signature: (images, *copies.SHAPE); all 0 where it is not known.
+        label: (images,), places in the class names of the model.
+        group: (images,): images of one scene have one number. Those of other roles have numbers of their own.
+        role: (images,), places in ROLES.
+    """
+
+    digest: NDArray[np.uint8]
+    signature: NDArray[np.int8]
+    label: NDArray[np.int32]
+    group: NDArray[np.int32]
+    role: NDArray[np.uint8]
+
+    @classmethod
+    def of(
+        cls,
+        sha256: Iterable[str],
+        signatures: Sequence[NDArray[np.int8]],
+        labels: Iterable[int],
+        role: str,
+        groups: Iterable[int] | None = None,
+    ) -> Self:
+        """Images of one role, by the SHA-256 of their pixels (`copies.pixels_sha256`)."""
+        bytes_of_images = [list(bytes.fromhex(each)[:DIGEST]) for each in sha256]
+        count = len(bytes_of_images)
+        return cls(
+            np.array(bytes_of_images, dtype=np.uint8).reshape(count, DIGEST),
+            np.array(signatures, dtype=np.int8).reshape(count, *copies.SHAPE),
+            np.array(list(labels), dtype=np.int32),
+            np.array(range(count) if groups is None else list(groups), dtype=np.int32),
+            np.full(count, ROLES.index(role), dtype=np.uint8),
+        )
+
+    @classmethod
+    def of_files(cls, items: Sequence[Any], role: str, max_pixels: int | None = None) -> Self:
+        """Image files of one role: items with `impath` and `label`. Those that cannot be read are left out."""
+
+        def read(item: Any) -> tuple[str, NDArray[np.int8], int] | None:
+            try:
+                image = read_image(item.impath, max_pixels)
+            except (OSError, UsageError):
+                return None
+            return copies.pixels_sha256(image), copies.signature(image), item.label
+
+        with ThreadPool() as pool:
+            rows = list(filter(None, pool.imap(read, items)))
+        sha256, signatures, labels = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls.of(sha256, signatures, labels, role)
+
+    def __len__(self) -> int:
+        return len(self.role)
+
+    def __add__(self, other: "SeenImages") -> "SeenImages":
+        groups = np.concatenate([self.group, other.group + 1 + max(self.group.max(initial=-1), 0)])
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in SHAPES}
+        return SeenImages(**joined | {"group": groups})
+
+    def part(self, inside: NDArray[np.bool_]) -> "SeenImages":
+        return SeenImages(**{name: getattr(self, name)[inside] for name in SHAPES})
+
+    def of_role(self, *roles: str) -> "SeenImages":
+        return self.part(np.isin(self.role, [ROLES.index(role) for role in roles]))
+
+    def without_signatures(self) -> "SeenImages":
+        """The same without a trace of how the images look."""
+        return replace(self, signature=np.zeros_like(self.signature))
+
+    def equal(self, images: "SeenImages") -> NDArray[np.bool_]:
+        """(images,): whether the pixels of an image are those of one of these."""
+        known = {row.tobytes() for row in self.digest}
+        return np.array([row.tobytes() in known for row in images.digest], dtype=bool)
+
+    def similar(self, images: "SeenImages") -> NDArray[np.bool_]:
+        """(images,): whether an image is a near-copy of one of these that has its class."""
+        found = np.zeros(len(images), dtype=bool)
+        looks = self.signature.any(axis=(1, 2, 3))
+        for label in np.unique(images.label):
+            asked = np.flatnonzero(images.label == label)
+            own = np.flatnonzero((self.label == label) & looks)
+            for place in asked:
+                pairs = np.stack([np.full(len(own), place), own], axis=1)
+                scores = copies.similarities(images.signature, pairs, self.signature)
+                found[place] = bool((scores > KNOWN).any())
+        return found
+
+    def write(self, folder: Path) -> None:
+        content = io.BytesIO()
+        np.savez_compressed(content, **{name: getattr(self, name) for name in SHAPES})
+        write_bytes(folder / SEEN, content.getvalue())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """What a model in this folder has seen; None if the folder does not say it. UsageError for a damaged file."""
+        file = folder / SEEN
+        if not file.is_file():
+            return None
+        try:
+            arrays = read_arrays(file)
+        except Exception as error:  # zipfile and numpy raise errors of many kinds for damaged files
+            raise UsageError(f"{file} is damaged", "restore it, or delete it", file) from error
+        return cls(**arrays)
+
+
+def read_arrays(file: Path) -> dict[str, Any]:
+    """The arrays of a seen.npz, after checks of their sizes and types. ValueError or any other error for others."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.getinfo(f"{name}.npy") for name in SHAPES}
+        if sum(entry.file_size for entry in entries.values()) > LARGEST:
+            raise ValueError("the arrays are too large")
+        contents = {name: io.BytesIO(archive.read(entry)) for name, entry in entries.items()}
+    arrays = {name: npy.read_array(content, allow_pickle=False) for name, content in contents.items()}
+    count = len(arrays["role"])
+    for name, (kind, shape) in SHAPES.items():
+        if arrays[name].dtype != kind or arrays[name].shape != (count, *shape):
+            raise ValueError(f"{name} has another type or shape")
+    if count and arrays["role"].max() >= len(ROLES):
+        raise ValueError("a role is out of range")
+    return arrays

@@ -1,0 +1,138 @@
+"""seen.npz: a calibration refuses what a model has learned from, whatever form the model has."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_groups import CLASSES, KINDS, picture
+
+from common.errors import UsageError
+from datasets import copies
+from experiments import calibrate
+from experiments.fit import command as fit
+from inference import export
+from inference.seen import KNOWN, ROLES, SeenImages
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Class folders to learn from, near-copies of these images, and other images."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(5)
+    for tint, name in enumerate(CLASSES):
+        for part in ("learned", "near", "other"):
+            (root / part / name).mkdir(parents=True)
+        for number in range(8):
+            image = picture(rng, tint)
+            image.save(root / "learned" / name / f"{number}.png")
+            KINDS["cropped"](image).save(root / "near" / name / f"{number}.png")
+            picture(rng, tint).save(root / "other" / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def model(folders, command, tmp_path):
+    """The folder of a fit. GDA is one head; two heads are an ensemble."""
+
+    def model(*methods):
+        line = [folders / "learned", "--backbone", "small", "--minutes", 0, "--methods", *methods]
+        assert command(fit, *line, "--to", tmp_path / "model").status == 0
+        return tmp_path / "model"
+
+    return model
+
+
+@pytest.mark.parametrize("form", ["fit", "ensemble", "export", "export of a calibrated fit"])
+def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, command, tmp_path):
+    folder = model("GDA", "CLAP", "ZSLP") if form == "ensemble" else model("GDA")
+    if form == "export of a calibrated fit":
+        assert command(calibrate, folder, "--images", folders / "other", "--error", 0.9).status == 0
+    if "export" in form:
+        assert command(export, folder, "--to", tmp_path / "exported").status == 0
+        folder = tmp_path / "exported"
+    before = (folder / "calibration.json").read_bytes()
+    ended = command(calibrate, folder, "--images", folders / "learned")
+    assert ended.status == 2 and "24 of 24 images for the calibration are training images" in ended.error
+    assert "near-copies of training images" in command(calibrate, folder, "--images", folders / "near").error
+    assert (folder / "calibration.json").read_bytes() == before
+    assert command(calibrate, folder, "--images", folders / "other", "--error", 0.9).status == 0
+    roles = SeenImages.read(folder).role
+    assert np.bincount(roles, minlength=4).tolist() == [24, 0, 24, 0]
+
+
+def test_a_single_near_copy_is_left_out_with_a_word(folders, model, command, tmp_path):
+    folder, images = model("GDA"), shutil.copytree(folders / "other", tmp_path / "images")
+    shutil.copy(folders / "near" / CLASSES[0] / "0.png", images / CLASSES[0] / "copy.png")
+    ended = command(calibrate, folder, "--images", images, "--error", 0.9)
+    assert ended.status == 0 and "Left out: 1 of 25 images" in ended.printed and "copy.png" in ended.printed
+    assert json.loads((folder / "calibration.json").read_text())["images"] == 24
+
+
+def test_a_model_that_says_nothing_needs_a_word_and_is_marked(folders, model, command):
+    folder = model("GDA")
+    (folder / "seen.npz").unlink()
+    line = [folder, "--images", folders / "other", "--error", 0.9]
+    assert "--accept-unknown-images" in command(calibrate, *line).error
+    ended = command(calibrate, *line, "--accept-unknown-images")
+    assert ended.status == 0 and "of which the model may have learned" in ended.printed
+    assert json.loads((folder / "calibration.json").read_text())["unknown_images"] is True
+    assert command(calibrate, *line).status == 2  # still
+
+
+def test_a_run_and_its_export_know_their_training_images(finished, eurosat, command, tmp_path):
+    run = shutil.copytree(finished("CoOp", "base"), tmp_path / "run")
+    seen = SeenImages.read(run)
+    assert len(seen) and set(seen.role) == {ROLES.index("learned")}
+    split = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["train"]
+    learned = tmp_path / "learned"
+    for path, label, name in split:
+        if label < 3:
+            (learned / name.replace(" ", "_")).mkdir(parents=True, exist_ok=True)
+            shutil.copy(eurosat / "eurosat/2750" / path, learned / name.replace(" ", "_") / path.replace("/", "_"))
+    backbone = ["--backbone", json.loads((run / "results.json").read_text()).get("backbone", "")]
+    assert "training images" in command(calibrate, run, "--images", learned).error
+    (run / "seen.npz").unlink()  # as that of an earlier version
+    assert "training images" in command(calibrate, run, "--images", learned).error
+    assert backbone
+
+
+def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
+    rng = np.random.default_rng(1)
+    images = [picture(rng, number % 3) for number in range(6)]
+    signatures = [copies.signature(image) for image in images]
+    hashes = [copies.pixels_sha256(image) for image in images]
+    first = SeenImages.of(hashes[:4], signatures[:4], [0, 1, 2, 0], "learned", [0, 0, 1, 2])
+    second = SeenImages.of(hashes[4:], signatures[4:], [1, 2], "tested")
+    both = first + second
+    both.write(tmp_path)
+    read = SeenImages.read(tmp_path)
+    assert read.group.tolist() == [0, 0, 1, 2, 3, 4] and read.role.tolist() == [0] * 4 + [3] * 2
+    assert read.of_role("learned").equal(both).tolist() == [True] * 4 + [False] * 2
+    assert read.similar(first).all() and not first.similar(second).any()
+    public = read.without_signatures()
+    assert public.equal(both).all() and not public.similar(both).any() and not public.signature.any()
+    assert 0.5 < KNOWN < 0.8 and SeenImages.read(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "type", "role", "missing", "large"])
+def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
+    images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(3)]
+    hashes = [copies.pixels_sha256(image) for image in images]
+    SeenImages.of(hashes, [copies.signature(image) for image in images], [0, 1, 1], "learned").write(tmp_path)
+    file = tmp_path / "seen.npz"
+    arrays = dict(np.load(file))
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-30])
+    elif damage == "large":
+        monkeypatch.setattr("inference.seen.LARGEST", 100)
+    else:
+        changes = {"type": {"label": arrays["label"].astype(float)}, "role": {"role": arrays["role"] + 9}}
+        arrays |= changes.get(damage, {})
+        if damage == "missing":
+            del arrays["group"]
+        with zipfile.ZipFile(file, "w"):
+            np.savez(file, **arrays)
+    with pytest.raises(UsageError, match="is damaged"):
+        SeenImages.read(tmp_path)
