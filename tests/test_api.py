@@ -41,7 +41,7 @@ def classifier(finished):
 
 @pytest.fixture(scope="module")
 def port(classifier):
-    with served(api.application(service.Service(classifier))) as port:
+    with served(api.application(service.Service([classifier]))) as port:
         yield port
 
 
@@ -115,7 +115,7 @@ def test_few_images_wait_to_be_classified(classifier, monkeypatch):
     monkeypatch.setattr(classifier, "logits", lambda pixels, names: go.wait() and logits(pixels, names))
 
     async def ask_many():
-        served = service.Service(classifier)
+        served = service.Service([classifier])
         async with served.running(None):
             many = asyncio.create_task(served.answers_of("many", [png(9, 9)] * 20, service.Question(image="")))
             while served.room._value:
@@ -130,17 +130,21 @@ def test_few_images_wait_to_be_classified(classifier, monkeypatch):
     assert {answer["top"][0]["class"] for answer in answers} == {answers[0]["top"][0]["class"]} and len(answers) == 20
 
 
+def job_of(address):
+    return service.Job(address, b"", None, None, None, service.Question(image=""))
+
+
 def test_a_request_of_many_images_waits_behind_one_of_one():
     line = service.Line()
     for address in "aaab":
-        line.add(service.Job(address, b"", service.Question(image=""), None))
+        line.add(job_of(address))
     assert [job.address for job in line.take(3)] == ["a", "b", "a"]
 
 
 def test_a_job_wakes_the_thread_that_waits_for_few():
     """It woke one thread, perhaps one that waits for more jobs, and the other one slept on."""
     line, taken = service.Line(), []
-    line.add(job := service.Job("a", b"", service.Question(image=""), None))
+    line.add(job := job_of("a"))
     line.take(1)
 
     def take(few):
@@ -164,7 +168,7 @@ def test_the_room_for_images_is_given_back(classifier, monkeypatch):
     monkeypatch.setattr(service, "BATCH", 4)
 
     async def ask_often():
-        served = service.Service(classifier)
+        served = service.Service([classifier])
         async with served.running(None):
             capacity = served.room._value
             for _ in range(9):

@@ -1,5 +1,6 @@
 """The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
 
+import asyncio
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ from dassl.utils import ImageError, read_image
 from learned import OPTIONS
 from PIL import Image
 from serving import serving
-from visitors import CLASSIFY, FORM, classified, event, file_data, join, png, post, started, upload
+from visitors import CLASSIFY, FORM, classified, classified_by, event, file_data, join, png, post, started, upload
 
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
@@ -45,9 +46,7 @@ def models(finished):
 def page(models, photos, monkeypatch, tmp_path):
     (tmp_path / "uploads").mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    page = Page(models, NAMES, [photos / "a.jpg", photos / "b.png"])
-    yield page
-    page.readers.close()
+    return Page(models, NAMES, [photos / "a.jpg", photos / "b.png"])
 
 
 @pytest.fixture
@@ -77,20 +76,20 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
     sure, sets = Threshold(-9.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
     classifier.calibration = Calibration(tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure)
     page = Page([Model(name, classifier)], NAMES, [], unknown=True, coverage=0.9)
-    _, answer = page.classify(photo, "\n".join(NAMES))
+    _, answer = classified_by(page, photo, "\n".join(NAMES))
     assert answer.startswith("one of 3: ") and all(each in answer for each in NAMES)
     classifier.calibration = replace(classifier.calibration, threshold=replace(sure, least_log_odds=99.0))
-    assert page.classify(photo, "\n".join(NAMES))[1] == "unknown"
-    _, bars = page.classify(photo, "red\ngrey")  # other names: only bars
+    assert classified_by(page, photo, "\n".join(NAMES))[1] == "unknown"
+    _, bars = classified_by(page, photo, "red\ngrey")  # other names: only bars
     expected = classifier.probabilities([photo], ["red", "grey"])[0].tolist()
     assert list(bars.values()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("names", [NAMES, ["a cat", "a dog"]])
 def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(names, page, photo, monkeypatch):
-    reads, read = [], page.readers.read
-    monkeypatch.setattr(page.readers, "read", lambda *given: reads.append(given) or read(*given))
-    message, *bars = page.classify(photo, "\n".join(["", *names, "  "]))
+    reads, read = [], reading.Reader.read
+    monkeypatch.setattr(reading.Reader, "read", lambda *given: reads.append(given) or read(*given))
+    message, *bars = classified_by(page, photo, "\n".join(["", *names, "  "]))
     assert len(reads) == 1 and not message["visible"]
     check_bars(page, photo, names, bars, 1e-6)
 
@@ -107,9 +106,25 @@ def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(na
     ids=["twice", "none", "too long", "many characters", "too many"],
 )
 def test_wrong_class_names_give_a_message(names, reason, page, photo):
-    message, *bars = page.classify(photo, names)
+    message, *bars = classified_by(page, photo, names)
     assert message["visible"] and reason in message["value"]
     assert bars == [None] * 3
+
+
+def test_questions_of_a_visitor_have_a_limit_and_are_given_back(page, photo, monkeypatch):
+    monkeypatch.setattr(serve_page, "MOST_QUESTIONS", 2)
+
+    async def ask(number):
+        asked = [page.classify(photo, "red\nblue", "somebody") for _ in range(number)]
+        return [message["value"] for message, *_ in await asyncio.gather(*asked)]
+
+    async def ask_often():
+        async with page.service.running(None):
+            return [await ask(number) for number in (2, 3, 2, 2, 1)]
+
+    refused = "too many of your questions wait: ask again later"
+    assert asyncio.run(ask_often()) == [[""] * 2, ["", "", refused], [""] * 2, [""] * 2, [""]]
+    assert not page.asked
 
 
 # Images of visitors

@@ -6,6 +6,7 @@ import pytest
 import torch
 from drawn import arguments
 from learned import OPTIONS
+from visitors import classified_by
 
 from inference.models import open_models
 
@@ -22,7 +23,7 @@ def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp
     names = checkpoint["metadata"]["class_names"] = ["missile", "lake", "missile"]
     torch.save(checkpoint, tmp_path / "run/prompt_learner/model.pth.tar-1")
     models, photo = open_models([tmp_path / "run"], OPTIONS), str(photos / "a.jpg")
-    message, bars = Page(models, names, []).classify(photo, "missile\nlake")
+    message, bars = classified_by(Page(models, names, []), photo, "missile\nlake")
     (expected,) = models[0].classifier.probabilities(photo).tolist()
     assert not message["visible"]
     assert bars == pytest.approx({"missile": expected[0] + expected[2], "lake": expected[1]})
@@ -33,6 +34,7 @@ def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(launch, euro
     own = ["TRAINER.ZERO.VIEWS", 4, "TEST.MAX_IMAGES", 2]
     argv = arguments(eurosat, tiny, tmp_path / "run", *own, trainer="ZERO", config="small")
     assert launch(*argv).status == 0
-    page = Page(open_models([tmp_path / "run"], OPTIONS, ["a", "b"]), ["a", "b"], [])
-    ((picture, caption),) = page.look(str(photos / "a.jpg"))
+    models = open_models([tmp_path / "run"], OPTIONS, ["a", "b"])
+    pixels = models[0].classifier.pixels([photos / "a.jpg"])
+    ((picture, caption),) = Page(models, ["a", "b"], []).roll_outs([pixels])
     assert caption.startswith("CLIP: patches ") and picture.size == (32, 32)

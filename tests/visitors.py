@@ -1,5 +1,6 @@
 """Visitors of the page of tools/serve.py, over HTTP as a browser does it: benign ones, and a hostile one."""
 
+import asyncio
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -86,6 +87,16 @@ def answer(connect: Connect, session: str) -> dict[str, Any]:
         lines = (line for line in connection.getresponse() if line.startswith(b"data:"))
         messages = (json.loads(line.removeprefix(b"data:")) for line in lines)
         return next(message for message in messages if message.get("msg") == "process_completed")
+
+
+def classified_by(page: Any, file: str, text: str) -> list[Any]:
+    """The message and the bars of a page that is not served."""
+
+    async def ask() -> list[Any]:
+        async with page.service.running(None):
+            return await page.classify(file, text)
+
+    return asyncio.run(ask())
 
 
 def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ from common.names import printable
 from common.version import __version__
 
 from .limits import LARGEST_REQUEST, Gate
+from .server import visitor_of
 from .service import MOST, Answer, Fault, Question, Service
 
 LARGEST = MAX_BYTES * 4 // 3 + LARGEST_REQUEST  # bytes of a request: base64 is longer than the file
@@ -30,7 +31,8 @@ def fault(status: int, text: object) -> JSONResponse:
 
 def as_error(text: object) -> Fault:
     """One line for a client."""
-    return {"error": printable(" ".join(str(text).split()))[:500]}
+    line = " ".join(str(text).replace("in memory", "`image`").split())
+    return {"error": printable(line)[:500]}
 
 
 async def question_of(
@@ -116,7 +118,7 @@ def application(service: Service) -> FastAPI:
         """The most probable classes of an image, or of each of several: one that cannot be read has its error."""
         files, several, question = await question_of(request, parsers)
         address = request.client.host if request.client else ""
-        results = await service.answers_of(address, files, question)
+        results = await service.answers_of(visitor_of(address), files, question)
         if several:
             return JSONResponse([as_error(result) if isinstance(result, UsageError) else result for result in results])
         if isinstance(results[0], UsageError):

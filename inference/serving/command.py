@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does
         if args.api:
-            service = Service(opened[0].classifier, names or None, args.sets)
+            service = Service([opened[0].classifier], names or None, args.sets)
             server = Server(application(service), args.proxy)
             where = f"http://{args.host}:{args.port}/predict"
             greeting = f"POST images to {where} (OpenAPI: /openapi.json)."

@@ -1,13 +1,10 @@
 """Limits of requests to the page and the API, and which requests of the page reach Gradio."""
 
 import json
-from asyncio import sleep
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from threading import Condition
-from time import monotonic
 from typing import Any
 
 from anyio import fail_after
@@ -29,11 +26,6 @@ EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from
 POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # requests of a browser with the page
 KEYS = "data", "fn_index", "session_hash", "trigger_id", "event_id"  # of a question
 FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
-AT_ONCE = 3  # requests that are computed: one may be a large image
-MOST_OF_SESSION, MOST_OF_ADDRESS = 8, 24  # requests of one visitor that wait; Gradio has 40 threads for all
-PATIENCE = 20  # seconds until a request of such a visitor is refused
-FORGOTTEN = 10  # seconds until a request no longer counts, as one for another function of Gradio never ends here
-BURST, LONGEST_REST = 0.25, 5  # seconds of cost after which an address rests, and its longest rest
 
 
 class Gate:
@@ -130,7 +122,6 @@ class Limits:
     Args:
         app: the server's application.
         uploads: the folder of the uploads. Files that are there already, such as examples, stay.
-        turns: how many requests of a visitor wait.
         functions: for each function of the page what its values have to be.
     """
 
@@ -138,10 +129,9 @@ class Limits:
         self,
         app: ASGIApp,
         uploads: Path,
-        turns: "Turns",
         functions: Sequence[Sequence[Callable[[Any], bool]]],
     ):
-        self.app, self.uploads, self.turns = app, uploads, turns
+        self.app, self.uploads = app, uploads
         self.functions = functions
         self.own = set(uploads.rglob("*"))
 
@@ -174,10 +164,9 @@ class Limits:
             raise HTTPException(400, "this is not a JSON object") from None
         if not all(self.is_upload(file) for file in files_in(content)):
             raise HTTPException(403, "there is no such upload")
-        if scope["path"].rstrip("/").endswith(("/join", "/predict")):
-            if not self.is_asked(content):
-                raise HTTPException(400, "the page does not ask this")
-            await self.turns.admit(address_of(scope), str(content.get("session_hash")))
+        is_question = scope["path"].rstrip("/").endswith(("/join", "/predict"))
+        if is_question and not self.is_asked(content):
+            raise HTTPException(400, "the page does not ask this")
         body = json.dumps({key: content[key] for key in KEYS if key in content}).encode()
         lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
@@ -249,10 +238,6 @@ def is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def address_of(scope: Scope) -> str:
-    return (scope["client"] or [""])[0]
-
-
 def files_in(content: Any) -> Iterator[Any]:
     """The files that a JSON value names: the value of each key `path` in it."""
     parts = [content]
@@ -261,84 +246,3 @@ def files_in(content: Any) -> Iterator[Any]:
         if isinstance(part, dict) and "path" in part:
             yield part["path"]
         parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-
-
-class Turns:
-    """Whose request is computed: AT_ONCE of them, one of a session, one that takes long.
-
-    While several addresses ask, each has one, and rests after it for as long as it took: a session is whatever a
-    visitor says, an address is not.
-    """
-
-    def __init__(self) -> None:
-        self.change = Condition()
-        self.asked: list[tuple[float, tuple[str, str]]] = []  # time and visitor, until a thread has the request
-        self.waiting: list[tuple[str, str]] = []  # the visitor of each thread that waits
-        self.computed: list[tuple[str, str, bool]] = []  # address, session, whether it takes long
-        self.last: dict[str, float] = {}  # when each address asked last, if it was lately
-        self.rests: dict[str, float] = {}  # until when an address pays for what it has cost
-
-    async def admit(self, *visitor: str) -> None:
-        """Wait until few requests of an address and a session wait: a flood is as slow as its answers."""
-        deadline = monotonic() + PATIENCE
-        while not self.count(*visitor):
-            if monotonic() > deadline:
-                raise HTTPException(429, "too many of your requests wait")
-            await sleep(0.05)
-
-    def count(self, address: str, session: str) -> bool:
-        """Count one more request, unless too many of the visitor's wait."""
-        with self.change:
-            self.note(address)
-            self.asked = [(when, visitor) for when, visitor in self.asked if when > monotonic() - FORGOTTEN]
-            visitors = [visitor for _, visitor in self.asked] + self.waiting
-            few = sum(visitor[0] == address for visitor in visitors) < MOST_OF_ADDRESS
-            few = few and sum(visitor[1] == session for visitor in visitors) < MOST_OF_SESSION
-            self.asked += [(monotonic(), (address, session))] * few
-            return few
-
-    def note(self, address: str) -> None:
-        """Note that an address asks now, and forget those that have asked long ago."""
-        lately = monotonic() - FORGOTTEN
-        self.last = {other: when for other, when in self.last.items() if when > lately} | {address: monotonic()}
-
-    @contextmanager
-    def of(self, address: str, session: str, is_long: bool = False) -> Iterator[None]:
-        """Wait for the turn of a visitor, who has it until the end."""
-        visitor = address, session
-        with self.change:
-            with suppress(StopIteration):  # it was forgotten
-                self.asked.remove(next(entry for entry in self.asked if entry[1] == visitor))
-            self.note(address)
-            self.waiting.append(visitor)
-            while not self.is_next(address, session, is_long):
-                rest = self.rests.get(address, 0) - BURST - monotonic()
-                self.change.wait(max(0.1, rest))  # nothing reports the end of a rest
-            self.waiting.remove(visitor)
-            self.computed.append((*visitor, is_long))
-        start = monotonic()
-        try:
-            yield
-        finally:
-            self.rest_after(address, monotonic() - start)
-            with self.change:
-                self.computed.remove((*visitor, is_long))
-                self.change.notify_all()
-
-    def is_next(self, address: str, session: str, is_long: bool) -> bool:
-        addresses = [computed[0] for computed in self.computed]
-        if len(addresses) == AT_ONCE or any(computed[:2] == (address, session) for computed in self.computed):
-            return False
-        if is_long and any(computed[2] for computed in self.computed):
-            return False
-        alone = set(self.last) == {address}
-        return alone or (address not in addresses and self.rests.get(address, 0) - BURST <= monotonic())
-
-    def rest_after(self, address: str, cost: float) -> float:
-        """Charge an address with seconds of work while others ask; returns how many seconds it rests now."""
-        with self.change:
-            now = monotonic()
-            self.rests = {other: until for other, until in self.rests.items() if until > now}
-            if any(other != address and when > now - FORGOTTEN for other, when in self.last.items()):
-                self.rests[address] = min(self.rests.get(address, now) + cost, now + LONGEST_REST)
-            return max(0.0, self.rests.get(address, now) - now - BURST)

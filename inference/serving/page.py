@@ -1,9 +1,8 @@
 """The page: an image and class names on one side, the probabilities and attention of every model on the other."""
 
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
-from functools import lru_cache
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -16,22 +15,20 @@ from PIL import Image
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from clip import ClipError
 from common.errors import UsageError
 from common.names import check_names
 
-from ..classifier import PromptedClassifier
-from ..images import Batch, in_set, one_thread, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, highlighted, shares_text
 from ..models import Model
-from .limits import AT_ONCE, EVERY, OLDEST, Gate, Limits, Turns, is_file, is_text, largest_of
-from .reading import Readers
+from .limits import EVERY, OLDEST, Gate, Limits, is_file, is_text, largest_of
+from .server import visitor_of
+from .service import Job, Names, Question, Service
 
 BARS = 5  # classes of each model
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
-LONG_NAMES = 100  # more of them take seconds: one such request at a time, by one thread
-MOST_WAITING = 100  # requests until Gradio's threads take them, and `Turns` decides
-REMEMBERED = 32  # images: both functions of the page read each, and class names are edited
+MOST_QUESTIONS = 24  # of a visitor that wait
+MOST_WAITING = 100  # questions of all until Gradio takes them
+MOST_CLASSES = 100_000  # of an answer
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
 # A model's label may have two lines: its answer is below them.
 # On a phone: one column with the image, the examples in one row, the answers, and then the class names.
@@ -43,7 +40,7 @@ CSS = """[data-testid="label-output-value"] { padding-top: 2rem !important }
     #examples .gallery { flex-wrap: nowrap; overflow-x: auto }
     #examples .gallery > * { flex: none }
 }"""
-# Gradio does not read the image, and `Turns` says whose request is computed.
+# Gradio does not read the image, and the service says whose question is computed.
 OPTIONS: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "preprocess": False}
 
 
@@ -65,9 +62,10 @@ class Page:
         unknown: bool = False,
         coverage: float | None = None,
     ):
-        self.models, self.own_names = models, list(names)
-        self.turns, self.readers = Turns(), Readers(AT_ONCE)
-        self.read = lru_cache(REMEMBERED)(self.read_image)
+        self.models = models
+        classifiers = [model.classifier for model in models]
+        self.service = Service(classifiers, names, few=False)
+        self.asked = Counter[str]()  # questions without an answer, by visitor
         self.unknown, self.coverage = unknown, coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         self.functions = [[is_file, is_text], [is_file]]
@@ -108,12 +106,16 @@ class Page:
 
     def application(self) -> FastAPI:
         """The page as an application, which serves nothing else."""
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app = FastAPI(
+            lifespan=self.service.running,
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+        )
         uploads = Path(self.blocks.GRADIO_CACHE)
         app.add_middleware(
             Limits,
             uploads=uploads,
-            turns=self.turns,
             functions=self.functions,
         )
         app.add_middleware(Gate, largest=largest_of, answer=refusal)
@@ -128,82 +130,87 @@ class Page:
             theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
         )
 
-    def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
-        """`classify` in the turn of a visitor, whose image is an upload: `Limits` has checked that."""
-        text = str(text or "")
-        lines = text.splitlines()
-        is_long = len(lines) > LONG_NAMES and lines != self.names
-        with self.turns.of(*visitor(request), is_long), one_thread() if is_long else nullcontext():
-            return self.classify(file_of(sent), text)
+    async def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
+        """`classify` for a visitor, whose image is an upload: `Limits` has checked that."""
+        return await self.classify(file_of(sent), str(text or ""), visitor(request))
 
-    def answer_looks(self, sent: Any, request: gr.Request) -> str:
-        """`look` in the turn of a visitor, as HTML."""
-        with self.turns.of(*visitor(request)):
-            return figures(self.look(file_of(sent)))
+    async def answer_looks(self, sent: Any, request: gr.Request) -> str:
+        """The roll-outs of an image as HTML; if it is unreadable, the message says it."""
+        file = file_of(sent)
+        try:
+            return str(await self.ask(file, self.look, visitor(request))) if file else figures([])
+        except UsageError:
+            return figures([])
 
-    @torch.no_grad()
-    def classify(self, file: str | None, text: str) -> list[Any]:
+    async def classify(self, file: str | None, text: str, visitor: str = "") -> list[Any]:
         """A message, and the probabilities of each model as the value of its bars."""
         nothing: list[Any] = [None] * len(self.models)
         if not file:
             return [self.message(""), *nothing]
         try:
             if len(text) > MOST_TEXT:
-                raise UsageError(f"the class names have {len(text):,} characters", f"give at most {MOST_TEXT:,}")
+                what = f"the class names have {len(text):,} characters"
+                raise UsageError(what, f"give at most {MOST_TEXT:,}")
             names = [line for line in text.splitlines() if line.strip()]
             if not 0 < len(names) <= MOST_NAMES:
-                raise UsageError(f"there are {len(names) or 'no'} class names", f"give 1 to {MOST_NAMES:,}")
-            return self.bars(file, check_names(names))
+                what = f"there are {len(names) or 'no'} class names"
+                raise UsageError(what, f"give 1 to {MOST_NAMES:,}")
+            given = None if names == self.names else tuple(check_names(names))
+            answers = await self.ask(file, self.service.answers, visitor, given)
         except UsageError as error:
             return [self.message(str(error), file), *nothing]
+        faults = dict.fromkeys(str(each) for each in answers if isinstance(each, UsageError))
+        bars = [self.bar(answer, names) for answer in answers]
+        return [self.message("\n".join(faults), file), *bars]
 
-    def bars(self, file: str, names: list[str]) -> list[Any]:
-        """`classify` for names that may be used; UsageError if the image cannot be read."""
-        _, inputs, faults = self.read(file)
-        for fault in faults:
-            raise UsageError(fault)
-        found: list[dict[str, float] | str | None] = []
-        errors: dict[str, bool] = {}  # each once, in their order
-        for (_, classifier), pixels in zip(self.models, inputs, strict=True):
-            try:
-                unchanged = names == self.names and classifier.class_names == self.own_names
-                shown = self.own_names if unchanged else names
-                logits = classifier.logits(pixels, None if unchanged else names)
-                (row,) = classifier.repaired(logits, None if unchanged else names).softmax(dim=-1)
-                text = self.answer_in_words(classifier, logits, row) if unchanged else ""
-                found.append(text or added(shown, row.tolist()))
-            except (UsageError, ClipError) as error:
-                found.append(None)
-                errors[str(error)] = True
-        return [self.message("\n".join(errors), file), *found]
+    async def ask(self, file: str, work: Any, visitor: str, names: Names = None) -> Any:
+        """The result of the service for an image; UsageError if it has none."""
+        if self.asked[visitor] == MOST_QUESTIONS:
+            raise UsageError("too many of your questions wait", "ask again later")
+        self.asked[visitor] += 1
+        try:
+            sets = self.coverage if names is None else None
+            question = Question(image="", top_k=MOST_CLASSES, sets=sets)
+            (result,) = await self.service.results_of(visitor, [Path(file)], work, question, names)
+        finally:
+            self.asked -= Counter({visitor: 1})  # which leaves no zeros
+        if isinstance(result, UsageError):
+            raise result
+        return result
 
-    def answer_in_words(self, classifier: PromptedClassifier, logits: torch.Tensor, row: torch.Tensor) -> str:
-        """`unknown`, or a set of more classes than there are bars; empty if the bars say more."""
-        if self.unknown and classifier.unknown(logits).item():
+    def bar(self, answer: Any, names: Sequence[str]) -> dict[str, float] | str | None:
+        """The value of a model's bars.
+
+        It is `unknown`, or a set of more classes than there are bars, or the probability of each
+        name, which may be that of several classes.
+        """
+        if isinstance(answer, UsageError):
+            return None
+        if self.unknown and answer["unknown"]:
             return "unknown"
-        if self.coverage is None:
-            return ""
-        members = in_set(classifier.sets(logits, self.coverage)[0], row, self.own_names) or []
-        return f"one of {len(members)}: {', '.join(name for name, _ in members)}" if len(members) > BARS else ""
+        members = answer["set"] or []
+        if len(members) > BARS:
+            return f"one of {len(members)}: {', '.join(each['class'] for each in members)}"
+        found = dict.fromkeys(names, 0.0)
+        for each in answer["top"]:
+            found[each["class"]] = found.get(each["class"], 0.0) + each["probability"]
+        return found
 
     @staticmethod
     def message(text: str, file: str = "") -> Any:
         """The update of the message, without the server's folders."""
         return gr.update(value=text.replace(f"{Path(file).parent}/", "") if file else text, visible=bool(text))
 
-    def read_image(self, file: str) -> Batch:
-        """An image, once for all models that read it in the same way."""
-        return read_batch([Path(file)], [classifier for _, classifier in self.models], self.readers.read)
+    def look(self, jobs: Sequence[Job], names: Names = None) -> list[str]:
+        """The roll-outs of each image, as HTML."""
+        return [figures(self.roll_outs(job.pixels)) for job in jobs]
 
     @torch.no_grad()
-    def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
-        """Which patches CLS consists of: for each backbone alone, then for each model that changes its image tower."""
+    def roll_outs(self, inputs: Sequence[torch.Tensor]) -> list[tuple[Image.Image, str]]:
+        """For each backbone alone, then for each model that changes its image tower."""
         found: dict[str, tuple[Image.Image, str]] = {}
-        inputs: list[torch.Tensor] = []
-        with suppress(UsageError):  # the message is about it, and about an unreadable image
-            inputs = self.read(file)[1] if file else []
-        for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
-            pixels = pixels[:, 0] if pixels.dim() == 5 else pixels  # of views, the first: the whole image
+        for (name, classifier), pixels in zip(self.models, inputs, strict=True):
+            pixels = pixels[:, 0] if pixels.dim() == 5 else pixels  # of views, the whole image
             (colours,) = classifier.colours(pixels)
             for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
                 title = tower if tower == CLIP_ALONE else name
@@ -225,23 +232,14 @@ def with_accuracy(model: Model) -> str:
     return ", ".join(filter(None, [model.name, of.dataset, *tested]))
 
 
-def added(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, float]:
-    """The probability of each name, which may be that of several classes."""
-    found = dict.fromkeys(names, 0.0)
-    for name, value in zip(names, probabilities, strict=True):
-        found[name] += value
-    return found
-
-
 def file_of(sent: Any) -> str | None:
     """The file that a visitor has sent, if any."""
     file = sent.get("path") if isinstance(sent, dict) else None
     return file if isinstance(file, str) else None
 
 
-def visitor(request: gr.Request) -> tuple[str, str]:
-    """The address and the session of a visitor; a session may be anything that the visitor has invented."""
-    return request.client.host if request.client else "", str(request.session_hash)
+def visitor(request: gr.Request) -> str:
+    return visitor_of(request.client.host if request.client else "")
 
 
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:

@@ -1,16 +1,17 @@
-"""Answers for the images of concurrent requests, in batches.
+"""Answers for the images of concurrent requests to the API and the page, in batches.
 
 Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many, in one request or
 in several, waits behind whoever has sent one.
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
+from pathlib import Path
 from threading import Condition, Semaphore, Thread
 from time import monotonic
 from typing import Any
@@ -21,16 +22,18 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on
 
+from clip import ClipError
 from common.errors import UsageError
 from common.version import __version__
 
 from ..classifier import BATCH, PromptedClassifier
-from ..images import in_set
+from ..images import in_set, read_batch
 from ..predict import as_objects
 from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
 MOST = 100  # images of a request
+REMEMBERED = 32  # image files: the page asks for each again when its class names are edited
 FEW, SEVERAL = 4, 8  # images of a batch that a thread waits for while others compute: of slow and of fast models
 SHORT = 1.0  # seconds of a larger batch: others wait meanwhile
 
@@ -62,15 +65,23 @@ class Fault(TypedDict):
     error: str
 
 
+Names = tuple[str, ...] | None  # class names instead of the models' own
+
+
 @dataclass
 class Job:
-    """An image on its way: a file's content, then pixels (1, [views,] 3, H, W), in the end an answer or a fault."""
+    """An image on its way: a file or its content, then pixels, in the end a result or a fault.
+
+    Jobs of the same `work` and `names` are computed together.
+    """
 
     address: str
-    content: bytes
+    image: bytes | Path
+    done: asyncio.Future[Any]
+    work: Callable[[Sequence["Job"], Names], Sequence[Any]]
+    names: Names
     question: Question
-    done: "asyncio.Future[Answer | UsageError]"
-    pixels: Tensor = field(default_factory=lambda: torch.empty(0))
+    pixels: list[Tensor] = field(default_factory=list)  # (1, [views,] 3, H, W) of each model
 
 
 class Line:
@@ -128,26 +139,32 @@ class Service:
     """Reads and classifies the images of all requests.
 
     Args:
-        names: class names instead of the model's; None: its own.
+        classifiers: one, or several that answer for the same class names.
+        names: class names instead of the models'; None: their own.
         coverage: the share of a set's images for requests that do not say it; None: no set.
+        few: whether a thread waits for a few images while others compute.
     """
 
-    def __init__(self, classifier: PromptedClassifier, names: list[str] | None = None, coverage: float | None = None):
-        self.classifier, self.names, self.coverage = classifier, names, coverage
-        self.classes = names or classifier.class_names
-        try:
-            classifier.check_asked(True, class_names=names)
-            self.says_unknown = True
-        except UsageError:  # without a calibration, or with one that promises no error
-            self.says_unknown = False
+    def __init__(
+        self,
+        classifiers: Sequence[PromptedClassifier],
+        names: Sequence[str] | None = None,
+        coverage: float | None = None,
+        few: bool = True,
+    ):
+        self.classifiers, self.coverage, self.few = classifiers, coverage, few
+        self.names: Names = tuple(names) if names else None
+        self.remembered = lru_cache(REMEMBERED)(self.pixels)
 
     @asynccontextmanager
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Within it, jobs are worked on."""
         self.loop = asyncio.get_running_loop()
         self.to_read, self.to_classify, self.readers = Line(READERS - 1), Line(), Readers(READERS)
-        threads = 1 if self.classifier.device.type == "cuda" else torch.get_num_threads()
-        self.largest = max(1, BATCH // self.classifier.views)
+        on_gpu = any(each.device.type == "cuda" for each in self.classifiers)
+        threads = 1 if on_gpu else torch.get_num_threads()
+        views = max(classifier.views for classifier in self.classifiers)
+        self.largest = max(1, BATCH // views)
         self.room = Semaphore((threads + 1) * self.largest)  # for images that are read and not classified
         for work in [self.read] * READERS + [partial(self.classify, threads)] * threads:
             Thread(target=work, daemon=True).start()
@@ -165,34 +182,49 @@ class Service:
             self.room.acquire()
             try:
                 if not job.done.done():
-                    job.pixels = self.classifier.pixels([job.content], self.readers.read)
+                    is_file = isinstance(job.image, Path)
+                    read = self.remembered if is_file else self.pixels
+                    job.pixels = read(job.image)
                     self.to_classify.add(job)
             except Exception as error:  # noqa: BLE001 - the request answers it
                 self.finish(jobs, [error])
-            if not len(job.pixels):
+            if not job.pixels:
                 self.room.release()
             self.to_read.done(jobs)
+
+    def pixels(self, image: bytes | Path) -> list[Tensor]:
+        """The image as each model wants it, read once; UsageError if that cannot be done."""
+        files: Any = [image]
+        _, pixels, faults = read_batch(files, self.classifiers, self.readers.read)
+        for fault in faults:
+            raise UsageError(fault)
+        return pixels
 
     def classify(self, threads: int) -> None:
         """Classify whatever has been read meanwhile, one batch of FEW images or of SHORT seconds after another.
 
         Several full batches in parallel are faster with one thread each. A single image has all threads.
         """
-        few = most = min(FEW, self.largest)
+        most = min(FEW, self.largest)
+        few = most if self.few else 1
         while jobs := self.to_classify.take(most, few):
             start = monotonic()
             torch.set_num_threads(threads if len(jobs) == 1 else 1)
-            try:
-                self.finish(jobs, list(self.answers(jobs)))
-            except Exception as error:  # noqa: BLE001 - the requests answer it
-                self.finish(jobs, [error] * len(jobs))
+            groups = defaultdict(list)
+            for job in jobs:
+                groups[job.work, job.names].append(job)
+            for (work, names), group in groups.items():
+                try:
+                    self.finish(group, work(group, names))
+                except Exception as error:  # noqa: BLE001 - the requests answer it
+                    self.finish(group, [error] * len(group))
             self.to_classify.done(jobs)
             self.room.release(len(jobs))
             pace = len(jobs) / max(monotonic() - start, 1e-6)  # images a second
             most = min(max(FEW, int(SHORT * pace)), self.largest)
-            few = min(SEVERAL, most)
+            few = min(SEVERAL, most) if self.few else 1
 
-    def finish(self, jobs: Sequence[Job], results: "Sequence[Answer | Exception]") -> None:
+    def finish(self, jobs: Sequence[Job], results: Sequence[Any]) -> None:
         """Give each job its answer or its fault in the thread of the requests. One call wakes it for all jobs."""
 
         def give() -> None:
@@ -208,49 +240,106 @@ class Service:
             self.loop.call_soon_threadsafe(give)
 
     @torch.no_grad()
-    def answers(self, jobs: Sequence[Job]) -> Iterator[Answer]:
-        logits = self.classifier.logits(torch.cat([job.pixels for job in jobs]), self.names)
-        probabilities = self.classifier.repaired(logits, self.names).softmax(dim=-1)
-        unknown = self.classifier.unknown(logits).tolist() if self.says_unknown else [None] * len(jobs)
+    def answers(self, jobs: Sequence[Job], names: Names) -> list[list[Answer | UsageError]]:
+        """For each job the answer of each model, or why it has none."""
+        columns: list[list[Answer | UsageError]] = []
+        for number, classifier in enumerate(self.classifiers):
+            pixels = torch.cat([job.pixels[number] for job in jobs])
+            try:
+                columns.append(list(self.answers_by(classifier, pixels, jobs, names)))
+            except (UsageError, ClipError) as error:
+                columns.append([without_source(error, classifier)] * len(jobs))
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def answers_by(
+        self,
+        classifier: PromptedClassifier,
+        pixels: Tensor,
+        jobs: Sequence[Job],
+        names: Names,
+    ) -> Iterator[Answer]:
+        others = other_names(classifier, names or self.names)
+        classes = others or classifier.class_names
+        logits = classifier.logits(pixels, others)
+        probabilities = classifier.repaired(logits, others).softmax(dim=-1)
+        unknown: list[Any] = [None] * len(jobs)
+        if says_unknown(classifier, others):
+            unknown = classifier.unknown(logits).tolist()
         for number, (job, row) in enumerate(zip(jobs, probabilities, strict=True)):
-            values, indices = row.topk(min(job.question.top_k, len(self.classes)))
+            values, indices = row.topk(min(job.question.top_k, len(classes)))
             pairs = zip(indices.tolist(), values.tolist(), strict=True)
-            top: Any = as_objects([(self.classes[index], value) for index, value in pairs])
+            top: Any = as_objects([(classes[index], value) for index, value in pairs])
             answer = Answer(top=top, unknown=unknown[number], set=None)
-            if (coverage := job.question.sets) is not None:
-                (chosen,) = self.classifier.sets(logits[number : number + 1], coverage)
-                members: Any = as_objects(in_set(chosen, row, self.classes) or [])
+            if (coverage := job.question.sets) is not None and others is None:
+                (chosen,) = classifier.sets(logits[number : number + 1], coverage)
+                members: Any = as_objects(in_set(chosen, row, classes) or [])
                 answer["set"] = members
             yield answer
 
     async def answers_of(self, address: str, files: Sequence[bytes], question: Question) -> list[Answer | UsageError]:
-        """The answer for each image file's content, or why it cannot be read; UsageError if no such set is promised."""
+        """The answer of the only model for each image file's content, or why it cannot be read.
+
+        Raises:
+            UsageError: no such set is promised.
+        """
+        (classifier,) = self.classifiers
         if question.sets is None:
             question.sets = self.coverage
         try:
-            self.classifier.check_asked(False, question.sets, self.names)
+            classifier.check_asked(False, question.sets, self.names)
         except UsageError as error:
-            raise self.without_source(error) from error
-        jobs = [Job(address, content, question, self.loop.create_future()) for content in files]
-        for job in jobs:
-            self.to_read.add(job)
-        results = await asyncio.gather(*(job.done for job in jobs))
-        return [self.without_source(result) if isinstance(result, UsageError) else result for result in results]
+            raise without_source(error, classifier) from error
+        found = await self.results_of(address, files, self.answers, question)
+        return [result if isinstance(result, UsageError) else result[0] for result in found]
 
-    def without_source(self, error: UsageError) -> UsageError:
-        """The error without the path of the model."""
-        return UsageError(str(error).replace(self.classifier.source, "the model").replace("in memory", "`image`"))
+    async def results_of(
+        self,
+        address: str,
+        images: Sequence[bytes | Path],
+        work: Callable[[Sequence[Job], Names], Sequence[Any]],
+        question: Question,
+        names: Names = None,
+    ) -> list[Any]:
+        """What `work` computes of each image, or a UsageError."""
+        jobs = []
+        for image in images:
+            job = Job(address, image, self.loop.create_future(), work, names, question)
+            jobs.append(job)
+            self.to_read.add(job)
+        return list(await asyncio.gather(*(job.done for job in jobs)))
 
     def about(self) -> dict[str, Any]:
         """The facts of the model for its users."""
-        of, calibration = self.classifier.description, self.classifier.calibration
+        (classifier,) = self.classifiers
+        of, calibration = classifier.description, classifier.calibration
         return {
             "method": of.method,
             "dataset": of.dataset,
-            "class_names": self.classes,
+            "class_names": list(self.names or classifier.class_names),
             "training": of.training,
             "calibration": str(calibration) if calibration else None,
-            "unknown": self.says_unknown,
+            "unknown": says_unknown(classifier, self.names),
             "largest_image": {"bytes": MAX_BYTES, "pixels": PIXELS},
             "version": __version__,
         }
+
+
+def other_names(classifier: PromptedClassifier, names: Names) -> list[str] | None:
+    """The class names, each once, unless they are those of the model itself."""
+    if names is None or list(names) == classifier.class_names:
+        return None
+    return list(dict.fromkeys(names))
+
+
+def says_unknown(classifier: PromptedClassifier, names: Sequence[str] | None) -> bool:
+    """Whether the model can say which images it had better not answer."""
+    try:
+        classifier.check_asked(True, class_names=names)
+    except UsageError:  # without a calibration, or with one that promises no error
+        return False
+    return True
+
+
+def without_source(error: Exception, classifier: PromptedClassifier) -> UsageError:
+    """The error without the path of the model."""
+    return UsageError(str(error).replace(classifier.source, "the model"))
