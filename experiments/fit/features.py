@@ -4,7 +4,6 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dassl.utils import ChangedImageError, read_image
+from dassl.utils import ChangedImageError, decoders, read_image
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -54,7 +53,7 @@ class Features:
     def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP):
         self.classifier, self.model = classifier, model
         self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
-        versions = [torch.__version__, version("pillow"), version("torchvision")]
+        versions = {"torch": torch.__version__, **decoders()}
         digest = hashlib.sha256(f"fit 5 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode())
         add_tensors(digest, self.model.image_tensors())
         noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,6 @@ import os
 import random
 import sys
 from functools import cached_property, partial
-from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import torch
 from dassl.config.defaults import SAMPLERS
 from dassl.data.datasets.base_dataset import build_dataset
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
-from dassl.utils import UsageError, check_availability, read_image
+from dassl.utils import UsageError, check_availability, decoders, read_image
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
@@ -189,8 +188,7 @@ class DatasetWrapper(TorchDataset):
 
         Raises OSError if a file cannot be read, or is not a regular file.
         """
-        versions = [version(package) for package in ("pillow", "torchvision")]
-        digest = hashlib.sha256(f"2 {self.cfg.INPUT} {self.transform} {versions}".encode())
+        digest = hashlib.sha256(f"2 {self.cfg.INPUT} {self.transform} {decoders()}".encode())
         for item in self.data_source:
             if not os.path.isfile(item.impath):  # a named pipe would wait for its writer
                 raise FileNotFoundError(item.impath)

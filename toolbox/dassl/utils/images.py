@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 
 import numpy as np
@@ -76,6 +77,17 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         reason = error.what.replace(str(path), "it") if isinstance(error, UsageError) else one_line(error)
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
+
+
+def decoders():
+    """The versions of the packages that decode and transform images; None for one that is not installed."""
+    found = {}
+    for package in ("pillow", "pillow-heif", "torchvision"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _formats(content):
