@@ -1,7 +1,7 @@
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -42,9 +42,15 @@ class ImageFolder(FolderDataset):
         if seed >= 0:
             what = f"{self.root} already has folders train and test"
             raise DatasetError(what, "remove DATASET.SPLIT_SEED", self.root)
+        self.name_others(self.class_folders(self.root), parts)
         classes = self.classes(sorted({name for part in parts for name in self.class_folders(self.root / part)}))
         train, val, test = (self.read_classes(self.root / part, classes) if part in parts else [] for part in PARTS)
         return train, val, test
+
+    def name_others(self, folders: Sequence[str], parts: Iterable[str]) -> None:
+        """Print which folders beside those of the parts are not read."""
+        if others := sorted({*folders}.difference(parts)):
+            print(f"Left out: {len(others):,} folders beside train, such as {printable(others[0])}")
 
     def check_classes(self, folders: Sequence[str]) -> None:
         """Raise DatasetError for a class folder with the name of a part, in capitals or not."""

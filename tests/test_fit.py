@@ -141,7 +141,7 @@ def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green"])
     before = Features(zero_shot, zero_shot.model_for()).facts
     assert Features(zero_shot, zero_shot.model_for()).facts == before
-    monkeypatch.setattr(features, "version", lambda package: f"another {package}")
+    monkeypatch.setattr(features, "decoders", lambda: {"pillow": "another"})
     assert Features(zero_shot, zero_shot.model_for()).facts != before
 
 
@@ -176,6 +176,8 @@ def test_what_a_folder_holds_and_is_not_read_is_named(photos, tmp_path, capsys, 
         shutil.copytree(photos, parts / part, ignore=shutil.ignore_patterns("raw", "none", "link", second.name))
     shutil.move(photos, parts / "more")
     assert {photo.label for photo in find(parts)}.isdisjoint({"more", second.name})
+    assert "Left out: 1 folders beside train, such as more" in capsys.readouterr().out
+    own_images.check_folder(parts, read=False)
     assert "Left out: 1 folders beside train, such as more" in capsys.readouterr().out
 
 

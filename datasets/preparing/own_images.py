@@ -88,7 +88,9 @@ def check_folder(root: Path, read: bool = True) -> Content:
     """
     folder = OwnImages(root)
     parts = {part: folder.root / part for part in PARTS if (folder.root / part).is_dir()}
-    if not {"train", "test"} <= {*parts}:
+    if {"train", "test"} <= {*parts}:
+        folder.name_others(folder.class_folders(folder.root), parts)
+    else:
         parts = {WHOLE: folder.root}
         folder.check_classes(folder.class_folders(folder.root))
     files: dict[str, dict[str, list[str]]] = {part: {} for part in parts}

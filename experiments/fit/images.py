@@ -75,13 +75,10 @@ def read(place: Path) -> list[Photo]:
     names = folder.class_folders(place)
     parts = {part: place / part for part in PARTS if part in names}
     if "train" in parts:
-        others = [name for name in names if name not in parts]
+        folder.name_others(names, parts)
     else:
         parts = {"train": place}
-        others = []
         folder.check_classes(names)
-    if others:
-        print(printable(f"Left out: {len(others)} folders beside train, such as {others[0]}"))
     for name in sorted(os.listdir(place)):
         if not os.path.exists(place / name):
             print(printable(f"Left out: {place / name} is a link that leads nowhere"))
