@@ -30,6 +30,7 @@ NULL_NEIGHBOURS = 16  # of each of them
 NOT_COPIES = 0.99  # the share of these that must not look like copies
 LEAST, MOST = 0.5, 0.8  # of the threshold
 BAND = 0.7  # times the threshold: where pairs that are not joined may be, but not more than are joined
+FEW_STRAYS, PASSES = 0.2, 3  # the share of images at most, and how often these are joined to others
 BLOCK = 4096  # pairs that are compared at a time
 BURST = 3.0  # seconds between two photos, at most
 
@@ -167,10 +168,13 @@ class NearCopies:
     Attributes:
         pairs: their places, each of one class.
         threshold: the similarity from which on two images are near-copies; found on images of different classes.
+        near: (images, NEIGHBOURS), places of the images of the same class with the most similar features, the best
+            first; -1 where there are no more.
     """
 
     pairs: Pairs
     threshold: float
+    near: NDArray[np.int64]
 
     @classmethod
     def of(cls, signatures: NDArray[np.int8], features: Floats, labels: NDArray[Any]) -> "NearCopies":
@@ -183,25 +187,65 @@ class NearCopies:
         """
         unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
         threshold = threshold_of(signatures, unit, labels)
-        joined = []
+        joined, near = [], np.full((len(labels), NEIGHBOURS), -1)
         for label in np.unique(labels):
             places = np.flatnonzero(labels == label)
-            pairs = places[neighbours(unit[places])]
-            scores = similarities(signatures, pairs)
-            joined.append(pairs[scores > raised(threshold, scores)])
-        return cls(np.concatenate(joined), threshold)
+            own = neighbours(unit[places])
+            near[places, : own.shape[1]] = places[own]
+            compared = places[pairs_of(own)]
+            scores = similarities(signatures, compared)
+            joined.append(compared[scores > raised(threshold, scores)])
+        return cls(np.concatenate(joined), threshold, near)
+
+    def with_strays(self, inside: NDArray[np.bool_]) -> Pairs:
+        """The pairs, and those of unrecognised near-copies among the images `inside` (images,).
+
+        Where nearly all images have near-copies, the others have some, too, that were not recognised: pictures without
+        structure, such as a calm sea, differ in noise alone. Each of these is joined to the most similar image.
+        """
+        pairs = self.pairs
+        near = np.where(inside[self.near] & (self.near >= 0), self.near, -1)
+        for _ in range(PASSES):
+            groups = components(len(inside), [pairs])
+            pairs = np.concatenate([pairs, of_strays(groups, near, inside)])
+        return pairs
 
 
-def neighbours(unit: Floats) -> Pairs:
-    """Pairs of rows (images, width), each with the NEIGHBOURS rows that are most similar to it."""
+def of_strays(groups: NDArray[np.int64], near: NDArray[np.int64], inside: NDArray[np.bool_]) -> Pairs:
+    """Pairs of the images `inside` in groups that are too small with the most similar image of another group.
+
+    Args:
+        groups: (images,).
+        near: (images, neighbours), places of the most similar images of the same class, the best first; -1 for none.
+    """
+    size = np.bincount(groups, inside)[groups]
+    usual = np.median(size[inside])
+    is_stray = inside & (size <= max(1, usual / 3))
+    if usual < 2 or is_stray.sum() > FEW_STRAYS * inside.sum():
+        return NO_PAIRS
+    found = []
+    for place in np.flatnonzero(is_stray):
+        others = near[place][near[place] >= 0]
+        others = others[groups[others] != groups[place]]
+        if len(others):
+            found.append([place, others[0]])
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def neighbours(unit: Floats) -> NDArray[np.int64]:
+    """(images, at most NEIGHBOURS): the places of the rows (images, width) most similar to each, the best first."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(NEIGHBOURS, len(unit) - 1)
     if count < 1:
-        return NO_PAIRS
-    near = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(unit).kneighbors(return_distance=False)
-    pairs = np.stack([np.arange(len(unit)).repeat(count), near.ravel()], axis=1)
-    return np.unique(np.sort(pairs, axis=1), axis=0)
+        return np.empty((len(unit), 0), dtype=np.int64)
+    return NearestNeighbors(n_neighbors=count, algorithm="brute").fit(unit).kneighbors(return_distance=False)
+
+
+def pairs_of(near: NDArray[np.int64]) -> Pairs:
+    """Each pair of a row's number and a place in it, once."""
+    rows = np.arange(len(near)).repeat(near.shape[1])
+    return np.unique(np.sort(np.stack([rows, near.ravel()], axis=1), axis=1), axis=0)
 
 
 def threshold_of(signatures: NDArray[np.int8], unit: Floats, labels: NDArray[Any]) -> float:

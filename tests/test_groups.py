@@ -75,6 +75,16 @@ def test_a_class_whose_pictures_have_one_layout_needs_more_similarity():
     assert not (of_one_layout > copies.raised(0.5, of_one_layout)).any()
 
 
+def test_where_nearly_all_images_have_copies_the_others_join_their_like():
+    """Nine groups of four, and two images alone; a test image stays alone."""
+    groups = np.array([*np.arange(9).repeat(4), 9, 10, 11])
+    near = np.stack([np.arange(39) - 1, np.arange(39) - 2], axis=1)
+    learned = np.arange(39) < 38
+    assert copies.of_strays(groups, near, learned).tolist() == [[36, 35], [37, 36]]
+    many = np.array([0, 0, 0, 0, 1, 1, 2, 3, 4])
+    assert len(copies.of_strays(many, np.zeros((9, 1), dtype=int), np.ones(9, dtype=bool))) == 0
+
+
 def test_memory_of_the_search_grows_with_the_images_alone(monkeypatch, random_seed):
     rng = np.random.default_rng(random_seed)
     compared = []

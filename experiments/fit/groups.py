@@ -24,12 +24,12 @@ def find(photos: Sequence[Photo], rows: Mapping[str, Row]) -> tuple[NDArray[np.i
     own = [rows[photo.path] for photo in photos]
     signatures = np.stack([row.signature for row in own])
     features = np.stack([row.feature.numpy() for row in own])
+    in_training = np.array([photo.part != "test" for photo in photos])
     links = {
         "by the names of groups": same_name(photos),
         "by the time when they were taken": copies.bursts([row.taken for row in own], labels.tolist()),
-        "as near-copies": copies.NearCopies.of(signatures, features, labels).pairs,
+        "as near-copies": copies.NearCopies.of(signatures, features, labels).with_strays(in_training),
     }
-    in_training = np.array([photo.part != "test" for photo in photos])
     reasons = []
     for reason, pairs in links.items():
         if count := len(np.unique(pairs[in_training[pairs].all(axis=1)])):
