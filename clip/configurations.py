@@ -144,12 +144,15 @@ def text_tower(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def tokeniser_data(folder: Path) -> Iterator[Path]:
-    """Within it, a folder with a tokeniser's vocabulary, and those of its options that are data.
+def tokeniser_data(folder: Path) -> Iterator[dict[str, Any]]:
+    """Within it, arguments of open_clip's `HFTokenizer` for a copy of what is data of a tokeniser.
 
     Raises:
         ClipError: its class is none of `TOKENISERS`; UsageError: its options are not JSON.
     """
+    from transformers import AutoConfig, PretrainedConfig
+
+    config = PretrainedConfig()  # without one, a name in the path would choose the class
     with TemporaryDirectory() as name:
         here = Path(name)
         for file in (*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES):
@@ -163,6 +166,11 @@ def tokeniser_data(folder: Path) -> Iterator[Path]:
             kind = known.get("tokenizer_class")
             if not CLASSES.fullmatch(str(kind or "")):
                 raise refused(folder / file, "tokenizer_class", kind)
-            if file != "config.json" or known.get("model_type") in [*TOWERS]:
+            if file != "config.json":
                 (here / file).write_text(json.dumps(known))
-        yield here
+                continue
+            if known.get("model_type") in [*TOWERS]:
+                config = AutoConfig.for_model(known["model_type"])
+            config.tokenizer_class = kind or None
+        only_data = {"trust_remote_code": False, "local_files_only": True}
+        yield {"tokenizer_name": name, "config": config, **only_data}

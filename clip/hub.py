@@ -126,7 +126,7 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
         if not has_tokeniser(files):  # it has no more than its options, after a download that was interrupted
             raise FileNotFoundError(f"{files} has none of {', '.join(VOCABULARIES)}")
         with tokeniser_data(files) as data:
-            encode = HFTokenizer(str(data), length, trust_remote_code=False, local_files_only=True, **options)
+            encode = HFTokenizer(context_length=length, **data, **options)
         return OtherTokenizer(encode, encode.tokenizer.convert_ids_to_tokens, length, name)
 
     return from_hub(make, f"the tokeniser {name}", here, folder)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hostile import Witness
 from marks import one_line
-from strangers import AUTO_MAP, BACKBONE, CONFIG, FORMS, OPEN_CLIP, TEXT, change, fill_hub, write_stranger
+from open_clip.tokenizer import HFTokenizer
+from strangers import AUTO_MAP, BACKBONE, CONFIG, FORMS, OPEN_CLIP, OPTIONS, TEXT, change, fill_hub, write_stranger
 
 import clip
-from clip.configurations import MODEL, checked
+from clip.configurations import MODEL, checked, tokeniser_data
 from inference import export
 from inference.classifier import PromptedClassifier
 
@@ -105,6 +106,20 @@ def test_an_exported_folder_names_no_repository(keys, sha256, watched, witness, 
     monkeypatch.setattr(witness, "forbidden", (*witness.forbidden, "models--stranger"))
     with one_line("the repository 'hf-hub:stranger/clip': give it by --backbone" if sha256 else "is not a SHA-256"):
         PromptedClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+def test_no_name_of_a_folder_chooses_a_tokeniser(options, watched, tmp_path, monkeypatch):
+    """transformers 5.0 took what it found in the path of a folder for the kind of its model."""
+    (watched / CONFIG).write_text(json.dumps(options))
+    (watched / OPTIONS).write_text("{}")
+    found = []
+    for name in ("t5", "bert", "case"):
+        (tmp_path / "case" / name).mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "case" / name))
+        with tokeniser_data(watched) as data:
+            found.append(HFTokenizer(context_length=8, **data).tokenizer)
+    assert {type(tokenizer).__name__ for tokenizer in found} == {"TokenizersBackend"}
 
 
 def test_a_folder_of_a_repository_is_read_with_its_name(watched, tmp_path):
