@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode
+from contextlib import nullcontext
 from typing import Any
 
 from dassl.utils.images import MAX_BYTES
@@ -22,7 +23,7 @@ from .service import MOST, Answer, Fault, Question, Service
 
 LARGEST = MAX_BYTES * 4 // 3 + LARGEST_REQUEST  # bytes of a request: base64 is longer than the file
 MARKS = 2 * MOST + 10  # commas and brackets of the most images, each with its "data:...,"
-PARSERS = 2  # bodies that are parsed at a time, in threads: each takes memory of its own
+LONG = 1 << 20  # bytes of a body from which on one is parsed at a time: it takes memory of its own
 
 
 def fault(status: int, text: object) -> JSONResponse:
@@ -37,7 +38,7 @@ def as_error(text: object) -> Fault:
 
 async def question_of(
     request: Request,
-    parsers: asyncio.Semaphore,
+    turn: asyncio.Semaphore,
 ) -> tuple[list[bytes], bool, Question]:
     """The image files of a request to /predict, whether they are a list, and the options.
 
@@ -51,7 +52,7 @@ async def question_of(
             body = bytearray()
             async for part in request.stream():
                 body += part
-            async with parsers:
+            async with turn if len(body) > LONG else nullcontext():
                 return await asyncio.to_thread(from_json, body)
         if kind == "multipart/form-data":
             async with request.form(max_files=MOST, max_fields=len(Question.model_fields)) as form:
@@ -97,7 +98,7 @@ def application(service: Service) -> FastAPI:
     """The routes. Nothing is loaded from another server: the OpenAPI text is there without its page."""
     app = FastAPI(title="Prompted CLIP", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
-    parsers = asyncio.Semaphore(PARSERS)
+    turn = asyncio.Semaphore()
     app.add_exception_handler(HTTPException, lambda _, error: fault(error.status_code, error.detail))  # type: ignore
     app.add_exception_handler(UsageError, lambda _, error: fault(422, error))
     app.add_exception_handler(ClientDisconnect, lambda _, error: fault(400, "the request was cut off"))
@@ -116,7 +117,7 @@ def application(service: Service) -> FastAPI:
     )
     async def predict(request: Request) -> Any:
         """The most probable classes of an image, or of each of several: one that cannot be read has its error."""
-        files, several, question = await question_of(request, parsers)
+        files, several, question = await question_of(request, turn)
         address = request.client.host if request.client else ""
         results = await service.answers_of(visitor_of(address), files, question)
         if several:

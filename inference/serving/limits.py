@@ -19,8 +19,9 @@ LARGEST_REQUEST = 1 << 18  # bytes of any other request: the class names have mo
 ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
 SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
 SLOWEST = 300  # seconds of a request with a body
-BYTES_OF_ADDRESS = 128 << 20  # that have arrived of requests without an answer
-ALL_BYTES = 256 << 20
+BYTES_OF_ADDRESS = 96 << 20  # that have arrived of requests without an answer
+ALL_BYTES = 160 << 20
+MANY_OF_YOURS = "too many of your requests wait: send this one later"
 MOST_REQUESTS = 2 * CONNECTIONS  # of a visitor: one of a closed connection ends a little later
 EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
 POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # requests of a browser with the page
@@ -89,27 +90,31 @@ class Gate:
         visitor = visitor_of((scope["client"] or [""])[0])
         arrived = 0
 
-        async def part() -> Message:
+        def count(size: int) -> None:
             nonlocal arrived
-            message = await receive()
-            size = len(message.get("body", b""))
             arrived += size
-            self.bytes[visitor] += size
             self.all_bytes += size
+            self.bytes[visitor] += size
+
+        async def part() -> Message:
+            message = await receive()
+            count(len(message.get("body", b"")))
             if self.bytes[visitor] > BYTES_OF_ADDRESS:
-                raise HTTPException(429, "too many of your requests wait: send this one later")
+                count(-arrived)
+                raise HTTPException(429, MANY_OF_YOURS)
             if self.all_bytes > ALL_BYTES:
+                count(-arrived)  # at once, or the other requests would be refused, too
                 raise HTTPException(503, "too many requests wait: send this one later")
             return message
 
         if self.requests[visitor] == MOST_REQUESTS:
-            raise HTTPException(429, "too many of your requests wait: send this one later")
+            raise HTTPException(429, MANY_OF_YOURS)
         self.requests[visitor] += 1
         try:
             await self.app(scope, part, send)
         finally:
-            self.all_bytes -= arrived
-            self.bytes -= Counter({visitor: arrived})  # which leaves no zeros
+            count(-arrived)
+            self.bytes += Counter()  # which leaves no zeros
             self.requests -= Counter({visitor: 1})
 
 
