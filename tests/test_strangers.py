@@ -108,6 +108,34 @@ def test_an_exported_folder_names_no_repository(keys, sha256, watched, witness, 
         PromptedClassifier.from_pretrained(folder)
 
 
+TOKENISERS = {  # the model_type in config.json, other options, and the file of the vocabulary
+    "CLIPA": ("bert", {"do_lower_case": True, "model_max_length": 512}, "vocab.txt"),
+    "XLM-RoBERTa": ("xlm-roberta", {"model_max_length": 512}, "sentencepiece.bpe.model"),
+    "NLLB": ("m2m_100", {"tokenizer_class": "NllbTokenizer", "src_lang": "eng_Latn"}, "sentencepiece.bpe.model"),
+    "mT5": ("mt5", {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "sp_model_kwargs": {}}, "spiece.model"),
+}
+
+
+@pytest.mark.parametrize("family", TOKENISERS)
+def test_tokenisers_split_as_open_clips_do(family, tmp_path):
+    model_type, options, file = TOKENISERS[family]
+    (tmp_path / CONFIG).write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / OPTIONS).write_text(json.dumps(options))
+    if file == "vocab.txt":
+        (tmp_path / file).write_text("[PAD] [UNK] [CLS] [SEP] [MASK] a red ##der la ##ke .".replace(" ", "\n"))
+    else:
+        trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+        texts, model = iter(["a photo of a red lake.", "redder lakes, green fields"] * 9), io.BytesIO()
+        how = {"vocab_size": 40, "hard_vocab_limit": False, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": 3}
+        trainer.train(sentence_iterator=texts, model_writer=model, minloglevel=2, **how)
+        (tmp_path / file).write_bytes(model.getvalue())
+    own = HFTokenizer(str(tmp_path), 16, local_files_only=True)
+    with tokeniser_data(tmp_path) as data:
+        ours = HFTokenizer(context_length=16, **data)
+    sentences = ["a photo of a Redder lake.", "X X zebra"]
+    assert type(ours.tokenizer) is type(own.tokenizer) and torch.equal(ours(sentences), own(sentences))
+
+
 @pytest.mark.parametrize("options", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
 def test_no_name_of_a_folder_chooses_a_tokeniser(options, watched, tmp_path, monkeypatch):
     """transformers 5.0 took what it found in the path of a folder for the kind of its model."""
