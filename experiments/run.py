@@ -34,6 +34,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             line = f"Already done (delete {folder.path} to run it again)"
             print(checked_summary(folder.path, folder.results) if spec.args.quiet and folder.results else line)
             return
+        until_end.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         with folder.start():
             print_settings(spec, folder)
             trainer = build(spec)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from drawn import arguments, results
 
+from common.errors import UsageError
 from common.files import checksum
 from common.results import MEASURES
 from common.start import ROOT
 from common.version import source
+from experiments import run as run_module
 from experiments.lock import LOCK
 
 pytestmark = pytest.mark.slow
@@ -159,3 +161,14 @@ def test_a_start_that_is_refused_deletes_no_results(launch, half_done):
     (folder / LEARNED / "model.pth.tar-2").write_bytes(b"half of")
     assert "model.pth.tar-2" in launch(*argv).error
     assert {name: (folder / name).read_bytes() for name in kept} == kept
+
+
+def test_a_run_leaves_cudnn_as_it_was(launch, eurosat, tiny, tmp_path, monkeypatch):
+    def build(spec):
+        torch.backends.cudnn.benchmark = True
+        raise UsageError("no model", "give one")
+
+    monkeypatch.setattr(run_module, "build", build)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    assert "no model" in launch(*arguments(eurosat, tiny, tmp_path / "run")).error
+    assert torch.backends.cudnn.benchmark is False
