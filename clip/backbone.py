@@ -81,10 +81,13 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         model.tokenizer = Tokenizer(model.context_length)
     else:
         words = config["model_cfg"]["text_cfg"]
-        repo = "" if is_pair(name) else name.removeprefix(hub.PREFIX) if name.startswith(hub.PREFIX) else None
+        repo = "" if is_pair(name) else None
+        if name.startswith(hub.PREFIX):
+            repo = name.removeprefix(hub.PREFIX)
         config["model_cfg"]["text_cfg"] = hub.text_model(words, path.parent, repo)
         model = build(path, precision, name, config, resize=is_pair(name))
-        model.tokenizer = hub.tokenizer({"context_length": model.context_length} | words, path.parent, repo)
+        words = {"context_length": model.context_length} | words
+        model.tokenizer = hub.tokenizer(words, path.parent, repo)
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
         what = f"the text tower of {name} reads other tokens than CLIP's"
         raise ClipError(what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)")
@@ -174,8 +177,9 @@ def is_published(name: str) -> bool:
 
 
 def is_known(name: str) -> bool:
-    """Whether anybody may name these weights: they are OpenAI's, `small`, or of a tag of open_clip."""
-    return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
+    """Whether anybody may name these weights: OpenAI's, `small`, or those of a tag of open_clip."""
+    tag = open_clip.get_pretrained_cfg(*name.partition(":")[::2])
+    return name in URLS or name == "small" or bool(tag)
 
 
 def weights_sha256(name: str, cache: str | None = None) -> str:

@@ -54,7 +54,7 @@ class CLIP(open_clip.CLIP):
             self.read_by_hugging_face(embed_dim, text_cfg)
 
     def read_by_hugging_face(self, embed_dim: int, text_cfg: dict) -> None:
-        """Replace the text tower by one of the library transformers, whose sizes `hub.text_model` has read."""
+        """Replace the text tower by one of transformers, whose sizes `hub.text_model` has read."""
         from transformers import AutoConfig
 
         for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):

@@ -1,8 +1,8 @@
 """Files of a model hub beside the weights: a repository of open_clip's form, tokenisers, and sizes of text towers.
 
 huggingface_hub keeps all of it in its cache (HF_HOME), so that the next run needs no network. Nothing that it holds is
-run: tokenisers and configurations are data. A configuration cannot choose whose files are fetched: they are those of
-the repository that the user names, and of the names in open_clip's own configurations.
+run: tokenisers and configurations are data. A configuration cannot choose whose files are fetched:
+they are those of the repository that the user names, and of the names in open_clip's own ones.
 """
 
 import re
@@ -17,7 +17,14 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from common.errors import one_line
 from common.files import identity
 
-from .configurations import MORE_TOKENS, NAMES, OPTION_FILES, VOCABULARIES, text_tower, tokeniser_data
+from .configurations import (
+    MORE_TOKENS,
+    NAMES,
+    OPTION_FILES,
+    VOCABULARIES,
+    text_tower,
+    tokeniser_data,
+)
 from .errors import ClipError
 from .tokenizer import OtherTokenizer, Tokenizer
 from .weights import sha256
@@ -92,7 +99,7 @@ def in_folder(folder: Path) -> Path:
 
 
 def source_of(name: str, repo: str | None) -> str:
-    """The repository with the files of a tokeniser or text tower: `name` if open_clip's own configurations have it."""
+    """The repository to ask for a tokeniser or text tower: `name`, if it is one of open_clip's."""
     configs: list[Any] = [open_clip.get_model_config(arch) for arch in open_clip.list_models()]
     known = {config["text_cfg"].get(key) for config in configs for key in NAMES}
     return name if name in known else repo or ""
@@ -104,7 +111,7 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
     Args:
         text_cfg: of open_clip's configuration.
         folder: of the weights; a tokeniser there comes before one of the hub.
-        repo: the repository of the hub that is asked for a name which is not open_clip's own; None: only the folder.
+        repo: who is asked for a name which is not open_clip's own; None: only the folder.
 
     Raises:
         ClipError: there is none, or the library transformers is missing.
@@ -121,8 +128,8 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
 
     def make(only_here: bool) -> Any:
         patterns = [*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES]
-        found = here or snapshot_download(source, allow_patterns=patterns, local_files_only=only_here)
-        files = Path(found)
+        how: dict[str, Any] = {"allow_patterns": patterns, "local_files_only": only_here}
+        files = here or Path(snapshot_download(source, **how))
         if not has_tokeniser(files):  # it has no more than its options, after a download that was interrupted
             raise FileNotFoundError(f"{files} has none of {', '.join(VOCABULARIES)}")
         with tokeniser_data(files) as data:
@@ -137,7 +144,7 @@ def has_tokeniser(folder: Path) -> bool:
 
 
 def text_model(text_cfg: dict, folder: Path, repo: str | None) -> dict:
-    """A configuration whose `hf_model_name` is the kind and the sizes of that tower of the library transformers.
+    """A configuration whose `hf_model_name` is the kind and the sizes of a tower of transformers.
 
     Arguments and errors are those of `tokenizer`.
     """
@@ -157,7 +164,7 @@ def text_model(text_cfg: dict, folder: Path, repo: str | None) -> dict:
 
 
 def from_hub(make: Callable, what: str, here: Path | None, folder: Path) -> Any:
-    """What `make(only_here)` returns: of the files in `here` or, without it, of the hub and its cache."""
+    """What `make(only_here)` returns: of files in `here` or, without it, of the hub and its cache."""
     try:
         try:
             return make(True)
@@ -173,7 +180,8 @@ def from_hub(make: Callable, what: str, here: Path | None, folder: Path) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         remedy = f"put its files into {folder}"
-        remedy = remedy if here else f"run `python tools/prepare.py backbone` with a connection, or {remedy}"
+        if not here:
+            remedy = f"run `python tools/prepare.py backbone` with a connection, or {remedy}"
         state = f"in {here} cannot be read" if here else "is not on this machine"
         raise ClipError(f"{what} {state} ({one_line(error)})", remedy) from error
 

@@ -45,7 +45,7 @@ class Description:
         settings: its keys under TRAINER.<NAME>.
         input: the keys of INPUT that matter for testing: image size, interpolation, normalisation.
         backbone: the name of published weights, or the name of a weight file, without its folder.
-        backbone_sha256: of the weight file; empty if it is not known, which an exported folder may not be.
+        backbone_sha256: of the weight file; empty if it is not known (never in an exported folder).
         tokeniser: of the backbone: `CLIP`, or the name of another one.
         class_names: in the order of the logits; empty if they are not known.
         dataset: title of the dataset that the prompts were learned on.
@@ -77,7 +77,7 @@ class Description:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.
 
         Raises:
-            UsageError: it has other weights, or the prompts were learned on a file or a repository that nobody gave.
+            UsageError: it has other weights, or is a file or a repository that nobody gave.
         """
         if not given and not is_known(self.backbone):
             kind = "repository" if self.backbone.startswith("hf-hub:") else "weight file"
