@@ -54,7 +54,16 @@ def test_results_have_the_promised_fields(run, eurosat, tiny, tmp_path):
         "precision": "fp16" if torch.cuda.is_available() else "fp32",  # PREC is fp16, which a CPU lacks
     }
     assert (card["kind"], card["choose"]) == ("inductive", [])
-    written = {"log.txt", "config.yaml", "results.json", "predictions.npz", "tests.jsonl", "tensorboard", LEARNED}
+    written = {
+        "log.txt",
+        "config.yaml",
+        "results.json",
+        "predictions.npz",
+        "seen.npz",
+        "tests.jsonl",
+        "tensorboard",
+        LEARNED,
+    }
     assert {path.name for path in folder.iterdir()} == written | {LOCK}
 
 
