@@ -28,6 +28,7 @@ FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
     "a model of the Hub in a text tower": (CONFIG, (), BACKBONE),
     "code beside a text tower": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP}),
     "code that it trusts itself": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP, "trust_remote_code": True}),
+    "code beside a known tower": (CONFIG, (), {"auto_map": AUTO_MAP, "trust_remote_code": True}),
     "code of another repository": (CONFIG, (), {"model_type": "evil", "auto_map": FAR_MAP}),
     "compiled kernels": (CONFIG, (), {"attn_implementation": FLASH, "_attn_implementation": FLASH}),
     "quantization": (CONFIG, (), {"quantization_config": FOUR_BITS}),
