@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import differing, make_cfg, prompts_of, write_eurosat
 from marks import thorough_but
@@ -84,6 +85,36 @@ def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(method,
     assert differing(prompts, tried[right.index(max(right))][1]) == []
     assert [choice.what for choice in chosen.choices] == [f"{name}.LAMBDA", "OPTIM.LR"]
     assert (chosen.choices[0].images, chosen.choices[0].test_images) == (24, 0) and tried[0][0].choices == []
+
+
+@pytest.mark.parametrize("method", ["ProLIP", "RLA"])
+def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(method, make):
+    """All of it in fp16: most of Adam's second moments are 0, and the steps larger than in fp32."""
+    name = f"TRAINER.{method.upper()}"
+    options = ["OPTIM.NAME", "adam", "OPTIM.ADAM_EPS", 1e-4, "OPTIM.WEIGHT_DECAY", 0.0, "OPTIM.LR", 1e-5]
+    options += [f"{name}.STEPS", 6, f"{name}.AUGMENT_EPOCH", 2, f"{name}.LAMBDA", 0.25]
+    in_fp32 = make(method, *options, output="fp32")
+    in_fp32.train()
+    trainer = make(method, *options, f"{name}.PREC", "fp16")
+    start = trainer.head.start.half()
+    projection, text = trainer.head.vit_proj.detach().half(), trainer.model.class_texts.half()
+    trainer.train()
+    learned = torch.nn.Parameter(start.clone())
+    optimiser = torch.optim.Adam([learned], lr=1e-5, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6)
+    for step in range(1, 7):
+        x = trainer.support.views[step % 2].half()
+        x = x @ learned if method == "ProLIP" else F.linear(x @ projection, learned)
+        logits = 100.0 * F.normalize(x, dim=-1) @ text.T
+        squares = F.mse_loss(learned, start, reduction="sum")
+        optimiser.zero_grad()
+        (F.cross_entropy(logits, trainer.support.labels) + 0.25 * squares).backward()
+        optimiser.step()
+        schedule.step()
+    (found,) = trainer.head.parameters()
+    assert found.dtype == torch.float32 and torch.equal(found, learned.float())
+    moved, in_fp32 = ((head.start - next(head.parameters())).norm() for head in (trainer.head, in_fp32.head))
+    assert moved > 2 * in_fp32
 
 
 def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypatch, tmp_path):

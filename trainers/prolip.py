@@ -26,7 +26,8 @@ GRID = list(product([10.0**-power for power in range(2, 9)], [10.0, 1.0, 0.1, 0.
 @dataclass(frozen=True)
 class ProLIPSettings(FeatureSettings):
     """Each of STEPS steps has one view of every image. LAMBDA weighs the squared change of what is learned: a number,
-    1/N or 1/N^2 for N images of each class, or validation: these images choose it and OPTIM.LR."""
+    1/N or 1/N^2 for N images of each class, or validation: these images choose it and OPTIM.LR. With PREC fp16 it
+    learns in fp16 on every device, Adam's moments too, as in the published code."""
 
     AUGMENT_EPOCH: int = 300
     STEPS: int = 300
@@ -62,6 +63,14 @@ class ProLIP(FittedTrainer):
             raise UsageError(f"{what}, and {self.cfg.MODEL.BACKBONE.NAME} has another", "choose another backbone")
         return self.kind_of_head(clip)
 
+    def start(self, support):
+        if self.settings.PREC == "fp16":
+            print("PREC fp16: the head learns in fp16, on every device")
+            self.head.half()
+
+    def finish(self):
+        self.head.float()
+
     def build_schedule(self, optimizer):
         return CosineAnnealingLR(optimizer, self.settings.STEPS)
 
@@ -71,7 +80,8 @@ class ProLIP(FittedTrainer):
 
     def loss(self, output, labels):
         """Cross-entropy, and LAMBDA times the squared change."""
-        parts = {"loss_ce": F.cross_entropy(output.logits, labels), "loss_squares": self.head.squares()}
+        logits = output.logits.to(self.head.start.dtype)
+        parts = {"loss_ce": F.cross_entropy(logits, labels), "loss_squares": self.head.squares()}
         weight = self.settings.weight(shots_of(self)) if self.tried is None else self.tried
         return parts["loss_ce"] + weight * parts["loss_squares"], parts
 

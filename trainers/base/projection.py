@@ -10,7 +10,6 @@ from clip import CLIP, is_vit
 
 from .copies import substitute
 from .head import SCALE, Head, HeadCLIP
-from .prompted import normalize
 
 
 class Projection(Head):
@@ -20,6 +19,7 @@ class Projection(Head):
     """
 
     logit_scale = SCALE
+    start: Tensor
 
     def __init__(self, clip: CLIP, learns: bool = True):
         super().__init__()
@@ -45,10 +45,13 @@ class Projection(Head):
 
     def project(self, x: Tensor) -> Tensor:
         """Features before the projection (n, width) -> (n, joint), not normalised."""
+        x = x.to(self.start.dtype)
         return x @ self.vit_proj if hasattr(self, "vit_proj") else F.linear(x, self.linear.weight, self.linear.bias)
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-        return SCALE * normalize(self.project(image)) @ text.T
+        unit = F.normalize(self.project(image), dim=-1)
+        logits = SCALE * unit @ text.T.to(unit.dtype)
+        return logits.float()
 
     def install(self, clip: CLIP) -> None:
         """Let the tower return the features before the projection, by the identity in its place."""
