@@ -54,7 +54,7 @@ fuzz: $(VENV)/.ready-dev
 # The tests of what reads files of others or answers requests, with the lowest or the newest versions of the libraries that do it.
 VERSIONS ?= lowest
 LIBRARIES := transformers|timm|huggingface_hub|gradio|fastapi|starlette|pydantic|python-multipart|uvicorn|sentencepiece
-READING := strangers hub other_backbones backbone_files artefact api serve serve_models serve_turns fuzz
+READING := strangers hub other_backbones backbone_files artefact api serve* fuzz
 libraries: LOCAL := .venv-$(VERSIONS)
 libraries:
 	$(PYTHON) -m venv $(LOCAL)

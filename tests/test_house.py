@@ -127,7 +127,10 @@ def test_a_method_is_a_file_of_at_most_120_lines():
 
 
 def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():
-    (names,) = re.findall(r"^LIBRARIES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    (names,) = re.findall(r"^LIBRARIES := (.*)$", makefile, re.MULTILINE)
+    (tests,) = re.findall(r"^READING := (.*)$", makefile, re.MULTILINE)
+    assert all([*(ROOT / "tests").glob(f"test_{name}.py")] for name in tests.split())
     bounds = "".join(file.read_text() for file in ROOT.glob("requirements*.txt"))
     lowest = {name: re.findall(rf"^{name}>=[\d.]+", bounds, re.MULTILINE) for name in names.split("|")}
     asked = {"transformers", "timm", "huggingface_hub", "gradio", "starlette", "pydantic"}
