@@ -210,8 +210,9 @@ def test_requests_are_refused_before_gradio_reads_them(name, server):
 def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
     """Gradio fetches addresses into memory, and opens files of the server: their images were classified."""
     answers = set()
+    (own,) = upload(server, png(9, 9))
     for path in (host, host.replace("http", "HTTP"), photo, str(tmp_path / "missing.jpg"), "a\0b", 3, None):
-        data = [file_data(path), {"path": path}, [{"path": path}], {"a": [file_data(path)]}]
+        data = [file_data(path), {"path": path}, {"path": own, "a": [file_data(path)]}]
         answers |= {post(server, "queue/join", event(CLASSIFY, given, "red")) for given in data}
     assert answers == {(403, b"there is no such upload")}
     for way in ("file=", "proxy="):

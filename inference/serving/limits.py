@@ -167,11 +167,11 @@ class Limits:
             content = dict(json.loads(body))
         except (ValueError, TypeError, RecursionError):
             raise HTTPException(400, "this is not a JSON object") from None
-        if not all(self.is_upload(file) for file in files_in(content)):
-            raise HTTPException(403, "there is no such upload")
         is_question = scope["path"].rstrip("/").endswith(("/join", "/predict"))
         if is_question and not self.is_asked(content):
             raise HTTPException(400, "the page does not ask this")
+        if not all(self.is_upload(file) for file in files_in(content)):
+            raise HTTPException(403, "there is no such upload")
         body = json.dumps({key: content[key] for key in KEYS if key in content}).encode()
         lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
