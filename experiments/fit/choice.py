@@ -21,6 +21,7 @@ FOLDS = 5  # at most: as many as a class has groups
 REPEATS = {2: 3}  # by the number of folds; else 2
 # By how much the variance over images is too small, as folds share images; measured (docs)
 DEPENDENT = 1.5
+MOST_TO_SCALE = 10**6  # logits of a candidate that say how much they are multiplied
 NEVER = -1  # the fold of a group that is alone in its class
 
 
@@ -100,7 +101,12 @@ def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
     """(candidates,): by which the logits of each candidate are multiplied before they are compared or added."""
     repeats, _, classes = logits.shape[1:]
     labels, weights = np.tile(sample.labels, repeats), np.tile(sample.weights, repeats)
-    return np.array([1 / Temperature.fit(one.reshape(-1, classes), labels, weights).temperature for one in logits])
+    some = slice(None, None, max(1, len(labels) * classes // MOST_TO_SCALE))
+    found = []
+    for one in logits:
+        scaled = Temperature.fit(one.reshape(-1, classes)[some], labels[some], weights[some])
+        found.append(1 / scaled.temperature)
+    return np.array(found)
 
 
 def stack(logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None) -> Floats:
@@ -122,10 +128,10 @@ def stack(logits: Floats, sample: Sample, members: Mapping[int, float], start: F
     prior = np.array(list(members.values()))
 
     def loss(weights: Floats) -> tuple[float, Floats]:
-        log_p = log_softmax(np.tensordot(weights, z, axes=1), axis=-1)
+        log_p = log_softmax(np.tensordot(weights.astype(z.dtype), z, axes=1), axis=-1)
         residual = np.exp(log_p)
         residual[rows, y] -= 1
-        residual *= of_row[:, None]
+        residual *= of_row[:, None].astype(z.dtype)
         apart = weights - prior
         slope = np.tensordot(z, residual, axes=2) + 2 * apart / sample.size
         return float(-of_row @ log_p[rows, y] + apart @ apart / sample.size), slope
@@ -140,7 +146,7 @@ def stack(logits: Floats, sample: Sample, members: Mapping[int, float], start: F
 def combine(weights: Floats, logits: Floats) -> Floats:
     """The weighted sum of logits (candidates, ...)."""
     used = np.flatnonzero(weights)
-    return np.tensordot(weights[used], logits[used], axes=1)
+    return np.tensordot(weights[used].astype(logits.dtype), logits[used], axes=1)
 
 
 def choose(logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None) -> Floats:
@@ -191,7 +197,7 @@ def nested(logits: Floats, sample: Sample, held: NDArray[np.int64], members: Mem
         held: (repeats, images), their folds.
         members: from the images that choose (images,) to the members of an ensemble and their default weights.
     """
-    found = np.empty(logits.shape[1:])
+    found = np.empty(logits.shape[1:], logits.dtype)
     start = stack(logits, sample, members(np.ones(len(sample.labels), dtype=bool)))
     for repeat, row in enumerate(held):
         for fold in np.unique(row):

@@ -75,7 +75,13 @@ class Found:
         if lost := sorted({photo.label for photo in photos}.difference(names)):
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
         notes += filter(None, [same_names(names)])
-        return cls([photo for photo in kept.values() if photo.label in names], names, damaged, notes)
+        known = set(names)
+        return cls([photo for photo in kept.values() if photo.label in known], names, damaged, notes)
+
+    def label_numbers(self, photos: Sequence[Photo]) -> list[int]:
+        """The places of the photos' classes in `names`."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return [places[photo.label] for photo in photos]
 
     def set_groups(self, groups: NDArray[np.int64], reasons: str) -> None:
         """Number the scenes of the images, (images,). `reasons` says how they were found."""

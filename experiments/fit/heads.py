@@ -1,6 +1,8 @@
 """The candidates: zero-shot CLIP, and every head of this project over a small grid of its settings."""
 
 import io
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +34,7 @@ CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and st
 ZERO_SHOT_SHARE = 1 / 4  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
+SETTLED = 1.0  # seconds of trainings that say how long others take
 Pairs = tuple[tuple[str, Any], ...]
 Trained = TypeVar("Trained", bound=PromptTrainer)
 
@@ -104,6 +107,37 @@ def members(candidates: Sequence[Candidate], excess: float) -> dict[int, float]:
     return weights | {0: share} | dict.fromkeys(careful, (1 - share) / len(careful))
 
 
+class TooLong(UsageError):
+    """A candidate would not end in time."""
+
+
+class Clock:
+    """How long the trainings of a candidate take, from those that have ended.
+
+    Args:
+        deadline: of `time.monotonic`.
+        trainings: how many there are.
+    """
+
+    def __init__(self, deadline: float = math.inf, trainings: int = 1):
+        self.deadline, self.trainings = deadline, trainings
+        self.began, self.ended = time.monotonic(), 0
+
+    def next(self) -> None:
+        """A training has ended."""
+        self.ended += 1
+        self.check(0)
+
+    def check(self, share: float) -> None:
+        """Raise TooLong if the trainings would not end before the deadline; `share` of the present one has ended."""
+        now = time.monotonic()
+        spent, left = now - self.began, self.deadline - now
+        needed = spent / (self.ended + share) * self.trainings
+        if spent > SETTLED and needed - spent > left:
+            what = f"it takes about {needed / 60:.1f} minutes, and {max(0, left + spent) / 60:.1f} are left"
+            raise TooLong(what, "raise --minutes")
+
+
 class Heads:
     """Heads on the features of one CLIP.
 
@@ -118,6 +152,7 @@ class Heads:
         self.zero_shot = zero_shot
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
+        self.clock = Clock()  # of the candidate that is tried
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
@@ -161,7 +196,7 @@ class Heads:
         torch.manual_seed(self.seed)
         method = start(self.method(candidate, len(labels)), settings_of(candidate).OPTIM.MAX_EPOCH)
         method.begin(Support(self.inputs(candidate.method, features)[None], labels))
-        return learned(method)
+        return learned(method, self.clock.check)
 
     def learned(self, candidate: Candidate, seen: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
         """From what the candidate reads of images (`inputs`) to logits (images, classes), after learning from features
@@ -176,20 +211,30 @@ class Heads:
         """Logits (images, classes) for features (images, width), after learning from the features and labels `seen`."""
         return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
 
-    def held_out(self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]) -> Tensor:
+    def held_out(
+        self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any], deadline: float = math.inf
+    ) -> Tensor:
         """(repeats, images, classes): the logits of images whose folds `held` were left out (`choice.folds`).
 
         They are divided by the head's spread: heads of fewer images have others, up to a hundred times smaller ones.
 
+        Args:
+            deadline: of `time.monotonic`.
+
         Raises:
             FloatingPointError: a loss or a logit is not finite.
+            TooLong: the trainings would not end before the deadline.
         """
         found = torch.full((*held.shape, len(self.names)), torch.nan)
+        folds = int(held.max()) + 1
+        self.clock = Clock(deadline, folds * len(held))
         for row, logits in zip(torch.from_numpy(held), found, strict=True):
-            for fold in range(int(row.max()) + 1):
+            for fold in range(folds):
                 out = row == fold
                 answers = self.answers(candidate, (features[~out], labels[~out]), features)
                 logits[out] = (answers[out] / spread(answers)).cpu()
+                self.clock.next()
+        self.clock = Clock()
         if not found[:, torch.from_numpy(held[0] >= 0)].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
         return found
@@ -265,11 +310,12 @@ def start(method: Trained, epochs: int) -> Trained:
     return method
 
 
-def learned(method: Trained) -> Trained:
-    """The method after all its epochs; nothing is printed or saved."""
+def learned(method: Trained, after_epoch: Callable[[float], None] = lambda share: None) -> Trained:
+    """The method after all its epochs; nothing is printed or saved. `after_epoch` gets the share that has ended."""
     with redirect_stdout(io.StringIO()):
         for epoch in range(method.max_epoch):
             method.epoch = epoch
             method.run_epoch()
+            after_epoch((epoch + 1) / method.max_epoch)
     method.model.eval()
     return method

@@ -79,7 +79,7 @@ def labels_csv(found: Found) -> str:
     if found.calibration is not None:
         p = np.full((len(scenes), len(found.names)), np.nan)
         p[found.held] = probabilities(found, found.calibration)
-        labels = np.array([found.names.index(photo.label) for photo in found.training])
+        labels = np.array(found.label_numbers(found.training))
         of_label = p[np.arange(len(p)), labels]
         answers = np.nan_to_num(p).argmax(axis=1)
         is_held = ~np.isnan(of_label)

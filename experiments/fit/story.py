@@ -33,12 +33,16 @@ from .command import FILE, PRIORS, checksums
 from .features import Features, Row
 from .found import Found
 from .groups import numbers
-from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, members, spread
+from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads, TooLong, members, spread
 from .images import Photo
+from .plan import Plan
 from .towers import TRAINED, Towers
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
+MOST_LOGITS = 2 * 10**8  # of all candidates, repeats, images and classes together: 0.8 GB
+EXACT = 10**7  # numbers of a candidate that are computed with in double precision
+HEADS_SHARE = 0.7  # of the minutes, for trying heads; the others are for the choice, its estimate and the export
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
@@ -57,7 +61,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         options = {"device": args.device, "sentences": sentence_files.read(args.sentences, names)}
         return Heads(PromptedClassifier.zero_shot(args.backbone, names, **options), args.seed)
 
-    deadline = time.monotonic() + 60 * args.minutes
+    began = time.monotonic()
+    deadline = began + 60 * args.minutes
     heads = heads_of(sorted({photo.label for photo in photos if photo.part != "test"}))
     encoder = Features(heads.zero_shot, heads.tower)
     rows, damaged = encoder.of(keys)
@@ -69,7 +74,7 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     else:
         found.notes.append("GROUPS ARE OFF (--groups none): near-copies count as if they were of different scenes")
     features = torch.stack([rows[photo.path].feature for photo in found.images]).to(heads.zero_shot.device)
-    labels = torch.tensor([found.names.index(photo.label) for photo in found.images], device=features.device)
+    labels = torch.tensor(found.label_numbers(found.images), device=features.device)
     (x, test_x), (y, test_y) = (all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels))
     names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
     names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
@@ -77,7 +82,9 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     towers = Towers(heads, found, keys)
     with locked(args.to, option="--to"):
         write_text(args.to / FILE, json.dumps(record) + "\n")
-        decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, args.to / FILE, record))
+        until = began + HEADS_SHARE * 60 * args.minutes
+        plan = Plan(args.to / FILE, record, until if args.minutes else math.inf)
+        decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, plan), plan)
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         made = {**source(), "date": date, "seed": args.seed, "device": heads.zero_shot.device.type}
         chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y), **made}
@@ -118,7 +125,7 @@ def seen_images(found: Found, rows: Mapping[str, Row]) -> SeenImages:
     def of(photos: Sequence[Photo], role: str) -> SeenImages:
         sha256 = [photo.pixels_sha256 for photo in photos]
         signatures = [rows[photo.path].signature for photo in photos]
-        labels = [found.names.index(photo.label) for photo in photos]
+        labels = found.label_numbers(photos)
         return SeenImages.of(sha256, signatures, labels, role, numbers(photos).tolist())
 
     count = len(found.training)
@@ -133,6 +140,7 @@ def decide(
     y: Tensor,
     args: Namespace,
     planned: Callable[[NDArray[Any]], Planned] = lambda row: (),
+    plan: Plan | None = None,
 ) -> None:
     """Fill in the candidates, the choice among them, its estimate and its certainty.
 
@@ -141,7 +149,9 @@ def decide(
         y: (images,), their labels.
         planned: from the fold of each image to more candidates, each with what computes its logits (images, classes),
             or with the reason why there are none.
+        plan: how much time there is for heads, and which ones take too long.
     """
+    plan = plan or Plan()
     labels, scenes = y.cpu().numpy(), numbers(found.training)
     held = choice.folds(labels, scenes, args.seed)
     zero_shot = heads.answers(candidates[0], (x, y), x)
@@ -157,15 +167,22 @@ def decide(
         kind = "image" if len(np.unique(scenes)) == len(y) else "scene"
         found.notes.append(f"Each class has one {kind}: none could be held out, nothing was chosen or estimated")
         return
-    found.held = np.flatnonzero(held[0] != choice.NEVER)
+    found.held = to_choose_on(held, scenes, len(heads.names), len(candidates))
+    if len(found.held) < (held[0] != choice.NEVER).sum():
+        found.notes.append(f"{len(found.held):,} images choose and estimate, as more would need too much memory")
     found.sample = Sample.of(labels[found.held], scenes[found.held], args.prior)
     if alone := [name for place, name in enumerate(heads.names) if place not in found.labels]:
         kind = "image" if len(np.unique(scenes)) == len(y) else "scene"
         found.notes.append(f"No estimate is of the classes with one {kind}: {', '.join(alone)}")
     print(f"{'candidate':<44} accuracy  seconds")
-    logits = tried(found, ((one, partial(heads.held_out, one, x, y, held)) for one in candidates))
+
+    def head(one: Candidate) -> Callable[[], Tensor]:
+        return partial(heads.held_out, one, x, y, held, math.inf if one.method in heads.fixed else plan.deadline)
+
+    of_candidates = ((one, plan.too_long.get(one.name) or head(one)) for one in candidates)
+    logits = tried(found, of_candidates, plan)
     shape, of_heads = next(iter(logits.values())).shape, len(logits)
-    logits |= tried(found, planned(held[0]))
+    logits |= tried(found, planned(held[0]), plan)
     stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
     sample = found.sample
 
@@ -190,6 +207,7 @@ def decide(
     best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], sample, in_ensemble)
     heads_used = used(logits, best, scales)
     found.curve = [(0.0, accuracy), *curve(heads, heads_used, x, y, held[0], scenes)]
+    found.curve.append(full_point(found, heads_used, scales, logits, held, scenes[found.held]))
     if found.grouped and learned:
         found.ungrouped = ungrouped(heads, heads_used, x, y, accuracy, args.seed)
     found.note_groups()
@@ -219,7 +237,19 @@ def used(
     return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
 
 
-def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
+def to_choose_on(held: NDArray[Any], scenes: NDArray[Any], classes: int, candidates: int) -> NDArray[Any]:
+    """The places of images whose logits are kept: those that are held out, or so many scenes as memory has room for."""
+    places = np.flatnonzero(held[0] != choice.NEVER)
+    room = MOST_LOGITS // (len(held) * classes * (candidates + 1))
+    if len(places) <= room:
+        return places
+    of_scenes = np.unique(scenes[places])
+    share = room / len(places)
+    chosen = np.random.default_rng(0).permutation(of_scenes)[: max(2, int(share * len(of_scenes)))]
+    return places[np.isin(scenes[places], chosen)]
+
+
+def tried(found: Found, candidates: Planned, plan: Plan) -> dict[Candidate, NDArray[Any]]:
     """The logits (repeats, images, classes) of held-out images by each candidate that works."""
     logits = {}
     for candidate, compute in candidates:
@@ -227,14 +257,20 @@ def tried(found: Found, candidates: Planned) -> dict[Candidate, NDArray[Any]]:
         try:
             if isinstance(compute, str):
                 raise UsageError(compute)
-            computed = compute().double().numpy()
+            computed = compute().numpy()
+        except TooLong as error:
+            plan.write(too_long={candidate.name: str(error)})
+            found.candidates.append({"name": candidate.name, "fault": str(error)})
+            print(f"{candidate.name:<44} left out: {error}")
+            continue
         except ChangedImageError:  # no candidate is at fault
             raise
         except (FloatingPointError, UsageError) as error:
             found.candidates.append({"name": candidate.name, "fault": str(error)})
             print(f"{candidate.name:<44} left out: {error}")
             continue
-        logits[candidate] = computed.reshape(-1, *computed.shape[-2:])[:, found.held]
+        kept = computed.reshape(-1, *computed.shape[-2:])[:, found.held]
+        logits[candidate] = kept.astype(float) if kept.size < EXACT else kept
         accuracy = 100 * found.sample.mean(choice.right(logits[candidate], found.labels))
         low, high = choice.interval(accuracy, found.sample.size)
         row = {"name": candidate.name, "accuracy": accuracy, "low": low, "high": high}
@@ -254,7 +290,7 @@ def curve(
     """Groups of each class, and the accuracy of some heads after learning from so many, on the folds `row`."""
     labels = y.cpu().numpy()
     points: dict[float, float] = {}
-    for share in (0.25, 0.5, 1.0):
+    for share in (0.25, 0.5):
         correct, held, sizes = [], [], []
         for fold in range(row.max() + 1):
             out = np.flatnonzero(row == fold)
@@ -267,6 +303,21 @@ def curve(
         accuracy = Sample.of(labels[places], groups[places]).mean(np.concatenate(correct))
         points.setdefault(float(np.mean(sizes)), 100 * accuracy)
     return list(points.items())
+
+
+def full_point(
+    found: Found,
+    chosen: Sequence[tuple[Candidate, float]],
+    scales: Mapping[Candidate, float],
+    logits: Mapping[Candidate, NDArray[Any]],
+    held: NDArray[Any],
+    scenes: NDArray[Any],
+) -> tuple[float, float]:
+    """Groups of each class in all folds but one, and the accuracy of heads that have learned from these."""
+    total = np.sum([weight * scales.get(one, 1.0) * logits[one][0] for one, weight in chosen], axis=0)
+    correct = (total.argmax(axis=1) == found.labels).astype(float)
+    folds = int(held.max()) + 1
+    return choice.groups_of_class(found.labels, scenes) * (folds - 1) / folds, 100 * found.sample.mean(correct)
 
 
 def some_groups(labels: NDArray[Any], groups: NDArray[Any], inside: NDArray[Any], share: float) -> NDArray[Any]:
@@ -288,7 +339,11 @@ def calibrate(found: Found, args: Namespace) -> Calibration:
             threshold = Threshold.fit(logits, labels, args.max_error / 100, sample=sample)
         except UsageError as error:
             found.notes.append(f"--max-error {args.max_error:g}: {error}")
-    fits = Temperature.fit(logits, labels, sample.weights), Sets.fit(logits, labels, sample=sample), threshold
+    temperature = Temperature.fit(logits, labels, sample.weights)
+    if found.estimate:  # the model has learned from more images than those of the folds
+        gained = (found.estimate.accuracy - found.estimate.cross_validated) / 100
+        temperature = temperature.surer(logits, gained, sample.weights)
+    fits = temperature, Sets.fit(logits, labels, sample=sample), threshold
     images = (found.images[place] for place in found.held)
     sha256 = sha256_of_images((photo.sha256, photo.label) for photo in images)
     return Calibration(tuple(found.names), len(labels), sha256, "held-out training images", *fits)

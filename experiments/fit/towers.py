@@ -1,11 +1,9 @@
 """Methods that change the towers: they train on the images themselves, while the minutes of the user last."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +20,6 @@ import trainers
 from clip import weights_sha256
 from common.cache import DiskCache
 from common.errors import UsageError
-from common.files import write_text
 from inference.classifier import BATCH, configuration
 from trainers.base import PromptTrainer
 from trainers.base.build import assemble_model
@@ -36,6 +33,7 @@ from ..estimate import seconds
 from ..protocols import recipe
 from .found import Found
 from .heads import Candidate, Heads, learned, start
+from .plan import Plan
 
 TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))  # the most promising first
 LIMIT = 1e9  # bytes of all logits that are kept
@@ -53,7 +51,8 @@ class Towers:
     def __init__(self, heads: Heads, found: Found, keys: Mapping[str, str] | None = None):
         self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
         self.heads, self.photos = heads, found.training
-        self.items = [Datum(photo.path, heads.names.index(photo.label)) for photo in self.photos]
+        labels = found.label_numbers(self.photos)
+        self.items = [Datum(photo.path, label) for photo, label in zip(self.photos, labels, strict=True)]
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
 
     def settings(self, name: str) -> Any:
@@ -69,32 +68,32 @@ class Towers:
         return cfg
 
     def planned(
-        self, candidates: Sequence[Candidate], deadline: float, file: Path, record: dict[str, Any], row: NDArray[Any]
+        self, candidates: Sequence[Candidate], deadline: float, plan: Plan, row: NDArray[Any]
     ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
         """Those candidates that end before the deadline, with what computes their logits, and why others are left out.
 
         Args:
             deadline: of `time.monotonic`.
-            file, record: the record of the fit so far, which gets the plan. That of a fit that was killed has it.
+            plan: that of a fit that was killed says which candidates it has taken.
             row: (images,), their folds.
         """
-        if "plan" not in record:
-            plan: dict[str, str] = {}
+        if plan.trained is None:
+            trained: dict[str, str] = {}
             for candidate in candidates if time.monotonic() < deadline else ():
                 try:
                     minutes, left = self.seconds(candidate, row) / 60, (deadline - time.monotonic()) / 60
                     needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
-                    plan[candidate.method] = "" if minutes <= left else needs
+                    trained[candidate.method] = "" if minutes <= left else needs
                     deadline -= 60 * minutes if minutes <= left else 0
                 except ChangedImageError:  # the method is not at fault
                     raise
                 except UsageError as error:
-                    plan[candidate.method] = str(error)
-            write_text(file, json.dumps(record | {"plan": plan}) + "\n")
-            record["plan"] = plan
+                    trained[candidate.method] = str(error)
+            plan.write(trained=trained)
         for candidate in candidates:
-            if candidate.method in record["plan"]:
-                yield candidate, record["plan"][candidate.method] or partial(self.held_out, candidate, row)
+            reason = (plan.trained or {}).get(candidate.method)
+            if reason is not None:
+                yield candidate, reason or partial(self.held_out, candidate, row)
 
     def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
         """The method with a model that has seen nothing, and a loader of the training images at these places."""

@@ -1,0 +1,45 @@
+"""Which candidates a fit has time for. fit.json keeps it, so that a fit that was killed ends as if it were not."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from common.files import write_text
+
+
+class Plan:
+    """The decisions of a fit about its candidates.
+
+    Args:
+        file: the record of the fit so far, which gets the decisions.
+        record: its content; that of a fit that was killed has decisions already.
+        deadline: of `time.monotonic`, for the heads.
+    """
+
+    def __init__(self, file: Path | None = None, record: dict[str, Any] | None = None, deadline: float = math.inf):
+        self.file, self.record, self.deadline = file, record or {}, deadline
+        written = self.record.get("plan")
+        known: dict[str, Any] = written if isinstance(written, dict) else {}
+        self.trained: dict[str, str] | None = texts(known.get("trained"))
+        self.too_long: dict[str, str] = texts(known.get("too_long")) or {}
+
+    def write(self, trained: dict[str, str] | None = None, too_long: dict[str, str] | None = None) -> None:
+        """Take decisions.
+
+        Args:
+            trained: for each trained method why it is left out; empty if it is tried.
+            too_long: for each head that takes too long, how long.
+        """
+        self.trained = self.trained if trained is None else trained
+        self.too_long |= too_long or {}
+        if self.file:
+            plan = {"too_long": self.too_long} | ({} if self.trained is None else {"trained": self.trained})
+            write_text(self.file, json.dumps(self.record | {"plan": plan}) + "\n")
+
+
+def texts(content: Any) -> dict[str, str] | None:
+    """The content of a file of anyone, if it is texts by names."""
+    if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
+        return content
+    return None
