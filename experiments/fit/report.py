@@ -17,6 +17,7 @@ from PIL import ImageOps
 
 from clip import is_known
 from common.errors import UsageError
+from common.names import csv_cell
 from common.pages import render
 from inference.calibrated import Calibration
 from inference.calibration import softmax
@@ -72,8 +73,8 @@ def labels_csv(found: Found) -> str:
     """
     scenes = numbers(found.training)
     content: dict[str, Any] = {
-        "path": [photo.path for photo in found.training],
-        "label": [photo.label for photo in found.training],
+        "path": [csv_cell(photo.path) for photo in found.training],
+        "label": [csv_cell(photo.label) for photo in found.training],
         "group": scenes,
     }
     if found.calibration is not None:
@@ -83,7 +84,9 @@ def labels_csv(found: Found) -> str:
         of_label = p[np.arange(len(p)), labels]
         answers = np.nan_to_num(p).argmax(axis=1)
         is_held = ~np.isnan(of_label)
-        content["answer"] = [found.names[answer] if held else "" for answer, held in zip(answers, is_held, strict=True)]
+        content["answer"] = [
+            csv_cell(found.names[answer]) if held else "" for answer, held in zip(answers, is_held, strict=True)
+        ]
         content["probability_of_label"] = of_label
         content["probability_of_answer"] = p.max(axis=1)
         if len(found.names) <= MOST_COLUMNS:
