@@ -5,6 +5,7 @@ import shutil
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from common.files import checksum
 from common.version import source
 from datasets import folders
 from datasets.preparing import own_images
-from experiments.fit import choice, features
+from experiments.fit import choice, features, story
 from experiments.fit import command as fit
+from experiments.fit import heads as heads_module
 from experiments.fit.features import Features
 from experiments.fit.found import Found
 from experiments.fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of, spread
@@ -445,6 +447,46 @@ def test_the_estimate_adds_what_more_images_gain():
     assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
     assert choice.estimate(logits, sample, 5, 40.0).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
     assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0).accuracy == 0
+
+
+def test_heads_that_take_too_long_are_left_out_also_after_a_kill(command, photos, tiny, tmp_path, monkeypatch):
+    """Each look at the clock is a minute later. The chosen head is then trained without a limit."""
+    monkeypatch.setattr(heads_module, "SETTLED", 0)
+    now = [0.0]
+
+    def later():
+        now[0] += 60
+        return now[0]
+
+    line = [photos, "--backbone", tiny, "--methods", "GDA", "CLAP", "--minutes", 60, "--to", tmp_path / "model"]
+    with monkeypatch.context() as patch:
+        patch.setattr(heads_module, "time", SimpleNamespace(monotonic=later))
+        patch.setattr(story, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        patch.setattr(story, "curve", lambda *arguments: exec("raise KeyboardInterrupt"))
+        assert command(fit, *line).status == 130
+    plan = read(tmp_path / "model")["plan"]["too_long"]
+    assert "raise --minutes" in plan["CLAP LR 0.1"]
+    assert command(fit, *line).status == 0
+    faults = {row["name"]: row["fault"] for row in read(tmp_path / "model")["candidates"] if "fault" in row}
+    assert faults["CLAP LR 0.1"].startswith(plan["CLAP LR 0.1"].split(":")[0])
+
+
+def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
+    monkeypatch.setattr(story, "MOST_LOGITS", 1000)
+    monkeypatch.setattr(story, "EXACT", 1)  # and in single precision
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    labels = torch.arange(120) % 3
+    features = torch.randn(120, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    scenes = (torch.arange(120) // 6 * 3 + labels).tolist()
+    photos = [Photo(str(place), heads.names[place % 3], scene=scene) for place, scene in enumerate(scenes)]
+    found = Found(photos, heads.names)
+    candidates = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "GDA")]
+    decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None, prior="folder"))
+    room = 1000 // (2 * 3 * 5)
+    assert 10 < len(found.held) <= room and found.logits.dtype == np.float32
+    assert any("choose and estimate" in note for note in found.notes)
+    scenes = [scenes[place] for place in found.held]
+    assert all(scenes.count(scene) == 2 for scene in scenes)
 
 
 def spoil(photos, kind):

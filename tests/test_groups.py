@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL.ExifTags import IFD, Base
 from scipy.ndimage import gaussian_filter
 
 from datasets import copies
+from datasets.preparing.own_images import check_folder
 from experiments.fit import choice
 from experiments.fit import command as fit
 from inference.calibration import Sample, Sets, Temperature, Threshold
@@ -240,6 +242,13 @@ def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
     record = read(tmp_path / "alone")
     assert "GROUPS ARE OFF" in ended.printed and record["estimate"]["groups"] == 72
     assert record["estimate"]["high"] - record["estimate"]["low"] < 20
+
+
+def test_the_check_of_a_folder_names_near_copies_across_parts(photos):
+    faults = " ".join(check_folder(photos).faults)
+    assert "near-copies in several parts, so that a test is of what was learned (" in faults
+    pairs = {*re.findall(r"train/[^~,]*scene(\d)/\d.png ~ test/[^~,]*copy(\d)", faults)}
+    assert pairs == {("0", "0"), ("1", "1")}
 
 
 def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, photos, tmp_path):

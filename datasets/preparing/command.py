@@ -201,9 +201,13 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     paths = image_paths(dataset)
     missing = missing_files(paths)
     present = sorted(set(paths).difference(missing)) if read else []
-    pixels = dict(zip(present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True))
-    unreadable = [f"{path} ({reason})" for path, (_, reason) in pixels.items() if reason]
-    twice = in_several_parts(dataset, {path: digest for path, (digest, reason) in pixels.items() if not reason})
+    unreadable, digests = [], {}
+    for image, (look, reason) in zip(present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True):
+        if look is None:
+            unreadable.append(f"{image} ({reason})")
+        else:
+            digests[image] = look.digest
+    twice = in_several_parts(dataset, digests)
     gaps = label_gaps(dataset)
     print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong, sep="\n")
     if twins := same_names(dataset.classnames):

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from dassl.utils import read_image
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.errors import UsageError, one_line
@@ -15,8 +18,8 @@ from common.files import write_bytes
 from common.names import as_clip_reads, check_known_names, plain, printable
 from common.text import read_json
 
+from .. import copies
 from ..base import same_names
-from ..copies import pixels_sha256
 from ..folders import files_below, is_image
 from ..image_folder import PARTS, ImageFolder
 
@@ -108,7 +111,8 @@ def check_folder(root: Path, read: bool = True) -> Content:
     faults += few_images(images, classes)
     paths = [f"{parts[part]}/{name}/{file}" for part, of in images.items() for name in of for file in of[name]]
     if read:
-        faults += faults_of_pixels(folder, paths, split=WHOLE not in parts)
+        labels = [classes.index(name) for of in images.values() for name in of for _ in of[name]]
+        faults += faults_of_pixels(folder, paths, labels, split=WHOLE not in parts)
     for file in folder.saved_splits.values():
         faults += faults_of_split(folder, file, {*paths})
     others = [f"{name}/{file}" for of in files.values() for name in of for file in of[name] if not is_image(file)]
@@ -145,38 +149,70 @@ def few_images(images: dict[str, dict[str, list[str]]], classes: Sequence[str]) 
     return faults + ([f"classes with {what}: {listed(few)}"] if few else [])
 
 
-def faults_of_pixels(folder: OwnImages, paths: list[str], split: bool) -> list[str]:
-    """Images that cannot be read, and those with the same pixels: in several parts or classes, or before a split."""
+def faults_of_pixels(folder: OwnImages, paths: list[str], labels: list[int], split: bool) -> list[str]:
+    """Images that cannot be read, and those with the same pixels: in several parts or classes, or before a split.
+
+    Of a split also near-copies in several parts.
+    """
     unreadable: list[str] = []
     equal = defaultdict[bytes, list[str]](list)
-    for path, (digest, reason) in zip(paths, pixels_of(paths), strict=True):
+    looks = []
+    for path, label, (image, reason) in zip(paths, labels, pixels_of(paths), strict=True):
         name = os.path.relpath(path, folder.root)
-        if reason:
+        if image is None:
             unreadable.append(f"{name} ({reason})")
-        else:
-            equal[digest].append(name)
+            continue
+        equal[image.digest].append(name)
+        looks.append((name, label, image))
     faults = [f"images that cannot be read ({len(unreadable):,}): {listed(unreadable)}"] if unreadable else []
     several = [group for group in equal.values() if len(group) > 1]
     if split:  # a part may have an image twice
         several = [group for group in several if len({name.split("/")[0] for name in group}) > 1]
     groups = list(map(" = ".join, several))
+    if split and len(set(labels)) > 1:
+        near = near_copies(looks)
+        what = "near-copies in several parts, so that a test is of what was learned"
+        faults += [f"{what} ({len(near):,}): {listed(near)}"] if near else []
     why = "in several parts" if split else "more than once, so that a split can train on it and test it"
     return faults + ([f"images that are there {why} ({len(groups):,}): {listed(groups)}"] if groups else [])
 
 
-def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[tuple[bytes, str]]:
-    """For each image the checksum of its pixels; and why it cannot be read, empty if it can.
+class Look(NamedTuple):
+    """What is compared of an image."""
+
+    digest: bytes  # the SHA-256 of its pixels
+    signature: NDArray[np.int8]
+    colours: NDArray[np.float32]
+
+
+def near_copies(looks: Sequence[tuple[str, int, Look]]) -> list[str]:
+    """Pairs of near-copies in different parts, as text: images by name, with their labels."""
+    names, labels, images = zip(*looks, strict=True)
+    signatures = np.stack([image.signature for image in images])
+    colours = np.stack([image.colours for image in images])
+    found = copies.NearCopies.of(signatures, colours, np.array(labels))
+    near = []
+    for first, second in found.pairs:
+        parts = {names[place].split("/")[0] for place in (first, second)}
+        if len(parts) > 1 and images[first].digest != images[second].digest:
+            near.append(f"{names[first]} ~ {names[second]}")
+    return near
+
+
+def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[tuple[Look | None, str]]:
+    """For each image what is compared of it; or None, and why it cannot be read.
 
     `max_pixels` is the limit of `read_image`.
     """
 
-    def read(path: str) -> tuple[bytes, str]:
+    def read(path: str) -> tuple[Look | None, str]:
         try:
             image = read_image(path, max_pixels)
         except OSError as error:
             reason = str(error).replace(repr(path), "it").replace("the image it", "it")
-            return b"", reason if os.path.exists(path) else "it is a link to a file that is gone"
-        return bytes.fromhex(pixels_sha256(image)), ""
+            return None, reason if os.path.exists(path) else "it is a link to a file that is gone"
+        digest = bytes.fromhex(copies.pixels_sha256(image))
+        return Look(digest, copies.signature(image), copies.colours(image)), ""
 
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
         yield from tqdm(pool.imap(read, paths, chunksize=4), total=len(paths), desc="reading", disable=None)

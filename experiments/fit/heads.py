@@ -228,13 +228,15 @@ class Heads:
         found = torch.full((*held.shape, len(self.names)), torch.nan)
         folds = int(held.max()) + 1
         self.clock = Clock(deadline, folds * len(held))
-        for row, logits in zip(torch.from_numpy(held), found, strict=True):
-            for fold in range(folds):
-                out = row == fold
-                answers = self.answers(candidate, (features[~out], labels[~out]), features)
-                logits[out] = (answers[out] / spread(answers)).cpu()
-                self.clock.next()
-        self.clock = Clock()
+        try:
+            for row, logits in zip(torch.from_numpy(held), found, strict=True):
+                for fold in range(folds):
+                    out = row == fold
+                    answers = self.answers(candidate, (features[~out], labels[~out]), features)
+                    logits[out] = (answers[out] / spread(answers)).cpu()
+                    self.clock.next()
+        finally:
+            self.clock = Clock()  # other trainings have no deadline
         if not found[:, torch.from_numpy(held[0] >= 0)].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
         return found
