@@ -80,8 +80,7 @@ class ProLIP(FittedTrainer):
 
     def loss(self, output, labels):
         """Cross-entropy, and LAMBDA times the squared change."""
-        logits = output.logits.to(self.head.start.dtype)
-        parts = {"loss_ce": F.cross_entropy(logits, labels), "loss_squares": self.head.squares()}
+        parts = {"loss_ce": F.cross_entropy(output.logits, labels), "loss_squares": self.head.squares()}
         weight = self.settings.weight(shots_of(self)) if self.tried is None else self.tried
         return parts["loss_ce"] + weight * parts["loss_squares"], parts
 
@@ -90,8 +89,7 @@ class ProLIP(FittedTrainer):
         if not self.chosen_keys:
             print(", ".join(f"{name} {float(value):.4f}" for name, value in self.learn(support).items()))
             return
-        states = self.optim.state_dict(), self.sched.state_dict(), self.head.state_dict()
-        optimiser, schedule, start = deepcopy(states)
+        optimiser, schedule, start = (deepcopy(x.state_dict()) for x in (self.optim, self.sched, self.head))
         best = -1
         for rate, self.tried in GRID:
             self.head.load_state_dict(start)

@@ -50,8 +50,7 @@ class Projection(Head):
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
         unit = F.normalize(self.project(image), dim=-1)
-        logits = SCALE * unit @ text.T.to(unit.dtype)
-        return logits.float()
+        return SCALE * unit @ text.T.to(unit.dtype)
 
     def install(self, clip: CLIP) -> None:
         """Let the tower return the features before the projection, by the identity in its place."""
