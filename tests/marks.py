@@ -22,25 +22,34 @@ def thorough_but(quick, values):
     return [pytest.param(value, marks=() if value in quick else pytest.mark.thorough) for value in values]
 
 
+def golden_files(folder, chosen):
+    """The contents of those JSON files of a folder that are chosen by them, by their names without `.json`."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    if not found:
+        raise pytest.UsageError(f"no JSON files in {folder}")
+    return {stem: content for stem, content in found.items() if chosen(content)}
+
+
 def golden(metafunc, name, chosen, marks=lambda stem: ()):
-    """Parametrize a test that asks for `name` by the contents of those files of `--golden` that are chosen."""
+    """Parametrize a test that asks for `name` by those files of `--golden` that are chosen by their contents."""
     if name in metafunc.fixturenames:
-        folder = metafunc.config.getoption("golden")
-        found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-        if not found:
-            raise pytest.UsageError(f"no JSON files in {folder}")
-        of_test = {stem: content for stem, content in found.items() if chosen(content)}
-        metafunc.parametrize(name, [pytest.param(of_test[stem], id=stem, marks=marks(stem)) for stem in of_test])
+        files = golden_files(metafunc.config.getoption("golden"), chosen)
+        cases = []
+        for stem, content in files.items():
+            own = marks(stem)
+            both = [pytest.mark.golden, own] if own else pytest.mark.golden  # which `-k golden` selects
+            cases.append(pytest.param(content, id=stem, marks=both))
+        metafunc.parametrize(name, cases)
 
 
 def golden_cases(metafunc, *keys):
     """Parametrize a test that asks for one of these keys by its cases: files of `--golden` have a list of them."""
-    folder = metafunc.config.getoption("golden")
     for key in keys:
         if key in metafunc.fixturenames:
-            cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
+            files = golden_files(metafunc.config.getoption("golden"), lambda content, key=key: key in content)
+            cases = [case for content in files.values() for case in content[key]]
             names = [case.get("what", f"seed {case.get('seed', case.get('alpha'))}") for case in cases]
-            metafunc.parametrize(key, cases, ids=names)
+            metafunc.parametrize(key, [pytest.param(case, marks=pytest.mark.golden) for case in cases], ids=names)
 
 
 def case_of(figures):

@@ -5,10 +5,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import marks
 import pytest
 from dassl.config import get_cfg_default
+from marks import golden_files
 from yacs.config import CfgNode
 
 import datasets
@@ -51,6 +55,35 @@ def test_methods_and_datasets_import_names_of_the_published_dassl():
     ]
     assert used
     assert [entry for entry in used if entry[2] not in PUBLISHED.get(entry[1], "").split()] == []
+
+
+def read_of(folder: Path, monkeypatch) -> set[str]:
+    """The golden files of a folder that some test reads, without `.json`."""
+    of_toolbox = "".join(file.read_text() for file in files("toolbox/tests"))
+    read = {file.stem for file in folder.glob("*.json") if f'"{file.name}"' in of_toolbox}
+
+    def recorded(*args):
+        found = golden_files(*args)
+        read.update(found)
+        return found
+
+    monkeypatch.setattr(marks, "golden_files", recorded)
+    for file in files("tests"):
+        text = file.read_text()
+        if re.search(r"^from marks import .*\bgolden(_cases)?\b", text, re.M):
+            arguments = " ".join(re.findall(r"^def \w+\((.*)\):", text, re.M))
+            metafunc = MagicMock(fixturenames=re.findall(r"\w+", arguments))
+            metafunc.config.getoption.return_value = folder
+            import_module(file.stem).pytest_generate_tests(metafunc)
+    return read
+
+
+def test_each_golden_file_is_read_by_its_content(tmp_path, monkeypatch):
+    names = {file.stem for file in (ROOT / "tests/golden").glob("*.json")}
+    assert names - read_of(ROOT / "tests/golden", monkeypatch) == set(), "no test reads these files"
+    (tmp_path / "x_dac.json").write_text('{"dac": [{"seed": 1}]}')
+    (tmp_path / "dac.json").write_text('{"other": []}')
+    assert read_of(tmp_path, monkeypatch) == {"x_dac"}
 
 
 def test_common_imports_packages_in_functions_only():

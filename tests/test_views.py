@@ -1,7 +1,6 @@
 """Views of an image against the figures of the published code, and what they may depend on."""
 
 import hashlib
-import json
 from importlib.metadata import version
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
+from marks import golden
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
@@ -38,9 +38,13 @@ def centre(size=224):
     return build_transform(cfg, is_train=False, verbose=False)
 
 
+def pytest_generate_tests(metafunc):
+    golden(metafunc, "of_views", lambda content: "views" in content)
+
+
 @pytest.fixture
-def figures(pytestconfig):
-    return json.loads((pytestconfig.getoption("golden") / "views.json").read_text())["views"]
+def figures(of_views):
+    return of_views["views"]
 
 
 def same_versions(figures) -> bool:

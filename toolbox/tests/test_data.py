@@ -32,6 +32,7 @@ def dataset_of(*counts):
     return DatasetBase(train_x=[Datum(f"{label}/{i}.png", label, 0, f"class {label}") for label, i in places])
 
 
+@pytest.mark.golden
 @pytest.mark.skipif(not EUROSAT.exists(), reason="no shared/data/eurosat beside the repository")
 @pytest.mark.parametrize("run", json.loads(GOLDEN.read_text()) if GOLDEN.exists() else [])
 def test_fewshot_samples_equal_those_of_the_literature(run):

@@ -74,6 +74,7 @@ def rates(optimizer, scheduler, epochs):
 recorded = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else []
 
 
+@pytest.mark.golden
 @pytest.mark.skipif(not recorded, reason="the recorded schedules are not part of an installed toolbox")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("entry", recorded, ids=lambda entry: "-".join(map(str, entry["optim"].values())) or "base")
