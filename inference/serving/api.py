@@ -49,9 +49,14 @@ async def question_of(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            body = bytearray()
+            body, marks = bytearray(), 0
             async for part in request.stream():
-                body += part
+                if marks <= MARKS:  # the rest of a refused text is not kept
+                    marks += sum(part.count(mark) for mark in b",[{")
+                    body += part
+            if marks > MARKS:
+                what = "the body has too many values"
+                raise UsageError(f"{what}: send 1 to {MOST} images in a request")
             async with turn if len(body) > LONG else nullcontext():
                 return await asyncio.to_thread(from_json, body)
         if kind == "multipart/form-data":
@@ -69,17 +74,12 @@ async def question_of(
 
 
 def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:
-    """`question_of` a JSON text.
-
-    A text of many values is refused before it is parsed: the list of its faults could take minutes
-    and gigabytes.
+    """`question_of` a JSON text of few values: the list of the faults of many could take minutes.
 
     Raises:
-        UsageError: there are too many values or images, or one is not base64.
+        UsageError: there are too many images, or one is not base64.
         ValidationError: it is no JSON, or no `Question`.
     """
-    if sum(body.count(mark) for mark in b",[{") > MARKS:
-        raise UsageError(f"the body has too many values: send 1 to {MOST} images in a request")
     question = Question.model_validate_json(body)
     several = isinstance(question.image, list)
     images = question.image if isinstance(question.image, list) else [question.image]
