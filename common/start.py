@@ -105,5 +105,13 @@ def between(low: float, high: float, words: str) -> Callable[[str], float]:
 
 
 share = between(0, 1, "a number between 0 and 1")
-percent = between(0, 100, "a percentage such as 5")
+
+
+def percent(text: str) -> float:
+    """The argparse type of a percentage: 5, 5% and the share 0.05 are the same."""
+    value = between(0, 100, "a percentage such as 5, or a share such as 0.05")(text.removesuffix("%"))
+    is_share = value < 1 and not text.endswith("%")
+    return 100 * value if is_share else value
+
+
 any_seed = at_least(0, 2**32 - 1)  # the argparse type of a seed, within the limits of NumPy

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from common.errors import UsageError, check_dataset_name
 from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
-from common.start import Parser, path, share
+from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists, model_options
 from inference.calibrated import write_calibration
 from inference.calibration import KINDS, checked
@@ -46,7 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("models", type=path, nargs="+", metavar="MODEL")
     add("--images", type=path, metavar="FOLDER", help="labelled images instead of the validation images: CLASS/*")
-    add("--error", type=share, metavar="SHARE", help="largest share of wrong answers (default: 0.05, if promised)")
+    words = "at most so many answers are wrong: 5, 5%% or 0.05 (default: 5, if promised)"
+    add("--error", type=percent, metavar="PERCENT", help=words)
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
     add("--by-class", action="store_true", help="also print the coverage and the size of the sets of each class")
     add("--accept-test-images", action="store_true", help="fit on images of the test, and mark the calibration")
@@ -124,7 +125,8 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     common = max(tested, count_shared(items, test_items))
     check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
     held = outputs_of(classifier, items)
-    fitted = fit(held, classifier.class_names, items, source, args.error, kind=args.kind, test_images=common)
+    error = None if args.error is None else args.error / 100
+    fitted = fit(held, classifier.class_names, items, source, error, kind=args.kind, test_images=common)
     fitted = replace(fitted, chosen_images=chose, unknown_images=seen is None)
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     if seen is not None:
@@ -205,12 +207,13 @@ def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "give one with a folder of images for each class", folder)
     items = []
+    labels = {name: label for label, name in enumerate(names)}
     for parent in sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."):
         name = parent.name.replace("_", " ")
-        if name not in names:
+        if name not in labels:
             what = f"{printable(parent)} is named after no class of the model, whose first is {names[0]!r}"
             raise UsageError(what, "give images of the model's classes", folder)
-        items += [Datum(impath=str(file), label=names.index(name), classname=name) for file in find_images([parent])]
+        items += [Datum(impath=str(file), label=labels[name], classname=name) for file in find_images([parent])]
     if not items:
         raise UsageError(f"no folder of images in {folder}", "give one for each class, named after it", folder)
     if missing := set(names).difference(item.classname for item in items):

@@ -74,9 +74,9 @@ class Calibration:
             fitted = f"{self.model} with SHA-256 {self.model_sha256:.12}..."
             raise UsageError(f"the {FILE} is of {fitted}, not of {file} with {sha256:.12}...", remedy, file)
 
-    def check_asked(self, class_names: Sequence[str], unknown: bool, coverage: float | None) -> None:
+    def check_asked(self, class_names: Sequence[str], unknown: bool, coverage: float | None, model: str) -> None:
         """Raise UsageError unless it can say for these classes which images are `unknown`, or which sets cover."""
-        where = f"the calibration on {self}"
+        where = f"the calibration of {model} on {self}"
         again = "fit it again by tools/calibrate.py"
         if not unknown and coverage is None:
             return

@@ -283,7 +283,7 @@ class PromptedClassifier:
             return
         if self.calibration is None:
             raise UsageError(f"{self.source} has no calibration", "fit one by tools/calibrate.py", self.source)
-        self.calibration.check_asked(list(class_names or self.class_names), unknown, coverage)
+        self.calibration.check_asked(list(class_names or self.class_names), unknown, coverage, self.source)
 
     def unknown(self, logits: Tensor) -> Tensor:
         """Which images the model had better not answer, (images,): too many such answers would be wrong.
@@ -363,7 +363,7 @@ class PromptedClassifier:
         classes = Classes(list(class_names), template or TEMPLATE, self.description.sentences)
         method = kind(self.cfg, classes, self.device)
         if class_names != with_spaces(self.class_names) and not self.transfers:
-            what = f"{self.source} has values of its own for each class that it was learned on"
+            what = f"{self.source} was learned for its own classes and cannot take other names"
             raise UsageError(what, "leave out the class names", self.source)
         assemble_model(method, clip=self.clip)
         if self.checkpoint is not None:

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     given = given_class_names(args)
     if args.model:
         check_exists(args.model)
+        if args.to.resolve() == args.model.resolve():
+            raise UsageError(f"--to {args.to} is the model itself", "give a new folder", args.to)
     with required_packages():
         from . import models, programs
         from .seen import SeenImages

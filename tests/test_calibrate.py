@@ -165,6 +165,8 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--error", "1%"], "12 images cannot promise an error of at most 1%: give at least 299"),
+        (["--error", 1], "12 images cannot promise an error of at most 1%: give at least 299"),
         (["--error", 0.01], "12 images cannot promise an error of at most 1%: give at least 299"),
         (["--images", "{photos}"], "is named after no class of the model"),
         (["--images", "{photos}/below"], "no folder of images"),
@@ -172,7 +174,7 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
         (["--images", "{learned}"], "24 of 24 images for the calibration are training images"),
         (["--images", "{missing}"], "there is no folder"),
         (["--error", 1e-320], "12 images cannot promise"),
-        (["--error", 2], "a number between 0 and 1"),
+        (["--error", 200], "a percentage such as 5, or a share such as 0.05"),
     ],
 )
 def test_wrong_requests_are_refused_and_change_nothing(options, words, calibrated, command, eurosat, photos, tmp_path):
@@ -199,7 +201,8 @@ def test_test_images_mark_a_calibration(calibrated, command, eurosat, tmp_path):
 
 def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "run")
-    assert "promises no error" in command(predict, folder, photos / "a.jpg", "--unknown").error
+    error = command(predict, folder, photos / "a.jpg", "--unknown").error
+    assert f"the calibration of {folder} on 12" in error and "promises no error" in error
     done = command(predict, folder, photos / "a.jpg", "--sets", 0.99)
     assert "cannot promise sets for 99% of the images" in done.error and "at least 99" in done.error
     (folder / CALIBRATION).write_text('{"images": 1}')

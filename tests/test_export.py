@@ -160,3 +160,5 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
     assert command(export, finished("CoOp"), *options).status == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert "is the model itself" in command(export, tmp_path / "out", "--to", tmp_path / "out").error
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content

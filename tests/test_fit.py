@@ -91,6 +91,15 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert sum(encoded) == 1 and len(read(tmp_path / "model")["images"]) == 49
 
 
+@pytest.mark.parametrize("error", ["0.05", "5", "5%"])
+def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(error, command, photos, tiny, tmp_path):
+    (photos / "0").rename(photos / "AnnualCrop")
+    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--methods", "None", "--max-error", error]
+    done = command(fit, *line)
+    assert done.status == 2 and "--max-error: at most 5% of the answers may be wrong" in done.printed
+    assert "CLIP reads 'annualcrop': names like 'Annual Crop' may give better results\n" in done.printed
+
+
 def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(command, photos, tiny, tmp_path, monkeypatch):
     one, other, *_ = (min(folder.iterdir()) for folder in sorted(photos.iterdir()))
 
@@ -262,7 +271,7 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command,
     card = (tmp_path / "out/README.md").read_text()
     assert "# Linear for" in card and "CLAP LR 0" in card and "LPPlusPlus for" not in card
     assert "a cat" not in card  # the model refuses other class names
-    with pytest.raises(UsageError, match="has values of its own for each class"):
+    with pytest.raises(UsageError, match="was learned for its own classes"):
         loaded.probabilities([image], ["a cat", "a dog"])
 
 

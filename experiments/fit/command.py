@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError, check_name
 from common.files import checksum
+from common.names import as_clip_reads, printable
 from common.start import Parser, any_seed, between, path, percent
 from common.text import read_json
 from datasets.base import missing_files
@@ -19,6 +21,7 @@ from .images import find
 
 FILE = "fit.json"
 PRIORS = "folder", "equal"
+INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
 FORM = 2  # of the file; another one is fitted again
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this project, ensembles
 of them and, while the minutes last, prompts and CLIP-LoRA are compared on images that they have not learned from."""
@@ -41,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     words = "train prompts and CLIP-LoRA, too, if they end in time (default: 5)"
     add("--minutes", type=between(-1e-9, 1e5, "a number of minutes"), default=5.0, help=words)
     add("--test", type=path, metavar="DIR", help="test images in class folders, or a CSV file: a second opinion")
-    words = "answer `unknown` so that at most so many answers are wrong"
+    words = "answer `unknown` so that at most so many answers are wrong: 5, 5%% or 0.05"
     add("--max-error", type=percent, metavar="PERCENT", help=words)
     words = "how to find images of one scene, which count once: by names, times and near-copies, or not at all"
     add("--groups", choices=("auto", "none"), default="auto", help=f"{words} (default: auto)")
@@ -73,6 +76,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.to.exists() and not (args.to.is_dir() and {LOCK}.issuperset(os.listdir(args.to))):
             raise UsageError(f"{args.to} is not an empty folder", "choose another one, or delete it", args.to)
     print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
+    if args.max_error:
+        print(f"--max-error: at most {args.max_error:g}% of the answers may be wrong")
+    joined = sorted({photo.label for photo in photos if INSIDE.search(photo.label)})
+    if joined and not args.sentences:
+        reads = ", ".join(repr(as_clip_reads(name)) for name in joined[:3])
+        better = INSIDE.sub(" ", joined[0])
+        print(printable(f"CLIP reads {reads}: names like {better!r} may give better results"))
     missing = set(missing_files(photo.path for photo in photos))
     keys = {photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos}
     photos = [replace(photo, sha256=keys[photo.path]) for photo in photos]
