@@ -91,6 +91,15 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     assert sum(encoded) == 1 and len(read(tmp_path / "model")["images"]) == 49
 
 
+def test_heads_learn_with_one_thread(tiny, monkeypatch):
+    heads, seen = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"])), []
+    monkeypatch.setattr("experiments.fit.heads.learned", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    heads.fit(Candidate("RLA"), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]))
+    assert seen == [1, 1, 2]
+
+
 @pytest.mark.parametrize("error", ["0.05", "5", "5%"])
 def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(error, command, photos, tiny, tmp_path):
     (photos / "0").rename(photos / "AnnualCrop")

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 import trainers
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier, configuration
+from inference.images import one_thread
 from trainers.base import TEMPLATE, PromptTrainer
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.features import CachedOutput, Support
@@ -187,6 +188,7 @@ class Heads:
             method.set_texts(self.texts[method.spec.unit_text])
         return method
 
+    @one_thread()  # several wait for one another, above all on a machine that does other work, too
     def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureTrainer:
         """The method with a head that has learned from features (images, width) and labels (images,).
 
