@@ -154,7 +154,7 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     if kind == "exported":
         return *read_artefact(path), options.backbone
     if not kind:
-        remedy = "give a run's output folder, or one that tools/export.py wrote"
+        remedy = "give a run's output folder, or one of tools/fit.py or export.py"
         raise UsageError(f"{path} is not a model", remedy, path)
     run = path if kind == "run" else None if options.config_file else run_of(path)
     cfg = run_configuration(run) if run else published_configuration(path, options)

@@ -66,6 +66,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    for file in args.paths:
+        if args.form is not as_table and file.suffix in (".csv", ".json") and not file.exists():
+            raise UsageError("--csv and --json print, and take no file", f"write to it by > {file}")
     names, stdout = given_class_names(args), sys.stdout
     check_exists(args.paths[0], "model or image" if args.backbone else "model")
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results

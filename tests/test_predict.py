@@ -147,7 +147,8 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
 
 PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
-    "predict {photos}": "{photos} is not a model",
+    "predict {photos}": "{photos} is not a model: give a run's output folder, or one of tools/fit.py or export.py",
+    "predict {run} {photos} --csv out.csv": "--csv and --json print, and take no file: write to it by > out.csv",
     "predict {run} {photos} --classes {long}": "77 positions",
     "predict --backbone small {photos}": "--classes",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
