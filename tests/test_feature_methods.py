@@ -65,14 +65,16 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ProLIP", "RLA"])
-def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(method, make, monkeypatch):
-    grid = [(1e-8, 1.0), (0.03, 1e4), (0.03, 0.0), (0.03, 0.0), (1e-8, 0.0)]
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(method, precision, make, monkeypatch):
+    grid = [(1e-8, 1.0), (0.03, 10.0), (0.03, 0.0), (0.03, 0.0), (1e-8, 0.0)]
     monkeypatch.setattr("trainers.prolip.GRID", grid)
     name = f"TRAINER.{method.upper()}"
     tried, steps = [], (f"{name}.STEPS", 3, f"{name}.AUGMENT_EPOCH", 2)
 
     def learned(rate, weight):
         pairs = f"{name}.LAMBDA", weight, "OPTIM.LR", rate, "OPTIM.NAME", "adam"
+        pairs += "OPTIM.ADAM_EPS", 1e-4, f"{name}.PREC", precision
         trainer = make(method, *steps, *pairs, output=f"{rate} {weight} {len(tried)}")
         trainer.train()
         return trainer, prompts_of(trainer)
@@ -115,6 +117,8 @@ def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(m
     assert found.dtype == torch.float32 and torch.equal(found, learned.float())
     moved, in_fp32 = ((head.start - next(head.parameters())).norm() for head in (trainer.head, in_fp32.head))
     assert moved > 2 * in_fp32
+    found.data.fill_(100)
+    assert trainer.head.half().squares().isfinite()  # more than fp16 can hold
 
 
 def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypatch, tmp_path):

@@ -40,8 +40,8 @@ class Projection(Head):
         self.start = nn.Buffer(next(self.parameters()).detach().clone(), persistent=False)
 
     def squares(self) -> Tensor:
-        """The squared change of what is learned, summed over all entries."""
-        return (next(self.parameters()) - self.start).square().sum()
+        """The squared change of what is learned, summed over all entries; in fp32, as fp16 would overflow."""
+        return (next(self.parameters()) - self.start).float().square().sum()
 
     def project(self, x: Tensor) -> Tensor:
         """Features before the projection (n, width) -> (n, joint), not normalised."""
