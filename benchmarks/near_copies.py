@@ -87,8 +87,10 @@ def features(heads: Heads, images: list[Image.Image]) -> Tensor:
     return torch.cat([heads.tower.image_output(batch).feature.float() for batch in pixels])
 
 
-def fitted(heads: Heads, items: list[Any], test: tuple[Tensor, Tensor], kind: str, number: int, seed: int) -> Any:
-    """The record of one fit."""
+def fitted(
+    heads: Heads, items: list[Any], test: tuple[Tensor, Tensor], kind: str, number: int, seed: int, named: bool
+) -> Any:
+    """The record of one fit. If groups are `named`, as by a folder or a CSV file, no near-copies are looked for."""
     rng = np.random.default_rng([seed, number])
     labels = np.array([item.label for item in items])
     places = [rng.permutation(np.flatnonzero(labels == label))[:IMAGES] for label in range(len(heads.names))]
@@ -97,9 +99,11 @@ def fitted(heads: Heads, items: list[Any], test: tuple[Tensor, Tensor], kind: st
     source = np.concatenate([np.arange(len(chosen)), np.arange(len(chosen)).repeat(number)])
     images += [KINDS[kind](images[place], rng) for place in source[len(chosen) :]]
     x, y = features(heads, images), torch.from_numpy(labels[chosen][source])
-    photos = [Photo(str(place), heads.names[label]) for place, label in enumerate(y)]
+    names = [str(place) if named else "" for place in source]
+    photos = [Photo(str(place), heads.names[label], group=names[place]) for place, label in enumerate(y)]
+    unlike = np.zeros(copies.SHAPE, dtype=np.int8)
     rows = {
-        photo.path: Row("", copies.signature(image), copies.Taken(), feature)
+        photo.path: Row("", unlike if named else copies.signature(image), copies.Taken(), feature)
         for photo, image, feature in zip(photos, images, x, strict=True)
     }
     found = Found(photos, heads.names)
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of near_copies.jsonl")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--named", action="store_true", help="the user names the groups")
     parser.add_argument("--table", action="store_true", help="print what the fits say, and run nothing")
     args = parser.parse_args()
     file = args.output / "near_copies.jsonl"
@@ -190,7 +195,7 @@ def main() -> None:
         for kind, number in CELLS:
             if (kind, number, seed) in done:
                 continue
-            record = fitted(heads, dataset.train_x, test, kind, number, seed)
+            record = fitted(heads, dataset.train_x, test, kind, number, seed, args.named)
             with open(file, "a") as lines:
                 lines.write(json.dumps(record) + "\n")
             print(f"{kind} {number} {seed}: {record['seconds']:.0f} s", flush=True)
