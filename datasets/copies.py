@@ -29,7 +29,8 @@ QUERIES = 256  # images whose neighbours in other classes show how similar other
 NULL_NEIGHBOURS = 16  # of each of them
 NOT_COPIES = 0.99  # the share of these that must not look like copies
 LEAST, MOST = 0.5, 0.8  # of the threshold
-BAND = 0.7  # times the threshold: where pairs that are not joined may be, but not more than are joined
+CHANCE = 0.02  # that a class without near-copies has as many pairs above its threshold
+BANDS = 0.7, 0.85  # times the threshold: where two bands of pairs begin that are not joined
 FEW_STRAYS, PASSES = 0.2, 3  # the share of images at most, and how often these are joined to others
 BLOCK = 4096  # pairs that are compared at a time
 BURST = 3.0  # seconds between two photos, at most
@@ -278,15 +279,19 @@ def evenly(images: int, most: int) -> NDArray[np.int64]:
 
 
 def raised(threshold: float, scores: Floats) -> float:
-    """The threshold of a class: the usual one, or the first one above it that joins more pairs than fall short of it.
+    """The threshold of a class: the usual one, or the first one above it that parts near-copies from other pairs.
 
-    Near-copies are much more similar than other pairs. In a class whose pictures have one layout, such as rings, many
-    pairs are around the threshold; these are no copies.
+    The number of other pairs above it is extrapolated from two bands below it; by chance there must hardly be as many
+    as there are. In a class whose pictures have one layout, such as rings, pairs become rarer slowly.
     """
+    from scipy.stats import poisson
+
     for candidate in np.arange(threshold, 1, 0.02):
-        above = int((scores > candidate).sum())
-        below = int((scores > BAND * candidate).sum()) - above
-        if above >= below:
+        counts = [int((scores > share * candidate).sum()) for share in (*BANDS, 1)]
+        far, near, above = counts[0] - counts[1], counts[1] - counts[2], counts[2]
+        decline = near / max(far, 1)
+        others = near * decline / (1 - decline) if decline < 1 else np.inf
+        if not others or poisson.sf(above - 1, others) < CHANCE:
             return float(candidate)
     return 1.0
 
