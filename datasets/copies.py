@@ -7,11 +7,12 @@ ones, too, but one in five frames that are shifted by up to a tenth of the pictu
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,8 @@ def taken(image: Image.Image) -> Taken:
         exif = image.getexif()
         details = exif.get_ifd(IFD.Exif)
         camera = [exif.get(Base.Make), exif.get(Base.Model), details.get(Base.BodySerialNumber)]
+        if not any(camera):  # scans and files of other programs, whose times may all be the same
+            return Taken()
         text = str(details.get(Base.DateTimeOriginal) or "")[:19]
         fraction = str(details.get(Base.SubsecTimeOriginal) or "").strip()[:6]
         moment = datetime.strptime(text, "%Y:%m:%d %H:%M:%S")
@@ -97,6 +100,9 @@ def bursts(photos: Sequence[Taken], labels: Sequence[Any]) -> Pairs:
     same, other = [], 0
     for places in by_camera.values():
         places.sort(key=lambda place: photos[place].second)
+        for _, at_once in groupby(places, key=lambda place: photos[place].second):
+            classes = Counter(labels[place] for place in at_once)
+            other += classes.total() - max(classes.values())
         for first, second in zip(places, places[1:], strict=False):
             if photos[second].second - photos[first].second > BURST:
                 continue

@@ -105,7 +105,9 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     options = model_options(device=args.device, backbone=args.backbone, refit=True)
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
     learns = predicting()[classifier.method].learns
-    seen = seen_images(folder, dataset) if learns else NOTHING
+    seen = seen_images(folder, dataset)
+    if seen is None and not learns:
+        seen = NOTHING
     if seen is None and not args.accept_unknown_images:
         what = f"{folder} does not say which images it has learned from"
         remedy = (

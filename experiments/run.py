@@ -23,6 +23,8 @@ from .results import chance_hint, checked_summary, next_step, summary_line
 from .run_spec import RunSpec
 from .trackers import reporting
 
+MOST_SEEN = 20_000  # training images, and test images: to read more once more would take minutes
+
 
 def train_and_test(spec: RunSpec, wait: bool = False) -> None:
     """One run in its output folder: training and test, or a test alone. results.json is written last.
@@ -53,7 +55,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.test()
         else:
             trainer.train()
-        if not spec.args.eval_only and getattr(trainer, "learns", False):
+        learned = not spec.args.eval_only and getattr(trainer, "learns", False)
+        if learned and len(trainer.dm.dataset.train_x) <= MOST_SEEN:
             seen_images(trainer).write(folder.path)
         observed = {key: value for observer in observers for key, value in observer.finish().items()}
         folder.finish(record.to_json(observed))
@@ -67,11 +70,14 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
 
 
 def seen_images(trainer: Any) -> SeenImages:
-    """What the model of a run has seen: training images, and validation images that chose an epoch or a setting."""
-    dataset = trainer.dm.dataset
-    learned = SeenImages.of_files(dataset.train_x, "learned")
-    chose = any(choice.split == "val" for choice in trainer.choices)
-    return learned + SeenImages.of_files(dataset.val, "chosen") if chose else learned
+    """What the model of a run has seen: training images, validation images that chose something, and test images."""
+    dataset, most_pixels = trainer.dm.dataset, trainer.cfg.INPUT.MAX_PIXELS
+    seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
+    if any(choice.split == "val" for choice in trainer.choices):
+        seen += SeenImages.of_files(dataset.val, "chosen", most_pixels)
+    if len(dataset.test) <= MOST_SEEN:
+        seen += SeenImages.of_files(dataset.test, "tested", most_pixels).without_signatures()
+    return seen
 
 
 def wanted_observers(spec: RunSpec) -> list[type]:

@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         if classifier.calibration:
             images = classifier.calibration.images
             written[CALIBRATION] = f"temperature, threshold for unknown images and sets, fitted on {images:,} images"
-        if args.model and (seen := SeenImages.read(args.model)):
+        seen = SeenImages.read(args.model) if args.model else None
+        if seen is not None:
             if args.push_to_hub:
                 seen = seen.without_signatures()  # which show a trace of the images
             seen.write(folder)

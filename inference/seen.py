@@ -27,6 +27,8 @@ SHAPES = {"digest": (np.uint8, (DIGEST,)), "signature": (np.int8, copies.SHAPE),
 SHAPES |= {"group": (np.int32, ()), "role": (np.uint8, ())}
 LARGEST = 1 << 30  # bytes of all arrays: two million images
 KNOWN = 0.6  # similarity of the signatures of two images of one scene, at least
+HARDLY = 0.95  # of the images are less similar to any image of another scene
+MOST_COMPARED = 64  # images of a class that show how similar other scenes of it are
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,20 @@ class SeenImages:
     def of_files(cls, items: Sequence[Any], role: str, max_pixels: int | None = None) -> Self:
         """Image files of one role: items with `impath` and `label`. Those that cannot be read are left out."""
 
-        def read(item: Any) -> tuple[str, NDArray[np.int8], int] | None:
+        def read(item: Any) -> tuple[str, NDArray[np.int8], int, NDArray[np.float32]] | None:
             try:
                 image = read_image(item.impath, max_pixels)
             except (OSError, UsageError):
                 return None
-            return copies.pixels_sha256(image), copies.signature(image), item.label
+            return copies.pixels_sha256(image), copies.signature(image), item.label, copies.colours(image)
 
         with ThreadPool() as pool:
             rows = list(filter(None, pool.imap(read, items)))
-        sha256, signatures, labels = zip(*rows, strict=True) if rows else ((), (), ())
-        return cls.of(sha256, signatures, labels, role)
+        sha256, signatures, labels, colours = zip(*rows, strict=True) if rows else ((), (), (), ())
+        if len(set(labels)) < 2:
+            return cls.of(sha256, signatures, labels, role)
+        found = copies.NearCopies.of(np.stack(signatures), np.stack(colours), np.array(labels))
+        return cls.of(sha256, signatures, labels, role, copies.components(len(labels), [found.pairs]).tolist())
 
     def __len__(self) -> int:
         return len(self.role)
@@ -113,11 +118,26 @@ class SeenImages:
         for label in np.unique(images.label):
             asked = np.flatnonzero(images.label == label)
             own = np.flatnonzero((self.label == label) & looks)
+            threshold = self.threshold(own)
             for place in asked:
                 pairs = np.stack([np.full(len(own), place), own], axis=1)
                 scores = copies.similarities(images.signature, pairs, self.signature)
-                found[place] = bool((scores > KNOWN).any())
+                found[place] = bool((scores > threshold).any())
         return found
+
+    def threshold(self, own: NDArray[np.int64]) -> float:
+        """The similarity from which on an image is a near-copy of one of these places, which have one class: what
+        hardly any of them has with an image of another scene."""
+        if len(own) < 2:
+            return KNOWN
+        some = own[copies.evenly(len(own), MOST_COMPARED)]
+        first, second = np.triu_indices(len(some), 1)
+        scores = copies.similarities(self.signature, np.stack([some[first], some[second]], axis=1))
+        scores[self.group[some[first]] == self.group[some[second]]] = 0
+        nearest = np.zeros(len(some))
+        np.maximum.at(nearest, first, scores)
+        np.maximum.at(nearest, second, scores)
+        return max(KNOWN, float(np.quantile(nearest, HARDLY)))
 
     def write(self, folder: Path) -> None:
         content = io.BytesIO()

@@ -461,10 +461,10 @@ def test_the_estimate_adds_what_more_images_gain():
     labels = np.repeat(np.arange(5), 20)
     logits = np.eye(5)[(labels + (np.arange(100) % 5 == 0)) % 5][None]  # 80% are right
     sample = Sample.of(labels)
-    known = choice.estimate(logits, sample, 5, 80.0)
+    known = choice.estimate(logits, sample, 5, 80.0, 20)
     assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
-    assert choice.estimate(logits, sample, 5, 40.0).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
-    assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0).accuracy == 0
+    assert choice.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
+    assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
 
 
 def test_heads_that_take_too_long_are_left_out_also_after_a_kill(command, photos, tiny, tmp_path, monkeypatch):
@@ -503,6 +503,7 @@ def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
     room = 1000 // (2 * 3 * 5)
     assert 10 < len(found.held) <= room and found.logits.dtype == np.float32
     assert any("choose and estimate" in note for note in found.notes)
+    assert [round(number) for number, _ in found.curve] == [0, 4, 8, 16]  # of all 20, not of those that are kept
     scenes = [scenes[place] for place in found.held]
     assert all(scenes.count(scene) == 2 for scene in scenes)
 

@@ -125,6 +125,8 @@ def test_photos_of_one_camera_within_seconds_are_a_burst():
     assert copies.bursts(photos, [0, 1, 0, 0, 0, 0]).tolist() == []
     one_by_one = [photo(second) for second in range(10)]  # a camera that goes from object to object
     assert copies.bursts(one_by_one, [0, 1, 0, 1, 0, 1, 1, 0, 1, 0]).tolist() == []
+    assert np.isnan(photo(0, "").second)  # scans, of one date
+    assert copies.bursts([photo(5)] * 8, [0] * 4 + [1] * 4).tolist() == []
 
 
 def test_folds_hold_out_groups_and_leave_each_class_a_group():
@@ -146,6 +148,22 @@ def test_folds_hold_out_groups_and_leave_each_class_a_group():
         for fold in range(row.max() + 1):
             assert set(labels[row != fold]) == {0, 1, 2, 3}
     assert len(choice.folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 1)) == 0
+
+
+def test_folds_of_any_groups_keep_them_together_and_classes_known(random_seed):
+    rng = np.random.default_rng(random_seed)
+    for _ in range(300):
+        images = int(rng.integers(4, 30))
+        labels = rng.permutation(np.r_[0, 1, rng.integers(0, rng.integers(2, 5), images - 2)])
+        groups = rng.integers(0, rng.integers(1, images + 1), images)
+        held = choice.folds(labels, groups, int(rng.integers(9)))
+        for row in held:
+            folds = np.unique(row[row != choice.NEVER])
+            assert len(folds) >= 2 and folds.tolist() == list(range(len(folds)))
+            for group in np.unique(groups):
+                assert len(np.unique(row[groups == group])) == 1
+            for fold in folds:
+                assert set(labels[row == fold]) <= set(labels[row != fold])
 
 
 def test_copies_change_no_mean_error_temperature_set_or_threshold(random_seed):
@@ -312,3 +330,4 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     assert command(fit, *line, tmp_path / "equal", "--prior", "equal").status == 0
     record = read(tmp_path / "equal")
     assert record["estimate"] == record["estimates"]["equal"]
+    assert all(abs(accuracy - record["curve"][-1][1]) < 25 for _, accuracy in record["curve"][1:])  # of one mix

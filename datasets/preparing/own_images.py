@@ -169,7 +169,7 @@ def faults_of_pixels(folder: OwnImages, paths: list[str], labels: list[int], spl
     if split:  # a part may have an image twice
         several = [group for group in several if len({name.split("/")[0] for name in group}) > 1]
     groups = list(map(" = ".join, several))
-    if split and len(set(labels)) > 1:
+    if split and len({label for _, label, _ in looks}) > 1:
         near = near_copies(looks)
         what = "near-copies in several parts, so that a test is of what was learned"
         faults += [f"{what} ({len(near):,}): {listed(near)}"] if near else []

@@ -69,9 +69,12 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
     counts = np.bincount(labels)
     alone = groups[(counts < 2)[labels]]
     held = np.flatnonzero(~np.isin(groups, alone))
-    number = min(number_of_folds(counts), len(np.unique(groups[held])))
+    nothing = np.empty((0, len(labels)), dtype=np.int64)
+    if not len(held):
+        return nothing
+    number = min(number_of_folds(np.bincount(labels[held])), len(np.unique(groups[held])))
     if number < 2:
-        return np.empty((0, len(labels)), dtype=np.int64)
+        return nothing
     found = np.full((REPEATS.get(number, 2), len(labels)), NEVER)
     for repeat, row in enumerate(found):
         splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
@@ -84,6 +87,11 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
             left = np.bincount(labels[row != fold], minlength=len(counts))
             without = np.isin(labels, np.flatnonzero((left == 0) & (counts > 0)))
             found[:, np.isin(groups, groups[without])] = NEVER
+    for row in found:  # folds that are empty now
+        left = np.unique(row[row != NEVER])
+        if len(left) < 2:
+            return nothing
+        row[row != NEVER] = np.searchsorted(left, row[row != NEVER])
     return found
 
 
@@ -162,7 +170,7 @@ def choose(logits: Floats, sample: Sample, members: Mapping[int, float], start: 
     best = int(np.argmin([sample.mean(score) for score in scores]))
     chosen = stack(logits, sample, members, start)
     score = losses(combine(chosen, logits), labels)
-    if sample.in_errors(score - scores[best]) > 1:
+    if sample.in_errors(score - scores[best]) > 1 or not chosen.any():  # names that mislead may have no weight
         chosen, score = singles[best], scores[best]
     lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
     better = sample.in_errors(scores[0] - score) > 1 and sample.in_errors(lead) <= 1
@@ -226,17 +234,17 @@ def groups_of_class(labels: NDArray[Any], groups: NDArray[Any]) -> float:
     return np.unique(np.stack([labels, groups]), axis=1).shape[1] / len(np.unique(labels))
 
 
-def estimate(logits: Floats, sample: Sample, folds: int, zero_shot: float) -> Estimate:
+def estimate(logits: Floats, sample: Sample, folds: int, zero_shot: float, of_class: float) -> Estimate:
     """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
 
     Args:
         logits: those of `nested`.
         zero_shot: the accuracy of zero-shot CLIP, in percent.
+        of_class: the mean number of groups of a class (`groups_of_class`), of all images.
     """
     cross_validated = 100 * sample.mean(right(logits, sample.labels))
     share = (folds - 1) / folds
-    images = groups_of_class(sample.labels, sample.groups) * share
-    more = -np.log2(share) * gain(cross_validated, zero_shot, images)
+    more = -np.log2(share) * gain(cross_validated, zero_shot, of_class * share)
     accuracy = float(np.clip(cross_validated + more, 0, 100))
     low, high = interval(accuracy, sample.size)
     return Estimate(accuracy, low, high, len(sample.labels), sample.size, cross_validated)

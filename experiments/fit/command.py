@@ -17,7 +17,7 @@ from common.text import read_json
 from datasets.base import missing_files
 
 from ..lock import LOCK
-from .images import find
+from .images import check_named, find
 
 FILE = "fit.json"
 PRIORS = "folder", "equal"
@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.groups == "none" and args.group_by:
         raise UsageError("--groups none and --group-by contradict each other", "leave out one of them")
     photos = find(args.images, args.test, args.group_by)
+    if args.groups != "none":
+        check_named(photos, args.images)
     record: Any = read_json(args.to / FILE) if (args.to / FILE).is_file() else None
     if not isinstance(record, dict) or "form" not in record:
         record = {}

@@ -34,6 +34,7 @@ class Found:
     estimate: Estimate | None = None  # of the accuracy on new images
     estimates: dict[str, Estimate] = field(default_factory=dict)  # by how frequent the classes are: `command.PRIORS`
     ungrouped: float | None = None  # what the estimate would be if images of one scene were in several folds
+    of_class: float = 0.0  # the mean number of scenes of a class
     zero_shot: float | None = None  # the accuracy of zero-shot CLIP on the held-out images
     without_nesting: float | None = None  # what the estimate would be if the choice were not made inside of the folds
     test: dict[str, Any] | None = None  # of test images: their number and the accuracy

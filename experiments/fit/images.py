@@ -58,7 +58,6 @@ def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Phot
         raise UsageError(what, "rename or remove it", test or place)
     if group_by:
         photos = named(photos, group_by, place)
-    check_named(photos, place)
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
 
 
@@ -122,7 +121,9 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
         if "group" in row and not group:
             what = f"line {rows.line_num} of {file} has no group"
             raise UsageError(what, "give each line one, or remove the column", file)
-        photos.append(Photo(str(file.parent / path), plain(label), part, below=path, group=group))
+        top, _, below = path.partition("/")
+        below = below if plain(top) == plain(label) else path
+        photos.append(Photo(str(file.parent / path), plain(label), part, below=below, group=group))
     if missing := missing_files(photo.path for photo in photos):
         what = f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as {missing[0]}"
         raise UsageError(what, "restore or remove them (paths are relative to the folder of the file)", file)

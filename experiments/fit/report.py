@@ -22,7 +22,7 @@ from common.pages import render
 from inference.calibrated import Calibration
 from inference.calibration import softmax
 
-from .choice import gain, groups_of_class
+from .choice import gain
 from .found import Found
 from .groups import numbers
 
@@ -129,7 +129,7 @@ def page(args: Namespace, found: Found) -> str:
     """The page, as HTML."""
     doubling = None
     if found.estimate and found.zero_shot is not None:
-        doubling = gain(found.estimate.accuracy, found.zero_shot, groups_of_class(found.labels, found.sample.groups))
+        doubling = gain(found.estimate.accuracy, found.zero_shot, found.of_class)
     return render(
         Path(__file__).with_name("report.html"),
         found=found,

@@ -18,6 +18,7 @@ from torch import Tensor
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
+from common.results import SEEN
 from common.version import source
 from datasets import sentences as sentence_files
 from inference.artefact import CALIBRATION
@@ -99,10 +100,12 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
             if_trained = (classifier.logits(batch) for batch in towers.pixels(paths))
             answers = torch.cat([*if_trained]) if chosen in TRAINED else classifier.model_for()(inputs)
             found.set_test((answers.argmax(dim=1) == test_y).cpu().numpy())
-        (args.to / CALIBRATION).unlink(missing_ok=True)  # of an earlier fit
+        for name in (CALIBRATION, SEEN):  # of an earlier fit
+            (args.to / name).unlink(missing_ok=True)
         classifier.calibration = found.calibration
         classifier.save(args.to)
-        seen_images(found, rows).write(args.to)
+        role = "chosen" if chosen.method in heads.fixed else "learned"
+        seen_images(found, rows, role).write(args.to)
         write_text(args.to / "report.html", report.page(args, found))
         write_text(args.to / "labels.csv", report.labels_csv(found))
         request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
@@ -119,8 +122,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         print(printable(line))
 
 
-def seen_images(found: Found, rows: Mapping[str, Row]) -> SeenImages:
-    """What the model has seen: images that it has learned from and, as far as they were not, test images."""
+def seen_images(found: Found, rows: Mapping[str, Row], role: str) -> SeenImages:
+    """What the model has seen: training images, in this role, and test images."""
 
     def of(photos: Sequence[Photo], role: str) -> SeenImages:
         sha256 = [photo.pixels_sha256 for photo in photos]
@@ -129,7 +132,7 @@ def seen_images(found: Found, rows: Mapping[str, Row]) -> SeenImages:
         return SeenImages.of(sha256, signatures, labels, role, numbers(photos).tolist())
 
     count = len(found.training)
-    return of(found.images[:count], "learned") + of(found.images[count:], "tested")
+    return of(found.images[:count], role) + of(found.images[count:], "tested")
 
 
 def decide(
@@ -197,36 +200,42 @@ def decide(
     found.logits = np.sum([weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen], axis=0)
     outside = choice.nested(stacked, sample, held[:, found.held], members_of)
     folds = int(held.max()) + 1
+    can_be_held = held[0] != choice.NEVER
+    found.of_class = choice.groups_of_class(labels[can_be_held], scenes[can_be_held])
     for prior in PRIORS:
         of_prior = Sample.of(sample.labels, sample.groups, prior)
         names_only = 100 * of_prior.mean(choice.right(stacked[0], sample.labels))
-        found.estimates[prior] = choice.estimate(outside, of_prior, folds, names_only)
+        found.estimates[prior] = choice.estimate(outside, of_prior, folds, names_only, found.of_class)
     found.estimate = found.estimates[args.prior]
     found.zero_shot = accuracy = 100 * sample.mean(choice.right(stacked[0], sample.labels))
-    found.without_nesting = choice.estimate(found.logits, sample, folds, accuracy).accuracy
+    found.without_nesting = choice.estimate(found.logits, sample, folds, accuracy, found.of_class).accuracy
     best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], sample, in_ensemble)
+    if not best.any():  # only a trained method is better than names that mislead
+        best = np.eye(of_heads)[0]
     heads_used = used(logits, best, scales)
-    found.curve = [(0.0, accuracy), *curve(heads, heads_used, x, y, held[0], scenes)]
-    found.curve.append(full_point(found, heads_used, scales, logits, held, scenes[found.held]))
+    found.curve = [(0.0, accuracy), *curve(heads, heads_used, x, y, held[0], scenes, args.prior)]
+    found.curve.append(full_point(found, heads_used, scales, logits, folds))
     if found.grouped and learned:
-        found.ungrouped = ungrouped(heads, heads_used, x, y, accuracy, args.seed)
+        found.ungrouped = ungrouped(heads, heads_used, x, y, accuracy, args)
     found.note_groups()
     found.calibration = calibrate(found, args)
 
 
 def ungrouped(
-    heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, zero_shot: float, seed: int
+    heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, zero_shot: float, args: Namespace
 ) -> float:
     """What the estimate would be if images of one scene could be in several folds."""
     labels = y.cpu().numpy()
-    row = choice.folds(labels, np.arange(len(labels)), seed)[0]
+    row = choice.folds(labels, np.arange(len(labels)), args.seed)[0]
     held = row != choice.NEVER
     logits = np.zeros((1, len(labels), len(heads.names)))
     for fold in range(row.max() + 1):
         seen, out = torch.from_numpy(row != fold).to(y.device), torch.from_numpy(row == fold).to(y.device)
         for one, weight in chosen:
             logits[0, row == fold] += weight * heads.answers(one, (x[seen], y[seen]), x[out]).cpu().numpy()
-    return choice.estimate(logits[:, held], Sample.of(labels[held]), int(row.max()) + 1, zero_shot).accuracy
+    sample = Sample.of(labels[held], prior=args.prior)
+    of_class = len(sample.labels) / len(np.unique(sample.labels))
+    return choice.estimate(logits[:, held], sample, int(row.max()) + 1, zero_shot, of_class).accuracy
 
 
 def used(
@@ -286,6 +295,7 @@ def curve(
     y: Tensor,
     row: NDArray[Any],
     groups: NDArray[Any],
+    prior: str,
 ) -> list[tuple[float, float]]:
     """Groups of each class, and the accuracy of some heads after learning from so many, on the folds `row`."""
     labels = y.cpu().numpy()
@@ -300,7 +310,7 @@ def curve(
             held.append(out)
             sizes.append(choice.groups_of_class(labels[seen], groups[seen]))
         places = np.concatenate(held)
-        accuracy = Sample.of(labels[places], groups[places]).mean(np.concatenate(correct))
+        accuracy = Sample.of(labels[places], groups[places], prior).mean(np.concatenate(correct))
         points.setdefault(float(np.mean(sizes)), 100 * accuracy)
     return list(points.items())
 
@@ -310,14 +320,12 @@ def full_point(
     chosen: Sequence[tuple[Candidate, float]],
     scales: Mapping[Candidate, float],
     logits: Mapping[Candidate, NDArray[Any]],
-    held: NDArray[Any],
-    scenes: NDArray[Any],
+    folds: int,
 ) -> tuple[float, float]:
     """Groups of each class in all folds but one, and the accuracy of heads that have learned from these."""
     total = np.sum([weight * scales.get(one, 1.0) * logits[one][0] for one, weight in chosen], axis=0)
     correct = (total.argmax(axis=1) == found.labels).astype(float)
-    folds = int(held.max()) + 1
-    return choice.groups_of_class(found.labels, scenes) * (folds - 1) / folds, 100 * found.sample.mean(correct)
+    return found.of_class * (folds - 1) / folds, 100 * found.sample.mean(correct)
 
 
 def some_groups(labels: NDArray[Any], groups: NDArray[Any], inside: NDArray[Any], share: float) -> NDArray[Any]:
