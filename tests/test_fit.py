@@ -239,6 +239,13 @@ def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path
         monkeypatch.setattr(kind, name, lambda *arguments, kind=kind: step(kind, *arguments))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert command(fit, *line, tmp_path / "whole").status == 0
+    trainings = steps.count(Heads)
+    steps.clear()
+    assert command(fit, *line, tmp_path / "again").status == 0
+    assert steps.count(Heads) <= trainings - 3 * 10  # GDA's three, ten folds: what was held out is kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    steps.clear()
+    assert command(fit, *line, tmp_path / "whole again").status == 0
     moments = np.random.default_rng(random_seed).integers(2, len(steps), 3)
     for number, left[0] in enumerate(moments):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))

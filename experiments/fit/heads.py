@@ -1,5 +1,6 @@
 """The candidates: zero-shot CLIP, and every head of this project over a small grid of its settings."""
 
+import hashlib
 import io
 import math
 import time
@@ -17,16 +18,19 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 import trainers
+from clip import weights_sha256
+from clip.digest import add_tensors
+from common.cache import DiskCache
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier, configuration
 from inference.images import one_thread
 from trainers.base import TEMPLATE, PromptTrainer
 from trainers.base.feature_trainer import FeatureTrainer
-from trainers.base.features import CachedOutput, Support
+from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
 from trainers.base.method import Classes, Method
 from trainers.base.projection import ProjectedCLIP
 from trainers.base.prompted import PromptedCLIP, normalize
-from trainers.base.teacher import mean_text_features
+from trainers.base.teacher import cache_folder, mean_text_features
 
 ENSEMBLE = "Linear"  # a sum of those below
 ZERO_SHOT, SENTENCES = "ZeroshotCLIP", "CuPL"  # which learn nothing: by a template, and by the user's sentences
@@ -35,6 +39,7 @@ CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and st
 ZERO_SHOT_SHARE = 1 / 4  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
+LIMIT, MOST_KEPT = 1e9, 50e6  # bytes of the logits of all heads that are kept, and of one
 SETTLED = 1.0  # seconds of trainings that say how long others take
 Pairs = tuple[tuple[str, Any], ...]
 Trained = TypeVar("Trained", bound=PromptTrainer)
@@ -154,6 +159,7 @@ class Heads:
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
+        self.cache = DiskCache(cache_folder(), "heads", "logits of heads", LIMIT)  # for a fit that is killed
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
@@ -228,6 +234,10 @@ class Heads:
             TooLong: the trainings would not end before the deadline.
         """
         found = torch.full((*held.shape, len(self.names)), torch.nan)
+        key = self.key(candidate, features, labels, held)
+        kept = get_tensor(self.cache, key, tuple(found.shape), found.dtype)
+        if kept is not None:
+            return kept
         folds = int(held.max()) + 1
         self.clock = Clock(deadline, folds * len(held))
         try:
@@ -241,7 +251,17 @@ class Heads:
             self.clock = Clock()  # other trainings have no deadline
         if not found[:, torch.from_numpy(held[0] >= 0)].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
+        if found.nbytes <= MOST_KEPT:
+            put_tensor(self.cache, key, found)
         return found
+
+    def key(self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]) -> str:
+        """A checksum of all that the logits of held-out images depend on."""
+        weights = weights_sha256(self.zero_shot.description.backbone)
+        facts = torch.__version__, self.zero_shot.device.type, self.seed, self.classes, weights, settings_of(candidate)
+        digest = hashlib.sha256(f"1 {candidate.method} {facts}".encode())
+        add_tensors(digest, {"features": features, "labels": labels, "folds": torch.from_numpy(held)})
+        return digest.hexdigest()[:32]
 
     def classifier(
         self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor, facts: Mapping[str, Any]
