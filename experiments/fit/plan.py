@@ -15,10 +15,18 @@ class Plan:
         file: the record of the fit so far, which gets the decisions.
         record: its content; that of a fit that was killed has decisions already.
         deadline: of `time.monotonic`, for the heads.
+        end: the same, after which nothing is measured that the model does not need.
     """
 
-    def __init__(self, file: Path | None = None, record: dict[str, Any] | None = None, deadline: float = math.inf):
-        self.file, self.record, self.deadline = file, record or {}, deadline
+    def __init__(
+        self,
+        file: Path | None = None,
+        record: dict[str, Any] | None = None,
+        deadline: float = math.inf,
+        end: float = math.inf,
+    ):
+        self.file, self.record = file, record or {}
+        self.deadline, self.end = deadline, end
         written = self.record.get("plan")
         known: dict[str, Any] = written if isinstance(written, dict) else {}
         self.trained: dict[str, str] | None = texts(known.get("trained"))

@@ -84,7 +84,8 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     with locked(args.to, option="--to"):
         write_text(args.to / FILE, json.dumps(record) + "\n")
         until = began + HEADS_SHARE * 60 * args.minutes
-        plan = Plan(args.to / FILE, record, until if args.minutes else math.inf)
+        limits = (until, deadline) if args.minutes else ()
+        plan = Plan(args.to / FILE, record, *limits)
         decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, plan), plan)
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         made = {**source(), "date": date, "seed": args.seed, "device": heads.zero_shot.device.type}
@@ -213,9 +214,11 @@ def decide(
     if not best.any():  # only a trained method is better than names that mislead
         best = np.eye(of_heads)[0]
     heads_used = used(logits, best, scales)
-    found.curve = [(0.0, accuracy), *curve(heads, heads_used, x, y, held[0], scenes, args.prior)]
+    found.curve = [(0.0, accuracy)]
+    if time.monotonic() + curve_seconds(found, heads_used) < plan.end:
+        found.curve += curve(heads, heads_used, x, y, held[0], scenes, args.prior)
     found.curve.append(full_point(found, heads_used, scales, logits, folds))
-    if found.grouped and learned:
+    if found.grouped and learned and time.monotonic() < plan.end:
         found.ungrouped = ungrouped(heads, heads_used, x, y, accuracy, args)
     found.note_groups()
     found.calibration = calibrate(found, args)
@@ -313,6 +316,12 @@ def curve(
         accuracy = Sample.of(labels[places], groups[places], prior).mean(np.concatenate(correct))
         points.setdefault(float(np.mean(sizes)), 100 * accuracy)
     return list(points.items())
+
+
+def curve_seconds(found: Found, chosen: Sequence[tuple[Candidate, float]]) -> float:
+    """About how long `curve` takes: less than a repeat of the folds by these heads took."""
+    names = {one.name for one, _ in chosen}
+    return sum(row["seconds"] for row in found.candidates if row["name"] in names and "seconds" in row) / 2
 
 
 def full_point(
