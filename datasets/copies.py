@@ -287,8 +287,8 @@ def evenly(images: int, most: int) -> NDArray[np.int64]:
 def raised(threshold: float, scores: Floats) -> float:
     """The threshold of a class: the usual one, or the first one above it that parts near-copies from other pairs.
 
-    The number of other pairs above it is extrapolated from two bands below it; by chance there must hardly be as many
-    as there are. In a class whose pictures have one layout, such as rings, pairs become rarer slowly.
+    It does so if more pairs are above it than in the band below it, or more than the decline from band to band lets
+    expect by chance. In a class whose pictures have one layout, such as rings, pairs become rarer slowly.
     """
     from scipy.stats import poisson
 
@@ -297,7 +297,7 @@ def raised(threshold: float, scores: Floats) -> float:
         far, near, above = counts[0] - counts[1], counts[1] - counts[2], counts[2]
         decline = near / max(far, 1)
         others = near * decline / (1 - decline) if decline < 1 else np.inf
-        if not others or poisson.sf(above - 1, others) < CHANCE:
+        if above >= near + far or not others or poisson.sf(above - 1, others) < CHANCE:
             return float(candidate)
     return 1.0
 

@@ -73,6 +73,8 @@ def test_a_class_whose_pictures_have_one_layout_needs_more_similarity():
     near = np.linspace(0.6, 0.95, 60)
     assert copies.raised(0.5, np.concatenate([scenes, near])) == 0.5
     assert copies.raised(0.5, np.concatenate([scenes, [0.8]])) == 0.5  # a single pair
+    many = np.linspace(0.3, 1, 500)  # bursts, whose pairs are more or less similar
+    assert copies.raised(0.5, np.concatenate([scenes, many])) == 0.5
     of_one_layout = 0.25 - 0.08 * np.log(1 - np.linspace(0, 0.999, 2000))  # as rings: nothing parts two kinds of pairs
     assert (of_one_layout > 0.5).sum() > 50
     assert not (of_one_layout > copies.raised(0.5, of_one_layout)).any()
