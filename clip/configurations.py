@@ -1,4 +1,4 @@
-"""What is used of configurations from anybody: known keys with numbers and words.
+"""Configurations from anybody: of these, only known keys with numbers and words are used.
 
 open_clip, timm and transformers load and run what some other keys name (`auto_map`, `backbone`,
 `attn_implementation`, `quantization_config`, ...), so no such file reaches them as it is.
@@ -123,7 +123,7 @@ def text_tower(file: Path) -> dict[str, Any]:
     """Kind and sizes of a text tower in its `config.json`: arguments of `AutoConfig.for_model`.
 
     Raises:
-        ClipError: it is of another kind, or a size is no number; UsageError: it is not JSON.
+        ClipError: it is of another kind, or a size is not a number; UsageError: it is not JSON.
     """
     stated = read(file)
     kind = stated.get("model_type")
@@ -148,7 +148,7 @@ def tokeniser_data(folder: Path) -> Iterator[dict[str, Any]]:
     """Within it, arguments of open_clip's `HFTokenizer` for a copy of what is data of a tokeniser.
 
     Raises:
-        ClipError: its class is none of `TOKENISERS`; UsageError: its options are not JSON.
+        ClipError: its class is not in `TOKENISERS`; UsageError: its options are not JSON.
     """
     from transformers import AutoConfig, PretrainedConfig
 

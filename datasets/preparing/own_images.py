@@ -178,7 +178,7 @@ def faults_of_pixels(folder: OwnImages, paths: list[str], labels: list[int], spl
 
 
 class Look(NamedTuple):
-    """What is compared of an image."""
+    """The facts of an image that are compared."""
 
     digest: bytes  # the SHA-256 of its pixels
     signature: NDArray[np.int8]
