@@ -73,20 +73,26 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
         if found:
             file, value, text = found[-1]
             marked = re.search(f"^{SELECTED}", text, re.MULTILINE) is not None
-            print(f"file: {printable(file)}. {args.keyword}: {value:.2f}%{f' ({SELECTED.lower()})' * marked}")
+            print(
+                f"file: {printable(file)}. {args.keyword}: {value:.2f}%{f' ({SELECTED.lower()})' * marked}"
+            )
             for name, pattern in IN_COMMON.items():
                 common[name].update(re.findall(pattern, text, re.MULTILINE)[:1])
             values.append(value)
             selected += marked
         elif logs(folder):
             last = printable(logs(folder)[-1])
-            print(f"file: {last}. no result: the run is unfinished, or --test-log or --keyword is wrong")
+            print(
+                f"file: {last}. no result: the run is unfinished, or --test-log or --keyword is wrong"
+            )
     if not values:
         return None
     for name, several in common.items():
         if len(several) > 1:
             what = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
-            raise UsageError(what, "give the folder of the seeds of one run, or --multi-exp", directory)
+            raise UsageError(
+                what, "give the folder of the seeds of one run, or --multi-exp", directory
+            )
     mean, spread = statistics.fmean(values), statistics.pstdev(values)
     if args.ci95:  # half of the interval
         spread *= 1.96 / len(values) ** 0.5
@@ -101,21 +107,33 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="folder of the seeds' folders")
-    parser.add_argument("--ci95", action="store_true", help="95%% interval instead of the standard deviation")
-    parser.add_argument("--test-log", action="store_true", help="the logs are those of --eval-only runs")
-    parser.add_argument("--multi-exp", action="store_true", help="DIRECTORY holds several experiments")
+    parser.add_argument(
+        "--ci95", action="store_true", help="95%% interval instead of the standard deviation"
+    )
+    parser.add_argument(
+        "--test-log", action="store_true", help="the logs are those of --eval-only runs"
+    )
+    parser.add_argument(
+        "--multi-exp", action="store_true", help="DIRECTORY holds several experiments"
+    )
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
     args = parser.parse_args()
     args.signal = TESTED if args.test_log else TRAINED
     check_folder(args.directory, "no folder", "give the folder that holds seed1, seed2, ...")
     folders = filter(Path.is_dir, args.directory.iterdir()) if args.multi_exp else [args.directory]
-    means = [found for folder in sorted(folders, key=natural) if (found := parse(folder, args)) is not None]
+    means = [
+        found
+        for folder in sorted(folders, key=natural)
+        if (found := parse(folder, args)) is not None
+    ]
     if not means:
         hint = "" if args.test_log else "; give --test-log if they are logs of tests"
         remedy = f"it must hold folders with a log.txt that has * {args.keyword}{hint}"
         raise UsageError(f"no finished run in {args.directory}", remedy)
     if args.multi_exp:
-        print(f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%")
+        print(
+            f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%"
+        )
         if selected := sum(marked for _, marked in means):
             print(f"* {SELECTED.lower()}: {selected} of {len(means)} folders")
     interval = "half of the 95% interval of the mean over seeds (normal)"

@@ -15,7 +15,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "toolbox")]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "toolbox"),
+]
 
 import numpy as np
 import torch
@@ -54,24 +57,34 @@ class Data:
         cfg.DATASET.ROOT = str(root)
         kind: Any = DATASET_REGISTRY.get(name)
         if getattr(kind, "is_synthetic", False):
-            more = {"per_class": {"train": 32, "val": 0, "test": 60}, "dataset_dir": f"{kind.dataset_dir}_fit"}
+            more = {
+                "per_class": {"train": 32, "val": 0, "test": 60},
+                "dataset_dir": f"{kind.dataset_dir}_fit",
+            }
             kind = type(f"{name}Fit", (kind,), more)
         dataset = kind(cfg)
         self.name = name
         self.heads = Heads(
-            PromptedClassifier.zero_shot("small", [each.replace("_", " ") for each in dataset.classnames])
+            PromptedClassifier.zero_shot(
+                "small", [each.replace("_", " ") for each in dataset.classnames]
+            )
         )
         (self.x, self.y), (self.test_x, self.test_y) = (
-            self.of(part, most) for part, most in zip((dataset.train_x, dataset.test), MOST.values(), strict=True)
+            self.of(part, most)
+            for part, most in zip((dataset.train_x, dataset.test), MOST.values(), strict=True)
         )
 
     def of(self, items: list, most: int) -> tuple[Tensor, Tensor]:
         labels = np.array([item.label for item in items])
         rng = np.random.default_rng(0)
-        places = [rng.permutation(np.flatnonzero(labels == label))[:most] for label in np.unique(labels)]
+        places = [
+            rng.permutation(np.flatnonzero(labels == label))[:most] for label in np.unique(labels)
+        ]
         chosen = np.sort(np.concatenate(places))
         paths = [items[place].impath for place in chosen]
-        rows, _ = Features(self.heads.zero_shot, self.heads.tower).of({path: checksum(Path(path)) for path in paths})
+        rows, _ = Features(self.heads.zero_shot, self.heads.tower).of(
+            {path: checksum(Path(path)) for path in paths}
+        )
         return torch.stack([rows[path].feature for path in paths]), torch.from_numpy(labels[chosen])
 
 
@@ -79,7 +92,9 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     """The record of one fit; if `swapped`, 5% of its labels are wrong."""
     rng = np.random.default_rng([seed, shots])
     names, data.heads.seed = data.heads.names, seed
-    places = [rng.permutation(np.flatnonzero(data.y == label))[:shots] for label in range(len(names))]
+    places = [
+        rng.permutation(np.flatnonzero(data.y == label))[:shots] for label in range(len(names))
+    ]
     chosen = np.concatenate(places)
     x, y = data.x[chosen], data.y[chosen].clone()
     wrong = rng.permutation(len(y))[: round(0.05 * len(y)) if swapped else 0].tolist()
@@ -89,8 +104,20 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
-        decide(found, data.heads, candidates, x, y, argparse.Namespace(seed=seed, max_error=None, prior="folder"))
-    record: dict[str, Any] = {"dataset": data.name, "shots": shots, "seed": seed, "swapped": swapped}
+        decide(
+            found,
+            data.heads,
+            candidates,
+            x,
+            y,
+            argparse.Namespace(seed=seed, max_error=None, prior="folder"),
+        )
+    record: dict[str, Any] = {
+        "dataset": data.name,
+        "shots": shots,
+        "seed": seed,
+        "swapped": swapped,
+    }
     record |= {"seconds": time.process_time() - began, "chosen": found.name}
     if swapped:
         first = [int(one["path"]) for one in suspects(found)[: round(0.1 * len(y))]]
@@ -104,7 +131,10 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     record |= {"methods": methods, "fit": 100 * float((logits.argmax(axis=1) == labels).mean())}
     if found.estimate is None or found.calibration is None:
         return record
-    estimate, sets = found.estimate, found.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
+    estimate, sets = (
+        found.estimate,
+        found.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels],
+    )
     record |= {
         "estimate": estimate.accuracy,
         "low": estimate.low,
@@ -119,7 +149,10 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
         except UsageError:
             continue
         right = (logits.argmax(axis=1) == labels)[given]
-        record["max_error"][error] = [100 * float(given.mean()), 100 * float((~right).mean()) if len(right) else 0.0]
+        record["max_error"][error] = [
+            100 * float(given.mean()),
+            100 * float((~right).mean()) if len(right) else 0.0,
+        ]
     return record
 
 
@@ -130,7 +163,9 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=SETS)
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--table", action="store_true", help="print what the cells say, and run nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print what the cells say, and run nothing"
+    )
     args = parser.parse_args()
     file = args.output / "cells.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
@@ -140,7 +175,12 @@ def main() -> None:
     finished = {(each["dataset"], each["shots"], each["seed"], each["swapped"]) for each in done}
     loaded: dict[str, Data] = {}
     args.output.mkdir(parents=True, exist_ok=True)
-    cells = [(name, shots, seed) for seed in range(1, args.seeds + 1) for name in args.datasets for shots in args.shots]
+    cells = [
+        (name, shots, seed)
+        for seed in range(1, args.seeds + 1)
+        for name in args.datasets
+        for shots in args.shots
+    ]
     for name, shots, seed in cells:
         for swapped in (False, True) if shots == 16 and seed <= 3 else (False,):
             if (name, shots, seed, swapped) in finished:
@@ -170,9 +210,15 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
             here = [each for each in cells if (each["dataset"], each["shots"]) == (name, number)]
             if not here:
                 continue
-            methods = {method: mean(each["methods"][method] for each in here) for method in here[0]["methods"]}
+            methods = {
+                method: mean(each["methods"][method] for each in here)
+                for method in here[0]["methods"]
+            }
             best, fit = max(methods, key=methods.__getitem__), mean(each["fit"] for each in here)
-            regrets[name, number], below[name, number] = methods[best] - fit, methods["ZeroshotCLIP"] - fit
+            regrets[name, number], below[name, number] = (
+                methods[best] - fit,
+                methods["ZeroshotCLIP"] - fit,
+            )
             row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
     yield f"{len(cells)} fits; regret: mean {mean(regrets.values()):.2f}, most {max(regrets.values()):.1f}"
@@ -192,13 +238,18 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
         width = mean(each["high"] - each["low"] for each in told if each["shots"] == number)
         yield f"width of the interval with {number} images: {width:.1f}"
     sets = np.concatenate([each["sets"] for each in told])
-    by_set = {name: round(mean(mean(each["sets"]) for each in told if each["dataset"] == name), 1) for name in names}
+    by_set = {
+        name: round(mean(mean(each["sets"]) for each in told if each["dataset"] == name), 1)
+        for name in names
+    }
     yield f"sets for 90%: mean {mean(mean(each['sets']) for each in told):.1f}, {by_set}"
     yield f"of single classes, 5%, 25%, 50%, 75%, 95% of them: {np.percentile(sets, [5, 25, 50, 75, 95]).round(0)}"
     for error in map(str, ERRORS):
         given = [each["max_error"][error] for each in told if error in each["max_error"]]
         over = sum(wrong > float(error) for _, wrong in given)
-        share, wrong = (mean(values) for values in zip(*given, strict=True)) if given else (0.0, 0.0)
+        share, wrong = (
+            (mean(values) for values in zip(*given, strict=True)) if given else (0.0, 0.0)
+        )
         yield f"--max-error {error}: accepted in {len(given)} of {len(told)} fits, more errors in {over} of them"
         yield f"  {share:.0f}% of the images answered, {wrong:.1f}% of these wrong"
     for name in names:

@@ -26,7 +26,9 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
+if (
+    __name__ == "__main__"
+):  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
@@ -68,17 +70,45 @@ def parser() -> Parser:
     add("--trainer", nargs="+", default=["MPL"], choices=[*methods(), "all"], metavar="METHOD")
     add("--classes", nargs="+", default=[50], type=number)
     add("--what", nargs="+", default=["train_step"], choices=WHAT)
-    add("--form", nargs="+", default=["fast", "plain"], choices=("fast", "plain"), help="of the towers")
+    add(
+        "--form",
+        nargs="+",
+        default=["fast", "plain"],
+        choices=("fast", "plain"),
+        help="of the towers",
+    )
     add("--prec", nargs="+", default=["fp32"], choices=PRECISIONS)
-    add("--against", nargs="*", default=[], type=Path, metavar="DIR", help="other checkouts of this project")
-    add("--official", type=Path, metavar="DIR", help="a checkout of official code in the form of CoOp's, which is run")
+    add(
+        "--against",
+        nargs="*",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="other checkouts of this project",
+    )
+    add(
+        "--official",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of official code in the form of CoOp's, which is run",
+    )
     add("--batch", type=number, default=4, help="images in a training step")
     add("--test-batch", type=number, default=100, help="images in a test batch")
-    add("--images", nargs="+", type=number, default=[1], help="image files of a command tools/predict.py")
+    add(
+        "--images",
+        nargs="+",
+        type=number,
+        default=[1],
+        help="image files of a command tools/predict.py",
+    )
     add("--rounds", type=number, default=3, help="how often the ways to compare take turns")
     add("--seconds", type=float, default=3, help="least time of measuring in one process")
     add("--threads", type=number, default=torch.get_num_threads())
-    add("--backbone", default="", help="a weight file; by default random weights are written to a temporary one")
+    add(
+        "--backbone",
+        default="",
+        help="a weight file; by default random weights are written to a temporary one",
+    )
     add("--json", type=Path, help="write the records there as well")
     add("--page", type=Path, help="measure all sections of RESULTS.md, and write that page there")
     return made
@@ -89,7 +119,9 @@ def records(args: Namespace) -> Iterator[dict]:
     trainers = list(args.trainer)
     if "all" in trainers:  # whose steps go through the towers
         kinds = methods().items()
-        trainers = [name for name, kind in kinds if kind.learns and not issubclass(kind, FeatureTrainer)]
+        trainers = [
+            name for name, kind in kinds if kind.learns and not issubclass(kind, FeatureTrainer)
+        ]
     for what in args.what:
         if what in COMMANDS:
             yield from compare(args, {"what": what}, [{"code": "this"}])
@@ -102,7 +134,9 @@ def records(args: Namespace) -> Iterator[dict]:
         else:
             for name, classes in product(trainers, args.classes):
                 if what == "test_batch" or methods()[name].learns:
-                    yield from compare(args, {"what": what, "trainer": name, "classes": classes}, list(ways(args)))
+                    yield from compare(
+                        args, {"what": what, "trainer": name, "classes": classes}, list(ways(args))
+                    )
 
 
 def ways(args: Namespace) -> Iterator[dict]:
@@ -118,9 +152,16 @@ def compare(args: Namespace, kind: dict, ways: list[dict]) -> Iterator[dict]:
     rounds = [[measured(args, kind | way) for way in ways] for _ in range(args.rounds)]
     for number, way in enumerate(ways):
         own = [measurements[number] for measurements in rounds]
-        ratios = [measurements[0]["seconds"] / measurements[number]["seconds"] for measurements in rounds]
+        ratios = [
+            measurements[0]["seconds"] / measurements[number]["seconds"] for measurements in rounds
+        ]
         medians = {key: statistics.median(record[key] for record in own) for key in own[0]}
-        yield kind | way | {"seconds": medians.pop("seconds"), "ratio": statistics.median(ratios)} | medians
+        yield (
+            kind
+            | way
+            | {"seconds": medians.pop("seconds"), "ratio": statistics.median(ratios)}
+            | medians
+        )
 
 
 def measured(args: Namespace, way: dict) -> dict:
@@ -132,18 +173,34 @@ def measured(args: Namespace, way: dict) -> dict:
         return command_time(COMMANDS[way["what"]], checkout, args.threads)
     if way["what"] == "predict":
         files = args.photos[: way["images"]]
-        command = ["tools/predict.py", *files, "--backbone", args.backbone, "--classes", "cat", "dog"]
+        command = [
+            "tools/predict.py",
+            *files,
+            "--backbone",
+            args.backbone,
+            "--classes",
+            "cat",
+            "dog",
+        ]
         return command_time(command, checkout, args.threads)
     settings = vars(args) | way | {"checkout": str(checkout), "official": official, "views": False}
     if trainer := way.get("trainer"):
         method = methods()[trainer]
         protocol = recipe(trainer, "few_shot")
         file = config_folder(trainer).relative_to(ROOT) / f"{protocol.cfg}.yaml"
-        settings |= {"config": str(file), "settings": list(protocol.settings), "section": method.section()}
+        settings |= {
+            "config": str(file),
+            "settings": list(protocol.settings),
+            "section": method.section(),
+        }
         settings["views"] = issubclass(method, ViewsTrainer)
         if not (checkout / file).is_file():
             raise UsageError(f"{checkout} has no {file}", "leave out this method, or --official")
-    done = execute([str(ROOT / "benchmarks/worker.py"), json.dumps(settings, default=str)], checkout, args.threads)
+    done = execute(
+        [str(ROOT / "benchmarks/worker.py"), json.dumps(settings, default=str)],
+        checkout,
+        args.threads,
+    )
     return json.loads(done.splitlines()[-1])
 
 
@@ -157,11 +214,18 @@ def command_time(command: list[str], checkout: Path, threads: int) -> dict:
 def execute(command: list[str], checkout: Path, threads: int) -> str:
     """What Python prints for a command in a checkout. Its packages come first."""
     paths = [str(checkout), str(checkout / "toolbox")] if (checkout / "toolbox").is_dir() else []
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, *command], cwd=checkout, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    done = subprocess.run(
+        [sys.executable, *command], cwd=checkout, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise UsageError(f"{checkout}: {Path(command[0]).name}: {last}", "see the command's own errors")
+        raise UsageError(
+            f"{checkout}: {Path(command[0]).name}: {last}", "see the command's own errors"
+        )
     return done.stdout
 
 
@@ -169,22 +233,37 @@ def table(found: list[dict]) -> list[str]:
     """The lines of a Markdown table of records."""
     columns = list(dict.fromkeys(key for record in found for key in record))
     cells = ([record.get(key, "") for key in columns] for record in found)
-    rows = ([f"{value:.4g}" if isinstance(value, float) else str(value) for value in row] for row in cells)
+    rows = (
+        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+        for row in cells
+    )
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def machine(threads: int) -> str:
     """The day, the machine and the commit."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {threads} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()}, {threads} threads"
+    )
     commit = (source()["commit"] or "unknown")[:12]
     return f"{date.today()}, {device}, torch {torch.__version__}, commit {commit}"
 
 
 def page(args: Namespace) -> None:
     """Measure the sections, and write them after each, so that a stopped program keeps its numbers."""
-    lines = [f"# Measured times\n\n{machine(args.threads)}. `make bench` measures again and replaces this page. {NOTE}"]
+    lines = [
+        f"# Measured times\n\n{machine(args.threads)}. `make bench` measures again and replaces this page. {NOTE}"
+    ]
     for title, options in SECTIONS.items():
-        words = [*shlex.split(options), "--rounds", str(args.rounds), "--seconds", str(args.seconds)]
+        words = [
+            *shlex.split(options),
+            "--rounds",
+            str(args.rounds),
+            "--seconds",
+            str(args.seconds),
+        ]
         section = parser().parse_args([*words, "--threads", str(args.threads)])
         section.backbone, section.photos = args.backbone, args.photos
         print(f"{title}: {options}", flush=True)
@@ -192,7 +271,9 @@ def page(args: Namespace) -> None:
             body = "\n".join(table(list(records(section))))
         except UsageError as error:
             body = f"Not measured: {error}"
-        lines.append(f"## {title}\n\n`python benchmarks/measure.py {options} --rounds {args.rounds}`\n\n{body}")
+        lines.append(
+            f"## {title}\n\n`python benchmarks/measure.py {options} --rounds {args.rounds}`\n\n{body}"
+        )
         write_text(args.page, "\n\n".join(lines) + "\n")
 
 
@@ -200,9 +281,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     for part in PARTS if args.official else ():
         if not (args.official / part).exists():
-            raise UsageError(f"{args.official} has no {part}", "give --official a checkout in the form of CoOp's")
+            raise UsageError(
+                f"{args.official} has no {part}", "give --official a checkout in the form of CoOp's"
+            )
     with TemporaryDirectory() as folder:
-        args.photos = [f"{folder}/{number}.png" for number in range(max(args.images) if not args.page else 60)]
+        args.photos = [
+            f"{folder}/{number}.png" for number in range(max(args.images) if not args.page else 60)
+        ]
         for file in args.photos:
             Image.effect_noise((256, 256), 60).convert("RGB").save(file)
         if not args.backbone:

@@ -15,7 +15,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "toolbox")]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "toolbox"),
+]
 
 import numpy as np
 import torch
@@ -44,8 +47,12 @@ def saved_again(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Cropped by 1 to 3 pixels at each side, 2 to 3% brighter or darker, JPEG of quality 85."""
     left, top, right, bottom = rng.integers(1, 4, 4)
     width, height = image.size
-    image = image.crop((left, top, width - right, height - bottom)).resize((width, height), Image.Resampling.BICUBIC)
-    image = ImageEnhance.Brightness(image).enhance(1 + rng.choice([-1, 1]) * rng.uniform(0.02, 0.03))
+    image = image.crop((left, top, width - right, height - bottom)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    image = ImageEnhance.Brightness(image).enhance(
+        1 + rng.choice([-1, 1]) * rng.uniform(0.02, 0.03)
+    )
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return Image.open(file).convert("RGB")
@@ -88,19 +95,30 @@ def features(heads: Heads, images: list[Image.Image]) -> Tensor:
 
 
 def fitted(
-    heads: Heads, items: list[Any], test: tuple[Tensor, Tensor], kind: str, number: int, seed: int, named: bool
+    heads: Heads,
+    items: list[Any],
+    test: tuple[Tensor, Tensor],
+    kind: str,
+    number: int,
+    seed: int,
+    named: bool,
 ) -> Any:
     """The record of one fit. If groups are `named`, as by a folder or a CSV file, no near-copies are looked for."""
     rng = np.random.default_rng([seed, number])
     labels = np.array([item.label for item in items])
-    places = [rng.permutation(np.flatnonzero(labels == label))[:IMAGES] for label in range(len(heads.names))]
+    places = [
+        rng.permutation(np.flatnonzero(labels == label))[:IMAGES]
+        for label in range(len(heads.names))
+    ]
     chosen = np.concatenate(places)
     images = pictures([items[place].impath for place in chosen])
     source = np.concatenate([np.arange(len(chosen)), np.arange(len(chosen)).repeat(number)])
     images += [KINDS[kind](images[place], rng) for place in source[len(chosen) :]]
     x, y = features(heads, images), torch.from_numpy(labels[chosen][source])
     names = [str(place) if named else "" for place in source]
-    photos = [Photo(str(place), heads.names[label], group=names[place]) for place, label in enumerate(y)]
+    photos = [
+        Photo(str(place), heads.names[label], group=names[place]) for place, label in enumerate(y)
+    ]
     unlike = np.zeros(copies.SHAPE, dtype=np.int8)
     rows = {
         photo.path: Row("", unlike if named else copies.signature(image), copies.Taken(), feature)
@@ -112,23 +130,48 @@ def fitted(
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
-        decide(found, heads, candidates, x, y, argparse.Namespace(seed=seed, max_error=None, prior="folder"))
-    logits: Any = sum(weight * heads.answers(one, (x, y), test[0]).numpy() for one, weight in found.chosen)
+        decide(
+            found,
+            heads,
+            candidates,
+            x,
+            y,
+            argparse.Namespace(seed=seed, max_error=None, prior="folder"),
+        )
+    logits: Any = sum(
+        weight * heads.answers(one, (x, y), test[0]).numpy() for one, weight in found.chosen
+    )
     correct = logits.argmax(axis=1) == test[1].numpy()
     at, sure = found.estimate, found.calibration
     scenes = len({photo.scene for photo in found.images})
-    record = {"kind": kind, "copies": number, "seed": seed, "seconds": time.process_time() - began, "scenes": scenes}
-    record |= {"truth": 100 * float(correct.mean()), "ungrouped": found.ungrouped, "chosen": found.name}
+    record = {
+        "kind": kind,
+        "copies": number,
+        "seed": seed,
+        "seconds": time.process_time() - began,
+        "scenes": scenes,
+    }
+    record |= {
+        "truth": 100 * float(correct.mean()),
+        "ungrouped": found.ungrouped,
+        "chosen": found.name,
+    }
     if at is None or sure is None:
         return record
     record |= {"estimate": at.accuracy, "low": at.low, "high": at.high}
-    record["sets"] = 100 * float(sure.sets.apply(logits, 0.9)[np.arange(len(logits)), test[1]].mean())
+    record["sets"] = 100 * float(
+        sure.sets.apply(logits, 0.9)[np.arange(len(logits)), test[1]].mean()
+    )
     probabilities = np.exp(sure.temperature.apply(logits))
-    record["confidence"] = 100 * float((probabilities.max(axis=1) / probabilities.sum(axis=1)).mean())
+    record["confidence"] = 100 * float(
+        (probabilities.max(axis=1) / probabilities.sum(axis=1)).mean()
+    )
     record["errors"] = {}
     for error in ERRORS:
         try:
-            threshold = Threshold.fit(found.logits[0], found.labels, error / 100, sample=found.sample)
+            threshold = Threshold.fit(
+                found.logits[0], found.labels, error / 100, sample=found.sample
+            )
         except UsageError:
             continue
         given = threshold.apply(logits)
@@ -141,10 +184,15 @@ def table(records: list[dict[str, Any]]) -> None:
     by_cell = defaultdict(list)
     for record in records:
         by_cell[record["copies"], record["kind"]].append(record)
-    print("| near-copies of each image | groups of 80 | truth | estimate | contained | without groups | sets for 90% |")
+    print(
+        "| near-copies of each image | groups of 80 | truth | estimate | contained | without groups | sets for 90% |"
+    )
     print("| --- " * 7 + "|")
     for (number, kind), cell in sorted(by_cell.items()):
-        mean = {key: np.mean([one[key] for one in cell]) for key in ("scenes", "truth", "estimate", "sets")}
+        mean = {
+            key: np.mean([one[key] for one in cell])
+            for key in ("scenes", "truth", "estimate", "sets")
+        }
         inside = sum(one["low"] <= one["truth"] <= one["high"] for one in cell)
         without = np.mean([one["ungrouped"] or one["estimate"] for one in cell])
         name = f"{number}, {kind}" if number else "none"
@@ -153,7 +201,9 @@ def table(records: list[dict[str, Any]]) -> None:
     differences = np.array([one["estimate"] - one["truth"] for one in records])
     inside = np.mean([one["low"] <= one["truth"] <= one["high"] for one in records])
     print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")
-    print(f"estimate - truth: mean {differences.mean():+.2f}, standard deviation {differences.std():.2f}")
+    print(
+        f"estimate - truth: mean {differences.mean():+.2f}, standard deviation {differences.std():.2f}"
+    )
     print(f"sets for 90%: {np.mean([one['sets'] for one in records]):.1f}%")
     confidence = np.mean([one["confidence"] - one["truth"] for one in records])
     print(f"confidence - truth: {confidence:+.1f}")
@@ -171,7 +221,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--named", action="store_true", help="the user names the groups")
-    parser.add_argument("--table", action="store_true", help="print what the fits say, and run nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print what the fits say, and run nothing"
+    )
     args = parser.parse_args()
     file = args.output / "near_copies.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
@@ -188,7 +240,9 @@ def main() -> None:
     heads = Heads(PromptedClassifier.zero_shot("small", names))
     labels = np.array([item.label for item in dataset.test])
     rng = np.random.default_rng(0)
-    places = np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:TEST] for label in range(len(names))])
+    places = np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == label))[:TEST] for label in range(len(names))]
+    )
     images = pictures([dataset.test[place].impath for place in places])
     test = features(heads, images), torch.from_numpy(labels[places])
     for seed in range(1, args.seeds + 1):

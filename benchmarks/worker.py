@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")  # calls to CUDA
+LAUNCHES = (
+    "cudaLaunch",
+    "cuLaunch",
+    "cudaGraphLaunch",
+    "cudaMemcpyAsync",
+    "cudaMemsetAsync",
+)  # calls to CUDA
 WAITS = "called a synchronizing CUDA operation"  # torch's warning
 
 
@@ -51,7 +57,10 @@ def build(way: Namespace) -> Any:
     trainer: Any = build_trainer(cfg)
     if way.official and way.prec == "fp32":  # the official code leaves some weights in fp16
         trainer.model.float()
-    trainer.batch_idx, trainer.num_batches = 1, 10**9  # the first step of a run is checked, and waits
+    trainer.batch_idx, trainer.num_batches = (
+        1,
+        10**9,
+    )  # the first step of a run is checked, and waits
     trainer.set_model_mode("train")
     return trainer
 
@@ -73,14 +82,21 @@ def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:
     shape = (size, trainer.cfg.TRAINER[way.section].VIEWS) if way.views else (size,)
     images = torch.randn(*shape, 3, *trainer.cfg.INPUT.SIZE)
     batch = {"img": images, "label": torch.arange(size) % way.classes}
-    batch = {key: value.pin_memory() if trainer.device.type == "cuda" else value for key, value in batch.items()}
+    batch = {
+        key: value.pin_memory() if trainer.device.type == "cuda" else value
+        for key, value in batch.items()
+    }
 
     def test_batch() -> None:
-        if not way.views or way.form != "fast":  # published test-time code encodes the texts for each image
+        if (
+            not way.views or way.form != "fast"
+        ):  # published test-time code encodes the texts for each image
             trainer.set_model_mode("eval")  # a new evaluation
         trainer.model_inference(batch["img"].to(trainer.device))
 
-    return (lambda: trainer.forward_backward(batch)) if way.what == "train_step" else test_batch, trainer.device
+    return (
+        lambda: trainer.forward_backward(batch)
+    ) if way.what == "train_step" else test_batch, trainer.device
 
 
 def measure(way: Namespace) -> dict:
@@ -113,7 +129,9 @@ def on_cuda(step: Callable[[], object]) -> dict:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         step()
         torch.cuda.synchronize()
-    launches = sum(event.count for event in profiled.key_averages() if event.key.startswith(LAUNCHES))
+    launches = sum(
+        event.count for event in profiled.key_averages() if event.key.startswith(LAUNCHES)
+    )
     return {"launches": launches, "waits": sum(WAITS in str(warning.message) for warning in caught)}
 
 
@@ -127,7 +145,11 @@ def peak(device: Any, reset: bool = True) -> int:
         return torch.cuda.max_memory_allocated()
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return 1024 * int(line.split()[1])
 
 

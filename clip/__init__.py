@@ -7,7 +7,15 @@ step, and "fast" (the default), without the work that cannot change the result.
 """
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
-from .adapters import BlockAdapter, WithAdded, adapt, adapt_input, folded_weights, private_copy, token_dropout
+from .adapters import (
+    BlockAdapter,
+    WithAdded,
+    adapt,
+    adapt_input,
+    folded_weights,
+    private_copy,
+    token_dropout,
+)
 from .anatomy import (
     has_local_features,
     image_blocks,

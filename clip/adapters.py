@@ -11,7 +11,16 @@ from timm.models.eva import EvaBlockPostNorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .blocks import adapter_delta, adapter_of, attention, block_output, not_half, plus, qkv, split_heads
+from .blocks import (
+    adapter_delta,
+    adapter_of,
+    attention,
+    block_output,
+    not_half,
+    plus,
+    qkv,
+    split_heads,
+)
 from .errors import ClipError
 
 
@@ -27,7 +36,9 @@ class BlockAdapter(nn.Module):
 
     def __init_subclass__(cls) -> None:
         names = ("attention_input", "attention_output", "mlp", "parallel")
-        cls.defined = frozenset(name for name in names if getattr(cls, name) is not getattr(BlockAdapter, name))
+        cls.defined = frozenset(
+            name for name in names if getattr(cls, name) is not getattr(BlockAdapter, name)
+        )
 
     @property
     def is_stochastic(self) -> bool:
@@ -77,8 +88,12 @@ class AdaptedBlock(nn.Module):
         """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
         block: Any = self
         q, k, v = split_heads(block, qkv(block, x))
-        if attn_mask is not None:  # of each head of each row, as torch's attention takes it, or of all
-            attn_mask = (attn_mask.unflatten(0, (len(x), -1)) if attn_mask.dim() == 3 else attn_mask).to(q.dtype)
+        if (
+            attn_mask is not None
+        ):  # of each head of each row, as torch's attention takes it, or of all
+            attn_mask = (
+                attn_mask.unflatten(0, (len(x), -1)) if attn_mask.dim() == 3 else attn_mask
+            ).to(q.dtype)
         return block_output(block, x, attention(q, k, v, attn_mask))
 
 
@@ -90,8 +105,13 @@ def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
     """
     blocks = tower.trunk.blocks if isinstance(tower, TimmModel) else tower.transformer.resblocks
     if adapter_of(blocks[layer]) is not None:
-        raise ClipError(f"the block of layer {layer} has an adapter", "give it one adapter that computes both changes")
-    blocks[layer] = (AdaptedTimmBlock if isinstance(tower, TimmModel) else AdaptedBlock)(blocks[layer], adapter)
+        raise ClipError(
+            f"the block of layer {layer} has an adapter",
+            "give it one adapter that computes both changes",
+        )
+    blocks[layer] = (AdaptedTimmBlock if isinstance(tower, TimmModel) else AdaptedBlock)(
+        blocks[layer], adapter
+    )
 
 
 def adapt_input(tower: Any, change: Callable[[Tensor], Tensor]) -> None:
@@ -112,8 +132,14 @@ class AdaptedTimmBlock(nn.Module):
     def __init__(self, block: Any, adapter: BlockAdapter):
         super().__init__()
         attention: Any = getattr(block, "attn", None)
-        if not all(hasattr(part, name) for part, name in ((block, "mlp"), (block, "norm1"), (attention, "proj"))):
-            raise ClipError(f"a {type(block).__name__} takes no adapter", "choose a method of prompts or features")
+        if not all(
+            hasattr(part, name)
+            for part, name in ((block, "mlp"), (block, "norm1"), (attention, "proj"))
+        ):
+            raise ClipError(
+                f"a {type(block).__name__} takes no adapter",
+                "choose a method of prompts or features",
+            )
         self.block, self.__dict__["adapter"] = block, adapter
         if "attention_input" in adapter.defined:
             if attention.qkv is None:
@@ -132,8 +158,12 @@ class AdaptedTimmBlock(nn.Module):
         block: Any = self.block
         after = block(x, **options)
         if "parallel" in self.adapter.defined:
-            after_norm = isinstance(block, EvaBlockPostNorm)  # whose attention reads the tokens as they are
-            after = plus(after, adapter_delta(self, "parallel", x if after_norm else block.norm1(x)))
+            after_norm = isinstance(
+                block, EvaBlockPostNorm
+            )  # whose attention reads the tokens as they are
+            after = plus(
+                after, adapter_delta(self, "parallel", x if after_norm else block.norm1(x))
+            )
         return after
 
 
@@ -182,10 +212,16 @@ class WithAdded(nn.Module):
 
 def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
     """The state dict of a plain CLIP that computes what this one does in a test; None if there is none."""
-    state = {key: value.detach().clone() for key, value in clip.state_dict().items() if "parametrizations." not in key}
+    state = {
+        key: value.detach().clone()
+        for key, value in clip.state_dict().items()
+        if "parametrizations." not in key
+    }
     for name, module in clip.named_modules():
         if parametrize.is_parametrized(module):
-            state |= {f"{name}.{key}": getattr(module, key).detach() for key in module.parametrizations}
+            state |= {
+                f"{name}.{key}": getattr(module, key).detach() for key in module.parametrizations
+            }
         tensors = module.adapter.folded(module) if isinstance(module, AdaptedBlock) else {}
         if tensors is None or isinstance(module, WithAdded | AdaptedTimmBlock):
             return None

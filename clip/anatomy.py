@@ -38,7 +38,10 @@ def text_blocks(clip: Any) -> Any:
     """
     if hugging_face(clip) is not None:
         what = "a text tower of Hugging Face takes prompts at its input only"
-        raise ClipError(what, "choose a method without deep text prompts and adapters, such as CoOp, KgCoOp or VPT")
+        raise ClipError(
+            what,
+            "choose a method without deep text prompts and adapters, such as CoOp, KgCoOp or VPT",
+        )
     return clip.transformer.resblocks
 
 
@@ -62,13 +65,19 @@ def image_blocks(clip: Any) -> Any:
 def takes_prompts(clip: Any) -> bool:
     """Whether the image tower has layers of tokens, to which prompts can be added."""
     visual = clip.visual
-    return isinstance(visual, VisionTransformer) or isinstance(getattr(visual, "trunk", None), Eva | TimmViT)
+    return isinstance(visual, VisionTransformer) or isinstance(
+        getattr(visual, "trunk", None), Eva | TimmViT
+    )
 
 
 def is_vit(clip: Any) -> bool:
     """Whether the image tower is CLIP's own vision transformer, which is read at its class token."""
     visual = clip.visual
-    return isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+    return (
+        isinstance(visual, VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+    )
 
 
 def has_local_features(clip: Any) -> bool:
@@ -145,7 +154,11 @@ class TimmTower:
     def __init__(self, visual: TimmModel):
         self.visual, self.trunk = visual, visual.trunk
         trunk: Any = visual.trunk
-        self.blocks, self.width, self.prefix = trunk.blocks, trunk.embed_dim, trunk.num_prefix_tokens
+        self.blocks, self.width, self.prefix = (
+            trunk.blocks,
+            trunk.embed_dim,
+            trunk.num_prefix_tokens,
+        )
         self.grid, self.norm = trunk.patch_embed.grid_size, trunk.norm_pre
         self.patch = 3 * math.prod(visual.image_size) // math.prod(self.grid)
         self.rotary: Tensor | None = None

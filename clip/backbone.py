@@ -24,7 +24,11 @@ from .weights import URLS, openai_file, published_sha256, regular_file, sha256, 
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 # How OpenAI's models read images, by the keys of INPUT. Published YAML files state it for every backbone.
-OF_CLIP: dict[str, Any] = {"SIZE": (224, 224), "INTERPOLATION": "bicubic", "RESIZE_MODE": "shortest"}
+OF_CLIP: dict[str, Any] = {
+    "SIZE": (224, 224),
+    "INTERPOLATION": "bicubic",
+    "RESIZE_MODE": "shortest",
+}
 OF_CLIP |= {"PIXEL_MEAN": OPENAI_DATASET_MEAN, "PIXEL_STD": OPENAI_DATASET_STD}
 
 
@@ -53,10 +57,16 @@ def load(
     if jit:
         raise ClipError("clip.load(jit=True) is not supported", "call it with jit=False")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_backbone(name, "fp32" if device.type == "cpu" else "fp16", download_root).to(device)
-    options: dict[str, Any] = {name: getattr(model.visual, f"image_{name}", None) for name in ("mean", "std")}
+    model = load_backbone(name, "fp32" if device.type == "cpu" else "fp16", download_root).to(
+        device
+    )
+    options: dict[str, Any] = {
+        name: getattr(model.visual, f"image_{name}", None) for name in ("mean", "std")
+    }
     stated = preprocessing(name, download_root)
-    options |= {key.lower(): stated[key] for key in ("INTERPOLATION", "RESIZE_MODE") if key in stated}
+    options |= {
+        key.lower(): stated[key] for key in ("INTERPOLATION", "RESIZE_MODE") if key in stated
+    }
     return model, image_transform(model.visual.image_size, is_train=False, **options)
 
 
@@ -90,11 +100,15 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         model.tokenizer = hub.tokenizer(words, path.parent, repo)
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
         what = f"the text tower of {name} reads other tokens than CLIP's"
-        raise ClipError(what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)")
+        raise ClipError(
+            what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)"
+        )
     size = model.visual.image_size
     if config and is_pair(name):
         open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})
-    model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]  # OpenAI's name
+    model.visual.input_resolution = (
+        size if isinstance(size, int) or len(set(size)) > 1 else size[0]
+    )  # OpenAI's name
     return model.eval().requires_grad_(False)
 
 
@@ -124,10 +138,17 @@ def unknown(name: str) -> ClipError:
     arch, colon, tag = name.partition(":")
     if name in models:
         tag = next(iter(open_clip.list_pretrained_tags_by_model(name)), "FILE")
-        return ClipError(f"{name} is an architecture without weights", f"add a tag or a file, such as {name}:{tag}")
+        return ClipError(
+            f"{name} is an architecture without weights",
+            f"add a tag or a file, such as {name}:{tag}",
+        )
     if colon and "/" not in arch:
         near = closest(arch, ["hf-hub", *models])
-        remedy = f"did you mean {near}:{printable(tag)}?" if near else "open_clip.list_models() names all"
+        remedy = (
+            f"did you mean {near}:{printable(tag)}?"
+            if near
+            else "open_clip.list_models() names all"
+        )
         return ClipError(f"this version of open_clip has no architecture {arch!r}", remedy)
     near = closest(name, ["small", *URLS] if "/" in name else ["small", *URLS, *models])
     remedy = f"give a weight file, a folder, architecture:tag, hf-hub:OWNER/NAME, small, or one of {', '.join(URLS)}"
@@ -147,7 +168,10 @@ def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
     if not config:
         return {}
     try:
-        size, stated = config["model_cfg"]["vision_cfg"].get("image_size", 224), config.get("preprocess_cfg", {})
+        size, stated = (
+            config["model_cfg"]["vision_cfg"].get("image_size", 224),
+            config.get("preprocess_cfg", {}),
+        )
         keys = {"PIXEL_MEAN": "mean", "PIXEL_STD": "std"} | {
             key: key.lower() for key in ("INTERPOLATION", "RESIZE_MODE")
         }
@@ -198,8 +222,12 @@ def open_clip_file(name: str, cache: str | None) -> Path:
     if not pretrained and not (tag and is_there(Path(os.path.expanduser(tag)))):
         tags = open_clip.list_pretrained_tags_by_model(arch)
         near = closest(tag, tags)
-        remedy = f"did you mean {arch}:{near}?" if near else f"it knows: {', '.join(tags) or 'none'}"
-        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", remedy)
+        remedy = (
+            f"did you mean {arch}:{near}?" if near else f"it knows: {', '.join(tags) or 'none'}"
+        )
+        raise ClipError(
+            f"open_clip has no weights {tag!r} for {arch}, and no such file exists", remedy
+        )
     if not pretrained:
         return regular_file(tag)
     remedy = f"check the connection, or give a file with these weights: {arch}:FILE"
@@ -229,10 +257,17 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
         model: Any = open_clip.get_model_config(arch)
         trunk: Any = timm.get_pretrained_cfg(model["vision_cfg"].get("timm_model_name") or "")
         if trunk and trunk.fixed_input_size:
-            model["vision_cfg"]["image_size"] = trunk.input_size[-1]  # open_clip's ViTamin-XL-384 says 256
+            model["vision_cfg"]["image_size"] = trunk.input_size[
+                -1
+            ]  # open_clip's ViTamin-XL-384 says 256
         # The activation that the weights were trained with.
         model["quick_gelu"] = model.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
-        return {"model_cfg": model, "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained)}
+        return {
+            "model_cfg": model,
+            "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained),
+        }
     is_hub = name.startswith(hub.PREFIX)
-    file = hub.config_file(name, cache) if is_hub else weight_file(name, cache).with_name(hub.CONFIG)
+    file = (
+        hub.config_file(name, cache) if is_hub else weight_file(name, cache).with_name(hub.CONFIG)
+    )
     return checked(file) if file.is_file() else None

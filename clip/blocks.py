@@ -18,25 +18,34 @@ def is_standard(transformer: Transformer) -> bool:
 
     A block is not, if it has forward hooks where these functions do not call a module.
     """
-    return getattr(transformer, "batch_first", True) and all(map(is_standard_block, transformer.resblocks))
+    return getattr(transformer, "batch_first", True) and all(
+        map(is_standard_block, transformer.resblocks)
+    )
 
 
 def is_standard_block(block: Any) -> bool:
     kind = type(block)
-    own = (kind.__module__, kind.__name__) == (ResidualAttentionBlock.__module__, "ResidualAttentionBlock")
+    own = (kind.__module__, kind.__name__) == (
+        ResidualAttentionBlock.__module__,
+        "ResidualAttentionBlock",
+    )
     if not own and adapter_of(block) is None:
         return False
     attention = block.attn
     parts = {**attention._parameters, **attention._modules}
     known = all(name in ATTENTION or part is None for name, part in parts.items())
     not_called = (block, attention, block.mlp, *block.mlp)
-    return known and not any(module._forward_hooks or module._forward_pre_hooks for module in not_called)
+    return known and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in not_called
+    )
 
 
 PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3), "v": (2, 3)}
 
 
-def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: Any = None) -> Tensor:
+def qkv(
+    block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: Any = None
+) -> Tensor:
     """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width).
 
     `packing` is a `layout.Packing` if the tokens are packed.
@@ -75,7 +84,9 @@ def adapter_delta(block: Any, method: str, x: Tensor, packing: Any = None) -> Te
         return None
     in_rows = packing is not None and adapter.is_stochastic
     tokens = packing.in_rows(x) if in_rows else x
-    added = getattr(adapter, method)(tokens if torch.is_autocast_enabled(x.device.type) else not_half(tokens))
+    added = getattr(adapter, method)(
+        tokens if torch.is_autocast_enabled(x.device.type) else not_half(tokens)
+    )
     if added is None:
         return None
     return (packing.from_rows(added) if in_rows else added).to(x.dtype)
@@ -87,7 +98,9 @@ def split_heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, .
     return tuple(part.transpose(1, 2) for part in parts.unflatten(-1, shape).unbind(2))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """Multi-head attention, before the output projection: (batch, heads, tokens, ...) -> (batch, tokens, width).
 
     A mask is added to the scores: 0 where a query reads a key, else -inf.
@@ -106,26 +119,40 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
     """
     if k.shape[-2] <= 64:  # as fast as products
         mask = None if mask is None else mask.float()
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
+        return F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), mask, is_causal=causal
+        ).to(q.dtype)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if causal:
-        mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+        mask = torch.full(
+            scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device
+        ).triu(1)
     if mask is not None:
         scores = scores + mask
     return scores.softmax(dim=-1) @ v
 
 
-def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None) -> Tensor:
+def block_output(
+    block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None
+) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, parallel, products = adapter_of(block), None, matmul_dtype(x, block.attn.in_proj_bias.dtype)
+    adapter, parallel, products = (
+        adapter_of(block),
+        None,
+        matmul_dtype(x, block.attn.in_proj_bias.dtype),
+    )
     if adapter is not None and "parallel" in adapter.defined:
         parallel = adapter_delta(block, "parallel", normed(block.ln_1, x, products), packing)
     projected = applied(block.attn.out_proj, attended)
     x = x + block.ls_1(plus(projected, adapter_delta(block, "attention_output", attended, packing)))
     hidden, mlp = normed(block.ln_2, x, products), block.mlp
-    quick = isinstance(mlp.gelu, QuickGELU) and all(is_frozen_linear(layer) for layer in (mlp.c_fc, mlp.c_proj))
+    quick = isinstance(mlp.gelu, QuickGELU) and all(
+        is_frozen_linear(layer) for layer in (mlp.c_fc, mlp.c_proj)
+    )
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
-    return plus(x + block.ls_2(plus(output, adapter_delta(block, "mlp", hidden, packing))), parallel)
+    return plus(
+        x + block.ls_2(plus(output, adapter_delta(block, "mlp", hidden, packing))), parallel
+    )
 
 
 def not_half(x: Tensor) -> Tensor:

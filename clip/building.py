@@ -28,7 +28,12 @@ from .errors import ClipError
 from .schedule import TextPrompts
 from .weights import read_state_dict, regular_file
 
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
+NOT_WEIGHTS = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "attn_mask",
+)  # in OpenAI's archives and traces
 NO_TEXT = {"layers": 1, "width": 1, "heads": 1, "vocab_size": 1, "context_length": 1}
 HF_DEFAULTS = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}  # open_clip's
 
@@ -40,15 +45,28 @@ class CLIP(open_clip.CLIP):
     `cast_dtype`.
     """
 
-    def __init__(self, embed_dim: int, vision_cfg: dict, text_cfg: dict, quick_gelu: bool = False, **options):
+    def __init__(
+        self, embed_dim: int, vision_cfg: dict, text_cfg: dict, quick_gelu: bool = False, **options
+    ):
         of_features = {"output_tokens": False}  # not of a text decoder, as CoCa's is
         words = NO_TEXT if text_cfg.get("hf_model_name") else text_cfg | of_features
         # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
-        super().__init__(embed_dim, vision_cfg | of_features, words, quick_gelu, cast_dtype=torch.float16, **options)
+        super().__init__(
+            embed_dim,
+            vision_cfg | of_features,
+            words,
+            quick_gelu,
+            cast_dtype=torch.float16,
+            **options,
+        )
         self.visual.output_dim = embed_dim  # timm's towers do not say it
         if isinstance(self.visual, TimmModel) and takes_prompts(self):
-            self.visual.image_size = self.visual.trunk.patch_embed.img_size  # open_clip's ViTamin-XL-384 says 256
-        self.cls_emb = nn.Parameter(torch.zeros(text_cfg["width"])) if text_cfg.get("embed_cls") else None
+            self.visual.image_size = (
+                self.visual.trunk.patch_embed.img_size
+            )  # open_clip's ViTamin-XL-384 says 256
+        self.cls_emb = (
+            nn.Parameter(torch.zeros(text_cfg["width"])) if text_cfg.get("embed_cls") else None
+        )
         self.text_pad_id = text_cfg.get("pad_id", 0)
         if words is NO_TEXT:
             self.read_by_hugging_face(embed_dim, text_cfg)
@@ -57,7 +75,13 @@ class CLIP(open_clip.CLIP):
         """Replace the text tower by one of transformers, whose sizes `hub.text_model` has read."""
         from transformers import AutoConfig
 
-        for name in ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"):
+        for name in (
+            "transformer",
+            "token_embedding",
+            "positional_embedding",
+            "ln_final",
+            "text_projection",
+        ):
             delattr(self, name)
         pooler, proj = (text_cfg.get(key, default) for key, default in HF_DEFAULTS.items())
         config = AutoConfig.for_model(**text_cfg["hf_model_name"])
@@ -66,7 +90,9 @@ class CLIP(open_clip.CLIP):
             self.text.transformer = self.text.transformer.encoder
         elif pooler != "cls_pooler":
             self.text.transformer.pooler = None
-        self.__dict__["transformer"] = self.text.transformer  # by the name that CLIP's has, registered only once
+        self.__dict__["transformer"] = (
+            self.text.transformer
+        )  # by the name that CLIP's has, registered only once
         self.context_length = text_cfg.get("context_length", 77)
         self.text_pool_type = str(pooler)
         self.vocab_size = self.text.vocab_size
@@ -100,19 +126,27 @@ def keep_backbones(count: int) -> None:
     build_cached = lru_cache(count)(build_uncached)
 
 
-def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
+def build(
+    path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False
+) -> CLIP:
     """`build_uncached`, or a copy of a backbone that `keep_backbones` keeps.
 
     Raises:
         ClipError: as for `build_uncached`, or there is no such file.
     """
     path = regular_file(path)
-    file = os.path.abspath(path), *identity(path)[1:], torch.get_default_dtype()  # a link has the suffix of the file
+    file = (
+        os.path.abspath(path),
+        *identity(path)[1:],
+        torch.get_default_dtype(),
+    )  # a link has the suffix of the file
     model = build_cached(file, precision, source, json.dumps(config), resize)
     return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
 
-def build_uncached(file: tuple, precision: str, source: str, config_text: str, resize: bool) -> CLIP:
+def build_uncached(
+    file: tuple, precision: str, source: str, config_text: str, resize: bool
+) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
 
     The generators of random numbers end where they were, so that the prompts of a seed do not depend on the backbone.
@@ -132,21 +166,33 @@ def build_uncached(file: tuple, precision: str, source: str, config_text: str, r
     state = read_state_dict(Path(file[0]))
     remedy = "give another file"
     try:
-        model = empty_clip(of_clip(config["model_cfg"]) if config else openai_config(state), precision)
+        model = empty_clip(
+            of_clip(config["model_cfg"]) if config else openai_config(state), precision
+        )
         weights = model.state_dict()
         state = unpacked(convert_state_dict(model, state), model)
-        state = {key: value for key, value in state.items() if key in weights or key.split(".")[-1] not in NOT_WEIGHTS}
+        state = {
+            key: value
+            for key, value in state.items()
+            if key in weights or key.split(".")[-1] not in NOT_WEIGHTS
+        }
         for name in {"logit_scale", "logit_bias"} & {*weights} & {*state}:
             state[name] = state[name].reshape(weights[name].shape)
         if resize:
             for key, weight in weights.items():
                 if not key.endswith("positional_embedding"):
                     check(key, weight, state[key])
-            state |= {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
+            state |= {
+                key: value.float()
+                for key, value in state.items()
+                if key.endswith("positional_embedding")
+            }
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
         for key, weight in weights.items():
-            fill(key, weight, state.pop(key))  # one tensor at a time, so that memory never holds all twice
+            fill(
+                key, weight, state.pop(key)
+            )  # one tensor at a time, so that memory never holds all twice
         if state:
             raise ValueError(f"it has more tensors than this model, such as {min(state)}")
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
@@ -154,9 +200,13 @@ def build_uncached(file: tuple, precision: str, source: str, config_text: str, r
                 setattr(model.visual, f"image_{key}", three_numbers(key, value))
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: {error} is missing", remedy) from error
-    except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
+    except (
+        Exception
+    ) as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
         reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
-        raise ClipError(f"{source} is not a CLIP that open_clip can build ({reason})", remedy) from error
+        raise ClipError(
+            f"{source} is not a CLIP that open_clip can build ({reason})", remedy
+        ) from error
     return model
 
 
@@ -213,7 +263,11 @@ def new_clip(config: dict, precision: str) -> CLIP:
 
 
 def three_numbers(key: str, value: Any) -> tuple[float, ...]:
-    if len(value) != 3 or not all(math.isfinite(number) for number in value) or (key == "std" and min(value) <= 0):
+    if (
+        len(value) != 3
+        or not all(math.isfinite(number) for number in value)
+        or (key == "std" and min(value) <= 0)
+    ):
         raise ValueError(f"preprocess_cfg has the {key} {value!r}")
     return tuple(value)
 
@@ -225,7 +279,9 @@ def of_clip(config: dict) -> dict:
     """
     vision = config["vision_cfg"] | {"timm_model_pretrained": False}
     left_out = ("multimodal_cfg", "custom_text")
-    return {key: value for key, value in config.items() if key not in left_out} | {"vision_cfg": vision}
+    return {key: value for key, value in config.items() if key not in left_out} | {
+        "vision_cfg": vision
+    }
 
 
 def unpacked(state: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor]:
@@ -259,7 +315,11 @@ def openai_config(state: Mapping[str, Tensor]) -> dict:
         places = state["visual.attnpool.positional_embedding"]
         patch = 32
         depths = tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
-        vision = {"layers": depths, "width": state["visual.layer1.0.conv1.weight"].shape[0], "patch_size": None}
+        vision = {
+            "layers": depths,
+            "width": state["visual.layer1.0.conv1.weight"].shape[0],
+            "patch_size": None,
+        }
     vision["image_size"] = round((len(places) - 1) ** 0.5) * patch
     width = len(state["ln_final.weight"])
     text = {

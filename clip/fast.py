@@ -63,7 +63,9 @@ class Encoder:
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
     text_layer_by_row: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
 
-    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
+    def encode_image(
+        self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()
+    ) -> ImageOutput:
         """Same as `plain.encode_image`."""
         if not is_vit(clip) or not takes_apart(clip.visual.transformer):
             return plain.encode_image(clip, images, schedule, read)
@@ -95,7 +97,11 @@ class Encoder:
         """Same as `plain.encode_text`."""
         if not reads_as_clip(clip) or not takes_apart(clip.transformer):
             return plain.encode_text(clip, prompts)
-        if prompts.by_image and not torch.is_grad_enabled() and len(chunks := image_chunks(prompts)) > 1:
+        if (
+            prompts.by_image
+            and not torch.is_grad_enabled()
+            and len(chunks := image_chunks(prompts)) > 1
+        ):
             return torch.cat([self.encode_text(clip, chunk) for chunk in chunks])
         blocks, deep = clip.transformer.resblocks, prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
@@ -140,14 +146,19 @@ def takes_apart(transformer: Transformer) -> bool:
 @cache  # Python's own filter forgets a warning whenever other code changes the filters
 def warn_of_plain_form() -> None:
     what = "blocks that are not open_clip's ResidualAttentionBlock, or that have forward hooks,"
-    warnings.warn(f"a tower has {what} and runs in its plain form, which takes longer", stacklevel=1)
+    warnings.warn(
+        f"a tower has {what} and runs in its plain form, which takes longer", stacklevel=1
+    )
 
 
 def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
     """Prompts with a context for each image, as parts of at most TOKENS_PER_CHUNK tokens (at least one image)."""
     limit = TOKENS_PER_CHUNK["cpu" if prompts.ids.device.type == "cpu" else "cuda"]
     size = max(1, limit // len(layout_of(prompts).position))
-    return [prompts.of_images(slice(start, start + size)) for start in range(0, len(prompts.contexts), size)]
+    return [
+        prompts.of_images(slice(start, start + size))
+        for start in range(0, len(prompts.contexts), size)
+    ]
 
 
 def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
@@ -167,7 +178,10 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
 
 
 def reading(
-    block: ResidualAttentionBlock, x: Tensor, take: Callable[[Tensor], Tensor], packing: Packing | None = None
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    take: Callable[[Tensor], Tensor],
+    packing: Packing | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In the last layer: the tokens that are read (by `take`), their queries, and keys and values of all tokens."""
     taken = take(x)
@@ -199,7 +213,9 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     return packing.to_eot.take(x) if last else x
 
 
-def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
+def text_layer_by_row(
+    block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool
+) -> Tensor:
     """Same as `text_layer`, for any packing: attention pads its tokens to rows.
 
     It is a function of its own, as torch.compile limits how often it compiles each function.
@@ -208,7 +224,9 @@ def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing
     if last and not draws_after_input(block):
         x, queries, kv = reading(block, x, packing.to_eot.take, packing)
         k, v = split_heads(block, packing.in_rows(kv))
-        (q,) = split_heads(block, queries.view(-1, 1, width))  # (images * C, heads, 1, width of a head)
+        (q,) = split_heads(
+            block, queries.view(-1, 1, width)
+        )  # (images * C, heads, 1, width of a head)
         mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
         return block_output(block, x, attention(q, k, v, mask).view_as(x))
     q, k, v = split_heads(block, packing.in_rows(qkv(block, x, packing=packing)))
@@ -237,9 +255,13 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
     shared = end <= n_prefix and not change.by_sequence
     if change.add is not None and change.add.dim() > 2:
         rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
-        change = replace(change, add=rows.flatten(0, 1))  # (images, n, width) or (images * C, n, width)
+        change = replace(
+            change, add=rows.flatten(0, 1)
+        )  # (images, n, width) or (images * C, n, width)
     if shared:
-        return plain.edit(x, change, end), packing.with_prefix(n_prefix + change.added - change.remove)
+        return plain.edit(x, change, end), packing.with_prefix(
+            n_prefix + change.added - change.remove
+        )
     kept = min(n_prefix, end - change.remove)
     prefix, rest = x.split([kept, tokens - kept], dim=1)
     rows = plain.edit(packing.with_prefix(n_prefix - kept).in_rows(rest), change, end - kept)
@@ -253,7 +275,9 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     positions = clip.positional_embedding.to(dtype)[layout.position]  # (P + N, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
         prompts = replace(prompts, ids=prompts.ids[:, : layout.packing.length])
-        x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx), dtype) for ctx in prompts.contexts])
+        x = torch.stack(
+            [plain.embed(clip, replace(prompts, ctx=ctx), dtype) for ctx in prompts.contexts]
+        )
         return x[:, layout.row, layout.position] + positions
     x = clip.token_embedding(layout.ids)[None].to(dtype)
     if ctx is not None:  # the vectors of row 0 are those of all rows: (images, n, width)

@@ -46,7 +46,10 @@ def show_size(name: str) -> None:
     if size:
         print(f"{name}: {size / 1e9:.1f} GB, of {free / 1e9:.1f} GB that are free")
     if size > free:
-        raise UsageError(f"{name} needs {size / 1e9:.1f} GB", "free them, or set HF_HOME to a folder on another disk")
+        raise UsageError(
+            f"{name} needs {size / 1e9:.1f} GB",
+            "free them, or set HF_HOME to a folder on another disk",
+        )
 
 
 def fetch(name: str) -> None:
@@ -65,7 +68,9 @@ def fetch(name: str) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", choices=["backbone"])
-    parser.add_argument("names", nargs="+", metavar="NAME", help="what --backbone of train.py takes")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help="what --backbone of train.py takes"
+    )
     return parser.parse_intermixed_args(argv)
 
 

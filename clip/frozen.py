@@ -24,7 +24,9 @@ def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
     """Weights in a type, times a factor; for frozen ones computed once, and again after they have changed."""
     if weights.dtype == dtype and factor == 1:
         return weights
-    if torch.compiler.is_compiling() or weights.requires_grad or weights.is_inference():  # Dynamo cannot trace the last
+    if (
+        torch.compiler.is_compiling() or weights.requires_grad or weights.is_inference()
+    ):  # Dynamo cannot trace the last
         return (weights * factor).to(dtype)
     known, version = _kept.setdefault(weights, {}), weights._version
     before, then, made = known.get((dtype, factor), (None, None, None))
@@ -50,7 +52,11 @@ def applied(module: Any, x: Tensor) -> Tensor:
 
 def is_plain_linear(layer: Any) -> bool:
     """Whether a module computes what its weight and bias say."""
-    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None
+    return (
+        isinstance(layer, nn.Linear)
+        and type(layer).forward is nn.Linear.forward
+        and layer.bias is not None
+    )
 
 
 def is_frozen_linear(layer: Any) -> bool:
@@ -64,7 +70,9 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_cuda and x.dtype == dtype != norm.weight.dtype and isinstance(norm, LayerNormFp32):
         # CUDA's kernel computes in fp32, whatever the type of its arguments, which autocast would convert.
         with torch.autocast("cuda", enabled=False):
-            return F.layer_norm(x, norm.normalized_shape, kept(norm.weight, dtype), kept(norm.bias, dtype), norm.eps)
+            return F.layer_norm(
+                x, norm.normalized_shape, kept(norm.weight, dtype), kept(norm.bias, dtype), norm.eps
+            )
     return norm(x).to(dtype)
 
 
@@ -72,7 +80,12 @@ def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
     """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
     up, down, scale = mlp.c_fc, mlp.c_proj, 1.702
     dtype = matmul_dtype(x, up.weight.dtype)
-    weights = kept(up.weight, dtype), kept(up.bias, dtype, scale), kept(down.weight, dtype), kept(down.bias, dtype)
+    weights = (
+        kept(up.weight, dtype),
+        kept(up.bias, dtype, scale),
+        kept(down.weight, dtype),
+        kept(down.bias, dtype),
+    )
     return ScaledMLP.apply(x.to(dtype).flatten(0, -2), *weights, scale).unflatten(0, x.shape[:-1])
 
 
@@ -83,7 +96,9 @@ class ScaledMLP(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, scaled: Tensor, last: Tensor, bias: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, scaled: Tensor, last: Tensor, bias: Tensor, scale: float
+    ) -> Tensor:
         hidden = torch.addmm(scaled, x, first.T, alpha=scale)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(hidden, first, last)

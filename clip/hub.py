@@ -33,7 +33,11 @@ PREFIX = "hf-hub:"
 CONFIG = "open_clip_config.json"
 # Names of weights in a repository or a folder of open_clip's form, the best first.
 WEIGHTS: tuple[str, ...] = (
-    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    *(
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    ),
     *("model.safetensors", "pytorch_model.bin"),
 )
 PACKAGE = "pip install -r requirements-hf.txt"
@@ -51,7 +55,9 @@ def repository(name: str, cache: str | None) -> Path:
     return file_of(repo, WEIGHTS, cache, remedy, config.parent.name)
 
 
-def file_of(repo: str, files: Sequence[str], cache: str | None, remedy: str, revision: str | None = None) -> Path:
+def file_of(
+    repo: str, files: Sequence[str], cache: str | None, remedy: str, revision: str | None = None
+) -> Path:
     """The first of some files that the cache has of a repository, or else the first that the hub has, downloaded.
 
     The name of a large file in the cache is the SHA-256 that the hub says it has.
@@ -62,20 +68,31 @@ def file_of(repo: str, files: Sequence[str], cache: str | None, remedy: str, rev
     here = cached_file(repo, files, cache, revision)
     if not here:
         try:
-            there = {entry.rfilename for entry in HfApi().model_info(repo, revision=revision).siblings or ()}
+            there = {
+                entry.rfilename
+                for entry in HfApi().model_info(repo, revision=revision).siblings or ()
+            }
             file = next((file for file in files if file in there), None)
             here = hf_hub_download(repo, file, cache_dir=cache, revision=revision) if file else None
         except (OSError, ValueError, HTTPError) as error:
-            raise ClipError(f"cannot download {repo} of the Hugging Face Hub ({one_line(error)})", remedy) from error
+            raise ClipError(
+                f"cannot download {repo} of the Hugging Face Hub ({one_line(error)})", remedy
+            ) from error
     if not here:
-        raise ClipError(f"{repo} of the Hugging Face Hub has no {files[0]}", "choose another repository")
+        raise ClipError(
+            f"{repo} of the Hugging Face Hub has no {files[0]}", "choose another repository"
+        )
     blob = Path(here).resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(identity(blob)) != blob.name:
-        raise ClipError(f"{here} is damaged (its SHA-256 differs)", f"delete {blob}, and start again", blob)
+        raise ClipError(
+            f"{here} is damaged (its SHA-256 differs)", f"delete {blob}, and start again", blob
+        )
     return Path(here)
 
 
-def cached_file(repo: str, files: Sequence[str], cache: str | None = None, revision: str | None = None) -> str | None:
+def cached_file(
+    repo: str, files: Sequence[str], cache: str | None = None, revision: str | None = None
+) -> str | None:
     """The first of some files of a repository that an earlier download has left in the cache."""
     try:
         paths = [try_to_load_from_cache(repo, file, cache, revision) for file in files]
@@ -95,7 +112,9 @@ def in_folder(folder: Path) -> Path:
     for file in WEIGHTS:
         if (folder / file).is_file() and (folder / CONFIG).is_file():
             return folder / file
-    raise ClipError(f"{folder} is not a folder of open_clip's form", f"put {CONFIG} and {WEIGHTS[0]} into it")
+    raise ClipError(
+        f"{folder} is not a folder of open_clip's form", f"put {CONFIG} and {WEIGHTS[0]} into it"
+    )
 
 
 def source_of(name: str, repo: str | None) -> str:
@@ -130,7 +149,9 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
         patterns = [*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES]
         how: dict[str, Any] = {"allow_patterns": patterns, "local_files_only": only_here}
         files = here or Path(snapshot_download(source, **how))
-        if not has_tokeniser(files):  # it has no more than its options, after a download that was interrupted
+        if not has_tokeniser(
+            files
+        ):  # it has no more than its options, after a download that was interrupted
             raise FileNotFoundError(f"{files} has none of {', '.join(VOCABULARIES)}")
         with tokeniser_data(files) as data:
             encode = HFTokenizer(context_length=length, **data, **options)
@@ -188,5 +209,8 @@ def from_hub(make: Callable, what: str, here: Path | None, folder: Path) -> Any:
 
 def bytes_of(repo: str) -> int:
     """The size of the weights that `repository` would download; 0 if the hub does not say it."""
-    sizes = {entry.rfilename: entry.size or 0 for entry in HfApi().model_info(repo, files_metadata=True).siblings or ()}
+    sizes = {
+        entry.rfilename: entry.size or 0
+        for entry in HfApi().model_info(repo, files_metadata=True).siblings or ()
+    }
     return next((sizes[file] for file in WEIGHTS if file in sizes), 0)

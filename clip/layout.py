@@ -102,7 +102,12 @@ class Packing:
         lengths = [len(row) for row in rows]
         padded = [row + row[-1:] * (max(lengths) - len(row)) for row in rows]
         packed = 1 + max(max(row) for row in rows)
-        return cls(prefix, packed, torch.tensor(padded, device=device), torch.tensor(lengths, device=device))
+        return cls(
+            prefix,
+            packed,
+            torch.tensor(padded, device=device),
+            torch.tensor(lengths, device=device),
+        )
 
     @memoized
     def with_prefix(self, prefix: int) -> "Packing":
@@ -198,7 +203,9 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as numbers. Its rows begin at multiples of 16, else CUDA's kernels copy it in each layer."""
     width = mask.shape[-1]
     padded = F.pad(mask, (0, -width % 16))
-    return torch.zeros(padded.shape, dtype=dtype, device=mask.device).masked_fill_(~padded, -torch.inf)[..., :width]
+    return torch.zeros(padded.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~padded, -torch.inf
+    )[..., :width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +239,9 @@ def layout_of(prompts: TextPrompts) -> Layout:
     slots, as long as neither tensor is edited in place (autograd counts edits in `_version`).
     """
     ids, slots = prompts.ids, prompts.slots
-    if ids.is_inference() or (slots is not None and slots.is_inference()):  # their edits are not counted
+    if ids.is_inference() or (
+        slots is not None and slots.is_inference()
+    ):  # their edits are not counted
         return token_layout(prompts)
     of_slots = None if slots is None else (WeakIdRef(slots), slots._version)
     key = (ids._version, of_slots, prompts.n_ctx, prompts.by_class)
@@ -280,10 +289,15 @@ def token_layout(prompts: TextPrompts) -> Layout:
 def row_contents(prompts: TextPrompts) -> list[list[int]]:
     """Each row up to EOT as token ids, with a negative number for each learned vector; equal numbers, equal input."""
     slots = prompts.ctx_positions  # (C, n)
-    vectors = -1 - torch.arange(slots.numel(), dtype=prompts.ids.dtype, device=slots.device).view_as(slots)
+    vectors = -1 - torch.arange(
+        slots.numel(), dtype=prompts.ids.dtype, device=slots.device
+    ).view_as(slots)
     vectors = vectors if prompts.by_class else vectors[:1].expand_as(vectors)
     contents = prompts.ids.scatter(1, slots, vectors).tolist()  # (C, context_length)
-    return [row[: eot + 1] for row, eot in zip(contents, prompts.ids.argmax(dim=-1).tolist(), strict=True)]
+    return [
+        row[: eot + 1]
+        for row, eot in zip(contents, prompts.ids.argmax(dim=-1).tolist(), strict=True)
+    ]
 
 
 def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
@@ -301,7 +315,9 @@ def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
             for row, suffix in enumerate(suffixes)
             if depth < len(suffix)
         }
-        number = {beginning: count + i for i, beginning in enumerate(sorted(set(beginnings.values())))}
+        number = {
+            beginning: count + i for i, beginning in enumerate(sorted(set(beginnings.values())))
+        }
         for row, beginning in beginnings.items():
             nodes[row].append(number[beginning])
         count += len(number)

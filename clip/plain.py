@@ -19,7 +19,9 @@ from .tokenizer import tokenizer_of
 from .towers import ImageOutput, Read, layers_read
 
 
-def encode_image(clip: Any, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
+def encode_image(
+    clip: Any, images: Tensor, schedule: Schedule = (), read: Read = ()
+) -> ImageOutput:
     """The image tower under vision prompts, which follow the patch tokens.
 
     Args:
@@ -37,7 +39,9 @@ def encode_image(clip: Any, images: Tensor, schedule: Schedule = (), read: Read 
     if not takes_prompts(clip):
         if not schedule and set(read) <= {"local"}:
             return resnet_output(clip.visual, images) if read else ImageOutput(clip.visual(images))
-        raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
+        raise ClipError(
+            "vision prompts need a vision transformer", "choose a backbone such as ViT-B/16"
+        )
     tower = image_tower(clip)
     depth = len(tower.blocks)
     present, layers = check_edits(schedule, 0, depth), layers_read(read, depth)
@@ -73,7 +77,9 @@ def patch_features(tower: Any, x: Tensor) -> Tensor:
     In the last layer each token reads itself alone, so that attention returns its value. Then the patch is pooled as if
     it were all tokens.
     """
-    alone = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype, device=x.device).fill_diagonal_(0)
+    alone = torch.full(
+        (x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype, device=x.device
+    ).fill_diagonal_(0)
     rows, columns = tower.grid
     patches = tower.layer(len(tower.blocks) - 1, x, alone)[:, tower.prefix :][:, : rows * columns]
     copies = patches.flatten(0, 1)[:, None].expand(-1, tower.prefix + 1, -1)
@@ -87,7 +93,10 @@ def resnet_output(visual: Any, images: Tensor) -> ImageOutput:
         ClipError: another kind of image tower.
     """
     if not isinstance(visual, ModifiedResNet):
-        raise ClipError("local features need a vision transformer or CLIP's ResNet", "choose a backbone such as RN50")
+        raise ClipError(
+            "local features need a vision transformer or CLIP's ResNet",
+            "choose a backbone such as RN50",
+        )
     x = visual.stem(images)
     for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
         x = layer(x)
@@ -109,16 +118,22 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
         ClipError: the schedule is invalid.
     """
     if prompts.by_image:
-        return torch.stack([encode_text(clip, prompts.of_images(image)) for image in range(len(prompts.contexts))])
+        return torch.stack(
+            [encode_text(clip, prompts.of_images(image)) for image in range(len(prompts.contexts))]
+        )
     start, ids = tokenizer_of(clip).start, prompts.ids
     if hugging_face(clip) is not None:
         return by_hugging_face(clip, embed(clip, prompts, None, start), prompts)
-    x = embed(clip, prompts, clip.transformer.get_cast_dtype(), start)  # (classes, positions, width)
+    x = embed(
+        clip, prompts, clip.transformer.get_cast_dtype(), start
+    )  # (classes, positions, width)
     blocks, present, keys = text_blocks(clip), prompts.n_ctx, None
     if getattr(clip, "cls_emb", None) is not None:
         x = torch.cat([x, clip.cls_emb.to(x.dtype).expand(len(x), 1, -1)], dim=1)
         # Which tokens are read: as in the published weights, whose mask is one position late for all but the first.
-        keys = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids != clip.text_pad_id], dim=1)
+        keys = torch.cat(
+            [torch.ones_like(ids[:, :1], dtype=torch.bool), ids != clip.text_pad_id], dim=1
+        )
     end = end_of_texts(clip, ids)
     x = x + clip.positional_embedding[: x.shape[1]].to(x.dtype)
     check_edits(prompts.deep, present, len(blocks))
@@ -130,12 +145,17 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
                 new = None if change.add is None else keys.new_ones(change.added, 1)
                 keys = edit(keys[..., None], Edit(change.remove, new), start + present)[..., 0]
             grown = change.added - change.remove
-            end, present = torch.where(end > 0, end + grown, end), present + grown  # the first token stays
+            end, present = (
+                torch.where(end > 0, end + grown, end),
+                present + grown,
+            )  # the first token stays
         x = block(x, attn_mask=mask_of(clip, x, keys, block))
     return text_output(clip, x[torch.arange(len(x), device=x.device), end])
 
 
-def embed(clip: Any, prompts: TextPrompts, dtype: torch.dtype | None = None, start: int = 1) -> Tensor:
+def embed(
+    clip: Any, prompts: TextPrompts, dtype: torch.dtype | None = None, start: int = 1
+) -> Tensor:
     """Token embeddings with the learned vectors at their positions, (classes, positions, width).
 
     Args:
@@ -158,17 +178,25 @@ def end_of_texts(clip: Any, ids: Tensor) -> Tensor:
         return last + 1
     if clip.text_pool_type in ("first", "last"):
         return last if clip.text_pool_type == "last" else torch.zeros_like(last)
-    return (ids if clip.text_pool_type == "argmax" else (ids == clip.text_eos_id).int()).argmax(dim=-1)
+    return (ids if clip.text_pool_type == "argmax" else (ids == clip.text_eos_id).int()).argmax(
+        dim=-1
+    )
 
 
 def mask_of(clip: Any, x: Tensor, keys: Tensor | None, block: Any) -> Tensor | None:
     """The mask that a layer adds to its scores: 0 where a token reads another, else -inf; None if all are read."""
     mask = None
     if clip.attn_mask is not None:
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            x.shape[1], device=x.device, dtype=x.dtype
+        )
     if keys is not None:
-        hidden = torch.zeros(keys.shape, dtype=x.dtype, device=x.device).masked_fill_(~keys, -torch.inf)
-        by_row = hidden[:, None] if mask is None else hidden[:, None] + mask  # (classes, positions, positions)
+        hidden = torch.zeros(keys.shape, dtype=x.dtype, device=x.device).masked_fill_(
+            ~keys, -torch.inf
+        )
+        by_row = (
+            hidden[:, None] if mask is None else hidden[:, None] + mask
+        )  # (classes, positions, positions)
         mask = by_row.expand(-1, x.shape[1], -1).repeat_interleave(block.attn.num_heads, dim=0)
     return mask
 

@@ -32,13 +32,18 @@ def random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
         scale = shape[1] ** -0.5
     else:
         scale = 0.05
-    z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape, dtype=np.float32) * np.float32(scale)
+    z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(
+        shape, dtype=np.float32
+    ) * np.float32(scale)
     mean = np.float32(parent.startswith("ln_") and name == "weight")
     return torch.from_numpy(np.asarray(z + mean))
 
 
 def random_clip(
-    arch: str = "ViT-B-16", vision: dict | None = None, text: dict | None = None, embed_dim: int | None = None
+    arch: str = "ViT-B-16",
+    vision: dict | None = None,
+    text: dict | None = None,
+    embed_dim: int | None = None,
 ) -> CLIP:
     """A random CLIP of an open_clip architecture, with QuickGELU as in OpenAI's models.
 
@@ -55,6 +60,8 @@ def random_clip(
     model = CLIP(**config | {"quick_gelu": True})
     for key, parameter in model.named_parameters():
         # A ResNet's convolutions and BatchNorm keep open_clip's own initialisation, which is made for them.
-        if hasattr(model.visual, "transformer") or not key.startswith(("visual.layer", "visual.bn", "visual.conv")):
+        if hasattr(model.visual, "transformer") or not key.startswith(
+            ("visual.layer", "visual.bn", "visual.conv")
+        ):
             parameter.data = random_tensor(key, tuple(parameter.shape))
     return model.eval()

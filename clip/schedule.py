@@ -44,7 +44,9 @@ class Edit:
 
 def by_row(vectors: Tensor | None) -> bool:
     """Whether vectors (n, width), (rows, n, width) or (images, 1 or rows, n, width) differ by row."""
-    return vectors is not None and (vectors.dim() == 3 or (vectors.dim() == 4 and vectors.shape[1] > 1))
+    return vectors is not None and (
+        vectors.dim() == 3 or (vectors.dim() == 4 and vectors.shape[1] > 1)
+    )
 
 
 # Entry l is applied before layer l; layers beyond the last entry carry all prompts. Empty entries at the start let the
@@ -93,7 +95,9 @@ class TextPrompts:
         """The prompts of some of the images, or those of one, if they differ by image."""
         assert self.ctx is not None
         deep = [
-            replace(edit, add=edit.add[which]) if edit.add is not None and edit.add.dim() == 4 else edit
+            replace(edit, add=edit.add[which])
+            if edit.add is not None and edit.add.dim() == 4
+            else edit
             for edit in self.deep
         ]
         return replace(self, ctx=self.ctx[which], deep=deep)
@@ -106,7 +110,9 @@ class TextPrompts:
         return torch.arange(1, 1 + self.n_ctx, device=self.ids.device).expand(len(self.ids), -1)
 
 
-def prompt_lengths(adds: Sequence[int], removes: Sequence[int], layers: int, present: int = 0) -> list[int]:
+def prompt_lengths(
+    adds: Sequence[int], removes: Sequence[int], layers: int, present: int = 0
+) -> list[int]:
     """The number of prompts in each layer's input.
 
     Args:
@@ -118,13 +124,16 @@ def prompt_lengths(adds: Sequence[int], removes: Sequence[int], layers: int, pre
         ClipError: more entries than layers, or more removed than present; the message names the layer.
     """
     if len(adds) > layers:
-        raise ClipError(f"prompts for {len(adds)} layers, but the tower has {layers}", "lower the prompt depth")
+        raise ClipError(
+            f"prompts for {len(adds)} layers, but the tower has {layers}", "lower the prompt depth"
+        )
     lengths = []
     for layer in range(layers):
         add, remove = (counts[layer] if layer < len(counts) else 0 for counts in (adds, removes))
         if remove > present:
             raise ClipError(
-                f"cannot remove {remove} prompts before layer {layer}, which has {present}", "remove fewer, add more"
+                f"cannot remove {remove} prompts before layer {layer}, which has {present}",
+                "remove fewer, add more",
             )
         present += add - remove
         lengths.append(present)
@@ -142,9 +151,13 @@ def check_edits(schedule: Schedule, present: int, layers: int) -> int:
     """
     for layer, edit in enumerate(schedule):
         if edit.weight != 1 and edit.added != edit.remove:
-            what = f"the mix before layer {layer} removes {edit.remove} prompts and adds {edit.added}"
+            what = (
+                f"the mix before layer {layer} removes {edit.remove} prompts and adds {edit.added}"
+            )
             raise ClipError(what, "replace as many prompts as are added")
-    return prompt_lengths([edit.added for edit in schedule], [edit.remove for edit in schedule], layers, present)[-1]
+    return prompt_lengths(
+        [edit.added for edit in schedule], [edit.remove for edit in schedule], layers, present
+    )[-1]
 
 
 def edit(x: Tensor, change: Edit, end: int) -> Tensor:

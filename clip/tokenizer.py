@@ -46,7 +46,9 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
 
 
 def too_long(text: str, tokens: int, positions: int) -> ClipError:
-    return ClipError(f"{text!r} has {tokens} tokens, the text tower has {positions} positions", "shorten it")
+    return ClipError(
+        f"{text!r} has {tokens} tokens, the text tower has {positions} positions", "shorten it"
+    )
 
 
 class Tokenizer:
@@ -101,7 +103,9 @@ class OtherTokenizer(Tokenizer):
         self.decode = decode
         self.name = name
         empty, letter = (row.tolist() for row in encode(["", PLACEHOLDER], context_length))
-        self.start = next((i for i, pair in enumerate(zip(empty, letter, strict=True)) if len({*pair}) > 1), 0)
+        self.start = next(
+            (i for i, pair in enumerate(zip(empty, letter, strict=True)) if len({*pair}) > 1), 0
+        )
         self.ahead, self.placeholder, self.pad = empty[: self.start], letter[self.start], empty[-1]
         self.end = without_end(empty[self.start :], [self.pad])
 
@@ -121,7 +125,10 @@ class OtherTokenizer(Tokenizer):
     def contents(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of texts without those ahead of them and after them; one for each place-holder at the start."""
         counts = [leading_placeholders(text) for text in texts]
-        words = [text[count * (len(PLACEHOLDER) + 1) :] for text, count in zip(texts, counts, strict=True)]
+        words = [
+            text[count * (len(PLACEHOLDER) + 1) :]
+            for text, count in zip(texts, counts, strict=True)
+        ]
         rows = self.encode(words, 2 * self.context_length).tolist() if words else []
         ids = [without_end(without_end(row[self.start :], [self.pad]), self.end) for row in rows]
         return [[self.placeholder] * count + row for count, row in zip(counts, ids, strict=True)]

@@ -39,7 +39,9 @@ class ImageOutput:
 class Towers(Protocol):
     """One form of the two towers: see `plain` for their arguments and results."""
 
-    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput: ...
+    def encode_image(
+        self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()
+    ) -> ImageOutput: ...
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor: ...
 
@@ -55,5 +57,7 @@ def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
         if isinstance(what, int) and -layers <= what < layers:
             found.setdefault(what % layers, []).append(what)
         elif what not in ("prompts", "patches", "local"):
-            raise ClipError(f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`")
+            raise ClipError(
+                f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`"
+            )
     return found

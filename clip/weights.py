@@ -26,9 +26,20 @@ CACHE = "~/.cache/clip"  # as in OpenAI's package
 MAX_BYTES = 1 << 31  # of OpenAI's files; the largest has 1.3 GB
 
 # OpenAI's names. The address, with the file's SHA-256 as its last folder, is in open_clip's table.
-NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
+NAMES = (
+    "RN50",
+    "RN101",
+    "RN50x4",
+    "RN50x16",
+    "RN50x64",
+    "ViT-B/32",
+    "ViT-B/16",
+    "ViT-L/14",
+    "ViT-L/14@336px",
+)
 URLS = {
-    name: open_clip.get_pretrained_url(name.replace("/", "-").replace("@336px", "-336"), "openai") for name in NAMES
+    name: open_clip.get_pretrained_url(name.replace("/", "-").replace("@336px", "-336"), "openai")
+    for name in NAMES
 }
 
 # The small CLIP of this project, for images of 64 x 64 pixels: see small.md.
@@ -108,9 +119,14 @@ def regular_file(name: str | Path) -> Path:
     remedy = f"give a weight file, small, or one of {', '.join(URLS)}"
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError) as error:  # missing, no permission, a name that is too long, or NUL in it
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # missing, no permission, a name that is too long, or NUL in it
         reason = getattr(error, "strerror", None) or error
-        raise ClipError(f"backbone file {printable(path)} cannot be read ({reason})", remedy) from error
+        raise ClipError(
+            f"backbone file {printable(path)} cannot be read ({reason})", remedy
+        ) from error
     if not regular:
         raise ClipError(f"backbone file {path} is not a regular file", remedy)
     return path
@@ -140,7 +156,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = read_torch_file(path)
         state = content.get("state_dict", content) if isinstance(content, dict) else None
         if state is None or not is_state_dict(state):
-            raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it")
+            raise ClipError(
+                f"backbone file {path} holds no state dict", "save `model.state_dict()` to it"
+            )
         if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
     except (ClipError, MemoryError):
@@ -159,5 +177,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     """
     if sha256(identity(path)) not in map(published_sha256, URLS):
         what = f"backbone file {path} is a TorchScript archive, a program, and not one that OpenAI published"
-        raise ClipError(what, "convert it: save its `state_dict()` with torch.save, and give that file", path)
+        raise ClipError(
+            what, "convert it: save its `state_dict()` with torch.save, and give that file", path
+        )
     return torch.jit.load(path, map_location="cpu").state_dict()

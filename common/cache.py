@@ -65,7 +65,9 @@ class DiskCache:
             UsageError: as the iterable `parts` raises it.
         """
         if nbytes > self.limit:
-            remedy = f"raise {self.setting}" if self.setting else f"the limit is {self.limit / 1e9:g} GB"
+            remedy = (
+                f"raise {self.setting}" if self.setting else f"the limit is {self.limit / 1e9:g} GB"
+            )
             print(f"{nbytes / 1e9:.2f} GB of {self.what} are not kept: {remedy}")
             return False
         try:
@@ -97,7 +99,9 @@ class DiskCache:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
         # Earlier versions had other endings. Other files of the folder are the user's.
-        files = sorted(self.folder.glob(f"{self.kind}-{'?' * 32}.*"), key=lambda path: path.stat().st_mtime)
+        files = sorted(
+            self.folder.glob(f"{self.kind}-{'?' * 32}.*"), key=lambda path: path.stat().st_mtime
+        )
         excess = sum(path.stat().st_size for path in files) - self.limit
         for path in files:
             if excess > 0 and path != newest:

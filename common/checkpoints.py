@@ -34,7 +34,9 @@ def checkpoint_names(folder: str | os.PathLike, epoch: int | None) -> list[str]:
         names += [newest_name(folder)]
     if os.path.isdir(folder):  # people pass checkpoints on without the file that names the newest
         numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
-        names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
+        names += [
+            match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))
+        ]
     return list(filter(None, names))
 
 

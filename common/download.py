@@ -22,7 +22,9 @@ class DownloadError(Exception):
 
 def reason(error: Exception) -> str:
     """Why a download has failed, in one line."""
-    unknown = "resolve" in str(error)  # of a NameResolutionError, which is the cause of an error of requests
+    unknown = "resolve" in str(
+        error
+    )  # of a NameResolutionError, which is the cause of an error of requests
     return "the server's name is not found: is there a connection?" if unknown else one_line(error)
 
 
@@ -46,7 +48,11 @@ def download(url: str, partial: Path, most: int) -> None:
         try:
             receive(url, partial, most)
             return
-        except (requests.RequestException, HTTPError, ValueError) as error:  # the last is about an address
+        except (
+            requests.RequestException,
+            HTTPError,
+            ValueError,
+        ) as error:  # the last is about an address
             status = getattr(getattr(error, "response", None), "status_code", None)
             is_final = isinstance(error, ValueError) or (status and status < 500 and status != 429)
             offline = "resolve" in str(error) and tries_left <= TRIES - OFFLINE
@@ -62,7 +68,10 @@ def receive(url: str, partial: Path, most: int) -> None:
     from tqdm import tqdm
 
     start = partial.stat().st_size if partial.exists() else 0
-    headers = {"User-Agent": f"modular-prompt-learning/{__version__}", "Accept-Encoding": "identity"}
+    headers = {
+        "User-Agent": f"modular-prompt-learning/{__version__}",
+        "Accept-Encoding": "identity",
+    }
     if start:
         headers["Range"] = f"bytes={start}-"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
@@ -99,7 +108,9 @@ def unpack(archive: Path, folder: Path) -> None:
     from tqdm import tqdm
 
     if not hasattr(tarfile, "data_filter"):
-        raise UsageError("this Python cannot unpack archives safely", "update it to 3.10.12, 3.11.4 or newer")
+        raise UsageError(
+            "this Python cannot unpack archives safely", "update it to 3.10.12, 3.11.4 or newer"
+        )
     label = f"unpacking {archive.name}"
     try:
         if tarfile.is_tarfile(archive):
@@ -113,6 +124,10 @@ def unpack(archive: Path, folder: Path) -> None:
     except Exception as error:  # as many kinds as there are ways to damage an archive
         if isinstance(error, OSError) and error.errno:
             raise
-        what = f"{archive} is damaged, or not a safe archive, and was not unpacked ({one_line(error)})"
+        what = (
+            f"{archive} is damaged, or not a safe archive, and was not unpacked ({one_line(error)})"
+        )
         raise UsageError(what, "download it again", archive) from None
-    shutil.rmtree(folder / "__MACOSX", ignore_errors=True)  # copies of the names in archives made on a Mac
+    shutil.rmtree(
+        folder / "__MACOSX", ignore_errors=True
+    )  # copies of the names in archives made on a Mac

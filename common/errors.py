@@ -21,8 +21,12 @@ class UsageError(ValueError):
     """
 
     def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
-        if what.startswith("Caught "):  # torch raises it again for a DataLoader worker, with a traceback as its text
-            lines = re.findall(rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE)
+        if what.startswith(
+            "Caught "
+        ):  # torch raises it again for a DataLoader worker, with a traceback as its text
+            lines = re.findall(
+                rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE
+            )
             what = lines[-1] if lines else what
         super().__init__(what, remedy, where)  # all of them, so that the error survives pickling
         self.what = what
@@ -71,15 +75,25 @@ def suggestion(name: object, known: Iterable[object]) -> str:
 
 
 def check_name(
-    name: object, known: Iterable[object], kind: str, where: str | PathLike | None = None, otherwise: str = ""
+    name: object,
+    known: Iterable[object],
+    kind: str,
+    where: str | PathLike | None = None,
+    otherwise: str = "",
 ) -> None:
     """Check that `name` is one of the known ones. Raises UsageError if it is not. The message names the closest one, or
     all of them, and ends with `otherwise`."""
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
         near = closest(name, names)
-        remedy = f"did you mean {near}?" if near else f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
-        raise UsageError(f"there is no {kind} {name!r}", f"{remedy}; {otherwise}" if otherwise else remedy, where)
+        remedy = (
+            f"did you mean {near}?"
+            if near
+            else f"known are {', '.join(sorted(names, key=str.lower)) or 'none'}"
+        )
+        raise UsageError(
+            f"there is no {kind} {name!r}", f"{remedy}; {otherwise}" if otherwise else remedy, where
+        )
 
 
 def check_dataset_name(name: str, known: Iterable[str]) -> None:

@@ -34,7 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{get_native_id()}.partial")
     try:
-        partial.unlink(missing_ok=True)  # of a killed process, or a link that somebody has put there
+        partial.unlink(
+            missing_ok=True
+        )  # of a killed process, or a link that somebody has put there
         yield partial
         flush_to_disk(partial)
         os.replace(partial, path)
@@ -131,7 +133,9 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
     Raises UsageError if `folder` exists already, and is not such a folder; or nothing can be written there.
     """
     there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
-    parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
+    parent = (
+        folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
+    )
     if not there and os.path.lexists(folder):
         raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
     check_vacant(folder, key)
@@ -139,10 +143,14 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
     remove_left(folder.absolute().parent, stage_prefix(folder))
     with ExitStack() as stack:
         try:
-            stage = stack.enter_context(scratch(parent, stage_prefix(folder))) / folder.absolute().name
+            stage = (
+                stack.enter_context(scratch(parent, stage_prefix(folder))) / folder.absolute().name
+            )
             stage.mkdir()  # with the usual permissions
         except OSError as error:
-            raise UsageError(f"cannot write to {folder} ({error.strerror})", "choose another folder", folder) from error
+            raise UsageError(
+                f"cannot write to {folder} ({error.strerror})", "choose another folder", folder
+            ) from error
         yield stage
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -163,7 +171,9 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
     names = os.listdir(folder) if folder.is_dir() else []
     others = [name for name in names if not name.startswith(stage_prefix(folder))]
     files = folder / key, (stage or folder) / key
-    if others and not (all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)):
+    if others and not (
+        all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
+    ):
         raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
 
 
@@ -174,8 +184,15 @@ def check_folder(path: Path, what: str, remedy: str) -> None:
         return
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     exists = f"its path exists up to {folder}"
-    if str(folder) not in (folder.anchor, "."):  # the file system's root, or that of the project, does not help
-        names = sorted(entry.name for entry in islice(folder.iterdir(), LOOKED_AT) if not entry.name.startswith("."))
+    if str(folder) not in (
+        folder.anchor,
+        ".",
+    ):  # the file system's root, or that of the project, does not help
+        names = sorted(
+            entry.name
+            for entry in islice(folder.iterdir(), LOOKED_AT)
+            if not entry.name.startswith(".")
+        )
         more = ", ..." if len(names) > SHOWN else ""
         exists += f", which holds {', '.join(names[:SHOWN]) or 'nothing'}{more}"
     raise UsageError(f"{what} {path}", f"{exists}; {remedy}", path)
@@ -186,7 +203,9 @@ def check_no_link(folder: Path, parent: Path) -> None:
     between = [folder, *folder.parents]
     for path in between[: between.index(parent)]:
         if path.is_symlink():
-            raise UsageError(f"{path} is a link", f"replace it by a folder, or name another than {parent}", path)
+            raise UsageError(
+                f"{path} is a link", f"replace it by a folder, or name another than {parent}", path
+            )
 
 
 def checksum(path: Path, kind: str = "sha256") -> str:
@@ -201,4 +220,11 @@ def checksum(path: Path, kind: str = "sha256") -> str:
 def identity(path: Path) -> tuple:
     """The real path of a file, and facts that change when the file is replaced or written to."""
     status = os.stat(path)
-    return os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return (
+        os.path.realpath(path),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

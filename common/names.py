@@ -21,7 +21,9 @@ def printable(text: object) -> str:
 
 def width(text: str) -> int:
     """The columns of a text in a terminal: a Chinese, Japanese or Korean letter has two, an accent none."""
-    return sum(0 if combining(letter) else 1 + (east_asian_width(letter) in "WF") for letter in text)
+    return sum(
+        0 if combining(letter) else 1 + (east_asian_width(letter) in "WF") for letter in text
+    )
 
 
 def padded(text: str, columns: int) -> str:
@@ -58,7 +60,9 @@ def check_names(names: Sequence[str]) -> list[str]:
     Raises:
         UsageError: as for `check_known_names`, or one of them is given twice.
     """
-    stripped = [" ".join(str(name).split()) for name in ([names] if isinstance(names, str) else names)]
+    stripped = [
+        " ".join(str(name).split()) for name in ([names] if isinstance(names, str) else names)
+    ]
     check_known_names(stripped)
     name, times = Counter(stripped).most_common(1)[0]
     if times > 1:
@@ -83,9 +87,13 @@ def check_known_names(names: Sequence[object], where: str | PathLike | None = No
         if not isinstance(name, str) or not name.strip():
             raise UsageError("a class name is empty or not a text", "give each class a name", where)
         if len(name) > LONGEST:
-            raise UsageError(f"the class name {name[:40]!r}... has {len(name):,} characters", "shorten it", where)
+            raise UsageError(
+                f"the class name {name[:40]!r}... has {len(name):,} characters", "shorten it", where
+            )
         if CONTROL.search(name):
-            raise UsageError(f"the class name {name!r} has control characters", "rename the class", where)
+            raise UsageError(
+                f"the class name {name!r} has control characters", "rename the class", where
+            )
 
 
 def check_template(template: str, where: str | PathLike | None = None) -> None:

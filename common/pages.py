@@ -10,8 +10,22 @@ from pathlib import Path
 from typing import Any
 
 # Fonts with Chinese, Japanese and Korean letters, of Linux, macOS and Windows.
-FONTS = ["Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "NanumGothic", "Hiragino Sans"]
-FONTS += ["PingFang SC", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"]
+FONTS = [
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "IPAGothic",
+    "NanumGothic",
+    "Hiragino Sans",
+]
+FONTS += [
+    "PingFang SC",
+    "Apple SD Gothic Neo",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+]
 
 
 def render(template: Path, **values: Any) -> str:
@@ -55,7 +69,10 @@ def all_letters() -> Iterator[None]:
 
 @cache
 def hint_of_fonts() -> None:
-    print("Pictures show boxes for letters that no font has here: install the fonts Noto Sans CJK", file=sys.stderr)
+    print(
+        "Pictures show boxes for letters that no font has here: install the fonts Noto Sans CJK",
+        file=sys.stderr,
+    )
 
 
 def data_address(svg: Path) -> str:

@@ -17,7 +17,9 @@ class ImageList:
     classes: str  # DATASET.SUBSAMPLE_CLASSES
     split: str  # `train`, `val` or `test`; without validation images, an epoch is chosen on `test`
     images: int  # their number
-    sha256: str | None = None  # of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
+    sha256: str | None = (
+        None  # of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
+    )
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -31,7 +33,11 @@ class ImageList:
         hints = get_type_hints(cls)
         known = {key: content[key] for key in hints if content.get(key) is not None}
         for key, value in known.items():
-            fits = not CONTROL.search(value) if isinstance(value, str) else type(value) is int and 0 <= value < LARGEST
+            fits = (
+                not CONTROL.search(value)
+                if isinstance(value, str)
+                else type(value) is int and 0 <= value < LARGEST
+            )
             if not fits or not isinstance(value, hints[key]):
                 raise ValueError(f"{key} is {value!r}")
         try:
@@ -46,11 +52,15 @@ class Phase(ImageList):
 
     labels: int  # how many of the images are used with their labels
     class_names: int  # how many classes are named
-    file: str | None = None  # DATASET.FEWSHOT_FILE, which chooses the images, below the folder of the datasets
+    file: str | None = (
+        None  # DATASET.FEWSHOT_FILE, which chooses the images, below the folder of the datasets
+    )
     file_sha256: str | None = None
     sentences: str | None = None  # the name of the file DATASET.SENTENCES, the text for the classes
     sentences_sha256: str | None = None
-    evaluations: int | None = None  # of a test: how many tests of these images ended in the output folder
+    evaluations: int | None = (
+        None  # of a test: how many tests of these images ended in the output folder
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,10 @@ OTHER_MEASURES = {
 }
 # What tables and plots read besides: numbers with the largest value, and texts.
 NUMBERS = {"n_test": 1e9} | {name: measure.most for name, measure in MEASURES.items()}
-SECONDS = ("train_seconds", "test_seconds")  # may be impossible in old files: they were differences of the wall clock
+SECONDS = (
+    "train_seconds",
+    "test_seconds",
+)  # may be impossible in old files: they were differences of the wall clock
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
@@ -61,7 +64,9 @@ def read_results(folder: Path) -> dict | None:
         for key, most in NUMBERS.items():
             if run.get(key) is not None and not 0 <= run[key] <= most:  # also true of NaN
                 raise ValueError(f"{key} is {run[key]}")
-        run |= {key: None for key in SECONDS if run.get(key) is not None and not 0 <= run[key] <= 10**9}
+        run |= {
+            key: None for key in SECONDS if run.get(key) is not None and not 0 <= run[key] <= 10**9
+        }
         for key in TEXTS:
             if run.get(key) is not None and not run[key].isprintable():
                 raise ValueError(f"{key} is {run[key]!r}")
@@ -131,7 +136,9 @@ def others(run: dict) -> dict[str, float]:
     """The OTHER_MEASURES of a run; those that it lacks are missing, and those of a calibration on test images."""
     measures: dict[str, float] = {}
     if (calibration := run.get("calibration")) is not None and not calibration.get("test_images"):
-        measures = {f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")}
+        measures = {
+            f"{key.upper()} calibrated": calibration["after"][key] for key in ("ece", "nll")
+        }
     if (open_world := run.get("open_world")) is not None:
         measures["OpenworldAUC"] = open_world["openworld_auc"]
     if not all(0 <= value <= OTHER_MEASURES[key].most for key, value in measures.items()):

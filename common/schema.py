@@ -41,11 +41,17 @@ class Accepts:
             return any(self._part(part).accepts(value) for part in inner)
         if kind in (list, tuple):
             fits = isinstance(value, list | tuple) and len(value) <= MOST
-            return fits and (kind is list or len(value) == len(inner)) and all(map(self._item.accepts, value))
+            return (
+                fits
+                and (kind is list or len(value) == len(inner))
+                and all(map(self._item.accepts, value))
+            )
         if kind is str:
             return isinstance(value, str) and len(value) <= LONGEST and not CONTROL.search(value)
         if kind in (int, float):
-            return type(value) in (int, kind) and self.low <= value <= self.high  # not True, and not NaN
+            return (
+                type(value) in (int, kind) and self.low <= value <= self.high
+            )  # not True, and not NaN
         return kind is Any or isinstance(value, kind)
 
     def __str__(self) -> str:
@@ -58,9 +64,14 @@ class Accepts:
         elif kind in (list, tuple):
             text = f"a list of {len(inner) if kind is tuple else f'at most {MOST:,}'} values, each {self._item}"
         elif kind in (int, float):
-            text = f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
+            text = (
+                f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
+            )
         else:
-            texts = {str: f"text of at most {LONGEST:,} characters, without control characters", bool: "True or False"}
+            texts = {
+                str: f"text of at most {LONGEST:,} characters, without control characters",
+                bool: "True or False",
+            }
             text = texts.get(kind) or kind.__name__
         return f"{text} ({self.note})" if self.note else text
 

@@ -31,16 +31,24 @@ def required_packages(extra: str = "") -> Iterator[None]:
             raise
         remedy = f"run `make setup` in {ROOT} and use its .venv/bin/python, or `pip install -r requirements.txt` there"
         remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}" if extra else remedy
-        print(f"error: the package {package} is not installed for {sys.executable}: {remedy}", file=sys.stderr)
+        print(
+            f"error: the package {package} is not installed for {sys.executable}: {remedy}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except (ImportError, OSError, MemoryError) as error:
         first: BaseException = error
         while first.__cause__:
             first = first.__cause__
-        if isinstance(first, ImportError) and ".so" not in str(first):  # not a library: a bug of this project
+        if isinstance(first, ImportError) and ".so" not in str(
+            first
+        ):  # not a library: a bug of this project
             raise
         reason = " ".join(str(first).split()) or "the memory is full"
-        print(f"error: cannot load a library ({reason}): is the memory limited (`ulimit -v`)?", file=sys.stderr)
+        print(
+            f"error: cannot load a library ({reason}): is the memory limited (`ulimit -v`)?",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -52,12 +60,22 @@ class Parser(ArgumentParser):
     """Arguments of a command, options by their full names. Wrong ones end it with one line and exit status 2."""
 
     def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, **options)  # `--se 1 2` or `--deb` would be understood in part
+        super().__init__(
+            allow_abbrev=False, **options
+        )  # `--se 1 2` or `--deb` would be understood in part
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if "--debug" not in self._option_string_actions:  # the options of all commands are the last ones of --help
-            self.add_argument("--version", action="version", version=f"Modular Prompt Learning {__version__}")
-            self.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")
+        if (
+            "--debug" not in self._option_string_actions
+        ):  # the options of all commands are the last ones of --help
+            self.add_argument(
+                "--version", action="version", version=f"Modular Prompt Learning {__version__}"
+            )
+            self.add_argument(
+                "--debug",
+                action="store_true",
+                help="show the traceback of an error (also: MPL_DEBUG=1)",
+            )
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -82,7 +100,9 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
-            accepted = f"expected an integer >= {least}" if most is None else f"expected {least} to {most}"
+            accepted = (
+                f"expected an integer >= {least}" if most is None else f"expected {least} to {most}"
+            )
             raise ArgumentTypeError(f"{accepted}, got {text!r}")
         return int(text)
 
@@ -109,7 +129,9 @@ share = between(0, 1, "a number between 0 and 1")
 
 def percent(text: str) -> float:
     """The argparse type of a percentage: 5, 5% and the share 0.05 are the same."""
-    value = between(0, 100, "a percentage such as 5, or a share such as 0.05")(text.removesuffix("%"))
+    value = between(0, 100, "a percentage such as 5, or a share such as 0.05")(
+        text.removesuffix("%")
+    )
     is_share = value < 1 and not text.endswith("%")
     return 100 * value if is_share else value
 

@@ -30,7 +30,9 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise kind(f"cannot read {path} ({reason})", "check the path", path) from error
     if not regular:
-        raise UsageError(f"{path} is not a regular file", "give the path of a file with content", path)
+        raise UsageError(
+            f"{path} is not a regular file", "give the path of a file with content", path
+        )
     if len(content) > most:
         raise UsageError(f"{path} is larger than {most:,} bytes", "shorten it", path)
     return content

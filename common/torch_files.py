@@ -50,7 +50,12 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
             if file.read(2) == b"PK":
                 check_archive(file)
             file.seek(0)
-            with LOADING, torch.serialization.safe_globals([(stub, name) for name, stub in (stubs or {}).items()]):
+            with (
+                LOADING,
+                torch.serialization.safe_globals(
+                    [(stub, name) for name, stub in (stubs or {}).items()]
+                ),
+            ):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, DamagedError):
         raise
@@ -59,7 +64,11 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
             raise
         if "allocate memory" in str(error):
             raise MemoryError(one_line(error)) from error
-        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        refused = (
+            re.search(r"GLOBAL (\S+)", str(error))
+            if isinstance(error, pickle.UnpicklingError)
+            else None
+        )
         if refused:
             reason = f"it contains {refused[1]}, which is neither a tensor nor a plain value, and is not loaded"
         else:
@@ -80,10 +89,15 @@ def check_archive(file: io.BufferedReader) -> None:
     with zipfile.ZipFile(file) as archive:
         size = file.seek(0, io.SEEK_END)
         members = archive.infolist()
-        if sum(member.file_size for member in members) > size:  # a small file cannot fill the memory
+        if (
+            sum(member.file_size for member in members) > size
+        ):  # a small file cannot fill the memory
             raise DamagedError("it is compressed")
         # torch would return memory that nobody has written for a member that counts as a folder or has two sizes.
-        if any(member.external_attr & 0x10 or member.file_size != member.compress_size for member in members):
+        if any(
+            member.external_attr & 0x10 or member.file_size != member.compress_size
+            for member in members
+        ):
             raise DamagedError("its list of members is not one of torch")
         if archive.comment:
             file.seek(0)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 __version__ = "1.0.0"
 # The files that a result depends on. Other files, such as a virtual environment, are not changes.
-COMPUTING = ("train.py", "clip", "common", "configs", "datasets", "experiments", "inference", "toolbox", "trainers")
+COMPUTING = (
+    "train.py",
+    "clip",
+    "common",
+    "configs",
+    "datasets",
+    "experiments",
+    "inference",
+    "toolbox",
+    "trainers",
+)
 NEW_SETTINGS = re.compile(r'\?\? "?configs/.*\.ya?ml"?$')  # in the output of git status
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
@@ -21,7 +31,11 @@ def source() -> dict:
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "-uall", "--", *COMPUTING) if commit else None
     changed = [line for line in (status or "").splitlines() if not NEW_SETTINGS.match(line)]
-    return {"version": __version__, "commit": commit, "dirty": None if status is None else bool(changed)}
+    return {
+        "version": __version__,
+        "commit": commit,
+        "dirty": None if status is None else bool(changed),
+    }
 
 
 def git(*arguments: str) -> str | None:
@@ -29,7 +43,9 @@ def git(*arguments: str) -> str | None:
     try:
         if not (ROOT / ".git").exists():  # a copy inside another checkout has no commit of its own
             return None
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

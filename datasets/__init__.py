@@ -15,18 +15,38 @@ from .base import DatasetError
 
 SETTINGS = {
     "DATASET.SUBSAMPLE_CLASSES": ("all", Accepts(Literal["all", "base", "new"]), ""),
-    "DATASET.SPLIT_SEED": (-1, Accepts(int, -1, 2**32 - 1), "ImageFolder: from 0, split images that are not split yet"),
+    "DATASET.SPLIT_SEED": (
+        -1,
+        Accepts(int, -1, 2**32 - 1),
+        "ImageFolder: from 0, split images that are not split yet",
+    ),
     "DATASET.FEWSHOT_FILE": (
         "",
         TEXT,
         "CoOp's .pkl or 2SFS' .jsonl with the few-shot images; may have {shots} and {seed}",
     ),
-    "DATASET.TITLE": ("", TEXT, "Its name in results (default: DATASET.NAME; ImageFolder: that of the YAML file)"),
+    "DATASET.TITLE": (
+        "",
+        TEXT,
+        "Its name in results (default: DATASET.NAME; ImageFolder: that of the YAML file)",
+    ),
     "DATASET.TEMPLATE": ("", TEXT, "Sentence for zero-shot CLIP, instead of the dataset's own"),
     "DATASET.SENTENCES": ("", TEXT, "JSON file with sentences for each class; may have {dataset}"),
-    "DATASET.SENTENCES_SHA256": ("", TEXT, "SHA-256 of that file: another one is refused. A run fills it in"),
-    "TEST.MAX_IMAGES": (0, Accepts(int, 0, 10**9), "Test on this many images, evenly spread over all; 0: on all"),
-    "DATASET.HOLD_OUT": (False, FLAG, "Validate on one training image of each class, and do not train on it"),
+    "DATASET.SENTENCES_SHA256": (
+        "",
+        TEXT,
+        "SHA-256 of that file: another one is refused. A run fills it in",
+    ),
+    "TEST.MAX_IMAGES": (
+        0,
+        Accepts(int, 0, 10**9),
+        "Test on this many images, evenly spread over all; 0: on all",
+    ),
+    "DATASET.HOLD_OUT": (
+        False,
+        FLAG,
+        "Validate on one training image of each class, and do not train on it",
+    ),
 }
 
 

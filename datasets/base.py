@@ -54,7 +54,9 @@ class FewShotDataset(DatasetBase):
     dataset_dir = ""  # under DATASET.ROOT
     image_dir = ""  # in dataset_dir
     split_file = ""  # in dataset_dir
-    counts: tuple[int, int, int] | None = None  # published numbers of training, validation and test images
+    counts: tuple[int, int, int] | None = (
+        None  # published numbers of training, validation and test images
+    )
     n_classes: int | None = None
     test_only = False  # no training images: it tests prompts that were learned on another dataset
     named_by_config = False  # the user's images are named after their YAML file
@@ -78,11 +80,16 @@ class FewShotDataset(DatasetBase):
         check_template(self.template, "DATASET.TEMPLATE")
         self.title = cfg.DATASET.get("TITLE", "") or type(self).__name__
         if CONTROL.search(self.title):
-            raise UsageError(f"DATASET.TITLE is {self.title!r}, which has control characters", "give another title")
+            raise UsageError(
+                f"DATASET.TITLE is {self.title!r}, which has control characters",
+                "give another title",
+            )
         self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
-        self.holds_out = cfg.DATASET.get("HOLD_OUT", False)  # the last training image of each class is for validation
+        self.holds_out = cfg.DATASET.get(
+            "HOLD_OUT", False
+        )  # the last training image of each class is for validation
         train, val, test = self.load()
         if images:
             self.check_images([*train, *val, *test])
@@ -118,7 +125,9 @@ class FewShotDataset(DatasetBase):
         if self.cfg.DATASET.get("SENTENCES", ""):
             names = {item.classname for part in split for item in part}
             self.sentences = sentences.read(sentences.file_of(self.cfg)[0], names)
-        train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
+        train, val, test = select_classes(
+            self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split)
+        )
         if not test or not (train or self.test_only):
             part = "testing" if train else "training"
             classes = f"SUBSAMPLE_CLASSES {self.cfg.DATASET.SUBSAMPLE_CLASSES}"
@@ -132,13 +141,21 @@ class FewShotDataset(DatasetBase):
             raise DatasetError(f"split file {path} is missing", self.remedy, path)
         try:
             split = read_json(path)
-            train, val, test = ([self.read_item(*row) for row in split[part]] for part in ("train", "val", "test"))
+            train, val, test = (
+                [self.read_item(*row) for row in split[part]] for part in ("train", "val", "test")
+            )
             if not test or not (train or self.test_only):
                 raise ValueError("no images to learn from, or none to test on")
         except (ValueError, KeyError, TypeError) as error:
-            reason = error.what if isinstance(error, UsageError) else one_line(f"{type(error).__name__}: {error}")
+            reason = (
+                error.what
+                if isinstance(error, UsageError)
+                else one_line(f"{type(error).__name__}: {error}")
+            )
             reason = f"it has no {error}" if isinstance(error, KeyError) else reason
-            raise DatasetError(f"split file {path} is damaged ({reason})", self.how_to_replace, path) from None
+            raise DatasetError(
+                f"split file {path} is damaged ({reason})", self.how_to_replace, path
+            ) from None
         return train, val, test
 
     def read_lines(self, path: Path) -> list[str]:
@@ -180,7 +197,9 @@ class FewShotDataset(DatasetBase):
         names: dict[int, str] = {}
         for label, name in pairs:
             if names.setdefault(label, name) != name:
-                raise DatasetError(f"label {label} is both {names[label]!r} and {name!r}", self.remedy, where)
+                raise DatasetError(
+                    f"label {label} is both {names[label]!r} and {name!r}", self.remedy, where
+                )
         if twins := same_names(list(names.values())):
             print(twins)
         learned = {item.label for item in train}
@@ -219,7 +238,9 @@ class FewShotDataset(DatasetBase):
                 if number != -1 and count != expected[label]:
                     name = next(item.classname for item in train if item.label == label)
                     what = f"{file} has {count} images of {name!r}, and DATASET.NUM_SHOTS {number} means"
-                    raise DatasetError(f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file)
+                    raise DatasetError(
+                        f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file
+                    )
         return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
 
     def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
@@ -243,7 +264,9 @@ class FewShotDataset(DatasetBase):
         """Check that every image is a regular file. No image is opened."""
         missing = missing_files(item.impath for item in items)
         if missing:
-            fault = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
+            fault = (
+                "not regular files" if os.path.exists(missing[0]) else "missing"
+            )  # reading a named pipe would wait
             what = f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first {missing[0]}"
             raise DatasetError(what, self.remedy, missing[0])
 
@@ -299,4 +322,7 @@ def select_classes(which: str, *parts: Items) -> list[Items]:
         raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}", "use all, base or new")
     new = {label: number for number, label in enumerate(halves[which])}
     chosen = ([item for item in part if item.label in new] for part in parts)
-    return [[Datum(item.impath, new[item.label], item.domain, item.classname) for item in part] for part in chosen]
+    return [
+        [Datum(item.impath, new[item.label], item.domain, item.classname) for item in part]
+        for part in chosen
+    ]

@@ -120,7 +120,9 @@ def colours(image: Image.Image) -> Floats:
 
     They take the place of features where there is no model.
     """
-    parts = np.asarray(image.resize((8, 8), Image.Resampling.BOX, reducing_gap=3.0), dtype=np.float32)
+    parts = np.asarray(
+        image.resize((8, 8), Image.Resampling.BOX, reducing_gap=3.0), dtype=np.float32
+    )
     turns = [np.rot90(parts, number) for number in range(4)]
     return np.mean([*turns, *(turn[::-1] for turn in turns)], axis=0).ravel()
 
@@ -138,7 +140,9 @@ def turned(waves: NDArray[np.complex64]) -> Iterator[NDArray[np.complex64]]:
     upside_down = np.concatenate([waves[:, :1], waves[:, :0:-1]], axis=1)
     left_half = upside_down[:, :, :0:-1].conj()  # frequencies below 0: a picture is real
     both_halves = np.concatenate([left_half, waves], axis=2)  # columns: -HIGHEST, ..., HIGHEST
-    order = np.r_[HIGHEST : 2 * HIGHEST + 1, 0:HIGHEST]  # of rows: 0, ..., HIGHEST, -HIGHEST, ..., -1
+    order = np.r_[
+        HIGHEST : 2 * HIGHEST + 1, 0:HIGHEST
+    ]  # of rows: 0, ..., HIGHEST, -HIGHEST, ..., -1
     transposed = both_halves.transpose(0, 2, 1)[:, order, : HIGHEST + 1]
     for each in (waves, transposed):
         mirrored = np.concatenate([each[:, :1], each[:, :0:-1]], axis=1)
@@ -167,7 +171,9 @@ def similarity(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> F
     return best
 
 
-def similarities(signatures: NDArray[np.int8], pairs: Pairs, others: NDArray[np.int8] | None = None) -> Floats:
+def similarities(
+    signatures: NDArray[np.int8], pairs: Pairs, others: NDArray[np.int8] | None = None
+) -> Floats:
     """(pairs,): of the images at these places of `signatures` (images, *SHAPE) and of `others` (default: the same)."""
     others = signatures if others is None else others
     found = np.empty(len(pairs), dtype=np.float32)
@@ -194,7 +200,9 @@ class NearCopies:
     near: NDArray[np.int64]
 
     @classmethod
-    def of(cls, signatures: NDArray[np.int8], features: Floats, labels: NDArray[Any]) -> "NearCopies":
+    def of(
+        cls, signatures: NDArray[np.int8], features: Floats, labels: NDArray[Any]
+    ) -> "NearCopies":
         """Near-copies among images of two classes or more. Time and memory grow with the number of images.
 
         Args:
@@ -228,7 +236,9 @@ class NearCopies:
         return pairs
 
 
-def of_strays(groups: NDArray[np.int64], near: NDArray[np.int64], inside: NDArray[np.bool_]) -> Pairs:
+def of_strays(
+    groups: NDArray[np.int64], near: NDArray[np.int64], inside: NDArray[np.bool_]
+) -> Pairs:
     """Pairs of the images `inside` in groups that are too small with the most similar image of another group.
 
     Args:
@@ -256,7 +266,11 @@ def neighbours(unit: Floats) -> NDArray[np.int64]:
     count = min(NEIGHBOURS, len(unit) - 1)
     if count < 1:
         return np.empty((len(unit), 0), dtype=np.int64)
-    return NearestNeighbors(n_neighbors=count, algorithm="brute").fit(unit).kneighbors(return_distance=False)
+    return (
+        NearestNeighbors(n_neighbors=count, algorithm="brute")
+        .fit(unit)
+        .kneighbors(return_distance=False)
+    )
 
 
 def pairs_of(near: NDArray[np.int64]) -> Pairs:

@@ -27,8 +27,13 @@ class FGVCAircraft(FewShotDataset):
     )
 
     def read_split(self) -> Split:
-        labels = {name: label for label, name in enumerate(self.read_lines(self.root / self.split_file))}
-        train, val, test = (self.read_list(f"images_variant_{part}.txt", labels) for part in ("train", "val", "test"))
+        labels = {
+            name: label for label, name in enumerate(self.read_lines(self.root / self.split_file))
+        }
+        train, val, test = (
+            self.read_list(f"images_variant_{part}.txt", labels)
+            for part in ("train", "val", "test")
+        )
         return train, val, test
 
     def read_list(self, file: str, labels: dict[str, int]) -> Items:

@@ -21,8 +21,12 @@ class File:
     # Folder inside the archive -> its place in the dataset's folder ("." is that folder); "" takes everything.
     # None for a text file, which is used as it is.
     extract: Mapping[str, str] | None = None
-    nested_archives: str = ""  # file name pattern of the archives inside the archive that hold the images
-    labels_from: str = ""  # name of the archive with the class of each image (ImageNet's validation images)
+    nested_archives: str = (
+        ""  # file name pattern of the archives inside the archive that hold the images
+    )
+    labels_from: str = (
+        ""  # name of the archive with the class of each image (ImageNet's validation images)
+    )
 
     @property
     def size(self) -> int:
@@ -37,7 +41,9 @@ class File:
     @property
     def checksum(self) -> tuple[str, str] | None:
         """Kind and value."""
-        return next(((kind, value) for kind in ("sha256", "md5") if (value := getattr(self, kind))), None)
+        return next(
+            ((kind, value) for kind in ("sha256", "md5") if (value := getattr(self, kind))), None
+        )
 
     @property
     def link(self) -> str:

@@ -14,7 +14,17 @@ from . import splits
 from .base import DatasetError, FewShotDataset, Items
 
 # Those of torchvision's datasets.ImageFolder, others of JPEG, and GIF
-IMG_EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMG_EXTENSIONS: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 IMG_EXTENSIONS += (".jpe", ".jfif", ".gif")
 HEIC = (".heic", ".heif")
 if find_spec("pillow_heif"):
@@ -49,7 +59,11 @@ def kinds(files: Iterable[str]) -> str:
     counts = Counter(Path(file).suffix.lower() or "without an ending" for file in files)
     most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
     text = ", ".join(f"{number:,} {printable(ending)}" for ending, number in most)
-    hint = "; `pip install pillow-heif` reads .heic" if any(ending in counts for ending in HEIC) else ""
+    hint = (
+        "; `pip install pillow-heif` reads .heic"
+        if any(ending in counts for ending in HEIC)
+        else ""
+    )
     return f"{text or 'no files'}{', ...' if len(counts) > 5 else ''}{hint}"
 
 
@@ -60,8 +74,14 @@ class FolderDataset(FewShotDataset):
         """Sorted names of the class folders; files, hidden folders and that of few-shot choices are ignored."""
         if not parent.is_dir():
             raise DatasetError(f"no folder {parent}", self.remedy, parent)
-        names = (name for name in os.listdir(parent) if not name.startswith(".") and name != splits.FOLDER)
-        folders = sorted(name for name in names if os.path.isdir(parent / name))  # not a link to itself
+        names = (
+            name
+            for name in os.listdir(parent)
+            if not name.startswith(".") and name != splits.FOLDER
+        )
+        folders = sorted(
+            name for name in names if os.path.isdir(parent / name)
+        )  # not a link to itself
         if not folders:
             raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
         return folders
@@ -83,9 +103,13 @@ class FolderDataset(FewShotDataset):
                 what = f"no images in {path} ({' '.join(IMG_EXTENSIONS)}), but {kinds(files)}"
                 raise DatasetError(what, self.remedy, parent)
             label, classname = classes[folder]
-            items += [Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names]
+            items += [
+                Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names
+            ]
         if ignored:
-            print(f"Files in {parent} that are not images: {kinds(ignored)}, such as {printable(min(ignored))}")
+            print(
+                f"Files in {parent} that are not images: {kinds(ignored)}, such as {printable(min(ignored))}"
+            )
         return items
 
     def name_folders(self, folders: list[str], names: dict[str, str], source: str) -> Classes:

@@ -43,8 +43,12 @@ class ImageFolder(FolderDataset):
             what = f"{self.root} already has folders train and test"
             raise DatasetError(what, "remove DATASET.SPLIT_SEED", self.root)
         self.name_others(self.class_folders(self.root), parts)
-        classes = self.classes(sorted({name for part in parts for name in self.class_folders(self.root / part)}))
-        train, val, test = (self.read_classes(self.root / part, classes) if part in parts else [] for part in PARTS)
+        classes = self.classes(
+            sorted({name for part in parts for name in self.class_folders(self.root / part)})
+        )
+        train, val, test = (
+            self.read_classes(self.root / part, classes) if part in parts else [] for part in PARTS
+        )
         return train, val, test
 
     def name_others(self, folders: Sequence[str], parts: Iterable[str]) -> None:
@@ -57,7 +61,9 @@ class ImageFolder(FolderDataset):
         for name in folders:
             if name.lower() in LIKE_PARTS:
                 remedy = "call the parts train, val and test, with class folders in each; or rename the class"
-                raise DatasetError(f"{self.root} has a folder {name} where class folders are", remedy, self.root)
+                raise DatasetError(
+                    f"{self.root} has a folder {name} where class folders are", remedy, self.root
+                )
 
     def seeded_split(self, seed: int) -> Split:
         """The saved split of this seed; it is made if it does not exist."""
@@ -71,12 +77,18 @@ class ImageFolder(FolderDataset):
         command = f"python tools/prepare.py --add {quote(str(self.root))}"
         self.remedy = f"restore them, or bring the split up to date: {command}"
         split = super().read_split()
-        folders = {self.class_of(item): (item.label, item.classname) for part in split for item in part}
+        folders = {
+            self.class_of(item): (item.label, item.classname) for part in split for item in part
+        }
         if folders != classes:
             remedy = self.remedy.replace("restore them, or bring the split", "bring it")
             raise DatasetError(f"{file} was made from other classes or class names", remedy, file)
         known = {item.impath for part in split for item in part}
-        if new := sorted(item.impath for item in self.read_classes(self.root, classes) if item.impath not in known):
+        if new := sorted(
+            item.impath
+            for item in self.read_classes(self.root, classes)
+            if item.impath not in known
+        ):
             what = f"{len(new):,} images in {self.root} are not in {self.split_file}, such as {printable(new[0])}"
             print(f"{what}: they are not used. {self.remedy.partition(', or ')[2].capitalize()}")
         return split
@@ -85,7 +97,9 @@ class ImageFolder(FolderDataset):
         """The class folder of an image of a split."""
         return os.path.relpath(item.impath, self.root).split("/")[0]
 
-    def divide(self, seed: int, classes: Classes, places: Mapping[str, str] | None = None) -> dict[str, Items]:
+    def divide(
+        self, seed: int, classes: Classes, places: Mapping[str, str] | None = None
+    ) -> dict[str, Items]:
         """The images of each part: of a class 20% for validation (rounded down), 30% for testing (rounded up), the rest
         for training. Those that have a part already, in `places` by their paths, stay there."""
         rng, places = random.Random(seed), places or {}
@@ -94,7 +108,9 @@ class ImageFolder(FolderDataset):
             sizes = {"val": len(images) // 5, "test": (3 * len(images) + 9) // 10}
             sizes["train"] = len(images) - sum(sizes.values())
             if sizes["train"] < 1:
-                raise DatasetError(f"{images[0].impath} is the only image of its class", "a split needs two")
+                raise DatasetError(
+                    f"{images[0].impath} is the only image of its class", "a split needs two"
+                )
             new = [item for item in images if item.impath not in places]
             rng.shuffle(new)
             for part in PARTS:
@@ -129,12 +145,20 @@ class ImageFolder(FolderDataset):
         for file in (self.root / "classnames.json", self.root / "classnames.txt"):
             if file.is_file():
                 print(f"Class names: {file}")
-                names = self.read_classnames(file) if file.suffix == ".txt" else self.read_names(file)
+                names = (
+                    self.read_classnames(file) if file.suffix == ".txt" else self.read_names(file)
+                )
                 return self.name_folders(folders, names, str(file))
-        return self.name_folders(folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root))
+        return self.name_folders(
+            folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root)
+        )
 
     def read_names(self, file: Path) -> dict[str, str]:
         names = read_json(file)
-        if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
-            raise DatasetError(f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file)
+        if not isinstance(names, dict) or not all(
+            isinstance(name, str) and name.strip() for name in names.values()
+        ):
+            raise DatasetError(
+                f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file
+            )
         return names

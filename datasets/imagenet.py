@@ -4,7 +4,9 @@ from .base import Split
 from .files import File
 from .folders import Classes, FolderDataset
 
-CLASSNAMES = File("classnames.txt", drive="1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF", about=40_000)  # CoOp's
+CLASSNAMES = File(
+    "classnames.txt", drive="1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF", about=40_000
+)  # CoOp's
 
 
 class ImageNetFolders(FolderDataset):
@@ -27,8 +29,12 @@ class ImageNetFolders(FolderDataset):
         from open_clip import IMAGENET_CLASSNAMES
         from timm.data import ImageNetInfo  # has the ids, which open_clip lacks
 
-        print(f"No {self.root}/classnames.txt: using open_clip's class names (some differ from CoOp's)")
-        return dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True)), "open_clip"
+        print(
+            f"No {self.root}/classnames.txt: using open_clip's class names (some differ from CoOp's)"
+        )
+        return dict(
+            zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True)
+        ), "open_clip"
 
 
 class TestFolders(ImageNetFolders):
@@ -51,9 +57,7 @@ class ImageNet(ImageNetFolders):
 
     licence = "non-commercial research, after agreeing to terms"
     page = "https://image-net.org/download-images.php"
-    manual_steps = (
-        "get them at https://image-net.org/download-images.php (or link images/train and images/val to copies)"
-    )
+    manual_steps = "get them at https://image-net.org/download-images.php (or link images/train and images/val to copies)"
     files = (
         CLASSNAMES,
         File(
@@ -70,9 +74,18 @@ class ImageNet(ImageNetFolders):
             nested_archives="n*.tar",
             extract={"": "images/train"},
         ),
-        File("ILSVRC2012_devkit_t12.tar.gz", bytes=2568145, md5="fa75699e90414af021442c21a62c3abf", extract={}),
+        File(
+            "ILSVRC2012_devkit_t12.tar.gz",
+            bytes=2568145,
+            md5="fa75699e90414af021442c21a62c3abf",
+            extract={},
+        ),
     )
 
     def read_split(self) -> Split:
         classes = self.classes(self.class_folders(self.images / "train"))
-        return self.read_classes(self.images / "train", classes), [], self.read_classes(self.images / "val", classes)
+        return (
+            self.read_classes(self.images / "train", classes),
+            [],
+            self.read_classes(self.images / "val", classes),
+        )

@@ -35,28 +35,39 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
         print(f"Sentences: {min(counts)} to {max(counts)} for {of}, from {file}{rest}")
     elif sentences and classes:
         what = f"{file} has no sentences for any class of the dataset: it has {printable(next(iter(sentences)))!r}"
-        raise UsageError(what, f"give a file with classes such as {printable(min(classes))!r}", file)
+        raise UsageError(
+            what, f"give a file with classes such as {printable(min(classes))!r}", file
+        )
     return sentences
 
 
 def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
     """The content of a file, or of a model's description, from anyone; UsageError if it has another form or size."""
     lists = list(content.values()) if isinstance(content, dict) else [None]
-    texts = [text for of_class in lists for text in (of_class if isinstance(of_class, list) else [None])]
-    usable = all(isinstance(text, str) and len(text) <= LONGEST and not SURROGATES.search(text) for text in texts)
+    texts = [
+        text for of_class in lists for text in (of_class if isinstance(of_class, list) else [None])
+    ]
+    usable = all(
+        isinstance(text, str) and len(text) <= LONGEST and not SURROGATES.search(text)
+        for text in texts
+    )
     if not usable or not 0 < len(texts) <= MOST:
         what = f"{where} does not have 1 to {MOST:,} sentences of at most {LONGEST:,} characters for classes"
         raise UsageError(what, 'write {"class name": ["a sentence", ...], ...}', where)
     check_known_names(list(content), where)
     if len({plain(name) for name in content}) < len(content):
-        raise UsageError(f"{where} has a class twice, with _ and with a space", "join its sentences", where)
+        raise UsageError(
+            f"{where} has a class twice, with _ and with a space", "join its sentences", where
+        )
     return content
 
 
 def file_of(cfg: CfgNode) -> tuple[Path | None, str]:
     """The file DATASET.SENTENCES, in whose name {dataset} is the dataset's in results, and its checksum. Raises
     UsageError if DATASET.SENTENCES_SHA256 states another one, or the file is missing or too large."""
-    given = cfg.DATASET.get("SENTENCES", "").replace("{dataset}", cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME)
+    given = cfg.DATASET.get("SENTENCES", "").replace(
+        "{dataset}", cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME
+    )
     file = Path(given).expanduser() if given else None
     checksum = sha256(read_bytes(file, LARGEST)).hexdigest() if file else ""
     if cfg.DATASET.get("SENTENCES_SHA256", "") not in ("", checksum):

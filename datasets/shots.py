@@ -40,7 +40,9 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
             name = names[labels[content.index(None)]]
             what = f"{where} has no number for the class {name!r}"
             raise UsageError(what, "give each class one; 0: no images", where)
-    numbers = isinstance(content, list) and all(type(number) is int and number >= 0 for number in content)
+    numbers = isinstance(content, list) and all(
+        type(number) is int and number >= 0 for number in content
+    )
     if not numbers or len(content) != len(labels) or not any(content):
         what = f"{where} is not a list of {len(labels)} numbers of images, one for each class"
         raise UsageError(what, "give numbers from 0, in the order of the labels", where)
@@ -54,4 +56,6 @@ def sample(by_label: Mapping[int, list[Datum]], counts: Mapping[int, int]) -> li
         if counts[label] > len(items):
             what = f"DATASET.NUM_SHOTS asks for {counts[label]:,} images of {items[0].classname!r}"
             raise UsageError(what, f"lower that number: there are {len(items):,}")
-    return [item for label, items in by_label.items() for item in random.sample(items, counts[label])]
+    return [
+        item for label, items in by_label.items() for item in random.sample(items, counts[label])
+    ]

@@ -63,8 +63,16 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
         text = "".join(json.dumps({key: row[key] for key in FIELDS}) + "\n" for row in rows)
         contents[Path(f"{stem}_{part}.jsonl")] = text.encode()
     for file, content in contents.items():
-        if file.exists() and read_bytes(file, MOST) != content and not has_choice(file, parts, folder, data):
-            raise UsageError(f"{file} exists and has another choice", "move it elsewhere, or use another seed", file)
+        if (
+            file.exists()
+            and read_bytes(file, MOST) != content
+            and not has_choice(file, parts, folder, data)
+        ):
+            raise UsageError(
+                f"{file} exists and has another choice",
+                "move it elsewhere, or use another seed",
+                file,
+            )
     stem.parent.mkdir(exist_ok=True)
     write_missing(contents)
     return list(contents)
@@ -89,7 +97,9 @@ def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data:
         return False
 
 
-def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path) -> tuple[Parts, dict[str, str]]:
+def read(
+    file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path
+) -> tuple[Parts, dict[str, str]]:
     """The images that a file chooses.
 
     Args:
@@ -117,14 +127,22 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
         if not chosen["train"] or not {"train"} <= chosen.keys() <= {"train", "val"}:
             raise ValueError("expected images for train, and perhaps for val")
-        if any(type(path) is not str or type(label) is not int for pairs in chosen.values() for path, label in pairs):
+        if any(
+            type(path) is not str or type(label) is not int
+            for pairs in chosen.values()
+            for path, label in pairs
+        ):
             raise TypeError("an image has no path or no label")
     except UsageError:
         raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle
         what = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
-        raise UsageError(what, "replace it, or write one with: python tools/prepare.py splits", file) from error
-    places = {below(item.impath, data): (part, item) for part, items in split.items() for item in items}
+        raise UsageError(
+            what, "replace it, or write one with: python tools/prepare.py splits", file
+        ) from error
+    places = {
+        below(item.impath, data): (part, item) for part, items in split.items() for item in items
+    }
     parts: Parts = {part: [] for part in chosen}
     for part, pairs in chosen.items():
         for path, label in pairs:
@@ -141,7 +159,10 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
         if missing:
             what = f"{file} has no image for {part} of the class {missing[0]!r}"
             raise UsageError(what, "give each class an image", file)
-    return parts, {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
+    return parts, {
+        "file": printable(below(str(file), data)),
+        "file_sha256": sha256(content).hexdigest(),
+    }
 
 
 def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:
@@ -151,7 +172,10 @@ def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:
     if other != file and other.is_file():
         contents["val"] = read_bytes(other, MOST)
     lines = {part: filter(bytes.strip, text.splitlines()) for part, text in contents.items()}
-    return {part: [json.loads(line, parse_constant=refuse) for line in rows] for part, rows in lines.items()}
+    return {
+        part: [json.loads(line, parse_constant=refuse) for line in rows]
+        for part, rows in lines.items()
+    }
 
 
 def below(path: str, data: Path) -> str:
@@ -164,4 +188,8 @@ def in_dataset(path: str, folder: Path, data: Path) -> str:
     what comes before the dataset's folder does not count."""
     name = below(path, data)
     place = f"{folder.relative_to(data)}/"
-    return place + name.rpartition(f"/{place}")[2] if name.startswith("/") and f"/{place}" in name else name
+    return (
+        place + name.rpartition(f"/{place}")[2]
+        if name.startswith("/") and f"/{place}" in name
+        else name
+    )

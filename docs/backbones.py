@@ -27,7 +27,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import open_clip  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
-from tiny_models import Letters, not_initialised, open_clips, rows_of, small_timm, tiny_config, with_sizes  # noqa: E402
+from tiny_models import (  # noqa: E402
+    Letters,
+    not_initialised,
+    open_clips,
+    rows_of,
+    small_timm,
+    tiny_config,
+    with_sizes,
+)
 
 import clip  # noqa: E402
 import trainers  # noqa: E402
@@ -66,11 +74,24 @@ seconds and the memory in the file are not those of the published model. A token
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="ARCH", help="architectures (default: all with published weights)")
-    parser.add_argument("--largest", type=int, default=160, help="million weights up to which all layers are built")
-    parser.add_argument("--narrow", action="store_true", help="build each with small widths and two layers")
-    parser.add_argument("--rows", type=Path, help="file with the rows of an earlier start, which are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="ARCH",
+        help="architectures (default: all with published weights)",
+    )
+    parser.add_argument(
+        "--largest", type=int, default=160, help="million weights up to which all layers are built"
+    )
+    parser.add_argument(
+        "--narrow", action="store_true", help="build each with small widths and two layers"
+    )
+    parser.add_argument(
+        "--rows", type=Path, help="file with the rows of an earlier start, which are kept"
+    )
     return parser.parse_args()
 
 
@@ -80,14 +101,29 @@ def text_model(name: str, layers: int | None, folder: str) -> None:
 
     large = "large" in name or "1.3B" in name
     if "nllb" in name:
-        sizes = {"vocab_size": 256_206, "d_model": 1024, "encoder_layers": 24 if large else 12, "decoder_layers": 1}
+        sizes = {
+            "vocab_size": 256_206,
+            "d_model": 1024,
+            "encoder_layers": 24 if large else 12,
+            "decoder_layers": 1,
+        }
         sizes |= {"encoder_ffn_dim": 8192 if large else 4096, "scale_embedding": True}
         config = transformers.M2M100Config(**sizes)
     else:
         kind = transformers.XLMRobertaConfig if "xlm" in name else transformers.RobertaConfig
-        sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+        sizes = {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        }
         multilingual = {"vocab_size": 250_002} if "xlm" in name else {"vocab_size": 50_265}
-        config = kind(**(sizes if large else {}), **multilingual, max_position_embeddings=514, type_vocab_size=1)
+        config = kind(
+            **(sizes if large else {}),
+            **multilingual,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+        )
     if layers:
         config.vocab_size = min(config.vocab_size, 1000)
         setattr(config, "encoder_layers" if "nllb" in name else "num_hidden_layers", layers)
@@ -165,14 +201,21 @@ def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:
     ours.requires_grad_(False)
     if ours.vocab_size != clip.tokenize("").max() + 1:
         words = {"pool_type": "argmax", "eos_id": 2} | config["text_cfg"]
-        ours.tokenizer = clip.tokenizer.OtherTokenizer(Letters(words), chr, ours.context_length, "letters")
+        ours.tokenizer = clip.tokenizer.OtherTokenizer(
+            Letters(words), chr, ours.context_length, "letters"
+        )
     size = ours.visual.image_size
-    images = torch.randn(2, 3, *(size if isinstance(size, tuple) else (size, size)), generator=torch.manual_seed(0))
+    images = torch.randn(
+        2, 3, *(size if isinstance(size, tuple) else (size, size)), generator=torch.manual_seed(0)
+    )
     ids = rows_of(ours, *NAMES)
     with torch.no_grad():
         pairs = (
             (clip.encode_image(ours, images).feature, theirs.encode_image(images, normalize=False)),
-            (clip.encode_text(ours, clip.TextPrompts(ids)), theirs.encode_text(ids, normalize=False)),
+            (
+                clip.encode_text(ours, clip.TextPrompts(ids)),
+                theirs.encode_text(ids, normalize=False),
+            ),
         )
     row = {
         "arch": arch,
@@ -182,7 +225,9 @@ def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:
     }
     row["differences"] = [((found - own).norm() / own.norm()).item() for found, own in pairs]
     del theirs, pairs
-    row["methods"] = {name: step(name, settings, ours, images) for name, settings in METHODS.items()}
+    row["methods"] = {
+        name: step(name, settings, ours, images) for name, settings in METHODS.items()
+    }
     row["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return row
 
@@ -207,8 +252,14 @@ def step(name: str, settings: dict, model: CLIP, images: torch.Tensor) -> float 
     loss.backward()
     optimizer.step()
     seconds = time.process_time() - start
-    changed = [not torch.equal(old, new) for old, new in zip(before, prompted.parameters(), strict=True)]
-    if not (loss.isfinite() and any(changed) and all(new.isfinite().all() for new in prompted.parameters())):
+    changed = [
+        not torch.equal(old, new) for old, new in zip(before, prompted.parameters(), strict=True)
+    ]
+    if not (
+        loss.isfinite()
+        and any(changed)
+        and all(new.isfinite().all() for new in prompted.parameters())
+    ):
         raise ValueError(f"a step of {name} learns nothing")
     return seconds
 
@@ -231,19 +282,40 @@ def figures(rows: list[dict[str, Any]]) -> str:
     time of a step with two images and three classes on one core, memory the peak of the process in bytes.
     """
     text = io.StringIO()
-    heads = ["architecture", "weights", "image_tower", "text_tower", "layers", "image_difference", "text_difference"]
-    file = csv.DictWriter(text, [*heads, *METHODS, "memory", "note"], lineterminator="\n", restval="")
+    heads = [
+        "architecture",
+        "weights",
+        "image_tower",
+        "text_tower",
+        "layers",
+        "image_difference",
+        "text_difference",
+    ]
+    file = csv.DictWriter(
+        text, [*heads, *METHODS, "memory", "note"], lineterminator="\n", restval=""
+    )
     file.writeheader()
     for row in rows:
         if "methods" not in row:
             note = row.get("error") or f"needs {row['missing']}"
             file.writerow({"architecture": row["arch"], "note": note})
             continue
-        times = {name: answer for name, answer in row["methods"].items() if isinstance(answer, float)}
+        times = {
+            name: answer for name, answer in row["methods"].items() if isinstance(answer, float)
+        }
         seconds = {name: f"{times[name]:.2f}" if name in times else "refused" for name in METHODS}
-        notes = dict.fromkeys(answer for answer in row["methods"].values() if isinstance(answer, str))
+        notes = dict.fromkeys(
+            answer for answer in row["methods"].values() if isinstance(answer, str)
+        )
         differences = [f"{difference:.0e}" for difference in row["differences"]]
-        values = [row["arch"], row["weights"], row["tower"], text_tower(row["arch"]), row["layers"], *differences]
+        values = [
+            row["arch"],
+            row["weights"],
+            row["tower"],
+            text_tower(row["arch"]),
+            row["layers"],
+            *differences,
+        ]
         numbers = {"memory": f"{row['memory']:.2g}", "note": next(iter(notes), "")}
         file.writerow(dict(zip(heads, values, strict=True)) | seconds | numbers)
     return text.getvalue()
@@ -252,20 +324,39 @@ def figures(rows: list[dict[str, Any]]) -> str:
 def section(rows: list[dict[str, Any]], largest: int, narrow: bool = False) -> str:
     """The section of the page: one row for the architectures with the same kinds of towers and the same answers."""
     done = [row for row in rows if "methods" in row]
-    counts = {name: sum(isinstance(row["methods"][name], float) for row in done) for name in METHODS}
+    counts = {
+        name: sum(isinstance(row["methods"][name], float) for row in done) for name in METHODS
+    }
     same = sum(max(row["differences"]) <= 1e-5 for row in done)
     vits = sum(row["tower"] in VITS for row in done)
     built = NARROW if narrow else WIDE.format(largest=largest)
     families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in done:
-        answers = ("ok" if isinstance(row["methods"][name], float) else "refused" for name in METHODS)
+        answers = (
+            "ok" if isinstance(row["methods"][name], float) else "refused" for name in METHODS
+        )
         families.setdefault((row["tower"], text_tower(row["arch"]), *answers), []).append(row)
-    facts = {"version": open_clip.__version__, "all": len(rows), "same": same, "vits": vits, "built": built}
-    text = SECTION.format(**facts, **counts, methods=" | ".join(METHODS), rules=" --- |" * (5 + len(METHODS)))
+    facts = {
+        "version": open_clip.__version__,
+        "all": len(rows),
+        "same": same,
+        "vits": vits,
+        "built": built,
+    }
+    text = SECTION.format(
+        **facts, **counts, methods=" | ".join(METHODS), rules=" --- |" * (5 + len(METHODS))
+    )
     for (tower, texts, *answers), members in sorted(families.items()):
         sizes = sorted(row["weights"] / 1e6 for row in members)
         weights = f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} M"
-        cells = [f"`{tower}`", texts, str(len(members)), f"`{members[0]['arch']}`", weights, *answers]
+        cells = [
+            f"`{tower}`",
+            texts,
+            str(len(members)),
+            f"`{members[0]['arch']}`",
+            weights,
+            *answers,
+        ]
         text += f"| {' | '.join(cells)} |\n"
     missing = [f"`{row['arch']}`" for row in rows if "methods" not in row]
     return text + (f"\nNot tried (the file says why): {', '.join(missing)}.\n" if missing else "")
@@ -275,12 +366,17 @@ def main() -> None:
     args = parse_arguments()
     known = dict.fromkeys(arch for arch, _ in open_clip.list_pretrained())
     names = args.names or sorted(known, key=str.lower)
-    kept = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows and args.rows.exists() else []
+    kept = (
+        [json.loads(line) for line in args.rows.read_text().splitlines()]
+        if args.rows and args.rows.exists()
+        else []
+    )
     rows = {row["arch"]: row for row in kept if "error" not in row}
     torch.set_num_threads(1)
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         for row in pool.imap(
-            partial(attempt, largest=args.largest, narrow=args.narrow), [name for name in names if name not in rows]
+            partial(attempt, largest=args.largest, narrow=args.narrow),
+            [name for name in names if name not in rows],
         ):
             rows[row["arch"]] = row
             print(json.dumps(row), flush=True)
@@ -290,7 +386,10 @@ def main() -> None:
     if not args.names:
         listed = [rows[name] for name in names]
         write_text(FIGURES, figures(listed))
-        write_text(PAGE, PAGE.read_text().partition(MARK)[0] + MARK + section(listed, args.largest, args.narrow))
+        write_text(
+            PAGE,
+            PAGE.read_text().partition(MARK)[0] + MARK + section(listed, args.largest, args.narrow),
+        )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,13 @@ SHARED = {
     "AUGMIX": "mix the views with AugMix (default False)",
     "TEMPLATES": "sentences with {} for the class name; empty: those of the publication",
 }
-USUAL = (("CSC", False), ("AUGMIX", False), ("FEATURES_OF", ""), ("CHOOSE_ON", "validation"), ("VIEWS", 64))
+USUAL = (
+    ("CSC", False),
+    ("AUGMIX", False),
+    ("FEATURES_OF", ""),
+    ("CHOOSE_ON", "validation"),
+    ("VIEWS", 64),
+)
 TRAINER_NAME = "Name of a method, with a plug-in such as `DePT+MPL`, or of another trainer"
 PLUGIN = "`{}+METHOD` reads these keys in the section of the method, beside those of the method: "
 UNREAD = """## Settings that nothing reads
@@ -57,7 +63,9 @@ YAML files of the published Dassl may set these. They are accepted and have no e
 def meanings() -> dict[str, str]:
     """The meaning of each setting of Dassl and of this project."""
     declared = defaults.SETTINGS | datasets.SETTINGS | configuration.SETTINGS
-    return {key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning}
+    return {
+        key: meaning for key, (_, _, *texts) in declared.items() for meaning in texts if meaning
+    }
 
 
 NUMBERS = re.compile(r"[≥\d].*|number|integer.*")
@@ -73,12 +81,20 @@ def accepted(limit: object) -> str:
     text = re.sub(r" from (\d\S*) to (\S+)", r" \1–\2", text).replace(" from ", " ")
     text = re.sub(r"\b(an|a|one of) (?=integer|number|list|\w+,)", "", text)
     text = re.sub(r"(number|integer) (?=[-≥\d])", "", text)
-    return "" if text in ("text", "True or False") else text.replace("list, each text", "list of texts")
+    return (
+        ""
+        if text in ("text", "True or False")
+        else text.replace("list, each text", "list of texts")
+    )
 
 
 def shown(default: object, limit: object) -> str:
     """A default; with a point if the setting takes real numbers."""
-    real = isinstance(default, int) and not isinstance(default, bool) and str(limit).startswith("a number")
+    real = (
+        isinstance(default, int)
+        and not isinstance(default, bool)
+        and str(limit).startswith("a number")
+    )
     return repr(float(default) if real else default)
 
 
@@ -113,7 +129,9 @@ def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = 
     setting accepts are left out if they are those of `shared` or a range.
     """
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
-    text = "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())  # made by dataclasses
+    text = (
+        "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())
+    )  # made by dataclasses
     values = vars(kind())
     keys = []
     for key, limit in kind.schema().items():
@@ -133,7 +151,9 @@ def page() -> str:
     configuration.extend_cfg(cfg)
     known = meanings()
     for name, method in trainers.methods().items():
-        known |= dict.fromkeys(method.published_keys, f"Read by {name.partition('+')[0]} ([Methods](methods.md))")
+        known |= dict.fromkeys(
+            method.published_keys, f"Read by {name.partition('+')[0]} ([Methods](methods.md))"
+        )
     common = {key: value for key, value in settings(cfg).items() if not key.startswith("TRAINER.")}
     groups: dict[str, list[tuple]] = {}
     for key, (default, limit) in common.items():
@@ -145,7 +165,10 @@ def page() -> str:
     for group, rows in groups.items():
         parts += [f"## {group}", "\n".join(listed(*row) for row in rows)]
     shared = shared_limits()
-    lines = [f"- `{key}`: {'; '.join(filter(None, (meaning, shared[key])))}" for key, meaning in SHARED.items()]
+    lines = [
+        f"- `{key}`: {'; '.join(filter(None, (meaning, shared[key])))}"
+        for key, meaning in SHARED.items()
+    ]
     parts += [METHODS, "\n".join(lines)]
     plugged = {}
     entries: dict[str, list[str]] = {}

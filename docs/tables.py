@@ -24,7 +24,12 @@ from experiments.studies.study_file import load  # noqa: E402
 PAGES = ("docs/reproduce.md", "docs/results.md", "docs/studies.md")
 FILES = ROOT / "experiments/studies"
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
-DOMAINS = {"imagenet": "ImageNet", "imagenetv2": "ImageNet-V2", "imagenet_sketch": "-Sketch", "imagenet_a": "-A"}
+DOMAINS = {
+    "imagenet": "ImageNet",
+    "imagenetv2": "ImageNet-V2",
+    "imagenet_sketch": "-Sketch",
+    "imagenet_a": "-A",
+}
 DOMAINS |= {"imagenet_r": "-R", "average": "average of four"}
 Row = list[str]
 
@@ -51,13 +56,17 @@ def name(row: dict) -> str:
 def by_column(rows: dict[str, dict], titles: dict[str, str], *more: str) -> list[Row]:
     """A row for each method, with its accuracies under their titles."""
     keys = [key for key in next(iter(rows.values())) if key in titles]
-    cells = [[method, *numbers(row, keys), *(row[key] for key in more)] for method, row in rows.items()]
+    cells = [
+        [method, *numbers(row, keys), *(row[key] for key in more)] for method, row in rows.items()
+    ]
     return [["method", *(titles[key] for key in keys), *more], *cells]
 
 
 def fits(row: dict, rounded: float = 0.005 + 1e-9) -> bool:
     """Whether the printed H can be the harmonic mean of accuracies that are printed as base and new."""
-    least, most = (harmonic_mean(row["base"] + step, row["new"] + step) for step in (-rounded, rounded))
+    least, most = (
+        harmonic_mean(row["base"] + step, row["new"] + step) for step in (-rounded, rounded)
+    )
     return least - rounded <= row["H"] <= most + rounded
 
 
@@ -71,12 +80,19 @@ def verified(old: list[Row]) -> list[Row]:
     cases, loaded = golden_cases(), {*drawn.METHODS, *(case.method for case in CASES.values())}
     loaded -= {"TwoStage"}  # its code saves nothing
     groups: dict[tuple[str, str], list[str]] = {}
-    for method in sorted((name for name in trainers.methods() if "+" not in name or cases[name]), key=str.lower):
+    for method in sorted(
+        (name for name in trainers.methods() if "+" not in name or cases[name]), key=str.lower
+    ):
         half = "fp16, bf16" if method in {*drawn.METHODS} - drawn.ADAPTED else "no test"
         half = "bf16" if method in {*drawn.ADAPTED, "LinearProbe"} else half
-        groups.setdefault(("yes" if method in loaded else "–", half), []).append(f"{method} {cases[method]}")
+        groups.setdefault(("yes" if method in loaded else "–", half), []).append(
+            f"{method} {cases[method]}"
+        )
     rows = [[", ".join(methods), *facts] for facts, methods in groups.items()]
-    return [["methods, and their cases", "form of the official checkpoint", "half precision on a CPU"], *rows]
+    return [
+        ["methods, and their cases", "form of the official checkpoint", "half precision on a CPU"],
+        *rows,
+    ]
 
 
 def settings(old: list[Row]) -> list[Row]:
@@ -125,7 +141,9 @@ def studies(old: list[Row]) -> list[Row]:
         trials = f"{len(study.trials())} trials"
         content = re.sub(r"\d+ trials", trials, contents.get(f"`{file.name}`", "?"))
         content += f"; {trials}" * (bool(study.trials()) and trials not in content)
-        rows.append([f"`{file.name}`", content, str(sum(run.trains for run in runs)), str(len(runs))])
+        rows.append(
+            [f"`{file.name}`", content, str(sum(run.trains for run in runs)), str(len(runs))]
+        )
     return [old[0], *rows]
 
 
@@ -143,7 +161,9 @@ def written(text: str) -> str:
     """The text of a page with its tables as the code knows them."""
 
     def table(found: re.Match) -> str:
-        old = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[2].splitlines()]
+        old = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in found[2].splitlines()
+        ]
         head, *rows = TABLES[found[1]]([row for row in old if not set("".join(row)) <= {"-"}])
         lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
         return "\n".join([f"<!-- table: {found[1]} -->\n", *lines, ""])

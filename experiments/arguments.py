@@ -15,7 +15,9 @@ UNUSED = "for compatibility with Dassl; not used by the methods here"
 
 @cache
 def _parser() -> Parser:
-    folders = sorted(folder.name for folder in (ROOT / "configs/trainers").iterdir() if folder.is_dir())
+    folders = sorted(
+        folder.name for folder in (ROOT / "configs/trainers").iterdir() if folder.is_dir()
+    )
     parser = Parser(
         description="Train or test one method on one dataset.",
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
@@ -34,16 +36,29 @@ def _parser() -> Parser:
     add("--config-file", default="", help="YAML file of the method")
     add("--dataset-config-file", default="", help="YAML file of the dataset")
     add("--trainer", default="", help="name of the method, see below")
-    add("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
+    add(
+        "--backbone",
+        default="",
+        help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag",
+    )
     add("--head", default="", help=UNUSED)
     add("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     add("--model-dir", default="", help="output folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
     text = "datasets of out-of-distribution images to detect in the test (new: its new classes, for base ones)"
     add("--ood", type=names, default=[], metavar="A,B", help=text)
-    add("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
+    add(
+        "--chosen",
+        default="",
+        metavar="FILE",
+        help="settings that the trials of a study have chosen",
+    )
     add("--skip-finished", action="store_true", help="do nothing if this run is already finished")
-    add("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
+    add(
+        "--quiet",
+        action="store_true",
+        help="print errors and the result only; log.txt has everything",
+    )
     add("--no-train", action="store_true", help="build everything, then stop")
     text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
     add("--report-to", type=trackers, default=[], metavar="A,B", help=text)
@@ -62,7 +77,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             remedy = "add --eval-only to test these prompts, or leave it out"
             raise UsageError(f"{option} has no use in training", remedy)
     if args.load_epoch is not None and not args.model_dir:
-        raise UsageError("--load-epoch has no use without --model-dir", "name the run to test, or leave it out")
+        raise UsageError(
+            "--load-epoch has no use without --model-dir", "name the run to test, or leave it out"
+        )
     return args
 
 
@@ -74,7 +91,9 @@ def check_pairs(pairs: list) -> None:
             remedy = f"put {word} before them (for scripts: MPL_DEBUG=1 instead of --debug)"
             raise UsageError(f"the option {word} is among the KEY VALUE pairs", remedy)
     if odd:
-        raise UsageError(f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE")
+        raise UsageError(
+            f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE"
+        )
 
 
 def check_given(args: argparse.Namespace, trainer: str, dataset: str, cfg: Any) -> None:
@@ -118,7 +137,9 @@ def trackers(text: str) -> list[str]:
     """The argparse type of `tensorboard,wandb`."""
     given, known = names(text), ("tensorboard", "wandb", "mlflow")
     if unknown := [name for name in given or [text] if name not in known]:
-        raise argparse.ArgumentTypeError(f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}")
+        raise argparse.ArgumentTypeError(
+            f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}"
+        )
     return list(dict.fromkeys(given))
 
 
@@ -126,7 +147,9 @@ def seeds(text: str) -> int | tuple[int, ...]:
     """The argparse type of one seed, or of several with spaces between them."""
     words = text.split()
     if not words or not all(re.fullmatch("-?[0-9]+", word) for word in words):
-        raise argparse.ArgumentTypeError(f"expected integers with spaces between them, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected integers with spaces between them, got {text!r}"
+        )
     numbers = tuple(map(int, words))
     return numbers if len(numbers) > 1 else numbers[0]
 
@@ -148,13 +171,23 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}
     if args.seed == -1 and any("{seed}" in path for path in folders.values()):
-        raise UsageError("a folder has {seed} in its path, and there is no --seed", "give the seed by --seed")
+        raise UsageError(
+            "a folder has {seed} in its path, and there is no --seed", "give the seed by --seed"
+        )
     if len(every) > 1:
         if len(set(every)) < len(every) or min(every) < 0:
-            raise UsageError(f"--seed is {' '.join(map(str, every))}", "give each seed once, from 0 on")
+            raise UsageError(
+                f"--seed is {' '.join(map(str, every))}", "give each seed once, from 0 on"
+            )
         if shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(args.opts[::2]):
-            raise UsageError(f"{min(shared)} is one value for several seeds", "use --seed, --output-dir and --resume")
-        folders = {name: re.sub("(^|/)seed[0-9]+/*$", r"\1seed{seed}", path) for name, path in folders.items()}
+            raise UsageError(
+                f"{min(shared)} is one value for several seeds",
+                "use --seed, --output-dir and --resume",
+            )
+        folders = {
+            name: re.sub("(^|/)seed[0-9]+/*$", r"\1seed{seed}", path)
+            for name, path in folders.items()
+        }
         for name, path in folders.items():
             if "{seed}" not in path and (path or name == "output_dir"):
                 what = f"--{name.replace('_', '-')} {path} is one folder for several seeds"

@@ -26,7 +26,16 @@ from inference.models import file_of, kind_of, open_models, run_configuration
 from inference.seen import ROLES, SeenImages
 from trainers import methods, predicting
 
-from .calibrating import COVERAGE, Outputs, check_test_images, count_shared, fit, of_sets, of_transport, report
+from .calibrating import (
+    COVERAGE,
+    Outputs,
+    check_test_images,
+    count_shared,
+    fit,
+    of_sets,
+    of_transport,
+    report,
+)
 from .predictions import LARGEST, PREDICTIONS_FILE, read
 
 NOTHING = SeenImages.of([], [], [], ROLES[0])
@@ -45,16 +54,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", type=path, nargs="+", metavar="MODEL")
-    add("--images", type=path, metavar="FOLDER", help="labelled images instead of the validation images: CLASS/*")
+    add(
+        "--images",
+        type=path,
+        metavar="FOLDER",
+        help="labelled images instead of the validation images: CLASS/*",
+    )
     words = "at most so many answers are wrong: 5, 5%% or 0.05 (default: 5, if promised)"
     add("--error", type=percent, metavar="PERCENT", help=words)
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
-    add("--by-class", action="store_true", help="also print the coverage and the size of the sets of each class")
-    add("--accept-test-images", action="store_true", help="fit on images of the test, and mark the calibration")
+    add(
+        "--by-class",
+        action="store_true",
+        help="also print the coverage and the size of the sets of each class",
+    )
+    add(
+        "--accept-test-images",
+        action="store_true",
+        help="fit on images of the test, and mark the calibration",
+    )
     words = "calibrate a model that does not say which images it has learned from, and mark the calibration"
     add("--accept-unknown-images", action="store_true", help=words)
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    add("--backbone", default="", help="weight file, if the model was learned on one of another machine")
+    add(
+        "--backbone",
+        default="",
+        help="weight file, if the model was learned on one of another machine",
+    )
     add_plugin_option(parser)
     return parser.parse_args(argv)
 
@@ -84,7 +110,9 @@ def models_in(folder: Path) -> list[Path]:
     runs = sorted(file.parent for file in folder.rglob(RESULTS_FILE))
     own = [run for run in runs if kind_of(run) == "run" and is_tested_here(run)]
     if not own:
-        raise UsageError(f"no finished run in {folder}", "give the output folder of a run, or of several", folder)
+        raise UsageError(
+            f"no finished run in {folder}", "give the output folder of a run, or of several", folder
+        )
     return own
 
 
@@ -110,14 +138,17 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
         seen = NOTHING
     if seen is None and not args.accept_unknown_images:
         what = f"{folder} does not say which images it has learned from"
-        remedy = (
-            "give the folder of its run or fit, or accept it by --accept-unknown-images, which marks the calibration"
-        )
+        remedy = "give the folder of its run or fit, or accept it by --accept-unknown-images, which marks the calibration"
         raise UsageError(what, remedy, folder)
     if args.images:
-        items, source = items_of(args.images, classifier.class_names), f"images in {printable(args.images.name)}"
+        items, source = (
+            items_of(args.images, classifier.class_names),
+            f"images in {printable(args.images.name)}",
+        )
     elif dataset is None or not dataset.val:
-        raise UsageError(f"{folder} has no validation images", "give labelled images by --images", folder)
+        raise UsageError(
+            f"{folder} has no validation images", "give labelled images by --images", folder
+        )
     else:
         items, source = dataset.val, f"validation images of {dataset.title}"
     items, asked = without_learned(items, seen or NOTHING, folder)
@@ -125,10 +156,14 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     test_items = dataset.test if dataset else []
     tested = int((seen or NOTHING).of_role("tested").equal(asked).sum())
     common = max(tested, count_shared(items, test_items))
-    check_test_images(common, len(items), str(folder), args.accept_test_images, "--accept-test-images")
+    check_test_images(
+        common, len(items), str(folder), args.accept_test_images, "--accept-test-images"
+    )
     held = outputs_of(classifier, items)
     error = None if args.error is None else args.error / 100
-    fitted = fit(held, classifier.class_names, items, source, error, kind=args.kind, test_images=common)
+    fitted = fit(
+        held, classifier.class_names, items, source, error, kind=args.kind, test_images=common
+    )
     fitted = replace(fitted, chosen_images=chose, unknown_images=seen is None)
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     if seen is not None:
@@ -137,8 +172,12 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     if dataset is None:
         return
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
-    alone = predicting()[classifier.method].kind != "transductive"  # as in a prediction, whose answer the fit is of
-    saved = saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None  # not of validation images
+    alone = (
+        predicting()[classifier.method].kind != "transductive"
+    )  # as in a prediction, whose answer the fit is of
+    saved = (
+        saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None
+    )  # not of validation images
     test = saved or outputs_of(classifier, test_items)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
     with suppress(UsageError):  # a class without a calibration image
@@ -148,7 +187,10 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     if classes == "base" and predicting()[classifier.method].transfers:
         new = read_dataset(folder, "new")
         test = outputs_of(classifier, new.test, names_of(new))
-        print_report(f"{dataset.title}, new classes", report(fitted, test, classifier.distances(names_of(new))))
+        print_report(
+            f"{dataset.title}, new classes",
+            report(fitted, test, classifier.distances(names_of(new))),
+        )
 
 
 def seen_images(folder: Path, dataset: Any) -> SeenImages | None:
@@ -159,7 +201,9 @@ def seen_images(folder: Path, dataset: Any) -> SeenImages | None:
     return seen
 
 
-def without_learned(items: Sequence[Datum], seen: SeenImages, folder: Path) -> tuple[list[Datum], SeenImages]:
+def without_learned(
+    items: Sequence[Datum], seen: SeenImages, folder: Path
+) -> tuple[list[Datum], SeenImages]:
     """The images without near-copies of those that the model has learned from, and their checksums.
 
     Raises UsageError if it has learned from one of them, or if near-copies are many.
@@ -176,7 +220,9 @@ def without_learned(items: Sequence[Datum], seen: SeenImages, folder: Path) -> t
         examples = [item.impath for item, is_near in zip(items, near, strict=True) if is_near]
         what = f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of training images"
         if near.mean() > MOST_NEAR:
-            raise UsageError(f"{what} of {folder}, such as {examples[0]}", "give images of other scenes", folder)
+            raise UsageError(
+                f"{what} of {folder}, such as {examples[0]}", "give images of other scenes", folder
+            )
         print(printable(f"Left out: {what}, such as {examples[0]}"))
     others = [item for item, is_near in zip(items, near, strict=True) if not is_near]
     return others, asked.part(~near)
@@ -207,23 +253,36 @@ def names_of(dataset: Any) -> list[str]:
 def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
     """The images in folders named after the classes. Raises UsageError for none, or a folder with another name."""
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}", "give one with a folder of images for each class", folder)
+        raise UsageError(
+            f"there is no folder {folder}",
+            "give one with a folder of images for each class",
+            folder,
+        )
     items = []
     labels = {name: label for label, name in enumerate(names)}
-    for parent in sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."):
+    for parent in sorted(
+        place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."
+    ):
         name = parent.name.replace("_", " ")
         if name not in labels:
             what = f"{printable(parent)} is named after no class of the model, whose first is {names[0]!r}"
             raise UsageError(what, "give images of the model's classes", folder)
-        items += [Datum(impath=str(file), label=labels[name], classname=name) for file in find_images([parent])]
+        items += [
+            Datum(impath=str(file), label=labels[name], classname=name)
+            for file in find_images([parent])
+        ]
     if not items:
-        raise UsageError(f"no folder of images in {folder}", "give one for each class, named after it", folder)
+        raise UsageError(
+            f"no folder of images in {folder}", "give one for each class, named after it", folder
+        )
     if missing := set(names).difference(item.classname for item in items):
         print(f"No images of {len(missing)} of the {len(names)} classes, such as {min(missing)!r}")
     return items
 
 
-def outputs_of(classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None) -> Outputs:
+def outputs_of(
+    classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None
+) -> Outputs:
     logits = classifier.logits([item.impath for item in items], names)
     return Outputs(logits.double().numpy(), np.array([item.label for item in items]))
 
@@ -241,7 +300,9 @@ def saved_outputs(run: Path) -> Outputs | None:
             entry = archive.getinfo(LOGITS)
             if entry.file_size > LARGEST + 1024:
                 raise ValueError("too large")
-            logits = npy.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False).astype(float)
+            logits = npy.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False).astype(
+                float
+            )
             checked(logits, labels)
         except Exception as error:  # as in `predictions.read`
             raise UsageError(f"{file} is damaged", "start its run again", file) from error
@@ -253,7 +314,9 @@ def print_report(where: str, measures: dict[str, Any]) -> None:
     print(f"{where}:")
     for key in ("before", "by_temperature", "by_dac", "after"):
         if values := measures.get(key):
-            print(f"  {key.replace('_', ' '):<14}  ECE {values['ece']:6.2f}%  NLL {values['nll']:.4f}")
+            print(
+                f"  {key.replace('_', ' '):<14}  ECE {values['ece']:6.2f}%  NLL {values['nll']:.4f}"
+            )
     for kind, values in measures["sets"].items():
         print_sets(kind.upper(), values)
     for values in measures["unknown"]:

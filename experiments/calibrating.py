@@ -46,7 +46,14 @@ class Outputs(NamedTuple):
     labels: np.ndarray
 
 
-def fit(held: Outputs, names: Sequence[str], items: Sequence[Any], source: str, error: float | None = None, **facts):
+def fit(
+    held: Outputs,
+    names: Sequence[str],
+    items: Sequence[Any],
+    source: str,
+    error: float | None = None,
+    **facts,
+):
     """The calibration on held-out images, with a line if these promise no error.
 
     Args:
@@ -68,8 +75,12 @@ def fit(held: Outputs, names: Sequence[str], items: Sequence[Any], source: str, 
     sets = Sets.fit(*held, facts.pop("kind", KINDS[0]))
     temperature = Temperature.fit(*held)
     checksums = (checksum(Path(item.impath)) if item.impath else "" for item in items)
-    sha256 = sha256_of_images((of_file, item.classname) for of_file, item in zip(checksums, items, strict=True))
-    return Calibration(tuple(names), len(items), sha256, source, temperature, sets, threshold, **facts)
+    sha256 = sha256_of_images(
+        (of_file, item.classname) for of_file, item in zip(checksums, items, strict=True)
+    )
+    return Calibration(
+        tuple(names), len(items), sha256, source, temperature, sets, threshold, **facts
+    )
 
 
 def count_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
@@ -82,7 +93,9 @@ def check_test_images(count: int, images: int, where: str, accepted: bool, remed
     """Raise UsageError if test images take part in a calibration and that is not accepted."""
     if count and not accepted:
         what = f"{count:,} of {images:,} images for the calibration are test images of {where}"
-        raise UsageError(what, f"give others, or accept it by {remedy}, which marks the calibration")
+        raise UsageError(
+            what, f"give others, or accept it by {remedy}, which marks the calibration"
+        )
 
 
 def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
@@ -94,7 +107,12 @@ def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def report(calibration: Calibration, test: Outputs, distances: Distances | None = None, held: Outputs | None = None):
+def report(
+    calibration: Calibration,
+    test: Outputs,
+    distances: Distances | None = None,
+    held: Outputs | None = None,
+):
     """What a calibration changes on the images of a test.
 
     Args:
@@ -108,17 +126,26 @@ def report(calibration: Calibration, test: Outputs, distances: Distances | None 
     """
     z, labels = test
     after = cooled = calibration.temperature.apply(z)
-    facts: dict[str, Any] = {key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")}
+    facts: dict[str, Any] = {
+        key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")
+    }
     facts |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
     if distances is not None:
-        facts |= {"by_temperature": quality(cooled, labels), "by_dac": quality(distances.apply(z), labels)}
+        facts |= {
+            "by_temperature": quality(cooled, labels),
+            "by_dac": quality(distances.apply(z), labels),
+        }
         after = distances.apply(cooled)
     all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
-    thresholds = {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
+    thresholds = (
+        {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
+    )
     if held is not None:
         for error in ERRORS:
             with suppress(UsageError):  # the images cannot promise it
-                thresholds.setdefault(error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE))
+                thresholds.setdefault(
+                    error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE)
+                )
     return facts | {
         "after": quality(after, labels),
         "sets": {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets},
@@ -129,21 +156,31 @@ def report(calibration: Calibration, test: Outputs, distances: Distances | None 
 def of_sets(sets: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     sizes = sets.sum(axis=1)
     covered = sets[np.arange(len(labels)), labels]
-    return {"coverage": 100 * float(covered.mean()), "size": float(sizes.mean()), "empty": int((sizes == 0).sum())}
+    return {
+        "coverage": 100 * float(covered.mean()),
+        "size": float(sizes.mean()),
+        "empty": int((sizes == 0).sum()),
+    }
 
 
 def of_threshold(threshold: Threshold, test: Outputs) -> dict[str, float]:
     answered = threshold.apply(test.logits)
     wrong = test.logits.argmax(axis=1) != test.labels
     error = 100 * float(wrong[answered].mean()) if answered.any() else 0.0
-    return {"asked": 100 * threshold.error, "answered": 100 * float(answered.mean()), "wrong": error}
+    return {
+        "asked": 100 * threshold.error,
+        "answered": 100 * float(answered.mean()),
+        "wrong": error,
+    }
 
 
 def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
     """LAC sets after Conf-OT, which reads all calibration and test images together."""
     log_p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
     count = len(held.labels)
-    sets = Sets.of_scores(comparable(log_p[:count], "lac"), held.labels, "lac").of(log_p[count:], COVERAGE)
+    sets = Sets.of_scores(comparable(log_p[:count], "lac"), held.labels, "lac").of(
+        log_p[count:], COVERAGE
+    )
     return of_sets(sets, test.labels)
 
 
@@ -175,13 +212,17 @@ class Calibrated:
         if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
             run = self.spec.args.model_dir or "the run"
             what = f"{run} has no {CALIBRATION}, and new classes have that of the base"
-            raise UsageError(what, "test its base classes with TEST.CALIBRATE True first, or leave it out")
+            raise UsageError(
+                what, "test its base classes with TEST.CALIBRATE True first, or leave it out"
+            )
         if not dataset.val or cfg.TEST.SPLIT == "val":
             what = "TEST.CALIBRATE needs validation images that are not tested"
             raise UsageError(what, "set DATASET.HOLD_OUT True, or leave it out")
         self.test_images = count_shared(dataset.val, dataset.test)
         accepted = cfg.TEST.SELECT_ON_TEST
-        check_test_images(self.test_images, len(dataset.val), title(cfg), accepted, "TEST.SELECT_ON_TEST True")
+        check_test_images(
+            self.test_images, len(dataset.val), title(cfg), accepted, "TEST.SELECT_ON_TEST True"
+        )
 
     def finish(self) -> dict[str, Any]:
         """`calibration` for results.json: `report`."""
@@ -192,11 +233,15 @@ class Calibrated:
         names = self.trainer.class_names
         if self.prompts is None:
             held, fitted = self.fit(names)
-            if not (self.spec.args.eval_only and self.trainer.learns):  # else the prompts are in another folder
+            if not (
+                self.spec.args.eval_only and self.trainer.learns
+            ):  # else the prompts are in another folder
                 folder = Path(self.cfg.OUTPUT_DIR)
                 write_calibration(folder, fitted, file_of(folder, type(self.trainer)))
             return {"calibration": report(fitted, test, held=held)}
-        distances = None if list(self.prompts.class_names) == names else self.distances(self.prompts)
+        distances = (
+            None if list(self.prompts.class_names) == names else self.distances(self.prompts)
+        )
         return {"calibration": report(self.prompts, test, distances)}
 
     @torch.no_grad()
@@ -204,7 +249,9 @@ class Calibrated:
         trainer, cfg = self.trainer, self.cfg
         trainer.set_model_mode("eval")
         items = trainer.val_loader.dataset.data_source
-        batches = list(type(trainer).test_outputs(trainer, trainer.val_loader))  # observers do not see them
+        batches = list(
+            type(trainer).test_outputs(trainer, trainer.val_loader)
+        )  # observers do not see them
         logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
         held = Outputs(logits.astype(float), labels.astype(int))
         chose = any(choice.split == "val" for choice in trainer.choices)
@@ -214,7 +261,9 @@ class Calibrated:
     def distances(self, fitted: Calibration) -> Distances | None:
         """DAC for the classes of the test, some of which are not those of the fit; None for texts without distances."""
         trainer, folder = self.trainer, self.spec.args.model_dir
-        options = model_options(backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch)
+        options = model_options(
+            backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch
+        )
         description, checkpoint, backbone = read_model(Path(folder), options)
         if not description.class_names:  # of a method that learns none
             description = replace(description, class_names=list(fitted.class_names))

@@ -19,7 +19,14 @@ from .predictions import read
 from .results import selection_mark
 
 LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
-IN_COMMON = ("trainer", "dataset", "classes", "shots", "backbone", "weights_sha256")  # of the seeds of one method
+IN_COMMON = (
+    "trainer",
+    "dataset",
+    "classes",
+    "shots",
+    "backbone",
+    "weights_sha256",
+)  # of the seeds of one method
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,11 @@ class Compared:
         method = methods().get(run["trainer"])
         if more or method is None or method.seeded:
             return self
-        return replace(self, results=dict.fromkeys(seeds, run), correct=np.repeat(self.correct, len(seeds), axis=0))
+        return replace(
+            self,
+            results=dict.fromkeys(seeds, run),
+            correct=np.repeat(self.correct, len(seeds), axis=0),
+        )
 
 
 def read_runs(folder: Path) -> Compared:
@@ -49,19 +60,38 @@ def read_runs(folder: Path) -> Compared:
     folders = [folder] if (folder / RESULTS_FILE).is_file() else folders
     results = {place: run for place in folders if (run := read_results(place))}
     if not results:
-        raise UsageError(f"there is no finished run in {folder}", "give the output folder of a run, or of its seeds")
+        raise UsageError(
+            f"there is no finished run in {folder}",
+            "give the output folder of a run, or of its seeds",
+        )
     tests = [(run, read(place)) for place, run in results.items()]
-    by_seed = {run["seed"]: (run, arrays) for run, arrays in sorted(tests, key=lambda test: test[0]["seed"])}
-    images = {(str(arrays["images_sha256"]), tuple(arrays["class_names"])) for _, arrays in by_seed.values()}
+    by_seed = {
+        run["seed"]: (run, arrays)
+        for run, arrays in sorted(tests, key=lambda test: test[0]["seed"])
+    }
+    images = {
+        (str(arrays["images_sha256"]), tuple(arrays["class_names"]))
+        for _, arrays in by_seed.values()
+    }
     if len(images) > 1 or len(by_seed) < len(results):
-        what = "a seed twice" if len(by_seed) < len(results) else "tests of different images or classes"
-        raise UsageError(f"{folder} has {what}", "give the runs of one method on one dataset", folder)
+        what = (
+            "a seed twice"
+            if len(by_seed) < len(results)
+            else "tests of different images or classes"
+        )
+        raise UsageError(
+            f"{folder} has {what}", "give the runs of one method on one dataset", folder
+        )
     for key in IN_COMMON:
         if len(several := {str(run.get(key)) for run in results.values()}) > 1:
             what = f"the runs in {folder} differ in {key}: {', '.join(map(printable, sorted(several)))}"
             raise UsageError(what, "give the runs of one method on one dataset", folder)
-    correct = np.stack([arrays["classes"][:, 0] == arrays["label"] for _, arrays in by_seed.values()])
-    return Compared({seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder)
+    correct = np.stack(
+        [arrays["classes"][:, 0] == arrays["label"] for _, arrays in by_seed.values()]
+    )
+    return Compared(
+        {seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder
+    )
 
 
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
@@ -71,13 +101,19 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     """
     if one.images != other.images:
         what = "classes" if one.images[0] == other.images[0] else "images"
-        raise UsageError(f"the runs were tested on different {what}", "give runs on one dataset and one part of it")
+        raise UsageError(
+            f"the runs were tested on different {what}",
+            "give runs on one dataset and one part of it",
+        )
     if one.correct.shape[1] < 2:
         raise UsageError("the runs were tested on one image", "give runs with more of them")
     seeds = sorted(one.results.keys() & other.results.keys())
     if not seeds:
         raise UsageError("the runs have no seed in common", "give runs with the same seeds")
-    ours, theirs = (method.correct[[list(method.results).index(seed) for seed in seeds]] for method in (one, other))
+    ours, theirs = (
+        method.correct[[list(method.results).index(seed) for seed in seeds]]
+        for method in (one, other)
+    )
     return seeds, ours.astype(int) - theirs.astype(int)
 
 
@@ -89,7 +125,11 @@ def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
     from scipy.stats import bootstrap  # slow to import
 
     rng = np.random.default_rng(0)
-    options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
+    options: dict[str, Any] = {
+        "n_resamples": RESAMPLES,
+        "confidence_level": LEVEL,
+        "method": "percentile",
+    }
     if len(differences) == 1:
         resampled = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
     else:
@@ -165,17 +205,25 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     by_seed = 100 * differences.mean(axis=1)
     runs = [[method.results[seed] for seed in seeds] for method in (one, other)]
     means = [np.mean([run["accuracy"] for run in of_method]) for of_method in runs]
-    marks = [max(map(selection_mark, of_method)) for of_method in runs]  # one run with a mark is enough
+    marks = [
+        max(map(selection_mark, of_method)) for of_method in runs
+    ]  # one run with a mark is enough
     ours, theirs = (run["trainer"] for run in (first, second))
     if ours == theirs:
         ours, theirs = (f"{ours} {printable(method.folder)}" for method in (one, other))
-    marked = [f"{name} {mean:.2f}%{mark}" for name, mean, mark in zip((ours, theirs), means, marks, strict=True)]
+    marked = [
+        f"{name} {mean:.2f}%{mark}"
+        for name, mean, mark in zip((ours, theirs), means, marks, strict=True)
+    ]
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
     interval = f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})"
-    lines = [f"{marked[0]}, {marked[1]} ({place})", f"Difference: {signed(by_seed.mean())} points; {interval}"]
+    lines = [
+        f"{marked[0]}, {marked[1]} ({place})",
+        f"Difference: {signed(by_seed.mean())} points; {interval}",
+    ]
     for name, method in ((ours, one), (theirs, other)):
         if more := method.results.keys() - seeds:
             lines.append(f"{name} has seeds that the other lacks: {', '.join(map(str, more))}")
@@ -187,11 +235,17 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
         shown = f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
-        lines.append(f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)")
+        lines.append(
+            f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)"
+        )
         lines.append("All seeds have the same difference" if math.isnan(least) else shown)
         low, high = min(low, bounds[0]), max(high, bounds[1])
         why = "one of the two intervals includes 0"
-    return lines if low > 0 or high < 0 else [*lines, f"These runs do not show which of the two is better: {why}."]
+    return (
+        lines
+        if low > 0 or high < 0
+        else [*lines, f"These runs do not show which of the two is better: {why}."]
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

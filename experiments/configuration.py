@@ -22,26 +22,75 @@ from common.text import read_json
 from .run_spec import RunSpec
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
-RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
+RESUMABLE_CHANGES = {
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "USE_CUDA",
+    "CACHE",
+    "CACHE_GB",
+    "DATASET.ROOT",
+}
 RESUMABLE_CHANGES |= {"DATASET.SENTENCES"}  # whose checksum may not
 RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB")}
 RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
-RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
+RESUMABLE_CHANGES |= {
+    "INPUT.MAX_PIXELS",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TEST.SELECT_ON_TEST",
+}
 WEIGHTS, PLUGIN = "MODEL.BACKBONE.SHA256", "MODEL.PLUGIN_SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
 SETTINGS = {
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
-    "MODEL.BACKBONE.TOWERS": ("fast", Accepts(Literal[tuple(TOWERS)]), "plain: as published, the same results"),
-    WEIGHTS: ("", TEXT, "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in"),
-    PLUGIN: ("", TEXT, "SHA-256 of the method's file, if --plugin names it: others are refused. A run fills it in"),
-    "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, FLAG, "Recompute the text tower in the backward pass: less memory"),
-    "TEST.SELECT_ON_TEST": (False, FLAG, "Accept a choice or training that uses test images, and mark the results"),
+    "MODEL.BACKBONE.TOWERS": (
+        "fast",
+        Accepts(Literal[tuple(TOWERS)]),
+        "plain: as published, the same results",
+    ),
+    WEIGHTS: (
+        "",
+        TEXT,
+        "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in",
+    ),
+    PLUGIN: (
+        "",
+        TEXT,
+        "SHA-256 of the method's file, if --plugin names it: others are refused. A run fills it in",
+    ),
+    "MODEL.BACKBONE.CHECKPOINT_TEXT": (
+        False,
+        FLAG,
+        "Recompute the text tower in the backward pass: less memory",
+    ),
+    "TEST.SELECT_ON_TEST": (
+        False,
+        FLAG,
+        "Accept a choice or training that uses test images, and mark the results",
+    ),
     "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
-    "TEST.CALIBRATE": (False, FLAG, "Fit a calibration on the validation images, and report ECE and NLL after it, too"),
-    "TEST.OOD": ([], TEXTS, "Datasets of out-of-distribution images: names of their YAML files, or new"),
-    "TEST.OOD_SCORES": ([], TEXTS, "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all of these; or NegLabel"),
-    "TEST.OOD_WORDS": ([], TEXTS, "For NegLabel: files with nouns and adjectives, one on a line; empty: a small list"),
+    "TEST.CALIBRATE": (
+        False,
+        FLAG,
+        "Fit a calibration on the validation images, and report ECE and NLL after it, too",
+    ),
+    "TEST.OOD": (
+        [],
+        TEXTS,
+        "Datasets of out-of-distribution images: names of their YAML files, or new",
+    ),
+    "TEST.OOD_SCORES": (
+        [],
+        TEXTS,
+        "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all of these; or NegLabel",
+    ),
+    "TEST.OOD_WORDS": (
+        [],
+        TEXTS,
+        "For NegLabel: files with nouns and adjectives, one on a line; empty: a small list",
+    ),
     "TEST.OOD_T": (1.0, Accepts(int | float, 1e-6), "Temperature of these scores"),
 }
 
@@ -57,7 +106,9 @@ class UndecodedNode(CfgNode):
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that several share."""
     add_settings(cfg, SETTINGS)
-    cfg.BY_DATASET = UndecodedNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
+    cfg.BY_DATASET = UndecodedNode(
+        new_allowed=True
+    )  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
 
@@ -71,7 +122,9 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
             group = tree.get("TRAINER")
             if kind and isinstance(group, dict) and key in group:
                 cfg.merge_tree({"TRAINER": {kind.section(): {key: group[key]}}}, path)
-                tree = tree | {"TRAINER": {name: value for name, value in group.items() if name != key}}
+                tree = tree | {
+                    "TRAINER": {name: value for name, value in group.items() if name != key}
+                }
         cfg.merge_tree(tree, path)
     return cfg
 
@@ -90,13 +143,18 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of keys and values are
     UsageError.
     """
-    for key, value in spec.options.items():  # not by yacs, which would take "--output-dir 2024" for a number
+    for (
+        key,
+        value,
+    ) in spec.options.items():  # not by yacs, which would take "--output-dir 2024" for a number
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
     cfg.merge_from_list(spec.args.opts)
     for key, value in spec.chosen.settings.items():
         if key in spec.options or key in spec.pairs:
-            raise UsageError(f"--chosen has {key}, which the command line sets, too", "leave one of them out")
+            raise UsageError(
+                f"--chosen has {key}, which the command line sets, too", "leave one of them out"
+            )
         check_chosen(key, cfg.TRAINER.NAME)
         cfg.merge_from_list([key, value])
     merge_by_dataset(cfg, [*spec.options, *spec.pairs, *spec.chosen.settings])
@@ -132,10 +190,17 @@ def check_chosen(key: str, trainer: str) -> None:
     method = trainers.methods().get(trainer)
     group, _, rest = key.partition(".")
     sections = method.sections() if method else [trainer.upper()]
-    if group not in ("OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER") or key in RESUMABLE_CHANGES:
-        raise UsageError(f"--chosen has {key}, which no study chooses", "set it on the command line")
+    if (
+        group not in ("OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER")
+        or key in RESUMABLE_CHANGES
+    ):
+        raise UsageError(
+            f"--chosen has {key}, which no study chooses", "set it on the command line"
+        )
     if group == "TRAINER" and rest.split(".")[0] not in sections:
-        raise UsageError(f"--chosen has {key}, which {trainer} does not read", f"choose settings for {trainer}")
+        raise UsageError(
+            f"--chosen has {key}, which {trainer} does not read", f"choose settings for {trainer}"
+        )
 
 
 class SelectedSettings(NamedTuple):
@@ -150,13 +215,21 @@ def read_chosen(file: str) -> SelectedSettings:
     if not file:
         return SelectedSettings({}, [])
     if not Path(file).exists():
-        raise UsageError(f"there is no {file}", "tools/study.py run writes it after the trials of its study", file)
+        raise UsageError(
+            f"there is no {file}",
+            "tools/study.py run writes it after the trials of its study",
+            file,
+        )
     content: Any = read_json(file, CHOSEN_BYTES)
     try:
-        settings = {key: value for key, value in content["settings"].items() if isinstance(value, str)}
+        settings = {
+            key: value for key, value in content["settings"].items() if isinstance(value, str)
+        }
         if settings != content["settings"]:
             raise ValueError("a value is not text")
-        return SelectedSettings(settings, [SelectionRecord.from_json(choice) for choice in content["choices"]])
+        return SelectedSettings(
+            settings, [SelectionRecord.from_json(choice) for choice in content["choices"]]
+        )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         remedy = "delete it and start its study again (tools/study.py run), which writes it"
         raise UsageError(f"{file} is not a file of chosen settings", remedy, file) from error
@@ -180,14 +253,18 @@ def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
         if f"INPUT.{key}" not in given and same(before, clips) and not same(before, value):
             cfg.INPUT[key] = tuple(value) if key == "SIZE" else value
             changed.append(f"{key} {value}")
-    return [f"Images are read as {name} was trained (INPUT): {', '.join(changed)}"] if changed else []
+    return (
+        [f"Images are read as {name} was trained (INPUT): {', '.join(changed)}"] if changed else []
+    )
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values of INPUT are equal; numbers to six digits."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
-    return len(one) == len(other) and all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True)
+    )
 
 
 def weights_of(cfg: CfgNode) -> str:
@@ -201,15 +278,23 @@ def weights_of(cfg: CfgNode) -> str:
     sha256 = weights_sha256(name)
     if stated and stated.lower() != sha256:
         what = f"{WEIGHTS} is {stated}, and {name} has {sha256}"
-        raise UsageError(what, f"give the file with that checksum by --backbone, or leave {WEIGHTS} out")
+        raise UsageError(
+            what, f"give the file with that checksum by --backbone, or leave {WEIGHTS} out"
+        )
     return sha256
 
 
 def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
     """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file for another one."""
-    method, name, file = trainers.methods().get(cfg.TRAINER.NAME), cfg.TRAINER.NAME, spec.args.config_file
+    method, name, file = (
+        trainers.methods().get(cfg.TRAINER.NAME),
+        cfg.TRAINER.NAME,
+        spec.args.config_file,
+    )
     read = {*cfg.TRAINER, *(method.sections() if method else ())}
-    keys = [key for key in spec.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read]
+    keys = [
+        key for key in spec.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read
+    ]
     lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):
         return lines
@@ -217,10 +302,18 @@ def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
         return lines  # zero-shot CLIP reads the files of CoOp
     sections: dict[str, dict] = {}
     for _, tree in spec.files["--config-file"]:
-        sections |= {key: values for key, values in tree.get("TRAINER", {}).items() if isinstance(values, dict)}
+        sections |= {
+            key: values
+            for key, values in tree.get("TRAINER", {}).items()
+            if isinstance(values, dict)
+        }
     now = cfg.TRAINER[method.section()]
     for section, values in sections.items() if not {*method.sections()} & {*sections} else ():
-        others = [f"{key} {now[key]}, not {values[key]}" for key in values if now.get(key, values[key]) != values[key]]
+        others = [
+            f"{key} {now[key]}, not {values[key]}"
+            for key in values
+            if now.get(key, values[key]) != values[key]
+        ]
         if others:
             what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
             return [f"{what} ({'; '.join(others)}): rename the section if you mean these", *lines]
@@ -246,7 +339,10 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     cfg.BY_DATASET = CfgNode()  # a closed node: merged values must not add keys here
     for key, value in merged.items():
         cfg.merge_from_list([key, value])
-    now = {key: list(value) if isinstance(value, list | tuple) else value for key, value in flatten(cfg).items()}
+    now = {
+        key: list(value) if isinstance(value, list | tuple) else value
+        for key, value in flatten(cfg).items()
+    }
     cfg.BY_DATASET = CfgNode({key: now[key] for key in merged}, new_allowed=True)
 
 

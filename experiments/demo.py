@@ -29,22 +29,52 @@ accuracies of a few seeds on synthetic images cannot rank methods, and say nothi
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)")
+    add(
+        "--output",
+        type=path,
+        default=Path("output/demo"),
+        help="folder for the results (default: output/demo)",
+    )
     add("--root", type=path, default=Path("data"), help="folder of the dataset")
-    add("--methods", nargs="+", default=["CoOp", "MaPLe", "MPL"], metavar="NAME", help="methods that transfer")
-    add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
-    add("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time")
+    add(
+        "--methods",
+        nargs="+",
+        default=["CoOp", "MaPLe", "MPL"],
+        metavar="NAME",
+        help="methods that transfer",
+    )
+    add(
+        "--seeds",
+        type=any_seed,
+        nargs="+",
+        default=[1, 2, 3],
+        help="seeds of each method (default: 1 2 3)",
+    )
+    add(
+        "--workers",
+        type=at_least(1),
+        default=min(4, os.cpu_count() or 1),
+        help="number of runs at the same time",
+    )
     args = parser.parse_args(argv)
     names = dict.fromkeys(("ZeroshotCLIP", *args.methods))
     for name in names:
         check_name(name, methods(), "method")
-    variants = [Variant(name, name, recipe(name, "base2new", backbone="small").cfg) for name in names]
+    variants = [
+        Variant(name, name, recipe(name, "base2new", backbone="small").cfg) for name in names
+    ]
     seeds = tuple(dict.fromkeys(args.seeds))
-    study = Study(tuple(variants), ("small_objects",), seeds=seeds, root=args.root, output=args.output)
+    study = Study(
+        tuple(variants), ("small_objects",), seeds=seeds, root=args.root, output=args.output
+    )
 
     from .outcomes import draw_answers
     from .predictions import read
-    from .studies.executor import LocalExecutor, check_datasets, execute_runs  # imports torch, which takes seconds
+    from .studies.executor import (
+        LocalExecutor,
+        check_datasets,
+        execute_runs,
+    )  # imports torch, which takes seconds
     from .studies.first_page import overview
     from .studies.render import markdown
     from .studies.tables import Summary
@@ -54,7 +84,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"Failed runs: {len(failed)}, see above; run the same command again to retry")
     summary = Summary(study, collect_results(study))
     write_text(args.output / "summary.json", json.dumps(summary.records(), indent=1) + "\n")
-    first, *_, last = (run for run in study.runs() if run.classes == "base" and run.seed == seeds[0])
-    answers = {f"{when}: {run.variant.name}": read(run.folder) for when, run in (("before", first), ("after", last))}
+    first, *_, last = (
+        run for run in study.runs() if run.classes == "base" and run.seed == seeds[0]
+    )
+    answers = {
+        f"{when}: {run.variant.name}": read(run.folder)
+        for when, run in (("before", first), ("after", last))
+    }
     draw_answers(answers, args.root, args.output / "images.png")
-    print(f"\n{markdown(overview(summary))}{CAUTION}\nWritten: {args.output}/summary.json and images.png")
+    print(
+        f"\n{markdown(overview(summary))}{CAUTION}\nWritten: {args.output}/summary.json and images.png"
+    )

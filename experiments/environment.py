@@ -34,10 +34,17 @@ def environment() -> dict[str, str]:
 
 def unused_gpu() -> str:
     """Why torch does not use an NVIDIA GPU of this machine, in its own words; empty without one, or if it is hidden."""
-    if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not DRIVER.is_file():
+    if (
+        torch.cuda.is_available()
+        or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+        or not DRIVER.is_file()
+    ):
         return ""
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # a driver too old, or a build of torch for CPUs
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # a driver too old, or a build of torch for CPUs
         return str(error).split(". ")[0].splitlines()[0]
     return "no reason is known"

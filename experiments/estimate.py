@@ -18,7 +18,9 @@ from .protocols import recipe
 IMAGES = 10  # that are measured
 
 
-def minutes(train: int, test: int, names: Sequence[str], arch: str = "ViT-B-16") -> dict[str, float]:
+def minutes(
+    train: int, test: int, names: Sequence[str], arch: str = "ViT-B-16"
+) -> dict[str, float]:
     """The minutes of zero-shot CLIP, of a linear probe and of MPL with its few-shot settings.
 
     Args:
@@ -48,7 +50,10 @@ def minutes(train: int, test: int, names: Sequence[str], arch: str = "ViT-B-16")
         image = seconds(lambda: clip.encode_image(images)) / IMAGES
     steps = cfg.OPTIM.MAX_EPOCH * max(1, train // batch)
     times = {"zero-shot CLIP": test * image, "linear probe": (train + test) * image}
-    return {name: value / 60 for name, value in (times | {"MPL": steps * seconds(step) + test * image}).items()}
+    return {
+        name: value / 60
+        for name, value in (times | {"MPL": steps * seconds(step) + test * image}).items()
+    }
 
 
 def seconds(compute: Callable[[], object]) -> float:

@@ -28,21 +28,31 @@ def main(argv: list[str] | None = None) -> None:
         epilog="The folder gets predictions.html, and the pictures as PNG and SVG.",
     )
     parser.add_argument("run", type=path, metavar="RUN", help="output folder of a finished run")
-    parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
-    parser.add_argument("--root", type=path, help="folder of the datasets (default: that of the run)")
+    parser.add_argument(
+        "--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one"
+    )
+    parser.add_argument(
+        "--root", type=path, help="folder of the datasets (default: that of the run)"
+    )
     args = parser.parse_args(argv)
     arrays, results = predictions.read(args.run), read_results(args.run)
     outcome = Outcome([str(name) for name in arrays["class_names"]])
     outcome.add(arrays)
     settings = {} if args.root else read_yaml(args.run / RUN_CONFIG_FILE).get("DATASET")
-    root = args.root or Path(os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else ""))
+    root = args.root or Path(
+        os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else "")
+    )
     with new_folder(args.output) as folder:
         drawn = pictures(outcome, root)
-        shown = [(name, caption, save_picture(figure, folder / name)) for name, caption, figure in drawn]
+        shown = [
+            (name, caption, save_picture(figure, folder / name)) for name, caption, figure in drawn
+        ]
         about = printable(summary_line(results or {}))
         title = about.partition(":")[0]
         template = Path(__file__).with_name("outcomes.html")
-        write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
+        write_text(
+            folder / "predictions.html", render(template, title=title, about=about, pictures=shown)
+        )
     print(f"Written: predictions.html and pictures to {args.output}")
 
 
@@ -56,8 +66,14 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
 
     caption = "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. Bins with fewer "
     caption += "than ten images are left out."
-    yield "reliability", caption, drawn(4, draw_reliability, outcome.bins, color="black", marker="o")
-    caption = "The error on the images that the model is most sure of, against their share: at 50%, "
+    yield (
+        "reliability",
+        caption,
+        drawn(4, draw_reliability, outcome.bins, color="black", marker="o"),
+    )
+    caption = (
+        "The error on the images that the model is most sure of, against their share: at 50%, "
+    )
     caption += "the error if it answered only the half of the images that it is most sure of."
     yield "risk_and_coverage", caption, drawn(3.4, draw_risk, outcome.risks, color="black")
     recalls, caption = outcome.recalls(), "Sorted, the worst class at the top."

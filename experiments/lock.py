@@ -43,7 +43,9 @@ def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[N
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise not_writable(folder, error, option) from error
-        print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
+        print(
+            f"The file system of {folder} has no locks: start no other run there until this one has ended"
+        )
     try:
         yield
     finally:
@@ -51,7 +53,9 @@ def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[N
 
 
 def not_writable(folder: Path, error: OSError, option: str = OPTION) -> UsageError:
-    return UsageError(f"cannot write to the output folder {folder} ({error.strerror})", f"choose another {option}")
+    return UsageError(
+        f"cannot write to the output folder {folder} ({error.strerror})", f"choose another {option}"
+    )
 
 
 def is_locked(folder: Path) -> bool:

@@ -9,7 +9,9 @@ BINS = 15  # of the expected calibration error
 Floats = NDArray[np.floating[Any]]
 
 
-def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probability: Any, brier: Any) -> dict[str, float]:
+def of_predictions(
+    labels: Any, classes: Any, probabilities: Any, log_probability: Any, brier: Any
+) -> dict[str, float]:
     """The measures of a test, from the predictions of its images.
 
     Args:
@@ -23,13 +25,19 @@ def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probabilit
         `top5_accuracy`, `mean_class_accuracy` (over the classes that have images), `ece` and `adaptive_ece` in percent;
         `nll`, the mean of -log_probability, and `brier`, a mean.
     """
-    labels, classes, probabilities = np.asarray(labels), np.asarray(classes), np.asarray(probabilities)
+    labels, classes, probabilities = (
+        np.asarray(labels),
+        np.asarray(classes),
+        np.asarray(probabilities),
+    )
     correct, confidence = classes[:, 0] == labels, probabilities[:, 0]
     images = np.bincount(labels)
     recalls = np.bincount(labels, correct)[images > 0] / images[images > 0]
     return {
         "top5_accuracy": 100 * float((classes == labels[:, None]).any(axis=1).mean()),
-        "mean_class_accuracy": round(100 * float(recalls.mean()), 9),  # 63.125, not 63.12500000000001
+        "mean_class_accuracy": round(
+            100 * float(recalls.mean()), 9
+        ),  # 63.125, not 63.12500000000001
         "nll": abs(float(np.mean(log_probability, dtype=np.float64))),  # not -, which makes -0 of 0
         "brier": float(np.mean(brier, dtype=np.float64)),
         "ece": 100 * ece(confidence, correct),
@@ -38,7 +46,10 @@ def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probabilit
 
 
 def ece(
-    confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, closed: Literal["above", "below"] = "above"
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    bins: int = BINS,
+    closed: Literal["above", "below"] = "above",
 ) -> float:
     """The expected calibration error (Guo et al., ICML 2017), from 0 to 1.
 
@@ -53,11 +64,15 @@ def ece(
     return float(gaps(confidence, correct, bins, closed).sum())
 
 
-def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]) -> Floats:
+def gaps(
+    confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]
+) -> Floats:
     """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the images."""
     import torch  # whose edges are those of the published code, to the bit
 
-    edges = torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
+    edges = (
+        torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
+    )
     values = np.asarray(confidence, dtype=edges.dtype)
     places = np.searchsorted(edges, values, "left" if closed == "above" else "right") - 1
     places[np.isnan(values)] = 0  # and so is the result
@@ -77,7 +92,9 @@ def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) ->
     return float(gaps_of(values, correct, places, max(1, len(edges) - 1)).sum())
 
 
-def gaps_of(confidence: Floats, correct: ArrayLike, places: NDArray[np.integer[Any]], bins: int) -> Floats:
+def gaps_of(
+    confidence: Floats, correct: ArrayLike, places: NDArray[np.integer[Any]], bins: int
+) -> Floats:
     """(bins,): see `gaps`; `places` is the bin of each image. The bin after the last has weight, but no members."""
     members = places < bins
     both = (np.asarray(values, dtype=np.float64)[members] for values in (correct, confidence))
@@ -103,7 +120,9 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
     scores = np.concatenate([known, unknown], dtype=np.float64)
     positive = np.arange(len(scores)) < np.size(known)
     false_rates, recalls, _ = roc_curve(positive, scores, drop_intermediate=False)
-    last = int(np.argmax(recalls == 1))  # the highest threshold that all images of the classes reach
+    last = int(
+        np.argmax(recalls == 1)
+    )  # the highest threshold that all images of the classes reach
     false_rates, recalls = false_rates[1 : last + 1][::-1], recalls[1 : last + 1][::-1]
     return {
         "auroc": 100 * float(roc_auc_score(positive, scores)),
@@ -142,4 +161,10 @@ def openworld_auc(
 def in_order(higher: Floats, lower: Floats) -> float:
     """How many pairs are in order, those of equal values half."""
     ordered = np.sort(lower)
-    return float(np.searchsorted(ordered, higher, "left").sum() + np.searchsorted(ordered, higher, "right").sum()) / 2
+    return (
+        float(
+            np.searchsorted(ordered, higher, "left").sum()
+            + np.searchsorted(ordered, higher, "right").sum()
+        )
+        / 2
+    )

@@ -34,13 +34,21 @@ def read_words(files: Sequence[str]) -> tuple[list[str], list[str]]:
     if len(files) > 2:
         remedy = "give one with nouns, and one with adjectives or none"
         raise UsageError(f"TEST.OOD_WORDS has {len(files)} files", remedy)
-    lists = [[line.strip() for line in read_text(Path(file).expanduser()).splitlines()] for file in files]
-    nouns, adjectives = ([*dict.fromkeys(filter(None, words))] for words in (lists[0], (lists[1:] or [[]])[0]))
+    lists = [
+        [line.strip() for line in read_text(Path(file).expanduser()).splitlines()] for file in files
+    ]
+    nouns, adjectives = (
+        [*dict.fromkeys(filter(None, words))] for words in (lists[0], (lists[1:] or [[]])[0])
+    )
     return nouns, [word for word in adjectives if word not in set(nouns)]
 
 
 def select(
-    classes: Tensor, nouns: Tensor, adjectives: Tensor, fraction: float = FRACTION, percentile: float = PERCENTILE
+    classes: Tensor,
+    nouns: Tensor,
+    adjectives: Tensor,
+    fraction: float = FRACTION,
+    percentile: float = PERCENTILE,
 ) -> tuple[list[int], list[int]]:
     """The numbers of the nouns and of the adjectives that are kept, the least like the classes first.
 
@@ -51,13 +59,17 @@ def select(
     """
 
     def least_like(words: Tensor) -> list[int]:
-        likeness = np.quantile((words.double() @ classes.double().T).cpu().numpy(), percentile, axis=1)
+        likeness = np.quantile(
+            (words.double() @ classes.double().T).cpu().numpy(), percentile, axis=1
+        )
         return np.argsort(likeness, kind="stable")[: int(fraction * len(words))].tolist()
 
     return least_like(nouns), least_like(adjectives)
 
 
-def score(logits: Tensor, of_words: Tensor, order: Sequence[int], groups: int = GROUPS, t: float = 1.0) -> Tensor:
+def score(
+    logits: Tensor, of_words: Tensor, order: Sequence[int], groups: int = GROUPS, t: float = 1.0
+) -> Tensor:
     """(images,), in double precision: the probability of the classes beside a group of words, the mean over groups.
 
     Args:
@@ -78,14 +90,18 @@ class NegativeWords:
     Raises UsageError as `read_words` does, or if there are too few words.
     """
 
-    def __init__(self, model: PromptedCLIP, class_names: Sequence[str], files: Sequence[str], seed: int):
+    def __init__(
+        self, model: PromptedCLIP, class_names: Sequence[str], files: Sequence[str], seed: int
+    ):
         self.model = model
         nouns, adjectives = read_words(files)
         device = model.clip.logit_scale.device
 
         @torch.no_grad()
         def features(words: Sequence[str], sentence: str) -> Tensor:
-            return normalize(encode_texts(model.frozen, [sentence.replace("{}", word) for word in words], device))
+            return normalize(
+                encode_texts(model.frozen, [sentence.replace("{}", word) for word in words], device)
+            )
 
         of_classes = features(class_names, NOUN)
         of_nouns = features(nouns, NOUN) if nouns else of_classes[:0]
@@ -95,7 +111,9 @@ class NegativeWords:
         if len(self.features) < FEWEST:
             words = len(nouns) + len(adjectives)
             what = f"NegLabel would keep {len(self.features)} of {words} words, and needs {FEWEST}"
-            raise UsageError(what, f"give more in TEST.OOD_WORDS: {FRACTION:.0%} of the words are kept")
+            raise UsageError(
+                what, f"give more in TEST.OOD_WORDS: {FRACTION:.0%} of the words are kept"
+            )
         self.groups = min(GROUPS, len(self.features))
         count = len(self.features) - len(self.features) % self.groups
         self.order = np.random.default_rng(max(0, seed)).permutation(count).tolist()

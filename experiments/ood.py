@@ -114,7 +114,11 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
         other.DATASET.TITLE, other.DATASET.TEMPLATE, other.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
         other.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
         other.INPUT = cfg.INPUT
-    other.DATASET.NUM_SHOTS, other.DATASET.FEWSHOT_FILE, other.DATASET.SENTENCES = -1, "", ""  # draws no random numbers
+    other.DATASET.NUM_SHOTS, other.DATASET.FEWSHOT_FILE, other.DATASET.SENTENCES = (
+        -1,
+        "",
+        "",
+    )  # draws no random numbers
     other.DATASET.HOLD_OUT = False  # which needs two training images of each class
     dataset = DATASET_REGISTRY.get(other.DATASET.NAME)(other)
     names = set(map(as_clip_reads, trainer.dm.dataset.classnames))
@@ -135,7 +139,11 @@ class Detection:
         if NEGLABEL in asked:
             words, seed = spec.cfg.TEST.OOD_WORDS, spec.cfg.SEED
             self.words = NegativeWords(trainer.model, trainer.class_names, words, seed)
-        self.names = [score for score in (*SCORES, NEGLABEL) if score in asked and (self.local or score != "GL-MCM")]
+        self.names = [
+            score
+            for score in (*SCORES, NEGLABEL)
+            if score in asked and (self.local or score != "GL-MCM")
+        ]
         self.tested: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
         self.reads_features = self.local or self.words is not None
         own_pass = type(trainer).test_outputs if isinstance(trainer, PromptTrainer) else None
@@ -154,7 +162,9 @@ class Detection:
             self.tested.append(self.scores(logits, of_patches, image))
             yield logits, labels
 
-    def scores(self, logits: Tensor, of_patches: Tensor | None, image: Tensor | None) -> dict[str, Tensor]:
+    def scores(
+        self, logits: Tensor, of_patches: Tensor | None, image: Tensor | None
+    ) -> dict[str, Tensor]:
         negative = {} if self.words is None else {NEGLABEL: self.words.score(logits, image)}
         return scores(logits, of_patches, self.cfg.TEST.OOD_T) | negative
 
@@ -181,9 +191,18 @@ class Detection:
             half = " (new classes)" if outside.name == NEW else ""
             print(f"=> {title(outside.cfg)}{half}: {len(outside.images):,} images")
             for score, values in detected.items():
-                print(f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}")
+                print(
+                    f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}"
+                )
             record = list_facts(outside.cfg, title(outside.cfg), "test", outside.images)
-            records.append({"name": outside.name, **record, "shared_classes": outside.shared, "scores": detected})
+            records.append(
+                {
+                    "name": outside.name,
+                    **record,
+                    "shared_classes": outside.shared,
+                    "scores": detected,
+                }
+            )
         return {"ood": records}
 
     def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
@@ -192,11 +211,16 @@ class Detection:
         return [self.scores(logits, of_patches, image) for logits, _, of_patches, image in computed]
 
     def joined(self, batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
-        return {score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in self.names}
+        return {
+            score: torch.cat([batch[score] for batch in batches]).cpu().numpy()
+            for score in self.names
+        }
 
 
 @torch.no_grad()
-def outputs(trainer: Any, loader: Any, local: bool = True, features: bool = True) -> Iterator[tuple[Any, ...]]:
+def outputs(
+    trainer: Any, loader: Any, local: bool = True, features: bool = True
+) -> Iterator[tuple[Any, ...]]:
     """The logits (batch, classes) and labels of a loader's images and, else None: if `local`, the logits of their
     patches; if `features`, those of the images, (batch, joint)."""
     one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
@@ -205,13 +229,17 @@ def outputs(trainer: Any, loader: Any, local: bool = True, features: bool = True
         if not (local or features):
             yield trainer.model_inference(images), labels, None, None
             continue
-        with trainer.model.reading("local") if local else nullcontext():  # features of single patches
+        with (
+            trainer.model.reading("local") if local else nullcontext()
+        ):  # features of single patches
             output = trainer.model.output(images)
         logits = output.logits if one_pass else trainer.model_inference(images)
         yield logits, labels, local_logits(trainer.model, output) if local else None, output.image
 
 
-def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
+def scores(
+    logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0
+) -> dict[str, Tensor]:
     """The scores (batch,) of images, in double precision.
 
     `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM alone.
@@ -223,7 +251,9 @@ def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float 
         "MCM": mcm,
         "MaxLogit": z.amax(dim=-1),
         "Energy": temperature * (z / temperature).logsumexp(dim=-1),
-        "Entropy": -torch.special.entr(p).sum(dim=-1),  # also for a class that a logit of minus infinity leaves out
+        "Entropy": -torch.special.entr(p).sum(
+            dim=-1
+        ),  # also for a class that a logit of minus infinity leaves out
     }
     if of_patches is not None:
         of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)

@@ -41,13 +41,18 @@ class OpenWorld:
         if not (base.any() and new.any()):
             return {}
         measures = openworld_auc(score[base], score[new], right[base], right[new])
-        print(f"* OpenworldAUC: {measures['openworld_auc']:.2f} (base against new: AUROC {measures['auroc']:.2f})")
+        print(
+            f"* OpenworldAUC: {measures['openworld_auc']:.2f} (base against new: AUROC {measures['auroc']:.2f})"
+        )
         return {"open_world": measures}
 
 
 def is_union(spec: Any) -> bool:
     """Whether a run tests all classes of a dataset with the prompts of a run on its base classes."""
-    if not (spec.args.eval_only and spec.args.model_dir) or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+    if (
+        not (spec.args.eval_only and spec.args.model_dir)
+        or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all"
+    ):
         return False
     learned = read_results(Path(spec.args.model_dir)) or {}
     return learned.get("classes") == "base" and learned.get("dataset") == title(spec.cfg)

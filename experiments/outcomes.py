@@ -35,7 +35,9 @@ class Pair(NamedTuple):
     predicted: str
     number: int  # of these images
     images: int  # of the class
-    examples: list[str]  # paths of those with the highest probability, below the folder of the datasets
+    examples: list[
+        str
+    ]  # paths of those with the highest probability, below the folder of the datasets
 
 
 @dataclass
@@ -45,13 +47,23 @@ class Outcome:
     names: list[str]  # of the classes
     # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of confidence
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
-    risks: list[Array] = field(default_factory=list)  # each (100,): error in % on the most confident 1%, 2%, ...
-    tested: Array = field(default_factory=lambda: np.zeros((2, 0), int))  # label and prediction of each image
-    wrong: list[tuple[int, int, float, str]] = field(default_factory=list)  # label, prediction, confidence, path
+    risks: list[Array] = field(
+        default_factory=list
+    )  # each (100,): error in % on the most confident 1%, 2%, ...
+    tested: Array = field(
+        default_factory=lambda: np.zeros((2, 0), int)
+    )  # label and prediction of each image
+    wrong: list[tuple[int, int, float, str]] = field(
+        default_factory=list
+    )  # label, prediction, confidence, path
 
     def add(self, arrays: Mapping[str, Array]) -> None:
         """Add the arrays of a predictions.npz with these classes."""
-        label, predicted, confidence = arrays["label"], arrays["classes"][:, 0], arrays["probabilities"][:, 0]
+        label, predicted, confidence = (
+            arrays["label"],
+            arrays["classes"][:, 0],
+            arrays["probabilities"][:, 0],
+        )
         correct = label == predicted
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         for row, values in zip(self.bins, (None, confidence, correct), strict=True):
@@ -73,8 +85,15 @@ class Outcome:
         """Name and accuracy in % of each class that has images, ascending."""
         label, predicted = self.tested
         tested = np.flatnonzero(self.images)
-        values = 100 * np.bincount(label, label == predicted, len(self.names))[tested] / self.images[tested]
-        return [(self.name(tested[place]), float(values[place])) for place in np.argsort(values, kind="stable")]
+        values = (
+            100
+            * np.bincount(label, label == predicted, len(self.names))[tested]
+            / self.images[tested]
+        )
+        return [
+            (self.name(tested[place]), float(values[place]))
+            for place in np.argsort(values, kind="stable")
+        ]
 
     def pairs(self, most: int = PAIRS) -> list[Pair]:
         """The pairs of classes with the most wrong predictions, most first."""
@@ -83,10 +102,14 @@ class Outcome:
         confused = []
         for place in np.argsort(-numbers, kind="stable")[:most]:
             one, other = pairs[:, place]
-            examples = sorted((row for row in self.wrong if row[:2] == (one, other)), key=lambda row: -row[2])
+            examples = sorted(
+                (row for row in self.wrong if row[:2] == (one, other)), key=lambda row: -row[2]
+            )
             paths = list(dict.fromkeys(path for *_, path in examples if path))[:EXAMPLES]
             images = int(self.images[one])
-            confused.append(Pair(self.name(one), self.name(other), int(numbers[place]), images, paths))
+            confused.append(
+                Pair(self.name(one), self.name(other), int(numbers[place]), images, paths)
+            )
         return confused
 
     def name(self, label: int) -> str:
@@ -101,7 +124,9 @@ def draw_reliability(ax: Axes, bins: Array, **style: Any) -> None:
         ax.text(50, 50, f"no bin has {FEW} images", ha="center", va="center")
     ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=0)
     ax.plot(100 * confidence / count, 100 * correct / count, **style)
-    ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    ax.set(
+        xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal"
+    )
 
 
 def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
@@ -109,7 +134,12 @@ def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
     mean = np.mean(risks, axis=0)
     highest = max(ax.get_ylim()[1] if ax.lines else 0, 1.05 * float(mean.max()), 1)
     ax.plot(COVERAGES, mean, markevery=0.2, **style)
-    ax.set(xlabel="most confident images (%)", ylabel="error on them (%)", xlim=(0, 102), ylim=(0, highest))
+    ax.set(
+        xlabel="most confident images (%)",
+        ylabel="error on them (%)",
+        xlim=(0, 102),
+        ylim=(0, highest),
+    )
 
 
 def draw_confusion(ax: Axes, outcome: Outcome) -> None:
@@ -121,10 +151,15 @@ def draw_confusion(ax: Axes, outcome: Outcome) -> None:
     images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     edges = (-0.5, number - 0.5, number - 0.5, -0.5)
     shares = ax.imshow(100 * confusion / images, cmap="Greys", vmin=0, vmax=100, extent=edges)
-    ax.figure.colorbar(shares, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="images of the class (%)")
+    ax.figure.colorbar(
+        shares, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label="images of the class (%)"
+    )
     ax.set(xlabel="predicted class", ylabel="class")
     if number <= MOST:
-        size, labels = max(4, min(8, 160 / number)), [outcome.name(label) for label in range(number)]
+        size, labels = (
+            max(4, min(8, 160 / number)),
+            [outcome.name(label) for label in range(number)],
+        )
         ax.set_xticks(range(number), labels, rotation=90, fontsize=size, parse_math=False)
         ax.set_yticks(range(number), labels, fontsize=size, parse_math=False)
 
@@ -133,7 +168,9 @@ def draw_pairs(pairs: Sequence[Pair], root: Path) -> Figure:
     """Confused pairs, one below another: a line with the classes, and the examples."""
     rows = len(pairs)
     figure = Figure(figsize=(4, 1.5 * rows))
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.05 / rows, top=1 - 0.2 / rows, hspace=0.3)
+    figure.subplots_adjust(
+        left=0.02, right=0.98, bottom=0.05 / rows, top=1 - 0.2 / rows, hspace=0.3
+    )
     grid = figure.subplots(rows, EXAMPLES, squeeze=False)
     for ax in grid.flat:
         ax.set_axis_off()
@@ -161,7 +198,9 @@ def thumbnail(root: Path, path: str) -> Any:
     return image
 
 
-def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6) -> None:
+def draw_answers(
+    tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6
+) -> None:
     """Draw the first test image of each of the first classes, with the three most likely classes of each test.
 
     `tests` are the arrays of the predictions.npz by title, all of the same images. The answers choose no image: they
@@ -170,18 +209,29 @@ def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Pat
     first, *_, last = (tests[title] for title in (*tests, *tests))
     rows = np.unique(first["label"], return_index=True)[1][:images]
     is_right = last["classes"][rows] == last["label"][rows, None]
-    rows = rows[np.argsort(-np.where(is_right, last["probabilities"][rows], 0).max(axis=1), kind="stable")]
+    rows = rows[
+        np.argsort(-np.where(is_right, last["probabilities"][rows], 0).max(axis=1), kind="stable")
+    ]
     names = first["class_names"]
     figure = Figure(figsize=(2.2 + 1.7 * len(tests), 0.4 + 1.15 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 1 + len(tests), squeeze=False, width_ratios=(1, *[1.6] * len(tests)))
+    grid = figure.subplots(
+        len(rows), 1 + len(tests), squeeze=False, width_ratios=(1, *[1.6] * len(tests))
+    )
     for (image, *bars), row in zip(grid, rows, strict=True):
         label = first["label"][row]
         image.imshow(read_image(root / first["image"][row]))
         image.set_xlabel(textwrap.fill(names[label], 14), fontsize=9)
         image.set(xticks=[], yticks=[])
         for axes, (title, predictions) in zip(bars, tests.items(), strict=True):
-            classes, probabilities = (predictions[key][row][:3] for key in ("classes", "probabilities"))
-            axes.barh(range(len(classes)), probabilities, 0.9, color=[RIGHT if i == label else WRONG for i in classes])
+            classes, probabilities = (
+                predictions[key][row][:3] for key in ("classes", "probabilities")
+            )
+            axes.barh(
+                range(len(classes)),
+                probabilities,
+                0.9,
+                color=[RIGHT if i == label else WRONG for i in classes],
+            )
             for place, (index, value) in enumerate(zip(classes, probabilities, strict=True)):
                 axes.text(0.02, place, f"{names[index]} {value:.0%}", va="center", fontsize=9)
             axes.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])

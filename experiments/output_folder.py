@@ -71,7 +71,9 @@ class OutputFolder:
         if self.is_finished:
             self.results = read_results(self.path)
             if self.results and self.spec.args.model_dir:
-                check_same_prompts(self.path, self.results, self.spec.args.model_dir, self.spec.args.load_epoch)
+                check_same_prompts(
+                    self.path, self.results, self.spec.args.model_dir, self.spec.args.load_epoch
+                )
         elif cfg.RESUME:
             check_same_settings(cfg, False, cfg.RESUME)
 
@@ -79,7 +81,9 @@ class OutputFolder:
         """Delete what a killed process has left half-written; refuse what is not a file."""
         for entry in self.path.iterdir():
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                raise UsageError(f"{entry} is a link or not a regular file", f"replace it, or {ANOTHER}", entry)
+                raise UsageError(
+                    f"{entry} is a link or not a regular file", f"replace it, or {ANOTHER}", entry
+                )
             if re.fullmatch(PARTIAL, entry.name) and entry.is_file():
                 entry.unlink()
 

@@ -24,10 +24,25 @@ TOP = 5
 LARGEST = 1 << 30  # bytes of the logits
 LARGEST_READ = 256 << 20  # bytes of all other arrays: a million images with paths of 60 letters
 # The columns, a row for each image: type and number of dimensions.
-COLUMNS = {"label": ("i", 1), "classes": ("i", 2), "probabilities": ("f", 2), "log_probability": ("f", 1)}
+COLUMNS = {
+    "label": ("i", 1),
+    "classes": ("i", 2),
+    "probabilities": ("f", 2),
+    "log_probability": ("f", 1),
+}
 COLUMNS |= {"brier": ("f", 1)}
-RANGES = (("probabilities", 0, 1), ("log_probability", -math.inf, 1e-6), ("brier", -1e-6, MEASURES["brier"].most))
-WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
+RANGES = (
+    ("probabilities", 0, 1),
+    ("log_probability", -math.inf, 1e-6),
+    ("brier", -1e-6, MEASURES["brier"].most),
+)
+WORDS = {
+    "image": ("U", 1),
+    "class_names": ("U", 1),
+    "dataset": ("U", 0),
+    "split": ("U", 0),
+    "images_sha256": ("U", 0),
+}
 
 Predictions = dict[str, np.ndarray]
 
@@ -38,7 +53,9 @@ class Recorder:
     It calls `after_test` with the results of each test. Accuracies are in percent.
     """
 
-    def __init__(self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]):
+    def __init__(
+        self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]
+    ):
         self.evaluator, self.keeps_logits, self.after_test = evaluator, keeps_logits, after_test
         self.reset()
 
@@ -50,7 +67,9 @@ class Recorder:
     def process(self, logits: Any, labels: Any) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,)."""
         self.evaluator.process(logits, labels)
-        if not (hasattr(logits, "dim") and logits.dim() == 2):  # for an evaluator of another project
+        if not (
+            hasattr(logits, "dim") and logits.dim() == 2
+        ):  # for an evaluator of another project
             return
         self.batches.append(predictions_of(logits, labels))
         if self.keeps_logits:
@@ -59,7 +78,10 @@ class Recorder:
     @property
     def predictions(self) -> Predictions:
         """The columns of all batches; none if there were no batches."""
-        return {key: np.concatenate([batch[key] for batch in self.batches]) for key in (self.batches or [{}])[0]}
+        return {
+            key: np.concatenate([batch[key] for batch in self.batches])
+            for key in (self.batches or [{}])[0]
+        }
 
     def evaluate(self) -> dict[str, float]:
         """The results of the evaluator and those of `metrics.of_predictions`, printed too."""
@@ -72,7 +94,9 @@ class Recorder:
             print(f"* {name}: {value:{MEASURES[key].log_form}}{MEASURES[key].unit}")
         p = columns.get("probabilities", np.empty((0, 0)))
         if p.size and p.shape[1] > 1 and (p[:, 0] == p[:, -1]).all():
-            print("All classes are equally likely for every image: do the numbers of the backbone overflow?")
+            print(
+                "All classes are equally likely for every image: do the numbers of the backbone overflow?"
+            )
         self.after_test(self.results)
         return self.results
 
@@ -83,7 +107,11 @@ class SavedPredictions:
     def __init__(self, spec: Any, trainer: Any):
         from .record import note_test  # takes seconds, and readers do without it
 
-        self.cfg, self.trainer, keeps_logits = spec.cfg, trainer, spec.cfg.TEST.SAVE_LOGITS or spec.cfg.TEST.CALIBRATE
+        self.cfg, self.trainer, keeps_logits = (
+            spec.cfg,
+            trainer,
+            spec.cfg.TEST.SAVE_LOGITS or spec.cfg.TEST.CALIBRATE,
+        )
         if keeps_logits:
             check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
         note = partial(note_test, spec.cfg, trainer)
@@ -133,12 +161,16 @@ def test_arrays(cfg: Any, trainer: Any) -> Predictions:
     split, items = tested_images(cfg, trainer)
     rows = {id(item): row for row, item in enumerate(images_of(trainer, split))}
     order = [rows[id(item)] for item in items]  # a method may read them in another one
-    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != [item.label for item in items]:
+    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != [
+        item.label for item in items
+    ]:
         print(f"No {PREDICTIONS_FILE}: the test did not read each image once, in order")
         return {}
     return {key: column[order] for key, column in columns.items()} | {
         "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
-        "class_names": np.array([trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]),
+        "class_names": np.array(
+            [trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]
+        ),
         "dataset": np.array(title(cfg)),
         "split": np.array(split),
         "images_sha256": np.array(list_digest(items, cfg.DATASET.ROOT)),
@@ -162,7 +194,9 @@ def save(file: Path, predictions: Mapping[str, Any]) -> None:
     with replacing(file) as partial, zipfile.ZipFile(partial, "w") as archive:
         for key, values in predictions.items():
             entry = zipfile.ZipInfo(f"{key}.npy")  # dated 1980
-            entry.compress_type = zipfile.ZIP_STORED if key == "logits" else zipfile.ZIP_DEFLATED  # they hardly shrink
+            entry.compress_type = (
+                zipfile.ZIP_STORED if key == "logits" else zipfile.ZIP_DEFLATED
+            )  # they hardly shrink
             with archive.open(entry, "w", force_zip64=True) as stream:
                 npy.write_array(cast(Any, stream), np.asarray(values), allow_pickle=False)
 
@@ -176,18 +210,33 @@ def read(folder: Path) -> Predictions:
     results = read_results(folder)
     if not file.is_file() or results is None:
         missing = "results.json" if results is None else PREDICTIONS_FILE
-        raise UsageError(f"{folder} has no {missing}", "give the output folder of a finished run that tested", folder)
+        raise UsageError(
+            f"{folder} has no {missing}",
+            "give the output folder of a finished run that tested",
+            folder,
+        )
     checked_summary(folder, results)  # checks what every run writes
     try:
         arrays = read_arrays(file)
         check(arrays)
-    except Exception as error:  # a damaged file makes zipfile, its decompressors and numpy fail in any way
-        raise UsageError(f"{file} is damaged", "delete it and results.json, and start its run again", file) from error
+    except (
+        Exception
+    ) as error:  # a damaged file makes zipfile, its decompressors and numpy fail in any way
+        raise UsageError(
+            f"{file} is damaged", "delete it and results.json, and start its run again", file
+        ) from error
     accuracy = 100 * float(np.mean(arrays["classes"][:, 0] == arrays["label"]))
     tested = str(arrays["images_sha256"])
     recorded = (results["dataset"], results["n_test"], (test_record(results) or [tested])[0])
-    if recorded != (str(arrays["dataset"]), len(arrays["label"]), tested) or abs(accuracy - results["accuracy"]) > 1e-6:
-        raise UsageError(f"{file} is not of the run in results.json", "delete both, and start the run again", file)
+    if (
+        recorded != (str(arrays["dataset"]), len(arrays["label"]), tested)
+        or abs(accuracy - results["accuracy"]) > 1e-6
+    ):
+        raise UsageError(
+            f"{file} is not of the run in results.json",
+            "delete both, and start the run again",
+            file,
+        )
     return arrays
 
 

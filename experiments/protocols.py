@@ -15,7 +15,14 @@ from common.errors import UsageError
 from .configs import CONFIGS, config_files, config_folder
 from .methods import plugin_of
 
-ELEVEN: tuple[str, ...] = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101")
+ELEVEN: tuple[str, ...] = (
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+)
 ELEVEN += ("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
 
 
@@ -44,11 +51,16 @@ PROTOCOLS = {
         (
             Step("base", BASE2NEW.format(part="train_base")),
             Step("new", BASE2NEW.format(part="test_new")),
-            Step("all", BASE2NEW.format(part="test_all"), optional=True),  # base and new classes together
+            Step(
+                "all", BASE2NEW.format(part="test_all"), optional=True
+            ),  # base and new classes together
         )
     ),
     "cross_dataset": Protocol(  # trained on a source dataset
-        (Step("all", f"crossdataset/{FEW_SHOT}"), Step("all", f"crossdataset/evaluation/{FEW_SHOT}"))
+        (
+            Step("all", f"crossdataset/{FEW_SHOT}"),
+            Step("all", f"crossdataset/evaluation/{FEW_SHOT}"),
+        )
     ),
     "few_shot": Protocol((Step("all", FEW_SHOT),), shots=(1, 2, 4, 8, 16)),  # CoOp's
 }
@@ -59,7 +71,9 @@ class Recipe:
     """The settings of a method in a protocol."""
 
     cfg: str  # name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's)
-    settings: tuple[str, ...] = ()  # KEY, VALUE, ... that the authors' script or documentation adds to it
+    settings: tuple[
+        str, ...
+    ] = ()  # KEY, VALUE, ... that the authors' script or documentation adds to it
     datasets: tuple[str, ...] = ()  # empty: for every dataset
     shots: tuple[int, ...] = ()  # empty: for every number of images of each class
 
@@ -67,11 +81,15 @@ class Recipe:
     def read(cls, entry: Any) -> "Recipe":
         """A recipe from the name of its YAML file, or from its fields."""
         given = {"cfg": entry} if isinstance(entry, str) else entry
-        fields: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
+        fields: dict[str, Any] = {
+            key: tuple(x) if isinstance(x, list) else x for key, x in given.items()
+        }
         return cls(**fields)
 
     def fits(self, dataset: str, shots: int) -> bool:
-        return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
+        return (not self.datasets or dataset in self.datasets) and (
+            not self.shots or shots in self.shots
+        )
 
 
 SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
@@ -79,12 +97,23 @@ OTHERWISE = "otherwise"  # every protocol that recipes.yaml does not name
 
 
 RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {}  # by method and protocol
-for _method, _recipes in yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text()).items():
+for _method, _recipes in yaml.safe_load(
+    Path(__file__).with_name("recipes.yaml").read_text()
+).items():
     _by_protocol = {OTHERWISE: [_recipes]} if isinstance(_recipes, str) else _recipes
-    RECIPES[_method] = {protocol: tuple(map(Recipe.read, entries)) for protocol, entries in _by_protocol.items()}
+    RECIPES[_method] = {
+        protocol: tuple(map(Recipe.read, entries)) for protocol, entries in _by_protocol.items()
+    }
 
 
-def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: str = "", backbone: str = "") -> Recipe:
+def recipe(
+    method: str,
+    protocol: str,
+    dataset: str = "",
+    shots: int = 16,
+    cfg: str = "",
+    backbone: str = "",
+) -> Recipe:
     """The settings of a method in a protocol, on the dataset of a YAML file, with `shots` images of each class.
 
     Args:
@@ -93,8 +122,14 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
 
     Raises UsageError if nothing says which of several YAML files is for the protocol, or there is none.
     """
-    recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})  # of a plug-in its base's
-    fitting = [entry for entry in recipes.get(protocol, recipes.get(OTHERWISE, ())) if entry.fits(dataset, shots)]
+    recipes = RECIPES.get(method, {}) or RECIPES.get(
+        method.rpartition("+")[2], {}
+    )  # of a plug-in its base's
+    fitting = [
+        entry
+        for entry in recipes.get(protocol, recipes.get(OTHERWISE, ()))
+        if entry.fits(dataset, shots)
+    ]
     names = [] if cfg else [file.stem for file in config_files(method)]
     small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
     others = [name for name in names if name not in SMALL]
@@ -107,7 +142,9 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
         return Recipe(protocol if protocol in names else others[0])
     remedy = f"add one to {config_folder(method)}"
     remedy = f"choose one with CFG (in a study: config): {', '.join(names)}" if names else remedy
-    raise UsageError(f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy)
+    raise UsageError(
+        f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy
+    )
 
 
 def train_argv(
@@ -134,7 +171,12 @@ def train_argv(
     words += ["--plugin", plugin] if (plugin := plugin_of(method)) else []
     words += [] if seed is None else ["--seed", seed]
     words += ["--trainer", method, "--dataset-config-file", configs / f"datasets/{dataset}.yaml"]
-    words += ["--config-file", config_file, *(("--backbone", backbone) if backbone else ()), *options]
+    words += [
+        "--config-file",
+        config_file,
+        *(("--backbone", backbone) if backbone else ()),
+        *options,
+    ]
     words += [] if shots is None else ["DATASET.NUM_SHOTS", shots]
     words += [] if classes == "all" else ["DATASET.SUBSAMPLE_CLASSES", classes]
     return list(map(str, [*words, *settings]))

@@ -16,13 +16,24 @@ from common.start import Parser, at_least, path, required_packages
 def main() -> None:
     parser = Parser(description=str(__doc__).splitlines()[0])
     parser.add_argument("file", type=path, help="where to write it: .pt, or .safetensors")
-    parser.add_argument("--arch", default="ViT-B-16", metavar="ARCH", help="an architecture of open_clip")
+    parser.add_argument(
+        "--arch", default="ViT-B-16", metavar="ARCH", help="an architecture of open_clip"
+    )
     parser.add_argument("--embed-dim", type=at_least(1))
-    for size in ("image-size", "patch-size", "vision-width", "vision-layers", "text-width", "text-layers"):
+    for size in (
+        "image-size",
+        "patch-size",
+        "vision-width",
+        "vision-layers",
+        "text-width",
+        "text-layers",
+    ):
         parser.add_argument(f"--{size}", type=at_least(1))
     args = parser.parse_args()
     if args.file.is_dir():
-        raise UsageError(f"{args.file} is a folder", "give the path of the file to write", args.file)
+        raise UsageError(
+            f"{args.file} is a folder", "give the path of the file to write", args.file
+        )
     with required_packages():
         import open_clip
         import torch
@@ -38,9 +49,16 @@ def main() -> None:
     vision, text = ({key: size for key, size in tower.items() if size} for tower in (vision, text))
     try:
         state = random_clip(args.arch, vision, text, args.embed_dim).state_dict()
-    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:  # open_clip checks no sizes
+    except (
+        ArithmeticError,
+        AssertionError,
+        TypeError,
+        ValueError,
+    ) as error:  # open_clip checks no sizes
         what = f"{args.arch} cannot have these sizes ({one_line(error)})"
-        raise UsageError(what, "give others (widths are multiples of 64), or leave them out") from error
+        raise UsageError(
+            what, "give others (widths are multiples of 64), or leave them out"
+        ) from error
     args.file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)

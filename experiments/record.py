@@ -42,23 +42,33 @@ class Record:
         self.spec = spec
         self.trainer = trainer
         # The images behind the prompts that the run starts from, and the choices for them; None if they are not known.
-        self.earlier: Sequence[Phase] | None = getattr(trainer, "inherited_phases", None if spec.args.eval_only else [])
+        self.earlier: Sequence[Phase] | None = getattr(
+            trainer, "inherited_phases", None if spec.args.eval_only else []
+        )
         self.choices = self.all_choices()
 
     def all_choices(self) -> list[SelectionRecord] | None:
         spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
-        earlier: Sequence[SelectionRecord] | None = getattr(trainer, "inherited_choices", None if evaluates else [])
+        earlier: Sequence[SelectionRecord] | None = getattr(
+            trainer, "inherited_choices", None if evaluates else []
+        )
         is_ours = isinstance(trainer, trainers.PromptTrainer)
         new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
         if new and is_ours:
             trainer.inherit(new)
         if (not evaluates and is_trainable(trainer)) or (is_ours and not trainer.learns):
-            new += trainer.choices if is_ours else data_use.made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+            new += (
+                trainer.choices
+                if is_ours
+                else data_use.made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+            )
         if new and not spec.cfg.TEST.SELECT_ON_TEST:
             data_use.check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
         if choices and (selecting := data_use.on_test_images(choices)):
-            print(f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results are marked)")
+            print(
+                f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results are marked)"
+            )
         return choices
 
     def epochs(self) -> tuple[int | None, int | None]:
@@ -74,7 +84,9 @@ class Record:
         epochs = spec.cfg.OPTIM.MAX_EPOCH
         if spec.cfg.TEST.NO_TEST:
             return epochs, None
-        return epochs, getattr(trainer, "loaded_epoch", None) if spec.cfg.TEST.FINAL_MODEL == "best_val" else epochs
+        return epochs, getattr(
+            trainer, "loaded_epoch", None
+        ) if spec.cfg.TEST.FINAL_MODEL == "best_val" else epochs
 
     def card(self) -> dict[str, Any]:
         """The data-use card of a run that has ended.
@@ -92,19 +104,31 @@ class Record:
             split, items = tested_images(cfg, trainer)
             facts = data_use.list_facts(cfg, title(cfg), split, items)
             evaluations = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
-            counts = {"labels": len(items), "class_names": trainer.dm.num_classes, "evaluations": evaluations}
+            counts = {
+                "labels": len(items),
+                "class_names": trainer.dm.num_classes,
+                "evaluations": evaluations,
+            }
             test = Phase(**facts, **data_use.text_facts(cfg), **counts).to_json()
         sources: dict[str, list[str]] = {}
         for key, origin in sorted(self.spec.sources.items()):
             sources.setdefault(origin, []).append(key)
-        chosen = [choice.what for choice in self.choices or () if choice.what not in ("epoch", data_use.TRAINING)]
+        chosen = [
+            choice.what
+            for choice in self.choices or ()
+            if choice.what not in ("epoch", data_use.TRAINING)
+        ]
         sources |= {"a choice": list(dict.fromkeys(chosen))} if chosen else {}
         kind = getattr(trainer, "kind", None)
         phases = None if self.earlier is None else list(self.earlier)
         if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
-            phases.append(data_use.fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes))
+            phases.append(
+                data_use.fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes)
+            )
         fit, choose = map(to_json, (phases, self.choices))
-        if kind == "inductive" and any("sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]):
+        if kind == "inductive" and any(
+            "sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]
+        ):
             kind = "extra text"
         return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
 
@@ -119,17 +143,28 @@ class Record:
             "dataset": title(cfg),
             "split": split,
             "n_test": trainer.n_test if measured else None,
-            **{key: measured[key] if math.isfinite(measured.get(key, math.nan)) else None for key in MEASURES},
+            **{
+                key: measured[key] if math.isfinite(measured.get(key, math.nan)) else None
+                for key in MEASURES
+            },
             "train_seconds": trainer.train_seconds or None,
             "test_seconds": trainer.test_seconds if measured else None,
             "epochs": epochs,
             "tested_epoch": tested_epoch,
-            **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
+            **(
+                {"checkpoint_sha256": trainer.loaded_sha256}
+                if hasattr(trainer, "loaded_sha256")
+                else {}
+            ),
             "data_use": self.card(),
             **observed,
             **({"plugin_sha256": cfg.MODEL.PLUGIN_SHA256} if cfg.MODEL.PLUGIN_SHA256 else {}),
-            "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+            "precision": usable(trainer.settings.PREC, device)
+            if hasattr(trainer, "settings")
+            else None,
+            "device": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"cpu ({platform.machine()})",
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **source(),
             "versions": versions(),
@@ -153,9 +188,13 @@ def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     test = {"date": date, "split": split, "images": len(items), "sha256": sha256}
     file = Path(cfg.OUTPUT_DIR, TESTS)
-    torn = file.is_file() and not file.read_bytes().endswith(b"\n")  # by the end of a process that wrote
+    torn = file.is_file() and not file.read_bytes().endswith(
+        b"\n"
+    )  # by the end of a process that wrote
     with open(file, "a", encoding="utf-8") as lines:
-        lines.write("\n" * torn + json.dumps(test | {"accuracy": next(iter(results.values()))}) + "\n")
+        lines.write(
+            "\n" * torn + json.dumps(test | {"accuracy": next(iter(results.values()))}) + "\n"
+        )
 
 
 def tests_of(folder: Path, sha256: str) -> int:
@@ -164,4 +203,7 @@ def tests_of(folder: Path, sha256: str) -> int:
     if not file.is_file():
         return 0
     with open(file, encoding="utf-8", errors="replace") as lines:
-        return sum(f'"sha256": "{sha256}"' in line for line, _ in zip(lines, range(MOST_TESTS), strict=False))
+        return sum(
+            f'"sha256": "{sha256}"' in line
+            for line, _ in zip(lines, range(MOST_TESTS), strict=False)
+        )

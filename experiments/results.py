@@ -74,7 +74,13 @@ def chance_hint(accuracy: float | None, classes: int) -> list[str]:
 
 def next_step(model: Path | str, plugin: str) -> str:
     """The line after a result: where its model is, and what it is for. `plugin` is the file of its method, if any."""
-    words = ["python", "tools/predict.py", str(Path(model)), "IMAGES", *(["--plugin", plugin] if plugin else [])]
+    words = [
+        "python",
+        "tools/predict.py",
+        str(Path(model)),
+        "IMAGES",
+        *(["--plugin", plugin] if plugin else []),
+    ]
     return f"Model: {Path(model)}; next: {shlex.join(words)}"
 
 
@@ -84,18 +90,28 @@ def checked_summary(folder: Path, run: dict) -> str:
         return summary_line(run)
     except (LookupError, TypeError, ValueError) as error:
         what = f"{folder / RESULTS_FILE} is damaged"
-        raise UsageError(what, "delete it and start its run again", folder / RESULTS_FILE) from error
+        raise UsageError(
+            what, "delete it and start its run again", folder / RESULTS_FILE
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/base2new.py RUN ...`."""
-    text = "Print one line of results for each run, and the harmonic mean after a base and a new one."
+    text = (
+        "Print one line of results for each run, and the harmonic mean after a base and a new one."
+    )
     parser = Parser(description=text)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py"
+    )
     args = parser.parse_args(argv)
     for folder in args.runs:
         if not (folder / RESULTS_FILE).is_file():
-            raise UsageError(f"there is no {folder / RESULTS_FILE}", "give the output folder of a finished run", folder)
+            raise UsageError(
+                f"there is no {folder / RESULTS_FILE}",
+                "give the output folder of a finished run",
+                folder,
+            )
     by_folder = {folder: run for folder in args.runs if (run := read_results(folder))}
     for folder, run in by_folder.items():
         print(checked_summary(folder, run))

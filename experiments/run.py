@@ -34,15 +34,23 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
     with OutputFolder.claim(spec, wait) as folder, ExitStack() as until_end:
         if folder.is_finished:
             line = f"Already done (delete {folder.path} to run it again)"
-            print(checked_summary(folder.path, folder.results) if spec.args.quiet and folder.results else line)
+            print(
+                checked_summary(folder.path, folder.results)
+                if spec.args.quiet and folder.results
+                else line
+            )
             return
-        until_end.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+        until_end.callback(
+            setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark
+        )
         with folder.start():
             print_settings(spec, folder)
             trainer = build(spec)
             observers = [observer(spec, trainer) for observer in wanted_observers(spec)]
             prepare(spec, trainer)
-            record = Record(spec, trainer)  # before a test loads the best epoch, which names its images itself
+            record = Record(
+                spec, trainer
+            )  # before a test loads the best epoch, which names its images itself
             if spec.args.no_train:
                 return
             if spec.args.report_to:
@@ -58,10 +66,14 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         learned = not spec.args.eval_only and getattr(trainer, "learns", False)
         if learned and len(trainer.dm.dataset.train_x) <= MOST_SEEN:
             seen_images(trainer).write(folder.path)
-        observed = {key: value for observer in observers for key, value in observer.finish().items()}
+        observed = {
+            key: value for observer in observers for key, value in observer.finish().items()
+        }
         folder.finish(record.to_json(observed))
         is_model = folder.results and getattr(trainer, "learns", False)
-        lines = [next_step(spec.args.model_dir or folder.path, trainer.plugin_file)] if is_model else []
+        lines = (
+            [next_step(spec.args.model_dir or folder.path, trainer.plugin_file)] if is_model else []
+        )
         if folder.results:
             lines += chance_hint(folder.results["accuracy"], trainer.dm.num_classes)
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
@@ -97,12 +109,19 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     if cfg.VERBOSE:
         arguments = "".join(f"  {key}: {value}\n" for key, value in sorted(vars(args).items()))
         machine = "".join(f"  {key}: {value}\n" for key, value in environment().items())
-        log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
+        log: Any = (
+            sys.stdout
+        )  # Dassl's logger, with the file as an attribute (so it is in the published one)
         log.file.write(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
     width = max(map(len, spec.changed), default=0)
-    print(f"{name} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:")
+    print(
+        f"{name} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:"
+    )
     for key, (before, now) in spec.changed.items():
-        print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
+        print(
+            f"  {key:{width}}  {now}"
+            + (f"  (was {before})" if before not in ("", None, ()) else "")
+        )
     print(f"All settings: {folder.path / RUN_CONFIG_FILE}")
     for line in (*spec.ignored, *spec.of_backbone):
         print(line)
@@ -133,10 +152,14 @@ def prepare(spec: RunSpec, trainer: Any) -> None:
     args, cfg = spec.args, spec.cfg
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
-            raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
+            raise UsageError(
+                f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}"
+            )
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif is_trainable(trainer):
         if isinstance(trainer, trainers.PromptTrainer):
             trainer.check_training()
         if getattr(trainer.dm.dataset, "test_only", False):
-            print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
+            print(
+                f"{title(cfg)} has only test images: training on them is a rehearsal, not a result"
+            )

@@ -24,7 +24,12 @@ from .arguments import check_given, given_options
 if TYPE_CHECKING:
     from .configuration import SelectedSettings
 
-NAMES = ("TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR")  # settings that a run cannot do without
+NAMES = (
+    "TRAINER.NAME",
+    "DATASET.NAME",
+    "DATASET.ROOT",
+    "OUTPUT_DIR",
+)  # settings that a run cannot do without
 
 
 class RunSpec:
@@ -33,7 +38,10 @@ class RunSpec:
     def __init__(self, args: Namespace):
         self.args = args
         self.of_backbone: list[str] = []  # lines about settings that are those of the backbone
-        named = {"--dataset-config-file": args.dataset_config_file, "--config-file": args.config_file}
+        named = {
+            "--dataset-config-file": args.dataset_config_file,
+            "--config-file": args.config_file,
+        }
         # By option, the content of a YAML file after that of its bases: [(path, {key: value})].
         self.files = {option: read_config(file) for option, file in named.items() if file}
         self.pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
@@ -54,9 +62,13 @@ class RunSpec:
             for path, tree in content:
                 cfg.merge_tree(tree, path)
         given = self.options | self.pairs
-        cfg.merge_from_list([word for name in NAMES if name in given for word in (name, given[name])])
+        cfg.merge_from_list(
+            [word for name in NAMES if name in given for word in (name, given[name])]
+        )
         # A YAML file without a name of a dataset may have an unknown key, which is reported later.
-        check_given(self.args, cfg.TRAINER.NAME, self.args.dataset_config_file or cfg.DATASET.NAME, cfg)
+        check_given(
+            self.args, cfg.TRAINER.NAME, self.args.dataset_config_file or cfg.DATASET.NAME, cfg
+        )
         registered = cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
         kind: Any = DATASET_REGISTRY.get(cfg.DATASET.NAME) if registered else None
         if getattr(kind, "is_synthetic", True):  # datasets of other projects do not say it
@@ -85,11 +97,15 @@ class RunSpec:
         cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
         before = flatten(cfg)
         configuration.set_up(cfg, self)
-        self.ignored = configuration.ignored(cfg, self)  # lines about settings that the method does not read
+        self.ignored = configuration.ignored(
+            cfg, self
+        )  # lines about settings that the method does not read
         now = flatten(cfg)
         changed = [key for key in now if key in before and before[key] != now[key]]
         # {key: (value in the YAML files, value in the run)}
-        self.changed = {key: (before[key], now[key]) for key in changed if not key.startswith("BY_DATASET.")}
+        self.changed = {
+            key: (before[key], now[key]) for key in changed if not key.startswith("BY_DATASET.")
+        }
         return cfg
 
     @property
@@ -124,7 +140,9 @@ class RunSpec:
         if self.is_finished:
             return
         check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg)
-        check_name(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE)
+        check_name(
+            cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE
+        )
         check_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
         if method := trainers.methods().get(cfg.TRAINER.NAME):
             if not cfg.MODEL.BACKBONE.NAME:
@@ -142,7 +160,11 @@ class RunSpec:
         if cfg.RESUME:
             folder = Path(cfg.RESUME)
             check_folder(folder, "there is no folder", "check --resume")
-            begun = any(any(folder.glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*"))
-            if not begun and folder.resolve() != Path(cfg.OUTPUT_DIR).resolve():  # which a script may have made
+            begun = any(
+                any(folder.glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*")
+            )
+            if (
+                not begun and folder.resolve() != Path(cfg.OUTPUT_DIR).resolve()
+            ):  # which a script may have made
                 remedy = "give the output folder of a run by --resume, or leave it out"
                 raise UsageError(f"{cfg.RESUME} holds no run", remedy)

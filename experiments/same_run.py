@@ -22,12 +22,23 @@ from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .arguments import parse_arguments
 from .configs import YAML_BYTES, read_yaml
-from .configuration import PLUGIN, RESUMABLE_CHANGES, WEIGHTS, default_settings, setup_cfg, weights_of
+from .configuration import (
+    PLUGIN,
+    RESUMABLE_CHANGES,
+    WEIGHTS,
+    default_settings,
+    setup_cfg,
+    weights_of,
+)
 from .lock import ANOTHER
 from .results import RECORDED
 
 OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
-OF_ONE_RUN = ("--output-dir", "--model-dir", "--seed")  # options in which the runs of a study differ
+OF_ONE_RUN = (
+    "--output-dir",
+    "--model-dir",
+    "--seed",
+)  # options in which the runs of a study differ
 
 
 def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[tuple]) -> None:
@@ -75,7 +86,10 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
     file = folder / RUN_CONFIG_FILE
     try:
-        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS_FILE))
+        begun = any(
+            any(folder.glob(kept))
+            for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS_FILE)
+        )
         if file.is_file() and (finished or begun):
             before = flatten(read_yaml(file))
             if not before:
@@ -88,7 +102,9 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
             recorded = dict(read_json(file).items())
             if recorded.get("dataset") == title(cfg):
                 recorded["dataset"] = cfg.DATASET.NAME
-            before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
+            before |= {
+                setting: recorded[key] for key, setting in RECORDED.items() if key in recorded
+            }
     except (ValueError, AttributeError, TypeError) as error:
         if isinstance(error, UsageError) and error.where == folder:
             raise
@@ -99,28 +115,41 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     defaults = default_settings(cfg.TRAINER.NAME) if "TRAINER" in cfg else {}
     before = {key: as_read(defaults[key]) for key in now.keys() & defaults.keys()} | before
     try:
-        now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it
+        now[WEIGHTS] = (
+            weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
+        )  # earlier versions lack it
     except ClipError:  # the file is not there: a run that is not finished says so later
         before.pop(WEIGHTS)
     may_differ = RESUMABLE_CHANGES
     if cfg.DATASET.NAME == "ImageFolder":  # its root says which images it has
         same = os.path.abspath(str(before.get("DATASET.ROOT"))) == os.path.abspath(cfg.DATASET.ROOT)
         may_differ = RESUMABLE_CHANGES - (set() if same else {"DATASET.ROOT"})
-    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
+    changed = [
+        key
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key] and key not in may_differ
+    ]
     if changed == [WEIGHTS]:
-        name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
+        name, hashes = (
+            cfg.MODEL.BACKBONE.NAME,
+            [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)],
+        )
         what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
         raise UsageError(what, f"restore {name}, or {remedy}", folder)
     if changed == [PLUGIN]:
         remedy = f"restore it, or {remedy}"
-        raise UsageError(f"{folder} holds a run of another version of the file of --plugin", remedy, folder)
+        raise UsageError(
+            f"{folder} holds a run of another version of the file of --plugin", remedy, folder
+        )
     if changed:
         key, *others = changed
         more = f" ({', '.join(others)} also differ)" if others else ""
         what = f"{folder} holds a run with {key} {before[key]}, this one has {now[key]}{more}"
         raise UsageError(what, remedy, folder)
     if unknown := sorted(before.keys() - now.keys()):
-        what = f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
+        what = (
+            f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
+        )
         raise UsageError(what, f"use the version that made it, or {remedy}", folder)
 
 
@@ -133,7 +162,11 @@ def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: 
     if tested and method:
         with suppress(UsageError):  # it is gone
             path = method.checkpoint_in(model_dir, load_epoch)
-    differs = checkpoint_sha256(identity(Path(path))) != tested if path else epoch and load_epoch not in (None, epoch)
+    differs = (
+        checkpoint_sha256(identity(Path(path))) != tested
+        if path
+        else epoch and load_epoch not in (None, epoch)
+    )
     if differs:
         what = f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {path or f'epoch {load_epoch}'}"
         raise UsageError(what, OTHER_FOLDER)

@@ -25,11 +25,16 @@ RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
 BATCH += ", or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
-LOADER_PROCESS = "DataLoader worker"  # torch's error begins so if a process of the data loader has been killed
+LOADER_PROCESS = (
+    "DataLoader worker"  # torch's error begins so if a process of the data loader has been killed
+)
 # Shortages of the machine, by the number of an OSError.
 SHORTAGES = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
-    errno.EMFILE: ("too many files are open", "raise the limit by `ulimit -n 4096`, or lower DATALOADER.NUM_WORKERS"),
+    errno.EMFILE: (
+        "too many files are open",
+        "raise the limit by `ulimit -n 4096`, or lower DATALOADER.NUM_WORKERS",
+    ),
 }
 
 
@@ -40,20 +45,29 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
     where the same command resumes after an interrupt.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
-    atexit.register(gc.freeze)  # Python's last garbage collection takes half a second: torch has a million objects
-    for name in ("stdout", "stderr"):  # None if the caller has closed it: a file that a run opens would get its number
+    atexit.register(
+        gc.freeze
+    )  # Python's last garbage collection takes half a second: torch has a million objects
+    for name in (
+        "stdout",
+        "stderr",
+    ):  # None if the caller has closed it: a file that a run opens would get its number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     threading.excepthook = report_thread
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal may lack a letter, and file names may be bytes
     try:
         with interruptible():
             try:
                 main()
             except RuntimeError as error:
                 if LOADER_PROCESS in str(error):
-                    time.sleep(1)  # the signal that ended the process is often on its way to this one, too
+                    time.sleep(
+                        1
+                    )  # the signal that ended the process is often on its way to this one, too
                 raise
             sys.stdout.flush()
     except BaseException as error:
@@ -70,7 +84,9 @@ def interruptible() -> Iterator[None]:
     process = os.getpid()
 
     def interrupt(number: int, frame: object) -> None:
-        if os.getpid() != process:  # workers of a data loader inherit this handler, and end silently
+        if (
+            os.getpid() != process
+        ):  # workers of a data loader inherit this handler, and end silently
             os._exit(0)
         # torch raises an error for a worker of a data loader that the same signal has ended.
         signal.signal(signal.SIGCHLD, lambda *caught: None)
@@ -82,7 +98,10 @@ def interruptible() -> Iterator[None]:
         if isinstance(lost.exc_value, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, elsewhere
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    }
     for number, handler in before.items():
         if handler != signal.SIG_IGN:  # as background jobs have it
             signal.signal(number, interrupt)
@@ -105,7 +124,9 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     if any(isinstance(cause, KeyboardInterrupt) for cause in exception_chain(error)):
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
+    if isinstance(
+        error, BrokenPipeError
+    ):  # `head` has read enough; Python would flush once more at the end
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOT_READ
@@ -117,7 +138,10 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
             cause.__suppress_context__ = False  # also those that `raise ... from None` hides
         traceback.print_exception(error)
     line = printable(" ".join(line.split()))
-    print(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-1000:]}'}", file=sys.stderr)
+    print(
+        f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-1000:]}'}",
+        file=sys.stderr,
+    )
     return 2
 
 
@@ -129,7 +153,9 @@ def error_line(error: BaseException) -> str | None:
     if isinstance(error, UsageError | FloatingPointError):
         return str(error)
     for cause in exception_chain(error) if isinstance(error, Exception) else ():
-        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        if (
+            isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
+        ):  # torch's, of a GPU
             return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
         if LOADER_PROCESS in str(cause) and isinstance(cause, RuntimeError):
             what = f"a process of the data loader was killed, as when the memory is full ({one_line(cause)})"
@@ -137,7 +163,11 @@ def error_line(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in SHORTAGES:
             what, remedy = SHORTAGES[cause.errno]
             return str(UsageError(f"{what} ({one_line(cause)})", remedy))
-    if isinstance(error, OSError) and error.filename is not None and not is_installed(error.filename):
+    if (
+        isinstance(error, OSError)
+        and error.filename is not None
+        and not is_installed(error.filename)
+    ):
         return str(error)
     return None
 
@@ -147,7 +177,10 @@ def is_installed(file: str | bytes | int) -> bool:
     path = Path(os.path.abspath(os.fsdecode(file))) if not isinstance(file, int) else ROOT
     if path.is_relative_to(sys.prefix) or path.is_relative_to(sys.base_prefix):
         return True
-    return path.is_relative_to(ROOT) and (ROOT / path.relative_to(ROOT).parts[0] / "__init__.py").is_file()
+    return (
+        path.is_relative_to(ROOT)
+        and (ROOT / path.relative_to(ROOT).parts[0] / "__init__.py").is_file()
+    )
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -58,7 +58,10 @@ the new old very good bad big web best first last this that his her our free art
 
 def held_out(*names: object) -> bool:
     """Whether pre-training leaves a combination out: one in five, by a checksum of its names, or any unseen word."""
-    return not UNSEEN_WORDS.isdisjoint(names) or zlib.crc32(" ".join(map(str, names)).encode()) % 5 == 0
+    return (
+        not UNSEEN_WORDS.isdisjoint(names)
+        or zlib.crc32(" ".join(map(str, names)).encode()) % 5 == 0
+    )
 
 
 def sample_subject(rng: np.random.Generator) -> Subject:
@@ -72,7 +75,9 @@ def sample_subject(rng: np.random.Generator) -> Subject:
                 subject = Subject(ground=subject.ground, feature=pick(rng, drawing.FEATURES))
             combination = (subject.ground, subject.feature)
         else:
-            colour, texture, shape = (pick(rng, names) for names in (drawing.COLOURS, drawing.TEXTURES, drawing.SHAPES))
+            colour, texture, shape = (
+                pick(rng, names) for names in (drawing.COLOURS, drawing.TEXTURES, drawing.SHAPES)
+            )
             if kind < 0.35:
                 shape = "pattern"
             count = int(rng.integers(1, 6)) if kind > 0.8 else None
@@ -89,7 +94,9 @@ def caption(subject: Subject, rng: np.random.Generator) -> str:
     if subject.ground:
         text = pick(rng, LANDS).format(subject.words)
     else:
-        colour, texture = (value if rng.uniform() > 0.25 else None for value in (subject.colour, subject.texture))
+        colour, texture = (
+            value if rng.uniform() > 0.25 else None for value in (subject.colour, subject.texture)
+        )
         if subject.shape == "pattern" and not (colour or texture):
             texture = subject.texture
         words = Subject(colour, texture, subject.shape, subject.count).words
@@ -111,7 +118,11 @@ def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
 def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
     """Subjects and their images (number, 64, 64, 3), uint8."""
     drawn = process_map(
-        draw_one, ((seed, index) for index in range(number)), chunksize=200, total=number, desc="drawing"
+        draw_one,
+        ((seed, index) for index in range(number)),
+        chunksize=200,
+        total=number,
+        desc="drawing",
     )
     subjects, images = zip(*drawn, strict=True)
     return list(subjects), np.stack(images)
@@ -120,7 +131,9 @@ def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
 def encode_images(model: CLIP, images: np.ndarray) -> Tensor:
     """(n, 64, 64, 3) uint8 -> (n, WIDTH), normalised."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    return F.normalize(model.visual(normalize(pixels, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)), dim=-1)
+    return F.normalize(
+        model.visual(normalize(pixels, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)), dim=-1
+    )
 
 
 def encode_texts(model: CLIP, texts: list[str]) -> Tensor:
@@ -151,8 +164,20 @@ def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float
 
 def build_model() -> CLIP:
     """A CLIP of random weights with the sizes of the small one."""
-    vision = {"image_size": drawing.SIZE, "patch_size": PATCH, "layers": LAYERS, "width": WIDTH, "head_width": 64}
-    text = {"context_length": 77, "vocab_size": VOCABULARY, "width": WIDTH, "heads": WIDTH // 64, "layers": LAYERS}
+    vision = {
+        "image_size": drawing.SIZE,
+        "patch_size": PATCH,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "head_width": 64,
+    }
+    text = {
+        "context_length": 77,
+        "vocab_size": VOCABULARY,
+        "width": WIDTH,
+        "heads": WIDTH // 64,
+        "layers": LAYERS,
+    }
     return CLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text, quick_gelu=True)
 
 
@@ -173,7 +198,10 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, LR, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+        optimiser,
+        lambda step: (
+            min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+        ),
     )
     subjects, pixels = draw_pairs(seed, images)
     for step in (bar := tqdm(range(steps), "training")):
@@ -181,7 +209,9 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(subjects))
         chosen = order[position * batch : (position + 1) * batch]
         rng = np.random.default_rng([seed, 2, step])
-        loss = contrastive_loss(model, pixels[chosen], [caption(subjects[index], rng) for index in chosen])
+        loss = contrastive_loss(
+            model, pixels[chosen], [caption(subjects[index], rng) for index in chosen]
+        )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -195,17 +225,31 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=DESCRIPTION)
-    parser.add_argument("--output", type=path, default=Path("output/small_clip"), help="folder to write to")
-    parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images (48000)")
-    parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps (2000)")
-    parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step (256)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of drawings, captions and initial weights (0)")
+    parser.add_argument(
+        "--output", type=path, default=Path("output/small_clip"), help="folder to write to"
+    )
+    parser.add_argument(
+        "--images", type=at_least(1), default=48_000, help="number of training images (48000)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least(1), default=2_000, help="number of training steps (2000)"
+    )
+    parser.add_argument(
+        "--batch", type=at_least(2), default=256, help="images and captions per step (256)"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of drawings, captions and initial weights (0)"
+    )
     args = parser.parse_args(argv)
     if args.batch > args.images:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")
     args.output.mkdir(parents=True, exist_ok=True)
     model = train(args.images, args.steps, args.batch, args.seed)
-    print(f"Retrieval among 250 unseen images: {100 * retrieval(model, *draw_pairs(args.seed + 1, UNSEEN)):.1f}%")
+    print(
+        f"Retrieval among 250 unseen images: {100 * retrieval(model, *draw_pairs(args.seed + 1, UNSEEN)):.1f}%"
+    )
     file = args.output / "small.safetensors"
-    write_bytes(file, save({name: value.half().contiguous() for name, value in model.state_dict().items()}))
+    write_bytes(
+        file, save({name: value.half().contiguous() for name, value in model.state_dict().items()})
+    )
     print(f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB")

@@ -64,12 +64,16 @@ class MLflow:
 
         flush_metrics_queue()
         if results is not None:
-            numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
+            numbers = {
+                key: value for key, value in results.items() if isinstance(value, int | float)
+            }
             mlflow.log_metrics({f"results/{key}": float(value) for key, value in numbers.items()})
             for file, inside in files.items():
                 mlflow.log_artifact(str(file), inside or None)
         mlflow.end_run("FINISHED" if results is not None else "FAILED")
-        mlflow.pytorch.autolog(disable=True, silent=True)  # it would start a run of its own for the next seed
+        mlflow.pytorch.autolog(
+            disable=True, silent=True
+        )  # it would start a run of its own for the next seed
 
 
 TRACKERS: dict[str, Any] = {"wandb": Wandb, "mlflow": MLflow}
@@ -104,12 +108,21 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
         yield
         results = json.loads((folder / RESULTS_FILE).read_text())
     finally:
-        files = {folder / name: "" for name in (RUN_CONFIG_FILE, RESULTS_FILE) if (folder / name).is_file()}
+        files = {
+            folder / name: ""
+            for name in (RUN_CONFIG_FILE, RESULTS_FILE)
+            if (folder / name).is_file()
+        }
         for name in trainer.get_model_names():
-            files |= {file: name for file in sorted((folder / name).glob("model*")) if file.is_file()}
+            files |= {
+                file: name for file in sorted((folder / name).glob("model*")) if file.is_file()
+            }
         for name, tracker in started.items():
             try:
                 tracker.finish(results, files)
             except Exception as error:  # noqa: BLE001 - of any kind: no tracker costs a run
                 if name != failed:
-                    print(f"{name} has failed ({one_line(error)}): the run continues without it", file=sys.stderr)
+                    print(
+                        f"{name} has failed ({one_line(error)}): the run continues without it",
+                        file=sys.stderr,
+                    )

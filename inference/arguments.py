@@ -20,7 +20,9 @@ IN_A_FILE = "a method in a file of its own needs --plugin FILE"
 class Plugin(argparse.Action):
     """Runs the file of `--plugin`, so that its methods are there before anything asks for them."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, file: Any, *_: Any) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, file: Any, *_: Any
+    ) -> None:
         with required_packages():
             import trainers  # noqa: F401 - the methods of the project are registered first
             from trainers.base.method_file import load_method_file
@@ -40,14 +42,37 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     parser.set_defaults(device=device)
     if device is None:
         add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    add("--backbone", default="", help="ViT-B/16, small, a weight file, ... (default: the model's own)")
+    add(
+        "--backbone",
+        default="",
+        help="ViT-B/16, small, a weight file, ... (default: the model's own)",
+    )
     add("--config-file", default="", help="YAML file of the method, for a published checkpoint")
-    add("--trainer", default="", help="method of a published checkpoint (default: the name of the YAML file's folder)")
+    add(
+        "--trainer",
+        default="",
+        help="method of a published checkpoint (default: the name of the YAML file's folder)",
+    )
     add("--load-epoch", type=int, help="the epoch to load (default: the best, else the newest)")
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names instead of the model's")
-    names.add_argument("--classes-file", type=path, metavar="FILE", help="text file with one class name on each line")
-    add("--template", default="", help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name")
+    names.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="class names instead of the model's",
+    )
+    names.add_argument(
+        "--classes-file",
+        type=path,
+        metavar="FILE",
+        help="text file with one class name on each line",
+    )
+    add(
+        "--template",
+        default="",
+        help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name",
+    )
     what = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
     add("--sentences", type=path, metavar="FILE", help=what)
     add_plugin_option(parser)
@@ -68,7 +93,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of models that tools/calibrate.py has fitted."""
     text = "say unknown where the model is too unsure for the error that was asked for"
-    parser.add_argument("--unknown", action="store_true", help=f"{text} (a model of tools/calibrate.py)")
+    parser.add_argument(
+        "--unknown", action="store_true", help=f"{text} (a model of tools/calibrate.py)"
+    )
     text = "a set of classes for each image, with the right one in it for this share of the images, such as 0.9"
     parser.add_argument("--sets", type=share, metavar="SHARE", help=text)
 
@@ -80,7 +107,11 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
         UsageError: a name is empty or given twice, or the file is missing, empty, too large, or not text.
     """
     file = args.classes_file
-    names = args.classes if file is None else [line for line in read_text(file).splitlines() if line.strip()]
+    names = (
+        args.classes
+        if file is None
+        else [line for line in read_text(file).splitlines() if line.strip()]
+    )
     if file is not None and not names:
         raise UsageError(f"{file} has no class names", "give one on each line", file)
     return check_names(names) if names else []
@@ -89,4 +120,6 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
 def check_exists(model: Path, what: str = "model") -> None:
     """Raise UsageError if there is nothing at the path of a model."""
     if not model.exists():
-        raise UsageError(f"no {what} at {model}", "give the output folder of a run that learned prompts", model)
+        raise UsageError(
+            f"no {what} at {model}", "give the output folder of a run that learned prompts", model
+        )

@@ -29,11 +29,22 @@ if TYPE_CHECKING:
 EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
 NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
 FORMAT = 1
-ADDED: dict[str, Any] = {"tokeniser": "CLIP", "sentences": {}}  # what folders of earlier versions lack
+ADDED: dict[str, Any] = {
+    "tokeniser": "CLIP",
+    "sentences": {},
+}  # what folders of earlier versions lack
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
-INPUT = ("SIZE", "INTERPOLATION", "RESIZE_MODE", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
+INPUT = (
+    "SIZE",
+    "INTERPOLATION",
+    "RESIZE_MODE",
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "TRANSFORMS",
+    "EXIF_ORIENTATION",
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,10 @@ class Description:
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
             what = f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
             what += f"{name} has {sha256[:16]}..."
-            raise UsageError(what, "give the same weights by --backbone (in Python: backbone), or restore that file")
+            raise UsageError(
+                what,
+                "give the same weights by --backbone (in Python: backbone), or restore that file",
+            )
         return name
 
 
@@ -108,7 +122,11 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
         what = f"{file} is not the file that {EXPORT_CONFIG_FILE} describes (its SHA-256 differs)"
         raise UsageError(what, "export it again", file)
     names = description.class_names if description.training.get("classes_learned", True) else []
-    metadata = {"method": description.method, "settings": description.settings, "class_names": names}
+    metadata = {
+        "method": description.method,
+        "settings": description.settings,
+        "class_names": names,
+    }
     metadata["dataset"] = description.dataset or description.dataset_name
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
@@ -122,7 +140,9 @@ def calibration_in(folder: Path) -> "Calibration | None":
     return read_calibration(folder / CALIBRATION)
 
 
-def write_artefact(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> Description:
+def write_artefact(
+    folder: Path, description: Description, tensors: Mapping[str, Tensor]
+) -> Description:
     """Write both files to an existing folder; returns the description with the SHA-256 of the prompts.
 
     Raises:
@@ -132,7 +152,11 @@ def write_artefact(folder: Path, description: Description, tensors: Mapping[str,
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     with replacing(folder / PROMPTS) as partial:
         partial.write_bytes(content)
-    facts = {"format": FORMAT, **asdict(description), "prompts_sha256": hashlib.sha256(content).hexdigest()}
+    facts = {
+        "format": FORMAT,
+        **asdict(description),
+        "prompts_sha256": hashlib.sha256(content).hexdigest(),
+    }
     facts["input"] = exported(description.input)
     write_text(folder / EXPORT_CONFIG_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return read_config(folder / EXPORT_CONFIG_FILE)
@@ -149,7 +173,11 @@ def read_config(file: Path) -> Description:
         for name, kind in get_type_hints(Description).items():
             if not isinstance(values[name], get_origin(kind) or kind):
                 raise TypeError(f"{name} is not of the type {getattr(kind, '__name__', kind)}")
-        if not all(is_setting(value) for key in ("settings", "input", "training") for value in values[key].values()):
+        if not all(
+            is_setting(value)
+            for key in ("settings", "input", "training")
+            for value in values[key].values()
+        ):
             raise TypeError("it holds other values than texts, numbers and lists of them")
         for name in ("backbone_sha256", "prompts_sha256"):
             if not re.fullmatch("[0-9a-f]{64}", values[name]):
@@ -157,7 +185,9 @@ def read_config(file: Path) -> Description:
     except KeyError as error:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
     except TypeError as error:
-        raise UsageError(f"{file} is not a description of prompts ({error})", "export it again", file) from error
+        raise UsageError(
+            f"{file} is not a description of prompts ({error})", "export it again", file
+        ) from error
     description = Description(**values | {"input": exported(values["input"])})
     check_complete(description, str(file))
     return description
@@ -170,6 +200,11 @@ def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_complete(description: Description, what: str) -> None:
     """Raise UsageError for a model that needs another run or file: its path would be followed."""
-    for key, needed in {"FEATURES_OF": "the features of the run", "WORDS": "the file of words"}.items():
+    for key, needed in {
+        "FEATURES_OF": "the features of the run",
+        "WORDS": "the file of words",
+    }.items():
         if path := description.settings.get(key):
-            raise UsageError(f"{what} needs {needed} {str(path)[:200]!r}", "predict from its own run")
+            raise UsageError(
+                f"{what} needs {needed} {str(path)[:200]!r}", "predict from its own run"
+            )

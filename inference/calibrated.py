@@ -72,9 +72,13 @@ class Calibration:
         """Raise UsageError unless it was fitted for the model with this file."""
         if self.model_sha256 != (sha256 := checksum(file)):
             fitted = f"{self.model} with SHA-256 {self.model_sha256:.12}..."
-            raise UsageError(f"the {FILE} is of {fitted}, not of {file} with {sha256:.12}...", remedy, file)
+            raise UsageError(
+                f"the {FILE} is of {fitted}, not of {file} with {sha256:.12}...", remedy, file
+            )
 
-    def check_asked(self, class_names: Sequence[str], unknown: bool, coverage: float | None, model: str) -> None:
+    def check_asked(
+        self, class_names: Sequence[str], unknown: bool, coverage: float | None, model: str
+    ) -> None:
         """Raise UsageError unless it can say for these classes which images are `unknown`, or which sets cover."""
         where = f"the calibration of {model} on {self}"
         again = "fit it again by tools/calibrate.py"
@@ -83,7 +87,9 @@ class Calibration:
         if with_spaces(class_names) != with_spaces(self.class_names):
             raise UsageError(f"{where} is of other class names", f"leave these out, or {again}")
         if unknown and self.threshold is None:
-            raise UsageError(f"{where} promises no error", f"{again}, with a larger --error or more images")
+            raise UsageError(
+                f"{where} promises no error", f"{again}, with a larger --error or more images"
+            )
         if coverage is not None and math.isinf(self.sets.quantile(coverage)):
             needed = math.ceil(round(coverage / (1 - coverage), 6))
             what = f"{where} cannot promise sets for {100 * coverage:g}% of the images"
@@ -102,14 +108,18 @@ class Calibration:
         """
         try:
             written = {key: value for key, value in content.items() if key != CONTENT}
-            if content.get(CONTENT, sha256 := sha256_of(written)) != sha256:  # earlier versions wrote none
+            if (
+                content.get(CONTENT, sha256 := sha256_of(written)) != sha256
+            ):  # earlier versions wrote none
                 raise ValueError(f"its {CONTENT} is of another content")
             values = {item.name: (ADDED | written)[item.name] for item in fields(cls)}
             if not values["temperature"] or not isinstance(values["class_names"], list):
                 raise TypeError
             if values["threshold"] and "above" in values["threshold"]:
                 values["threshold"] = of_probability(**values["threshold"])
-            values |= {key: kind(**values[key]) for key, kind in PARTS.items() if values[key] is not None}
+            values |= {
+                key: kind(**values[key]) for key, kind in PARTS.items() if values[key] is not None
+            }
             values["class_names"] = tuple(values["class_names"])
             values["sets"] = Sets(values["sets"].kind, tuple(values["sets"].label_scores))
             found = cls(**values)
@@ -123,7 +133,9 @@ class Calibration:
     def check(self) -> None:
         """Raise ValueError or TypeError for values that no fit has."""
         texts = (*self.class_names, self.sha256, self.source, self.model, self.model_sha256)
-        if not self.class_names or not all(isinstance(text, str) and not CONTROL.search(text) for text in texts):
+        if not self.class_names or not all(
+            isinstance(text, str) and not CONTROL.search(text) for text in texts
+        ):
             raise ValueError("a text is missing, or has control characters")
         counts = [self.images, self.test_images, self.chosen_images]
         if type(self.unknown_images) is not bool:
@@ -136,7 +148,10 @@ class Calibration:
             check_share("confidence", self.threshold.confidence)
         if not all(type(count) is int and 0 <= count <= self.images for count in counts):
             raise ValueError("a number of images is out of range")
-        if not all(map(math.isfinite, numbers)) or not 1 / HOTTEST <= self.temperature.temperature <= HOTTEST:
+        if (
+            not all(map(math.isfinite, numbers))
+            or not 1 / HOTTEST <= self.temperature.temperature <= HOTTEST
+        ):
             raise ValueError("a number is out of range")
         if not 0 < len(self.sets.label_scores) <= self.images or self.sets.kind not in KINDS:
             raise ValueError("the sets are not of these images")
@@ -176,7 +191,9 @@ def write_calibration(folder: Path, calibration: Calibration, model: Path | None
     """Write it for the model with this file, by default the one of an exported folder."""
     file = model or folder / EXPORT_CONFIG_FILE
     calibration = replace(calibration, model=file.name, model_sha256=checksum(file))
-    write_text(folder / FILE, json.dumps(calibration.to_json(), indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        folder / FILE, json.dumps(calibration.to_json(), indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 @torch.no_grad()

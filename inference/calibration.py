@@ -25,7 +25,10 @@ HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
 KINDS = ("lac", "aps", "raps")
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
-TRIFLE, LEVELS = 1e-12, 10  # no difference between scores; shares of the images that a threshold is tried on
+TRIFLE, LEVELS = (
+    1e-12,
+    10,
+)  # no difference between scores; shares of the images that a threshold is tried on
 Floats = NDArray[np.float64]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
@@ -51,12 +54,21 @@ def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
     """Logits in double precision, after the checks that all functions make."""
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2 or not z.size:
-        raise UsageError(f"logits of shape {z.shape} are not (images, classes)", "give one image or more")
+        raise UsageError(
+            f"logits of shape {z.shape} are not (images, classes)", "give one image or more"
+        )
     if not np.isfinite(z).all():
-        raise UsageError("the logits for the calibration are not finite", "use the checkpoint of another epoch")
+        raise UsageError(
+            "the logits for the calibration are not finite", "use the checkpoint of another epoch"
+        )
     if labels is not None:
         y = np.asarray(labels)
-        if y.shape != z.shape[:1] or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= z.shape[1]:
+        if (
+            y.shape != z.shape[:1]
+            or y.dtype.kind not in "iu"
+            or y.min() < 0
+            or y.max() >= z.shape[1]
+        ):
             what = f"the labels of the calibration images are not {len(z)} numbers of the {z.shape[1]} classes"
             raise UsageError(what, "give images of the model's classes")
     return z
@@ -152,7 +164,9 @@ class Temperature:
         z = checked(logits)
 
         def confidence(log_temperature: float) -> float:
-            return float(np.average(softmax(z / math.exp(log_temperature)).max(axis=1), weights=weights))
+            return float(
+                np.average(softmax(z / math.exp(log_temperature)).max(axis=1), weights=weights)
+            )
 
         now = math.log(self.temperature)
         least = max(now - math.log(100), -math.log(HOTTEST))
@@ -177,7 +191,12 @@ class Distances:
 
     @classmethod
     def fit(
-        cls, zero_shot: ArrayLike, tuned: ArrayLike, base_zero_shot: ArrayLike, base_tuned: ArrayLike, k: int = 5
+        cls,
+        zero_shot: ArrayLike,
+        tuned: ArrayLike,
+        base_zero_shot: ArrayLike,
+        base_tuned: ArrayLike,
+        k: int = 5,
     ) -> Self:
         """From text features alone, each of any length.
 
@@ -266,7 +285,9 @@ class Threshold:
             counts.append(count)
         sure, is_wrong = log_odds(z), z.argmax(axis=1) != y
         order = np.argsort(-sure, kind="stable")
-        up_to = np.cumsum(sample.weights[order]) * sample.size  # images that are at least as certain
+        up_to = (
+            np.cumsum(sample.weights[order]) * sample.size
+        )  # images that are at least as certain
         for count in counts:
             least = -math.log(z.shape[1])  # which every image exceeds
             if count < n:
@@ -292,7 +313,9 @@ def check_share(name: str, value: float) -> None:
         raise UsageError(f"{name} is {value:g}", "give a number between 0 and 1")
 
 
-def scores(probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[float, int] = RAPS) -> Floats:
+def scores(
+    probabilities: ArrayLike, kind: str, weights: Any = 0.0, raps: tuple[float, int] = RAPS
+) -> Floats:
     """(images, classes): how badly each class conforms; a set has the classes of low scores.
 
     LAC (Sadinle et al., 2019): 1 - p. APS (Romano et al., NeurIPS 2020): the sum of the probabilities down to that of
@@ -334,11 +357,17 @@ class Sets:
     label_scores: tuple[float, ...]
 
     @classmethod
-    def fit(cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac", sample: Sample | None = None) -> Self:
-        return cls.of_scores(comparable(log_softmax(checked(logits, labels)), kind), labels, kind, sample)
+    def fit(
+        cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac", sample: Sample | None = None
+    ) -> Self:
+        return cls.of_scores(
+            comparable(log_softmax(checked(logits, labels)), kind), labels, kind, sample
+        )
 
     @classmethod
-    def of_scores(cls, found: Floats, labels: ArrayLike, kind: str, sample: Sample | None = None) -> Self:
+    def of_scores(
+        cls, found: Floats, labels: ArrayLike, kind: str, sample: Sample | None = None
+    ) -> Self:
         """From the scores of the classes of calibration images, (images, classes).
 
         Of groups that count the same, each has the mass of one image, and its images share it (Dunn, Wasserman and
@@ -369,7 +398,11 @@ class Sets:
 
 
 def conf_ot(
-    logits: ArrayLike, labels: ArrayLike, observed: bool = True, epsilon: float = 1.0, iterations: int = 3
+    logits: ArrayLike,
+    labels: ArrayLike,
+    observed: bool = True,
+    epsilon: float = 1.0,
+    iterations: int = 3,
 ) -> Floats:
     """Log-probabilities by optimal transport of images to classes (Conf-OT; Silva-Rodriguez et al., CVPR 2025).
 

@@ -89,7 +89,9 @@ class PromptedClassifier:
 
         cfg = configuration(self.method)
         section = trainers.predicting()[self.method].section()
-        cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": description.input})
+        cfg.merge_from_other_cfg(
+            {"TRAINER": {section: description.settings}, "INPUT": description.input}
+        )
         cfg.DATASET.NAME, cfg.DATASET.TITLE = description.dataset_name, description.dataset
         cfg.DATASET.TEMPLATE = description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
@@ -108,11 +110,18 @@ class PromptedClassifier:
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHER_LISTS)(self._build)
         self._distances = lru_cache(OTHER_LISTS)(self._fit_distances)
-        if checkpoint is not None:  # a published one holds the whole backbone, too, and names no classes
+        if (
+            checkpoint is not None
+        ):  # a published one holds the whole backbone, too, and names no classes
             learned = self.class_names if self._own.model.classes_learned else []
             metadata = {"class_names": learned, **(checkpoint.get("metadata") or {})}
             state = self._own.saved_module().state_dict()
-            self.checkpoint = {**checkpoint, "state_dict": state, "optimizer": None, "metadata": metadata}
+            self.checkpoint = {
+                **checkpoint,
+                "state_dict": state,
+                "optimizer": None,
+                "metadata": metadata,
+            }
 
     @classmethod
     def from_pretrained(
@@ -150,11 +159,20 @@ class PromptedClassifier:
             from .hub import download  # here, as most users need no Hub
 
             path = download(str(name), revision)
-        options = {"backbone": backbone, "device": device, "load_epoch": epoch, "config_file": str(config_file)}
+        options = {
+            "backbone": backbone,
+            "device": device,
+            "load_epoch": epoch,
+            "config_file": str(config_file),
+        }
         options |= {"trainer": method, "template": "", "sentences": "", "max_pixels": max_pixels}
         ((_, classifier),) = open_models([path], Namespace(**options), class_names)
-        if class_names and with_spaces(classifier.class_names) != with_spaces(check_names(class_names)):
-            raise UsageError(f"{name} has class names of its own", "give other names to `probabilities`", name)
+        if class_names and with_spaces(classifier.class_names) != with_spaces(
+            check_names(class_names)
+        ):
+            raise UsageError(
+                f"{name} has class names of its own", "give other names to `probabilities`", name
+            )
         return classifier
 
     @classmethod
@@ -168,7 +186,9 @@ class PromptedClassifier:
     ) -> "PromptedClassifier":
         """Zero-shot CLIP (`zero_shot_description`); other arguments are as for the class."""
         clip = load_backbone(backbone)
-        description = zero_shot_description(clip, backbone, check_names(class_names), template, sentences or {})
+        description = zero_shot_description(
+            clip, backbone, check_names(class_names), template, sentences or {}
+        )
         return cls(description, None, backbone, backbone, device, clip)
 
     @property
@@ -189,7 +209,9 @@ class PromptedClassifier:
     def transfers(self) -> bool:
         """Whether it can tell other classes than those that it was learned on."""
         nothing = torch.zeros(1, self._own.model.clip.visual.output_dim, device=self.device)
-        return type(self._own).transfers and not self._own.model.prompt_learner.text(nothing).by_class
+        return (
+            type(self._own).transfers and not self._own.model.prompt_learner.text(nothing).by_class
+        )
 
     @property
     def views(self) -> int:
@@ -199,13 +221,19 @@ class PromptedClassifier:
     def require_one_view(self, what: str) -> None:
         """Raise UsageError for a test-time method, whose answer for an image is not that of its model alone."""
         if hasattr(self.transform, "count"):
-            raise UsageError(f"{self.method} answers from views of an image", f"{what} needs another method")
+            raise UsageError(
+                f"{self.method} answers from views of an image", f"{what} needs another method"
+            )
 
     def save(self, folder: Path) -> Description:
         """Write the exported form to an existing folder; returns what its config.json says."""
         name = self.cfg.MODEL.BACKBONE.NAME
-        public = name if is_published(name) else re.sub(r"[^:]*/", "", name)  # without the folder of a file
-        facts = self.description.training | ({} if self._own.model.classes_learned else {"classes_learned": False})
+        public = (
+            name if is_published(name) else re.sub(r"[^:]*/", "", name)
+        )  # without the folder of a file
+        facts = self.description.training | (
+            {} if self._own.model.classes_learned else {"classes_learned": False}
+        )
         facts_of_weights: dict[str, Any] = {
             "backbone": public,
             "backbone_sha256": weights_sha256(name),
@@ -220,7 +248,9 @@ class PromptedClassifier:
             write_calibration(folder, self.calibration)
         return written
 
-    def pixels(self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image) -> Tensor:
+    def pixels(
+        self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image
+    ) -> Tensor:
         """The images (images, 3, H, W), or (images, views, 3, H, W), read and transformed as for a test.
 
         `read` takes the arguments of `read_image`, and returns an image in RGB.
@@ -240,7 +270,10 @@ class PromptedClassifier:
         image = self.cfg.INPUT
         if "normalize" not in image.TRANSFORMS:
             return pixels.clamp(0, 1)
-        mean, std = (torch.tensor(list(values))[:, None, None] for values in (image.PIXEL_MEAN, image.PIXEL_STD))
+        mean, std = (
+            torch.tensor(list(values))[:, None, None]
+            for values in (image.PIXEL_MEAN, image.PIXEL_STD)
+        )
         return (pixels * std + mean).clamp(0, 1)
 
     def probabilities(
@@ -282,8 +315,12 @@ class PromptedClassifier:
         if not unknown and coverage is None:
             return
         if self.calibration is None:
-            raise UsageError(f"{self.source} has no calibration", "fit one by tools/calibrate.py", self.source)
-        self.calibration.check_asked(list(class_names or self.class_names), unknown, coverage, self.source)
+            raise UsageError(
+                f"{self.source} has no calibration", "fit one by tools/calibrate.py", self.source
+            )
+        self.calibration.check_asked(
+            list(class_names or self.class_names), unknown, coverage, self.source
+        )
 
     def unknown(self, logits: Tensor) -> Tensor:
         """Which images the model had better not answer, (images,): too many such answers would be wrong.
@@ -315,10 +352,14 @@ class PromptedClassifier:
             what = f"logits of the shape {tuple(logits.shape)} are not of the {own} classes of {self.source}"
             raise UsageError(what, "give those of `logits` without other class names", self.source)
 
-    def logits(self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None) -> Tensor:
+    def logits(
+        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
+    ) -> Tensor:
         """The scaled cosine similarities before softmax; arguments and errors are those of `probabilities`."""
         method = self._method_for(class_names)
-        batches = (method.model_inference(batch.to(self.device)).cpu() for batch in self._batches(images))
+        batches = (
+            method.model_inference(batch.to(self.device)).cpu() for batch in self._batches(images)
+        )
         logits = torch.cat([torch.empty(0, len(method.class_names)), *batches])
         if not logits.isfinite().all():
             remedy = "use the checkpoint of another epoch, or train again"

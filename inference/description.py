@@ -30,7 +30,11 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
 
 
 def zero_shot_description(
-    clip: CLIP, backbone: str, class_names: Sequence[str], template: str, sentences: dict[str, list[str]]
+    clip: CLIP,
+    backbone: str,
+    class_names: Sequence[str],
+    template: str,
+    sentences: dict[str, list[str]],
 ) -> Description:
     """Zero-shot CLIP: `template` has {} for the class name; a class with `sentences` has these instead.
 
@@ -44,4 +48,6 @@ def zero_shot_description(
     image = OF_CLIP | preprocessing(backbone) | image | {"TRANSFORMS": ["normalize"]}
     image |= {key: list(value) for key, value in image.items() if isinstance(value, tuple)}
     texts: dict[str, Any] = {"template": template, "sentences": sentences}
-    return Description("ZeroshotCLIP", {"PREC": "fp32"}, image, backbone, class_names=list(class_names), **texts)
+    return Description(
+        "ZeroshotCLIP", {"PREC": "fp32"}, image, backbone, class_names=list(class_names), **texts
+    )

@@ -27,11 +27,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
         "an error.",
     )
-    add, what = parser.add_argument, "the model to export (without it: zero-shot CLIP on --backbone)"
+    add, what = (
+        parser.add_argument,
+        "the model to export (without it: zero-shot CLIP on --backbone)",
+    )
     add("model", type=path, nargs="?", metavar="MODEL", help=what)
     add("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     add("--onnx", action="store_true", help="also write model.onnx, from images to logits")
-    add("--weights", action="store_true", help="also write class_matrix.safetensors, for users of open_clip")
+    add(
+        "--weights",
+        action="store_true",
+        help="also write class_matrix.safetensors, for users of open_clip",
+    )
     what = "also upload the folder to this repository of the Hugging Face Hub; a new one is private"
     add("--push-to-hub", default="", metavar="USER/NAME", help=what)
     add_model_options(parser, device="cpu")
@@ -61,32 +68,48 @@ def main(argv: list[str] | None = None) -> None:
             classifier.require_one_view(form.file)
         if names != classifier.class_names and not forms:
             what = f"{args.model} has class names of its own, which the folder keeps"
-            raise UsageError(what, "add --onnx or --weights, or leave out the class names", args.model)
+            raise UsageError(
+                what, "add --onnx or --weights, or leave out the class names", args.model
+            )
         classifier.check_logits()
         description = classifier.save(folder)
         check_vacant(args.to, KEY, folder)  # before what takes minutes
-        written = {"prompts.safetensors": "the learned tensors", "config.json": "everything that is needed to use them"}
+        written = {
+            "prompts.safetensors": "the learned tensors",
+            "config.json": "everything that is needed to use them",
+        }
         if classifier.calibration:
             images = classifier.calibration.images
-            written[CALIBRATION] = f"temperature, threshold for unknown images and sets, fitted on {images:,} images"
+            written[CALIBRATION] = (
+                f"temperature, threshold for unknown images and sets, fitted on {images:,} images"
+            )
         seen = SeenImages.read(args.model) if args.model else None
         if seen is not None:
             if args.push_to_hub:
                 seen = seen.without_signatures()  # which show a trace of the images
             seen.write(folder)
-            written[SEEN] = f"checksums of the {len(seen):,} images that the model has seen; calibrations compare them"
+            written[SEEN] = (
+                f"checksums of the {len(seen):,} images that the model has seen; calibrations compare them"
+            )
         for form in forms:
             form.write(classifier, names, folder / form.file)
             largest = programs.largest_difference(form, classifier, names, folder)
             print(f"{form.file}: largest difference of a logit on images of noise: {largest:.1e}")
             written[form.file] = f"{form.about}; logits within {largest:.1e} of the model's"
         if (folder / programs.FOLDED).is_file():
-            written[programs.FOLDED] = "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
+            written[programs.FOLDED] = (
+                "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
+            )
         write_text(folder / "README.md", card(description, written, names, classifier.transfers))
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        others = [*(form.file for form in programs.FORMS.values()), programs.FOLDED, CALIBRATION, SEEN]
+        others = [
+            *(form.file for form in programs.FORMS.values()),
+            programs.FOLDED,
+            CALIBRATION,
+            SEEN,
+        ]
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
 
 

@@ -26,7 +26,11 @@ def download(name: str, revision: str | None = None) -> Path:
     check_name(name)
     with answers(name):
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, SEEN])
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, SEEN],
+            )
         )
 
 
@@ -63,7 +67,9 @@ def upload(folder: Path, files: Sequence[str], name: str, replaced: Sequence[str
 
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise UsageError(f"{one_line(name)!r} is not the name of a model on the Hub", "give USER/NAME")
+        raise UsageError(
+            f"{one_line(name)!r} is not the name of a model on the Hub", "give USER/NAME"
+        )
 
 
 @contextmanager
@@ -76,4 +82,6 @@ def answers(name: str) -> Iterator[None]:
         raise UsageError(what, f"check the name; for a private model {LOGIN}") from error
     except (OSError, ValueError, HTTPError) as error:  # ValueError: an answer of another form
         what = f"a request about {name} to {HfApi().endpoint} failed ({one_line(error)})"
-        raise UsageError(what, f"check the connection, and try again; if it is refused, {LOGIN}") from error
+        raise UsageError(
+            what, f"check the connection, and try again; if it is refused, {LOGIN}"
+        ) from error

@@ -23,7 +23,10 @@ from .predict import Row
 
 __all__ = ["Predictor", "find_images", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
-FEW, MANY = 100, 5000  # class names: until here one thread is as fast, and from here on their text features take long
+FEW, MANY = (
+    100,
+    5000,
+)  # class names: until here one thread is as fast, and from here on their text features take long
 Predicted = tuple[list[Row], list[str], int]
 Batch = tuple[list[Path], list[Tensor], list[str]]
 
@@ -47,12 +50,16 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(what, "give another folder, or files", path)
         files += images
     if not files:
-        raise UsageError("no images are given", "name files or folders after the model, before --classes")
+        raise UsageError(
+            "no images are given", "name files or folders after the model, before --classes"
+        )
     return files
 
 
 def read_batch(
-    files: Sequence[Path], classifiers: Sequence[PromptedClassifier], read: Callable[..., Image] = read_image
+    files: Sequence[Path],
+    classifiers: Sequence[PromptedClassifier],
+    read: Callable[..., Image] = read_image,
 ) -> Batch:
     """The images of some files by `read`. Classifiers with the same transform read an image once.
 
@@ -64,7 +71,10 @@ def read_batch(
     for file in files:
         try:
             pixels = {key: classifier.pixels([file], read) for key, classifier in distinct.items()}
-        except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # the toolbox's ImageError is both, the published one's an OSError
             errors.append(str(error))
         else:
             good.append(file)
@@ -106,7 +116,9 @@ class Predictor:
         self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
         for model in models:  # text features before the threads, which would each compute them
             if (count := len(self.names or model.classifier.class_names)) > MANY:
-                print(f"{model.name}: computing the text features of {count:,} class names, which takes a while")
+                print(
+                    f"{model.name}: computing the text features of {count:,} class names, which takes a while"
+                )
             with one_thread() if count <= FEW else nullcontext():
                 model.classifier.check_logits(self.names)
 
@@ -118,9 +130,15 @@ class Predictor:
         `batch_size` images, or views of images, at a time.
         """
         threads, most = torch.get_num_threads(), max(1, batch_size // self.views)
-        size = most if self.on_gpu else max(min(FEWEST, most), math.ceil(min(most, len(files)) / threads))
+        size = (
+            most
+            if self.on_gpu
+            else max(min(FEWEST, most), math.ceil(min(most, len(files)) / threads))
+        )
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(self.of_batch, (files[start : start + size] for start in range(0, len(files), size)))
+            yield from pool.map(
+                self.of_batch, (files[start : start + size] for start in range(0, len(files), size))
+            )
 
     def of_batch(self, files: Sequence[Path]) -> Predicted:
         good, batches, errors = read_batch(files, [model.classifier for model in self.models])
@@ -132,17 +150,27 @@ class Predictor:
             probabilities = classifier.repaired(logits, self.names).softmax(dim=-1)
             top = probabilities.topk(min(self.k, len(classes)))
             unknown = classifier.unknown(logits).tolist() if self.unknown else [None] * len(good)
-            sets = [None] * len(good) if self.coverage is None else classifier.sets(logits, self.coverage)
-            for number, pairs in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
+            sets = (
+                [None] * len(good)
+                if self.coverage is None
+                else classifier.sets(logits, self.coverage)
+            )
+            for number, pairs in enumerate(
+                zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            ):
                 best = [(classes[index], value) for index, value in zip(*pairs, strict=True)]
                 members = in_set(sets[number], probabilities[number], classes)
                 rows[number].append(Row(str(good[number]), name, best, unknown[number], members))
         return list(chain(*rows)), errors, len(good)
 
 
-def in_set(members: Tensor | None, probabilities: Tensor, classes: Sequence[str]) -> list[tuple[str, float]] | None:
+def in_set(
+    members: Tensor | None, probabilities: Tensor, classes: Sequence[str]
+) -> list[tuple[str, float]] | None:
     """The classes of a set (classes,) with their probabilities, the most probable first; None without a set."""
     if members is None:
         return None
     order = probabilities.argsort(descending=True, stable=True)
-    return [(classes[index], probabilities[index].item()) for index in order[members[order]].tolist()]
+    return [
+        (classes[index], probabilities[index].item()) for index in order[members[order]].tolist()
+    ]

@@ -22,7 +22,14 @@ from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
 
 from .arguments import CHECKPOINTS, IN_A_FILE, check_exists
-from .artefact import EXPORT_CONFIG_FILE, INPUT, NO_NAMES, Description, calibration_in, read_artefact
+from .artefact import (
+    EXPORT_CONFIG_FILE,
+    INPUT,
+    NO_NAMES,
+    Description,
+    calibration_in,
+    read_artefact,
+)
 from .classifier import PromptedClassifier
 from .description import configuration
 
@@ -49,13 +56,22 @@ def kind_of(path: Path) -> str:
         return "exported"
     if (path / RUN_CONFIG_FILE).exists():
         return "run"
-    names = CHECKPOINTS, *filter(None, {method.published_file for method in trainers.methods().values()})
+    names = (
+        CHECKPOINTS,
+        *filter(None, {method.published_file for method in trainers.methods().values()}),
+    )
     if not path.is_dir():
         return "checkpoint" if any(map(path.match, names)) else ""
-    return "checkpoint" if any(any(path.glob(name)) for name in (RESULTS_FILE, *names, f"*/{CHECKPOINTS}")) else ""
+    return (
+        "checkpoint"
+        if any(any(path.glob(name)) for name in (RESULTS_FILE, *names, f"*/{CHECKPOINTS}"))
+        else ""
+    )
 
 
-def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()) -> list[Model]:
+def open_models(
+    paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()
+) -> list[Model]:
     """The models at these paths; zero-shot CLIP on `options.backbone` if there is no path.
 
     Args:
@@ -68,33 +84,53 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     """
     if not paths:
         if not options.backbone:
-            raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
+            raise UsageError(
+                "no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP"
+            )
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", NO_NAMES)
         template = options.template or TEMPLATE
         given = sentences.read(options.sentences)
-        classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device, given)
+        classifier = PromptedClassifier.zero_shot(
+            options.backbone, class_names, template, options.device, given
+        )
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
     found = [read_model(path, options) for path in paths]
-    known = [check_names(class_names)] if class_names else [description.class_names for description, _, _ in found]
+    known = (
+        [check_names(class_names)]
+        if class_names
+        else [description.class_names for description, _, _ in found]
+    )
     names = next(filter(None, known), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
         check_name(description.method, trainers.predicting(), "method", path, IN_A_FILE)
         refit = getattr(options, "refit", False)
-        calibration = None if refit else calibration_of(path, trainers.predicting()[description.method], options)
+        calibration = (
+            None
+            if refit
+            else calibration_of(path, trainers.predicting()[description.method], options)
+        )
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
             description = replace(description, class_names=names or own)
-        more: dict[str, Any] = {"calibration": calibration, "max_pixels": getattr(options, "max_pixels", None)}
-        classifier = PromptedClassifier(description, checkpoint, str(path), backbone, options.device, **more)
+        more: dict[str, Any] = {
+            "calibration": calibration,
+            "max_pixels": getattr(options, "max_pixels", None),
+        }
+        classifier = PromptedClassifier(
+            description, checkpoint, str(path), backbone, options.device, **more
+        )
         classifiers.append(classifier)
         if not description.backbone_sha256:
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
             text = f"{path} does not say on which weights its prompts were learned: check that they are those of {name}"
             print(printable(text))
-        if description.training.get("plugin_sha256", "") != trainers.predicting()[description.method].plugin_sha256:
+        if (
+            description.training.get("plugin_sha256", "")
+            != trainers.predicting()[description.method].plugin_sha256
+        ):
             text = f"{path} was learned by another version of {description.method}: its file has changed"
             print(printable(text))
         sentence = description.template or description.dataset_template
@@ -102,7 +138,10 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
             text = f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}"
             print(printable(text))
     methods = [classifier.method for classifier in classifiers]
-    names = [name if methods.count(name) == 1 else f"{name} {path}" for name, path in zip(methods, paths, strict=True)]
+    names = [
+        name if methods.count(name) == 1 else f"{name} {path}"
+        for name, path in zip(methods, paths, strict=True)
+    ]
     return list(map(Model, names, classifiers))
 
 
@@ -114,10 +153,14 @@ def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Cal
     """
     if not (found := calibration_in(path)):
         return None
-    given, asked = options.load_epoch is not None, getattr(options, "unknown", False) or getattr(options, "sets", None)
+    given, asked = (
+        options.load_epoch is not None,
+        getattr(options, "unknown", False) or getattr(options, "sets", None),
+    )
     try:
         found.check_model(
-            file_of(path, method, options.load_epoch), "leave out --load-epoch (in Python: epoch)" if given else REFIT
+            file_of(path, method, options.load_epoch),
+            "leave out --load-epoch (in Python: epoch)" if given else REFIT,
         )
     except UsageError as error:
         if asked or not given:
@@ -138,13 +181,17 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
     """Raise UsageError for an option that none of the models reads."""
     kinds = [(kind_of(path), path.is_file()) for path in paths]
     readers = {"load_epoch": any(kind != "exported" and not is_file for kind, is_file in kinds)}
-    checkpoints = [path for (kind, _), path in zip(kinds, paths, strict=True) if kind in ("checkpoint", "")]
+    checkpoints = [
+        path for (kind, _), path in zip(kinds, paths, strict=True) if kind in ("checkpoint", "")
+    ]
     readers["config_file"] = bool(checkpoints)
     configured = bool(checkpoints) and (options.config_file or not all(map(run_of, checkpoints)))
     readers |= dict.fromkeys(("trainer", "template", "sentences"), configured)
     for name, is_read in readers.items():
         if getattr(options, name) not in ("", None) and not is_read:
-            raise UsageError(f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it")
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it"
+            )
 
 
 def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, Any] | None, str]:
@@ -163,19 +210,32 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     if run:
         shots = "by class" if isinstance(cfg.DATASET.NUM_SHOTS, str) else cfg.DATASET.NUM_SHOTS
         training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": shots, "seed": cfg.SEED}
-        training |= recorded_facts(run, epoch_of(path, options.load_epoch) if method.learns else None)
+        training |= recorded_facts(
+            run, epoch_of(path, options.load_epoch) if method.learns else None
+        )
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
-        raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
+        raise UsageError(
+            f"{path} started from the prompts of another run, and does not hold them", remedy, path
+        )
     checkpoint = read_checkpoint(path, cfg, options.load_epoch) if method.learns else None
-    return describe(cfg, checkpoint, training), checkpoint, options.backbone or cfg.MODEL.BACKBONE.NAME
+    return (
+        describe(cfg, checkpoint, training),
+        checkpoint,
+        options.backbone or cfg.MODEL.BACKBONE.NAME,
+    )
 
 
 def run_of(checkpoint: Path) -> Path | None:
     """The output folder of the run of this project that wrote a file or a folder of checkpoints; None without one."""
     return next(
-        (parent for parent in list(checkpoint.absolute().parents)[:2] if (parent / RUN_CONFIG_FILE).exists()), None
+        (
+            parent
+            for parent in list(checkpoint.absolute().parents)[:2]
+            if (parent / RUN_CONFIG_FILE).exists()
+        ),
+        None,
     )
 
 
@@ -202,7 +262,10 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
     file = Path(options.config_file)
     name = options.trainer or file.absolute().parent.name
     check_name(
-        name, trainers.methods(), "trainer", "" if options.trainer else "--trainer (in Python: method) is missing"
+        name,
+        trainers.methods(),
+        "trainer",
+        "" if options.trainer else "--trainer (in Python: method) is missing",
     )
     cfg = configuration(name, file)
     cfg.merge_from_file(str(file))
@@ -215,7 +278,9 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
     if options.sentences:
         cfg.DATASET.SENTENCES = str(options.sentences)
     if cfg.DATASET.SENTENCES and not trainers.methods()[name].reads_sentences:
-        raise UsageError("--sentences has no use here", f"leave it out: {name} reads no sentences for classes")
+        raise UsageError(
+            "--sentences has no use here", f"leave it out: {name} reads no sentences for classes"
+        )
     return cfg
 
 
@@ -227,12 +292,18 @@ def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
     results = read_results(run)
     if results is None and epoch is None:
         what = f"the run in {run} is not finished: it has no {RESULTS_FILE} with an accuracy"
-        remedy = "run its command again, or choose one of its epochs by --load-epoch (in Python: epoch)"
+        remedy = (
+            "run its command again, or choose one of its epochs by --load-epoch (in Python: epoch)"
+        )
         raise UsageError(what, remedy, run)
     results = results or {}
     other = epoch not in (None, results.get("tested_epoch"))
     selected = {"selected_on_test": True} if not other and selected_on_test(results) else {}
-    return {key: results[key] for key in RECORDED if key in results and not (other and key in TEST_FACTS)} | selected
+    return {
+        key: results[key]
+        for key in RECORDED
+        if key in results and not (other and key in TEST_FACTS)
+    } | selected
 
 
 def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path:
@@ -243,9 +314,13 @@ def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path
     if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
         folder, saved_as = path.parent, path.name
     try:
-        return Path(find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file))
+        return Path(
+            find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file)
+        )
     except UsageError as error:
-        remedy = error.remedy.replace("check --model-dir", "give the output folder of a training run")
+        remedy = error.remedy.replace(
+            "check --model-dir", "give the output folder of a training run"
+        )
         remedy = remedy.replace("--load-epoch", "--load-epoch (in Python: epoch)")
         raise UsageError(error.what, remedy, error.where) from error
 
@@ -261,11 +336,15 @@ def read_checkpoint(path: Path, cfg: CfgNode, epoch: int | None) -> dict[str, An
     return checkpoint
 
 
-def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]) -> Description:
+def describe(
+    cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]
+) -> Description:
     """The description of a configuration's prompts."""
     name = cfg.DATASET.NAME
     metadata = (checkpoint or {}).get("metadata") or {}
-    choices, _ = inherited(checkpoint or {})  # also of a start, or of settings: they hold for each epoch
+    choices, _ = inherited(
+        checkpoint or {}
+    )  # also of a start, or of settings: they hold for each epoch
     selected = {"selected_on_test": True} if on_test_images(choices) else {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
@@ -276,7 +355,9 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         settings=asdict(trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)),
         input={key: cfg.INPUT[key] for key in keys} | {"TRANSFORMS": transforms},
         backbone=cfg.MODEL.BACKBONE.NAME,
-        backbone_sha256=str(metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or "").lower(),
+        backbone_sha256=str(
+            metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or ""
+        ).lower(),
         class_names=metadata.get("class_names", []),
         dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),

@@ -55,11 +55,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="K",
         help="number of classes to print for each image (default: 5)",
     )
-    add("--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)")
+    add(
+        "--batch-size",
+        type=at_least(1),
+        default=100,
+        metavar="N",
+        help="images at a time (default: 100)",
+    )
     add_calibration_options(parser)
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--json", action="store_const", dest="form", const=as_json, help="print JSON and nothing else")
-    forms.add_argument("--csv", action="store_const", dest="form", const=as_csv, help="print CSV, a row for each class")
+    forms.add_argument(
+        "--json",
+        action="store_const",
+        dest="form",
+        const=as_json,
+        help="print JSON and nothing else",
+    )
+    forms.add_argument(
+        "--csv",
+        action="store_const",
+        dest="form",
+        const=as_csv,
+        help="print CSV, a row for each class",
+    )
     parser.set_defaults(form=as_table)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
@@ -76,7 +94,9 @@ def main(argv: list[str] | None = None) -> None:
             from tqdm import tqdm
 
             from . import images, models
-        number = next((n for n, path in enumerate(args.paths) if not models.kind_of(path)), len(args.paths))
+        number = next(
+            (n for n, path in enumerate(args.paths) if not models.kind_of(path)), len(args.paths)
+        )
         if not number and not args.backbone:
             models.read_model(args.paths[0], args)  # which says why it is not a model
         files = images.find_images(args.paths[number:])
@@ -110,7 +130,11 @@ def main(argv: list[str] | None = None) -> None:
 def as_json(out: TextIO, rows: Iterable[Row], *layout) -> None:
     before = "[\n"
     for row in rows:
-        content: dict[str, Any] = {"image": row.image, "model": row.model, "top": as_objects(row.top)}
+        content: dict[str, Any] = {
+            "image": row.image,
+            "model": row.model,
+            "top": as_objects(row.top),
+        }
         if row.unknown is not None:
             content["unknown"] = row.unknown
         if row.set is not None:
@@ -124,7 +148,9 @@ def as_objects(pairs: Pairs) -> list[dict[str, Any]]:
     return [{"class": name, "probability": value} for name, value in pairs]
 
 
-def as_csv(out: TextIO, rows: Iterable[Row], files, models, names, unknown: bool, sets: float | None) -> None:
+def as_csv(
+    out: TextIO, rows: Iterable[Row], files, models, names, unknown: bool, sets: float | None
+) -> None:
     """The most probable classes of each image and, with `sets`, all classes of the set."""
     writer = csv.writer(out, lineterminator="\n")
     header = ["image", "model", "rank", "class", "probability"]
@@ -138,12 +164,19 @@ def as_csv(out: TextIO, rows: Iterable[Row], files, models, names, unknown: bool
             writer.writerow(map(csv_cell, values))
 
 
-def as_table(out: TextIO, rows: Iterable[Row], files: Sequence[Path], models, names: Sequence[str], *asked) -> None:
+def as_table(
+    out: TextIO, rows: Iterable[Row], files: Sequence[Path], models, names: Sequence[str], *asked
+) -> None:
     known = names or [name for model in models for name in model.classifier.class_names]
     image_width = max(width(printable(file)) for file in files)
-    model_width, class_width = max(width(printable(model.name)) for model in models), max(map(width, known))
+    model_width, class_width = (
+        max(width(printable(model.name)) for model in models),
+        max(map(width, known)),
+    )
     for row in rows:
-        classes = "   ".join(f"{padded(name, class_width)} {100 * value:5.1f} %" for name, value in row.top)
+        classes = "   ".join(
+            f"{padded(name, class_width)} {100 * value:5.1f} %" for name, value in row.top
+        )
         if row.set is not None:
             more = f", and {len(row.set) - SHOWN} more" * (len(row.set) > SHOWN)
             classes = f"{{{', '.join(name for name, _ in row.set[:SHOWN])}{more}}}"

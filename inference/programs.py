@@ -41,11 +41,12 @@ class ImageProgram(nn.Module):
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str]):
         super().__init__()
         self.model = classifier.model_for(class_names)
-        self.visual, self.logit_scale = self.model.clip.visual, self.model.clip.logit_scale  # to export their tensors
+        self.visual, self.logit_scale = (
+            self.model.clip.visual,
+            self.model.clip.logit_scale,
+        )  # to export their tensors
         if self.model.clip.dtype != torch.float32:
-            what = (
-                f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, which programs cannot"
-            )
+            what = f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, which programs cannot"
             raise UsageError(what, "train with PREC fp32, or export on a CPU without that type")
         self.register_buffer("text_feature", text_feature(classifier, class_names))
 
@@ -74,12 +75,16 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
         import onnxscript  # noqa: F401 - torch.onnx needs it
 
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's messages about its own progress and its own future
+        warnings.simplefilter(
+            "ignore"
+        )  # torch's messages about its own progress and its own future
         program = torch.onnx.export(
             ImageProgram(classifier, class_names).eval(),
             (example(classifier, 2),),
             dynamo=True,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", max=1 << 30)}},  # torch 2.6 needs a maximum
+            dynamic_shapes={
+                "images": {0: torch.export.Dim("batch", max=1 << 30)}
+            },  # torch 2.6 needs a maximum
             opset_version=OPSET,
             input_names=["images"],
             output_names=["logits"],
@@ -109,7 +114,9 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
         what = f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower"
         raise UsageError(what, "use --onnx")
     scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())
-    file.write_bytes(save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names)))
+    file.write_bytes(
+        save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names))
+    )
     if model.adapted:
         tensors = {key: value.contiguous() for key, value in state.items()}
         file.with_name(FOLDED).write_bytes(save(tensors, metadata(classifier, class_names)))
@@ -149,16 +156,24 @@ class Form(NamedTuple):
 
 FORMS = {
     "onnx": Form("model.onnx", write_onnx, run_onnx, f"ONNX, opset {OPSET}: images -> logits"),
-    "weights": Form("class_matrix.safetensors", write_weights, run_weights, "a class matrix for open_clip"),
+    "weights": Form(
+        "class_matrix.safetensors", write_weights, run_weights, "a class matrix for open_clip"
+    ),
 }
 
 
-def largest_difference(form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path) -> float:
+def largest_difference(
+    form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path
+) -> float:
     """The largest difference of a logit of the exported file, over images of noise; UsageError if over TOLERANCE."""
     images = example(classifier, 16)
     expected = classifier.logits(images, class_names)
-    found = [form.run(classifier, folder / form.file, part) for part in (images, images[:1])]  # batches of any size
-    largest = (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()  # NaN if a logit is
+    found = [
+        form.run(classifier, folder / form.file, part) for part in (images, images[:1])
+    ]  # batches of any size
+    largest = (
+        (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()
+    )  # NaN if a logit is
     most = TOLERANCE * max(1.0, expected.std().item() / TYPICAL)
     if not largest <= most:
         what = f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, over {most:.2g}"
@@ -168,4 +183,6 @@ def largest_difference(form: Form, classifier: PromptedClassifier, class_names: 
 
 def example(classifier: PromptedClassifier, batch: int) -> Tensor:
     """Noise of the shape of normalised images, always the same: (batch, 3, H, W)."""
-    return torch.randn(batch, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        batch, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0)
+    )

@@ -23,7 +23,11 @@ from datasets import copies
 
 ROLES = ("learned", "chosen", "calibrated", "tested")
 DIGEST = 16  # bytes of the SHA-256 of an image's pixels
-SHAPES = {"digest": (np.uint8, (DIGEST,)), "signature": (np.int8, copies.SHAPE), "label": (np.int32, ())}
+SHAPES = {
+    "digest": (np.uint8, (DIGEST,)),
+    "signature": (np.int8, copies.SHAPE),
+    "label": (np.int32, ()),
+}
 SHAPES |= {"group": (np.int32, ()), "role": (np.uint8, ())}
 LARGEST = 1 << 30  # bytes of all arrays: two million images
 KNOWN = 0.6  # similarity of the signatures of two images of one scene, at least
@@ -78,7 +82,12 @@ class SeenImages:
                 image = read_image(item.impath, max_pixels)
             except (OSError, UsageError):
                 return None
-            return copies.pixels_sha256(image), copies.signature(image), item.label, copies.colours(image)
+            return (
+                copies.pixels_sha256(image),
+                copies.signature(image),
+                item.label,
+                copies.colours(image),
+            )
 
         with ThreadPool() as pool:
             rows = list(filter(None, pool.imap(read, items)))
@@ -86,14 +95,18 @@ class SeenImages:
         if len(set(labels)) < 2:
             return cls.of(sha256, signatures, labels, role)
         found = copies.NearCopies.of(np.stack(signatures), np.stack(colours), np.array(labels))
-        return cls.of(sha256, signatures, labels, role, copies.components(len(labels), [found.pairs]).tolist())
+        return cls.of(
+            sha256, signatures, labels, role, copies.components(len(labels), [found.pairs]).tolist()
+        )
 
     def __len__(self) -> int:
         return len(self.role)
 
     def __add__(self, other: "SeenImages") -> "SeenImages":
         groups = np.concatenate([self.group, other.group + 1 + max(self.group.max(initial=-1), 0)])
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in SHAPES}
+        joined = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in SHAPES
+        }
         return SeenImages(**joined | {"group": groups})
 
     def part(self, inside: NDArray[np.bool_]) -> "SeenImages":
@@ -164,7 +177,9 @@ def read_arrays(file: Path) -> dict[str, Any]:
         if sum(entry.file_size for entry in entries.values()) > LARGEST:
             raise ValueError("the arrays are too large")
         contents = {name: io.BytesIO(archive.read(entry)) for name, entry in entries.items()}
-    arrays = {name: npy.read_array(content, allow_pickle=False) for name, content in contents.items()}
+    arrays = {
+        name: npy.read_array(content, allow_pickle=False) for name, content in contents.items()
+    }
     count = len(arrays["role"])
     for name, (kind, shape) in SHAPES.items():
         if arrays[name].dtype != kind or arrays[name].shape != (count, *shape):

@@ -28,9 +28,16 @@ def cached(copied, tiny, tmp_path):
     """`cached("CoOp", KEY, VALUE, ...)` -> a trainer with tmp_path/cache as CACHE."""
 
     def cached(method, *options, backbone=tiny, output="run"):
-        own = ["CACHE", str(tmp_path / "cache"), f"TRAINER.{methods()[method].section()}.PREC", "fp32"]
+        own = [
+            "CACHE",
+            str(tmp_path / "cache"),
+            f"TRAINER.{methods()[method].section()}.PREC",
+            "fp32",
+        ]
         set_random_seed(1)
-        return build_trainer(make_cfg(method, copied, backbone, tmp_path / output, *FRESH, *own, *options))
+        return build_trainer(
+            make_cfg(method, copied, backbone, tmp_path / output, *FRESH, *own, *options)
+        )
 
     return cached
 
@@ -63,7 +70,10 @@ def kept(tmp_path):
 def values(trainer) -> torch.Tensor:
     """The logits of a test pass, as the evaluator of a trainer receives them."""
     found, process = [], trainer.evaluator.process
-    trainer.evaluator.process = lambda logits, labels: (found.append(logits.clone()), process(logits, labels))
+    trainer.evaluator.process = lambda logits, labels: (
+        found.append(logits.clone()),
+        process(logits, labels),
+    )
     trainer.test()
     trainer.evaluator.process = process
     return torch.cat(found)

@@ -27,14 +27,23 @@ def pytest_collection_finish(session):
 
 def pytest_addoption(parser):
     golden = ROOT / "tests/golden"
-    parser.addoption("--golden", type=Path, default=golden, help="folder of the published implementations' figures")
-    parser.addoption("--random-seed", type=int, help="seed of the random tests (default: another one each time)")
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=golden,
+        help="folder of the published implementations' figures",
+    )
+    parser.addoption(
+        "--random-seed", type=int, help="seed of the random tests (default: another one each time)"
+    )
 
 
 def pytest_configure(config):
     if config.option.random_seed is None:  # before pytest-xdist hands its options to its processes
         config.option.random_seed = time.time_ns() % 2**32
-    if config.getoption("dist", "no") == "no":  # a process that only hands out tests needs no fixtures and no torch
+    if (
+        config.getoption("dist", "no") == "no"
+    ):  # a process that only hands out tests needs no fixtures and no torch
         for module in ("running", "caching"):
             config.pluginmanager.import_plugin(module)
 
@@ -50,7 +59,9 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_xdist_auto_num_workers(config):
     """As many as there are cores for this process: with more they wait for each other's memory."""
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return int(given) if given else cores
 
 
@@ -104,15 +115,31 @@ def backbones(shared):
     folder = shared("backbones")
     new = random_weights.random_tensor
 
-    def file(image_size=64, patch_size=16, vision_layers=4, text_layers=4, vision_width=768, text_width=512, embed=512):
+    def file(
+        image_size=64,
+        patch_size=16,
+        vision_layers=4,
+        text_layers=4,
+        vision_width=768,
+        text_width=512,
+        embed=512,
+    ):
         key = (image_size, patch_size, vision_layers, text_layers, vision_width, text_width, embed)
         path = folder / f"{'-'.join(map(str, key))}.pt"
         with FileLock(folder / "lock"), pytest.MonkeyPatch.context() as patch:
             if not path.exists():
                 # A tensor depends on its name and shape alone: files of other sizes have most of them.
-                states = [torch.load(file, mmap=True, weights_only=True) for file in folder.glob("*.pt")]
-                old = {(name, tensor.shape): tensor for state in states for name, tensor in state.items()}
-                patch.setattr(random_weights, "random_tensor", lambda *of: old[of] if of in old else new(*of))
+                states = [
+                    torch.load(file, mmap=True, weights_only=True) for file in folder.glob("*.pt")
+                ]
+                old = {
+                    (name, tensor.shape): tensor
+                    for state in states
+                    for name, tensor in state.items()
+                }
+                patch.setattr(
+                    random_weights, "random_tensor", lambda *of: old[of] if of in old else new(*of)
+                )
                 vision = {"image_size": image_size, "patch_size": patch_size}
                 vision |= {"layers": vision_layers, "width": vision_width}
                 text = {"width": text_width, "layers": text_layers}
@@ -142,7 +169,13 @@ def eurosat(tmp_path_factory):
     from drawn import write_eurosat
 
     root = tmp_path_factory.mktemp("data")
-    write_eurosat(root, ["red", "green field", "blue_lake", "grey", "white snow", "black"], train=8, val=4, test=4)
+    write_eurosat(
+        root,
+        ["red", "green field", "blue_lake", "grey", "white snow", "black"],
+        train=8,
+        val=4,
+        test=4,
+    )
     return root
 
 
@@ -159,9 +192,20 @@ def build(eurosat, deep, tmp_path):
     def build(method, classes="all", *settings, backbone=deep, output="run", options=()):
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
         settings = section_pairs(method, pairs)
-        few = ["USE_CUDA", False, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3, "DATASET.SUBSAMPLE_CLASSES", classes]
+        few = [
+            "USE_CUDA",
+            False,
+            "DATASET.NUM_SHOTS",
+            2,
+            "OPTIM.MAX_EPOCH",
+            3,
+            "DATASET.SUBSAMPLE_CLASSES",
+            classes,
+        ]
         set_random_seed(1)
-        return build_trainer(make_cfg(method, eurosat, backbone, tmp_path / output, *few, *settings, *options))
+        return build_trainer(
+            make_cfg(method, eurosat, backbone, tmp_path / output, *few, *settings, *options)
+        )
 
     return build
 
@@ -221,7 +265,9 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     (folder / "below").mkdir()
     (folder / ".hidden").mkdir()
-    for number, name in enumerate(["b.png", "a.jpg", "below/c.PNG", "d.webp", "e f.bmp", ".g.png", ".hidden/h.png"]):
+    for number, name in enumerate(
+        ["b.png", "a.jpg", "below/c.PNG", "d.webp", "e f.bmp", ".g.png", ".hidden/h.png"]
+    ):
         Image.new("RGB", (40 + number, 50), (40 * number, 100, 0)).save(folder / name)
     (folder / "notes.txt").write_text("no image")
     return folder

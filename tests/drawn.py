@@ -30,7 +30,9 @@ def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, siz
         colour = rng.integers(0, 256, 3)
         for part, count in (("train", train), ("val", val), ("test", test)):
             for number in range(count[label] if isinstance(count, list) else count):
-                pixels = (colour + rng.integers(-40, 40, (size, size, 3))).clip(0, 255).astype(np.uint8)
+                pixels = (
+                    (colour + rng.integers(-40, 40, (size, size, 3))).clip(0, 255).astype(np.uint8)
+                )
                 path = f"{label}/{part}_{number}.png"
                 Image.fromarray(pixels).save(images / path)
                 split[part].append([path, label, name])
@@ -70,7 +72,9 @@ def section_pairs(method: str, settings: Mapping) -> list:
     return [item for key, value in settings.items() for item in (f"TRAINER.{section}.{key}", value)]
 
 
-def arguments(root, backbone, output, *overrides, trainer="MPL", config="", options=()) -> list[str]:
+def arguments(
+    root, backbone, output, *overrides, trainer="MPL", config="", options=()
+) -> list[str]:
     """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2 epochs.
 
     `options` and `overrides` (KEY, VALUE, ...) come after those given here, and so replace them. `config` names
@@ -79,7 +83,18 @@ def arguments(root, backbone, output, *overrides, trainer="MPL", config="", opti
     configs = ROOT / "configs"
     yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}.get(trainer)
     yaml = f"{trainers.methods()[trainer].config_folder}/{config}.yaml" if config else yaml
-    argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--seed", 1, "--trainer", trainer]
+    argv = [
+        "--root",
+        root,
+        "--backbone",
+        backbone,
+        "--output-dir",
+        output,
+        "--seed",
+        1,
+        "--trainer",
+        trainer,
+    ]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml"]
     argv += ["--config-file", configs / "trainers" / yaml, *options]
     return [str(argument) for argument in (*argv, *SMALL, *overrides)]
@@ -92,7 +107,9 @@ SMALL += ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
 def error_lines(stderr: str) -> list[str]:
     """The lines of stderr that are not progress bars."""
     return [
-        line for line in stderr.splitlines() if line.strip() and not re.search(r"\|.*(it/s|s/it|B/s|batch/s)\]", line)
+        line
+        for line in stderr.splitlines()
+        if line.strip() and not re.search(r"\|.*(it/s|s/it|B/s|batch/s)\]", line)
     ]
 
 
@@ -101,7 +118,14 @@ def clip_config(vision=(), text=(), quick_gelu=True) -> dict:
     return {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2} | dict(vision),
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2} | dict(text),
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 1,
+            "layers": 2,
+        }
+        | dict(text),
         "quick_gelu": quick_gelu,
     }
 
@@ -118,7 +142,10 @@ def features(model: open_clip.CLIP) -> torch.Tensor:
     """Features of two images and two texts from a CLIP of 32 px, (4, joint width), fp32."""
     images = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
     with torch.no_grad():
-        image, text = model.encode_image(images), model.encode_text(tokenize(["a photo of a forest.", "a river"]))
+        image, text = (
+            model.encode_image(images),
+            model.encode_text(tokenize(["a photo of a forest.", "a river"])),
+        )
     return torch.cat([image, text]).float()
 
 
@@ -130,7 +157,9 @@ def prompts_of(trainer) -> dict[str, torch.Tensor]:
 def prompts_in(folder: Path) -> dict[str, torch.Tensor]:
     """The learned tensors in the newest checkpoint of a run."""
     (pointer,) = folder.glob("*/checkpoint")
-    return torch.load(pointer.with_name(pointer.read_text().strip()), weights_only=True)["state_dict"]
+    return torch.load(pointer.with_name(pointer.read_text().strip()), weights_only=True)[
+        "state_dict"
+    ]
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
@@ -143,9 +172,14 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
 METHODS = tuple(
     name
     for name, method in trainers.methods().items()
-    if method.learns and method.transfers and "+" not in name and not issubclass(method, FeatureTrainer)
+    if method.learns
+    and method.transfers
+    and "+" not in name
+    and not issubclass(method, FeatureTrainer)
 )
-NEED_SENTENCES = {name for name, method in trainers.methods().items() if getattr(method, "needs_sentences", False)}
+NEED_SENTENCES = {
+    name for name, method in trainers.methods().items() if getattr(method, "needs_sentences", False)
+}
 
 
 def sentences_of(names, folder):

@@ -32,13 +32,19 @@ def finish(run: Run, accuracy: float, **measured) -> None:
     """Write made-up results of a run."""
     run.folder.mkdir(parents=True)
     words = list(run.arguments)
-    for option, value in {"--output-dir": "FOLDER", "--seed": "77", "--model-dir": "FOLDER"}.items():
+    for option, value in {
+        "--output-dir": "FOLDER",
+        "--seed": "77",
+        "--model-dir": "FOLDER",
+    }.items():
         if option in words:
             words[words.index(option) + 1] = value
     settings, backbone = settings_of(tuple(words))
     text = settings.replace("\nSEED: 77\n", f"\nSEED: {run.seed}\n")
     (run.folder / "config.yaml").write_text(text)
-    (run.folder / "results.json").write_text(json.dumps(made_up(accuracy, **{"backbone": backbone} | measured)))
+    (run.folder / "results.json").write_text(
+        json.dumps(made_up(accuracy, **{"backbone": backbone} | measured))
+    )
 
 
 @cache
@@ -50,7 +56,11 @@ def settings_of(arguments: tuple[str, ...]) -> tuple[str, str]:
 
 def different(run: Run) -> tuple[float, dict]:
     """An accuracy of a run that differs from those of others, MPL is 5 points better; and a training time."""
-    drawn = zlib.crc32(repr((run.variant.name, run.dataset, run.seed, run.shots, run.classes)).encode()) % 1000 / 100
+    drawn = (
+        zlib.crc32(repr((run.variant.name, run.dataset, run.seed, run.shots, run.classes)).encode())
+        % 1000
+        / 100
+    )
     seconds = 10.0 * len(run.variant.name) * run.variant.facts.learns
     return 60 + drawn + 5 * (run.variant.method == "MPL"), {"train_seconds": seconds}
 
@@ -67,7 +77,12 @@ def study_of(output: Path, methods: Iterable[str], *protocols: str, **settings) 
         Variant(name, method, "small", cross, () if name == method else ("OPTIM.LR", "1.0"))
         for name, method in named.items()
     )
-    usual = {"datasets": ("small_land",), "protocols": protocols or ("few_shot",), "seeds": (1,), "output": output}
+    usual = {
+        "datasets": ("small_land",),
+        "protocols": protocols or ("few_shot",),
+        "seeds": (1,),
+        "output": output,
+    }
     return Study(variants, **usual | settings)
 
 
@@ -106,14 +121,22 @@ def figures(study: Study) -> dict[str, dict]:
     found = {}
     for run in study.runs():
         results = json.loads((run.folder / "results.json").read_text())
-        found[str(run.folder.relative_to(study.output))] = {k: v for k, v in results.items() if k not in TIMES}
+        found[str(run.folder.relative_to(study.output))] = {
+            k: v for k, v in results.items() if k not in TIMES
+        }
     return found
 
 
 def members(session: int) -> list[int]:
     """The live processes of a session."""
-    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid, state in map(str.split, listed.stdout.splitlines()) if not state.startswith("Z")]
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False
+    )
+    return [
+        int(pid)
+        for pid, state in map(str.split, listed.stdout.splitlines())
+        if not state.startswith("Z")
+    ]
 
 
 def slowdown() -> float:

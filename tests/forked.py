@@ -15,7 +15,15 @@ from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 
 from serving import running
 
-LIBRARIES = ["numpy", "open_clip", "PIL.Image", "torch", "torch.utils.tensorboard", "torchvision", "yacs.config"]
+LIBRARIES = [
+    "numpy",
+    "open_clip",
+    "PIL.Image",
+    "torch",
+    "torch.utils.tensorboard",
+    "torchvision",
+    "yacs.config",
+]
 
 # Its arguments, folder, variables and process id go to the socket; its exit status comes back.
 CLIENT = """#!{python} -IS
@@ -47,7 +55,9 @@ class Handler(StreamRequestHandler):
     def handle(self):
         context = get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        process = context.Process(target=run_script, args=ast.literal_eval(self.rfile.read().decode()))
+        process = context.Process(
+            target=run_script, args=ast.literal_eval(self.rfile.read().decode())
+        )
         process.start()
         process.join()
         self.wfile.write(str(process.exitcode).encode())
@@ -57,7 +67,9 @@ def run_script(command: list[str], folder: str, variables: dict[str, str], clien
     for number in (1, 2):
         os.dup2(os.open(f"/proc/{client}/fd/{number}", os.O_WRONLY | os.O_APPEND), number)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115 - until the process ends
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
+        2, "w", buffering=1, errors="backslashreplace", closefd=False
+    )
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

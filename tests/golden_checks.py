@@ -21,7 +21,9 @@ def learned_of(trainer, figures):
             name = figures["case"].get("projection", "visual.proj")
         short = name.removeprefix(f"{trainer.model.prompt_learner.name}.")
         found[name if name in figures.get("trainable", {}) else short] = parameter
-    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures.get("trainable", {})
+    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures.get(
+        "trainable", {}
+    )
     return found
 
 
@@ -58,7 +60,11 @@ def check_training(trainer, inputs, figures, learned):
     close([float(logged["loss"]) for logged in steps], figures["losses"], LOSSES)
     for logged, expected in zip(steps, figures.get("loss_parts", steps), strict=True):
         if expected is not logged:
-            close([float(logged[f"loss_{part}"]) for part in expected], list(expected.values()), LOSSES)
+            close(
+                [float(logged[f"loss_{part}"]) for part in expected],
+                list(expected.values()),
+                LOSSES,
+            )
     assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
     close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
 
@@ -72,7 +78,9 @@ def check_accuracy(trainer, inputs, expected):
 def check_search(trainer, inputs, expected):
     trainer.finish()
     head = trainer.model.prompt_learner
-    assert [head.beta.item(), head.alpha.item()] == pytest.approx([expected["beta"], expected["alpha"]], rel=1e-5)
+    assert [head.beta.item(), head.alpha.item()] == pytest.approx(
+        [expected["beta"], expected["alpha"]], rel=1e-5
+    )
     if "val_accuracy" in expected:
         check_accuracy(trainer, inputs, expected["val_accuracy"])
 
@@ -86,7 +94,9 @@ def check_cache(trainer, inputs, figures):
 
 def check_tip_adapter(trainer, inputs, figures, learned):
     check_cache(trainer, inputs, figures)
-    zero_shot = 100 * torch.nn.functional.normalize(inputs.test, dim=1) @ trainer.model.class_texts.T
+    zero_shot = (
+        100 * torch.nn.functional.normalize(inputs.test, dim=1) @ trainer.model.class_texts.T
+    )
     close(zero_shot, figures["logits_zeroshot"], BEFORE)
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
     check_accuracy(trainer, inputs, figures["val_accuracy"]["init"])
@@ -102,11 +112,15 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
     sizes = figures["train_batches"]
     assert len(trainer.train_loader_x) == len(sizes)
     assert sorted(len(batch["label"]) for batch in trainer.train_loader_x) == sorted(sizes)
-    batches = list(zip(inputs.train.split(sizes), torch.tensor(figures["labels"]).split(sizes), strict=True))
+    batches = list(
+        zip(inputs.train.split(sizes), torch.tensor(figures["labels"]).split(sizes), strict=True)
+    )
     losses, rates = [], []
     for step in range(figures["optimizer"]["total_steps"]):
         rates.append(trainer.get_current_lr())
-        losses.append(float(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"]))
+        losses.append(
+            float(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"])
+        )
         if step == 0:
             assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3)
         if step + 1 == len(figures["losses"]):
@@ -114,7 +128,9 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
             assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
     assert rates == pytest.approx(figures["lrs"], rel=1e-4, abs=1e-9)
     close(losses, figures["end"]["losses"], LOSSES)
-    assert learned["adapter.weight"].norm().item() == pytest.approx(figures["end"]["weight_norm"], rel=1e-4)
+    assert learned["adapter.weight"].norm().item() == pytest.approx(
+        figures["end"]["weight_norm"], rel=1e-4
+    )
     close(logits_of(trainer, inputs.test), figures["end"]["logits"], AFTER)
     check_search(trainer, inputs, figures["end"]["search"])
     close(logits_of(trainer, inputs.test), figures["end"]["logits_searched"], AFTER)
@@ -141,9 +157,13 @@ def check_clap(trainer, inputs, figures, learned):
 def check_lp_plus_plus(trainer, inputs, figures, learned):
     """The steps, and then the whole fit."""
     head = trainer.model.prompt_learner
-    assert [trainer.lr_w, trainer.lr_alpha] == pytest.approx([figures["lr_w"], figures["lr_alpha"]], rel=1e-5)
+    assert [trainer.lr_w, trainer.lr_alpha] == pytest.approx(
+        [figures["lr_w"], figures["lr_alpha"]], rel=1e-5
+    )
     near(head.alpha_vec, [[figures["alpha_start"]] * head.alpha_vec.shape[1]])
-    assert head.classifier.weight.norm().item() == pytest.approx(figures["weight_start"]["norm"], rel=1e-5)
+    assert head.classifier.weight.norm().item() == pytest.approx(
+        figures["weight_start"]["norm"], rel=1e-5
+    )
     close(head.classifier.weight[:, :8], figures["weight_start"]["first8"], 1e-5)
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
     start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
@@ -172,7 +192,11 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
 
 def check_gaussians(head, figures):
     assert head.W.norm(dim=0).tolist() == pytest.approx(figures["W_norms"], rel=1e-4)
-    near(head.W.T[:, :8], figures["W_first8"], 1e-5 * max(figures["W_norms"]) / np.abs(figures["W_first8"]).max())
+    near(
+        head.W.T[:, :8],
+        figures["W_first8"],
+        1e-5 * max(figures["W_norms"]) / np.abs(figures["W_first8"]).max(),
+    )
     near(head.b, figures["b"])
 
 
@@ -186,7 +210,9 @@ def check_gda(trainer, inputs, figures, learned):
     near(logits_of(trainer, inputs.test), figures["logits_after"])
     if "new" in figures:
         f = inputs.features
-        texts = torch.nn.functional.normalize(inputs.of_texts(15, f["new_classes"], means=14), dim=1)
+        texts = torch.nn.functional.normalize(
+            inputs.of_texts(15, f["new_classes"], means=14), dim=1
+        )
         trainer.model.class_texts = texts
         trainer.estimate(texts)
         check_gaussians(head, figures["new"])
@@ -210,12 +236,16 @@ def check_ss_text(trainer, inputs, figures, learned):
 def check_proker(trainer, inputs, figures, learned):
     """The logits are cosines; the search tries all cells of its grids."""
     head, search, text = trainer.model.prompt_learner, figures["search"], trainer.model.class_texts
-    close(torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5)
+    close(
+        torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5
+    )
     close(logits_of(trainer, inputs.test), figures["logits_before"], 1e-5)
     trainer.settings = replace(trainer.settings, BETA=0, LAMBDA=0)
     assert trainer.trials == np.size(search["accuracies"])
     trainer.finish()
-    assert [head.beta.item(), head.lambda_.item()] == pytest.approx([search["beta"], search["lambda"]], rel=1e-6)
+    assert [head.beta.item(), head.lambda_.item()] == pytest.approx(
+        [search["beta"], search["lambda"]], rel=1e-6
+    )
     check_accuracy(trainer, inputs, np.max(search["accuracies"]))
     close(logits_of(trainer, inputs.test), figures["logits_after"], 1e-5)
 

@@ -11,8 +11,16 @@ def drawn(seed, *shape):
 
 def drawn_features(f):
     """The unit features of test images and of class texts that a file describes."""
-    labels, centre, means = f["test_labels"], drawn(12, 2, f["dim"]), drawn(10, f["classes"], f["dim"])
-    image = centre[0] + f["image_mean"] * means[labels] + f["image_noise"] * drawn(9, len(labels), f["dim"])
+    labels, centre, means = (
+        f["test_labels"],
+        drawn(12, 2, f["dim"]),
+        drawn(10, f["classes"], f["dim"]),
+    )
+    image = (
+        centre[0]
+        + f["image_mean"] * means[labels]
+        + f["image_noise"] * drawn(9, len(labels), f["dim"])
+    )
     text = centre[1] + f["text_mean"] * means + f["text_noise"] * drawn(11, f["classes"], f["dim"])
     return normalize(image, dim=1), normalize(text, dim=1)
 
@@ -32,14 +40,19 @@ class Inputs:
                 views, n = given["views"], len(self.support_labels)
                 self.support = self.encode(trainer, drawn(8, views, n, 3, size, size))
             self.val = self.encode(trainer, drawn(13, len(self.val_labels), 3, size, size))
-            self.train = self.test if figures.get("labels") != given.get("support_labels") else self.support[0]
+            self.train = (
+                self.test
+                if figures.get("labels") != given.get("support_labels")
+                else self.support[0]
+            )
             self.texts = None
             return
         f = case["features"]
         if "projection" in case:  # the features before it
             centre, means = drawn(12, 1, f["pre_dim"]), drawn(10, f["classes"], f["pre_dim"])
             self.support, self.test = (
-                f["image_scale"] * (centre + f["image_mean"] * means[f[key]] + f["image_noise"] * noise)
+                f["image_scale"]
+                * (centre + f["image_mean"] * means[f[key]] + f["image_noise"] * noise)
                 for key, noise in {
                     "support_labels": drawn(8, f["views"], len(f["support_labels"]), f["pre_dim"]),
                     "test_labels": drawn(9, len(f["test_labels"]), f["pre_dim"]),
@@ -60,15 +73,25 @@ class Inputs:
     @staticmethod
     @torch.no_grad()
     def encode(trainer, images):
-        return trainer.model.image_features(images.flatten(0, -4).to(trainer.device)).unflatten(0, images.shape[:-3])
+        return trainer.model.image_features(images.flatten(0, -4).to(trainer.device)).unflatten(
+            0, images.shape[:-3]
+        )
 
     def images(self, seed, labels, views=1, means=10, classes=None):
         f = self.features
-        mean = drawn(means, classes or f["classes"], f["dim"])[labels] if labels else torch.zeros(0, f["dim"])
+        mean = (
+            drawn(means, classes or f["classes"], f["dim"])[labels]
+            if labels
+            else torch.zeros(0, f["dim"])
+        )
         noise = drawn(seed, views, len(labels), f["dim"])
-        return f["image_scale"] * (self.centre[0] + f["image_mean"] * mean + f["image_noise"] * noise).to(self.device)
+        return f["image_scale"] * (
+            self.centre[0] + f["image_mean"] * mean + f["image_noise"] * noise
+        ).to(self.device)
 
     def of_texts(self, seed, classes, means=10):
         f = self.features
         mean, noise = drawn(means, classes, f["dim"]), drawn(seed, classes, f["dim"])
-        return f["text_scale"] * (self.centre[1] + f["text_mean"] * mean + f["text_noise"] * noise).to(self.device)
+        return f["text_scale"] * (
+            self.centre[1] + f["text_mean"] * mean + f["text_noise"] * noise
+        ).to(self.device)

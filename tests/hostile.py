@@ -15,18 +15,82 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
-NAMES = ["", " ", "..", "/", "~nosuchuser/x", "a\0b", "a\nb", "a\x1b[2J", "\x9b2J", "\ufeffa", "{}", "%s", "null"]
-NAMES += ["x" * 5000, "/dev/zero", "/proc/self/mem", "no/such/file", "__class__", "../outside/kept", "../outside/made"]
-NUMBERS = [0, 1, -1, 2, 255, 2**31, -(2**31) - 1, 2**53 + 1, 2**64, 10**30, float("nan"), float("inf"), 1e-320, 1e308]
-TEXTS = ["", "[" * 9000, '{"a":' * 3000, "NaN", "1" * 5000, "null", '"\\ud800"', "\x00", "\ud800", "- " * 2000]
-TEXTS += ["a: !!python/object/apply:os.system ['touch ../outside/made']", "OPTIM: &a\n  LR: *a", "? [a, b]\n: c", "*a"]
-TEXTS += ["!!python/object/new:type {args: [z, [], {}], state: !!python/name:exec }", "OPTIM: {LR: !!timestamp x}"]
-TEXTS += ["\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(10)), "--- a\n--- b"]
-TEXTS += [f"_BASE_: {name}" for name in ("/dev/zero", "'a\\0b'", "[]", "config.yaml", "{a: b}", "../outside/kept")]
+NAMES = [
+    "",
+    " ",
+    "..",
+    "/",
+    "~nosuchuser/x",
+    "a\0b",
+    "a\nb",
+    "a\x1b[2J",
+    "\x9b2J",
+    "\ufeffa",
+    "{}",
+    "%s",
+    "null",
+]
+NAMES += [
+    "x" * 5000,
+    "/dev/zero",
+    "/proc/self/mem",
+    "no/such/file",
+    "__class__",
+    "../outside/kept",
+    "../outside/made",
+]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    255,
+    2**31,
+    -(2**31) - 1,
+    2**53 + 1,
+    2**64,
+    10**30,
+    float("nan"),
+    float("inf"),
+    1e-320,
+    1e308,
+]
+TEXTS = [
+    "",
+    "[" * 9000,
+    '{"a":' * 3000,
+    "NaN",
+    "1" * 5000,
+    "null",
+    '"\\ud800"',
+    "\x00",
+    "\ud800",
+    "- " * 2000,
+]
+TEXTS += [
+    "a: !!python/object/apply:os.system ['touch ../outside/made']",
+    "OPTIM: &a\n  LR: *a",
+    "? [a, b]\n: c",
+    "*a",
+]
+TEXTS += [
+    "!!python/object/new:type {args: [z, [], {}], state: !!python/name:exec }",
+    "OPTIM: {LR: !!timestamp x}",
+]
+TEXTS += [
+    "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(10)),
+    "--- a\n--- b",
+]
+TEXTS += [
+    f"_BASE_: {name}"
+    for name in ("/dev/zero", "'a\\0b'", "[]", "config.yaml", "{a: b}", "../outside/kept")
+]
 SPECIAL = ("pipe", "folder", "loop", "broken", "outside", "/dev/zero", "/dev/full", "empty")
 VALUES = st.recursive(
     st.sampled_from([None, True, False, b"\xff", *NAMES, *NUMBERS]) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -42,12 +106,21 @@ class Calling:
 
 
 CALLS = [Calling(os.system, "touch ../outside/made"), Calling(exec, "open('../outside/made', 'w')")]
-CALLS += [Calling(torch.from_file, "../outside/kept", True, 4), Calling(os.mkdir, "../outside/made")]
+CALLS += [
+    Calling(torch.from_file, "../outside/kept", True, 4),
+    Calling(os.mkdir, "../outside/made"),
+]
 
 
 def places(tree: Any, path: tuple = ()) -> list[tuple]:
     """The path of every value in nested dicts, lists and tuples."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list | tuple)
+        else ()
+    )
     return [path, *(place for key, value in items for place in places(value, (*path, key)))]
 
 
@@ -56,7 +129,9 @@ def replaced(tree: Any, path: tuple, change: Any) -> Any:
     if not path:
         return change(tree)
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    changed = {key: replaced(value, path[1:], change) if key == path[0] else value for key, value in pairs}
+    changed = {
+        key: replaced(value, path[1:], change) if key == path[0] else value for key, value in pairs
+    }
     return changed if isinstance(tree, dict) else list(changed.values())
 
 
@@ -72,7 +147,13 @@ def changed_tree(draw, tree: Any, values: st.SearchStrategy = VALUES) -> Any:
             first = next(iter(old))
             return {key if name == first else name: value for name, value in old.items()}
         if how in ("gone", "twice") and isinstance(old, list | dict | str | tuple):
-            return type(old)() if how == "gone" else [*old, *old] if not isinstance(old, str) else old * 2
+            return (
+                type(old)()
+                if how == "gone"
+                else [*old, *old]
+                if not isinstance(old, str)
+                else old * 2
+            )
         return draw(values)
 
     return replaced(tree, path, change)
@@ -85,9 +166,15 @@ def damaged(draw, data: bytes) -> bytes:
     here = draw(st.integers(0, size - 1) | st.integers(0, min(600, size) - 1)) % size
     here = draw(st.sampled_from((here, size - 1 - here)))
     there = min(size, here + draw(st.sampled_from((1, 4, 100, size))))
-    number = struct.pack("<Q", draw(st.sampled_from((0, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1))))
+    number = struct.pack(
+        "<Q", draw(st.sampled_from((0, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)))
+    )
     flipped = bytes([(data[here] if data else 0) ^ 1 << draw(st.integers(0, 7))])
-    middle = draw(st.sampled_from((flipped, flipped, None, b"", data[here:there] * 2, b"\t" * 9, number, b"\xff" * 99)))
+    middle = draw(
+        st.sampled_from(
+            (flipped, flipped, None, b"", data[here:there] * 2, b"\t" * 9, number, b"\xff" * 99)
+        )
+    )
     if middle is None:
         return data[:here]
     return data[:here] + middle + data[here + 1 if middle == flipped else there :]
@@ -96,9 +183,25 @@ def damaged(draw, data: bytes) -> bytes:
 def tensors(like: torch.Tensor) -> st.SearchStrategy:
     """Other tensors than this one, and values that pretend to be one."""
     whole = like.float()
-    other = [like.double(), like.bool(), whole.to(torch.complex64), torch.full_like(whole, float("nan")), whole[None]]
-    other += [torch.full_like(whole, 1e38), whole.reshape(-1), torch.zeros(1).expand(2**40, 1), whole.to_sparse()]
-    other += [torch.empty(whole.shape, device="meta"), whole.tolist(), whole.numpy(), torch.nn.Parameter(whole)]
+    other = [
+        like.double(),
+        like.bool(),
+        whole.to(torch.complex64),
+        torch.full_like(whole, float("nan")),
+        whole[None],
+    ]
+    other += [
+        torch.full_like(whole, 1e38),
+        whole.reshape(-1),
+        torch.zeros(1).expand(2**40, 1),
+        whole.to_sparse(),
+    ]
+    other += [
+        torch.empty(whole.shape, device="meta"),
+        whole.tolist(),
+        whole.numpy(),
+        torch.nn.Parameter(whole),
+    ]
     return st.sampled_from(other) | st.sampled_from(CALLS) | VALUES
 
 
@@ -120,21 +223,37 @@ def changed_archive(draw, data: bytes) -> bytes:
     how = draw(st.sampled_from(("damaged", "renamed", "gone", "large")))
     content = members.pop(name)
     if how != "gone":
-        content = bytes(10**8) if how == "large" else draw(damaged(content)) if how == "damaged" else content
-        members[f"{name.partition('/')[0]}/{draw(st.sampled_from(NAMES))}" if how == "renamed" else name] = content
+        content = (
+            bytes(10**8)
+            if how == "large"
+            else draw(damaged(content))
+            if how == "damaged"
+            else content
+        )
+        members[
+            f"{name.partition('/')[0]}/{draw(st.sampled_from(NAMES))}" if how == "renamed" else name
+        ] = content
     packing = draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", packing) as archive:
         for member, content in members.items():
             archive.writestr(member.replace("\0", "_"), content)
-    return buffer.getvalue() if how != "damaged" or draw(st.booleans()) else draw(damaged(buffer.getvalue()))
+    return (
+        buffer.getvalue()
+        if how != "damaged" or draw(st.booleans())
+        else draw(damaged(buffer.getvalue()))
+    )
 
 
 def content_of(file: Path) -> st.SearchStrategy:
     """Other content for a file, by its kind: bytes, or the name of a special file."""
     data = file.read_bytes()
-    any_file = damaged(data) | st.sampled_from([text.encode(errors="surrogatepass") for text in TEXTS])
-    pickles = st.sampled_from([pickle.dumps(call) for call in CALLS] + [saved(call) for call in CALLS])
+    any_file = damaged(data) | st.sampled_from(
+        [text.encode(errors="surrogatepass") for text in TEXTS]
+    )
+    pickles = st.sampled_from(
+        [pickle.dumps(call) for call in CALLS] + [saved(call) for call in CALLS]
+    )
     if file.suffix == ".yaml":
         own = changed_tree(yaml.safe_load(data)).map(as_yaml)
     elif file.suffix == ".json":
@@ -144,9 +263,14 @@ def content_of(file: Path) -> st.SearchStrategy:
     elif file.suffix == ".safetensors":
         (length,) = struct.unpack("<Q", data[:8])
         headers = changed_tree(json.loads(data[8 : 8 + length])).map(as_json)
-        own = headers.map(lambda header: struct.pack("<Q", len(header)) + header + data[8 + length :])
+        own = headers.map(
+            lambda header: struct.pack("<Q", len(header)) + header + data[8 + length :]
+        )
     elif file.suffix == ".pkl":
-        own = changed_tree(pickle.loads(data), VALUES | st.sampled_from(CALLS)).map(pickle.dumps) | pickles
+        own = (
+            changed_tree(pickle.loads(data), VALUES | st.sampled_from(CALLS)).map(pickle.dumps)
+            | pickles
+        )
     elif ".pth.tar" in file.name or file.suffix == ".pt":
         tree = torch.load(file, weights_only=True)
         tensor = next(iter(tree.get("state_dict", tree).values()))
@@ -179,14 +303,26 @@ def put(path: Path, content: bytes | str) -> None:
     elif content == "empty":
         path.touch()
     else:
-        place = {"loop": path.name, "broken": "no/such/file", "outside": os.path.abspath("../outside/kept")}
+        place = {
+            "loop": path.name,
+            "broken": "no/such/file",
+            "outside": os.path.abspath("../outside/kept"),
+        }
         path.symlink_to(place.get(content, content))
 
 
 # What a command does outside its folder
 
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn")
-CHANGES = {"os.rename": 2, "os.link": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.chmod": 1}
+CHANGES = {
+    "os.rename": 2,
+    "os.link": 2,
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 1,
+    "os.truncate": 1,
+    "os.chmod": 1,
+}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -209,7 +345,9 @@ class Witness:
             self.seen.append(f"opens {arguments[0]!r}")
         if event == "open" and (arguments[2] & WRITING if isinstance(arguments[2], int) else False):
             self.change(event, arguments[0])
-        elif event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+        elif event == "socket.getaddrinfo" or (
+            event == "socket.connect" and isinstance(arguments[1], tuple)
+        ):
             self.seen.append(f"{event} {arguments[1:]!r}"[:300])
         elif event in CHANGES:
             for path in arguments[: CHANGES[event]]:

@@ -19,16 +19,46 @@ from inference import predict
 from train import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT
-OPTIONS = Namespace(backbone="", config_file="", trainer="", load_epoch=None, device="", template="", sentences=None)
-SHORT = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE", "(32, 32)"]
+OPTIONS = Namespace(
+    backbone="", config_file="", trainer="", load_epoch=None, device="", template="", sentences=None
+)
+SHORT = [
+    "DATASET.NUM_SHOTS",
+    2,
+    "OPTIM.MAX_EPOCH",
+    1,
+    "DATALOADER.NUM_WORKERS",
+    0,
+    "INPUT.SIZE",
+    "(32, 32)",
+]
 
 
-def train_run(output: Path, root: Path, backbone: Path, method: str, *overrides, options=()) -> None:
+def train_run(
+    output: Path, root: Path, backbone: Path, method: str, *overrides, options=()
+) -> None:
     """A run of the method's published settings with two shots and one epoch."""
     configs, folder = ROOT / "configs", trainers.methods()[method].config_folder
     yaml_file = configs / "trainers" / folder / f"{recipe(folder, 'base2new').cfg}.yaml"
-    argv = ["--root", root, "--backbone", backbone, "--trainer", method, "--config-file", yaml_file, "--seed", 1]
-    argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml", "--output-dir", output, *options]
+    argv = [
+        "--root",
+        root,
+        "--backbone",
+        backbone,
+        "--trainer",
+        method,
+        "--config-file",
+        yaml_file,
+        "--seed",
+        1,
+    ]
+    argv += [
+        "--dataset-config-file",
+        configs / "datasets/eurosat.yaml",
+        "--output-dir",
+        output,
+        *options,
+    ]
     with redirect_stdout(io.StringIO()):
         train([str(item) for item in (*argv, *SHORT, *overrides)])
 
@@ -49,8 +79,14 @@ def own_test(run: Path, classes: str) -> tuple[list[str], torch.Tensor, list[str
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
     batches = list(trainer.test_loader)
-    logits = torch.cat([trainer.model_inference(batch["img"].to(trainer.device)).cpu() for batch in batches])
-    return [path for batch in batches for path in batch["impath"]], logits, trainer.dm.dataset.classnames
+    logits = torch.cat(
+        [trainer.model_inference(batch["img"].to(trainer.device)).cpu() for batch in batches]
+    )
+    return (
+        [path for batch in batches for path in batch["impath"]],
+        logits,
+        trainer.dm.dataset.classnames,
+    )
 
 
 def rows_of(command, *arguments) -> list[dict]:

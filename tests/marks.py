@@ -13,13 +13,18 @@ def one_line(*words, error=UsageError):
     with pytest.raises(error) as caught:
         yield caught
     message = str(caught.value)
-    assert "\n" not in message and [word for word in map(str, words) if word not in message] == [], message
+    assert (
+        "\n" not in message and [word for word in map(str, words) if word not in message] == []
+    ), message
 
 
 def thorough_but(quick, values):
     """Parameters `values`; `make test` runs the quick ones, `make test-all` all of them."""
     assert all(value in values for value in quick), f"{quick} are not all among {values}"
-    return [pytest.param(value, marks=() if value in quick else pytest.mark.thorough) for value in values]
+    return [
+        pytest.param(value, marks=() if value in quick else pytest.mark.thorough)
+        for value in values
+    ]
 
 
 def golden_files(folder, chosen):
@@ -37,7 +42,9 @@ def golden(metafunc, name, chosen, marks=lambda stem: ()):
         cases = []
         for stem, content in files.items():
             own = marks(stem)
-            both = [pytest.mark.golden, own] if own else pytest.mark.golden  # which `-k golden` selects
+            both = (
+                [pytest.mark.golden, own] if own else pytest.mark.golden
+            )  # which `-k golden` selects
             cases.append(pytest.param(content, id=stem, marks=both))
         metafunc.parametrize(name, cases)
 
@@ -46,10 +53,16 @@ def golden_cases(metafunc, *keys):
     """Parametrize a test that asks for one of these keys by its cases: files of `--golden` have a list of them."""
     for key in keys:
         if key in metafunc.fixturenames:
-            files = golden_files(metafunc.config.getoption("golden"), lambda content, key=key: key in content)
+            files = golden_files(
+                metafunc.config.getoption("golden"), lambda content, key=key: key in content
+            )
             cases = [case for content in files.values() for case in content[key]]
-            names = [case.get("what", f"seed {case.get('seed', case.get('alpha'))}") for case in cases]
-            metafunc.parametrize(key, [pytest.param(case, marks=pytest.mark.golden) for case in cases], ids=names)
+            names = [
+                case.get("what", f"seed {case.get('seed', case.get('alpha'))}") for case in cases
+            ]
+            metafunc.parametrize(
+                key, [pytest.param(case, marks=pytest.mark.golden) for case in cases], ids=names
+            )
 
 
 def case_of(figures):
@@ -61,4 +74,6 @@ def tables(text: str) -> list[list[list[str]]]:
     """The tables of a Markdown text: rows of cells, the first of them the column names."""
     blocks = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
     rows = [[line.strip("|").split("|") for line in block.splitlines()] for block in blocks]
-    return [[[cell.strip() for cell in row] for row in block if "---" not in row[0]] for block in rows]
+    return [
+        [[cell.strip() for cell in row] for row in block if "---" not in row[0]] for block in rows
+    ]

@@ -36,7 +36,11 @@ PACKED = {  # the archive of each dataset: {folder of the dataset: its path in t
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def listing(folder: Path, places) -> list[tuple[str, bytes]]:
@@ -53,11 +57,20 @@ def packed(name: str, made: Path, folder: Path) -> dict[str, bytes]:
     archive, places = PACKED[name]
     members = {}
     for place, path in places.items():
-        members |= {f"{path}/{below}": content for below, content in files_below(made / place).items()}
+        members |= {
+            f"{path}/{below}": content for below, content in files_below(made / place).items()
+        }
     write = zipped if archive.endswith(".zip") else tar
-    contents = {archive: write(folder / archive, members, *(["w"] if archive.endswith(".tar") else [])).read_bytes()}
+    contents = {
+        archive: write(
+            folder / archive, members, *(["w"] if archive.endswith(".tar") else [])
+        ).read_bytes()
+    }
     if name == "caltech101":
-        inside = {f"caltech-101/{archive}": contents[archive], "caltech-101/Annotations.tar": b"not wanted"}
+        inside = {
+            f"caltech-101/{archive}": contents[archive],
+            "caltech-101/Annotations.tar": b"not wanted",
+        }
         contents = {"caltech-101.zip": zipped(folder / "caltech-101.zip", inside).read_bytes()}
     texts = [*made.glob("split_zhou_*.json"), *made.glob("classnames.txt")]
     return contents | {path.name: path.read_bytes() for path in texts}
@@ -71,14 +84,26 @@ def packed_imagenet(made: Path, folder: Path) -> dict[str, bytes]:
         train_images[f"{wnid}.tar"] = path.read_bytes()
     numbers = {wnid: number for number, wnid in enumerate(reversed(WNIDS), start=1)}
     val_images = sorted(files_below(made / "images/val").items(), key=lambda item: item[0][::-1])
-    flat = {f"ILSVRC2012_val_{n:08}.JPEG": content for n, (_, content) in enumerate(val_images, start=1)}
+    flat = {
+        f"ILSVRC2012_val_{n:08}.JPEG": content for n, (_, content) in enumerate(val_images, start=1)
+    }
     truth = "".join(f"{numbers[path.split('/')[0]]}\n" for path, _ in val_images)
     from scipy.io import savemat
 
-    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
-    synsets = [(number, wnid, "a, b", 0) for wnid, number in numbers.items()] + [(1001, "n00001740", "entity", 4)]
+    fields = [
+        ("ILSVRC2012_ID", object),
+        ("WNID", object),
+        ("words", object),
+        ("num_children", object),
+    ]
+    synsets = [(number, wnid, "a, b", 0) for wnid, number in numbers.items()] + [
+        (1001, "n00001740", "entity", 4)
+    ]
     savemat(folder / "meta.mat", {"synsets": np.array(synsets, dtype=fields)[:, None]})
-    kit = {"meta.mat": (folder / "meta.mat").read_bytes(), "ILSVRC2012_validation_ground_truth.txt": truth.encode()}
+    kit = {
+        "meta.mat": (folder / "meta.mat").read_bytes(),
+        "ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+    }
     kit = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in kit.items()}
     return {
         "classnames.txt": (made / "classnames.txt").read_bytes(),
@@ -107,9 +132,13 @@ def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
                 content = contents.get(file.name, b"")
                 server.files[f"/{name}/{file.name}"] = content
                 checksum = hashlib.md5(content).hexdigest()
-                change_file(monkeypatch, name, file.name, bytes=len(content), md5=checksum, sha256="")
+                change_file(
+                    monkeypatch, name, file.name, bytes=len(content), md5=checksum, sha256=""
+                )
             parts = images_by_split(source.read_quietly(tmp_path / "made"))
-            monkeypatch.setattr(source.dataset, "counts", tuple(len(items) for items in parts.values()))
+            monkeypatch.setattr(
+                source.dataset, "counts", tuple(len(items) for items in parts.values())
+            )
             monkeypatch.setattr(source.dataset, "n_classes", 4)
             return made
 

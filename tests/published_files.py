@@ -16,7 +16,11 @@ def published_model(prompts, backbone, classes, prefix="module."):
     state["prompt_learner.token_prefix"] = torch.randn(classes, 1, 64)
     state["prompt_learner.token_suffix"] = torch.randn(classes, 75, 64)
     for key, value in load_backbone(str(backbone)).state_dict().items():
-        tower = "image_encoder." + key.removeprefix("visual.") if key.startswith("visual.") else f"text_encoder.{key}"
+        tower = (
+            "image_encoder." + key.removeprefix("visual.")
+            if key.startswith("visual.")
+            else f"text_encoder.{key}"
+        )
         state[key if key == "logit_scale" else tower] = value
     return OrderedDict((prefix + key, value) for key, value in state.items())
 
@@ -27,8 +31,19 @@ def published_training(parameters, epoch):
     successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
     sum(parameter.sum() for parameter in parameters).backward()
     optimizer.step()
-    scheduler = {"successor": successor, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.0035], "last_epoch": epoch}
-    return {"epoch": epoch, "optimizer": optimizer.state_dict(), "scheduler": scheduler, "val_result": None}
+    scheduler = {
+        "successor": successor,
+        "warmup_epoch": 1,
+        "cons_lr": 1e-5,
+        "base_lrs": [0.0035],
+        "last_epoch": epoch,
+    }
+    return {
+        "epoch": epoch,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler,
+        "val_result": None,
+    }
 
 
 def save_published(folder, state, epoch=5, saved_as=FOLDER, **training):
@@ -44,5 +59,7 @@ def randomised(trainer):
     """The trainer's prompts, moved off their initial values so that nothing passes by standing still."""
     generator = torch.manual_seed(3)
     for parameter in trainer.model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(
+            parameter.device
+        )
     return prompts_of(trainer)

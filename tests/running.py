@@ -67,8 +67,12 @@ def ended(capsys):
 def launch(ended, monkeypatch):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
 
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
-    return lambda *arguments: ended(lambda: run_command(lambda: train([str(argument) for argument in arguments])))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: None
+    )  # no test cuts the power, and a busy disk takes its time
+    return lambda *arguments: ended(
+        lambda: run_command(lambda: train([str(argument) for argument in arguments]))
+    )
 
 
 @pytest.fixture
@@ -76,7 +80,15 @@ def argv(eurosat, tiny, tmp_path):
     """`argv(METHOD, KEY, VALUE, ..., output=, config=, root=, backbone=, options=)`: a command line of train.py."""
 
     def argv(method, *pairs, output="out", config="small", root=eurosat, backbone=tiny, options=()):
-        return arguments(root, backbone, tmp_path / output, *pairs, trainer=method, config=config, options=options)
+        return arguments(
+            root,
+            backbone,
+            tmp_path / output,
+            *pairs,
+            trainer=method,
+            config=config,
+            options=options,
+        )
 
     return argv
 
@@ -116,7 +128,9 @@ def on_imagenet(run, imagenet):
 def command(ended):
     """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
 
-    return lambda module, *arguments: ended(lambda: run_command(lambda: module.main([str(item) for item in arguments])))
+    return lambda module, *arguments: ended(
+        lambda: run_command(lambda: module.main([str(item) for item in arguments]))
+    )
 
 
 @pytest.fixture
@@ -133,14 +147,18 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
     def collected(study):
         found = {run: read_results(run.folder) for run in study.runs()}
         # Other backbones have no published results.
-        return {run: results | {"backbone": "ViT-B/16"} for run, results in found.items() if results}
+        return {
+            run: results | {"backbone": "ViT-B/16"} for run, results in found.items() if results
+        }
 
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
     monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))
     monkeypatch.setattr(reproduce, "collect_results", collected)
     places = ["--checkpoints", tmp_path / "set", "--root", eurosat, "--output", tmp_path / "out"]
     common = [*places, "--datasets", "eurosat"]
-    return lambda method, backbone, *options: command(reproduce, method, *common, "--backbone", backbone, *options)
+    return lambda method, backbone, *options: command(
+        reproduce, method, *common, "--backbone", backbone, *options
+    )
 
 
 @pytest.fixture
@@ -164,7 +182,13 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
     """
 
     unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "QUIET", "PREPARE", "REPORT_TO"}
-    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": python, "DRY_RUN": 1}
+    given = {
+        "DATA": eurosat,
+        "OUT": tmp_path / "out",
+        "BACKBONE": deep,
+        "PYTHON": python,
+        "DRY_RUN": 1,
+    }
 
     def here(path, arguments, env):
         with monkeypatch.context() as patch:
@@ -180,7 +204,9 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
         if root == ROOT and env["DRY_RUN"] == "1" and env["PYTHON"] == str(python):
             ended = here(path, words, env)
         else:
-            ended = subprocess.run(["bash", path, *words], env=env, cwd=tmp_path, capture_output=True, text=True)
+            ended = subprocess.run(
+                ["bash", path, *words], env=env, cwd=tmp_path, capture_output=True, text=True
+            )
         lines = [line for line in ended.stdout.splitlines() if line.startswith("python ")]
         return ended, [shlex.split(line)[1:] for line in lines]
 
@@ -208,8 +234,18 @@ def prepare(ended, publish, tmp_path):
     """`prepare(*arguments)` is tools/prepare.py with `tmp_path/data` as root and that server as mirror: an `Ended`."""
 
     def prepare(*arguments, mirror=None, root=tmp_path / "data"):
-        argv = [*arguments, "--root", root, "--mirror", publish.server.address if mirror is None else mirror]
-        return ended(lambda: run_command(lambda: preparing.main([str(part) for part in argv]), "where it stopped"))
+        argv = [
+            *arguments,
+            "--root",
+            root,
+            "--mirror",
+            publish.server.address if mirror is None else mirror,
+        ]
+        return ended(
+            lambda: run_command(
+                lambda: preparing.main([str(part) for part in argv]), "where it stopped"
+            )
+        )
 
     return prepare
 
@@ -246,4 +282,6 @@ def begin():
 @pytest.fixture
 def start(begin):
     """`start(file, *options)` begins `study run`."""
-    return lambda file, *options: begin([sys.executable, "tools/study.py", "run", str(file), *options], cwd=ROOT)
+    return lambda file, *options: begin(
+        [sys.executable, "tools/study.py", "run", str(file), *options], cwd=ROOT
+    )

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from clip import Edit
 
 LAYERS = 3
-EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def leaf(*shape):
@@ -43,7 +45,9 @@ def assert_same(got, expected, leaves):
     found = []
     for form in (got, expected):
         loss = sum((x * direction).sum() for x, direction in zip(form, directions, strict=True))
-        loss = loss + sum((leaf * 0).sum() for leaf in leaves)  # a vector removed immediately has a gradient, too
+        loss = loss + sum(
+            (leaf * 0).sum() for leaf in leaves
+        )  # a vector removed immediately has a gradient, too
         found.append([*form, *(torch.autograd.grad(loss, leaves) if leaves else ())])
     for ours, theirs in zip(*found, strict=True):
         assert (ours - theirs).norm() <= 1e-8 * theirs.norm()

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import BaseServer
 
-QUOTA_PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
+QUOTA_PAGE = (
+    b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
+)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,7 +42,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Type", "text/html; charset=utf-8" if page else "application/octet-stream")
+        self.send_header(
+            "Content-Type", "text/html; charset=utf-8" if page else "application/octet-stream"
+        )
         content = content[start:]
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -14,33 +14,73 @@ OPEN_CLIP = "open_clip_config.json"
 CONFIG, OPTIONS, TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 EVIL = "import os\nopen('../outside/made', 'w')\nos.mkdir('ran')\n"
 EVIL += "from transformers import PreTrainedConfig\nclass EvilConfig(PreTrainedConfig):\n    model_type = 'evil'\n"
-BACKBONE = {"model_type": "timm_backbone", "backbone": "hf-hub:evil/x", "use_pretrained_backbone": True}
-BACKBONE |= {"is_encoder_decoder": True, "use_timm_backbone": True, "out_indices": [-1], "backbone_kwargs": {}}
-AUTO_MAP = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel", "AutoTokenizer": ["evil.E", "evil.E"]}
+BACKBONE = {
+    "model_type": "timm_backbone",
+    "backbone": "hf-hub:evil/x",
+    "use_pretrained_backbone": True,
+}
+BACKBONE |= {
+    "is_encoder_decoder": True,
+    "use_timm_backbone": True,
+    "out_indices": [-1],
+    "backbone_kwargs": {},
+}
+AUTO_MAP = {
+    "AutoConfig": "evil.EvilConfig",
+    "AutoModel": "evil.EvilModel",
+    "AutoTokenizer": ["evil.E", "evil.E"],
+}
 FAR_MAP = dict.fromkeys(AUTO_MAP, "evil/text--evil.EvilConfig")
 FLASH = "kernels-community/flash-attn"
 FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-PATHS = {"vocab_file": "../outside/kept", "tokenizer_file": "../outside/kept", "gguf_file": "../outside/kept"}
+PATHS = {
+    "vocab_file": "../outside/kept",
+    "tokenizer_file": "../outside/kept",
+    "gguf_file": "../outside/kept",
+}
 TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
 
 # The forms of a stranger's backbone: which file of the folder has which keys at which place.
 FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
     "a model of the Hub in a text tower": (CONFIG, (), BACKBONE),
     "code beside a text tower": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP}),
-    "code that it trusts itself": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP, "trust_remote_code": True}),
+    "code that it trusts itself": (
+        CONFIG,
+        (),
+        {"model_type": "evil", "auto_map": AUTO_MAP, "trust_remote_code": True},
+    ),
     "code beside a known tower": (CONFIG, (), {"auto_map": AUTO_MAP, "trust_remote_code": True}),
     "code of another repository": (CONFIG, (), {"model_type": "evil", "auto_map": FAR_MAP}),
     "compiled kernels": (CONFIG, (), {"attn_implementation": FLASH, "_attn_implementation": FLASH}),
     "quantization": (CONFIG, (), {"quantization_config": FOUR_BITS}),
     "code of a tokeniser": (OPTIONS, (), {"tokenizer_class": "Evil", "auto_map": AUTO_MAP}),
     "files of a tokeniser": (OPTIONS, (), PATHS | {"fast_tokenizer_files": ["../outside/kept"]}),
-    "a tokeniser that trusts itself": (OPEN_CLIP, (*TEXT, "tokenizer_kwargs"), {"trust_remote_code": True}),
+    "a tokeniser that trusts itself": (
+        OPEN_CLIP,
+        (*TEXT, "tokenizer_kwargs"),
+        {"trust_remote_code": True},
+    ),
     "paths of a tokeniser": (OPEN_CLIP, (*TEXT, "tokenizer_kwargs"), PATHS),
-    "a tower elsewhere": (OPEN_CLIP, TEXT, {"hf_model_name": "../evil", "hf_tokenizer_name": "../evil"}),
-    "a folder of timm": (OPEN_CLIP, VISION, {"timm_model_name": "local-dir:../evil", "timm_model_pretrained": True}),
-    "a repository of timm": (OPEN_CLIP, VISION, {"timm_model_name": "evil/x", "timm_model_pretrained": True}),
+    "a tower elsewhere": (
+        OPEN_CLIP,
+        TEXT,
+        {"hf_model_name": "../evil", "hf_tokenizer_name": "../evil"},
+    ),
+    "a folder of timm": (
+        OPEN_CLIP,
+        VISION,
+        {"timm_model_name": "local-dir:../evil", "timm_model_pretrained": True},
+    ),
+    "a repository of timm": (
+        OPEN_CLIP,
+        VISION,
+        {"timm_model_name": "evil/x", "timm_model_pretrained": True},
+    ),
 }
-KEYS = sorted({key for _, _, keys in FORMS.values() for key in keys} | {"backbone_sha256", "tokenizer_file", "name"})
+KEYS = sorted(
+    {key for _, _, keys in FORMS.values() for key in keys}
+    | {"backbone_sha256", "tokenizer_file", "name"}
+)
 WORDS = [
     "hf-hub:evil/x",
     "hf-hub:stranger/clip",
@@ -55,8 +95,17 @@ WORDS = [
 def write_stranger(folder: Path) -> Path:
     """A sound folder of open_clip's form whose text tower is a BERT, with a tokeniser, and code that nobody may run."""
     theirs, _ = read_by_hugging_face("BERT")
-    text = {"hf_model_name": "a/b", "hf_pooler_type": "cls_pooler", "hf_tokenizer_name": "a/b", "context_length": 32}
-    config = {"embed_dim": 32, "vision_cfg": VIT, "text_cfg": text | {"tokenizer_kwargs": {"clean": "lower"}}}
+    text = {
+        "hf_model_name": "a/b",
+        "hf_pooler_type": "cls_pooler",
+        "hf_tokenizer_name": "a/b",
+        "context_length": 32,
+    }
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": VIT,
+        "text_cfg": text | {"tokenizer_kwargs": {"clean": "lower"}},
+    }
     write_folder(folder, theirs, config, {})
     theirs.text.config.save_pretrained(folder)
     write_tokeniser(folder)
@@ -74,8 +123,15 @@ def fill_hub(cache: Path, clip: Path) -> None:
         (place / "refs/main").write_text("0" * 40)
         return place / "snapshots" / ("0" * 40)
 
-    trunk = {"architecture": "resnet18", "num_classes": 0, "pretrained_cfg": {"hf_hub_filename": "evil.bin"}}
-    for name, content in {"evil/x": trunk, "evil/text": {"model_type": "evil", "auto_map": AUTO_MAP}}.items():
+    trunk = {
+        "architecture": "resnet18",
+        "num_classes": 0,
+        "pretrained_cfg": {"hf_hub_filename": "evil.bin"},
+    }
+    for name, content in {
+        "evil/x": trunk,
+        "evil/text": {"model_type": "evil", "auto_map": AUTO_MAP},
+    }.items():
         folder = repository(name)
         folder.mkdir(parents=True)
         (folder / CONFIG).write_text(json.dumps(content))
@@ -86,13 +142,17 @@ def fill_hub(cache: Path, clip: Path) -> None:
 
 def change(file: Path, place: tuple, keys: dict[str, Any]) -> None:
     """Give a JSON file other keys at a place."""
-    file.write_text(json.dumps(replaced(json.loads(file.read_text()), place, lambda old: old | keys)))
+    file.write_text(
+        json.dumps(replaced(json.loads(file.read_text()), place, lambda old: old | keys))
+    )
 
 
 @st.composite
 def strange(draw, tree: Any) -> Any:
     """A configuration with keys of the forms and values like theirs, at any places, or changed in any other way."""
-    values = st.sampled_from([*WORDS, *NAMES, *NUMBERS, True, AUTO_MAP, FAR_MAP, FOUR_BITS, PATHS, BACKBONE, None])
+    values = st.sampled_from(
+        [*WORDS, *NAMES, *NUMBERS, True, AUTO_MAP, FAR_MAP, FOUR_BITS, PATHS, BACKBONE, None]
+    )
     some = st.dictionaries(st.sampled_from(KEYS), values, max_size=2)
     known = st.sampled_from([keys for _, _, keys in FORMS.values()])
     places = [path for path in [(), TEXT, VISION, (*TEXT, "tokenizer_kwargs")] if holds(tree, path)]

@@ -86,7 +86,9 @@ def lora(params):
     def make(width, p):
         made = LoRA(width, 3, 0.5, params, p)
         for name, parameter in made.named_parameters():
-            nn.init.normal_(parameter, std=width**-0.5, generator=torch.Generator().manual_seed(len(name)))
+            nn.init.normal_(
+                parameter, std=width**-0.5, generator=torch.Generator().manual_seed(len(name))
+            )
         return made
 
     return make
@@ -94,14 +96,23 @@ def lora(params):
 
 @pytest.mark.parametrize("layers", thorough_but(([0, 1, 2],), ([0, 1, 2], [1], [2])), ids=str)
 @pytest.mark.parametrize("p", [0, 0.25])
-@pytest.mark.parametrize("make", [Everything, lora("qkv"), lora("v"), lora("ko")], ids=["all", "qkv", "v", "ko"])
+@pytest.mark.parametrize(
+    "make", [Everything, lora("qkv"), lora("v"), lora("ko")], ids=["all", "qkv", "v", "ko"]
+)
 def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(make, p, layers, adapted):
     clip, copy, adapters = adapted(p, layers, make)
     found = []
     for form in (plain, fast):
         torch.manual_seed(5)
         values = outputs(form, copy)
-        found.append([*values, *torch.autograd.grad(sum(value.sin().sum() for value in values), adapters.parameters())])
+        found.append(
+            [
+                *values,
+                *torch.autograd.grad(
+                    sum(value.sin().sum() for value in values), adapters.parameters()
+                ),
+            ]
+        )
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
     assert not torch.allclose(found[0][0], outputs(plain, clip)[0])

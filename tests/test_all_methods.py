@@ -43,7 +43,11 @@ QUICK = {
 PAGE = (ROOT / "docs/what_works.md").read_text()
 LINES = {f"({number})": line for number, line in re.findall(r"^(\d)\. `(.*?)`", PAGE, re.MULTILINE)}
 ((HEAD, *ROWS),) = tables(PAGE)
-TABLE = [(name, dict(zip(HEAD[1:], row[1:], strict=True))) for row in ROWS for name in re.findall(r"`(\S+?)`", row[0])]
+TABLE = [
+    (name, dict(zip(HEAD[1:], row[1:], strict=True)))
+    for row in ROWS
+    for name in re.findall(r"`(\S+?)`", row[0])
+]
 # One method of each kind; `make test-all` has all of them.
 FIRST = {"TaskRes", "TipAdapterF", "GDA", "ZERO"}
 
@@ -63,9 +67,17 @@ def train(launch, eurosat, deep, tmp_path):
         kind = methods()[method]
         quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsTrainer) else {})
         epochs = 1 if issubclass(kind, FittedTrainer) else 3
-        settings = ["OPTIM.MAX_EPOCH", epochs, "DATASET.SUBSAMPLE_CLASSES", classes, *section_pairs(method, quick)]
+        settings = [
+            "OPTIM.MAX_EPOCH",
+            epochs,
+            "DATASET.SUBSAMPLE_CLASSES",
+            classes,
+            *section_pairs(method, quick),
+        ]
         settings += ["TRAIN.CHECKPOINT_FREQ", 1]
-        settings += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)] if method in NEED_SENTENCES else []
+        settings += (
+            ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)] if method in NEED_SENTENCES else []
+        )
         own = {"trainer": method, "config": "small", "options": options}
         return launch(*arguments(eurosat, deep, tmp_path / name, *settings, **own))
 
@@ -89,7 +101,10 @@ def kill(kind, monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(kind, step, killed)
-    return {"answer": "Resuming the test after 8 images", "forward_backward": "Previous epoch: 1"}.get(step, "")
+    return {
+        "answer": "Resuming the test after 8 images",
+        "forward_backward": "Previous epoch: 1",
+    }.get(step, "")
 
 
 def outcome(folder):
@@ -112,7 +127,9 @@ def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_p
     assert not (tmp_path / "killed/results.json").exists()
     done = train(method, "killed")
     assert done.status == 0 and words in done.printed, done
-    (results, *found), (expected, *rest) = (outcome(tmp_path / name) for name in ("killed", "whole"))
+    (results, *found), (expected, *rest) = (
+        outcome(tmp_path / name) for name in ("killed", "whole")
+    )
     assert results == expected
     for tensors, others in zip(found, rest, strict=True):
         assert tensors.keys() == others.keys()
@@ -131,16 +148,26 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
         assert not line or line in errors[0]
 
     assert train(method, "run", "base" if methods()[method].transfers else "all").status == 0
-    expect("`--eval-only` on new classes", train(method, "new", "new", ["--eval-only", "--model-dir", run]))
+    expect(
+        "`--eval-only` on new classes",
+        train(method, "new", "new", ["--eval-only", "--model-dir", run]),
+    )
     names = () if methods()[method].learns else ("--classes", *NAMES)
     expect("", command(predict, run, *images, "--backbone", deep, *names))
-    expect("predict, other classes", command(predict, run, *images, "--backbone", deep, "--classes", *OTHER))
+    expect(
+        "predict, other classes",
+        command(predict, run, *images, "--backbone", deep, "--classes", *OTHER),
+    )
     for folder, options in (("out", ()), ("weights", ("--weights",))):
         done = command(export, run, "--to", tmp_path / folder, *options, "--backbone", deep, *names)
         expect(" ".join(["export", *(f"`{option}`" for option in options)]), done)
-    (own,) = open_models([run], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}), list(names[1:]) or None)
+    (own,) = open_models(
+        [run], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}), list(names[1:]) or None
+    )
     exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
-    torch.testing.assert_close(exported.logits(images), own.classifier.logits(images), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        exported.logits(images), own.classifier.logits(images), rtol=0, atol=1e-4
+    )
     if row["predict, other classes"] == "ok":
         assert exported.logits(images, OTHER).isfinite().all()
 
@@ -153,7 +180,10 @@ def test_every_method_is_in_one_study_and_its_table(study_file, command, tmp_pat
         name: {
             "config": "small",
             "overrides": common
-            | {f"TRAINER.{kind.section()}.{key}": value for key, value in QUICK.get(name, {}).items()}
+            | {
+                f"TRAINER.{kind.section()}.{key}": value
+                for key, value in QUICK.get(name, {}).items()
+            }
             | ({f"TRAINER.{kind.section()}.VIEWS": 4} if issubclass(kind, ViewsTrainer) else {})
             | ({"DATASET.SENTENCES": str(sentences)} if name in NEED_SENTENCES else {}),
         }
@@ -163,5 +193,9 @@ def test_every_method_is_in_one_study_and_its_table(study_file, command, tmp_pat
     done = command(study, "run", file, "--workers", 1)
     assert done.status == 0, done.errors
     table = command(study, "tables", file).printed
-    rows = {line.split("|")[1].strip(" *_") for line in table.splitlines() if re.match(r"\| [^|]+ \| [*_]*\d", line)}
+    rows = {
+        line.split("|")[1].strip(" *_")
+        for line in table.splitlines()
+        if re.match(r"\| [^|]+ \| [*_]*\d", line)
+    }
     assert set(methods()) <= rows

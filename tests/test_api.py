@@ -35,7 +35,9 @@ def classifier(finished):
     ((_, classifier),) = open_models([finished("CoOp")], OPTIONS)
     sure, sets = Threshold(0.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
     names = tuple(classifier.class_names)
-    classifier.calibration = Calibration(names, 20, "0" * 64, "images", Temperature(2.0), sets, sure)
+    classifier.calibration = Calibration(
+        names, 20, "0" * 64, "images", Temperature(2.0), sets, sure
+    )
     return classifier
 
 
@@ -48,7 +50,9 @@ def port(classifier):
 def ask(port, body=None, kind=JSON, path="/predict", address="127.0.0.1", **headers):
     """The status and the JSON of an answer."""
     with closing(HTTPConnection("127.0.0.1", port, 300, (address, 0))) as connection:
-        connection.request("GET" if body is None else "POST", path, body, {"Content-Type": kind} | headers)
+        connection.request(
+            "GET" if body is None else "POST", path, body, {"Content-Type": kind} | headers
+        )
         response = connection.getresponse()
         return response.status, json.loads(response.read())
 
@@ -73,8 +77,12 @@ def test_answers_are_the_classifiers(form, kind, port, classifier, photos):
     expected = classifier.probabilities(str(file))[0]
     members = {classifier.class_names[index] for index in classifier.sets(logits, 0.9)[0].nonzero()}
     assert status == 200 and answer["unknown"] == classifier.unknown(logits).item()
-    assert [pair["class"] for pair in answer["top"]] == [classifier.class_names[i] for i in expected.topk(2).indices]
-    assert [pair["probability"] for pair in answer["top"]] == pytest.approx(expected.topk(2).values.tolist(), abs=1e-6)
+    assert [pair["class"] for pair in answer["top"]] == [
+        classifier.class_names[i] for i in expected.topk(2).indices
+    ]
+    assert [pair["probability"] for pair in answer["top"]] == pytest.approx(
+        expected.topk(2).values.tolist(), abs=1e-6
+    )
     assert {pair["class"] for pair in answer["set"]} == members
     assert ask(port, form(file.read_bytes()), kind)[1]["set"] is None
 
@@ -83,17 +91,24 @@ def test_answers_are_the_classifiers(form, kind, port, classifier, photos):
 def test_several_images_have_an_answer_each_in_their_order(form, kind, port, photos):
     files = [(photos / name).read_bytes() for name in ("a.jpg", "b.png", "d.webp", "e f.bmp")]
     status, answers = ask(port, form(*files, b"damaged", files[0], top_k=1), kind)
-    assert status == 200 and len(answers) == 6 and "is damaged or not a JPEG" in answers.pop(4)["error"]
+    assert (
+        status == 200
+        and len(answers) == 6
+        and "is damaged or not a JPEG" in answers.pop(4)["error"]
+    )
     expected = [ask(port, form(file, top_k=1), kind)[1]["top"] for file in [*files, files[0]]]
     for answer, ((pair,),) in zip(answers, zip(expected, strict=True), strict=True):
         (found,) = answer["top"]
-        assert found["class"] == pair["class"] and found["probability"] == pytest.approx(pair["probability"], abs=1e-6)
+        assert found["class"] == pair["class"] and found["probability"] == pytest.approx(
+            pair["probability"], abs=1e-6
+        )
 
 
 def test_a_list_of_one_image_and_a_data_url(port, photos):
     image = b64encode((photos / "b.png").read_bytes()).decode()
     answers = [
-        ask(port, json.dumps({"image": sent}).encode())[1] for sent in ([image], f"data:image/png;base64,{image}")
+        ask(port, json.dumps({"image": sent}).encode())[1]
+        for sent in ([image], f"data:image/png;base64,{image}")
     ]
     assert answers[0] == [answers[1]]
 
@@ -112,12 +127,16 @@ def test_no_answer_waits_until_the_client_acknowledges_its_head(port):
 def test_few_images_wait_to_be_classified(classifier, monkeypatch):
     monkeypatch.setattr(service, "BATCH", 2)
     go, logits = Event(), classifier.logits
-    monkeypatch.setattr(classifier, "logits", lambda pixels, names: go.wait() and logits(pixels, names))
+    monkeypatch.setattr(
+        classifier, "logits", lambda pixels, names: go.wait() and logits(pixels, names)
+    )
 
     async def ask_many():
         served = service.Service([classifier])
         async with served.running(None):
-            many = asyncio.create_task(served.answers_of("many", [png(9, 9)] * 20, service.Question(image="")))
+            many = asyncio.create_task(
+                served.answers_of("many", [png(9, 9)] * 20, service.Question(image=""))
+            )
             while served.room._value:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
@@ -127,7 +146,9 @@ def test_few_images_wait_to_be_classified(classifier, monkeypatch):
 
     waiting, answers = asyncio.run(ask_many())
     assert waiting >= 20 - 2 * (torch.get_num_threads() + 1) - service.READERS
-    assert {answer["top"][0]["class"] for answer in answers} == {answers[0]["top"][0]["class"]} and len(answers) == 20
+    assert {answer["top"][0]["class"] for answer in answers} == {
+        answers[0]["top"][0]["class"]
+    } and len(answers) == 20
 
 
 def job_of(address):
@@ -182,9 +203,16 @@ def test_the_room_for_images_is_given_back(classifier, monkeypatch):
 def test_the_server_describes_itself(port, classifier):
     assert ask(port, path="/health") == (200, {"status": "ok"})
     _, about = ask(port, path="/model")
-    assert about["class_names"] == classifier.class_names and about["method"] == "CoOp" and about["unknown"]
+    assert (
+        about["class_names"] == classifier.class_names
+        and about["method"] == "CoOp"
+        and about["unknown"]
+    )
     _, text = ask(port, path="/openapi.json")
-    assert set(text["paths"]["/predict"]["post"]["requestBody"]["content"]) == {JSON, "multipart/form-data"}
+    assert set(text["paths"]["/predict"]["post"]["requestBody"]["content"]) == {
+        JSON,
+        "multipart/form-data",
+    }
 
 
 BAD = [  # body, kind, headers, status, words
@@ -214,7 +242,12 @@ BAD = [  # body, kind, headers, status, words
 @pytest.mark.parametrize(("body", "kind", "headers", "status", "words"), BAD)
 def test_wrong_requests_get_one_line(body, kind, headers, status, words, port):
     found, answer = ask(port, body, kind, **headers)
-    assert found == status and words in answer["error"] and "\n" not in answer["error"] and "/tmp" not in str(answer)
+    assert (
+        found == status
+        and words in answer["error"]
+        and "\n" not in answer["error"]
+        and "/tmp" not in str(answer)
+    )
     assert answer.keys() == {"error"}
 
 
@@ -241,7 +274,9 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
     monkeypatch.setattr(reading, "SECONDS", 1)
     batches, logits = [], classifier.logits
     monkeypatch.setattr(
-        classifier, "logits", lambda pixels, names: batches.append(len(pixels)) or logits(pixels, names)
+        classifier,
+        "logits",
+        lambda pixels, names: batches.append(len(pixels)) or logits(pixels, names),
     )
     files = [photos / name for name in ("a.jpg", "b.png", "d.webp", "e f.bmp", "below/c.PNG")]
     expected = {file: classifier.probabilities(str(file))[0].max().item() for file in files}
@@ -269,15 +304,23 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
         connection.close()
     assert statuses <= {0, 422}
     assert max(batches) > 1
-    assert ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200  # nothing of it is left
+    assert (
+        ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200
+    )  # nothing of it is left
 
 
-def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(photos, tmp_path, monkeypatch):
+def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(
+    photos, tmp_path, monkeypatch
+):
     monkeypatch.setattr(reading, "SECONDS", 1)
     monkeypatch.setattr(reading, "MEMORY", 60 << 20)
     monkeypatch.setattr(reading, "STRIP", 1000)
     readers = reading.Readers(1)
-    slow, deep, damaged = comments(3_000_000), png(5000, 4999), (photos / "a.jpg").read_bytes()[:300]
+    slow, deep, damaged = (
+        comments(3_000_000),
+        png(5000, 4999),
+        (photos / "a.jpg").read_bytes()[:300],
+    )
     reasons = {
         slow: "takes more than 1 seconds",
         deep: "memory|cannot read",

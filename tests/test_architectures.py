@@ -25,19 +25,31 @@ TEXTS = ("a photo of a river.", "red", "an old green field with one tree.")
 @pytest.fixture(scope="module")
 def models():
     made = {}
-    return lambda family: made.setdefault(family, None) or made.update({family: both(FAMILIES[family])}) or made[family]
+    return lambda family: (
+        made.setdefault(family, None)
+        or made.update({family: both(FAMILIES[family])})
+        or made[family]
+    )
 
 
 def images_of(model, count=2):
     size = model.visual.image_size
-    return torch.randn(count, 3, *(size if isinstance(size, tuple) else (size, size)), generator=torch.manual_seed(0))
+    return torch.randn(
+        count,
+        3,
+        *(size if isinstance(size, tuple) else (size, size)),
+        generator=torch.manual_seed(0),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_equal_open_clips_own(family, models):
     theirs, ours = models(family)
     images, ids = images_of(ours), rows_of(ours, *TEXTS)
-    expected = theirs.encode_image(images, normalize=False), theirs.encode_text(ids, normalize=False)
+    expected = (
+        theirs.encode_image(images, normalize=False),
+        theirs.encode_text(ids, normalize=False),
+    )
     found = encode_image(ours, images).feature, encode_text(ours, TextPrompts(ids))
     again = ours.encode_image(images), ours.encode_text(ids)
     for features in (found, again):
@@ -103,14 +115,18 @@ def same_gradients(found, expected, leaves):
     """Outputs and the gradients of a weighted sum of them, to 1e-5 of the largest."""
     weights = torch.randn(expected.shape, generator=torch.manual_seed(2))
     pairs = [(found, expected)]
-    pairs += zip(*(torch.autograd.grad((output * weights).sum(), leaves) for output in (found, expected)), strict=True)
+    pairs += zip(
+        *(torch.autograd.grad((output * weights).sum(), leaves) for output in (found, expected)),
+        strict=True,
+    )
     for ours, theirs in pairs:
         assert theirs.abs().max() > 0 and (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
 def vectors(*shapes):
     return [
-        0.5 * torch.randn(*shape, generator=torch.manual_seed(i)).requires_grad_() for i, shape in enumerate(shapes)
+        0.5 * torch.randn(*shape, generator=torch.manual_seed(i)).requires_grad_()
+        for i, shape in enumerate(shapes)
     ]
 
 
@@ -119,14 +135,20 @@ def test_vision_prompts_and_their_gradients_equal_hooks_in_the_original(family, 
     theirs, ours = models(family)
     images, width = images_of(ours), vision_width(ours)
     first, second = vectors((2, width), (2, width))
-    found = encode_image(ours, images, [Edit(add=first), Edit(1, second)], read=["prompts", "patches", "local"])
-    same_gradients(found.feature, image_with_prompts(theirs, images, first, second), [first, second])
+    found = encode_image(
+        ours, images, [Edit(add=first), Edit(1, second)], read=["prompts", "patches", "local"]
+    )
+    same_gradients(
+        found.feature, image_with_prompts(theirs, images, first, second), [first, second]
+    )
     rows, columns = image_tower(ours).grid
     shapes = [tuple(part.shape) for part in (found.prompts, found.patches, found.local)]
     assert shapes == [(2, 3, width), (2, rows * columns, width), (2, rows * columns, 32)]
 
 
-@pytest.mark.parametrize("family", ["CoCa", "CLIPA", "MetaCLIP 2", "MobileCLIP2-L", "PE-Core", "SigLIP"])
+@pytest.mark.parametrize(
+    "family", ["CoCa", "CLIPA", "MetaCLIP 2", "MobileCLIP2-L", "PE-Core", "SigLIP"]
+)
 def test_text_prompts_and_their_gradients_equal_hooks_in_the_original(family, models):
     theirs, ours = models(family)
     start = tokenizer_of(ours).start
@@ -164,7 +186,12 @@ class Everywhere(BlockAdapter):
 
     def __init__(self, width):
         super().__init__()
-        shapes = {"attention_input": 3 * width, "attention_output": width, "mlp": width, "parallel": width}
+        shapes = {
+            "attention_input": 3 * width,
+            "attention_output": width,
+            "mlp": width,
+            "parallel": width,
+        }
         for name, rows in shapes.items():
             matrix = 0.1 * torch.randn(rows, width, generator=torch.manual_seed(len(name)))
             self.register_parameter(f"of_{name}", torch.nn.Parameter(matrix))
@@ -188,7 +215,11 @@ def adapted(visual, adapter):
     block = trunk.blocks[1] if trunk is not visual else visual.transformer.resblocks[1]
     attention, changes = block.attn, adapter.of_attention_input.detach()
     names = ["in_proj_weight"] if hasattr(attention, "in_proj_weight") else ["qkv.weight"]
-    names = ["q_proj.weight", "k_proj.weight", "v_proj.weight"] if getattr(attention, "qkv", 1) is None else names
+    names = (
+        ["q_proj.weight", "k_proj.weight", "v_proj.weight"]
+        if getattr(attention, "qkv", 1) is None
+        else names
+    )
     weights = [attention.get_parameter(name) for name in names]
     for weight, change in zip(weights, changes.chunk(len(weights)), strict=True):
         weight.data = weight.data + change
@@ -208,7 +239,10 @@ def test_adapters_equal_changed_weights_and_hooks_in_the_original(family):
     before, copy = encode_image(ours, images).feature, private_copy(ours)
     adapt(copy.visual, 1, adapter)
     weights = adapted(theirs.visual, adapter)
-    found, expected = encode_image(copy, images).feature, theirs.encode_image(images, normalize=False)
+    found, expected = (
+        encode_image(copy, images).feature,
+        theirs.encode_image(images, normalize=False),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     (gradient,) = torch.autograd.grad(found.square().sum(), [adapter.of_attention_input])
     others = torch.cat(torch.autograd.grad(expected.square().sum(), weights))

@@ -31,18 +31,26 @@ def test_artefact_holds_the_learned_tensors_and_a_description(finished, exported
     content = json.loads((exported / "config.json").read_text())
     tensors = load_file(exported / "prompts.safetensors")
     checkpoint = torch.load(finished("CoOp") / "prompt_learner/model.pth.tar-1", weights_only=True)
-    assert tensors.keys() == {"ctx"} and torch.equal(tensors["ctx"], checkpoint["state_dict"]["ctx"])
+    assert tensors.keys() == {"ctx"} and torch.equal(
+        tensors["ctx"], checkpoint["state_dict"]["ctx"]
+    )
     results = json.loads((finished("CoOp") / "results.json").read_text())
     assert content["backbone"] == deep.name and content["backbone_sha256"] == checksum(deep)
     assert content["class_names"] == ["red", "green field", "blue lake"]
-    assert content["training"]["accuracy"] == results["accuracy"] and content["training"]["seed"] == 1
+    assert (
+        content["training"]["accuracy"] == results["accuracy"] and content["training"]["seed"] == 1
+    )
     assert content["input"]["SIZE"] == [32, 32] and content["input"]["TRANSFORMS"] == ["normalize"]
     card = (exported / "README.md").read_text()
-    assert f"{results['accuracy']:.2f} % on 12 images" in card and content["backbone_sha256"] in card
+    assert (
+        f"{results['accuracy']:.2f} % on 12 images" in card and content["backbone_sha256"] in card
+    )
     assert str(deep.parent) not in card + json.dumps(content)  # no path of this machine
 
 
-def test_moved_artefact_predicts_the_same_without_a_dataset(finished, copied, command, deep, eurosat, monkeypatch):
+def test_moved_artefact_predicts_the_same_without_a_dataset(
+    finished, copied, command, deep, eurosat, monkeypatch
+):
     images = list(images_of(eurosat, range(6)))
     expected = rows_of(command, finished("CoOp"), *images)
     facts = json.loads((copied / "config.json").read_text())
@@ -53,7 +61,9 @@ def test_moved_artefact_predicts_the_same_without_a_dataset(finished, copied, co
     assert [row | {"model": "CoOp"} for row in rows] == expected
     classifier = PromptedClassifier.from_pretrained(copied, backbone=str(deep))
     tops = classifier.probabilities(images).max(dim=-1)
-    assert [classifier.class_names[index] for index in tops.indices] == [row["top"][0]["class"] for row in rows]
+    assert [classifier.class_names[index] for index in tops.indices] == [
+        row["top"][0]["class"] for row in rows
+    ]
     assert tops.values.tolist() == pytest.approx([row["top"][0]["probability"] for row in rows])
 
 
@@ -80,15 +90,24 @@ def other_prompts(change, described: bool):
 
 
 BROKEN = {
-    "tampered prompts": (other_prompts(lambda tensor: tensor + 1, False), "describes (its SHA-256 differs)"),
-    "prompts that are not finite": (other_prompts(lambda tensor: tensor * float("inf"), True), "not finite"),
+    "tampered prompts": (
+        other_prompts(lambda tensor: tensor + 1, False),
+        "describes (its SHA-256 differs)",
+    ),
+    "prompts that are not finite": (
+        other_prompts(lambda tensor: tensor * float("inf"), True),
+        "not finite",
+    ),
     "a later format": ({"format": 2}, "its format is not 1"),
     "a nested setting": ({"settings": {"N_CTX": [[1]]}}, "other values than texts"),
     "no method": ({"method": ""}, "--plugin FILE"),
     "other settings": ({"settings": {"N_CTX": 2}}, "expected is (2, 64)"),
     "other weights": ({"backbone_sha256": "0" * 64}, "with SHA-256 0000000000000000..., "),
     # No path in an artefact is followed.
-    "weights of another machine": ({"backbone": "/etc/passwd"}, "the weight file '/etc/passwd': give it by --backbone"),
+    "weights of another machine": (
+        {"backbone": "/etc/passwd"},
+        "the weight file '/etc/passwd': give it by --backbone",
+    ),
 }
 
 

@@ -108,7 +108,9 @@ def change(name, change):
 
 HARMS = {  # `other settings`: the test has them
     "a flipped bit": change("logits", lambda content: content.__setitem__(30, content[30] ^ 1)),
-    "a flipped bit of the state": change("state.safetensors", lambda content: content.__setitem__(-2, content[-2] ^ 1)),
+    "a flipped bit of the state": change(
+        "state.safetensors", lambda content: content.__setitem__(-2, content[-2] ^ 1)
+    ),
     "other settings": lambda folder: None,
 }
 
@@ -118,7 +120,9 @@ def test_unfit_partial_results_are_not_used(harm, make, tmp_path, capsys):
     interrupted(make("TDA"), 6)
     HARMS[harm](tmp_path / "run/partial_test")
     settings = {"POSITIVE_ALPHA": 0.6} if harm == "other settings" else {}
-    assert torch.equal(outputs(make("TDA", **settings)), outputs(make("TDA", output="whole", **settings)))
+    assert torch.equal(
+        outputs(make("TDA", **settings)), outputs(make("TDA", output="whole", **settings))
+    )
     assert "are not used" in capsys.readouterr().out
 
 
@@ -161,8 +165,12 @@ def test_tda_reads_images_in_an_order_of_the_seed(make):
 def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method, make):
     trainer, types = make(method, PREC="amp"), []
     answer, image_output = trainer.answer, trainer.model.image_output
-    trainer.model.image_output = lambda views: types.append(autocast(trainer)) or image_output(views)
-    trainer.answer = lambda *given: types.append((given[0].dtype, autocast(trainer))) or answer(*given)
+    trainer.model.image_output = lambda views: (
+        types.append(autocast(trainer)) or image_output(views)
+    )
+    trainer.answer = lambda *given: (
+        types.append((given[0].dtype, autocast(trainer))) or answer(*given)
+    )
     assert outputs(trainer).isfinite().all()
     assert set(types) == {True, (torch.float32, False)}
 
@@ -182,7 +190,10 @@ def test_nothing_is_not_a_number_where_views_are_equal_or_sure():
     assert torch.equal(mode, features[0]) and inlierness.tolist() == pytest.approx([0.25] * 4)
     logits = torch.tensor([[0.0, 2e4, 0.0], [0.0, 0.0, 0.0]])
     assert entropies(logits).tolist() == pytest.approx([0, torch.tensor(3.0).log().item()])
-    assert most_confident(logits.repeat(50, 1), 0.29).shape == (28,) and len(most_confident(logits, 0.1)) == 1
+    assert (
+        most_confident(logits.repeat(50, 1), 0.29).shape == (28,)
+        and len(most_confident(logits, 0.1)) == 1
+    )
 
 
 # ---------------------------------------------------------------- runs
@@ -206,7 +217,12 @@ def test_run_without_training_prints_one_line_and_tests(launch, argv, eurosat, t
     chosen = [rows[number * 24 // 10] for number in range(10)]
     lines = "".join(f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in chosen)
     assert used["test"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
-    assert (used["kind"], used["fit"], used["choose"], used["test"]["evaluations"]) == ("test-time", [], [], 1)
+    assert (used["kind"], used["fit"], used["choose"], used["test"]["evaluations"]) == (
+        "test-time",
+        [],
+        [],
+        1,
+    )
 
 
 def of_run(folder):
@@ -214,13 +230,27 @@ def of_run(folder):
 
 
 def test_tuning_starts_from_learned_context_vectors(launch, argv, command, tmp_path):
-    coop = ["TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 5, "OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1]
+    coop = [
+        "TRAINER.COOP.CTX_INIT",
+        "",
+        "TRAINER.COOP.N_CTX",
+        5,
+        "OPTIM.MAX_EPOCH",
+        1,
+        "DATASET.NUM_SHOTS",
+        1,
+    ]
     assert launch(*argv("CoOp", *coop, output="coop")).status == 0
     own = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5]
-    unmoved = argv(*four("CTPT", *own, "TRAINER.CTPT.LR", 0), output="run", options=of_run(tmp_path / "coop"))
+    unmoved = argv(
+        *four("CTPT", *own, "TRAINER.CTPT.LR", 0), output="run", options=of_run(tmp_path / "coop")
+    )
     status, printed, errors = launch(*unmoved)
     assert (status, errors) == (0, []) and f"Loading prompts from {tmp_path}/coop" in printed
-    accuracies = [json.loads((tmp_path / run / "results.json").read_text())["accuracy"] for run in ("coop", "run")]
+    accuracies = [
+        json.loads((tmp_path / run / "results.json").read_text())["accuracy"]
+        for run in ("coop", "run")
+    ]
     assert accuracies[0] == accuracies[1]  # without a step it is CoOp
     file = ["MODEL.INIT_WEIGHTS", tmp_path / "coop/prompt_learner/model.pth.tar-1"]
     assert launch(*argv(*four("CTPT", *own, *file), output="file")).status == 0
@@ -236,7 +266,11 @@ def test_tuning_starts_from_learned_context_vectors(launch, argv, command, tmp_p
 @pytest.mark.parametrize("prefix", ["", "module.prompt_learner."])
 def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
     trainer = make("TPT")
-    state = {"ctx": torch.randn(4, 64), "token_prefix": torch.zeros(6, 1, 64), "token_suffix": torch.zeros(6, 72, 64)}
+    state = {
+        "ctx": torch.randn(4, 64),
+        "token_prefix": torch.zeros(6, 1, 64),
+        "token_suffix": torch.zeros(6, 72, 64),
+    }
     state = {prefix + name: tensor for name, tensor in state.items()}
     trainer.checkpoints.load({"state_dict": state, "epoch": 50}, "a file")
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])

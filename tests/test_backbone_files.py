@@ -15,7 +15,9 @@ import clip
 from clip import building, weights
 from common.files import checksum
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 
 
 # ---------------------------------------------------------------- sound files
@@ -102,10 +104,14 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
         patch.setattr(building, "read_state_dict", None)
         for _ in range(2):
             second = clip.load_backbone(str(file))
-            assert not second.training and not any(weight.requires_grad for weight in second.parameters())
+            assert not second.training and not any(
+                weight.requires_grad for weight in second.parameters()
+            )
             assert torch.equal(features(second), expected)
             second.visual.proj.data.zero_()
-    assert clip.load_backbone(str(file), "fp16").dtype == torch.float16  # built, as the precision is another
+    assert (
+        clip.load_backbone(str(file), "fp16").dtype == torch.float16
+    )  # built, as the precision is another
     assert building.build_cached.cache_info().currsize == 1
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)

@@ -31,8 +31,13 @@ def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, c
     monkeypatch.syspath_prepend(tmp_path)
     trainers.import_files([str(package)], "of_a_stranger")
     one, other = capsys.readouterr().err.splitlines()
-    assert one.startswith("of_a_stranger/a.py is left out: SyntaxError: ") and one.endswith("(a.py, line 1)")
-    assert other == "of_a_stranger/b.py is left out: NameError: name 'unknown' is not defined (b.py, line 2)"
+    assert one.startswith("of_a_stranger/a.py is left out: SyntaxError: ") and one.endswith(
+        "(a.py, line 1)"
+    )
+    assert (
+        other
+        == "of_a_stranger/b.py is left out: NameError: name 'unknown' is not defined (b.py, line 2)"
+    )
     assert "of_a_stranger.good" in sys.modules
 
 
@@ -149,7 +154,9 @@ def own(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", thorough_but(("CLIPLoRA", "MPL", "TDA"), sorted(methods().keys() - NEED_SENTENCES)))
+@pytest.mark.parametrize(
+    "name", thorough_but(("CLIPLoRA", "MPL", "TDA"), sorted(methods().keys() - NEED_SENTENCES))
+)
 def test_a_built_in_method_works(name):
     views = {"VIEWS": 4} if issubclass(methods()[name], ViewsTrainer) else {}
     assert_method_works(name, **QUICK.get(name.rpartition("+")[2], {}) | views)
@@ -180,7 +187,9 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
 
 
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):
-    monkeypatch.setattr(EuroSAT, "classnames", property(lambda dataset: ["red", "a\x1b[2J", *"bcde"]))
+    monkeypatch.setattr(
+        EuroSAT, "classnames", property(lambda dataset: ["red", "a\x1b[2J", *"bcde"])
+    )
     with one_line("EuroSAT", "control characters"):
         build("CoOp")
 

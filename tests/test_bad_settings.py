@@ -14,14 +14,23 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("OPTIM.LRR 0.1", "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
     ("TRAINER.NAME MPLL", "no trainer 'MPLL': did you mean MPL?"),
     ("DATASET.NAME ''", "--dataset-config-file is missing"),
-    ("--debug", "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: MPL_DEBUG=1"),
+    (
+        "--debug",
+        "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: MPL_DEBUG=1",
+    ),
     # Types and ranges: of Dassl, of this project, of a method
-    ("DATASET.SUBSAMPLE_CLASSES old", "DATASET.SUBSAMPLE_CLASSES is 'old': give one of all, base, new"),
+    (
+        "DATASET.SUBSAMPLE_CLASSES old",
+        "DATASET.SUBSAMPLE_CLASSES is 'old': give one of all, base, new",
+    ),
     # Values that cannot work together
     ("TRAINER.MPL.N_RM_OP 2", "layer 1", "2", "1"),
     ("TRAINER.MPL.N_ADD_OP 1 TRAINER.MPL.N_RM_OP '[0, 3]'", "layer 2", "3", "2"),
     ("TRAINER.MPL.PROMPT_DEPTH 5", "TRAINER.MPL.PROMPT_DEPTH is 5", "4 layers"),
-    ("OPTIM.SGD_NESTEROV True OPTIM.MOMENTUM 0.0", "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0"),
+    (
+        "OPTIM.SGD_NESTEROV True OPTIM.MOMENTUM 0.0",
+        "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0",
+    ),
     ("DATALOADER.K_TRANSFORMS 2", "DATALOADER.K_TRANSFORMS is 2: set it to 1 for MPL"),
     ("INPUT.NO_TRANSFORM True", "INPUT.NO_TRANSFORM leaves images that cannot form a batch"),
     (
@@ -31,7 +40,9 @@ CASES = [  # KEY VALUE pairs, and words of the error
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0][:50].encode("ascii", "replace").decode())
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: case[0][:50].encode("ascii", "replace").decode()
+)
 def test_setting(case, refused, eurosat, tiny, tmp_path):
     pairs, *words = case
     refused(arguments(eurosat, tiny, tmp_path / "out", *shlex.split(pairs)), *words)
@@ -48,8 +59,14 @@ def test_setting(case, refused, eurosat, tiny, tmp_path):
         (["--eval-only"], "--eval-only needs --model-dir"),
         (["--resume", "docs"], "docs holds no run: give the output folder of a run by --resume"),
         (["--model-dir", "docs"], "--model-dir has no use in training: add --eval-only"),
-        (["--load-epoch", 3, "--eval-only"], "--load-epoch has no use without --model-dir: name the run"),
-        (["--seed", -1, "--resume", "seed{seed}"], "a folder has {seed} in its path, and there is no --seed: give"),
+        (
+            ["--load-epoch", 3, "--eval-only"],
+            "--load-epoch has no use without --model-dir: name the run",
+        ),
+        (
+            ["--seed", -1, "--resume", "seed{seed}"],
+            "a folder has {seed} in its path, and there is no --seed: give",
+        ),
     ],
 )
 def test_option(option, words, refused, eurosat, tiny, tmp_path):
@@ -73,22 +90,72 @@ TWO = {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2}
 @pytest.mark.parametrize(
     ("method", "backbone", "settings", "words"),
     [
-        ("TCP", "tiny", {}, ["TCP adds prompts before text layer 8", "has 4 layers", "more than 8"]),
+        (
+            "TCP",
+            "tiny",
+            {},
+            ["TCP adds prompts before text layer 8", "has 4 layers", "more than 8"],
+        ),
         ("TCP", "deep", {"CSC": True}, ["TRAINER.TCP.CSC is True", "one context for all classes"]),
         ("UPT", "deep", {"N_CTX_TEXT": 90}, ["has 94 tokens", "77 positions"]),
         ("MMRL", "tiny", {}, ["the last of TRAINER.MMRL.REP_LAYERS is 12", "has 4 layers"]),
-        ("MMRL", "deep", {"REP_LAYERS": [6, 8]}, ["TRAINER.MMRL.REP_LAYERS is [6, 8]", "in order and without gaps"]),
-        ("CLIPLoRA", "deep", {"PARAMS": ["q", "z"]}, ["PARAMS is ['q', 'z']", "some of q, k, v and o"]),
-        ("CLIPSVD", "deep", {"PARAMS": ["q", "z"]}, ["PARAMS is ['q', 'z']", "some of q, k, v, o and mlp"]),
+        (
+            "MMRL",
+            "deep",
+            {"REP_LAYERS": [6, 8]},
+            ["TRAINER.MMRL.REP_LAYERS is [6, 8]", "in order and without gaps"],
+        ),
+        (
+            "CLIPLoRA",
+            "deep",
+            {"PARAMS": ["q", "z"]},
+            ["PARAMS is ['q', 'z']", "some of q, k, v and o"],
+        ),
+        (
+            "CLIPSVD",
+            "deep",
+            {"PARAMS": ["q", "z"]},
+            ["PARAMS is ['q', 'z']", "some of q, k, v, o and mlp"],
+        ),
         ("CLIPSVD", "tiny", {"RANK": 0.01}, ["TRAINER.CLIPSVD.RANK is 0.01: raise it"]),
-        ("CLIPSVD", "tiny", {"LAYERS": "top"}, ["CLIPSVD has nothing to train with these settings"]),
+        (
+            "CLIPSVD",
+            "tiny",
+            {"LAYERS": "top"},
+            ["CLIPSVD has nothing to train with these settings"],
+        ),
         ("TwoStage", "tiny", {"TEXT_START": 9}, ["TRAINER.TWOSTAGE.TEXT_START is 9", "give 0 to"]),
-        ("ProLIP", "tiny", {"LAMBDA": "1/N^3"}, ["TRAINER.PROLIP.LAMBDA is '1/N^3'", "one of 1/N, 1/N^2"]),
+        (
+            "ProLIP",
+            "tiny",
+            {"LAMBDA": "1/N^3"},
+            ["TRAINER.PROLIP.LAMBDA is '1/N^3'", "one of 1/N, 1/N^2"],
+        ),
         ("RLA", "tiny", {"FEATURES_OF": "x"}, ["TRAINER.RLA.FEATURES_OF is given: leave it out"]),
-        ("CLIPLoRA", "tiny", {"POSITION": "up"}, ["TRAINER.CLIPLORA.POSITION is up", "do not exist: give all"]),
-        ("MMA", "deep", {"ADAPTER_START": 9, "ADAPTER_END": 8}, ["ADAPTER_START is 9", "the last block is 8"]),
-        ("LoCoOp", "deep", {}, ["TRAINER.LOCOOP.TOPK is 200, and there are 6 classes", "give 1, or 0.2"]),
-        ("KgCoOp", "deep", {"CTX_INIT": "true"}, ["CTX_INIT is the word 'true': write True or False"]),
+        (
+            "CLIPLoRA",
+            "tiny",
+            {"POSITION": "up"},
+            ["TRAINER.CLIPLORA.POSITION is up", "do not exist: give all"],
+        ),
+        (
+            "MMA",
+            "deep",
+            {"ADAPTER_START": 9, "ADAPTER_END": 8},
+            ["ADAPTER_START is 9", "the last block is 8"],
+        ),
+        (
+            "LoCoOp",
+            "deep",
+            {},
+            ["TRAINER.LOCOOP.TOPK is 200, and there are 6 classes", "give 1, or 0.2"],
+        ),
+        (
+            "KgCoOp",
+            "deep",
+            {"CTX_INIT": "true"},
+            ["CTX_INIT is the word 'true': write True or False"],
+        ),
         (
             "WaffleCLIP",
             "tiny",
@@ -96,23 +163,48 @@ TWO = {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2}
             ["TRAINER.WAFFLECLIP.COUNT is 1: give 2 or more"],
         ),
         ("ProGrad", "deep", {"NAME": "kd"}, ["NAME is 'kd': the loss of ProGrad is prograd"]),
-        ("IVLP", "deep", TWO | {"PROMPT_DEPTH_TEXT": 0, "PROMPT_DEPTH_VISION": 0}, ["are 0: raise one of them"]),
-        ("IVLP", "deep", {"N_CTX_VISION": 0}, ["N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is 12: set both to 0"]),
-        ("PromptSRC", "tiny", TWO | {"GPA_MEAN": 1000, "GPA_STD": 1}, ["GPA_MEAN 1000 is far from all 2 epochs"]),
+        (
+            "IVLP",
+            "deep",
+            TWO | {"PROMPT_DEPTH_TEXT": 0, "PROMPT_DEPTH_VISION": 0},
+            ["are 0: raise one of them"],
+        ),
+        (
+            "IVLP",
+            "deep",
+            {"N_CTX_VISION": 0},
+            ["N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is 12: set both to 0"],
+        ),
+        (
+            "PromptSRC",
+            "tiny",
+            TWO | {"GPA_MEAN": 1000, "GPA_STD": 1},
+            ["GPA_MEAN 1000 is far from all 2 epochs"],
+        ),
     ],
     ids=str,
 )
-def test_refused_in_one_line(method, backbone, settings, words, refused, eurosat, deep, tiny, tmp_path):
+def test_refused_in_one_line(
+    method, backbone, settings, words, refused, eurosat, deep, tiny, tmp_path
+):
     pairs = section_pairs(method, settings)
     how = {"trainer": method, "config": recipe(method, "few_shot").cfg}
-    refused(arguments(eurosat, {"deep": deep, "tiny": tiny}[backbone], tmp_path / "out", *pairs, **how), *words)
+    refused(
+        arguments(eurosat, {"deep": deep, "tiny": tiny}[backbone], tmp_path / "out", *pairs, **how),
+        *words,
+    )
 
 
 # Testing prompts that are not there, or not those of the settings
 
 
 def evaluate(eurosat, backbone, tmp_path, model_dir, *options):
-    return arguments(eurosat, backbone, tmp_path / "out", options=["--eval-only", "--model-dir", model_dir, *options])
+    return arguments(
+        eurosat,
+        backbone,
+        tmp_path / "out",
+        options=["--eval-only", "--model-dir", model_dir, *options],
+    )
 
 
 def test_prompts_of_another_method(refused, eurosat, tiny, tmp_path):
@@ -161,7 +253,11 @@ def root(tmp_path):
 
 
 def test_no_data_folder(refused, tiny, tmp_path):
-    refused(arguments(tmp_path / "nowhere", tiny, tmp_path / "out"), tmp_path / "nowhere", "--root (DATA for scripts)")
+    refused(
+        arguments(tmp_path / "nowhere", tiny, tmp_path / "out"),
+        tmp_path / "nowhere",
+        "--root (DATA for scripts)",
+    )
     remedy = "python tools/prepare.py eurosat --root"
     refused(arguments(tmp_path, tiny, tmp_path / "out"), f"no folder {tmp_path}/eurosat", remedy)
 
@@ -182,7 +278,12 @@ ROW = '["0/train_0.png", 0, "red"]'
 def test_damaged_split_file(damage, refused, root, tiny, tmp_path):
     file = root / SPLIT
     file.write_text(damage(file.read_text()))
-    refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "python tools/prepare.py eurosat --root")
+    refused(
+        arguments(root, tiny, tmp_path / "out"),
+        file,
+        "damaged",
+        "python tools/prepare.py eurosat --root",
+    )
 
 
 @pytest.mark.parametrize(("part", "workers"), [("train", 2), ("test", 0)])
@@ -194,7 +295,9 @@ def test_unreadable_image_is_named(part, workers, launch, root, tiny, tmp_path):
     else:
         Image.new("RGB", (8, 8)).save(image, "DDS")
         fault = f"'{image}' is damaged or not a JPEG"
-    argv = arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1, "DATALOADER.NUM_WORKERS", workers)
+    argv = arguments(
+        root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1, "DATALOADER.NUM_WORKERS", workers
+    )
     assert fault in launch(*argv).error
     assert not (tmp_path / "out/results.json").exists()
 
@@ -208,9 +311,14 @@ def test_thin_image_is_refused_by_a_run_and_found_by_prepare(launch, prepare, ro
     assert f"images unreadable (1): {image} (" in prepare("eurosat", "--check").printed
 
 
-def test_class_with_fewer_images_than_shots_is_used_and_the_folder_is_only_read(launch, root, tiny, tmp_path):
+def test_class_with_fewer_images_than_shots_is_used_and_the_folder_is_only_read(
+    launch, root, tiny, tmp_path
+):
     def state():
-        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+        return {
+            path: (path.stat().st_mtime_ns, path.stat().st_size)
+            for path in [root, *root.rglob("*")]
+        }
 
     before = state()
     ended = launch(*arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", 4))

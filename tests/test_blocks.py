@@ -16,7 +16,9 @@ LAYERS, WIDTH = 3, 64
 
 @pytest.fixture(scope="module")
 def clip():
-    return small_clip({"layers": LAYERS, "width": WIDTH}, {"layers": LAYERS, "width": WIDTH}).double()
+    return small_clip(
+        {"layers": LAYERS, "width": WIDTH}, {"layers": LAYERS, "width": WIDTH}
+    ).double()
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,13 @@ def with_blocks(clip, change):
 
 
 def outputs(form, clip, schedule=()):
-    images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(
+        2,
+        3,
+        *clip.visual.image_size,
+        dtype=torch.double,
+        generator=torch.Generator().manual_seed(1),
+    )
     texts = TextPrompts(tokenize(["a cat", "a big dog"]))
     return form.encode_image(clip, images, schedule).feature, form.encode_text(clip, texts)
 
@@ -41,7 +49,9 @@ def outputs(form, clip, schedule=()):
 def test_forward_hooks_are_called(where, clip):
     seen, clip = [], deepcopy(clip)
     for transformer in (clip.transformer, clip.visual.transformer):
-        transformer.resblocks[1].get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
+        transformer.resblocks[1].get_submodule(where).register_forward_hook(
+            lambda *_: seen.append(1)
+        )
     with pytest.warns(UserWarning, match="runs in its plain form, which takes longer"):
         outputs(fast, clip)
     assert len(seen) == 2
@@ -95,12 +105,20 @@ class Wrapped(nn.Module):
         return self.inner.get_weight_dtype()
 
 
-CHANGES = {"subclass": doubled, "parameter": scaled, "wrapper": Wrapped, "open_clip's custom block": None}
+CHANGES = {
+    "subclass": doubled,
+    "parameter": scaled,
+    "wrapper": Wrapped,
+    "open_clip's custom block": None,
+}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_other_blocks_run_in_the_plain_towers(change, clip):
-    vision, text = {"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}
+    vision, text = (
+        {"layers": LAYERS, "width": WIDTH, "qk_norm": True},
+        {"layers": LAYERS, "scale_fc": True},
+    )
     other = with_blocks(clip, change) if change else small_clip(vision, text).double()
     assert not is_standard(other.transformer) and not is_standard(other.visual.transformer)
     prompt = [Edit(add=torch.randn(1, WIDTH, dtype=torch.double))]

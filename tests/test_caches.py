@@ -39,7 +39,9 @@ def test_changed_image_under_the_same_name_and_time_is_seen(new, copied, kept):
 def test_images_that_change_while_their_features_are_computed_are_refused_and_not_kept(
     views, new, copied, kept, monkeypatch
 ):
-    first, second = (next((copied / "eurosat/2750").glob(f"{folder}/test_*.png")) for folder in (3, 4))
+    first, second = (
+        next((copied / "eurosat/2750").glob(f"{folder}/test_*.png")) for folder in (3, 4)
+    )
     sound = first.read_bytes()
     compute = CachedFeatures.compute
 
@@ -65,7 +67,9 @@ def one_weight(trainer):
 
 
 def fp16(trainer):
-    trainer.model._clips = 2 * (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16").to(trainer.device),)
+    trainer.model._clips = 2 * (
+        load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16").to(trainer.device),
+    )
 
 
 def other_activation(trainer):
@@ -76,14 +80,20 @@ def other_heads(trainer):
     trainer.model.clip.visual.transformer.resblocks[0].attn.num_heads = 2
 
 
-OTHER = [("INPUT.INTERPOLATION", "bicubic"), ("INPUT.EXIF_ORIENTATION", False), ("DATASET.SUBSAMPLE_CLASSES", "base")]
+OTHER = [
+    ("INPUT.INTERPOLATION", "bicubic"),
+    ("INPUT.EXIF_ORIENTATION", False),
+    ("DATASET.SUBSAMPLE_CLASSES", "base"),
+]
 OTHER += [("INPUT.PIXEL_MEAN", [0.4, 0.4, 0.4]), ("INPUT.TRANSFORMS", ("random_flip",))]
 OTHER += [("DATALOADER.TEST.BATCH_SIZE", 7), ("MODEL.BACKBONE.TOWERS", "plain")]
 OTHER += [one_weight, fp16, other_activation, other_heads]
 
 
 @pytest.mark.parametrize("other", OTHER, ids=lambda other: getattr(other, "__name__", str(other)))
-def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_own(other, new, kept):
+def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_own(
+    other, new, kept
+):
     values(new())
     found = []
     for cache in ((), OFF):
@@ -110,8 +120,12 @@ HARMS = {
         DiskCache(file.parent, "x", "numbers", 100).put("b" * 32, FORM, 24, [bytes(24)])
         and os.replace(file.with_name(f"x-{'b' * 32}.cache"), file)
     ),
-    "of another shape": lambda file: DiskCache(file.parent, "x", "", 100).put(KEY, "float32 (3, 2)", 24, [bytes(24)]),
-    "of another type": lambda file: DiskCache(file.parent, "x", "", 100).put(KEY, "int32 (2, 3)", 24, [bytes(24)]),
+    "of another shape": lambda file: DiskCache(file.parent, "x", "", 100).put(
+        KEY, "float32 (3, 2)", 24, [bytes(24)]
+    ),
+    "of another type": lambda file: DiskCache(file.parent, "x", "", 100).put(
+        KEY, "int32 (2, 3)", 24, [bytes(24)]
+    ),
 }
 
 

@@ -46,7 +46,9 @@ def labelled(eurosat, tmp_path):
         pixels = np.asarray(Image.open(file).convert("RGB"), dtype=int)
         for number in range(10):
             noisy = np.clip(pixels + rng.integers(-99, 99, pixels.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(tmp_path / "mine" / name / f"{file.rpartition('/')[2]}{number}.png")
+            Image.fromarray(noisy).save(
+                tmp_path / "mine" / name / f"{file.rpartition('/')[2]}{number}.png"
+            )
     return tmp_path / "mine"
 
 
@@ -61,17 +63,29 @@ def fitted(calibrated, labelled, command, tmp_path):
 
 def test_a_run_reports_what_its_calibration_changes(calibrated, finished):
     found, base = results(calibrated)["calibration"], calibration_in(calibrated)
-    assert (found["images"], found["sha256"], found["test_images"]) == (12, base.sha256, 0) and base.threshold is None
+    assert (found["images"], found["sha256"], found["test_images"]) == (
+        12,
+        base.sha256,
+        0,
+    ) and base.threshold is None
     assert found["before"]["nll"] == pytest.approx(results(calibrated)["nll"], abs=1e-5)
     assert found["before"]["ece"] == pytest.approx(results(calibrated)["ece"], abs=1e-3)
     arrays = np.load(calibrated / "predictions.npz")
     cooled = torch.from_numpy(base.temperature.apply(arrays["logits"]))
     nll = torch.nn.functional.cross_entropy(cooled, torch.from_numpy(arrays["label"]).long()).item()
-    assert found["after"]["nll"] == pytest.approx(nll, abs=1e-6) and set(found["sets"]) == {"lac", "aps", "raps"}
+    assert found["after"]["nll"] == pytest.approx(nll, abs=1e-6) and set(found["sets"]) == {
+        "lac",
+        "aps",
+        "raps",
+    }
     new = finished("CoOp", "new", *ASKED, "DATASET.NUM_SHOTS", -1, tests=calibrated)
     changed = results(new)["calibration"]
-    assert changed["temperature"] == base.temperature.temperature and not (new / CALIBRATION).exists()
-    assert len({changed[key]["nll"] for key in ("before", "by_temperature", "by_dac", "after")}) == 4
+    assert (
+        changed["temperature"] == base.temperature.temperature and not (new / CALIBRATION).exists()
+    )
+    assert (
+        len({changed[key]["nll"] for key in ("before", "by_temperature", "by_dac", "after")}) == 4
+    )
     assert (
         results(new)["accuracy"]
         == results(finished("CoOp", "new", "DATASET.NUM_SHOTS", -1, tests=calibrated))["accuracy"]
@@ -105,7 +119,9 @@ def test_nothing_is_written_to_the_images_of_a_run(name, seed, file, finished, c
 
 
 @pytest.mark.parametrize(("method", "split"), [("CoOp", "val"), ("TDA", "test")])
-def test_a_report_is_of_what_a_prediction_says_of_test_images(method, split, finished, command, tmp_path):
+def test_a_report_is_of_what_a_prediction_says_of_test_images(
+    method, split, finished, command, tmp_path
+):
     saved = ("TEST.SPLIT", split, "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1)
     folder = shutil.copytree(finished(method, "base", *saved), tmp_path / "run")
     report = command(calibrate, folder).printed
@@ -121,21 +137,37 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     assert command(export, folder, "--to", tmp_path / "out").status == 0
     assert "fitted on 120 images" in (tmp_path / "out/README.md").read_text()
     assert (
-        rows_of(command, tmp_path / "out", *files, "--unknown", "--sets", 0.9, "--topk", 3, "--backbone", deep) == rows
+        rows_of(
+            command,
+            tmp_path / "out",
+            *files,
+            "--unknown",
+            "--sets",
+            0.9,
+            "--topk",
+            3,
+            "--backbone",
+            deep,
+        )
+        == rows
     )
     classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     logits, fit = classifier.logits(files), calibration_in(folder)
-    assert json.loads(programs.metadata(classifier, classifier.class_names)["calibration"]) == json.loads(
-        (tmp_path / "out" / CALIBRATION).read_text()
-    )
+    assert json.loads(
+        programs.metadata(classifier, classifier.class_names)["calibration"]
+    ) == json.loads((tmp_path / "out" / CALIBRATION).read_text())
     unknown, sets = ~fit.threshold.apply(logits), fit.sets.apply(logits, 0.9)
-    assert [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
+    assert (
+        [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
+    )
     names = classifier.class_names
     others = classifier.logits(files, [*names, "another"])
     for ask in (classifier.unknown, lambda logits: classifier.sets(logits, 0.9)):
         with pytest.raises(UsageError, match="are not of the 3 classes"):
             ask(others)
-    classifier.check_asked(unknown=True, coverage=0.9, class_names=[name.replace(" ", "_") for name in names])
+    classifier.check_asked(
+        unknown=True, coverage=0.9, class_names=[name.replace(" ", "_") for name in names]
+    )
     assert [{each["class"] for each in row["set"]} for row in rows] == [
         {names[index] for index in np.flatnonzero(members)} for members in sets
     ]
@@ -154,8 +186,12 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
     ((_, classifier),) = open_models([folder], OPTIONS)
     files, others = list(images_of(eurosat, range(6))), ["grey", "white snow", "red"]
     distances = classifier.distances(others)
-    assert distances.factors[2] == 1 and distances.factors[0] != 1  # red is a class that was learned
-    repaired = distances.apply(classifier.calibration.temperature.apply(classifier.logits(files, others)))
+    assert (
+        distances.factors[2] == 1 and distances.factors[0] != 1
+    )  # red is a class that was learned
+    repaired = distances.apply(
+        classifier.calibration.temperature.apply(classifier.logits(files, others))
+    )
     expected = torch.from_numpy(repaired).softmax(dim=-1).float()
     torch.testing.assert_close(classifier.probabilities(files, others), expected)
     done = command(predict, folder, files[0], "--sets", 0.9, "--classes", *others)
@@ -177,12 +213,16 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
         (["--error", 200], "a percentage such as 5, or a share such as 0.05"),
     ],
 )
-def test_wrong_requests_are_refused_and_change_nothing(options, words, calibrated, command, eurosat, photos, tmp_path):
+def test_wrong_requests_are_refused_and_change_nothing(
+    options, words, calibrated, command, eurosat, photos, tmp_path
+):
     for folder, part in (("copies", "test"), ("learned", "train")):
         for number, (file, name) in enumerate(images_of(eurosat, range(3), part).items()):
             (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(file, tmp_path / folder / name / f"other name {number}.png")
-    places = {"photos": photos} | {name: tmp_path / name for name in ("copies", "learned", "missing")}
+    places = {"photos": photos} | {
+        name: tmp_path / name for name in ("copies", "learned", "missing")
+    }
     before = (calibrated / CALIBRATION).read_bytes()
     done = command(calibrate, calibrated, *(str(option).format(**places) for option in options))
     assert done.status == 2 and words in done.errors[-1], done.errors
@@ -222,7 +262,10 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
     of_first = rows_of(command, folder, image, "--unknown", "--load-epoch", 1)
     error = command(predict, folder, image).error
     assert "is of model.pth.tar-1" in error and "not of" in error and "fit it again" in error
-    assert "leave out --load-epoch" in command(predict, folder, image, "--sets", 0.9, "--load-epoch", 2).error
+    assert (
+        "leave out --load-epoch"
+        in command(predict, folder, image, "--sets", 0.9, "--load-epoch", 2).error
+    )
     other = command(predict, folder, image, "--load-epoch", 2, "--json")
     assert other.status == 0 and "Not calibrated" in other.errors[0]
     assert json.loads(other.printed)[0]["top"] != of_first[0]["top"]
@@ -242,20 +285,35 @@ def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypat
         return encode(model, images, *features)
 
     monkeypatch.setattr(PromptedCLIP, "output", counted)
-    folder, files = shutil.copytree(calibrated, tmp_path / "run"), list(images_of(eurosat, range(3)))
+    folder, files = (
+        shutil.copytree(calibrated, tmp_path / "run"),
+        list(images_of(eurosat, range(3))),
+    )
     rows_of(command, folder, *files)
     plain = counts[:]
     rows_of(command, folder, *files, "--sets", 0.9)
-    assert counts == plain * 2 and sum(plain) == len(files) + 1  # and a black one, before all others
+    assert (
+        counts == plain * 2 and sum(plain) == len(files) + 1
+    )  # and a black one, before all others
     counts.clear()
     assert command(calibrate, folder).status == 0
-    assert sum(counts) == 12 + 12  # validation, and test of new classes: the run has saved those of its test
+    assert (
+        sum(counts) == 12 + 12
+    )  # validation, and test of new classes: the run has saved those of its test
     loaded = []
     monkeypatch.setattr(
-        "trainers.base.build.load_backbone", lambda *given: loaded.append(given) or load_backbone(*given)
+        "trainers.base.build.load_backbone",
+        lambda *given: loaded.append(given) or load_backbone(*given),
     )
     counts.clear()
-    train_run(tmp_path / "new", eurosat, deep, "CoOp", *NEW, options=["--eval-only", "--model-dir", calibrated])
+    train_run(
+        tmp_path / "new",
+        eurosat,
+        deep,
+        "CoOp",
+        *NEW,
+        options=["--eval-only", "--model-dir", calibrated],
+    )
     assert (sum(counts), len(loaded)) == (12, 1)
 
 
@@ -283,7 +341,9 @@ def test_new_classes_of_a_method_that_learns_nothing(finished):
 
 
 def test_base_and_new_classes_together(calibrated, finished):
-    union = finished("CoOp", "all", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1, tests=calibrated)
+    union = finished(
+        "CoOp", "all", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1, tests=calibrated
+    )
     found, arrays = results(union)["open_world"], np.load(union / "predictions.npz")
     logits, labels = arrays["logits"].astype(float), arrays["label"]
     halves = [(logits[:, :3], labels[labels < 3]), (logits[:, 3:], labels[labels >= 3] - 3)]

@@ -29,7 +29,9 @@ def drawn(seed, n, c, scale, right, **_):
 
 
 def nll(logits, labels):
-    return -log_softmax(np.asarray(logits, dtype=float), axis=1)[np.arange(len(labels)), labels].mean()
+    return -log_softmax(np.asarray(logits, dtype=float), axis=1)[
+        np.arange(len(labels)), labels
+    ].mean()
 
 
 def test_temperature_equals_published(temperature_scaling):
@@ -40,7 +42,9 @@ def test_temperature_equals_published(temperature_scaling):
     assert fitted.temperature == pytest.approx(case["temperature_optimum"], rel=1e-6)
     optimum = fitted.apply(logits)
     confidence = softmax(optimum, axis=1).max(axis=1)
-    assert nll(optimum[:n], labels[:n]) == pytest.approx(case["optimum"]["nll_calibration"], rel=1e-6)
+    assert nll(optimum[:n], labels[:n]) == pytest.approx(
+        case["optimum"]["nll_calibration"], rel=1e-6
+    )
     assert nll(optimum[n:], labels[n:]) == pytest.approx(case["optimum"]["nll_test"], rel=1e-6)
     found = metrics.ece(confidence[n:], optimum[n:].argmax(axis=1) == labels[n:], 10, "below")
     assert found == pytest.approx(case["optimum"]["ece10_test"], abs=1e-5)
@@ -57,7 +61,9 @@ def test_dac_equals_published(dac):
         return np.random.default_rng(case["seed"] + number).standard_normal(shape, dtype=np.float32)
 
     base, new = case["base"], case["new"]
-    base_before, new_before = (unit(noise(0, 1, dim) + 0.6 * noise(q, n, dim)) for q, n in ((1, base), (2, new)))
+    base_before, new_before = (
+        unit(noise(0, 1, dim) + 0.6 * noise(q, n, dim)) for q, n in ((1, base), (2, new))
+    )
     shift = case["tuned_shift"] * noise(5, 1, dim)
     base_after = unit(base_before + case["tuned_noise"] * noise(3, base, dim) + shift)
     new_after = unit(new_before + case["tuned_noise"] * noise(4, new, dim) + shift)
@@ -65,7 +71,9 @@ def test_dac_equals_published(dac):
         new_before[int(one)], new_after[int(one)] = base_before[other], base_after[other]
     for one, other in case.get("near_base", {}).items():
         new_after[int(one)] = unit(base_after[other] + 0.0015 * noise(7, dim))
-    fitted = Distances.fit(new_before, torch.from_numpy(3 * new_after), base_before, base_after, case["k"])
+    fitted = Distances.fit(
+        new_before, torch.from_numpy(3 * new_after), base_before, base_after, case["k"]
+    )
     assert fitted.factors == pytest.approx(case["class_confidence"], abs=1e-5)
     logits = 100 * unit(noise(0, 1, dim) + 0.8 * noise(6, case["images"], dim)) @ new_after.T
     assert logits == pytest.approx(np.array(case["logits"]), abs=1e-3)
@@ -84,7 +92,9 @@ def measured(sets, labels, alpha):
         "size": pytest.approx(sets.sum(axis=1).mean(), rel=1e-7),
         "empty": int((sets.sum(axis=1) == 0).sum()),
         "coverage_by_class": pytest.approx(by_class, rel=1e-6),
-        "covgap": pytest.approx(100 * np.mean([abs(value - 1 + alpha) for value in by_class.values()]), rel=1e-6),
+        "covgap": pytest.approx(
+            100 * np.mean([abs(value - 1 + alpha) for value in by_class.values()]), rel=1e-6
+        ),
     }
 
 
@@ -94,7 +104,9 @@ def test_sets_equal_published(conformal, kind):
     z, labels = drawn(**case)
     p = softmax(z.astype(float) / case["epsilon"], axis=1)
     drawn_u = np.random.default_rng(case["seed"] + 100).random(n, dtype=np.float32)
-    test_u = np.random.default_rng(case["seed"] + 200).random((len(z) - n, case["c"]), dtype=np.float32)
+    test_u = np.random.default_rng(case["seed"] + 200).random(
+        (len(z) - n, case["c"]), dtype=np.float32
+    )
     raps = case["lambda"], case["k_reg"]
     found = calibration.scores(p[:n], kind, 1 - drawn_u[:, None], raps)
     of_labels = found[np.arange(n), labels[:n]]
@@ -104,10 +116,14 @@ def test_sets_equal_published(conformal, kind):
     assert of_test[0] == pytest.approx(expected["scores_of_first_test_image"], abs=1e-5)
     exact = expected["exact"]
     quantile = Sets.of_scores(found, labels[:n], kind).quantile(1 - case["alpha"])
-    assert quantile == pytest.approx(math.inf if exact["q"] in (None, "inf", "Infinity") else exact["q"], abs=1e-5)
+    assert quantile == pytest.approx(
+        math.inf if exact["q"] in (None, "inf", "Infinity") else exact["q"], abs=1e-5
+    )
     got = measured(of_test <= quantile, labels[n:], case["alpha"])
     assert {key: got[key] for key in got} == {key: exact[key] for key in got}
-    assert [np.flatnonzero(row).tolist() for row in (of_test <= quantile)[:10]] == exact["sets_first10"]
+    assert [np.flatnonzero(row).tolist() for row in (of_test <= quantile)[:10]] == exact[
+        "sets_first10"
+    ]
 
 
 @pytest.mark.parametrize("marginal", ["observed_marginal", "uniform_marginal"])
@@ -117,11 +133,17 @@ def test_conf_ot_equals_published(conf_ot, marginal):
     images, texts = (rows.numpy() for rows in drawn_features(case["features"]))
     z = 100 * images @ texts.T
     assert z[0] == pytest.approx(case["logits_first_row"], abs=1e-4)
-    options = {"observed": marginal[0] == "o", "epsilon": case["epsilon"], "iterations": case["iters"]}
+    options = {
+        "observed": marginal[0] == "o",
+        "epsilon": case["epsilon"],
+        "iterations": case["iters"],
+    }
     log_codes = calibration.conf_ot(z, labels[:n], **options)
     codes = np.exp(log_codes)
     assert codes == pytest.approx(np.array(expected["codes"]), abs=1e-5)
-    assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(expected["accuracy_test"])
+    assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(
+        expected["accuracy_test"]
+    )
     fitted = Sets.of_scores(calibration.comparable(log_codes[:n], "lac"), labels[:n], "lac")
     quantile = 1 - math.exp(-fitted.quantile(1 - case["alpha"]))  # of 1 - p
     assert quantile == pytest.approx(expected["lac_exact"]["q"], abs=1e-5)
@@ -140,7 +162,9 @@ def population():
     return z, np.array([r.choice(10, p=p) for p in softmax(z / 2, axis=1)])
 
 
-@pytest.mark.parametrize("scale", [1, 20, 1000])  # wrong labels have a probability below 1e-16, or none
+@pytest.mark.parametrize(
+    "scale", [1, 20, 1000]
+)  # wrong labels have a probability below 1e-16, or none
 @pytest.mark.parametrize("kind", calibration.KINDS)
 def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
     z, labels = scale * population[0], population[1]
@@ -159,7 +183,9 @@ def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(popul
     broken, answered = [], []
     for seed in range(200):
         order = np.random.default_rng(seed).permutation(len(z))
-        given = Threshold.fit(z[order[:600]], labels[order[:600]], error=0.1, confidence=0.9).apply(z[order[600:]])
+        given = Threshold.fit(z[order[:600]], labels[order[:600]], error=0.1, confidence=0.9).apply(
+            z[order[600:]]
+        )
         broken.append(wrong[order[600:]][given].mean() > 0.1)
         answered.append(given.mean())
     assert np.mean(broken) <= 0.1 and np.mean(answered) > 0.3
@@ -169,9 +195,16 @@ def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
     z, labels = population
     plain, extreme = Threshold.fit(z, labels, 0.1), Threshold.fit(500 * z, labels, 0.1)
     assert (softmax(500 * z, axis=1).max(axis=1) == 1).mean() > 0.8
-    assert 0 < plain.answered < len(z) and extreme.answered == pytest.approx(plain.answered, rel=0.1)
-    assert (plain.apply(z) == (softmax(z, axis=1).max(axis=1) > 1 / (1 + math.exp(-plain.least_log_odds)))).all()
-    assert Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()  # of a single class
+    assert 0 < plain.answered < len(z) and extreme.answered == pytest.approx(
+        plain.answered, rel=0.1
+    )
+    assert (
+        plain.apply(z)
+        == (softmax(z, axis=1).max(axis=1) > 1 / (1 + math.exp(-plain.least_log_odds)))
+    ).all()
+    assert (
+        Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()
+    )  # of a single class
 
 
 def test_bound_is_that_of_clopper_and_pearson():
@@ -179,7 +212,11 @@ def test_bound_is_that_of_clopper_and_pearson():
         interval = binomtest(k, n).proportion_ci(0.9, "exact")  # two-sided: 5% above
         assert calibration.upper_bound(k, n, 0.95) == pytest.approx(interval.high)
     fewest = calibration.fewest_images(0.01, 0.95)
-    assert calibration.upper_bound(0, fewest, 0.95) <= 0.01 < calibration.upper_bound(0, fewest - 1, 0.95)
+    assert (
+        calibration.upper_bound(0, fewest, 0.95)
+        <= 0.01
+        < calibration.upper_bound(0, fewest - 1, 0.95)
+    )
 
 
 def test_few_images_promise_little(population):
@@ -189,7 +226,10 @@ def test_few_images_promise_little(population):
     assert Sets.fit(z, labels).apply(population[0], 0.95).all()  # needs 19 images
     assert Sets.fit(z, labels).quantile(1e-13) == Sets.fit(z, labels).label_scores[0]
     assert Temperature.fit(z, labels).temperature == 1  # no image says how sure is too sure
-    assert Threshold.fit(population[0][:299], population[0][:299].argmax(axis=1), error=0.01).answered == 299
+    assert (
+        Threshold.fit(population[0][:299], population[0][:299].argmax(axis=1), error=0.01).answered
+        == 299
+    )
     assert Temperature.fit(z, z.argmin(axis=1)).temperature == calibration.HOTTEST
 
 
@@ -205,7 +245,9 @@ def test_few_images_promise_little(population):
 )
 def test_wrong_arrays_are_refused(logits, labels, words):
     for fit in (Temperature.fit, Sets.fit, Threshold.fit, calibration.conf_ot):
-        if fit is not calibration.conf_ot or len(logits) == len(labels):  # it has the logits of test images, too
+        if fit is not calibration.conf_ot or len(logits) == len(
+            labels
+        ):  # it has the logits of test images, too
             with one_line(words):
                 fit(np.array(logits), np.array(labels, dtype=int))
 
@@ -232,8 +274,18 @@ def test_a_fit_is_read_as_it_was_written(population):
     probability = 1 / (1 + math.exp(-fit.threshold.least_log_odds))
     old = Calibration.from_json(content | {"threshold": before | {"above": probability}})
     assert old.threshold.least_log_odds == pytest.approx(fit.threshold.least_log_odds)
-    changes = [{"images": "400"}, {"images": 399}, {"temperature": {"temperature": -1}}, {"sets": []}, {"source": "\n"}]
-    changes += [{"temperature": {"t": 1}}, {"threshold": {**content["threshold"], "error": 2}}, {"class_names": [1]}]
+    changes = [
+        {"images": "400"},
+        {"images": 399},
+        {"temperature": {"temperature": -1}},
+        {"sets": []},
+        {"source": "\n"},
+    ]
+    changes += [
+        {"temperature": {"t": 1}},
+        {"threshold": {**content["threshold"], "error": 2}},
+        {"class_names": [1]},
+    ]
     changes += [{"temperature": {}}, {"class_names": "ten chars."}]
     for change in changes:
         with pytest.raises(ValueError):

@@ -34,13 +34,17 @@ def logits(trainer):
 
 
 @pytest.mark.parametrize(("prefix", "epoch"), [("module.", 5), ("", None)])
-def test_a_published_checkpoint_evaluates_on_other_classes(epoch, prefix, mpl, tiny, tmp_path, capsys):
+def test_a_published_checkpoint_evaluates_on_other_classes(
+    epoch, prefix, mpl, tiny, tmp_path, capsys
+):
     prompts = randomised(mpl("base"))
     state = published_model(prompts, tiny, 37, prefix)
     parameters = [nn.Parameter(value) for key, value in prompts.items()]
     save_published(tmp_path / "published", state, **published_training(parameters, 5))
     raw = (tmp_path / "published" / FOLDER / "model.pth.tar-5").read_bytes()
-    assert b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw  # whole objects, as the published code's
+    assert (
+        b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw
+    )  # whole objects, as the published code's
 
     trainer, expected = mpl("all"), mpl("all")
     expected.model.load_state_dict(prompts)  # with no checkpoint in between
@@ -55,16 +59,23 @@ def test_a_published_checkpoint_evaluates_on_other_classes(epoch, prefix, mpl, t
     [
         (["PROMPT_DEPTH", 4], r"has no prompt_learner.compound_prompts_text.2"),
         (["PROMPT_DEPTH", 1], r"has prompts beyond these settings, such as prompt_learner.*"),
-        (["N_ADD_OP", [2, 1]], r"has prompts beyond these settings, such as prompt_learner.txt2img_proj.1.1"),
+        (
+            ["N_ADD_OP", [2, 1]],
+            r"has prompts beyond these settings, such as prompt_learner.txt2img_proj.1.1",
+        ),
         (["N_CTX", 2], r"prompt_learner.ctx in .* has shape \(1, 64\), expected is \(2, 64\)"),
     ],
     ids=str,
 )
-def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(settings, reason, mpl, tiny, tmp_path):
+def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(
+    settings, reason, mpl, tiny, tmp_path
+):
     save_published(tmp_path / "published", published_model(mpl("base").model.state_dict(), tiny, 3))
     trainer = mpl("base", *settings)
     before = prompts_of(trainer)
-    with pytest.raises(UsageError, match=f"{reason}.*: use the settings and the backbone it was trained with"):
+    with pytest.raises(
+        UsageError, match=f"{reason}.*: use the settings and the backbone it was trained with"
+    ):
         trainer.load_model(str(tmp_path / "published"), epoch=5)
     assert differing(prompts_of(trainer), before) == []
 
@@ -76,12 +87,16 @@ def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(settings, r
 def checkpoints(finished, tiny, tmp_path):
     """The checkpoints of a run of one epoch, as tests change them."""
     settings = "TRAINER.MPL.PROMPT_DEPTH", 3, "TRAINER.MPL.PREC", "fp32"
-    return shutil.copytree(finished("MPL", "all", *settings, backbone=tiny) / FOLDER, tmp_path / "a run" / FOLDER)
+    return shutil.copytree(
+        finished("MPL", "all", *settings, backbone=tiny) / FOLDER, tmp_path / "a run" / FOLDER
+    )
 
 
 def test_ours_holds_the_learned_prompts_and_nothing_else(checkpoints, mpl):
     file = checkpoints / "model.pth.tar-1"
-    checkpoint = torch.load(file, weights_only=True)  # so it names nothing but tensors and plain values
+    checkpoint = torch.load(
+        file, weights_only=True
+    )  # so it names nothing but tensors and plain values
     learned = dict(mpl("all").model.named_parameters())
     assert list(checkpoint["state_dict"]) == list(learned)
     assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= checkpoint.keys()
@@ -93,7 +108,10 @@ def test_ours_holds_the_learned_prompts_and_nothing_else(checkpoints, mpl):
     ("text", "newest"),
     [
         (b"model.pth.tar-2\n", 2),
-        *((text, 10) for text in (None, b"\xff\xfe\x00", b"../x/model.pth.tar-1", b"model.pth.tar-7")),
+        *(
+            (text, 10)
+            for text in (None, b"\xff\xfe\x00", b"../x/model.pth.tar-1", b"model.pth.tar-7")
+        ),
     ],
 )
 def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints, mpl):
@@ -111,16 +129,23 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints
     torch.save({**checkpoint, "epoch": 7}, checkpoints / "model-best.pth.tar")
     trainer.load_model(folder)
     assert trainer.loaded_epoch == 7
-    with pytest.raises(UsageError, match=r"no MPL .*tar-3: check --load-epoch \(epochs there: 1, 2, 10"):
+    with pytest.raises(
+        UsageError, match=r"no MPL .*tar-3: check --load-epoch \(epochs there: 1, 2, 10"
+    ):
         trainer.load_model(folder, epoch=3)
 
 
 @pytest.mark.parametrize(
-    ("removed", "said"), [(0, ["The prompts were learned with other settings: N_RM_OP 1, here 0"]), (1, [])]
+    ("removed", "said"),
+    [(0, ["The prompts were learned with other settings: N_RM_OP 1, here 0"]), (1, [])],
 )
-def test_settings_that_the_prompts_were_not_learned_with_are_named(removed, said, checkpoints, mpl, capsys):
+def test_settings_that_the_prompts_were_not_learned_with_are_named(
+    removed, said, checkpoints, mpl, capsys
+):
     """They fit its tensors, too, and give other logits."""
     trainer = mpl("all", "N_RM_OP", removed)
     capsys.readouterr()
     trainer.load_model(str(checkpoints.parent))
-    assert [line for line in capsys.readouterr().out.splitlines() if "other settings" in line] == said
+    assert [
+        line for line in capsys.readouterr().out.splitlines() if "other settings" in line
+    ] == said

@@ -30,7 +30,9 @@ def chosen(study_file):
 
     def chosen(by=VALIDATION, keys=RATES, output="out", **settings):
         trainers = {"CoOp": {"config": "small"}, "ZeroshotCLIP": {"config": "small"}}
-        return study_file(output, **{"choose": {"keys": keys, "by": by}, "trainers": trainers} | settings)
+        return study_file(
+            output, **{"choose": {"keys": keys, "by": by}, "trainers": trainers} | settings
+        )
 
     return chosen
 
@@ -38,7 +40,12 @@ def chosen(study_file):
 def finish_trials(study, accuracy):
     """Write made-up results of all trials; `accuracy(run)` is in percent."""
     for run in study.trials():
-        tested = {"dataset": run.dataset, "split": study.choose.rule.split, "classes": run.classes, "images": 40}
+        tested = {
+            "dataset": run.dataset,
+            "split": study.choose.rule.split,
+            "classes": run.classes,
+            "images": 40,
+        }
         tested |= {"sha256": f"{run.seed}".zfill(64), "evaluations": 1}
         finish(run, accuracy(run), data_use={"test": tested})
 
@@ -53,12 +60,42 @@ def one(**settings):
 
 INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
-    (VALIDATION, {"TRAINER.MPL.N_CTX": [1, 2]}, {}, "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has TRAINER.COOP"),
-    (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
-    (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
-    (LEAVE_ONE_OUT, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
-    (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
-    (VALIDATION, RATES, {"choose": None} | one(choose=RATES), "x has choose: say by what: choose: {by: few-shot"),
+    (
+        VALIDATION,
+        {"TRAINER.MPL.N_CTX": [1, 2]},
+        {},
+        "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has TRAINER.COOP",
+    ),
+    (
+        VALIDATION,
+        RATES,
+        one(overrides={"OPTIM.LR": 0.1}),
+        "x cannot choose OPTIM.LR, which the study sets",
+    ),
+    (
+        ORACLE,
+        RATES,
+        one(datasets={"small_land": {"TEST.SPLIT": "val"}}),
+        "x has TEST.SPLIT, which choose sets",
+    ),
+    (
+        LEAVE_ONE_OUT,
+        RATES,
+        {},
+        "leave one dataset out has no other dataset than small_land in base2new: give several",
+    ),
+    (
+        HELD_OUT,
+        RATES,
+        {"shots": 1},
+        "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on",
+    ),
+    (
+        VALIDATION,
+        RATES,
+        {"choose": None} | one(choose=RATES),
+        "x has choose: say by what: choose: {by: few-shot",
+    ),
 ]
 
 
@@ -68,14 +105,20 @@ def test_invalid_choice_has_a_one_line_error(chosen, by, keys, settings, message
         load(chosen(by, keys, **settings))
 
 
-def test_datasets_without_validation_images_are_refused_before_any_run(chosen, tmp_path, stand_in, monkeypatch):
+def test_datasets_without_validation_images_are_refused_before_any_run(
+    chosen, tmp_path, stand_in, monkeypatch
+):
     write_eurosat(tmp_path / "data", ["red", "blue"], train=4, val=0, test=2)
     root = {"root": str(tmp_path / "data"), "datasets": ["eurosat"]}
-    with pytest.raises(UsageError, match="^eurosat has no validation images to choose on: leave it out, or c"):
+    with pytest.raises(
+        UsageError, match="^eurosat has no validation images to choose on: leave it out, or c"
+    ):
         executor.check_datasets(load(chosen(**root), settings=False))
     executor.check_datasets(load(chosen(HELD_OUT, **root), settings=False))
     monkeypatch.setattr("datasets.eurosat.EuroSAT.val_is_test", True)
-    with pytest.raises(UsageError, match="^2 of 2 validation images of eurosat are test images: leave it out"):
+    with pytest.raises(
+        UsageError, match="^2 of 2 validation images of eurosat are test images: leave it out"
+    ):
         executor.check_datasets(load(chosen(**root), settings=False))
     executor.check_datasets(load(chosen(HELD_OUT, **root), settings=False))
 
@@ -90,34 +133,61 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
     }
     folders = {}
     for by, images in expected.items():
-        study = load(chosen(by, keys, seeds=[1, 2], datasets=["small_land", "small_counts"]), settings=False)
+        study = load(
+            chosen(by, keys, seeds=[1, 2], datasets=["small_land", "small_counts"]), settings=False
+        )
         trials = study.trials()
         assert len(trials) == 2 * 3 * 2 * 2 and {run.classes for run in trials} == {"base"}
         for run in trials[:3]:
             cfg = setup_cfg(parse_arguments(list(run.arguments)))
             assert images == (cfg.TEST.SPLIT, cfg.DATASET.HOLD_OUT)
-            assert run.values == ("OPTIM.LR", str(cfg.OPTIM.LR), "OPTIM.WEIGHT_DECAY", str(cfg.OPTIM.WEIGHT_DECAY))
+            assert run.values == (
+                "OPTIM.LR",
+                str(cfg.OPTIM.LR),
+                "OPTIM.WEIGHT_DECAY",
+                str(cfg.OPTIM.WEIGHT_DECAY),
+            )
         folders[by] = {run.folder for run in trials}
-    assert folders[LEAVE_ONE_OUT] == folders[ORACLE] and not folders[VALIDATION] & (folders[HELD_OUT] | folders[ORACLE])
+    assert folders[LEAVE_ONE_OUT] == folders[ORACLE] and not folders[VALIDATION] & (
+        folders[HELD_OUT] | folders[ORACLE]
+    )
 
 
 @pytest.mark.parametrize(
     ("accuracies", "best"),
     [
-        ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 55, ("0.02", 2): 56}, "0.02"),  # the mean over seeds
-        ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60}, "0.1"),  # a tie: the first value
-        ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60.0000001}, "0.1"),  # but for rounding
+        (
+            {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 55, ("0.02", 2): 56},
+            "0.02",
+        ),  # the mean over seeds
+        (
+            {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60},
+            "0.1",
+        ),  # a tie: the first value
+        (
+            {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60.0000001},
+            "0.1",
+        ),  # but for rounding
     ],
 )
 def test_one_choice_for_all_seeds(chosen, accuracies, best):
     study = load(chosen(seeds=[1, 2]), settings=False)
     assert len(decide(study)) == 1 and not study.searches[0].file.exists()
     finish_trials(study, lambda run: accuracies[run.values[1], run.seed])
-    assert str(Progress(study)).startswith("4 of 12 runs are done, 0 are running, 0 have failed, 8 are left, 4 of 4 t")
+    assert str(Progress(study)).startswith(
+        "4 of 12 runs are done, 0 are running, 0 have failed, 8 are left, 4 of 4 t"
+    )
     assert decide(study) == [] and choice(study)["settings"] == {"OPTIM.LR": best}
-    records = [(each["what"], each["split"], each["images"], each["test_images"]) for each in choice(study)["choices"]]
+    records = [
+        (each["what"], each["split"], each["images"], each["test_images"])
+        for each in choice(study)["choices"]
+    ]
     assert records == 2 * [("OPTIM.LR", "val", 40, 0)]  # the images of each seed
-    cfgs = [setup_cfg(parse_arguments(list(run.arguments))) for run in study.runs() if run.variant.name == "CoOp"]
+    cfgs = [
+        setup_cfg(parse_arguments(list(run.arguments)))
+        for run in study.runs()
+        if run.variant.name == "CoOp"
+    ]
     assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 
@@ -127,29 +197,45 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
 def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     names = ["small_land", "small_counts", "small_shapes"]
     study = load(chosen(by, datasets=names, protocols="few_shot"), settings=False)
-    likes = dict(zip(names, ["0.1", "0.02", "0.02"], strict=True))  # the value that is better on each
+    likes = dict(
+        zip(names, ["0.1", "0.02", "0.02"], strict=True)
+    )  # the value that is better on each
     finish_trials(study, lambda run: 60 if run.values[1] == likes[run.dataset] else 50)
     assert decide(study) == []
     assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == best
     records = choice(study)["choices"]
-    assert {each["dataset"] for each in records} == {*names[1:]} if by == LEAVE_ONE_OUT else {names[0]}
+    assert (
+        {each["dataset"] for each in records} == {*names[1:]} if by == LEAVE_ONE_OUT else {names[0]}
+    )
     split = study.choose.rule.split
-    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {(split, 0, by)}
+    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {
+        (split, 0, by)
+    }
 
 
 def test_another_choice_keeps_the_trials_and_changes_only_what_depends_on_it(chosen):
     def folders(**settings):
         study = load(chosen(**settings), settings=False)
-        base = {run.variant.name: run.folder for run in study.runs() if run.seed == 1 and run.classes == "base"}
+        base = {
+            run.variant.name: run.folder
+            for run in study.runs()
+            if run.seed == 1 and run.classes == "base"
+        }
         return {run.folder for run in study.trials()}, base
 
     trials, runs = folders()
     more = {"keys": {"OPTIM.LR": [0.1, 0.02, 0.5]}}
     for change in (more, {"keys": {"OPTIM.LR": [0.02, 0.1]}}, {"seeds": [1, 2]}):
         trials_now, now = folders(**change)
-        assert trials_now >= trials and now["CoOp"] != runs["CoOp"] and now["ZeroshotCLIP"] == runs["ZeroshotCLIP"]
+        assert (
+            trials_now >= trials
+            and now["CoOp"] != runs["CoOp"]
+            and now["ZeroshotCLIP"] == runs["ZeroshotCLIP"]
+        )
     assert folders(by=ORACLE)[1]["CoOp"] != runs["CoOp"]
-    assert folders(shots=8)[1]["CoOp"].parts[-6] == runs["CoOp"].parts[-6]  # the same choice of other runs
+    assert (
+        folders(shots=8)[1]["CoOp"].parts[-6] == runs["CoOp"].parts[-6]
+    )  # the same choice of other runs
 
 
 def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command):
@@ -160,7 +246,10 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     made, content = study.searches[0].file, choice(study)
     made.unlink()
     (error,) = launch(*study.runs()[0].arguments).errors
-    assert error == f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
+    assert (
+        error
+        == f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
+    )
     for damage in ("{", [], content | {"choices": [{"what": "x"}]}, content | {"settings": 1}):
         made.write_text(damage if isinstance(damage, str) else json.dumps(damage))
         assert str(made) in launch(*study.runs()[0].arguments).error
@@ -172,7 +261,12 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
 
 # Real runs
 
-QUICK = {"OPTIM.MAX_EPOCH": 2, "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.NUM_WORKERS": 0, "INPUT.SIZE": "(32, 32)"}
+QUICK = {
+    "OPTIM.MAX_EPOCH": 2,
+    "TRAIN.CHECKPOINT_FREQ": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.SIZE": "(32, 32)",
+}
 BY_TEST = {"by": ORACLE, "keys": {"OPTIM.LR": [0.002, 30.0]}, "protocols": "base2new"}
 
 
@@ -183,7 +277,11 @@ def executed(chosen, eurosat, tiny, command, monkeypatch):
     monkeypatch.setattr(study_command, "choose_executor", lambda study, args: InThisProcess(1))
 
     def executed(name, by, keys=RATES, **settings):
-        usual = {"trainers": {"CoOp": {"config": "small", "overrides": QUICK}}, "backbone": str(tiny), "shots": 2}
+        usual = {
+            "trainers": {"CoOp": {"config": "small", "overrides": QUICK}},
+            "backbone": str(tiny),
+            "shots": 2,
+        }
         usual |= {"root": str(eurosat), "datasets": ["eurosat"], "protocols": "few_shot"}
         file = chosen(by, keys, **usual | settings)
         done = command(study_command, name, file)
@@ -203,18 +301,40 @@ def test_a_study_from_trials_to_tables(executed, launch):
     expected = {"what": "OPTIM.LR", "classes": "base", "split": "test", "trials": 2, "by": ORACLE}
     for card in (base["data_use"], new["data_use"]):
         (record,) = card["choose"]
-        assert record.items() >= expected.items() and record["test_images"] == record["images"] == 12
-        assert card["settings"]["a choice"] == ["OPTIM.LR"] and str(card["settings"]).count("'OPTIM.LR'") == 1
-    again = [*study.runs()[0].arguments, "OUTPUT_DIR", study.output / "again", "TEST.SELECT_ON_TEST", False]
+        assert (
+            record.items() >= expected.items() and record["test_images"] == record["images"] == 12
+        )
+        assert (
+            card["settings"]["a choice"] == ["OPTIM.LR"]
+            and str(card["settings"]).count("'OPTIM.LR'") == 1
+        )
+    again = [
+        *study.runs()[0].arguments,
+        "OUTPUT_DIR",
+        study.output / "again",
+        "TEST.SELECT_ON_TEST",
+        False,
+    ]
     (error,) = launch(*again).errors
-    assert "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out --chosen, or" in error
+    assert (
+        "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out --chosen, or"
+        in error
+    )
     first, second = (list(run.arguments) for run in study.runs())
     without = first.index("--chosen")
-    assert launch(*first[:without], *first[without + 2 :], "OUTPUT_DIR", study.output / "plain").status == 0
-    second[second.index("--model-dir") + 1] = study.output / "plain"  # which was learned without the choice
+    assert (
+        launch(*first[:without], *first[without + 2 :], "OUTPUT_DIR", study.output / "plain").status
+        == 0
+    )
+    second[second.index("--model-dir") + 1] = (
+        study.output / "plain"
+    )  # which was learned without the choice
     second += ["OUTPUT_DIR", study.output / "test"]
     assert "leave out --chosen" in launch(*second, "TEST.SELECT_ON_TEST", False).error
     assert launch(*second).status == 0
     assert read_results(study.output / "test")["data_use"]["choose"] == new["data_use"]["choose"]
     _, printed = executed("tables", **BY_TEST)
-    assert f"| CoOp {MARK} | LR {best} (of 2) |" in printed and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
+    assert (
+        f"| CoOp {MARK} | LR {best} (of 2) |" in printed
+        and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
+    )

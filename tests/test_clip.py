@@ -55,16 +55,24 @@ def test_tokenize_accepts_texts_any_context_length_and_quotes_or_truncates_too_l
 def loaded(request, source, tmp_path, tiny_arch):
     path = tmp_path / "weights.pt"
     torch.save(source.state_dict(), path)
-    return clip.load(str(path) if request.param == "file" else f"{tiny_arch}-quickgelu:{path}", device="cpu")
+    return clip.load(
+        str(path) if request.param == "file" else f"{tiny_arch}-quickgelu:{path}", device="cpu"
+    )
 
 
 def test_loaded_model_has_openais_interface(loaded, source):
     model, _ = loaded
     assert model.dtype == torch.float32 and not model.training
-    assert (model.visual.input_resolution, model.context_length, model.vocab_size) == (32, 77, 49408)
+    assert (model.visual.input_resolution, model.context_length, model.vocab_size) == (
+        32,
+        77,
+        49408,
+    )
     assert not any(parameter.requires_grad for parameter in model.parameters())
     image, text = model.encode_image(IMAGES), model.encode_text(TEXTS)
-    assert image.shape == text.shape == (2, 64) and not torch.allclose(image.norm(dim=-1), torch.ones(2))
+    assert image.shape == text.shape == (2, 64) and not torch.allclose(
+        image.norm(dim=-1), torch.ones(2)
+    )
     per_image, per_text = model(IMAGES, TEXTS)
     image, text = (x / x.norm(dim=-1, keepdim=True) for x in (image, text))
     torch.testing.assert_close(per_image, model.logit_scale.exp() * image @ text.T)
@@ -91,11 +99,20 @@ def test_transform_resizes_crops_and_normalises_like_openais(loaded):
         ("vit-b/17", "vit-b/17 does not exist.*ViT-B/16"),
         ("ViT-B-16-SigLIPP", "unknown backbone.*ViT-B-16-SigLIP"),
         ("ViT-B-16-SigLIP", "architecture without weights.*ViT-B-16-SigLIP:webli"),
-        ("ViT-B-16:laion2b_s34b", "no weights 'laion2b_s34b' for ViT-B-16.*ViT-B-16:laion2b_s34b_b88k"),
+        (
+            "ViT-B-16:laion2b_s34b",
+            "no weights 'laion2b_s34b' for ViT-B-16.*ViT-B-16:laion2b_s34b_b88k",
+        ),
         ("ViT-B-16:x", "no weights 'x' for ViT-B-16.*laion2b_s34b_b88k"),
-        ("coca-ViT-B-33:laion2b_s13b_b90k", "no architecture 'coca-ViT-B-33'.*coca_ViT-B-32:laion2b"),
+        (
+            "coca-ViT-B-33:laion2b_s13b_b90k",
+            "no architecture 'coca-ViT-B-33'.*coca_ViT-B-32:laion2b",
+        ),
         ("hf_hub:owner/name", "no architecture 'hf_hub'.*hf-hub:owner/name"),
-        (f"ViT-B-32:{clip.weights.SMALL}", r"text_projection has the shape \(128, 128\), not \(512, 512\)"),
+        (
+            f"ViT-B-32:{clip.weights.SMALL}",
+            r"text_projection has the shape \(128, 128\), not \(512, 512\)",
+        ),
         ("", "unknown backbone ''.*hf-hub"),
     ],
 )
@@ -121,7 +138,9 @@ def training_checkpoint(model, path):
 
 FORMS = {
     "plain.pt": lambda model, path: torch.save(model.state_dict(), path),
-    "legacy.pt": lambda model, path: torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False),
+    "legacy.pt": lambda model, path: torch.save(
+        model.state_dict(), path, _use_new_zipfile_serialization=False
+    ),
     "checkpoint.pt": training_checkpoint,
     "hub.safetensors": lambda model, path: save_file(model.state_dict(), path),
 }
@@ -140,7 +159,9 @@ def test_fp16_is_half_weights_with_layer_norm_in_fp32(source, tmp_path):
     model = clip.load_backbone(str(tmp_path / "plain.pt"), "fp16")
     for module in model.modules():
         halves = isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
-        for parameter in module.parameters(recurse=False) if halves or isinstance(module, nn.LayerNorm) else ():
+        for parameter in (
+            module.parameters(recurse=False) if halves or isinstance(module, nn.LayerNorm) else ()
+        ):
             assert parameter.dtype == (torch.float16 if halves else torch.float32), module
     assert model.dtype == model.visual.proj.dtype == model.text_projection.dtype == torch.float16
     torch.testing.assert_close(features(model), features(source), rtol=0.02, atol=0.02)
@@ -150,7 +171,11 @@ def test_fp16_is_half_weights_with_layer_norm_in_fp32(source, tmp_path):
 def tiny_arch(tmp_path_factory):
     """New architectures in open_clip's table with the sizes of `source`: this name, and others that begin with it."""
     folder = tmp_path_factory.mktemp("archs")
-    swin = {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"}
+    swin = {
+        "timm_model_name": "swin_tiny_patch4_window7_224",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    }
     others = {
         "": {"quick_gelu": False},
         "-quickgelu": {"quick_gelu": True},
@@ -169,10 +194,15 @@ def test_activation_follows_the_configuration(source, tiny_arch, tmp_path):
     gelu = features(small_clip(quick_gelu=False))
     assert not torch.allclose(gelu, features(source), atol=1e-3)
     assert torch.equal(features(clip.load_backbone(f"{tiny_arch}:{path}")), gelu)
-    assert torch.equal(features(clip.load_backbone(f"{tiny_arch}-quickgelu:{path}")), features(source))
+    assert torch.equal(
+        features(clip.load_backbone(f"{tiny_arch}-quickgelu:{path}")), features(source)
+    )
 
     config = clip_config() | {"quick_gelu": False}
-    hub = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+    hub = {
+        "model_cfg": config,
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(hub))
     model, preprocess = clip.load(str(path), "cpu")
     assert torch.equal(features(model), gelu)
@@ -190,8 +220,13 @@ def test_open_clip_pair_equals_open_clips_own_model(arch, precision, source, tin
     model = clip.load_backbone(f"{name}:{path}", precision)
     assert type(model) is clip.CLIP and type(expected) is open_clip.CLIP
     assert model.visual.preprocess_cfg == expected.visual.preprocess_cfg
-    assert (model.visual.image_mean, model.visual.image_std) == (expected.visual.image_mean, expected.visual.image_std)
+    assert (model.visual.image_mean, model.visual.image_std) == (
+        expected.visual.image_mean,
+        expected.visual.image_std,
+    )
     found, own = (each.state_dict() | dict(each.named_buffers()) for each in (model, expected))
-    assert differing(found, own) == [] and all(found[key].dtype == value.dtype for key, value in own.items())
+    assert differing(found, own) == [] and all(
+        found[key].dtype == value.dtype for key, value in own.items()
+    )
     if precision == "fp32" and not arch:
         assert torch.equal(features(model), features(expected.eval().requires_grad_(False)))

@@ -32,12 +32,21 @@ def nodes():
 
 
 @pytest.mark.thorough
-def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, study_file, start, begin, tmp_path):
+def test_study_survives_the_loss_of_a_machine_with_identical_results(
+    nodes, study_file, start, begin, tmp_path
+):
     """It is started in another folder than the project's, so that workers do not find the project by chance."""
     settings, other = {"seeds": [1, 2]}, nodes.add_node(num_cpus=1)
     on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
     file = study_file("on_ray", **settings)
-    arguments = [sys.executable, str(ROOT / "tools/study.py"), "run", str(file), "--address", nodes.address]
+    arguments = [
+        sys.executable,
+        str(ROOT / "tools/study.py"),
+        "run",
+        str(file),
+        "--address",
+        nodes.address,
+    ]
     process = begin(arguments, cwd=tmp_path)
     wait_until(lambda: len(Progress(on_ray).running) == 2 and Progress(on_ray).done, process)
     done = {run: (run.folder / "results.json").stat().st_mtime_ns for run in Progress(on_ray).done}
@@ -49,7 +58,9 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
     assert process.wait(timeout=300) == 0, process.communicate()
     assert figures(on_ray) == figures(serial)
     for run in on_ray.runs():
-        logs = "".join(log.read_text() for log in run.folder.glob("log.txt*"))  # a resumed run has two
+        logs = "".join(
+            log.read_text() for log in run.folder.glob("log.txt*")
+        )  # a resumed run has two
         assert logs.count("* accuracy:") == 1, "done twice"
     for one in on_ray.output.rglob("model*.pth.tar-2"):
         weights = [
@@ -61,8 +72,16 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
 
 def test_run_larger_than_any_machine_and_wrong_address_are_refused(monkeypatch):
     pytest.importorskip("ray", reason=NO_RAY)
-    machines = [{"Alive": alive, "Resources": {"CPU": cores}} for alive, cores in ((True, 1.0), (False, 9.0))]
-    for name, answer in {"init": None, "shutdown": None, "nodes": machines, "cluster_resources": {"CPU": 1.0}}.items():
+    machines = [
+        {"Alive": alive, "Resources": {"CPU": cores}}
+        for alive, cores in ((True, 1.0), (False, 9.0))
+    ]
+    for name, answer in {
+        "init": None,
+        "shutdown": None,
+        "nodes": machines,
+        "cluster_resources": {"CPU": 1.0},
+    }.items():
         monkeypatch.setattr(f"ray.{name}", lambda *_, answer=answer, **__: answer)
     with Cluster() as cluster:
         assert (cluster.slots(), cluster.gpus) == (2, 0)
@@ -71,6 +90,8 @@ def test_run_larger_than_any_machine_and_wrong_address_are_refused(monkeypatch):
             Cluster(None, cpus, gpus).__enter__()
     with pytest.raises(UsageError, match=r"^no Ray cluster at 127.0.0.1:1 \("):
         Cluster("127.0.0.1:1")
-    monkeypatch.setattr("ray.init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no port")))
+    monkeypatch.setattr(
+        "ray.init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no port"))
+    )
     with pytest.raises(UsageError, match=r"^Ray does not start on this machine \(no port\)"):
         Cluster().__enter__()

@@ -10,14 +10,28 @@ from marks import one_line
 from common import version
 from common.errors import UsageError
 from common.files import PARTIAL, replacing, scratch, write_bytes, write_text
-from common.names import LONGEST, MOST, check_known_names, check_names, csv_cell, padded, printable, width
+from common.names import (
+    LONGEST,
+    MOST,
+    check_known_names,
+    check_names,
+    csv_cell,
+    padded,
+    printable,
+    width,
+)
 from common.text import MAX_MARKS, read_json, read_text
 from experiments.studies.study_file import load
 
 
 def test_control_characters_are_printed_as_escapes():
-    assert printable("a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J") == r"a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J"
-    assert printable("Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬") == "Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬"
+    assert (
+        printable("a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J") == r"a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J"
+    )
+    assert (
+        printable("Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬")
+        == "Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬"
+    )
 
 
 def test_columns_of_a_table_count_wide_letters_twice_and_accents_not():
@@ -65,7 +79,10 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_error_of_the_body_of_a_write_keeps_its_text(tmp_path):
     """It was "cannot write ...; free some space" for a missing input, too."""
-    with pytest.raises(FileNotFoundError, match="gone.txt") as caught, replacing(tmp_path / "a.txt") as partial:
+    with (
+        pytest.raises(FileNotFoundError, match="gone.txt") as caught,
+        replacing(tmp_path / "a.txt") as partial,
+    ):
         partial.write_text((tmp_path / "gone.txt").read_text())
     assert "cannot write" not in str(caught.value) and not any(tmp_path.iterdir())
 
@@ -92,8 +109,14 @@ def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
     contents = [bytes([number]) * 100_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda content: [write_bytes(tmp_path / "a", content) for _ in range(20)], contents))
-    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() in contents
+        list(
+            pool.map(
+                lambda content: [write_bytes(tmp_path / "a", content) for _ in range(20)], contents
+            )
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (
+        tmp_path / "a"
+    ).read_bytes() in contents
 
 
 def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path):
@@ -102,18 +125,26 @@ def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tm
     with scratch(tmp_path, "work-") as one:
         (one / "file").touch()
         with scratch(tmp_path, "work-") as other:
-            assert other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
+            assert (
+                other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
+            )
         assert not other.exists() and one.stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
 
 
 @pytest.mark.parametrize(
     ("line", "dirty"),
-    [("?? configs/datasets/birds.yaml", False), ('?? "configs/my birds.yml"', False), (" M configs/a.yaml", True)]
+    [
+        ("?? configs/datasets/birds.yaml", False),
+        ('?? "configs/my birds.yml"', False),
+        (" M configs/a.yaml", True),
+    ]
     + [("?? trainers/own.py", True), ("", False)],
 )
 def test_a_new_yaml_file_in_configs_is_no_change_of_the_code(line, dirty, monkeypatch):
-    monkeypatch.setattr(version, "git", lambda command, *given: line if command == "status" else "0" * 40)
+    monkeypatch.setattr(
+        version, "git", lambda command, *given: line if command == "status" else "0" * 40
+    )
     assert version.source.__wrapped__()["dirty"] is dirty
 
 
@@ -125,7 +156,9 @@ def test_all_code_of_the_product_counts_as_computing():
 # Text and JSON files that are damaged or hostile: one line, soon, and nothing read beyond the limits.
 
 
-@pytest.mark.parametrize("place", ["/dev/zero", "/dev/null", "pipe", "folder", "loop", "large", "latin-1"])
+@pytest.mark.parametrize(
+    "place", ["/dev/zero", "/dev/null", "pipe", "folder", "loop", "large", "latin-1"]
+)
 @pytest.mark.parametrize("read", [read_text, read_json])
 def test_only_regular_text_files_of_some_size_are_read(read, place, tmp_path):
     os.mkfifo(tmp_path / "pipe")
@@ -147,9 +180,17 @@ HOSTILE = {
     "many values": (read_json, "[" + "0," * MAX_MARKS + "0]", "has too many values"),
     "many digits": (read_json, "1" * 5000, "is not JSON"),
     "NaN": (read_json, "NaN", "is not JSON (NaN is not a number of JSON)"),
-    "key twice": (read_json, '{"a": 1, "b": {"c": 2, "c": 3}}', "is not JSON (a key is there twice)"),
+    "key twice": (
+        read_json,
+        '{"a": 1, "b": {"c": 2, "c": 3}}',
+        "is not JSON (a key is there twice)",
+    ),
     "study's digits": (load, "seeds: " + "1" * 5000, "is invalid YAML (Exceeds the limit"),
-    "study's date": (load, "root: 2024-01-01\n", "root with value <class 'datetime.date'> is not a valid type"),
+    "study's date": (
+        load,
+        "root: 2024-01-01\n",
+        "root with value <class 'datetime.date'> is not a valid type",
+    ),
     "large study": (load, "#" * ((1 << 20) + 1), "is larger than 1,048,576 bytes"),
 }
 

@@ -20,10 +20,27 @@ def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="o
     folder.mkdir(parents=True)
     paths = [f"{images}/{i}.png" for i in range(number)]
     digest = digest_of_rows((path, 0, names[0]) for path in paths)
-    arrays = {"image": paths, "class_names": names, "dataset": "Set", "split": "test", "images_sha256": digest}
-    arrays |= {"label": np.zeros(number, dtype=int), "classes": classes, "probabilities": np.stack([ones, ones], 1)}
+    arrays = {
+        "image": paths,
+        "class_names": names,
+        "dataset": "Set",
+        "split": "test",
+        "images_sha256": digest,
+    }
+    arrays |= {
+        "label": np.zeros(number, dtype=int),
+        "classes": classes,
+        "probabilities": np.stack([ones, ones], 1),
+    }
     save(folder / "predictions.npz", arrays | {"log_probability": -ones, "brier": ones})
-    run = {"trainer": method, "dataset": "Set", "seed": seed, "classes": "all", "n_test": number, "accuracy": accuracy}
+    run = {
+        "trainer": method,
+        "dataset": "Set",
+        "seed": seed,
+        "classes": "all",
+        "n_test": number,
+        "accuracy": accuracy,
+    }
     run |= {"shots": 4, "data_use": {"choose": [{"test_images": test_images}]}}
     (folder / "results.json").write_text(json.dumps(run))
 
@@ -47,22 +64,33 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
     printed = command(comparing, folder / "MPL", folder / "CoOp").printed
     ours, theirs = (np.array(right[name]) for name in ("MPL", "CoOp"))
     by_seed = 100 * (ours - theirs).mean(axis=1)
-    assert f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 images" in printed
+    assert (
+        f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 images"
+        in printed
+    )
     assert f"Difference: {by_seed.mean():+.2f} points" in printed
     for seed in range(3):
         only = [int(((ours - theirs)[seed] == sign).sum()) for sign in (1, -1)]
         p = stats.binomtest(only[0], sum(only)).pvalue
-        assert f"Seed {seed + 1}: {only[0]} images only MPL gets right, {only[1]} only CoOp" in printed
+        assert (
+            f"Seed {seed + 1}: {only[0]} images only MPL gets right, {only[1]} only CoOp" in printed
+        )
         assert f"p = {p:.3g}" in printed
     low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
-    assert f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in printed and "do not show which" not in printed
+    assert (
+        f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in printed
+        and "do not show which" not in printed
+    )
     one = command(comparing, folder / "MPL/seed1", folder / "CoOp/seed1").printed
     assert f"Difference: {by_seed[0]:+.2f} points" in one and "of this seed only" in one
     assert "has seeds that the other lacks" not in printed + one
     fewer = command(comparing, folder / "MPL", folder / "CoOp/seed1").printed
     assert "MPL has seeds that the other lacks: 2, 3\n" in fewer
     same = command(comparing, folder / "MPL", folder / "MPL").printed
-    assert "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same and "do not show which" in same
+    assert (
+        "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same
+        and "do not show which" in same
+    )
     assert "p = 1)" in same
 
 
@@ -86,7 +114,9 @@ def test_bootstrap_resamples_seeds_and_images():
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
     steady = np.repeat(images, 5, axis=0)  # seeds that do not differ
     assert np.subtract(*bootstrap_interval(steady)[::-1]) == pytest.approx(high - low, rel=0.1)
-    shifted = np.stack([np.where(rng.random(2000) < share, 1, 0) for share in (0.0, 0.1, 0.2, 0.3, 0.4)])
+    shifted = np.stack(
+        [np.where(rng.random(2000) < share, 1, 0) for share in (0.0, 0.1, 0.2, 0.3, 0.4)]
+    )
     wide = bootstrap_interval(shifted)
     expected = 1.96 * 100 * np.std([0.0, 0.1, 0.2, 0.3, 0.4]) / math.sqrt(5)
     assert (wide[1] - wide[0]) / 2 == pytest.approx(expected, rel=0.15)
@@ -106,7 +136,12 @@ def test_smallest_difference_is_found_four_times_in_five(number):
 
 
 def test_too_few_seeds_for_a_conclusion():
-    assert all(map(math.isnan, (*seed_interval([1.0]), smallest_difference([1.0]), smallest_difference([0.1] * 3))))
+    assert all(
+        map(
+            math.isnan,
+            (*seed_interval([1.0]), smallest_difference([1.0]), smallest_difference([0.1] * 3)),
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,13 +158,23 @@ def test_incomparable_runs_are_refused(other, words, runs, command):
     assert words in command(comparing, folder / "MPL", folder / "other").error
 
 
-@pytest.mark.parametrize(("key", "value"), [("trainer", "CoOp"), ("backbone", "RN50"), ("shots", 16)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("trainer", "CoOp"), ("backbone", "RN50"), ("shots", 16)]
+)
 def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, runs, command):
     folder, _ = runs
     file = folder / "MPL/seed3/results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    assert f"{folder}/MPL differ in {key}: " in command(comparing, folder / "MPL", folder / "CoOp").error
+    assert (
+        f"{folder}/MPL differ in {key}: "
+        in command(comparing, folder / "MPL", folder / "CoOp").error
+    )
 
 
 def test_a_difference_that_rounds_to_zero_has_a_plus():
-    assert [comparing.signed(value) for value in (-0.0, -0.004, 0.004, -0.006)] == ["+0.00", "+0.00", "+0.00", "-0.01"]
+    assert [comparing.signed(value) for value in (-0.0, -0.004, 0.004, -0.006)] == [
+        "+0.00",
+        "+0.00",
+        "+0.00",
+        "-0.01",
+    ]

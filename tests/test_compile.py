@@ -36,7 +36,11 @@ def learned(trainer, batches=2):
         trainer.batch_idx = index
         losses.append(trainer.forward_backward(batch))
     trainer.set_model_mode("eval")
-    return losses, prompts_of(trainer), trainer.model_inference(next(iter(trainer.test_loader))["img"])
+    return (
+        losses,
+        prompts_of(trainer),
+        trainer.model_inference(next(iter(trainer.test_loader))["img"]),
+    )
 
 
 @pytest.mark.thorough
@@ -65,19 +69,37 @@ def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("towers", "found", "compiles"), [("fast", "triton", True), ("plain", "triton", False), ("fast", "nothing", False)]
+    ("towers", "found", "compiles"),
+    [("fast", "triton", True), ("plain", "triton", False), ("fast", "nothing", False)],
 )
-def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(build, monkeypatch, capsys, towers, found, compiles):
-    trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers, "MODEL.BACKBONE.CHECKPOINT_TEXT", True))
-    assert ("CHECKPOINT_TEXT is ignored: it needs the fast" in capsys.readouterr().out) == (towers == "plain")
+def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(
+    build, monkeypatch, capsys, towers, found, compiles
+):
+    trainer = build(
+        "CoOp", options=("MODEL.BACKBONE.TOWERS", towers, "MODEL.BACKBONE.CHECKPOINT_TEXT", True)
+    )
+    assert ("CHECKPOINT_TEXT is ignored: it needs the fast" in capsys.readouterr().out) == (
+        towers == "plain"
+    )
     monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == found or None)
     trainer.device = torch.device("cuda")
     trainer.compile_towers()
     assert (trainer.model.towers is not TOWERS[towers]) == compiles
-    assert ("MODEL.COMPILE is ignored: it needs a GPU, Triton and" in capsys.readouterr().out) != compiles
+    assert (
+        "MODEL.COMPILE is ignored: it needs a GPU, Triton and" in capsys.readouterr().out
+    ) != compiles
 
 
-SIZES = [(50, True), (50, False), (400, False), (50, True), (30, True), (30, False), (500, True), (500, False)]
+SIZES = [
+    (50, True),
+    (50, False),
+    (400, False),
+    (50, True),
+    (30, True),
+    (30, False),
+    (500, True),
+    (500, False),
+]
 
 
 @pytest.mark.thorough
@@ -86,7 +108,9 @@ def test_texts_of_many_sizes_stay_below_the_limit_of_graphs(graphs):
     clip, towers = load_backbone("small"), compiled_towers(graphs)
     ctx = torch.nn.Parameter(torch.zeros(4, clip.transformer.width))
     for classes, training in SIZES:
-        prompts = TextPrompts(tokenize([f"X X X X class {number}" for number in range(classes)]), ctx)
+        prompts = TextPrompts(
+            tokenize([f"X X X X class {number}" for number in range(classes)]), ctx
+        )
         with torch.set_grad_enabled(training):
             features = towers.encode_text(clip, prompts)
         assert features.shape[0] == classes and features.requires_grad == training

@@ -33,7 +33,9 @@ def evaluate(folder):
 def digest(root, part, names):
     """Of the images of a split of the synthetic EuroSAT, by the description of `list_digest`."""
     rows = json.loads((root / "eurosat/split_zhou_EuroSAT.json").read_text())[part]
-    lines = [f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in rows if label < names]
+    lines = [
+        f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in rows if label < names
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -46,10 +48,20 @@ def test_card_of_a_training_run(run, eurosat, tmp_path):
     (fit,) = found["fit"]
     assert len(fit.pop("sha256")) == 64
     assert fit == of_images | {"split": "train", "images": 6, "labels": 6}
-    test = of_images | {"split": "test", "images": 12, "labels": 12, "sha256": digest(eurosat, "test", 3)}
+    test = of_images | {
+        "split": "test",
+        "images": 12,
+        "labels": 12,
+        "sha256": digest(eurosat, "test", 3),
+    }
     assert found["test"] == test | {"evaluations": 1}
     origins = {key: origin for origin, keys in found["settings"].items() for key in keys}
-    assert origins["DATASET.NUM_SHOTS"] == origins["SEED"] == origins["MODEL.BACKBONE.NAME"] == "command line"
+    assert (
+        origins["DATASET.NUM_SHOTS"]
+        == origins["SEED"]
+        == origins["MODEL.BACKBONE.NAME"]
+        == "command line"
+    )
     assert origins["OPTIM.LR"] == f"{tmp_path.name}/own.yaml"  # whose base has it
     assert origins["DATASET.NAME"] == "datasets/eurosat.yaml"
     assert "OPTIM.MOMENTUM" not in origins  # a default
@@ -83,18 +95,25 @@ def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path)
 def test_a_torn_line_of_a_killed_process_hides_no_test(tmp_path):
     (tmp_path / "tests.jsonl").write_text('{"date": "2026-')
     loader = SimpleNamespace(dataset=SimpleNamespace(data_source=[]))
-    trainer = SimpleNamespace(test_split="test", test_loader=loader, dm=SimpleNamespace(test_loader=loader))
+    trainer = SimpleNamespace(
+        test_split="test", test_loader=loader, dm=SimpleNamespace(test_loader=loader)
+    )
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"ROOT": "data"}})
     for number in (1, 2):
         record.note_test(cfg, trainer, {"accuracy": 50.0})
         assert record.tests_of(tmp_path, list_digest([], "data")) == number
-    assert [json.loads(line)["images"] for line in (tmp_path / "tests.jsonl").read_text().splitlines()[1:]] == [0, 0]
+    assert [
+        json.loads(line)["images"]
+        for line in (tmp_path / "tests.jsonl").read_text().splitlines()[1:]
+    ] == [0, 0]
 
 
 def test_a_chosen_setting_is_no_default_and_has_as_many_trials_as_the_card_says(run):
     found = card(run("out", "OPTIM.MAX_EPOCH", 1, trainer="LinearProbe", config="small"))
     assert found["settings"]["a choice"] == ["TRAINER.LINEARPROBE.C"]
-    assert [(choice["what"], choice["trials"]) for choice in found["choose"]] == [("TRAINER.LINEARPROBE.C", TRIALS)]
+    assert [(choice["what"], choice["trials"]) for choice in found["choose"]] == [
+        ("TRAINER.LINEARPROBE.C", TRIALS)
+    ]
     tried = set()
     search(lambda x: tried.add(x) or -abs(x - 1.3))
     assert len(tried) == TRIALS
@@ -112,7 +131,10 @@ def test_best_epoch_lists_its_training_images_once(run):
 
 def test_a_head_names_the_images_behind_its_features(run):
     base = run("base", "DATASET.NUM_SHOTS", 4)
-    settings, gda = ("OPTIM.MAX_EPOCH", 1, "TRAINER.GDA.FEATURES_OF", base), {"trainer": "GDA", "config": "small"}
+    settings, gda = (
+        ("OPTIM.MAX_EPOCH", 1, "TRAINER.GDA.FEATURES_OF", base),
+        {"trainer": "GDA", "config": "small"},
+    )
     head = run("head", *settings, **gda)
     assert [fit["images"] for fit in card(head)["fit"]] == [24, 12]
     tested = run("tested", *settings, **gda, options=evaluate(head))
@@ -128,9 +150,14 @@ def test_start_from_silent_weights_is_not_forgotten(run, on_imagenet):
     tested = run("tested", options=evaluate(begun))
     for folder in (begun, tested):
         assert card(folder)["fit"] is card(folder)["choose"] is None
-    selected = on_imagenet("selected", "MODEL.INIT_WEIGHTS", file, *BEST, "TEST.SELECT_ON_TEST", True)
+    selected = on_imagenet(
+        "selected", "MODEL.INIT_WEIGHTS", file, *BEST, "TEST.SELECT_ON_TEST", True
+    )
     again = run("again", options=evaluate(selected))
-    assert card(again)["choose"] == card(selected)["choose"] and card(again)["choose"][0]["test_images"]
+    assert (
+        card(again)["choose"] == card(selected)["choose"]
+        and card(again)["choose"][0]["test_images"]
+    )
 
 
 def test_an_order_of_the_method_is_not_another_list_of_images(run):
@@ -138,5 +165,7 @@ def test_an_order_of_the_method_is_not_another_list_of_images(run):
     one, two = (run(f"seed{seed}", "SEED", seed, trainer="TDA", config="small") for seed in (1, 2))
     assert card(zero)["test"] == card(one)["test"] == card(two)["test"]
     for key in ("image", "label", "images_sha256"):
-        first, *others = (np.load(folder / "predictions.npz")[key].tolist() for folder in (zero, one, two))
+        first, *others = (
+            np.load(folder / "predictions.npz")[key].tolist() for folder in (zero, one, two)
+        )
         assert others == [first, first]

@@ -35,7 +35,9 @@ def load(tmp_path):
     """`load(name, "DATASET.NUM_SHOTS", 2)` -> that dataset under `tmp_path`."""
 
     def load(name, *overrides):
-        return build_dataset(make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", class_of(name).__name__, *overrides))
+        return build_dataset(
+            make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", class_of(name).__name__, *overrides)
+        )
 
     return load
 
@@ -54,7 +56,9 @@ def test_original_layout_is_read_with_labels_from_0_in_both_halves(name, load, t
         data = load(name, "DATASET.SUBSAMPLE_CLASSES", which)
         assert (data.num_classes, data.classnames) == (len(expected), expected)
         assert {item.classname for item in data.test} == set(expected)
-        assert [item.label for item in data.test] == [label for label in range(len(expected)) for _ in range(2)]
+        assert [item.label for item in data.test] == [
+            label for label in range(len(expected)) for _ in range(2)
+        ]
 
 
 NO_FILE = "1 of 24 images of .* are not regular files, the first PATH"
@@ -66,12 +70,24 @@ NO_FILE = "1 of 24 images of .* are not regular files, the first PATH"
         ("dtd", ".", None, "no folder PATH: set --root"),
         ("imagenetv2", class_of("imagenetv2").image_dir, None, "no folder PATH"),
         ("eurosat", "split_zhou_EuroSAT.json", None, "PATH is missing"),
-        ("dtd", "images/banded/banded_0001.jpg", None, "1 of 24 images of .* are missing, the first PATH"),
+        (
+            "dtd",
+            "images/banded/banded_0001.jpg",
+            None,
+            "1 of 24 images of .* are missing, the first PATH",
+        ),
         ("dtd", "images/banded/banded_0001.jpg", os.mkdir, NO_FILE),
-        ("dtd", "images/banded/banded_0001.jpg", lambda path: path.symlink_to("/dev/zero"), NO_FILE),
+        (
+            "dtd",
+            "images/banded/banded_0001.jpg",
+            lambda path: path.symlink_to("/dev/zero"),
+            NO_FILE,
+        ),
     ],
 )
-def test_what_is_missing_is_reported_with_the_command_to_get_it(name, place, replace, words, load, tmp_path):
+def test_what_is_missing_is_reported_with_the_command_to_get_it(
+    name, place, replace, words, load, tmp_path
+):
     path = build_tree(name, tmp_path) / place
     path.rename(tmp_path / "elsewhere")
     if replace:
@@ -95,9 +111,16 @@ REAL = {  # test images of base and new classes; SHA-256 of all names in their o
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", thorough_but(("dtd", "oxford_pets", "ucf101"), REAL))
-def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(name, load, capsys, monkeypatch, tmp_path):
+def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(
+    name, load, capsys, monkeypatch, tmp_path
+):
     kind = class_of(name)
-    file = ROOT.parent / "shared/data" / ("eurosat" if name == "eurosat" else "splits") / kind.split_file
+    file = (
+        ROOT.parent
+        / "shared/data"
+        / ("eurosat" if name == "eurosat" else "splits")
+        / kind.split_file
+    )
     if not file.is_file():
         pytest.skip(f"no {file.relative_to(ROOT.parent)} beside the repository")
     split = json.loads(file.read_text())
@@ -105,7 +128,10 @@ def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(name, 
     (tmp_path / kind.dataset_dir).mkdir()
     (tmp_path / kind.dataset_dir / kind.split_file).write_bytes(file.read_bytes())
     whole = load(name)
-    assert (len(whole.train_x), len(whole.val), len(whole.test), whole.num_classes) == (*kind.counts, kind.n_classes)
+    assert (len(whole.train_x), len(whole.val), len(whole.test), whole.num_classes) == (
+        *kind.counts,
+        kind.n_classes,
+    )
     assert "do not compare" not in capsys.readouterr().out
     *n_test, checksum = REAL[name]
     assert sha256("\n".join(whole.classnames).encode()).hexdigest().startswith(checksum)
@@ -122,7 +148,11 @@ def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(name, 
             by_label = {}
             for row in split[part]:
                 by_label.setdefault(row[1], []).append(row[0])
-            chosen = [path for paths in by_label.values() for path in random.sample(paths, min(n, len(paths)))]
+            chosen = [
+                path
+                for paths in by_label.values()
+                for path in random.sample(paths, min(n, len(paths)))
+            ]
             assert [item.impath for item in items] == [f"{few.images}/{path}" for path in chosen]
 
 
@@ -133,11 +163,17 @@ def rewritten(root, change):
     """The split file of a miniature of dtd, its rows changed and in the opposite order."""
     file = build_tree("dtd", root) / "split_zhou_DescribableTextures.json"
     split = json.loads(file.read_text())
-    file.write_text(json.dumps({part: [change(part, *row) for row in rows[::-1]] for part, rows in split.items()}))
+    file.write_text(
+        json.dumps(
+            {part: [change(part, *row) for row in rows[::-1]] for part, rows in split.items()}
+        )
+    )
     return file
 
 
-@pytest.mark.parametrize("twin", ["cafe\u0301", "caf\xe9\u200b", "ca\u00adf\xe9", "\uff43af\xe9", "Caf\xe9"])
+@pytest.mark.parametrize(
+    "twin", ["cafe\u0301", "caf\xe9\u200b", "ca\u00adf\xe9", "\uff43af\xe9", "Caf\xe9"]
+)
 def test_names_that_look_equal_are_one_name(twin):
     assert "Classes with the same name: 'caf\xe9': " in same_names(["caf\xe9", "tea", twin])
     assert same_names(["cafe", "tea", twin]) == ""
@@ -149,7 +185,10 @@ NAMES_OF_DTD = CLASSES["dtd"]
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda label, name: (label, "crane" if label < 2 else name), ["crane", "crane", *NAMES_OF_DTD[2:]]),
+        (
+            lambda label, name: (label, "crane" if label < 2 else name),
+            ["crane", "crane", *NAMES_OF_DTD[2:]],
+        ),
         (
             lambda label, name: (label, ("crane", "Crane")[label] if label < 2 else name),
             ["crane", "Crane", *NAMES_OF_DTD[2:]],
@@ -157,12 +196,19 @@ NAMES_OF_DTD = CLASSES["dtd"]
         (lambda label, name: (10 * label + 3, name), NAMES_OF_DTD),
         (lambda label, name: (3 - label, name), NAMES_OF_DTD[::-1]),
     ],
-    ids=["two labels with one name", "with one text", "gaps between labels", "another order than that of the folders"],
+    ids=[
+        "two labels with one name",
+        "with one text",
+        "gaps between labels",
+        "another order than that of the folders",
+    ],
 )
 def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path, capsys):
     rewritten(tmp_path, lambda part, path, label, name: [path, *change(label, name)])
     data = load("dtd")
-    assert ("Classes with the same name: 'crane': " in capsys.readouterr().out) == ("crane" in expected)
+    assert ("Classes with the same name: 'crane': " in capsys.readouterr().out) == (
+        "crane" in expected
+    )
     assert (data.num_classes, data.lab2cname) == (4, dict(enumerate(expected)))
     assert {(item.label, item.classname) for item in data.test} == set(data.lab2cname.items())
     assert load("dtd", "DATASET.SUBSAMPLE_CLASSES", "new").classnames == expected[2:]
@@ -171,12 +217,18 @@ def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda part, label, name: [3 - label if part == "val" else label, name], "label 0 is both"),
+        (
+            lambda part, label, name: [3 - label if part == "val" else label, name],
+            "label 0 is both",
+        ),
         (
             lambda part, label, name: [0, "banded"] if part == "train" else [label, name],
             "class 'blotchy' (label 1) has images for validation or test, and none for training",
         ),
-        (lambda part, label, name: [label - 1, name], "-1, 'banded'] is not [path, label from 0, class name]"),
+        (
+            lambda part, label, name: [label - 1, name],
+            "-1, 'banded'] is not [path, label from 0, class name]",
+        ),
         (lambda part, label, name: [label, "a\x1b[2J"], "'a\\x1b[2J' has control characters"),
     ],
 )
@@ -231,7 +283,9 @@ def test_sources_of_class_names(name, load, tmp_path, capsys):
 def test_folders_of_v2_are_labels(load, tmp_path):
     folder = build_tree("imagenetv2", tmp_path)
     wnids = ImageNetInfo().label_names()[:12]
-    (folder / "classnames.txt").write_text("".join(f"{wnid} class {label}\n" for label, wnid in enumerate(wnids)))
+    (folder / "classnames.txt").write_text(
+        "".join(f"{wnid} class {label}\n" for label, wnid in enumerate(wnids))
+    )
     images = tmp_path / FOLDERS["imagenetv2"][0]
     for label in range(4, 12):
         write_image(images / f"{label}/image.jpeg", label)
@@ -239,13 +293,17 @@ def test_folders_of_v2_are_labels(load, tmp_path):
     assert data.classnames == [f"class {label}" for label in range(12)]
     assert all(Path(item.impath).parent.name == str(item.label) for item in data.test)
     write_image(images / "n01440764/image.jpeg", 0)
-    with pytest.raises(DatasetError, match="n01440764 is not one of the 12 classes in .*classnames.txt"):
+    with pytest.raises(
+        DatasetError, match="n01440764 is not one of the 12 classes in .*classnames.txt"
+    ):
         load("imagenetv2")
 
 
 def test_labels_of_imagenet_are_those_of_its_training_folders(load, tmp_path):
     images = build_tree("imagenet", tmp_path) / "images"
-    (images / "val/n01440764").rename(tmp_path / "elsewhere")  # then the others of val would count from 0
+    (images / "val/n01440764").rename(
+        tmp_path / "elsewhere"
+    )  # then the others of val would count from 0
     data = load("imagenet")
     assert [item.label for item in data.test] == [1, 1, 2, 2, 3, 3]
     assert data.val == data.test

@@ -29,7 +29,9 @@ pytestmark = pytest.mark.slow
 
 def blocks(file: str) -> dict[str, str]:
     """The code blocks of a page that start with a comment naming their file."""
-    found = re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    found = re.findall(
+        r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", (ROOT / file).read_text(), re.DOTALL
+    )
     return dict(found)
 
 
@@ -40,7 +42,11 @@ def copy(drawn, tmp_path_factory):
     SmallLand.prepare(drawn / "small_land")
     shutil.copytree(drawn / "small_land", root / "data/small_land")
     listed = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-coz", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -65,7 +71,9 @@ def call(copy, python):
         env = os.environ | {"PYTHON": python, "BACKBONE": "small", "SHOTS": "2"}
         env |= {key: str(value) for key, value in variables.items()}
         program = python if str(command[0]).endswith(".py") else "bash"
-        done = subprocess.run([program, *map(str, command)], cwd=copy, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [program, *map(str, command)], cwd=copy, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr + done.stdout
         return done
 
@@ -74,16 +82,26 @@ def call(copy, python):
 
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     """The class of docs/own_classes.md, on images and a split made here."""
-    ((file, code),) = [item for item in blocks("docs/own_classes.md").items() if item[0].endswith(".py")]
+    ((file, code),) = [
+        item for item in blocks("docs/own_classes.md").items() if item[0].endswith(".py")
+    ]
     name, (class_name,) = Path(file).stem, re.findall(r"class (\w+)\(", code)
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
     (copy / file).write_text(code)
-    (copy / f"configs/datasets/{name}.yaml").write_text(yaml.safe_dump({"DATASET": {"NAME": class_name}}))
+    (copy / f"configs/datasets/{name}.yaml").write_text(
+        yaml.safe_dump({"DATASET": {"NAME": class_name}})
+    )
     shutil.copytree(copy / "data/small_land/images", copy / "data" / folder / images)
     shutil.copy(copy / "data/small_land/split.json", copy / "data" / folder / split)
-    growing = {"OUT": "out/dataset", "PLUGIN": "mine/growing.py"}  # as the commands of docs/add_a_method.md
+    growing = {
+        "OUT": "out/dataset",
+        "PLUGIN": "mine/growing.py",
+    }  # as the commands of docs/add_a_method.md
     call("scripts/any/base2new_train.sh", "Growing", name, 1, 1, **growing)
-    assert "Harmonic mean" in call("scripts/any/base2new_test.sh", "Growing", name, 1, **growing).stdout
+    assert (
+        "Harmonic mean"
+        in call("scripts/any/base2new_test.sh", "Growing", name, 1, **growing).stdout
+    )
     assert "nothing is wrong" in call("tools/prepare.py", "--check", name, "--root", "data").stdout
     found = sorted((copy / "out/dataset").rglob("results.json"))
     assert [json.loads(file.read_text())["dataset"] for file in found] == [class_name, class_name]
@@ -95,13 +113,17 @@ def quick_start(title: str, language: str = "bash") -> str:
     return re.search(rf"```{language}\n(.*?)```", part, re.DOTALL)[1]
 
 
-def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(command, copy, monkeypatch):
+def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(
+    command, copy, monkeypatch
+):
     study = quick_start("Quick start: compare methods", "yaml")
     quick = "{MPL: {overrides: {OPTIM.MAX_EPOCH: 1, TEST.MAX_IMAGES: 32}}}"
     (copy / "mine.yaml").write_text(study.replace("[1, 2, 3]", "[1]").replace("[CoOp, MPL]", quick))
     monkeypatch.chdir(copy)
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
-    commands = quick_start("Quick start: compare methods").replace("run mine.yaml", "run mine.yaml --workers 1")
+    commands = quick_start("Quick start: compare methods").replace(
+        "run mine.yaml", "run mine.yaml --workers 1"
+    )
     for line in commands.splitlines():
         python, program, *arguments = shlex.split(line, comments=True)
         assert (python, program) == ("python", "tools/study.py")
@@ -118,7 +140,11 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call,
     shutil.copy(image, copy / "photo.jpg")
     page = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/own_classes.md").read_text(), re.DOTALL)
     (by_hand,) = [block for block in page if "zeroshot.sh image_folder" in block]
-    block = quick_start("Quick start: name the classes") + quick_start("Quick start: own classes") + by_hand
+    block = (
+        quick_start("Quick start: name the classes")
+        + quick_start("Quick start: own classes")
+        + by_hand
+    )
     for written, here in {
         "vit_b4_c1_add2_rm1": "small",
         "python ": '"$PYTHON" ',
@@ -142,12 +168,27 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     shutil.copytree(drawn / "small_objects", root / "small_objects")
     monkeypatch.setattr(demo, "Study", partial(Study, shots=(2,)))  # to save time
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
-    argv = ["--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "1"]
+    argv = [
+        "--output",
+        str(output),
+        "--root",
+        str(root),
+        "--methods",
+        "CoOp",
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+    ]
     words = []
     monkeypatch.setattr(Axes, "text", lambda axes, x, y, word, **how: words.append(word))
     demo.main(argv)
     summary = json.loads((output / "summary.json").read_text())
-    cells = [cell for cell in summary["cells"] if (cell["part"], cell["dataset"]) == ("base", "small_objects")]
+    cells = [
+        cell
+        for cell in summary["cells"]
+        if (cell["part"], cell["dataset"]) == ("base", "small_objects")
+    ]
     base = {cell["method"]: cell["mean"] for cell in cells}
     assert base["ZeroshotCLIP"] == pytest.approx(card("SmallObjects")[1], abs=0.7)
     assert base["CoOp"] > base["ZeroshotCLIP"] + 5
@@ -157,16 +198,22 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     runs = [next((output / "base2new/train_base").glob(f"*/*/{name}/*/seed1")) for name in base]
     before, after = map(read, runs)
     rows = [before["label"].tolist().index(label) for label in range(6)]
-    right = [dict(zip(after["classes"][row], after["probabilities"][row], strict=True)) for row in rows]
+    right = [
+        dict(zip(after["classes"][row], after["probabilities"][row], strict=True)) for row in rows
+    ]
     order = sorted(range(6), key=lambda label: -right[label].get(label, 0))
     assert words == [
         f"{found['class_names'][index]} {value:.0%}"
         for row in (rows[label] for label in order)
         for found in (before, after)
-        for index, value in zip(found["classes"][row][:3], found["probabilities"][row][:3], strict=True)
+        for index, value in zip(
+            found["classes"][row][:3], found["probabilities"][row][:3], strict=True
+        )
     ]
     printed = capsys.readouterr().out
     assert "| CoOp |" in printed and "summary.json" in printed and "cannot rank methods" in printed
-    monkeypatch.setattr(InThisProcess, "submit", lambda *run: pytest.fail("a run was started again"))
+    monkeypatch.setattr(
+        InThisProcess, "submit", lambda *run: pytest.fail("a run was started again")
+    )
     demo.main(argv)
     assert capsys.readouterr().out.endswith(printed[-200:])

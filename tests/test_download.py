@@ -114,14 +114,24 @@ def test_interrupt_ends_a_download_and_keeps_its_bytes(server, file, tmp_path):
     ("answers", "facts", "words"),
     [
         ([HEAD + b"\r\n" + CONTENT[::-1]], {}, f"/{NAME}: its md5 is wrong"),
-        ([HEAD + b"Content-Length: 102399\r\n\r\n" + CONTENT[1:]], {}, "it has 102,399 bytes, 102,400 as published"),
+        (
+            [HEAD + b"Content-Length: 102399\r\n\r\n" + CONTENT[1:]],
+            {},
+            "it has 102,399 bytes, 102,400 as published",
+        ),
         ([HEAD + b"\r\n" + CONTENT + b"x"], {}, "has more than 102,400 bytes"),
         (["not found"], {}, "404"),
         ([lambda handler: time.sleep(0.3)] * download.TRIES, {}, "Connection"),
-        ([b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"], {}, "No connection adapters"),
+        (
+            [b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"],
+            {},
+            "No connection adapters",
+        ),
     ],
 )
-def test_only_the_published_file_is_accepted(answers, facts, words, server, file, tmp_path, monkeypatch):
+def test_only_the_published_file_is_accepted(
+    answers, facts, words, server, file, tmp_path, monkeypatch
+):
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     server.faults = list(answers)
     refused(replace(file, **facts), tmp_path, words, "run the same command again, or")
@@ -138,9 +148,13 @@ def test_google_drive_is_left_to_gdown_and_the_file_verified(file, tmp_path, mon
 
     monkeypatch.setattr("gdown.download", gdown_download)
     drive = replace(file, url="", drive="1abc")
-    assert fetch(drive, tmp_path, "").read_bytes() == CONTENT and given == [("1abc", True, download.TIMEOUT)]
+    assert fetch(drive, tmp_path, "").read_bytes() == CONTENT and given == [
+        ("1abc", True, download.TIMEOUT)
+    ]
     (tmp_path / NAME).unlink()
-    refused(replace(drive, md5="0"), tmp_path, "https://drive.google.com/uc?id=1abc", "md5 is wrong")
+    refused(
+        replace(drive, md5="0"), tmp_path, "https://drive.google.com/uc?id=1abc", "md5 is wrong"
+    )
     refused(replace(drive, bytes=9), tmp_path, "more than 9 bytes")
     assert os.listdir(tmp_path) == []
 
@@ -194,7 +208,9 @@ def test_failed_download_of_a_backbone_leaves_no_file(fault, published, tmp_path
         published.files[published.path] = bytes(1000)
     if fault == "no folder":
         (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as caught:
+    with pytest.raises(
+        clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at"
+    ) as caught:
         clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     assert ("SHA-256 is wrong" in str(caught.value)) == (fault == "other bytes")
@@ -218,14 +234,20 @@ def test_files_are_unpacked_into_an_empty_folder(write, tmp_path):
 LINKS = {"2750/link": (tarfile.SYMTYPE, "/tmp"), "2750/link/x.jpg": b"x"}
 
 
-@pytest.mark.parametrize("members", [IMAGES | {"../../x.jpg": b"x"}, LINKS, {"a": (tarfile.CHRTYPE, "")}])
+@pytest.mark.parametrize(
+    "members", [IMAGES | {"../../x.jpg": b"x"}, LINKS, {"a": (tarfile.CHRTYPE, "")}]
+)
 def test_tar_that_leads_outside_is_refused(members, tmp_path):
     with one_line(tmp_path / "archive", "not a safe archive"):
         unpack_file(tar(tmp_path / "archive", members), tmp_path / "into/here")
-    assert not (tmp_path / "x.jpg").exists() and not any(path.is_symlink() for path in tmp_path.rglob("*"))
+    assert not (tmp_path / "x.jpg").exists() and not any(
+        path.is_symlink() for path in tmp_path.rglob("*")
+    )
 
 
-CUT_OFF = [(write, lambda content: content[:50_000]) for write in (zipped, tar, partial(tar, mode="w"))]
+CUT_OFF = [
+    (write, lambda content: content[:50_000]) for write in (zipped, tar, partial(tar, mode="w"))
+]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +267,9 @@ def test_damaged_archives_are_refused(write, damage, tmp_path):
 
 @pytest.mark.parametrize("meta", [None, b"", b"MATLAB 5.0 MAT-file"])
 def test_a_damaged_development_kit_is_named(meta, tmp_path):
-    members = {"ILSVRC2012_validation_ground_truth.txt": b"1\n"} | ({} if meta is None else {"meta.mat": meta})
+    members = {"ILSVRC2012_validation_ground_truth.txt": b"1\n"} | (
+        {} if meta is None else {"meta.mat": meta}
+    )
     kit = tar(tmp_path / "kit.tar.gz", members)
     with one_line(f"{kit} does not have the classes of the validation images"):
         sort_into_classes(tmp_path, kit, tmp_path / "kit")

@@ -53,7 +53,10 @@ def test_dead_process_fails_only_its_run(study_file):
     assert failed == progress.failed and list(failed) == [Deadly.unlucky]
     assert failed[Deadly.unlucky].startswith("ChildProcessError: its process died 3 times")
     assert list(progress.done) == [other] and active_children() == []
-    assert execute_runs([(Deadly.unlucky,)], LocalExecutor(1), "again") == {} and Progress(study).failed == {}
+    assert (
+        execute_runs([(Deadly.unlucky,)], LocalExecutor(1), "again") == {}
+        and Progress(study).failed == {}
+    )
 
 
 @pytest.mark.thorough
@@ -69,7 +72,9 @@ def test_interrupt_ends_all_processes(study_file):
 
 
 def lives(pid):
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    ).stdout
     return bool(state) and not state.startswith("Z")
 
 
@@ -121,7 +126,9 @@ def test_run_of_another_process_is_waited_for(study_file):
 
 def test_error_of_a_run_has_no_control_characters(tmp_path):
     line = executor.record_outcome(tmp_path, ValueError("bad \x1b[31m\nname"))
-    assert line == "ValueError: bad \\x1b[31m name" and (tmp_path / ERROR).read_text() == f"{line}\n"
+    assert (
+        line == "ValueError: bad \\x1b[31m name" and (tmp_path / ERROR).read_text() == f"{line}\n"
+    )
 
 
 def test_run_without_a_test_has_failed(study_file, monkeypatch):
@@ -149,7 +156,10 @@ def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys
         finish(run, 50.0)
     execute_runs(study.sequences(), Submitted(1), "again")
     assert submitted[:2] == [trained, test] and len(submitted) == 3
-    lines = [f"again: {number} of 4 runs: {run.folder}, accuracy 60.00%" for number, run in enumerate(submitted, 2)]
+    lines = [
+        f"again: {number} of 4 runs: {run.folder}, accuracy 60.00%"
+        for number, run in enumerate(submitted, 2)
+    ]
     assert capsys.readouterr().out.splitlines() == lines  # of a log, where no bar moves
 
 

@@ -25,12 +25,33 @@ from inference import export, programs
 from inference.classifier import PromptedClassifier
 from trainers import methods
 
-METHODS = ["CoOp", "LinearProbe", "MMA", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT", "DePT+CoOp"]
+METHODS = [
+    "CoOp",
+    "LinearProbe",
+    "MMA",
+    "MMRL",
+    "MPL",
+    "MaPLe",
+    "PromptSRC",
+    "TCP",
+    "UPT",
+    "VPT",
+    "DePT+CoOp",
+]
 METHODS += ["DePT+MPL", "LoCoOp", "CLIPLoRA", "CLIPFit", "CLIPSVD", "ProLIP", "RLA", "TwoStage"]
 SETTINGS = {"LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2), "MPL": ("TRAINER.MPL.PROMPT_DEPTH", 3)}
-SETTINGS |= {name: (f"TRAINER.{name.upper()}.N_ITERS", 4) for name in ("CLIPLoRA", "CLIPSVD", "TwoStage")}
 SETTINGS |= {
-    name: (f"TRAINER.{name.upper()}.STEPS", 4, f"TRAINER.{name.upper()}.AUGMENT_EPOCH", 2, "OPTIM.MAX_EPOCH", 1)
+    name: (f"TRAINER.{name.upper()}.N_ITERS", 4) for name in ("CLIPLoRA", "CLIPSVD", "TwoStage")
+}
+SETTINGS |= {
+    name: (
+        f"TRAINER.{name.upper()}.STEPS",
+        4,
+        f"TRAINER.{name.upper()}.AUGMENT_EPOCH",
+        2,
+        "OPTIM.MAX_EPOCH",
+        1,
+    )
     for name in ("ProLIP", "RLA")
 }
 CHANGED = {  # tensors of the folded CLIP that are not those of the backbone, by the ends of their names
@@ -47,7 +68,9 @@ CHANGED = {  # tensors of the folded CLIP that are not those of the backbone, by
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(["MPL"], METHODS))
 def test_onnx_agrees_with_predict(method, finished, command, deep, backbones, eurosat, tmp_path):
-    deep = backbones(32, 16, 3, 3, 64, 64, 64) if method == "MPL" else deep  # `make test` exports three layers
+    deep = (
+        backbones(32, 16, 3, 3, 64, 64, 64) if method == "MPL" else deep
+    )  # `make test` exports three layers
     images = list(images_of(eurosat, range(6)))
     precision = f"TRAINER.{methods()[method].section()}.PREC", "fp32"  # on a GPU, too
     classes = "base" if methods()[method].transfers else "all"
@@ -58,23 +81,37 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, backbones, eu
     classifier = PromptedClassifier.from_pretrained(folder, str(deep))
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     (logits,) = session.run(None, {"images": classifier.pixels(images).numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3)
-    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
+    torch.testing.assert_close(
+        torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3
+    )
+    assert (
+        json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+        == classifier.class_names
+    )
     if method == "MPL":
         check_programs(folder, classifier, Path(images[0]))
 
 
 def check_programs(folder, classifier, image):
     """The programs of docs/predict.md and of the model card, without torch, print what the classifier says."""
-    expected = zip(classifier.class_names, classifier.probabilities([image])[0].tolist(), strict=True)
+    expected = zip(
+        classifier.class_names, classifier.probabilities([image])[0].tolist(), strict=True
+    )
     best = dict(sorted(expected, key=lambda pair: -pair[1])[:5])
     for page in (ROOT / "docs/predict.md", folder / "README.md"):
-        (code,) = re.findall(r"```python\n(import json\n\nimport numpy.*?)```", page.read_text(), re.DOTALL)
+        (code,) = re.findall(
+            r"```python\n(import json\n\nimport numpy.*?)```", page.read_text(), re.DOTALL
+        )
         code = code.replace("exported/mpl", str(folder)).replace("photo.jpg", str(image))
         program = f"{code}\nimport sys\nassert 'torch' not in sys.modules"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=folder
+        )
         assert done.returncode == 0, done.stderr
-        printed = {name: float(value) for name, value in (line.split(": ") for line in done.stdout.splitlines())}
+        printed = {
+            name: float(value)
+            for name, value in (line.split(": ") for line in done.stdout.splitlines())
+        }
         assert {name: printed.get(name, 0) for name in best} == pytest.approx(best, abs=5e-3), page
 
 
@@ -85,13 +122,23 @@ def test_programs_of_a_fit_give_its_probabilities(mode, command, eurosat, tmp_pa
     images = shutil.copytree(eurosat / "eurosat/2750", tmp_path / "images")
     for file in sorted((images / "1").iterdir())[:3]:  # wrong labels: the temperature is not 1
         file.rename(images / "0" / f"other_{file.name}")
-    done = command(fit, images, "--to", tmp_path / "model", "--backbone", backbone, "--methods", "GDA")
+    done = command(
+        fit, images, "--to", tmp_path / "model", "--backbone", backbone, "--methods", "GDA"
+    )
     assert done.status == 0, done.errors
-    done = command(export, tmp_path / "model", "--to", tmp_path / "out", "--onnx", "--backbone", backbone)
+    done = command(
+        export, tmp_path / "model", "--to", tmp_path / "out", "--onnx", "--backbone", backbone
+    )
     assert done.status == 0, done.errors
     classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(backbone), device="cpu")
-    assert classifier.description.input["RESIZE_MODE"] == mode and classifier.calibration.temperature.temperature != 1
-    mixed = [Image.open(next((images / name).iterdir())).convert("RGB").resize((160, 40)) for name in "35"]
+    assert (
+        classifier.description.input["RESIZE_MODE"] == mode
+        and classifier.calibration.temperature.temperature != 1
+    )
+    mixed = [
+        Image.open(next((images / name).iterdir())).convert("RGB").resize((160, 40))
+        for name in "35"
+    ]
     for share in np.linspace(0, 1, 200):  # until no answer is sure
         Image.blend(*mixed, share).save(tmp_path / "wide.png")
         if classifier.probabilities([tmp_path / "wide.png"]).max() < 0.9:
@@ -102,13 +149,23 @@ def test_programs_of_a_fit_give_its_probabilities(mode, command, eurosat, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(["CoOp", "CLIPLoRA", "TwoStage", "RLA"], CHANGED))
-def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, command, deep, eurosat, tmp_path):
-    images, names = list(images_of(eurosat, range(6))), ["grey", "red"]  # a new class, and a learned one
-    run = finished(method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32")
+def test_class_matrix_and_an_image_tower_give_the_same_logits(
+    method, finished, command, deep, eurosat, tmp_path
+):
+    images, names = (
+        list(images_of(eurosat, range(6))),
+        ["grey", "red"],
+    )  # a new class, and a learned one
+    run = finished(
+        method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32"
+    )
     done = command(export, run, "--to", tmp_path / "out", "--weights", "--classes", *names)
     assert done.status == 0, done.errors
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
-    classifier, tower = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep)), load_backbone(str(deep))
+    classifier, tower = (
+        PromptedClassifier.from_pretrained(tmp_path / "out", str(deep)),
+        load_backbone(str(deep)),
+    )
     before = {key: value.clone() for key, value in tower.state_dict().items()}
     if method != "CoOp":
         tower.load_state_dict(load_file(tmp_path / "out/open_clip_model.safetensors"))
@@ -119,20 +176,34 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(method, finished, 
     of_run = PromptedClassifier.from_pretrained(run).logits(images, names)
     torch.testing.assert_close(of_run, classifier.logits(images, names), rtol=0, atol=1e-5)
     assert tensors["class_matrix"].dtype == torch.float32 and tensors["class_matrix"].shape[0] == 2
-    changed = {key.split(".")[-1] for key, value in tower.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key.split(".")[-1]
+        for key, value in tower.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
     assert changed == CHANGED[method]
 
 
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("CoCoOp", ["--onnx"], ["the text features of CoCoOp depend on the image", "tools/predict.py"]),
+        (
+            "CoCoOp",
+            ["--onnx"],
+            ["the text features of CoCoOp depend on the image", "tools/predict.py"],
+        ),
         ("VPT", ["--weights"], ["VPT does not only learn text"]),
-        ("CoOp", ["--weights"], ["class_matrix.safetensors gives other logits", "over 0.001"]),  # see below
+        (
+            "CoOp",
+            ["--weights"],
+            ["class_matrix.safetensors gives other logits", "over 0.001"],
+        ),  # see below
         ("CoOp", ["--classes", "a", "b"], ["has class names of its own, which the folder keeps"]),
     ],
 )
-def test_refused_exports_write_nothing(method, options, words, finished, command, tmp_path, monkeypatch):
+def test_refused_exports_write_nothing(
+    method, options, words, finished, command, tmp_path, monkeypatch
+):
     form = programs.FORMS["weights"]
     wrong = form._replace(run=lambda *arguments: form.run(*arguments) + 0.002)
     monkeypatch.setitem(programs.FORMS, "weights", wrong)
@@ -150,7 +221,9 @@ def test_a_model_in_half_precision_has_no_program(exported, deep, tmp_path):
         programs.write_onnx(classifier, classifier.class_names, tmp_path / "model.onnx")
 
 
-def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_it(finished, command, tmp_path):
+def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_it(
+    finished, command, tmp_path
+):
     options = ["--to", tmp_path / "out"]
     assert command(export, finished("CoOp"), *options).status == 0
     content = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
@@ -160,5 +233,7 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
     assert command(export, finished("CoOp"), *options).status == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert "is the model itself" in command(export, tmp_path / "out", "--to", tmp_path / "out").error
+    assert (
+        "is the model itself" in command(export, tmp_path / "out", "--to", tmp_path / "out").error
+    )
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content

@@ -20,7 +20,9 @@ from clip.layout import layout_of, token_layout
 WIDTH, POSITIONS, EOT = 64, 60, 49
 
 
-@pytest.fixture(scope="module", params=thorough_but((24,), (10_000, 0, 24)), ids=["together", "by row", "both"])
+@pytest.fixture(
+    scope="module", params=thorough_but((24,), (10_000, 0, 24)), ids=["together", "by row", "both"]
+)
 def clip(request):
     """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
@@ -42,7 +44,10 @@ def assert_same_forms(function, arguments, leaves):
     """Outputs and gradients of the two forms agree."""
     outputs = [getattr(form, function)(*arguments) for form in (fast, plain)]
     if isinstance(outputs[0], ImageOutput):
-        parts = [[out.feature, out.prompts, out.patches, out.local, *out.inputs.values()] for out in outputs]
+        parts = [
+            [out.feature, out.prompts, out.patches, out.local, *out.inputs.values()]
+            for out in outputs
+        ]
         outputs = [[x for x in form if x is not None] for form in parts]
     assert_same(*(out if isinstance(out, list) else [out] for out in outputs), leaves)
 
@@ -74,10 +79,15 @@ def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, checkpointing, d
     ids = torch.stack([rows([name + [1] * (n_ctx - ahead)], ahead, words)[0] for name in names])
     slots = torch.arange(1, 1 + n_ctx).repeat(len(names), 1)
     slots[:, ahead:] += torch.tensor([len(words) + len(name) for name in names])[:, None]
-    by = {"all": (), "class": (len(names),), "image": (2, 1), "image and class": (2, len(names))}[of]
+    by = {"all": (), "class": (len(names),), "image": (2, 1), "image and class": (2, len(names))}[
+        of
+    ]
     ctx, deep = leaf(*by, n_ctx, WIDTH), data.draw(edits(WIDTH, n_ctx, len(names))) if data else []
     if "image" in of and data.draw(st.booleans()):
-        deep = [edit if edit.add is None else replace(edit, add=leaf(*by, *edit.add.shape[-2:])) for edit in deep]
+        deep = [
+            edit if edit.add is None else replace(edit, add=leaf(*by, *edit.add.shape[-2:]))
+            for edit in deep
+        ]
     prompts = TextPrompts(ids, ctx, slots if ahead < n_ctx else None, deep)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip.transformer, "grad_checkpointing", checkpointing)
@@ -90,7 +100,9 @@ def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, checkpointing, d
 def test_layout_of_the_example_in_its_documentation(monkeypatch):
     monkeypatch.setattr("clip.layout.AT_ONCE", 12)
     audi, bmw, s4, s5 = range(2, 6)
-    layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
+    layout = token_layout(
+        TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH))
+    )
     packing = layout.packing
     assert layout.packing.prefix == 3
     assert packing.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
@@ -98,7 +110,15 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
     assert layout.row.tolist() == [0, 0, 0, 0, 2, 0, 1, 2, 0, 1]
     assert layout.position.tolist() == [0, 1, 2, 3, 3, 4, 4, 4, 5, 5]
     assert packing.with_prefix(5) is packing.with_prefix(5)
-    attended = [[0], [1], [0, 2], [0, 3], [1, 4], [0, 2, 5], [0, 3, 6]]  # by each packed token, besides the prefix
+    attended = [
+        [0],
+        [1],
+        [0, 2],
+        [0, 3],
+        [1, 4],
+        [0, 2, 5],
+        [0, 3, 6],
+    ]  # by each packed token, besides the prefix
     masks = [packing.mask, packing.with_prefix(5).mask]
     assert packing.without_sharing(5, 0).mask is None and packing.with_prefix(6).mask is None
     for prefix, mask in zip((3, 5), masks, strict=True):
@@ -111,7 +131,9 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
 def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(clip):
     """Each layer's number of tokens, observed where attention's output is projected."""
     names = [[2, 3], [2, 4], [5]]  # the suffixes' beginnings are 2, 5, 2 3, 2 4 and EOT of each
-    prompts = TextPrompts(rows(names, 2, [7]), leaf(2, WIDTH), deep=[Edit(), Edit(), Edit(2, leaf(3, 3, WIDTH))])
+    prompts = TextPrompts(
+        rows(names, 2, [7]), leaf(2, WIDTH), deep=[Edit(), Edit(), Edit(2, leaf(3, 3, WIDTH))]
+    )
     seen = []
     clip = deepcopy(clip)
     for block in (*clip.transformer.resblocks, *clip.visual.transformer.resblocks):
@@ -137,7 +159,10 @@ def test_gradients_of_a_prefix_shared_by_many_classes_are_added_up_precisely(cli
         if isinstance(module, LayerNormFp32):
             module.float()
     ids = rows([[2 + number // 46, 2 + number % 46] for number in range(1000)], 2, [])
-    ctx, weights = torch.randn(2, WIDTH), torch.randn(clip.text_projection.shape[-1], dtype=torch.double)
+    ctx, weights = (
+        torch.randn(2, WIDTH),
+        torch.randn(clip.text_projection.shape[-1], dtype=torch.double),
+    )
 
     def gradient(model, dtype):
         own = ctx.to(dtype).requires_grad_()
@@ -153,7 +178,11 @@ def test_layout_is_computed_once_for_each_text_and_again_after_an_edit_in_place(
     prompts = TextPrompts(rows([[2], [3]], 2, []), torch.zeros(2, WIDTH), slots)
     layout = layout_of(prompts)
     assert layout_of(replace(prompts, ctx=torch.ones(2, WIDTH))) is layout
-    for other in ({"ids": prompts.ids.clone()}, {"ctx": torch.zeros(2, 2, WIDTH)}, {"slots": slots.clone()}):
+    for other in (
+        {"ids": prompts.ids.clone()},
+        {"ctx": torch.zeros(2, 2, WIDTH)},
+        {"slots": slots.clone()},
+    ):
         assert layout_of(replace(prompts, **other)) is not layout
     assert layout_of(prompts).packing.prefix == 3  # it is the latest again
     prompts.ids[1, 3] = 2
@@ -177,7 +206,9 @@ def test_text_first_used_in_inference_mode_can_train_later(clip, by_class):
 
 
 def test_cached_layout_keeps_no_tensor_alive():
-    prompts = TextPrompts(rows([[2], [3]], 2, []), torch.zeros(2, WIDTH), torch.tensor([[1, 2], [1, 2]]))
+    prompts = TextPrompts(
+        rows([[2], [3]], 2, []), torch.zeros(2, WIDTH), torch.tensor([[1, 2], [1, 2]])
+    )
     layout = weakref.ref(layout_of(prompts))
     tensors = [weakref.ref(tensor) for tensor in (prompts.ids, prompts.slots, prompts.ctx)]
     del prompts
@@ -187,7 +218,9 @@ def test_cached_layout_keeps_no_tensor_alive():
 
 
 def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):
-    monkeypatch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 14)  # of two images: SOS and vectors, two names and their EOT
+    monkeypatch.setitem(
+        fast.TOKENS_PER_CHUNK, "cpu", 14
+    )  # of two images: SOS and vectors, two names and their EOT
     prompts = TextPrompts(rows([[2], [3]], 2, []), leaf(5, 1, 2, WIDTH))
     clip, images = deepcopy(clip), []
     clip.ln_final.register_forward_pre_hook(lambda norm, x: images.append(len(x[0])))
@@ -198,7 +231,12 @@ def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):
 
 
 @EXAMPLES
-@given(schedule=edits(WIDTH, 0, 2), read=st.sets(st.sampled_from(["prompts", "patches", "local", 0, 2, -1])))
+@given(
+    schedule=edits(WIDTH, 0, 2),
+    read=st.sets(st.sampled_from(["prompts", "patches", "local", 0, 2, -1])),
+)
 def test_images_under_any_schedule(clip, schedule, read):
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)
-    assert_same_forms("encode_image", (clip, images, schedule, sorted(read, key=str)), added(schedule))
+    assert_same_forms(
+        "encode_image", (clip, images, schedule, sorted(read, key=str)), added(schedule)
+    )

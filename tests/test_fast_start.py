@@ -22,8 +22,18 @@ slow = {"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matp
 sys.exit(f"imported: {slow}" if slow else 0)
 """
 STUDIES = ("experiments.demo", "experiments.studies.command", "experiments.studies.reproduce")
-COMMANDS = (*STUDIES, "experiments.comparing", "experiments.random_clip", "inference.inspection.command")
-COMMANDS += ("inference.export", "inference.predict", "inference.serving.command", "experiments.preparing")
+COMMANDS = (
+    *STUDIES,
+    "experiments.comparing",
+    "experiments.random_clip",
+    "inference.inspection.command",
+)
+COMMANDS += (
+    "inference.export",
+    "inference.predict",
+    "inference.serving.command",
+    "experiments.preparing",
+)
 
 
 def quick(module, *calls):
@@ -47,8 +57,14 @@ MISSING = [
     ([], "--trainer is missing: see python train.py --help"),
     (["--trainer", "CoOp"], "--dataset-config-file is missing"),
     (["--trainer", "CoOp", "DATASET.NAME", "EuroSAT"], "--root is missing"),
-    (["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"], "there is no config file configs/nowhere.yaml"),
-    (["--se", "1", "2"], "unrecognized arguments: --se: did you mean --seed?"),  # of two seeds it would take one
+    (
+        ["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"],
+        "there is no config file configs/nowhere.yaml",
+    ),
+    (
+        ["--se", "1", "2"],
+        "unrecognized arguments: --se: did you mean --seed?",
+    ),  # of two seeds it would take one
     (["--a\nb"], "unrecognized arguments: --a\\nb"),
 ]
 
@@ -60,7 +76,13 @@ def test_train_names_what_is_missing_without_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["predict MODEL", "export MODEL --to a", "inspection.command MODEL --output a", "serving.command MODEL"]
+    "command",
+    [
+        "predict MODEL",
+        "export MODEL --to a",
+        "inspection.command MODEL --output a",
+        "serving.command MODEL",
+    ],
 )
 def test_missing_model_is_named_without_torch(command, tmp_path):
     module, *argv = command.replace("MODEL", str(tmp_path / "run")).split()

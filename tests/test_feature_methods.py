@@ -20,7 +20,9 @@ from trainers.base.features import CachedFeatures, Support
 
 pytestmark = pytest.mark.slow
 
-METHODS = {name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)}
+METHODS = {
+    name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)
+}
 TRANSFERRING = [name for name, kind in METHODS.items() if kind.transfers]
 OTHERS = [name for name in METHODS if name not in TRANSFERRING]
 
@@ -32,7 +34,11 @@ def make(eurosat, tiny, tmp_path):
     def make(method, *options, root=eurosat, output="run"):
         section = trainers.methods()[method].section()
         epochs = 1 if issubclass(METHODS.get(method, FeatureTrainer), FittedTrainer) else 2
-        pairs = {"DATASET.NUM_SHOTS": 4, "OPTIM.MAX_EPOCH": epochs, f"TRAINER.{section}.PREC": "fp32"}
+        pairs = {
+            "DATASET.NUM_SHOTS": 4,
+            "OPTIM.MAX_EPOCH": epochs,
+            f"TRAINER.{section}.PREC": "fp32",
+        }
         pairs |= dict(zip(options[::2], options[1::2], strict=True))
         torch.manual_seed(1)
         options = [item for pair in pairs.items() for item in pair]
@@ -43,7 +49,9 @@ def make(eurosat, tiny, tmp_path):
 
 def images_of(trainer):
     dataset = trainer.test_loader.dataset
-    return torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(trainer.device)
+    return torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(
+        trainer.device
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,12 +69,17 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
     second.set_model_mode("eval")
     assert expected.isfinite().all() and torch.equal(second.model_inference(images), expected)
     folder = tmp_path / "run" / first.saved_as
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", f"model.pth.tar-{first.max_epoch}"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint",
+        f"model.pth.tar-{first.max_epoch}",
+    ]
 
 
 @pytest.mark.parametrize("method", ["ProLIP", "RLA"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(method, precision, make, monkeypatch):
+def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(
+    method, precision, make, monkeypatch
+):
     grid = [(1e-8, 1.0), (0.03, 10.0), (0.03, 0.0), (0.03, 0.0), (1e-8, 0.0)]
     monkeypatch.setattr("trainers.prolip.GRID", grid)
     name = f"TRAINER.{method.upper()}"
@@ -86,14 +99,25 @@ def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(method,
     assert len({*right}) > 1 and chosen.correct() == max(right)
     assert differing(prompts, tried[right.index(max(right))][1]) == []
     assert [choice.what for choice in chosen.choices] == [f"{name}.LAMBDA", "OPTIM.LR"]
-    assert (chosen.choices[0].images, chosen.choices[0].test_images) == (24, 0) and tried[0][0].choices == []
+    assert (chosen.choices[0].images, chosen.choices[0].test_images) == (24, 0) and tried[0][
+        0
+    ].choices == []
 
 
 @pytest.mark.parametrize("method", ["ProLIP", "RLA"])
 def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(method, make):
     """All of it in fp16: most of Adam's second moments are 0, and the steps larger than in fp32."""
     name = f"TRAINER.{method.upper()}"
-    options = ["OPTIM.NAME", "adam", "OPTIM.ADAM_EPS", 1e-4, "OPTIM.WEIGHT_DECAY", 0.0, "OPTIM.LR", 1e-5]
+    options = [
+        "OPTIM.NAME",
+        "adam",
+        "OPTIM.ADAM_EPS",
+        1e-4,
+        "OPTIM.WEIGHT_DECAY",
+        0.0,
+        "OPTIM.LR",
+        1e-5,
+    ]
     options += [f"{name}.STEPS", 6, f"{name}.AUGMENT_EPOCH", 2, f"{name}.LAMBDA", 0.25]
     in_fp32 = make(method, *options, output="fp32")
     in_fp32.train()
@@ -115,7 +139,9 @@ def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(m
         schedule.step()
     (found,) = trainer.head.parameters()
     assert found.dtype == torch.float32 and torch.equal(found, learned.float())
-    moved, in_fp32 = ((head.start - next(head.parameters())).norm() for head in (trainer.head, in_fp32.head))
+    moved, in_fp32 = (
+        (head.start - next(head.parameters())).norm() for head in (trainer.head, in_fp32.head)
+    )
     assert moved > 2 * in_fp32
     found.data.fill_(100)
     assert trainer.head.half().squares().isfinite()  # more than fp16 can hold
@@ -147,7 +173,14 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
 
 def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
     """Those of the adaptative variant change after each epoch; a resumed run began with the first ones."""
-    options = "TRAINER.CLAP.CONSTRAINT", "l2_adaptative", "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 3
+    options = (
+        "TRAINER.CLAP.CONSTRAINT",
+        "l2_adaptative",
+        "OPTIM.MAX_EPOCH",
+        6,
+        "TRAIN.CHECKPOINT_FREQ",
+        3,
+    )
     whole = make("CLAP", *options)
     whole.train()
     (tmp_path / "run/adapter/model.pth.tar-6").unlink()
@@ -172,7 +205,9 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
     new.load_model(str(tmp_path / "run"))
     images = images_of(new)
     logits = new.model_inference(images)
-    zero_shot = make("ZeroshotCLIP", "DATASET.SUBSAMPLE_CLASSES", "new", output="zero").model_inference(images)
+    zero_shot = make(
+        "ZeroshotCLIP", "DATASET.SUBSAMPLE_CLASSES", "new", output="zero"
+    ).model_inference(images)
     same = torch.allclose(logits, zero_shot * 100 / new.model.scale, atol=1e-3)
     assert same == method.startswith("Tip")  # no votes for new classes
 
@@ -187,13 +222,17 @@ def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     images, places = images_of(some), [every.class_names.index(name) for name in some.class_names]
     for trainer in (every, some):
         trainer.set_model_mode("eval")
-    torch.testing.assert_close(some.model_inference(images), every.model_inference(images)[:, places])
+    torch.testing.assert_close(
+        some.model_inference(images), every.model_inference(images)[:, places]
+    )
 
 
 def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(make):
     """Features that vary in 8 of 64 dimensions, and by a part of 1e-4 in the others. The expected weights are the
     formula in fp32, in which `pinv` leaves out the small eigenvalues; in double precision it inverted them."""
-    trainer = make("GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 6, "TRAINER.GDA.ALPHA", 1.0)
+    trainer = make(
+        "GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 6, "TRAINER.GDA.ALPHA", 1.0
+    )
     labels = torch.arange(6).repeat(4)
     random = torch.manual_seed(0)
     views = (torch.randn(24, 8, generator=random) @ torch.randn(8, 64, generator=random))[None]
@@ -205,13 +244,19 @@ def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(m
     weights = torch.linalg.pinv(torch.stack(covariances).mean(dim=0)) @ means.T
     biases = -torch.log(torch.tensor(6.0)) - torch.diagonal(means @ weights) / 2
     for found, expected in ((trainer.head.W, weights), (trainer.head.b, biases)):
-        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+        torch.testing.assert_close(
+            found.cpu(), expected, rtol=0, atol=1e-3 * expected.abs().max().item()
+        )
 
 
 def test_gda_of_one_view_of_a_class_is_refused(make):
     trainer = make("GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 2)
     with pytest.raises(UsageError, match="GDA has 6 views of images"):  # a class has no covariance
-        trainer.begin(Support(torch.randn(1, 6, 64, device=trainer.device), torch.arange(6, device=trainer.device)))
+        trainer.begin(
+            Support(
+                torch.randn(1, 6, 64, device=trainer.device), torch.arange(6, device=trainer.device)
+            )
+        )
 
 
 def test_gda_that_keeps_no_views_is_zero_shot_clip_where_classes_are_new(make, tmp_path):
@@ -220,13 +265,17 @@ def test_gda_that_keeps_no_views_is_zero_shot_clip_where_classes_are_new(make, t
     every.load_model(str(tmp_path / "run"))
     images = images_of(every)
     zero_shot = make("ZeroshotCLIP", output="zero").model_inference(images)
-    torch.testing.assert_close(every.model_inference(images), zero_shot * 100 / every.model.scale, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        every.model_inference(images), zero_shot * 100 / every.model.scale, rtol=0, atol=1e-3
+    )
 
 
 def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_before(make):
     found = []
     for seed, workers in ((1, 0), (1, 2), (2, 0)):
-        trainer = make("GDA", "SEED", seed, "DATALOADER.NUM_WORKERS", workers, output=f"{seed}{workers}")
+        trainer = make(
+            "GDA", "SEED", seed, "DATALOADER.NUM_WORKERS", workers, output=f"{seed}{workers}"
+        )
         torch.rand(seed + workers)
         found.append(trainer.features_of(trainer.dm.dataset.test[:5], 3).views)
     assert found[0].shape == (3, 5, 64)
@@ -237,7 +286,9 @@ def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_bef
 
 def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch):
     computed, compute = [], CachedFeatures.compute
-    monkeypatch.setattr(CachedFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1])
+    monkeypatch.setattr(
+        CachedFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1]
+    )
     trained = []
     for output, method in (("first", "TipAdapter"), ("again", "TipAdapter"), ("other", "GDA")):
         trained.append(make(method, "CACHE", str(tmp_path / "cache"), output=output))
@@ -250,8 +301,17 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
     whats = [choice.what for choice in make("TipAdapter").choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
     half = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, output="half")
-    assert [(choice.what, choice.trials) for choice in half.choices] == [(whats[1], 200)]  # of 4,000 cells
-    given = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0, output="given")
+    assert [(choice.what, choice.trials) for choice in half.choices] == [
+        (whats[1], 200)
+    ]  # of 4,000 cells
+    given = make(
+        "TipAdapter",
+        "TRAINER.TIPADAPTER.ALPHA",
+        2.0,
+        "TRAINER.TIPADAPTER.BETA",
+        3.0,
+        output="given",
+    )
     given.dm.dataset._val = None
     assert given.choices == []
     given.train()
@@ -259,7 +319,9 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
     assert (head.alpha.item(), head.beta.item()) == (2, 3)
     lacking = make("GDA", output="lacking")
     lacking.dm.dataset._val = None
-    with pytest.raises(UsageError, match=r"no validation images for the choice of ALPHA: set TRAINER.GDA.ALPHA"):
+    with pytest.raises(
+        UsageError, match=r"no validation images for the choice of ALPHA: set TRAINER.GDA.ALPHA"
+    ):
         lacking.train()
 
 
@@ -283,7 +345,9 @@ def test_batches_of_an_epoch(make):
         found = batch["label"].tolist()
         assert len(found) == size and (sorted(found) == sorted(labels.tolist())) == once
         rows = batch["img"].feature[:, 0].long()
-        assert (rows % 10 % 6).tolist() == found and len((rows // 10).unique()) > 1  # of different views
+        assert (rows % 10 % 6).tolist() == found and len(
+            (rows // 10).unique()
+        ) > 1  # of different views
 
 
 # Features of a trained run
@@ -303,21 +367,29 @@ def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
         coop = make("CoOp", *options, output=f"coop {classes}")
         coop.load_model(str(learned))
         coop.set_model_mode("eval")
-        return make("TipAdapter", *options, "TRAINER.TIPADAPTER.FEATURES_OF", str(learned), output=classes), coop
+        return make(
+            "TipAdapter", *options, "TRAINER.TIPADAPTER.FEATURES_OF", str(learned), output=classes
+        ), coop
 
     head, coop = both("base")
     assert head.model.base.towers is TOWERS["plain"]
     images = images_of(head)
     output = coop.model.output(images)
     assert torch.allclose(head.model.class_texts, output.text, atol=1e-6)
-    assert not head.model.base.training and not any(each.requires_grad for each in head.model.base.parameters())
+    assert not head.model.base.training and not any(
+        each.requires_grad for each in head.model.base.parameters()
+    )
     head.train()
     head.head.alpha.zero_()
     assert torch.allclose(head.model_inference(images), output.logits, atol=1e-3)
     head, coop = both("new")
     head.load_model(str(tmp_path / "base"))
-    assert torch.allclose(*(method.model_inference(images_of(head)) for method in (head, coop)), atol=1e-3)
-    assert {tensor.device.type for tensor in head.model.to("meta").base.state_dict().values()} == {"meta"}
+    assert torch.allclose(
+        *(method.model_inference(images_of(head)) for method in (head, coop)), atol=1e-3
+    )
+    assert {tensor.device.type for tensor in head.model.to("meta").base.state_dict().values()} == {
+        "meta"
+    }
 
 
 def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_path):
@@ -326,24 +398,39 @@ def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_pa
     make("CLIPAdapter", *options, "TRAIN.CHECKPOINT_FREQ", 1, output="head").train()
     shutil.rmtree(learned)
     make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", 0.5, output="coop").train()
-    with pytest.raises(UsageError, match="on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"):
+    with pytest.raises(
+        UsageError, match="on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"
+    ):
         make("CLIPAdapter", *options, output="test").load_model(str(tmp_path / "head"))
     (tmp_path / "head/clip_adapter/model.pth.tar-2").unlink()
     (tmp_path / "head/clip_adapter/checkpoint").write_text("model.pth.tar-1\n")
-    with pytest.raises(UsageError, match="the run to resume has a head on the features of another run"):
+    with pytest.raises(
+        UsageError, match="the run to resume has a head on the features of another run"
+    ):
         make("CLIPAdapter", *options, output="head").train()
 
 
-def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(make, learned, tmp_path):
+def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(
+    make, learned, tmp_path
+):
     (tmp_path / "4 shots").symlink_to(learned)
-    options = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.FEATURES_OF", f"{tmp_path}/{{shots}} shots"]
+    options = [
+        "DATASET.SUBSAMPLE_CLASSES",
+        "base",
+        "TRAINER.GDA.FEATURES_OF",
+        f"{tmp_path}/{{shots}} shots",
+    ]
     trainer = make("GDA", *options)
     trainer.train()
     checkpoint = torch.load(tmp_path / "run/gda/model.pth.tar-1", weights_only=False)
     backbone = trainer.cfg.MODEL.BACKBONE.NAME
-    classifier = PromptedClassifier(describe(trainer.cfg, checkpoint, {"shots": 4}), checkpoint, "run", backbone)
+    classifier = PromptedClassifier(
+        describe(trainer.cfg, checkpoint, {"shots": 4}), checkpoint, "run", backbone
+    )
     images = images_of(trainer)
-    assert torch.allclose(classifier.logits(images), trainer.model_inference(images).cpu(), atol=1e-4)
+    assert torch.allclose(
+        classifier.logits(images), trainer.model_inference(images).cpu(), atol=1e-4
+    )
     with pytest.raises(UsageError, match="needs the features of the run"):
         classifier.save(tmp_path)
     assert not (tmp_path / "config.json").exists()
@@ -352,7 +439,9 @@ def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(
 def test_residuals_of_a_start_are_added_to_the_texts_of_the_run(make, tmp_path):
     make("TaskRes", output="start").train()
     (file,) = (tmp_path / "start").glob("*/model.pth.tar-2")
-    head = make("TaskRes", "MODEL.INIT_WEIGHTS", str(file), "DATASET.TEMPLATE", "a bad photo of a {}.").head
+    head = make(
+        "TaskRes", "MODEL.INIT_WEIGHTS", str(file), "DATASET.TEMPLATE", "a bad photo of a {}."
+    ).head
     own = make("TaskRes", "DATASET.TEMPLATE", "a bad photo of a {}.", output="own").head
     start = torch.load(file, weights_only=True)["state_dict"]
     assert torch.equal(head.base_text_features, own.base_text_features)

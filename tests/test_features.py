@@ -23,7 +23,9 @@ TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
 ALL = {"ZeroshotCLIP", "LinearProbe", *METHODS}
 
 
-@pytest.mark.parametrize("method", thorough_but(("CoOp", "CoCoOp", "MPL", "UPT", "CLIPLoRA"), sorted(ALL)))
+@pytest.mark.parametrize(
+    "method", thorough_but(("CoOp", "CoCoOp", "MPL", "UPT", "CLIPLoRA"), sorted(ALL))
+)
 def test_methods_without_vision_prompts_read_each_image_once(method, cached, deep, work, kept):
     computed = values(cached(method, *OFF, backbone=deep))
     assert torch.equal(values(cached(method, backbone=deep)), computed)
@@ -54,7 +56,9 @@ class Flipped(PromptedCLIP):
 @pytest.fixture
 def mine(monkeypatch):
     """`mine(own)` registers CoOp with these attributes as the method "Mine"."""
-    return lambda own: monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Mine", type("Mine", (CoOp,), own))
+    return lambda own: monkeypatch.setitem(
+        TRAINER_REGISTRY._obj_map, "Mine", type("Mine", (CoOp,), own)
+    )
 
 
 DEPTHS = ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0, "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 2]
@@ -81,7 +85,11 @@ def test_method_has_its_own_features_if_it_reads_images_itself(case, cached, wor
 @pytest.mark.parametrize(
     "own",
     [
-        {"model_inference": lambda self, images: PromptTrainer.model_inference(self, images.flip(-1))},
+        {
+            "model_inference": lambda self, images: PromptTrainer.model_inference(
+                self, images.flip(-1)
+            )
+        },
         {"parse_batch_test": lambda self, batch: (batch["img"].flip(-1), batch["label"])},
     ],
 )
@@ -100,7 +108,9 @@ def test_training_is_the_same_when_each_epoch_is_validated(cached):
     """A loader that does not run also draws its number from the random generator."""
     learned = []
     for output, cache in (("a", OFF), ("b", ()), ("c", ())):
-        trainer = cached("CoOp", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, *cache, output=output)
+        trainer = cached(
+            "CoOp", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, *cache, output=output
+        )
         trainer.train()
         learned.append(prompts_of(trainer))
     assert differing(*learned[:2]) == differing(*learned[1:]) == []

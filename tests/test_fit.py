@@ -63,22 +63,46 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
 ):
     encoded = []
     original = Features.encode
-    monkeypatch.setattr(Features, "encode", lambda self, x: encoded.append(len(x)) or original(self, x))
+    monkeypatch.setattr(
+        Features, "encode", lambda self, x: encoded.append(len(x)) or original(self, x)
+    )
     names = sorted(folder.name for folder in photos.iterdir())
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--seed", random_seed, "--max-error", 95, *QUICK]
+    line = [
+        photos,
+        "--to",
+        tmp_path / "model",
+        "--backbone",
+        tiny,
+        "--seed",
+        random_seed,
+        "--max-error",
+        95,
+        *QUICK,
+    ]
     assert command(fit, *line).status == 0
     first = read(tmp_path / "model")
     assert sum(encoded) == 48
-    assert first["finished"] and len(first["images"]) == 48 and first["estimate"]["low"] < first["estimate"]["high"]
+    assert (
+        first["finished"]
+        and len(first["images"]) == 48
+        and first["estimate"]["low"] < first["estimate"]["high"]
+    )
     classifier = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert classifier.class_names == [name.replace("_", " ") for name in names]
     assert classifier.calibration.images == 48
     held = sha256_of_images((checksum(file), file.parent.name) for file in photos.glob("*/*"))
     assert classifier.calibration.sha256 == held  # as tools/calibrate.py says it
-    made = {**source(), "seed": random_seed, "device": classifier.device.type, "date": first["made"]["date"]}
+    made = {
+        **source(),
+        "seed": random_seed,
+        "device": classifier.device.type,
+        "date": first["made"]["date"],
+    }
     assert first["made"] == made and classifier.description.training.items() >= made.items()
     before = first["estimate"]["cross_validated"]
-    gain = choice.gain(before, first["zero_shot"], 8 * 4 / 5)  # of a doubling; here four folds learn
+    gain = choice.gain(
+        before, first["zero_shot"], 8 * 4 / 5
+    )  # of a doubling; here four folds learn
     assert first["estimate"]["accuracy"] == pytest.approx(min(100, before + np.log2(5 / 4) * gain))
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)
@@ -93,7 +117,9 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
 
 def test_heads_learn_with_one_thread(tiny, monkeypatch):
     heads, seen = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"])), []
-    monkeypatch.setattr("experiments.fit.heads.learned", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(
+        "experiments.fit.heads.learned", lambda *_: seen.append(torch.get_num_threads())
+    )
     monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     heads.fit(Candidate("RLA"), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]))
@@ -101,15 +127,34 @@ def test_heads_learn_with_one_thread(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("error", ["0.05", "5", "5%"])
-def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(error, command, photos, tiny, tmp_path):
+def test_fit_says_how_clip_reads_joined_names_and_what_an_error_is(
+    error, command, photos, tiny, tmp_path
+):
     (photos / "0").rename(photos / "AnnualCrop")
-    line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "--methods", "None", "--max-error", error]
+    line = [
+        photos,
+        "--to",
+        tmp_path / "model",
+        "--backbone",
+        tiny,
+        "--methods",
+        "None",
+        "--max-error",
+        error,
+    ]
     done = command(fit, *line)
-    assert done.status == 2 and "--max-error: at most 5% of the answers may be wrong" in done.printed
-    assert "CLIP reads 'annualcrop': names like 'Annual Crop' may give better results\n" in done.printed
+    assert (
+        done.status == 2 and "--max-error: at most 5% of the answers may be wrong" in done.printed
+    )
+    assert (
+        "CLIP reads 'annualcrop': names like 'Annual Crop' may give better results\n"
+        in done.printed
+    )
 
 
-def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(command, photos, tiny, tmp_path, monkeypatch):
+def test_images_that_change_while_fit_starts_are_left_out_and_not_kept(
+    command, photos, tiny, tmp_path, monkeypatch
+):
     one, other, *_ = (min(folder.iterdir()) for folder in sorted(photos.iterdir()))
 
     def exchange():
@@ -151,7 +196,9 @@ def test_a_model_that_is_gone_or_changed_is_fitted_again(command, photos, tiny, 
     assert "is gone or was changed" in command(fit, *line).printed
     again = (tmp_path / "model" / file).read_bytes()
     if file == "config.json":
-        again, before[file] = (without_date(json.loads(content)["training"]) for content in (again, before[file]))
+        again, before[file] = (
+            without_date(json.loads(content)["training"]) for content in (again, before[file])
+        )
     assert again == before[file]
     (tmp_path / "model/calibration.json").unlink()  # tools/calibrate.py replaces it
     assert "Already done" in command(fit, *line).printed
@@ -184,16 +231,28 @@ def test_what_a_folder_holds_and_is_not_read_is_named(photos, tmp_path, capsys, 
     (third / "link").symlink_to(tmp_path / "linked")
     (tmp_path / "linked/back").symlink_to(third)  # searched once
     found = find(photos)
-    assert len(found) == count + 3 and {Path(photo.path).name for photo in found} >= {"b.GIF", "c.jfif", "f.jpg"}
+    assert len(found) == count + 3 and {Path(photo.path).name for photo in found} >= {
+        "b.GIF",
+        "c.jfif",
+        "f.jpg",
+    }
     printed = capsys.readouterr().out
-    assert f"no images in {photos}/raw, but 3 .cr2\n" in printed and f"{photos}/none, but no files\n" in printed
-    assert "files that are not images: 3 .cr2, 1 .heic, 1 .txt, 1 without an ending; `pip install" in printed
+    assert (
+        f"no images in {photos}/raw, but 3 .cr2\n" in printed
+        and f"{photos}/none, but no files\n" in printed
+    )
+    assert (
+        "files that are not images: 3 .cr2, 1 .heic, 1 .txt, 1 without an ending; `pip install"
+        in printed
+    )
     paths = {str(file) for file in find_images([photos])}
     assert paths == {photo.path for photo in found}
 
     parts = tmp_path / "parts"
     for part in ("train", "test"):
-        shutil.copytree(photos, parts / part, ignore=shutil.ignore_patterns("raw", "none", "link", second.name))
+        shutil.copytree(
+            photos, parts / part, ignore=shutil.ignore_patterns("raw", "none", "link", second.name)
+        )
     shutil.move(photos, parts / "more")
     assert {photo.label for photo in find(parts)}.isdisjoint({"more", second.name})
     assert "Left out: 1 folders beside train, such as more" in capsys.readouterr().out
@@ -222,7 +281,9 @@ def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
             reading()
 
 
-def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path, monkeypatch, random_seed):
+def test_a_killed_fit_goes_on_to_the_same_result(
+    command, photos, tiny, tmp_path, monkeypatch, random_seed
+):
     monkeypatch.setattr(features, "PART", 8)  # images that are kept together
     line = [photos, "--backbone", tiny, "--methods", "GDA", "--to"]
     steps, left = [], [0]  # until the interrupt
@@ -242,7 +303,9 @@ def test_a_killed_fit_goes_on_to_the_same_result(command, photos, tiny, tmp_path
     trainings = steps.count(Heads)
     steps.clear()
     assert command(fit, *line, tmp_path / "again").status == 0
-    assert steps.count(Heads) <= trainings - 3 * 10  # GDA's three, ten folds: what was held out is kept
+    assert (
+        steps.count(Heads) <= trainings - 3 * 10
+    )  # GDA's three, ten folds: what was held out is kept
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     steps.clear()
     assert command(fit, *line, tmp_path / "whole again").status == 0
@@ -268,22 +331,31 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command,
     seen = 3 * torch.randn(12, 64, generator=chance)
     labels = torch.arange(12) % 3
     members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in LINEAR]
-    expected = sum(weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members).detach()
+    expected = sum(
+        weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members
+    ).detach()
     ensemble = heads.classifier(members, seen, labels, {})
     with torch.no_grad():
         found = ensemble.model_for()(CachedOutput(heads.inputs("Linear", seen[:5])))
     assert {one.method for one, _ in members} == set(LINEAR)
     np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
     settings = ensemble.description.settings
-    assert ensemble.method == "Linear" and [*settings["WEIGHTS"]] == [weight for _, weight in members]
+    assert ensemble.method == "Linear" and [*settings["WEIGHTS"]] == [
+        weight for _, weight in members
+    ]
     assert [*settings["MEMBERS"]] == [one.name for one, _ in members]
     (tmp_path / "model").mkdir()
     ensemble.save(tmp_path / "model")
     image = next(eurosat.glob("eurosat/2750/*/*"))
     loaded = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
     assert torch.allclose(loaded.logits([image]), ensemble.logits([image]), rtol=1e-4)
-    assert "Linear" in command(predict, tmp_path / "model", image, "--backbone", tiny, "--csv").printed
-    assert command(export, tmp_path / "model", "--to", tmp_path / "out", "--backbone", tiny).status == 0
+    assert (
+        "Linear" in command(predict, tmp_path / "model", image, "--backbone", tiny, "--csv").printed
+    )
+    assert (
+        command(export, tmp_path / "model", "--to", tmp_path / "out", "--backbone", tiny).status
+        == 0
+    )
     card = (tmp_path / "out/README.md").read_text()
     assert "# Linear for" in card and "CLAP LR 0" in card and "LPPlusPlus for" not in card
     assert "a cat" not in card  # the model refuses other class names
@@ -293,7 +365,9 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command,
 
 def test_a_configuration_is_made_once_and_never_changes():
     one = settings_of(Candidate("RLA"))
-    assert one is settings_of(Candidate("RLA")) and one is not settings_of(Candidate("RLA", {"STEPS": 7}))
+    assert one is settings_of(Candidate("RLA")) and one is not settings_of(
+        Candidate("RLA", {"STEPS": 7})
+    )
     with pytest.raises(AttributeError, match="immutable"):
         one.TRAINER.RLA.STEPS = 8
 
@@ -302,14 +376,28 @@ def test_a_configuration_is_made_once_and_never_changes():
 def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
     labels = torch.arange(24) % 3
-    features = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    features = (
+        torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    )
     pictures = [Photo(str(place), heads.names[label]) for place, label in enumerate(labels)]
     found = Found(pictures, heads.names)
     candidates = [one for one in CANDIDATES if one.method in methods]
-    decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None, prior="folder"))
+    decide(
+        found,
+        heads,
+        candidates,
+        features,
+        labels,
+        Namespace(seed=1, max_error=None, prior="folder"),
+    )
     held = choice.folds(labels.numpy(), np.arange(len(labels)), 1)
-    scales = {one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen}
-    logits = sum(weight * scales[one] * heads.held_out(one, features, labels, held) for one, weight in found.chosen)
+    scales = {
+        one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
+    }
+    logits = sum(
+        weight * scales[one] * heads.held_out(one, features, labels, held)
+        for one, weight in found.chosen
+    )
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     assert found.chosen == [(candidates[0], 1.0)] or len(methods) > 1
 
@@ -345,7 +433,9 @@ def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
         assert 0 < towers.seconds(candidate, np.arange(len(files)) % 2) < 600
 
 
-def test_trained_methods_and_sentences_are_candidates(command, photos, tiny, tmp_path, monkeypatch, few_steps):
+def test_trained_methods_and_sentences_are_candidates(
+    command, photos, tiny, tmp_path, monkeypatch, few_steps
+):
     sentences = tmp_path / "sentences.json"
     sentences.write_text(json.dumps({"0": ["a {} thing", "fire"]}))
     fits, original = [], Towers.fit
@@ -358,7 +448,18 @@ def test_trained_methods_and_sentences_are_candidates(command, photos, tiny, tmp
 
     monkeypatch.setattr(Towers, "fit", fit_or_stop)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    line = [photos, "--backbone", tiny, "--methods", "KgCoOp", "TaskRes", "--minutes", 60, "--device", "cpu"]
+    line = [
+        photos,
+        "--backbone",
+        tiny,
+        "--methods",
+        "KgCoOp",
+        "TaskRes",
+        "--minutes",
+        60,
+        "--device",
+        "cpu",
+    ]
     line += ["--sentences", sentences, "--to", tmp_path / "model"]
     assert command(fit, *line).status == 130
     assert command(fit, *line).status == 0
@@ -383,12 +484,19 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         logits[0] = 0
         scores = [choice.right(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
-        chosen = choice.nested(logits, Sample.of(labels), held, lambda inside: dict.fromkeys(range(20), 0.05))
+        chosen = choice.nested(
+            logits, Sample.of(labels), held, lambda inside: dict.fromkeys(range(20), 0.05)
+        )
         outside.append(choice.right(chosen, labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
-    certain = np.eye(4)[labels][None, None] * [[[[0]]], [[[9]]]]  # zero-shot guesses, the other knows
+    certain = np.eye(4)[labels][None, None] * [
+        [[[0]]],
+        [[[9]]],
+    ]  # zero-shot guesses, the other knows
     assert choice.choose(certain, Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [1]
-    assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [0]
+    assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[
+        0
+    ].tolist() == [0]
 
 
 @pytest.mark.parametrize("rival", ["zero-shot CLIP", "the ensemble"])
@@ -408,7 +516,9 @@ def test_a_winner_must_lead_by_more_than_a_standard_error(rival):
         logits[:, 0, np.arange(60), labels] = of_candidates
         factors = choice.inverse_temperatures(logits, sample)
         default = {0: 0.0, 1: 1.0}  # the last candidate of two, and the second of three
-        ensemble = choice.losses(choice.combine(choice.stack(logits, sample, default), logits), labels)
+        ensemble = choice.losses(
+            choice.combine(choice.stack(logits, sample, default), logits), labels
+        )
         last, first = (choice.losses(factors[place] * logits[place], labels) for place in (-1, 0))
         lead = sample.in_errors(first - ensemble if rival == "zero-shot CLIP" else ensemble - last)
         taken = choice.choose(logits, sample, default)[-1] > 0
@@ -421,7 +531,9 @@ def test_a_winner_must_lead_by_more_than_a_standard_error(rival):
 def test_logits_of_fewer_images_count_as_much(tiny):
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
     labels = torch.arange(12) % 3
-    features = torch.randn(12, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    features = (
+        torch.randn(12, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    )
     held = np.arange(12)[None] // 6
     candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
     found = heads.held_out(candidate, features, labels, held)
@@ -455,12 +567,26 @@ def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
 
 def test_images_that_mislead_zero_shot_clip_take_heads_that_go_far_from_it():
     defaults = [members(CANDIDATES, excess) for excess in (4, 5)]
-    near, far = ({CANDIDATES[place]: weight for place, weight in weights.items()} for weights in defaults)
+    near, far = (
+        {CANDIDATES[place]: weight for place, weight in weights.items()} for weights in defaults
+    )
     assert [sum(weights.values()) for weights in (near, far)] == pytest.approx([1, 1])
     assert near[CANDIDATES[0]] == 0.25 and far[CANDIDATES[0]] == 0
-    assert {one.method for one, weight in near.items() if weight} == {"ZeroshotCLIP", "CLAP", "ZSLP", "TaskRes"}
-    assert {one.training.get("LR") for one, weight in far.items() if weight and one.method != "TaskRes"} == {1.0, None}
-    assert {one.method for one, weight in far.items() if weight} == {"CLAP", "ZSLP", "TaskRes", "SSText"}
+    assert {one.method for one, weight in near.items() if weight} == {
+        "ZeroshotCLIP",
+        "CLAP",
+        "ZSLP",
+        "TaskRes",
+    }
+    assert {
+        one.training.get("LR") for one, weight in far.items() if weight and one.method != "TaskRes"
+    } == {1.0, None}
+    assert {one.method for one, weight in far.items() if weight} == {
+        "CLAP",
+        "ZSLP",
+        "TaskRes",
+        "SSText",
+    }
     assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
 
 
@@ -470,11 +596,17 @@ def test_the_estimate_adds_what_more_images_gain():
     sample = Sample.of(labels)
     known = choice.estimate(logits, sample, 5, 80.0, 20)
     assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
-    assert choice.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(80 + np.log2(5 / 4) * 40 / 6)
-    assert choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
+    assert choice.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(
+        80 + np.log2(5 / 4) * 40 / 6
+    )
+    assert (
+        choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
+    )
 
 
-def test_heads_that_take_too_long_are_left_out_also_after_a_kill(command, photos, tiny, tmp_path, monkeypatch):
+def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
+    command, photos, tiny, tmp_path, monkeypatch
+):
     """Each look at the clock is a minute later. The chosen head is then trained without a limit."""
     monkeypatch.setattr(heads_module, "SETTLED", 0)
     now = [0.0]
@@ -483,7 +615,18 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(command, photos
         now[0] += 60
         return now[0]
 
-    line = [photos, "--backbone", tiny, "--methods", "GDA", "CLAP", "--minutes", 60, "--to", tmp_path / "model"]
+    line = [
+        photos,
+        "--backbone",
+        tiny,
+        "--methods",
+        "GDA",
+        "CLAP",
+        "--minutes",
+        60,
+        "--to",
+        tmp_path / "model",
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(heads_module, "time", SimpleNamespace(monotonic=later))
         patch.setattr(story, "time", SimpleNamespace(monotonic=lambda: 0.0))
@@ -492,7 +635,11 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(command, photos
     plan = read(tmp_path / "model")["plan"]["too_long"]
     assert "raise --minutes" in plan["CLAP LR 0.1"]
     assert command(fit, *line).status == 0
-    faults = {row["name"]: row["fault"] for row in read(tmp_path / "model")["candidates"] if "fault" in row}
+    faults = {
+        row["name"]: row["fault"]
+        for row in read(tmp_path / "model")["candidates"]
+        if "fault" in row
+    }
     assert faults["CLAP LR 0.1"].startswith(plan["CLAP LR 0.1"].split(":")[0])
 
 
@@ -501,16 +648,32 @@ def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
     monkeypatch.setattr(story, "EXACT", 1)  # and in single precision
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
     labels = torch.arange(120) % 3
-    features = torch.randn(120, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    features = (
+        torch.randn(120, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    )
     scenes = (torch.arange(120) // 6 * 3 + labels).tolist()
-    photos = [Photo(str(place), heads.names[place % 3], scene=scene) for place, scene in enumerate(scenes)]
+    photos = [
+        Photo(str(place), heads.names[place % 3], scene=scene) for place, scene in enumerate(scenes)
+    ]
     found = Found(photos, heads.names)
     candidates = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "GDA")]
-    decide(found, heads, candidates, features, labels, Namespace(seed=1, max_error=None, prior="folder"))
+    decide(
+        found,
+        heads,
+        candidates,
+        features,
+        labels,
+        Namespace(seed=1, max_error=None, prior="folder"),
+    )
     room = 1000 // (2 * 3 * 5)
     assert 10 < len(found.held) <= room and found.logits.dtype == np.float32
     assert any("choose and estimate" in note for note in found.notes)
-    assert [round(number) for number, _ in found.curve] == [0, 4, 8, 16]  # of all 20, not of those that are kept
+    assert [round(number) for number, _ in found.curve] == [
+        0,
+        4,
+        8,
+        16,
+    ]  # of all 20, not of those that are kept
     scenes = [scenes[place] for place in found.held]
     assert all(scenes.count(scene) == 2 for scene in scenes)
 
@@ -531,20 +694,39 @@ def spoil(photos, kind):
         return photos.parent / "all", "1 class"
     table = photos / "table.csv"
     rows = "path,label\nmissing.jpg,red\nmissing.jpg,blue\n"
-    texts = {"columns": "file,class\n", "quote": 'path,label\nmissing.jpg,"red\n', "long": rows + "x" * 200_000}
+    texts = {
+        "columns": "file,class\n",
+        "quote": 'path,label\nmissing.jpg,"red\n',
+        "long": rows + "x" * 200_000,
+    }
     table.write_text(texts.get(kind, rows))
     words = {"columns": "file, class", "quote": "after line 1 ", "long": "after line 3 "}
     return table, words.get(kind, "missing.jpg")
 
 
-SPOILED = ["empty", "one class", "nested", "columns", "missing", "quote", "long", "device", "sentences"]
+SPOILED = [
+    "empty",
+    "one class",
+    "nested",
+    "columns",
+    "missing",
+    "quote",
+    "long",
+    "device",
+    "sentences",
+]
 
 
 @pytest.mark.parametrize("kind", SPOILED)
 def test_what_cannot_work_is_one_line(command, photos, tiny, tmp_path, kind):
-    options = {"device": ["--device", "tpu"], "sentences": ["--sentences", photos / "none.json"]}.get(kind, [])
+    options = {
+        "device": ["--device", "tpu"],
+        "sentences": ["--sentences", photos / "none.json"],
+    }.get(kind, [])
     place, word = (photos, str(options[1])) if options else spoil(photos, kind)
-    assert word in command(fit, place, "--to", tmp_path / "model", "--backbone", tiny, *options).error
+    assert (
+        word in command(fit, place, "--to", tmp_path / "model", "--backbone", tiny, *options).error
+    )
     assert not (tmp_path / "model").exists()
 
 
@@ -570,7 +752,10 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     assert done.status == 0, done.errors
     record, printed = read(tmp_path / "model"), done.printed
     assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == broken
-    assert all(file in fault for file, fault in record["damaged"].items()) and "two words" in record["names"]
+    assert (
+        all(file in fault for file, fault in record["damaged"].items())
+        and "two words" in record["names"]
+    )
     loops[1].unlink()
     assert f"Left out: {loops[1]} is a link that leads nowhere" in printed
     for word in ("two classes", "copies", third.name.replace("_", " ")):
@@ -579,7 +764,14 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     for folder in photos.iterdir():
         for file in sorted(folder.iterdir())[:-1]:
             file.unlink()
-    assert command(fit, photos, "--to", tmp_path / "single", "--backbone", tiny, "--test", photos).status == 0
-    assert read(tmp_path / "single")["estimate"] is None and read(tmp_path / "single")["test"] is None
+    assert (
+        command(
+            fit, photos, "--to", tmp_path / "single", "--backbone", tiny, "--test", photos
+        ).status
+        == 0
+    )
+    assert (
+        read(tmp_path / "single")["estimate"] is None and read(tmp_path / "single")["test"] is None
+    )
     below_file = tmp_path / "single/fit.json/model"
     assert "another --to" in command(fit, photos, "--to", below_file, "--backbone", tiny).error

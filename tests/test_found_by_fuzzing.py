@@ -28,24 +28,44 @@ def one_line(command, launch, prepare):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("cmat.pt", "file"), ("MultiModalPromptLearner", "folder"), ("tests.jsonl", "pipe"), ("partial_test", "pipe")],
+    [
+        ("cmat.pt", "file"),
+        ("MultiModalPromptLearner", "folder"),
+        ("tests.jsonl", "pipe"),
+        ("partial_test", "pipe"),
+    ],
 )
-def test_run_does_not_write_through_links_or_wait_for_pipes(name, kind, one_line, eurosat, tiny, tmp_path):
+def test_run_does_not_write_through_links_or_wait_for_pipes(
+    name, kind, one_line, eurosat, tiny, tmp_path
+):
     """A confusion matrix was written elsewhere, and a pipe named tests.jsonl or partial_test was waited for."""
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     target = {"folder": tmp_path / "elsewhere", "file": tmp_path / "elsewhere/file"}
     path = tmp_path / "out" / name
     os.mkfifo(path) if kind == "pipe" else path.symlink_to(target[kind])
-    one_line("train", arguments(eurosat, tiny, tmp_path / "out", "TEST.COMPUTE_CMAT", True), str(path))
+    one_line(
+        "train", arguments(eurosat, tiny, tmp_path / "out", "TEST.COMPUTE_CMAT", True), str(path)
+    )
     assert name in os.listdir(tmp_path / "out") and not any((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize(("link", "action"), [("base2new", "tables"), ("studies", "tables"), ("trials", "status")])
+@pytest.mark.parametrize(
+    ("link", "action"), [("base2new", "tables"), ("studies", "tables"), ("trials", "status")]
+)
 def test_study_does_not_read_or_write_through_a_link(link, action, one_line, tmp_path):
     """Whoever gives away the folder of a study could have files written elsewhere."""
-    study = {"trainers": {"CoOp": "small"}, "datasets": ["small_land"], "seeds": [1], "output": str(tmp_path / "out")}
-    study |= {"choose": {"by": "few-shot validation", "keys": {"OPTIM.LR": [0.1, 0.2]}}} if link == "trials" else {}
+    study = {
+        "trainers": {"CoOp": "small"},
+        "datasets": ["small_land"],
+        "seeds": [1],
+        "output": str(tmp_path / "out"),
+    }
+    study |= (
+        {"choose": {"by": "few-shot validation", "keys": {"OPTIM.LR": [0.1, 0.2]}}}
+        if link == "trials"
+        else {}
+    )
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     for run in load(tmp_path / "study.yaml").runs() if link != "trials" else ():
         finish(run, 50.0)
@@ -60,8 +80,12 @@ def test_study_does_not_read_or_write_through_a_link(link, action, one_line, tmp
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("kind", "name"), [("link", ""), ("link", "EuroSAT.zip.partial"), ("pipe", "unpacked")])
-def test_preparation_does_not_write_through_links_or_wait_for_pipes(kind, name, one_line, publish, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name"), [("link", ""), ("link", "EuroSAT.zip.partial"), ("pipe", "unpacked")]
+)
+def test_preparation_does_not_write_through_links_or_wait_for_pipes(
+    kind, name, one_line, publish, tmp_path
+):
     publish("eurosat")
     path = tmp_path / "data/eurosat/.preparing" / name
     path.parent.mkdir(parents=True)

@@ -31,7 +31,17 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from published import change_file, packed
 from safetensors.torch import save_file
-from strangers import CONFIG, FORMS, OPEN_CLIP, OPTIONS, TOKENS, change, fill_hub, strange, write_stranger
+from strangers import (
+    CONFIG,
+    FORMS,
+    OPEN_CLIP,
+    OPTIONS,
+    TOKENS,
+    change,
+    fill_hub,
+    strange,
+    write_stranger,
+)
 from trees import build_tree
 
 from common.names import CONTROL
@@ -39,21 +49,59 @@ from datasets.preparing.sources import downloadable
 from experiments.configuration import extend_cfg, flatten
 from experiments.session import run_command
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"),
+]
 
-PROGRAMS = {"predict": "inference.predict", "study": "experiments.studies.command", "base2new": "experiments.results"}
-PROGRAMS |= {"compare": "experiments.comparing", "export": "inference.export", "prepare": "experiments.preparing"}
+PROGRAMS = {
+    "predict": "inference.predict",
+    "study": "experiments.studies.command",
+    "base2new": "experiments.results",
+}
+PROGRAMS |= {
+    "compare": "experiments.comparing",
+    "export": "inference.export",
+    "prepare": "experiments.preparing",
+}
 SECONDS, MEGABYTES = 20, 2000  # of one input
-QUICK = ("OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.WARMUP_EPOCH", 1)
+QUICK = (
+    "OPTIM.MAX_EPOCH",
+    2,
+    "DATASET.NUM_SHOTS",
+    1,
+    "DATALOADER.TRAIN_X.BATCH_SIZE",
+    4,
+    "OPTIM.WARMUP_EPOCH",
+    1,
+)
 SPLIT = "data/eurosat/split_zhou_EuroSAT.json"
-STUDY = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
+STUDY = {
+    "trainers": {"ZeroshotCLIP": "small"},
+    "datasets": ["eurosat"],
+    "seeds": [1],
+    "output": "studied",
+}
 STUDY |= {"protocols": ["base2new"], "backbone": "small", "root": "data", "shots": [1, 2]}
 
 
 def train(*pairs, options=(), trainer="CoOp", output="out") -> list[str]:
     """A command line of train.py in the folder of a case."""
-    how = {"options": ["--config-file", "method.yaml", "--dataset-config-file", "dataset.yaml", *options]}
-    return ["train", *arguments("data", "tiny.pt", output, *QUICK, *pairs, trainer=trainer, config="small", **how)]
+    how = {
+        "options": [
+            "--config-file",
+            "method.yaml",
+            "--dataset-config-file",
+            "dataset.yaml",
+            *options,
+        ]
+    }
+    return [
+        "train",
+        *arguments(
+            "data", "tiny.pt", output, *QUICK, *pairs, trainer=trainer, config="small", **how
+        ),
+    ]
 
 
 ZERO = train(trainer="ZeroshotCLIP", options=["--no-train"])
@@ -77,20 +125,32 @@ READERS: dict[str, tuple[str, list[str]]] = {
     "name of the checkpoint": (POINTER, EVALUATED),
     "settings of a run, resumed": ("cut/config.yaml", RESUMED),
     "results, compared": ("run/results.json", ["base2new", "run", "run"]),
-    "list of tests": ("run/tests.jsonl", train(output="run", options=["--eval-only", "--model-dir", "run"])),
+    "list of tests": (
+        "run/tests.jsonl",
+        train(output="run", options=["--eval-only", "--model-dir", "run"]),
+    ),
     "log of a run": ("cut/log.txt", RESUMED),
     "log, parsed": ("logs/seed1/log.txt", ["parse_test_res", "logs", "--test-log"]),
     "predictions, compared": ("run/predictions.npz", ["compare", "run", "other"]),
     "split": (SPLIT, train(options=["--no-train"])),
     "image, tested": ("data/eurosat/2750/0/test_0.png", train(trainer="ZeroshotCLIP")),
-    "image, checked": ("data/eurosat/2750/0/test_0.png", ["prepare", "--check", "eurosat", "--root", "data"]),
+    "image, checked": (
+        "data/eurosat/2750/0/test_0.png",
+        ["prepare", "--check", "eurosat", "--root", "data"],
+    ),
     "few-shot pickle": ("few.pkl", [*FEW, "few.pkl"]),
     "few-shot list": ("few_train.jsonl", [*FEW, "few_train.jsonl"]),
     "exported settings": ("exported/config.json", [*EXPORTED, "image.png", "--csv"]),
     "exported prompts": ("exported/prompts.safetensors", [*EXPORTED, "image.png", "--json"]),
-    "class names": ("names.txt", ["predict", "--backbone", "tiny.pt", "image.png", "--classes-file", "names.txt"]),
+    "class names": (
+        "names.txt",
+        ["predict", "--backbone", "tiny.pt", "image.png", "--classes-file", "names.txt"],
+    ),
     "backbone": ("tiny.pt", ZERO),
-    "backbone, safetensors": ("tiny.safetensors", [word.replace("tiny.pt", "tiny.safetensors") for word in ZERO]),
+    "backbone, safetensors": (
+        "tiny.safetensors",
+        [word.replace("tiny.pt", "tiny.safetensors") for word in ZERO],
+    ),
     "cached features": ("", CACHED),
     "study file": ("study.yaml", ["study", "run", "study.yaml", "--dry-run"]),
     "results of a study": ("", TABLES),
@@ -153,18 +213,28 @@ class Project:
         Path("study.yaml").write_bytes(as_yaml(STUDY))
         self.succeeds(train(output="run"))
         self.succeeds(train(output="other"))
-        shutil.copytree("run", "cut", ignore=shutil.ignore_patterns("results.json", "predictions.npz", "tests.jsonl"))
-        Path("cut/config.yaml").write_text(Path("run/config.yaml").read_text().replace("MAX_EPOCH: 2", "MAX_EPOCH: 3"))
+        shutil.copytree(
+            "run",
+            "cut",
+            ignore=shutil.ignore_patterns("results.json", "predictions.npz", "tests.jsonl"),
+        )
+        Path("cut/config.yaml").write_text(
+            Path("run/config.yaml").read_text().replace("MAX_EPOCH: 2", "MAX_EPOCH: 3")
+        )
         self.succeeds(["export", "run", "--to", "exported"])
         self.succeeds(CACHED)
         shutil.rmtree("out")
         (file,) = Path("cache").glob("features*")
         READERS["cached features"] = (str(file), CACHED)
         for name in ("few.pkl", "few_train.jsonl"):
-            self.succeeds([*FEW[:-1], "--shots", "1"]) if not list(Path().glob("data/**/*.pkl")) else None
+            self.succeeds([*FEW[:-1], "--shots", "1"]) if not list(
+                Path().glob("data/**/*.pkl")
+            ) else None
             (made,) = Path("data").glob(f"**/*{name[3:]}")
             shutil.copy(made, name)
-        Path("chosen.json").write_text(json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": []}))
+        Path("chosen.json").write_text(
+            json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": []})
+        )
         study = import_module("experiments.studies.study_file").load(Path("study.yaml"))
         for run in study.runs():
             finish(run, 50.0)
@@ -172,11 +242,18 @@ class Project:
         (last.folder / "results.json").unlink()
         (last.folder / "error.txt").write_text("error: the disk is full\n")
         READERS["results of a study"] = (str(first.folder / "results.json"), TABLES)
-        READERS["error of a study"] = (str(last.folder / "error.txt"), ["study", "status", "study.yaml"])
+        READERS["error of a study"] = (
+            str(last.folder / "error.txt"),
+            ["study", "status", "study.yaml"],
+        )
         Path("logs/seed1").mkdir(parents=True)
-        Path("logs/seed1/log.txt").write_text("=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n")
+        Path("logs/seed1/log.txt").write_text(
+            "=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n"
+        )
         Path("given").mkdir()
-        for name, data in packed("eurosat", build_tree("eurosat", Path("trees")), Path("packing")).items():
+        for name, data in packed(
+            "eurosat", build_tree("eurosat", Path("trees")), Path("packing")
+        ).items():
             Path("given", name).write_bytes(data)
 
     @contextmanager
@@ -193,7 +270,9 @@ class Project:
         finally:
             os.chdir(before)
             tempfile.tempdir = temporary
-        assert [path.name for path in outside.iterdir()] == ["kept"] and (outside / "kept").read_text() == "kept"
+        assert [path.name for path in outside.iterdir()] == ["kept"] and (
+            outside / "kept"
+        ).read_text() == "kept"
 
     @contextmanager
     def copied(self):
@@ -249,14 +328,21 @@ class Project:
         else:
             skipped = status == 1 and any("skipped" in line for line in lines)
             assert status == 0 or skipped, f"status {status}\n{errors}"
-        assert not CONTROL.search(re.sub("[\r\n\t]", "", printed + errors))  # a terminal would obey it
+        assert not CONTROL.search(
+            re.sub("[\r\n\t]", "", printed + errors)
+        )  # a terminal would obey it
         unfinished = re.compile(r"\.(tmp|partial)$|/\.preparing/.+/|^tmp\w{8}$")
         left = [str(path) for path in Path().rglob("*") if unfinished.search(str(path))]
         made = Path("out").rglob("*") if status == 2 and "--no-train" in argv else ()
         left += [str(path) for path in made if path.name != ".lock"]
         assert left == []
         for file in (Path("out/results.json"), Path("run/results.json")):
-            if status == 0 and file.is_file() and argv[0] == "train" and "--skip-finished" not in argv:
+            if (
+                status == 0
+                and file.is_file()
+                and argv[0] == "train"
+                and "--skip-finished" not in argv
+            ):
                 assert 0 <= json.loads(file.read_text())["accuracy"] <= 100
         return status == 0
 
@@ -318,7 +404,14 @@ def test_a_damaged_file_gives_no_other_result(reader, project, data):
             assert Path(name).read_bytes() == expected
 
 
-MADE = ("predictions.npz", "tests.jsonl", "cmat.pt", "partial_test", "results.json", "studies/study/tables.md")
+MADE = (
+    "predictions.npz",
+    "tests.jsonl",
+    "cmat.pt",
+    "partial_test",
+    "results.json",
+    "studies/study/tables.md",
+)
 
 
 @pytest.mark.parametrize("folder", ["cut", "studied"])
@@ -326,9 +419,15 @@ MADE = ("predictions.npz", "tests.jsonl", "cmat.pt", "partial_test", "results.js
 @given(data=st.data())
 def test_no_link_or_pipe_in_a_folder_is_followed(folder, project, data):
     """Of a run that is resumed, and of a study."""
-    names = [str(path.relative_to(project.base)) for path in sorted((project.base / folder).rglob("*"))]
+    names = [
+        str(path.relative_to(project.base)) for path in sorted((project.base / folder).rglob("*"))
+    ]
     place = data.draw(st.sampled_from([*names, *(f"{folder}/{name}" for name in MADE)]))
-    argv = RESUMED if folder == "cut" else ["study", data.draw(st.sampled_from(("tables", "status"))), "study.yaml"]
+    argv = (
+        RESUMED
+        if folder == "cut"
+        else ["study", data.draw(st.sampled_from(("tables", "status"))), "study.yaml"]
+    )
     content = data.draw(st.sampled_from(SPECIAL))
     with project.copied():
         put(Path(place), content)
@@ -350,11 +449,15 @@ def test_what_a_configuration_names_is_not_looked_up(project, data, monkeypatch)
         if file.startswith("hub/"):  # its owner is named by an option, and may be asked
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         else:
-            patch.setattr(project.witness, "forbidden", (*project.witness.forbidden, "models--stranger"))
+            patch.setattr(
+                project.witness, "forbidden", (*project.witness.forbidden, "models--stranger")
+            )
         content = data.draw(strange(json.loads(Path(file).read_text())))
         put(Path(file), as_json(content))
         if data.draw(st.booleans()):  # then files that a configuration names are missing beside it
-            Path(file).with_name(data.draw(st.sampled_from(("tokenizer.json", CONFIG)))).unlink(missing_ok=True)
+            Path(file).with_name(data.draw(st.sampled_from(("tokenizer.json", CONFIG)))).unlink(
+                missing_ok=True
+            )
         project.is_handled(NAMING[file])
 
 
@@ -363,11 +466,17 @@ def test_what_a_configuration_names_is_not_looked_up(project, data, monkeypatch)
 def test_known_attacks_by_configurations_fail(project, data, monkeypatch):
     """The forms of a stranger's folder, two at a time; also in a repository that an exported folder names."""
     forms = data.draw(st.lists(st.sampled_from([*FORMS]), min_size=1, max_size=2))
-    place, argv = data.draw(st.sampled_from([("stranger", STRANGER), (CACHED_HUB, NAMING["exported/config.json"])]))
+    place, argv = data.draw(
+        st.sampled_from([("stranger", STRANGER), (CACHED_HUB, NAMING["exported/config.json"])])
+    )
     with project.copied(), monkeypatch.context() as patch:
         patch.setattr(project.witness, "forbidden", ("evil", "outside/kept", "models--stranger"))
         sha256 = data.draw(st.sampled_from(("", "0" * 64)))
-        change(Path("exported/config.json"), (), {"backbone": "hf-hub:stranger/clip", "backbone_sha256": sha256})
+        change(
+            Path("exported/config.json"),
+            (),
+            {"backbone": "hf-hub:stranger/clip", "backbone_sha256": sha256},
+        )
         for file, path, keys in map(FORMS.get, forms):
             change(Path(place, file), path, keys)
         project.is_handled(argv)
@@ -378,10 +487,16 @@ def test_known_attacks_by_configurations_fail(project, data, monkeypatch):
 def test_settings_from_anybody_are_accepted_or_refused(project, data):
     cfg = get_cfg_default()
     extend_cfg(cfg, "MPL")
-    keys = [key for key in flatten(cfg) if key.startswith("TRAINER.MPL.") or not key.startswith("TRAINER.")]
+    keys = [
+        key
+        for key in flatten(cfg)
+        if key.startswith("TRAINER.MPL.") or not key.startswith("TRAINER.")
+    ]
     words = [name for name in NAMES if "\0" not in name] + [str(number) for number in NUMBERS]
     words += ["None", "[]", "()", "{}", "[[1]]", "True", "1.5", "[" * 3000, "[1, 'a']"]
     key = data.draw(st.sampled_from([*keys, "X.Y", "OPTIM", "OPTIM.LR.X"]))
     assume(key not in ("OUTPUT_DIR", "RESUME", "CACHE"))  # it is the user's choice where to write
     with project.copied():
-        project.is_handled([*train(trainer="MPL", options=["--no-train"]), key, data.draw(st.sampled_from(words))])
+        project.is_handled(
+            [*train(trainer="MPL", options=["--no-train"]), key, data.draw(st.sampled_from(words))]
+        )

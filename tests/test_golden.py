@@ -22,8 +22,21 @@ BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 COPIES = {"TwoStage", "CLIPFit", "CLIPSVD"}  # test_golden_copies.py
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
 # Other settings of a method; `make test-all` runs them.
-SECOND = ["cliplora_vision_up_qkvo", "coop_end16", "coop_init_words", "dept_coop_middle_w04", "dept_kgcoop"]
-SECOND += ["kgcoop_random_pets", "locoop_csc_middle", "locoop_no_region", "maple_d1", "maple_d4_ctx5", "mma_start0"]
+SECOND = [
+    "cliplora_vision_up_qkvo",
+    "coop_end16",
+    "coop_init_words",
+    "dept_coop_middle_w04",
+    "dept_kgcoop",
+]
+SECOND += [
+    "kgcoop_random_pets",
+    "locoop_csc_middle",
+    "locoop_no_region",
+    "maple_d1",
+    "maple_d4_ctx5",
+    "mma_start0",
+]
 SECOND += [
     "coprompt_w8_ctx4",
     "mmrlpp_beta02_three",
@@ -48,7 +61,12 @@ def pytest_generate_tests(metafunc):
 
     golden(metafunc, "method", of_prompts, marks)
     golden(metafunc, "zeroshot", lambda figures: "template" in figures, marks)
-    golden(metafunc, "averages", lambda figures: isinstance(figures, list) and "weights" in figures[0], marks)
+    golden(
+        metafunc,
+        "averages",
+        lambda figures: isinstance(figures, list) and "weights" in figures[0],
+        marks,
+    )
 
 
 @pytest.fixture(params=thorough_but(("fast",), ("fast", "by row", "plain")))
@@ -80,14 +98,32 @@ def build(
     size = arch["image_resolution"]
     write_eurosat(tmp_path, classnames, **data)
     backbone = backbone_of(arch, backbones)
-    overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
+    overrides = {
+        "INPUT.SIZE": (size, size),
+        "OPTIM.LR_SCHEDULER": "single_step",
+        "OPTIM.WARMUP_EPOCH": -1,
+    }
     overrides |= {"MODEL.BACKBONE.TOWERS": towers, "DATASET.NAME": dataset}
-    optimizer = {{"eps": "adam_eps"}.get(key, key): value for key, value in optimizer.items() if key != "betas"}
+    optimizer = {
+        {"eps": "adam_eps"}.get(key, key): value
+        for key, value in optimizer.items()
+        if key != "betas"
+    }
     overrides |= {f"OPTIM.{key.upper()}": value for key, value in optimizer.items()}
     section = trainers.methods()[trainer].section()
-    overrides |= {f"TRAINER.{section}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
-    cfg = make_cfg(trainer, tmp_path, backbone, tmp_path / "out", *(x for pair in overrides.items() for x in pair))
-    torch.manual_seed(1)  # so that the numbers of a CLIP's constructor are drawn for the first case only
+    overrides |= {
+        f"TRAINER.{section}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()
+    }
+    cfg = make_cfg(
+        trainer,
+        tmp_path,
+        backbone,
+        tmp_path / "out",
+        *(x for pair in overrides.items() for x in pair),
+    )
+    torch.manual_seed(
+        1
+    )  # so that the numbers of a CLIP's constructor are drawn for the first case only
     trainer = build_trainer(cfg)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters() if by_recipe else ():
@@ -98,11 +134,15 @@ def build(
 
 
 def backbone_of(arch, backbones):
-    return backbones(arch["image_resolution"], arch["patch_size"], arch["vision_layers"], arch["text_layers"])
+    return backbones(
+        arch["image_resolution"], arch["patch_size"], arch["vision_layers"], arch["text_layers"]
+    )
 
 
 def images_of(batch, size, seed=7):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((batch, 3, size, size), dtype=np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).standard_normal((batch, 3, size, size), dtype=np.float32)
+    )
 
 
 def for_classes(trainer, names):
@@ -111,7 +151,9 @@ def for_classes(trainer, names):
     other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
     assemble_model(other, trainer.cfg.MODEL.BACKBONE.TOWERS, trainer.model.frozen)
     state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
-    other.checkpoints.load({"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file")
+    other.checkpoints.load(
+        {"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file"
+    )
     other.model.eval()
     return other
 
@@ -121,7 +163,11 @@ def check_logits(trainer, images, figures, when, tolerance):
     if f"logits_new_{when}" in figures:
         other = for_classes(trainer, figures["case"]["new_classnames"])
         close(other.model_inference(images), figures[f"logits_new_{when}"], tolerance)
-    for name, learned in ((f"logits_{when}", False), (f"logits_fusion_{when}", True), (f"logits_train_{when}", True)):
+    for name, learned in (
+        (f"logits_{when}", False),
+        (f"logits_fusion_{when}", True),
+        (f"logits_train_{when}", True),
+    ):
         if name in figures:
             trainer.model.classes_learned = learned
             trainer.set_model_mode("train" if "train" in name else "eval")
@@ -146,12 +192,17 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
     settings = method, towers, values, case["arch"], case["classnames"], figures["optimizer"]
     trainer = build(*settings, backbones, tmp_path, case.get("dataset", "EuroSAT"))
     learned = dict(trainer.model.named_parameters())
-    assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures["trainable"]
+    assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures[
+        "trainable"
+    ]
 
     images = images_of(case["batch"], case["arch"]["image_resolution"]).to(trainer.device)
     batch = {"img": images, "label": torch.tensor(figures["labels"]).to(trainer.device)}
     if "second_view_seed" in case:
-        batch["img"] = [images, images_of(case["batch"], images.shape[-1], case["second_view_seed"])]
+        batch["img"] = [
+            images,
+            images_of(case["batch"], images.shape[-1], case["second_view_seed"]),
+        ]
         drawn = iter(case["sentence_of_step"])
         monkeypatch.setattr("random.randint", lambda low, high: next(drawn))
         trainer.sentences = case["sentences"]
@@ -161,21 +212,32 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
     start = {name: parameter.detach().clone() for name, parameter in learned.items()}
     steps = []
     for step in range(len(figures["losses"])):
-        steps.append({name: float(value) for name, value in trainer.forward_backward(batch).items()})
+        steps.append(
+            {name: float(value) for name, value in trainer.forward_backward(batch).items()}
+        )
         if step == 0:
             norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
             assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
     close([logged["loss"] for logged in steps], figures["losses"], LOSSES)
-    named = [dict(zip(NAMES, values, strict=True)) for values in figures.get("loss_parts_ce_text_image_kl", [])]
+    named = [
+        dict(zip(NAMES, values, strict=True))
+        for values in figures.get("loss_parts_ce_text_image_kl", [])
+    ]
     parts = figures.get("loss_parts", named)
     for logged, expected in zip(steps, parts, strict=bool(parts)):
-        got = [logged[key if (key := f"loss_{part}") in logged else f"loss_reg_{part}"] for part in expected]
+        got = [
+            logged[key if (key := f"loss_{part}") in logged else f"loss_reg_{part}"]
+            for part in expected
+        ]
         close(got, list(expected.values()), LOSSES)
     if "projected" in figures:
         assert [bool(logged["projected"]) for logged in steps] == figures["projected"]
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
     assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
-    changes = {name: (parameter.detach() - start[name]).norm().item() for name, parameter in learned.items()}
+    changes = {
+        name: (parameter.detach() - start[name]).norm().item()
+        for name, parameter in learned.items()
+    }
     if "param_change_norms" in figures:
         assert changes == pytest.approx(figures["param_change_norms"], rel=1e-3, abs=1e-4)
     check_logits(trainer, images, figures, "after", AFTER)
@@ -198,16 +260,29 @@ def check_input_gradients(trainer, batch, expected):
     of_image, *of_tokens = torch.autograd.grad(loss, [images, *tokens], allow_unused=True)
     assert of_image.norm().item() == pytest.approx(expected["image"], rel=1e-3)
     close(of_image.flatten()[:8], expected["image_first8"], 1e-4)
-    if trainer.model.towers is TOWERS["plain"] and len(of_tokens) == 1:  # they read all tokens of all classes
+    if (
+        trainer.model.towers is TOWERS["plain"] and len(of_tokens) == 1
+    ):  # they read all tokens of all classes
         assert of_tokens[0].norm().item() == pytest.approx(expected["token_embedding"], rel=1e-3)
-        close(of_tokens[0][0, 1, :8], expected["token_embedding_first8"], 1e-3 * expected["token_embedding"])
+        close(
+            of_tokens[0][0, 1, :8],
+            expected["token_embedding_first8"],
+            1e-3 * expected["token_embedding"],
+        )
 
 
 def test_zeroshot(zeroshot, towers, backbones, tmp_path, monkeypatch):
-    arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | zeroshot.get("arch", {})
+    arch = {
+        "image_resolution": 64,
+        "patch_size": 16,
+        "vision_layers": 4,
+        "text_layers": 4,
+    } | zeroshot.get("arch", {})
     monkeypatch.setattr(EuroSAT, "template", zeroshot["template"])
     figures = zeroshot
-    trainer = build("ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path)
+    trainer = build(
+        "ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path
+    )
     images = images_of(len(figures["logits"]), arch["image_resolution"]).to(trainer.device)
     trainer.set_model_mode("eval")
     close(trainer.model_inference(images), figures["logits"], BEFORE)

@@ -54,7 +54,16 @@ def built(figures, towers, backbones, stand_in, tmp_path, monkeypatch):  # noqa:
     if case["trainer"] == "CLIPSVD":
         monkeypatch.setattr(DATASET_REGISTRY.get(dataset), "template", case["template"])
     settings, optimizer, shots = settings_of(figures)
-    arguments = case["trainer"], towers, settings, case["arch"], case["classnames"], optimizer, backbones, tmp_path
+    arguments = (
+        case["trainer"],
+        towers,
+        settings,
+        case["arch"],
+        case["classnames"],
+        optimizer,
+        backbones,
+        tmp_path,
+    )
     trainer = build(*arguments, dataset, by_recipe=False, train=shots)
     trainer.schedule_steps = "lrs" in figures
     return trainer
@@ -63,7 +72,10 @@ def built(figures, towers, backbones, stand_in, tmp_path, monkeypatch):  # noqa:
 def learned_in(trainer, figures):
     """The learned tensors by the names in the file, those of the CLIP."""
     names = {saved: name for name, saved in (figures.get("checkpoint_names") or {}).items()}
-    return {names.get(name, name): value for name, value in trainer.model.prompt_learner.named_parameters()}
+    return {
+        names.get(name, name): value
+        for name, value in trainer.model.prompt_learner.named_parameters()
+    }
 
 
 def check_logits(trainer, figures, images, when, tolerance):
@@ -86,18 +98,24 @@ def train(trainer, batch, learned, figures, suffix=""):
     logged, rates = [], []
     for step in range(len(figures[f"losses{suffix}"])):
         rates.append(trainer.get_current_lr())
-        logged.append({name: float(value) for name, value in trainer.forward_backward(batch).items()})
+        logged.append(
+            {name: float(value) for name, value in trainer.forward_backward(batch).items()}
+        )
         if step == 0:
             gradients = {name: value.grad.norm().item() for name, value in learned.items()}
             assert gradients == pytest.approx(figures[f"grad_norms{suffix}"], **GRADIENTS)
             others = set(trainer.model.parameters()) - set(learned.values())
-            assert all(value.grad is None for value in others)  # so that the optimiser leaves them out
+            assert all(
+                value.grad is None for value in others
+            )  # so that the optimiser leaves them out
     close([values["loss"] for values in logged], figures[f"losses{suffix}"], LOSSES)
     for values, expected in zip(logged, figures.get("loss_parts", []), strict=False):
         close([values[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
     if f"lrs{suffix}" in figures:
         assert rates == pytest.approx(figures[f"lrs{suffix}"], rel=1e-9)
-    changes = {name: (value.detach() - start[name]).norm().item() for name, value in learned.items()}
+    changes = {
+        name: (value.detach() - start[name]).norm().item() for name, value in learned.items()
+    }
     assert changes == pytest.approx(figures[f"param_change_norms{suffix}"], **CHANGES)
     return {name: value.norm().item() for name, value in learned.items()}
 
@@ -107,9 +125,13 @@ def test_method(built, figures):
     learned, head = learned_in(trainer, figures), {}
     if "trainable_head" in figures:
         head = {"classifier": learned.pop("classifier")}
-        assert {name: list(value.shape) for name, value in head.items()} == figures["trainable_head"]
+        assert {name: list(value.shape) for name, value in head.items()} == figures[
+            "trainable_head"
+        ]
     assert {name: list(value.shape) for name, value in learned.items()} == figures["trainable"]
-    for name, value in learned.items() if str(figures.get("start")).startswith("published +") else ():
+    for name, value in (
+        learned.items() if str(figures.get("start")).startswith("published +") else ()
+    ):
         value.data += 4 * random_tensor(f"{name}.delta", tuple(value.shape)).to(value)
     for name, first in figures.get("start_first4", {}).items():
         close(learned[name][0, :4], first, 1e-4)
@@ -133,9 +155,14 @@ def test_method(built, figures):
 @pytest.mark.slow
 def test_the_classifier_of_two_stages_starts_and_learns_without_dropout(backbones, tmp_path):
     arch = {"image_resolution": 32, "patch_size": 16, "vision_layers": 1, "text_layers": 1}
-    settings, optimizer = {"PEFT": "lora", "N_ITERS": 3, "FRACTION": 0.4}, {"name": "adamw", "lr": 0.01, "max_epoch": 1}
+    settings, optimizer = (
+        {"PEFT": "lora", "N_ITERS": 3, "FRACTION": 0.4},
+        {"name": "adamw", "lr": 0.01, "max_epoch": 1},
+    )
     names = ["red", "green field", "blue lake"]
-    trainer = build("TwoStage", "fast", settings, arch, names, optimizer, backbones, tmp_path, train=1)
+    trainer = build(
+        "TwoStage", "fast", settings, arch, names, optimizer, backbones, tmp_path, train=1
+    )
     trainer.schedule_steps = True
     trainer.model.prompt_learner.classifier.data.zero_()
     images, labels = images_of(3, 32).to(trainer.device), torch.arange(3, device=trainer.device)
@@ -144,6 +171,6 @@ def test_the_classifier_of_two_stages_starts_and_learns_without_dropout(backbone
     trainer.set_model_mode("eval")
     expected = torch.nn.functional.cross_entropy(trainer.model_inference(images), labels)
     trainer.set_model_mode("train")
-    assert float(trainer.forward_backward({"img": images, "label": labels})["loss"]) == pytest.approx(
-        float(expected), abs=LOSSES
-    )
+    assert float(
+        trainer.forward_backward({"img": images, "label": labels})["loss"]
+    ) == pytest.approx(float(expected), abs=LOSSES)

@@ -23,13 +23,21 @@ from trainers.base.features import Support
 SLOW = pytest.mark.slow
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
 OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
-OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WEIGHT_DECAY", "eps": "ADAM_EPS"}
+OPTIMISER = {
+    "name": "NAME",
+    "lr": "LR",
+    "momentum": "MOMENTUM",
+    "weight_decay": "WEIGHT_DECAY",
+    "eps": "ADAM_EPS",
+}
 
 
 def is_method(figures):
     """Of a method on features; those that change the text alone are in test_golden_texts.py."""
     case = case_of(figures)
-    return "input" in case and case.get("kind") != "ood" and not {"sentences", "runs"} & figures.keys()
+    return (
+        "input" in case and case.get("kind") != "ood" and not {"sentences", "runs"} & figures.keys()
+    )
 
 
 def pytest_generate_tests(metafunc):
@@ -47,7 +55,10 @@ def built(figures, backbones, stand_in, tmp_path):
         arch = case["arch"]
         size = arch["image_resolution"]
         backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
-        names, labels = case["classnames"], case.get("images", {}).get("support_labels") or figures["labels"]
+        names, labels = (
+            case["classnames"],
+            case.get("images", {}).get("support_labels") or figures["labels"],
+        )
     else:
         f, size = case["features"], 32
         width = f["pre_dim"] if case.get("projection") == "visual.proj" else 64
@@ -55,7 +66,10 @@ def built(figures, backbones, stand_in, tmp_path):
         if case.get("projection", "visual.proj") != "visual.proj":
             backbone = tmp_path / "resnet.pt"
             vision = {"layers": [1, 1, 1, 1], "width": f["pre_dim"] // 32, "image_size": size}
-            torch.save(random_clip("RN50", vision, {"width": 64, "layers": 1}, f["dim"]).state_dict(), backbone)
+            torch.save(
+                random_clip("RN50", vision, {"width": 64, "layers": 1}, f["dim"]).state_dict(),
+                backbone,
+            )
         labels = f["support_labels"]
         names = [f"class {number}" for number in range(f["classes"])]
     file = write_eurosat(tmp_path, names)
@@ -65,13 +79,19 @@ def built(figures, backbones, stand_in, tmp_path):
     file.write_text(json.dumps(rows))
     kind = trainers.methods()[case["trainer"]]
     section, known = kind.section(), kind.Settings.schema()
-    options = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
+    options = {
+        "INPUT.SIZE": (size, size),
+        "OPTIM.LR_SCHEDULER": "single_step",
+        "OPTIM.WARMUP_EPOCH": -1,
+    }
     options |= {"DATASET.NAME": dataset, f"TRAINER.{section}.PREC": "fp32"}
     options["DATALOADER.TRAIN_X.BATCH_SIZE"] = 256
     if issubclass(kind, FittedTrainer) or not figures.get("losses"):
         options["OPTIM.MAX_EPOCH"] = 1
     given = figures.get("optimizer", {})
-    options |= {f"OPTIM.{OPTIMISER[key]}": value for key, value in given.items() if key in OPTIMISER}
+    options |= {
+        f"OPTIM.{OPTIMISER[key]}": value for key, value in given.items() if key in OPTIMISER
+    }
     for key, value in case.get("cfg", {}).items():
         if key == "SHOTS":
             continue
@@ -87,7 +107,9 @@ def built(figures, backbones, stand_in, tmp_path):
     trainer.model.clip.logit_scale.data.fill_(case.get("logit_scale", 4.6052))
     if inputs.texts is not None:
         trainer.set_texts(inputs.texts)
-    val_labels, labels = (torch.tensor(each).to(trainer.device) for each in (inputs.val_labels, inputs.support_labels))
+    val_labels, labels = (
+        torch.tensor(each).to(trainer.device) for each in (inputs.val_labels, inputs.support_labels)
+    )
     trainer.val = inputs.val, val_labels
     trainer.begin(Support(inputs.support, labels))
     trainer.set_model_mode("train")
@@ -106,7 +128,9 @@ def test_method(figures, built):
             drawn = random_tensor(name, tuple(learned[name].shape)).to(trainer.device)
             learned[name].data = drawn + (learned[name].data if "published" in how else 0)
     text = trainer.model.class_texts if "projection" not in figures["case"] else inputs.texts
-    if "text_norms" in figures and trainer.spec.unit_text:  # the file has them before they are made unit
+    if (
+        "text_norms" in figures and trainer.spec.unit_text
+    ):  # the file has them before they are made unit
         text = text * torch.tensor(figures["text_norms"], device=text.device)[:, None]
     if "text_first8" in figures:
         close(text[:, :8], figures["text_first8"], 1e-4)
@@ -114,5 +138,7 @@ def test_method(figures, built):
         assert text.norm(dim=1).tolist() == pytest.approx(figures["text_norms"], rel=1e-4)
     if "checkpoint_keys" in figures:
         state = trainer.saved_module().state_dict()
-        assert {name: list(tensor.shape) for name, tensor in state.items()} == figures["checkpoint_keys"]
+        assert {name: list(tensor.shape) for name, tensor in state.items()} == figures[
+            "checkpoint_keys"
+        ]
     FORMS[figures["case"]["trainer"]](trainer, inputs, figures, learned)

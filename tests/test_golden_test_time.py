@@ -11,7 +11,13 @@ from trainers.base.test_time import entropies, most_confident
 from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 
-SECOND = ("ctpt_drawn_steps2", "mta_lambdas", "tda", "tpt_drawn_steps3", "zero")  # `make test-all` runs them
+SECOND = (
+    "ctpt_drawn_steps2",
+    "mta_lambdas",
+    "tda",
+    "tpt_drawn_steps3",
+    "zero",
+)  # `make test-all` runs them
 
 
 def pytest_generate_tests(metafunc):
@@ -43,8 +49,20 @@ def trainer(request, figures, backbones, stand_in, tmp_path):
     case = figures["case"]
     stand_in(case["dataset"])
     names, arch = case["classnames"], case["arch"]
-    settings = settings_of(case["cfg"]) | ({"TEMPLATES": case["templates"]} if "templates" in case else {})
-    trainer = build(case["trainer"], request.param, settings, arch, names, {}, backbones, tmp_path, case["dataset"])
+    settings = settings_of(case["cfg"]) | (
+        {"TEMPLATES": case["templates"]} if "templates" in case else {}
+    )
+    trainer = build(
+        case["trainer"],
+        request.param,
+        settings,
+        arch,
+        names,
+        {},
+        backbones,
+        tmp_path,
+        case["dataset"],
+    )
     for name, shape in figures["trainable"].items():
         if case["ctx"] == "drawn":
             trainer.model.get_buffer(name).copy_(random_tensor(name, tuple(shape)))
@@ -55,11 +73,17 @@ def trainer(request, figures, backbones, stand_in, tmp_path):
 def views_of(case: dict, trainer) -> torch.Tensor:
     size = case["arch"]["image_resolution"]
     shape = (case["images"], case["views"], 3, size, size)
-    return torch.from_numpy(np.random.default_rng(9).standard_normal(shape, dtype=np.float32)).to(trainer.device)
+    return torch.from_numpy(np.random.default_rng(9).standard_normal(shape, dtype=np.float32)).to(
+        trainer.device
+    )
 
 
 def test_method(trainer, figures):
-    case, state, checks = figures["case"], trainer.new_state(), CHECKS.get(figures["case"]["trainer"])
+    case, state, checks = (
+        figures["case"],
+        trainer.new_state(),
+        CHECKS.get(figures["case"]["trainer"]),
+    )
     features = [trainer.model.image_features(views) for views in views_of(case, trainer)]
     with torch.no_grad():
         logits = [trainer.logits(each) for each in features]
@@ -69,7 +93,9 @@ def test_method(trainer, figures):
         close(torch.stack(logits), figures["logits_views"], BEFORE)
     if "kept" in figures:
         close(torch.stack([entropies(each) for each in logits]), figures["entropies"], BEFORE)
-        assert [most_confident(each, case["cfg"]["SELECTION"]).tolist() for each in logits] == figures["kept"]
+        assert [
+            most_confident(each, case["cfg"]["SELECTION"]).tolist() for each in logits
+        ] == figures["kept"]
     if case["kind"] == "stream":
         answers = torch.stack([trainer.answer(each, state) for each in features])
     else:
@@ -78,7 +104,9 @@ def test_method(trainer, figures):
     chosen = answers.argmax(dim=1).tolist()
     assert chosen == figures.get("predictions", chosen)
     right = np.mean(np.array(chosen) == figures["labels"])
-    assert right == pytest.approx(figures.get("correct", figures.get("accuracy", 100 * right) / 100), abs=1e-3)
+    assert right == pytest.approx(
+        figures.get("correct", figures.get("accuracy", 100 * right) / 100), abs=1e-3
+    )
     if checks:
         checks(trainer, figures, features, state)
 
@@ -131,13 +159,17 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
             record.append([])
         trainer.answer(trainer.model.image_features(views), {})
     assert torch.equal(trainer.model.get_buffer(name), start)
-    gradients, after = (torch.stack(list(map(torch.stack, record))) for record in (gradients, after))
+    gradients, after = (
+        torch.stack(list(map(torch.stack, record))) for record in (gradients, after)
+    )
 
     def norms(vectors):  # (images, steps, vectors, width)
         return vectors.flatten(2).norm(dim=2)
 
     close(torch.tensor(losses), figures["losses"], LOSSES)
-    assert norms(gradients).tolist() == [pytest.approx(image, rel=1e-3) for image in figures["grad_norms"][name]]
+    assert norms(gradients).tolist() == [
+        pytest.approx(image, rel=1e-3) for image in figures["grad_norms"][name]
+    ]
     close(gradients[:, 0, :, :8], figures["grad_first8"], 1e-3)
     assert start.norm().item() == pytest.approx(figures["ctx_before_norm"], abs=1e-5)
     close(norms(after)[:, -1], figures["ctx_after_norms"], 1e-5)
@@ -157,5 +189,7 @@ def test_votes_of_zero(counted):
         assert uncertain.argsort().tolist() == case["order"]
         found = votes(cosines, uncertain, case["selection"])
         assert found.argmax().item() == case["prediction_meant"], case["what"]
-        if "no remaining view" not in case["what"]:  # else the published code chooses another class than is meant
+        if (
+            "no remaining view" not in case["what"]
+        ):  # else the published code chooses another class than is meant
             assert found.tolist() == case["votes"]

@@ -30,16 +30,27 @@ def make(figures, backbones, tmp_path):
     case = figures["case"]
     write_eurosat(tmp_path, case["classnames"], train=1, test=1)
     (tmp_path / "words.txt").write_text("\n".join(case.get("words", [])))
-    (tmp_path / "sentences.json").write_text(json.dumps(case.get("descriptors") or figures["sentences"]))
+    (tmp_path / "sentences.json").write_text(
+        json.dumps(case.get("descriptors") or figures["sentences"])
+    )
     size = case["arch"]["image_resolution"]
 
     def make(method, *options, **settings):
         known = methods()[method].Settings.schema().keys()
         own = {key: value for key, value in (case["cfg"] | settings).items() if key in known}
-        options = ("INPUT.SIZE", (size, size), *options, *section_pairs(method, {"PREC": "fp32"} | own))
-        trainer = build_trainer(make_cfg(method, tmp_path, backbone_of(case["arch"], backbones), tmp_path, *options))
+        options = (
+            "INPUT.SIZE",
+            (size, size),
+            *options,
+            *section_pairs(method, {"PREC": "fp32"} | own),
+        )
+        trainer = build_trainer(
+            make_cfg(method, tmp_path, backbone_of(case["arch"], backbones), tmp_path, *options)
+        )
         trainer.set_model_mode("eval")
-        return trainer, lambda: trainer.model_inference(images_of(case["batch"], size).to(trainer.device))
+        return trainer, lambda: trainer.model_inference(
+            images_of(case["batch"], size).to(trainer.device)
+        )
 
     return make
 
@@ -50,9 +61,14 @@ def test_sentences_and_logits(figures, make, tmp_path):
     for run in figures.get("runs", [figures]):
         trainer, logits = make(method, *given, "SEED", run.get("seed", 1), WORDS=words)
         if method != "CuPL":
-            assert dict(zip(trainer.dm.dataset.classnames, trainer.texts(), strict=True)) == run["sentences"]
+            assert (
+                dict(zip(trainer.dm.dataset.classnames, trainer.texts(), strict=True))
+                == run["sentences"]
+            )
         if "text_norms" in run:
-            assert trainer.model.class_texts.norm(dim=1).tolist() == pytest.approx(run["text_norms"], abs=1e-5)
+            assert trainer.model.class_texts.norm(dim=1).tolist() == pytest.approx(
+                run["text_norms"], abs=1e-5
+            )
         close(logits(), run["logits_before"], BEFORE)
         for name, how in {"logits_merged": "unit", "logits_max": "max"}.items():
             if name in run:
@@ -66,11 +82,21 @@ def test_sentences_and_logits(figures, make, tmp_path):
         close(trainer.model.class_texts[:, :8], figures["text_first8_with_templates"], 1e-5)
         close(logits(), figures["logits_with_templates"], BEFORE)
     if method == "DCLIP":
-        _, logits = make("ZeroshotCLIP", TEMPLATE=f"{case['cfg']['LABEL_BEFORE']}{{}}{case['cfg']['AFTER']}")
+        _, logits = make(
+            "ZeroshotCLIP", TEMPLATE=f"{case['cfg']['LABEL_BEFORE']}{{}}{case['cfg']['AFTER']}"
+        )
         close(logits(), figures["logits_zeroshot"], BEFORE)
 
 
 def test_the_mean_length_of_words_is_that_of_numpy():
-    lengths = [7, 6], [4], [3, 4, 4], [9], [8, 2, 2, 4], [9, 3, 8], [4, 5, 5]  # 5.5 without rounding errors
+    lengths = (
+        [7, 6],
+        [4],
+        [3, 4, 4],
+        [9],
+        [8, 2, 2, 4],
+        [9, 3, 8],
+        [4, 5, 5],
+    )  # 5.5 without rounding errors
     names = ["_".join("x" * length for length in words) for words in lengths]
     assert word_sequences(names, ["abcdefgh"], lambda words: words[0])() == "abcde abcde"

@@ -13,13 +13,20 @@ from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 
 # In fp32, fp16 and amp. The official code of MPL has 1,350 launches in fp32, MaPLe's 1,254, CoOp's 693.
-MOST = {"MPL": (800, 900, 900), "MaPLe": (750, 850, 850), "CoOp": (450, 480, 560), "PromptSRC": (900, 950, 1000)}
+MOST = {
+    "MPL": (800, 900, 900),
+    "MaPLe": (750, 850, 850),
+    "CoOp": (450, 480, 560),
+    "PromptSRC": (900, 950, 1000),
+}
 PRECISIONS = ("fp32", "fp16", "amp")
 
 
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="the stand-in needs Linux and g++")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++"), reason="the stand-in needs Linux and g++"
+)
 def test_steps_have_few_launches_and_never_wait():
     paths = os.pathsep.join(str(ROOT / name) for name in ("", "toolbox", "tests"))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -27,7 +34,11 @@ def test_steps_have_few_launches_and_never_wait():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    stepped = {name for name, method in methods().items() if method.learns and not issubclass(method, FeatureTrainer)}
+    stepped = {
+        name
+        for name, method in methods().items()
+        if method.learns and not issubclass(method, FeatureTrainer)
+    }
     assert {record["method"] for record in records} == stepped
     for record in records:
         limit = MOST.get(record["method"], (2000, 2200, 2200))[PRECISIONS.index(record["prec"])]

@@ -53,7 +53,9 @@ KINDS = {
 
 def near_copies(images, labels):
     signatures = np.stack([copies.signature(image) for image in images])
-    features = np.stack([np.asarray(image.resize((4, 4))).ravel() for image in images]).astype(np.float32)
+    features = np.stack([np.asarray(image.resize((4, 4))).ravel() for image in images]).astype(
+        np.float32
+    )
     return copies.NearCopies.of(signatures, features, np.array(labels))
 
 
@@ -75,7 +77,9 @@ def test_a_class_whose_pictures_have_one_layout_needs_more_similarity():
     assert copies.raised(0.5, np.concatenate([scenes, [0.8]])) == 0.5  # a single pair
     many = np.linspace(0.3, 1, 500)  # bursts, whose pairs are more or less similar
     assert copies.raised(0.5, np.concatenate([scenes, many])) == 0.5
-    of_one_layout = 0.25 - 0.08 * np.log(1 - np.linspace(0, 0.999, 2000))  # as rings: nothing parts two kinds of pairs
+    of_one_layout = 0.25 - 0.08 * np.log(
+        1 - np.linspace(0, 0.999, 2000)
+    )  # as rings: nothing parts two kinds of pairs
     assert (of_one_layout > 0.5).sum() > 50
     assert not (of_one_layout > copies.raised(0.5, of_one_layout)).any()
 
@@ -95,7 +99,9 @@ def test_memory_of_the_search_grows_with_the_images_alone(monkeypatch, random_se
     compared = []
     original = copies.similarity
     monkeypatch.setattr(
-        copies, "similarity", lambda a, b: compared.append(len(a)) or original(a[:1], b[:1]).repeat(len(a))
+        copies,
+        "similarity",
+        lambda a, b: compared.append(len(a)) or original(a[:1], b[:1]).repeat(len(a)),
     )
     counts = []
     for images in (500, 2000):
@@ -186,7 +192,10 @@ def test_copies_change_no_mean_error_temperature_set_or_threshold(random_seed):
     sets = Sets.fit(logits[source], labels[source], sample=copied)
     assert sets.label_scores == pytest.approx(Sets.fit(logits, labels).label_scores)
     threshold = Threshold.fit(logits, labels, 0.1)
-    assert Threshold.fit(logits[source], labels[source], 0.1, sample=copied).least_log_odds == threshold.least_log_odds
+    assert (
+        Threshold.fit(logits[source], labels[source], 0.1, sample=copied).least_log_odds
+        == threshold.least_log_odds
+    )
 
 
 def test_sets_of_unequal_groups_cover_new_groups(random_seed):
@@ -249,9 +258,20 @@ def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
     record = read(tmp_path / "model")
     assert "18 groups of images of one scene hold 72 images" in record["grouped"]
     assert record["estimate"]["images"] == 72 and record["estimate"]["groups"] == 18
-    assert record["grouped"] in ended.printed and record["grouped"] in (tmp_path / "model/report.html").read_text()
-    assert record["test"]["known"] == 6 and record["test"]["images"] == 6 and "accuracy_with_known" in record["test"]
-    scenes = {photo["path"].rsplit("/", 1)[0]: photo["scene"] for photo in record["images"] if photo["part"] == "train"}
+    assert (
+        record["grouped"] in ended.printed
+        and record["grouped"] in (tmp_path / "model/report.html").read_text()
+    )
+    assert (
+        record["test"]["known"] == 6
+        and record["test"]["images"] == 6
+        and "accuracy_with_known" in record["test"]
+    )
+    scenes = {
+        photo["path"].rsplit("/", 1)[0]: photo["scene"]
+        for photo in record["images"]
+        if photo["part"] == "train"
+    }
     assert len(set(scenes.values())) == 18
     table = (tmp_path / "model/labels.csv").read_text().splitlines()
     assert len(table) == 73 and table[0].startswith("path,label,group,answer")
@@ -276,23 +296,35 @@ def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, p
     table = photos / "table.csv"
     images = sorted(photos.glob("train/*/*/*.png"))
     rows = [
-        f"{image.relative_to(photos)},{image.parent.parent.name},{image.parts[-3]}{image.parts[-2]}" for image in images
+        f"{image.relative_to(photos)},{image.parent.parent.name},{image.parts[-3]}{image.parts[-2]}"
+        for image in images
     ]
     line = ["--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to", tmp_path / "model"]
     table.write_text("\n".join(["path,label,group", *rows]))
     assert command(fit, table, *line).status == 0
     assert "72 by the names of groups" in read(tmp_path / "model")["grouped"]
     table.write_text("\n".join(["path,label,group", *rows[:-1], rows[-1].rsplit(",", 1)[0] + ","]))
-    assert "line 73" in command(fit, table, *line).error and "no group" in command(fit, table, *line).error
-    table.write_text("\n".join(["path,label,group", *(row.rsplit(",", 1)[0] + ",all" for row in rows)]))
+    assert (
+        "line 73" in command(fit, table, *line).error
+        and "no group" in command(fit, table, *line).error
+    )
+    table.write_text(
+        "\n".join(["path,label,group", *(row.rsplit(",", 1)[0] + ",all" for row in rows)])
+    )
     assert "of the group 'all'" in command(fit, table, *line).error
     train = photos / "train"
-    for by, word in {"scene(": "no regular expression", "scene.": "0 captures", "(a)(b)": "2 captures"}.items():
+    for by, word in {
+        "scene(": "no regular expression",
+        "scene.": "0 captures",
+        "(a)(b)": "2 captures",
+    }.items():
         assert word in command(fit, train, *line, "--group-by", by).error
     assert "finds no group in" in command(fit, train, *line, "--group-by", "scene([0-3])").error
     assert "contradict" in command(fit, train, *line, "--group-by", "(s)", "--groups", "none").error
     assert (
-        "below that of its class" in command(fit, photos / "test/red field/..", *line, "--group-by", "x").error or True
+        "below that of its class"
+        in command(fit, photos / "test/red field/..", *line, "--group-by", "x").error
+        or True
     )
     shallow = tmp_path / "shallow"
     for image in images:
@@ -307,7 +339,17 @@ def test_a_test_accuracy_outside_of_the_interval_comes_first(command, photos, tm
     first.rename(photos / "other")
     second.rename(first)
     (photos / "other").rename(second)
-    line = [photos, "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to", tmp_path / "model"]
+    line = [
+        photos,
+        "--backbone",
+        "small",
+        "--methods",
+        "GDA",
+        "--minutes",
+        0,
+        "--to",
+        tmp_path / "model",
+    ]
     ended = command(fit, *line)
     record, page = read(tmp_path / "model"), (tmp_path / "model/report.html").read_text()
     if record["test"]["accuracy"] < record["estimate"]["low"]:
@@ -322,7 +364,9 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     for tint, (name, images) in enumerate(zip(CLASSES, (24, 6, 6), strict=True)):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(images):
-            picture(rng, 0 if tint else 2).save(tmp_path / "photos" / name / f"{number}.png")  # two classes look alike
+            picture(rng, 0 if tint else 2).save(
+                tmp_path / "photos" / name / f"{number}.png"
+            )  # two classes look alike
     line = [tmp_path / "photos", "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
     ended = command(fit, *line, tmp_path / "folder")
     estimates = read(tmp_path / "folder")["estimates"]
@@ -332,4 +376,6 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     assert command(fit, *line, tmp_path / "equal", "--prior", "equal").status == 0
     record = read(tmp_path / "equal")
     assert record["estimate"] == record["estimates"]["equal"]
-    assert all(abs(accuracy - record["curve"][-1][1]) < 25 for _, accuracy in record["curve"][1:])  # of one mix
+    assert all(
+        abs(accuracy - record["curve"][-1][1]) < 25 for _, accuracy in record["curve"][1:]
+    )  # of one mix

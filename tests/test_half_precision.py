@@ -14,8 +14,16 @@ pytestmark = pytest.mark.slow
 # at most: 0.24 and 0.13 in bf16, 0.06 and 0.023 in fp16.
 BOUNDS = {"bf16": (0.35, 0.2), "fp16": (0.08, 0.035)}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-QUICK = {"bf16": ("CoOp", "CoCoOp", "MPL", "PromptSRC", "CLIPLoRA"), "fp16": ("CoOp", "IVLP", "MPL", "MMRL")}
-CASES = [(name, method) for name in TYPES for method in METHODS if name == "bf16" or method not in ADAPTED]
+QUICK = {
+    "bf16": ("CoOp", "CoCoOp", "MPL", "PromptSRC", "CLIPLoRA"),
+    "fp16": ("CoOp", "IVLP", "MPL", "MMRL"),
+}
+CASES = [
+    (name, method)
+    for name in TYPES
+    for method in METHODS
+    if name == "bf16" or method not in ADAPTED
+]
 IMAGES, LABELS = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0)), torch.arange(4)
 
 
@@ -31,18 +39,28 @@ def step(trainer):
     loss, logits = trainer.loss(output, LABELS)[0], output.logits
     assert loss.dtype == logits.dtype == torch.float32
     loss.backward()
-    return logits.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return logits.detach(), {
+        name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None
+    }
 
 
-@pytest.mark.parametrize("case", thorough_but([(name, each) for name in QUICK for each in QUICK[name]], CASES), ids=str)
+@pytest.mark.parametrize(
+    "case", thorough_but([(name, each) for name in QUICK for each in QUICK[name]], CASES), ids=str
+)
 def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build, monkeypatch):
     name, method = case
-    monkeypatch.setattr("trainers.base.build.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
+    monkeypatch.setattr(
+        "trainers.base.build.usable", lambda wanted, device: wanted
+    )  # also fp16, on a CPU
     half, whole = build(method, "all", "PREC", name), build(method)
     half.model.load_state_dict(whole.model.state_dict())
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
     clip = half.model.clip
-    assert clip.visual.conv1.weight.dtype == clip.transformer.resblocks[0].mlp.c_fc.weight.dtype == TYPES[name]
+    assert (
+        clip.visual.conv1.weight.dtype
+        == clip.transformer.resblocks[0].mlp.c_fc.weight.dtype
+        == TYPES[name]
+    )
     assert clip.ln_final.weight.dtype == clip.visual.ln_pre.weight.dtype == torch.float32
 
     (half_logits, half_gradients), (logits, gradients) = step(half), step(whole)
@@ -51,14 +69,21 @@ def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build,
     assert not torch.equal(half_logits, logits)  # it was computed in half precision
     norm, difference = (
         torch.cat([tensor.flatten() for tensor in tensors]).norm()
-        for tensors in (gradients.values(), [half_gradients[name] - gradients[name] for name in gradients])
+        for tensors in (
+            gradients.values(),
+            [half_gradients[name] - gradients[name] for name in gradients],
+        )
     )
     assert difference < of_gradients * norm
 
 
-@pytest.mark.parametrize(("keys", "scale", "limit"), [(5, 1, 0.02), (80, 1, 0.02), (80, 8, 0.1)])  # few keys: in fp32
+@pytest.mark.parametrize(
+    ("keys", "scale", "limit"), [(5, 1, 0.02), (80, 1, 0.02), (80, 8, 0.1)]
+)  # few keys: in fp32
 @pytest.mark.parametrize("kind", ["all", "causal", "masked"])
-def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(keys, scale, limit, kind):
+def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(
+    keys, scale, limit, kind
+):
     """A scale of 8 gives scores of up to 30, and sharp attention."""
     generator = torch.Generator().manual_seed(0)
     queries = keys if kind == "causal" else 3
@@ -69,7 +94,11 @@ def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(keys,
     found = []
     for dtype in (torch.bfloat16, torch.float32):
         inputs = [tensor.to(dtype).transpose(1, 2).requires_grad_() for tensor in qkv]
-        added = None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
+        added = (
+            None
+            if mask is None
+            else torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
+        )
         output = attention(*inputs, added, kind == "causal")
         assert output.dtype == dtype
         output.square().sum().backward()
@@ -84,6 +113,8 @@ def test_tokens_between_layers_are_in_fp32(build, units):
     clip = trainer.model.clip
     for tower, transformer in (("image", clip.visual.transformer), ("text", clip.transformer)):
         block = transformer.resblocks[1]
-        block.ln_1.register_forward_pre_hook(lambda module, args, tower=tower: types.update({tower: args[0].dtype}))
+        block.ln_1.register_forward_pre_hook(
+            lambda module, args, tower=tower: types.update({tower: args[0].dtype})
+        )
     step(trainer)
     assert types == {"image": torch.float32, "text": torch.float32}

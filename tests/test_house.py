@@ -88,7 +88,9 @@ def test_each_golden_file_is_read_by_its_content(tmp_path, monkeypatch):
 
 def test_common_imports_packages_in_functions_only():
     texts = "".join(file.read_text() for file in files("common"))
-    assert set(re.findall(r"^(?:from|import) (\w+)", texts, re.MULTILINE)) <= sys.stdlib_module_names
+    assert (
+        set(re.findall(r"^(?:from|import) (\w+)", texts, re.MULTILINE)) <= sys.stdlib_module_names
+    )
 
 
 def test_methods_do_not_import_one_another():
@@ -96,7 +98,11 @@ def test_methods_do_not_import_one_another():
     names = {file.stem for file in own}
     for file in own:
         tree = ast.parse(file.read_text())
-        near = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+        near = {
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+        }
         assert near.isdisjoint(names), file
 
 
@@ -118,7 +124,9 @@ def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():
             folder = ROOT / "configs/trainers" / found.config_folder
-            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file() and (folder / "small.yaml").is_file()
+            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file() and (
+                folder / "small.yaml"
+            ).is_file()
 
 
 @pytest.mark.parametrize("value", [[2, 0], 3])
@@ -129,8 +137,13 @@ def test_per_layer_settings_on_plain_yacs_nodes(value):
     cfg.merge_from_list(["TRAINER.MPL.PROMPT_DEPTH", "3", "TRAINER.MPL.N_ADD_OP", str(value)])
     assert value == cfg.TRAINER.MPL.N_ADD_OP
     settings = trainers.methods()["MPL"].settings_of(cfg)
-    assert (settings.adds, settings.removes) == (value if isinstance(value, list) else [3, 3], [1, 1])
-    with pytest.raises(UsageError, match="TRAINER.MPL.PREC is 'half': give one of fp16, bf16, fp32, amp"):
+    assert (settings.adds, settings.removes) == (
+        value if isinstance(value, list) else [3, 3],
+        [1, 1],
+    )
+    with pytest.raises(
+        UsageError, match="TRAINER.MPL.PREC is 'half': give one of fp16, bf16, fp32, amp"
+    ):
         cfg.TRAINER.MPL.PREC = "half"
         trainers.methods()["MPL"].settings_of(cfg)
 
@@ -150,12 +163,18 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
 
 
 def test_an_installation_by_pip_ends_with_what_to_do_instead():
-    done = subprocess.run([sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "requirements.txt" in done.stderr and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 1 and "requirements.txt" in done.stderr and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_method_is_a_file_of_at_most_120_lines():
-    lines = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "trainers").glob("*.py")}
+    lines = {
+        file.name: len(file.read_text().splitlines()) for file in (ROOT / "trainers").glob("*.py")
+    }
     assert {name: count for name, count in lines.items() if count > 120} == {}
 
 
@@ -165,7 +184,9 @@ def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():
     (tests,) = re.findall(r"^READING := (.*)$", makefile, re.MULTILINE)
     assert all([*(ROOT / "tests").glob(f"test_{name}.py")] for name in tests.split())
     bounds = "".join(file.read_text() for file in ROOT.glob("requirements*.txt"))
-    lowest = {name: re.findall(rf"^{name}>=[\d.]+", bounds, re.MULTILINE) for name in names.split("|")}
+    lowest = {
+        name: re.findall(rf"^{name}>=[\d.]+", bounds, re.MULTILINE) for name in names.split("|")
+    }
     asked = {"transformers", "timm", "huggingface_hub", "gradio", "starlette", "pydantic"}
     assert lowest.keys() >= asked
     assert [name for name, found in lowest.items() if len(found) != 1] == []
@@ -190,6 +211,8 @@ def test_files_exist_and_docker_does_not_ignore_them():
     for name in copied():
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored or re.match(r"requirements.*\.txt", name), name
-    assert ROOT.joinpath("requirements-serve.txt").read_text().splitlines()[1] == "-r requirements.txt"
+    assert (
+        ROOT.joinpath("requirements-serve.txt").read_text().splitlines()[1] == "-r requirements.txt"
+    )
     for name in re.findall(r"-r (\S+)", DOCKERFILE):
         assert name in copied()

@@ -64,8 +64,14 @@ def test_train_val_and_test_folders(birds):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("classnames.txt", "robin European robin\nblue_tit   blue tit \nhouse_sparrow sparrow\nwren not here\n"),
-        ("classnames.txt", "\ufeffblue_tit blue tit\r\nhouse_sparrow sparrow\r\nrobin European robin"),  # by Notepad
+        (
+            "classnames.txt",
+            "robin European robin\nblue_tit   blue tit \nhouse_sparrow sparrow\nwren not here\n",
+        ),
+        (
+            "classnames.txt",
+            "\ufeffblue_tit blue tit\r\nhouse_sparrow sparrow\r\nrobin European robin",
+        ),  # by Notepad
     ],
 )
 def test_file_of_class_names(file, text, birds, capsys):
@@ -78,15 +84,22 @@ def test_inconsistent_folders_are_rejected(birds, tmp_path):
     with pytest.raises(DatasetError, match=f"no folder {tmp_path}/nowhere: .*docs/own_classes.md"):
         load(tmp_path / "nowhere")
     folders(birds / "test", 1, ["wren"])
-    with pytest.raises(DatasetError, match="class 'wren' .* has images for validation or test, and none for training"):
+    with pytest.raises(
+        DatasetError,
+        match="class 'wren' .* has images for validation or test, and none for training",
+    ):
         load(birds)
     (birds / "train/wren").mkdir()
     with pytest.raises(DatasetError, match=f"no images in {birds}/train/wren"):
         load(birds)
-    with pytest.raises(DatasetError, match="already has folders train and test: remove DATASET.SPLIT_SEED"):
+    with pytest.raises(
+        DatasetError, match="already has folders train and test: remove DATASET.SPLIT_SEED"
+    ):
         load(birds, "DATASET.SPLIT_SEED", 1)
     shutil.rmtree(birds / "test")
-    with pytest.raises(DatasetError, match=f"no folders train and test in {birds}: .*SPLIT_SEED 1 .* YAML file"):
+    with pytest.raises(
+        DatasetError, match=f"no folders train and test in {birds}: .*SPLIT_SEED 1 .* YAML file"
+    ):
         load(birds)
 
 
@@ -118,11 +131,17 @@ def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, p
         write_image(unsplit / f"robin/2023/{number}.jpg", 50 + number)
     load(unsplit, *seed)
     what = f"10 images in {unsplit} are not in split_seed1.json, such as {unsplit}/robin/2023/0.jpg: they are not used"
-    assert f"{what}. Bring the split up to date: python tools/prepare.py --add {unsplit}\n" in capsys.readouterr().out
+    assert (
+        f"{what}. Bring the split up to date: python tools/prepare.py --add {unsplit}\n"
+        in capsys.readouterr().out
+    )
     folders(unsplit, 10, ["wren"])
     shutil.rmtree(unsplit / "blue_tit")
     ended = prepare_own("--add", unsplit)
-    assert ended.status == 0 and f"{file}: 20 images are new (10 train, 4 val, 6 test), 10 are gone\n" in ended.printed
+    assert (
+        ended.status == 0
+        and f"{file}: 20 images are new (10 train, 4 val, 6 test), 10 are gone\n" in ended.printed
+    )
     after = load(unsplit, *seed)
     assert (sizes(after), after.classnames) == ((20, 8, 12), ["house sparrow", "robin", "wren"])
     now = {part: {path for path, *_ in rows} for part, rows in json.loads(file.read_text()).items()}
@@ -133,9 +152,13 @@ def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, p
 @pytest.fixture
 def prepare_own(ended, monkeypatch):
     """tools/prepare.py, whose times are those of a tiny CLIP."""
-    tiny = random_clip("ViT-B-16", {"image_size": 32, "layers": 9, "width": 64}, {"width": 64, "layers": 9}, 64)
+    tiny = random_clip(
+        "ViT-B-16", {"image_size": 32, "layers": 9, "width": 64}, {"width": 64, "layers": 9}, 64
+    )
     monkeypatch.setattr("experiments.estimate.random_clip", lambda arch: tiny)
-    return lambda *arguments: ended(lambda: run_command(lambda: preparing.main([str(word) for word in arguments])))
+    return lambda *arguments: ended(
+        lambda: run_command(lambda: preparing.main([str(word) for word in arguments]))
+    )
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -148,7 +171,8 @@ def test_check_of_a_folder_prints_all_faults_at_once(split, prepare_own, tmp_pat
     good = prepare_own("--check", root)
     assert good.status == 0 and good.printed.endswith("  nothing is wrong\n"), good
     assert re.search(
-        r"minutes with ViT-B/16 on this machine: zero-shot CLIP \S+, linear probe \S+, MPL \S+\n", good.printed
+        r"minutes with ViT-B/16 on this machine: zero-shot CLIP \S+, linear probe \S+, MPL \S+\n",
+        good.printed,
     )
 
     part = root / "train" if split else root
@@ -179,11 +203,19 @@ def test_check_of_a_folder_prints_all_faults_at_once(split, prepare_own, tmp_pat
         else "a split can train on it and test it (1): robin/0.jpg = robin/copy.jpg"
     ]
     expected += (
-        [] if split else ["split_seed1.json: 4 images are not in it", "split_seed1.json: 1 of its images are gone"]
+        []
+        if split
+        else [
+            "split_seed1.json: 4 images are not in it",
+            "split_seed1.json: 1 of its images are gone",
+        ]
     )
     expected += ["CLIP reads 'blue tit'", "not read: robin/raw.heic"]
     assert [words for words in expected if words not in ended.printed] == [], ended.printed
-    assert ended.status == 2 and f"error: {5 if split else 7} faults in {root}: see above" in ended.errors[-1]
+    assert (
+        ended.status == 2
+        and f"error: {5 if split else 7} faults in {root}: see above" in ended.errors[-1]
+    )
 
 
 # docs/own_classes.md
@@ -200,7 +232,9 @@ def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, laun
     yaml, out = tmp_path / "birds.yaml", tmp_path / "out"
     yaml.write_text(blocks("yaml")[0])
     few = ["OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1]
-    argv = arguments(birds, tiny, out, *few, options=["--dataset-config-file", yaml, "--skip-finished"])
+    argv = arguments(
+        birds, tiny, out, *few, options=["--dataset-config-file", yaml, "--skip-finished"]
+    )
     assert launch(*argv).status == 0
     found = json.loads((out / "results.json").read_text())
     assert found["dataset"] == "birds" and summary_line(found).startswith("MPL on birds 1 shots")
@@ -210,5 +244,10 @@ def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, laun
         (out / "results.json").write_text(json.dumps(found | {"dataset": recorded}))
         assert launch(*argv).status == status
     tests = ["--eval-only", "--model-dir", out, "--dataset-config-file", yaml]
-    assert launch(*arguments(birds, tiny, tmp_path / "named", "DATASET.TITLE", "my birds", options=tests)).status == 0
+    assert (
+        launch(
+            *arguments(birds, tiny, tmp_path / "named", "DATASET.TITLE", "my birds", options=tests)
+        ).status
+        == 0
+    )
     assert json.loads((tmp_path / "named/results.json").read_text())["dataset"] == "my birds"

@@ -49,13 +49,21 @@ def watched(model, images):
         x = plain.image_input(visual.ln_pre, x, schedule, layer)
         first = torch.where(labels == layer, x, first)
         normed = block.ln_1(x)
-        _, weights = block.attn(normed, normed, normed, need_weights=True, average_attn_weights=False)
+        _, weights = block.attn(
+            normed, normed, normed, need_weights=True, average_attn_weights=False
+        )
         found.append((labels[0, :, 0], weights, x, first))
         x = block(x)
     return found
 
 
-OLDEST = {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0, "MMRLpp": 0}  # age of a prompt in the last layer
+OLDEST = {
+    "MPL": 11,
+    "MaPLe": 3,
+    "VPT": 9,
+    "MMRL": 0,
+    "MMRLpp": 0,
+}  # age of a prompt in the last layer
 
 
 @pytest.mark.parametrize("method", OLDEST)
@@ -65,13 +73,19 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
     model = build(method, "base", *WITH_VISION_PROMPTS[method]).model
     schedule = model.prompt_learner.vision()
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    expected, found = watched(model, images), [measure_tokens(model, image[None]) for image in images]
+    expected, found = (
+        watched(model, images),
+        [measure_tokens(model, image[None]) for image in images],
+    )
     for (layer, (labels, weights, x, first)), means in zip(
         enumerate(expected), attention_by_age(found, 3), strict=True
     ):
         ages = torch.where(labels < 0, labels, layer - labels)
         assert found[0][found[0].layer == layer].age.tolist() == ages.tolist()
-        direct, cosine = weights[:, :, 0].mean(dim=(0, 1)), cosine_similarity(x, first, dim=-1).mean(dim=0)
+        direct, cosine = (
+            weights[:, :, 0].mean(dim=(0, 1)),
+            cosine_similarity(x, first, dim=-1).mean(dim=0),
+        )
         assert means["tokens"] == len(ages) and len(means["groups"]) == len(ages.unique())
         for age, (name, group) in zip(ages.unique(), means["groups"].items(), strict=True):
             own = {"tokens": (ages == age).sum(), "share": direct[ages == age].sum()}
@@ -79,7 +93,9 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
             if age > 0:
                 own["cosine_to_entry"] = cosine[ages == age].mean()
             assert name == {-2: "CLS", -1: "patches", 0: "new"}.get(int(age), f"carried {age:.0f}")
-            assert group == pytest.approx({key: value.item() for key, value in own.items()}, abs=1e-5)
+            assert group == pytest.approx(
+                {key: value.item() for key, value in own.items()}, abs=1e-5
+            )
     assert found[0].age.max() == OLDEST[method]
 
     row, prompts = torch.eye(expected[-1][1].shape[-1])[:1].repeat(3, 1), torch.zeros(3)
@@ -87,13 +103,17 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
         row = (torch.einsum("bt, bts -> bs", row, weights.mean(dim=1)) + row) / 2
         entering = labels == layer
         weight = schedule[layer].weight if layer < len(schedule) else 1.0
-        before = (1 - weight) * row[:, entering]  # of prompts that are mixed with those of the layer before
+        before = (1 - weight) * row[
+            :, entering
+        ]  # of prompts that are mixed with those of the layer before
         prompts += weight * row[:, entering].sum(dim=1)
         row = torch.cat([row[:, ~entering], before], dim=1) if weight < 1 else row[:, ~entering]
         if layer:  # prompts that were removed reach nothing
             row = torch.nn.functional.pad(row, (0, len(expected[layer - 1][0]) - row.shape[1]))
     for number, shares in enumerate(roll_out(model.clip, images, schedule)):
-        torch.testing.assert_close(torch.tensor(shares["patches"]).flatten(), row[number, 1:], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(shares["patches"]).flatten(), row[number, 1:], rtol=0, atol=1e-6
+        )
         assert shares["cls"] == pytest.approx(row[number, 0].item(), abs=1e-6)
         assert shares["prompts"] == pytest.approx(prompts[number].item(), abs=1e-6)
 
@@ -105,7 +125,9 @@ def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
     classifier = PromptedClassifier.zero_shot(str(deep), ["red", "blue"])
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     if changed:
-        classifier.clip.visual.transformer.resblocks[3].mlp.c_proj = torch.nn.Linear(256, 64).to(classifier.device)
+        classifier.clip.visual.transformer.resblocks[3].mlp.c_proj = torch.nn.Linear(256, 64).to(
+            classifier.device
+        )
     found = compared_roll_outs(classifier, images)
     assert list(found) == ["CLIP", "ZeroshotCLIP"][: 1 + changed]
     assert found["CLIP"] == roll_out(load_backbone(str(deep)), images, ())
@@ -118,10 +140,19 @@ def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
 def test_vectors_initialised_from_words_are_nearest_to_these(build):
     model = build("CoOp", "base", "CTX_INIT", "a photo of unphoto").model
     rows = nearest_words(model.clip, model.prompt_learner.text(torch.zeros(1, 256)), ["x"] * 3, 2)
-    assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [(0, None, n) for n in range(4)]
-    assert [row["nearest"][0][0] for row in rows] == ["a", "photo", "of", "un-"]  # CoOp counts words, not tokens
+    assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [
+        (0, None, n) for n in range(4)
+    ]
+    assert [row["nearest"][0][0] for row in rows] == [
+        "a",
+        "photo",
+        "of",
+        "un-",
+    ]  # CoOp counts words, not tokens
     for row, vector in zip(rows, model.prompt_learner.ctx, strict=True):
-        distances = (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2].tolist()
+        distances = (
+            (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2].tolist()
+        )
         assert [distance for _, distance in row["nearest"]] == pytest.approx(distances, abs=1e-5)
 
 
@@ -136,7 +167,9 @@ def found(command, tmp_path):
         output = tmp_path / f"inspected{len(list(tmp_path.iterdir()))}"
         done = command(inspect_command, *arguments, "--output", output)
         assert done.status == 0, done.errors
-        assert done.printed.startswith("Written: inspect.html") and len(done.printed.splitlines()) == 1
+        assert (
+            done.printed.startswith("Written: inspect.html") and len(done.printed.splitlines()) == 1
+        )
         return json.loads((output / "inspect.json").read_text()), output
 
     return found
@@ -151,10 +184,16 @@ def without_pictures(monkeypatch):
 def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
     content, output = found(finished("MPL"), "--images", photos)
     names = ["schedule", "attention", "rollout"]
-    files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {"inspect.html", "inspect.json"}
+    files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {
+        "inspect.html",
+        "inspect.json",
+    }
     assert {file.name for file in output.iterdir()} == files
     page = (output / "inspect.html").read_text()
-    assert len(re.findall(r'<img src="data:image/svg\+xml;base64,', page)) == len(names) and "Not drawn" not in page
+    assert (
+        len(re.findall(r'<img src="data:image/svg\+xml;base64,', page)) == len(names)
+        and "Not drawn" not in page
+    )
     assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
     for name in names:
         assert Image.open(output / f"{name}.png").width > 300
@@ -162,12 +201,18 @@ def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
     assert content["images"] == 5 and len(content["layers"]) == 12
     for layer, entered in zip(content["layers"], content["schedule"]["image"], strict=True):
         assert sum(group["share"] for group in layer["groups"].values()) == pytest.approx(1)
-        assert sum(group["tokens"] for group in layer["groups"].values()) == layer["tokens"] == 5 + len(entered)
+        assert (
+            sum(group["tokens"] for group in layer["groups"].values())
+            == layer["tokens"]
+            == 5 + len(entered)
+        )
     new = sum(entered.count(layer) for layer, entered in enumerate(content["schedule"]["text"]))
     assert len(content["words"]) == new
     assert [list(row["shares"]) for row in content["rollout"]] == [["CLIP", "MPL"]] * 5
     for shares in (shares for row in content["rollout"] for shares in row["shares"].values()):
-        assert sum(map(sum, shares["patches"])) + shares["prompts"] + shares["cls"] == pytest.approx(1, abs=1e-5)
+        assert sum(map(sum, shares["patches"])) + shares["prompts"] + shares[
+            "cls"
+        ] == pytest.approx(1, abs=1e-5)
 
 
 QUICK = "VPT", "CoCoOp", "ZeroshotCLIP"
@@ -183,7 +228,9 @@ def test_every_method_can_be_inspected(method, finished, found, photos, without_
     assert content["images"] == 1
     assert bool(content["layers"]) == ("image" in content["schedule"])
     assert bool(content["words"]) == ("text" in content["schedule"])
-    changes = content["layers"] or method == "CLIPLoRA"  # in these few steps MMA changes less than 1 %
+    changes = (
+        content["layers"] or method == "CLIPLoRA"
+    )  # in these few steps MMA changes less than 1 %
     assert list(content["rollout"][0]["shares"]) == (["CLIP", method] if changes else ["CLIP"])
     content, output = found(run, *names)
     assert (content["images"], content["layers"], content["rollout"]) == (0, [], [])
@@ -194,6 +241,11 @@ def test_a_file_named_inspect_does_not_replace_pythons_module():
     """A program that is started in tools/ imports it, dataclasses too."""
     works = "assert inspect.signature(dataclasses.dataclass) and inspect.isclass(inspect.Parameter)"
     for imports in ("import inspect, dataclasses", "import dataclasses, inspect"):
-        command = [sys.executable, "-S", "-c", f"{imports}; assert 'tools' in inspect.__file__; {works}"]
+        command = [
+            sys.executable,
+            "-S",
+            "-c",
+            f"{imports}; assert 'tools' in inspect.__file__; {works}",
+        ]
         done = subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")

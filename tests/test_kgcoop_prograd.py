@@ -12,7 +12,10 @@ from common.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
-BATCH = {"img": torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0)), "label": torch.tensor([0, 1, 2])}
+BATCH = {
+    "img": torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0)),
+    "label": torch.tensor([0, 1, 2]),
+}
 
 
 def step(trainer):
@@ -52,7 +55,10 @@ def test_context_starts_from_zeros_and_then_words(method, words, length, build):
     """CoCoOp's files in ProGrad's repository have CTX_INIT True, with the meaning that it has for ProGrad."""
     trainer = build(method, "base", "CTX_INIT", words)
     own = "a photo of a" if method == "KgCoOp" else "a centered satellite photo of"
-    expected, ctx = words_of(trainer, own if words is True else words), trainer.model.prompt_learner.ctx
+    expected, ctx = (
+        words_of(trainer, own if words is True else words),
+        trainer.model.prompt_learner.ctx,
+    )
     assert ctx.shape == (length, 64) and torch.equal(ctx[-len(expected) :], expected)
     assert not ctx[: -len(expected)].any() and expected.any(dim=1).all()
 
@@ -60,9 +66,19 @@ def test_context_starts_from_zeros_and_then_words(method, words, length, build):
 @pytest.mark.parametrize(
     ("method", "words", "options", "problem"),
     [
-        ("ProGrad", "one two three", (), "CTX_INIT has 3 words .*, and N_CTX is 2: give 1 to N_CTX words, or False"),
+        (
+            "ProGrad",
+            "one two three",
+            (),
+            "CTX_INIT has 3 words .*, and N_CTX is 2: give 1 to N_CTX words, or False",
+        ),
         ("ProGrad", True, ("DATASET.TEMPLATE", "{} from above"), "CTX_INIT has 0 words"),
-        ("CoCoOp", True, (), "TRAINER.COCOOP.CTX_INIT has 5 words .*, and N_CTX is 2: give 1 to N_CTX words, or False"),
+        (
+            "CoCoOp",
+            True,
+            (),
+            "TRAINER.COCOOP.CTX_INIT has 5 words .*, and N_CTX is 2: give 1 to N_CTX words, or False",
+        ),
     ],
 )
 def test_more_words_than_context_vectors_are_refused(method, words, options, problem, build):
@@ -92,7 +108,9 @@ def test_teacher_of_an_amp_run_computes_in_fp32(build):
         trainer = build("ProGrad", "base", "PREC", precision)
         seen = []
         logits = trainer.model.logits
-        trainer.model.logits = lambda image, text, logits=logits, seen=seen: seen.append(image) or logits(image, text)
+        trainer.model.logits = lambda image, text, logits=logits, seen=seen: (
+            seen.append(image) or logits(image, text)
+        )
         step(trainer)
         kl[precision] = seen
     student, teacher = kl["amp"]
@@ -141,11 +159,16 @@ def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
 
 def test_a_plugin_keeps_the_schedule_of_its_method(build):
     """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose again."""
-    alone, head = build("CLIPLoRA", "base", "N_ITERS", 3), build("DePT+CLIPLoRA", "base", "N_ITERS", 3)
+    alone, head = (
+        build("CLIPLoRA", "base", "N_ITERS", 3),
+        build("DePT+CLIPLoRA", "base", "N_ITERS", 3),
+    )
     for step in range(alone.steps + 1):
         rates = [group["lr"] for trainer in (alone, head) for group in trainer.optim.param_groups]
         share = (1 + math.cos(math.pi * step / alone.steps)) / 2
-        assert rates == pytest.approx([1e-6 + (factor * alone.cfg.OPTIM.LR - 1e-6) * share for factor in (1, 1, 6.5)])
+        assert rates == pytest.approx(
+            [1e-6 + (factor * alone.cfg.OPTIM.LR - 1e-6) * share for factor in (1, 1, 6.5)]
+        )
         for trainer in (alone, head):
             trainer.optim.step()
             trainer.update_lr()
@@ -166,10 +189,14 @@ TCP_DATASETS = {  # the learned sentence and the teacher's
 
 @pytest.mark.parametrize("dataset", TCP_DATASETS)
 @pytest.mark.parametrize(("n_ctx", "init"), [(1, False), (3, False), (4, True)])
-def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(n_ctx, init, dataset, build, stand_in):
+def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(
+    n_ctx, init, dataset, build, stand_in
+):
     template, taught = TCP_DATASETS[dataset]
     stand_in(dataset)
-    trainer = build("TCP", "all", "N_CTX", n_ctx, "CTX_INIT", init, options=("DATASET.NAME", dataset))
+    trainer = build(
+        "TCP", "all", "N_CTX", n_ctx, "CTX_INIT", init, options=("DATASET.NAME", dataset)
+    )
     embedding, learner = trainer.model.clip.token_embedding, trainer.model.prompt_learner
     prompts, ids = learner.text(torch.empty(0)), tokenize([template.format(name) for name in NAMES])
     assert torch.equal(prompts.ids, ids)
@@ -177,5 +204,9 @@ def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(n_ctx, init, 
     assert learner.ctx.shape == (n_ctx, 64)
     if init:
         torch.testing.assert_close(learner.ctx.data, embedding(tokenize("a photo of a")[0, 1:5]))
-    torch.testing.assert_close(prompts.ctx, torch.cat([learner.ctx, embedding(ids[0, 1 + n_ctx : 5])]))
-    assert [edit.remove for edit in prompts.deep] == [0] * 8 + [4] and prompts.deep[8].add.shape == (6, 4, 64)
+    torch.testing.assert_close(
+        prompts.ctx, torch.cat([learner.ctx, embedding(ids[0, 1 + n_ctx : 5])])
+    )
+    assert [edit.remove for edit in prompts.deep] == [0] * 8 + [4] and prompts.deep[
+        8
+    ].add.shape == (6, 4, 64)

@@ -28,7 +28,17 @@ def test_search_is_coarse_and_then_fine():
         return -abs(x - 0.3)
 
     found = search(accuracy)
-    assert asked[:9] == [6, 4, 2, 0, -2, -4, -6, -1, 1]  # powers of ten, then the decades around the best
+    assert asked[:9] == [
+        6,
+        4,
+        2,
+        0,
+        -2,
+        -4,
+        -6,
+        -1,
+        1,
+    ]  # powers of ten, then the decades around the best
     assert abs(found - 0.3) < 2 / 2**6 and len(asked) == len(set(asked)) <= 7 + 2 + 8
 
 
@@ -57,7 +67,9 @@ def test_model_predicts_what_scikit_learn_predicts(names, probe, tmp_path):
     expected = LogisticRegression(C=c, max_iter=1000).fit(features, labels)  # as CoOp's code
     assert features.shape[1] == 64 and not np.allclose(np.linalg.norm(features, axis=1), 1)
     assert np.allclose(logits.softmax(dim=1), expected.predict_proba(tested), atol=1e-4)
-    assert trainer.test_results["accuracy"] == pytest.approx(100 * np.mean(logits.argmax(1).numpy() == truth))
+    assert trainer.test_results["accuracy"] == pytest.approx(
+        100 * np.mean(logits.argmax(1).numpy() == truth)
+    )
 
 
 def test_one_class_is_nothing_to_choose_from(probe, tmp_path):
@@ -69,8 +81,12 @@ def test_one_class_is_nothing_to_choose_from(probe, tmp_path):
 def test_non_finite_image_features_end_in_one_line(argv, launch, tiny, tmp_path):
     """`make fuzz` found scikit-learn's traceback."""
     state = torch.load(tiny, weights_only=True)
-    torch.save(state | {"visual.proj": torch.full_like(state["visual.proj"], 1e38)}, tmp_path / "huge.pt")
-    line = argv("LinearProbe", *ONCE, "TRAINER.LINEARPROBE.PREC", "fp32", backbone=tmp_path / "huge.pt")
+    torch.save(
+        state | {"visual.proj": torch.full_like(state["visual.proj"], 1e38)}, tmp_path / "huge.pt"
+    )
+    line = argv(
+        "LinearProbe", *ONCE, "TRAINER.LINEARPROBE.PREC", "fp32", backbone=tmp_path / "huge.pt"
+    )
     words = f"{tmp_path}/huge.pt gives image features that are not finite: give another backbone"
     assert words in launch(*line).error and not (tmp_path / "out/results.json").exists()
 
@@ -82,4 +98,8 @@ def test_epochs_have_no_meaning(argv, refused):
 
 def test_studies_refuse_it_in_base2new():
     with pytest.raises(UsageError, match="base2new has no meaning for LinearProbe"):
-        Study((Variant("LinearProbe", "LinearProbe", "small"),), ("eurosat",), ("few_shot", "base2new"))
+        Study(
+            (Variant("LinearProbe", "LinearProbe", "small"),),
+            ("eurosat",),
+            ("few_shot", "base2new"),
+        )

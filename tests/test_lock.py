@@ -105,19 +105,29 @@ def spec_of(folder):
 def test_failing_start_keeps_what_others_write(earlier, meanwhile, tmp_path):
     write(tmp_path / "a/run", earlier)
     before = sys.stdout
-    with pytest.raises(RuntimeError), OutputFolder.claim(spec_of(tmp_path / "a/run")) as folder, folder.start():
+    with (
+        pytest.raises(RuntimeError),
+        OutputFolder.claim(spec_of(tmp_path / "a/run")) as folder,
+        folder.start(),
+    ):
         assert sys.stdout is not before
         write(tmp_path / "a/run", meanwhile)
         raise RuntimeError
     assert sys.stdout is before
-    left = {path.relative_to(tmp_path / "a/run").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    left = {
+        path.relative_to(tmp_path / "a/run").as_posix()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
     assert left - {LOCK} == {*earlier, *meanwhile}
 
 
 # Whole runs
 
 
-def test_run_finished_while_another_waits_for_the_lock_is_skipped(run, launch, eurosat, tiny, tmp_path, monkeypatch):
+def test_run_finished_while_another_waits_for_the_lock_is_skipped(
+    run, launch, eurosat, tiny, tmp_path, monkeypatch
+):
     results = run("run", "OPTIM.MAX_EPOCH", 1) / "results.json"
     before = results.read_bytes()
     results.rename(tmp_path / "results.json")
@@ -128,7 +138,9 @@ def test_run_finished_while_another_waits_for_the_lock_is_skipped(run, launch, e
         return real(path, wait)
 
     monkeypatch.setattr(output_folder, "locked", finish_first)
-    argv = arguments(eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, options=["--skip-finished"])
+    argv = arguments(
+        eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1, options=["--skip-finished"]
+    )
     assert launch(*argv).printed.startswith("Already done")
     assert results.read_bytes() == before
 
@@ -137,4 +149,7 @@ def test_unfinished_files_of_a_killed_run_are_removed(run, tmp_path):
     (tmp_path / ".results.json.4711-4711.partial").write_text("half")
     (tmp_path / ".results.json.partial").write_text("of somebody")
     run("", "OPTIM.MAX_EPOCH", 1)
-    assert [name for name in names(tmp_path) if name.startswith(".")] == [LOCK, ".results.json.partial"]
+    assert [name for name in names(tmp_path) if name.startswith(".")] == [
+        LOCK,
+        ".results.json.partial",
+    ]

@@ -19,7 +19,11 @@ def peak_of(function):
     """The most memory of this process while a function runs beyond what it held before, in bytes, and its result."""
 
     def memory(name: str) -> int:
-        (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
+        (line,) = (
+            each
+            for each in Path("/proc/self/status").read_text().splitlines()
+            if each.startswith(name)
+        )
         return 1024 * int(line.split()[1])
 
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
@@ -30,7 +34,10 @@ def peak_of(function):
 
 @pytest.mark.parametrize("shape", LARGE)
 def test_features_are_never_held_twice(shape, tmp_path):
-    features, cache = torch.rand(shape).half(), DiskCache(tmp_path, "features", "image features", 1e9)
+    features, cache = (
+        torch.rand(shape).half(),
+        DiskCache(tmp_path, "features", "image features", 1e9),
+    )
     put_tensor(cache, "first", features[:1])  # loads what a file needs
     get_tensor(cache, "first", features[:1].shape, torch.half)
     written, _ = peak_of(lambda: put_tensor(cache, "key", features))
@@ -45,7 +52,9 @@ def cached_features(images: int) -> CachedFeatures:
     batches = [{"img": torch.zeros(50, 3, 1, 1), "label": torch.zeros(50)}] * (images // 50)
     source = [SimpleNamespace(label=0)] * images
     clip = SimpleNamespace(logit_scale=torch.zeros(()))
-    model = SimpleNamespace(clip=clip, image_output=lambda images: SimpleNamespace(feature=torch.ones(50, 1024)))
+    model = SimpleNamespace(
+        clip=clip, image_output=lambda images: SimpleNamespace(feature=torch.ones(50, 1024))
+    )
     loader = Loader(batches)
     loader.dataset, loader.batch_size = Images(source), 50
     return CachedFeatures(model, loader, None)

@@ -68,7 +68,9 @@ FAULTS = {  # content of the file -> words of the line
     "import sys\nsys.exit(3)": "SystemExit: 3, line 2",
     "x = 1": "registers no method: write @TRAINER_REGISTRY.register()",
     METHOD.replace("OwnContext", "CoOp"): '"CoOp" is already registered',
-    METHOD.replace("OwnContext", "CoOp").replace("register()", "register(force=True)"): "registers CoOp, which exists",
+    METHOD.replace("OwnContext", "CoOp").replace(
+        "register()", "register(force=True)"
+    ): "registers CoOp, which exists",
     "from trainers.base.plugin import plugin\nplugin('DePT')(print)": "registers DePT+, which exists already",
 }
 
@@ -88,17 +90,30 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
     own, launch, command, script, eurosat, tiny, tmp_path
 ):
     given = ["--plugin", own]
-    content = {"trainers": {"OwnContext": "mine", "CoOp": "small"}, "datasets": ["eurosat"], "seeds": [1], "shots": [2]}
+    content = {
+        "trainers": {"OwnContext": "mine", "CoOp": "small"},
+        "datasets": ["eurosat"],
+        "seeds": [1],
+        "shots": [2],
+    }
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(content | {"root": str(eurosat), "output": str(tmp_path), "backbone": str(tiny)}))
+    file.write_text(
+        yaml.safe_dump(
+            content | {"root": str(eurosat), "output": str(tmp_path), "backbone": str(tiny)}
+        )
+    )
     with new_process():
         planned = command(study, "run", file, "--dry-run", *given)
         assert planned.status == 0, planned.errors
         _, (call,) = script("any/base2new_train.sh", "owncontext", "eurosat", 1, PLUGIN=own)
         assert call[call.index("--plugin") + 1] == str(own)
-    words = next(line for line in planned.printed.splitlines() if "OwnContext" in line).split("train.py ")[1]
+    words = next(line for line in planned.printed.splitlines() if "OwnContext" in line).split(
+        "train.py "
+    )[1]
     arguments = shlex.split(words)
-    assert all(("--plugin" in line) == ("OwnContext" in line) for line in planned.printed.splitlines())
+    assert all(
+        ("--plugin" in line) == ("OwnContext" in line) for line in planned.printed.splitlines()
+    )
     with new_process():  # as in a process of the study
         done = launch(*arguments)
         assert done.status == 0 and f"IMAGES --plugin {shlex.quote(str(own))}" in done.printed
@@ -106,7 +121,10 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
     run = tmp_path / arguments[arguments.index("--output-dir") + 1]
     results = json.loads((run / "results.json").read_text())
     assert results["trainer"] == "OwnContext" and len(results["plugin_sha256"]) == 64
-    assert yaml.safe_load((run / "config.yaml").read_text())["MODEL"]["PLUGIN_SHA256"] == results["plugin_sha256"]
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["MODEL"]["PLUGIN_SHA256"]
+        == results["plugin_sha256"]
+    )
     images = eurosat / "eurosat"
     assert "needs --plugin FILE" in command(predict, run, images).error
     with new_process():
@@ -122,13 +140,18 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
         done = command(predict, tmp_path / "exported", images, "--backbone", tiny, *given)
         assert done.status == 0 and "its file has changed" in done.errors[0]
         own.write_text(METHOD)
-        assert "has changed since this command has started" in command(predict, run, images, *given).error
+        assert (
+            "has changed since this command has started"
+            in command(predict, run, images, *given).error
+        )
 
 
 def test_no_yaml_file_names_code_to_run(own, launch, argv, tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump(YAML | {"PLUGIN": str(own)}))
-    assert "unknown config key PLUGIN" in launch(*argv("CoOp", options=["--config-file", file])).error
+    assert (
+        "unknown config key PLUGIN" in launch(*argv("CoOp", options=["--config-file", file])).error
+    )
 
 
 # The examples of docs/add_a_method.md work as they are written, in a folder outside the clone.
@@ -146,8 +169,12 @@ EXAMPLES = {  # file -> the method that it registers, and settings
 
 
 def test_every_block_of_the_page_is_an_example_that_runs_here_or_in_test_docs():
-    assert sorted(FILES) == sorted(["mine/Growing/small.yaml", *(f"mine/{name}.py" for name in EXAMPLES)])
-    assert PAGE.count("```") == 2 * (len(FILES) + 1) and len(PAGE.splitlines()) <= 250  # the other block: commands
+    assert sorted(FILES) == sorted(
+        ["mine/Growing/small.yaml", *(f"mine/{name}.py" for name in EXAMPLES)]
+    )
+    assert (
+        PAGE.count("```") == 2 * (len(FILES) + 1) and len(PAGE.splitlines()) <= 250
+    )  # the other block: commands
 
 
 @pytest.mark.parametrize("file", EXAMPLES)

@@ -23,8 +23,14 @@ def test_words_and_scores_equal_published(figures):
     f, cfg = figures["case"]["features"], figures["case"]["cfg"]
     centre, dim, count = drawn(12, 2, f["dim"]), f["dim"], f["ood_images"]
     known, texts = drawn_features(f)
-    unknown = normalize(centre[0] + f["image_mean"] * drawn(22, count, dim) + f["image_noise"] * drawn(21, count, dim))
-    words = normalize(centre[1] + f["negative_noise"] * drawn(20, f["nouns"] + f["adjectives"], dim))
+    unknown = normalize(
+        centre[0]
+        + f["image_mean"] * drawn(22, count, dim)
+        + f["image_noise"] * drawn(21, count, dim)
+    )
+    words = normalize(
+        centre[1] + f["negative_noise"] * drawn(20, f["nouns"] + f["adjectives"], dim)
+    )
     nouns, adjectives = words[: f["nouns"]], words[f["nouns"] :]
     chosen = neglabel.select(texts, nouns, adjectives, cfg["fraction"], cfg["percentile"])
     assert chosen == (figures["selected_nouns"], figures["selected_adjectives"])
@@ -40,11 +46,15 @@ def test_words_and_scores_equal_published(figures):
 
 
 def test_cosines_have_the_published_scale_whatever_that_of_the_model_is():
-    features = normalize(torch.from_numpy(np.random.default_rng(0).standard_normal((9, 8), dtype=np.float32)))
+    features = normalize(
+        torch.from_numpy(np.random.default_rng(0).standard_normal((9, 8), dtype=np.float32))
+    )
     classes, words, images = features.split(3)
 
     def scores(scale):
-        own = SimpleNamespace(model=SimpleNamespace(scale=scale), features=words, order=[2, 0, 1], groups=3)
+        own = SimpleNamespace(
+            model=SimpleNamespace(scale=scale), features=words, order=[2, 0, 1], groups=3
+        )
         return neglabel.NegativeWords.score(own, scale * images @ classes.T, images)
 
     torch.testing.assert_close(scores(29.4), scores(100.0), atol=1e-6, rtol=0)
@@ -67,11 +77,18 @@ def test_a_run_has_the_score_that_it_asks_for(run, launch, argv, tmp_path):
     asked = (*BASE, "TEST.OOD_SCORES", "['MCM', 'NegLabel']")
     folder = run("out", *asked, trainer="ZeroshotCLIP", options=["--ood", "new"])
     (found,) = results(folder)["ood"]
-    assert list(found["scores"]) == ["MCM", "NegLabel"] and 0 <= found["scores"]["NegLabel"]["auroc"] <= 100
-    assert results(folder)["nll"] == pytest.approx(results(run("alone", *BASE, trainer="ZeroshotCLIP"))["nll"])
+    assert (
+        list(found["scores"]) == ["MCM", "NegLabel"]
+        and 0 <= found["scores"]["NegLabel"]["auroc"] <= 100
+    )
+    assert results(folder)["nll"] == pytest.approx(
+        results(run("alone", *BASE, trainer="ZeroshotCLIP"))["nll"]
+    )
     (tmp_path / "few").write_text("tree\nhouse\n")
     words = ("TEST.OOD_WORDS", f"['{tmp_path / 'few'}']")
-    done = launch(*argv("ZeroshotCLIP", *asked, *words, output="few words", options=["--ood", "new"]))
+    done = launch(
+        *argv("ZeroshotCLIP", *asked, *words, output="few words", options=["--ood", "new"])
+    )
     assert "NegLabel would keep 0 of 2 words" in done.error
 
 
@@ -82,4 +99,7 @@ def test_test_time_methods_score_each_image_alone(method, run):
     folder = run("out", *few, trainer=method, config="small", options=["--ood", "new"])
     (found,) = results(folder)["ood"]
     assert list(found["scores"]) == ["MCM", "MaxLogit", "Energy", "Entropy"]
-    assert results(folder)["accuracy"] == results(run("alone", *few, trainer=method, config="small"))["accuracy"]
+    assert (
+        results(folder)["accuracy"]
+        == results(run("alone", *few, trainer=method, config="small"))["accuracy"]
+    )

@@ -35,13 +35,22 @@ def test_scores_of_published_logits(figures):
         same_scores(logits, of_patches, figures[f"scores_{when}"])
         if np.shape(of_patches)[-1] > 2:  # the score reads all patches
             fewer = ood.scores(torch.tensor(logits), torch.tensor(of_patches)[:, :1])["GL-MCM"]
-            assert (fewer < ood.scores(torch.tensor(logits), torch.tensor(of_patches))["GL-MCM"] - 1e-4).any()
+            assert (
+                fewer < ood.scores(torch.tensor(logits), torch.tensor(of_patches))["GL-MCM"] - 1e-4
+            ).any()
 
 
 @pytest.mark.parametrize("towers", thorough_but(("fast",), ("fast", "plain")))
 def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
     case = figures["case"]
-    settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]
+    settings = (
+        case["trainer"],
+        towers,
+        case["cfg"],
+        case["arch"],
+        case["classnames"],
+        figures["optimizer"],
+    )
     trainer = golden_trainer(*settings, backbones, tmp_path)
     images = images_of(case["batch"], case["arch"]["image_resolution"])
     batch = {"img": images, "label": torch.tensor(figures["labels"])}
@@ -69,7 +78,9 @@ def test_other_scores_by_numpy():
         p = np.exp(logits / t) / np.exp(logits / t).sum(axis=1, keepdims=True)
         assert found["MaxLogit"].numpy() == pytest.approx(logits.max(axis=1))
         assert found["Energy"].numpy() == pytest.approx(t * np.log(np.exp(logits / t).sum(axis=1)))
-        assert found["Entropy"].numpy() == pytest.approx((p * np.log(np.maximum(p, 1e-300))).sum(axis=1))
+        assert found["Entropy"].numpy() == pytest.approx(
+            (p * np.log(np.maximum(p, 1e-300))).sum(axis=1)
+        )
         assert "GL-MCM" not in found
 
 
@@ -109,18 +120,27 @@ def detect(run):
 def test_near_ood_by_the_new_classes(split, run, detect, eurosat):
     base = (*BASE, "TEST.SPLIT", split)
     folder, found = detect("out", "new", *base, "TEST.SAVE_LOGITS", True)
-    assert (found["name"], found["classes"], found["images"], found["shared_classes"]) == ("new", "new", 12, [])
+    assert (found["name"], found["classes"], found["images"], found["shared_classes"]) == (
+        "new",
+        "new",
+        12,
+        [],
+    )
     assert list(found["scores"]) == list(ood.SCORES)
     assert f"AUROC {found['scores']['MCM']['auroc']:.2f}" in (folder / "log.txt").read_text()
     without = results(run("without", *base, trainer="ZeroshotCLIP"))
     assert results(folder)["accuracy"] == without["accuracy"] and "ood" not in without
     # Zero-shot CLIP's logits of all classes are those of each class alone: the first three columns are the base's.
     known = np.load(folder / "predictions.npz")["logits"]
-    everything = np.load(run("all", "TEST.SAVE_LOGITS", True, trainer="ZeroshotCLIP") / "predictions.npz")
+    everything = np.load(
+        run("all", "TEST.SAVE_LOGITS", True, trainer="ZeroshotCLIP") / "predictions.npz"
+    )
     unknown = everything["logits"][everything["label"] >= 3][:, :3]
     positive = [1] * len(known) + [0] * len(unknown)
     scores = np.concatenate([known.max(axis=1), unknown.max(axis=1)])
-    assert found["scores"]["MaxLogit"]["auroc"] == pytest.approx(100 * roc_auc_score(positive, scores), abs=1e-6)
+    assert found["scores"]["MaxLogit"]["auroc"] == pytest.approx(
+        100 * roc_auc_score(positive, scores), abs=1e-6
+    )
     aupr = average_precision_score(positive, scores)
     assert found["scores"]["MaxLogit"]["aupr"] == pytest.approx(100 * aupr, abs=1e-6)
 
@@ -153,8 +173,12 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
     write_eurosat(tmp_path / "data", ["Banded", "red", "dotted"], test=3)
     split = tmp_path / "data/dtd/split_zhou_DescribableTextures.json"
     content = json.loads(split.read_text())
-    content["train"] = list({label: [path, label, name] for path, label, name in content["train"]}.values())
-    split.write_text(json.dumps(content))  # one training image of each class: the others hold none out
+    content["train"] = list(
+        {label: [path, label, name] for path, label, name in content["train"]}.values()
+    )
+    split.write_text(
+        json.dumps(content)
+    )  # one training image of each class: the others hold none out
     folder, found = detect("out", "dtd", "DATASET.HOLD_OUT", True, root=tmp_path / "data")
     assert found["dataset"] == "DescribableTextures" and found["images"] > 3
     shared = [name for name in found["shared_classes"] if name.lower() in ("banded", "dotted")]
@@ -166,11 +190,23 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "name", "words"),
     [
-        ((), "new", "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is all: set it to base"),
+        (
+            (),
+            "new",
+            "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is all: set it to base",
+        ),
         (("TEST.OOD_SCORES", "['MSM']"), "dtd", "score"),
-        ((*BASE, "TEST.OOD_SCORES", "['GL-MCM']"), "new", "leave it out of TEST.OOD_SCORES"),  # without texts
+        (
+            (*BASE, "TEST.OOD_SCORES", "['GL-MCM']"),
+            "new",
+            "leave it out of TEST.OOD_SCORES",
+        ),  # without texts
         (BASE, "new", "--ood scores each image alone"),  # of a transductive method
-        ((*BASE, "TEST.OOD_SCORES", "['NegLabel']", "TEST.OOD_WORDS", "['missing.txt']"), "new", "missing.txt"),
+        (
+            (*BASE, "TEST.OOD_SCORES", "['NegLabel']", "TEST.OOD_WORDS", "['missing.txt']"),
+            "new",
+            "missing.txt",
+        ),
     ],
 )
 def test_wrong_requests_are_refused_and_leave_nothing(
@@ -180,4 +216,9 @@ def test_wrong_requests_are_refused_and_leave_nothing(
     if "each image alone" in words:
         monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "transductive")
     options = ["--ood", name]
-    refused(arguments(eurosat, tiny, tmp_path / "out", *overrides, trainer="ZeroshotCLIP", options=options), words)
+    refused(
+        arguments(
+            eurosat, tiny, tmp_path / "out", *overrides, trainer="ZeroshotCLIP", options=options
+        ),
+        words,
+    )

@@ -24,8 +24,25 @@ pytestmark = pytest.mark.slow
 sys.path.append(str(ROOT / "docs"))
 import backbones as page  # noqa: E402
 
-TINY = {"PROMPT_DEPTH": 2, "PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2, "REP_LAYERS": [1, 2], "N_CTX": 4}
-KNOWN = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TPT", "TaskRes", "TipAdapterF", "GDA", "TDA", "ZeroshotCLIP"}
+TINY = {
+    "PROMPT_DEPTH": 2,
+    "PROMPT_DEPTH_VISION": 2,
+    "PROMPT_DEPTH_TEXT": 2,
+    "REP_LAYERS": [1, 2],
+    "N_CTX": 4,
+}
+KNOWN = {
+    "CoOp",
+    "CoCoOp",
+    "KgCoOp",
+    "ProGrad",
+    "TPT",
+    "TaskRes",
+    "TipAdapterF",
+    "GDA",
+    "TDA",
+    "ZeroshotCLIP",
+}
 TINY |= {"ADAPTER_START": 1, "ADAPTER_END": 2}
 
 # Published settings, which name 224 pixels, with the depth and the steps of tiny models.
@@ -36,7 +53,12 @@ FILES = {
     "MaPLe": ("vit_b16_c2_ep5_batch4_2ctx", {"PROMPT_DEPTH": 2}),
     "VPT": ("vit_b16_c2_ep5_batch4_4", {"PROMPT_DEPTH_VISION": 2}),
 }
-PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
 
 
 @pytest.fixture
@@ -65,14 +87,20 @@ def test_a_run_and_its_predictions(family, method, onnx, trained, command, euros
     assert ended.status == 0, ended
     assert "PIXEL_MEAN [0.5, 0.5, 0.5]" in ended.printed and "RESIZE_MODE squash" in ended.printed
     found = results(tmp_path / "run")
-    assert found["weights_sha256"] == clip.weights_sha256(str(folder)) and found["backbone"] == str(folder)
+    assert found["weights_sha256"] == clip.weights_sha256(str(folder)) and found["backbone"] == str(
+        folder
+    )
     with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
         (model,) = open_models([tmp_path / "run"], OPTIONS)
-        done = command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx.split())
+        done = command(
+            export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx.split()
+        )
         assert done.status == 0, done
         exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(folder))
     images = [str(file) for file in sorted((eurosat / "eurosat/2750/0").glob("test*"))]
-    torch.testing.assert_close(exported.logits(images), model.classifier.logits(images), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        exported.logits(images), model.classifier.logits(images), rtol=0, atol=1e-4
+    )
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["backbone_sha256"] == found["weights_sha256"] and config["tokeniser"] == "CLIP"
     assert config["input"]["RESIZE_MODE"] == "squash" and config["input"]["SIZE"] == list(
@@ -83,27 +111,41 @@ def test_a_run_and_its_predictions(family, method, onnx, trained, command, euros
 def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
     """Without SOS, bidirectional, read at the last token; attention pools the patches; a scale and a bias."""
     pytest.importorskip("transformers")
-    folder = saved("SigLIP", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs={})
+    folder = saved(
+        "SigLIP", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs={}
+    )
     write_tokeniser(folder)
     with small_timm("siglip"):
         model = clip.load_backbone(str(folder))
     tokenizer = model.tokenizer
     row, _ = tokenizer(["X X red.", "a photo of a blue lake."]).tolist()
-    assert (tokenizer.start, tokenizer.name, row[:5]) == (0, "owner/words", [6, 6, 7, 5, 1]) and set(row[5:]) == {1}
-    assert (tokenizer.length("blue lake"), tokenizer.word(7)) == (2, "red") and model.logit_bias.item() == -10
+    assert (tokenizer.start, tokenizer.name, row[:5]) == (
+        0,
+        "owner/words",
+        [6, 6, 7, 5, 1],
+    ) and set(row[5:]) == {1}
+    assert (tokenizer.length("blue lake"), tokenizer.word(7)) == (
+        2,
+        "red",
+    ) and model.logit_bias.item() == -10
     with pytest.raises(clip.ClipError, match="'red red .* positions"):
         tokenizer(["red " * 32])
     ended = trained("SigLIP", "MPL", folder, "OPTIM.MAX_EPOCH", 1)
     assert ended.status == 0, ended
     with small_timm("siglip"):
-        assert command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder).status == 0
+        assert (
+            command(export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder).status
+            == 0
+        )
     assert json.loads((tmp_path / "out/config.json").read_text())["tokeniser"] == "owner/words"
 
 
 def test_a_configuration_runs_no_program(tmp_path):
     pytest.importorskip("transformers")
     trust = {"trust_remote_code": True}
-    folder = saved("CLIPA", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs=trust)
+    folder = saved(
+        "CLIPA", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs=trust
+    )
     write_tokeniser(folder)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
     options = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
@@ -113,15 +155,22 @@ def test_a_configuration_runs_no_program(tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("arch", thorough_but(("PE-Core-T-16-384",), ("PE-Core-T-16-384", "MobileCLIP2-S0")))
+@pytest.mark.parametrize(
+    "arch", thorough_but(("PE-Core-T-16-384",), ("PE-Core-T-16-384", "MobileCLIP2-S0"))
+)
 def test_the_page_of_all_architectures(arch):
     """`make backbones` on some of them, with all of their layers: a row, with the reason where a method is refused."""
     row = page.measure(arch, largest=160)
     assert max(row["differences"]) <= 1e-5
     refused = {name for name, answer in row["methods"].items() if isinstance(answer, str)}
     assert refused == (set() if arch.startswith("PE") else {"MPL", "CLIPLoRA"})
-    assert all("vision transformer" in row["methods"][name] and "CoOp" in row["methods"][name] for name in refused)
-    assert page.figures([row]).splitlines()[1].startswith(f"{arch},") and arch in page.section([row], 160)
+    assert all(
+        "vision transformer" in row["methods"][name] and "CoOp" in row["methods"][name]
+        for name in refused
+    )
+    assert page.figures([row]).splitlines()[1].startswith(f"{arch},") and arch in page.section(
+        [row], 160
+    )
 
 
 @pytest.mark.parametrize("family", ["EVA-02", "ConvNeXt", "MetaCLIP 2"])
@@ -140,12 +189,25 @@ def test_every_method_works_or_says_which_backbone_it_needs(family):
             method.model = kind.Model(model, method.build_prompts(model, method.class_names))
             method.finish_model()
         except UsageError as error:
-            assert str(error).isprintable() and ("backbone" in str(error) or "sentences" in str(error))
+            assert str(error).isprintable() and (
+                "backbone" in str(error) or "sentences" in str(error)
+            )
             refused |= {name.rpartition("+")[2]} if "backbone" in str(error) else set()
         else:
             assert method.model(images).shape == (2, 3), name
     # Methods that copy weights of CLIP's own layers may refuse others, too.
-    vision = {"CLIPLoRA", "CoPrompt", "IVLP", "MMA", "MMRL", "MPL", "MaPLe", "PromptSRC", "UPT", "VPT"}
+    vision = {
+        "CLIPLoRA",
+        "CoPrompt",
+        "IVLP",
+        "MMA",
+        "MMRL",
+        "MPL",
+        "MaPLe",
+        "PromptSRC",
+        "UPT",
+        "VPT",
+    }
     # TCP needs nine text layers, and MMRLpp the projection of CLIP's class token.
     own = {"TCP"} if family == "MetaCLIP 2" else {"TCP", "MMRLpp"}
     needs_tokens = vision | {"LoCoOp"} if family == "ConvNeXt" else set()

@@ -57,11 +57,16 @@ def test_mean_and_deviation_over_seeds_in_their_order(runs, parse):
 def test_logs_of_tests_are_asked_for_and_a_missing_folder_is_named(runs, parse, capsys):
     root = runs({"own/seed1": 80.0, "own/seed2": 82.0}, TEST) / "own"
     assert "* accuracy: 81.00% +- 1.00%" in parse(root, "--test-log")
-    for folder, line in ((root, "give --test-log if they are logs of tests"), (root / "nowhere", "no folder")):
+    for folder, line in (
+        (root, "give --test-log if they are logs of tests"),
+        (root / "nowhere", "no folder"),
+    ):
         with pytest.raises(UsageError, match=line) as caught:
             parse(folder)
         assert str(folder) in str(caught.value)
-        assert (f"file: {root}/seed1/log.txt. no result: " in capsys.readouterr().out) == (folder == root)
+        assert (f"file: {root}/seed1/log.txt. no result: " in capsys.readouterr().out) == (
+            folder == root
+        )
 
 
 def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):
@@ -99,7 +104,9 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(key, runs, pars
     root = runs({"a/seed1": 80, "a/seed2": 81}, SETTINGS.format(**USUAL) + TRAINING) / "a"
     assert "* accuracy: 80.50%" in parse(root)
     runs({"a/seed3": 90}, SETTINGS.format(**USUAL | {key: "4"}) + TRAINING)
-    with pytest.raises(UsageError, match=f"differ in the .*{key}.*: 4, {USUAL[key]}|{key}.*: 16, 4"):
+    with pytest.raises(
+        UsageError, match=f"differ in the .*{key}.*: 4, {USUAL[key]}|{key}.*: 16, 4"
+    ):
         parse(root)
 
 
@@ -107,7 +114,11 @@ def test_averages_say_how_many_runs_were_selected_on_test_images(runs, parse):
     root = runs({"a/seed1": 80}, f"{SELECTED}: the epoch\n{TRAINING}")
     runs({"a/seed2": 80, "b/seed1": 80})
     lines = ["* selected on test images: 1 of 2 runs", "* selected on test images: 1 of 2 folders"]
-    for given, expected in (([root / "a"], lines[:1]), ([root / "b"], []), ([root, "--multi-exp"], lines)):
+    for given, expected in (
+        ([root / "a"], lines[:1]),
+        ([root / "b"], []),
+        ([root, "--multi-exp"], lines),
+    ):
         printed = parse(*given)
         assert [line for line in printed.splitlines() if line.startswith("* selected")] == expected
         assert printed.count("accuracy: 80.00% (selected on test images)") == bool(expected)

@@ -49,20 +49,28 @@ def test_accuracy_time_of_both_protocols(summarised):
     means = summary.cells.set_index(["part", "dataset", "method"])["mean"]
     for ax, part in ((base, "base"), (new, "new"), (both, "H"), (cross, "all classes")):
         assert ax.get_xlabel() == "training time of a run (seconds)\ncpu"
-        assert points(ax) == {name: [(10.0 * len(name), means[part, "average", name])] for name in ("CoOp", "MPL")}
+        assert points(ax) == {
+            name: [(10.0 * len(name), means[part, "average", name])] for name in ("CoOp", "MPL")
+        }
         lines = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
         assert lines["ZeroshotCLIP (no training)"] == means[part, "average", "ZeroshotCLIP"]
 
 
 def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
     names = {"ZeroshotCLIP": "ZeroshotCLIP", "CoOp": "CoOp", r"lr $\foo$ $_$": "MPL"}  # no formula
-    summary = summarised("base2new", "cross_dataset", "few_shot", names=names, shots=(1, 16), seeds=(1, 2, 3))
+    summary = summarised(
+        "base2new", "cross_dataset", "few_shot", names=names, shots=(1, 16), seeds=(1, 2, 3)
+    )
     files = [file for *_, files in plots.draw(summary, tmp_path) for file in files]
     assert [file.name for file in files] == [
-        f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains") for kind in ("png", "svg", "pdf")
+        f"{name}.{kind}"
+        for name in ("accuracy_time", "few_shot", "gains")
+        for kind in ("png", "svg", "pdf")
     ]
     for png, svg, pdf in zip(files[::3], files[1::3], files[2::3], strict=True):
-        assert ElementTree.parse(svg).getroot().tag.endswith("svg") and pdf.read_bytes().startswith(b"%PDF-")
+        assert ElementTree.parse(svg).getroot().tag.endswith("svg") and pdf.read_bytes().startswith(
+            b"%PDF-"
+        )
         assert ("<!-- CoOp -->" in svg.read_text()) == (svg.stem != "gains")  # a legend
         with Image.open(png) as image:
             pixels = image.convert("L")
@@ -75,7 +83,12 @@ NEMENYI = {3: 2.343, 4: 2.569}  # q at 0.05 for k methods (Demšar, JMLR 2006, t
 
 @pytest.mark.parametrize("k", [3, 4])
 def test_ranks_over_datasets_are_those_of_the_published_formulas(k, tmp_path):
-    values = {"a": [90] * 6, "b": (80, 80, 85, 80, 80, 80), "c": (80, 70, 91, 70, 70, 70), "d": range(6)}
+    values = {
+        "a": [90] * 6,
+        "b": (80, 80, 85, 80, 80, 80),
+        "c": (80, 70, 91, 70, 70, 70),
+        "d": range(6),
+    }
     study = study_of(tmp_path, dict.fromkeys("abcd"[:k], "MPL"), datasets=SETS)
     summary = summarise(study, lambda run: values[run.variant.name][SETS.index(run.dataset)])
     found = ranking(summary, "few_shot", "16 shots", "inductive")

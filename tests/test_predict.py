@@ -45,20 +45,31 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     (model,) = open_models([folder], OPTIONS)
     assert model.classifier.class_names == [name.replace("_", " ") for name in names]
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
+    torch.testing.assert_close(
+        model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        model.classifier.logits(files), expected, rtol=0, atol=1e-5
+    )  # and back
 
 
-def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand_in, command, deep, tmp_path):
+def test_sentences_are_those_of_the_dataset_and_not_of_its_title(
+    finished, stand_in, command, deep, tmp_path
+):
     """TCP has a sentence for OxfordPets; with another title, predictions had the one for unknown datasets."""
     stand_in("OxfordPets")
     folder = finished("TCP", "base", "DATASET.NAME", "OxfordPets", "DATASET.TITLE", "my pets")
     files, expected, _ = own_test(folder, "base")
     assert command(export, folder, "--to", tmp_path / "out").status == 0
     for model in (folder, tmp_path / "out"):
-        ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
+        ((_, classifier),) = open_models(
+            [model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)})
+        )
         torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
-        assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
+        assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == (
+            "my pets",
+            "my pets",
+        )
 
 
 def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
@@ -73,7 +84,9 @@ def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
         torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
 
 
-def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(finished, command, eurosat, tmp_path):
+def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(
+    finished, command, eurosat, tmp_path
+):
     folder = finished("MPL", "base")
     files, expected, names = own_test(folder, "base")
     (checkpoint,) = folder.glob("*/model.pth.tar-*")
@@ -94,7 +107,9 @@ def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(finished
     with one_line("has more than 1,024 pixels", "--max-pixels"):
         Image.new("RGB", (33, 32)).save(tmp_path / "large.png")
         classifier.logits([tmp_path / "large.png"])
-    assert command(predict, folder, tmp_path / "large.png", "--max-pixels", 1055).error.count("1,055 pixels")
+    assert command(predict, folder, tmp_path / "large.png", "--max-pixels", 1055).error.count(
+        "1,055 pixels"
+    )
     assert command(predict, folder, tmp_path / "large.png", "--max-pixels", 1056).status == 0
     with one_line("is not a model"):
         PromptedClassifier.from_pretrained(tmp_path / "large.png")
@@ -106,11 +121,18 @@ def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(finished
 def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
     rows = rows_of(command, finished("CoOp"), photos, "--topk", 2)
     files = [str(photos / name) for name in ("a.jpg", "b.png", "below/c.PNG", "d.webp", "e f.bmp")]
-    assert [(row["image"], row["model"], len(row["top"])) for row in rows] == [(file, "CoOp", 2) for file in files]
+    assert [(row["image"], row["model"], len(row["top"])) for row in rows] == [
+        (file, "CoOp", 2) for file in files
+    ]
     assert all(row["top"][0]["probability"] >= row["top"][1]["probability"] for row in rows)
     printed = command(predict, finished("CoOp"), photos, "--topk", 2, "--csv").printed
     assert list(csv.DictReader(io.StringIO(printed))) == [
-        {"image": row["image"], "model": "CoOp", "rank": str(rank), **{key: str(value) for key, value in top.items()}}
+        {
+            "image": row["image"],
+            "model": "CoOp",
+            "rank": str(rank),
+            **{key: str(value) for key, value in top.items()},
+        }
         for row in rows
         for rank, top in enumerate(row["top"], start=1)
     ]
@@ -122,25 +144,46 @@ def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
 
 def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
     names = ["a cat", "a dog"]
-    rows = rows_of(command, photos / "a.jpg", "--backbone", deep, "--classes", *names, "--template", "{} in winter")
+    rows = rows_of(
+        command,
+        photos / "a.jpg",
+        "--backbone",
+        deep,
+        "--classes",
+        *names,
+        "--template",
+        "{} in winter",
+    )
     clip = load_backbone(str(deep))
-    image = PromptedClassifier.zero_shot(str(deep), names).transform(Image.open(photos / "a.jpg").convert("RGB"))
+    image = PromptedClassifier.zero_shot(str(deep), names).transform(
+        Image.open(photos / "a.jpg").convert("RGB")
+    )
     logits, _ = clip(image[None], tokenize(["a cat in winter", "a dog in winter"]))
     expected = dict(zip(names, logits[0].softmax(dim=0).tolist(), strict=True))
-    assert {top["class"]: top["probability"] for top in rows[0]["top"]} == pytest.approx(expected, abs=1e-5)
+    assert {top["class"]: top["probability"] for top in rows[0]["top"]} == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
-    good, *bad = (tmp_path / name for name in ("good.png", "text.jpg", "short.png", "pipe.png", "missing.png"))
+    good, *bad = (
+        tmp_path / name for name in ("good.png", "text.jpg", "short.png", "pipe.png", "missing.png")
+    )
     Image.new("RGB", (32, 32)).save(good)
     bad[0].write_text("no image")
     bad[1].write_bytes(good.read_bytes()[:60])
     os.mkfifo(bad[2])
     done = command(predict, finished("CoOp"), bad[0], good, *bad[1:], "--json")
     assert done.status == 1 and [row["image"] for row in json.loads(done.printed)] == [str(good)]
-    assert all(line.startswith("skipped: ") and str(file) in line for line, file in zip(done.errors, bad, strict=True))
+    assert all(
+        line.startswith("skipped: ") and str(file) in line
+        for line, file in zip(done.errors, bad, strict=True)
+    )
     done = command(predict, finished("CoOp"), *bad, "--json")
-    assert (done.status, len(done.errors)) == (2, 5) and "none of the 4 images could be read" in done.errors[-1]
+    assert (done.status, len(done.errors)) == (
+        2,
+        5,
+    ) and "none of the 4 images could be read" in done.errors[-1]
     for file in bad:
         assert str(file) in command(predict, finished("CoOp"), file, "--json").error
 
@@ -166,7 +209,9 @@ def changed(finished, tmp_path_factory):
 
     def changed(change):
         folder = shutil.copytree(finished("CoOp"), tmp_path_factory.mktemp("changed") / "run")
-        checkpoint = torch.load(file := folder / "prompt_learner/model.pth.tar-1", weights_only=True)
+        checkpoint = torch.load(
+            file := folder / "prompt_learner/model.pth.tar-1", weights_only=True
+        )
         change(checkpoint)
         torch.save(checkpoint, file)
         return folder
@@ -180,14 +225,27 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(
 ):
     monkeypatch.chdir(tmp_path)  # without output/
     run = finished("MaPLe")
-    places = {"photos": photos, "run": run, "tested": finished("MaPLe", "new", tests=run), "out": tmp_path / "out"}
-    places |= {"checkpoint": run / "MultiModalPromptLearner", "long": "long " * 80, "text": tmp_path / "text.jpg"}
+    places = {
+        "photos": photos,
+        "run": run,
+        "tested": finished("MaPLe", "new", tests=run),
+        "out": tmp_path / "out",
+    }
+    places |= {
+        "checkpoint": run / "MultiModalPromptLearner",
+        "long": "long " * 80,
+        "text": tmp_path / "text.jpg",
+    }
     places["huge"] = changed(lambda checkpoint: checkpoint["state_dict"]["ctx"].fill_(1e38))
     places["maple"] = ROOT / "configs/trainers/MaPLe/small.yaml"
     places["text"].write_text("no image")
     program, *arguments = (item.replace("_", " ").format(**places) for item in line.split())
     done = command(PROGRAMS[program], *arguments)
-    assert (done.status, done.printed, ["error: " in each for each in done.errors].count(True)) == (2, "", 1), done
+    assert (done.status, done.printed, ["error: " in each for each in done.errors].count(True)) == (
+        2,
+        "",
+        1,
+    ), done
     assert WRONG[line].format(**places) in done.errors[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["text.jpg"]
 
@@ -208,7 +266,9 @@ def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monk
     lists = (["a cat", "a dog"], ["an oak", "an elm", "a fir"], None)
     expected = [classifier.logits(photos / "a.jpg", names) for names in lists]
     classifier._other.cache_clear()
-    monkeypatch.setattr(type(classifier.clip), "_apply", lambda *arguments, **options: pytest.fail("it is moved"))
+    monkeypatch.setattr(
+        type(classifier.clip), "_apply", lambda *arguments, **options: pytest.fail("it is moved")
+    )
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda names: classifier.logits(photos / "a.jpg", names), lists * 4))
     assert all(torch.equal(*pair) for pair in zip(found, expected * 4, strict=True))
@@ -226,16 +286,29 @@ def test_image_names_and_class_names_are_only_shown(finished, command, photos, t
     shown = str(image).replace("\x1b", r"\x1b").replace("\x07", r"\x07").replace("\n", r"\n")
     names = ["--classes", "=1+1", "@a", "--topk", 2]
     done = command(predict, finished("CoOp"), image.parent, *names)
-    assert done.status == 0 and done.printed.startswith(f"{shown}  CoOp  ") and done.printed.count("\n") == 1
-    rows = list(csv.reader(command(predict, finished("CoOp"), image, *names, "--csv").printed.splitlines()))
-    assert [row[0] for row in rows[1:]] == [shown] * 2 and {row[3] for row in rows[1:]} == {"'=1+1", "'@a"}
+    assert (
+        done.status == 0
+        and done.printed.startswith(f"{shown}  CoOp  ")
+        and done.printed.count("\n") == 1
+    )
+    rows = list(
+        csv.reader(command(predict, finished("CoOp"), image, *names, "--csv").printed.splitlines())
+    )
+    assert [row[0] for row in rows[1:]] == [shown] * 2 and {row[3] for row in rows[1:]} == {
+        "'=1+1",
+        "'@a",
+    }
 
 
 # Published checkpoints
 
 
-def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, photos, deep, tmp_path):
-    ours = torch.load(finished("MaPLe") / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
+def test_published_checkpoint_needs_its_yaml_and_class_names(
+    finished, command, photos, deep, tmp_path
+):
+    ours = torch.load(
+        finished("MaPLe") / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True
+    )
     state = {f"module.{key}": value for key, value in ours["state_dict"].items()}
     state["module.prompt_learner.token_prefix"] = torch.zeros(50, 1, 64)
     file = save_published(tmp_path / "published", state)
@@ -243,18 +316,37 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, 
     settings.parent.mkdir()
     config = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
     settings.write_text(f"_BASE_: {config}\nINPUT:\n  SIZE: (32, 32)\n")
-    options = ["--config-file", settings, "--backbone", deep, "--classes", "red", "green field", "blue lake"]
+    options = [
+        "--config-file",
+        settings,
+        "--backbone",
+        deep,
+        "--classes",
+        "red",
+        "green field",
+        "blue lake",
+    ]
     expected = rows_of(command, finished("MaPLe"), photos)
     for model in (tmp_path / "published", file.parent, file):
         done = command(predict, model, photos, *options, "--json")
         assert (done.status, json.loads(done.printed)) == (0, expected)
-        unknown = "does not say on which weights its prompts were learned: check that they are those of"
+        unknown = (
+            "does not say on which weights its prompts were learned: check that they are those of"
+        )
         assert done.errors == [f"{model} {unknown} {deep}"]
-    assert "no class names: give them by --classes" in command(predict, file, photos, *options[:4]).error
+    assert (
+        "no class names: give them by --classes"
+        in command(predict, file, photos, *options[:4]).error
+    )
     other = command(predict, file, photos, *options, "--trainer", "CoOp")
     assert "is a checkpoint of MaPLe, not of CoOp" in other.error
-    settings.write_text(f"{settings.read_text()}DATASET:\n  NAME: EuroSat\n")  # its sentence would be another
-    assert "there is no dataset 'EuroSat': did you mean EuroSAT?" in command(predict, file, photos, *options).error
+    settings.write_text(
+        f"{settings.read_text()}DATASET:\n  NAME: EuroSat\n"
+    )  # its sentence would be another
+    assert (
+        "there is no dataset 'EuroSat': did you mean EuroSAT?"
+        in command(predict, file, photos, *options).error
+    )
 
 
 # The sentence in which a published checkpoint, which does not name its dataset, reads the class names.
@@ -276,7 +368,10 @@ def test_published_checkpoint_is_told_its_dataset(method, finished, command, pho
     def rows(*options, **more):
         yaml_file.write_text(yaml.safe_dump(parts | more))
         done = command(predict, file, photos, *given, *options)
-        told = any(f"does not say its dataset: {method} reads the class names" in line for line in done.errors)
+        told = any(
+            f"does not say its dataset: {method} reads the class names" in line
+            for line in done.errors
+        )
         return json.loads(done.printed), told
 
     expected = rows_of(command, run, photos)
@@ -297,5 +392,9 @@ def test_methods_say_whether_they_read_the_sentence_of_a_dataset(method, finishe
     ((_, own),) = open_models([finished(method, classes, *smaller)], OPTIONS)
     other = replace(own.description, template="some {} in a long drawing")
     pixels = torch.randn(2, 3, *own.cfg.INPUT.SIZE, generator=torch.manual_seed(0))
-    changed = PromptedClassifier(other, own.checkpoint, own.source, own.cfg.MODEL.BACKBONE.NAME, clip=own.clip)
-    assert kind.reads_template != torch.allclose(changed.logits(pixels), own.logits(pixels), atol=1e-4)
+    changed = PromptedClassifier(
+        other, own.checkpoint, own.source, own.cfg.MODEL.BACKBONE.NAME, clip=own.clip
+    )
+    assert kind.reads_template != torch.allclose(
+        changed.logits(pixels), own.logits(pixels), atol=1e-4
+    )

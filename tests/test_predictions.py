@@ -51,7 +51,17 @@ def arrays_of(folder):
 def test_numbers_of_results_are_computed_from_the_predictions(drawn, tmp_path):
     """On the demo's synthetic set, with the small CLIP."""
     configs = ROOT / "configs"
-    argv = ["--root", drawn, "--output-dir", tmp_path, "--trainer", "ZeroshotCLIP", "--backbone", "small", "--quiet"]
+    argv = [
+        "--root",
+        drawn,
+        "--output-dir",
+        tmp_path,
+        "--trainer",
+        "ZeroshotCLIP",
+        "--backbone",
+        "small",
+        "--quiet",
+    ]
     argv += ["--dataset-config-file", configs / "datasets/small_objects.yaml"]
     train([str(item) for item in (*argv, "--config-file", configs / "trainers/CoOp/small.yaml")])
     run, found = results(tmp_path), arrays_of(tmp_path)
@@ -77,15 +87,21 @@ def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     of_label = p[np.arange(len(p)), found["label"]]
-    assert np.take_along_axis(p, found["classes"].astype(int), 1) == pytest.approx(found["probabilities"], abs=1e-6)
+    assert np.take_along_axis(p, found["classes"].astype(int), 1) == pytest.approx(
+        found["probabilities"], abs=1e-6
+    )
     assert np.log(of_label) == pytest.approx(found["log_probability"], rel=1e-5, abs=1e-6)
-    assert ((p - np.eye(len(NAMES))[found["label"]]) ** 2).sum(axis=1) == pytest.approx(found["brier"], abs=1e-6)
+    assert ((p - np.eye(len(NAMES))[found["label"]]) ** 2).sum(axis=1) == pytest.approx(
+        found["brier"], abs=1e-6
+    )
     with_entry(folder / PREDICTIONS_FILE, "logits.npy", b"damaged")  # readers do not load them
     assert "logits" not in read(folder)
 
 
 def test_first_class_agrees_with_accuracy_when_classes_tie():
-    logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0], [5.0, -math.inf, -math.inf]])
+    logits = torch.tensor(
+        [[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0], [5.0, -math.inf, -math.inf]]
+    )
     found = predictions.predictions_of(logits, torch.tensor([0, 2, 1, 0]))
     assert found["classes"][:, 0].tolist() == logits.argmax(dim=1).tolist()
     assert [sorted(row) for row in found["classes"].tolist()] == [[0, 1, 2]] * 4
@@ -108,7 +124,10 @@ def npy(header):
 
 
 def header(kind, shape):
-    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return (
+        f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode()
+        + b"\n"
+    )
 
 
 DAMAGES = [
@@ -116,7 +135,9 @@ DAMAGES = [
     lambda file: file.write_bytes(file.read_bytes()[:-100]),
     lambda file: file.write_bytes(b"no archive"),
     lambda file: with_entry(file, "label.npy", npy(b"{'descr': '|O'}\n")),
-    lambda file: with_entry(file, "label.npy", npy(header("<f8", "(1000000000000,)"))),  # memory is not taken
+    lambda file: with_entry(
+        file, "label.npy", npy(header("<f8", "(1000000000000,)"))
+    ),  # memory is not taken
     lambda file: changed(file, classes=np.full((24, 5), 6)),
     lambda file: changed(file, classes=np.zeros((24, 5))),
     lambda file: changed(file, label=np.zeros(23, dtype=int)),
@@ -150,7 +171,10 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
     rows = zip(images.tolist(), label.tolist(), names[label].tolist(), strict=True)
     classes = found["classes"].copy()
     classes[3, 0] = (label[3] + 1) % len(NAMES) if classes[3, 0] == label[3] else label[3]
-    for other in ({"classes": classes}, {"image": images, "images_sha256": np.array(digest_of_rows(rows))}):
+    for other in (
+        {"classes": classes},
+        {"image": images, "images_sha256": np.array(digest_of_rows(rows))},
+    ):
         save(folder / PREDICTIONS_FILE, found | other)
         with pytest.raises(UsageError, match="is not of the run in results.json"):
             read(folder)
@@ -165,9 +189,21 @@ def test_a_long_class_name_is_in_memory_once(tmp_path):
     name, number = "x" * 100_000, 2000
     digest = digest_of_rows(("", 0, name) for _ in range(number))
     columns = {"label": np.zeros(number, int), "classes": np.zeros((number, 1), int)}
-    columns |= {key: np.zeros((number, 1) if key == "probabilities" else number, "f4") for key in COLUMNS[2:]}
-    texts = {"image": [""] * number, "class_names": [name], "dataset": "", "split": "", "images_sha256": digest}
-    save(tmp_path / PREDICTIONS_FILE, columns | {key: np.array(value) for key, value in texts.items()})
+    columns |= {
+        key: np.zeros((number, 1) if key == "probabilities" else number, "f4")
+        for key in COLUMNS[2:]
+    }
+    texts = {
+        "image": [""] * number,
+        "class_names": [name],
+        "dataset": "",
+        "split": "",
+        "images_sha256": digest,
+    }
+    save(
+        tmp_path / PREDICTIONS_FILE,
+        columns | {key: np.array(value) for key, value in texts.items()},
+    )
     tracemalloc.start()
     predictions.check(predictions.read_arrays(tmp_path / PREDICTIONS_FILE))
     assert tracemalloc.get_traced_memory()[1] < 20e6

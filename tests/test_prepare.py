@@ -37,7 +37,9 @@ def test_each_dataset_is_prepared_from_its_archives(name, prepare, publish, caps
     status, printed, errors = prepare("--check", name)
     assert (status, errors) == (0, []), printed
     assert "4 classes, as published" in printed and "nothing is wrong" in printed
-    assert downloadable()[name].read(tmp_path / "data", images=True).num_classes == 4  # as a run reads it
+    assert (
+        downloadable()[name].read(tmp_path / "data", images=True).num_classes == 4
+    )  # as a run reads it
     capsys.readouterr()
 
     publish.server.requests.clear()
@@ -49,7 +51,10 @@ def test_files_agree_with_torchvision():
         "oxford_pets": torchvision.datasets.OxfordIIITPet._RESOURCES[0],
         "food101": (torchvision.datasets.Food101._URL, torchvision.datasets.Food101._MD5),
         "fgvc_aircraft": (torchvision.datasets.FGVCAircraft._URL, ""),
-        "sun397": (torchvision.datasets.SUN397._DATASET_URL, torchvision.datasets.SUN397._DATASET_MD5),
+        "sun397": (
+            torchvision.datasets.SUN397._DATASET_URL,
+            torchvision.datasets.SUN397._DATASET_MD5,
+        ),
         "dtd": (torchvision.datasets.DTD._URL, torchvision.datasets.DTD._MD5),
     }
     for name, pair in known.items():
@@ -60,7 +65,10 @@ def test_files_agree_with_torchvision():
     for source in downloadable().values():
         dataset = source.dataset
         assert dataset.licence and dataset.page.startswith("https://")
-        assert all(file.size and (file.link or dataset.manual_steps or "cars" in file.name) for file in source.files)
+        assert all(
+            file.size and (file.link or dataset.manual_steps or "cars" in file.name)
+            for file in source.files
+        )
 
 
 def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp_path):
@@ -79,7 +87,9 @@ def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp
 
     assert prepare("dtd").status == 0
     assert images[0].read_bytes() == (made / images[0].relative_to(folder)).read_bytes()
-    assert images[5].read_bytes() == b"changed by its owner" and (folder / "images/mine.jpg").exists()
+    assert (
+        images[5].read_bytes() == b"changed by its owner" and (folder / "images/mine.jpg").exists()
+    )
     assert (folder / "split_zhou_DescribableTextures.json").stat().st_mtime_ns == split
 
 
@@ -97,12 +107,24 @@ def without_a_row(folder):
 @pytest.mark.parametrize(
     ("name", "harm", "found", "moved"),
     [
-        ("eurosat", unreadable, "images unreadable (1): FOLDER/2750/Forest/Forest_2.jpg (", "/2750"),
+        (
+            "eurosat",
+            unreadable,
+            "images unreadable (1): FOLDER/2750/Forest/Forest_2.jpg (",
+            "/2750",
+        ),
         ("eurosat", without_a_row, "7 images for test instead of 8", "/split_zhou_EuroSAT.json"),
-        ("imagenet_a", lambda folder: next(folder.rglob("*.jpg")).unlink(), "7 images for test instead of 8", ""),
+        (
+            "imagenet_a",
+            lambda folder: next(folder.rglob("*.jpg")).unlink(),
+            "7 images for test instead of 8",
+            "",
+        ),
     ],
 )
-def test_check_finds_what_is_wrong_and_its_remedy_works(name, harm, found, moved, prepare, publish, tmp_path):
+def test_check_finds_what_is_wrong_and_its_remedy_works(
+    name, harm, found, moved, prepare, publish, tmp_path
+):
     folder = downloadable()[name].folder(tmp_path / "data")
     shutil.copytree(publish(name), folder)
     harm(folder)
@@ -119,11 +141,20 @@ def test_check_of_a_split_counts_gaps_and_images_in_two_parts(prepare, tmp_path,
     monkeypatch.setattr(EuroSAT, "counts", None)  # a dataset that nobody has published
     file = write_eurosat(tmp_path / "data", ["red", "green", "blue"])
     rows = json.loads(file.read_text())
-    shutil.copy(tmp_path / "data/eurosat/2750/0/train_0.png", tmp_path / "data/eurosat/2750/0/test_0.png")
-    file.write_text(json.dumps({part: [[path, 2 * label, name] for path, label, name in rows[part]] for part in rows}))
+    shutil.copy(
+        tmp_path / "data/eurosat/2750/0/train_0.png", tmp_path / "data/eurosat/2750/0/test_0.png"
+    )
+    file.write_text(
+        json.dumps(
+            {part: [[path, 2 * label, name] for path, label, name in rows[part]] for part in rows}
+        )
+    )
     ended = prepare("--check", "eurosat")
     assert ended.status == 2 and "  no class has the label 1, 3\n" in ended.printed
-    assert re.search(r"images in several parts, by their pixels \(1\): \S+/train_0.png = \S+/test_0.png", ended.printed)
+    assert re.search(
+        r"images in several parts, by their pixels \(1\): \S+/train_0.png = \S+/test_0.png",
+        ended.printed,
+    )
 
 
 # Few-shot choices
@@ -137,9 +168,15 @@ def test_fewshot_needs_only_the_split(prepare, publish, capsys, tmp_path):
     data = downloadable()["caltech101"].read(tmp_path / "data", "DATASET.NUM_SHOTS", "2", seed=2)
     capsys.readouterr()
     parts = {"train": data.train_x, "val": data.val}
-    below = [f"{part} {os.path.relpath(item.impath, data.images)}" for part in parts for item in parts[part]]
+    below = [
+        f"{part} {os.path.relpath(item.impath, data.images)}"
+        for part in parts
+        for item in parts[part]
+    ]
     assert status == 0 and len(lines) == 4 * 2 + 4 * 1 and lines == below
-    base = prepare("fewshot", "caltech101", "--seed", 2, "--shots", 2, "--classes", "base").printed.splitlines()
+    base = prepare(
+        "fewshot", "caltech101", "--seed", 2, "--shots", 2, "--classes", "base"
+    ).printed.splitlines()
     assert base == lines[:4] + lines[8:10]
 
 

@@ -52,7 +52,9 @@ def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
     elif fault == "no folder":
         members = {path.replace("2750", "images"): content for path, content in members.items()}
     content = {"wrong checksum": good[:-1] + b"x", "truncated": good[:-5]}.get(fault)
-    publish.server.files["/eurosat/EuroSAT.zip"] = content or zipped(tmp_path / "bad.zip", members).read_bytes()
+    publish.server.files["/eurosat/EuroSAT.zip"] = (
+        content or zipped(tmp_path / "bad.zip", members).read_bytes()
+    )
     if fault != "wrong checksum":  # no checksum is published
         change_file(monkeypatch, "eurosat", "EuroSAT.zip", md5="", bytes=0, about=1 << 20)
     prepare_fails(["eurosat"], FAULTS[fault])
@@ -65,16 +67,25 @@ def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-def test_a_given_archive_that_is_no_file_is_named_and_not_downloaded(prepare_fails, publish, tmp_path):
+def test_a_given_archive_that_is_no_file_is_named_and_not_downloaded(
+    prepare_fails, publish, tmp_path
+):
     publish("eurosat")
     (tmp_path / "given").mkdir()
     os.mkfifo(tmp_path / "given/EuroSAT.zip")
-    prepare_fails(["eurosat", "--from", tmp_path / "given"], "given/EuroSAT.zip is not a regular file")
-    assert not (tmp_path / "data").exists() or all_below(tmp_path / "data") <= {"eurosat", f"eurosat/{SPLIT}"}
+    prepare_fails(
+        ["eurosat", "--from", tmp_path / "given"], "given/EuroSAT.zip is not a regular file"
+    )
+    assert not (tmp_path / "data").exists() or all_below(tmp_path / "data") <= {
+        "eurosat",
+        f"eurosat/{SPLIT}",
+    }
 
 
 @pytest.mark.parametrize("content", [b'{"train": []}', None])
-def test_a_failed_or_wrong_download_leaves_no_folders(content, prepare_fails, publish, monkeypatch, tmp_path):
+def test_a_failed_or_wrong_download_leaves_no_folders(
+    content, prepare_fails, publish, monkeypatch, tmp_path
+):
     publish("eurosat")
     change_file(monkeypatch, "eurosat", SPLIT, md5="", bytes=0)
     if content is None:
@@ -99,7 +110,9 @@ def replaced_by_a_broken_link(path):
         ("imagenetv2", f"{V2}/cats", lambda path: path.mkdir(), "is not one of the 4 classes"),
     ],
 )
-def test_what_is_in_the_way_is_neither_changed_nor_replaced(name, place, harm, words, prepare_fails, publish, tmp_path):
+def test_what_is_in_the_way_is_neither_changed_nor_replaced(
+    name, place, harm, words, prepare_fails, publish, tmp_path
+):
     folder = tmp_path / "data" / name
     shutil.copytree(publish(name), folder)
     harm(folder / place)
@@ -125,7 +138,9 @@ def test_full_disk(prepare_fails, publish, monkeypatch, tmp_path):
     assert all_below(tmp_path / "data/eurosat/.preparing") == {"EuroSAT.zip"}
 
 
-def test_interrupt_while_unpacking_leaves_only_the_download(prepare, publish, monkeypatch, tmp_path):
+def test_interrupt_while_unpacking_leaves_only_the_download(
+    prepare, publish, monkeypatch, tmp_path
+):
     made, extract, members = publish("eurosat"), zipfile.ZipFile._extract_member, []
 
     def interrupted(self, member, path, password):
@@ -166,9 +181,13 @@ def test_one_process_at_a_time(publish, tmp_path):
     made = publish("eurosat")
     folder = tmp_path / "data/eurosat"
     folder.mkdir(parents=True)
-    preparation = Preparation(downloadable()["eurosat"], tmp_path / "data", mirror=publish.server.address)
+    preparation = Preparation(
+        downloadable()["eurosat"], tmp_path / "data", mirror=publish.server.address
+    )
     thread = threading.Thread(target=preparation.run)
-    with FileLock(folder / LOCK, is_singleton=False):  # of another process, which prepares it meanwhile
+    with FileLock(
+        folder / LOCK, is_singleton=False
+    ):  # of another process, which prepares it meanwhile
         thread.start()
         thread.join(0.3)
         assert thread.is_alive() and publish.server.requests == []

@@ -29,7 +29,11 @@ class ReadPrompts(PromptLearner):
         return [Edit(), Edit(add=self.prompts)]
 
     def image(self, tower, learned):
-        return normalize(self.extra_modules["image_encoder"](tower.prompts.mean(dim=1)) if learned else tower.feature)
+        return normalize(
+            self.extra_modules["image_encoder"](tower.prompts.mean(dim=1))
+            if learned
+            else tower.feature
+        )
 
 
 @pytest.fixture
@@ -41,7 +45,9 @@ def model():
 def test_text_features_are_kept_by_the_fast_towers_alone(towers, times, monkeypatch):
     model, encoded = deepcopy(PromptedCLIP(small_clip(), ReadPrompts(), towers)), []
     text = model.prompt_learner.text
-    monkeypatch.setattr(model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1])
+    monkeypatch.setattr(
+        model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1]
+    )
     model.eval()
     with torch.no_grad():
         for _ in range(2):
@@ -64,11 +70,23 @@ def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
 @pytest.mark.parametrize(
     ("written", "classes", "learned"),
     [
-        ({"class_names": ["a", "blue lake", "red", "green field"], "dataset": "EuroSAT"}, "base", True),
-        ({"class_names": ["blue lake", "red", "green field"]}, "base", True),  # of an exported folder
+        (
+            {"class_names": ["a", "blue lake", "red", "green field"], "dataset": "EuroSAT"},
+            "base",
+            True,
+        ),
+        (
+            {"class_names": ["blue lake", "red", "green field"]},
+            "base",
+            True,
+        ),  # of an exported folder
         ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "all", False),
         ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "new", False),
-        ({"class_names": ["blue lake", "red", "green field"], "dataset": "ImageNet"}, "base", False),
+        (
+            {"class_names": ["blue lake", "red", "green field"], "dataset": "ImageNet"},
+            "base",
+            False,
+        ),
         ({}, "base", True),  # a published checkpoint does not say it
         ({}, "all", True),
         ({}, "new", False),
@@ -89,6 +107,8 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
 )
 def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind, build):
     trainer = build("MMRL", classes, "TASK", task)
-    assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(64**-0.5, rel=0.1)
+    assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(
+        64**-0.5, rel=0.1
+    )
     trainer.checkpoints.load({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
     assert trainer.model.classes_learned == (kind == "learned")

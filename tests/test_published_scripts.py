@@ -21,8 +21,21 @@ from experiments.studies.reproduce import read_arguments, study_of
 
 FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
 # Positional arguments of the tests
-VALUES = {"DATASET": "eurosat", "SEED": "3", "CFG": "rn50_ep50", "CTP": "middle", "NCTX": "4", "SHOTS": "2"}
-VALUES |= {"CSC": "True", "WEIGHT": "8.0", "MAX_EPOCH": "7", "WEIGHTSPATH": "prompts", "DATA": "my data"}
+VALUES = {
+    "DATASET": "eurosat",
+    "SEED": "3",
+    "CFG": "rn50_ep50",
+    "CTP": "middle",
+    "NCTX": "4",
+    "SHOTS": "2",
+}
+VALUES |= {
+    "CSC": "True",
+    "WEIGHT": "8.0",
+    "MAX_EPOCH": "7",
+    "WEIGHTSPATH": "prompts",
+    "DATA": "my data",
+}
 VALUES |= {
     "EXP_NAME": "mine",
     "LAMBDA": "0.5",
@@ -32,20 +45,37 @@ VALUES |= {
     "LOADEP": "4",
     "LOADER": "4",
 }
-NAMES = {"MultiModalAdapter": "MMA", "trainers": "CoPrompt"}  # published names of trainers, and of their folders
+NAMES = {
+    "MultiModalAdapter": "MMA",
+    "trainers": "CoPrompt",
+}  # published names of trainers, and of their folders
 OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5"}  # where a repository has no file of the name above
 SCRIPT_FACTS = [
-    (repository, path) for repository, facts in FACTS.items() if repository != "what" for path in facts["scripts"]
+    (repository, path)
+    for repository, facts in FACTS.items()
+    if repository != "what"
+    for path in facts["scripts"]
 ]
 # Where our script differs from a published one, and why.
 OTHER_REPOSITORY = {  # (repository, path): the repository whose script of the same path it is here
-    ("PromptSRC", f"scripts/independent-vlp/{name}_ivlp.sh"): "MaPLe"  # the method's own repository wins
+    (
+        "PromptSRC",
+        f"scripts/independent-vlp/{name}_ivlp.sh",
+    ): "MaPLe"  # the method's own repository wins
     for name in ("base2new_train", "base2new_test", "reproduce")
 }
-MOVED = {("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"}  # the path is KgCoOp's, with arguments
+MOVED = {
+    ("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"
+}  # the path is KgCoOp's, with arguments
 OTHER_YAML = {  # the published script names a file that its repository does not have
-    ("PromptSRC", "vit_b16_c2_ep5_batch4_4+4ctx_cross_datasets"): "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
-    ("KgCoOp", "${CFG}"): "vit_b16_ep100_ctxv1",  # chosen in the file by the user; its test script has this one
+    (
+        "PromptSRC",
+        "vit_b16_c2_ep5_batch4_4+4ctx_cross_datasets",
+    ): "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+    (
+        "KgCoOp",
+        "${CFG}",
+    ): "vit_b16_ep100_ctxv1",  # chosen in the file by the user; its test script has this one
 }
 ADDED = {  # settings that only our runs have
     "TRAIN.CHECKPOINT_FREQ": "keeps the checkpoint that the published test loads",
@@ -53,7 +83,11 @@ ADDED = {  # settings that only our runs have
     "TRAINER.PROMPTSRC.GPA_STD": "PromptSRC's documentation asks for other values on five datasets",
 }
 # LoCoOp's options
-LOCOOP = {"--lambda_value": "TRAINER.LOCOOP.LAMBDA", "--topk": "TRAINER.LOCOOP.TOPK", "--T": "TEST.OOD_T"}
+LOCOOP = {
+    "--lambda_value": "TRAINER.LOCOOP.LAMBDA",
+    "--topk": "TRAINER.LOCOOP.TOPK",
+    "--T": "TEST.OOD_T",
+}
 DROPPED = {"TASK": "MMRL's checkpoints say here which classes were trained"}
 PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 
@@ -61,7 +95,9 @@ PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 def substitute(text, variables):
     """The text with $X and ${X} replaced by the script's variables, which may contain other variables."""
     for _ in range(5):
-        text = re.sub(r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], match[0])), str(text))
+        text = re.sub(
+            r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], match[0])), str(text)
+        )
     return text
 
 
@@ -76,8 +112,12 @@ def published_runs(repository, path, dataset="eurosat"):
         variables |= facts.get("by_dataset", {}).get(variables["DATASET"], {})
         for call in facts["runs"]:
             options = {key: substitute(value, variables) for key, value in call["options"].items()}
-            settings = {key: substitute(value, variables) for key, value in call["settings"].items()}
-            yield run_of(repository, options, {key: settings[key] for key in settings if key not in DROPPED})
+            settings = {
+                key: substitute(value, variables) for key, value in call["settings"].items()
+            }
+            yield run_of(
+                repository, options, {key: settings[key] for key in settings if key not in DROPPED}
+            )
 
 
 def value_of(repository, name):
@@ -97,7 +137,9 @@ def run_of(repository, options, settings):
         "classes": settings.get("DATASET.SUBSAMPLE_CLASSES", "all"),
         "tests": tests,
         "epoch": options.get("--load-epoch"),
-        "shots": None if tests else settings.get("DATASET.NUM_SHOTS"),  # a test does not depend on it
+        "shots": None
+        if tests
+        else settings.get("DATASET.NUM_SHOTS"),  # a test does not depend on it
     }
     return facts, settings
 
@@ -108,7 +150,9 @@ def train_calls(call):
         return [call]
     args = read_arguments(call[1:])
     for seed in args.seeds:
-        place = {"cross_dataset": f"seed{seed}", "few_shot": f"{args.shots}shot/seed{seed}"}.get(args.protocol)
+        place = {"cross_dataset": f"seed{seed}", "few_shot": f"{args.shots}shot/seed{seed}"}.get(
+            args.protocol
+        )
         folder = Path(args.checkpoints, place or f"base/seed{seed}", "prompts")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.pth.tar-1").touch()
@@ -129,7 +173,9 @@ def our_run(repository, call):
 def effective_there(repository, facts, settings):
     """The settings of a published run: without our BY_DATASET, with the values that the repository's code sets."""
     across = facts["yaml"] == "MMRLpp/vit_b16_cross_datasets"
-    by_dataset = FACTS[repository].get("by_target" if across else "by_dataset", {}).get(facts["dataset"], {})
+    by_dataset = (
+        FACTS[repository].get("by_target" if across else "by_dataset", {}).get(facts["dataset"], {})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configuration, "merge_by_dataset", lambda cfg, given: None)
         return effective(facts, {key: str(value) for key, value in (by_dataset | settings).items()})
@@ -140,15 +186,23 @@ def effective(facts, settings):
     argv = ["--trainer", facts["method"], "--seed", facts["seed"] or "1"]
     argv += ["--dataset-config-file", f"{ROOT}/configs/datasets/{facts['dataset']}.yaml"]
     argv += ["--config-file", f"{ROOT}/configs/trainers/{facts['yaml']}.yaml"]
-    cfg = flatten(setup_cfg(parse_arguments([*argv, *(item for pair in settings.items() for item in pair)])))
-    return {key: value for key, value in cfg.items() if key not in PLACES and not key.startswith("BY_DATASET.")}
+    cfg = flatten(
+        setup_cfg(parse_arguments([*argv, *(item for pair in settings.items() for item in pair)]))
+    )
+    return {
+        key: value
+        for key, value in cfg.items()
+        if key not in PLACES and not key.startswith("BY_DATASET.")
+    }
 
 
 def script_of(repository, path):
     return MOVED.get((repository, path), path).removeprefix("scripts/").removesuffix(".sh")
 
 
-@pytest.mark.parametrize(("repository", "path"), SCRIPT_FACTS, ids=lambda value: value.removeprefix("scripts/"))
+@pytest.mark.parametrize(
+    ("repository", "path"), SCRIPT_FACTS, ids=lambda value: value.removeprefix("scripts/")
+)
 def test_script_starts_the_published_runs(repository, path, script):
     positions = FACTS[repository]["scripts"][path]["arguments"]
     by_dataset = "DATASET" in positions and repository in (
@@ -157,7 +211,9 @@ def test_script_starts_the_published_runs(repository, path, script):
         "TCP",
     )  # whose code sets values for single datasets
     for dataset in ("eurosat", "imagenet", "sun397") if by_dataset else ("eurosat",):
-        arguments = [dataset if name == "DATASET" else value_of(repository, name) for name in positions]
+        arguments = [
+            dataset if name == "DATASET" else value_of(repository, name) for name in positions
+        ]
         ended, calls = script(f"{script_of(repository, path)}.sh", *arguments, BACKBONE="")
         assert ended.returncode == 0, ended.stderr
         source = OTHER_REPOSITORY.get((repository, path), repository)
@@ -166,12 +222,18 @@ def test_script_starts_the_published_runs(repository, path, script):
         ours.sort(key=str)
         assert [facts for facts, _ in ours] == [facts for facts, _ in theirs]
         for mine, published in zip(ours, theirs, strict=True):
-            if "_dev" in published[0]["yaml"]:  # no such file is published: dev_train.sh cannot run anywhere
+            if (
+                "_dev" in published[0]["yaml"]
+            ):  # no such file is published: dev_train.sh cannot run anywhere
                 continue
             here, there = effective(*mine), effective_there(source, *published)
-            different = {key for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
+            different = {
+                key for key in here.keys() | there.keys() if here.get(key) != there.get(key)
+            }
             may = ADDED.keys() | ({"DATASET.NUM_SHOTS"} if published[0]["tests"] else set())
-            assert different <= may, {key: (here.get(key), there.get(key)) for key in different - may}
+            assert different <= may, {
+                key: (here.get(key), there.get(key)) for key in different - may
+            }
 
 
 def distinct(runs):

@@ -33,19 +33,26 @@ def test_tables_are_up_to_date(page):
 
 def entry(name: str) -> str:
     """The text about the settings of a method."""
-    return next(text for text in PAGE.split("\n### ") if name in text.partition("\n")[0].split(", "))
+    return next(
+        text for text in PAGE.split("\n### ") if name in text.partition("\n")[0].split(", ")
+    )
 
 
 def test_every_key_is_there():
     cfg = get_cfg_default()
     extend_cfg(cfg)
     common = {key for key in flatten(cfg) if not re.match(r"TRAINER\.(?!NAME$)|BY_DATASET", key)}
-    assert len(common) > 90 and {key for key in common if f"`{key} " not in PAGE and f"`{key}`" not in PAGE} == set()
+    assert (
+        len(common) > 90
+        and {key for key in common if f"`{key} " not in PAGE and f"`{key}`" not in PAGE} == set()
+    )
     shared = set(re.findall(r"^- `(PREC)`", PAGE, re.MULTILINE))
     for name, method in trainers.methods().items():
         plugin, _, over = name.partition("+")
         text = "".join(entry(title) for title in (plugin, over or plugin))
-        assert {key for key in method.Settings.schema() if not re.search(rf"`{key}[ `]", text)} <= shared, name
+        assert {
+            key for key in method.Settings.schema() if not re.search(rf"`{key}[ `]", text)
+        } <= shared, name
 
 
 def test_harmonic_means_of_published_results_fit_but_for_the_named_rows():
@@ -61,7 +68,9 @@ def test_averages_of_published_results_fit():
     domains = PUBLISHED["domain_generalisation"] | PUBLISHED["test_time"]
     parts += [(row, VARIANTS) for row in domains.values()]
     for row, datasets in parts:  # a printed number has two decimals
-        assert fmean(row[dataset] for dataset in datasets) == pytest.approx(row["average"], abs=0.011), row
+        assert fmean(row[dataset] for dataset in datasets) == pytest.approx(
+            row["average"], abs=0.011
+        ), row
     named = {row["source"] for row in [*AUTHORS, *PUBLISHED["base2new_others"], *domains.values()]}
     assert named <= set(PUBLISHED["sources"])
 

@@ -17,34 +17,53 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_coop", "words"),
     [
-        ((50, 50, 50), "5.0 points above CoOp. The 3 seeds show that it is better (95% interval +2.5 to +7.5)."),
+        (
+            (50, 50, 50),
+            "5.0 points above CoOp. The 3 seeds show that it is better (95% interval +2.5 to +7.5).",
+        ),
         (
             (40, 56, 60),
             "do not show that it is better (95% interval -21.0 to +27.0): with 3 seeds only a difference above",
         ),
         ((50, 51, 52), "4.0 points above CoOp. All 3 seeds have the same difference."),
         ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
-        ((40, None, None), "15.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
+        (
+            (40, None, None),
+            "15.0 points above CoOp. With 1 complete seed, nothing says how sure this is.",
+        ),
     ],
 )
 def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_path):
     values = {"CoOp": of_coop, "MPL": (54, 55, 56) if len(of_coop) > 1 else (50,)}
 
     def accuracy(run):
-        choose = [{"what": "epoch", "split": "val", "test_images": 0}] if run.variant.name == "MPL" else []
+        choose = (
+            [{"what": "epoch", "split": "val", "test_images": 0}]
+            if run.variant.name == "MPL"
+            else []
+        )
         value = values[run.variant.name][run.seed]
         return value and (value, {"data_use": {"choose": choose}})
 
-    summary = summarise(study_of(tmp_path, ("CoOp", "MPL"), seeds=tuple(range(len(of_coop)))), accuracy)
+    summary = summarise(
+        study_of(tmp_path, ("CoOp", "MPL"), seeds=tuple(range(len(of_coop)))), accuracy
+    )
     (sentence,) = headlines(summary)
     assert sentence.startswith("few_shot: MPL is first with 16 shots 5") and words in sentence
     (table,) = overview(summary)
-    assert [(row[0].text, row[-1].text) for row in table.rows] == [("MPL", "epoch: val"), ("CoOp", "nothing")]
+    assert [(row[0].text, row[-1].text) for row in table.rows] == [
+        ("MPL", "epoch: val"),
+        ("CoOp", "nothing"),
+    ]
 
 
 def test_equal_accuracies_look_equal_everywhere(tmp_path):
     names = ("small_land", "small_counts", "small_shapes")
-    accuracies = {"CoOp": (60.31, 5.11, 70.1), "MPL": (60.32, 5.1, 70.11), "MaPLe": (60.315, 5.2, 70.0)}
+    accuracies = {
+        "CoOp": (60.31, 5.11, 70.1),
+        "MPL": (60.32, 5.1, 70.11),
+        "MaPLe": (60.315, 5.2, 70.0),
+    }
 
     def of(*methods):
         chosen = study_of(tmp_path / str(len(methods)), methods, datasets=names)
@@ -73,7 +92,9 @@ def test_latex_escapes_special_characters():
     assert text.startswith("% 50 \\% of \\{it\\} \\& \\#1\n" r"\begin{tabular}{lc}")
     hard = r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20) \textasciitilde{}\textasciicircum{}"
     assert hard + r"\textbackslash{}\$$|$}" in text and text.isascii()
-    assert "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n" in text  # after the \\ of the row above
+    assert (
+        "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n" in text
+    )  # after the \\ of the row above
 
 
 # The page of a study: every table with its marks, and names and errors as text.
@@ -88,10 +109,16 @@ def texts(html: str, tag: str) -> list[str]:
     return [unescape(re.sub("<[^>]+>", "", inner)) for inner in found]
 
 
-def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(study_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.studies.report.pictures", lambda summary: [])  # they take most of the time
+def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(
+    study_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "experiments.studies.report.pictures", lambda summary: []
+    )  # they take most of the time
     mpl = {"trainer": "MPL", "config": "small", "overrides": {"OPTIM.LR": 0.5}}
-    file = study_file("out", protocols=["base2new"], trainers={"CoOp": "small", HOSTILE: mpl}, seeds=[1, 2, 3])
+    file = study_file(
+        "out", protocols=["base2new"], trainers={"CoOp": "small", HOSTILE: mpl}, seeds=[1, 2, 3]
+    )
     study = load(file)
     *finished, failed = study.runs()
     for run in finished:
@@ -104,8 +131,13 @@ def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(study_
     assert len(tables) > 3
     pages = re.findall(r"<table>(.*?)</table>", html, re.DOTALL)
     for table, shown in zip(tables, pages, strict=False):
-        cells = [(unescape(text), mark) for mark, text in re.findall(r"<(span|strong|u)>(.*?)</\1>", shown, re.DOTALL)]
-        rows = [(cell.text, ("span", "strong", "u")[cell.rank]) for row in table.rows for cell in row]
+        cells = [
+            (unescape(text), mark)
+            for mark, text in re.findall(r"<(span|strong|u)>(.*?)</\1>", shown, re.DOTALL)
+        ]
+        rows = [
+            (cell.text, ("span", "strong", "u")[cell.rank]) for row in table.rows for cell in row
+        ]
         assert cells == [*((name, "span") for name in table.header), *rows]
         assert table.title in texts(html, "h3") and table.note in texts(html, "p")
     (rates,) = re.findall(r"<tr><th[^>]*><span>OPTIM\.LR</span>.*?</tr>", html)

@@ -51,7 +51,9 @@ def test_results_have_the_promised_fields(run, eurosat, tiny, tmp_path):
         "tested_epoch": 2,
         "backbone": str(tiny),
         "weights_sha256": checksum(tiny),
-        "precision": "fp16" if torch.cuda.is_available() else "fp32",  # PREC is fp16, which a CPU lacks
+        "precision": "fp16"
+        if torch.cuda.is_available()
+        else "fp32",  # PREC is fp16, which a CPU lacks
     }
     assert (card["kind"], card["choose"]) == ("inductive", [])
     written = {
@@ -72,9 +74,14 @@ def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat
     assert launch(*argv).status == 0
     before = times(tmp_path / "run")
     again = launch(*argv)
-    assert again.status == 0 and again.printed == f"Already done (delete {tmp_path / 'run'} to run it again)\n"
+    assert (
+        again.status == 0
+        and again.printed == f"Already done (delete {tmp_path / 'run'} to run it again)\n"
+    )
     (tmp_path / "run/link").symlink_to(tmp_path)  # in which no run could start
-    again = launch(*arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished", "--quiet"]))
+    again = launch(
+        *arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished", "--quiet"])
+    )
     assert again.status == 0 and again.printed.startswith("MPL on EuroSAT 2 shots seed 1: ")
     (tmp_path / "run/link").unlink()
     before = times(tmp_path / "run")
@@ -93,27 +100,43 @@ def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat
         return launch(*arguments(eurosat, tiny, tmp_path / "test", options=options))
 
     assert test(trained, "--load-epoch", 1).status == 0
-    assert results(tmp_path / "test")["checkpoint_sha256"] == checksum(trained / LEARNED / "model.pth.tar-1")
+    assert results(tmp_path / "test")["checkpoint_sha256"] == checksum(
+        trained / LEARNED / "model.pth.tar-1"
+    )
     assert test(trained, "--load-epoch", 1).printed.startswith("Already done")
     holds = f"{tmp_path}/test holds a test of another checkpoint, of epoch 1, than"
     for folder in (trained, other):
-        assert f"{holds} {folder}/{LEARNED}/model.pth.tar-2: choose another --output-dir" in test(folder).error
+        assert (
+            f"{holds} {folder}/{LEARNED}/model.pth.tar-2: choose another --output-dir"
+            in test(folder).error
+        )
     shutil.rmtree(trained)
     assert test(trained, "--load-epoch", 1).printed.startswith("Already done")
     assert f"{holds} epoch 2: choose" in test(trained, "--load-epoch", 2).error
 
 
 def test_a_finished_folder_that_a_yaml_file_names_is_done(launch, eurosat, tiny, tmp_path):
-    (tmp_path / "own.yaml").write_text(f"_BASE_: {ROOT}/configs/datasets/eurosat.yaml\nOUTPUT_DIR: {tmp_path}/run\n")
-    argv = arguments(eurosat, tiny, "", options=["--skip-finished", "--dataset-config-file", tmp_path / "own.yaml"])
+    (tmp_path / "own.yaml").write_text(
+        f"_BASE_: {ROOT}/configs/datasets/eurosat.yaml\nOUTPUT_DIR: {tmp_path}/run\n"
+    )
+    argv = arguments(
+        eurosat,
+        tiny,
+        "",
+        options=["--skip-finished", "--dataset-config-file", tmp_path / "own.yaml"],
+    )
     assert launch(*argv).status == 0
     assert launch(*argv).printed == f"Already done (delete {tmp_path}/run to run it again)\n"
 
 
-def test_a_finished_folder_that_cannot_be_written_to_is_done(launch, eurosat, tiny, tmp_path, monkeypatch):
+def test_a_finished_folder_that_cannot_be_written_to_is_done(
+    launch, eurosat, tiny, tmp_path, monkeypatch
+):
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
     assert launch(*argv).status == 0
-    monkeypatch.setattr("experiments.output_folder.locked", None)  # root may write to a read-only folder
+    monkeypatch.setattr(
+        "experiments.output_folder.locked", None
+    )  # root may write to a read-only folder
     assert launch(*argv).printed.startswith("Already done")
 
 
@@ -122,8 +145,13 @@ def test_a_backbone_whose_numbers_overflow_is_noticed(launch, eurosat, tiny, tmp
     state = torch.load(tiny)
     state["visual.proj"] = state["visual.proj"] * 1e30
     torch.save(state, tmp_path / "huge.pt")
-    ended = launch(*arguments(eurosat, tmp_path / "huge.pt", tmp_path / "run", trainer="ZeroshotCLIP"))
-    assert "All classes are equally likely for every image" in ended.printed or "not finite" in ended.error
+    ended = launch(
+        *arguments(eurosat, tmp_path / "huge.pt", tmp_path / "run", trainer="ZeroshotCLIP")
+    )
+    assert (
+        "All classes are equally likely for every image" in ended.printed
+        or "not finite" in ended.error
+    )
 
 
 def half(folder):
@@ -148,7 +176,9 @@ def test_a_run_does_not_go_on_under_other_settings(resumed, launch, half_done, t
     other = ["RESUME", folder, "OUTPUT_DIR", tmp_path / "new"] if resumed else []
     error = launch(*argv, "TRAINER.MPL.N_ADD_OP", 3, *other).error
     assert f"{folder} holds a run with TRAINER.MPL.N_ADD_OP 2, this one has 3: " in error
-    assert ("resume it with its own settings" if resumed else "choose another --output-dir") in error
+    assert (
+        "resume it with its own settings" if resumed else "choose another --output-dir"
+    ) in error
     assert {path: time for path, time in times(folder).items() if path.name != LOCK} == before
     assert not list(tmp_path.glob("new/config.yaml"))
 
@@ -158,7 +188,10 @@ def test_results_without_checkpoints_are_not_replaced_by_others(run, launch, eur
     before = times(folder)
     classes = "DATASET.SUBSAMPLE_CLASSES"
     error = launch(*arguments(eurosat, tiny, folder, classes, "base", trainer="ZeroshotCLIP")).error
-    assert f"{folder} holds a run with {classes} all, this one has base: choose another --output-dir" in error
+    assert (
+        f"{folder} holds a run with {classes} all, this one has base: choose another --output-dir"
+        in error
+    )
     assert times(folder) == before
     assert run("zero", trainer="ZeroshotCLIP") == folder  # again
 

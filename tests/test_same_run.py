@@ -86,15 +86,25 @@ def test_finished_run_without_its_settings_is_refused(folder):
 
 
 @pytest.mark.parametrize("damage", ["seed", "shots", "rate", "weights", "config"])
-def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(damage, folder, monkeypatch, tmp_path):
+def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
+    damage, folder, monkeypatch, tmp_path
+):
     """A seed may be a number that other settings have, too."""
     path, argv = folder()
     equal = set()
     results = json.loads((path / "results.json").read_text())
     check_finished(path, results, argv, equal)
-    other, argv = tmp_path / "other", [word.replace(str(path), str(tmp_path / "other")) for word in argv]
+    other, argv = (
+        tmp_path / "other",
+        [word.replace(str(path), str(tmp_path / "other")) for word in argv],
+    )
     argv[argv.index("--seed") + 1] = "2"
-    text = (path / "config.yaml").read_text().replace("\nSEED: 1\n", "\nSEED: 2\n").replace(str(path), str(other))
+    text = (
+        (path / "config.yaml")
+        .read_text()
+        .replace("\nSEED: 1\n", "\nSEED: 2\n")
+        .replace(str(path), str(other))
+    )
     assert "NUM_SHOTS: 2\n" in text
     begin(other)
 
@@ -106,7 +116,11 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(d
     with monkeypatch.context() as patch:
         patch.setattr("experiments.same_run.setup_cfg", lambda args: pytest.fail("set up"))
         check(text)
-    changed = {"seed": {"seed": 1}, "shots": {"shots": 1}, "weights": {"weights_sha256": "0" * 64}}.get(damage, {})
+    changed = {
+        "seed": {"seed": 1},
+        "shots": {"shots": 1},
+        "weights": {"weights_sha256": "0" * 64},
+    }.get(damage, {})
     text = {"rate": re.sub(r"\bLR: .*\n", "LR: 0.5\n", text), "config": ""}.get(damage, text)
     with pytest.raises(UsageError, match="damaged" if damage == "config" else "holds a run with"):
         check(text, **changed)
@@ -114,7 +128,11 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(d
 
 @pytest.mark.parametrize("value", [(1, (2, None)), [date(2026, 1, 1)], [b"x"], [{1: 2, None: 3}]])
 def test_settings_that_yaml_can_write_are_compared(value, tmp_path):
-    settings = {"OUTPUT_DIR": str(tmp_path), "DATASET": {"NAME": "EuroSAT"}, "BY_DATASET": {"KEY": value}}
+    settings = {
+        "OUTPUT_DIR": str(tmp_path),
+        "DATASET": {"NAME": "EuroSAT"},
+        "BY_DATASET": {"KEY": value},
+    }
     begin(tmp_path)
     (tmp_path / "config.yaml").write_text(CfgNode(settings).dump())
     check_same_settings(CfgNode(settings), finished=False)
@@ -125,12 +143,16 @@ def test_settings_that_yaml_can_write_are_compared(value, tmp_path):
 
 def test_root_of_own_images_is_compared_as_a_path(tmp_path, monkeypatch):
     def settings(root):
-        return CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"NAME": "ImageFolder", "ROOT": str(root)}})
+        return CfgNode(
+            {"OUTPUT_DIR": str(tmp_path), "DATASET": {"NAME": "ImageFolder", "ROOT": str(root)}}
+        )
 
     monkeypatch.chdir(tmp_path)
     begin(tmp_path)
     (tmp_path / "config.yaml").write_text(settings("birds").dump())
     for same in ("birds", "./birds/", tmp_path / "birds"):
         check_same_settings(settings(same), finished=False)
-    with pytest.raises(UsageError, match="holds a run with DATASET.ROOT birds, this one has /birds"):
+    with pytest.raises(
+        UsageError, match="holds a run with DATASET.ROOT birds, this one has /birds"
+    ):
         check_same_settings(settings("/birds"), finished=False)

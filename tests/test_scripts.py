@@ -24,9 +24,23 @@ from experiments.scripts.table import SCRIPTS
 pytestmark = pytest.mark.slow
 
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
-PROJECT = ("scripts", "configs", "tools", "experiments", "inference", "common", "clip", "datasets", "trainers")
+PROJECT = (
+    "scripts",
+    "configs",
+    "tools",
+    "experiments",
+    "inference",
+    "common",
+    "clip",
+    "datasets",
+    "trainers",
+)
 SHOTS = (1, 2, 4, 8, 16)
-ANY = {name[4:]: script for name, script in SCRIPTS.items() if name.startswith("any/") and script.protocol}
+ANY = {
+    name[4:]: script
+    for name, script in SCRIPTS.items()
+    if name.startswith("any/") and script.protocol
+}
 
 
 def wrapper(name):
@@ -47,9 +61,14 @@ def yaml_file(call):
 
 
 def test_every_script_is_in_the_table_and_has_its_file():
-    files = {file.relative_to(ROOT / "scripts").as_posix()[:-3]: file for file in (ROOT / "scripts").rglob("*.sh")}
+    files = {
+        file.relative_to(ROOT / "scripts").as_posix()[:-3]: file
+        for file in (ROOT / "scripts").rglob("*.sh")
+    }
     assert files.keys() == SCRIPTS.keys() | {"run"}
-    assert {name: files[name].read_text() for name in SCRIPTS} == {name: wrapper(name) for name in SCRIPTS}
+    assert {name: files[name].read_text() for name in SCRIPTS} == {
+        name: wrapper(name) for name in SCRIPTS
+    }
 
 
 def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_path):
@@ -63,26 +82,36 @@ def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_p
     start, call = map(shlex.split, ended.stdout.splitlines())
     assert start == ["cd", str(place)]
     assert option(call, "--root") == str(tmp_path / "my data")  # the user's path
-    assert option(call, "--output-dir") == "output/base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed1"
+    assert (
+        option(call, "--output-dir")
+        == "output/base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed1"
+    )
 
 
 # ---------------------------------------------------------------- the commands that they start
 
 
 @pytest.mark.parametrize(
-    "method", thorough_but(("MPL", "GDA"), [name for name, facts in methods().items() if facts.learns])
+    "method",
+    thorough_but(("MPL", "GDA"), [name for name, facts in methods().items() if facts.learns]),
 )
 def test_any_method_uses_its_recipes(method, script):
     for kind, shared in ANY.items():
         tests = kind.endswith(("test", "all"))
-        ended, calls = script(f"any/{kind}.sh", method.lower(), "ucf101", "2 5", 3, "OPTIM.LR", 0.1, BACKBONE="")
+        ended, calls = script(
+            f"any/{kind}.sh", method.lower(), "ucf101", "2 5", 3, "OPTIM.LR", 0.1, BACKBONE=""
+        )
         assert ended.returncode == 0, ended.stderr
         shots = SHOTS if kind == "few_shot" else (16,)
         source = "imagenet" if kind == "xd_test" else "ucf101"
         for call, (seed, number) in zip(calls, itertools.product("25", shots), strict=True):
             used = recipe(method, shared.protocol, source, number)
             expected = (method, seed, str(number), used.cfg)
-            shown = option(call, "--trainer"), option(call, "--seed"), setting(call, "DATASET.NUM_SHOTS")
+            shown = (
+                option(call, "--trainer"),
+                option(call, "--seed"),
+                setting(call, "DATASET.NUM_SHOTS"),
+            )
             assert (*shown, yaml_file(call)) == expected
             given = {"OPTIM.LR": "0.1"} if tests else {"OPTIM.LR": "0.1", "OPTIM.MAX_EPOCH": "3"}
             settings = dict(zip(used.settings[::2], used.settings[1::2], strict=True)) | given
@@ -101,8 +130,12 @@ def test_any_method_uses_its_recipes(method, script):
         ([], {"CFG": "vit_b16_c2_ep5_batch4_2ctx"}, "5"),
     ],
 )
-def test_published_epoch_is_loaded_with_the_published_yaml_file_only(arguments, variables, epoch, script):
-    _, (call,) = script("maple/base2new_test_maple.sh", "eurosat", 1, *arguments, **({"BACKBONE": ""} | variables))
+def test_published_epoch_is_loaded_with_the_published_yaml_file_only(
+    arguments, variables, epoch, script
+):
+    _, (call,) = script(
+        "maple/base2new_test_maple.sh", "eurosat", 1, *arguments, **({"BACKBONE": ""} | variables)
+    )
     assert option(call, "--load-epoch") == epoch
 
 
@@ -120,7 +153,10 @@ PAIRS = [  # scripts that train and that test these prompts, with their argument
 def test_prompts_are_tested_where_they_were_trained(pair, script):
     variables = {"SHOTS": 1, "NCTX": 4, "CSC": "True", "CTP": "middle", "SOURCE": "eurosat"}
     (train, *words), (test, *others) = map(str.split, pair)
-    trained, tested = script(f"{train}.sh", *words, **variables)[1], script(f"{test}.sh", *others, **variables)[1]
+    trained, tested = (
+        script(f"{train}.sh", *words, **variables)[1],
+        script(f"{test}.sh", *others, **variables)[1],
+    )
     folders = [option(call, "--output-dir") for call in (*trained, *tested)]
     assert [option(call, "--model-dir") for call in tested] == folders[: len(tested)]
     assert len(set(folders)) == 2 * len(trained)
@@ -133,14 +169,18 @@ def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch):
     given = ["eurosat", 3, 1, *SMALL]
     calls = [script(f"mpl/base2new_{part}.sh", *given, SHOTS=2)[1][0] for part in ("train", "test")]
     trained, tested = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
-    facts = [(run["trainer"], run["classes"], run["n_test"], run["epochs"]) for run in (trained, tested)]
+    facts = [
+        (run["trainer"], run["classes"], run["n_test"], run["epochs"]) for run in (trained, tested)
+    ]
     assert facts == [("MPL", "base", 12, 1), ("MPL", "new", 12, 1)]
     ended, _ = script("mpl/base2new_test.sh", *given, SHOTS=2, DRY_RUN="")
     base, new = trained["accuracy"], tested["accuracy"]
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert lines[0].startswith("Already done (delete ") and len(lines) == 4
-    assert lines[1].startswith(f"MPL on EuroSAT 2 shots seed 3: {base:.2f}% on 12 test images of base classes")
+    assert lines[1].startswith(
+        f"MPL on EuroSAT 2 shots seed 3: {base:.2f}% on 12 test images of base classes"
+    )
     assert lines[-1] == f"Harmonic mean: {2 * base * new / (base + new) if base + new else 0:.2f}%"
 
 
@@ -148,10 +188,22 @@ def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch):
 
 
 WRONG = [  # script, arguments, words of the line
-    ("mpl/base2new_train", ["eurosatt", 1], "did you mean eurosat?; for your own images see docs/own_classes.md"),
-    ("mpl/base2new_train", ["eurosat", 1, "OUTPUT_DIR", "x"], "OUTPUT_DIR is among the KEY VALUE pairs: name"),
+    (
+        "mpl/base2new_train",
+        ["eurosatt", 1],
+        "did you mean eurosat?; for your own images see docs/own_classes.md",
+    ),
+    (
+        "mpl/base2new_train",
+        ["eurosat", 1, "OUTPUT_DIR", "x"],
+        "OUTPUT_DIR is among the KEY VALUE pairs: name",
+    ),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
-    ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
+    (
+        "any/base2new_train",
+        ["tda", "eurosat", 1],
+        "TDA has nothing to train: test it by python train.py --trainer TDA",
+    ),
     # which train.py checks
     ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CLASS_TOKEN_POSITION is 'top'"),
 ]
@@ -166,10 +218,20 @@ def test_wrong_value_gives_one_line_and_leaves_nothing(name, arguments, words, s
 
 
 def test_base_and_new_runs_of_other_backbones_have_no_harmonic_mean(command, tmp_path):
-    usual = {"trainer": "MPL", "dataset": "EuroSAT", "shots": 4, "seed": 1, "accuracy": 50.0, "n_test": 10}
+    usual = {
+        "trainer": "MPL",
+        "dataset": "EuroSAT",
+        "shots": 4,
+        "seed": 1,
+        "accuracy": 50.0,
+        "n_test": 10,
+    }
     for classes, backbone in (("base", "RN50"), ("new", "RN50"), ("other", "ViT-B/16")):
         (tmp_path / classes).mkdir()
         content = usual | {"classes": "base" if classes == "base" else "new", "backbone": backbone}
         (tmp_path / classes / "results.json").write_text(json.dumps(content))
     assert "Harmonic mean: 50.00%" in command(results, tmp_path / "base", tmp_path / "new").printed
-    assert "No harmonic mean: backbone of" in command(results, tmp_path / "base", tmp_path / "other").printed
+    assert (
+        "No harmonic mean: backbone of"
+        in command(results, tmp_path / "base", tmp_path / "other").printed
+    )

@@ -40,7 +40,9 @@ def test_several_seeds_are_bit_for_bit_the_runs_of_single_seeds(seeds, tmp_path)
         assert (config["SEED"], config["OUTPUT_DIR"]) == (seed, str(own))
         assert (own / "log.txt").read_text().count("Finish training") == 1
     assert differing(prompts_in(tmp_path / "seed1"), prompts_in(tmp_path / "seed2"))
-    assert ended.printed.index("Setting fixed seed: 1") < ended.printed.index("Setting fixed seed: 2")
+    assert ended.printed.index("Setting fixed seed: 1") < ended.printed.index(
+        "Setting fixed seed: 2"
+    )
 
 
 def test_an_interrupt_ends_the_command_and_leaves_later_seeds_alone(seeds, monkeypatch, tmp_path):
@@ -55,11 +57,16 @@ def test_an_interrupt_ends_the_command_and_leaves_later_seeds_alone(seeds, monke
     monkeypatch.setattr(mpl, "forward_backward", interrupted)
     status, _, errors = seeds(1, 2, 3)
     assert status == 130 and "Interrupted" in errors[-1]
-    assert (tmp_path / "seed1/results.json").is_file() and (tmp_path / "seed2/config.yaml").is_file()
+    assert (tmp_path / "seed1/results.json").is_file() and (
+        tmp_path / "seed2/config.yaml"
+    ).is_file()
     assert not (tmp_path / "seed3").exists() and not any(map(is_locked, tmp_path.glob("seed*")))
     monkeypatch.setattr(mpl, "forward_backward", step)
     again = seeds(1, 2, options=["--skip-finished"])
-    assert f"Already done (delete {tmp_path}/seed1" in again.printed and results(tmp_path / "seed2")["seed"] == 2
+    assert (
+        f"Already done (delete {tmp_path}/seed1" in again.printed
+        and results(tmp_path / "seed2")["seed"] == 2
+    )
 
 
 def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
@@ -71,7 +78,12 @@ def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
 
 WRONG = {
     "twice": ([1, 1], "seed{seed}", [], "--seed is 1 1: give each seed once, from 0 on"),
-    "one folder": ([1, 2], "run", [], "is one folder for several seeds: put {seed} in it, as in output/seed{seed}"),
+    "one folder": (
+        [1, 2],
+        "run",
+        [],
+        "is one folder for several seeds: put {seed} in it, as in output/seed{seed}",
+    ),
     "one seed in pairs": ([1, 2], "seed1", ["SEED", 3], "SEED is one value for several seeds"),
     "unknown setting": ([1, 2], "seed1", ["TRAINER.MPL.PROMPT_DEPTH", 99], "PROMPT_DEPTH is 99"),
 }

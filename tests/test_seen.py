@@ -55,8 +55,14 @@ def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, co
         folder = tmp_path / "exported"
     before = (folder / "calibration.json").read_bytes()
     ended = command(calibrate, folder, "--images", folders / "learned")
-    assert ended.status == 2 and "24 of 24 images for the calibration are training images" in ended.error
-    assert "near-copies of training images" in command(calibrate, folder, "--images", folders / "near").error
+    assert (
+        ended.status == 2
+        and "24 of 24 images for the calibration are training images" in ended.error
+    )
+    assert (
+        "near-copies of training images"
+        in command(calibrate, folder, "--images", folders / "near").error
+    )
     assert (folder / "calibration.json").read_bytes() == before
     assert command(calibrate, folder, "--images", folders / "other", "--error", 0.9).status == 0
     roles = SeenImages.read(folder).role
@@ -67,7 +73,11 @@ def test_a_single_near_copy_is_left_out_with_a_word(folders, model, command, tmp
     folder, images = model("GDA"), shutil.copytree(folders / "other", tmp_path / "images")
     shutil.copy(folders / "near" / CLASSES[0] / "0.png", images / CLASSES[0] / "copy.png")
     ended = command(calibrate, folder, "--images", images, "--error", 0.9)
-    assert ended.status == 0 and "Left out: 1 of 25 images" in ended.printed and "copy.png" in ended.printed
+    assert (
+        ended.status == 0
+        and "Left out: 1 of 25 images" in ended.printed
+        and "copy.png" in ended.printed
+    )
     assert json.loads((folder / "calibration.json").read_text())["images"] == 24
 
 
@@ -82,7 +92,9 @@ def test_a_model_that_says_nothing_needs_a_word_and_is_marked(folders, model, co
     assert command(calibrate, *line).status == 2  # still
 
 
-def test_a_run_and_its_export_know_their_training_images(finished, eurosat, deep, command, tmp_path):
+def test_a_run_and_its_export_know_their_training_images(
+    finished, eurosat, deep, command, tmp_path
+):
     run = shutil.copytree(finished("CoOp", "base"), tmp_path / "run")
     seen = SeenImages.read(run)
     assert {ROLES[role] for role in seen.role} == {"learned", "tested"}
@@ -98,7 +110,10 @@ def test_a_run_and_its_export_know_their_training_images(finished, eurosat, deep
     exported, backbone = tmp_path / "exported", ["--backbone", deep]
     assert command(export, run, "--to", exported).status == 0
     assert "training images" in command(calibrate, exported, "--images", learned, *backbone).error
-    assert "test images" in command(calibrate, exported, "--images", tmp_path / "test", *backbone).error
+    assert (
+        "test images"
+        in command(calibrate, exported, "--images", tmp_path / "test", *backbone).error
+    )
     public = SeenImages.read(exported).without_signatures()  # as on the Hub
     public.write(exported)
     assert "training images" in command(calibrate, exported, "--images", learned, *backbone).error
@@ -127,7 +142,10 @@ def test_other_pictures_of_one_layout_are_no_near_copies():
         [f"{number:064x}" for number in range(32)], [ring() for _ in range(32)], [0] * 32, "learned"
     )
     others = SeenImages.of(
-        [f"{number:064x}" for number in range(99, 199)], [ring() for _ in range(100)], [0] * 100, "tested"
+        [f"{number:064x}" for number in range(99, 199)],
+        [ring() for _ in range(100)],
+        [0] * 100,
+        "tested",
     )
     again = replace(learned, digest=learned.digest + 1)
     assert learned.similar(others).mean() < 0.2 and learned.similar(again).all()
@@ -147,7 +165,9 @@ def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
     assert read.of_role("learned").equal(both).tolist() == [True] * 4 + [False] * 2
     assert read.similar(first).all() and not first.similar(second).any()
     public = read.without_signatures()
-    assert public.equal(both).all() and not public.similar(both).any() and not public.signature.any()
+    assert (
+        public.equal(both).all() and not public.similar(both).any() and not public.signature.any()
+    )
     assert SeenImages.read(tmp_path / "none") is None
 
 
@@ -155,7 +175,9 @@ def test_the_ledger_keeps_roles_groups_and_no_picture_when_published(tmp_path):
 def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
     images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(3)]
     hashes = [copies.pixels_sha256(image) for image in images]
-    SeenImages.of(hashes, [copies.signature(image) for image in images], [0, 1, 1], "learned").write(tmp_path)
+    SeenImages.of(
+        hashes, [copies.signature(image) for image in images], [0, 1, 1], "learned"
+    ).write(tmp_path)
     file = tmp_path / "seen.npz"
     arrays = dict(np.load(file))
     if damage == "cut":
@@ -163,7 +185,10 @@ def test_a_damaged_ledger_is_one_line(damage, tmp_path, monkeypatch):
     elif damage == "large":
         monkeypatch.setattr("inference.seen.LARGEST", 100)
     else:
-        changes = {"type": {"label": arrays["label"].astype(float)}, "role": {"role": arrays["role"] + 9}}
+        changes = {
+            "type": {"label": arrays["label"].astype(float)},
+            "role": {"role": arrays["role"] + 9},
+        }
         arrays |= changes.get(damage, {})
         if damage == "missing":
             del arrays["group"]

@@ -65,24 +65,39 @@ def falling(test):
 
 
 @pytest.mark.parametrize(("place", "seeds"), [("out", []), ("out/seed{seed}", ["--seed", 1, 2])])
-def test_best_val_on_imagenet_is_refused_with_the_remedy(place, seeds, refused, imagenet, tiny, tmp_path):
-    argv = arguments(imagenet, tiny, tmp_path / place, *BEST, options=[*dataset("imagenet"), *seeds])
+def test_best_val_on_imagenet_is_refused_with_the_remedy(
+    place, seeds, refused, imagenet, tiny, tmp_path
+):
+    argv = arguments(
+        imagenet, tiny, tmp_path / place, *BEST, options=[*dataset("imagenet"), *seeds]
+    )
     refused(argv, f"error: {WHY}: {REMEDY}")
 
 
-def test_refusal_comes_before_the_first_step_and_touches_no_other_run(launch, on_imagenet, imagenet, tiny, monkeypatch):
+def test_refusal_comes_before_the_first_step_and_touches_no_other_run(
+    launch, on_imagenet, imagenet, tiny, monkeypatch
+):
     folder = on_imagenet("out")
     assert choices(folder) == [] and results(folder)["tested_epoch"] == 2 and logged(folder) == []
     (folder / "config.yaml").unlink()  # so that its settings do not differ
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(methods()["MPL"], "forward_backward", None)
-    assert WHY in launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet"))).error
+    assert (
+        WHY in launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet"))).error
+    )
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_accepted_selection_is_marked_also_in_evaluations_unless_they_name_an_epoch(on_imagenet):
     trained = on_imagenet("trained", *BEST, *ACCEPTED)
-    record = {"what": "epoch", "dataset": "ImageNet", "classes": "all", "split": "val", "images": 8, "test_images": 8}
+    record = {
+        "what": "epoch",
+        "dataset": "ImageNet",
+        "classes": "all",
+        "split": "val",
+        "images": 8,
+        "test_images": 8,
+    }
     record |= {"trials": 2, "sha256": results(trained)["data_use"]["test"]["sha256"]}
     assert choices(trained) == [record]
     assert logged(trained) == [f"{SELECTED}: {WHY} (the results are marked)"]
@@ -104,7 +119,13 @@ def test_accepted_selection_is_marked_also_in_evaluations_unless_they_name_an_ep
 
 ESCAPED = {"dataset": "Image\x1b[31mNet"}
 IMPOSSIBLE = {
-    "choices": ({"test_images": 9}, {"images": -1, "test_images": -1}, {"images": "8"}, ESCAPED, {"what": None}),
+    "choices": (
+        {"test_images": 9},
+        {"images": -1, "test_images": -1},
+        {"images": "8"},
+        ESCAPED,
+        {"what": None},
+    ),
     "fit": ({"images": -1}, {"labels": "2"}, ESCAPED, {"sha256": 3}),
 }
 
@@ -128,14 +149,25 @@ def test_evaluation_of_a_silent_checkpoint_claims_nothing_and_an_impossible_reco
     assert card["choose"] is card["fit"] is None
 
 
-CHOICE = {"what": "epoch", "dataset": "D", "classes": "all", "split": "val", "images": 2, "test_images": 0}
+CHOICE = {
+    "what": "epoch",
+    "dataset": "D",
+    "classes": "all",
+    "split": "val",
+    "images": 2,
+    "test_images": 0,
+}
 SAID = [  # metadata of the best epoch, the choices and the images behind it
     ({}, None, None),
     ({"inherited_choices": [], "fit": []}, None, []),
     ({"inherited_choices": [], "choices": []}, [], None),
     ({"choices": [], "fit": []}, None, None),
     ({"choices": [CHOICE], "fit": []}, [SelectionRecord(**CHOICE)], None),
-    ({"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []}, [SelectionRecord(**CHOICE)] * 2, []),
+    (
+        {"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []},
+        [SelectionRecord(**CHOICE)] * 2,
+        [],
+    ),
 ]
 
 
@@ -144,7 +176,9 @@ def test_what_a_checkpoint_does_not_say_is_unknown(metadata, choices, phases):
     assert inherited({"metadata": metadata, "val_result": 50.0}) == (choices, phases)
 
 
-def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(on_imagenet, first_is_best, monkeypatch, tmp_path):
+def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(
+    on_imagenet, first_is_best, monkeypatch, tmp_path
+):
     step = methods()["MPL"].forward_backward
 
     def stops(self, batch):
@@ -161,7 +195,11 @@ def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(on_imagenet, fir
     card = results(folder)["data_use"]
     assert card == results(through)["data_use"]
     (choice,) = card["choose"]
-    assert (card["test"]["evaluations"], choice["trials"], choice["test_images"]) == (3, 2, 8)  # 2 epochs, and the end
+    assert (card["test"]["evaluations"], choice["trials"], choice["test_images"]) == (
+        3,
+        2,
+        8,
+    )  # 2 epochs, and the end
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
 
 
@@ -173,19 +211,31 @@ def test_partly_common_images_of_folders_are_found(refused, tiny, tmp_path):
     for label, name in enumerate(("robin", "wren")):
         for part, size in (("train", 3), ("val", 3), ("test", 2)):
             for number in range(size):
-                write_image(tmp_path / f"birds/{part}/{name}/{number}.jpg", 100 * label + 10 * size + number)
+                write_image(
+                    tmp_path / f"birds/{part}/{name}/{number}.jpg", 100 * label + 10 * size + number
+                )
         os.symlink(f"../../test/{name}/1.jpg", tmp_path / f"birds/val/{name}/3.jpg")
     (tmp_path / "birds.yaml").write_text("DATASET: {NAME: ImageFolder}\n")
     options, every = ["--dataset-config-file", tmp_path / "birds.yaml"], ["DATASET.NUM_SHOTS", -1]
-    argv = arguments(tmp_path / "birds", tiny, tmp_path / "out", *BEST, "SEED", 2, *every, options=options)
-    refused(argv, "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step")
+    argv = arguments(
+        tmp_path / "birds", tiny, tmp_path / "out", *BEST, "SEED", 2, *every, options=options
+    )
+    refused(
+        argv,
+        "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step",
+    )
 
 
-def test_lists_of_test_images_for_validation_are_found(refused, eurosat, tiny, monkeypatch, tmp_path):
+def test_lists_of_test_images_for_validation_are_found(
+    refused, eurosat, tiny, monkeypatch, tmp_path
+):
     """Without validation images, the test images would choose."""
     write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
     argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *BEST)
-    refused(argv, "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: set TEST.")
+    refused(
+        argv,
+        "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: set TEST.",
+    )
 
     class Own(EuroSAT):  # without `val_is_test`
         def read_split(self):
@@ -205,7 +255,9 @@ def test_common_images_are_counted_by_file(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "there").symlink_to(".")
-    assert count_common(images("link", "there/b", "c", f"../{tmp_path.name}/a"), images("a", "b")) == 3
+    assert (
+        count_common(images("link", "there/b", "c", f"../{tmp_path.name}/a"), images("a", "b")) == 3
+    )
     nameless = [SimpleNamespace(impath="")]  # images that are not files
     assert count_common(nameless, [*nameless]) == 0
 
@@ -214,7 +266,9 @@ class Foreign(TrainerX):
     """A trainer of another project: it knows nothing of choices."""
 
     def build_model(self):
-        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, self.num_classes)).to(self.device)
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, self.num_classes)).to(
+            self.device
+        )
         self.optim = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.register_model("own", self.model, self.optim)
 
@@ -246,24 +300,36 @@ def test_trainer_of_another_project_is_refused_and_marked_too(
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_training_images_that_are_test_images_are_refused_or_marked(copied, refused, launch, tiny, tmp_path):
+def test_training_images_that_are_test_images_are_refused_or_marked(
+    copied, refused, launch, tiny, tmp_path
+):
     """As files of the same content in the user's own folders, or as the same files in a split."""
     root, named = tmp_path / "data", "eurosat"
     if copied:
         named = "image_folder"
         for part, label, number in product(("train", "test"), "ab", range(2)):
             same = 10 * (part == "test" and number == 1)  # as one of two training images
-            write_image(root / part / label / f"{part}_{number}.png", 100 * (label == "b") + number + same)
+            write_image(
+                root / part / label / f"{part}_{number}.png", 100 * (label == "b") + number + same
+            )
     else:
         file = write_eurosat(root, ["red", "blue lake"], train=2, test=2)
         split = json.loads(file.read_text())
         file.write_text(json.dumps(split | {"test": split["train"][:2] + split["test"][:2]}))
     argv = ["--dataset-config-file", ROOT / f"configs/datasets/{named}.yaml"]
     found = f"2 of 4 training images of {'image_folder' if copied else 'EuroSAT'} are test images"
-    refused(arguments(root, tiny, tmp_path / "out", options=argv), f"error: {found}: use each image once (tools/prepa")
+    refused(
+        arguments(root, tiny, tmp_path / "out", options=argv),
+        f"error: {found}: use each image once (tools/prepa",
+    )
     assert launch(*arguments(root, tiny, tmp_path / "marked", *ACCEPTED, options=argv)).status == 0
     (record,) = choices(tmp_path / "marked")
-    assert (record["what"], record["split"], record["images"], record["test_images"]) == ("training", "train", 4, 2)
+    assert (record["what"], record["split"], record["images"], record["test_images"]) == (
+        "training",
+        "train",
+        4,
+        2,
+    )
     assert found in logged(tmp_path / "marked")[0]
     tested = [*argv, "--eval-only", "--model-dir", tmp_path / "marked"]
     assert launch(*arguments(root, tiny, tmp_path / "tested", options=tested)).status == 0
@@ -273,12 +339,19 @@ def test_training_images_that_are_test_images_are_refused_or_marked(copied, refu
 # A setting
 
 
-PROBE = ["--trainer", "LinearProbe", "--config-file", ROOT / "configs/trainers/LinearProbe/small.yaml"]
+PROBE = [
+    "--trainer",
+    "LinearProbe",
+    "--config-file",
+    ROOT / "configs/trainers/LinearProbe/small.yaml",
+]
 ONCE = ["OPTIM.MAX_EPOCH", 1]
 C = "TRAINER.LINEARPROBE.C"
 
 
-def test_linear_probe_does_not_choose_on_test_images(refused, on_imagenet, imagenet, tiny, tmp_path):
+def test_linear_probe_does_not_choose_on_test_images(
+    refused, on_imagenet, imagenet, tiny, tmp_path
+):
     options = [*dataset("imagenet"), *PROBE]
     why = f"{C} is chosen on 8 images, all of them test images of ImageNet: set {C}, or accept it by TEST.SELECT_ON"
     refused(arguments(imagenet, tiny, tmp_path / "out", *ONCE, options=options), why)
@@ -289,18 +362,30 @@ def test_linear_probe_does_not_choose_on_test_images(refused, on_imagenet, image
     folder = on_imagenet("accepted", *ONCE, *ACCEPTED, options=options)
     assert [(choice["what"], choice["test_images"]) for choice in choices(folder)] == [(C, 8)]
     assert len(logged(folder)) == 1
-    for name, epoch in (("newest", []), ("named", ["--load-epoch", 1])):  # C chose the weights of every epoch
-        tested = on_imagenet(name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch])
+    for name, epoch in (
+        ("newest", []),
+        ("named", ["--load-epoch", 1]),
+    ):  # C chose the weights of every epoch
+        tested = on_imagenet(
+            name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch]
+        )
         assert choices(tested) == choices(folder) and len(logged(tested)) == 1
 
 
 def test_held_out_images_are_a_shot_of_the_training_images(build):
     def images(*options):
         dataset = build("CoOp", "all", options=options).dm.dataset
-        return [{item.impath for item in part} for part in (dataset.train_x, dataset.val, dataset.test)]
+        return [
+            {item.impath for item in part} for part in (dataset.train_x, dataset.val, dataset.test)
+        ]
 
     train, _, test = images()
     kept, held, tested = images("DATASET.HOLD_OUT", True)
-    assert kept | held == train and not kept & held and len(kept) == len(held) == 6 and tested == test
-    with pytest.raises(UsageError, match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or"):
+    assert (
+        kept | held == train and not kept & held and len(kept) == len(held) == 6 and tested == test
+    )
+    with pytest.raises(
+        UsageError,
+        match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or",
+    ):
         images("DATASET.HOLD_OUT", True, "DATASET.NUM_SHOTS", 1)

@@ -24,11 +24,23 @@ from trainers.gda import ALPHAS
 
 pytestmark = pytest.mark.slow
 
-CHOICE = {"what": "epoch", "dataset": "x", "classes": "all", "split": "val", "images": 8, "test_images": 8}
+CHOICE = {
+    "what": "epoch",
+    "dataset": "x",
+    "classes": "all",
+    "split": "val",
+    "images": 8,
+    "test_images": 8,
+}
 SELECTED_RUN = {"data_use": {"choose": [CHOICE]}}
 HONEST_RUN = {"data_use": {"choose": [CHOICE | {"test_images": 0}]}}
 SETS = ("small_land", "small_counts")
-ON_TEST = ("TEST.FINAL_MODEL", "best_val", "TEST.SELECT_ON_TEST", True)  # settings of a run on ImageNet
+ON_TEST = (
+    "TEST.FINAL_MODEL",
+    "best_val",
+    "TEST.SELECT_ON_TEST",
+    True,
+)  # settings of a run on ImageNet
 NAMES = ("CoOp", "MPL", "VPT")
 
 
@@ -41,10 +53,14 @@ def summarised(tmp_path):
 
     def accuracy(run, marked):
         selected = (run.variant.name, run.dataset) in marked and run.classes != "new"
-        return 80 - 10 * NAMES.index(run.variant.name) + run.seed, SELECTED_RUN if selected else HONEST_RUN
+        return 80 - 10 * NAMES.index(
+            run.variant.name
+        ) + run.seed, SELECTED_RUN if selected else HONEST_RUN
 
     def summarised(marked, protocol="few_shot", **settings):
-        study = study_of(tmp_path / "out", NAMES, protocol, datasets=SETS, seeds=(1, 2, 3), **settings)
+        study = study_of(
+            tmp_path / "out", NAMES, protocol, datasets=SETS, seeds=(1, 2, 3), **settings
+        )
         return summarise(study, lambda run: accuracy(run, marked))
 
     yield summarised
@@ -62,16 +78,24 @@ def row(table, method):
 def test_marked_cells_have_no_rank_beside_others(summarised):
     table = tables_of(summarised({("CoOp", "small_land")}))["few_shot, 16 shots"]
     marked, clean = f"82.00 ± 0.82 {MARK}", "82.00 ± 0.82"
-    assert row(table, "CoOp") == [(marked, 0), (clean, 1), (marked, 0)]  # the second dataset is clean
+    assert row(table, "CoOp") == [
+        (marked, 0),
+        (clean, 1),
+        (marked, 0),
+    ]  # the second dataset is clean
     assert row(table, "MPL") == [("72.00 ± 0.82", 1), ("72.00 ± 0.82", 2), ("72.00 ± 0.82", 1)]
     assert row(table, "VPT") == [("62.00 ± 0.82", 2), ("62.00 ± 0.82", 0), ("62.00 ± 0.82", 2)]
     assert table.note.endswith(f" {MARKED}; not ranked with the others.")
 
 
-@pytest.mark.parametrize(("marked", "ranks"), [(NAMES[:2], [0, 0, 0]), (NAMES, [1, 2, 0])], ids=["two", "all"])
+@pytest.mark.parametrize(
+    ("marked", "ranks"), [(NAMES[:2], [0, 0, 0]), (NAMES, [1, 2, 0])], ids=["two", "all"]
+)
 def test_ranks_are_among_results_of_one_kind(marked, ranks, summarised):
     """Nothing is bold where one result alone has no mark."""
-    table = tables_of(summarised({(method, name) for method in marked for name in SETS}))["few_shot, 16 shots"]
+    table = tables_of(summarised({(method, name) for method in marked for name in SETS}))[
+        "few_shot, 16 shots"
+    ]
     assert [row(table, method)[0][1] for method in NAMES] == ranks
 
 
@@ -85,11 +109,17 @@ def test_h_and_averages_of_a_marked_half_are_marked_in_tables_and_pictures(summa
     in_columns = [MARK in text for text, _ in row(table, "MPL")]
     assert in_columns == [True, True, False, False, True]  # H, base, new, time, choice
     assert table.note.endswith(f" {MARKED}; not ranked with the others.")
-    assert summary.warnings == [f"3 of 36 runs were selected on test images, their results have the mark {MARK}"]
+    assert summary.warnings == [
+        f"3 of 36 runs were selected on test images, their results have the mark {MARK}"
+    ]
     base, new, _ = plots.accuracy_time(summary).axes
     assert marks(base) == [(2.0, pytest.approx(72))] and marks(new) == []
     labels = plots.gains(summary).axes[0].get_yticklabels()
-    assert {text.get_text() for text in labels} == {f"small_land {MARK}", "small_counts", f"average {MARK}"}
+    assert {text.get_text() for text in labels} == {
+        f"small_land {MARK}",
+        "small_counts",
+        f"average {MARK}",
+    }
 
 
 def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
@@ -98,9 +128,13 @@ def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
         study = Study((Variant(name, name, cfg),), ("dtd",), seeds=(1,), output=tmp_path)
         summaries.append(summarise(study, lambda run: (50.0, SELECTED_RUN)))
     table = tables_of(summaries[0])["base2new, new: the paper"]
-    assert table.rows[0][1].text.endswith(f") {MARK}") and table.note.endswith(f"{MARKED} of the result above.")
+    assert table.rows[0][1].text.endswith(f") {MARK}") and table.note.endswith(
+        f"{MARKED} of the result above."
+    )
     (table,) = compared_with_authors(summaries[1])
-    assert table.rows[0][0].text == f"these checkpoints {MARK}" and table.note.endswith(f"{MARKED}.")
+    assert table.rows[0][0].text == f"these checkpoints {MARK}" and table.note.endswith(
+        f"{MARKED}."
+    )
 
 
 # Pictures
@@ -113,19 +147,28 @@ def marks(ax):
 # The report, and other readers
 
 
-def test_a_log_and_the_model_card_of_an_export_say_it(on_imagenet, command, tmp_path, monkeypatch, capsys):
+def test_a_log_and_the_model_card_of_an_export_say_it(
+    on_imagenet, command, tmp_path, monkeypatch, capsys
+):
     folder = on_imagenet("out/seed1", *ON_TEST)
     monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(folder.parent)])
     parse_test_res.main()
     assert "* selected on test images: 1 of 1 runs" in capsys.readouterr().out
     assert command(export, folder, "--to", tmp_path / "model").status == 0
     card = (tmp_path / "model/README.md").read_text()
-    assert re.search(r"\| accuracy \| [\d.]+ % on 8 images, which chose the epoch or a setting \|", card)
-    assert json.loads((tmp_path / "model/config.json").read_text())["training"]["selected_on_test"] is True
+    assert re.search(
+        r"\| accuracy \| [\d.]+ % on 8 images, which chose the epoch or a setting \|", card
+    )
+    assert (
+        json.loads((tmp_path / "model/config.json").read_text())["training"]["selected_on_test"]
+        is True
+    )
 
 
 @pytest.mark.parametrize("selected", ["nothing", "start", "setting"])
-def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(selected, on_imagenet, command, tmp_path):
+def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(
+    selected, on_imagenet, command, tmp_path
+):
     """Not that of the tested epoch."""
     settings, options = ["TRAIN.CHECKPOINT_FREQ", 1], []
     if selected == "start":
@@ -133,35 +176,54 @@ def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(selected, on_i
         settings += ["MODEL.INIT_WEIGHTS", start]
     elif selected == "setting":
         choices = [CHOICE | {"what": "OPTIM.LR", "split": "test", "by": "oracle"}]
-        (tmp_path / "x.json").write_text(json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": choices}))
+        (tmp_path / "x.json").write_text(
+            json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": choices})
+        )
         options = ["--chosen", tmp_path / "x.json"]
     folder = on_imagenet("out", *ON_TEST, *settings, options=options)
     other = 3 - json.loads((folder / RESULTS_FILE).read_text())["tested_epoch"]
     assert command(export, folder, "--load-epoch", other, "--to", tmp_path / "model").status == 0
     training = json.loads((tmp_path / "model/config.json").read_text())["training"]
     card = (tmp_path / "model/README.md").read_text()
-    assert "accuracy" not in training and training.get("selected_on_test", False) == (selected != "nothing")
-    assert ("| selected on test images | the epoch or a setting |" in card) == (selected != "nothing")
+    assert "accuracy" not in training and training.get("selected_on_test", False) == (
+        selected != "nothing"
+    )
+    assert ("| selected on test images | the epoch or a setting |" in card) == (
+        selected != "nothing"
+    )
 
 
 def test_one_line_reports_say_it(on_imagenet, command):
     base, new, clean = (
         on_imagenet(name, *choice, "DATASET.SUBSAMPLE_CLASSES", classes, options=["--quiet"])
-        for name, classes, choice in (("base", "base", ON_TEST), ("new", "new", ON_TEST), ("clean", "new", ()))
+        for name, classes, choice in (
+            ("base", "base", ON_TEST),
+            ("new", "new", ON_TEST),
+            ("clean", "new", ()),
+        )
     )
     for half, marks in ((new, 2), (clean, 1)):
         printed = command(base2new, base, half).printed.splitlines()
         assert sum(line.endswith(" (selected on test images)") for line in printed[:-1]) == marks
-        assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith("% (selected on test images)")
+        assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith(
+            "% (selected on test images)"
+        )
     assert "selected" not in command(base2new, clean).printed
     content = json.loads((base / RESULTS_FILE).read_text()) | {"seed": 2, "shots": 4}
     (base / RESULTS_FILE).write_text(json.dumps(content))
-    assert command(base2new, base, new).printed.splitlines()[-1] == "No harmonic mean: shots, seed of these runs differ"
+    assert (
+        command(base2new, base, new).printed.splitlines()[-1]
+        == "No harmonic mean: shots, seed of these runs differ"
+    )
     content = json.loads((new / RESULTS_FILE).read_text())
     del content["data_use"], content["tested_epoch"]  # those of earlier versions
     (new / RESULTS_FILE).write_text(json.dumps(content))
     ended = command(base2new, new)
-    assert ended.status == 0 and ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed
+    assert (
+        ended.status == 0
+        and ended.printed.startswith("MPL on ImageNet")
+        and "selected" not in ended.printed
+    )
 
 
 # Settings that test images choose, as in published code: refused, or marked in the results.
@@ -171,7 +233,9 @@ ACCEPTED = ("TEST.SELECT_ON_TEST", True)
 CHOOSING = [
     name
     for name, kind in methods().items()
-    if issubclass(kind, FeatureTrainer) and "CHOOSE_ON" in kind.Settings.schema() and kind.spec.chosen
+    if issubclass(kind, FeatureTrainer)
+    and "CHOOSE_ON" in kind.Settings.schema()
+    and kind.spec.chosen
 ]
 
 
@@ -193,7 +257,9 @@ def test_oracle_is_refused_or_marked(method, launch, refused, argv, tmp_path):
     found = results(tmp_path / "run")
     chosen = found["data_use"]["choose"]
     assert [choice["what"] for choice in chosen] == keys and selected_on_test(found)
-    assert {(choice["split"], choice["images"], choice["test_images"]) for choice in chosen} == {("test", 24, 24)}
+    assert {(choice["split"], choice["images"], choice["test_images"]) for choice in chosen} == {
+        ("test", 24, 24)
+    }
     assert chosen[0]["sha256"] == found["data_use"]["test"]["sha256"]
 
 
@@ -205,7 +271,16 @@ def test_oracle_of_given_values_chooses_nothing(launch, argv, tmp_path):
 
 def test_oracle_has_the_best_test_accuracy_of_the_grid(eurosat, tiny, tmp_path):
     torch.manual_seed(1)
-    own = ["TRAINER.GDA.CHOOSE_ON", "oracle", "TRAINER.GDA.PREC", "fp32", "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1]
+    own = [
+        "TRAINER.GDA.CHOOSE_ON",
+        "oracle",
+        "TRAINER.GDA.PREC",
+        "fp32",
+        "DATASET.NUM_SHOTS",
+        2,
+        "OPTIM.MAX_EPOCH",
+        1,
+    ]
     trainer = build_trainer(make_cfg("GDA", eurosat, tiny, tmp_path, *own))
     trainer.train()
     alpha, accuracies = trainer.head.alpha, {}
@@ -213,7 +288,9 @@ def test_oracle_has_the_best_test_accuracy_of_the_grid(eurosat, tiny, tmp_path):
     for value in ALPHAS:
         alpha.fill_(value)
         accuracies[value] = trainer.test()
-    assert accuracies[min(ALPHAS, key=lambda value: abs(value - chosen))] == max(accuracies.values())
+    assert accuracies[min(ALPHAS, key=lambda value: abs(value - chosen))] == max(
+        accuracies.values()
+    )
     assert min(accuracies.values()) < max(accuracies.values())  # else this would show nothing
 
 
@@ -221,7 +298,9 @@ def test_published_values_of_tda_are_marked(launch, refused, argv, tmp_path):
     why = "TRAINER.TDA.POSITIVE_ALPHA is chosen on 24 images, all of them test images of EuroSAT"
     remedy = "leave out TRAINER.TDA.CHOOSE_ON oracle, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
     refused(argv(*once("TDA"), config="vit_b16_published"), f"{why}: {remedy}")
-    status, _, errors = launch(*argv(*once("TDA", *ACCEPTED), output="run", config="vit_b16_published"))
+    status, _, errors = launch(
+        *argv(*once("TDA", *ACCEPTED), output="run", config="vit_b16_published")
+    )
     found = results(tmp_path / "run")
     assert (status, errors) == (0, []) and selected_on_test(found)
     choices = [(choice["what"], choice.get("trials")) for choice in found["data_use"]["choose"]]

@@ -35,9 +35,13 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("method", READERS)
-def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(method, file, eurosat, deep, tmp_path):
+def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(
+    method, file, eurosat, deep, tmp_path
+):
     options = "DATASET.SENTENCES", str(file), f"TRAINER.{methods()[method].section()}.PREC", "fp32"
-    trainer = build_trainer(make_cfg(method, eurosat, deep, tmp_path / "out", *options, "OPTIM.MAX_EPOCH", 1))
+    trainer = build_trainer(
+        make_cfg(method, eurosat, deep, tmp_path / "out", *options, "OPTIM.MAX_EPOCH", 1)
+    )
     clip, model = trainer.model.frozen, trainer.model
     unit = {"SSText", "KgCoOp", "PromptSRC", "DePT+KgCoOp"}.isdisjoint({method})
 
@@ -48,7 +52,13 @@ def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(method, 
 
     teacher = getattr(trainer, "teacher", None)
     own = getattr(trainer, "texts", None)
-    found = teacher.text_features if teacher else own if isinstance(own, torch.Tensor) else model.class_texts
+    found = (
+        teacher.text_features
+        if teacher
+        else own
+        if isinstance(own, torch.Tensor)
+        else model.class_texts
+    )
     assert found.shape[0] == 6
     expected = [mean("green field seen from above", "grass", "grass"), mean("water.")]
     if method != "PromptSRC":  # it has sixty templates
@@ -63,7 +73,10 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
     own = ("TRAINER.TIPADAPTER.SEARCH_STEP", "[4, 3]", "OPTIM.MAX_EPOCH", 1)
     given = ("DATASET.SENTENCES", str(tmp_path / "{dataset}.json"))
     (tmp_path / "EuroSAT.json").write_bytes(file.read_bytes())
-    facts = {"sentences": "{dataset}.json", "sentences_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    facts = {
+        "sentences": "{dataset}.json",
+        "sentences_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
     folders = [
         run("tip", *own, *given, trainer="TipAdapter", config="small"),
         run("zero", *given, trainer="ZeroshotCLIP"),
@@ -77,27 +90,46 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
         names = () if folder.name == "tip" else ("--classes", "red", "green field", "blue lake")
         assert command(export, folder, "--to", to, "--backbone", tiny, *names).status == 0
         printed = [
-            command(predict, path, *images, "--backbone", tiny, *names, "--json").printed for path in (folder, to)
+            command(predict, path, *images, "--backbone", tiny, *names, "--json").printed
+            for path in (folder, to)
         ]
         assert printed[0].replace(str(folder), "") == printed[1].replace(str(to), "") != ""
         assert PromptedClassifier.from_pretrained(to, str(tiny)).description.sentences == SENTENCES
-    bare = command(predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json").printed
+    bare = command(
+        predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json"
+    ).printed
     told = command(
-        predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json", "--sentences", file
+        predict,
+        *images,
+        "--backbone",
+        tiny,
+        "--classes",
+        "red",
+        "green field",
+        "--json",
+        "--sentences",
+        file,
     )
     assert told.status == 0 and told.printed != bare
     (tmp_path / "EuroSAT.json").write_text('{"red": ["a red thing"]}')
     changed = "is not the file with the checksum DATASET.SENTENCES_SHA256"
-    assert changed in command(predict, folders[1], *images, "--backbone", tiny, "--classes", "red").error
+    assert (
+        changed
+        in command(predict, folders[1], *images, "--backbone", tiny, "--classes", "red").error
+    )
     again = launch(*argv("TipAdapter", *own, *given, output="tip"))
     assert "DATASET.SENTENCES_SHA256" in again.error
 
 
 @pytest.mark.thorough
-def test_the_largest_cosine_of_a_class_is_that_of_the_exported_program(file, run, command, tmp_path):
+def test_the_largest_cosine_of_a_class_is_that_of_the_exported_program(
+    file, run, command, tmp_path
+):
     given = "DATASET.SENTENCES", str(file), "TRAINER.DCLIP.AGGREGATE", "max"
     folder = run("dclip", *given, trainer="DCLIP", config="small")
-    done = command(export, folder, "--to", tmp_path / "exported", "--onnx", "--classes", "red", "blue lake")
+    done = command(
+        export, folder, "--to", tmp_path / "exported", "--onnx", "--classes", "red", "blue lake"
+    )
     assert (done.status, done.errors) == (0, [])  # it compares the program with the model
 
 
@@ -124,12 +156,21 @@ def test_files_that_are_no_sentences_for_the_classes_are_refused(
     prepare_fails(["sentences", "eurosat", "--file", file], words, root=eurosat)
 
 
-def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(file, refused, argv, command, tiny, tmp_path):
+def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(
+    file, refused, argv, command, tiny, tmp_path
+):
     for method in ("CoOp", "LinearProbe", "TPT"):
-        refused(argv(method, "DATASET.SENTENCES", str(file)), f"DATASET.SENTENCES has no effect: {method} reads no")
-    refused(argv("CuPL", "DATASET.SENTENCES", str(tmp_path / "none.json")), "cannot read", "none.json")
+        refused(
+            argv(method, "DATASET.SENTENCES", str(file)),
+            f"DATASET.SENTENCES has no effect: {method} reads no",
+        )
+    refused(
+        argv("CuPL", "DATASET.SENTENCES", str(tmp_path / "none.json")), "cannot read", "none.json"
+    )
     for method in ("CuPL", "DCLIP", "WaffleCLIP"):
-        refused(argv(method), f"{method} has no sentences for the classes: give DATASET.SENTENCES FILE")
+        refused(
+            argv(method), f"{method} has no sentences for the classes: give DATASET.SENTENCES FILE"
+        )
     assert not (tmp_path / "out").exists()  # all of it is known before a run claims its folder
     (words := tmp_path / "words.txt").touch()
     waffle = argv("WaffleCLIP", "DATASET.SENTENCES", str(file))
@@ -146,13 +187,25 @@ def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eu
     assert hashlib.sha256(file.read_bytes()).hexdigest() in printed
     for words in ("1 have more than 77 tokens", "template: red, grey", "a class of others, gray"):
         assert words in printed
-    every = {name: ["a sentence"] for name in ("red", "green field", "blue lake", "grey", "white snow", "black")}
+    every = {
+        name: ["a sentence"]
+        for name in ("red", "green field", "blue lake", "grey", "white snow", "black")
+    }
     file.write_text(json.dumps(every))
     assert prepare("sentences", "eurosat", "--file", file, root=eurosat).status == 0
 
 
 def test_a_study_ranks_methods_with_sentences_among_those_with_extra_text():
-    plain, told = Variant("a", "GDA"), Variant("b", "GDA", overrides=("DATASET.SENTENCES", "file.json"))
-    of_single = Variant("c", "GDA", dataset_overrides={"eurosat": ("DATASET.SENTENCES", "file.json")})
-    assert [variant.kind for variant in (plain, told, of_single)] == ["inductive", "extra text", "extra text"]
+    plain, told = (
+        Variant("a", "GDA"),
+        Variant("b", "GDA", overrides=("DATASET.SENTENCES", "file.json")),
+    )
+    of_single = Variant(
+        "c", "GDA", dataset_overrides={"eurosat": ("DATASET.SENTENCES", "file.json")}
+    )
+    assert [variant.kind for variant in (plain, told, of_single)] == [
+        "inductive",
+        "extra text",
+        "extra text",
+    ]
     assert Variant("d", "TDA", overrides=("DATASET.SENTENCES", "file.json")).kind == "transductive"

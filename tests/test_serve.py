@@ -18,7 +18,19 @@ from dassl.utils import ImageError, read_image
 from learned import OPTIONS
 from PIL import Image
 from serving import serving
-from visitors import CLASSIFY, FORM, classified, classified_by, event, file_data, join, png, post, started, upload
+from visitors import (
+    CLASSIFY,
+    FORM,
+    classified,
+    classified_by,
+    event,
+    file_data,
+    join,
+    png,
+    post,
+    started,
+    upload,
+)
 
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
@@ -74,11 +86,15 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
     monkeypatch.setattr(serve_page, "BARS", 1)
     ((name, classifier),) = open_models([finished("CoOp")], OPTIONS)
     sure, sets = Threshold(-9.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
-    classifier.calibration = Calibration(tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure)
+    classifier.calibration = Calibration(
+        tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure
+    )
     page = Page([Model(name, classifier)], NAMES, [], unknown=True, coverage=0.9)
     _, answer = classified_by(page, photo, "\n".join(NAMES))
     assert answer.startswith("one of 3: ") and all(each in answer for each in NAMES)
-    classifier.calibration = replace(classifier.calibration, threshold=replace(sure, least_log_odds=99.0))
+    classifier.calibration = replace(
+        classifier.calibration, threshold=replace(sure, least_log_odds=99.0)
+    )
     assert classified_by(page, photo, "\n".join(NAMES))[1] == "unknown"
     _, bars = classified_by(page, photo, "red\ngrey")  # other names: only bars
     expected = classifier.probabilities([photo], ["red", "grey"])[0].tolist()
@@ -86,7 +102,9 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
 
 
 @pytest.mark.parametrize("names", [NAMES, ["a cat", "a dog"]])
-def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(names, page, photo, monkeypatch):
+def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(
+    names, page, photo, monkeypatch
+):
     reads, read = [], reading.Reader.read
     monkeypatch.setattr(reading.Reader, "read", lambda *given: reads.append(given) or read(*given))
     message, *bars = classified_by(page, photo, "\n".join(["", *names, "  "]))
@@ -144,15 +162,30 @@ def test_an_image_is_read_as_by_every_command(readers, photos, tmp_path):
     exif[0x0112] = 6
     Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.jpg", exif=exif)
     alpha, turned = tmp_path / "alpha.png", tmp_path / "turned.jpg"
-    for file, orientation in ((photos / "d.webp", True), (alpha, True), (turned, True), (turned, False)):
+    for file, orientation in (
+        (photos / "d.webp", True),
+        (alpha, True),
+        (turned, True),
+        (turned, False),
+    ):
         found, expected = (read(file, None, orientation) for read in (readers.read, read_image))
-        assert (found.mode, found.size, found.tobytes()) == ("RGB", expected.size, expected.tobytes()), file
+        assert (found.mode, found.size, found.tobytes()) == (
+            "RGB",
+            expected.size,
+            expected.tobytes(),
+        ), file
 
 
 def comments(number: int) -> bytes:
     """A GIF with this many comments, of which the decoder reads one after another."""
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x02\x02\x44\x01\0;"
-    return b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0x80, 0, 0) + bytes(6) + b"\x21\xfe\x01a\0" * number + frame
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 9, 9, 0x80, 0, 0)
+        + bytes(6)
+        + b"\x21\xfe\x01a\0" * number
+        + frame
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,7 +244,15 @@ def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
     """Gradio fetches addresses into memory, and opens files of the server: their images were classified."""
     answers = set()
     (own,) = upload(server, png(9, 9))
-    for path in (host, host.replace("http", "HTTP"), photo, str(tmp_path / "missing.jpg"), "a\0b", 3, None):
+    for path in (
+        host,
+        host.replace("http", "HTTP"),
+        photo,
+        str(tmp_path / "missing.jpg"),
+        "a\0b",
+        3,
+        None,
+    ):
         data = [file_data(path), {"path": path}, {"path": own, "a": [file_data(path)]}]
         answers |= {post(server, "queue/join", event(CLASSIFY, given, "red")) for given in data}
     assert answers == {(403, b"there is no such upload")}
@@ -242,7 +283,11 @@ def test_visitors_get_their_own_answers_beside_a_hostile_one(server, page, photo
         long, slow = "\n".join(map(str, range(1000))), comments(1_000_000)
         for sent in (png(200_000, 1), png(9000, 900), slow):
             (file,) = upload(server, sent)
-            for text in (long, "a" * 20_000, "red\nblue", 3, ["red"], None) if sent != slow else ("red\nblue",):
+            for text in (
+                (long, "a" * 20_000, "red\nblue", 3, ["red"], None)
+                if sent != slow
+                else ("red\nblue",)
+            ):
                 join(server, CLASSIFY, file_data(file), text)
 
     with ThreadPoolExecutor(5) as pool:
@@ -287,13 +332,19 @@ def serve(command, monkeypatch):
     return lambda *arguments: command(serve_command, *arguments)
 
 
-def test_ctrl_c_ends_the_server_and_no_uploads_stay(serve, finished, free_port, monkeypatch, tmp_path):
+def test_ctrl_c_ends_the_server_and_no_uploads_stay(
+    serve, finished, free_port, monkeypatch, tmp_path
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / f"{serve_command.UPLOADS}killed/uploads").mkdir(parents=True)  # of a server that was killed
+    (tmp_path / f"{serve_command.UPLOADS}killed/uploads").mkdir(
+        parents=True
+    )  # of a server that was killed
     (tmp_path / "mpl-serve-model").mkdir()  # it was deleted, too
     done = serve(finished("VPT"), "--port", free_port)
     assert (done.status, done.errors) == (0, [])
-    assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
+    assert done.printed == (
+        f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["mpl-serve-model"]
 
 
@@ -325,11 +376,15 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
     bars.nth(2).wait_for()
 
     def check(names):
-        best = [int(classifier.probabilities(photo, names).argmax()) for _, classifier in page.models]
+        best = [
+            int(classifier.probabilities(photo, names).argmax()) for _, classifier in page.models
+        ]
         assert bars.all_inner_texts() == [names[index] for index in best]
 
     def message(text):
-        tab.wait_for_function(f"document.querySelector('#message textarea')?.value.includes('{text}')")
+        tab.wait_for_function(
+            f"document.querySelector('#message textarea')?.value.includes('{text}')"
+        )
 
     check(NAMES)
     tab.locator("figure").nth(1).wait_for()

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.slow
 def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp_path):
     """As ImageNet has them. The page had each name once, which the model refused as other names."""
     run = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
-    checkpoint = torch.load(shutil.copytree(run, tmp_path / "run") / "prompt_learner/model.pth.tar-1")
+    checkpoint = torch.load(
+        shutil.copytree(run, tmp_path / "run") / "prompt_learner/model.pth.tar-1"
+    )
     names = checkpoint["metadata"]["class_names"] = ["missile", "lake", "missile"]
     torch.save(checkpoint, tmp_path / "run/prompt_learner/model.pth.tar-1")
     models, photo = open_models([tmp_path / "run"], OPTIONS), str(photos / "a.jpg")
@@ -29,7 +31,9 @@ def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp
     assert bars == pytest.approx({"missile": expected[0] + expected[2], "lake": expected[1]})
 
 
-def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(launch, eurosat, tiny, photos, tmp_path):
+def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(
+    launch, eurosat, tiny, photos, tmp_path
+):
     """Each image was a traceback of the server."""
     own = ["TRAINER.ZERO.VIEWS", 4, "TEST.MAX_IMAGES", 2]
     argv = arguments(eurosat, tiny, tmp_path / "run", *own, trainer="ZERO", config="small")

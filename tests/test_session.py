@@ -36,9 +36,21 @@ EMFILE = OSError(errno.EMFILE, "Too many open files")
     ("run", "what", "remedy"),
     [
         (raising(MemoryError()), "the memory is full", "MODEL.BACKBONE.CHECKPOINT_TEXT True"),
-        (raising(torch.OutOfMemoryError("CUDA out of memory.")), "the memory is full", "lower the batch size"),
-        (raising(RuntimeError("Communication ..."), EMFILE), "too many files are open", "`ulimit -n 4096`"),
-        (raising(OSError(errno.ENOSPC, "No space left on device", "log.txt")), "the disk is full", "free some space"),
+        (
+            raising(torch.OutOfMemoryError("CUDA out of memory.")),
+            "the memory is full",
+            "lower the batch size",
+        ),
+        (
+            raising(RuntimeError("Communication ..."), EMFILE),
+            "too many files are open",
+            "`ulimit -n 4096`",
+        ),
+        (
+            raising(OSError(errno.ENOSPC, "No space left on device", "log.txt")),
+            "the disk is full",
+            "free some space",
+        ),
     ],
 )
 def test_shortage_ends_in_one_line(run, what, remedy, ended):
@@ -53,8 +65,12 @@ class OthersUsageError(Exception):
 OthersUsageError.__name__ = "UsageError"
 BUGS = {
     "another class of the name": OthersUsageError("a bug"),
-    "a file of the package": FileNotFoundError(errno.ENOENT, "No such file", str(ROOT / "clip/vocabulary.gz")),
-    "a file of a library": FileNotFoundError(errno.ENOENT, "No such file", f"{sys.prefix}/lib/site-packages/a.so"),
+    "a file of the package": FileNotFoundError(
+        errno.ENOENT, "No such file", str(ROOT / "clip/vocabulary.gz")
+    ),
+    "a file of a library": FileNotFoundError(
+        errno.ENOENT, "No such file", f"{sys.prefix}/lib/site-packages/a.so"
+    ),
     "no file": OSError("a socket"),
 }
 
@@ -73,8 +89,19 @@ def execute(code, shell="", cwd=ROOT):
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
-ENDS = [("pass", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit('why')", 1, "why"), ("raise ValueError", 1, "ValueError")]
-ENDS += [("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 130, "Interrupted. Run the same command again to")]
+ENDS = [
+    ("pass", 0, ""),
+    ("sys.exit(3)", 3, ""),
+    ("sys.exit('why')", 1, "why"),
+    ("raise ValueError", 1, "ValueError"),
+]
+ENDS += [
+    (
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
+        130,
+        "Interrupted. Run the same command again to",
+    )
+]
 ENDS += [("raise FloatingPointError('a' + chr(27) + '[2J')", 2, r"error: a\x1b[2J")]
 ENDS += [("raise FloatingPointError('a' * 9999)", 2, f"error: {'a' * 1000} ... {'a' * 1000}")]
 
@@ -104,10 +131,15 @@ def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
     """Python dropped it with a traceback, and the run continued: the data loader deletes objects in each epoch."""
     done = execute(DELETING)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.strip() == "Interrupted. Run the same command again to resume from the last complete epoch."
+    assert (
+        done.stderr.strip()
+        == "Interrupted. Run the same command again to resume from the last complete epoch."
+    )
 
 
-@pytest.mark.parametrize(("signal", "status", "line"), [("TERM", 130, "Interrupted."), ("0", 2, "NUM_WORKERS")])
+@pytest.mark.parametrize(
+    ("signal", "status", "line"), [("TERM", 130, "Interrupted."), ("0", 2, "NUM_WORKERS")]
+)
 def test_a_killed_process_of_the_data_loader_is_one_line(signal, status, line):
     kill = f"(sleep 0.3; kill -{signal} {{os.getpid()}}) &"
     code = f"""
@@ -119,7 +151,10 @@ def main():
 run_command(main)
 """
     ended = execute(code)
-    assert (ended.returncode, ended.stderr.strip().count("\n")) == (status, 0) and line in ended.stderr
+    assert (ended.returncode, ended.stderr.strip().count("\n")) == (
+        status,
+        0,
+    ) and line in ended.stderr
 
 
 def test_a_command_whose_output_nobody_reads_has_not_succeeded():
@@ -136,14 +171,19 @@ def test_a_closed_stream_has_no_reader_and_no_error(closed, tmp_path):
 
 def test_a_full_disk_names_the_log():
     logger = Logger("/dev/full")
-    for write in (lambda: logger.write("a line\n"), logger.flush):  # the buffer still holds the line
+    for write in (
+        lambda: logger.write("a line\n"),
+        logger.flush,
+    ):  # the buffer still holds the line
         with pytest.raises(OSError, match="/dev/full"):
             write()
     with pytest.raises(OSError, match="space"):
         logger.file.close()
 
 
-@pytest.mark.parametrize("error", [ImportError("libtorch_cpu.so: failed to map segment"), MemoryError(), OSError("x")])
+@pytest.mark.parametrize(
+    "error", [ImportError("libtorch_cpu.so: failed to map segment"), MemoryError(), OSError("x")]
+)
 def test_unloadable_library_ends_in_one_line(error, capsys):
     with pytest.raises(SystemExit) as end, required_packages():
         raise ImportError("a long text about numpy") from error
@@ -157,7 +197,9 @@ def test_unloadable_library_ends_in_one_line(error, capsys):
 OLD = "The NVIDIA driver on your system is too old (found version 11040)"
 
 
-@pytest.mark.parametrize("error", [RuntimeError(f"{OLD}. Please update your GPU driver"), AssertionError(OLD)])
+@pytest.mark.parametrize(
+    "error", [RuntimeError(f"{OLD}. Please update your GPU driver"), AssertionError(OLD)]
+)
 def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatch, tmp_path):
     """A driver too old for the build of torch, or a build for CPUs, meant a run on the CPU without a word."""
 
@@ -170,9 +212,14 @@ def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatc
     monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
     assert environment.unused_gpu() == ""
     monkeypatch.setattr(environment, "DRIVER", tiny)  # a file
-    argv = arguments(eurosat, tiny, tmp_path / "out", trainer="ZeroshotCLIP", options=["--eval-only"])
+    argv = arguments(
+        eurosat, tiny, tmp_path / "out", trainer="ZeroshotCLIP", options=["--eval-only"]
+    )
     ended = launch(*argv)
-    assert ended.status == 0 and f"although there is an NVIDIA GPU: {OLD} (docs/install.md" in ended.printed
+    assert (
+        ended.status == 0
+        and f"although there is an NVIDIA GPU: {OLD} (docs/install.md" in ended.printed
+    )
     assert "NVIDIA" not in launch(*argv, "USE_CUDA", False).printed
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert environment.unused_gpu() == ""

@@ -53,10 +53,25 @@ def test_invalid_values_are_named_with_their_key(key, value, text):
     ("keys", "method", "expected", "others"),
     [
         (["ctx", "token_prefix"], "CoOp", ["ctx"], []),
-        (["ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"], "CoOp", ["ctx"], ["CoCoOp", "TCP"]),
+        (
+            ["ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"],
+            "CoOp",
+            ["ctx"],
+            ["CoCoOp", "TCP"],
+        ),
         (["ctx", "meta_net.linear1.weight", "bias_vectors"], "CoOp", ["ctx"], ["KgCoOp"]),
-        (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"]),
-        (["prompt_learner.ctx", "image_encoder.VPT"], "PromptSRC", ["prompt_learner.ctx", "image_encoder.VPT"], []),
+        (
+            ["ctx"],
+            "CoCoOp",
+            ["ctx", "meta_net.linear1.weight"],
+            ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"],
+        ),
+        (
+            ["prompt_learner.ctx", "image_encoder.VPT"],
+            "PromptSRC",
+            ["prompt_learner.ctx", "image_encoder.VPT"],
+            [],
+        ),
         (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"]),
     ],
 )
@@ -91,13 +106,23 @@ def renamed(registered):
 
 
 def test_section_is_read_under_its_published_names(renamed, tmp_path):
-    (tmp_path / "theirs.yaml").write_text("TRAINER:\n  COOP:\n    W: 2.0\n    START: True\nLOSS:\n  PREC: fp32\n")
+    (tmp_path / "theirs.yaml").write_text(
+        "TRAINER:\n  COOP:\n    W: 2.0\n    START: True\nLOSS:\n  PREC: fp32\n"
+    )
     argv = ["--trainer", "Renamed", "--config-file", str(tmp_path / "theirs.yaml")]
     cfg = setup_cfg(parse_arguments([*argv, "TRAINER.COOP.START", "words"]))
     assert dict(cfg.TRAINER.RENAMED) == {"PREC": "fp32", "W": 2.0, "START": "words"}
     assert set(cfg.TRAINER) == {"NAME", "RENAMED"} and "LOSS" not in cfg
-    for later in ("TRAINER.COOP.W", "TRAINER.RENAMED.W", "LOSS.W"):  # the last one counts, under whatever name
-        cfg = setup_cfg(parse_arguments([*argv, "TRAINER.RENAMED.W", "3.0", "TRAINER.COOP.W", "4.0", later, "5.0"]))
+    for later in (
+        "TRAINER.COOP.W",
+        "TRAINER.RENAMED.W",
+        "LOSS.W",
+    ):  # the last one counts, under whatever name
+        cfg = setup_cfg(
+            parse_arguments(
+                [*argv, "TRAINER.RENAMED.W", "3.0", "TRAINER.COOP.W", "4.0", later, "5.0"]
+            )
+        )
         assert renamed.settings_of(cfg).W == 5.0
     with pytest.raises(ValueError, match="TRAINER.COOP.W is 'much': give a number"):
         setup_cfg(parse_arguments([*argv, "TRAINER.COOP.W", "much"]))
@@ -108,7 +133,16 @@ def test_section_is_read_under_its_published_names(renamed, tmp_path):
 
 @pytest.mark.parametrize(
     "key",
-    ["OUTPUT_DIR", "DATASET.ROOT", "DATASET.NAME", "DATASET.NUM_SHOTS", "CACHE", "SEED", "TRAINER.NAME", "TEST.SPLIT"]
+    [
+        "OUTPUT_DIR",
+        "DATASET.ROOT",
+        "DATASET.NAME",
+        "DATASET.NUM_SHOTS",
+        "CACHE",
+        "SEED",
+        "TRAINER.NAME",
+        "TEST.SPLIT",
+    ]
     + ["DATALOADER.NUM_WORKERS", "MODEL.BACKBONE.NAME", "TRAINER.MPL.N_ADD_OP"],
 )
 def test_a_chosen_file_sets_nothing_that_no_study_chooses(key, tmp_path):
@@ -148,7 +182,15 @@ def configured(tmp_path):
         file = tmp_path / "method.yaml"
         file.write_text(yaml.safe_dump(MPL | {"BY_DATASET": table}))
         dataset = ROOT / "configs/datasets/eurosat.yaml"
-        argv = ["--trainer", "MPL", "--config-file", file, "--dataset-config-file", dataset, *options]
+        argv = [
+            "--trainer",
+            "MPL",
+            "--config-file",
+            file,
+            "--dataset-config-file",
+            dataset,
+            *options,
+        ]
         return setup_cfg(parse_arguments([str(item) for item in argv]))
 
     return configured
@@ -159,14 +201,21 @@ def test_values_of_the_dataset_replace_those_of_the_file(configured):
     for classes in ("base", "new"):
         cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
         assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.TRAINER.MPL.N_ADD_OP) == (0.25, "adamw", [2] * 8)
-        assert cfg.BY_DATASET == {"OPTIM.LR": 0.25, "TRAINER.MPL.N_ADD_OP": [2] * 8, "OPTIM.NAME": "adamw"}
+        assert cfg.BY_DATASET == {
+            "OPTIM.LR": 0.25,
+            "TRAINER.MPL.N_ADD_OP": [2] * 8,
+            "OPTIM.NAME": "adamw",
+        }
     for table, classes in (({"OxfordPets": VALUES}, "base"), ({"EuroSAT": VALUES}, "all")):
         cfg = configured({"base2new": table}, "DATASET.SUBSAMPLE_CLASSES", classes)
         assert (cfg.OPTIM.LR, cfg.BY_DATASET) == (0.5, {})
 
 
 def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
-    table = {"EuroSAT": {"OPTIM.LR": 0.25, "OPTIM.NAME": "adam"}, "base2new": {"EuroSAT": {"OPTIM.LR": 0.125}}}
+    table = {
+        "EuroSAT": {"OPTIM.LR": 0.25, "OPTIM.NAME": "adam"},
+        "base2new": {"EuroSAT": {"OPTIM.LR": 0.125}},
+    }
     for classes, rate in (("all", 0.25), ("base", 0.125), ("new", 0.125)):
         cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
         assert cfg.OPTIM.NAME == "adam" and rate == cfg.OPTIM.LR
@@ -176,17 +225,26 @@ def test_command_line_goes_before_the_values_of_the_dataset(configured):
     table = {"base2new": {"EuroSAT": VALUES | {"MODEL.BACKBONE.NAME": "small", "SEED": 5}}}
     options = ["--backbone", "RN50", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "0.75"]
     cfg = configured(table, *options)
-    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.MODEL.BACKBONE.NAME, cfg.SEED) == (0.75, "adamw", "RN50", 5)
+    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.MODEL.BACKBONE.NAME, cfg.SEED) == (
+        0.75,
+        "adamw",
+        "RN50",
+        5,
+    )
     assert set(cfg.BY_DATASET) == {"TRAINER.MPL.N_ADD_OP", "OPTIM.NAME", "SEED"}
 
 
 def test_run_logs_them_and_its_config_file_repeats_it(run, tmp_path):
     file, base = tmp_path / "method.yaml", ("DATASET.SUBSAMPLE_CLASSES", "base")
-    file.write_text(yaml.safe_dump(MPL | {"BY_DATASET": {"base2new": {"EuroSAT": {"OPTIM.LR": 0.25}}}}))
+    file.write_text(
+        yaml.safe_dump(MPL | {"BY_DATASET": {"base2new": {"EuroSAT": {"OPTIM.LR": 0.25}}}})
+    )
 
     def started(name, config, *overrides):
         folder = run(name, *base, *overrides, options=["--config-file", config, "--no-train"])
-        return (folder / "log.txt").read_text(), yaml.safe_load((folder / "config.yaml").read_text())["OPTIM"]["LR"]
+        return (folder / "log.txt").read_text(), yaml.safe_load(
+            (folder / "config.yaml").read_text()
+        )["OPTIM"]["LR"]
 
     line = "The YAML file sets for EuroSAT (BY_DATASET): OPTIM.LR 0.25\n"
     log, rate = started("out", file)

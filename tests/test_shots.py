@@ -18,7 +18,9 @@ NAMES = ["red", "green field", "blue lake", "grey", "white snow", "black"]  # of
 def make(eurosat, tiny, tmp_path):
     def make(method, shots, *options):
         options = "DATASET.NUM_SHOTS", shots, f"TRAINER.{method.upper()}.PREC", "fp32", *options
-        return build_trainer(make_cfg(method, eurosat, tiny, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, *options))
+        return build_trainer(
+            make_cfg(method, eurosat, tiny, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, *options)
+        )
 
     return make
 
@@ -31,7 +33,10 @@ def images(trainer):
 def test_equal_numbers_draw_the_images_of_one_number(make, tmp_path):
     file = tmp_path / "shots of EuroSAT 1.json"
     file.write_text(json.dumps(dict(zip(reversed(NAMES), [3] * 6, strict=True))))
-    same = [images(make("SSText", shots)) for shots in (3, [3] * 6, str(tmp_path / "shots of {dataset} {seed}.json"))]
+    same = [
+        images(make("SSText", shots))
+        for shots in (3, [3] * 6, str(tmp_path / "shots of {dataset} {seed}.json"))
+    ]
     assert same[0] == same[1] == same[2] and len(same[0]) == 36
 
 
@@ -45,7 +50,9 @@ def test_a_class_without_images_keeps_its_text(make):
     ]
     assert counts == [4, 1, 0, 2, 8, 1, 4, 1, 0, 2, 4, 1] and len(trainer.class_names) == 6
     weights, texts = normalize(trainer.head.weight), normalize(trainer.model.class_texts)
-    assert [label for label in range(6) if torch.allclose(weights[label], texts[label], atol=1e-5)] == [2]
+    assert [
+        label for label in range(6) if torch.allclose(weights[label], texts[label], atol=1e-5)
+    ] == [2]
 
 
 @pytest.mark.parametrize("method", ["GDA", "LPPlusPlus", "CLAP", "LinearProbe"])
@@ -58,7 +65,10 @@ def test_a_run_with_numbers_by_class_is_recorded(run, argv, launch):
     folder = run("counts", "DATASET.NUM_SHOTS", "[2,0,1,1,1,1]", trainer="CoOp", config="small")
     found = results(folder)
     assert found["shots"] == [2, 0, 1, 1, 1, 1] and found["data_use"]["fit"][0]["images"] == 6
-    assert "DATASET.NUM_SHOTS" in launch(*argv("CoOp", "DATASET.NUM_SHOTS", "[1,1,1,1,1,1]", output="counts")).error
+    assert (
+        "DATASET.NUM_SHOTS"
+        in launch(*argv("CoOp", "DATASET.NUM_SHOTS", "[1,1,1,1,1,1]", output="counts")).error
+    )
 
 
 @pytest.mark.parametrize(

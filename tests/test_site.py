@@ -14,7 +14,16 @@ pytestmark = pytest.mark.slow
 
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-ROOMS = ("benchmarks", "experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
+ROOMS = (
+    "benchmarks",
+    "experiments",
+    "inference",
+    "common",
+    "datasets",
+    "clip",
+    "trainers",
+    "toolbox/dassl",
+)
 FILES = [
     ROOT / "train.py",
     ROOT / "parse_test_res.py",
@@ -35,7 +44,9 @@ def test_site_builds_without_warnings(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     printed = done.stdout + done.stderr
     assert done.returncode == 0 and "WARNING" not in printed and "Aborted" not in printed, printed
-    pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
+    pages = {
+        str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")
+    }
     for name in NAMES:
         page = re.sub("^benchmarks", "project/benchmarks", name).removeprefix("docs/")
         assert page.replace("README.md", "index.md").replace(".md", ".html") in pages
@@ -46,7 +57,9 @@ def test_site_builds_without_warnings(tmp_path):
     assert 'href="tour.html"' in (tmp_path / "site/predict.html").read_text()
     for page in pages:  # nothing is loaded from another server
         text = (tmp_path / "site" / page).read_text()
-        assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', text) == [], page
+        assert (
+            re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', text) == []
+        ), page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -60,6 +73,8 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
         for name in re.findall(r"\b((?:studies|configs)/[\w./+-]+\.yaml)", block):
             assert (ROOT / name).is_file() or page.name == "own_classes.md", f"{name} in {page}"
         for line in block.replace("\\\n", " ").splitlines():
-            if re.match(r"\s*python (?:train|parse_test_res|(?:tools|benchmarks)/\w+)(?:\.py)? ", line):
+            if re.match(
+                r"\s*python (?:train|parse_test_res|(?:tools|benchmarks)/\w+)(?:\.py)? ", line
+            ):
                 for option in re.findall(r" (--[a-z][\w-]+)", line.split("#")[0]):
                     assert f'"{option}"' in SOURCES, f"{option} of {line}"

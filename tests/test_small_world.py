@@ -20,7 +20,11 @@ from datasets.small_world import SmallObjects, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
 from experiments import small_clip
 
-SETS = [value for value in vars(small_world).values() if isinstance(value, type) and issubclass(value, SmallWorldSet)]
+SETS = [
+    value
+    for value in vars(small_world).values()
+    if isinstance(value, type) and issubclass(value, SmallWorldSet)
+]
 SETS.remove(SmallWorldSet)
 
 
@@ -60,24 +64,39 @@ def test_sets_are_registered_and_drawn_as_ever(kind):
     assert len(set(names)) == len(names) >= 10
     assert DATASET_REGISTRY.get(kind.__name__) is kind
     assert re.sub(r"(?<!^)([A-Z])", r"_\1", kind.__name__).lower() == kind.dataset_dir
-    assert f"NAME: {kind.__name__}\n" in (ROOT / f"configs/datasets/{kind.dataset_dir}.yaml").read_text()
+    assert (
+        f"NAME: {kind.__name__}\n"
+        in (ROOT / f"configs/datasets/{kind.dataset_dir}.yaml").read_text()
+    )
     assert len(card(kind.__name__)) == 3
     digest = hashlib.sha256()
     for number, subject in enumerate(kind.subjects):
-        digest.update(np.asarray(draw(subject, kind.style, np.random.default_rng(number))).tobytes())
+        digest.update(
+            np.asarray(draw(subject, kind.style, np.random.default_rng(number))).tobytes()
+        )
     assert digest.hexdigest()[:16] == DRAWN[kind.__name__]
 
 
 def test_class_names_are_as_ever():
     names = [subject.words for kind in SETS for subject in kind.subjects]
-    assert {"red striped triangle", "two hearts", "one ring", "river in forest", "zigzag pattern"} - {*names} == set()
+    assert {
+        "red striped triangle",
+        "two hearts",
+        "one ring",
+        "river in forest",
+        "zigzag pattern",
+    } - {*names} == set()
     assert hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == "aef5de366d102174"
 
 
 def test_drawn_set_has_the_common_layout_and_halves(drawn):
     dataset = read("SmallObjects", drawn)
     split = json.loads((drawn / "small_objects/split.json").read_text())
-    assert {part: len(rows) for part, rows in split.items()} == {"train": 256, "val": 64, "test": 640}
+    assert {part: len(rows) for part, rows in split.items()} == {
+        "train": 256,
+        "val": 64,
+        "test": 640,
+    }
     names = [subject.words for subject in SmallObjects.subjects]
     assert dataset.classnames == names and len(dataset.train_x) == len(dataset.val) == 32
     for half, part in (("base", names[:8]), ("new", names[8:])):
@@ -89,7 +108,9 @@ def test_set_is_drawn_once_and_equally_by_several_processes(few, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(few.prepare, [tmp_path / "few"] * 4))
     assert [path.name for path in tmp_path.iterdir()] == ["few"]
-    files = {path.relative_to(tmp_path / "few"): path.read_bytes() for path in tmp_path.rglob("*.png")}
+    files = {
+        path.relative_to(tmp_path / "few"): path.read_bytes() for path in tmp_path.rglob("*.png")
+    }
     assert len(files) == 12
     image = tmp_path / "few" / next(iter(files))
     image.write_bytes(b"kept")
@@ -104,7 +125,9 @@ def test_small_backbone_has_twelve_layers_and_64_pixels():
     model, transform = load("small", device="cpu")
     assert model.visual.input_resolution == SIZE
     assert len(model.visual.transformer.resblocks) == len(model.transformer.resblocks) == 12
-    assert {value.dtype for value in weights.read_state_dict(weights.SMALL).values()} == {torch.float16}
+    assert {value.dtype for value in weights.read_state_dict(weights.SMALL).values()} == {
+        torch.float16
+    }
     image = transform(draw(Subject("red", "plain", "star"), Style(), np.random.default_rng(0)))
     assert model.encode_image(image[None]).shape == (1, 128)
 
@@ -133,7 +156,13 @@ def test_pretraining_writes_the_same_weights_for_a_seed(command, tmp_path, monke
     for folder in ("one", "other"):
         options = ["--images", 24, "--batch", 8, "--steps", 4, "--output", tmp_path / folder]
         assert command(small_clip, *options).status == 0
-    one, other = (weights.read_state_dict(tmp_path / folder / "small.safetensors") for folder in ("one", "other"))
+    one, other = (
+        weights.read_state_dict(tmp_path / folder / "small.safetensors")
+        for folder in ("one", "other")
+    )
     assert differing(one, other) == []
     _, _, errors = command(small_clip, "--images", 3, "--output", tmp_path / "none")
-    assert "--batch 256 is more than --images 3: lower it" in errors[-1] and not (tmp_path / "none").exists()
+    assert (
+        "--batch 256 is more than --images 3: lower it" in errors[-1]
+        and not (tmp_path / "none").exists()
+    )

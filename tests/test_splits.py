@@ -34,27 +34,45 @@ def written(prepare, eurosat, tmp_path):
 def chosen(eurosat, prepare):
     """The images of the default sampler: paths below the folder of images, for `train` and `val`."""
     printed = prepare("fewshot", "eurosat", "--shots", 2, root=eurosat).printed.splitlines()
-    return {part: [line.split(" ", 1)[1] for line in printed if line.startswith(part)] for part in ("train", "val")}
+    return {
+        part: [line.split(" ", 1)[1] for line in printed if line.startswith(part)]
+        for part in ("train", "val")
+    }
 
 
-def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(written, chosen, prepare, eurosat):
+def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(
+    written, chosen, prepare, eurosat
+):
     pkl, train, val = written
-    assert [file.name for file in written] == [f"shot_2-seed_1{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl")]
+    assert [file.name for file in written] == [
+        f"shot_2-seed_1{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl")
+    ]
     as_coop_reads_it = pickle.loads(pkl.read_bytes())
     assert all(type(item) is Datum for part in as_coop_reads_it.values() for item in part)
     names = {part: [item.impath for item in items] for part, items in as_coop_reads_it.items()}
-    assert names == {part: [f"{eurosat}/eurosat/2750/{path}" for path in paths] for part, paths in chosen.items()}
+    assert names == {
+        part: [f"{eurosat}/eurosat/2750/{path}" for path in paths] for part, paths in chosen.items()
+    }
     split = {
         path: (label, name)
-        for path, label, name in json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["train"]
+        for path, label, name in json.loads(
+            (eurosat / "eurosat/split_zhou_EuroSAT.json").read_text()
+        )["train"]
     }
     rows = [json.loads(line) for line in train.read_text().splitlines()]
     assert [list(row) for row in rows] == [["_impath", "_label", "_domain", "_classname"]] * 12
     for row, path in zip(rows, chosen["train"], strict=True):
-        assert row["_impath"] == f"eurosat/2750/{path}" and (row["_label"], row["_classname"]) == split[path]
+        assert (
+            row["_impath"] == f"eurosat/2750/{path}"
+            and (row["_label"], row["_classname"]) == split[path]
+        )
     assert len(val.read_text().splitlines()) == 12
-    lines = prepare("fewshot", "eurosat", "--seed", 7, "--file", pkl, root=eurosat).printed.splitlines()
-    assert [line for line in lines if line.startswith("train")] == [f"train {path}" for path in chosen["train"]]
+    lines = prepare(
+        "fewshot", "eurosat", "--seed", 7, "--file", pkl, root=eurosat
+    ).printed.splitlines()
+    assert [line for line in lines if line.startswith("train")] == [
+        f"train {path}" for path in chosen["train"]
+    ]
 
 
 @pytest.fixture
@@ -64,20 +82,30 @@ def refuses(prepare, eurosat):
     def refuses(*arguments):
         *options, word = arguments
         status, printed, errors = prepare("splits", "eurosat", *options, root=eurosat)
-        (line,) = (line for line in errors if not line.startswith(("EuroSAT has", "Creating")))  # messages of the read
+        (line,) = (
+            line for line in errors if not line.startswith(("EuroSAT has", "Creating"))
+        )  # messages of the read
         assert (status, printed) == (2, "") and line.startswith("error: ") and word in line, errors
 
     return refuses
 
 
 @pytest.mark.slow
-def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chosen, launch, eurosat, tiny, tmp_path):
+def test_a_run_reads_what_was_written_and_its_card_names_the_file(
+    written, chosen, launch, eurosat, tiny, tmp_path
+):
     for file in written[:2]:
-        found = downloadable()["eurosat"].read(eurosat, "DATASET.FEWSHOT_FILE", str(file), "DATASET.NUM_SHOTS", "2")
+        found = downloadable()["eurosat"].read(
+            eurosat, "DATASET.FEWSHOT_FILE", str(file), "DATASET.NUM_SHOTS", "2"
+        )
         for part, items in (("train", found.train_x), ("val", found.val)):
-            assert [item.impath for item in items] == [f"{eurosat}/eurosat/2750/{path}" for path in chosen[part]]
+            assert [item.impath for item in items] == [
+                f"{eurosat}/eurosat/2750/{path}" for path in chosen[part]
+            ]
     pattern = f"{tmp_path}/shot_{{shots}}-seed_{{seed}}_train.jsonl"
-    argv = arguments(eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1)
+    argv = arguments(
+        eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1
+    )
     ended = launch(*argv)
     assert ended.status == 0, ended.errors
     (fit,) = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())["data_use"]["fit"]
@@ -89,7 +117,9 @@ def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chose
     (tmp_path / "out" / RESULTS_FILE).unlink()
     written[1].write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
     ended = launch(*argv)
-    assert ended.status == 2 and "are not those that the run to resume began with" in ended.errors[-1]
+    assert (
+        ended.status == 2 and "are not those that the run to resume began with" in ended.errors[-1]
+    )
 
 
 def with_path(path):
@@ -125,7 +155,10 @@ def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, 
         b"",
         b"\x80\x04" + b"]" * 10_000 + b".",
         *(pickle.dumps(call) for call in CALLS),
-        *(pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)),
+        *(
+            pickle.dumps(value)
+            for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)
+        ),
         pickle.dumps({"train": [Datum()] * 1000}),
     ],
 )
@@ -139,7 +172,10 @@ def test_killed_command_leaves_no_file_after_the_next_one(prepare, eurosat, tmp_
     shutil.copytree(eurosat, tmp_path / "data", ignore=shutil.ignore_patterns(splits.FOLDER))
     process = os.fork()
     if not process:
-        splits.write_bytes = lambda file, content: (file.write_bytes(content[:9]), os.kill(os.getpid(), signal.SIGKILL))
+        splits.write_bytes = lambda file, content: (
+            file.write_bytes(content[:9]),
+            os.kill(os.getpid(), signal.SIGKILL),
+        )
         prepare("splits", "eurosat", "--shots", 2)
         os._exit(0)  # not reached
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
@@ -151,9 +187,13 @@ def test_killed_command_leaves_no_file_after_the_next_one(prepare, eurosat, tmp_
     assert prepare("splits", "eurosat", "--file", folder / names[0]).status == 0
 
 
-def test_a_choice_has_every_class_and_the_runs_number_of_images(written, refused, eurosat, tiny, tmp_path):
+def test_a_choice_has_every_class_and_the_runs_number_of_images(
+    written, refused, eurosat, tiny, tmp_path
+):
     def run(*settings):
-        return arguments(eurosat, tiny, tmp_path / "out", *settings, "DATASET.FEWSHOT_FILE", written[1])
+        return arguments(
+            eurosat, tiny, tmp_path / "out", *settings, "DATASET.FEWSHOT_FILE", written[1]
+        )
 
     refused(run("DATASET.NUM_SHOTS", 4), "has 2 images of", "DATASET.NUM_SHOTS 4 means 4")
     lines = written[1].read_text().splitlines(keepends=True)
@@ -165,7 +205,10 @@ def test_a_choice_has_every_class_and_the_runs_number_of_images(written, refused
 
 def test_another_form_of_the_same_choice_stays_as_it_is(prepare, refuses, written, eurosat):
     """CoOp's own file was refused, whose pickle has another protocol."""
-    file, rows = eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl", pickle.loads(written[0].read_bytes())
+    file, rows = (
+        eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl",
+        pickle.loads(written[0].read_bytes()),
+    )
     file.write_bytes(content := pickle.dumps(rows, protocol=5))
     ended = prepare("splits", "eurosat", "--shots", 2, root=eurosat)
     assert ended.status == 0 and file.read_bytes() == content

@@ -13,7 +13,18 @@ import torch
 from hostile import Witness
 from marks import one_line
 from open_clip.tokenizer import HFTokenizer
-from strangers import AUTO_MAP, BACKBONE, CONFIG, FORMS, OPEN_CLIP, OPTIONS, TEXT, change, fill_hub, write_stranger
+from strangers import (
+    AUTO_MAP,
+    BACKBONE,
+    CONFIG,
+    FORMS,
+    OPEN_CLIP,
+    OPTIONS,
+    TEXT,
+    change,
+    fill_hub,
+    write_stranger,
+)
 
 import clip
 from clip.configurations import MODEL, checked, tokeniser_data
@@ -61,7 +72,11 @@ def watched(sound, witness, tmp_path, monkeypatch):
     witness.folder, witness.seen = f"{os.path.realpath(tmp_path / 'case')}/", []
     yield folder
     witness.folder = ""
-    assert witness.seen == [] and not (tmp_path / "case/ran").exists() and not any((tmp_path / "outside").iterdir())
+    assert (
+        witness.seen == []
+        and not (tmp_path / "case/ran").exists()
+        and not any((tmp_path / "outside").iterdir())
+    )
 
 
 def features(folder):
@@ -91,11 +106,15 @@ def test_a_folder_names_no_other_files(file, name, watched):
         clip.load_backbone(str(watched))
 
 
-@pytest.mark.parametrize("keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"])
+@pytest.mark.parametrize(
+    "keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"]
+)
 def test_a_repository_of_the_hub_is_data(keys, watched, tmp_path):
     """Whoever names it gets its own files and no other ones."""
     (snapshot,) = (tmp_path / "case/hub/models--stranger--clip/snapshots").iterdir()
-    change(snapshot / OPEN_CLIP, TEXT, {"hf_model_name": "evil/text", "hf_tokenizer_name": "evil/text"})
+    change(
+        snapshot / OPEN_CLIP, TEXT, {"hf_model_name": "evil/text", "hf_tokenizer_name": "evil/text"}
+    )
     assert torch.equal(features("hf-hub:stranger/clip"), features(watched))
     change(snapshot / CONFIG, (), keys)
     with one_line("model_type", keys["model_type"], error=clip.ClipError):
@@ -103,22 +122,38 @@ def test_a_repository_of_the_hub_is_data(keys, watched, tmp_path):
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 64])
-@pytest.mark.parametrize("keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"])
-def test_an_exported_folder_names_no_repository(keys, sha256, watched, witness, exported, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"]
+)
+def test_an_exported_folder_names_no_repository(
+    keys, sha256, watched, witness, exported, tmp_path, monkeypatch
+):
     (snapshot,) = (tmp_path / "case/hub/models--stranger--clip/snapshots").iterdir()
     change(snapshot / CONFIG, (), keys)
     folder = shutil.copytree(exported, tmp_path / "case/exported")
     change(folder / CONFIG, (), {"backbone": "hf-hub:stranger/clip", "backbone_sha256": sha256})
     monkeypatch.setattr(witness, "forbidden", (*witness.forbidden, "models--stranger"))
-    with one_line("the repository 'hf-hub:stranger/clip': give it by --backbone" if sha256 else "is not a SHA-256"):
+    with one_line(
+        "the repository 'hf-hub:stranger/clip': give it by --backbone"
+        if sha256
+        else "is not a SHA-256"
+    ):
         PromptedClassifier.from_pretrained(folder)
 
 
 TOKENISERS = {  # the model_type in config.json, other options, and the file of the vocabulary
     "CLIPA": ("bert", {"do_lower_case": True, "model_max_length": 512}, "vocab.txt"),
     "XLM-RoBERTa": ("xlm-roberta", {"model_max_length": 512}, "sentencepiece.bpe.model"),
-    "NLLB": ("m2m_100", {"tokenizer_class": "NllbTokenizer", "src_lang": "eng_Latn"}, "sentencepiece.bpe.model"),
-    "mT5": ("mt5", {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "sp_model_kwargs": {}}, "spiece.model"),
+    "NLLB": (
+        "m2m_100",
+        {"tokenizer_class": "NllbTokenizer", "src_lang": "eng_Latn"},
+        "sentencepiece.bpe.model",
+    ),
+    "mT5": (
+        "mt5",
+        {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "sp_model_kwargs": {}},
+        "spiece.model",
+    ),
 }
 
 
@@ -128,18 +163,32 @@ def test_tokenisers_split_as_open_clips_do(family, tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps({"model_type": model_type}))
     (tmp_path / OPTIONS).write_text(json.dumps(options))
     if file == "vocab.txt":
-        (tmp_path / file).write_text("[PAD] [UNK] [CLS] [SEP] [MASK] a red ##der la ##ke .".replace(" ", "\n"))
+        (tmp_path / file).write_text(
+            "[PAD] [UNK] [CLS] [SEP] [MASK] a red ##der la ##ke .".replace(" ", "\n")
+        )
     else:
         trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
-        texts, model = iter(["a photo of a red lake.", "redder lakes, green fields"] * 9), io.BytesIO()
-        how = {"vocab_size": 40, "hard_vocab_limit": False, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": 3}
+        texts, model = (
+            iter(["a photo of a red lake.", "redder lakes, green fields"] * 9),
+            io.BytesIO(),
+        )
+        how = {
+            "vocab_size": 40,
+            "hard_vocab_limit": False,
+            "pad_id": 0,
+            "eos_id": 1,
+            "unk_id": 2,
+            "bos_id": 3,
+        }
         trainer.train(sentence_iterator=texts, model_writer=model, minloglevel=2, **how)
         (tmp_path / file).write_bytes(model.getvalue())
     own = HFTokenizer(str(tmp_path), 16, local_files_only=True)
     with tokeniser_data(tmp_path) as data:
         ours = HFTokenizer(context_length=16, **data)
     sentences = ["a photo of a Redder lake.", "X X zebra"]
-    assert type(ours.tokenizer) is type(own.tokenizer) and torch.equal(ours(sentences), own(sentences))
+    assert type(ours.tokenizer) is type(own.tokenizer) and torch.equal(
+        ours(sentences), own(sentences)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
@@ -174,4 +223,6 @@ def test_every_configuration_of_open_clip_is_read(arch, tmp_path):
     """As the Hub has them; a decoder of texts is left out."""
     config = open_clip.get_model_config(arch)
     (tmp_path / OPEN_CLIP).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    assert checked(tmp_path / OPEN_CLIP)["model_cfg"] == {key: config[key] for key in config if key in MODEL}
+    assert checked(tmp_path / OPEN_CLIP)["model_cfg"] == {
+        key: config[key] for key in config if key in MODEL
+    }

@@ -23,7 +23,8 @@ from experiments.studies.study_file import load
 from trainers import methods
 
 BASE2NEW, SMALL = (
-    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("small", "small_cross_datasets")
+    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())
+    for name in ("small", "small_cross_datasets")
 )
 SMALL |= {"protocols": ["base2new", "cross_dataset"], "datasets": BASE2NEW["datasets"]}  # both
 
@@ -34,7 +35,9 @@ def write(tmp_path):
 
     def write(**settings):
         file = tmp_path / "study.yaml"
-        file.write_text(yaml.safe_dump(SMALL | {"output": str(tmp_path)} | settings, sort_keys=False))
+        file.write_text(
+            yaml.safe_dump(SMALL | {"output": str(tmp_path)} | settings, sort_keys=False)
+        )
         return file
 
     return write
@@ -51,19 +54,37 @@ INVALID = [  # keys of the file, words of the message
     ({"trainers": [["CoOp"]]}, "there is no trainer \"['CoOp']\""),
     ({"trainers": {"MPLL": "small"}}, "there is no trainer 'MPLL': did you mean MPL?"),
     (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
-    (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has TRAINER.MPL"),
-    (variant(overrides={"DATASET.NUM_SHOTS": 4}), "x cannot override DATASET.NUM_SHOTS: use the study's own key shots"),
-    (variant(overrides={"TEST.NO_TEST": True}), "x: TEST.NO_TEST is True: leave it out, as a run of a study"),
+    (
+        variant(overrides={"TRAINER.COOP.N_CTX": 4}),
+        "x cannot override TRAINER.COOP.N_CTX: MPL has TRAINER.MPL",
+    ),
+    (
+        variant(overrides={"DATASET.NUM_SHOTS": 4}),
+        "x cannot override DATASET.NUM_SHOTS: use the study's own key shots",
+    ),
+    (
+        variant(overrides={"TEST.NO_TEST": True}),
+        "x: TEST.NO_TEST is True: leave it out, as a run of a study",
+    ),
     # The study has no run on eurosat.
-    (variant(datasets={"eurosat": {"OPTIM.LRR": 0.1}}), "x: unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
-    ({"targets": ["small_land", "small_source"]}, "the source small_source is among the targets: leave it out of them"),
+    (
+        variant(datasets={"eurosat": {"OPTIM.LRR": 0.1}}),
+        "x: unknown config key OPTIM.LRR; did you mean OPTIM.LR?",
+    ),
+    (
+        {"targets": ["small_land", "small_source"]},
+        "the source small_source is among the targets: leave it out of them",
+    ),
     ({"seeds": [1, 2, 1]}, "seed1 twice: give each seed, dataset and number of shots once"),
     ({"ood": ["dtd"]}, "no table of cross_dataset shows ood: leave one of them out"),
 ]
 
 
 def test_trainers_may_be_a_list(write):
-    settings = {"trainers": ["MPL", {"CoOp": "small", "TCP": {"config": "small"}}], "backbone": "small"}
+    settings = {
+        "trainers": ["MPL", {"CoOp": "small", "TCP": {"config": "small"}}],
+        "backbone": "small",
+    }
     variants = load(write(**settings)).variants
     assert [(variant.name, variant.method, variant.cfg) for variant in variants] == [
         ("MPL", "MPL", ""),
@@ -96,11 +117,19 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
     shutil.copy(copy / "trainers/MPL/small.yaml", copy / "trainers/MPL/mine.yaml")
     (copy / file).write_text(content)
     with one_line("TEST.NO_TEST is True"):
-        load(write(**variant(config="mine"), protocols="base2new", datasets=["small_counts", "small_land"]))
+        load(
+            write(
+                **variant(config="mine"),
+                protocols="base2new",
+                datasets=["small_counts", "small_land"],
+            )
+        )
 
 
 @pytest.mark.slow
-def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their_sequence(write, tmp_path):
+def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their_sequence(
+    write, tmp_path
+):
     sequences = load(write()).sequences()
     folders = {str(run.folder.relative_to(tmp_path)) for sequence in sequences for run in sequence}
     assert folders >= {
@@ -119,19 +148,33 @@ def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their
 
 def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
     file = write(
-        trainers={"CoOp": "small"}, protocols="base2new", datasets="small_land", union=True, ood="new", calibrate=True
+        trainers={"CoOp": "small"},
+        protocols="base2new",
+        datasets="small_land",
+        union=True,
+        ood="new",
+        calibrate=True,
     )
     base, new, everything = load(file).sequences()[0]
     assert [run.classes for run in (base, new, everything)] == ["base", "new", "all"]
     assert base.arguments[base.arguments.index("--ood") + 1] == "new"
-    assert all(run.arguments[run.arguments.index("TEST.CALIBRATE") + 1] == "True" for run in (base, new, everything))
+    assert all(
+        run.arguments[run.arguments.index("TEST.CALIBRATE") + 1] == "True"
+        for run in (base, new, everything)
+    )
     assert "--ood" not in new.arguments and "--ood" not in everything.arguments
     assert everything.folder == tmp_path / "base2new/test_all/small_land/shots_16/CoOp/small/seed1"
 
 
 def test_overrides_also_for_one_dataset_have_their_own_folder(write):
-    value = {"config": "small", "overrides": {"OPTIM.LR": 0.1}, "datasets": {"small_land": {"OPTIM.LR": 0.2}}}
-    for (run,) in load(write(trainers={"x 1": {"trainer": "CoOp"} | value}, protocols="few_shot")).sequences():
+    value = {
+        "config": "small",
+        "overrides": {"OPTIM.LR": 0.1},
+        "datasets": {"small_land": {"OPTIM.LR": 0.2}},
+    }
+    for (run,) in load(
+        write(trainers={"x 1": {"trainer": "CoOp"} | value}, protocols="few_shot")
+    ).sequences():
         rate = setup_cfg(parse_arguments(list(run.arguments))).OPTIM.LR
         assert rate == (0.2 if run.dataset == "small_land" else 0.1)
         assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
@@ -140,8 +183,14 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
 def test_text_of_a_study_is_a_number_where_a_number_is_wanted(write):
     """'2024' was taken for a number, and KgCoOp's published name of its settings was unknown."""
     keys = {"TRAINER.COOP.CTX_INIT": ["2024", "a photo"], "OPTIM.LR": ["0.1", 1e-3]}
-    own = {"config": "small", "overrides": {"TRAINER.COOP.PREC": "fp32"}, "datasets": {"small_land": {"CACHE": "7"}}}
-    study = load(write(trainers={"KgCoOp": own}, protocols="few_shot", choose={"keys": keys, "by": "oracle"}))
+    own = {
+        "config": "small",
+        "overrides": {"TRAINER.COOP.PREC": "fp32"},
+        "datasets": {"small_land": {"CACHE": "7"}},
+    }
+    study = load(
+        write(trainers={"KgCoOp": own}, protocols="few_shot", choose={"keys": keys, "by": "oracle"})
+    )
     run = next(run for run in study.trials() if run.dataset == "small_land")
     cfg = setup_cfg(parse_arguments(list(run.arguments)))
     assert (cfg.TRAINER.KGCOOP.CTX_INIT, cfg.OPTIM.LR, cfg.CACHE) == ("2024", 0.1, "7")
@@ -164,7 +213,9 @@ def test_tests_on_targets_have_the_settings_of_the_source(write):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_included_study_is_valid(file):
     """Each kind of its runs has a configuration, and each schedule of vision prompts is possible."""
     seen = {}
@@ -209,7 +260,9 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     assert "| =1+1 | 50.00 | 50.00 |" in (made / "tables.md").read_text()
     assert "50.00" in (made / "tables.tex").read_text()
     assert json.loads((made / "tables.json").read_text())["runs"][0]["accuracy"] == 50.0
-    assert "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()  # no formula
+    assert (
+        "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()
+    )  # no formula
     capsys.readouterr()
     study_command.main(["status", file])
     assert (
@@ -219,7 +272,10 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     other = tmp_path / "other.yaml"
     other.write_text(Path(file).read_text().replace("small_land", "small_counts"))
     counts = "2 runs, 1 of which train; {} are left: about 0.0 hours of one process and 0.00 GB, as 1 finished runs"
-    for planned, left in ((file, 1), (other, 2)):  # the other study has no run yet: those of this one count
+    for planned, left in (
+        (file, 1),
+        (other, 2),
+    ):  # the other study has no run yet: those of this one count
         study_command.main(["plan", str(planned)])
         assert counts.format(left) in capsys.readouterr().out
 
@@ -249,7 +305,10 @@ def test_a_study_that_goes_on_with_another_version_says_so(one_run, command, mon
         (run.folder / "results.json").write_text(json.dumps(results | facts))
         ended = command(study_command, "run", file, "--workers", 1)
         assert ended.status == 0 and len(ended.errors) == errors
-    assert "warning: the runs are of 2 versions" in ended.errors[0] and "0.1.0 of commit unknown" in ended.errors[0]
+    assert (
+        "warning: the runs are of 2 versions" in ended.errors[0]
+        and "0.1.0 of commit unknown" in ended.errors[0]
+    )
 
 
 def test_failed_run_does_not_stop_the_others(write, command, monkeypatch):
@@ -258,18 +317,32 @@ def test_failed_run_does_not_stop_the_others(write, command, monkeypatch):
             (done := Future()).set_result("OSError: bad" if run == coop[1] else finish(run, 50.0))
             return done
 
-    file = write(trainers={"CoOp": "small", "ZeroshotCLIP": "small"}, datasets=["small_land"], protocols="base2new")
+    file = write(
+        trainers={"CoOp": "small", "ZeroshotCLIP": "small"},
+        datasets=["small_land"],
+        protocols="base2new",
+    )
     coop = load(file).sequences()[0]
     monkeypatch.setattr(executor, "LocalExecutor", Failing)
     monkeypatch.setattr(executor, "check_datasets", lambda study: None)
     status, printed, _ = command(study_command, "run", file, "--workers", 1)
     assert status == 1 and f"Failed runs: 1\n{coop[1].folder}: OSError: bad\n" in printed
-    assert {run.folder.joinpath("results.json").exists() for run in load(file).runs() if run != coop[1]} == {True}
+    assert {
+        run.folder.joinpath("results.json").exists() for run in load(file).runs() if run != coop[1]
+    } == {True}
 
 
 DAMAGED = ["", "[]", '{"accuracy": 1e999}']
-DAMAGES = {"accuracy": 101}, {"versions": {"torch": [2]}}, {"nll": float("nan")}, {"trainer": "\x1b]0;title\x07"}
-DAMAGES += {"data_use": {"choose": [{"test_images": "8"}]}}, {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]}
+DAMAGES = (
+    {"accuracy": 101},
+    {"versions": {"torch": [2]}},
+    {"nll": float("nan")},
+    {"trainer": "\x1b]0;title\x07"},
+)
+DAMAGES += (
+    {"data_use": {"choose": [{"test_images": "8"}]}},
+    {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]},
+)
 DAMAGED += [json.dumps({"accuracy": 50.0} | damage) for damage in DAMAGES]
 
 
@@ -290,7 +363,10 @@ def test_result_with_other_settings_is_refused(one_run, refused):
     words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (OPTIM.MAX_EPOCH also differ)"
     assert words in refused("tables", file) and words in refused("run", file)
     (run.folder / "config.yaml").write_text(settings)
-    content = json.loads((run.folder / "results.json").read_text()) | {"seed": 2, "dataset": "EuroSAT"}
+    content = json.loads((run.folder / "results.json").read_text()) | {
+        "seed": 2,
+        "dataset": "EuroSAT",
+    }
     (run.folder / "results.json").write_text(json.dumps(content))  # copied from another run
     words = "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)"
     assert words in refused("tables", file)
@@ -299,5 +375,8 @@ def test_result_with_other_settings_is_refused(one_run, refused):
 @pytest.mark.parametrize("shots", [[2, 0, 1], "counts/{dataset}.json"])
 def test_numbers_of_images_by_class_are_an_override(shots, write):
     study = load(write(**variant(overrides={"DATASET.NUM_SHOTS": shots})))
-    (found,) = {str(setup_cfg(parse_arguments(list(run.arguments))).DATASET.NUM_SHOTS) for run in study.runs()[:3]}
+    (found,) = {
+        str(setup_cfg(parse_arguments(list(run.arguments))).DATASET.NUM_SHOTS)
+        for run in study.runs()[:3]
+    }
     assert found == str(shots)

@@ -43,7 +43,9 @@ def of_the_paper(tmp_path):
 
     def of_the_paper(name, **changed):
         study = load(ROOT / f"studies/{name}.yaml", settings=False)
-        return summarise(dataclasses.replace(study, output=tmp_path, seeds=(1, 2), **changed), different)
+        return summarise(
+            dataclasses.replace(study, output=tmp_path, seeds=(1, 2), **changed), different
+        )
 
     return of_the_paper
 
@@ -67,7 +69,11 @@ def test_means_and_spreads_over_seeds_and_h_of_means(summary):
 
 def test_intervals_and_tests_of_the_average_h_are_of_the_same_h(tmp_path):
     """CoOp has the higher H of the average accuracies, MPL the higher mean of the datasets' H."""
-    accuracies = {("small_land", "base"): 90, ("small_land", "new"): 10, ("small_counts", "base"): 40}
+    accuracies = {
+        ("small_land", "base"): 90,
+        ("small_land", "new"): 10,
+        ("small_counts", "base"): 40,
+    }
 
     def accuracy(run):
         value = accuracies.get((run.dataset, run.classes), 90) if run.variant.name == "CoOp" else 45
@@ -81,9 +87,13 @@ def test_intervals_and_tests_of_the_average_h_are_of_the_same_h(tmp_path):
     test = stats.ttest_1samp([each - 45 for each in h], 0)
     low, high = test.confidence_interval(0.95)
     assert 0 < low < average["mean"] - 45 < high
-    assert headlines(found)[0].endswith(f"show that it is better (95% interval {low:+.1f} to {high:+.1f}).")
+    assert headlines(found)[0].endswith(
+        f"show that it is better (95% interval {low:+.1f} to {high:+.1f})."
+    )
     row = found.tests.set_index("part").loc["H"]
-    assert row["interval"] == pytest.approx((-high, -low)) and row["difference"] == pytest.approx(45 - sum(h) / 3)
+    assert row["interval"] == pytest.approx((-high, -low)) and row["difference"] == pytest.approx(
+        45 - sum(h) / 3
+    )
     assert row["p_seeds"] == pytest.approx(test.pvalue)
 
 
@@ -96,24 +106,39 @@ def test_the_seeds_of_an_average_have_all_datasets(tmp_path):
 
 def test_missing_runs_are_shown_and_not_averaged(summary):
     missing = summary.study.sequences()[1][0]  # MPL, small_land, seed 1, base
-    found = Summary(summary.study, {run: results for run, results in summary.results.items() if run != missing})
+    found = Summary(
+        summary.study, {run: results for run, results in summary.results.items() if run != missing}
+    )
     base, new, h = (
-        re.search(rf"## base2new, {part}\n(.*?)\n\n[^|]", text_of(found), re.S)[1] for part in ("base", "new", "H")
+        re.search(rf"## base2new, {part}\n(.*?)\n\n[^|]", text_of(found), re.S)[1]
+        for part in ("base", "new", "H")
     )
     assert "| MPL | **80.00 (n=1)** | **75.00 ± 5.00** | **77.50 (n=1)** |" in base
     assert "| MPL | **53.00 ± 1.00** | - | - |" in new
     assert "| MPL | **63.76 (n=1)** | - | - |" in h
     # Results of earlier versions have neither a calibration nor a card.
-    assert "calibration" not in text_of(found) and "Data:" not in text_of(found) and found.warnings == []
+    assert (
+        "calibration" not in text_of(found)
+        and "Data:" not in text_of(found)
+        and found.warnings == []
+    )
     records = json.loads(json.dumps(found.records(), allow_nan=False))
     assert len(records["runs"]) == 13
-    missing = {(each["part"], each["method"], each["dataset"]) for each in records["cells"] if each["mean"] is None}
-    assert missing == {(part, "MPL", dataset) for part in ("new", "H") for dataset in ("small_counts", "average")}
+    missing = {
+        (each["part"], each["method"], each["dataset"])
+        for each in records["cells"]
+        if each["mean"] is None
+    }
+    assert missing == {
+        (part, "MPL", dataset) for part in ("new", "H") for dataset in ("small_counts", "average")
+    }
 
 
 def test_best_and_second_best_are_marked_and_ties_are_equal(tmp_path):
     accuracies = {"a": 50, "b": 70.001, "c": 70, "d": 60}
-    found = summarise(study_of(tmp_path, dict.fromkeys("abcd", "MPL")), lambda run: accuracies[run.variant.name])
+    found = summarise(
+        study_of(tmp_path, dict.fromkeys("abcd", "MPL")), lambda run: accuracies[run.variant.name]
+    )
     rows = re.findall(r"^\| ([abcd]) \| (.*?) \|", text_of(found), re.M)[:4]
     assert rows == [("a", "50.00"), ("b", "**70.00**"), ("c", "**70.00**"), ("d", "_60.00_")]
 
@@ -142,9 +167,13 @@ def test_paper_is_compared_for_its_own_backbone_settings_and_datasets_only(of_th
     }
     variants = tuple(Variant(name, "MPL", **settings) for name, settings in changed.items())
     study = Study(variants, ("dtd",), choose=SearchRule(VALIDATION))
-    summary = Summary(study, {run: {"accuracy": 50.0, "backbone": "ViT-B/16"} for run in study.runs()})
+    summary = Summary(
+        study, {run: {"accuracy": 50.0, "backbone": "ViT-B/16"} for run in study.runs()}
+    )
     papers = summary.cells.query("part == 'new'").dropna(subset="paper")
-    assert papers[["method", "dataset", "paper"]].to_numpy().tolist() == [["published", "dtd", 58.13]]
+    assert papers[["method", "dataset", "paper"]].to_numpy().tolist() == [
+        ["published", "dtd", 58.13]
+    ]
 
 
 def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
@@ -152,7 +181,8 @@ def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
     rows = summary.tests.set_index("against")
     assert list(rows.index) == ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC"]
     mine, other = (
-        summary.by_seed("cross_dataset", "all classes", name)[list(summary.study.targets)] for name in ("MPL", "CoOp")
+        summary.by_seed("cross_dataset", "all classes", name)[list(summary.study.targets)]
+        for name in ("MPL", "CoOp")
     )
     expected = {
         "difference": (mine - other).to_numpy().mean(),
@@ -167,30 +197,43 @@ def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
     assert table.header == ["method", "all classes", "training time (s)"]
     shown = {row[0].text: row[1:] for row in table.rows}
     average = cell(summary, "cross_dataset", "all classes", "MPL", "average")
-    assert shown["MPL"] == [Cell(f"{average['mean']:.2f} ± {average['spread']:.2f}", 1), Cell("30.0")]
+    assert shown["MPL"] == [
+        Cell(f"{average['mean']:.2f} ± {average['spread']:.2f}", 1),
+        Cell("30.0"),
+    ]
     assert shown["ZeroshotCLIP"][1].text == "-"
 
 
 def test_holm_corrects_for_the_comparisons_of_a_table():
     """The example of p = 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, never falling."""
     corrected = holm(pd.Series([0.01, 0.04, float("nan"), 0.03, 0.005], index=list("abcde")))
-    assert corrected.drop("c").to_dict() == pytest.approx({"a": 0.03, "b": 0.06, "d": 0.06, "e": 0.02})
+    assert corrected.drop("c").to_dict() == pytest.approx(
+        {"a": 0.03, "b": 0.06, "d": 0.06, "e": 0.02}
+    )
     assert pd.isna(corrected["c"]) and holm(pd.Series([0.9, 0.8])).tolist() == [1.0, 1.0]
 
 
 def test_runs_of_several_versions_are_named(tmp_path):
     now = {"version": "1.0.0", "commit": "a" * 40, "dirty": False, "versions": {"torch": "2.7.0"}}
-    other = {"version": "0.1.0", "dirty": True}, {"commit": "b" * 40}, {"versions": {"torch": "1.0"}}
+    other = (
+        {"version": "0.1.0", "dirty": True},
+        {"commit": "b" * 40},
+        {"versions": {"torch": "1.0"}},
+    )
     summary = summarise(study_of(tmp_path / "one", ["MPL"], seeds=(1, 2)), lambda run: (50, now))
     assert summary.warnings == []
     for number, change in enumerate(other):
         study = study_of(tmp_path / f"{number}", ["MPL"], seeds=(1, 2, 3))
-        summary = summarise(study, lambda run, change=change: (50, now | (change if run.seed == 2 else {})))
+        summary = summarise(
+            study, lambda run, change=change: (50, now | (change if run.seed == 2 else {}))
+        )
         (line,) = summary.warnings
         assert line.startswith(
             "the runs are of 2 versions, which averages mix: 1.0.0 of commit aaaaaaaaa, torch 2.7.0 (2"
         )
-        assert ["0.1.0 of commit aaaaaaaaa with changes", "commit bbbbbbbbb", "torch 1.0 (1 runs)"][number] in line
+        assert ["0.1.0 of commit aaaaaaaaa with changes", "commit bbbbbbbbb", "torch 1.0 (1 runs)"][
+            number
+        ] in line
 
 
 def test_times_are_averaged_per_device(tmp_path):
@@ -201,11 +244,20 @@ def test_times_are_averaged_per_device(tmp_path):
         return 50, {"device": device, "train_seconds": seconds}
 
     summary = summarise(study_of(tmp_path, ["MPL"], seeds=(1, 2, 3)), accuracy)
-    assert summary.times.set_index("device")[["seconds", "runs"]].T.to_dict("list") == {"A40": [40, 2], "H100": [10, 1]}
-    assert summary.warnings == ["the runs are from 2 devices (A40, H100): each has its own average times"]
+    assert summary.times.set_index("device")[["seconds", "runs"]].T.to_dict("list") == {
+        "A40": [40, 2],
+        "H100": [10, 1],
+    }
+    assert summary.warnings == [
+        "the runs are from 2 devices (A40, H100): each has its own average times"
+    ]
     assert "| 40.0 (A40), 10.0 (H100) |" in markdown(overview(summary))
-    few = summarise(study_of(tmp_path, ["MPL"], shots=(1, 16)), lambda run: 50 if run.shots == 1 else None)
-    assert not few.times.empty and "| MPL | - | 50.00 | - |" in markdown(overview(few))  # 16 shots have no time yet
+    few = summarise(
+        study_of(tmp_path, ["MPL"], shots=(1, 16)), lambda run: 50 if run.shots == 1 else None
+    )
+    assert not few.times.empty and "| MPL | - | 50.00 | - |" in markdown(
+        overview(few)
+    )  # 16 shots have no time yet
 
 
 def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
@@ -214,7 +266,10 @@ def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
     assert "± 2.94" in text_of(summarise(study, lambda run: values[run.seed - 1]))
     low, high = stats.ttest_1samp([50, 52, 57], 0).confidence_interval(0.95)
     text = text_of(summarise(study, lambda run: values[run.seed - 1], intervals=True))
-    assert f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in text and "±: half of the 95% t-interval of" in text
+    assert (
+        f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in text
+        and "±: half of the 95% t-interval of" in text
+    )
 
 
 def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
@@ -229,27 +284,44 @@ def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
     assert {row[0].text: row[1].rank for row in table.rows} == {"CoOp": 2, "MPL": 0, "VPT": 1}
     assert "MPL transductive (other methods inductive); ranked within a kind" in table.note
     (sentence,) = headlines(summary)
-    assert sentence.startswith("few_shot: VPT is first of the inductive methods with 16 shots 70.0%, 10.0 points above")
+    assert sentence.startswith(
+        "few_shot: VPT is first of the inductive methods with 16 shots 70.0%, 10.0 points above"
+    )
 
 
 # What the tests measured besides accuracy, and on which images
 
 CARD = {"sha256": "0" * 64, "evaluations": 1}
-MEASURES = {"ece": 4.0, "adaptive_ece": 3.0, "nll": 0.5, "brier": 0.25, "top5_accuracy": 90.0, "macro_f1": 60.0}
+MEASURES = {
+    "ece": 4.0,
+    "adaptive_ece": 3.0,
+    "nll": 0.5,
+    "brier": 0.25,
+    "top5_accuracy": 90.0,
+    "macro_f1": 60.0,
+}
 
 
 @pytest.fixture
 def union(tmp_path):
     """`union(measured)` -> the summary of a study of three parts, where `measured(run)` is what runs measured."""
-    study = study_of(tmp_path, TWO, "base2new", datasets=PAIR, seeds=(1, 2), union=True, ood=("new",))
+    study = study_of(
+        tmp_path, TWO, "base2new", datasets=PAIR, seeds=(1, 2), union=True, ood=("new",)
+    )
     return lambda measured: summarise(study, lambda run: (50 + run.seed, measured(run)))
 
 
 def test_tables_show_what_the_tests_measured(union):
     def measured(run):
         is_mpl = run.variant.method == "MPL"
-        found = MEASURES | {"ece": (2.0 if is_mpl else 4.0) + run.seed + 10 * (run.dataset == "small_counts")}
-        ood = [{"name": "new", "scores": {"MCM": {"auroc": 70.0 + is_mpl}}}] if run.classes == "base" else []
+        found = MEASURES | {
+            "ece": (2.0 if is_mpl else 4.0) + run.seed + 10 * (run.dataset == "small_counts")
+        }
+        ood = (
+            [{"name": "new", "scores": {"MCM": {"auroc": 70.0 + is_mpl}}}]
+            if run.classes == "base"
+            else []
+        )
         found |= {"calibration": {"after": {"ece": found["ece"] / 2, "nll": 0.4}}}
         found |= {"open_world": {"openworld_auc": 33.0}} if run.classes == "all" else {}
         return found | {"data_use": {"choose": [], "test": CARD}, "ood": ood}
@@ -257,7 +329,11 @@ def test_tables_show_what_the_tests_measured(union):
     summary = union(measured)
     tables = tables_of(summary)
     first = tables["Summary: base2new"]
-    own = ["training time (s)", *(f"ECE, {part} (%)" for part in ("base", "new", "all")), "chosen on images"]
+    own = [
+        "training time (s)",
+        *(f"ECE, {part} (%)" for part in ("base", "new", "all")),
+        "chosen on images",
+    ]
     assert first.header == ["method", "H", "base", "new", "all", *own]
     assert {row[0].text: row[6].text for row in first.rows} == {"CoOp": "10.50", "MPL": "8.50"}
     assert {row[-1].text for row in first.rows} == {"nothing"}
@@ -265,7 +341,10 @@ def test_tables_show_what_the_tests_measured(union):
     rows = [dict(zip(base.header, [cell.text for cell in row], strict=True)) for row in base.rows]
     assert [row["ECE"] for row in rows] == ["10.50", "8.50"]  # of two datasets and two seeds
     assert [row["AUROC new"] for row in rows] == ["70.00", "71.00"] and rows[0]["NLL"] == "0.500"
-    assert [(row["ECE calibrated"], row["NLL calibrated"]) for row in rows] == [("5.25", "0.400"), ("4.25", "0.400")]
+    assert [(row["ECE calibrated"], row["NLL calibrated"]) for row in rows] == [
+        ("5.25", "0.400"),
+        ("4.25", "0.400"),
+    ]
     union_table = tables["base2new, all: calibration and more"]
     assert "AUROC new" not in union_table.header and "OpenworldAUC" not in base.header
     assert union_table.rows[0][union_table.header.index("OpenworldAUC")].text == "33.00"
@@ -281,13 +360,22 @@ def test_tables_show_what_the_tests_measured(union):
     ("card", "words"),
     [
         ({"test": CARD | {"sha256": "1" * 64}}, "were tested on"),
-        ({"test": CARD, "fit": [{"sha256": "2" * 64}, {"sha256": "1" * 64}]}, "learned from"),  # the first is a start's
+        (
+            {"test": CARD, "fit": [{"sha256": "2" * 64}, {"sha256": "1" * 64}]},
+            "learned from",
+        ),  # the first is a start's
     ],
 )
 def test_runs_with_different_images_are_named(card, words, union):
     usual = {"test": CARD, "fit": [{"sha256": "2" * 64}]}
     other = ("MPL", 1, "small_counts")
     summary = union(
-        lambda run: {"data_use": card if (run.variant.name, run.seed, run.dataset) == other else usual | {"choose": []}}
+        lambda run: {
+            "data_use": card
+            if (run.variant.name, run.seed, run.dataset) == other
+            else usual | {"choose": []}
+        }
     )
-    assert summary.warnings == [f"runs on small_counts {words} different images: their results do not compare"]
+    assert summary.warnings == [
+        f"runs on small_counts {words} different images: their results do not compare"
+    ]

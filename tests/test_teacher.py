@@ -42,7 +42,10 @@ def test_training_computes_it_once_and_the_next_run_reads_it(build, computed, ca
     second = build("PromptSRC", "base", output="second")
     second.train()
     ((*texts,),) = computed
-    assert len(texts) == 60 * 3 and {"a bad photo of a red.", "a bad photo of a green field."} < set(texts)
+    assert len(texts) == 60 * 3 and {
+        "a bad photo of a red.",
+        "a bad photo of a green field.",
+    } < set(texts)
     assert torch.equal(first.teacher.text_features, second.teacher.text_features)
     assert len(list(cache.iterdir())) == 1
 
@@ -52,7 +55,9 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
     state = load_backbone(str(deep)).state_dict()
     for number, key in enumerate(["ln_final.bias", "visual.ln_post.bias"]):
         torch.save(state | {key: state[key] + 0.5}, tmp_path / f"{number}.pt")
-        features.append(build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher.text_features)
+        features.append(
+            build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher.text_features
+        )
     assert len(computed) == 3  # the image tower does not matter
     assert torch.equal(features[3], features[0])
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
@@ -60,7 +65,9 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
 
 def test_another_architecture_of_the_same_weights_has_a_teacher_of_its_own(cache):
     """As with an open_clip_config.json next to the file, or without it."""
-    forms = [small_clip(text={"width": 128, "heads": heads}, quick_gelu=quick) for heads, quick in FORMS]
+    forms = [
+        small_clip(text={"width": 128, "heads": heads}, quick_gelu=quick) for heads, quick in FORMS
+    ]
     features = [mean_text_features(form, [["red"]]) for form in forms]
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:])
 
@@ -83,7 +90,10 @@ def test_any_templates_have_features_of_their_own(build, computed, cache):
     features = [Teacher(trainer.model, texts).text_features for texts in several]
     assert [len(texts) for texts in computed] == [6, 3] and len(list(cache.iterdir())) == 2
     with torch.no_grad():
-        texts = [clip.encode_text(tokenize([t.replace("{}", name) for name in names]).long()) for t in templates]
+        texts = [
+            clip.encode_text(tokenize([t.replace("{}", name) for name in names]).long())
+            for t in templates
+        ]
     assert torch.allclose(features[0], normalize(sum(texts) / 2), atol=1e-5)
     assert torch.allclose(features[1], normalize(texts[0]), atol=1e-5)
     of_unit = mean_text_features(clip, several[0], unit=True)

@@ -36,11 +36,15 @@ def published_result(log, signal):
 
 
 @pytest.mark.slow
-def test_terminal_has_few_lines_and_the_log_has_the_published_ones(watched, eurosat, tiny, tmp_path):
+def test_terminal_has_few_lines_and_the_log_has_the_published_ones(
+    watched, eurosat, tiny, tmp_path
+):
     shown = watched(*arguments(eurosat, tiny, tmp_path, "OPTIM.LR", 0.002))
     log = (tmp_path / "log.txt").read_text()
     lines = re.findall(
-        r"^epoch \[(\d)/2\] batch \[(\d)/(\d)\] time .* loss \S+ \(\S+\) acc .* lr .* eta .*$", log, re.M
+        r"^epoch \[(\d)/2\] batch \[(\d)/(\d)\] time .* loss \S+ \(\S+\) acc .* lr .* eta .*$",
+        log,
+        re.M,
     )
     assert [(epoch, batch == last) for epoch, batch, last in lines] == [("1", True), ("2", True)]
     (accuracy,) = published_result(log, "Finish training")
@@ -49,19 +53,33 @@ def test_terminal_has_few_lines_and_the_log_has_the_published_ones(watched, euro
     assert "Configuration:" in log and "  LR: 0.002" in log and "Environment:" in log
     assert log.count("Checkpoint saved to ") == 2 and "Checkpoint saved" not in shown
     assert f"Checkpoints: {tmp_path}/MultiModalPromptLearner\n" in shown
-    settings = re.search(r"^MPL on EuroSAT\. Settings that differ from .*\n((?:  .*\n)+)All settings: ", shown, re.M)[1]
+    settings = re.search(
+        r"^MPL on EuroSAT\. Settings that differ from .*\n((?:  .*\n)+)All settings: ", shown, re.M
+    )[1]
     changed = {line.split()[0]: line for line in settings.splitlines()}
     assert changed["OPTIM.LR"].split()[1:] == ["0.002", "(was", "0.0035)"]
-    assert {"DATASET.NUM_SHOTS", "OPTIM.MAX_EPOCH", "TRAINER.MPL.PROMPT_DEPTH", "SEED"} < changed.keys()
-    assert not {"OPTIM.WARMUP_EPOCH", "TRAINER.MPL.N_ADD_OP", "OPTIM.NAME", "MODEL.BACKBONE.SHA256"} & changed.keys()
+    assert {
+        "DATASET.NUM_SHOTS",
+        "OPTIM.MAX_EPOCH",
+        "TRAINER.MPL.PROMPT_DEPTH",
+        "SEED",
+    } < changed.keys()
+    assert (
+        not {"OPTIM.WARMUP_EPOCH", "TRAINER.MPL.N_ADD_OP", "OPTIM.NAME", "MODEL.BACKBONE.SHA256"}
+        & changed.keys()
+    )
 
 
 def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
     printed = watched(*arguments(eurosat, tiny, tmp_path / "one", options=["--quiet"]))
     result, model, *more = printed.splitlines()
-    accuracy = re.fullmatch(r"MPL on EuroSAT 2 shots seed 1: ([\d.]+)% on 24 test images of all classes", result)[1]
+    accuracy = re.fullmatch(
+        r"MPL on EuroSAT 2 shots seed 1: ([\d.]+)% on 24 test images of all classes", result
+    )[1]
     assert model == f"Model: {tmp_path}/one; next: python tools/predict.py {tmp_path}/one IMAGES"
     assert len(more) == (float(accuracy) < 100 / 6)  # a hint below chance
     assert len(published_result((tmp_path / "one/log.txt").read_text(), "Finish training")) == 1
-    ended = launch(*arguments(eurosat, tmp_path / "none.pt", tmp_path / "three", options=["--quiet"]))
+    ended = launch(
+        *arguments(eurosat, tmp_path / "none.pt", tmp_path / "three", options=["--quiet"])
+    )
     assert ended.error and not ended.printed

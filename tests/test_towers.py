@@ -36,7 +36,10 @@ def token_rows(*lengths):
     ("vision", "text"),
     [
         ({}, {}),
-        ({"image_size": 48, "patch_size": 8, "width": 128, "layers": LAYERS}, {"width": 128, "heads": 2, "layers": 1}),
+        (
+            {"image_size": 48, "patch_size": 8, "width": 128, "layers": LAYERS},
+            {"width": 128, "heads": 2, "layers": 1},
+        ),
         ({"image_size": 28, "patch_size": 14, "layers": 1}, {"context_length": 24, "layers": 4}),
         ({"image_size": (32, 64)}, {"proj_bias": True}),
     ],
@@ -67,19 +70,29 @@ def oracle_edit(tokens, change, sequence, place):
     end = prompts[-1] + 1 if prompts else place
     start = end - change.remove
     assert all(kind == "prompt" for kind, _ in tokens[start:end])
-    add = [] if change.add is None else change.add[sequence] if change.add.dim() == 3 else change.add
+    add = (
+        [] if change.add is None else change.add[sequence] if change.add.dim() == 3 else change.add
+    )
     if change.weight != 1:
         old = [vector for _, vector in tokens[start:end]]
-        add = [change.weight * new + (1 - change.weight) * vector for new, vector in zip(add, old, strict=True)]
+        add = [
+            change.weight * new + (1 - change.weight) * vector
+            for new, vector in zip(add, old, strict=True)
+        ]
     return [*tokens[:start], *(("prompt", vector) for vector in add), *tokens[end:]]
 
 
 def oracle_image(model, image, schedule, sequence):
     visual, p = model.visual, model.visual.conv1.kernel_size[0]
-    tokens, positions = [("cls", visual.class_embedding + visual.positional_embedding[0])], visual.positional_embedding
+    tokens, positions = (
+        [("cls", visual.class_embedding + visual.positional_embedding[0])],
+        visual.positional_embedding,
+    )
     for row in range(0, image.shape[1], p):
         for column in range(0, image.shape[2], p):
-            patch = (visual.conv1.weight * image[:, row : row + p, column : column + p]).sum((1, 2, 3))
+            patch = (visual.conv1.weight * image[:, row : row + p, column : column + p]).sum(
+                (1, 2, 3)
+            )
             tokens.append(("patch", patch + positions[len(tokens)]))
     for layer, block in enumerate(visual.transformer.resblocks):
         change = schedule[layer] if layer < len(schedule) else Edit()
@@ -90,13 +103,23 @@ def oracle_image(model, image, schedule, sequence):
             tokens = [(kind, visual.ln_pre(vector)) for kind, vector in tokens]
         tokens = oracle_block(block, tokens, causal=False)
     prompts = [visual.ln_post(vector) for kind, vector in tokens if kind == "prompt"]
-    return visual.ln_post(tokens[0][1]) @ visual.proj, torch.stack(prompts) if prompts else torch.zeros(0, 128)
+    return visual.ln_post(tokens[0][1]) @ visual.proj, torch.stack(
+        prompts
+    ) if prompts else torch.zeros(0, 128)
 
 
 def oracle_text(model, ids, ctx, slots, deep, sequence):
     tokens, learned = [], dict(zip(slots, ctx, strict=True))
     for position, token in enumerate(ids.tolist()):
-        kind = "eot" if token == EOT else "prompt" if position in learned else "word" if position else "sos"
+        kind = (
+            "eot"
+            if token == EOT
+            else "prompt"
+            if position in learned
+            else "word"
+            if position
+            else "sos"
+        )
         vector = learned.get(position, model.token_embedding.weight[token])
         tokens.append((kind, vector + model.positional_embedding[position]))
     for layer, block in enumerate(model.transformer.resblocks):
@@ -130,13 +153,24 @@ def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
     n = ctx.shape[-2]
     slots = [[1, 4], [2, 3], [3, 6]] if anywhere and n else [[1, 2][:n]] * 3
     deep = [] if anywhere else data.draw(edits(64, n, 3))
-    prompts = TextPrompts(ids, ctx if n else None, torch.tensor(slots) if anywhere and n else None, deep)
+    prompts = TextPrompts(
+        ids, ctx if n else None, torch.tensor(slots) if anywhere and n else None, deep
+    )
     expected = [
-        torch.stack([oracle_text(small, ids[c], own.expand(3, n, 64)[c], slots[c], deep, c) for c in range(3)])
+        torch.stack(
+            [
+                oracle_text(small, ids[c], own.expand(3, n, 64)[c], slots[c], deep, c)
+                for c in range(3)
+            ]
+        )
         for own in (ctx if form == "per image" else [ctx])
     ]
     leaves = [*([ctx] if n else []), *added(deep)]
-    assert_same([encode_text(small, prompts)], [torch.stack(expected) if form == "per image" else expected[0]], leaves)
+    assert_same(
+        [encode_text(small, prompts)],
+        [torch.stack(expected) if form == "per image" else expected[0]],
+        leaves,
+    )
 
 
 # ---------------------------------------------------------------- the number of prompts in each layer
@@ -153,9 +187,13 @@ def test_number_of_prompts_grows_linearly_up_to_the_depth(n, a, r, depth):
 @pytest.mark.parametrize("form", TOWERS)
 def test_add_and_remove_can_differ_by_layer(form):
     model, lengths = small_clip({"layers": 6}, {"layers": 6}), []
-    prompts = MPLPrompts(model, ["river", "annual crop"], 2, "a photo of a", [0, 3, 1, 0], [1, 0, 7, 2])
+    prompts = MPLPrompts(
+        model, ["river", "annual crop"], 2, "a photo of a", [0, 3, 1, 0], [1, 0, 7, 2]
+    )
     for block in model.visual.transformer.resblocks:
-        block.ln_1.register_forward_pre_hook(lambda ln_1, x: lengths.append(x[0].shape[1] - 5))  # CLS, patches
+        block.ln_1.register_forward_pre_hook(
+            lambda ln_1, x: lengths.append(x[0].shape[1] - 5)
+        )  # CLS, patches
     TOWERS[form].encode_image(model, torch.zeros(1, 3, 32, 32), prompts.vision(), read=["patches"])
     assert lengths == prompt_lengths([2, 0, 6, 2, 0], [0, 1, 0, 7, 2], 6) == [2, 1, 7, 2, 0, 0]
     # A coupling for each layer with additions, and none for the others.
@@ -182,7 +220,16 @@ def test_invalid_schedule_is_rejected_with_the_layer(adds, removes, message):
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
 def test_training_changes_only_prompts(precision, build, tiny):
-    trainer = build("MPL", "all", "PREC", precision, "PROMPT_DEPTH", 3, backbone=tiny, options=("OPTIM.MAX_EPOCH", 1))
+    trainer = build(
+        "MPL",
+        "all",
+        "PREC",
+        precision,
+        "PROMPT_DEPTH",
+        3,
+        backbone=tiny,
+        options=("OPTIM.MAX_EPOCH", 1),
+    )
     clip, learned = trainer.model.clip, prompts_of(trainer)
     frozen = {key: value.clone() for key, value in clip.state_dict().items()}
     assert learned and all(key.startswith("prompt_learner.") for key in learned)

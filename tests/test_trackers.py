@@ -56,13 +56,19 @@ def test_tracker_that_cannot_start_leaves_nothing_and_costs_no_results(
     folder = run("done")
     before = (folder / "results.json").read_bytes()
     assert "no server" in launch(*arguments(eurosat, tiny, folder, options=given)).error
-    assert (folder / "results.json").read_bytes() == before and (folder / "predictions.npz").exists()
+    assert (folder / "results.json").read_bytes() == before and (
+        folder / "predictions.npz"
+    ).exists()
 
 
-def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(recorded, argv, launch, tmp_path):
+def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
+    recorded, argv, launch, tmp_path
+):
     recorded.failing.add("mlflow finish")
     ended = launch(*argv("MPL", options=["--report-to", "mlflow,wandb"]))
-    assert ended.status == 0 and ended.errors == ["mlflow has failed (no server): the run continues without it"]
+    assert ended.status == 0 and ended.errors == [
+        "mlflow has failed (no server): the run continues without it"
+    ]
     assert ("wandb", "finish", results(tmp_path / "out")) in [call[:3] for call in recorded.made]
 
 
@@ -71,8 +77,14 @@ def offline(eurosat, tiny, tmp_path):
     """`offline(name, **variables)`: two seeds in a process that reports to a tracker; returns their results."""
 
     def offline(name, **variables):
-        argv = arguments(eurosat, tiny, tmp_path / "{seed}", options=["--report-to", name, "--seed", "1", "2"])
-        env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in variables.items()}
+        argv = arguments(
+            eurosat, tiny, tmp_path / "{seed}", options=["--report-to", name, "--seed", "1", "2"]
+        )
+        env = (
+            os.environ
+            | {"OMP_NUM_THREADS": "1"}
+            | {key: str(value) for key, value in variables.items()}
+        )
         command = [sys.executable, str(ROOT / "train.py"), *argv]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

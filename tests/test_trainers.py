@@ -29,11 +29,17 @@ from trainers.base.prompts import move_class_tokens
 from trainers.base.test_time import ViewsTrainer
 
 CONFIGS = ROOT / "configs"
-YAMLS = {f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))}
+YAMLS = {
+    f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))
+}
 ROWS = [row for table in tables((ROOT / "docs/methods.md").read_text()) for row in table]
-DOCUMENTED = {row[0].split("`")[1]: row[1:] for row in ROWS if len(row) in (4, 6) and row[0].startswith("`")}
+DOCUMENTED = {
+    row[0].split("`")[1]: row[1:] for row in ROWS if len(row) in (4, 6) and row[0].startswith("`")
+}
 DEEP = [name for name, (_, vision, *_) in DOCUMENTED.items() if vision != "–"]
-FIRST = {file.parent.name: name for name, file in reversed(YAMLS.items())}  # a file of each method for `make test`
+FIRST = {
+    file.parent.name: name for name, file in reversed(YAMLS.items())
+}  # a file of each method for `make test`
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
 
 
@@ -51,7 +57,16 @@ def resnet(tmp_path_factory):
 
 
 def configured(file, backbone, size, root, output, *overrides, trainer=None):
-    argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--trainer", trainer or file.parent.name]
+    argv = [
+        "--root",
+        root,
+        "--backbone",
+        backbone,
+        "--output-dir",
+        output,
+        "--trainer",
+        trainer or file.parent.name,
+    ]
     argv += ["--dataset-config-file", CONFIGS / "datasets/eurosat.yaml", "--config-file", file]
     argv += ["INPUT.SIZE", (size, size), "DATALOADER.NUM_WORKERS", 0, *overrides]
     return setup_cfg(parse_arguments([str(argument) for argument in argv]))
@@ -60,7 +75,9 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", thorough_but(("fp32",), ("fp32", "amp")))
 @pytest.mark.parametrize("name", thorough_but(FIRST.values(), YAMLS))
-def test_every_published_setting_learns_and_is_tested(name, precision, deep, resnet, eurosat, tmp_path):
+def test_every_published_setting_learns_and_is_tested(
+    name, precision, deep, resnet, eurosat, tmp_path
+):
     file = YAMLS[name]
     backbone, size = (resnet, 64) if file.stem.startswith("rn") else (deep, 32)
     method = methods()[file.parent.name]
@@ -69,14 +86,23 @@ def test_every_published_setting_learns_and_is_tested(name, precision, deep, res
     if method.__name__ in ("ProLIP", "RLA"):  # 300 views of each image as published
         options += [f"TRAINER.{method.section()}.AUGMENT_EPOCH", 5]
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
-        options += ["DATASET.TEMPLATE", "a photo of a {}."]  # EuroSAT's sentence has more than four words
-    options += ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)] if file.parent.name in NEED_SENTENCES else []
+        options += [
+            "DATASET.TEMPLATE",
+            "a photo of a {}.",
+        ]  # EuroSAT's sentence has more than four words
+    options += (
+        ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
+        if file.parent.name in NEED_SENTENCES
+        else []
+    )
     set_random_seed(1)
     trainer = build_trainer(configured(file, backbone, size, eurosat, tmp_path, *options))
     before = prompts_of(trainer)
     if issubclass(method, FeatureTrainer):
         trainer.train()
-        trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+        trained = {
+            name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad
+        }
         learned = differing(prompts_of(trainer), before)
         assert learned and trained <= set(learned)
     elif method.learns:
@@ -84,13 +110,20 @@ def test_every_published_setting_learns_and_is_tested(name, precision, deep, res
         trainer.num_batches = 2
         batches = itertools.chain.from_iterable(itertools.repeat(trainer.train_loader_x))
         for trainer.batch_idx, batch in zip(range(2), batches, strict=False):
-            assert all(np.isfinite(float(value)) for value in trainer.forward_backward(batch).values())
+            assert all(
+                np.isfinite(float(value)) for value in trainer.forward_backward(batch).values()
+            )
         later = {"prompt_learner.classifier"}  # of the second stage of TwoStage
-        assert differing(prompts_of(trainer), before) == [name for name in before if name not in later]
+        assert differing(prompts_of(trainer), before) == [
+            name for name in before if name not in later
+        ]
 
     trainer.set_model_mode("eval")
     scores, labels = next(trainer.test_outputs(trainer.test_loader))
-    assert len(labels) == (1 if issubclass(method, ViewsTrainer) else 24) and scores.shape == (len(labels), 6)
+    assert len(labels) == (1 if issubclass(method, ViewsTrainer) else 24) and scores.shape == (
+        len(labels),
+        6,
+    )
     assert scores.dtype == torch.float32 and scores.isfinite().all()
 
 
@@ -116,7 +149,9 @@ def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
     """A subclass may override `run_epoch`: the loader has the steps from the start, not only in Dassl's loop."""
     trainer, found = build("CLIPLoRA", "base", "N_ITERS", 5), []
     assert len(trainer.train_loader_x) == trainer.steps == 10
-    trainer.run_epoch = lambda: found.append((len(trainer.train_loader_x), len(list(trainer.train_loader_x))))
+    trainer.run_epoch = lambda: found.append(
+        (len(trainer.train_loader_x), len(list(trainer.train_loader_x)))
+    )
     trainer.train()
     assert found == [(3, 3), (3, 3), (4, 4)]
 
@@ -135,7 +170,9 @@ def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS))
+@pytest.mark.parametrize(
+    "method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS)
+)
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
     losses, types = {}, {}
     for precision in ("fp32", "amp"):
@@ -148,11 +185,19 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
 
             transformer.resblocks[1].attn.out_proj.register_forward_hook(note)
         trainer.batch_idx, trainer.num_batches = 0, 2
-        losses[precision] = trainer.forward_backward({"img": IMAGES, "label": torch.tensor([0, 3, 5])})["loss"]
+        losses[precision] = trainer.forward_backward(
+            {"img": IMAGES, "label": torch.tensor([0, 3, 5])}
+        )["loss"]
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     expected = {"fp32": torch.float32, "amp": torch.bfloat16}
-    assert types == {(precision, tower): expected[precision] for precision in expected for tower in ("image", "text")}
-    assert losses["amp"] != losses["fp32"] and losses["amp"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert types == {
+        (precision, tower): expected[precision]
+        for precision in expected
+        for tower in ("image", "text")
+    }
+    assert losses["amp"] != losses["fp32"] and losses["amp"] == pytest.approx(
+        losses["fp32"], rel=0.05
+    )
 
 
 # ---------------------------------------------------------------- sizes
@@ -165,9 +210,15 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     clip.token_embedding = nn.Embedding.from_pretrained(torch.zeros(clip.vocab_size, 512))
     method = TRAINER_REGISTRY.get(name)
     file = YAMLS[f"{name}/{recipe(name, 'few_shot').cfg}"]
-    on_eurosat = {"MMRL": ["TRAINER.MMRL.REP_DIM", 512], "CoPrompt": ["TRAINER.COPROMPT.PROMPT_DEPTH", 9]}
+    on_eurosat = {
+        "MMRL": ["TRAINER.MMRL.REP_DIM", 512],
+        "CoPrompt": ["TRAINER.COPROMPT.PROMPT_DEPTH", 9],
+    }
     options = on_eurosat.get(name, [])  # other values than on most datasets
-    cfg, names = configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options), ["forest", "annual crop land"]
+    cfg, names = (
+        configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options),
+        ["forest", "annual crop land"],
+    )
     bare = method(cfg, Classes(names))
     model = PromptedCLIP(clip, bare.build_prompts(clip, names))
     learned = sum(parameter.numel() for parameter in model.parameters())
@@ -180,14 +231,19 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in DOCUMENTED if name not in DEEP])
 def test_methods_without_vision_prompts_run_on_a_resnet(method, build, resnet):
-    trainer = build(method, "base", backbone=resnet, options=["INPUT.SIZE", (64, 64), "OPTIM.MAX_EPOCH", 1])
+    trainer = build(
+        method, "base", backbone=resnet, options=["INPUT.SIZE", (64, 64), "OPTIM.MAX_EPOCH", 1]
+    )
     trainer.train()
     assert trainer.n_test == 12
 
 
 @pytest.mark.parametrize("method", DEEP[:1])
 def test_methods_with_vision_prompts_refuse_a_resnet(method, build, resnet):
-    with pytest.raises(UsageError, match=f"{method} needs a vision transformer such as ViT-B/16, .*: choose another"):
+    with pytest.raises(
+        UsageError,
+        match=f"{method} needs a vision transformer such as ViT-B/16, .*: choose another",
+    ):
         build(method, backbone=resnet, options=["INPUT.SIZE", (64, 64)])
 
 
@@ -205,6 +261,13 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
         for name, row, places in zip(names, rows.tolist(), slots.tolist(), strict=True):
             # A last mark of the name may share a token with the full stop: "!." is one.
             spelled, length = bpe.encode(f"{name}."), len(bpe.encode(name))
-            expected = [placeholder] * ahead + spelled[:length] + [placeholder] * (n_ctx - ahead) + spelled[length:]
+            expected = (
+                [placeholder] * ahead
+                + spelled[:length]
+                + [placeholder] * (n_ctx - ahead)
+                + spelled[length:]
+            )
             assert row == [sos, *expected, eot] + [0] * (75 - len(expected))
-            assert places == [1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length]
+            assert places == [
+                1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length
+            ]

@@ -33,7 +33,11 @@ def sha(image: Image.Image) -> str:
 
 def centre(size=224):
     cfg = get_cfg_default()
-    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = (size, size), "bicubic", ["normalize"]
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = (
+        (size, size),
+        "bicubic",
+        ["normalize"],
+    )
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = list(MEAN), list(STD)
     return build_transform(cfg, is_train=False, verbose=False)
 
@@ -48,14 +52,20 @@ def figures(of_views):
 
 
 def same_versions(figures) -> bool:
-    return all(version(name) == of.partition("+")[0] for name, of in figures["versions"].items() if name != "torch")
+    return all(
+        version(name) == of.partition("+")[0]
+        for name, of in figures["versions"].items()
+        if name != "torch"
+    )
 
 
 def check(view: torch.Tensor, expected: dict) -> None:
     """Means, deviations, and some pixels of the first channel."""
     pixels, close = np.array(expected["pixels"]), {"abs": 1e-3, "rel": 0}
     rows, columns = pixels.shape
-    assert view[0, ::56, ::56][:rows, :columns].flatten().tolist() == pytest.approx(pixels.flatten(), **close)
+    assert view[0, ::56, ::56][:rows, :columns].flatten().tolist() == pytest.approx(
+        pixels.flatten(), **close
+    )
     assert view.mean(dim=(1, 2)).tolist() == pytest.approx(expected["mean"], **close)
     assert view.std(dim=(1, 2)).tolist() == pytest.approx(expected["std"], **close)
 
@@ -67,7 +77,9 @@ def test_view_0_is_the_image_of_a_test(figures):
 
 def test_crops_and_flips_are_those_of_the_published_code(figures):
     chance, image = torch.Generator().manual_seed(3), picture()
-    boxes = [[*crop_box(image, chance), bool(torch.rand(1, generator=chance) < 0.5)] for _ in range(8)]
+    boxes = [
+        [*crop_box(image, chance), bool(torch.rand(1, generator=chance) < 0.5)] for _ in range(8)
+    ]
     assert boxes == figures["boxes"]["boxes"]
     view = ViewsTransform(centre(), (224, 224)).random_view(
         image, torch.Generator().manual_seed(3), np.random.RandomState(0)
@@ -82,7 +94,9 @@ def test_operations_are_those_of_the_published_code(figures):
         operation = views.OPERATIONS[name]
         for case in cases:
             image = operation(source, np.random.RandomState(case["seed"]))
-            assert np.asarray(image).mean(axis=(0, 1)).tolist() == pytest.approx(case["mean"], abs=1e-3)
+            assert np.asarray(image).mean(axis=(0, 1)).tolist() == pytest.approx(
+                case["mean"], abs=1e-3
+            )
             assert not same_versions(figures) or sha(image) == case["sha256_16"]
 
 
@@ -103,7 +117,10 @@ def test_views_depend_on_the_pixels_and_the_seed_alone():
     np.random.seed(5)
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     assert torch.equal(made(picture()), first)
-    assert torch.equal(torch.get_rng_state(), state[0]) and np.random.get_state()[1].tolist() == state[1]
+    assert (
+        torch.equal(torch.get_rng_state(), state[0])
+        and np.random.get_state()[1].tolist() == state[1]
+    )
     same = [[torch.equal(*pair) for pair in zip(other, first, strict=True)]
             for other in (made(picture(), 2), made(picture().rotate(90)))]  # fmt: skip
     assert same == [[True, False, False, False], [False] * 4]  # view 0 is not random
@@ -114,4 +131,6 @@ def test_images_too_thin_for_a_random_crop(size):
     """Their middle is taken, as by torchvision."""
     expected = RandomResizedCrop.get_params(Image.new("RGB", size), (0.08, 1.0), (3 / 4, 4 / 3))
     assert crop_box(Image.new("RGB", size), torch.Generator()) == expected
-    assert ViewsTransform(centre(32), (32, 32), 8, True)(Image.new("RGB", size, (200, 10, 30))).shape == (8, 3, 32, 32)
+    assert ViewsTransform(centre(32), (32, 32), 8, True)(
+        Image.new("RGB", size, (200, 10, 30))
+    ).shape == (8, 3, 32, 32)

@@ -43,7 +43,10 @@ def backbone(tiny, tmp_path):
 
 def other_weights(file):
     state = torch.load(file, weights_only=True)
-    state = {key: value + 0.01 * random_tensor(f"other {key}", value.shape) for key, value in state.items()}
+    state = {
+        key: value + 0.01 * random_tensor(f"other {key}", value.shape)
+        for key, value in state.items()
+    }
     torch.save(state, file)
 
 
@@ -66,12 +69,12 @@ def run(train, tmp_path):
     return tmp_path / "a"
 
 
-HOLDS = (
-    "{run} holds a run with other weights: {file} had SHA-256 {before:.12}..., now it has {now:.12}...: restore {file}"
-)
+HOLDS = "{run} holds a run with other weights: {file} had SHA-256 {before:.12}..., now it has {now:.12}...: restore {file}"
 
 
-def test_a_run_refuses_other_weights_under_the_same_name(run, train, tiny, backbone, tmp_path, monkeypatch):
+def test_a_run_refuses_other_weights_under_the_same_name(
+    run, train, tiny, backbone, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for again, folder, options, words in (
         ("c", "b", ["--eval-only", "--model-dir", "a"], "has prompts for other weights: SHA-256"),
@@ -82,7 +85,10 @@ def test_a_run_refuses_other_weights_under_the_same_name(run, train, tiny, backb
         backbone.write_bytes(tiny.read_bytes())
         same = train(again, "base", *options)
         assert same.status == 0 and "on which weights" not in same.printed
-        before, changed = checksum(backbone), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        before, changed = (
+            checksum(backbone),
+            {path: path.stat().st_mtime_ns for path in run.rglob("*")},
+        )
         other_weights(backbone)
         expected = words.format(run=run, file=backbone, before=before, now=checksum(backbone))
         assert expected in train(folder, "base", *options).error
@@ -90,7 +96,11 @@ def test_a_run_refuses_other_weights_under_the_same_name(run, train, tiny, backb
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda facts: facts.update(weights_sha256=[1]), lambda facts: facts["fit"][0].update(images=2**53)]
+    "damage",
+    [
+        lambda facts: facts.update(weights_sha256=[1]),
+        lambda facts: facts["fit"][0].update(images=2**53),
+    ],
 )
 def test_damaged_metadata_is_refused_before_a_resume(damage, run, train):
     """Its SHA-256 was a list, and the message about it a traceback."""
@@ -98,7 +108,9 @@ def test_damaged_metadata_is_refused_before_a_resume(damage, run, train):
     checkpoint = load_checkpoint(str(file))
     damage(checkpoint["metadata"])
     save_checkpoint(checkpoint, str(file.parent))
-    assert "metadata of the run's checkpoints is damaged" in train("b", "base", "--resume", run).error
+    assert (
+        "metadata of the run's checkpoints is damaged" in train("b", "base", "--resume", run).error
+    )
 
 
 def test_a_finished_run_with_deleted_weights_is_skipped(run, train, backbone):
@@ -111,12 +123,17 @@ def test_stated_weights_are_the_only_ones_accepted(train, backbone, tmp_path):
     assert train("a", "base", "--no-train", overrides=stated).status == 0
     other_weights(backbone)
     error = train("b", "base", "--no-train", overrides=stated).error
-    assert f"{backbone} has {checksum(backbone)}: give the file with that checksum by --backbone" in error
+    assert (
+        f"{backbone} has {checksum(backbone)}: give the file with that checksum by --backbone"
+        in error
+    )
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("method", ["CoOp", "ZeroshotCLIP"])
-def test_predict_inspect_and_export_refuse_other_weights(method, train, command, photos, backbone, tmp_path):
+def test_predict_inspect_and_export_refuse_other_weights(
+    method, train, command, photos, backbone, tmp_path
+):
     argv = () if method == "CoOp" else ("--trainer", method)
     assert train("a", "base", *argv).status == 0
     other_weights(backbone)
@@ -126,11 +143,18 @@ def test_predict_inspect_and_export_refuse_other_weights(method, train, command,
         (inspect_command, tmp_path / "a", "--output", tmp_path / "inspected"),
     ):
         ended = command(tool, *argv, "--classes", "red", "blue")
-        assert f"{backbone} has {checksum(backbone):.16}...: give the same weights by --backbone" in ended.error
+        assert (
+            f"{backbone} has {checksum(backbone):.16}...: give the same weights by --backbone"
+            in ended.error
+        )
         assert ended.printed == ""
     assert not (tmp_path / "exported").exists() and not (tmp_path / "inspected").exists()
     with pytest.raises(UsageError, match="restore that file"):  # as tools/serve.py opens it
-        open_models([tmp_path / "a"], Namespace(**vars(OPTIONS) | {"backbone": str(backbone)}), ["red", "blue"])
+        open_models(
+            [tmp_path / "a"],
+            Namespace(**vars(OPTIONS) | {"backbone": str(backbone)}),
+            ["red", "blue"],
+        )
 
 
 def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
@@ -142,7 +166,10 @@ def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
     finish(test, 50.0, trainer="CoOp", checkpoint_sha256=checksum(file), tested_epoch=3)
     assert collect_results(study)
     file.write_bytes(b"of another one")
-    with pytest.raises(UsageError, match=f"{test.folder} holds a test of another checkpoint, of epoch 3, than {file}"):
+    with pytest.raises(
+        UsageError,
+        match=f"{test.folder} holds a test of another checkpoint, of epoch 3, than {file}",
+    ):
         collect_results(study)
 
 
@@ -152,8 +179,12 @@ def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, k
     first, *_ = trainer.class_names
     written = {"class_names": ["other", first]} | ({"dataset": dataset} if dataset else {})
     assert trainer.checkpoints.classes(written).labels == known
-    every = trainer.checkpoints.classes(written | {"class_names": ["other", *trainer.class_names]}).labels
-    assert every == {label: label + 1 for label in range(len(trainer.class_names))}  # of any dataset
+    every = trainer.checkpoints.classes(
+        written | {"class_names": ["other", *trainer.class_names]}
+    ).labels
+    assert every == {
+        label: label + 1 for label in range(len(trainer.class_names))
+    }  # of any dataset
 
 
 def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
@@ -163,11 +194,19 @@ def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     assert torch.equal(before, torch.get_rng_state())
     assert build("CoOp").checkpoints.class_dims() == {}
     checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    trainer.checkpoints.load(checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file")
+    trainer.checkpoints.load(
+        checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file"
+    )
     published = build("CoOp", "new", "CSC", True), checkpoint
-    named = ((trainer, checkpoint | {"metadata": {"class_names": list(names)}}) for names in ("abcdef", "ab"))
+    named = (
+        (trainer, checkpoint | {"metadata": {"class_names": list(names)}})
+        for names in ("abcdef", "ab")
+    )
     for refusing, content in (published, *named):
-        with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):
+        with pytest.raises(
+            UsageError,
+            match="ctx with values for each class that it was learned on: test it on these",
+        ):
             refusing.checkpoints.load(content, "a file")
 
 
@@ -181,7 +220,9 @@ class Pairs(PromptTrainer):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(known, build, monkeypatch):
+def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
+    known, build, monkeypatch
+):
     """One dimension of it was adapted; the error about the other one blamed the settings."""
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pairs", Pairs)
     monkeypatch.setattr(Pairs, "of_learned_classes", ("prompt_learner.pairs",) if known else ())
@@ -193,7 +234,9 @@ def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
     metadata = {**base.checkpoints.metadata(), "class_names": names}
     content = {"state_dict": base.saved_module().state_dict(), "epoch": 1, "metadata": metadata}
     if not known:
-        with one_line("prompt_learner.pairs with values for each class", "test it on these classes"):
+        with one_line(
+            "prompt_learner.pairs with values for each class", "test it on these classes"
+        ):
             every.checkpoints.load(content, "a file")
         return
     every.checkpoints.load(content, "a file")
@@ -213,9 +256,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(
-    ("method", "names"), [("DePT+CoOp", ["linear_probe_proj.weight"]), ("TipAdapter", ["weight", "values"])]
+    ("method", "names"),
+    [("DePT+CoOp", ["linear_probe_proj.weight"]), ("TipAdapter", ["weight", "values"])],
 )
-def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(method, names, build):
+def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(
+    method, names, build
+):
     one = ("OPTIM.MAX_EPOCH", 1)
     base, every = build(method, "base", options=one), build(method, "all", options=one)
     if method == "TipAdapter":
@@ -239,9 +285,14 @@ def wrapped(state):
 def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build):
     base, every = build("DePT+CoOp", "base"), build("DePT+CoOp", "all")
     state = base.saved_module().state_dict()
-    metadata = {"metadata": base.checkpoints.metadata()} if named else {}  # a published one does not say its classes
+    metadata = (
+        {"metadata": base.checkpoints.metadata()} if named else {}
+    )  # a published one does not say its classes
     every.checkpoints.load({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
-    assert torch.equal(every.model.linear_probe_proj.bias[:3], state["linear_probe_proj.bias"]) == named
+    assert (
+        torch.equal(every.model.linear_probe_proj.bias[:3], state["linear_probe_proj.bias"])
+        == named
+    )
     assert torch.equal(every.model.prompt_learner.ctx, state["prompt_learner.ctx"])
 
 
@@ -250,29 +301,44 @@ def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "DePT+CoOp", method)
     base, every = build("DePT+CoOp", "base", "CSC", True), build("DePT+CoOp", "all", "CSC", True)
     base.model.prompt_learner.ctx.data += 1
-    checkpoint = {"state_dict": base.saved_module().state_dict(), "epoch": 1, "metadata": base.checkpoints.metadata()}
+    checkpoint = {
+        "state_dict": base.saved_module().state_dict(),
+        "epoch": 1,
+        "metadata": base.checkpoints.metadata(),
+    }
     every.checkpoints.load(checkpoint, "a file")
     assert torch.equal(every.model.prompt_learner.ctx[:3], base.model.prompt_learner.ctx)
 
 
 def test_a_checkpoint_says_which_method_made_it(build):
     trainer = build("CoOp")
-    content = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1, "metadata": {"method": "KgCoOp"}}
+    content = {
+        "state_dict": trainer.saved_module().state_dict(),
+        "epoch": 1,
+        "metadata": {"method": "KgCoOp"},
+    }
     with pytest.raises(
-        UsageError, match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"
+        UsageError,
+        match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp",
     ):
         trainer.checkpoints.load(content, "a file")
 
 
 @pytest.mark.parametrize(("method", "classes"), [("DePT+CoOp", 3), ("DePT+CoOp", 4), ("MMRL", 3)])
-def test_a_checkpoint_without_class_names_was_not_learned_on_others(method, classes, finished, deep, tmp_path):
+def test_a_checkpoint_without_class_names_was_not_learned_on_others(
+    method, classes, finished, deep, tmp_path
+):
     """DePT's head may have as many rows as a published checkpoint was given names, or others."""
     description, checkpoint, _ = read_model(finished(method), OPTIONS)
     published = {key: checkpoint[key] for key in ("state_dict", "epoch")}
-    names, others = ([f"{kind} {number}" for number in range(classes)] for kind in ("class", "other"))
+    names, others = (
+        [f"{kind} {number}" for number in range(classes)] for kind in ("class", "other")
+    )
     given, images = replace(description, class_names=names), torch.randn(2, 3, 32, 32)
     opened = PromptedClassifier(given, published, "a file", str(deep))
-    expected = PromptedClassifier(description, checkpoint, "a file", str(deep)).logits(images, others)
+    expected = PromptedClassifier(description, checkpoint, "a file", str(deep)).logits(
+        images, others
+    )
     torch.testing.assert_close(opened.logits(images, others), expected)
     opened.save(tmp_path)
     exported = PromptedClassifier.from_pretrained(tmp_path, str(deep))
@@ -287,7 +353,10 @@ def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, f
     (folder / "results.json").write_text(json.dumps(results | {"tested_epoch": tested}))
     ((_, classifier),) = open_models([folder], Namespace(**vars(OPTIONS) | {"load_epoch": 1}))
     facts = "epochs", "tested_epoch", "split", "n_test", "accuracy"
-    assert [fact in classifier.description.training for fact in ("seed", *facts)] == [True, *[known] * 5]
+    assert [fact in classifier.description.training for fact in ("seed", *facts)] == [
+        True,
+        *[known] * 5,
+    ]
 
 
 def test_an_epoch_of_an_unfinished_run_has_its_seed_and_shots(finished, command, photos, tmp_path):

@@ -47,7 +47,12 @@ FAMILIES = {
     "SigLIP": "ViT-B-16-SigLIP",
     "ViTamin": "ViTamin-S",
 }
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 WORDS = {"vocab_size": 1000, "pad_token_id": 1}
 ENCODER = {
     "d_model": 32,
@@ -60,7 +65,11 @@ ENCODER = {
 HUGGING_FACE = {
     "RoBERTa": ("RobertaConfig", SIZES, "mean_pooler"),
     "BERT": ("BertConfig", SIZES, "cls_pooler"),
-    "mT5": ("MT5Config", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}, "mean_pooler"),
+    "mT5": (
+        "MT5Config",
+        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+        "mean_pooler",
+    ),
     "NLLB": ("M2M100Config", ENCODER, "cls_pooler"),
 }
 CONVOLUTIONS = {"ConvNeXt", "MobileCLIP-S", "ResNet"}
@@ -70,7 +79,9 @@ CONVOLUTIONS = {"ConvNeXt", "MobileCLIP-S", "ResNet"}
 def small_timm(name: str):
     """Within it, timm makes the model of this name tiny."""
     options = next((options for part, options in SMALLER.items() if name and part in name), {})
-    with mock.patch.object(open_clip.timm_model.timm, "create_model", partial(timm.create_model, **options)):
+    with mock.patch.object(
+        open_clip.timm_model.timm, "create_model", partial(timm.create_model, **options)
+    ):
         yield options.get("img_size", 32)
 
 
@@ -81,9 +92,17 @@ def tiny_config(arch: str) -> dict:
     if isinstance(vision.get("layers"), list):
         vision |= {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
     elif not vision.get("timm_model_name"):
-        vision |= VIT | ({"attn_pooler_queries": 5, "attn_pooler_heads": 2} if vision.get("attentional_pool") else {})
+        vision |= VIT | (
+            {"attn_pooler_queries": 5, "attn_pooler_heads": 2}
+            if vision.get("attentional_pool")
+            else {}
+        )
     text |= TEXT | ({} if text.get("vocab_size") == 49408 else {"vocab_size": 1000})
-    keys = {"multimodal_cfg": config["multimodal_cfg"] | TEXT | {"layers": 1}} if "multimodal_cfg" in config else {}
+    keys = (
+        {"multimodal_cfg": config["multimodal_cfg"] | TEXT | {"layers": 1}}
+        if "multimodal_cfg" in config
+        else {}
+    )
     # timm's own pooling and head have the width of its tokens.
     return config | {"embed_dim": 32} | keys
 
@@ -92,15 +111,25 @@ def open_clips(config: dict) -> torch.nn.Module:
     """open_clip's own model of a configuration; no tensor of it is zero or one throughout."""
     config = json.loads(json.dumps(config))
     custom = config.pop("custom_text", False)
-    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    kind = (
+        open_clip.CoCa
+        if "multimodal_cfg" in config
+        else open_clip.CustomTextCLIP
+        if custom
+        else open_clip.CLIP
+    )
     with not_initialised():
         model = kind(**config).eval()
     generator = torch.Generator().manual_seed(0)
     for key, parameter in model.named_parameters():
         if not key.startswith("logit"):
-            is_scale = parameter.dim() < 2 and key.endswith(("weight", "gamma", "gamma_1", "gamma_2"))
+            is_scale = parameter.dim() < 2 and key.endswith(
+                ("weight", "gamma", "gamma_1", "gamma_2")
+            )
             scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
-            parameter.data = torch.randn(parameter.shape, generator=generator).mul_(scale).add_(is_scale)
+            parameter.data = (
+                torch.randn(parameter.shape, generator=generator).mul_(scale).add_(is_scale)
+            )
     return model.requires_grad_(False)
 
 
@@ -110,9 +139,13 @@ def not_initialised():
     names = [name for name in dir(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(mock.patch.object(torch.nn.init, name, lambda tensor, *given, **options: tensor))
+            stack.enter_context(
+                mock.patch.object(torch.nn.init, name, lambda tensor, *given, **options: tensor)
+            )
         for name in ("normal_", "uniform_", "erfinv_"):
-            stack.enter_context(mock.patch.object(torch.Tensor, name, lambda tensor, *given, **options: tensor))
+            stack.enter_context(
+                mock.patch.object(torch.Tensor, name, lambda tensor, *given, **options: tensor)
+            )
         yield
 
 
@@ -131,7 +164,9 @@ def with_weights(ours: CLIP, theirs: torch.nn.Module, words: dict) -> CLIP:
     """Our model with the weights of open_clip's, and a tokeniser of its vocabulary."""
     ours.load_state_dict(unpacked(theirs.state_dict(), ours))
     if ours.vocab_size != 49408:
-        ours.tokenizer = clip.tokenizer.OtherTokenizer(Letters(words), chr, ours.context_length, "letters")
+        ours.tokenizer = clip.tokenizer.OtherTokenizer(
+            Letters(words), chr, ours.context_length, "letters"
+        )
     return ours.requires_grad_(False)
 
 
@@ -142,7 +177,12 @@ def read_by_hugging_face(kind: str) -> tuple[torch.nn.Module, CLIP]:
     name, sizes, pooler = HUGGING_FACE[kind]
     with tempfile.TemporaryDirectory() as folder:
         getattr(transformers, name)(**WORDS, **sizes).save_pretrained(folder)
-        text = {"hf_model_name": folder, "hf_model_pretrained": False, "hf_pooler_type": pooler, "context_length": 32}
+        text = {
+            "hf_model_name": folder,
+            "hf_model_pretrained": False,
+            "hf_pooler_type": pooler,
+            "context_length": 32,
+        }
         config = {"embed_dim": 32, "custom_text": True, "vision_cfg": VIT, "text_cfg": text}
         theirs, ours = open_clips(config), CLIP(**of_clip(with_sizes(config))).eval()
     return theirs, with_weights(ours, theirs, {"pool_type": "eos", "eos_id": 2})
@@ -160,7 +200,9 @@ class Letters:
     def __init__(self, text_cfg: dict):
         pool = text_cfg.get("pool_type", "argmax")
         self.start = {"eos": [101], "argmax": [998]}.get(pool, [])
-        self.end, self.pad = {"eos": ([text_cfg.get("eos_id")], 1), "argmax": ([999], 0)}.get(pool, ([1], 1))
+        self.end, self.pad = {"eos": ([text_cfg.get("eos_id")], 1), "argmax": ([999], 0)}.get(
+            pool, ([1], 1)
+        )
 
     def __call__(self, texts, length):
         rows = []
@@ -180,7 +222,9 @@ def write_folder(folder: Path, theirs: torch.nn.Module, config: dict, preprocess
     from safetensors.torch import save_model
 
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
     save_model(theirs, str(folder / "open_clip_model.safetensors"))
     return folder
 
@@ -190,7 +234,9 @@ def saved(family: str, folder: Path, preprocess: dict | None = None, **text: Any
     config = tiny_config(FAMILIES[family])
     config["text_cfg"] |= text
     with small_timm(config["vision_cfg"].get("timm_model_name")) as side:
-        config["vision_cfg"]["image_size"] = side if config["vision_cfg"].get("timm_model_name") else 32
+        config["vision_cfg"]["image_size"] = (
+            side if config["vision_cfg"].get("timm_model_name") else 32
+        )
         return write_folder(folder, open_clips(config), config, preprocess or {})
 
 
@@ -198,10 +244,14 @@ def write_tokeniser(folder: Path) -> None:
     """Write a tokeniser of the library transformers, of a sentence and EuroSAT's classes, without SOS."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = re.findall(r"\S+", "<unk> </s> a photo of . X red green field blue lake grey white snow black")
+    words = re.findall(
+        r"\S+", "<unk> </s> a photo of . X red green field blue lake grey white snow black"
+    )
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
     tokens = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}

@@ -71,7 +71,12 @@ LAYOUTS = {
         same("Apply_Eye_Makeup", "Archery", "Baby_Crawling", "Yo_Yo"), "{folder}/v_g{n:02}_c01.jpg",
     ),
 }  # fmt: skip
-WNIDS = {"n01440764": "tench", "n02012849": "crane", "n03126707": "crane", "n03710637": "maillot"}  # two named crane
+WNIDS = {
+    "n01440764": "tench",
+    "n02012849": "crane",
+    "n03126707": "crane",
+    "n03710637": "maillot",
+}  # two named crane
 FOLDERS = {  # test sets of ImageNet's classes: folder of the images, and image name
     "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", "{n:040x}.jpeg"),
     "imagenet_sketch": ("imagenet-sketch/images", "sketch_{n}.JPEG"),
@@ -89,14 +94,23 @@ def build_tree(name: str, root: Path) -> Path:
         return fgvc_aircraft(root)
     if name == "imagenet":
         for part, image in (("train", "{folder}_{n}.JPEG"), ("val", "ILSVRC2012_val_{n:08}.JPEG")):
-            class_folders(root / "imagenet/images" / part, WNIDS, image, SIZES["train" if part == "train" else "test"])
+            class_folders(
+                root / "imagenet/images" / part,
+                WNIDS,
+                image,
+                SIZES["train" if part == "train" else "test"],
+            )
         folder = root / "imagenet"
     else:
         images, image = FOLDERS[name]
-        class_folders(root / images, range(4) if name == "imagenetv2" else WNIDS, image, SIZES["test"])
+        class_folders(
+            root / images, range(4) if name == "imagenetv2" else WNIDS, image, SIZES["test"]
+        )
         (root / images / "README.txt").write_text("Not a class.\n")
         folder = (root / images).parent
-    (folder / "classnames.txt").write_text("".join(f"{wnid} {words}\n" for wnid, words in WNIDS.items()))
+    (folder / "classnames.txt").write_text(
+        "".join(f"{wnid} {words}\n" for wnid, words in WNIDS.items())
+    )
     return folder
 
 
@@ -120,7 +134,10 @@ def with_split_file(name: str, root: Path) -> Path:
 
 
 def fgvc_aircraft(root: Path) -> Path:
-    folder, variants = root / "fgvc_aircraft", ["707-320", "727-200", "A300B4", "Yak-42 of four words"]
+    folder, variants = (
+        root / "fgvc_aircraft",
+        ["707-320", "727-200", "A300B4", "Yak-42 of four words"],
+    )
     (folder / "images").mkdir(parents=True)
     (folder / "variants.txt").write_text("".join(f"{variant}\n" for variant in variants))
     i = 0

@@ -43,11 +43,15 @@ def started(page: Any) -> Iterator[tuple[str, Connect]]:
         yield f"http://127.0.0.1:{port}/", lambda: HTTPConnection("127.0.0.1", port, timeout=30)
 
 
-def post(connect: Connect, path: str, body: bytes, kind: str = "application/json", **headers: str) -> tuple[int, bytes]:
+def post(
+    connect: Connect, path: str, body: bytes, kind: str = "application/json", **headers: str
+) -> tuple[int, bytes]:
     """The status and the content of the answer; the length of the body may be another one than `Content-Length`."""
     with closing(connect()) as connection:
         connection.putrequest("POST", f"/gradio_api/{path}")
-        for key, value in ({"Content-Type": kind, "Content-Length": str(len(body))} | headers).items():
+        for key, value in (
+            {"Content-Type": kind, "Content-Length": str(len(body))} | headers
+        ).items():
             if value:
                 connection.putheader(key, value)
         connection.endheaders(body)
@@ -76,7 +80,12 @@ def join(connect: Connect, function: int, *data: Any) -> str:
 
 def event(function: int, *data: Any) -> bytes:
     """A question for a function of the page, of a new session."""
-    known = {"fn_index": function, "session_hash": uuid4().hex, "event_data": None, "trigger_id": None}
+    known = {
+        "fn_index": function,
+        "session_hash": uuid4().hex,
+        "event_data": None,
+        "trigger_id": None,
+    }
     return json.dumps({"data": data, **known}).encode()
 
 
@@ -101,9 +110,14 @@ def classified_by(page: Any, file: str, text: str) -> list[Any]:
 
 def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[str, float]]:
     """The bars of each model as {class name: probability}."""
-    message = answer(connect, join(connect, CLASSIFY, file_data(*upload(connect, image)), "\n".join(names)))
+    message = answer(
+        connect, join(connect, CLASSIFY, file_data(*upload(connect, image)), "\n".join(names))
+    )
     assert message["success"], message["output"]
-    return [{bar["label"]: bar["confidence"] for bar in each["confidences"]} for each in message["output"]["data"][1:]]
+    return [
+        {bar["label"]: bar["confidence"] for bar in each["confidences"]}
+        for each in message["output"]["data"][1:]
+    ]
 
 
 def png(width: int, height: int) -> bytes:

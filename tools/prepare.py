@@ -5,4 +5,7 @@ if __name__ == "__main__":
 
     from _start import run
 
-    run("clip.fetch" if sys.argv[1:2] == ["backbone"] else "experiments.preparing", "where it stopped")
+    run(
+        "clip.fetch" if sys.argv[1:2] == ["backbone"] else "experiments.preparing",
+        "where it stopped",
+    )

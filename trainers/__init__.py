@@ -29,7 +29,11 @@ def import_files(folders: Iterable[str], package: str) -> None:
             import_module(f"{package}.{module.name}")
         except Exception as error:  # of any kind: it is code
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
+            where = (
+                ""
+                if isinstance(error, SyntaxError)
+                else f" ({Path(frame.filename).name}, line {frame.lineno})"
+            )
             reason = f"{type(error).__name__}: {one_line(error)}{where}"
             print(f"{package}/{module.name}.py is left out: {reason}", file=sys.stderr)
 

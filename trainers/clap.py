@@ -14,7 +14,13 @@ from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings
 
-VARIANTS = "balanced", "corrected", "constant", "cosine", "adaptative"  # the last one as the published code spells it
+VARIANTS = (
+    "balanced",
+    "corrected",
+    "constant",
+    "cosine",
+    "adaptative",
+)  # the last one as the published code spells it
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,10 @@ class CLAPSettings(ZSLPSettings):
 
     def check(self):
         if not {"l2"} <= set(self.CONSTRAINT.split("_")) <= {"l2", *VARIANTS}:
-            raise UsageError(f"CONSTRAINT is {self.CONSTRAINT!r}", f"it is l2, or l2 with _{', _'.join(VARIANTS)}")
+            raise UsageError(
+                f"CONSTRAINT is {self.CONSTRAINT!r}",
+                f"it is l2, or l2 with _{', _'.join(VARIANTS)}",
+            )
 
 
 class Prototypes(Head):
@@ -43,7 +52,9 @@ class Prototypes(Head):
         super().__init__()
         self.prototypes = nn.Parameter(torch.zeros(classes, width))
         self.base_text_features = nn.Buffer(torch.zeros(classes, width))
-        self._buffers["logit_scale"] = torch.zeros(())  # CLIP's, in published checkpoints; the class has this name, too
+        self._buffers["logit_scale"] = torch.zeros(
+            ()
+        )  # CLIP's, in published checkpoints; the class has this name, too
 
     def classify(self, image, text, scale):
         return scale * normalize(image) @ normalize(self.prototypes).T
@@ -116,4 +127,6 @@ class CLAP(ZSLP):
 
     def load_run_state(self, state):
         super().load_run_state(state)
-        self.multipliers, self.rho = (state[name].to(self.device) for name in ("multipliers", "rho"))
+        self.multipliers, self.rho = (
+            state[name].to(self.device) for name in ("multipliers", "rho")
+        )

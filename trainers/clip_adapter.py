@@ -24,7 +24,12 @@ class FeatureAdapter(Head):
     def __init__(self, width: int, hidden: int, ratio: float):
         super().__init__()
         self.ratio = ratio
-        layers = nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+        layers = (
+            nn.Linear(width, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, width, bias=False),
+            nn.ReLU(),
+        )
         self.fc = nn.Sequential(*layers)
 
     def classify(self, image, text, scale):

@@ -25,7 +25,11 @@ def learned(clip: CLIP) -> dict[str, str]:
     """The tensors of the CLIP that are learned, each with its name in the official checkpoints."""
     names = [name for name, _ in clip.named_parameters()]
     image = [name for name in names if name.startswith("visual.") and ".ln_" in name]
-    text = [name for name in names if name.startswith("transformer.") and name.endswith(".mlp.c_proj.bias")]
+    text = [
+        name
+        for name in names
+        if name.startswith("transformer.") and name.endswith(".mlp.c_proj.bias")
+    ]
     copies = {name: f"image_encoder.{name.removeprefix('visual.')}" for name in image}
     return copies | {name: f"text_encoder.{name}" for name in text}
 
@@ -46,7 +50,11 @@ class CLIPFit(TaughtTrainer):
         return CopyLearner(self.template(self.teacher_templates), classnames, clip, learned(clip))
 
     def notes(self):
-        return ["PREC amp: the loss is cross-entropy alone, as in the official code"] if self.amp else []
+        return (
+            ["PREC amp: the loss is cross-entropy alone, as in the official code"]
+            if self.amp
+            else []
+        )
 
     def loss(self, output, labels):
         """Cross-entropy, and the distance of the text features from the frozen CLIP's."""

@@ -13,7 +13,14 @@ from .base.settings import MethodSettings
 from .base.steps import SteppedTrainer
 
 # Layers from 0, in towers of 12 layers.
-POSITIONS = {"bottom": (0, 4), "mid": (4, 8), "up": (8, 12), "half-up": (6, 12), "half-bottom": (0, 6), "top3": (9, 12)}
+POSITIONS = {
+    "bottom": (0, 4),
+    "mid": (4, 8),
+    "up": (8, 12),
+    "half-up": (6, 12),
+    "half-bottom": (0, 6),
+    "top3": (9, 12),
+}
 POSITIONS |= {"all": (0, 12)}
 OF_24 = "half-up", "half-bottom", "all"  # these have a meaning in a tower of 24 layers, too
 
@@ -30,10 +37,19 @@ class CLIPLoRASettings(MethodSettings):
     ENCODER: Literal["both", "text", "vision"] = "both"
     POSITION: Literal["all", "bottom", "mid", "up", "half-up", "half-bottom", "top3"] = "all"
     N_ITERS: int = 500
-    ranges = {"R": (1, 1024), "ALPHA": (0, 10_000), "DROPOUT_RATE": (0, 0.95), "N_ITERS": (1, 100_000)}
+    ranges = {
+        "R": (1, 1024),
+        "ALPHA": (0, 10_000),
+        "DROPOUT_RATE": (0, 0.95),
+        "N_ITERS": (1, 100_000),
+    }
 
     def check(self):
-        if not self.PARAMS or not set(self.PARAMS) <= set("qkvo") or len(set(self.PARAMS)) < len(self.PARAMS):
+        if (
+            not self.PARAMS
+            or not set(self.PARAMS) <= set("qkvo")
+            or len(set(self.PARAMS)) < len(self.PARAMS)
+        ):
             raise UsageError(f"PARAMS is {list(self.PARAMS)}", "give some of q, k, v and o")
 
     def lora(self, width: int) -> LoRA:
@@ -53,16 +69,27 @@ class LoRALearner(TemplatePrompts):
             if settings.ENCODER not in ("both", tower):
                 continue
             depth = len(blocks_of(clip))
-            if depth > 12 and settings.POSITION != "all" and (settings.POSITION not in OF_24 or depth != 24):
+            if (
+                depth > 12
+                and settings.POSITION != "all"
+                and (settings.POSITION not in OF_24 or depth != 24)
+            ):
                 what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower has {depth} layers"
-                raise UsageError(what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone")
+                raise UsageError(
+                    what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone"
+                )
             first, end = POSITIONS[settings.POSITION]
             layers = range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
             layers = range(depth) if settings.POSITION == "all" else layers
             self.adapters += [(tower, layer, settings.lora(width_of(clip))) for layer in layers]
         if not self.adapters:
-            raise UsageError(f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}", "its layers do not exist: give all")
-        self.extra_modules = {f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)}
+            raise UsageError(
+                f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}",
+                "its layers do not exist: give all",
+            )
+        self.extra_modules = {
+            f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)
+        }
 
     def install(self, clip: Any) -> None:
         for tower, layer, lora in self.adapters:
@@ -91,12 +118,22 @@ class CLIPLoRA(SteppedTrainer):
         """`weights` has tensors by layer, map and name; `metadata` the settings that say what the layers are."""
         written = of(content).get("metadata")
         if not isinstance(written, dict):
-            raise UsageError(f"{path} is not a LoRA file of CLIP-LoRA's code", "check --model-dir", path)
+            raise UsageError(
+                f"{path} is not a LoRA file of CLIP-LoRA's code", "check --model-dir", path
+            )
         for key in ("r", "alpha", "encoder", "position", "params"):
-            name, here, there = f"TRAINER.CLIPLORA.{key.upper()}", getattr(settings, key.upper()), written.get(key)
+            name, here, there = (
+                f"TRAINER.CLIPLORA.{key.upper()}",
+                getattr(settings, key.upper()),
+                written.get(key),
+            )
             there = sorted(map(str, there)) if isinstance(there, list | tuple) else there
             if there != (sorted(here) if isinstance(here, list) else here):
-                raise UsageError(f"{path} has {key} {there!r:.40}, and {name} is {here}", f"give that {name}", path)
+                raise UsageError(
+                    f"{path} has {key} {there!r:.40}, and {name} is {here}",
+                    f"give that {name}",
+                    path,
+                )
         state = {
             f"{layer}.{part}.{name}": tensor
             for layer, parts in of(of(content).get("weights")).items()

@@ -15,8 +15,17 @@ from .base.settings import MethodSettings
 from .base.steps import LAST_RATE, SteppedTrainer
 
 # Blocks from 0, the same in towers of any depth.
-LAYERS: dict[str, Sequence[int]] = {"all": range(12), "top": range(8, 12), "middle": range(4, 8), "bottom": range(4)}
-LAYERS |= {"top_middle": range(4, 12), "bottom_middle": range(8), "top_bottom": [*range(4), *range(8, 12)]}
+LAYERS: dict[str, Sequence[int]] = {
+    "all": range(12),
+    "top": range(8, 12),
+    "middle": range(4, 8),
+    "bottom": range(4),
+}
+LAYERS |= {
+    "top_middle": range(4, 12),
+    "bottom_middle": range(8),
+    "top_bottom": [*range(4), *range(8, 12)],
+}
 # The maps of a tensor of a block, one above the other: each with its letter in PARAMS and its name in official files.
 MAPS = {
     "attn.in_proj_weight": [("q", "attn.q_proj"), ("k", "attn.k_proj"), ("v", "attn.v_proj")],
@@ -33,7 +42,9 @@ class CLIPSVDSettings(MethodSettings):
     cosine of the learning rate turns back, as in the official program of base-to-new."""
 
     RANK: int | float = 1.0
-    LAYERS: Literal["all", "top", "middle", "bottom", "top_middle", "bottom_middle", "top_bottom"] = "all"
+    LAYERS: Literal[
+        "all", "top", "middle", "bottom", "top_middle", "bottom_middle", "top_bottom"
+    ] = "all"
     ENCODER: Literal["both", "text", "vision"] = "both"
     PARAMS: list[str] = field(default_factory=lambda: ["q", "k", "v", "o", "mlp"])
     N_ITERS: int = 200
@@ -41,7 +52,11 @@ class CLIPSVDSettings(MethodSettings):
 
     def check(self):
         known = {"q", "k", "v", "o", "mlp"}
-        if not self.PARAMS or not set(self.PARAMS) <= known or len(set(self.PARAMS)) < len(self.PARAMS):
+        if (
+            not self.PARAMS
+            or not set(self.PARAMS) <= known
+            or len(set(self.PARAMS)) < len(self.PARAMS)
+        ):
             raise UsageError(f"PARAMS is {list(self.PARAMS)}", "give some of q, k, v, o and mlp")
 
 
@@ -53,7 +68,10 @@ class SpectralLearner(TemplatePrompts):
     def __init__(self, clip: CLIP, classnames: list[str], template: str, settings: CLIPSVDSettings):
         super().__init__(template, classnames, clip)
         self.spectra: dict[str, list[Spectrum | None]] = {}  # by the name of the frozen tensor
-        for tower, blocks in (("text", "transformer.resblocks"), ("vision", "visual.transformer.resblocks")):
+        for tower, blocks in (
+            ("text", "transformer.resblocks"),
+            ("vision", "visual.transformer.resblocks"),
+        ):
             for layer, block in enumerate(clip.get_submodule(blocks)):  # type: ignore[arg-type]
                 here = settings.ENCODER in ("both", tower) and layer in LAYERS[settings.LAYERS]
                 for name, maps in MAPS.items():
@@ -87,7 +105,9 @@ class CLIPSVD(SteppedTrainer):
     def build_prompts(self, clip, classnames):
         require_clip(clip, "CLIPSVD", self.cfg.MODEL.BACKBONE.NAME)
         if (rank := self.settings.RANK) * min(text_width(clip), vision_width(clip)) < 4:
-            raise UsageError(f"TRAINER.CLIPSVD.RANK is {rank}", "raise it: no singular value is left")
+            raise UsageError(
+                f"TRAINER.CLIPSVD.RANK is {rank}", "raise it: no singular value is left"
+            )
         return SpectralLearner(clip, classnames, self.template(), self.settings)
 
     @classmethod
@@ -95,11 +115,18 @@ class CLIPSVD(SteppedTrainer):
         weights = content.get("weights") if isinstance(content, dict) else None
         if not isinstance(weights, dict):
             raise UsageError(f"{path} is not a file of CLIP-SVD's code", "check --model-dir", path)
-        return {"state_dict": {key: value for key, value in weights.items() if key.endswith(".vector_S")}, "epoch": 0}
+        return {
+            "state_dict": {
+                key: value for key, value in weights.items() if key.endswith(".vector_S")
+            },
+            "epoch": 0,
+        }
 
     @property
     def steps(self) -> int:
         return super().steps or self.max_epoch * len(self.dm.train_loader_x)
 
     def build_schedule(self, optimizer):
-        return CosineAnnealingLR(optimizer, self.steps if self.settings.N_ITERS else self.max_epoch, LAST_RATE)
+        return CosineAnnealingLR(
+            optimizer, self.steps if self.settings.N_ITERS else self.max_epoch, LAST_RATE
+        )

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from clip import TextPrompts
 
 from .base import PromptTrainer
-from .base.prompts import TemplatePrompts, check_words, sentence_context, text_width, unused_n_ctx, zeros_and_words
+from .base.prompts import (
+    TemplatePrompts,
+    check_words,
+    sentence_context,
+    text_width,
+    unused_n_ctx,
+    zeros_and_words,
+)
 from .base.settings import MethodSettings
 
 
@@ -34,7 +41,11 @@ class CoCoOpPrompts(TemplatePrompts):
         super().__init__("{}.", classnames, clip, " ".join([*words, ""]))
         width, joint = text_width(clip), clip.visual.output_dim
         self.ctx = ctx
-        layers = {"linear1": nn.Linear(joint, joint // 16), "relu": nn.ReLU(), "linear2": nn.Linear(joint // 16, width)}
+        layers = {
+            "linear1": nn.Linear(joint, joint // 16),
+            "relu": nn.ReLU(),
+            "linear2": nn.Linear(joint // 16, width),
+        }
         self.meta_net = nn.Sequential(OrderedDict(layers))
 
     def text(self, image_features: Tensor) -> TextPrompts:
@@ -53,7 +64,9 @@ class CoCoOp(PromptTrainer):
     def build_prompts(self, clip, classnames):
         if (given := self.settings.CTX_INIT) is True:
             return CoCoOpPrompts(clip, classnames, *zeros_and_words(self, clip))
-        return CoCoOpPrompts(clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or ""))
+        return CoCoOpPrompts(
+            clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or "")
+        )
 
     def notes(self):
         return unused_n_ctx(self)

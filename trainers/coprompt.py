@@ -33,7 +33,12 @@ class Adapter(nn.Module):
     def __init__(self, width: int, share: float):
         super().__init__()
         self.share, hidden = share, max(1, width // 4)
-        layers = nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+        layers = (
+            nn.Linear(width, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, width, bias=False),
+            nn.ReLU(),
+        )
         self.fc = nn.Sequential(*layers)
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -71,7 +76,10 @@ class CoPrompt(CoupledTrainer):
 
     def build_prompts(self, clip, classnames):
         learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
-        learner.extra_modules = {"adapter_image": Adapter(width, IMAGE), "adapter_text": Adapter(width, TEXT)}
+        learner.extra_modules = {
+            "adapter_image": Adapter(width, IMAGE),
+            "adapter_text": Adapter(width, TEXT),
+        }
         return learner
 
     @cached_property
@@ -87,7 +95,11 @@ class CoPrompt(CoupledTrainer):
     @cached_property
     def teacher_texts(self) -> Tensor:
         """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of the n-th sentence of each class."""
-        texts = [text for of_all_classes in zip(*self.teacher.texts, strict=True) for text in of_all_classes]
+        texts = [
+            text
+            for of_all_classes in zip(*self.teacher.texts, strict=True)
+            for text in of_all_classes
+        ]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = normalize(encode_texts(self.model.frozen, texts, self.device))
         return features.unflatten(0, (-1, len(self.class_names)))

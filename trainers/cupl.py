@@ -36,4 +36,6 @@ class CuPL(TextsTrainer):
         written = {plain(name): name for name in self.sentences}
         names = [written.get(name, name) for name in self.class_names]
         more = ([template.replace("{}", name) for template in templates] for name in names)
-        return [[*sentences, *others] for sentences, others in zip(super().texts(), more, strict=True)]
+        return [
+            [*sentences, *others] for sentences, others in zip(super().texts(), more, strict=True)
+        ]

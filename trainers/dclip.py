@@ -33,7 +33,9 @@ class DCLIP(TextsTrainer):
         own = {plain(name): texts or [""] for name, texts in self.sentences.items()}
         return [
             [self.text(name, descriptor) for descriptor in own[name]] if name in own else rest
-            for name, rest in zip(self.class_names, self.class_sentences(self.sentence), strict=True)
+            for name, rest in zip(
+                self.class_names, self.class_sentences(self.sentence), strict=True
+            )
         ]
 
     def text(self, name: str, descriptor: str) -> str:

@@ -16,7 +16,9 @@ from .base.prompted import Output, normalize
 from .base.settings import Accepts, MethodSettings
 
 FILMS, HEAD = ("film_lp_img", "film_lp_text"), "linear_probe_proj"
-FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {"MaPLe": "MultiModalPromptLearner"}  # published
+FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {
+    "MaPLe": "MultiModalPromptLearner"
+}  # published
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
         return model.logits(normalize(image), normalize(film_text(text)))
     if labels is None:
         return model.linear_probe_proj(image)
-    own = text[labels] if text.dim() == 2 else text[torch.arange(len(labels), device=text.device), labels]
+    own = (
+        text[labels]
+        if text.dim() == 2
+        else text[torch.arange(len(labels), device=text.device), labels]
+    )
     return model.linear_probe_proj(torch.cat([film_text(own), image]))
 
 
@@ -49,8 +55,12 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
-    inner = "prompt_learner." if base.saves_learner else ""  # of names that are those in the learner alone
-    prompts = [f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published]  # CoOp's, too
+    inner = (
+        "prompt_learner." if base.saves_learner else ""
+    )  # of names that are those in the learner alone
+    prompts = [
+        f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published
+    ]  # CoOp's, too
 
     @dataclass(frozen=True)
     class Settings(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
@@ -60,18 +70,33 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
 
         dept: DePTSettings
 
-        def output(self, images: Tensor | ImageOutput, text_feature: Tensor | None = None) -> Output:
+        def output(
+            self, images: Tensor | ImageOutput, text_feature: Tensor | None = None
+        ) -> Output:
             output = super().output(images, text_feature)
             if self.training or not self.classes_learned:
                 return output
-            head, weight = head_logits(self, output), self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0
+            head, weight = (
+                head_logits(self, output),
+                self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0,
+            )
             return replace(output, logits=torch.lerp(output.logits, head, weight))
 
     class Trainer(base):  # type: ignore[valid-type, misc]
         __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
-        published_sections = (*base.published_sections, "TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
-        published = (*prompts, *(f"{name}.*" for name in (*FILMS, HEAD))) if base.__name__ in FILES else ()
-        published_unused = (*(f"prompt_learner.{name}" for name in base.published_unused), "meta_net.*")
+        published_sections = (
+            *base.published_sections,
+            "TRAINER.LINEAR_PROBE",
+            "TRAINER.FILM",
+            "TRAINER.DEPT",
+        )
+        published = (
+            (*prompts, *(f"{name}.*" for name in (*FILMS, HEAD))) if base.__name__ in FILES else ()
+        )
+        published_unused = (
+            *(f"prompt_learner.{name}" for name in base.published_unused),
+            "meta_net.*",
+        )
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
@@ -80,7 +105,9 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         def build_prompts(self, clip, classnames):
             learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
             new = {name: FiLM(width) for name in FILMS if self.settings.LINEAR_PROBE}
-            head = {HEAD: nn.Linear(width, len(classnames))} if self.settings.TYPE == "linear" else {}
+            head = (
+                {HEAD: nn.Linear(width, len(classnames))} if self.settings.TYPE == "linear" else {}
+            )
             learner.extra_modules = {**learner.extra_modules, **new, **head}
             return learner
 
@@ -112,9 +139,15 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
 
         def loss(self, output, labels):
             loss, parts = super().loss(output, labels)
-            ce, logits = nn.functional.cross_entropy(output.logits, labels), head_logits(self.model, output, labels)
+            ce, logits = (
+                nn.functional.cross_entropy(output.logits, labels),
+                head_logits(self.model, output, labels),
+            )
             head = nn.functional.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
-            return loss + self.settings.WEIGHT * (head - ce), parts | {"loss_ce": ce, "loss_head": head}
+            return loss + self.settings.WEIGHT * (head - ce), parts | {
+                "loss_ce": ce,
+                "loss_head": head,
+            }
 
     Trainer.Settings, Trainer.Model = Settings, Model
     return Trainer

@@ -52,7 +52,9 @@ class Gaussians(Head):
 
 def inverse(covariance: Tensor) -> Tensor:
     """The pseudo-inverse (d, d). Eigenvalues below the rounding error of fp32, as in the official code, count as 0."""
-    return torch.linalg.pinv(covariance, rtol=len(covariance) * torch.finfo(torch.float32).eps, hermitian=True)
+    return torch.linalg.pinv(
+        covariance, rtol=len(covariance) * torch.finfo(torch.float32).eps, hermitian=True
+    )
 
 
 def shrunk_inverse(covariance: Tensor, n: int) -> Tensor:
@@ -69,7 +71,9 @@ class GDA(FittedTrainer):
     transfers = True
     saved_as = "gda"
     of_learned_classes = ("W", "b")
-    spec = FeatureSpec(SEVEN, row_tensors=("rows",), chosen={"ALPHA": "1.0"}, trials=len(ALPHAS), needs_all=True)
+    spec = FeatureSpec(
+        SEVEN, row_tensors=("rows",), chosen={"ALPHA": "1.0"}, trials=len(ALPHAS), needs_all=True
+    )
 
     def build_head(self, classes, width, rows):
         return Gaussians(classes, width)
@@ -83,7 +87,10 @@ class GDA(FittedTrainer):
         auto = "few_shots" if self.cfg.DATASET.SUBSAMPLE_CLASSES == "all" else "base2new"
         if (auto if self.settings.SETTING == "auto" else self.settings.SETTING) == "base2new":
             if len(rows) < self.settings.K or min(map(len, of_class)) < 2:
-                raise UsageError(f"GDA has {len(rows)} views of images", "lower TRAINER.GDA.K, or raise AUGMENT_EPOCH")
+                raise UsageError(
+                    f"GDA has {len(rows)} views of images",
+                    "lower TRAINER.GDA.K, or raise AUGMENT_EPOCH",
+                )
             precision = inverse(torch.stack([part.T.cov() for part in of_class]).mean(dim=0))
             self.head.rows = rows.float()
         else:
@@ -92,8 +99,12 @@ class GDA(FittedTrainer):
 
     def fit(self, support):
         if not self.settings.ALPHA:
-            self.head.alpha.fill_(max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1]))
-            print(f"{self.correct()} of {len(self.val[1])} validation images with alpha {self.head.alpha:g}")
+            self.head.alpha.fill_(
+                max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1])
+            )
+            print(
+                f"{self.correct()} of {len(self.val[1])} validation images with alpha {self.head.alpha:g}"
+            )
 
     def after_load(self, classes):
         if not classes.same and len(classes.labels) < len(self.class_names):

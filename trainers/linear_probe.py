@@ -14,7 +14,9 @@ from common.errors import UsageError
 from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer
 from .base.head import Head
 
-TRIALS = 7 + 2 + 6  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
+TRIALS = (
+    7 + 2 + 6
+)  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def fit(features: np.ndarray, labels: np.ndarray, c: float):
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a weak penalty may need more steps: the search does not choose it then
+        warnings.simplefilter(
+            "ignore"
+        )  # a weak penalty may need more steps: the search does not choose it then
         return LogisticRegression(C=c, max_iter=1000).fit(features, labels)
 
 
@@ -84,14 +88,18 @@ class LinearProbe(FittedTrainer):
 
     def build_head(self, classes, width, rows):
         if classes < 2:
-            raise UsageError(f"LinearProbe has {classes} class to choose from", "give it two or more")
+            raise UsageError(
+                f"LinearProbe has {classes} class to choose from", "give it two or more"
+            )
         return ProbeWeights(classes, width)
 
     def fit(self, support):
         features, labels = support.rows.cpu().numpy(), support.row_labels.cpu().numpy()
         c = self.settings.C or self.choose_c(features, labels)
         probe = fit(features, labels, c)
-        weight, bias = (torch.from_numpy(array).float() for array in (probe.coef_, probe.intercept_))
+        weight, bias = (
+            torch.from_numpy(array).float() for array in (probe.coef_, probe.intercept_)
+        )
         if len(bias) == 1:  # of two classes scikit-learn has the second one's only
             weight, bias = (torch.cat([0 * tensor, tensor]) for tensor in (weight, bias))
         self.head.load_state_dict({"weight": weight, "bias": bias})

@@ -23,7 +23,9 @@ class LoCoOpSettings(ContextSettings):
     def check(self):
         super().check()
         if self.TOPK > 1 and int(self.TOPK) != self.TOPK:
-            raise UsageError(f"TOPK is {self.TOPK}", "give a number of classes, or a share of them below 1")
+            raise UsageError(
+                f"TOPK is {self.TOPK}", "give a number of classes, or a share of them below 1"
+            )
 
 
 @TRAINER_REGISTRY.register()
@@ -35,13 +37,19 @@ class LoCoOp(ContextTrainer):
     def finish_model(self):
         if not has_local_features(self.model.clip):
             what = f"LoCoOp reads features of patches, which {self.cfg.MODEL.BACKBONE.NAME} has none of"
-            raise UsageError(what, "choose a backbone with a vision transformer or CLIP's ResNet, or CoOp")
+            raise UsageError(
+                what, "choose a backbone with a vision transformer or CLIP's ResNet, or CoOp"
+            )
         self.model.read = ("local",)
 
     def check_training(self):
         if self.topk > len(self.class_names):
-            what = f"TRAINER.LOCOOP.TOPK is {self.topk}, and there are {len(self.class_names)} classes"
-            raise UsageError(what, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them")
+            what = (
+                f"TRAINER.LOCOOP.TOPK is {self.topk}, and there are {len(self.class_names)} classes"
+            )
+            raise UsageError(
+                what, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them"
+            )
 
     @property
     def topk(self) -> int:
@@ -52,7 +60,9 @@ class LoCoOp(ContextTrainer):
         """Cross-entropy, minus LAMBDA times the mean entropy of the patches outside the class (Eqs. 3-5)."""
         local = local_logits(self.model, output).flatten(0, 1)  # (B M, C)
         patches = len(local) // len(labels)
-        of_class = local.topk(self.topk, dim=1).indices == labels.repeat_interleave(patches)[:, None]
+        of_class = (
+            local.topk(self.topk, dim=1).indices == labels.repeat_interleave(patches)[:, None]
+        )
         outside = ~of_class.any(dim=1)
         p = local.softmax(dim=1)
         entropies = -(p * (p + 1e-5).log()).sum(dim=1)

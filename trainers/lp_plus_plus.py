@@ -24,7 +24,12 @@ class LPPlusPlusSettings(ChoosingSettings):
     STEPS: int = 300
     STEP: int = 0
     ALPHA_EVERY: int = 10
-    ranges = {"AUGMENT_EPOCH": (1, 1), "STEPS": (1, 1_000_000), "STEP": (0, 1_000_000), "ALPHA_EVERY": (1, 1_000_000)}
+    ranges = {
+        "AUGMENT_EPOCH": (1, 1),
+        "STEPS": (1, 1_000_000),
+        "STEP": (0, 1_000_000),
+        "ALPHA_EVERY": (1, 1_000_000),
+    }
 
     def check(self):
         if self.STEP > self.STEPS:

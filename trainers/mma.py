@@ -27,7 +27,9 @@ class MMASettings(MethodSettings):
 
     def check(self):
         if self.ADAPTER_START > self.ADAPTER_END:
-            raise UsageError(f"ADAPTER_START is {self.ADAPTER_START}", f"the last block is {self.ADAPTER_END}")
+            raise UsageError(
+                f"ADAPTER_START is {self.ADAPTER_START}", f"the last block is {self.ADAPTER_END}"
+            )
 
 
 class Bottleneck(nn.Module):
@@ -65,7 +67,9 @@ class MMALearner(TemplatePrompts):
         blocks = [str(block) for block in range(settings.ADAPTER_START, settings.ADAPTER_END + 1)]
         widths = {"text_adapter": text_width(clip), "visual_adapter": vision_width(clip)}
         for name, width in widths.items():
-            self.add_module(name, nn.ModuleDict({block: Bottleneck(width, dim) for block in blocks}))
+            self.add_module(
+                name, nn.ModuleDict({block: Bottleneck(width, dim) for block in blocks})
+            )
         shared = {block: nn.Sequential(nn.Linear(dim, dim), nn.ReLU()) for block in blocks}
         self.shared_adapter = nn.ModuleDict(shared)
         for name, parameter in self.named_parameters():
@@ -101,5 +105,7 @@ class MMA(PromptTrainer):
         blocks = min(len(text_blocks(clip)), len(image_blocks(clip)))
         last = self.settings.ADAPTER_END
         if blocks < last:
-            raise UsageError(f"TRAINER.MMA.ADAPTER_END is {last}", f"this backbone has {blocks} blocks")
+            raise UsageError(
+                f"TRAINER.MMA.ADAPTER_END is {last}", f"this backbone has {blocks} blocks"
+            )
         return MMALearner(clip, classnames, self.settings)

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from clip import is_vit
 from common.errors import UsageError
 
-from .base.representations import RepresentationPrompts, RepresentationSettings, RepresentationTrainer
+from .base.representations import (
+    RepresentationPrompts,
+    RepresentationSettings,
+    RepresentationTrainer,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class SharedMap(nn.Module):
         super().__init__()
         start = nn.Linear(inputs, outputs)
         self.weight, bias = start.weight, start.bias.detach()
-        self.srra = nn.ModuleList(LowRank(outputs, rank, inputs, bias=bias.clone()) for _ in range(layers))
+        self.srra = nn.ModuleList(
+            LowRank(outputs, rank, inputs, bias=bias.clone()) for _ in range(layers)
+        )
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """(n, inputs) -> the tokens (n, outputs) of each layer."""

@@ -11,7 +11,15 @@ from clip import Edit, Schedule, TextPrompts, image_blocks, prompt_lengths
 
 from .base import PromptTrainer, require_vit
 from .base.compat import COUPLED
-from .base.prompts import TemplatePrompts, check_depth, gaussian, mapped, text_width, vision_width, word_embeddings
+from .base.prompts import (
+    TemplatePrompts,
+    check_depth,
+    gaussian,
+    mapped,
+    text_width,
+    vision_width,
+    word_embeddings,
+)
 from .base.settings import MethodSettings, PerLayer
 
 
@@ -50,17 +58,33 @@ class MPLPrompts(TemplatePrompts):
             of those present are removed before that.
     """
 
-    def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, adds: list[int], removes: list[int]):
+    def __init__(
+        self,
+        clip,
+        classnames: list[str],
+        n_ctx: int,
+        ctx_init: str,
+        adds: list[int],
+        removes: list[int],
+    ):
         words = f"{'X ' * n_ctx}{ctx_init.replace('_', ' ')} "
         super().__init__("{}.", classnames, clip, words)
         self.n_ctx, self.adds, self.removes = n_ctx, adds, removes
         self.ctx = word_embeddings(clip, words, n_ctx)
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
-        self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in adds)
+        self.compound_prompts_text = nn.ParameterList(
+            gaussian(n_ctx, text_width(clip)) for _ in adds
+        )
         # The coupling functions, all copies of one initialisation; names are `txt2img_proj.<which>.<layer - 1>`.
         coupling = nn.Linear(text_width(clip), vision_width(clip))
         self.txt2img_proj = nn.ModuleList(
-            nn.ModuleDict({str(layer): deepcopy(coupling) for layer, count in enumerate(adds) if which < count})
+            nn.ModuleDict(
+                {
+                    str(layer): deepcopy(coupling)
+                    for layer, count in enumerate(adds)
+                    if which < count
+                }
+            )
             for which in range(max(adds, default=0))
         )
 
@@ -71,8 +95,14 @@ class MPLPrompts(TemplatePrompts):
     def vision(self) -> Schedule:
         projections: Any = self.txt2img_proj
         keys = [str(layer) for layer in range(len(self.adds))]
-        maps = [[which[key] for which in projections if key in which] for key in keys]  # of each layer
-        contexts = [ctx for ctx, of_layer in zip(self.compound_prompts_text, maps, strict=True) for _ in of_layer]
+        maps = [
+            [which[key] for which in projections if key in which] for key in keys
+        ]  # of each layer
+        contexts = [
+            ctx
+            for ctx, of_layer in zip(self.compound_prompts_text, maps, strict=True)
+            for _ in of_layer
+        ]
         first, *others = mapped([self.proj, *chain(*maps)], [self.ctx, *contexts])
         schedule, new = [Edit(add=first)], iter(others)
         for of_layer, remove in zip(maps, self.removes, strict=True):

@@ -28,7 +28,9 @@ class MTA(ViewsTrainer):
     Settings = MTASettings
 
     def answer(self, features, state):
-        mode, _ = mean_shift(features, self.logits(features), self.settings.LAMBDA_Y, self.settings.LAMBDA_Q)
+        mode, _ = mean_shift(
+            features, self.logits(features), self.settings.LAMBDA_Y, self.settings.LAMBDA_Q
+        )
         return self.logits(mode[None])[0]
 
 
@@ -36,14 +38,18 @@ def bandwidths(features: Tensor) -> Tensor:
     """(views, joint) -> (views,): h^2 of each view, half the mean squared distance to its nearest ones."""
     nearest = max(1, int(NEIGHBOURS * (len(features) - 1)))
     squared = squared_distances(features, features)
-    return squared.sort(dim=1).values[:, 1 : 1 + nearest].mean(dim=1) / 2  # the first is the view itself
+    return (
+        squared.sort(dim=1).values[:, 1 : 1 + nearest].mean(dim=1) / 2
+    )  # the first is the view itself
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-def mean_shift(features: Tensor, logits: Tensor, lambda_y: float, lambda_q: float) -> tuple[Tensor, Tensor]:
+def mean_shift(
+    features: Tensor, logits: Tensor, lambda_y: float, lambda_q: float
+) -> tuple[Tensor, Tensor]:
     """The mode (joint,), of unit length, and the inlierness of each view, (views,).
 
     Args:
@@ -54,7 +60,10 @@ def mean_shift(features: Tensor, logits: Tensor, lambda_y: float, lambda_q: floa
     mode, inlierness = features[0], torch.full_like(features[:, 0], 1 / len(features))
     if len(features) == 1:
         return mode, inlierness
-    p, width = logits.softmax(dim=1), 2 * bandwidths(features).clamp(min=torch.finfo(features.dtype).tiny)
+    p, width = (
+        logits.softmax(dim=1),
+        2 * bandwidths(features).clamp(min=torch.finfo(features.dtype).tiny),
+    )
     agreement = p @ p.T
 
     def density(mode: Tensor) -> Tensor:

@@ -25,7 +25,10 @@ class ProGradSettings(ContextSettings):
     def check(self):
         super().check()
         if self.NAME != "prograd":  # the published code has others, and this key to choose one
-            raise UsageError(f"NAME is {self.NAME!r}", "the loss of ProGrad is prograd; for cross-entropy use CoOp")
+            raise UsageError(
+                f"NAME is {self.NAME!r}",
+                "the loss of ProGrad is prograd; for cross-entropy use CoOp",
+            )
 
 
 @TRAINER_REGISTRY.register()
@@ -35,11 +38,15 @@ class ProGrad(TaughtTrainer, ContextTrainer):
     Settings = ProGradSettings
     published_sections = ("TRAINER.COOP", "LOSS")
     teacher_templates = WORDS_FIRST
-    caveat = "its published settings are for RN50, and its published base-to-new results have 4 shots"
+    caveat = (
+        "its published settings are for RN50, and its published base-to-new results have 4 shots"
+    )
 
     def start(self, clip, classes):
         """With CTX_INIT the last vectors start from its words, one for each, and those before them from zero."""
-        return zeros_and_words(self, clip) if self.settings.CTX_INIT else super().start(clip, classes)
+        return (
+            zeros_and_words(self, clip) if self.settings.CTX_INIT else super().start(clip, classes)
+        )
 
     def loss(self, output, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions as targets."""
@@ -47,7 +54,9 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         # With PREC amp the teacher computes in fp32. With fp16 it is the fp16 CLIP; that of the published code is fp32.
         with torch.autocast(logits.device.type, enabled=False):
             image = self.teacher.image_features(output.images) if self.amp else output.image
-            teacher = F.softmax(model.logits(image, self.teacher.text_features) / temperature, dim=1)
+            teacher = F.softmax(
+                model.logits(image, self.teacher.text_features) / temperature, dim=1
+            )
             kl = temperature**2 * F.cross_entropy(logits / temperature, teacher)
             xe = F.cross_entropy(logits, labels)
         return xe, {"loss_xe": xe, "loss_kl": kl}
@@ -60,7 +69,9 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         """
         learned, opposed = list(self.model.parameters()), []
         of_loss = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
-        general = torch.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned, materialize_grads=True)
+        general = torch.autograd.grad(
+            self.scaler.scale(parts["loss_kl"]), learned, materialize_grads=True
+        )
         for parameter, a, b in zip(learned, of_loss, general, strict=True):
             product = (a * b).sum()
             opposed.append(product < 0)

@@ -29,12 +29,23 @@ class ProKeRSettings(ChoosingSettings):
     def check(self):
         for key in ("GRID_BETA", "GRID_LAMBDA"):
             grid = getattr(self, key)
-            if len(grid) != 3 or not all(0 < value <= 10_000 for value in grid) or type(grid[2]) is not int:
-                raise UsageError(f"{key} is {grid}", "give the first and the last value and their number: [0.5, 3, 20]")
+            if (
+                len(grid) != 3
+                or not all(0 < value <= 10_000 for value in grid)
+                or type(grid[2]) is not int
+            ):
+                raise UsageError(
+                    f"{key} is {grid}",
+                    "give the first and the last value and their number: [0.5, 3, 20]",
+                )
 
     def values(self, key: str) -> list[float]:
         """Those of BETA or LAMBDA to try: the given one alone, or all of its grid."""
-        return [given] if (given := getattr(self, key)) else torch.linspace(*getattr(self, f"GRID_{key}")).tolist()
+        return (
+            [given]
+            if (given := getattr(self, key))
+            else torch.linspace(*getattr(self, f"GRID_{key}")).tolist()
+        )
 
 
 class KernelRegression(Head):
@@ -48,7 +59,10 @@ class KernelRegression(Head):
 
     def __init__(self, classes: int, width: int, rows: int):
         super().__init__()
-        self.rows, self.values = nn.Buffer(torch.zeros(rows, width)), nn.Buffer(torch.zeros(rows, classes))
+        self.rows, self.values = (
+            nn.Buffer(torch.zeros(rows, width)),
+            nn.Buffer(torch.zeros(rows, classes)),
+        )
         self.beta, self.lambda_ = nn.Buffer(torch.ones(())), nn.Buffer(torch.ones(()))
         self.coefficients = nn.Buffer(torch.zeros(rows, classes), persistent=False)
 
@@ -81,7 +95,9 @@ class ProKeR(FittedTrainer):
     transfers = True  # new classes have the label 0 for all training images
     saved_as = "proker"
     of_learned_classes = ("values",)
-    spec = FeatureSpec(SEVEN, row_tensors=("rows", "values"), chosen={"BETA": "2.0", "LAMBDA": "0.1"})
+    spec = FeatureSpec(
+        SEVEN, row_tensors=("rows", "values"), chosen={"BETA": "2.0", "LAMBDA": "0.1"}
+    )
 
     @property
     def trials(self) -> int:
@@ -96,14 +112,23 @@ class ProKeR(FittedTrainer):
             what = f"ProKeR has {len(support.rows):,} views of images, and solves an equation of as many unknowns"
             raise UsageError(what, f"lower TRAINER.PROKER.AUGMENT_EPOCH: {MOST_ROWS:,} is the most")
         self.head.rows.data = normalize(support.rows)
-        self.head.values.data = torch.eye(self.head.values.shape[1], device=self.device)[support.row_labels]
-        self.head.solve(self.model.class_texts, *(self.settings.values(key)[0] for key in ("BETA", "LAMBDA")))
+        self.head.values.data = torch.eye(self.head.values.shape[1], device=self.device)[
+            support.row_labels
+        ]
+        self.head.solve(
+            self.model.class_texts, *(self.settings.values(key)[0] for key in ("BETA", "LAMBDA"))
+        )
 
     def finish(self) -> None:
         """BETA and LAMBDA: the first of the best, with beta in the outer loop."""
         if self.trials == 1:
             return
-        head, text, image, labels, best = self.head, self.model.class_texts, *self.val, (-1, 0.0, 0.0)
+        head, text, image, labels, best = (
+            self.head,
+            self.model.class_texts,
+            *self.val,
+            (-1, 0.0, 0.0),
+        )
         image = normalize(image)
         zero_shot, residual = image @ text.T, head.residual(text)
         for beta in self.settings.values("BETA"):
@@ -111,10 +136,16 @@ class ProKeR(FittedTrainer):
             eigenvalues, vectors = torch.linalg.eigh(head.kernel(head.rows, beta).double())
             left, right = head.kernel(image, beta).double() @ vectors, vectors.T @ residual
             for lambda_ in self.settings.values("LAMBDA"):
-                answers = (zero_shot + left * (lambda_ / (eigenvalues + lambda_)) @ right).argmax(dim=1)
-                best = max(best, (int((answers == labels).sum()), beta, lambda_), key=lambda cell: cell[0])
+                answers = (zero_shot + left * (lambda_ / (eigenvalues + lambda_)) @ right).argmax(
+                    dim=1
+                )
+                best = max(
+                    best, (int((answers == labels).sum()), beta, lambda_), key=lambda cell: cell[0]
+                )
         head.solve(text, *best[1:])
-        print(f"{best[0]} of {len(labels)} validation images with beta {best[1]:.4g}, lambda {best[2]:.4g}")
+        print(
+            f"{best[0]} of {len(labels)} validation images with beta {best[1]:.4g}, lambda {best[2]:.4g}"
+        )
 
     def after_load(self, classes):
         self.head.solve(self.model.class_texts, self.head.beta, self.head.lambda_)

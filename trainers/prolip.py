@@ -20,7 +20,9 @@ from .base.projection import LinearAdapter, ProjectedCLIP, Projection
 from .base.steps import shots_of
 
 # Learning rates and weights of the variant with validation, in its order
-GRID = list(product([10.0**-power for power in range(2, 9)], [10.0, 1.0, 0.1, 0.01, 0.001, 0.0001, 0.0]))
+GRID = list(
+    product([10.0**-power for power in range(2, 9)], [10.0, 1.0, 0.1, 0.01, 0.001, 0.0001, 0.0])
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class ProLIPSettings(FeatureSettings):
 
     def check(self):
         if self.FEATURES_OF:
-            raise UsageError("FEATURES_OF is given", "leave it out: the features are those before CLIP's projection")
+            raise UsageError(
+                "FEATURES_OF is given",
+                "leave it out: the features are those before CLIP's projection",
+            )
 
     def weight(self, shots: int) -> float:
         """LAMBDA for this many images of each class."""
@@ -60,7 +65,9 @@ class ProLIP(FittedTrainer):
     def build_prompts(self, clip, classnames):
         if not (is_vit(clip) or isinstance(clip.visual, ModifiedResNet)):
             what = f"{type(self).__name__} needs one of CLIP's own image towers"
-            raise UsageError(f"{what}, and {self.cfg.MODEL.BACKBONE.NAME} has another", "choose another backbone")
+            raise UsageError(
+                f"{what}, and {self.cfg.MODEL.BACKBONE.NAME} has another", "choose another backbone"
+            )
         return self.kind_of_head(clip)
 
     def start(self, support):
@@ -76,20 +83,33 @@ class ProLIP(FittedTrainer):
 
     @property
     def chosen_keys(self):
-        return [f"TRAINER.{self.section()}.LAMBDA", "OPTIM.LR"] if self.settings.LAMBDA == "validation" else []
+        return (
+            [f"TRAINER.{self.section()}.LAMBDA", "OPTIM.LR"]
+            if self.settings.LAMBDA == "validation"
+            else []
+        )
 
     def loss(self, output, labels):
         """Cross-entropy, and LAMBDA times the squared change."""
-        parts = {"loss_ce": F.cross_entropy(output.logits, labels), "loss_squares": self.head.squares()}
+        parts = {
+            "loss_ce": F.cross_entropy(output.logits, labels),
+            "loss_squares": self.head.squares(),
+        }
         weight = self.settings.weight(shots_of(self)) if self.tried is None else self.tried
         return parts["loss_ce"] + weight * parts["loss_squares"], parts
 
     def fit(self, support: Support) -> None:
         """Learn with the given values or, each time from the start, with all of GRID: the first of the best stays."""
         if not self.chosen_keys:
-            print(", ".join(f"{name} {float(value):.4f}" for name, value in self.learn(support).items()))
+            print(
+                ", ".join(
+                    f"{name} {float(value):.4f}" for name, value in self.learn(support).items()
+                )
+            )
             return
-        optimiser, schedule, start = (deepcopy(x.state_dict()) for x in (self.optim, self.sched, self.head))
+        optimiser, schedule, start = (
+            deepcopy(x.state_dict()) for x in (self.optim, self.sched, self.head)
+        )
         best = -1
         for rate, self.tried in GRID:
             self.head.load_state_dict(start)

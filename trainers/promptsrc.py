@@ -31,7 +31,10 @@ def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
     density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
     total = sum(density)
     if total == 0:
-        raise UsageError(f"TRAINER.PROMPTSRC.GPA_MEAN {mean} is far from all {epochs} epochs", "choose one of them")
+        raise UsageError(
+            f"TRAINER.PROMPTSRC.GPA_MEAN {mean} is far from all {epochs} epochs",
+            "choose one of them",
+        )
     return [value / total for value in density]
 
 
@@ -44,15 +47,22 @@ class PromptSRC(TwoTowerTrainer):
 
     def build_model(self):
         super().build_model()
-        self.gpa_weights = gpa_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
+        self.gpa_weights = gpa_weights(
+            self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD
+        )
         self.gpa_weight = 0.0
-        self.gpa_sum = {name: torch.zeros_like(value) for name, value in self.model.state_dict().items()}
+        self.gpa_sum = {
+            name: torch.zeros_like(value) for name, value in self.model.state_dict().items()
+        }
         self.teacher = Teacher(self.model, self.class_sentences(*TEMPLATES))
 
     def loss(self, output, labels):
         """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs. 3-6)."""
         logits, settings = output.logits, self.settings
-        teacher_image, teacher_text = self.teacher.image_features(output.images), self.teacher.text_features
+        teacher_image, teacher_text = (
+            self.teacher.image_features(output.images),
+            self.teacher.text_features,
+        )
         teacher_logits = self.model.logits(teacher_image, teacher_text)
         ours, teacher = F.log_softmax(logits, dim=1), F.log_softmax(teacher_logits, dim=1)
         parts = {
@@ -71,8 +81,12 @@ class PromptSRC(TwoTowerTrainer):
             self.gpa_sum[name] += weight * value
         if self.epoch + 1 == self.max_epoch:
             if self.gpa_weight < 0.999:  # resumed from a checkpoint that did not hold the sum
-                print(f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, averaging those")
-                self.gpa_sum = {name: value / self.gpa_weight for name, value in self.gpa_sum.items()}
+                print(
+                    f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, averaging those"
+                )
+                self.gpa_sum = {
+                    name: value / self.gpa_weight for name, value in self.gpa_sum.items()
+                }
             self.model.load_state_dict(self.gpa_sum)
         super().after_epoch()
 

@@ -46,9 +46,16 @@ class SSText(FittedTrainer):
         return TextWeights(classes, width)
 
     def start(self, support: Support) -> None:
-        text, rows, labels, scale = self.model.class_texts, support.rows, support.row_labels, self.model.scale
+        text, rows, labels, scale = (
+            self.model.class_texts,
+            support.rows,
+            support.row_labels,
+            self.model.scale,
+        )
         sums = torch.zeros_like(text).index_add_(0, labels, rows)
-        strength = len(rows) * self.penalties(support).clamp(min=LEAST)  # of the text against the images
+        strength = len(rows) * self.penalties(support).clamp(
+            min=LEAST
+        )  # of the text against the images
         weight = text + scale * sums / strength[:, None]
         if self.settings.RULE == "SStext+":
             weight = weight - normalize(2 * weight - weight.mean(dim=0))
@@ -59,9 +66,14 @@ class SSText(FittedTrainer):
         text, rows, labels = self.model.class_texts, support.rows, support.row_labels
         counts = labels.bincount(minlength=len(text))
         if self.settings.RULE in ("SStext", "fixed"):
-            return torch.full_like(text[:, 0], 1 / len(rows) if self.settings.RULE == "SStext" else FIXED)
+            return torch.full_like(
+                text[:, 0], 1 / len(rows) if self.settings.RULE == "SStext" else FIXED
+            )
         if self.settings.RULE in ("SStext+", "by_shots"):
             return 1 / counts
         p = (self.model.scale * normalize(rows) @ normalize(text).T).softmax(dim=1)
-        means = torch.zeros_like(text[:, 0]).index_add_(0, labels, p[torch.arange(len(rows)), labels]) / counts
+        means = (
+            torch.zeros_like(text[:, 0]).index_add_(0, labels, p[torch.arange(len(rows)), labels])
+            / counts
+        )
         return torch.where(counts > 0, means, means[counts > 0].mean())

@@ -49,7 +49,9 @@ class TaskRes(FeatureTrainer):
 
     def build_model(self):
         super().build_model()
-        self.set_texts(self.model.class_texts)  # MODEL.INIT_WEIGHTS may have loaded those of its run
+        self.set_texts(
+            self.model.class_texts
+        )  # MODEL.INIT_WEIGHTS may have loaded those of its run
 
     def set_texts(self, texts):
         super().set_texts(texts)

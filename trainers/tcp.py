@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from clip import Edit, TextPrompts, text_blocks, tokenizer_of, word_table
 from common.errors import UsageError
 
-from .base.prompts import WORDS, ContextSettings, TemplatePrompts, gaussian, text_width, word_embeddings
+from .base.prompts import (
+    WORDS,
+    ContextSettings,
+    TemplatePrompts,
+    gaussian,
+    text_width,
+    word_embeddings,
+)
 from .base.teacher import TaughtTrainer
 
 LAYER, N_CLASS = 8, 4  # text layer (from 0) of the class-aware prompts, and how many they are
@@ -24,7 +31,9 @@ TEMPLATES = {
     "StanfordCars": "X X X X {}, a type of car",
     "Food101": "X X X X {}, a type of food.",
     "UCF101": "a photo of a person doing {}.",
-    **dict.fromkeys(["ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"], "a photo of a {}."),
+    **dict.fromkeys(
+        ["ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"], "a photo of a {}."
+    ),
 }
 
 
@@ -96,11 +105,19 @@ class TCP(TaughtTrainer):
             what = f"TCP adds prompts before text layer {LAYER}, and {name} has {layers} layers"
             raise UsageError(what, f"choose a backbone with more than {LAYER}")
         start = self.settings.CTX_INIT
-        ctx = word_embeddings(clip, WORDS, N_CLASS) if start else gaussian(self.settings.N_CTX, text_width(clip))
-        return TCPPrompts(clip, classnames, TEMPLATES.get(self.cfg.DATASET.NAME, "X X X X {}."), ctx)
+        ctx = (
+            word_embeddings(clip, WORDS, N_CLASS)
+            if start
+            else gaussian(self.settings.N_CTX, text_width(clip))
+        )
+        return TCPPrompts(
+            clip, classnames, TEMPLATES.get(self.cfg.DATASET.NAME, "X X X X {}."), ctx
+        )
 
     def finish_model(self):
-        self.model.prompt_learner.register_buffer("class_features", self.teacher.text_features, persistent=False)
+        self.model.prompt_learner.register_buffer(
+            "class_features", self.teacher.text_features, persistent=False
+        )
 
     def loss(self, output, labels):
         """Cross-entropy, and text features held near the frozen CLIP's."""

@@ -12,7 +12,9 @@ from .base.test_time import TemplatesSettings, ViewsTrainer, most_confident
 
 SCALE = 100.0  # of the logits, whatever CLIP's own scale is
 CONFIDENT = 0.1  # share of the views that count
-ENSEMBLES = dict.fromkeys(("ImageNet", "ImageNetA", "ImageNetV2", "Caltech101", "StanfordCars", "SUN397"), SEVEN)
+ENSEMBLES = dict.fromkeys(
+    ("ImageNet", "ImageNetA", "ImageNetV2", "Caltech101", "StanfordCars", "SUN397"), SEVEN
+)
 ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
 
 
@@ -46,7 +48,9 @@ class TDA(ViewsTrainer):
 
     Settings = TDASettings
     kind = "transductive"
-    caveat = "its published ALPHA and BETA differ by dataset, and were presumably chosen on test images"
+    caveat = (
+        "its published ALPHA and BETA differ by dataset, and were presumably chosen on test images"
+    )
 
     @property
     def templates(self):
@@ -59,7 +63,10 @@ class TDA(ViewsTrainer):
         if self.settings.CHOOSE_ON == "nothing":
             return super().choices
         images = self.dm.dataset.test
-        keys = "TRAINER.TDA.POSITIVE_ALPHA", "TRAINER.TDA.POSITIVE_BETA"  # nobody says of how many values
+        keys = (
+            "TRAINER.TDA.POSITIVE_ALPHA",
+            "TRAINER.TDA.POSITIVE_BETA",
+        )  # nobody says of how many values
         return [choice(key, self.cfg, self.dataset_title, images, self.dm.dataset) for key in keys]
 
     def order(self, images):
@@ -73,8 +80,12 @@ class TDA(ViewsTrainer):
         for name in ("POSITIVE", "NEGATIVE"):
             slots = getattr(self.settings, f"{name}_SHOT_CAPACITY")
             state[f"{name}_FEATURES"] = text.new_zeros(classes, slots, joint)
-            state[f"{name}_ENTROPIES"] = text.new_full((classes, slots), torch.inf)  # inf: there is none
-        state["NEGATIVE_MASKS"] = torch.zeros(classes, slots, classes, dtype=torch.bool, device=text.device)
+            state[f"{name}_ENTROPIES"] = text.new_full(
+                (classes, slots), torch.inf
+            )  # inf: there is none
+        state["NEGATIVE_MASKS"] = torch.zeros(
+            classes, slots, classes, dtype=torch.bool, device=text.device
+        )
         return state
 
     def answer(self, features, state):
@@ -86,7 +97,9 @@ class TDA(ViewsTrainer):
             z = z + s.POSITIVE_ALPHA * self.near("POSITIVE", feature, state).sum(dim=1)
         lower, upper = s.NEGATIVE_ENTROPY_THRESHOLD_LOWER, s.NEGATIVE_ENTROPY_THRESHOLD_UPPER
         if s.NEGATIVE_ENABLED:
-            if lower < entropy / math.log2(max(2, len(z))) < upper:  # of nats and bits, as published
+            if (
+                lower < entropy / math.log2(max(2, len(z))) < upper
+            ):  # of nats and bits, as published
                 mask = (p > s.NEGATIVE_MASK_THRESHOLD_LOWER) & (p < s.NEGATIVE_MASK_THRESHOLD_UPPER)
                 keep("NEGATIVE", of_class, entry | {"MASKS": mask}, state)
             weights = self.near("NEGATIVE", feature, state).flatten()
@@ -97,7 +110,11 @@ class TDA(ViewsTrainer):
         """The feature (joint,), the logits and the probabilities (classes,): means over the confident views."""
         logits = SCALE * features @ self.texts.T
         kept = most_confident(logits, CONFIDENT)
-        return features[kept].mean(dim=0), logits[kept].mean(dim=0), logits[kept].softmax(dim=1).mean(dim=0)
+        return (
+            features[kept].mean(dim=0),
+            logits[kept].mean(dim=0),
+            logits[kept].softmax(dim=1).mean(dim=0),
+        )
 
     def near(self, cache, feature, state):
         """(classes, slots): how near the images of a cache are to a feature (joint,); 0 for an empty slot."""

@@ -8,7 +8,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FeatureSpec, FeatureTrainer, FittedTrainer, Support
+from .base.feature_trainer import (
+    ChoosingSettings,
+    FeatureSpec,
+    FeatureTrainer,
+    FittedTrainer,
+    Support,
+)
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
@@ -25,12 +31,18 @@ class TipAdapterSettings(ChoosingSettings):
     INIT_BETA: int | float = 1.0
     SEARCH_SCALE: list[int | float] = field(default_factory=lambda: [7, 3])
     SEARCH_STEP: list[int] = field(default_factory=lambda: [200, 20])
-    ranges = {"AUGMENT_EPOCH": (1, 1000)} | dict.fromkeys(("ALPHA", "BETA", "INIT_ALPHA", "INIT_BETA"), (0, 1e6))
+    ranges = {"AUGMENT_EPOCH": (1, 1000)} | dict.fromkeys(
+        ("ALPHA", "BETA", "INIT_ALPHA", "INIT_BETA"), (0, 1e6)
+    )
 
     def check(self):
         for key in ("SEARCH_SCALE", "SEARCH_STEP"):
-            if len(values := getattr(self, key)) != 2 or not all(1 <= value <= 10_000 for value in values):
-                raise UsageError(f"{key} is {values}", "give two numbers from 1 to 10000: of beta and of alpha")
+            if len(values := getattr(self, key)) != 2 or not all(
+                1 <= value <= 10_000 for value in values
+            ):
+                raise UsageError(
+                    f"{key} is {values}", "give two numbers from 1 to 10000: of beta and of alpha"
+                )
 
 
 class CacheHead(Head):
@@ -44,7 +56,9 @@ class CacheHead(Head):
     def __init__(self, classes: int, width: int, rows: int, learned: bool):
         super().__init__()
         self.weight: Tensor = (nn.Parameter if learned else nn.Buffer)(torch.zeros(rows, width))
-        self.values, self.alpha, self.beta = (nn.Buffer(torch.ones(shape)) for shape in ((rows, classes), (), ()))
+        self.values, self.alpha, self.beta = (
+            nn.Buffer(torch.ones(shape)) for shape in ((rows, classes), (), ())
+        )
 
     def votes(self, image: Tensor, beta: Tensor | float) -> Tensor:
         """(batch, classes), of images of unit length."""
@@ -60,7 +74,9 @@ class CacheTrainer(FeatureTrainer):
     transfers = True  # new classes have no votes
     saved_as = "tip_adapter"
     of_learned_classes = ("weight", "values")
-    spec = FeatureSpec(SEVEN, row_tensors=of_learned_classes, chosen={"ALPHA": "1.0", "BETA": "1.0"})
+    spec = FeatureSpec(
+        SEVEN, row_tensors=of_learned_classes, chosen={"ALPHA": "1.0", "BETA": "1.0"}
+    )
     learned = False
 
     @property
@@ -95,9 +111,13 @@ class CacheTrainer(FeatureTrainer):
             for beta in betas:
                 votes = self.head.votes(image, beta)
                 for alpha in alphas:
-                    if (correct := int(((zero_shot + alpha * votes).argmax(dim=1) == labels).sum())) > best:
+                    if (
+                        correct := int(((zero_shot + alpha * votes).argmax(dim=1) == labels).sum())
+                    ) > best:
                         best, chosen = correct, (alpha, beta)
-            print(f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta {chosen[1]:.4g}")
+            print(
+                f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta {chosen[1]:.4g}"
+            )
         self.use(*chosen)
 
 

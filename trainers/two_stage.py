@@ -16,7 +16,9 @@ from .base.prompts import check_layer
 from .base.settings import MethodSettings
 from .base.steps import SteppedTrainer, cosines
 
-NAME = re.compile(r"^(visual\.)?(?:transformer\.resblocks\.(\d+)\.)?(.*)$")  # of a tensor: tower, block, rest
+NAME = re.compile(
+    r"^(visual\.)?(?:transformer\.resblocks\.(\d+)\.)?(.*)$"
+)  # of a tensor: tower, block, rest
 TENSORS = {"ln": r"ln_[12]\..*", "bitfit": r".*\.bias", "lora": ""}  # of a block
 
 
@@ -31,7 +33,10 @@ class TwoStageSettings(MethodSettings):
     TEXT_START: int = 0
     N_ITERS: int = 300
     FRACTION: int | float = 0.6
-    ranges = dict.fromkeys(("VISION_START", "TEXT_START"), (0, 100)) | {"N_ITERS": (1, 100_000), "FRACTION": (0, 1)}
+    ranges = dict.fromkeys(("VISION_START", "TEXT_START"), (0, 100)) | {
+        "N_ITERS": (1, 100_000),
+        "FRACTION": (0, 1),
+    }
 
     @property
     def starts(self) -> dict[str, int]:
@@ -45,7 +50,9 @@ class TwoStageSettings(MethodSettings):
         start = self.starts.get("vision" if visual else "text", math.inf)
         if block:
             return int(block) >= start and bool(re.fullmatch(TENSORS[self.PEFT], tensor))
-        outside = tensor in ("ln_post.bias", "ln_final.bias") or (tensor == "ln_pre.bias" and start == 0)
+        outside = tensor in ("ln_post.bias", "ln_final.bias") or (
+            tensor == "ln_pre.bias" and start == 0
+        )
         return self.PEFT == "bitfit" and outside and start < math.inf
 
 
@@ -81,7 +88,11 @@ class TwoStageCLIP(PromptedCLIP):
         if torch.is_grad_enabled():
             return rows if self.second_stage else super().encode_text(image_features)
         learned = rows.any(dim=1, keepdim=True)
-        return rows if learned.all() else torch.where(learned, rows, super().encode_text(image_features))
+        return (
+            rows
+            if learned.all()
+            else torch.where(learned, rows, super().encode_text(image_features))
+        )
 
 
 @TRAINER_REGISTRY.register()
@@ -106,15 +117,21 @@ class TwoStage(SteppedTrainer):
 
     def build_schedule(self, optimizer):
         """A cosine for each stage. AdamW leaves out tensors without a gradient: the classifier's moments start at 0."""
-        return cosines(optimizer, self.cfg.OPTIM.LR, (self.first_steps, self.steps - self.first_steps))
+        return cosines(
+            optimizer, self.cfg.OPTIM.LR, (self.first_steps, self.steps - self.first_steps)
+        )
 
     def forward_backward(self, batch):
         step, model = self.sched.last_epoch, self.model
         model.second_stage = step >= self.first_steps
-        model.prompt_learner.train(not model.second_stage)  # the tuned towers are frozen then: without dropout
+        model.prompt_learner.train(
+            not model.second_stage
+        )  # the tuned towers are frozen then: without dropout
         if step == self.first_steps:
             with torch.no_grad():
-                model.prompt_learner.classifier.copy_(model.of_text(PromptedCLIP.encode_text(model, torch.empty(0))))
+                model.prompt_learner.classifier.copy_(
+                    model.of_text(PromptedCLIP.encode_text(model, torch.empty(0)))
+                )
         for name, tensor in model.prompt_learner.named_parameters():
             tensor.requires_grad_(name == "classifier" or not model.second_stage)
         return super().forward_backward(batch)

@@ -40,31 +40,48 @@ class UPTPrompts(ContextPrompts):
         ctx = gaussian(n_text, text_width(clip))
         super().__init__(clip, classnames, ["X"] * n_text, ctx, settings.CLASS_TOKEN_POSITION)
         self.unified, self.deep = settings.UNIFIED, depth > 1
-        bound = (6 / (image_tower(clip).patch + width)) ** 0.5  # as for the weights of a patch embedding
+        bound = (
+            6 / (image_tower(clip).patch + width)
+        ) ** 0.5  # as for the weights of a patch embedding
         self.vpt_embeddings = nn.Parameter(torch.empty(1, n_vision, width).uniform_(-bound, bound))
         if self.deep:
-            self.vpt_embeddings_deep = nn.Parameter(torch.empty(depth - 1, n_vision, width).uniform_(-bound, bound))
+            self.vpt_embeddings_deep = nn.Parameter(
+                torch.empty(depth - 1, n_vision, width).uniform_(-bound, bound)
+            )
         self.mvlpt_proj = Transformer(dim, layers=1, heads=1, act_layer=QuickGELU)
-        self.mvlpt_proj_ctx_vpt_pre, self.mvlpt_proj_ctx_vpt_post = linear(width, dim), linear(dim, width)
+        self.mvlpt_proj_ctx_vpt_pre, self.mvlpt_proj_ctx_vpt_post = (
+            linear(width, dim),
+            linear(dim, width),
+        )
         self.mvlpt_proj_ctx_coop_pre = linear(ctx.shape[1], dim)
         self.mvlpt_proj_ctx_coop_post = linear(dim, ctx.shape[1])
 
     def prompts(self) -> tuple[Tensor, Tensor]:
         """The text tower's (n, text width) and the image tower's (layers, n, vision width)."""
-        vision = torch.cat([self.vpt_embeddings, *([self.vpt_embeddings_deep] if self.deep else [])])
-        before = [self.mvlpt_proj_ctx_coop_pre(self.ctx), self.mvlpt_proj_ctx_vpt_pre(vision.flatten(0, 1))]
+        vision = torch.cat(
+            [self.vpt_embeddings, *([self.vpt_embeddings_deep] if self.deep else [])]
+        )
+        before = [
+            self.mvlpt_proj_ctx_coop_pre(self.ctx),
+            self.mvlpt_proj_ctx_vpt_pre(vision.flatten(0, 1)),
+        ]
         joint = torch.cat(before)  # (text and vision prompts, dim)
         # The published code gives the block one sequence in the order of many sequences of length one.
         sequences = self.mvlpt_proj(joint.unsqueeze(0 if self.unified else 1)).view_as(joint)
         text, image = sequences.split([len(part) for part in before])
-        return self.mvlpt_proj_ctx_coop_post(text), self.mvlpt_proj_ctx_vpt_post(image).view_as(vision)
+        return self.mvlpt_proj_ctx_coop_post(text), self.mvlpt_proj_ctx_vpt_post(image).view_as(
+            vision
+        )
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids, self.prompts()[0], self.slots)
 
     def vision(self) -> Schedule:
         first, *deep = self.prompts()[1]
-        return [Edit(add=first, after_norm=True), *(Edit(len(prompts), prompts) for prompts in deep)]
+        return [
+            Edit(add=first, after_norm=True),
+            *(Edit(len(prompts), prompts) for prompts in deep),
+        ]
 
 
 @TRAINER_REGISTRY.register()

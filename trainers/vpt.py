@@ -29,7 +29,9 @@ class VPT(PromptTrainer):
         vpt = self.settings
         require_vit(clip, "VPT", self.cfg.MODEL.BACKBONE.NAME)
         check_depth(clip, "TRAINER.VPT.PROMPT_DEPTH_VISION", vpt.PROMPT_DEPTH_VISION, ("vision",))
-        return IndependentPrompts(clip, classnames, (0, 0), (vpt.N_CTX_VISION, vpt.PROMPT_DEPTH_VISION), WORDS)
+        return IndependentPrompts(
+            clip, classnames, (0, 0), (vpt.N_CTX_VISION, vpt.PROMPT_DEPTH_VISION), WORDS
+        )
 
     def notes(self):
         given = self.settings.CTX_INIT

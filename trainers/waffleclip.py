@@ -35,36 +35,52 @@ class WaffleCLIPSettings(SeveralSettings):
 
     def check(self):
         if self.MODE == "waffle_and_gpt" and self.COUNT < 2:
-            raise UsageError("COUNT is 1", "give 2 or more: waffle_and_gpt makes two thirds as many pairs")
+            raise UsageError(
+                "COUNT is 1", "give 2 or more: waffle_and_gpt makes two thirds as many pairs"
+            )
 
 
 @cache
 def vocabulary() -> tuple[str, ...]:
     """The words of at least four letters from a to z in the vocabulary of CLIP, sorted."""
     words = (word.removesuffix(END) for word in byte_pairs().encoder if word.endswith(END))
-    return tuple(sorted(word for word in words if len(word) > 3 and word.isascii() and word.isalpha()))
+    return tuple(
+        sorted(word for word in words if len(word) > 3 and word.isascii() and word.isalpha())
+    )
 
 
 def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -> Callable[[], str]:
     """A function that draws words, as many and as long as those of the class names are on average."""
     parts = [plain(name).split(" ") for name in names]
     count = max(round(np.mean([len(part) for part in parts])), 1)
-    length = round(np.mean([np.mean([len(word) for word in part]) for part in parts]))  # numpy's rounding errors count
-    shortened = np.array([word[:length] for word in words])  # an array, as each draw would copy a list into one
+    length = round(
+        np.mean([np.mean([len(word) for word in part]) for part in parts])
+    )  # numpy's rounding errors count
+    shortened = np.array(
+        [word[:length] for word in words]
+    )  # an array, as each draw would copy a list into one
     if not shortened.size:
-        raise UsageError("the file TRAINER.WAFFLECLIP.WORDS is empty", "give it a word on each line")
+        raise UsageError(
+            "the file TRAINER.WAFFLECLIP.WORDS is empty", "give it a word on each line"
+        )
     return lambda: " ".join(draw(shortened) for _ in range(count))
 
 
-def letter_sequences(names: Sequence[str], descriptors: Sequence[str], draw: Callable) -> Callable[[], str]:
+def letter_sequences(
+    names: Sequence[str], descriptors: Sequence[str], draw: Callable
+) -> Callable[[], str]:
     """A function that draws groups of letters, as long as the class names, from those of the descriptors."""
     letters = sorted(set("".join(descriptors)) - set(" ,."))
     if not letters:
-        raise UsageError("DATASET.SENTENCES has no letters", "give a file with descriptors of the classes")
+        raise UsageError(
+            "DATASET.SENTENCES has no letters", "give a file with descriptors of the classes"
+        )
     groups = round(np.mean([name.count(" ") for name in names])) + 1
     length = math.ceil(np.mean([max(map(len, name.split(" "))) for name in names]))
     length += groups - length % groups
-    return lambda: ", ".join("".join(draw(letters) for _ in range(length // groups)) for _ in range(groups))
+    return lambda: ", ".join(
+        "".join(draw(letters) for _ in range(length // groups)) for _ in range(groups)
+    )
 
 
 @TRAINER_REGISTRY.register()
@@ -80,7 +96,10 @@ class WaffleCLIP(TextsTrainer):
         """The random texts of one class for all classes; the draws are in the order of the official code."""
         settings, chance = self.settings, np.random.RandomState(max(0, self.cfg.SEED))
         words = read_text(settings.WORDS).splitlines() if settings.WORDS else vocabulary()
-        names, descriptors = list(self.sentences), [text for texts in self.sentences.values() for text in texts]
+        names, descriptors = (
+            list(self.sentences),
+            [text for texts in self.sentences.values() for text in texts],
+        )
 
         def draw(values: Sequence[str]) -> str:
             return str(chance.choice(values, 1, replace=False)[0])
@@ -88,10 +107,16 @@ class WaffleCLIP(TextsTrainer):
         kinds = [word_sequences(names, words, draw), letter_sequences(names, descriptors, draw)]
         kinds = kinds[1:] if settings.MODE == "waffle_characters" else kinds
         pairs = int(2 / 3 * settings.COUNT) if settings.MODE == "waffle_and_gpt" else settings.COUNT
-        drawn = {name: [self.text(name, kind()) for _ in range(pairs) for kind in kinds] for name in names}
+        drawn = {
+            name: [self.text(name, kind()) for _ in range(pairs) for kind in kinds]
+            for name in names
+        }
         kept = str(chance.choice(names))
         common, old = drawn[kept], plain(kept)
-        texts = {name: [text.replace(old, name) for text in common] for name in [*self.class_names, *map(plain, names)]}
+        texts = {
+            name: [text.replace(old, name) for text in common]
+            for name in [*self.class_names, *map(plain, names)]
+        }
         if settings.MODE == "waffle_and_gpt":
             for name in names:
                 own = chance.choice(self.sentences[name] or [""], 2 * pairs)

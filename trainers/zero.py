@@ -48,6 +48,8 @@ def votes(cosines: Tensor, entropies: Tensor, share: float) -> Tensor:
     if tied.sum() > 1 and len(rest):
         best = rest.argmax(dim=1)
         deciding = tied[best].nonzero().flatten()
-        winner = best[deciding[0]] if len(deciding) else rest[0].masked_fill(~tied, -torch.inf).argmax()
+        winner = (
+            best[deciding[0]] if len(deciding) else rest[0].masked_fill(~tied, -torch.inf).argmax()
+        )
         total[winner] += 1
     return total

@@ -44,21 +44,32 @@ class Preparation:
         missing = missing_files(image_paths(dataset))
         if not missing:
             return None, []
-        return DatasetError(f"images missing: {len(missing):,}, the first {missing[0]}", where=self.folder), missing
+        return DatasetError(
+            f"images missing: {len(missing):,}, the first {missing[0]}", where=self.folder
+        ), missing
 
     def is_ready(self) -> bool:
         return not self.work.exists() and not self.missing_texts() and self.problem()[0] is None
 
     def with_command(self, problem: UsageError) -> UsageError:
         """The same error, whose remedy is the command to run, and any step before it."""
-        before = f"move {problem.where} elsewhere, then: " if os.path.lexists(problem.where or "") else ""
+        before = (
+            f"move {problem.where} elsewhere, then: "
+            if os.path.lexists(problem.where or "")
+            else ""
+        )
         return UsageError(problem.what, before + self.command, problem.where)
 
     def run(self) -> None:
         """Get, verify, unpack and rename the missing files. Raises UsageError if one is not available or not valid."""
-        for path in (self.work, *self.work.rglob("*")):  # this command makes neither links nor pipes
+        for path in (
+            self.work,
+            *self.work.rglob("*"),
+        ):  # this command makes neither links nor pipes
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
-                raise self.with_command(UsageError(f"{path} is a link or not a regular file", where=path))
+                raise self.with_command(
+                    UsageError(f"{path} is a link or not a regular file", where=path)
+                )
         self.check_space(self.missing_archives())
         created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,9 @@ class Preparation:
             print(f"{lock} exists: waiting while another process prepares this dataset")
         try:
             with FileLock(lock), ExitStack() as stack:
-                stack.callback(lock.unlink, missing_ok=True)  # while it is held: a process that waits makes another one
+                stack.callback(
+                    lock.unlink, missing_ok=True
+                )  # while it is held: a process that waits makes another one
                 self.work.mkdir(exist_ok=True)
                 stack.callback(shutil.rmtree, self.work / "unpacked", ignore_errors=True)
                 for file in self.missing_texts():
@@ -78,7 +91,11 @@ class Preparation:
                 if missing:  # the archives stay
                     what = f"{len(missing)} images of the split are not in the archives, the first {missing[0]}"
                     split = self.folder / self.source.dataset.split_file
-                    raise UsageError(what, f"move {split} or {self.work} elsewhere, then: {self.command}", self.folder)
+                    raise UsageError(
+                        what,
+                        f"move {split} or {self.work} elsewhere, then: {self.command}",
+                        self.folder,
+                    )
                 shutil.rmtree(self.work)
         finally:  # downloads stay, to be resumed
             with suppress(OSError):  # not empty
@@ -90,7 +107,11 @@ class Preparation:
 
     def missing_texts(self) -> list[File]:
         """Split files and lists that are missing."""
-        return [file for file in self.source.files if file.extract is None and not (self.folder / file.name).is_file()]
+        return [
+            file
+            for file in self.source.files
+            if file.extract is None and not (self.folder / file.name).is_file()
+        ]
 
     def missing_archives(self) -> list[File]:
         """Archives with the missing images. Local archives are preferred to those that can be downloaded. Raises
@@ -111,7 +132,9 @@ class Preparation:
             if absent.intersection(file.targets):
                 needed |= {file.name, file.labels_from}
                 absent.difference_update(file.targets)
-        if Path(problem.where or "").is_file() or not (needed or self.missing_texts()):  # a damaged split
+        if Path(problem.where or "").is_file() or not (
+            needed or self.missing_texts()
+        ):  # a damaged split
             raise self.with_command(problem)
         archives = [file for file in archives if file.name in needed]
         manual = [file for file in archives if not (self.local(file) or file.link or self.mirror)]
@@ -136,7 +159,9 @@ class Preparation:
         """Check that the disk has enough bytes for the images, and for the largest archive while it is unpacked."""
         downloads = [file.size for file in archives if not self.local(file)]
         need = sum(file.size for file in archives) + max([0, *downloads])
-        place = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        place = next(
+            path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists()
+        )
         free = shutil.disk_usage(place).free
         if need and need + RESERVE > free:
             what = f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free"
@@ -148,7 +173,9 @@ class Preparation:
         if path is None:
             remedy = f"put {file.name} into {self.folder} manually, then: {self.command}"
             return fetch(file, self.work, remedy, self.mirror)
-        fault = difference(path, file) if path.parent != self.work else ""  # else it was verified after its download
+        fault = (
+            difference(path, file) if path.parent != self.work else ""
+        )  # else it was verified after its download
         if fault:
             what = f"{path} is not the published file ({fault})"
             raise UsageError(what, "download it again, or delete it", path)
@@ -166,7 +193,9 @@ class Preparation:
                 self.source.read_quietly(root)
         except DatasetError:
             remedy = f"download it from {file.link} and put it into {self.folder}"
-            raise UsageError(f"the downloaded {file.name} is incomplete or another file", remedy) from None
+            raise UsageError(
+                f"the downloaded {file.name} is incomplete or another file", remedy
+            ) from None
         copy.replace(self.folder / file.name)
 
     def unpack(self, file: File) -> None:
@@ -179,10 +208,16 @@ class Preparation:
                 if kit.name == file.labels_from:
                     sort_into_classes(unpacked, self.get(kit), self.work / "unpacked.kit")
             for top, target in (file.extract or {}).items():
-                tops = [place for place in unpacked.rglob(top) if place.is_dir()] if top else [unpacked]
+                tops = (
+                    [place for place in unpacked.rglob(top) if place.is_dir()]
+                    if top
+                    else [unpacked]
+                )
                 if not tops:
                     raise UsageError(f"no folder {top} in it", where=path)
-                innermost = max(tops, key=lambda place: len(place.parts))  # repacked archives have folders around it
+                innermost = max(
+                    tops, key=lambda place: len(place.parts)
+                )  # repacked archives have folders around it
                 merge(innermost, self.folder / target)
         except UsageError as error:
             if path.parent == self.work:
@@ -218,7 +253,10 @@ def sort_into_classes(images: Path, archive: Path, folder: Path) -> None:
         files = {path.name: path for path in folder.rglob("*") if path.is_file()}
         synsets = loadmat(files["meta.mat"], squeeze_me=True)["synsets"]
         ids = dict(zip(map(int, synsets["ILSVRC2012_ID"]), map(str, synsets["WNID"]), strict=True))
-        labels = [ids[int(line)] for line in files["ILSVRC2012_validation_ground_truth.txt"].read_text().split()]
+        labels = [
+            ids[int(line)]
+            for line in files["ILSVRC2012_validation_ground_truth.txt"].read_text().split()
+        ]
         if not all(label.isalnum() for label in labels):  # they become names of folders
             raise ValueError("a class is not a WordNet id")
     except Exception as error:  # as many kinds as there are ways to damage a file of MATLAB

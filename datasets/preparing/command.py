@@ -35,27 +35,61 @@ from .sources import Source, downloadable, find, image_paths, images_by_split, n
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    parser = Parser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=argparse.SUPPRESS,
+    )
     add = parser.add_argument
-    text = "names in configs/datasets, or all; or: fewshot DATASET, splits DATASET, sentences DATASET"
+    text = (
+        "names in configs/datasets, or all; or: fewshot DATASET, splits DATASET, sentences DATASET"
+    )
     add("names", nargs="*", metavar="DATASET", help=text)
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; download nothing")
-    add("--add", action="store_true", help="of folders of your own images: add new images to their saved splits")
+    add(
+        "--add",
+        action="store_true",
+        help="of folders of your own images: add new images to their saved splits",
+    )
     add("--quick", action="store_true", help="with --check: do not read the images")
-    add("--from", type=path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
+    add(
+        "--from",
+        type=path,
+        dest="from_dir",
+        metavar="FOLDER",
+        help="folder with files that you downloaded manually",
+    )
     help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
-    add("--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror)
-    add("--seed", type=at_least(0), default=1, help="for fewshot and splits: the seed of the run (default: 1)")
-    add("--shots", type=at_least(1), help="for fewshot and splits: images per class (default: 16; of --file: all)")
-    add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
+    add(
+        "--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror
+    )
+    add(
+        "--seed",
+        type=at_least(0),
+        default=1,
+        help="for fewshot and splits: the seed of the run (default: 1)",
+    )
+    add(
+        "--shots",
+        type=at_least(1),
+        help="for fewshot and splits: images per class (default: 16; of --file: all)",
+    )
+    add(
+        "--classes",
+        choices=("all", "base", "new"),
+        default="all",
+        help="for fewshot: which classes",
+    )
     what = "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for sentences: a JSON file"
     add("--file", type=path, help=what)
     args = parser.parse_intermixed_args(argv)
     args.shots = args.shots or (-1 if args.file else 16)
     if args.from_dir and not args.from_dir.is_dir():
-        raise UsageError(f"no folder {args.from_dir}", "--from takes the folder with the downloaded files")
+        raise UsageError(
+            f"no folder {args.from_dir}", "--from takes the folder with the downloaded files"
+        )
     return args
 
 
@@ -91,22 +125,36 @@ def show_list(sources: list[Source], args: argparse.Namespace) -> None:
         preparation = Preparation(source, args.root)
         dataset = source.dataset
         terms = "nothing to download"
-        state = "ready" if preparation.is_ready() else "incomplete" if preparation.folder.is_dir() else "not there"
+        state = (
+            "ready"
+            if preparation.is_ready()
+            else "incomplete"
+            if preparation.folder.is_dir()
+            else "not there"
+        )
         if source.files:
             how = "manually" if dataset.manual_steps else "downloaded"
-            size = sum(file.size for file in source.files if file.link or dataset.manual_steps) / 1e9
+            size = (
+                sum(file.size for file in source.files if file.link or dataset.manual_steps) / 1e9
+            )
             terms = f"{size:6.1f} GB, {how}; {dataset.licence} ({dataset.page})"
         print(f"{source.name:16} {state:10} {terms}")
 
 
-def read_fewshot(sources: list[Source], args: argparse.Namespace) -> tuple[FewShotDataset, dict[str, Items]]:
+def read_fewshot(
+    sources: list[Source], args: argparse.Namespace
+) -> tuple[FewShotDataset, dict[str, Items]]:
     """A dataset, and the images that a run trains and validates on, in its order."""
     if len(sources) != 1:
         what = f"{args.names[0]} needs one dataset"
-        raise UsageError(what, f"python tools/prepare.py {args.names[0]} DATASET --seed 1 --shots 16")
+        raise UsageError(
+            what, f"python tools/prepare.py {args.names[0]} DATASET --seed 1 --shots 16"
+        )
     (source,) = sources
     if getattr(source.dataset, "test_only", False):
-        raise UsageError(f"{source.name} has test images only", "choose a dataset with training images")
+        raise UsageError(
+            f"{source.name} has test images only", "choose a dataset with training images"
+        )
     options = ["DATASET.NUM_SHOTS", str(args.shots), "DATASET.SUBSAMPLE_CLASSES", args.classes]
     options += ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else []
     with redirect_stdout(sys.stderr):
@@ -124,12 +172,19 @@ def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
 def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
     """Write the images of a run as files, or check a file; print the SHA-256 of each file."""
     if args.classes != "all":
-        raise UsageError("the files of splits have all classes", "leave --classes out: a run takes its part of them")
+        raise UsageError(
+            "the files of splits have all classes",
+            "leave --classes out: a run takes its part of them",
+        )
     dataset, parts = read_fewshot(sources, args)
     if args.file:
         print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
     else:
-        parts = {part: items for part, items in parts.items() if items and not (part == "val" and dataset.val_is_test)}
+        parts = {
+            part: items
+            for part, items in parts.items()
+            if items and not (part == "val" and dataset.val_is_test)
+        }
         stem = dataset.root / splits.FOLDER / f"shot_{args.shots}-seed_{args.seed}"
         for file in splits.write(stem, parts, dataset.images, dataset.data):
             print(f"{checksum(file)}  {file}")
@@ -152,7 +207,9 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
     missing = [name for name in classes if name not in written]
     unknown = [name for name in map(plain, dataset.sentences) if name not in classes]
     faults = {
-        "have more than 77 tokens, of which CLIP reads the first ones": [x[:60] for x in full if len(encode(x)) > 75],
+        "have more than 77 tokens, of which CLIP reads the first ones": [
+            x[:60] for x in full if len(encode(x)) > 75
+        ],
         "classes without sentences have the template": missing,
         "are not classes of the dataset": unknown,
     }
@@ -193,26 +250,42 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
         dataset = source.read_quietly(root)
     except UsageError as error:
         print(printable(f"  {UsageError(error.what, where=error.where)}"))
-        return Preparation(source, root).with_command(error).remedy if source.files else error.remedy
+        return (
+            Preparation(source, root).with_command(error).remedy if source.files else error.remedy
+        )
     here = counts(dataset)
-    published = dict(zip(here, (*dataset.counts, dataset.n_classes), strict=True)) if dataset.counts else here
+    published = (
+        dict(zip(here, (*dataset.counts, dataset.n_classes), strict=True))
+        if dataset.counts
+        else here
+    )
     different = [what for what in here if here[what] != published[what]]
     wrong = [f"  {here[what]:,} {what} instead of {published[what]:,}" for what in different]
     paths = image_paths(dataset)
     missing = missing_files(paths)
     present = sorted(set(paths).difference(missing)) if read else []
     unreadable, digests = [], {}
-    for image, (look, reason) in zip(present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True):
+    for image, (look, reason) in zip(
+        present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True
+    ):
         if look is None:
             unreadable.append(f"{image} ({reason})")
         else:
             digests[image] = look.digest
     twice = in_several_parts(dataset, digests)
     gaps = label_gaps(dataset)
-    print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong, sep="\n")
+    print(
+        f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}",
+        *wrong,
+        sep="\n",
+    )
     if twins := same_names(dataset.classnames):
         print(f"  {twins}")
-    faults = {"missing": missing, "unreadable": unreadable, "in several parts, by their pixels": twice}
+    faults = {
+        "missing": missing,
+        "unreadable": unreadable,
+        "in several parts, by their pixels": twice,
+    }
     for fault, images in faults.items():
         if images:
             print(f"  images {fault} ({len(images):,}): {listed(images)}")
@@ -258,7 +331,11 @@ def in_several_parts(dataset: FewShotDataset, digests: dict[str, bytes]) -> list
 def label_gaps(dataset: FewShotDataset) -> list[int]:
     """The numbers below the largest label of a split file that no image has as its label."""
     with redirect_stdout(io.StringIO()):
-        labels = {item.label for part in dataset.read_split() for item in part} if dataset.split_file else set()
+        labels = (
+            {item.label for part in dataset.read_split() for item in part}
+            if dataset.split_file
+            else set()
+        )
     return sorted({*range(max(labels, default=0))} - labels)
 
 
@@ -273,7 +350,10 @@ def own_folders(args: argparse.Namespace) -> list[Path]:
         elif name not in known and os.path.isdir(name):
             own.append(Path(name))
         elif own or args.add:
-            raise UsageError(f"{name!r} is not a folder", "give the folder with a folder of images for each class")
+            raise UsageError(
+                f"{name!r} is not a folder",
+                "give the folder with a folder of images for each class",
+            )
     return own
 
 

@@ -34,7 +34,9 @@ def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
     except DownloadError as error:
         kept = f" ({partial.stat().st_size:,} bytes received)" if partial.exists() else ""
         what = f"cannot download {file.name} from {address or file.link}: {error}{kept}"
-        raise UsageError(what, f"run the same command again{' to resume' if kept else ''}, or {remedy}") from error
+        raise UsageError(
+            what, f"run the same command again{' to resume' if kept else ''}, or {remedy}"
+        ) from error
     return partial.replace(folder / file.name)
 
 
@@ -47,7 +49,9 @@ def download_from_drive(file: File, partial: Path) -> None:
             raise ValueError(f"the file has more than {file.max_bytes:,} bytes there")
 
     try:
-        gdown.download(id=file.drive, output=str(partial), resume=True, timeout=TIMEOUT, progress=check_size)
+        gdown.download(
+            id=file.drive, output=str(partial), resume=True, timeout=TIMEOUT, progress=check_size
+        )
     except Exception as error:  # its exceptions changed with its versions
         raise DownloadError(reason(error)) from error
 

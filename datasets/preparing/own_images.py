@@ -36,16 +36,25 @@ class OwnImages(ImageFolder):
     @property
     def saved_splits(self) -> dict[int, Path]:
         """By their seeds."""
-        files = {file.stem.removeprefix("split_seed"): file for file in sorted(self.root.glob("split_seed*.json"))}
+        files = {
+            file.stem.removeprefix("split_seed"): file
+            for file in sorted(self.root.glob("split_seed*.json"))
+        }
         return {int(seed): file for seed, file in files.items() if seed.isdecimal()}
 
     def places(self, file: Path) -> dict[str, str]:
         """The part of each image in a saved split, by its absolute path. Raises UsageError if it is damaged, or an
         image is in it twice."""
         try:
-            rows = [(part, self.read_item(*row)) for part, rows in read_json(file).items() for row in rows]
+            rows = [
+                (part, self.read_item(*row))
+                for part, rows in read_json(file).items()
+                for row in rows
+            ]
         except (ValueError, AttributeError, TypeError) as error:
-            raise UsageError(f"{file} is damaged ({one_line(error)})", "delete it to split the images again") from None
+            raise UsageError(
+                f"{file} is damaged ({one_line(error)})", "delete it to split the images again"
+            ) from None
         part_of = {item.impath: part for part, item in rows}
         if len(part_of) < len(rows):
             raise UsageError(f"{file} has an image twice", "delete it to split the images again")
@@ -57,16 +66,23 @@ def add_images(root: Path) -> None:
     UsageError if there is no saved split, it is damaged, or a class has too few images."""
     folder = OwnImages(root)
     if not folder.saved_splits:
-        raise UsageError(f"{root} has no saved split", "the first run with DATASET.SPLIT_SEED splits all its images")
+        raise UsageError(
+            f"{root} has no saved split",
+            "the first run with DATASET.SPLIT_SEED splits all its images",
+        )
     classes = folder.classes(folder.class_folders(folder.root))
     for seed, file in folder.saved_splits.items():
         places = folder.places(file)
         parts = folder.divide(seed, classes, places)
         now = {item.impath for items in parts.values() for item in items}
-        new = {part: sum(item.impath not in places for item in items) for part, items in parts.items()}
+        new = {
+            part: sum(item.impath not in places for item in items) for part, items in parts.items()
+        }
         write_bytes(file, folder.written(parts))
         counts = ", ".join(f"{number:,} {part}" for part, number in new.items())
-        print(f"{file}: {sum(new.values()):,} images are new ({counts}), {len(places.keys() - now):,} are gone")
+        print(
+            f"{file}: {sum(new.values()):,} images are new ({counts}), {len(places.keys() - now):,} are gone"
+        )
     print("Finished runs keep their results: train again with another output folder (scripts: OUT)")
 
 
@@ -107,21 +123,36 @@ def check_folder(root: Path, read: bool = True) -> Content:
     print(f"{printable(root)}: {', '.join(parts)}")
     for name in classes:
         counts = ", ".join(f"{len(of[name]):,} {part}" for part, of in images.items())
-        print(f"  {printable(name)}: {counts}; CLIP reads {printable(as_clip_reads(names[name]))!r}")
+        print(
+            f"  {printable(name)}: {counts}; CLIP reads {printable(as_clip_reads(names[name]))!r}"
+        )
     faults += few_images(images, classes)
-    paths = [f"{parts[part]}/{name}/{file}" for part, of in images.items() for name in of for file in of[name]]
+    paths = [
+        f"{parts[part]}/{name}/{file}"
+        for part, of in images.items()
+        for name in of
+        for file in of[name]
+    ]
     if read:
         labels = [classes.index(name) for of in images.values() for name in of for _ in of[name]]
         faults += faults_of_pixels(folder, paths, labels, split=WHOLE not in parts)
     for file in folder.saved_splits.values():
         faults += faults_of_split(folder, file, {*paths})
-    others = [f"{name}/{file}" for of in files.values() for name in of for file in of[name] if not is_image(file)]
+    others = [
+        f"{name}/{file}"
+        for of in files.values()
+        for name in of
+        for file in of[name]
+        if not is_image(file)
+    ]
     if others:
         print(f"  not read: {listed(others)}")
     sizes = {part: sum(map(len, of.values())) for part, of in images.items()}
     whole = sizes.get(WHOLE, 0)
     tested = sizes.get("test", (3 * whole + 9) // 10)
-    return Content(faults, sizes.get("train", whole - tested - whole // 5), tested, list(names.values()))
+    return Content(
+        faults, sizes.get("train", whole - tested - whole // 5), tested, list(names.values())
+    )
 
 
 def names_of(folder: OwnImages, classes: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -144,12 +175,18 @@ def few_images(images: dict[str, dict[str, list[str]]], classes: Sequence[str]) 
     empty = [name for name in classes if not any(of[name] for of in images.values())]
     learned, least = (images[WHOLE], 2) if WHOLE in images else (images["train"], 1)
     few = [name for name in classes if name not in empty and len(learned[name]) < least]
-    what = "only one image, and a split needs two" if least == 2 else "images for val or test, and none for train"
+    what = (
+        "only one image, and a split needs two"
+        if least == 2
+        else "images for val or test, and none for train"
+    )
     faults = [f"classes without an image: {listed(empty)}"] if empty else []
     return faults + ([f"classes with {what}: {listed(few)}"] if few else [])
 
 
-def faults_of_pixels(folder: OwnImages, paths: list[str], labels: list[int], split: bool) -> list[str]:
+def faults_of_pixels(
+    folder: OwnImages, paths: list[str], labels: list[int], split: bool
+) -> list[str]:
     """Images that cannot be read, and those with the same pixels: in several parts or classes, or before a split.
 
     Of a split also near-copies in several parts.
@@ -164,7 +201,11 @@ def faults_of_pixels(folder: OwnImages, paths: list[str], labels: list[int], spl
             continue
         equal[image.digest].append(name)
         looks.append((name, label, image))
-    faults = [f"images that cannot be read ({len(unreadable):,}): {listed(unreadable)}"] if unreadable else []
+    faults = (
+        [f"images that cannot be read ({len(unreadable):,}): {listed(unreadable)}"]
+        if unreadable
+        else []
+    )
     several = [group for group in equal.values() if len(group) > 1]
     if split:  # a part may have an image twice
         several = [group for group in several if len({name.split("/")[0] for name in group}) > 1]
@@ -173,8 +214,14 @@ def faults_of_pixels(folder: OwnImages, paths: list[str], labels: list[int], spl
         near = near_copies(looks)
         what = "near-copies in several parts, so that a test is of what was learned"
         faults += [f"{what} ({len(near):,}): {listed(near)}"] if near else []
-    why = "in several parts" if split else "more than once, so that a split can train on it and test it"
-    return faults + ([f"images that are there {why} ({len(groups):,}): {listed(groups)}"] if groups else [])
+    why = (
+        "in several parts"
+        if split
+        else "more than once, so that a split can train on it and test it"
+    )
+    return faults + (
+        [f"images that are there {why} ({len(groups):,}): {listed(groups)}"] if groups else []
+    )
 
 
 class Look(NamedTuple):
@@ -199,7 +246,9 @@ def near_copies(looks: Sequence[tuple[str, int, Look]]) -> list[str]:
     return near
 
 
-def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[tuple[Look | None, str]]:
+def pixels_of(
+    paths: Sequence[str], max_pixels: int | None = None
+) -> Iterator[tuple[Look | None, str]]:
     """For each image what is compared of it; or None, and why it cannot be read.
 
     `max_pixels` is the limit of `read_image`.
@@ -215,7 +264,9 @@ def pixels_of(paths: Sequence[str], max_pixels: int | None = None) -> Iterator[t
         return Look(digest, copies.signature(image), copies.colours(image)), ""
 
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
-        yield from tqdm(pool.imap(read, paths, chunksize=4), total=len(paths), desc="reading", disable=None)
+        yield from tqdm(
+            pool.imap(read, paths, chunksize=4), total=len(paths), desc="reading", disable=None
+        )
 
 
 def faults_of_split(folder: OwnImages, file: Path, paths: set[str]) -> list[str]:
@@ -226,7 +277,10 @@ def faults_of_split(folder: OwnImages, file: Path, paths: set[str]) -> list[str]
         return [str(error)]
     remedy = f"python tools/prepare.py --add {folder.root} brings it up to date"
     faults = []
-    for what, images in {"images are not in it": paths - known, "of its images are gone": known - paths}.items():
+    for what, images in {
+        "images are not in it": paths - known,
+        "of its images are gone": known - paths,
+    }.items():
         if images:
             example = printable(os.path.relpath(min(images), folder.root))
             faults.append(f"{file.name}: {len(images):,} {what}, such as {example}: {remedy}")

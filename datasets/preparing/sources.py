@@ -38,7 +38,9 @@ class Source:
         """The command that prepares it."""
         return f"python tools/prepare.py {self.name} --root {shlex.quote(str(root))}"
 
-    def read(self, root: Path, *options: str, images: bool = False, seed: int = 1) -> FewShotDataset:
+    def read(
+        self, root: Path, *options: str, images: bool = False, seed: int = 1
+    ) -> FewShotDataset:
         """The dataset as a run sees it. Its images need not exist, unless it is split by folders.
 
         Raises:
@@ -64,7 +66,9 @@ def names() -> list[str]:
 def downloadable() -> dict[str, Source]:
     """Every dataset with files to download, by name."""
     datasets = map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())
-    by_name = {dataset.config_name: dataset for dataset in datasets if getattr(dataset, "files", ())}
+    by_name = {
+        dataset.config_name: dataset for dataset in datasets if getattr(dataset, "files", ())
+    }
     return {name: Source(name, by_name[name]) for name in names() if name in by_name}
 
 
@@ -72,10 +76,15 @@ def find(name: str) -> Source:
     """A dataset by the name of its YAML file. Raises UsageError if there is no such file."""
     check_dataset_name(name, names())
     dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
-    return next((source for source in downloadable().values() if source.dataset is dataset), Source(name, dataset))
+    return next(
+        (source for source in downloadable().values() if source.dataset is dataset),
+        Source(name, dataset),
+    )
 
 
-def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequence[str] = ()) -> CfgNode:
+def load_cfg(
+    name: str, root: Path | None = None, seed: int = 1, options: Sequence[str] = ()
+) -> CfgNode:
     """The configuration of a dataset: Dassl's defaults, its YAML file (with any keys), then KEY, VALUE, ... pairs."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -90,7 +99,11 @@ def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequen
 def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
     """The images for `train`, `val` and `test`. A validation set that is the test set counts once."""
     train = [] if dataset.test_only else dataset.train_x
-    return {"train": train, "val": [] if dataset.val_is_test else dataset.val or [], "test": dataset.test}
+    return {
+        "train": train,
+        "val": [] if dataset.val_is_test else dataset.val or [],
+        "test": dataset.test,
+    }
 
 
 def image_paths(dataset: FewShotDataset) -> list[str]:

@@ -55,15 +55,21 @@ class SmallWorldSet(FewShotDataset):
                 cls.draw_all(stage)
         except UsageError as error:
             if not split.is_file():  # else another process has drawn it
-                remedy = "set --root (DATA for scripts) to another folder, or move this one elsewhere"
-                raise DatasetError(f"cannot draw {cls.__name__}: {error.what}", remedy, folder) from None
+                remedy = (
+                    "set --root (DATA for scripts) to another folder, or move this one elsewhere"
+                )
+                raise DatasetError(
+                    f"cannot draw {cls.__name__}: {error.what}", remedy, folder
+                ) from None
 
     @classmethod
     def draw_all(cls, folder: Path) -> None:
         """Draw every image, each from its own seed, and write the split."""
         split: dict[str, list] = {part: [] for part in cls.per_class}
         numbers = [(part, number) for part, size in cls.per_class.items() for number in range(size)]
-        for label, subject in enumerate(tqdm(cls.subjects, f"drawing {cls.__name__}", leave=False, disable=None)):
+        for label, subject in enumerate(
+            tqdm(cls.subjects, f"drawing {cls.__name__}", leave=False, disable=None)
+        ):
             place = folder / cls.image_dir / subject.words.replace(" ", "_")
             place.mkdir(parents=True)
             for index, (part, number) in enumerate(numbers):
@@ -80,14 +86,26 @@ def shuffled(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
     return tuple(subjects[index] for index in np.random.default_rng(0).permutation(len(subjects)))
 
 
-def objects(colours: tuple[str, ...], textures: tuple[str, ...], shapes: tuple[str, ...]) -> tuple[Subject, ...]:
+def objects(
+    colours: tuple[str, ...], textures: tuple[str, ...], shapes: tuple[str, ...]
+) -> tuple[Subject, ...]:
     """One object per combination of colour and texture; any two of its three attributes identify it."""
     pairs = product(enumerate(colours), enumerate(textures))
-    return shuffled(Subject(colour, texture, shapes[(i + j) % len(shapes)]) for (i, colour), (j, texture) in pairs)
+    return shuffled(
+        Subject(colour, texture, shapes[(i + j) % len(shapes)])
+        for (i, colour), (j, texture) in pairs
+    )
 
 
 MESSY = Style(
-    scale=(0.4, 0.75), turn=40, shift=0.22, noise=(15, 45), blur=(0.3, 1.2), contrast=(0.5, 0.9), clutter=10, rough=30
+    scale=(0.4, 0.75),
+    turn=40,
+    shift=0.22,
+    noise=(15, 45),
+    blur=(0.3, 1.2),
+    contrast=(0.5, 0.9),
+    clutter=10,
+    rough=30,
 )
 
 
@@ -105,7 +123,15 @@ class SmallSource(SmallWorldSet):
         )
     )
     per_class = SmallWorldSet.per_class | {"test": 20}
-    style = Style(scale=(0.45, 0.9), turn=30, shift=0.15, noise=(5, 30), blur=(0, 1), contrast=(0.5, 1), clutter=4)
+    style = Style(
+        scale=(0.45, 0.9),
+        turn=30,
+        shift=0.15,
+        noise=(5, 30),
+        blur=(0, 1),
+        contrast=(0.5, 1),
+        clutter=4,
+    )
 
 
 @DATASET_REGISTRY.register()
@@ -143,7 +169,15 @@ class SmallShapes(SmallWorldSet):
 
     dataset_dir = "small_shapes"
     subjects = shuffled(Subject(shape=shape) for shape in SHAPES)
-    style = Style(scale=(0.5, 0.85), turn=30, shift=0.2, noise=(10, 30), blur=(0.2, 0.8), contrast=(0.6, 1), clutter=4)
+    style = Style(
+        scale=(0.5, 0.85),
+        turn=30,
+        shift=0.2,
+        noise=(10, 30),
+        blur=(0.2, 0.8),
+        contrast=(0.6, 1),
+        clutter=4,
+    )
 
 
 @DATASET_REGISTRY.register()
@@ -151,7 +185,9 @@ class SmallTextures(SmallWorldSet):
     """10 textures of any colour that fill the image. The word zigzag is not in the pre-training data."""
 
     dataset_dir = "small_textures"
-    subjects = shuffled(Subject(texture=texture, shape="pattern") for texture in TEXTURES if texture != "plain")
+    subjects = shuffled(
+        Subject(texture=texture, shape="pattern") for texture in TEXTURES if texture != "plain"
+    )
     style = Style(turn=60, periods=(4, 8), noise=(15, 40), blur=(0.3, 1), contrast=(0.4, 0.9))
 
 
@@ -161,9 +197,19 @@ class SmallCounts(SmallWorldSet):
 
     dataset_dir = "small_counts"
     subjects = shuffled(
-        Subject(shape=shape, count=count) for shape in ("square", "star", "ring", "heart") for count in range(1, 6)
+        Subject(shape=shape, count=count)
+        for shape in ("square", "star", "ring", "heart")
+        for count in range(1, 6)
     )
-    style = Style(scale=(0.4, 0.8), turn=60, shift=0.2, noise=(5, 30), blur=(0, 0.8), contrast=(0.5, 0.9), clutter=4)
+    style = Style(
+        scale=(0.4, 0.8),
+        turn=60,
+        shift=0.2,
+        noise=(5, 30),
+        blur=(0, 0.8),
+        contrast=(0.5, 0.9),
+        clutter=4,
+    )
 
 
 @DATASET_REGISTRY.register()

@@ -39,7 +39,9 @@ class Subject:
     texture: str | None = None
     shape: str | None = None  # `pattern`: colour and texture fill the image
     count: int | None = None  # of objects, 1 to 5
-    ground: str | None = None  # of a landscape seen from above, which has no attributes but these two
+    ground: str | None = (
+        None  # of a landscape seen from above, which has no attributes but these two
+    )
     feature: str | None = None
 
     @property
@@ -154,8 +156,12 @@ def ground(name: str, rng: np.random.Generator) -> np.ndarray:
     pen = ImageDraw.Draw(image)
     for x in range(-int(rng.integers(step)), FINE, step):
         for y in range(-int(rng.integers(step)), FINE, step):
-            pen.rectangle((x, y, x + step - gap, y + step - gap), fill=colours[rng.integers(len(colours))])
-    turned = image.rotate(rng.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=(142, 140, 136))
+            pen.rectangle(
+                (x, y, x + step - gap, y + step - gap), fill=colours[rng.integers(len(colours))]
+            )
+    turned = image.rotate(
+        rng.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=(142, 140, 136)
+    )
     return np.asarray(turned.resize((FINE, FINE), box=(19, 19, FINE - 19, FINE - 19)), np.float32)
 
 
@@ -186,7 +192,9 @@ def grid(rng: np.random.Generator, repeats: float, turn: float) -> tuple[np.ndar
     angle = np.radians(rng.uniform(-turn, turn))
     y, x = np.mgrid[:FINE, :FINE] * (repeats / FINE)
     start = rng.uniform(0, 1, 2)
-    return x * np.cos(angle) + y * np.sin(angle) + start[0], y * np.cos(angle) - x * np.sin(angle) + start[1]
+    return x * np.cos(angle) + y * np.sin(angle) + start[0], y * np.cos(angle) - x * np.sin(
+        angle
+    ) + start[1]
 
 
 # --- the picture
@@ -204,7 +212,9 @@ def draw(subject: Subject, style: Style, rng: np.random.Generator) -> Image.Imag
         cover = (rng.uniform(0, style.haze) * clouds(rng, 5).clip(0.3, 1))[..., None]
         canvas = canvas * (1 - cover) + 245 * cover
     canvas = 128 + (canvas - 128) * rng.uniform(*style.contrast)
-    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BOX)
+    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize(
+        (SIZE, SIZE), Image.Resampling.BOX
+    )
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*style.blur)))
     noise = rng.normal(0, rng.uniform(*style.noise), (SIZE, SIZE, 3))
     return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
@@ -213,9 +223,13 @@ def draw(subject: Subject, style: Style, rng: np.random.Generator) -> Image.Imag
 def draw_objects(subject: Subject, style: Style, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE, 3): equal objects on a background, or a pattern that fills the image."""
     colour = np.array(COLOURS[subject.colour or pick(rng, COLOURS)]) + rng.normal(0, style.hue, 3)
-    paper = 250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour  # a shade of the colour
+    paper = (
+        250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour
+    )  # a shade of the colour
     texture = subject.texture or pick(rng, TEXTURES)
-    ink = TEXTURES[texture](*grid(rng, rng.uniform(*style.periods), style.turn), rng).astype(np.float32)
+    ink = TEXTURES[texture](*grid(rng, rng.uniform(*style.periods), style.turn), rng).astype(
+        np.float32
+    )
     if subject.shape == "pattern":
         inside = np.ones_like(ink, bool)
     else:
@@ -251,7 +265,9 @@ def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.
 def edges(mask: np.ndarray) -> np.ndarray:
     """The border of a mask, four pixels wide."""
     image = Image.fromarray(mask.astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.MaxFilter(5))) != np.asarray(image.filter(ImageFilter.MinFilter(5)))
+    return np.asarray(image.filter(ImageFilter.MaxFilter(5))) != np.asarray(
+        image.filter(ImageFilter.MinFilter(5))
+    )
 
 
 def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
@@ -267,5 +283,7 @@ def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np
     for _ in range(style.clutter):
         x, y, dx, dy = rng.uniform(0, FINE, 4) * (1, 1, 0.5, 0.5)
         mark = tuple(int(value) for value in rng.integers(20, 236, 3))
-        pen.line((x, y, x + dx - FINE / 4, y + dy - FINE / 4), fill=mark, width=int(rng.integers(2, 7)))
+        pen.line(
+            (x, y, x + dx - FINE / 4, y + dy - FINE / 4), fill=mark, width=int(rng.integers(2, 7))
+        )
     return np.asarray(image, np.float32)

@@ -79,7 +79,9 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
     for repeat, row in enumerate(found):
         splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a class has fewer groups than there are folds
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # that a class has fewer groups than there are folds
             for fold, (_, out) in enumerate(splitter.split(held, labels[held], groups[held])):
                 row[held[out]] = fold
     for row in found.copy():
@@ -97,7 +99,9 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
 
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
-    return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[..., 0].mean(axis=0)
+    return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[
+        ..., 0
+    ].mean(axis=0)
 
 
 def right(logits: Floats, labels: NDArray[Any]) -> Floats:
@@ -117,7 +121,9 @@ def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
     return np.array(found)
 
 
-def stack(logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None) -> Floats:
+def stack(
+    logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None
+) -> Floats:
     """(candidates,): weights of the members, none below 0, whose sum of logits has the least cross-entropy (stacking).
 
     A penalty holds them near the default: the sum of the squared differences, divided by the number of independent
@@ -157,7 +163,9 @@ def combine(weights: Floats, logits: Floats) -> Floats:
     return np.tensordot(weights[used].astype(logits.dtype), logits[used], axes=1)
 
 
-def choose(logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None) -> Floats:
+def choose(
+    logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None
+) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
     The cross-entropy decides, of single candidates after a temperature: of few images it says more than the accuracy.
@@ -170,7 +178,9 @@ def choose(logits: Floats, sample: Sample, members: Mapping[int, float], start: 
     best = int(np.argmin([sample.mean(score) for score in scores]))
     chosen = stack(logits, sample, members, start)
     score = losses(combine(chosen, logits), labels)
-    if sample.in_errors(score - scores[best]) > 1 or not chosen.any():  # names that mislead may have no weight
+    if (
+        sample.in_errors(score - scores[best]) > 1 or not chosen.any()
+    ):  # names that mislead may have no weight
         chosen, score = singles[best], scores[best]
     lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
     better = sample.in_errors(scores[0] - score) > 1 and sample.in_errors(lead) <= 1
@@ -234,7 +244,9 @@ def groups_of_class(labels: NDArray[Any], groups: NDArray[Any]) -> float:
     return np.unique(np.stack([labels, groups]), axis=1).shape[1] / len(np.unique(labels))
 
 
-def estimate(logits: Floats, sample: Sample, folds: int, zero_shot: float, of_class: float) -> Estimate:
+def estimate(
+    logits: Floats, sample: Sample, folds: int, zero_shot: float, of_class: float
+) -> Estimate:
     """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
 
     Args:

@@ -37,22 +37,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("images", type=path, metavar="IMAGES", help="folder of class folders, or a CSV file")
-    add("--to", type=path, required=True, metavar="MODEL", help="folder for the model: new, or of an earlier call")
-    add("--backbone", default="ViT-B/16", help="ViT-B/16, small, a weight file, ... (default: ViT-B/16)")
+    add(
+        "--to",
+        type=path,
+        required=True,
+        metavar="MODEL",
+        help="folder for the model: new, or of an earlier call",
+    )
+    add(
+        "--backbone",
+        default="ViT-B/16",
+        help="ViT-B/16, small, a weight file, ... (default: ViT-B/16)",
+    )
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add("--sentences", type=path, metavar="FILE", help="JSON file with sentences for each class")
     words = "train prompts and CLIP-LoRA, too, if they end in time (default: 5)"
     add("--minutes", type=between(-1e-9, 1e5, "a number of minutes"), default=5.0, help=words)
-    add("--test", type=path, metavar="DIR", help="test images in class folders, or a CSV file: a second opinion")
+    add(
+        "--test",
+        type=path,
+        metavar="DIR",
+        help="test images in class folders, or a CSV file: a second opinion",
+    )
     words = "answer `unknown` so that at most so many answers are wrong: 5, 5%% or 0.05"
     add("--max-error", type=percent, metavar="PERCENT", help=words)
     words = "how to find images of one scene, which count once: by names, times and near-copies, or not at all"
     add("--groups", choices=("auto", "none"), default="auto", help=f"{words} (default: auto)")
     words = "name the groups by the folder below that of the class, or by the capture of REGEX in the path"
     add("--group-by", default="", metavar="folder|REGEX", help=words)
-    words = "how frequent the classes are in new images: as in these, or all equally (default: folder)"
+    words = (
+        "how frequent the classes are in new images: as in these, or all equally (default: folder)"
+    )
     add("--prior", choices=PRIORS, default=PRIORS[0], help=words)
-    add("--methods", nargs="+", default=[], metavar="NAME", help="methods to try besides zero-shot CLIP (default: all)")
+    add(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="methods to try besides zero-shot CLIP (default: all)",
+    )
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     return parser.parse_args(argv)
 
@@ -68,7 +91,9 @@ def checksums(folder: Path) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.groups == "none" and args.group_by:
-        raise UsageError("--groups none and --group-by contradict each other", "leave out one of them")
+        raise UsageError(
+            "--groups none and --group-by contradict each other", "leave out one of them"
+        )
     photos = find(args.images, args.test, args.group_by)
     if args.groups != "none":
         check_named(photos, args.images)
@@ -76,8 +101,12 @@ def main(argv: list[str] | None = None) -> None:
     if not isinstance(record, dict) or "form" not in record:
         record = {}
         if args.to.exists() and not (args.to.is_dir() and {LOCK}.issuperset(os.listdir(args.to))):
-            raise UsageError(f"{args.to} is not an empty folder", "choose another one, or delete it", args.to)
-    print(f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums")
+            raise UsageError(
+                f"{args.to} is not an empty folder", "choose another one, or delete it", args.to
+            )
+    print(
+        f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums"
+    )
     if args.max_error:
         print(f"--max-error: at most {args.max_error:g}% of the answers may be wrong")
     joined = sorted({photo.label for photo in photos if INSIDE.search(photo.label)})
@@ -86,7 +115,9 @@ def main(argv: list[str] | None = None) -> None:
         better = INSIDE.sub(" ", joined[0])
         print(printable(f"CLIP reads {reads}: names like {better!r} may give better results"))
     missing = set(missing_files(photo.path for photo in photos))
-    keys = {photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos}
+    keys = {
+        photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos
+    }
     photos = [replace(photo, sha256=keys[photo.path]) for photo in photos]
     from clip import weights_sha256  # imports torch, which takes seconds
 
@@ -97,7 +128,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = [[keys[photo.path], photo.label, photo.part, photo.group] for photo in photos]
     options = "minutes", "methods", "max_error", "seed", "groups", "prior"
     asked = {key: getattr(args, key) for key in options}
-    asked |= {"images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(), "weights": weights_sha256(args.backbone)}
+    asked |= {
+        "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "weights": weights_sha256(args.backbone),
+    }
     asked |= {"sentences": checksum(args.sentences) if args.sentences else "", "form": FORM}
     if record.get("request") != asked:
         record = {"form": FORM, "finished": False, "request": asked}
@@ -106,6 +140,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"The model in {args.to} is gone or was changed: it is fitted again")
         finished = False
     if finished:
-        print(f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)")
+        print(
+            f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)"
+        )
     else:
         fit(args, photos, keys, record)

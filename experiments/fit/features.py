@@ -54,9 +54,13 @@ class Features:
         self.classifier, self.model = classifier, model
         self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
         versions = {"torch": torch.__version__, **decoders()}
-        digest = hashlib.sha256(f"fit 5 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode())
+        digest = hashlib.sha256(
+            f"fit 5 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode()
+        )
         add_tensors(digest, self.model.image_tensors())
-        noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0)
+        )
         exact, fast = self.run_tower(noise, False), self.run_tower(noise, True)
         has_units = usable("bf16", classifier.device) == "bf16"
         self.in_bf16 = has_units and float(torch.cosine_similarity(exact, fast).min()) > AGREEMENT
@@ -89,11 +93,19 @@ class Features:
         with bar, ThreadPool(torch.get_num_threads()) as pool:
             for start in range(0, len(new), PART):
                 rows: dict[str, Row] = {}
-                images = pool.imap(lambda path: self.read(path, keys[path]), new[start : start + PART])
+                images = pool.imap(
+                    lambda path: self.read(path, keys[path]), new[start : start + PART]
+                )
                 while batch := list(islice(images, BATCH)):
                     damaged |= {path: fault for path, fault, _ in batch if isinstance(fault, str)}
-                    good = [(path, facts, pixels) for path, facts, pixels in batch if not isinstance(facts, str)]
-                    features = self.encode(torch.stack([pixels for *_, pixels in good])) if good else ()
+                    good = [
+                        (path, facts, pixels)
+                        for path, facts, pixels in batch
+                        if not isinstance(facts, str)
+                    ]
+                    features = (
+                        self.encode(torch.stack([pixels for *_, pixels in good])) if good else ()
+                    )
                     for (path, facts, _), feature in zip(good, features, strict=True):
                         if feature.isfinite().all():
                             pixels_sha256, signature, taken = facts
@@ -112,21 +124,31 @@ class Features:
         """
         options = self.classifier.cfg.INPUT
         try:
-            image = read_image(path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key))
+            image = read_image(
+                path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key)
+            )
             facts = copies.pixels_sha256(image), copies.signature(image), copies.taken(image)
             return path, facts, self.classifier.transform(image)
         except ChangedImageError:
             self.changed = True
             return path, f"{path} changed while fit ran", None
         except (OSError, ValueError) as error:
-            return path, str(error) if os.path.exists(path) else f"{path} is a link to a file that is gone", None
+            return (
+                path,
+                str(error) if os.path.exists(path) else f"{path} is a link to a file that is gone",
+                None,
+            )
 
     # On the disk: tables with a row of bytes for each image
 
     @property
     def row_type(self) -> np.dtype[Any]:
         hashes = [("file", np.uint8, DIGEST), ("pixels", np.uint8, DIGEST)]
-        facts = [("signature", np.int8, copies.SHAPE), ("camera", np.uint64), ("second", np.float64)]
+        facts = [
+            ("signature", np.int8, copies.SHAPE),
+            ("camera", np.uint64),
+            ("second", np.float64),
+        ]
         return np.dtype([*hashes, *facts, ("feature", np.float32, self.width)])
 
     def keep(self, rows: Mapping[str, Row]) -> None:
@@ -157,13 +179,18 @@ class Features:
                 if (key := row["file"].tobytes().hex()) in wanted:
                     taken = copies.Taken(int(row["camera"]), float(row["second"]))
                     feature = torch.from_numpy(row["feature"].copy())
-                    found[key] = Row(row["pixels"].tobytes().hex(), row["signature"].copy(), taken, feature)
+                    found[key] = Row(
+                        row["pixels"].tobytes().hex(), row["signature"].copy(), taken, feature
+                    )
         return found
 
     def files_of(self, file: Path, count: int) -> list[str]:
         """The SHA-256 of the image files in a table of so many rows, before its own checksum is compared."""
         try:
-            with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with (
+                open(file, "rb") as opened,
+                mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
                 table = np.frombuffer(content, self.row_type, count)
                 hashes = table["file"].tobytes().hex()
                 del table  # which holds the file open

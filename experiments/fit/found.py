@@ -26,26 +26,40 @@ class Found:
 
     images: list[Photo]  # each image that can be used, once; those for training first
     names: list[str]  # of the classes, sorted
-    damaged: Mapping[str, str] = field(default_factory=dict)  # what is wrong with images that are left out, by path
+    damaged: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what is wrong with images that are left out, by path
     notes: list[str] = field(default_factory=list)  # for the user
-    candidates: list[dict[str, Any]] = field(default_factory=list)  # of each: name, accuracy and seconds, or its fault
+    candidates: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of each: name, accuracy and seconds, or its fault
     chosen: Sequence[tuple[Candidate, float]] = ()  # candidates and their weights
     grouped: str = ""  # how many images are of one scene, for people; empty if each image is a scene of its own
     estimate: Estimate | None = None  # of the accuracy on new images
-    estimates: dict[str, Estimate] = field(default_factory=dict)  # by how frequent the classes are: `command.PRIORS`
-    ungrouped: float | None = None  # what the estimate would be if images of one scene were in several folds
+    estimates: dict[str, Estimate] = field(
+        default_factory=dict
+    )  # by how frequent the classes are: `command.PRIORS`
+    ungrouped: float | None = (
+        None  # what the estimate would be if images of one scene were in several folds
+    )
     of_class: float = 0.0  # the mean number of scenes of a class
     zero_shot: float | None = None  # the accuracy of zero-shot CLIP on the held-out images
-    without_nesting: float | None = None  # what the estimate would be if the choice were not made inside of the folds
+    without_nesting: float | None = (
+        None  # what the estimate would be if the choice were not made inside of the folds
+    )
     test: dict[str, Any] | None = None  # of test images: their number and the accuracy
-    curve: list[tuple[float, float]] = field(default_factory=list)  # images of a class, accuracy of the chosen heads
+    curve: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # images of a class, accuracy of the chosen heads
     held: Any = None  # (held,), the places in `images` of those that were held out
     sample: Any = None  # their labels, their groups, and how much each counts
     logits: Any = None  # (repeats, held, classes), by the chosen classifier
     calibration: Calibration | None = None
 
     @classmethod
-    def of(cls, photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]) -> "Found":
+    def of(
+        cls, photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]
+    ) -> "Found":
         """The images without damaged ones and copies. Of copies the first is kept: one for training before one for a
         test. An image that has two labels is left out, as one of them must be wrong.
 
@@ -57,12 +71,18 @@ class Found:
         """
         kept: dict[str, Photo] = {}
         labels, left_out = defaultdict[str, set[str]](set), defaultdict[str, list[str]](list)
-        readable = [replace(photo, pixels_sha256=pixels[photo.path]) for photo in photos if photo.path in pixels]
+        readable = [
+            replace(photo, pixels_sha256=pixels[photo.path])
+            for photo in photos
+            if photo.path in pixels
+        ]
         for photo in readable:
             labels[photo.pixels_sha256].add(photo.label)
         for photo in readable:
             if len(both := labels[photo.pixels_sha256]) > 1:
-                left_out["they are in two classes"].append(f"{photo.path} ({' and '.join(sorted(both))})")
+                left_out["they are in two classes"].append(
+                    f"{photo.path} ({' and '.join(sorted(both))})"
+                )
             elif photo.pixels_sha256 in kept:
                 left_out["they are copies of other images"].append(photo.path)
             else:
@@ -72,12 +92,17 @@ class Found:
             example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
             remedy = f"replace damaged images{example}; and images that are in two classes"
             raise UsageError("fewer than two classes have an image that can be used", remedy)
-        notes = [f"Left out as {why}: {len(paths)} images, such as {paths[0]}" for why, paths in left_out.items()]
+        notes = [
+            f"Left out as {why}: {len(paths)} images, such as {paths[0]}"
+            for why, paths in left_out.items()
+        ]
         if lost := sorted({photo.label for photo in photos}.difference(names)):
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
         notes += filter(None, [same_names(names)])
         known = set(names)
-        return cls([photo for photo in kept.values() if photo.label in known], names, damaged, notes)
+        return cls(
+            [photo for photo in kept.values() if photo.label in known], names, damaged, notes
+        )
 
     def label_numbers(self, photos: Sequence[Photo]) -> list[int]:
         """The places of the photos' classes in `names`."""
@@ -87,7 +112,9 @@ class Found:
     def set_groups(self, groups: NDArray[np.int64], reasons: str) -> None:
         """Number the scenes of the images, (images,). `reasons` says how they were found."""
         scenes = groups.tolist()
-        self.images = [replace(photo, scene=scene) for photo, scene in zip(self.images, scenes, strict=True)]
+        self.images = [
+            replace(photo, scene=scene) for photo, scene in zip(self.images, scenes, strict=True)
+        ]
         sizes = np.bincount(numbers(self.training))
         several = sizes > 1
         if several.any():
@@ -98,7 +125,9 @@ class Found:
         """Say what the groups change, once the estimate is known."""
         if self.grouped and self.estimate and self.ungrouped is not None:
             at, without = self.estimate.accuracy, self.ungrouped
-            self.grouped += f" So the estimate is {at:.0f}%. Without that it would be {without:.0f}%."
+            self.grouped += (
+                f" So the estimate is {at:.0f}%. Without that it would be {without:.0f}%."
+            )
 
     def largest_groups(self, most: int) -> list[list[str]]:
         """The paths of the training images of the largest groups, of two images or more."""
@@ -121,10 +150,10 @@ class Found:
         if known.any():
             with_them = 100 * float(correct.mean())
             self.test["accuracy_with_known"] = with_them
-            example = next(photo.path for photo, is_known in zip(tested, known, strict=True) if is_known)
-            what = (
-                f"Left out of the test: {known.sum():,} images that show scenes of training images, such as {example}"
+            example = next(
+                photo.path for photo, is_known in zip(tested, known, strict=True) if is_known
             )
+            what = f"Left out of the test: {known.sum():,} images that show scenes of training images, such as {example}"
             self.notes.append(f"{what}; with them, {with_them:.1f}% of the test images are right")
 
     def other_estimate(self, prior: str) -> Estimate | None:
@@ -147,9 +176,7 @@ class Found:
         error = 196 * (accuracy / 100 * (1 - accuracy / 100) / self.test["images"]) ** 0.5
         if at.low - error <= accuracy <= at.high + error:
             reasons = f"chance (there are {self.test['images']:,} test images), {reasons}"
-        return (
-            f"The test accuracy of {accuracy:.1f}% is {where} the interval of the estimate. Likely reasons: {reasons}."
-        )
+        return f"The test accuracy of {accuracy:.1f}% is {where} the interval of the estimate. Likely reasons: {reasons}."
 
     @property
     def labels(self) -> Any:
@@ -166,4 +193,6 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         content = {key: value for key, value in asdict(self).items() if key not in NOT_WRITTEN}
-        return content | {"chosen": [candidate | {"weight": weight} for candidate, weight in content["chosen"]]}
+        return content | {
+            "chosen": [candidate | {"weight": weight} for candidate, weight in content["chosen"]]
+        }

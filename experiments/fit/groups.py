@@ -27,8 +27,12 @@ def find(photos: Sequence[Photo], rows: Mapping[str, Row]) -> tuple[NDArray[np.i
     in_training = np.array([photo.part != "test" for photo in photos])
     links = {
         "by the names of groups": same_name(photos),
-        "by the time when they were taken": copies.bursts([row.taken for row in own], labels.tolist()),
-        "as near-copies": copies.NearCopies.of(signatures, features, labels).with_strays(in_training),
+        "by the time when they were taken": copies.bursts(
+            [row.taken for row in own], labels.tolist()
+        ),
+        "as near-copies": copies.NearCopies.of(signatures, features, labels).with_strays(
+            in_training
+        ),
     }
     reasons = []
     for reason, pairs in links.items():

@@ -33,10 +33,24 @@ from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import cache_folder, mean_text_features
 
 ENSEMBLE = "Linear"  # a sum of those below
-ZERO_SHOT, SENTENCES = "ZeroshotCLIP", "CuPL"  # which learn nothing: by a template, and by the user's sentences
-LINEAR = (ZERO_SHOT, SENTENCES, "CLAP", "ZSLP", "SSText", "TaskRes", "GDA", "LPPlusPlus")  # in features of unit length
+ZERO_SHOT, SENTENCES = (
+    "ZeroshotCLIP",
+    "CuPL",
+)  # which learn nothing: by a template, and by the user's sentences
+LINEAR = (
+    ZERO_SHOT,
+    SENTENCES,
+    "CLAP",
+    "ZSLP",
+    "SSText",
+    "TaskRes",
+    "GDA",
+    "LPPlusPlus",
+)  # in features of unit length
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
-ZERO_SHOT_SHARE = 1 / 4  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
+ZERO_SHOT_SHARE = (
+    1 / 4
+)  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
 LIMIT, MOST_KEPT = 1e9, 50e6  # bytes of the logits of all heads that are kept, and of one
@@ -62,7 +76,9 @@ class Candidate:
     @property
     def name(self) -> str:
         values = {**self.settings, **self.training}
-        return " ".join([self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)])
+        return " ".join(
+            [self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)]
+        )
 
 
 SHOWN = ("ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUAL_SCALE")
@@ -77,9 +93,15 @@ CANDIDATES = (  # the first one of a method has its defaults
     *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 0.3, 1.0)),
     *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.3, 1.0)),
     *(Candidate("SSText", {"RULE": rule}) for rule in ("SStext", "by_performance")),
-    *(Candidate("TaskRes", {"RESIDUAL_SCALE": scale, **ONE}, ADAM | {"LR": 0.002}) for scale in (8.0, 20.0)),
+    *(
+        Candidate("TaskRes", {"RESIDUAL_SCALE": scale, **ONE}, ADAM | {"LR": 0.002})
+        for scale in (8.0, 20.0)
+    ),
     *(Candidate("GDA", {"ALPHA": alpha, **ONE}) for alpha in (1.0, 10.0, 100.0)),
-    *(Candidate("TipAdapter", {"ALPHA": alpha, "BETA": 5.5, **ONE}) for alpha in (1.0, 10.0, 100.0)),
+    *(
+        Candidate("TipAdapter", {"ALPHA": alpha, "BETA": 5.5, **ONE})
+        for alpha in (1.0, 10.0, 100.0)
+    ),
     Candidate("ProKeR", {"BETA": 2.0, "LAMBDA": 0.1, **ONE}),
     *(Candidate("LPPlusPlus", {"STEP": step}) for step in (100, 30)),
     Candidate("LinearProbe", {"C": 0.1}),
@@ -159,13 +181,20 @@ class Heads:
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
-        self.cache = DiskCache(cache_folder(), "heads", "logits of heads", LIMIT)  # for a fit that is killed
+        self.cache = DiskCache(
+            cache_folder(), "heads", "logits of heads", LIMIT
+        )  # for a fit that is killed
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
-        self.texts = {unit: mean_text_features(self.clip, sentences, unit) for unit in (False, True)}
+        self.texts = {
+            unit: mean_text_features(self.clip, sentences, unit) for unit in (False, True)
+        }
         templates = [[TEMPLATE.replace("{}", name)] for name in self.names]
-        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: mean_text_features(self.clip, templates)}
+        self.fixed = {
+            SENTENCES: self.texts[True],
+            ZERO_SHOT: mean_text_features(self.clip, templates),
+        }
         try:
             self.projection: FeatureTrainer | None = self.method(Candidate("RLA"), 1)
         except UsageError:
@@ -178,7 +207,9 @@ class Heads:
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """What a method reads of features from before the projection: these, or those behind it (images, joint)."""
-        if self.projection is None or issubclass(trainers.predicting()[method].Model, ProjectedCLIP):
+        if self.projection is None or issubclass(
+            trainers.predicting()[method].Model, ProjectedCLIP
+        ):
             return features
         return self.projection.head.project(features).detach()
 
@@ -187,9 +218,13 @@ class Heads:
         kind = trainers.predicting()[candidate.method]
         method = kind(settings_of(candidate), self.classes, self.zero_shot.device)
         assert isinstance(method, FeatureTrainer)
-        method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=range(images)), num_classes=len(self.names))
+        method.dm = SimpleNamespace(
+            dataset=SimpleNamespace(train_x=range(images)), num_classes=len(self.names)
+        )
         with self.zero_shot.device:
-            method.model = method.Model(self.clip, method.build_prompts(self.clip, self.names), "fast")
+            method.model = method.Model(
+                self.clip, method.build_prompts(self.clip, self.names), "fast"
+            )
         if method.spec.reads_text:
             method.set_texts(self.texts[method.spec.unit_text])
         return method
@@ -206,7 +241,9 @@ class Heads:
         method.begin(Support(self.inputs(candidate.method, features)[None], labels))
         return learned(method, self.clock.check)
 
-    def learned(self, candidate: Candidate, seen: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+    def learned(
+        self, candidate: Candidate, seen: tuple[Tensor, Tensor]
+    ) -> Callable[[Tensor], Tensor]:
         """From what the candidate reads of images (`inputs`) to logits (images, classes), after learning from features
         and labels."""
         if candidate.method in self.fixed:
@@ -215,12 +252,19 @@ class Heads:
         method = self.fit(candidate, *seen)
         return lambda features: method.model_inference(CachedOutput(features))
 
-    def answers(self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor) -> Tensor:
+    def answers(
+        self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor
+    ) -> Tensor:
         """Logits (images, classes) for features (images, width), after learning from the features and labels `seen`."""
         return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
 
     def held_out(
-        self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any], deadline: float = math.inf
+        self,
+        candidate: Candidate,
+        features: Tensor,
+        labels: Tensor,
+        held: NDArray[Any],
+        deadline: float = math.inf,
     ) -> Tensor:
         """(repeats, images, classes): the logits of images whose folds `held` were left out (`choice.folds`).
 
@@ -255,16 +299,31 @@ class Heads:
             put_tensor(self.cache, key, found)
         return found
 
-    def key(self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]) -> str:
+    def key(
+        self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]
+    ) -> str:
         """A checksum of all that the logits of held-out images depend on."""
         weights = weights_sha256(self.zero_shot.description.backbone)
-        facts = torch.__version__, self.zero_shot.device.type, self.seed, self.classes, weights, settings_of(candidate)
+        facts = (
+            torch.__version__,
+            self.zero_shot.device.type,
+            self.seed,
+            self.classes,
+            weights,
+            settings_of(candidate),
+        )
         digest = hashlib.sha256(f"1 {candidate.method} {facts}".encode())
-        add_tensors(digest, {"features": features, "labels": labels, "folds": torch.from_numpy(held)})
+        add_tensors(
+            digest, {"features": features, "labels": labels, "folds": torch.from_numpy(held)}
+        )
         return digest.hexdigest()[:32]
 
     def classifier(
-        self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor, facts: Mapping[str, Any]
+        self,
+        weights: Sequence[tuple[Candidate, float]],
+        features: Tensor,
+        labels: Tensor,
+        facts: Mapping[str, Any],
     ) -> PromptedClassifier:
         """The chosen classifier, which has learned from all images: a candidate, or an ensemble of linear ones.
 
@@ -282,24 +341,38 @@ class Heads:
         method = self.method(Candidate(ENSEMBLE, settings), len(labels))
         axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
         for candidate, weight in weights:
-            there, back = self.learned(candidate, (features, labels))(torch.cat([axes, -axes])).detach().chunk(2)
+            there, back = (
+                self.learned(candidate, (features, labels))(torch.cat([axes, -axes]))
+                .detach()
+                .chunk(2)
+            )
             method.head.weight += weight * (there - back).T / 2
             method.head.bias += weight * (there + back).mean(dim=0) / 2
         return self.exported(ENSEMBLE, facts, method)
 
     def exported(
-        self, name: str, facts: Mapping[str, Any], method: PromptTrainer | None = None, **values: Any
+        self,
+        name: str,
+        facts: Mapping[str, Any],
+        method: PromptTrainer | None = None,
+        **values: Any,
     ) -> PromptedClassifier:
         """The classifier of a method that has learned, or of a `fixed` one; `facts` are for people."""
         checkpoint: dict[str, Any] | None = None
         if method:
             values["settings"] = asdict(method.settings)
-            state = {key: tensor.detach() for key, tensor in method.saved_module().state_dict().items()}
+            state = {
+                key: tensor.detach() for key, tensor in method.saved_module().state_dict().items()
+            }
             metadata = {"method": name, "class_names": self.names, **values}
             checkpoint = {"state_dict": state, "epoch": 0, "metadata": metadata}
-        description = replace(self.zero_shot.description, method=name, training=dict(facts), **values)
+        description = replace(
+            self.zero_shot.description, method=name, training=dict(facts), **values
+        )
         device = self.zero_shot.device.type
-        return PromptedClassifier(description, checkpoint, "the fit", description.backbone, device, self.clip)
+        return PromptedClassifier(
+            description, checkpoint, "the fit", description.backbone, device, self.clip
+        )
 
 
 def spread(logits: Tensor) -> float:
@@ -310,7 +383,8 @@ def spread(logits: Tensor) -> float:
 def settings_of(candidate: Candidate) -> CfgNode:
     """The configuration of a candidate, which nobody can change."""
     return configuration_of(
-        candidate.method, *(tuple(part.items()) for part in (candidate.settings, candidate.training))
+        candidate.method,
+        *(tuple(part.items()) for part in (candidate.settings, candidate.training)),
     )
 
 
@@ -319,7 +393,9 @@ def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
     kind = trainers.predicting()[method]
     cfg = configuration(method)
     cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **dict(settings)}}})
-    cfg.merge_from_other_cfg({"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **dict(training)}})
+    cfg.merge_from_other_cfg(
+        {"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **dict(training)}}
+    )
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
     cfg.freeze()
     return cfg

@@ -47,7 +47,9 @@ def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Phot
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
         photos += [replace(photo, part="test") for photo in read(test)]
-    photos = [replace(photo, label=" ".join(photo.label.split())) for photo in photos]  # as a model's class names
+    photos = [
+        replace(photo, label=" ".join(photo.label.split())) for photo in photos
+    ]  # as a model's class names
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
     if len(learned) < 2:
         what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
@@ -81,19 +83,27 @@ def read(place: Path) -> list[Photo]:
     for name in sorted(os.listdir(place)):
         if not os.path.exists(place / name):
             print(printable(f"Left out: {place / name} is a link that leads nowhere"))
-    inside = [(part, path, name) for part, path in parts.items() for name in folder.class_folders(path)]
+    inside = [
+        (part, path, name) for part, path in parts.items() for name in folder.class_folders(path)
+    ]
     classes = folder.classes(sorted({name for _, _, name in inside}))
     photos = []
     not_read = []
     for part, path, name in inside:
         files = files_below(path / name)
         images = [file for file in files if is_image(file)]
-        photos += [Photo(f"{path}/{name}/{file}", classes[name][1], part, below=file) for file in images]
+        photos += [
+            Photo(f"{path}/{name}/{file}", classes[name][1], part, below=file) for file in images
+        ]
         not_read += [f"{path}/{name}/{file}" for file in files if not is_image(file)]
         if not images:
             print(printable(f"Left out: no images in {path}/{name}, but {kinds(files)}"))
     if not_read:
-        print(printable(f"Left out: files that are not images: {kinds(not_read)}, such as {min(not_read)}"))
+        print(
+            printable(
+                f"Left out: files that are not images: {kinds(not_read)}, such as {min(not_read)}"
+            )
+        )
     return photos
 
 
@@ -103,7 +113,9 @@ def read_csv(file: Path) -> list[Photo]:
         return photos_of(rows, file)
     except csv.Error as error:  # such as a quotation mark that nothing closes
         what = f"{file} is no CSV file after line {rows.line_num} ({error})"
-        raise UsageError(what, "fix the next line: perhaps its quotation mark is not closed", file) from error
+        raise UsageError(
+            what, "fix the next line: perhaps its quotation mark is not closed", file
+        ) from error
 
 
 def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
@@ -113,7 +125,11 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
     photos = []
     for row in rows:
-        path, label, part = row["path"] or "", (row["label"] or "").strip(), row.get("split") or "train"
+        path, label, part = (
+            row["path"] or "",
+            (row["label"] or "").strip(),
+            row.get("split") or "train",
+        )
         if not path or not label or part not in PARTS:
             what = f"line {rows.line_num} of {file} has no path, no label or another split than {', '.join(PARTS)}"
             raise UsageError(what, "fix that line", file)
@@ -126,7 +142,9 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
         photos.append(Photo(str(file.parent / path), plain(label), part, below=below, group=group))
     if missing := missing_files(photo.path for photo in photos):
         what = f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as {missing[0]}"
-        raise UsageError(what, "restore or remove them (paths are relative to the folder of the file)", file)
+        raise UsageError(
+            what, "restore or remove them (paths are relative to the folder of the file)", file
+        )
     return photos
 
 
@@ -146,16 +164,25 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
         below = [photo.below.rpartition("/")[0] for photo in photos]
         if not any(below):
             what = f"no image of {place} is in a folder below that of its class"
-            raise UsageError(what, f"leave out --group-by {FOLDER}, or give a regular expression", place)
-        groups = [f"{photo.label}/{folder}" if folder else "" for photo, folder in zip(photos, below, strict=True)]
+            raise UsageError(
+                what, f"leave out --group-by {FOLDER}, or give a regular expression", place
+            )
+        groups = [
+            f"{photo.label}/{folder}" if folder else ""
+            for photo, folder in zip(photos, below, strict=True)
+        ]
         return [replace(photo, group=group) for photo, group in zip(photos, groups, strict=True)]
     try:
         pattern = re.compile(by)
     except re.error as error:
-        raise UsageError(f"--group-by {by!r} is no regular expression ({error})", "correct it") from error
+        raise UsageError(
+            f"--group-by {by!r} is no regular expression ({error})", "correct it"
+        ) from error
     if pattern.groups != 1:
         what = f"--group-by {by!r} has {pattern.groups} captures"
-        raise UsageError(what, "put the part of the path that names the group into one pair of parentheses")
+        raise UsageError(
+            what, "put the part of the path that names the group into one pair of parentheses"
+        )
     matches = [(photo, pattern.search(photo.path)) for photo in photos]
     for photo, match in matches:
         if not match or not match[1]:

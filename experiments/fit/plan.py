@@ -32,7 +32,9 @@ class Plan:
         self.trained: dict[str, str] | None = texts(known.get("trained"))
         self.too_long: dict[str, str] = texts(known.get("too_long")) or {}
 
-    def write(self, trained: dict[str, str] | None = None, too_long: dict[str, str] | None = None) -> None:
+    def write(
+        self, trained: dict[str, str] | None = None, too_long: dict[str, str] | None = None
+    ) -> None:
         """Take decisions.
 
         Args:
@@ -42,7 +44,9 @@ class Plan:
         self.trained = self.trained if trained is None else trained
         self.too_long |= too_long or {}
         if self.file:
-            plan = {"too_long": self.too_long} | ({} if self.trained is None else {"trained": self.trained})
+            plan = {"too_long": self.too_long} | (
+                {} if self.trained is None else {"trained": self.trained}
+            )
             write_text(self.file, json.dumps(self.record | {"plan": plan}) + "\n")
 
 

@@ -46,7 +46,8 @@ def suspects(found: Found) -> list[dict[str, Any]]:
     p[rows, found.labels] = -1
     doubt = p.max(axis=1) - of_label
     return [
-        asdict(found.images[found.held[place]]) | {"rather": found.names[p[place].argmax()], "doubt": doubt[place]}
+        asdict(found.images[found.held[place]])
+        | {"rather": found.names[p[place].argmax()], "doubt": doubt[place]}
         for place in np.argsort(-doubt, kind="stable")
         if doubt[place] > 0
     ]
@@ -60,8 +61,13 @@ def details(found: Found) -> dict[str, Any]:
         {"class": name, "images": images, "accuracy": None if np.isnan(accuracy) else accuracy}
         for name, images, accuracy in by_class(found)
     ]
-    pairs = [{"label": label, "answer": answer, "images": len(paths)} for (label, answer), paths in confused(found)]
-    doubtful = [{key: one[key] for key in ("path", "label", "rather", "doubt")} for one in suspects(found)]
+    pairs = [
+        {"label": label, "answer": answer, "images": len(paths)}
+        for (label, answer), paths in confused(found)
+    ]
+    doubtful = [
+        {key: one[key] for key in ("path", "label", "rather", "doubt")} for one in suspects(found)
+    ]
     return {"by_class": classes, "confused": pairs, "suspects": doubtful}
 
 
@@ -85,12 +91,15 @@ def labels_csv(found: Found) -> str:
         answers = np.nan_to_num(p).argmax(axis=1)
         is_held = ~np.isnan(of_label)
         content["answer"] = [
-            csv_cell(found.names[answer]) if held else "" for answer, held in zip(answers, is_held, strict=True)
+            csv_cell(found.names[answer]) if held else ""
+            for answer, held in zip(answers, is_held, strict=True)
         ]
         content["probability_of_label"] = of_label
         content["probability_of_answer"] = p.max(axis=1)
         if len(found.names) <= MOST_COLUMNS:
-            content |= {f"probability: {name}": p[:, place] for place, name in enumerate(found.names)}
+            content |= {
+                f"probability: {name}": p[:, place] for place, name in enumerate(found.names)
+            }
     return pd.DataFrame(content).to_csv(index=False, float_format="%.6f")
 
 
@@ -99,16 +108,23 @@ def by_class(found: Found) -> list[tuple[str, int, float]]:
     right, number = (found.logits.argmax(axis=-1) == found.labels).mean(axis=0), len(found.names)
     weights = found.sample.weights
     with np.errstate(invalid="ignore"):
-        accuracies = np.bincount(found.labels, weights * right, number) / np.bincount(found.labels, weights, number)
+        accuracies = np.bincount(found.labels, weights * right, number) / np.bincount(
+            found.labels, weights, number
+        )
     counts = Counter(photo.label for photo in found.training)
-    rows = [(name, counts[name], 100 * float(value)) for name, value in zip(found.names, accuracies, strict=True)]
+    rows = [
+        (name, counts[name], 100 * float(value))
+        for name, value in zip(found.names, accuracies, strict=True)
+    ]
     return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
 
 
 def confused(found: Found) -> list[tuple[tuple[str, str], list[str]]]:
     """Pairs of classes, and the paths of the held-out images of the first that are taken for the second; most first."""
     pairs = defaultdict[tuple[str, str], list[str]](list)
-    for place, label, answer in zip(found.held, found.labels, found.logits[0].argmax(axis=-1), strict=True):
+    for place, label, answer in zip(
+        found.held, found.labels, found.logits[0].argmax(axis=-1), strict=True
+    ):
         if answer != label:
             pairs[found.names[label], found.names[answer]].append(found.images[place].path)
     return sorted(pairs.items(), key=lambda item: -len(item[1]))
@@ -136,7 +152,9 @@ def page(args: Namespace, found: Found) -> str:
         args=args,
         other=found.other_estimate(args.prior),
         groups=found.largest_groups(MOST // 2),
-        rows=sorted((row for row in found.candidates if "accuracy" in row), key=lambda row: -row["accuracy"]),
+        rows=sorted(
+            (row for row in found.candidates if "accuracy" in row), key=lambda row: -row["accuracy"]
+        ),
         faults=[row for row in found.candidates if "fault" in row],
         classes=by_class(found) if found.estimate else [],
         suspects=(named := suspects(found))[:MOST],

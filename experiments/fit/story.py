@@ -47,7 +47,9 @@ HEADS_SHARE = 0.7  # of the minutes, for trying heads; the others are for the ch
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
-def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], record: dict[str, Any]) -> None:
+def fit(
+    args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], record: dict[str, Any]
+) -> None:
     """Write the model, the page and, last, the record.
 
     Args:
@@ -73,20 +75,39 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
     if args.groups == "auto":
         found.set_groups(*groups.find(found.images, rows))
     else:
-        found.notes.append("GROUPS ARE OFF (--groups none): near-copies count as if they were of different scenes")
-    features = torch.stack([rows[photo.path].feature for photo in found.images]).to(heads.zero_shot.device)
+        found.notes.append(
+            "GROUPS ARE OFF (--groups none): near-copies count as if they were of different scenes"
+        )
+    features = torch.stack([rows[photo.path].feature for photo in found.images]).to(
+        heads.zero_shot.device
+    )
     labels = torch.tensor(found.label_numbers(found.images), device=features.device)
-    (x, test_x), (y, test_y) = (all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels))
+    (x, test_x), (y, test_y) = (
+        all_rows.tensor_split([len(found.training)]) for all_rows in (features, labels)
+    )
     names_of_methods = {ZERO_SHOT, SENTENCES, *(args.methods or METHODS)}
-    names_of_methods -= (set() if args.sentences else {SENTENCES}) | (set() if heads.projection else OF_PROJECTION)
-    candidates, trained = ([one for one in part if one.method in names_of_methods] for part in (CANDIDATES, TRAINED))
+    names_of_methods -= (set() if args.sentences else {SENTENCES}) | (
+        set() if heads.projection else OF_PROJECTION
+    )
+    candidates, trained = (
+        [one for one in part if one.method in names_of_methods] for part in (CANDIDATES, TRAINED)
+    )
     towers = Towers(heads, found, keys)
     with locked(args.to, option="--to"):
         write_text(args.to / FILE, json.dumps(record) + "\n")
         until = began + HEADS_SHARE * 60 * args.minutes
         limits = (until, deadline) if args.minutes else ()
         plan = Plan(args.to / FILE, record, *limits)
-        decide(found, heads, candidates, x, y, args, partial(towers.planned, trained, deadline, plan), plan)
+        decide(
+            found,
+            heads,
+            candidates,
+            x,
+            y,
+            args,
+            partial(towers.planned, trained, deadline, plan),
+            plan,
+        )
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         made = {**source(), "date": date, "seed": args.seed, "device": heads.zero_shot.device.type}
         chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y), **made}
@@ -99,7 +120,9 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
             inputs = CachedOutput(heads.inputs(classifier.method, test_x))
             paths = [photo.path for photo in found.images[len(y) :]]
             if_trained = (classifier.logits(batch) for batch in towers.pixels(paths))
-            answers = torch.cat([*if_trained]) if chosen in TRAINED else classifier.model_for()(inputs)
+            answers = (
+                torch.cat([*if_trained]) if chosen in TRAINED else classifier.model_for()(inputs)
+            )
             found.set_test((answers.argmax(dim=1) == test_y).cpu().numpy())
         for name in (CALIBRATION, SEEN):  # of an earlier fit
             (args.to / name).unlink(missing_ok=True)
@@ -109,7 +132,9 @@ def fit(args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], recor
         seen_images(found, rows, role).write(args.to)
         write_text(args.to / "report.html", report.page(args, found))
         write_text(args.to / "labels.csv", report.labels_csv(found))
-        request = {} if encoder.changed else record["request"]  # the same call again does not lack these images
+        request = (
+            {} if encoder.changed else record["request"]
+        )  # the same call again does not lack these images
         record = {
             "form": record["form"],
             "finished": True,
@@ -159,21 +184,31 @@ def decide(
     labels, scenes = y.cpu().numpy(), numbers(found.training)
     held = choice.folds(labels, scenes, args.seed)
     zero_shot = heads.answers(candidates[0], (x, y), x)
-    doubt = choice.losses(zero_shot.cpu().double().numpy()[None], labels) - math.log(len(heads.names))
+    doubt = choice.losses(zero_shot.cpu().double().numpy()[None], labels) - math.log(
+        len(heads.names)
+    )
     if not len(held):
         excess = Sample.of(labels, scenes).mean(doubt)
-        shares = {candidates[place]: share for place, share in members(candidates, excess).items() if share}
+        shares = {
+            candidates[place]: share
+            for place, share in members(candidates, excess).items()
+            if share
+        }
         if [*shares] == [candidates[0]]:
             shares = {candidates[-1]: 1.0}
         scales = {one: spread(heads.answers(one, (x, y), x)) for one in shares}
         # The sum of the logits has the spread of zero-shot CLIP.
         found.chosen = used(shares, spread(zero_shot) * np.array([*shares.values()]), scales)
         kind = "image" if len(np.unique(scenes)) == len(y) else "scene"
-        found.notes.append(f"Each class has one {kind}: none could be held out, nothing was chosen or estimated")
+        found.notes.append(
+            f"Each class has one {kind}: none could be held out, nothing was chosen or estimated"
+        )
         return
     found.held = to_choose_on(held, scenes, len(heads.names), len(candidates))
     if len(found.held) < (held[0] != choice.NEVER).sum():
-        found.notes.append(f"{len(found.held):,} images choose and estimate, as more would need too much memory")
+        found.notes.append(
+            f"{len(found.held):,} images choose and estimate, as more would need too much memory"
+        )
     found.sample = Sample.of(labels[found.held], scenes[found.held], args.prior)
     if alone := [name for place, name in enumerate(heads.names) if place not in found.labels]:
         kind = "image" if len(np.unique(scenes)) == len(y) else "scene"
@@ -181,7 +216,14 @@ def decide(
     print(f"{'candidate':<44} accuracy  seconds")
 
     def head(one: Candidate) -> Callable[[], Tensor]:
-        return partial(heads.held_out, one, x, y, held, math.inf if one.method in heads.fixed else plan.deadline)
+        return partial(
+            heads.held_out,
+            one,
+            x,
+            y,
+            held,
+            math.inf if one.method in heads.fixed else plan.deadline,
+        )
 
     of_candidates = ((one, plan.too_long.get(one.name) or head(one)) for one in candidates)
     logits = tried(found, of_candidates, plan)
@@ -198,7 +240,9 @@ def decide(
     learned = [one for one, weight in zip(list(logits)[:of_heads], weights, strict=False) if weight]
     scales = {one: spread(heads.answers(one, (x, y), x)) for one in learned}
     found.chosen = used(logits, weights, scales)
-    found.logits = np.sum([weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen], axis=0)
+    found.logits = np.sum(
+        [weight * scales.get(one, 1.0) * logits[one] for one, weight in found.chosen], axis=0
+    )
     outside = choice.nested(stacked, sample, held[:, found.held], members_of)
     folds = int(held.max()) + 1
     can_be_held = held[0] != choice.NEVER
@@ -206,10 +250,14 @@ def decide(
     for prior in PRIORS:
         of_prior = Sample.of(sample.labels, sample.groups, prior)
         names_only = 100 * of_prior.mean(choice.right(stacked[0], sample.labels))
-        found.estimates[prior] = choice.estimate(outside, of_prior, folds, names_only, found.of_class)
+        found.estimates[prior] = choice.estimate(
+            outside, of_prior, folds, names_only, found.of_class
+        )
     found.estimate = found.estimates[args.prior]
     found.zero_shot = accuracy = 100 * sample.mean(choice.right(stacked[0], sample.labels))
-    found.without_nesting = choice.estimate(found.logits, sample, folds, accuracy, found.of_class).accuracy
+    found.without_nesting = choice.estimate(
+        found.logits, sample, folds, accuracy, found.of_class
+    ).accuracy
     best = weights[:of_heads] if learned else choice.stack(stacked[:of_heads], sample, in_ensemble)
     if not best.any():  # only a trained method is better than names that mislead
         best = np.eye(of_heads)[0]
@@ -225,7 +273,12 @@ def decide(
 
 
 def ungrouped(
-    heads: Heads, chosen: Sequence[tuple[Candidate, float]], x: Tensor, y: Tensor, zero_shot: float, args: Namespace
+    heads: Heads,
+    chosen: Sequence[tuple[Candidate, float]],
+    x: Tensor,
+    y: Tensor,
+    zero_shot: float,
+    args: Namespace,
 ) -> float:
     """What the estimate would be if images of one scene could be in several folds."""
     labels = y.cpu().numpy()
@@ -233,23 +286,36 @@ def ungrouped(
     held = row != choice.NEVER
     logits = np.zeros((1, len(labels), len(heads.names)))
     for fold in range(row.max() + 1):
-        seen, out = torch.from_numpy(row != fold).to(y.device), torch.from_numpy(row == fold).to(y.device)
+        seen, out = (
+            torch.from_numpy(row != fold).to(y.device),
+            torch.from_numpy(row == fold).to(y.device),
+        )
         for one, weight in chosen:
-            logits[0, row == fold] += weight * heads.answers(one, (x[seen], y[seen]), x[out]).cpu().numpy()
+            logits[0, row == fold] += (
+                weight * heads.answers(one, (x[seen], y[seen]), x[out]).cpu().numpy()
+            )
     sample = Sample.of(labels[held], prior=args.prior)
     of_class = len(sample.labels) / len(np.unique(sample.labels))
-    return choice.estimate(logits[:, held], sample, int(row.max()) + 1, zero_shot, of_class).accuracy
+    return choice.estimate(
+        logits[:, held], sample, int(row.max()) + 1, zero_shot, of_class
+    ).accuracy
 
 
 def used(
     candidates: Iterable[Candidate], weights: NDArray[Any], scales: Mapping[Candidate, float]
 ) -> list[tuple[Candidate, float]]:
     """The candidates whose weight is not 0, with weights for their own logits; a single one is exported as it is."""
-    chosen = [(one, weight / scales.get(one, 1.0)) for one, weight in zip(candidates, weights, strict=False) if weight]
+    chosen = [
+        (one, weight / scales.get(one, 1.0))
+        for one, weight in zip(candidates, weights, strict=False)
+        if weight
+    ]
     return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
 
 
-def to_choose_on(held: NDArray[Any], scenes: NDArray[Any], classes: int, candidates: int) -> NDArray[Any]:
+def to_choose_on(
+    held: NDArray[Any], scenes: NDArray[Any], classes: int, candidates: int
+) -> NDArray[Any]:
     """The places of images whose logits are kept: those that are held out, or so many scenes as memory has room for."""
     places = np.flatnonzero(held[0] != choice.NEVER)
     room = MOST_LOGITS // (len(held) * classes * (candidates + 1))
@@ -308,7 +374,9 @@ def curve(
         for fold in range(row.max() + 1):
             out = np.flatnonzero(row == fold)
             seen = some_groups(labels, groups, row != fold, share)
-            total: Any = sum(weight * heads.answers(one, (x[seen], y[seen]), x[out]) for one, weight in chosen)
+            total: Any = sum(
+                weight * heads.answers(one, (x[seen], y[seen]), x[out]) for one, weight in chosen
+            )
             correct.append((total.argmax(dim=1) == y[out]).double().cpu().numpy())
             held.append(out)
             sizes.append(choice.groups_of_class(labels[seen], groups[seen]))
@@ -321,7 +389,10 @@ def curve(
 def curve_seconds(found: Found, chosen: Sequence[tuple[Candidate, float]]) -> float:
     """About how long `curve` takes: less than a repeat of the folds by these heads took."""
     names = {one.name for one, _ in chosen}
-    return sum(row["seconds"] for row in found.candidates if row["name"] in names and "seconds" in row) / 2
+    return (
+        sum(row["seconds"] for row in found.candidates if row["name"] in names and "seconds" in row)
+        / 2
+    )
 
 
 def full_point(
@@ -332,12 +403,16 @@ def full_point(
     folds: int,
 ) -> tuple[float, float]:
     """Groups of each class in all folds but one, and the accuracy of heads that have learned from these."""
-    total = np.sum([weight * scales.get(one, 1.0) * logits[one][0] for one, weight in chosen], axis=0)
+    total = np.sum(
+        [weight * scales.get(one, 1.0) * logits[one][0] for one, weight in chosen], axis=0
+    )
     correct = (total.argmax(axis=1) == found.labels).astype(float)
     return found.of_class * (folds - 1) / folds, 100 * found.sample.mean(correct)
 
 
-def some_groups(labels: NDArray[Any], groups: NDArray[Any], inside: NDArray[Any], share: float) -> NDArray[Any]:
+def some_groups(
+    labels: NDArray[Any], groups: NDArray[Any], inside: NDArray[Any], share: float
+) -> NDArray[Any]:
     """The places of a share of the groups of each class, of those `inside` (images,); of each class one or more."""
     found = []
     for label in np.unique(labels):
@@ -373,12 +448,22 @@ def summary(args: Namespace, found: Found) -> list[str]:
     lines += filter(None, [found.grouped])
     if found.estimate:
         at, before = found.estimate, f"zero-shot CLIP {found.zero_shot:.1f}%"
-        lines.append(f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to {at.high:.1f}); {before}")
+        lines.append(
+            f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to {at.high:.1f}); {before}"
+        )
         if other := found.other_estimate(args.prior):
-            mix = "classes are equally frequent" if args.prior == PRIORS[0] else "classes are as frequent as here"
-            lines.append(f"Estimate if {mix}: {other.accuracy:.1f}% (95%: {other.low:.1f} to {other.high:.1f})")
+            mix = (
+                "classes are equally frequent"
+                if args.prior == PRIORS[0]
+                else "classes are as frequent as here"
+            )
+            lines.append(
+                f"Estimate if {mix}: {other.accuracy:.1f}% (95%: {other.low:.1f} to {other.high:.1f})"
+            )
     if found.test:
         if found.test["accuracy"] is not None:
-            lines.append(f"Test images: {found.test['accuracy']:.1f}% of {found.test['images']:,} right")
+            lines.append(
+                f"Test images: {found.test['accuracy']:.1f}% of {found.test['images']:,} right"
+            )
         lines += filter(None, [found.surprise])
     return [*lines, f"Written: {args.to}, with report.html"]

@@ -35,7 +35,9 @@ from .found import Found
 from .heads import Candidate, Heads, learned, start
 from .plan import Plan
 
-TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))  # the most promising first
+TRAINED = tuple(
+    map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp"))
+)  # the most promising first
 LIMIT = 1e9  # bytes of all logits that are kept
 
 
@@ -52,7 +54,9 @@ class Towers:
         self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
         self.heads, self.photos = heads, found.training
         labels = found.label_numbers(self.photos)
-        self.items = [Datum(photo.path, label) for photo, label in zip(self.photos, labels, strict=True)]
+        self.items = [
+            Datum(photo.path, label) for photo, label in zip(self.photos, labels, strict=True)
+        ]
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
 
     def settings(self, name: str) -> Any:
@@ -63,7 +67,9 @@ class Towers:
         cfg.merge_from_file(str(config_folder(name) / f"{chosen.cfg}.yaml"))
         cfg.merge_from_list(list(chosen.settings))
         image = {key: value for key, value in description.input.items() if key != "TRANSFORMS"}
-        cfg.merge_from_other_cfg({"INPUT": image, "TRAINER": {trainers.methods()[name].section(): {"PREC": "fp32"}}})
+        cfg.merge_from_other_cfg(
+            {"INPUT": image, "TRAINER": {trainers.methods()[name].section(): {"PREC": "fp32"}}}
+        )
         cfg.MODEL.BACKBONE.NAME = description.backbone
         return cfg
 
@@ -81,7 +87,10 @@ class Towers:
             trained: dict[str, str] = {}
             for candidate in candidates if time.monotonic() < deadline else ():
                 try:
-                    minutes, left = self.seconds(candidate, row) / 60, (deadline - time.monotonic()) / 60
+                    minutes, left = (
+                        self.seconds(candidate, row) / 60,
+                        (deadline - time.monotonic()) / 60,
+                    )
                     needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
                     trained[candidate.method] = "" if minutes <= left else needs
                     deadline -= 60 * minutes if minutes <= left else 0
@@ -98,10 +107,16 @@ class Towers:
     def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
         """The method with a model that has seen nothing, and a loader of the training images at these places."""
         set_random_seed(self.heads.seed)
-        kind, cfg, heads = trainers.methods()[candidate.method], self.settings(candidate.method), self.heads
+        kind, cfg, heads = (
+            trainers.methods()[candidate.method],
+            self.settings(candidate.method),
+            self.heads,
+        )
         classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
         method = kind(cfg, classes, heads.zero_shot.device)
-        method.dm = SimpleNamespace(dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names))
+        method.dm = SimpleNamespace(
+            dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names)
+        )
         assemble_model(method, clip=heads.clip)
         stepped = isinstance(method, SteppedTrainer)
         start(method, 1 if stepped else cfg.OPTIM.MAX_EPOCH)
@@ -109,7 +124,9 @@ class Towers:
         items = [self.items[place] for place in places]
         images = DatasetWrapper(cfg, items, build_transform(cfg, is_train=True), is_train=True)
         images.sha256 = self.sha256
-        loader: Any = DataLoader(images, size, shuffle=True, drop_last=not stepped and len(places) >= size)
+        loader: Any = DataLoader(
+            images, size, shuffle=True, drop_last=not stepped and len(places) >= size
+        )
         method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
         return method
 
@@ -133,7 +150,9 @@ class Towers:
     def answers(self, method: PromptTrainer, places: NDArray[Any]) -> Tensor:
         """Logits (images, classes) for the images at these places."""
         batches = self.pixels([self.items[place].impath for place in places])
-        return torch.cat([method.model_inference(batch.to(method.device)).float().cpu() for batch in batches])
+        return torch.cat(
+            [method.model_inference(batch.to(method.device)).float().cpu() for batch in batches]
+        )
 
     def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:
         """(images, classes): the logits of images whose folds, `row`, were left out. Those of a fold are kept on disk.
@@ -155,18 +174,33 @@ class Towers:
     def key(self, candidate: Candidate, *places: NDArray[Any]) -> str:
         """A checksum of all that the logits of a fold depend on."""
         heads = self.heads
-        images = [[(self.photos[place].pixels_sha256, self.items[place].label) for place in part] for part in places]
+        images = [
+            [(self.photos[place].pixels_sha256, self.items[place].label) for place in part]
+            for part in places
+        ]
         weights = weights_sha256(heads.zero_shot.description.backbone)
-        facts = torch.__version__, heads.zero_shot.device.type, heads.seed, weights, heads.classes, images
+        facts = (
+            torch.__version__,
+            heads.zero_shot.device.type,
+            heads.seed,
+            weights,
+            heads.classes,
+            images,
+        )
         text = f"1 {candidate.method} {self.settings(candidate.method)} {facts}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def seconds(self, candidate: Candidate, row: NDArray[Any]) -> float:
         """How long the candidate will take for all folds and for the final training, from two steps of it."""
-        method, test = self.method(candidate, np.arange(len(row))), np.arange(min(len(row), BATCH // 4))
+        method, test = (
+            self.method(candidate, np.arange(len(row))),
+            np.arange(min(len(row), BATCH // 4)),
+        )
         method.model.train()
         method.batch_idx, method.num_batches = 0, len(method.train_loader_x)
         batch = next(iter(method.train_loader_x))
         step = seconds(lambda: method.forward_backward(batch))
         image = seconds(lambda: self.answers(method, test)) / len(test)
-        return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(row) * image
+        return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(
+            row
+        ) * image

@@ -63,7 +63,9 @@ def is_set(variable: str) -> bool:
 
 def find(path: str) -> str:
     """The name of a script in the table: its path below scripts/, without its ending."""
-    name = os.path.relpath(Path(path).parent.resolve() / Path(path).stem, (ROOT / "scripts").resolve())
+    name = os.path.relpath(
+        Path(path).parent.resolve() / Path(path).stem, (ROOT / "scripts").resolve()
+    )
     if name not in SCRIPTS:
         remedy = "see those in scripts/, such as scripts/mpl/base2new_train.sh --help"
         raise UsageError(f"{path or 'run.sh alone'} is not a script of this project", remedy)
@@ -72,7 +74,11 @@ def find(path: str) -> str:
 
 def help_text(name: str, script: Script) -> str:
     lines = [f"bash scripts/{name}.sh {script.usage}", script.does]
-    lines += [f"This is a script of {script.repository}'s repository, with its settings."] if script.repository else []
+    lines += (
+        [f"This is a script of {script.repository}'s repository, with its settings."]
+        if script.repository
+        else []
+    )
     lines += [f"Note: {script.note}."] if script.note else []
     lines += ['SEED can be several: "1 2 3".'] if "SEED" in script.form.split() else []
     lines += ["EPOCHS: how many to train, or the one to test."] if "EPOCHS" in script.usage else []
@@ -91,11 +97,18 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
         parser.parse_args(["--plugin", environment["PLUGIN"]])
     positions = script.positions.replace("[CFG]", "").split()
     if len(words) < len(positions):
-        raise UsageError(f"{usage}, and got {len(words)} of these", script.note or f"see scripts/{name}.sh --help")
-    given = {key: environment[key] for key in ("CFG", "SHOTS", *script.variables) if environment.get(key)}
+        raise UsageError(
+            f"{usage}, and got {len(words)} of these",
+            script.note or f"see scripts/{name}.sh --help",
+        )
+    given = {
+        key: environment[key] for key in ("CFG", "SHOTS", *script.variables) if environment.get(key)
+    }
     values = {**script.variables, **given, **dict(zip(positions, words, strict=False))}
     rest = words[len(positions) :]
-    if "[CFG]" in script.form and rest and "." not in rest[0] and not rest[0].isupper():  # as a KEY is
+    if (
+        "[CFG]" in script.form and rest and "." not in rest[0] and not rest[0].isupper()
+    ):  # as a KEY is
         values["CFG"] = rest.pop(0)
     if "[EPOCHS]" in script.usage and rest and rest[0].isdecimal():
         values["EPOCHS"] = rest.pop(0)
@@ -104,15 +117,27 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
         if values.get("CFG"):
             files = config_files(script.method or values["METHOD"])
             check_name(values["CFG"], [file.stem for file in files], "YAML file")
-        if script.steps != "reproduce" and (len(rest) % 2 or any(key.startswith("-") for key in rest[::2])):
+        if script.steps != "reproduce" and (
+            len(rest) % 2 or any(key.startswith("-") for key in rest[::2])
+        ):
             raise UsageError(f"{' '.join(rest)!r} is not KEY VALUE ...")
         if script.steps != "reproduce" and "OUTPUT_DIR" in rest[::2]:
-            raise UsageError("OUTPUT_DIR is among the KEY VALUE pairs", "name the folder of all results by OUT=FOLDER")
+            raise UsageError(
+                "OUTPUT_DIR is among the KEY VALUE pairs",
+                "name the folder of all results by OUT=FOLDER",
+            )
     except UsageError as error:
         raise UsageError(f"{usage}: {error}", script.note) from error
-    here = Path() if Path.cwd() == ROOT else Path.cwd()  # the user's relative paths; the defaults are in ROOT
-    folders = {"data": values.pop("DATA", None) or environment.get("DATA"), "output": environment.get("OUT")}
-    paths = {key: here / os.path.expanduser(path) if path else Path(key) for key, path in folders.items()}
+    here = (
+        Path() if Path.cwd() == ROOT else Path.cwd()
+    )  # the user's relative paths; the defaults are in ROOT
+    folders = {
+        "data": values.pop("DATA", None) or environment.get("DATA"),
+        "output": environment.get("OUT"),
+    }
+    paths = {
+        key: here / os.path.expanduser(path) if path else Path(key) for key, path in folders.items()
+    }
     for key in {"WEIGHTS", "MODEL_DIR"} & set(values):
         values[key] = str(here / os.path.expanduser(values[key]))
     backbone = environment.get("BACKBONE", "")

@@ -66,7 +66,11 @@ def runs_of(call: Call) -> Iterator[Run]:
         return
     datasets = script.datasets or (values.get("DATASET") or values["SOURCE"],)
     seeds = list(map(int, values["SEED"].split())) if "SEED" in values else SEEDS
-    shots = list(map(int, values.get("SHOTS", "").split())) or script.shots or PROTOCOLS[script.protocol].shots
+    shots = (
+        list(map(int, values.get("SHOTS", "").split()))
+        or script.shots
+        or PROTOCOLS[script.protocol].shots
+    )
     for dataset, seed, number in product(datasets, seeds, shots):
         for step in script.steps:
             assert isinstance(step, int)
@@ -83,7 +87,12 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     templates = script.folders or [planned.folder for planned in steps]
 
     def folder(step: int, dataset: str) -> Path:
-        words = {**call.values, "dataset": dataset, "name": f"{call.method}/{used.cfg}", "seed": seed}
+        words = {
+            **call.values,
+            "dataset": dataset,
+            "name": f"{call.method}/{used.cfg}",
+            "seed": seed,
+        }
         return call.output / templates[step].format(**words, shots=shots)
 
     trained = folder(0, source) if step else None
@@ -91,13 +100,22 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     settings = [*used.settings, *script.settings.format(**call.values).split()]
     if trained:
         published = used.cfg == default or ("CFG" in script.form.split() and is_published(used.cfg))
-        epoch = call.values.get("EPOCHS") or (script.epochs.get(dataset, script.epoch) if published else None)
-        options = ["--eval-only", "--model-dir", trained, *(("--load-epoch", epoch) if epoch else ())]
+        epoch = call.values.get("EPOCHS") or (
+            script.epochs.get(dataset, script.epoch) if published else None
+        )
+        options = [
+            "--eval-only",
+            "--model-dir",
+            trained,
+            *(("--load-epoch", epoch) if epoch else ()),
+        ]
     else:
         settings += script.train_settings.split()
         settings += ["OPTIM.MAX_EPOCH", call.values["EPOCHS"]] if "EPOCHS" in call.values else []
     own = {"folder": folder(step, dataset), "classes": steps[min(step, len(steps) - 1)].classes}
-    words = train_arguments(call, used.cfg, options, settings, dataset=dataset, seed=seed, shots=shots, **own)
+    words = train_arguments(
+        call, used.cfg, options, settings, dataset=dataset, seed=seed, shots=shots, **own
+    )
     return Run(dataset, folder(step, dataset), trained, words)
 
 
@@ -120,13 +138,23 @@ def test_alone(call: Call) -> Run:
         classes = [word for word in call.rest if word in ("base", "new")]
         folder = call.output.joinpath("ZeroshotCLIP", cfg, dataset, *classes)
     settings = call.script.settings.format(**call.values).split()
-    return Run(dataset, folder, trained, train_arguments(call, cfg, options, settings, folder=folder, dataset=dataset))
+    return Run(
+        dataset,
+        folder,
+        trained,
+        train_arguments(call, cfg, options, settings, folder=folder, dataset=dataset),
+    )
 
 
-def train_arguments(call: Call, cfg: str, options: Sequence, settings: Sequence, **run) -> list[str]:
+def train_arguments(
+    call: Call, cfg: str, options: Sequence, settings: Sequence, **run
+) -> list[str]:
     """The arguments of train.py for one run of a script: see `protocols.train_argv`. Paths are relative to ROOT."""
     trackers = os.environ.get("REPORT_TO")
-    everywhere = [*(["--report-to", trackers] if trackers else []), *(["--quiet"] if is_set("QUIET") else [])]
+    everywhere = [
+        *(["--report-to", trackers] if trackers else []),
+        *(["--quiet"] if is_set("QUIET") else []),
+    ]
     return train_argv(
         root=call.data,
         method=call.method,
@@ -147,12 +175,31 @@ def reproduce(call: Call) -> list[str]:
     few_shot = protocol == "few_shot"
     if few_shot and " " in number:
         raise UsageError(f"SHOTS is {number!r}", "start the script once for each number of images")
-    chosen = ["--seeds", *map(str, SEEDS), "--shots", number] if few_shot else ["--seeds", *number.split()]
+    chosen = (
+        ["--seeds", *map(str, SEEDS), "--shots", number]
+        if few_shot
+        else ["--seeds", *number.split()]
+    )
     cfg = call.cfg or script.cfg
     epoch = script.epoch if not call.cfg and call.backbone != "small" else None
     return [
-        *("tools/reproduce.py", call.method, "--checkpoints", values["WEIGHTS"], "--protocol", protocol),
-        *("--datasets", values["DATASET"], *chosen, "--root", str(call.data), "--output", str(call.output)),
+        *(
+            "tools/reproduce.py",
+            call.method,
+            "--checkpoints",
+            values["WEIGHTS"],
+            "--protocol",
+            protocol,
+        ),
+        *(
+            "--datasets",
+            values["DATASET"],
+            *chosen,
+            "--root",
+            str(call.data),
+            "--output",
+            str(call.output),
+        ),
         *(["--cfg", cfg] if cfg else []),
         *(["--epoch", str(epoch)] if epoch else []),
         *(["--backbone", call.backbone] if call.backbone else []),
@@ -163,9 +210,13 @@ def reproduce(call: Call) -> list[str]:
 def check_trained(runs: Sequence[Run], script: Script) -> None:
     """Raise UsageError if a training run whose prompts will be tested is not finished, unless its epoch is given."""
     trained = {run.folder for run in runs if not run.trained}
-    for folder in {run.trained for run in runs if run.trained and "--load-epoch" not in run.arguments} - trained:
+    for folder in {
+        run.trained for run in runs if run.trained and "--load-epoch" not in run.arguments
+    } - trained:
         if (ROOT / folder).is_dir() and not (ROOT / folder / results.RESULTS_FILE).is_file():
-            remedy = "finish it first" + ", or give EPOCHS, the epoch to test" * ("EPOCHS" in script.usage)
+            remedy = "finish it first" + ", or give EPOCHS, the epoch to test" * (
+                "EPOCHS" in script.usage
+            )
             raise UsageError(f"the training run in {folder} is not finished", remedy)
 
 
@@ -195,7 +246,11 @@ def report(runs: Sequence[Run]) -> None:
     """Print a line for each result; the test of new classes comes with that of the base classes."""
     os.chdir(ROOT)
     for one in runs:
-        pair = [one.folder] if one.trained is None or "new" not in one.arguments else [one.trained, one.folder]
+        pair = (
+            [one.folder]
+            if one.trained is None or "new" not in one.arguments
+            else [one.trained, one.folder]
+        )
         if is_set("QUIET") and len(pair) == 1:
             continue  # train.py has printed it
         results.main([str(folder) for folder in pair if (folder / results.RESULTS_FILE).is_file()])

@@ -20,16 +20,22 @@ class Script:
     form: str = ""  # its positional arguments. EPOCHS and KEY VALUE pairs may follow those of a training run or a test
     # A key of `PROTOCOLS`; `zero_shot` tests zero-shot CLIP, `ood` prompts in a folder, with --ood; empty: an argument.
     protocol: str = ""
-    steps: tuple[int, ...] | str = (0,)  # 0: the protocol's training run, 1: its test; reproduce: of published prompts
+    steps: tuple[int, ...] | str = (
+        0,
+    )  # 0: the protocol's training run, 1: its test; reproduce: of published prompts
     method: str = ""  # empty: METHOD is the first argument
     cfg: str = ""  # the YAML file; empty: the method's recipe for the protocol
     datasets: tuple[str, ...] = ()  # one run for each, unless DATASET is an argument
     shots: tuple[int, ...] = ()  # the same; empty: the protocol's
-    epoch: int | None = None  # that the test loads, if the YAML file is the script's; None: the best or newest
+    epoch: int | None = (
+        None  # that the test loads, if the YAML file is the script's; None: the best or newest
+    )
     epochs: Mapping[str, int | None] = field(default_factory=dict)  # the same, for single datasets
     settings: str = ""  # more settings of all runs: KEY VALUE pairs
     train_settings: str = ""  # more settings of training runs
-    variables: Mapping[str, str] = field(default_factory=dict)  # environment variables with their defaults
+    variables: Mapping[str, str] = field(
+        default_factory=dict
+    )  # environment variables with their defaults
     folders: tuple[str, ...] = ()  # those of the steps, where they are not the protocol's
     repository: str = ""  # of the published script; empty: the script is ours
     note: str = ""  # printed with each start: what users of another form have to know
@@ -54,7 +60,9 @@ def read_table() -> dict[str, Script]:
     scripts: dict[str, Script] = {}
     for name, entry in yaml.safe_load(Path(__file__).with_name("table.yaml").read_text()).items():
         like = scripts.get(entry.pop("like", f"any/{Path(name).name}"), Script())
-        values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        values: Any = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
         scripts[name] = replace(like, **values)
     return scripts
 

@@ -59,7 +59,9 @@ class SearchRule:
 def choose_from(content: Any) -> SearchRule:
     """A `SearchRule` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`. Raises UsageError if it has another form."""
     if not isinstance(content, dict):
-        raise UsageError(f"choose is {content!r}", f"give {{keys: {{KEY: [VALUE, ...]}}, by: {VALIDATION}}}")
+        raise UsageError(
+            f"choose is {content!r}", f"give {{keys: {{KEY: [VALUE, ...]}}, by: {VALIDATION}}}"
+        )
     for key in content:
         check_name(key, ("keys", "by"), "key of choose")
     if content.get("by") is None:
@@ -67,7 +69,9 @@ def choose_from(content: Any) -> SearchRule:
     check_name(content["by"], RULES, "rule of choose")
     keys = keys_from(content["keys"], "choose") if "keys" in content else ()
     if "keys" in content and not keys:
-        raise UsageError("choose has no keys", "give some, such as {OPTIM.LR: [0.001, 0.002]}, or leave keys out")
+        raise UsageError(
+            "choose has no keys", "give some, such as {OPTIM.LR: [0.001, 0.002]}, or leave keys out"
+        )
     return SearchRule(content["by"], keys)
 
 
@@ -83,7 +87,10 @@ def keys_from(content: Any, what: str) -> Keys:
     for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
         words = tuple(map(str, values)) if isinstance(values, list) else ()
         if len(words) < 2 or len(set(map(as_number, words))) < len(words):
-            raise UsageError(f"{what} has the values {values!r} for {key}", "give a list of two or more different ones")
+            raise UsageError(
+                f"{what} has the values {values!r} for {key}",
+                "give a list of two or more different ones",
+            )
         keys[str(key)] = words
     return tuple(keys.items())
 
@@ -101,14 +108,23 @@ def check_choose(study: "Study") -> None:
     if not study.choose.by:
         for variant in study.variants:
             if variant.choose:
-                raise UsageError(f"{variant.name} has choose", f"say by what: choose: {{by: {VALIDATION}}}")
+                raise UsageError(
+                    f"{variant.name} has choose", f"say by what: choose: {{by: {VALIDATION}}}"
+                )
         return
     if not any(map(study.keys_of, study.variants)):
-        raise UsageError("choose has nothing to choose from", "give keys, such as {OPTIM.LR: [0.001, 0.002]}")
+        raise UsageError(
+            "choose has nothing to choose from", "give keys, such as {OPTIM.LR: [0.001, 0.002]}"
+        )
     for variant in study.variants:
         check_keys(study, variant)
-    if study.choose.by == HELD_OUT and (shots := min(min(study.shots_of(name)) for name in study.protocols)) < 2:
-        raise UsageError(f"{HELD_OUT} leaves nothing of {shots} shot to train on", "give shots from 2 on")
+    if (
+        study.choose.by == HELD_OUT
+        and (shots := min(min(study.shots_of(name)) for name in study.protocols)) < 2
+    ):
+        raise UsageError(
+            f"{HELD_OUT} leaves nothing of {shots} shot to train on", "give shots from 2 on"
+        )
     if study.choose.by == LEAVE_ONE_OUT:
         for protocol in study.protocols:
             if len(names := study.trained_on(protocol)) < 2:
@@ -118,15 +134,21 @@ def check_choose(study: "Study") -> None:
 
 def check_keys(study: "Study", variant: "Variant") -> None:
     """Check that the method has the keys to try, and that nothing else in the study sets them."""
-    elsewhere = {*chain(*(pairs[::2] for pairs in (variant.overrides, *variant.dataset_overrides.values())))}
+    elsewhere = {
+        *chain(*(pairs[::2] for pairs in (variant.overrides, *variant.dataset_overrides.values())))
+    }
     if study.keys_of(variant) and (both := sorted(elsewhere.intersection(SET_BY_CHOOSE))):
-        raise UsageError(f"{variant.name} has {both[0]}, which choose sets", "leave one of them out")
+        raise UsageError(
+            f"{variant.name} has {both[0]}, which choose sets", "leave one of them out"
+        )
     by_study = {"MODEL.BACKBONE.NAME": study.backbone, "CACHE": study.cache, "TEST.OOD": study.ood}
     elsewhere |= {*SET_BY_CHOOSE, ACCEPTED[0], *(key for key, value in by_study.items() if value)}
     for key, _ in study.keys_of(variant):
         variant.check_key(key, "choose")
         if key in elsewhere:
-            raise UsageError(f"{variant.name} cannot choose {key}, which the study sets", "leave one of them out")
+            raise UsageError(
+                f"{variant.name} cannot choose {key}, which the study sets", "leave one of them out"
+            )
 
 
 def trial_place(rule: Rule, values: Values) -> Path:
@@ -141,7 +163,9 @@ def chosen_place(study: "Study", variant: "Variant", protocol: str) -> Path:
     choice depends on: another choice has another folder."""
     by, seeds = study.choose.by, sorted(study.seeds)
     others = sorted(study.trained_on(protocol)) if by == LEAVE_ONE_OUT else []
-    return Path("chosen", f"{by.replace(' ', '_')}_{digest([by, study.keys_of(variant), seeds, others])}")
+    return Path(
+        "chosen", f"{by.replace(' ', '_')}_{digest([by, study.keys_of(variant), seeds, others])}"
+    )
 
 
 def digest(value: Any) -> str:
@@ -171,8 +195,12 @@ def outcome(study: "Study", search: "Search") -> dict[str, Any] | None:
         results = {run: read_results(run.folder) for run in runs}
         if not all(results.values()):
             return None
-        accuracies[values] = fmean(measured["accuracy"] for measured in results.values() if measured)
-        records += [chosen_on(study.choose, run, measured) for run, measured in results.items() if measured]
+        accuracies[values] = fmean(
+            measured["accuracy"] for measured in results.values() if measured
+        )
+        records += [
+            chosen_on(study.choose, run, measured) for run, measured in results.items() if measured
+        ]
     lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
     settings, trials = by_key(best(accuracies)), {"trials": len(accuracies)}
     return {

@@ -46,7 +46,9 @@ def run(study: Study, args: argparse.Namespace) -> None:
     from .executor import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
-    finished = collect_results(study, trials)  # raises for links, damaged results, and those of other settings
+    finished = collect_results(
+        study, trials
+    )  # raises for links, damaged results, and those of other settings
     waiting = decide(study)
     finished |= collect_results(study)
     progress = Progress(study)
@@ -60,17 +62,27 @@ def run(study: Study, args: argparse.Namespace) -> None:
         failed = execute_runs([(trial,) for trial in trials], executor, f"{args.file.stem}: trials")
         executor, waiting = choose_executor(study, args), decide(study)
     missing = {str(search.file) for search in waiting}  # which some runs read
-    sequences = [runs for runs in study.sequences() if not any(missing.intersection(run.arguments) for run in runs)]
+    sequences = [
+        runs
+        for runs in study.sequences()
+        if not any(missing.intersection(run.arguments) for run in runs)
+    ]
     failed |= execute_runs(sequences, executor, args.file.stem)
     if waiting:
-        print(f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started")
+        print(
+            f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started"
+        )
     end(failed)
 
 
 def end(failed: dict[Run, str]) -> None:
     """List failed runs, and exit with status 1 if there are any."""
     if failed:
-        print(f"\nFailed runs: {len(failed)}", *(f"{run.folder}: {error}" for run, error in failed.items()), sep="\n")
+        print(
+            f"\nFailed runs: {len(failed)}",
+            *(f"{run.folder}: {error}" for run, error in failed.items()),
+            sep="\n",
+        )
         print("Run the same command again to retry the failed runs and continue")
         sys.exit(1)
 
@@ -83,7 +95,9 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | 
         return Cluster(args.address, study.cpus, study.gpus)
     import torch
 
-    by_default = 1 if torch.cuda.is_available() else min(4, (os.cpu_count() or 1) // study.cpus or 1)
+    by_default = (
+        1 if torch.cuda.is_available() else min(4, (os.cpu_count() or 1) // study.cpus or 1)
+    )
     return LocalExecutor(args.workers or by_default, study.cpus)
 
 
@@ -106,7 +120,9 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
 
     results = collect_results(study)
     if not results:
-        raise UsageError("no run of this study is finished", f"python tools/study.py run {args.file}")
+        raise UsageError(
+            "no run of this study is finished", f"python tools/study.py run {args.file}"
+        )
     summary = Summary(study, results, args.intervals)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -152,7 +168,14 @@ def report(study: Study, args: argparse.Namespace) -> None:
     print(f"Written: {file}")
 
 
-COMMANDS = {"plan": plan, "run": run, "status": status, "tables": tables, "plots": plots, "report": report}
+COMMANDS = {
+    "plan": plan,
+    "run": run,
+    "status": status,
+    "tables": tables,
+    "plots": plots,
+    "report": report,
+}
 READ_BY = {"address": "run", "workers": "run", "dry_run": "run", "intervals": "tables plots report"}
 
 
@@ -163,14 +186,22 @@ def main(argv: list[str] | None = None) -> None:
     place = parser.add_mutually_exclusive_group()
     text = "for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
     place.add_argument("--address", help=text)
-    place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
-    parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
-    text = "for tables, plots, report: ± is half of the 95%% t-interval over seeds, not the deviation"
+    place.add_argument(
+        "--workers", type=at_least(1), help="for run: use this number of processes instead of Ray"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="for run: print the commands and run nothing"
+    )
+    text = (
+        "for tables, plots, report: ± is half of the 95%% t-interval over seeds, not the deviation"
+    )
     parser.add_argument("--intervals", action="store_true", help=text)
     add_plugin_option(parser)
     args = parser.parse_args(argv)
     for option, commands in READ_BY.items():
         if getattr(args, option) and args.command not in commands.split():
             name = option.replace("_", "-")
-            parser.error(f"--{name} is for {commands.replace(' ', ' and ')}, not for {args.command}")
+            parser.error(
+                f"--{name} is for {commands.replace(' ', ' and ')}, not for {args.command}"
+            )
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

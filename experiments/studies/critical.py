@@ -8,13 +8,18 @@ import pandas as pd
 from ..comparing import LEVEL
 from .tables import Summary, as_shown
 
-METHODS, DATASETS = 3, 5  # fewer methods have a test of two; with fewer datasets the tests find almost nothing
+METHODS, DATASETS = (
+    3,
+    5,
+)  # fewer methods have a test of two; with fewer datasets the tests find almost nothing
 
 
 class Ranking(NamedTuple):
     """The ranks of methods over datasets (Demšar, JMLR 2006)."""
 
-    ranks: pd.Series  # average rank by method, ascending; accuracies equal to two decimals share theirs
+    ranks: (
+        pd.Series
+    )  # average rank by method, ascending; accuracies equal to two decimals share theirs
     datasets: int  # their number
     p: float  # of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset
     difference: float  # average ranks that differ by less are not shown to differ (Nemenyi at 5%)
@@ -27,7 +32,9 @@ def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking | 
 
     cells = summary.cells.query("protocol == @protocol and part == @part and kind == @kind")
     selected = cells.loc[cells["selected_on_test"], "method"]
-    cells = cells[cells["dataset"].isin(summary.averaged(protocol)) & ~cells["method"].isin(selected)]
+    cells = cells[
+        cells["dataset"].isin(summary.averaged(protocol)) & ~cells["method"].isin(selected)
+    ]
     means = as_shown(cells.pivot(index="method", columns="dataset", values="mean").dropna())
     methods, datasets = means.shape
     if methods < METHODS or datasets < DATASETS:
@@ -35,4 +42,6 @@ def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking | 
     ranks = means.rank(ascending=False).mean(axis="columns").sort_values(kind="stable")
     p = float(friedmanchisquare(*means.to_numpy()).pvalue) if (means.nunique() > 1).any() else 1.0
     quantile = studentized_range.ppf(LEVEL, methods, math.inf) / math.sqrt(2)
-    return Ranking(ranks, datasets, p, quantile * math.sqrt(methods * (methods + 1) / (6 * datasets)))
+    return Ranking(
+        ranks, datasets, p, quantile * math.sqrt(methods * (methods + 1) / (6 * datasets))
+    )

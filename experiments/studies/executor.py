@@ -47,8 +47,15 @@ def check_datasets(study: Study) -> None:
 
     Raises UsageError if files are missing, or trials would choose on test images against their rule.
     """
-    for name in dict.fromkeys(run.dataset for run in study.runs()):  # with all of its classes and images
-        arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{name}.yaml")]
+    for name in dict.fromkeys(
+        run.dataset for run in study.runs()
+    ):  # with all of its classes and images
+        arguments = [
+            "--root",
+            str(study.root),
+            "--dataset-config-file",
+            str(CONFIGS / f"datasets/{name}.yaml"),
+        ]
         with redirect_stdout(io.StringIO()):
             build_dataset(setup_cfg(parse_arguments(arguments)))
     for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
@@ -63,14 +70,18 @@ def check_datasets(study: Study) -> None:
                 raise UsageError(what, instead)
 
 
-def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str) -> dict[Run, str]:
+def execute_runs(
+    sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
+) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to `TRIES` times.
     Returns the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped."""
     for trained, *tests in sequences:
         if read_results(trained.folder) is None:
             for run in tests:  # their results, if they have any, are of earlier prompts
                 (run.folder / RESULTS_FILE).unlink(missing_ok=True)
-    finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
+    finished = {
+        run for sequence in sequences for run in sequence if read_results(run.folder) is not None
+    }
     unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
@@ -78,7 +89,9 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
     deaths: Counter[Run] = Counter()
     failed: dict[Run, str] = {}
     total, ended = sum(map(len, sequences)), len(finished)
-    progress = tqdm(total=total, initial=ended, desc=title, unit="run", smoothing=0.05, disable=None)
+    progress = tqdm(
+        total=total, initial=ended, desc=title, unit="run", smoothing=0.05, disable=None
+    )
     # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
     with executor if waiting else nullcontext(), progress as bar:
         while waiting or running:
@@ -96,7 +109,9 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
                     waiting.appendleft(sequence)
                     continue
                 why = f"its process died {TRIES} times, which often means a full memory ({death})"
-                error = record_outcome(run.folder, ChildProcessError(why)) if death else future.result()
+                error = (
+                    record_outcome(run.folder, ChildProcessError(why)) if death else future.result()
+                )
                 if error:
                     failed[run] = error
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
@@ -123,7 +138,9 @@ class LocalExecutor:
 
     def __init__(self, workers: int, threads: int = 1):
         self.workers, self.threads = workers, threads
-        self.last: dict[ProcessPoolExecutor, Future[str | None]] = {}  # of each process its last run
+        self.last: dict[
+            ProcessPoolExecutor, Future[str | None]
+        ] = {}  # of each process its last run
 
     def slots(self) -> int:
         """How many runs it can execute at a time, now."""
@@ -134,9 +151,13 @@ class LocalExecutor:
         idle = (pool for pool, last in self.last.items() if last.done() and not last.exception())
         # A pool of several processes would end them all if one dies.
         pool = next(idle, None) or ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C reaches every process of a terminal
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # Ctrl-C reaches every process of a terminal
         try:
-            self.last[pool] = pool.submit(execute_in_process, os.getcwd(), self.threads, run.arguments)
+            self.last[pool] = pool.submit(
+                execute_in_process, os.getcwd(), self.threads, run.arguments
+            )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return self.last[pool]
@@ -145,7 +166,9 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *exception) -> None:
-        for process in active_children() if any(exception) else ():  # an idle one ends by itself, and tidies up
+        for process in (
+            active_children() if any(exception) else ()
+        ):  # an idle one ends by itself, and tidies up
             process.kill()
         for pool in self.last:
             pool.shutdown()
@@ -192,11 +215,17 @@ class Cluster:
                 log_to_driver=False,
                 logging_level="ERROR",  # type: ignore[arg-type]  # logging takes names as well as numbers
                 include_dashboard=False,
-                job_config=JobConfig(code_search_path=[str(ROOT)]),  # where workers import this project from
+                job_config=JobConfig(
+                    code_search_path=[str(ROOT)]
+                ),  # where workers import this project from
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            what = f"no Ray cluster at {self.address}" if self.address else "Ray does not start on this machine"
+            what = (
+                f"no Ray cluster at {self.address}"
+                if self.address
+                else "Ray does not start on this machine"
+            )
             raise UsageError(f"{what} ({reason})", START_HINT) from error
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)  # which Ray replaces
@@ -204,8 +233,12 @@ class Cluster:
             self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         if self.slots() == 1:
             ray.shutdown()
-            raise UsageError(f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run")
-        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(execute_in_process)
+            raise UsageError(
+                f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run"
+            )
+        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(
+            execute_in_process
+        )
         return self
 
     def __exit__(self, *exception) -> None:
@@ -241,7 +274,9 @@ def execute_run(arguments: Sequence[str]) -> str | None:
             spec = RunSpec(args)
             spec.check()
             train_and_test(spec, wait=True)
-        if read_results(Path(args.output_dir)) is None:  # otherwise each start of the study would train it again
+        if (
+            read_results(Path(args.output_dir)) is None
+        ):  # otherwise each start of the study would train it again
             raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
         error = caught
@@ -263,7 +298,9 @@ def end_with_parent() -> None:
 def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
     """`execute_run` in a process of an executor, which gives it further runs."""
     os.chdir(folder)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
+    signal.signal(
+        signal.SIGTERM, signal.SIG_DFL
+    )  # Ray's handler raises an exception, as if the run had failed
     torch.set_num_threads(threads)
     return execute_run(arguments)
 

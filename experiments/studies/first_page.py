@@ -16,20 +16,26 @@ def overview(summary: Summary) -> list[Table]:
     """For each protocol, the best method first: averages over datasets, the training time, the calibration error, and
     the choices with their images."""
     tables = []
-    for protocol, cells in summary.cells.query("dataset == 'average'").groupby("protocol", sort=False):
+    for protocol, cells in summary.cells.query("dataset == 'average'").groupby(
+        "protocol", sort=False
+    ):
         cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
         if cells.empty:
             continue
         main = summary.main_part(protocol)
         ranked = cells["part"] == main  # this column comes first, and sorts the methods
         best_first = cells[ranked].sort_values("mean", ascending=False, kind="stable")
-        header, rows = grid(pd.concat([best_first, cells[~ranked]]), "part", partial(accuracy, summary))
+        header, rows = grid(
+            pd.concat([best_first, cells[~ranked]]), "part", partial(accuracy, summary)
+        )
         times = summary.times[summary.times["protocol"] == protocol]
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
         several, devices = times["device"].nunique() > 1, ", ".join(times["device"].unique())
         seconds = {
-            name: ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in rows.itertuples())
+            name: ", ".join(
+                f"{time.seconds:.1f}" + f" ({time.device})" * several for time in rows.itertuples()
+            )
             for name, rows in times.groupby("method")
         }
         more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds}
@@ -41,9 +47,14 @@ def overview(summary: Summary) -> list[Table]:
         choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
         if any(choices.values()):
             more["chosen on images"] = choices
-        rows = [[*row, *(Cell(texts.get(row[0].text, MISSING)) for texts in more.values())] for row in rows]
+        rows = [
+            [*row, *(Cell(texts.get(row[0].text, MISSING)) for texts in more.values())]
+            for row in rows
+        ]
         note = f"Sorted by {main}. {describe_spread(summary)} Averages over {', '.join(summary.averaged(protocol))}. "
-        note += f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+        note += (
+            f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+        )
         tables.append(Table(f"Summary: {protocol}", [*header, *more], rows, note))
     return tables
 
@@ -67,8 +78,14 @@ def headlines(summary: Summary) -> list[str]:
     sentences = []
     for protocol in summary.study.protocols:
         part = summary.main_part(protocol)
-        cells = summary.cells.query("protocol == @protocol and part == @part and dataset == 'average'")
-        cells = cells[~cells["selected_on_test"]].dropna(subset="mean").sort_values("mean", ascending=False)
+        cells = summary.cells.query(
+            "protocol == @protocol and part == @part and dataset == 'average'"
+        )
+        cells = (
+            cells[~cells["selected_on_test"]]
+            .dropna(subset="mean")
+            .sort_values("mean", ascending=False)
+        )
         for kind, of_kind in cells.groupby("kind", sort=False):
             if len(of_kind) < 2:
                 continue

@@ -30,15 +30,29 @@ from ..outcomes import Outcome, draw_reliability, draw_risk
 from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
-Y_LABELS = {"base": "accuracy on base classes (%)", "new": "accuracy on new classes (%)", "H": "harmonic mean (%)"}
+Y_LABELS = {
+    "base": "accuracy on base classes (%)",
+    "new": "accuracy on new classes (%)",
+    "H": "harmonic mean (%)",
+}
 KINDS = ("png", "svg", "pdf")
 MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
 LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "0.45",
+)  # Okabe and Ito's, 2008
 matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 
 
-def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
+def draw(
+    summary: Summary, folder: Path, kinds: Sequence[str] = KINDS
+) -> Iterator[tuple[str, str, list[Path]]]:
     """Write every picture that the results allow; yields the name, the caption and the files of each."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     for picture in (accuracy_time, few_shot, gains, reliability, risk_coverage):
@@ -49,7 +63,11 @@ def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterat
         notes = [f"±: {summary.spread_name}"] if picture in (accuracy_time, few_shot) else []
         notes += [MARKED] if summary.runs["selected_on_test"].any() else []
         figure.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9)
-        yield picture.__name__, " ".join(str(picture.__doc__).split()), save(figure, folder / picture.__name__, kinds)
+        yield (
+            picture.__name__,
+            " ".join(str(picture.__doc__).split()),
+            save(figure, folder / picture.__name__, kinds),
+        )
 
 
 def save(figure: Figure, place: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
@@ -58,7 +76,12 @@ def save(figure: Figure, place: Path, kinds: Sequence[str] = KINDS) -> list[Path
     files = [place.with_name(f"{place.name}.{kind}") for kind in kinds]
     for file, kind in zip(files, kinds, strict=True):
         with replacing(file) as partial, plt.rc_context({"svg.hashsalt": "study"}), all_letters():
-            figure.savefig(partial, format=kind, dpi=150, metadata={dates[kind]: None} if kind in dates else None)
+            figure.savefig(
+                partial,
+                format=kind,
+                dpi=150,
+                metadata={dates[kind]: None} if kind in dates else None,
+            )
         figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
     plt.close(figure)
     return files
@@ -67,14 +90,18 @@ def save(figure: Figure, place: Path, kinds: Sequence[str] = KINDS) -> list[Path
 Panels = list[tuple[Any, Any, Any]]  # axes, key and value
 
 
-def subplots_grid(panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, Panels]:
+def subplots_grid(
+    panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4
+) -> tuple[Figure, Panels]:
     """A figure with a panel of width x height inches for each entry, and its axes with the key and the value."""
     if not panels:
         return Figure(), []
     columns = min(len(panels), columns)
     rows = math.ceil(len(panels) / columns)
     layout: Any = ConstrainedLayoutEngine(h_pad=0.1)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout=layout, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout=layout, squeeze=False
+    )
     for empty in axes.flat[len(panels) :]:
         empty.remove()
     return figure, [(ax, *panel) for ax, panel in zip(axes.flat, panels.items(), strict=False)]
@@ -83,10 +110,23 @@ def subplots_grid(panels: dict, width: float = 4.2, height: float = 3.4, columns
 def plot_styles(summary: Summary) -> dict[str, dict]:
     """The style of every method, the same in all pictures: `Summary.focus` is black, its line solid."""
     styles: dict[str, dict] = {}
-    for name, marker, line, colour in zip(summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False):
-        styles[name] = {"label": name, "marker": marker, "linestyle": line, "color": colour, "markerfacecolor": "white"}
+    for name, marker, line, colour in zip(
+        summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False
+    ):
+        styles[name] = {
+            "label": name,
+            "marker": marker,
+            "linestyle": line,
+            "color": colour,
+            "markerfacecolor": "white",
+        }
     if summary.focus:
-        styles[summary.focus] = {"label": summary.focus, "marker": "*", "color": "black", "markersize": 12}
+        styles[summary.focus] = {
+            "label": summary.focus,
+            "marker": "*",
+            "color": "black",
+            "markersize": 12,
+        }
     return styles
 
 
@@ -112,7 +152,9 @@ def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
 def accuracy_time(summary: Summary) -> Figure:
     """Average accuracy against the average training time of a run (the paper's Figure 2). A method that is not
     trained is a line."""
-    cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(subset="mean")
+    cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(
+        subset="mean"
+    )
     trained = set(summary.times[["protocol", "method"]].itertuples(index=False, name=None))
     panels = {  # others have no axis of time
         names: rows
@@ -145,10 +187,16 @@ def few_shot(summary: Summary) -> Figure:
     if cells["part"].nunique() < 2:
         return Figure()
     styles, shots = plot_styles(summary), summary.study.shots
-    selected = set(cells[cells["selected_on_test"]]["method"])  # curves cross: the legend has the mark, too
+    selected = set(
+        cells[cells["selected_on_test"]]["method"]
+    )  # curves cross: the legend has the mark, too
     cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
     of_datasets = dict(list(cells.groupby("dataset")))
-    panels = {name: of_datasets[name] for name in ("average", *summary.study.datasets) if name in of_datasets}
+    panels = {
+        name: of_datasets[name]
+        for name in ("average", *summary.study.datasets)
+        if name in of_datasets
+    }
     figure, drawn = subplots_grid(panels)
     for ax, dataset, of_dataset in drawn:
         for method, rows in of_dataset.groupby("method", sort=False):
@@ -169,16 +217,25 @@ def gains(summary: Summary) -> Figure:
     cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
     panels = {}
     for names, rows in cells.groupby(TABLE, sort=False):
-        means = rows.pivot(index="dataset", columns="method", values="mean").reindex(columns=[focus, baseline])
+        means = rows.pivot(index="dataset", columns="method", values="mean").reindex(
+            columns=[focus, baseline]
+        )
         gain = (means[focus] - means[baseline]).dropna().sort_values()
         if len(gain):
-            order = sorted(gain.index, key="average".__eq__)  # the average is the last bar, at the top
+            order = sorted(
+                gain.index, key="average".__eq__
+            )  # the average is the last bar, at the top
             panels[names] = gain[order], set(rows[rows["selected_on_test"]]["dataset"])
     height = 1.4 + 0.28 * max((len(gain) for gain, _ in panels.values()), default=0)
     figure, drawn = subplots_grid(panels, 4.6, height, 3)
     for ax, (protocol, part), (gain, selected) in drawn:
         colours = ["0.35" if name == "average" else "0.75" for name in gain.index]
-        bars = ax.barh([marked(name, name in selected) for name in gain.index], gain, color=colours, edgecolor="black")
+        bars = ax.barh(
+            [marked(name, name in selected) for name in gain.index],
+            gain,
+            color=colours,
+            edgecolor="black",
+        )
         ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
@@ -218,13 +275,17 @@ def reliability(summary: Summary) -> Figure:
     for (protocol, part, method, _), outcome in read_outcomes(summary).items():
         panels[protocol, method][part].append(outcome)
     looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
-    styles: dict[str, Any] = dict(zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False))
+    styles: dict[str, Any] = dict(
+        zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False)
+    )
     figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
     for ax, (protocol, method), parts in drawn:
         for part, outcomes in parts.items():
             marker, line, colour = styles[part]
             bins = np.sum([outcome.bins for outcome in outcomes], axis=0)
-            draw_reliability(ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part)
+            draw_reliability(
+                ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part
+            )
         ax.set_title(f"{method}\n{protocol}", fontsize=10)
     return figure
 

@@ -32,7 +32,9 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
 
     by_run = {}
     equal: set[tuple] = set()
-    for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
+    for run in tqdm(
+        study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None
+    ):
         check_no_link(run.folder, study.output)
         if (results := read_results(run.folder)) is not None:
             check_finished(run.folder, results, run.arguments, equal)
@@ -44,7 +46,9 @@ class Measured:
     """What finished runs took."""
 
     def __init__(self) -> None:
-        self.times: dict[tuple[str, bool], list[float]] = defaultdict(list)  # seconds, by method and whether it trained
+        self.times: dict[tuple[str, bool], list[float]] = defaultdict(
+            list
+        )  # seconds, by method and whether it trained
         self.bytes: list[int] = []  # of the files of each run
         self.devices: Counter[str] = Counter()
 
@@ -62,7 +66,12 @@ class Measured:
             with suppress(UsageError):
                 results = read_results(file.parent)
                 if results and backbone in ("", results.get("backbone")):
-                    self.add(file.parent, results, results.get("trainer", ""), bool(results.get("train_seconds")))
+                    self.add(
+                        file.parent,
+                        results,
+                        results.get("trainer", ""),
+                        bool(results.get("train_seconds")),
+                    )
 
     def seconds(self, runs: Sequence[Run]) -> float:
         """The seconds of other runs: those of their method (trainings or tests), or else of all methods."""
@@ -74,14 +83,20 @@ class Progress:
     """The state of a study's runs now, trials among them, by their folders. A damaged results.json is a UsageError."""
 
     def __init__(self, study: Study):
-        self.done: dict[Run, float] = {}  # the seconds that each finished run has trained and tested
+        self.done: dict[
+            Run, float
+        ] = {}  # the seconds that each finished run has trained and tested
         self.running: list[Run] = []  # that some process executes, on this machine or another
         self.failed: dict[Run, str] = {}  # the error of each in one line
         self.left: list[Run] = []
-        self.measured = Measured()  # by the finished runs or, without one, by those of other studies in the same folder
+        self.measured = (
+            Measured()
+        )  # by the finished runs or, without one, by those of other studies in the same folder
         for run in (*study.trials(), *study.runs()):
             if (results := read_results(run.folder)) is not None:
-                self.done[run] = self.measured.add(run.folder, results, run.variant.method, run.trains)
+                self.done[run] = self.measured.add(
+                    run.folder, results, run.variant.method, run.trains
+                )
             elif is_locked(run.folder):
                 self.running.append(run)
             elif error := read_error(run):

@@ -42,7 +42,10 @@ def build_tables(summary: Summary) -> list[Table]:
     tables = []
     for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
-            tables += [accuracies(summary, protocol, part, cells), *compared_with_paper(protocol, part, cells)]
+            tables += [
+                accuracies(summary, protocol, part, cells),
+                *compared_with_paper(protocol, part, cells),
+            ]
             tables += significance(summary, protocol, part)
             tables += measured(summary, protocol, part)
     return tables + chosen(summary)
@@ -54,7 +57,9 @@ def chosen(summary: Summary) -> list[Table]:
     for search in summary.study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings
-            words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+            words = ", ".join(
+                f"{key.rpartition('.')[2]} {value}" for key, value in settings.items()
+            )
             name = marked(search.variant.name, by == ORACLE)
             text = f"{words} (of {len(search.trials)})"
             choices.append((search.protocol, search.shots, name, search.dataset, text))
@@ -72,10 +77,16 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     if part == "H":
         return []
     means = summary.measures.query("protocol == @protocol and part == @part").set_index("method")
-    means = means.drop(columns=["protocol", "part", "error_rate"]).dropna(axis="columns", how="all").dropna(how="all")
+    means = (
+        means.drop(columns=["protocol", "part", "error_rate"])
+        .dropna(axis="columns", how="all")
+        .dropna(how="all")
+    )
     if not {"ece", "nll"} & set(means.columns):
         return []
-    texts = {key: [number(value, FORMS.get(key, AUROC.form)) for value in means[key]] for key in means}
+    texts = {
+        key: [number(value, FORMS.get(key, AUROC.form)) for value in means[key]] for key in means
+    }
     rows = [list(map(Cell, row)) for row in zip(means.index, *texts.values(), strict=True)]
     note = f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL (nats) and the Brier "
     note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
@@ -95,7 +106,11 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
     known = runs.dropna(subset="images")
     if known.empty:
         return ""
-    kinds = {name: variant.kind for name, variant in summary.variants.items() if name in set(runs["method"])}
+    kinds = {
+        name: variant.kind
+        for name, variant in summary.variants.items()
+        if name in set(runs["method"])
+    }
     words = "all methods inductive"
     if set(kinds.values()) != {"inductive"}:
         words = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive")
@@ -120,11 +135,16 @@ def between(interval: tuple[float, float]) -> str:
     return "" if pd.isna(interval[0]) else f" ({signed(interval[0])} to {signed(interval[1])})"
 
 
-def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
+def grid(
+    cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]
+) -> tuple[list[str], list[list[Cell]]]:
     """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `cells`."""
     at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
     columns = list(cells[key].unique())
-    rows = [[Cell(name), *(at.get((name, x), Cell(MISSING)) for x in columns)] for name in cells["method"].unique()]
+    rows = [
+        [Cell(name), *(at.get((name, x), Cell(MISSING)) for x in columns)]
+        for name in cells["method"].unique()
+    ]
     return ["method", *columns], rows
 
 
@@ -142,7 +162,11 @@ def about_mark(cells: pd.DataFrame) -> str:
     selected = cells["selected_on_test"]
     if not selected.any():
         return ""
-    return f" {MARKED}." if selected[cells["mean"].notna()].all() else f" {MARKED}; not ranked with the others."
+    return (
+        f" {MARKED}."
+        if selected[cells["mean"].notna()].all()
+        else f" {MARKED}; not ranked with the others."
+    )
 
 
 def describe_spread(summary: Summary) -> str:
@@ -159,7 +183,9 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is over the H of each seed."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
-    caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
+    caveats = {
+        name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()
+    }
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     note += about_mark(cells) + about_data(summary, protocol, part)
     return Table(f"{protocol}, {part}", *grid(cells, "dataset", partial(accuracy, summary)), note)
@@ -169,7 +195,11 @@ def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[T
     """The paper's results and the difference to them in points; no table if it has none."""
 
     def entry(row) -> Cell:
-        difference = "" if pd.isna(row.difference) else marked(f" ({signed(row.difference)})", row.selected_on_test)
+        difference = (
+            ""
+            if pd.isna(row.difference)
+            else marked(f" ({signed(row.difference)})", row.selected_on_test)
+        )
         return Cell(number(row.paper) + difference)
 
     compared = cells[cells["paper"].notna().groupby(cells["method"]).transform("any")]
@@ -182,11 +212,18 @@ def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[T
 
 def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     """The tests of one table; no table if there are none."""
-    if summary.tests.empty or (tests := summary.tests.query("protocol == @protocol and part == @part")).empty:
+    if (
+        summary.tests.empty
+        or (tests := summary.tests.query("protocol == @protocol and part == @part")).empty
+    ):
         return []
 
     def p_value(p: float, corrected: float, n: int) -> str:
-        return f"{MISSING} (n={n})" if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})"
+        return (
+            f"{MISSING} (n={n})"
+            if pd.isna(p)
+            else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})"
+        )
 
     rows = []
     for row in tests.itertuples():
@@ -207,7 +244,14 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
     note += over_datasets(summary, protocol, part)
     title = f"{protocol}, {part}: {focus} against the others"
-    return [Table(title, ["against", "difference", "smallest visible", "p, seeds", "p, datasets"], rows, note)]
+    return [
+        Table(
+            title,
+            ["against", "difference", "smallest visible", "p, seeds", "p, datasets"],
+            rows,
+            note,
+        )
+    ]
 
 
 def over_datasets(summary: Summary, protocol: str, part: str) -> str:
@@ -226,14 +270,19 @@ def over_datasets(summary: Summary, protocol: str, part: str) -> str:
 
 def markdown(tables: list[Table]) -> str:
     """A heading, the grid and the note of each table."""
-    return "\n".join(f"## {table.title}\n\n{markdown_grid(table)}\n\n{table.note}\n" for table in tables)
+    return "\n".join(
+        f"## {table.title}\n\n{markdown_grid(table)}\n\n{table.note}\n" for table in tables
+    )
 
 
 def markdown_grid(table: Table) -> str:
     """The header and the rows."""
     marks = {0: "{}", 1: "**{}**", 2: "_{}_"}
     lines = [[name.replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
-    lines += [[marks[cell.rank].format(cell.text.replace("|", "\\|")) for cell in row] for row in table.rows]
+    lines += [
+        [marks[cell.rank].format(cell.text.replace("|", "\\|")) for cell in row]
+        for row in table.rows
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -246,7 +295,9 @@ LATEX = str.maketrans(
 
 def escape_latex(text: str) -> str:
     """Text as LaTeX; a hyphen before a number becomes a minus. \\\\ must not find [ or *; it skips spaces."""
-    return re.sub(r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^\s*(?=[\[*])", "{}", text.translate(LATEX)))
+    return re.sub(
+        r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^\s*(?=[\[*])", "{}", text.translate(LATEX))
+    )
 
 
 def latex(tables: list[Table]) -> str:
@@ -254,7 +305,10 @@ def latex(tables: list[Table]) -> str:
     marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
     lines = []
     for table in tables:
-        rows = [" & ".join(marks[cell.rank].format(escape_latex(cell.text)) for cell in row) for row in table.rows]
+        rows = [
+            " & ".join(marks[cell.rank].format(escape_latex(cell.text)) for cell in row)
+            for row in table.rows
+        ]
         lines += [
             f"% {escape_latex(table.title)}",
             rf"\begin{{tabular}}{{l{'c' * (len(table.header) - 1)}}}",

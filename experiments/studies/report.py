@@ -24,8 +24,19 @@ from .tables import Summary
 
 LEAD = "accuracy_time"  # the picture below the summary
 # Settings that always have a row; others have one if they differ between runs.
-TRAINING_KEYS = ("OPTIM.NAME", "OPTIM.LR", "OPTIM.MAX_EPOCH", "OPTIM.WARMUP_EPOCH", "OPTIM.WEIGHT_DECAY")
-IMAGE_KEYS = ("DATALOADER.TRAIN_X.BATCH_SIZE", "MODEL.BACKBONE.NAME", "INPUT.SIZE", "INPUT.TRANSFORMS")
+TRAINING_KEYS = (
+    "OPTIM.NAME",
+    "OPTIM.LR",
+    "OPTIM.MAX_EPOCH",
+    "OPTIM.WARMUP_EPOCH",
+    "OPTIM.WEIGHT_DECAY",
+)
+IMAGE_KEYS = (
+    "DATALOADER.TRAIN_X.BATCH_SIZE",
+    "MODEL.BACKBONE.NAME",
+    "INPUT.SIZE",
+    "INPUT.TRANSFORMS",
+)
 ALWAYS_SHOWN = ("TRAINER.", *IMAGE_KEYS, *TRAINING_KEYS)
 # Settings that a study varies from run to run; the tables show them.
 RUN_KEYS = ("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "OUTPUT_DIR", "SEED")
@@ -45,8 +56,11 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
         lead=[picture for picture in drawn if picture[0] == LEAD],
         results=build_tables(summary),
         pictures=[picture for picture in drawn if picture[0] != LEAD],
-        unread=len(summary.results) - sum(len(outcome.risks) for outcome in read_outcomes(summary).values()),
-        commands={run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed},
+        unread=len(summary.results)
+        - sum(len(outcome.risks) for outcome in read_outcomes(summary).values()),
+        commands={
+            run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed
+        },
         settings=settings(summary.results),
         versions=versions(summary.results.values()),
         source=read_text(file, YAML_BYTES),
@@ -62,7 +76,9 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
 
 def settings(runs: Collection[Run]) -> Table:
     """The settings of each method: every value that its finished runs have."""
-    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # setting -> method -> values
+    values: dict[str, dict[str, list[str]]] = defaultdict(
+        lambda: defaultdict(list)
+    )  # setting -> method -> values
     for run in runs:
         file = run.folder / "config.yaml"
         for key, value in flatten(read_yaml(file)).items() if file.is_file() else ():
@@ -86,6 +102,9 @@ def versions(results: Iterable[dict]) -> Table:
             counts[name][str(value or MISSING)] += 1
     rows = []
     for name, values in counts.items():
-        texts = [f"{value} (n={count})" if len(values) > 1 else value for value, count in values.most_common()]
+        texts = [
+            f"{value} (n={count})" if len(values) > 1 else value
+            for value, count in values.most_common()
+        ]
         rows.append([Cell(name), Cell("; ".join(texts))])
     return Table("Versions and devices", ["name", "of finished runs"], rows)

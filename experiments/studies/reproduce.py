@@ -30,12 +30,18 @@ DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-LAYOUTS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text())  # by protocol
+LAYOUTS: dict[str, list[str]] = yaml.safe_load(
+    Path(__file__).with_name("layouts.yaml").read_text()
+)  # by protocol
 # Names of methods and datasets in their folders, where these are others than here.
 NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
-NAMES |= {f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")}
+NAMES |= {
+    f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")
+}
 FILES = "*/model*.pth.tar*", "lora_weights.pt", "base_model.pt"
-DESCRIPTION = "Test a published set of checkpoints and print the results next to the published ones."
+DESCRIPTION = (
+    "Test a published set of checkpoints and print the results next to the published ones."
+)
 EPILOG = """
 CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),
 DATASET/Kshot/seedN (PromptSRC), or the output folder of a project (base2new/train_base/..., crossdataset/imagenet/...).
@@ -44,7 +50,9 @@ docs/reproduce.md says where authors publish them.
 Key = tuple[str, int, int]  # dataset, shots, seed
 
 
-def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool, cfg: str = "") -> Path | None:
+def find_prompts(
+    folder: Path, protocol: str, method: str, key: Key, alone: bool, cfg: str = ""
+) -> Path | None:
     """The folder of a training run in a set of checkpoints; None if the set has none.
 
     Args:
@@ -56,20 +64,28 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
     """
     dataset, shots, seed = key
     names = [(NAMES.get(method, method), name) for name in (NAMES.get(dataset, dataset), dataset)]
-    for layout, (of_method, of_dataset) in product(LAYOUTS[protocol], dict.fromkeys([(method, dataset), *names])):
+    for layout, (of_method, of_dataset) in product(
+        LAYOUTS[protocol], dict.fromkeys([(method, dataset), *names])
+    ):
         if "{dataset}" not in layout and not alone:
             continue
         pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
         fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
         runs = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
-        if protocol == "base2new":  # in MMRL's repository, the prompts of cross_dataset are there, too
+        if (
+            protocol == "base2new"
+        ):  # in MMRL's repository, the prompts of cross_dataset are there, too
             runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
         if len(runs) > 1:
             of_cfg = {cfg, f"{cfg}_{shots}shots"}
-            runs = [path for path in runs if of_cfg.intersection(path.relative_to(folder).parts)] or runs
+            runs = [
+                path for path in runs if of_cfg.intersection(path.relative_to(folder).parts)
+            ] or runs
         if len(runs) > 1:
             what = f"{runs[0]} and {runs[1]} are both of {dataset}, seed {seed}"
-            raise UsageError(what, "name the YAML file of one by --cfg, or move one elsewhere", folder)
+            raise UsageError(
+                what, "name the YAML file of one by --cfg, or move one elsewhere", folder
+            )
         if runs:
             return runs[0]
     return None
@@ -79,20 +95,33 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
 class PublishedStudy(Study):
     """A study whose runs test a set of checkpoints."""
 
-    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)  # folders of training runs by their data
+    prompts: dict[Key, Path] = field(
+        default_factory=dict, hash=False
+    )  # folders of training runs by their data
     epoch: int | None = None  # of the checkpoints; None for the best or newest
-    tested_on: tuple[str, ...] = ()  # the datasets of cross_dataset to test, which may include the source
+    tested_on: tuple[
+        str, ...
+    ] = ()  # the datasets of cross_dataset to test, which may include the source
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
         steps = PROTOCOLS[protocol].steps[-1:]
         if protocol == "base2new":
-            steps = tuple(Step(classes, BASE2NEW.format(part=f"test_{classes}")) for classes in ("base", "new"))
+            steps = tuple(
+                Step(classes, BASE2NEW.format(part=f"test_{classes}"))
+                for classes in ("base", "new")
+            )
         epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
-        for ((trained_on, shots, seed), prompts), variant in product(self.prompts.items(), self.variants):
+        for ((trained_on, shots, seed), prompts), variant in product(
+            self.prompts.items(), self.variants
+        ):
             training = Training(protocol, variant, trained_on, seed, shots)
             for step, dataset in product(steps, self.tested_on or (trained_on,)):
-                yield (self.run(step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch),)
+                yield (
+                    self.run(
+                        step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch
+                    ),
+                )
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:
@@ -104,7 +133,9 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         layout = "cross_dataset" if crossing else protocol
         trained = [args.source] if crossing else args.datasets or ELEVEN
         shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
-        alone = trained[0] if len(trained) == 1 else place.resolve().name  # the dataset whose name the layout may lack
+        alone = (
+            trained[0] if len(trained) == 1 else place.resolve().name
+        )  # the dataset whose name the layout may lack
         prompts = {}
         for key in product(trained, shots, args.seeds):
             if folder := find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg):
@@ -148,13 +179,20 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
     if set(study.targets) == set(VARIANTS):
         title, columns = f"{DOMAINS}: published results", [*VARIANTS, "average"]
         known = PUBLISHED[DOMAINS].get(variant.method)
-        same = (study.source, variant.cfg) == ("imagenet", recipe(variant.method, "cross_dataset").cfg)
+        same = (study.source, variant.cfg) == (
+            "imagenet",
+            recipe(variant.method, "cross_dataset").cfg,
+        )
         published = [known] if known and same else []
         ours = cells.set_index("dataset")["mean"]
         note = "Accuracy in %, trained on ImageNet."
     else:
         title, columns = "base2new, average: the authors' results", ["base", "new", "H"]
-        published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
+        published = [
+            row
+            for row in AUTHORS
+            if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)
+        ]
         ours = cells[cells["dataset"] == "average"].set_index("part")["mean"]
         note = "Averages in %, published over eleven datasets."
         if set(study.datasets) != set(ELEVEN):
@@ -162,8 +200,14 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
     if not published or not set(columns) <= set(ours.index):
         return []
     selected = cells["selected_on_test"].any()
-    named = [(marked("these checkpoints", selected), ours), *(("published", row) for row in published)]
-    rows = [[Cell(name), *(Cell(number(values[column])) for column in columns)] for name, values in named]
+    named = [
+        (marked("these checkpoints", selected), ours),
+        *(("published", row) for row in published),
+    ]
+    rows = [
+        [Cell(name), *(Cell(number(values[column])) for column in columns)]
+        for name, values in named
+    ]
     return [Table(title, ["", *columns], rows, note + (f" {MARKED}." if selected else ""))]
 
 
@@ -171,16 +215,50 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("method", metavar="METHOD", help="name of the method, such as MaPLe")
-    add("--checkpoints", type=path, required=True, metavar="FOLDER", help="folder of the checkpoints")
+    add(
+        "--checkpoints",
+        type=path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the checkpoints",
+    )
     text = "protocol of the tests (default: the first that fits the folder)"
     add("--protocol", choices=[*LAYOUTS, DOMAINS], help=text)
-    add("--datasets", nargs="+", metavar="NAME", help="datasets to test (default: those of the papers)")
-    add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)")
-    add("--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)")
-    add("--source", default="imagenet", help="for cross_dataset: the training dataset (default: imagenet)")
-    add("--epoch", type=at_least(1), help="epoch of the checkpoints (default: the best, else the newest)")
-    add("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
-    add("--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)")
+    add(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        help="datasets to test (default: those of the papers)",
+    )
+    add(
+        "--seeds",
+        type=any_seed,
+        nargs="+",
+        default=[1, 2, 3, 4, 5, 6],
+        help="seeds to test (default: 1 to 6)",
+    )
+    add(
+        "--shots",
+        type=at_least(1),
+        help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)",
+    )
+    add(
+        "--source",
+        default="imagenet",
+        help="for cross_dataset: the training dataset (default: imagenet)",
+    )
+    add(
+        "--epoch",
+        type=at_least(1),
+        help="epoch of the checkpoints (default: the best, else the newest)",
+    )
+    add(
+        "--cfg",
+        help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)",
+    )
+    add(
+        "--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)"
+    )
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
     add("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")

@@ -13,7 +13,17 @@ from common.schema import FLAG, Accepts, shown
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import IN_A_FILE, methods
 from ..protocols import PROTOCOLS, Recipe, Step, recipe, train_argv
-from .choose import ACCEPTED, LEAVE_ONE_OUT, ORACLE, Keys, SearchRule, Values, check_choose, chosen_place, trial_place
+from .choose import (
+    ACCEPTED,
+    LEAVE_ONE_OUT,
+    ORACLE,
+    Keys,
+    SearchRule,
+    Values,
+    check_choose,
+    chosen_place,
+    trial_place,
+)
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -25,7 +35,11 @@ SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study f
     "DATASET.SUBSAMPLE_CLASSES": "protocols",
 }
 
-VALUES = {"seeds": Accepts(list[int], 0, 2**32 - 1), "shots": Accepts(list[int], 1), "cpus": Accepts(int, 1, 1024)}
+VALUES = {
+    "seeds": Accepts(list[int], 0, 2**32 - 1),
+    "shots": Accepts(list[int], 1),
+    "cpus": Accepts(int, 1, 1024),
+}
 VALUES |= {"gpus": Accepts(int | float, 0, 1), "union": FLAG, "calibrate": FLAG}  # of a study
 
 
@@ -41,7 +55,9 @@ class Variant:
     cfg: str = ""  # name of a YAML file in configs/trainers/<method>/; empty: that of the recipe for the protocol
     cross_cfg: str = ""  # the YAML file for cross_dataset, if it differs
     overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
-    dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)  # for single datasets
+    dataset_overrides: dict[str, tuple[str, ...]] = field(
+        default_factory=dict, hash=False
+    )  # for single datasets
     choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
 
     def __post_init__(self) -> None:
@@ -63,11 +79,18 @@ class Variant:
     def check_key(self, key: str, verb: str, value: str = "") -> None:
         """UsageError if the study sets the key by one of its own, or the method has no such section."""
         group, _, rest = key.partition(".")
-        by_class = key == "DATASET.NUM_SHOTS" and value.strip("-0123456789")  # a list or a file, no number
+        by_class = key == "DATASET.NUM_SHOTS" and value.strip(
+            "-0123456789"
+        )  # a list or a file, no number
         if key in SET_BY_STUDY and not by_class:
-            raise UsageError(f"{self.name} cannot {verb} {key}", f"use the study's own key {SET_BY_STUDY[key]}")
+            raise UsageError(
+                f"{self.name} cannot {verb} {key}", f"use the study's own key {SET_BY_STUDY[key]}"
+            )
         if group == "TRAINER" and rest.split(".")[0] not in self.facts.sections():
-            raise UsageError(f"{self.name} cannot {verb} {key}", f"{self.method} has TRAINER.{self.facts.section()}.*")
+            raise UsageError(
+                f"{self.name} cannot {verb} {key}",
+                f"{self.method} has TRAINER.{self.facts.section()}.*",
+            )
 
     @cached_property
     def facts(self) -> Any:
@@ -76,7 +99,11 @@ class Variant:
     @property
     def kind(self) -> str:
         """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for classes."""
-        keys = {key for pairs in (self.overrides, *self.dataset_overrides.values()) for key in pairs[::2]}
+        keys = {
+            key
+            for pairs in (self.overrides, *self.dataset_overrides.values())
+            for key in pairs[::2]
+        }
         extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
         return "extra text" if extra else self.facts.kind
 
@@ -130,7 +157,9 @@ class Search:
     dataset: str  # the one to train on
     shots: int
     file: Path  # where the choice is written
-    trials: dict[Values, tuple[Run, ...]]  # by the values, runs whose mean accuracy counts; the first win a tie
+    trials: dict[
+        Values, tuple[Run, ...]
+    ]  # by the values, runs whose mean accuracy counts; the first win a tie
 
 
 @dataclass(frozen=True)
@@ -166,11 +195,18 @@ class Study:
                 raise UsageError(f"{key} has the value {shown(value)}", f"give {accepts}")
         for protocol in self.protocols:
             check_name(protocol, PROTOCOLS, "protocol")
-        lists = {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds, "shots": self.shots}
+        lists = {
+            "trainers": self.variants,
+            "protocols": self.protocols,
+            "seeds": self.seeds,
+            "shots": self.shots,
+        }
         for key, values in lists.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
-        if "base2new" in self.protocols and (names := [v.name for v in self.variants if not v.facts.transfers]):
+        if "base2new" in self.protocols and (
+            names := [v.name for v in self.variants if not v.facts.transfers]
+        ):
             what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes that it has not learned"
             raise UsageError(what, "leave it out, or use few_shot")
         if not self.datasets and self.protocols != ("cross_dataset",):
@@ -178,7 +214,9 @@ class Study:
         if "cross_dataset" in self.protocols and not (self.source and self.tested_on):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
         if self.source in self.targets:
-            raise UsageError(f"the source {self.source} is among the targets", "leave it out of them")
+            raise UsageError(
+                f"the source {self.source} is among the targets", "leave it out of them"
+            )
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
             check_dataset_name(dataset, known_datasets())
         for name in self.ood:
@@ -197,18 +235,30 @@ class Study:
 
     @cached_property
     def _sequences(self) -> tuple[RunSequence, ...]:
-        return tuple(sequence for protocol in self.protocols for sequence in self.sequences_of(protocol))
+        return tuple(
+            sequence for protocol in self.protocols for sequence in self.sequences_of(protocol)
+        )
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
-        train, *tests = (step for step in PROTOCOLS[protocol].steps if self.union or not step.optional)
+        train, *tests = (
+            step for step in PROTOCOLS[protocol].steps if self.union or not step.optional
+        )
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
-        trainings = product(self.seeds, self.trained_on(protocol), self.shots_of(protocol), self.variants)
+        trainings = product(
+            self.seeds, self.trained_on(protocol), self.shots_of(protocol), self.variants
+        )
         for seed, dataset, shots, variant in trainings:
             training = Training(protocol, variant, dataset, seed, shots)
             trained = self.run(train, dataset, training, *ood)
             targets = self.tested_on if protocol == "cross_dataset" else (dataset,)
             use = ("--eval-only", "--model-dir", trained.folder)
-            yield trained, *(self.run(step, target, training, *use) for step, target in product(tests, targets))
+            yield (
+                trained,
+                *(
+                    self.run(step, target, training, *use)
+                    for step, target in product(tests, targets)
+                ),
+            )
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
@@ -241,29 +291,49 @@ class Study:
         for shots, variant in product(self.shots_of(protocol), self.variants):
             if not (keys := self.keys_of(variant)):
                 continue
-            tried = [tuple(chain(*zip(dict(keys), values, strict=True))) for values in product(*dict(keys).values())]
+            tried = [
+                tuple(chain(*zip(dict(keys), values, strict=True)))
+                for values in product(*dict(keys).values())
+            ]
             trials: dict[str, dict[Values, tuple[Run, ...]]] = {}
             for name in names:
                 trainings = [Training(protocol, variant, name, seed, shots) for seed in self.seeds]
                 trials[name] = {
-                    values: tuple(self.run(step, name, training, values=values) for training in trainings)
+                    values: tuple(
+                        self.run(step, name, training, values=values) for training in trainings
+                    )
                     for values in tried
                 }
             for name in names:
-                choosing = [other for other in names if other != name] if self.choose.by == LEAVE_ONE_OUT else [name]
-                chosen = {values: tuple(chain(*(trials[other][values] for other in choosing))) for values in tried}
+                choosing = (
+                    [other for other in names if other != name]
+                    if self.choose.by == LEAVE_ONE_OUT
+                    else [name]
+                )
+                chosen = {
+                    values: tuple(chain(*(trials[other][values] for other in choosing)))
+                    for values in tried
+                }
                 file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
                 yield Search(protocol, variant, name, shots, file, chosen)
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
-        return list(dict.fromkeys(chain(*(runs for search in self.searches for runs in search.trials.values()))))
+        return list(
+            dict.fromkeys(
+                chain(*(runs for search in self.searches for runs in search.trials.values()))
+            )
+        )
 
     def folder(self, step: Step, dataset: str, training: Training) -> Path:
         """The folder of a run, below that of the results: the scripts', unless settings are overridden."""
         _, variant, _, seed, shots = training
         name = variant.name.replace(" ", "_") if variant.overrides else self.recipe(training).cfg
-        return Path(step.folder.format(dataset=dataset, name=f"{variant.method}/{name}", shots=shots, seed=seed))
+        return Path(
+            step.folder.format(
+                dataset=dataset, name=f"{variant.method}/{name}", shots=shots, seed=seed
+            )
+        )
 
     @cached_property
     def recipes(self) -> dict[tuple, Recipe]:
@@ -280,10 +350,19 @@ class Study:
 
     def chosen_file(self, training: Training) -> Path:
         """The file of the settings that were chosen for the dataset of a training run; all seeds have the same."""
-        folder = self.folder(PROTOCOLS[training.protocol].steps[0], training.dataset, training).parent
-        return self.output / chosen_place(self, training.variant, training.protocol) / folder / "choice.json"
+        folder = self.folder(
+            PROTOCOLS[training.protocol].steps[0], training.dataset, training
+        ).parent
+        return (
+            self.output
+            / chosen_place(self, training.variant, training.protocol)
+            / folder
+            / "choice.json"
+        )
 
-    def run(self, step: Step, dataset: str, training: Training, *options, values: Values = ()) -> Run:
+    def run(
+        self, step: Step, dataset: str, training: Training, *options, values: Values = ()
+    ) -> Run:
         """The run of one step of a protocol on a dataset. Methods that learn nothing get --eval-only.
 
         Args:
@@ -304,7 +383,9 @@ class Study:
         results = self.output / place / self.folder(step, dataset, training)
         overrides = variant.dataset_overrides
         own = overrides.get(dataset, ())
-        if dataset != training.dataset:  # the prompts have their source's settings, without those of its images
+        if (
+            dataset != training.dataset
+        ):  # the prompts have their source's settings, without those of its images
             pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
         calibrates = ("TEST.CALIBRATE", True) if self.calibrate and not values else ()
@@ -322,4 +403,6 @@ class Study:
             classes=step.classes,
             settings=(*cache, *calibrates, *used.settings, *variant.overrides, *own, *more),
         )
-        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
+        return Run(
+            protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values
+        )

@@ -51,8 +51,14 @@ def by_name(trainers: Any) -> dict:
     """
     if isinstance(trainers, dict) and trainers:
         return trainers
-    items = trainers if isinstance(trainers, list) else [trainers] if isinstance(trainers, str) else []
-    pairs = [pair for item in items for pair in (item.items() if isinstance(item, dict) else [(str(item), None)])]
+    items = (
+        trainers if isinstance(trainers, list) else [trainers] if isinstance(trainers, str) else []
+    )
+    pairs = [
+        pair
+        for item in items
+        for pair in (item.items() if isinstance(item, dict) else [(str(item), None)])
+    ]
     if len(dict(pairs)) < max(1, len(pairs)):
         what = "trainers has a name twice" if pairs else "the study has no trainers"
         raise UsageError(what, "name each once, such as trainers: [CoOp, MPL]")
@@ -67,8 +73,12 @@ def convert(key: str, value: Any, kind: Any) -> Any:
         return tuple(value) if isinstance(value, list) else (value,)
     if kind not in (str, Path, Path | None):
         return value
-    if not isinstance(value, str) or not value.strip() or value.startswith("-"):  # a dash begins an option of train.py
-        raise UsageError(f"{key} is {value!r}", "give a name" if kind is str else "give the path of a folder")
+    if (
+        not isinstance(value, str) or not value.strip() or value.startswith("-")
+    ):  # a dash begins an option of train.py
+        raise UsageError(
+            f"{key} is {value!r}", "give a name" if kind is str else "give the path of a folder"
+        )
     return value if kind is str else Path(os.path.expanduser(value))
 
 
@@ -103,7 +113,9 @@ def distinct_runs(study: Study) -> list[Run]:
     for run in (*trials, *study.runs()):
         if other := folders.get(run.folder):
             listed = "give each seed, dataset and number of shots once"
-            remedy = listed if other == run.variant else "leave one out, or give one of them overrides"
+            remedy = (
+                listed if other == run.variant else "leave one out, or give one of them overrides"
+            )
             raise UsageError(f"the study has the run of {run.folder} twice", remedy)
         folders[run.folder] = run.variant
         check_no_link(run.folder, study.output)
@@ -125,9 +137,17 @@ def check_settings(runs: list[Run]) -> None:
                 cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
                 backbone = cfg.MODEL.BACKBONE.NAME
                 # An open_clip pair or a file may be on other machines.
-                if not re.search("[.:]", backbone) and not Path(os.path.expanduser(backbone)).exists():
-                    check_name(backbone, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")
+                if (
+                    not re.search("[.:]", backbone)
+                    and not Path(os.path.expanduser(backbone)).exists()
+                ):
+                    check_name(
+                        backbone, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME"
+                    )
                 if cfg.TEST.NO_TEST:
-                    raise UsageError("TEST.NO_TEST is True", "leave it out, as a run of a study ends with its test")
+                    raise UsageError(
+                        "TEST.NO_TEST is True",
+                        "leave it out, as a run of a study ends with its test",
+                    )
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error

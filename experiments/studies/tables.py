@@ -24,7 +24,9 @@ PAPER = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 MEASURED = (*MEASURES, "n_test", "train_seconds", "test_seconds", "device", "backbone")
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 MARK = "†"
-MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
+MARKED = (
+    f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
+)
 
 
 def marked(name: str | None, selected: bool) -> str:
@@ -34,7 +36,11 @@ def marked(name: str | None, selected: bool) -> str:
 
 def part_of(run: Run) -> str:
     """The table of its protocol that a run belongs to."""
-    return {"base2new": run.classes, "cross_dataset": "all classes", "few_shot": shots_label(run.shots)}[run.protocol]
+    return {
+        "base2new": run.classes,
+        "cross_dataset": "all classes",
+        "few_shot": shots_label(run.shots),
+    }[run.protocol]
 
 
 def shots_label(shots: int) -> str:
@@ -42,7 +48,10 @@ def shots_label(shots: int) -> str:
 
 
 # What ± may be; the first is that of parse_test_res.py, CoOp's and Dassl's.
-SPREADS = ("spread", "standard deviation over seeds (population)"), ("interval", "half of the 95% t-interval of seeds")
+SPREADS = (
+    ("spread", "standard deviation over seeds (population)"),
+    ("interval", "half of the 95% t-interval of seeds"),
+)
 
 
 class Summary:
@@ -55,10 +64,17 @@ class Summary:
 
     def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
         self.study, self.results = study, results
-        self.spread, self.spread_name = SPREADS[intervals]  # what ± is: a column of `cells`, and its name
+        self.spread, self.spread_name = SPREADS[
+            intervals
+        ]  # what ± is: a column of `cells`, and its name
         rows = []
         for run, measured in results.items():
-            names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
+            names = {
+                "protocol": run.protocol,
+                "part": part_of(run),
+                "method": run.variant.name,
+                "dataset": run.dataset,
+            }
             settings: dict[str, Any] = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
             settings["selected_on_test"] = selected_on_test(measured)
             settings["images"], settings["evaluations"] = test_record(measured) or (None, None)
@@ -66,11 +82,15 @@ class Summary:
             settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
             settings |= others(measured)
             rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
-        self.runs = runs = pd.DataFrame(rows)  # a row for every finished run: settings, and what its results.json has
+        self.runs = runs = pd.DataFrame(
+            rows
+        )  # a row for every finished run: settings, and what its results.json has
         self.variants = {variant.name: variant for variant in study.variants}
         columns = [*CELL, "seed", "accuracy"]
         index = ["protocol", "method", "dataset", "seed"]
-        halves = runs[runs["protocol"] == "base2new"].pivot(index=index, columns="part", values="accuracy")
+        halves = runs[runs["protocol"] == "base2new"].pivot(
+            index=index, columns="part", values="accuracy"
+        )
         halves = halves.reindex(columns=["base", "new"]).dropna()
         means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
         both = halves.assign(accuracy=means, part="H").reset_index()[columns]
@@ -91,7 +111,10 @@ class Summary:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The tables of the study: (protocol, part)."""
-        parts = {"cross_dataset": ["all classes"], "few_shot": list(map(shots_label, sorted(self.study.shots)))}
+        parts = {
+            "cross_dataset": ["all classes"],
+            "few_shot": list(map(shots_label, sorted(self.study.shots))),
+        }
         parts["base2new"] = ["base", "new", "H", *(["all"] if self.study.union else [])]
         return [(protocol, part) for protocol in self.study.protocols for part in parts[protocol]]
 
@@ -114,10 +137,14 @@ class Summary:
         if key in self.averages:
             return self.averages[key]
         rows = self.of_methods.get(key, self.values[:0])
-        seeds = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
+        seeds = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(
+            columns=self.datasets(protocol)
+        )
         seeds["average"] = seeds[self.averaged(protocol)].mean(axis="columns", skipna=False)
         if part == "H":
-            base, new = (self.by_seed(protocol, half, method)["average"] for half in ("base", "new"))
+            base, new = (
+                self.by_seed(protocol, half, method)["average"] for half in ("base", "new")
+            )
             seeds["average"] = base.combine(new, harmonic_mean)
         self.averages[key] = seeds
         return seeds
@@ -131,7 +158,10 @@ class Summary:
         result, whether a run was selected on test images, kind of the method, rank (1 is best), and the difference
         from the paper.
         """
-        of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
+        of_methods = [
+            self.cells_of(*names, variant)
+            for names, variant in product(self.parts, self.study.variants)
+        ]
         cells = pd.concat(of_methods, ignore_index=True)
         cells["rank"] = ranks(cells)
         cells["difference"] = cells["mean"] - cells["paper"]
@@ -140,7 +170,10 @@ class Summary:
     def cells_of(self, protocol: str, part: str, variant: Variant) -> pd.DataFrame:
         """The cells of one method in one table: every dataset, and the average."""
         # The spread of an average is that of complete seeds; its mean is that of all runs, if no dataset is missing.
-        accuracies, means = self.by_seed(protocol, part, variant.name), self.means(protocol, part, variant.name)
+        accuracies, means = (
+            self.by_seed(protocol, part, variant.name),
+            self.means(protocol, part, variant.name),
+        )
         selected = self.selected(protocol, part, variant.name)
         selected |= {"average"} if selected.intersection(self.averaged(protocol)) else set()
         return pd.DataFrame(
@@ -151,7 +184,9 @@ class Summary:
                 "dataset": accuracies.columns,
                 "mean": means.array,
                 "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
-                "interval": [np.ptp(seed_interval(accuracies[name].dropna())) / 2 for name in accuracies],
+                "interval": [
+                    np.ptp(seed_interval(accuracies[name].dropna())) / 2 for name in accuracies
+                ],
                 "runs": accuracies.count().array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
@@ -173,7 +208,9 @@ class Summary:
         """The datasets on which a run of a part of a table was selected on test images."""
         runs = self.runs[self.runs["selected_on_test"]]
         parts = ["base", "new"] if part == "H" else [part]
-        chosen = (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)
+        chosen = (
+            (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)
+        )
         return set(runs[chosen]["dataset"])
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
@@ -183,7 +220,12 @@ class Summary:
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
         others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
         source = protocol != "cross_dataset" or self.study.source == "imagenet"
-        same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and source and not others
+        same = (
+            (self.runs["backbone"] == "ViT-B/16").all()
+            and self.study.shots[-1] == 16
+            and source
+            and not others
+        )
         if not same or (table and config and config != recipe(variant.method, protocol).cfg):
             return math.nan
         if dataset == "average" and {*self.averaged(protocol), "average"} != table.keys():
@@ -202,7 +244,10 @@ class Summary:
     def baseline(self) -> str | None:
         """The variant that the gains of `focus` are over: the first that does not learn, else the first other one."""
         others = [variant for variant in self.study.variants if variant.name != self.focus]
-        return next((variant.name for variant in sorted(others, key=lambda variant: variant.facts.learns)), None)
+        return next(
+            (variant.name for variant in sorted(others, key=lambda variant: variant.facts.learns)),
+            None,
+        )
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -225,9 +270,16 @@ class Summary:
             ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
             difference = ours - theirs  # seeds x datasets; NaN where a run is missing
             of_pairs = difference["average"], difference[self.averaged(protocol)].mean()
-            seeds, datasets = (values.dropna().round(9) for values in of_pairs)  # rounding errors would break ties
+            seeds, datasets = (
+                values.dropna().round(9) for values in of_pairs
+            )  # rounding errors would break ties
             both = {method: self.selected(protocol, part, method) for method in (self.focus, name)}
-            row: dict[str, Any] = {"protocol": protocol, "part": part, "method": self.focus, "against": name}
+            row: dict[str, Any] = {
+                "protocol": protocol,
+                "part": part,
+                "method": self.focus,
+                "against": name,
+            }
             row |= {
                 "difference": (seeds if len(seeds) else datasets).mean(),
                 "seeds": len(seeds),
@@ -236,13 +288,19 @@ class Summary:
                 "smallest": smallest_difference(seeds),
                 "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                 "p_datasets": safe_p_value(stats.wilcoxon, datasets),
-                "selected_on_test": [method for method in both if both[method].intersection(datasets.index)],
+                "selected_on_test": [
+                    method for method in both if both[method].intersection(datasets.index)
+                ],
             }
             rows += [row] if len(datasets) else []
         if not rows:
             return pd.DataFrame()
         families, p_values = ["protocol", "part"], ["p_seeds", "p_datasets"]
-        tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[p_values].notna().any(axis=None))
+        tests = (
+            pd.DataFrame(rows)
+            .groupby(families)
+            .filter(lambda family: family[p_values].notna().any(axis=None))
+        )
         for kind in ("seeds", "datasets"):
             tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
@@ -251,8 +309,14 @@ class Summary:
     def times(self) -> pd.DataFrame:
         """Mean training time of a run in seconds, separately for each device."""
         trained = self.runs[self.runs["trained"]].dropna(subset="train_seconds")
-        groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)["train_seconds"]
-        return groups.agg(["mean", "count"]).rename(columns={"mean": "seconds", "count": "runs"}).reset_index()
+        groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)[
+            "train_seconds"
+        ]
+        return (
+            groups.agg(["mean", "count"])
+            .rename(columns={"mean": "seconds", "count": "runs"})
+            .reset_index()
+        )
 
     @cached_property
     def measures(self) -> pd.DataFrame:
@@ -264,9 +328,15 @@ class Summary:
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):
             runs = self.runs.query("protocol == @protocol and part == @part and method == @name")
-            means = runs.groupby("dataset")[columns].agg(lambda values: values.astype(float).mean(skipna=False))
+            means = runs.groupby("dataset")[columns].agg(
+                lambda values: values.astype(float).mean(skipna=False)
+            )
             averaged = means.reindex(self.averaged(protocol)).mean(skipna=False)
-            rows += [{"protocol": protocol, "part": part, "method": name, **averaged}] if len(runs) else []
+            rows += (
+                [{"protocol": protocol, "part": part, "method": name, **averaged}]
+                if len(runs)
+                else []
+            )
         return pd.DataFrame(rows)
 
     @property
@@ -281,17 +351,30 @@ class Summary:
             what = f"{selected} of {len(self.runs)} runs were selected on test images"
             notes.append(f"{what}, their results have the mark {MARK}")
         for lists, words in {"images": "were tested on", "learned_from": "learned from"}.items():
-            groups = self.runs.dropna(subset=lists).groupby(["protocol", "part", "dataset", "seed"])[lists].nunique()
+            groups = (
+                self.runs.dropna(subset=lists)
+                .groupby(["protocol", "part", "dataset", "seed"])[lists]
+                .nunique()
+            )
             if differ := sorted(set(groups[groups > 1].index.get_level_values("dataset"))):
-                notes.append(f"runs on {', '.join(differ)} {words} different images: their results do not compare")
+                notes.append(
+                    f"runs on {', '.join(differ)} {words} different images: their results do not compare"
+                )
         return notes
 
     def records(self) -> dict:
         """Everything, for JSON; missing values are null."""
         frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
         frames["measures"] = self.measures
-        tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
-        words = {"unit": "top-1 accuracy, percent", "spread": "population std", "H": "of the mean accuracies"}
+        tables = {
+            name: json.loads(one.to_json(orient="records", double_precision=15))
+            for name, one in frames.items()
+        }
+        words = {
+            "unit": "top-1 accuracy, percent",
+            "spread": "population std",
+            "H": "of the mean accuracies",
+        }
         return words | {"warnings": self.warnings} | tables
 
 

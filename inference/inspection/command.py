@@ -7,7 +7,13 @@ from common.errors import UsageError
 from common.files import new_folder
 from common.start import Parser, at_least, path, required_packages
 
-from ..arguments import MODELS, add_image_options, add_model_options, check_exists, given_class_names
+from ..arguments import (
+    MODELS,
+    add_image_options,
+    add_model_options,
+    check_exists,
+    given_class_names,
+)
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
 ROLLED_OUT = 6  # images of the roll-out
@@ -21,9 +27,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "`inspect.py predictions RUN` draws what the test of a run predicted.",
     )
     parser.add_argument("model", type=path, metavar="MODEL")
-    parser.add_argument("--images", type=path, nargs="+", default=[], metavar="PATH", help="image files, or folders")
-    parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
-    parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="words for a vector (default: 5)")
+    parser.add_argument(
+        "--images", type=path, nargs="+", default=[], metavar="PATH", help="image files, or folders"
+    )
+    parser.add_argument(
+        "--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one"
+    )
+    parser.add_argument(
+        "--topk", type=at_least(1), default=5, metavar="K", help="words for a vector (default: 5)"
+    )
     add_model_options(parser)
     add_image_options(parser)
     return parser.parse_args(argv)
@@ -48,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         measures, good = Measures(classifier, names or None), []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
-                read, batches, faults = images.read_batch(files[start : start + BATCH], [classifier])
+                read, batches, faults = images.read_batch(
+                    files[start : start + BATCH], [classifier]
+                )
                 for pixels in batches:
                     measures.add(pixels)
                 for fault in faults:

@@ -32,11 +32,15 @@ def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
         images: (batch, 3, H, W).
     """
     frames, at_entry = [], torch.empty(0)
-    for layer, (tokens, attention, entered) in enumerate(layers_of(model.clip, images, model.prompt_learner.vision())):
+    for layer, (tokens, attention, entered) in enumerate(
+        layers_of(model.clip, images, model.prompt_learner.vision())
+    ):
         others = tokens.shape[1] - len(entered)  # CLS and patches
         prompts = tokens[:, others:].float()  # (batch, prompts, width)
         carried = len(entered) - entered.count(layer)
-        at_entry = torch.cat([at_entry[:, :carried], prompts[:, carried:]], dim=1) if layer else prompts
+        at_entry = (
+            torch.cat([at_entry[:, :carried], prompts[:, carried:]], dim=1) if layer else prompts
+        )
         cosine = F.cosine_similarity(prompts, at_entry, dim=-1).sum(dim=0)
         frame = {
             "layer": layer,
@@ -50,12 +54,18 @@ def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
 
 def attention_by_age(batches: Sequence[pd.DataFrame], images: int) -> list[dict[str, Any]]:
     """An entry for every layer, with means over all images, from what `measure_tokens` found in each batch."""
-    means = batches[0].assign(**{key: sum(batch[key] for batch in batches) / images for key in ("share", "cosine")})
+    means = batches[0].assign(
+        **{key: sum(batch[key] for batch in batches) / images for key in ("share", "cosine")}
+    )
     layers = []
     for layer, tokens in means.groupby("layer"):
         groups = {}
         for age, own in tokens.groupby("age"):
-            group = {"tokens": len(own), "share": own["share"].sum(), "times_equal": own["share"].mean() * len(tokens)}
+            group = {
+                "tokens": len(own),
+                "share": own["share"].sum(),
+                "times_equal": own["share"].mean() * len(tokens),
+            }
             if age > NEW:
                 group["cosine_to_entry"] = own["cosine"].mean()
             groups[GROUPS.get(age, f"carried {age}")] = group
@@ -86,7 +96,11 @@ class Measures:
             k: words for each text vector.
             files, pixels: the images of the roll-out, and the same as `add` takes them.
         """
-        description, clip, learner = self.classifier.description, self.model.clip, self.model.prompt_learner
+        description, clip, learner = (
+            self.classifier.description,
+            self.model.clip,
+            self.model.prompt_learner,
+        )
         images = sum(map(len, self.features))
         text = TextPrompts(torch.empty(0))  # of a method without text, such as a linear probe
         if type(learner).text is not PromptLearner.text:  # CoCoOp's depends on the images
@@ -111,13 +125,18 @@ class Measures:
             "words": nearest_words(clip, text, self.names, k),
             "layers": attention_by_age(self.tokens, images) if self.tokens else [],
             "rollout": [
-                {"image": one_line(file.name), "shares": {name: shares[n] for name, shares in rolled.items()}}
+                {
+                    "image": one_line(file.name),
+                    "shares": {name: shares[n] for name, shares in rolled.items()},
+                }
                 for n, file in enumerate(files if rolled else ())
             ],
         }
 
 
-def learned_vectors(prompts: TextPrompts, class_names: Sequence[str]) -> Iterator[tuple[int, str | None, Tensor]]:
+def learned_vectors(
+    prompts: TextPrompts, class_names: Sequence[str]
+) -> Iterator[tuple[int, str | None, Tensor]]:
     """All vectors that are not words: the layer they enter before, their class (None: all), and (n, width).
 
     Of vectors that differ by image, the mean.
@@ -125,7 +144,10 @@ def learned_vectors(prompts: TextPrompts, class_names: Sequence[str]) -> Iterato
     ctx = prompts.ctx
     if ctx is not None and ctx.dim() == 4:  # (images, 1, n, width)
         ctx = ctx.mean(dim=(0, 1))
-    for layer, values in [(0, ctx), *((layer, edit.add) for layer, edit in enumerate(prompts.deep))]:
+    for layer, values in [
+        (0, ctx),
+        *((layer, edit.add) for layer, edit in enumerate(prompts.deep)),
+    ]:
         if values is not None and values.dim() == 3:
             for name, own in zip(class_names, values, strict=True):
                 yield layer, name, own
@@ -133,7 +155,9 @@ def learned_vectors(prompts: TextPrompts, class_names: Sequence[str]) -> Iterato
             yield layer, None, values
 
 
-def nearest_words(clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], k: int) -> list[dict[str, Any]]:
+def nearest_words(
+    clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], k: int
+) -> list[dict[str, Any]]:
     """For every learned vector its place, its norm, and the k nearest token embeddings by Euclidean distance.
 
     CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
@@ -143,8 +167,23 @@ def nearest_words(clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], 
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
         vectors = vectors.double()
         found = torch.cdist(vectors, vocabulary).topk(min(k, len(vocabulary)), largest=False)
-        columns = zip(found.indices.tolist(), found.values.tolist(), vectors.norm(dim=-1).tolist(), strict=True)
+        columns = zip(
+            found.indices.tolist(),
+            found.values.tolist(),
+            vectors.norm(dim=-1).tolist(),
+            strict=True,
+        )
         for number, (ids, distances, norm) in enumerate(columns):
-            nearest = [[word(token), distance] for token, distance in zip(ids, distances, strict=True)]
-            rows.append({"layer": layer, "class": class_name, "vector": number, "norm": norm, "nearest": nearest})
+            nearest = [
+                [word(token), distance] for token, distance in zip(ids, distances, strict=True)
+            ]
+            rows.append(
+                {
+                    "layer": layer,
+                    "class": class_name,
+                    "vector": number,
+                    "norm": norm,
+                    "nearest": nearest,
+                }
+            )
     return rows

@@ -30,7 +30,9 @@ def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
     if content["rollout"]:
         pictures["rollout"] = save_picture(rollout(content["rollout"], images), folder / "rollout")
     words = content["words"][:MOST_WORDS]
-    page = render(Path(__file__).with_name("page.html"), content=content, pictures=pictures, words=words)
+    page = render(
+        Path(__file__).with_name("page.html"), content=content, pictures=pictures, words=words
+    )
     write_text(folder / "inspect.html", page)
 
 
@@ -45,7 +47,12 @@ def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
     axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for panel, (title, values) in zip(axes, panels.items(), strict=True):
         largest = max(np.nanmax(values), 1e-6)
-        panel.imshow(values, cmap="Greys", aspect="auto", norm=PowerNorm(0.5, vmin=0, vmax=largest, clip=True))
+        panel.imshow(
+            values,
+            cmap="Greys",
+            aspect="auto",
+            norm=PowerNorm(0.5, vmin=0, vmax=largest, clip=True),
+        )
         panel.set(title=title, xticks=range(len(values.columns)))
         panel.set_yticks(range(len(values)), values.index)
         panel.tick_params(length=0)
@@ -53,7 +60,15 @@ def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
                 color = "white" if value > 0.3 * largest else "black"
-                panel.text(column, row, format(value, form), ha="center", va="center", color=color, fontsize=8)
+                panel.text(
+                    column,
+                    row,
+                    format(value, form),
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=8,
+                )
     axes[-1].set_xlabel("layer")
     return figure
 
@@ -62,7 +77,10 @@ def schedule(towers: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
     """The age of each prompt in the input of each layer."""
     panels = {}
     for tower, layers in towers.items():
-        ages = [dict(enumerate(layer - origin for origin in entered)) for layer, entered in enumerate(layers)]
+        ages = [
+            dict(enumerate(layer - origin for origin in entered))
+            for layer, entered in enumerate(layers)
+        ]
         panels[f"{tower} tower"] = pd.DataFrame(ages).T
     return grey_maps(panels, ".0f")
 
@@ -78,7 +96,10 @@ def attention(layers: Sequence[dict[str, Any]]) -> Figure:
     """Of each group of tokens CLS's attention and, of carried prompts, how much they have changed."""
     panels = {}
     for key, title in MEASURES.items():
-        known = [{name: group[key] for name, group in layer["groups"].items() if key in group} for layer in layers]
+        known = [
+            {name: group[key] for name, group in layer["groups"].items() if key in group}
+            for layer in layers
+        ]
         if any(known):
             panels[title] = pd.DataFrame(known).T
     return grey_maps(panels, ".2f")

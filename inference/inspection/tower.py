@@ -20,7 +20,9 @@ Shares = dict[str, Any]  # of one image, in its roll-out
 CLIP_ALONE = "CLIP"  # in a comparison: the backbone as its weight file has it, without prompts
 
 
-def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+def layers_of(
+    clip: CLIP, images: Tensor, schedule: Schedule
+) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     """Every layer of `clip.encode_image(clip, images, schedule)`; images are (batch, 3, H, W).
 
     Yields:
@@ -28,7 +30,10 @@ def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[tuple[
         what token i pays to each and adds up to 1; and for each of the prompts the layer that it was added before.
     """
     visual = clip.visual
-    x, entries = embed_image(visual, images), entry_layers(schedule, len(visual.transformer.resblocks))
+    x, entries = (
+        embed_image(visual, images),
+        entry_layers(schedule, len(visual.transformer.resblocks)),
+    )
     for layer, block in enumerate(visual.transformer.resblocks):
         x = image_input(visual.ln_pre, x, schedule, layer)
         q, k, _ = (part.float() for part in split_heads(block, qkv(block, x)))
@@ -62,15 +67,23 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
         `prompts`, all of them together, and `cls`, the class embedding. They add up to 1.
     """
     rows, columns = clip.visual.grid_size
-    flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
+    flow = torch.eye(1 + rows * columns, device=images.device).repeat(
+        len(images), 1, 1
+    )  # (batch, T, CLS and patches)
     for layer, (_, weights, entered) in enumerate(layers_of(clip, images, schedule)):
         new, edit = entered.count(layer), schedule[layer] if layer < len(schedule) else Edit()
-        mixed = (1 - edit.weight) * flow[:, flow.shape[1] - edit.remove :]  # empty, or zero, without a mix
+        mixed = (1 - edit.weight) * flow[
+            :, flow.shape[1] - edit.remove :
+        ]  # empty, or zero, without a mix
         flow = F.pad(flow[:, : weights.shape[-1] - new], (0, 0, 0, new))
         flow[:, flow.shape[1] - mixed.shape[1] :] += mixed
         flow = (weights.mean(dim=1) @ flow + flow) / 2
     return [
-        {"patches": cls[1:].view(rows, columns).tolist(), "prompts": 1 - cls.sum().item(), "cls": cls[0].item()}
+        {
+            "patches": cls[1:].view(rows, columns).tolist(),
+            "prompts": 1 - cls.sum().item(),
+            "cls": cls[0].item(),
+        }
         for cls in flow[:, 0]
     ]
 
@@ -90,7 +103,9 @@ def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[s
     found = {CLIP_ALONE: roll_out(alone, images, ())}
     if shows_attention(model.clip):
         rolled = roll_out(model.clip, images, model.prompt_learner.vision())
-        before, now = ([shares["patches"] for shares in each] for each in (found[CLIP_ALONE], rolled))
+        before, now = (
+            [shares["patches"] for shares in each] for each in (found[CLIP_ALONE], rolled)
+        )
         if not np.allclose(before, now, rtol=0.01, atol=0):  # fp16 rounds
             found[classifier.method] = rolled
     return found
@@ -106,7 +121,9 @@ def highlighted(image: Tensor, shares: Shares) -> Tensor:
     """An image (3, H, W), colours from 0 to 1, with each patch as bright as its share."""
     patches = torch.tensor(shares["patches"])
     light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]
-    return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)  # a dark image as bright as others
+    return (
+        image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)
+    )  # a dark image as bright as others
 
 
 def shares_text(shares: Shares) -> str:

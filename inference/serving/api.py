@@ -96,15 +96,32 @@ def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:
 
 def application(service: Service) -> FastAPI:
     """The routes. Nothing is loaded from another server: the OpenAPI text is there without its page."""
-    app = FastAPI(title="Prompted CLIP", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Prompted CLIP",
+        version=__version__,
+        lifespan=service.running,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
     turn = asyncio.Semaphore()
-    app.add_exception_handler(HTTPException, lambda _, error: fault(error.status_code, error.detail))  # type: ignore
+    app.add_exception_handler(
+        HTTPException, lambda _, error: fault(error.status_code, error.detail)
+    )  # type: ignore
     app.add_exception_handler(UsageError, lambda _, error: fault(422, error))
-    app.add_exception_handler(ClientDisconnect, lambda _, error: fault(400, "the request was cut off"))
-    app.add_exception_handler(Exception, lambda _, error: fault(500, "the server has a fault: its log says more"))
+    app.add_exception_handler(
+        ClientDisconnect, lambda _, error: fault(400, "the request was cut off")
+    )
+    app.add_exception_handler(
+        Exception, lambda _, error: fault(500, "the server has a fault: its log says more")
+    )
     schema = Question.model_json_schema()
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": MOST}
+    files = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": MOST,
+    }
     files["description"] = "the image file; or several, which a list in the same order answers"
     form = schema | {"properties": schema["properties"] | {"image": files}}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
@@ -113,7 +130,10 @@ def application(service: Service) -> FastAPI:
     faults: dict[int | str, Any] = dict.fromkeys((408, 411, 413, 415, 422, 429, 503), why)
 
     @app.post(
-        "/predict", response_model=Answer | list[Answer | Fault], responses=faults, openapi_extra={"requestBody": body}
+        "/predict",
+        response_model=Answer | list[Answer | Fault],
+        responses=faults,
+        openapi_extra={"requestBody": body},
     )
     async def predict(request: Request) -> Any:
         """The most probable classes of an image, or of each of several: one that cannot be read has its error."""
@@ -121,7 +141,12 @@ def application(service: Service) -> FastAPI:
         address = request.client.host if request.client else ""
         results = await service.answers_of(visitor_of(address), files, question)
         if several:
-            return JSONResponse([as_error(result) if isinstance(result, UsageError) else result for result in results])
+            return JSONResponse(
+                [
+                    as_error(result) if isinstance(result, UsageError) else result
+                    for result in results
+                ]
+            )
         if isinstance(results[0], UsageError):
             raise results[0]
         return JSONResponse(results[0])  # which FastAPI need not check

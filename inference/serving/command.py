@@ -9,7 +9,13 @@ from tempfile import gettempdir
 from common.files import scratch
 from common.start import Parser, at_least, path, required_packages
 
-from ..arguments import MODELS, add_calibration_options, add_model_options, check_exists, given_class_names
+from ..arguments import (
+    MODELS,
+    add_calibration_options,
+    add_model_options,
+    check_exists,
+    given_class_names,
+)
 
 REQUIREMENTS = "requirements-serve.txt"
 MOST_EXAMPLES = 8
@@ -25,8 +31,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "has no password: whoever reaches the host and port can use it.",
     )
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default: 127.0.0.1, this machine)",
+    )
+    parser.add_argument(
+        "--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)"
+    )
     parser.add_argument(
         "--proxy",
         type=network,
@@ -35,8 +47,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="ADDRESS",
         help="a reverse proxy, or its network, whose X-Forwarded-For is trusted; may be repeated",
     )
-    parser.add_argument("--api", action="store_true", help="answer JSON over HTTP instead: see /openapi.json there")
-    parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
+    parser.add_argument(
+        "--api", action="store_true", help="answer JSON over HTTP instead: see /openapi.json there"
+    )
+    parser.add_argument(
+        "--examples",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images, or their folders",
+    )
     add_calibration_options(parser)
     add_model_options(parser)
     args = parser.parse_args(argv)
@@ -72,7 +93,9 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 from .page import Page
             from .server import Server, serve
-        examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
+        examples = images.spread(
+            images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES
+        )
         opened = models.open_models(args.models, args, names)
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)

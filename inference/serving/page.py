@@ -25,7 +25,10 @@ from .server import visitor_of
 from .service import Job, Names, Question, Service
 
 BARS = 5  # classes of each model
-MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
+MOST_NAMES, MOST_TEXT = (
+    1000,
+    20_000,
+)  # class names on the page and their characters: more would take minutes
 MOST_QUESTIONS = 24  # of a visitor that wait
 MOST_WAITING = 100  # questions of all until Gradio takes them
 MOST_CLASSES = 100_000  # of an answer
@@ -41,7 +44,11 @@ CSS = """[data-testid="label-output-value"] { padding-top: 2rem !important }
     #examples .gallery > * { flex: none }
 }"""
 # Gradio does not read the image, and the service says whose question is computed.
-OPTIONS: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "preprocess": False}
+OPTIONS: dict[str, Any] = {
+    "concurrency_limit": None,
+    "api_visibility": "private",
+    "preprocess": False,
+}
 
 
 class Page:
@@ -72,7 +79,9 @@ class Page:
         if examples:  # the number of one
             numbers = list(range(len(examples)))
             self.functions.insert(0, [lambda value: type(value) is int and value in numbers])
-        with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
+        with gr.Blocks(
+            title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)
+        ) as self.blocks:
             gr.Markdown(
                 "# Prompted CLIP\nDrop, paste or choose an image. The bars are the "
                 f"{BARS} most probable classes, and follow when you edit the class names."
@@ -80,18 +89,29 @@ class Page:
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=2, min_width=300):
                     image = gr.Image(
-                        type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
+                        type="filepath",
+                        image_mode=None,
+                        sources=["upload", "clipboard"],
+                        label="Image",
+                        height=280,
                     )
                     text = "\n".join(self.names)
-                    edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")
+                    edited = gr.Textbox(
+                        text, lines=6, max_lines=12, label="Class names, one on each line"
+                    )
                     if examples:
                         files = [[str(file)] for file in examples]
-                        gr.Examples(files, image, label="Examples", cache_examples=False, elem_id="examples")
+                        gr.Examples(
+                            files, image, label="Examples", cache_examples=False, elem_id="examples"
+                        )
                 with gr.Column(scale=3, min_width=300):
-                    message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
+                    message = gr.Textbox(
+                        label="Message", visible=False, interactive=False, elem_id="message"
+                    )
                     with gr.Row():
                         bars = [
-                            gr.Label(label=with_accuracy(each), num_top_classes=BARS, min_width=200) for each in models
+                            gr.Label(label=with_accuracy(each), num_top_classes=BARS, min_width=200)
+                            for each in models
                         ]
                     title = "Attention roll-out: shares in the answer"
                     looks = gr.HTML(label=title, show_label=True, container=True)
@@ -199,7 +219,9 @@ class Page:
     @staticmethod
     def message(text: str, file: str = "") -> Any:
         """The update of the message, without the server's folders."""
-        return gr.update(value=text.replace(f"{Path(file).parent}/", "") if file else text, visible=bool(text))
+        return gr.update(
+            value=text.replace(f"{Path(file).parent}/", "") if file else text, visible=bool(text)
+        )
 
     def look(self, jobs: Sequence[Job], names: Names = None) -> list[str]:
         """The roll-outs of each image, as HTML."""
@@ -250,4 +272,6 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
         address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
         image = f'<img src="{address}" alt="" style="width: 100%; image-rendering: pixelated">'
         found += f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
-    return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{found}</div>'
+    return (
+        f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{found}</div>'
+    )

@@ -21,10 +21,16 @@ from common.text import read_bytes
 PIXELS = 25_000_000
 MEMORY = 256 << 20  # bytes, beyond those of an idle process
 SECONDS = 5  # of the processor
-PATIENCE = 120  # seconds without an answer: a busy machine is slow, above all when it starts a process
+PATIENCE = (
+    120  # seconds without an answer: a busy machine is slow, above all when it starts a process
+)
 STRIP = 1 << 22  # bytes of an image that are read in one step, while other threads wait
 NICE = 10  # answers to visitors go first, but the model waits for these images
-PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+PIPES: dict[str, Any] = {
+    "stdin": subprocess.PIPE,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.DEVNULL,
+}
 
 
 class Readers:
@@ -39,7 +45,9 @@ class Readers:
         for reader in self.readers:
             self.idle.put(reader)
 
-    def read(self, image: Any, max_pixels: int | None = None, exif_orientation: bool = True) -> Image.Image:
+    def read(
+        self, image: Any, max_pixels: int | None = None, exif_orientation: bool = True
+    ) -> Image.Image:
         """`read_image` of a file or its content within PIXELS, MEMORY and SECONDS; it waits for an idle process."""
         content = image if isinstance(image, bytes) else read_bytes(image, MAX_BYTES)
         reader = self.idle.get()
@@ -67,7 +75,9 @@ class Reader:
         if self.process is None:
             paths = os.pathsep.join(filter(None, sys.path))
             environment = os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
-            self.process = subprocess.Popen([sys.executable, __file__, str(MEMORY)], env=environment, **PIPES)
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(MEMORY)], env=environment, **PIPES
+            )
         process = self.process
         assert process.stdin and process.stdout
         try:
@@ -88,7 +98,10 @@ class Reader:
             image = Image.new("RGB", (width, height))
             for top in range(0, height, rows := max(1, STRIP // (3 * width))):
                 size = width, min(rows, height - top)
-                image.paste(Image.frombytes("RGB", size, process.stdout.read(3 * size[0] * size[1])), (0, top))
+                image.paste(
+                    Image.frombytes("RGB", size, process.stdout.read(3 * size[0] * size[1])),
+                    (0, top),
+                )
             return image
         except ImageError:
             raise
@@ -122,7 +135,9 @@ def _read_all(memory: int) -> None:
         try:
             read_image(content, *options).save(sys.stdout.buffer, "ppm")
         except ImageError as error:
-            sys.stdout.buffer.write(b"fault\n" + " ".join(str(error).split()).encode(errors="replace") + b"\n")
+            sys.stdout.buffer.write(
+                b"fault\n" + " ".join(str(error).split()).encode(errors="replace") + b"\n"
+            )
         sys.stdout.buffer.flush()
 
 

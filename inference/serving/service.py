@@ -34,7 +34,10 @@ from .reading import PIXELS, Readers
 READERS = 3  # processes that read images; one address has at most two of them
 MOST = 100  # images of a request
 REMEMBERED = 32  # image files: the page asks for each again when its class names are edited
-FEW, SEVERAL = 4, 8  # images of a batch that a thread waits for while others compute: of slow and of fast models
+FEW, SEVERAL = (
+    4,
+    8,
+)  # images of a batch that a thread waits for while others compute: of slow and of fast models
 SHORT = 1.0  # seconds of a larger batch: others wait meanwhile
 
 
@@ -44,8 +47,12 @@ class Question(BaseModel, extra="forbid"):
     image: str | list[str] = Field(
         description=f"the image file in base64; or up to {MOST} as a list, which a list in the same order answers"
     )
-    top_k: int = Field(5, ge=1, le=100_000, description="how many of the most probable classes to answer")
-    sets: float | None = Field(None, gt=0, lt=1, description="share of images whose class the set has, such as 0.9")
+    top_k: int = Field(
+        5, ge=1, le=100_000, description="how many of the most probable classes to answer"
+    )
+    sets: float | None = Field(
+        None, gt=0, lt=1, description="share of images whose class the set has, such as 0.9"
+    )
 
 
 Named = TypedDict("Named", {"class": str, "probability": float})
@@ -106,14 +113,18 @@ class Line:
         """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. None after the end."""
         with self.change:
             while self.open:
-                if (not self.taken or self.waiting() >= few) and (jobs := list(self.next_jobs(most))):
+                if (not self.taken or self.waiting() >= few) and (
+                    jobs := list(self.next_jobs(most))
+                ):
                     return jobs
                 self.change.wait()
             return []
 
     def next_jobs(self, number: int) -> Iterator[Job]:
         for _ in range(number):
-            address = next((address for address in self.jobs if self.taken[address] < self.most), None)
+            address = next(
+                (address for address in self.jobs if self.taken[address] < self.most), None
+            )
             if address is None:
                 return
             self.taken[address] += 1
@@ -165,7 +176,9 @@ class Service:
         threads = 1 if on_gpu else torch.get_num_threads()
         views = max(classifier.views for classifier in self.classifiers)
         self.largest = max(1, BATCH // views)
-        self.room = Semaphore((threads + 1) * self.largest)  # for images that are read and not classified
+        self.room = Semaphore(
+            (threads + 1) * self.largest
+        )  # for images that are read and not classified
         for work in [self.read] * READERS + [partial(self.classify, threads)] * threads:
             Thread(target=work, daemon=True).start()
         try:
@@ -176,7 +189,9 @@ class Service:
 
     def read(self) -> None:
         """Read one image after another."""
-        torch.set_num_threads(1)  # Torch starts threads for each thread that computes: this one needs none
+        torch.set_num_threads(
+            1
+        )  # Torch starts threads for each thread that computes: this one needs none
         while jobs := self.to_read.take(1):
             (job,) = jobs
             self.room.acquire()
@@ -276,7 +291,9 @@ class Service:
                 answer["set"] = members
             yield answer
 
-    async def answers_of(self, address: str, files: Sequence[bytes], question: Question) -> list[Answer | UsageError]:
+    async def answers_of(
+        self, address: str, files: Sequence[bytes], question: Question
+    ) -> list[Answer | UsageError]:
         """The answer of the only model for each image file's content, or why it cannot be read.
 
         Raises:

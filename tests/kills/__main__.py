@@ -50,12 +50,24 @@ def start(subject: Subject, folder: Path, **cut: object) -> subprocess.Popen:
         (folder / name).write_text(text)
     operations = folder / "operations"
     operations.unlink(missing_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "KILLS_FILE": str(operations)}
-    environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": os.pathsep.join([HOOK, *sys.path[1:]])}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "KILLS_FILE": str(operations),
+    }
+    environment |= {
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join([HOOK, *sys.path[1:]]),
+    }
     environment |= {f"KILLS_{key.upper()}": str(value) for key, value in cut.items()}
     with open(folder / "printed.txt", "a") as printed:
         return subprocess.Popen(
-            subject.command, cwd=folder, env=environment, stdout=printed, stderr=printed, start_new_session=True
+            subject.command,
+            cwd=folder,
+            env=environment,
+            stdout=printed,
+            stderr=printed,
+            start_new_session=True,
         )
 
 
@@ -75,7 +87,9 @@ def final(subject: Subject, folder: Path) -> dict[str, object]:
     return content(folder / subject.place)
 
 
-def cut_off(subject: Subject, folder: Path, how: str, rng: Random, seconds: float, operations: int) -> str:
+def cut_off(
+    subject: Subject, folder: Path, how: str, rng: Random, seconds: float, operations: int
+) -> str:
     """Run the command and cut it off at a random moment; returns the fault of its end."""
     if how != "FULL" and rng.random() < 1 / 3:
         process = start(subject, folder)
@@ -92,10 +106,14 @@ def cut_off(subject: Subject, folder: Path, how: str, rng: Random, seconds: floa
     deadline = time.monotonic() + 20 * slowdown()
     while left := members(process.pid):
         if fault or time.monotonic() > deadline:
-            os.killpg(left[0], signal.SIGKILL) if left[0] == process.pid else os.kill(left[0], signal.SIGKILL)
+            os.killpg(left[0], signal.SIGKILL) if left[0] == process.pid else os.kill(
+                left[0], signal.SIGKILL
+            )
             fault = fault or "its processes outlive it"
         time.sleep(0.05)
-    return fault or ("" if process.wait() in ALLOWED[how] else f"exit status {process.returncode} after {how}")
+    return fault or (
+        "" if process.wait() in ALLOWED[how] else f"exit status {process.returncode} after {how}"
+    )
 
 
 def kill_at_random(subject: Subject, cuts: dict[str, int], folder: Path, seed: int) -> Tally:
@@ -123,7 +141,9 @@ def kill_at_random(subject: Subject, cuts: dict[str, int], folder: Path, seed: i
             faults += differences(expected, final(subject, chain))
         # torch's loader prints one if its workers get the signal, TensorBoard's thread if the disk is full.
         if re.search(
-            r"^(?!Exception (ignored|in thread)).*\nTraceback", (chain / "printed.txt").read_text(), re.MULTILINE
+            r"^(?!Exception (ignored|in thread)).*\nTraceback",
+            (chain / "printed.txt").read_text(),
+            re.MULTILINE,
         ):
             faults.append("a traceback")
         tally.chains += 1
@@ -154,8 +174,12 @@ def main() -> int:
         futures = {}
         for index, subject in enumerate(chosen):
             totals = {"KILL": args.kill, "TERM": args.term, "FULL": args.full}
-            cuts = {how: (total + index) // len(chosen) for how, total in totals.items()}  # nearly equal shares
-            futures[subject.name] = pool.submit(kill_at_random, subject, cuts, place / subject.name, args.seed)
+            cuts = {
+                how: (total + index) // len(chosen) for how, total in totals.items()
+            }  # nearly equal shares
+            futures[subject.name] = pool.submit(
+                kill_at_random, subject, cuts, place / subject.name, args.seed
+            )
         tallies = {name: future.result() for name, future in futures.items()}
     print(f"{'command':12}{'KILL':>9}{'TERM':>9}{'FULL':>9}{'chains':>10}{'identical':>11}")
     for name, tally in tallies.items():

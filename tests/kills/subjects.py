@@ -68,12 +68,19 @@ def content(folder: Path) -> dict[str, object]:
                 tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
                 found[name] = digest([sorted((file.metadata() or {}).items()), tensors])
         elif path.name == "results.json":
-            results = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMES}
+            results = {
+                key: value
+                for key, value in json.loads(path.read_text()).items()
+                if key not in TIMES
+            }
             assert results.get("data_use", {}).get("test", {}).pop("evaluations", 1) >= 1
             found[name] = results
         elif path.name == "tests.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-            found[name] = {json.dumps({key: value for key, value in line.items() if key != "date"}) for line in lines}
+            found[name] = {
+                json.dumps({key: value for key, value in line.items() if key != "date"})
+                for line in lines
+            }
         else:
             text = path.read_bytes()
             if path.stem == "tables":
@@ -98,7 +105,11 @@ def differences(expected: dict[str, object], found: dict[str, object]) -> list[s
     return [
         *(f"left over: {name}" for name in found.keys() - expected.keys()),
         *(f"missing: {name}" for name in expected.keys() - found.keys()),
-        *(f"different: {name}" for name in expected.keys() & found.keys() if expected[name] != found[name]),
+        *(
+            f"different: {name}"
+            for name in expected.keys() & found.keys()
+            if expected[name] != found[name]
+        ),
     ]
 
 
@@ -107,23 +118,62 @@ def differences(expected: dict[str, object], found: dict[str, object]) -> list[s
 
 def training(method: str, shared: Path, *settings: object) -> Subject:
     configs = ROOT / "configs"
-    argv = [ROOT / "train.py", "--root", shared / "data", "--backbone", shared / "tiny.safetensors", "--seed", 1]
-    argv += ["--output-dir", "out", "--trainer", method, "--config-file", configs / "trainers/common.yaml"]
+    argv = [
+        ROOT / "train.py",
+        "--root",
+        shared / "data",
+        "--backbone",
+        shared / "tiny.safetensors",
+        "--seed",
+        1,
+    ]
+    argv += [
+        "--output-dir",
+        "out",
+        "--trainer",
+        method,
+        "--config-file",
+        configs / "trainers/common.yaml",
+    ]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml", "INPUT.SIZE", "(32, 32)"]
-    argv += ["DATASET.NUM_SHOTS", 8, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.MAX_EPOCH", 5, *settings]
+    argv += [
+        "DATASET.NUM_SHOTS",
+        8,
+        "DATALOADER.TRAIN_X.BATCH_SIZE",
+        4,
+        "OPTIM.MAX_EPOCH",
+        5,
+        *settings,
+    ]
     return Subject(method, [sys.executable, *map(str, argv)])
 
 
 def evaluation(shared: Path, run: Path) -> Subject:
     """Of a run's prompts, whose features are kept for other runs."""
-    subject = training("CoOp", shared, "OUTPUT_DIR", "out/tested", "CACHE", "out/cache", "DATALOADER.NUM_WORKERS", 1)
+    subject = training(
+        "CoOp",
+        shared,
+        "OUTPUT_DIR",
+        "out/tested",
+        "CACHE",
+        "out/cache",
+        "DATALOADER.NUM_WORKERS",
+        1,
+    )
     subject.command[2:2] = ["--eval-only", "--model-dir", str(run)]
     subject.name = "evaluation"
     return subject
 
 
 def export(shared: Path, run: Path) -> Subject:
-    tool = [sys.executable, str(ROOT / "tools/export.py"), str(run), "--to", "out/exported", "--weights"]
+    tool = [
+        sys.executable,
+        str(ROOT / "tools/export.py"),
+        str(run),
+        "--to",
+        "out/exported",
+        "--weights",
+    ]
     backbone = ["--backbone", str(shared / "tiny.safetensors")]
     return Subject("export", [*tool, *backbone], files={"out/notes.txt": "It stays as it is.\n"})
 
@@ -155,19 +205,30 @@ def preparation(shared: Path, server) -> Subject:
     }
     Image.new("RGB", (64, 64)).save(shared / "image.png")
     image = (shared / "image.png").read_bytes()
-    members = {f"2750/{row[0]}": image + bytes(n) for rows in split.values() for n, row in enumerate(rows)}
+    members = {
+        f"2750/{row[0]}": image + bytes(n) for rows in split.values() for n, row in enumerate(rows)
+    }
     files = {"split_zhou_EuroSAT.json": json.dumps(split).encode()}
     files["EuroSAT.zip"] = zipped(shared / "EuroSAT.zip", members).read_bytes()
-    facts = {name: {"bytes": len(data), "md5": hashlib.md5(data).hexdigest()} for name, data in files.items()}
+    facts = {
+        name: {"bytes": len(data), "md5": hashlib.md5(data).hexdigest()}
+        for name, data in files.items()
+    }
     (shared / "facts.json").write_text(json.dumps(facts))
     server.files.update({f"/eurosat/{name}": data for name, data in files.items()})
-    launcher = [sys.executable, str(Path(__file__).with_name("prepare_eurosat.py")), str(shared / "facts.json")]
+    launcher = [
+        sys.executable,
+        str(Path(__file__).with_name("prepare_eurosat.py")),
+        str(shared / "facts.json"),
+    ]
     return Subject("prepare", [*launcher, "eurosat", "--root", "out", "--mirror", server.address])
 
 
 def subjects(shared: Path, server) -> list[Subject]:
     """All of them; `shared` is a folder for their data, `server` (tests/serving.py) gets the files to download."""
-    write_eurosat(shared / "data", ["red", "green field", "blue_lake", "grey"], train=8, val=4, test=8)
+    write_eurosat(
+        shared / "data", ["red", "green field", "blue_lake", "grey"], train=8, val=4, test=8
+    )
     vision = {"image_size": 32, "patch_size": 16, "layers": 4, "width": 64}
     model = random_clip("ViT-B-16", vision, {"width": 64, "layers": 4}, 64)
     save_file(model.state_dict(), shared / "tiny.safetensors")
@@ -178,7 +239,16 @@ def subjects(shared: Path, server) -> list[Subject]:
     return [
         export(shared, shared / "out"),
         evaluation(shared, shared / "out"),
-        training("MPL", shared, "TRAINER.MPL.PROMPT_DEPTH", 3, "TRAIN.CHECKPOINT_FREQ", 2, "DATALOADER.NUM_WORKERS", 0),
+        training(
+            "MPL",
+            shared,
+            "TRAINER.MPL.PROMPT_DEPTH",
+            3,
+            "TRAIN.CHECKPOINT_FREQ",
+            2,
+            "DATALOADER.NUM_WORKERS",
+            0,
+        ),
         training("CoOp", shared, "TEST.FINAL_MODEL", "best_val", "DATALOADER.NUM_WORKERS", 2),
         training("PromptSRC", shared, *shallow, "DATALOADER.NUM_WORKERS", 0),
         preparation(shared, server),

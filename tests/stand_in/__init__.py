@@ -24,7 +24,14 @@ def compiled() -> ctypes.CDLL:
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / name), ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory() as folder:
-        words = ["-std=c++20", "-shared", "-fPIC", Path(__file__).with_name("device.cpp"), "-o", f"{folder}/device.so"]
+        words = [
+            "-std=c++20",
+            "-shared",
+            "-fPIC",
+            Path(__file__).with_name("device.cpp"),
+            "-o",
+            f"{folder}/device.so",
+        ]
         places = [f"-I{torch_folder}/include", f"-L{torch_folder}/lib", "-lc10", "-ltorch_cpu"]
         subprocess.run(["g++", *words, *places], check=True)
         return ctypes.CDLL(f"{folder}/device.so")
@@ -42,16 +49,51 @@ LIBRARY.guard()
 
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-COPIES = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}  # between two devices
-INDEXED = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default}
-INDEXED |= {aten._index_put_impl_.default, aten._unsafe_index_put.default}  # by indices on either device
-PRODUCTS = {aten.mm.default, aten.bmm.default, aten.convolution.default, aten.addmm.default, aten.baddbmm.default}
+COPIES = {
+    aten.copy_.default,
+    aten._to_copy.default,
+    aten._foreach_copy_.default,
+}  # between two devices
+INDEXED = {
+    aten.index.Tensor,
+    aten._unsafe_index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+}
+INDEXED |= {
+    aten._index_put_impl_.default,
+    aten._unsafe_index_put.default,
+}  # by indices on either device
+PRODUCTS = {
+    aten.mm.default,
+    aten.bmm.default,
+    aten.convolution.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+}
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
-SIZED = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default}
+SIZED = {
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+}
 SIZED |= {aten.repeat_interleave.Tensor}  # the size of the result depends on values
-FREE = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default}
-FREE |= {aten._reshape_alias.default, aten.detach.default, aten.alias.default, aten._unsafe_view.default}
-FREE |= {aten.lift_fresh.default}  # memory without values, and views that the schema does not say are some
+FREE = {
+    aten.empty.memory_format,
+    aten.empty_strided.default,
+    aten.empty_like.default,
+    aten.new_empty.default,
+}
+FREE |= {
+    aten._reshape_alias.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten._unsafe_view.default,
+}
+FREE |= {
+    aten.lift_fresh.default
+}  # memory without values, and views that the schema does not say are some
 ON_CPU = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -62,11 +104,17 @@ class Counts:
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
 
-    def operation(self, operation, arguments: tuple, options: dict, here: list[Tensor], there: list[Tensor]) -> None:
+    def operation(
+        self, operation, arguments: tuple, options: dict, here: list[Tensor], there: list[Tensor]
+    ) -> None:
         """Count an operation. `here` are its tensors on the device, `there` those on the CPU."""
         name, target = str(operation), options.get("device")
         copies = operation in (aten._to_copy.default, aten.copy_.default)
-        to_cpu = torch.device(target).type == "cpu" if target else any(arguments[0] is tensor for tensor in there)
+        to_cpu = (
+            torch.device(target).type == "cpu"
+            if target
+            else any(arguments[0] is tensor for tensor in there)
+        )
         if operation in READS:
             self.wait(name)
         elif copies and here and to_cpu:
@@ -87,7 +135,9 @@ COUNTS = Counts()
 def is_view(operation) -> bool:
     """Whether the results of an operation share the memory of an argument that it leaves as it is."""
     results = operation._schema.returns
-    return bool(results) and all(result.alias_info is not None and not result.alias_info.is_write for result in results)
+    return bool(results) and all(
+        result.alias_info is not None and not result.alias_info.is_write for result in results
+    )
 
 
 class OnDevice(Tensor):
@@ -98,8 +148,14 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, values: Tensor):
-        how = {"strides": values.stride(), "storage_offset": values.storage_offset(), "layout": values.layout}
-        return Tensor._make_wrapper_subclass(cls, values.size(), dtype=values.dtype, device=CUDA, **how)
+        how = {
+            "strides": values.stride(),
+            "storage_offset": values.storage_offset(),
+            "layout": values.layout,
+        }
+        return Tensor._make_wrapper_subclass(
+            cls, values.size(), dtype=values.dtype, device=CUDA, **how
+        )
 
     def __init__(self, values: Tensor):
         self.values = values
@@ -120,7 +176,9 @@ class OnDevice(Tensor):
     def __deepcopy__(self, memo):
         copied = OnDevice(self.values.detach().clone())
         is_parameter = getattr(self, "_is_param", False)
-        return memo.setdefault(id(self), torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied)
+        return memo.setdefault(
+            id(self), torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied
+        )
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
@@ -149,19 +207,30 @@ def compute(operation, arguments: tuple, options: dict):
     if not here and asked != "cuda":
         return operation(*arguments, **options)
     if here and there and not may_mix(operation, arguments, there):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu in {operation}")
-    if operation in PRODUCTS and len(types := {tensor.dtype for tensor in tensors if tensor.is_floating_point()}) > 1:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found cuda:0 and cpu in {operation}"
+        )
+    if (
+        operation in PRODUCTS
+        and len(types := {tensor.dtype for tensor in tensors if tensor.is_floating_point()}) > 1
+    ):
         raise RuntimeError(f"expected tensors of the same dtype in {operation}, got {types}")
     COUNTS.operation(operation, arguments, options, here, there)
-    inner = {key: value for key, value in options.items() if key not in ("non_blocking", "pin_memory")}
+    inner = {
+        key: value for key, value in options.items() if key not in ("non_blocking", "pin_memory")
+    }
     inner |= {"device": CPU} if asked else {}
-    inner_arguments, inner = tree_map_only(OnDevice, lambda tensor: tensor.values, (arguments, inner))
+    inner_arguments, inner = tree_map_only(
+        OnDevice, lambda tensor: tensor.values, (arguments, inner)
+    )
     result = operation(*inner_arguments, **inner)
     if operation is aten.copy_.default and not isinstance(arguments[0], OnDevice):
         return arguments[0]
     if asked == "cpu":
         return result
-    wrapped = tree_map_only(Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), result)
+    wrapped = tree_map_only(
+        Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), result
+    )
     return return_and_correct_aliasing(operation, arguments, options, wrapped)
 
 
@@ -178,12 +247,18 @@ def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
     return pointwise and all(tensor.dim() == 0 for tensor in there)
 
 
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     """`scaled_dot_product_attention`, which is one launch on a GPU and many operations on a CPU."""
     if not isinstance(query, OnDevice):
-        return ON_CPU(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return ON_CPU(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if torch.is_autocast_enabled("cuda"):
-        query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
+        query, key, value = (
+            tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value)
+        )
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(query.dtype)
     return Attention.apply(query, key, value, attn_mask, is_causal, scale)
@@ -197,24 +272,42 @@ class Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.rest = mask if mask is None else mask.values, causal, scale
         COUNTS.launches["attention"] += 1 if mask is None or mask.dtype != torch.bool else 2
-        return OnDevice(ON_CPU(query.values, key.values, value.values, ctx.rest[0], 0.0, causal, scale=scale))
+        return OnDevice(
+            ON_CPU(query.values, key.values, value.values, ctx.rest[0], 0.0, causal, scale=scale)
+        )
 
     @staticmethod
     def backward(ctx, gradient):
         COUNTS.launches["attention backward"] += 1
         tensors = [tensor.values for tensor in ctx.saved_tensors]
-        return *map(OnDevice, attention_gradients(tensors, gradient.values, *ctx.rest)), None, None, None
+        return (
+            *map(OnDevice, attention_gradients(tensors, gradient.values, *ctx.rest)),
+            None,
+            None,
+            None,
+        )
 
 
-def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | None, causal: bool, scale) -> tuple:
+def attention_gradients(
+    tensors: list[Tensor], gradient: Tensor, mask: Tensor | None, causal: bool, scale
+) -> tuple:
     tensors = [tensor.detach().requires_grad_() for tensor in tensors]
     with torch.enable_grad():
         result = ON_CPU(*tensors, mask, is_causal=causal, scale=scale)
     return torch.autograd.grad(result, tensors, gradient)
 
 
-STATE = torch.arange(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
-NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
+STATE = torch.arange(
+    16, dtype=torch.uint8
+)  # of the device's generator: the CPU's draws its numbers
+NOTHING = (
+    "_lazy_init",
+    "set_rng_state",
+    "set_rng_state_all",
+    "manual_seed",
+    "manual_seed_all",
+    "synchronize",
+)
 OF_CUDA = dict.fromkeys((*NOTHING, "empty_cache"), lambda *arguments, **options: None) | {
     "is_available": lambda: True,
     "current_device": lambda: 0,
@@ -231,11 +324,19 @@ def stand_in() -> Iterator[Counts]:
     with ExitStack() as stack:
         for name, function in OF_CUDA.items():
             stack.enter_context(patch.object(torch.cuda, name, function))
-        stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
-        stack.enter_context(patch.object(torch, "Generator", lambda device="cpu", new=torch.Generator: new("cpu")))
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes a copy that a mode sees
+        stack.enter_context(
+            patch.object(torch.nn.functional, "scaled_dot_product_attention", attention)
+        )
+        stack.enter_context(
+            patch.object(torch, "Generator", lambda device="cpu", new=torch.Generator: new("cpu"))
+        )
+        torch._C._set_only_lift_cpu_tensors(
+            True
+        )  # torch.tensor(..., device="cuda") makes a copy that a mode sees
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)
-        torch.__future__.set_overwrite_module_params_on_conversion(True)  # `module.to` changes the class of parameters
+        torch.__future__.set_overwrite_module_params_on_conversion(
+            True
+        )  # `module.to` changes the class of parameters
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
         stack.enter_context(Dispatch())
         yield COUNTS

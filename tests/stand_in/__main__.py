@@ -34,11 +34,22 @@ def steps(method: str, backbone: str, prec: str, counts: Counts | None = None) -
     torch.manual_seed(1)
     protocol = recipe(method, "few_shot")
     settings = list(protocol.settings)
-    way = {"checkout": str(ROOT), "config": str(config_folder(method) / f"{protocol.cfg}.yaml"), "settings": settings}
-    way |= {"official": False, "trainer": method, "section": methods()[method].section(), "backbone": backbone}
+    way = {
+        "checkout": str(ROOT),
+        "config": str(config_folder(method) / f"{protocol.cfg}.yaml"),
+        "settings": settings,
+    }
+    way |= {
+        "official": False,
+        "trainer": method,
+        "section": methods()[method].section(),
+        "backbone": backbone,
+    }
     trainer = build(Namespace(**way, form="fast", prec=prec, classes=CLASSES, batch=BATCH))
     # Small enough for the first step: by default a GradScaler begins with steps that it skips.
-    trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
+    trainer.scaler = torch.amp.GradScaler(
+        trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled()
+    )
     losses = []
     for trainer.batch_idx in range(2):
         generator = torch.Generator().manual_seed(trainer.batch_idx)
@@ -55,7 +66,11 @@ def steps(method: str, backbone: str, prec: str, counts: Counts | None = None) -
 
 
 def main(names: list[str]) -> None:
-    stepped = [name for name, method in methods().items() if method.learns and not issubclass(method, FeatureTrainer)]
+    stepped = [
+        name
+        for name, method in methods().items()
+        if method.learns and not issubclass(method, FeatureTrainer)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         backbone = f"{folder}/narrow.pt"
         clip = random_clip("ViT-B-16", {"patch_size": 32, "width": 64}, {"width": 64}, 64)

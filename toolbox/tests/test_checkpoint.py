@@ -47,7 +47,9 @@ def run_epochs(model, optimizer, scheduler, epochs):
 
 def state_of(parts, epoch):
     names = "state_dict", "optimizer", "scheduler"
-    return {name: part.state_dict() for name, part in zip(names, parts, strict=True)} | {"epoch": epoch}
+    return {name: part.state_dict() for name, part in zip(names, parts, strict=True)} | {
+        "epoch": epoch
+    }
 
 
 # Writing
@@ -80,7 +82,13 @@ def test_state_of_an_optimiser_that_does_not_fit_is_refused(tmp_path, name):
     run_epochs(*whole, range(2))
     entries = whole[1].state_dict()["state"][0]
     for key, value in entries.items():
-        for other in (value[None], value.reshape(-1).repeat(2), torch.full_like(value, torch.nan), value.bool(), "a"):
+        for other in (
+            value[None],
+            value.reshape(-1).repeat(2),
+            torch.full_like(value, torch.nan),
+            value.bool(),
+            "a",
+        ):
             state = state_of(whole, 2)
             state["optimizer"]["state"][0] = entries | {key: other}
             save_checkpoint(state, tmp_path)

@@ -33,12 +33,29 @@ def write(folder, name, text):
 def test_defaults_are_the_published_ones():
     cfg = get_cfg_default()
     groups = {name for name, value in cfg.items() if isinstance(value, CfgNode)}
-    assert groups == {"INPUT", "DATASET", "DATALOADER", "MODEL", "OPTIM", "TRAIN", "TEST", "TRAINER"} and len(cfg) == 16
+    assert (
+        groups == {"INPUT", "DATASET", "DATALOADER", "MODEL", "OPTIM", "TRAIN", "TEST", "TRAINER"}
+        and len(cfg) == 16
+    )
     assert cfg.DATALOADER.TRAIN_U == {"SAME_AS_X": True, **cfg.DATALOADER.TRAIN_X}
-    assert cfg.DATALOADER.TRAIN_X == {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
+    assert cfg.DATALOADER.TRAIN_X == {
+        "SAMPLER": "RandomSampler",
+        "BATCH_SIZE": 32,
+        "N_DOMAIN": 0,
+        "N_INS": 16,
+    }
     assert (cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == ("adam", 0.0003, 5e-4)
-    assert (cfg.OPTIM.STEPSIZE, cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.WARMUP_TYPE) == ((-1,), -1, "linear")
-    assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (24, 11, 22, 6)  # one of INPUT is ours
+    assert (cfg.OPTIM.STEPSIZE, cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.WARMUP_TYPE) == (
+        (-1,),
+        -1,
+        "linear",
+    )
+    assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (
+        24,
+        11,
+        22,
+        6,
+    )  # one of INPUT is ours
 
 
 def test_published_yaml_loads(tmp_path, cfg):
@@ -48,17 +65,28 @@ def test_published_yaml_loads(tmp_path, cfg):
         'OPTIM: {WARMUP_CONS_LR: 1e-5}\nTRAINER:\n  COOP:\n    N_CTX: 4\n    CTX_INIT: "a photo of a"\n'
     )
     cfg.merge_from_file(write(tmp_path, "vit_b16.yaml", text))
-    assert cfg.INPUT.SIZE == (224, 224) and cfg.INPUT.TRANSFORMS == ("random_resized_crop", "random_flip", "normalize")
+    assert cfg.INPUT.SIZE == (224, 224) and cfg.INPUT.TRANSFORMS == (
+        "random_resized_crop",
+        "random_flip",
+        "normalize",
+    )
     assert cfg.OPTIM.WARMUP_CONS_LR == 1e-5 and cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 4
     assert dict(cfg.TRAINER.COOP) == {"N_CTX": 4, "CTX_INIT": "a photo of a"}
 
 
 @pytest.mark.parametrize(
     ("key", "closest"),
-    [("LR", "OPTIM.LR"), ("OPTIMIZER", "OPTIM"), ("TRAINER.MAPLE.DEPTH", "TRAINER.MAPLE.PROMPT_DEPTH")],
+    [
+        ("LR", "OPTIM.LR"),
+        ("OPTIMIZER", "OPTIM"),
+        ("TRAINER.MAPLE.DEPTH", "TRAINER.MAPLE.PROMPT_DEPTH"),
+    ],
 )
 def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
-    text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(key.split(".")))[:-1] + " 1\n"
+    text = (
+        "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(key.split(".")))[:-1]
+        + " 1\n"
+    )
     path = write(tmp_path, "x.yaml", text)
     for merge, where in (
         (lambda: cfg.merge_from_list([key, "1"]), ""),
@@ -76,7 +104,10 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
         ("OPTIM:\n  LR: [0.1]\n", "{path}: OPTIM.LR is [0.1]: give a number from 0 to 1,000"),
         ("OPTIM:\n  LR: 0.1\n NAME: sgd\n", "{path} line 3 is invalid YAML"),
         ("- a\n- b\n", "{path} is not a config"),
-        ("TRAINER:\n  COOP:\n    CTX_INIT: 2024-01-01\n", "CTX_INIT is datetime.date(2024, 1, 1): give a value"),
+        (
+            "TRAINER:\n  COOP:\n    CTX_INIT: 2024-01-01\n",
+            "CTX_INIT is datetime.date(2024, 1, 1): give a value",
+        ),
     ],
 )
 def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
@@ -92,7 +123,9 @@ def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cf
         again.OUTPUT_DIR = ""
         again.merge_from_file(write(tmp_path, "x.yaml", cfg.dump()))
         assert again.OUTPUT_DIR == cfg.OUTPUT_DIR
-        again.merge_from_list(["OUTPUT_DIR", f"'{cfg.OUTPUT_DIR}'", "RESUME", cfg.OUTPUT_DIR])  # of a command line
+        again.merge_from_list(
+            ["OUTPUT_DIR", f"'{cfg.OUTPUT_DIR}'", "RESUME", cfg.OUTPUT_DIR]
+        )  # of a command line
         assert again.OUTPUT_DIR == again.RESUME == cfg.OUTPUT_DIR
     for word in ("None", "True"):
         with pytest.raises(UsageError, match=f"OUTPUT_DIR is {word}: give text"):
@@ -104,7 +137,9 @@ def test_base_files_are_overridden_in_order_and_named_in_errors(tmp_path, cfg):
     write(tmp_path, "a.yaml", "OPTIM: {LR: 0.1, NAME: sgd, MAX_EPOCH: 1}\n")
     write(tmp_path, "b.yaml", "_BASE_: a.yaml\nOPTIM: {LR: 0.2, MAX_EPOCH: 2}\n")
     write(tmp_path, "c.yaml", "SEED: 7\n")
-    cfg.merge_from_file(write(tmp_path / "sub", "d.yaml", "_BASE_: [../b.yaml, ../c.yaml]\nOPTIM: {LR: 0.3}\n"))
+    cfg.merge_from_file(
+        write(tmp_path / "sub", "d.yaml", "_BASE_: [../b.yaml, ../c.yaml]\nOPTIM: {LR: 0.3}\n")
+    )
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.NAME, cfg.SEED) == (0.3, 2, "sgd", 7)
     write(tmp_path, "a.yaml", "OPTIM: {LRR: 0.1}\n")
     with pytest.raises(UsageError, match=r"OPTIM\.LRR in .*a\.yaml"):
@@ -140,9 +175,24 @@ def test_defaults_are_accepted_and_none_and_nan_are_not():
                 with_value(name, value).freeze()
 
 
-INVALID = [("OPTIM.LR", -1.0), ("OPTIM.LR", True), ("OPTIM.STEPSIZE", ()), ("OPTIM.STEPSIZE", (5, "x"))]
-INVALID += [("OPTIM.MAX_EPOCH", 1.0), ("OPTIM.NAME", "sdg"), ("INPUT.SIZE", (64,)), ("INPUT.RRCROP_SCALE", (0.9, 0.1))]
-INVALID += [("INPUT.GB_K", 4), ("INPUT.TRANSFORMS", "normalize"), ("DATASET.NUM_SHOTS", 0), ("USE_CUDA", 1)]
+INVALID = [
+    ("OPTIM.LR", -1.0),
+    ("OPTIM.LR", True),
+    ("OPTIM.STEPSIZE", ()),
+    ("OPTIM.STEPSIZE", (5, "x")),
+]
+INVALID += [
+    ("OPTIM.MAX_EPOCH", 1.0),
+    ("OPTIM.NAME", "sdg"),
+    ("INPUT.SIZE", (64,)),
+    ("INPUT.RRCROP_SCALE", (0.9, 0.1)),
+]
+INVALID += [
+    ("INPUT.GB_K", 4),
+    ("INPUT.TRANSFORMS", "normalize"),
+    ("DATASET.NUM_SHOTS", 0),
+    ("USE_CUDA", 1),
+]
 INVALID += [("OUTPUT_DIR", text) for text in ("caf\udce9", "a\x1b[2J", "x" * 5000)]
 
 
@@ -152,7 +202,9 @@ def test_an_invalid_value_is_refused_with_its_key_and_what_it_accepts(name, valu
     for refuse in (lambda: cfg.merge_from_list([name, value]), with_value(name, value).freeze):
         with pytest.raises(UsageError) as caught:
             refuse()
-        assert str(caught.value).startswith(f"{name} is ") and str(caught.value).endswith(f"give {SETTINGS[name][1]}")
+        assert str(caught.value).startswith(f"{name} is ") and str(caught.value).endswith(
+            f"give {SETTINGS[name][1]}"
+        )
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert cfg == get_cfg_default() and not cfg.is_frozen()
 
@@ -165,13 +217,17 @@ def test_a_project_registers_its_own_limits_and_removes_others():
     cfg.merge_from_list(["OPTIM.NAME", "mine"])
     cfg.TRAINER.ALSO = cfg.TRAINER.MINE  # the same group under another name
     for name in ("MINE", "ALSO"):
-        with pytest.raises(UsageError, match=f"^TRAINER.{name}.DEPTH is 13: give an integer from 1 to 12$"):
+        with pytest.raises(
+            UsageError, match=f"^TRAINER.{name}.DEPTH is 13: give an integer from 1 to 12$"
+        ):
             cfg.merge_from_list([f"TRAINER.{name}.DEPTH", 13])
     cfg.TRAINER.MINE.DEPTH = 13
     with pytest.raises(UsageError, match="^TRAINER.MINE.DEPTH is 13"):
         cfg.clone().freeze()
     cfg.TRAINER.MINE = YacsNode({"WORDS": "a\0b"})
-    with pytest.raises(UsageError, match="^TRAINER.MINE.WORDS is 'a.x00b': give text .* without control"):
+    with pytest.raises(
+        UsageError, match="^TRAINER.MINE.WORDS is 'a.x00b': give text .* without control"
+    ):
         cfg.freeze()
 
 
@@ -184,12 +240,19 @@ HOSTILE = {
         "more than 20,000 values",
     ),
     "merge bomb": (
-        "a0: &a0 {x: 1, y: 2}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in LEVELS),
+        "a0: &a0 {x: 1, y: 2}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in LEVELS),
         "more than 20,000 values",
     ),
     "deep flow": ("a: " + "[" * 50_000, "is invalid YAML ("),
-    "!!int x": ("SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n", "is invalid YAML (invalid literal for int"),
-    "Python object": ("SEED: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    "!!int x": (
+        "SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n",
+        "is invalid YAML (invalid literal for int",
+    ),
+    "Python object": (
+        "SEED: !!python/object/apply:os.system [ls]",
+        "could not determine a constructor",
+    ),
 }
 
 
@@ -206,17 +269,25 @@ def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, loader, tmp_path
     start = time.process_time()
     with pytest.raises(UsageError, match=rf"^{file}") as caught:
         merge(file)
-    assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert (
+        words in str(caught.value)
+        and "\n" not in str(caught.value)
+        and len(str(caught.value)) < 500
+    )
     assert time.process_time() - start < 10
 
 
-@pytest.mark.parametrize("text", ["A: 1\nB: 2\nA: 1\n", "B: [{A: 1, 'A': 2}]", "C: &c {A: {B: 1, B: 2}}\nD: *c\n"])
+@pytest.mark.parametrize(
+    "text", ["A: 1\nB: 2\nA: 1\n", "B: [{A: 1, 'A': 2}]", "C: &c {A: {B: 1, B: 2}}\nD: *c\n"]
+)
 def test_a_key_that_is_there_twice(text, tmp_path):
     with pytest.raises(UsageError, match="line [13] is invalid YAML .the key [AB] is there twice"):
         CfgNode.load_cfg(text)
     (tmp_path / "x.yaml").write_text(text)
     cfg = CfgNode(new_allowed=True)
-    cfg.merge_from_file(str(tmp_path / "x.yaml"))  # as with yacs, the last one counts: published files load
+    cfg.merge_from_file(
+        str(tmp_path / "x.yaml")
+    )  # as with yacs, the last one counts: published files load
     assert cfg
 
 
@@ -227,7 +298,10 @@ def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
     (tmp_path / "30.yaml").write_text("SEED: 1\n")
     file.write_text("_BASE_: x.yaml\n")
     for name in ("0.yaml", "x.yaml"):
-        with pytest.raises(UsageError, match=rf"{name} includes more than 100 files, or itself: drop some of _BASE_"):
+        with pytest.raises(
+            UsageError,
+            match=rf"{name} includes more than 100 files, or itself: drop some of _BASE_",
+        ):
             merge(tmp_path / name)
 
 

@@ -45,7 +45,9 @@ def test_every_flipped_bit_and_every_cut_is_noticed(newest):
     content = newest.read_bytes()
     assert load_checkpoint(newest)["epoch"] == 2
     bits = random.Random(13).sample(range(len(content) * 8), 100)
-    bits += [byte * 8 + byte % 8 for byte in range(len(content) - 93, len(content))]  # end of the directory, and seal
+    bits += [
+        byte * 8 + byte % 8 for byte in range(len(content) - 93, len(content))
+    ]  # end of the directory, and seal
     for bit in bits:
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -57,7 +59,10 @@ def test_every_flipped_bit_and_every_cut_is_noticed(newest):
 
 
 def test_compressed_archive_is_refused_before_it_fills_the_memory(newest, tmp_path):
-    with zipfile.ZipFile(newest) as archive, zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(newest) as archive,
+        zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for member in archive.infolist():
             bomb.writestr(member.filename, archive.read(member))
     refuses(tmp_path / "a", "it is compressed")
@@ -65,7 +70,9 @@ def test_compressed_archive_is_refused_before_it_fills_the_memory(newest, tmp_pa
 
 def test_a_full_memory_is_not_called_damage(newest, monkeypatch):
     def load(*args, **options):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        )
 
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(MemoryError):
@@ -84,7 +91,9 @@ def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
         lambda: resume_from_checkpoint(newest.parent, prompts),
         lambda: load_pretrained_weights(prompts, newest),
     ):
-        with pytest.raises(UsageError, match="ctx of the (state_dict of the checkpoint|file) .* is not finite"):
+        with pytest.raises(
+            UsageError, match="ctx of the (state_dict of the checkpoint|file) .* is not finite"
+        ):
             load()
 
 
@@ -113,7 +122,9 @@ def test_run_with_other_settings_is_not_resumed(root, run):
             make_trainer(root, run, *setting).train()
 
 
-@pytest.mark.parametrize("key", ["state_dict", "epoch", "optimizer", "scheduler", "run", "val_result"])
+@pytest.mark.parametrize(
+    "key", ["state_dict", "epoch", "optimizer", "scheduler", "run", "val_result"]
+)
 @pytest.mark.parametrize("value", ["x", [1]], ids=str)
 def test_changed_part_of_a_checkpoint_is_refused_in_one_line(key, value, root, run, newest):
     torch.save(load_checkpoint(newest) | {key: value}, newest)

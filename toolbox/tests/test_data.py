@@ -29,7 +29,9 @@ EUROSAT = REPO.parent / "shared" / "data" / "eurosat" / "split_zhou_EuroSAT.json
 def dataset_of(*counts):
     """A dataset with `counts[label]` images of each class."""
     places = [(label, i) for label, count in enumerate(counts) for i in range(count)]
-    return DatasetBase(train_x=[Datum(f"{label}/{i}.png", label, 0, f"class {label}") for label, i in places])
+    return DatasetBase(
+        train_x=[Datum(f"{label}/{i}.png", label, 0, f"class {label}") for label, i in places]
+    )
 
 
 @pytest.mark.golden
@@ -38,7 +40,10 @@ def dataset_of(*counts):
 def test_fewshot_samples_equal_those_of_the_literature(run):
     expected = json.loads(GOLDEN.read_text())[run]
     split = json.loads(EUROSAT.read_text())
-    data = {key: [Datum(path, label, 0, name) for path, label, name in rows] for key, rows in split.items()}
+    data = {
+        key: [Datum(path, label, 0, name) for path, label, name in rows]
+        for key, rows in split.items()
+    }
     dataset = DatasetBase(train_x=data["train"])
     seed, shots = (int(part.lstrip("sedhot")) for part in run.split("_"))
 
@@ -63,7 +68,10 @@ def test_fewshot_return_values_and_short_classes(capsys):
     few = dataset.generate_fewshot_dataset(source, num_shots=3)
     assert [item.label for item in few] == [0, 0, 0, 1, 1]
     out = capsys.readouterr().out.splitlines()
-    assert out == ["Creating a 3-shot dataset", 'Class "class 1" has 2 of the 3 images asked for: all are used']
+    assert out == [
+        "Creating a 3-shot dataset",
+        'Class "class 1" has 2 of the 3 images asked for: all are used',
+    ]
 
     first, second = dataset.generate_fewshot_dataset(source, source, num_shots=3, repeat=True)
     assert [len(first), len(second)] == [6, 6]
@@ -75,7 +83,10 @@ def test_label_with_two_names_is_refused_and_name_with_two_labels_accepted():
     dataset = DatasetBase(train_x=cranes, test=[Datum("c", 1), Datum("d", 5, 0, "unknown")])
     assert (dataset.num_classes, dataset.classnames) == (2, ["crane", "crane"])
     other = Datum("e.png", 1, 0, "bird")
-    for parts in ({"train_x": [*cranes, other]}, *({"train_x": cranes, part: [other]} for part in ("val", "test"))):
+    for parts in (
+        {"train_x": [*cranes, other]},
+        *({"train_x": cranes, part: [other]} for part in ("val", "test")),
+    ):
         with pytest.raises(UsageError, match='label 1 is called both "crane" and "bird" .e.png.'):
             DatasetBase(**parts)
 
@@ -95,7 +106,9 @@ def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path
     cfg = make_cfg(root, tmp_path)
     source = build_dataset(cfg).train_x
     for size, is_train, batches in ((5, True, 2), (5, False, 3), (13, True, 1), (12, True, 1)):
-        loader = build_data_loader(cfg, "RandomSampler", source, size, tfm=build_transform(cfg), is_train=is_train)
+        loader = build_data_loader(
+            cfg, "RandomSampler", source, size, tfm=build_transform(cfg), is_train=is_train
+        )
         assert len(loader) == batches
     for is_train, split in ((True, "training"), (False, "test")):
         with pytest.raises(UsageError, match=f"a {split} split without images"):
@@ -126,11 +139,15 @@ def steady(cfg):
 def reference(cfg):
     """torch's loader of the same images, which starts new workers each epoch."""
     dataset = DatasetWrapper(cfg, build_dataset(cfg).train_x, scribble, is_train=True)
-    return DataLoader(dataset, 4, sampler=RandomSampler(dataset), num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return DataLoader(
+        dataset, 4, sampler=RandomSampler(dataset), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
 
 
 def epoch(loader, batches=None):
-    return torch.cat([torch.cat([b["img"], b["index"][:, None]], 1) for b in islice(loader, batches)])
+    return torch.cat(
+        [torch.cat([b["img"], b["index"][:, None]], 1) for b in islice(loader, batches)]
+    )
 
 
 def epochs(loader, *batches):
@@ -139,7 +156,10 @@ def epochs(loader, *batches):
 
 
 def same(one, other):
-    return all(torch.equal(a, b) and x == y and r == s for (a, x, r), (b, y, s) in zip(one, other, strict=True))
+    return all(
+        torch.equal(a, b) and x == y and r == s
+        for (a, x, r), (b, y, s) in zip(one, other, strict=True)
+    )
 
 
 @pytest.mark.slow

@@ -13,8 +13,17 @@ def test_third_party_project_trains_and_evaluates(root, tmp_path, capsys):
     trainer = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 3)
     trainer.train()
     out = capsys.readouterr().out
-    printed = ["Loading trainer: TinyPrompt", "Loading dataset: TinySquares", "No checkpoint found, train from scratch"]
-    printed += ["Finish training", "Deploy the last-epoch model", "Evaluate on the *test* set", "* accuracy: "]
+    printed = [
+        "Loading trainer: TinyPrompt",
+        "Loading dataset: TinySquares",
+        "No checkpoint found, train from scratch",
+    ]
+    printed += [
+        "Finish training",
+        "Deploy the last-epoch model",
+        "Evaluate on the *test* set",
+        "* accuracy: ",
+    ]
     positions = [out.index(text) for text in (*printed, "Elapsed: 0:00:")]
     assert positions == sorted(positions)
     assert trainer.n_test == 12
@@ -33,7 +42,9 @@ def test_third_party_project_trains_and_evaluates(root, tmp_path, capsys):
     evaluated.val_loader = None
     evaluated.test("val")
     out = capsys.readouterr().out
-    assert "load_model() is skipped" in out and out.rindex("Evaluate on the *test* set") > out.index("skipped")
+    assert "load_model() is skipped" in out and out.rindex(
+        "Evaluate on the *test* set"
+    ) > out.index("skipped")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +62,9 @@ def test_checkpoints_after_training(root, tmp_path, freq, final, expected, capsy
     after_epoch = trainer.after_epoch
     trainer.after_epoch = lambda: (after_epoch(), seen.append(files(tmp_path / "prompt_learner")))
     trainer.train()
-    assert [f"model.pth.tar-{epoch}" in names for epoch, names in enumerate(seen, start=1)] == [True] * 4
+    assert [f"model.pth.tar-{epoch}" in names for epoch, names in enumerate(seen, start=1)] == [
+        True
+    ] * 4
     assert files(tmp_path / "prompt_learner") == expected
     assert (tmp_path / "prompt_learner" / "checkpoint").read_text().strip() == "model.pth.tar-4"
     if final == "best_val":
@@ -70,7 +83,10 @@ def test_values_on_a_gpu_are_those_of_their_step(root, tmp_path, monkeypatch):
         return logged
 
     trainer.forward_backward, log = step, trainer.log
-    trainer.log = lambda steps, losses: (read.extend(logged["scale"] for _, logged in steps), log(steps, losses))
+    trainer.log = lambda steps, losses: (
+        read.extend(logged["scale"] for _, logged in steps),
+        log(steps, losses),
+    )
     trainer.train()
     assert len(set(seen)) == 3 and seen == read
     assert not any(value.requires_grad for value in read)
@@ -85,7 +101,9 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path, mo
         return model(image) * (float("nan") if bad else 1.0)
 
     trainer.model.forward = forward
-    words = "^the loss is NaN at epoch 2, batch 2: lower OPTIM.LR; the checkpoint of epoch 1 is kept$"
+    words = (
+        "^the loss is NaN at epoch 2, batch 2: lower OPTIM.LR; the checkpoint of epoch 1 is kept$"
+    )
     with pytest.raises(FloatingPointError, match=words):
         trainer.train()
     assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-1"]
@@ -110,6 +128,9 @@ def test_infinite_parameters_are_never_saved(root, tmp_path):
             trainer.model.prompt_learner.ctx.data[0, 0] = float("inf")
 
     trainer.update_lr = spoil
-    with pytest.raises(FloatingPointError, match="ctx of prompt_learner is not finite at epoch 2: .* epoch 1 is kept"):
+    with pytest.raises(
+        FloatingPointError,
+        match="ctx of prompt_learner is not finite at epoch 2: .* epoch 1 is kept",
+    ):
         trainer.train()
     assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-1"]

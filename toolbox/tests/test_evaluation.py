@@ -19,7 +19,9 @@ def logits(pred, n_classes=4):
 def evaluate(cfg, true=TRUE, pred=PRED, n_classes=4, **kwargs):
     evaluator = build_evaluator(cfg, **kwargs)
     for start in range(0, len(true), 4):
-        evaluator.process(logits(pred[start : start + 4], n_classes), torch.tensor(true[start : start + 4]))
+        evaluator.process(
+            logits(pred[start : start + 4], n_classes), torch.tensor(true[start : start + 4])
+        )
     return evaluator.evaluate()
 
 
@@ -45,7 +47,9 @@ def test_metrics_and_printed_output(cfg, capsys):
 
 def test_non_finite_logits_or_no_logits_give_an_error(cfg):
     evaluator, labels = Classification(cfg), torch.tensor([0, 1])
-    evaluator.process(torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels)  # a class that is left out
+    evaluator.process(
+        torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels
+    )  # a class that is left out
     for value in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="gives logits that are not finite"):
             evaluator.process(torch.tensor([[1.0, 0.0], [value, 1.0]]), labels)
@@ -59,7 +63,10 @@ def test_per_class_accuracy(cfg, capsys):
     results = evaluate(cfg, lab2cname=dict(enumerate(["cat", "dog", "owl"])))
     assert results["perclass_accuracy"] == pytest.approx((80 + 200 / 3 + 50) / 3)
     printed = capsys.readouterr().out
-    assert "=> per-class result\n* class: 0 (cat)\ttotal: 5\tcorrect: 4\tacc: 80.0%\n* class: 1 (dog)" in printed
+    assert (
+        "=> per-class result\n* class: 0 (cat)\ttotal: 5\tcorrect: 4\tacc: 80.0%\n* class: 1 (dog)"
+        in printed
+    )
     assert "* class: 3 (no training images)\ttotal: 2" in printed
     assert "owl" not in printed and printed.endswith("* average: 65.6%\n")
 

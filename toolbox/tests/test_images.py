@@ -71,7 +71,9 @@ def test_the_content_decides_the_kind(kind, tmp_path):
     assert np.array_equal(read_image(path), pixels_of(Image.open(path)))
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
+)
 def test_16_bit_greyscale_keeps_its_upper_8_bits(kind, options, tmp_path):
     path = written(tmp_path / "a.png", RAMP, kind, **options)
     assert np.array_equal(read_image(path), np.repeat((RAMP >> 8)[..., None], 3, axis=2))
@@ -99,7 +101,9 @@ def test_heic_is_read_by_its_library(monkeypatch):
     try:
         import pillow_heif
     except ImportError:
-        library = SimpleNamespace(register_heif_opener=lambda: Image.register_open("HEIF", lambda file, name: RED))
+        library = SimpleNamespace(
+            register_heif_opener=lambda: Image.register_open("HEIF", lambda file, name: RED)
+        )
         monkeypatch.setitem(sys.modules, "pillow_heif", library)
         monkeypatch.setitem(Image.OPEN, "HEIF", None)
         monkeypatch.setattr(Image, "ID", [*Image.ID])
@@ -116,13 +120,17 @@ def test_heic_is_read_by_its_library(monkeypatch):
 def test_settings_of_a_run_reach_the_reader(tmp_path):
     make_images(tmp_path)
     options = ["INPUT.MAX_PIXELS", 16 * 16, "INPUT.EXIF_ORIENTATION", False]
-    loader = DataManager(make_cfg(tmp_path, tmp_path, *options), custom_tfm_train=np.asarray).train_loader_x
+    loader = DataManager(
+        make_cfg(tmp_path, tmp_path, *options), custom_tfm_train=np.asarray
+    ).train_loader_x
     for item in loader.dataset.data_source:
         written(item.impath, NOISE[:16, :8], orientation=6)
     assert {tuple(batch["img"].shape) for batch in loader} == {(4, 16, 8, 3)}
     large = loader.dataset.data_source[0].impath
     Image.new("RGB", (16, 17)).save(large)
-    with pytest.raises(ImageError, match=f"{large}' has more than 256 pixels: .* or raise INPUT.MAX_PIXELS"):
+    with pytest.raises(
+        ImageError, match=f"{large}' has more than 256 pixels: .* or raise INPUT.MAX_PIXELS"
+    ):
         list(loader)
 
 
@@ -131,7 +139,9 @@ def png(width, height, bits=8, data=b""):
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
     for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
-        content += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        content += (
+            struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        )
     return content
 
 
@@ -147,7 +157,10 @@ def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path
     """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after resizing."""
     width, height = size
     (tmp_path / "a.png").write_bytes(png(width, height, data=(b"\0" + bytes(3 * width)) * height))
-    refused(tmp_path / "a.png", f"has {width:,} x {height:,} pixels, a ratio of over 100: crop or remove it")
+    refused(
+        tmp_path / "a.png",
+        f"has {width:,} x {height:,} pixels, a ratio of over 100: crop or remove it",
+    )
     assert read_image(Image.new("RGB", (100, 1))).size == (100, 1)
 
 

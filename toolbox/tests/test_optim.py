@@ -45,7 +45,9 @@ def test_a_skipped_first_step_leaves_a_fused_optimiser_as_any_other(momentum, mo
             scaler.scale(model(torch.ones(2, 300)).square().mean() * scale).backward()
             scaler.step(optimizer)
             scaler.update()
-        learned[fused] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        learned[fused] = torch.cat(
+            [parameter.detach().flatten() for parameter in model.parameters()]
+        )
     assert torch.allclose(learned[None], learned[True], rtol=1e-6, atol=1e-7)
 
 
@@ -75,9 +77,13 @@ recorded = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else []
 
 
 @pytest.mark.golden
-@pytest.mark.skipif(not recorded, reason="the recorded schedules are not part of an installed toolbox")
+@pytest.mark.skipif(
+    not recorded, reason="the recorded schedules are not part of an installed toolbox"
+)
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("entry", recorded, ids=lambda entry: "-".join(map(str, entry["optim"].values())) or "base")
+@pytest.mark.parametrize(
+    "entry", recorded, ids=lambda entry: "-".join(map(str, entry["optim"].values())) or "base"
+)
 def test_schedules_equal_recorded_rates(entry):
     optimizer, scheduler = build(**entry["optim"])
     assert rates(optimizer, scheduler, len(entry["lr_per_epoch"])) == entry["lr_per_epoch"]
@@ -89,7 +95,9 @@ def test_linear_warmup_with_several_groups():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     options = {"STAGED_LR": True, "NEW_LAYERS": ("1",), "BASE_LR_MULT": 0.1, "LR": 0.3}
     options |= {"LR_SCHEDULER": "single_step", "STEPSIZE": (-1,)}
-    optimizer, scheduler = build(model, WARMUP_TYPE="linear", WARMUP_EPOCH=3, WARMUP_MIN_LR=1e-4, **options)
+    optimizer, scheduler = build(
+        model, WARMUP_TYPE="linear", WARMUP_EPOCH=3, WARMUP_MIN_LR=1e-4, **options
+    )
     assert isinstance(scheduler, LinearWarmupScheduler)
     assert scheduler.get_last_lr() == [1e-4, 1e-4]
     rates(optimizer, scheduler, 1)
@@ -109,8 +117,16 @@ ADAM = {"betas": (0.8, 0.95), "eps": 1e-3}
         ("amsgrad", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, **ADAM, amsgrad=True)),
         ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, **ADAM)),
         ("radam", lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.2, **ADAM)),
-        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2, momentum=0.7, alpha=0.6)),
-        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.7, dampening=0.0, nesterov=True)),
+        (
+            "rmsprop",
+            lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2, momentum=0.7, alpha=0.6),
+        ),
+        (
+            "sgd",
+            lambda p: torch.optim.SGD(
+                p, lr=0.1, weight_decay=0.2, momentum=0.7, dampening=0.0, nesterov=True
+            ),
+        ),
     ],
 )
 def test_optimizers_use_all_options(name, expected):
@@ -134,7 +150,10 @@ def test_staged_lr():
     base, new = build_optimizer(torch.nn.DataParallel(model), cfg).param_groups
     assert (base["lr"], new["lr"]) == (0.05, 0.5)
     assert {id(p) for p in new["params"]} == {id(p) for p in model.fc.parameters()}
-    assert {id(p) for p in base["params"]} == {id(model.ctx), *(id(p) for p in model.backbone.parameters())}
+    assert {id(p) for p in base["params"]} == {
+        id(model.ctx),
+        *(id(p) for p in model.backbone.parameters()),
+    }
     with pytest.raises(UsageError, match="nn.Module"):
         build_optimizer(Net().parameters(), optim_cfg(STAGED_LR=True, NEW_LAYERS=("fc",)))
     with pytest.warns(UserWarning, match="NEW_LAYERS"):

@@ -44,7 +44,9 @@ def cut_off(trainer, epoch, batch_idx):
 
 def assert_same(one, other):
     one, other = flat(one), flat(other)
-    varying = re.compile("/run/(train_seconds|transient)")  # the time, and the list of files to delete
+    varying = re.compile(
+        "/run/(train_seconds|transient)"
+    )  # the time, and the list of files to delete
     for key in one.keys() | other.keys():
         if not varying.match(key):
             same = torch.equal if isinstance(one[key], torch.Tensor) else operator.eq
@@ -71,7 +73,16 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, True)])
 def test_resume_after_kill_is_bit_identical(root, tmp_path, monkeypatch, workers, persistent):
     monkeypatch.setattr(TinyPrompt, "persistent_workers", persistent)
-    opts = ("OPTIM.MAX_EPOCH", 3, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 0.02)
+    opts = (
+        "OPTIM.MAX_EPOCH",
+        3,
+        "DATALOADER.NUM_WORKERS",
+        workers,
+        "TEST.FINAL_MODEL",
+        "best_val",
+        "OPTIM.LR",
+        0.02,
+    )
     full = make_trainer(root, tmp_path / "full", *opts)
     full.train()
     end = draw()
@@ -80,7 +91,9 @@ def test_resume_after_kill_is_bit_identical(root, tmp_path, monkeypatch, workers
     cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=2, batch_idx=0)
     resumed = make_trainer(root, tmp_path / "cut", *opts)
     draw()  # the states in the checkpoint replace those of the generators
-    seconds = load_checkpoint(tmp_path / "cut/prompt_learner/model.pth.tar-2")["run"]["train_seconds"]
+    seconds = load_checkpoint(tmp_path / "cut/prompt_learner/model.pth.tar-2")["run"][
+        "train_seconds"
+    ]
     resumed.train()
 
     assert resumed.start_epoch == 2
@@ -105,7 +118,10 @@ def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
 
     TRAINER_REGISTRY.register(Averaging, force=True)
     saved, resumed = (make_trainer(root, tmp_path, "TRAINER.NAME", "Averaging") for _ in range(2))
-    saved.scaler, resumed.scaler = torch.amp.GradScaler("cpu", init_scale=8.0), torch.amp.GradScaler("cpu")
+    saved.scaler, resumed.scaler = (
+        torch.amp.GradScaler("cpu", init_scale=8.0),
+        torch.amp.GradScaler("cpu"),
+    )
     saved.scaler.scale(torch.ones(1))  # the scale is set on first use
     saved.average, saved.best_result = 0.75, 12.5
     saved.save_model(1, str(tmp_path))
@@ -122,7 +138,11 @@ def test_resume_from_another_folder_deletes_nothing(root, tmp_path):
     trainer.train()
     assert trainer.start_epoch == 1
     assert sorted(os.listdir(tmp_path / "old/prompt_learner")) == before
-    assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
+    assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == [
+        "checkpoint",
+        "model.pth.tar-1",
+        "model.pth.tar-3",
+    ]
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -134,7 +154,9 @@ def test_resume_from_another_folder_takes_over_its_best_epoch(root, tmp_path, ke
     best = load_checkpoint(old)["epoch"]
     if not kept:
         old.unlink()
-    trainer = make_trainer(root, tmp_path / "new", *opts, "RESUME", str(tmp_path / "old"), "OPTIM.LR", 0.0)
+    trainer = make_trainer(
+        root, tmp_path / "new", *opts, "RESUME", str(tmp_path / "old"), "OPTIM.LR", 0.0
+    )
     accuracy = trainer.test
     trainer.test = lambda split=None: min(accuracy(split), 1.0)  # worse than before
     trainer.train()
@@ -153,7 +175,9 @@ class TwoModels(TinyPrompt):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
-def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(root, tmp_path, monkeypatch, capsys, final):
+def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(
+    root, tmp_path, monkeypatch, capsys, final
+):
     """It is killed when it renames or deletes a file for the n-th time; the next start completes the rest."""
     opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", final)
     monkeypatch.setattr(os, "fsync", lambda file: None)
@@ -173,7 +197,9 @@ def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(root, tmp_path, 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", dying(os.replace))
             patch.setattr(os, "remove", dying(os.remove))
-            patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # a killed process does not
+            patch.setattr(
+                Path, "unlink", lambda path, missing_ok: None
+            )  # a killed process does not
             try:
                 make_trainer(root, folder, *opts).train()
             except Killed:

@@ -28,11 +28,15 @@ def names(transform):
 
 
 def test_test_transform_resizes_and_crops(image):
-    cfg = cfg_with("INPUT.INTERPOLATION", "bicubic", "INPUT.TRANSFORMS", ("random_flip", "normalize"))
+    cfg = cfg_with(
+        "INPUT.INTERPOLATION", "bicubic", "INPUT.TRANSFORMS", ("random_flip", "normalize")
+    )
     got = build_transform(cfg, is_train=False)(image)
     resized = F.resize(image, 32, INTERPOLATION_MODES["bicubic"])
     assert resized.size == (48, 32)
-    expected = F.normalize(F.to_tensor(F.center_crop(resized, (24, 32))), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    expected = F.normalize(
+        F.to_tensor(F.center_crop(resized, (24, 32))), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
+    )
     assert torch.equal(got, expected)
 
     plain = build_transform(cfg, is_train=False, choices=())(image)
@@ -48,7 +52,13 @@ def test_all_choices_return_the_input_size(image, capsys):
 
 def test_training_transforms_have_a_fixed_order(capsys):
     got = names(build_transform(cfg_with(), choices=list(reversed(TRANSFORMS))))
-    assert got[:5] == ["RandomCrop", "RandomResizedCrop", "CenterCrop", "RandomHorizontalFlip", "RandAugment"]
+    assert got[:5] == [
+        "RandomCrop",
+        "RandomResizedCrop",
+        "CenterCrop",
+        "RandomHorizontalFlip",
+        "RandAugment",
+    ]
     assert got[5:] == ["ColorJitter", "RandomGrayscale", "RandomApply", "ToTensor", "Normalize"]
     assert names(build_transform(cfg_with(), choices=[])) == ["Resize", "ToTensor"]
     assert "Building transform_train\n+ Resize(size=(24, 32), " in capsys.readouterr().out
@@ -66,12 +76,18 @@ def test_operations_of_rand_augment_have_dassls_values(image, monkeypatch):
 
     assert [augmented(number, 10).shape for number in range(len(OPERATIONS))] == [pixels.shape] * 16
     assert (augmented(2, 10) == 255 - pixels).all()
-    assert (augmented(4, 10) == pixels & 0b11111000).all() and (augmented(4, 30) == pixels).all()  # 5 of 8 bits
+    assert (augmented(4, 10) == pixels & 0b11111000).all() and (
+        augmented(4, 30) == pixels
+    ).all()  # 5 of 8 bits
     assert (augmented(5, 30) == pixels).all() and (augmented(5, 0) == 255 - pixels).all()
     added = np.minimum(pixels + 110, 255)
     assert (augmented(6, 30) == np.where(added < 128, added, 255 - added)).all()
     assert abs(augmented(9, 10) - 0.7 * pixels).max() < 1  # brightness
-    assert (augmented(14, 3)[:, :-10] == pixels[:, 10:]).all() and (augmented(14, 3)[:, -10:] == 0).all()
-    assert (augmented(15, 3, 0.9)[10:] == pixels[:-10]).all() and (augmented(15, 3, 0.9)[:10] == 0).all()
+    assert (augmented(14, 3)[:, :-10] == pixels[:, 10:]).all() and (
+        augmented(14, 3)[:, -10:] == 0
+    ).all()
+    assert (augmented(15, 3, 0.9)[10:] == pixels[:-10]).all() and (
+        augmented(15, 3, 0.9)[:10] == 0
+    ).all()
     square = (augmented(13, 15) == [125, 123, 114]).all(axis=2)
     assert square.sum() == 21 * 21 and square[10, 20] and square[30, 40]

@@ -21,14 +21,24 @@ def test_error_of_a_dataloader_worker_keeps_its_class_and_its_last_line():
     with pytest.raises(UnknownNameError) as caught:
         next(iterator)
     iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
-    expected = "there is no image at 'gone.png': check DATASET.ROOT and that the dataset is complete"
+    expected = (
+        "there is no image at 'gone.png': check DATASET.ROOT and that the dataset is complete"
+    )
     assert str(caught.value) == f"cause: {expected}"
 
 
 def test_error_classes_and_texts():
-    for cls, kind in [(UnknownNameError, KeyError), (utils.MissingFileError, FileNotFoundError), (ImageError, OSError)]:
+    for cls, kind in [
+        (UnknownNameError, KeyError),
+        (utils.MissingFileError, FileNotFoundError),
+        (ImageError, OSError),
+    ]:
         error = cls("plain line")
-        assert isinstance(error, UsageError) and isinstance(error, ValueError) and isinstance(error, kind)
+        assert (
+            isinstance(error, UsageError)
+            and isinstance(error, ValueError)
+            and isinstance(error, kind)
+        )
         assert str(error) == "plain line" and str(pickle.loads(pickle.dumps(error))) == "plain line"
     assert str(UsageError("Caught between two stools")) == "Caught between two stools"
 
@@ -44,7 +54,9 @@ def test_registry_names_the_closest():
     with pytest.raises(KeyError, match="already registered"):
         registry.register(CoOp)
     assert registry.register(force=True)(CoOp) is CoOp
-    with pytest.raises(UnknownNameError, match='^the TRAINER registry has no "Coop"; did you mean CoOp.$'):
+    with pytest.raises(
+        UnknownNameError, match='^the TRAINER registry has no "Coop"; did you mean CoOp.$'
+    ):
         registry.get("Coop")
 
 
@@ -60,7 +72,11 @@ def test_setup_logger_writes_a_new_file_each_time_and_restores_stdout(tmp_path, 
     assert sys.stdout is console and utils.setup_logger(None).file is None
     logs = sorted((tmp_path / "run").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert logs[0].name == "log.txt" and all(path.name.startswith("log.txt-") for path in logs[1:])
-    assert [path.read_text("utf-8") for path in logs] == ["both\nfirst ä\n", "both\nsecond\n", "both\nthird\n"]
+    assert [path.read_text("utf-8") for path in logs] == [
+        "both\nfirst ä\n",
+        "both\nsecond\n",
+        "both\nthird\n",
+    ]
     assert (tmp_path / "third.log").read_text() == "both\n"
     assert capsys.readouterr().out == "both\nfirst ä\nboth\nsecond\nboth\nthird\n"
 

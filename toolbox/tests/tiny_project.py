@@ -10,7 +10,13 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_pretrained_weights, mkdir_if_missing, read_json, set_random_seed, write_json
+from dassl.utils import (
+    load_pretrained_weights,
+    mkdir_if_missing,
+    read_json,
+    set_random_seed,
+    write_json,
+)
 from PIL import Image
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
@@ -26,7 +32,9 @@ def make_images(root):
     for label, classname in enumerate(CLASSNAMES):
         for i, part in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4):
             impath = osp.join("images", f"{classname.replace(' ', '_')}_{i}.png")
-            image = Image.frombytes("RGB", (16, 16), bytes(rng.randrange(200) for _ in range(16 * 16 * 3)))
+            image = Image.frombytes(
+                "RGB", (16, 16), bytes(rng.randrange(200) for _ in range(16 * 16 * 3))
+            )
             channels = list(image.split())
             channels[label] = channels[label].point(lambda value: min(value + 55, 255))
             Image.merge("RGB", channels).save(osp.join(root, "tiny", impath))
@@ -41,7 +49,10 @@ class TinySquares(DatasetBase):
     def __init__(self, cfg):
         folder = osp.join(osp.abspath(osp.expanduser(cfg.DATASET.ROOT)), self.dataset_dir)
         train, val, test = (
-            [Datum(osp.join(folder, impath), int(label), classname=classname) for impath, label, classname in rows]
+            [
+                Datum(osp.join(folder, impath), int(label), classname=classname)
+                for impath, label, classname in rows
+            ]
             for rows in read_json(osp.join(folder, "split.json")).values()
         )
         random.seed(cfg.SEED)  # each build has the same samples
@@ -66,7 +77,9 @@ class TinyCLIP(nn.Module):
         super().__init__()
         dim = 3 * 8 * 8
         self.prompt_learner = PromptLearner(n_ctx, n_cls, dim)
-        self.image_encoder = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(dim, dim))
+        self.image_encoder = nn.Sequential(
+            nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(dim, dim)
+        )
         self.dropout = nn.Dropout(0.1)  # uses random numbers of the main process, too
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
@@ -111,11 +124,41 @@ def make_cfg(root, output_dir, *opts):
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     cfg.merge_from_list(
         [
-            *("DATASET.ROOT", str(root), "DATASET.NAME", "TinySquares", "DATASET.NUM_SHOTS", 4, "SEED", 1),
+            *(
+                "DATASET.ROOT",
+                str(root),
+                "DATASET.NAME",
+                "TinySquares",
+                "DATASET.NUM_SHOTS",
+                4,
+                "SEED",
+                1,
+            ),
             *("OUTPUT_DIR", str(output_dir), "TRAINER.NAME", "TinyPrompt", "USE_CUDA", False),
-            *("INPUT.SIZE", (16, 16), "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize")),
-            *("DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "DATALOADER.TEST.BATCH_SIZE", 8),
-            *("OPTIM.NAME", "sgd", "OPTIM.LR", 0.1, "OPTIM.MAX_EPOCH", 3, "OPTIM.LR_SCHEDULER", "cosine"),
+            *(
+                "INPUT.SIZE",
+                (16, 16),
+                "INPUT.TRANSFORMS",
+                ("random_resized_crop", "random_flip", "normalize"),
+            ),
+            *(
+                "DATALOADER.NUM_WORKERS",
+                0,
+                "DATALOADER.TRAIN_X.BATCH_SIZE",
+                4,
+                "DATALOADER.TEST.BATCH_SIZE",
+                8,
+            ),
+            *(
+                "OPTIM.NAME",
+                "sgd",
+                "OPTIM.LR",
+                0.1,
+                "OPTIM.MAX_EPOCH",
+                3,
+                "OPTIM.LR_SCHEDULER",
+                "cosine",
+            ),
             *("OPTIM.WARMUP_EPOCH", 1, "OPTIM.WARMUP_TYPE", "constant", "TRAIN.PRINT_FREQ", 1),
             *opts,
         ]
@@ -148,4 +191,6 @@ def flat(value, prefix=""):
         items = enumerate(value)
     else:
         return {prefix: value}
-    return {path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()}
+    return {
+        path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()
+    }

@@ -85,7 +85,9 @@ def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.devic
     for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
         trained = getattr(clip.visual, attribute, None)
         if trained and any(abs(a - b) > 1e-6 for a, b in zip(trained, cfg.INPUT[key], strict=True)):
-            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(trained)}")
+            print(
+                f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(trained)}"
+            )
 
 
 def untrained(model: PromptedCLIP) -> list[str]:
@@ -95,7 +97,11 @@ def untrained(model: PromptedCLIP) -> list[str]:
         for part in model.prompt_learner.modules()
         for name, value in [*vars(part).items(), *part.named_buffers(recurse=False)]
         for tensor in (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list | tuple)
+            else [value]
         )
         if isinstance(tensor, Tensor) and tensor.requires_grad and name != "_parameters"
     ]
@@ -103,7 +109,11 @@ def untrained(model: PromptedCLIP) -> list[str]:
 
 def unregistered(model: PromptedCLIP) -> list[str]:
     """The tensors of a private copy of the backbone that a method has added, and that its prompt learner lacks."""
-    registered = {id(tensor) for part in (model, model.frozen) for tensor in (*part.parameters(), *part.buffers())}
+    registered = {
+        id(tensor)
+        for part in (model, model.frozen)
+        for tensor in (*part.parameters(), *part.buffers())
+    }
     added = [getattr(module, "adapter", None) for module in model.clip.modules()]
     changes = [module.change for module in model.clip.modules() if isinstance(module, WithAdded)]
     added += [getattr(change, "__self__", change) for change in changes]

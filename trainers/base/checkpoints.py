@@ -21,7 +21,9 @@ METADATA |= {"version": str, "commit": str, "features_sha256": str, "plugin_sha2
 METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
 
 
-def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str, published_file: str = "") -> str:
+def find_checkpoint(
+    directory: str, folder: str, epoch: int | None, method: str, published_file: str = ""
+) -> str:
     """Path of a run's checkpoint; if it has none of this method, of another method's, so that this can be named.
 
     Args:
@@ -32,7 +34,11 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str,
 
     Raises UsageError if there is no checkpoint.
     """
-    others = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir()) if os.path.isdir(directory) else []
+    others = (
+        sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+        if os.path.isdir(directory)
+        else []
+    )
     for place in (os.path.join(directory, name) for name in dict.fromkeys([folder, *others])):
         for name in checkpoint_names(place, epoch):
             if os.path.isfile(os.path.join(place, name)):
@@ -41,7 +47,10 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str,
         return os.path.join(directory, published_file)
     check_folder(Path(directory), "there is no folder", "check --model-dir")
     expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
-    there = [name.rpartition("-")[2] for name in reversed(checkpoint_names(os.path.dirname(expected), None)[1:])]
+    there = [
+        name.rpartition("-")[2]
+        for name in reversed(checkpoint_names(os.path.dirname(expected), None)[1:])
+    ]
     if epoch is None or not there:
         remedy = f"check --model-dir (folders in it: {', '.join(others[:8]) or 'none'})"
     else:
@@ -62,10 +71,17 @@ def is_metadata(metadata: Any) -> bool:
     return (
         isinstance(metadata, dict)
         and all(isinstance(metadata.get(key, kind()), kind) for key, kind in METADATA.items())
-        and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
-        and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)
+        and all(
+            isinstance(name, str)
+            for name in (*metadata.get("class_names", []), *metadata.get("settings", {}))
+        )
+        and not any(
+            CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str
+        )
         and all(map(is_setting, metadata.get("settings", {}).values()))
-        and are_records(SelectionRecord, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])])
+        and are_records(
+            SelectionRecord, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])]
+        )
         and are_records(Phase, metadata.get("fit", []))
     )
 
@@ -81,7 +97,10 @@ def are_records(kind: type[ImageList], values: list) -> bool:
 def is_setting(value: Any) -> bool:
     """Whether it is a text, a flag, a number or a list of these."""
     values = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(x, str | None) or (isinstance(x, int | float) and abs(x) < LARGEST) for x in values)
+    return all(
+        isinstance(x, str | None) or (isinstance(x, int | float) and abs(x) < LARGEST)
+        for x in values
+    )
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -92,11 +111,18 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def of_other_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """A published checkpoint as one that was learned on other classes than a run's; ours says on which."""
     written = checkpoint.get("metadata") or {}
-    return checkpoint if "class_names" in written else {**checkpoint, "metadata": {**written, "class_names": []}}
+    return (
+        checkpoint
+        if "class_names" in written
+        else {**checkpoint, "metadata": {**written, "class_names": []}}
+    )
 
 
 def select_prompts(
-    checkpoint: Mapping[str, Any], path: str, metadata: Mapping[str, Any], expected: Mapping[str, Tensor]
+    checkpoint: Mapping[str, Any],
+    path: str,
+    metadata: Mapping[str, Any],
+    expected: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The learned tensors in a checkpoint, without the frozen CLIP and the buffers of classes in published ones.
 
@@ -112,10 +138,17 @@ def select_prompts(
     if "method" in written:
         others, learned = [written["method"]] if written["method"] != method else [], list(state)
     else:
-        others, learned = compat.other_methods(state, method, expected), compat.learned(state, method)
+        others, learned = (
+            compat.other_methods(state, method, expected),
+            compat.learned(state, method),
+        )
     if others:
         names = " or ".join(others)
-        raise UsageError(f"{path} is a checkpoint of {names}, not of {method}", f"test it with --trainer {names}", path)
+        raise UsageError(
+            f"{path} is a checkpoint of {names}, not of {method}",
+            f"test it with --trainer {names}",
+            path,
+        )
 
     remedy = "use the settings and the backbone it was trained with"
     if changed := differences(written, metadata):
@@ -124,11 +157,15 @@ def select_prompts(
         check_tensor(key, state, tensor.shape, path, remedy)
     more = [key for key in learned if key not in expected]
     if more:
-        raise UsageError(f"{path} has prompts beyond these settings, such as {more[0]}", remedy, path)
+        raise UsageError(
+            f"{path} has prompts beyond these settings, such as {more[0]}", remedy, path
+        )
     return {key: state[key] for key in expected}
 
 
-def check_tensor(key: str, state: Mapping[str, Tensor], shape: Sequence[int], path: str, remedy: str) -> None:
+def check_tensor(
+    key: str, state: Mapping[str, Tensor], shape: Sequence[int], path: str, remedy: str
+) -> None:
     """Raise UsageError for a tensor of a checkpoint that is missing, of another shape or not finite."""
     if key not in state:
         raise UsageError(f"{path} has no {key}", remedy, path)
@@ -144,5 +181,7 @@ def differences(written: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     """The settings and the backbone of a checkpoint that this run does not have: `N_CTX 2, here 4`."""
     before = {"backbone": written.get("backbone"), **(written.get("settings") or {})}
     now = {"backbone": metadata["backbone"], **metadata["settings"]}
-    changed = [key for key in before if before[key] is not None and key in now and before[key] != now[key]]
+    changed = [
+        key for key in before if before[key] is not None and key in now and before[key] != now[key]
+    ]
     return ", ".join(f"{key} {before[key]}, here {now[key]}" for key in changed if key != "PREC")

@@ -61,16 +61,24 @@ def assert_method_works(name: str, **settings: Any) -> None:
         trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
         model, kind = trainer.model, type(trainer.model.prompt_learner)
         added = unregistered(model)
-        assert not (loose := untrained(model)), f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
-        assert not added, f"{name}: {added[0]} is not in the prompt learner: it is neither trained nor saved"
+        assert not (loose := untrained(model)), (
+            f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
+        )
+        assert not added, (
+            f"{name}: {added[0]} is not in the prompt learner: it is neither trained nor saved"
+        )
         trainer.train()
         dataset = trainer.dm.test_loader.dataset
-        images = torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(trainer.device)
+        images = torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(
+            trainer.device
+        )
         if kind.image is not PromptLearner.image:
             with torch.no_grad():
                 longest = float(model.image_features(images).norm(dim=-1).max())
             remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
-            assert longest < 1.01, f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
+            assert longest < 1.01, (
+                f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
+            )
         classes = Classes(trainer.class_names, trainer.dataset_template, trainer.sentences)
         loaded = type(trainer)(trainer.cfg, classes, trainer.device)
         assemble_model(loaded, clip=model.frozen)
@@ -84,7 +92,9 @@ def assert_method_works(name: str, **settings: Any) -> None:
             logits.append(method.model_inference(images))
         assert same(*logits), f"{what}: {remedy}"
         remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
-        assert towers_agree(model, images), f"the fast towers give other logits of {name} than the plain ones: {remedy}"
+        assert towers_agree(model, images), (
+            f"the fast towers give other logits of {name} than the plain ones: {remedy}"
+        )
 
 
 def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
@@ -93,7 +103,9 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
 
     backbone = folder / "backbone.pt"
     vision = {"image_size": SIDE, "patch_size": 16, "layers": 12, "width": 64}
-    torch.save(random_clip("ViT-B-16", vision, {"layers": 12, "width": 64}, 64).state_dict(), backbone)
+    torch.save(
+        random_clip("ViT-B-16", vision, {"layers": 12, "width": 64}, 64).state_dict(), backbone
+    )
     cfg = get_cfg_default()
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     extend_cfg(cfg, name)

@@ -17,7 +17,12 @@ from yacs.config import CfgNode
 from common.errors import UsageError
 
 # Settings that the toolbox has and the published Dassl does not; it reads images as they are stored.
-SETTINGS = {"CACHE": "", "CACHE_GB": 20.0, "INPUT.EXIF_ORIENTATION": False, "INPUT.RESIZE_MODE": "shortest"}
+SETTINGS = {
+    "CACHE": "",
+    "CACHE_GB": 20.0,
+    "INPUT.EXIF_ORIENTATION": False,
+    "INPUT.RESIZE_MODE": "shortest",
+}
 
 
 def add_settings(cfg: CfgNode) -> None:
@@ -29,7 +34,9 @@ def add_settings(cfg: CfgNode) -> None:
 
 def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Any], Any]:
     """The transform of the section INPUT, without printing its steps, as the published Dassl does."""
-    quiet = {"verbose": False} if "verbose" in signature(transforms.build_transform).parameters else {}
+    quiet = (
+        {"verbose": False} if "verbose" in signature(transforms.build_transform).parameters else {}
+    )
     return transforms.build_transform(cfg, is_train=is_train, **quiet)
 
 
@@ -41,7 +48,9 @@ def read_of(images: Any, path: str) -> Any:
 def require_stream(method: str) -> None:
     """Raise UsageError on the published Dassl, which tests each image by itself."""
     if not hasattr(TrainerX, "test_outputs"):
-        what = f"{method} depends on the images before, and the published Dassl tests each by itself"
+        what = (
+            f"{method} depends on the images before, and the published Dassl tests each by itself"
+        )
         raise UsageError(what, "test it with the toolbox of this project")
 
 
@@ -54,7 +63,11 @@ COUPLED = ("prompt_learner.ctx", "prompt_learner.proj.*", "prompt_learner.compou
 def stated(attribute: str) -> dict[str, tuple[str, ...]]:
     """The `published` or `published_unused` of each method with published checkpoints, by its name."""
     methods = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
-    return {name: getattr(method, attribute) for name, method in methods if getattr(method, "published", ())}
+    return {
+        name: getattr(method, attribute)
+        for name, method in methods
+        if getattr(method, "published", ())
+    }
 
 
 def learned(keys: Collection[str], method: str = "") -> list[str]:
@@ -75,11 +88,19 @@ def other_methods(keys: Collection[str], method: str, expected: Collection[str])
     prompts = learned(keys)
     complete = set(expected) <= set(keys)
     published, unused = stated("published"), stated("published_unused")
-    fitting = [name for name in published if all(matches(key, published[name] + unused[name]) for key in prompts)]
+    fitting = [
+        name
+        for name in published
+        if all(matches(key, published[name] + unused[name]) for key in prompts)
+    ]
     fewest = min((len(published[name]) for name in fitting), default=0)
     # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's: fewer patterns fit more closely.
     likely = [name for name in fitting if len(published[name]) == fewest]
-    own = (method in likely or complete) if method in fitting else (complete and method not in published)
+    own = (
+        (method in likely or complete)
+        if method in fitting
+        else (complete and method not in published)
+    )
     return [] if own or not prompts else likely or ["another method"]
 
 

@@ -19,7 +19,9 @@ def require_clip(clip: CLIP, method: str, backbone: str) -> None:
     require_vit(clip, method, backbone)
     if not (is_vit(clip) and hasattr(clip, "transformer")):
         what = f"{method} needs both towers to be those of CLIP, and {backbone} has others"
-        raise UsageError(what, "choose a backbone such as ViT-B/16, or a method of texts or features")
+        raise UsageError(
+            what, "choose a backbone such as ViT-B/16, or a method of texts or features"
+        )
 
 
 class Substitute(nn.Module):
@@ -43,7 +45,9 @@ class Substitute(nn.Module):
 def substitute(clip: CLIP, name: str, learned: Tensor | Callable[[Tensor], Tensor]) -> None:
     """Let a private copy of the backbone compute with `learned` instead of its tensor `name` (see `Substitute`)."""
     module, _, tensor = name.rpartition(".")
-    parametrize.register_parametrization(clip.get_submodule(module), tensor, Substitute(learned), unsafe=True)
+    parametrize.register_parametrization(
+        clip.get_submodule(module), tensor, Substitute(learned), unsafe=True
+    )
 
 
 def register(module: nn.Module, name: str, learned: nn.Parameter | nn.Module) -> None:
@@ -84,7 +88,10 @@ def decomposed(weight: Tensor, maps: int) -> list[tuple[Tensor, Tensor, Tensor]]
     place = weight.data_ptr(), weight.device
     known, parts = _decomposed.get(weight, (None, []))
     if known != place:
-        parts = [torch.linalg.svd(part.float(), full_matrices=False) for part in weight.detach().chunk(maps)]
+        parts = [
+            torch.linalg.svd(part.float(), full_matrices=False)
+            for part in weight.detach().chunk(maps)
+        ]
         _decomposed[weight] = place, parts
     return parts
 

@@ -10,7 +10,15 @@ from clip import Edit, Schedule, TextPrompts
 
 from .build import require_vit
 from .compat import COUPLED
-from .prompts import TemplatePrompts, check_depth, gaussian, mapped, start_context, text_width, vision_width
+from .prompts import (
+    TemplatePrompts,
+    check_depth,
+    gaussian,
+    mapped,
+    start_context,
+    text_width,
+    vision_width,
+)
 from .settings import MethodSettings
 from .trainer import PromptTrainer
 
@@ -35,15 +43,26 @@ class CoupledPrompts(TemplatePrompts):
         super().__init__("{}.", classnames, clip, f"{words} ")
         self.ctx = ctx
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
-        self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in range(depth - 1))
+        self.compound_prompts_text = nn.ParameterList(
+            gaussian(n_ctx, text_width(clip)) for _ in range(depth - 1)
+        )
         coupling = nn.Linear(text_width(clip), vision_width(clip))
-        self.compound_prompt_projections = nn.ModuleList(deepcopy(coupling) for _ in range(depth - 1))
+        self.compound_prompt_projections = nn.ModuleList(
+            deepcopy(coupling) for _ in range(depth - 1)
+        )
 
     def text(self, image_features: Tensor) -> TextPrompts:
-        return TextPrompts(self.ids, self.ctx, deep=[Edit(), *(Edit(len(p), p) for p in self.compound_prompts_text)])
+        return TextPrompts(
+            self.ids,
+            self.ctx,
+            deep=[Edit(), *(Edit(len(p), p) for p in self.compound_prompts_text)],
+        )
 
     def vision(self) -> Schedule:
-        maps, prompts = [self.proj, *self.compound_prompt_projections], [self.ctx, *self.compound_prompts_text]
+        maps, prompts = (
+            [self.proj, *self.compound_prompt_projections],
+            [self.ctx, *self.compound_prompts_text],
+        )
         first, *deep = mapped(maps, prompts)
         return [Edit(add=first), *(Edit(len(prompt), prompt) for prompt in deep)]
 
@@ -53,7 +72,10 @@ class CoupledTrainer(PromptTrainer):
 
     Settings: ClassVar[type[MethodSettings]] = CoupledSettings
     saved_as = "MultiModalPromptLearner"
-    published: ClassVar[tuple[str, ...]] = (*COUPLED, "prompt_learner.compound_prompt_projections.*")
+    published: ClassVar[tuple[str, ...]] = (
+        *COUPLED,
+        "prompt_learner.compound_prompt_projections.*",
+    )
 
     def build_prompts(self, clip, classnames):
         s, name = self.settings, type(self).__name__

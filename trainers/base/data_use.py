@@ -21,7 +21,12 @@ TRAINING = "training"  # instead of a setting, where a training image is a test 
 
 
 def choice(
-    what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int | None = None
+    what: str,
+    cfg: CfgNode,
+    title: str,
+    images: Sequence[Any],
+    dataset: Any,
+    trials: int | None = None,
 ) -> SelectionRecord:
     """A choice between `trials` epochs or values by `images` of a dataset.
 
@@ -35,7 +40,9 @@ def choice(
     """
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
     listed = list_facts(cfg, title, "val" if validation else "test", images)
-    return SelectionRecord(what=what, **listed, test_images=count_tested(images, dataset), trials=trials)
+    return SelectionRecord(
+        what=what, **listed, test_images=count_tested(images, dataset), trials=trials
+    )
 
 
 def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -51,7 +58,11 @@ def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> d
 
 def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
     """The record of learning from the training images of a dataset, all of which are used with their labels."""
-    facts = list_facts(cfg, title, "train", dataset.train_x) | getattr(dataset, "fewshot_file", {}) | text_facts(cfg)
+    facts = (
+        list_facts(cfg, title, "train", dataset.train_x)
+        | getattr(dataset, "fewshot_file", {})
+        | text_facts(cfg)
+    )
     return Phase(**facts, labels=len(dataset.train_x), class_names=classes)
 
 
@@ -79,7 +90,11 @@ def relative_paths(images: Sequence[Any], root: str) -> list[str]:
 def relative(path: str, folder: str) -> str:
     """As `os.path.relpath`, and several times as fast for a path below an absolute folder."""
     absolute = os.path.abspath(path)
-    return absolute.removeprefix(f"{folder}/") if absolute.startswith(f"{folder}/") else os.path.relpath(path, folder)
+    return (
+        absolute.removeprefix(f"{folder}/")
+        if absolute.startswith(f"{folder}/")
+        else os.path.relpath(path, folder)
+    )
 
 
 def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
@@ -88,7 +103,11 @@ def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord
     choices = []
     train = [] if getattr(dataset, "test_only", False) else dataset.train_x
     if tested := count_tested(train, dataset):
-        choices.append(SelectionRecord(what=TRAINING, **list_facts(cfg, title, "train", train), test_images=tested))
+        choices.append(
+            SelectionRecord(
+                what=TRAINING, **list_facts(cfg, title, "train", train), test_images=tested
+            )
+        )
     if cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST:
         images = dataset.val or dataset.test  # the trainer validates on these
         choices.append(choice("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH))
@@ -107,7 +126,9 @@ def count_tested(images: Sequence[Any], dataset: Any) -> int:
 
 def count_copies(images: Sequence[Any], others: Sequence[Any]) -> int:
     """How many of the images have the same file content as one of the others."""
-    files = ([item.impath for item in items if os.path.isfile(item.impath)] for items in (images, others))
+    files = (
+        [item.impath for item in items if os.path.isfile(item.impath)] for items in (images, others)
+    )
     sizes, other_sizes = ({path: os.path.getsize(path) for path in paths} for paths in files)
     equal = {*sizes.values()} & {*other_sizes.values()}  # other files need not be read
     known = {checksum(Path(path)) for path, size in other_sizes.items() if size in equal}
@@ -118,7 +139,9 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     """How many of the images are also among the others, by their path; a link counts as the file it leads to."""
     if images is others:
         return len(images)
-    folders = cache(os.path.realpath)  # that of a few folders takes no time, that of each file takes a second
+    folders = cache(
+        os.path.realpath
+    )  # that of a few folders takes no time, that of each file takes a second
 
     def real(path: str) -> str:
         folder, name = os.path.split(path)
@@ -155,14 +178,22 @@ def selection_text(choice: SelectionRecord) -> str:
     if choice.what == TRAINING:
         return f"{choice.test_images:,} of {choice.images:,} training images of {choice.dataset} are test images"
     what = "the epoch" if choice.what == "epoch" else choice.what
-    of_test = "all of them" if choice.test_images == choice.images else f"{choice.test_images:,} of them"
-    lacking = ", which has no validation images" if choice.split == "test" and what == "the epoch" else ""
+    of_test = (
+        "all of them" if choice.test_images == choice.images else f"{choice.test_images:,} of them"
+    )
+    lacking = (
+        ", which has no validation images" if choice.split == "test" and what == "the epoch" else ""
+    )
     classes = "" if choice.classes == "all" else f" ({choice.classes} classes)"
-    text = f"{what} is chosen on {choice.images:,} images, {of_test} test images of {choice.dataset}"
+    text = (
+        f"{what} is chosen on {choice.images:,} images, {of_test} test images of {choice.dataset}"
+    )
     return f"{text}{classes}{lacking}"
 
 
-def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[SelectionRecord] | None, list[Phase] | None]:
+def inherited(
+    checkpoint: Mapping[str, Any],
+) -> tuple[list[SelectionRecord] | None, list[Phase] | None]:
     """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`), and what they were learned from.
 
     Each is None if the checkpoint does not say it. Only the epoch of the best on validation images was chosen.
@@ -171,8 +202,14 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[SelectionRecord] | No
     is_best = checkpoint.get("val_result") is not None
     new = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *new]
-    says_start = "inherited_choices" in metadata  # else the run began from prompts that do not name their choices
-    choices = list(map(SelectionRecord.from_json, behind)) if "choices" in metadata and (behind or says_start) else None
+    says_start = (
+        "inherited_choices" in metadata
+    )  # else the run began from prompts that do not name their choices
+    choices = (
+        list(map(SelectionRecord.from_json, behind))
+        if "choices" in metadata and (behind or says_start)
+        else None
+    )
     phases = metadata.get("fit") if says_start else None
     return choices, None if phases is None else list(map(Phase.from_json, phases))
 

@@ -38,13 +38,19 @@ class FeatureSpec:
     Those of `row_tensors` that the method's `of_learned_classes` names have no rows if no class of a test was learned.
     """
 
-    templates_of_imagenet: tuple[str, ...] = ()  # for ImageNet and its variants, instead of the dataset's
+    templates_of_imagenet: tuple[
+        str, ...
+    ] = ()  # for ImageNet and its variants, instead of the dataset's
     reads_text: bool = True  # whether the head reads text features
     unit_text: bool = True  # text features of unit length, the mean over unit features; else the mean of the tower's
     mixed_views: bool = False  # see `Batches`
-    keeps_last_batch: bool = False  # whether an epoch has a smaller last batch, which Dassl leaves out
+    keeps_last_batch: bool = (
+        False  # whether an epoch has a smaller last batch, which Dassl leaves out
+    )
     row_tensors: tuple[str, ...] = ()  # tensors of the head with a row for each training image
-    chosen: Mapping[str, str] = field(default_factory=dict)  # settings that images choose if 0, with an example
+    chosen: Mapping[str, str] = field(
+        default_factory=dict
+    )  # settings that images choose if 0, with an example
     trials: int = 1  # from how many values they choose
     needs_all: bool = False  # whether each class must have a training image
 
@@ -83,8 +89,12 @@ class HeadCheckpoints(Checkpoints):
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         dims, learned = super().class_dims(), self.method.of_learned_classes
-        rows = {name: dims.pop(name, ()) for name in self.method.spec.row_tensors}  # axis 0 has a row for each image
-        return dims | {name: tuple(filter(None, axes)) for name, axes in rows.items() if name in learned}
+        rows = {
+            name: dims.pop(name, ()) for name in self.method.spec.row_tensors
+        }  # axis 0 has a row for each image
+        return dims | {
+            name: tuple(filter(None, axes)) for name, axes in rows.items() if name in learned
+        }
 
 
 class FeatureTrainer(PromptTrainer):
@@ -123,13 +133,17 @@ class FeatureTrainer(PromptTrainer):
     def correct(self) -> int:
         """The number of validation images that the head classifies correctly."""
         features, labels = self.val
-        return int((self.model.logits(features, self.model.class_texts).argmax(dim=1) == labels).sum())
+        return int(
+            (self.model.logits(features, self.model.class_texts).argmax(dim=1) == labels).sum()
+        )
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         if not self.transfers and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             what = f"{type(self).__name__} has weights for the classes it was trained on"
-            raise UsageError(f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all")
+            raise UsageError(
+                f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all"
+            )
 
     def check_training(self) -> None:
         what = f"{type(self).__name__} computes its weights from the training images"
@@ -138,13 +152,17 @@ class FeatureTrainer(PromptTrainer):
             raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {what}", "leave it out")
         missing = {*range(len(self.class_names))} - {item.label for item in self.dm.dataset.train_x}
         if missing and self.spec.needs_all:
-            what = f"{type(self).__name__} has no training image of {self.class_names[min(missing)]!r}"
+            what = (
+                f"{type(self).__name__} has no training image of {self.class_names[min(missing)]!r}"
+            )
             raise UsageError(what, "give each class one in DATASET.NUM_SHOTS, or use SSText")
 
     # The model
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:
-        rows = len(self.dm.dataset.train_x) if "dm" in vars(self) else 0  # a prediction has no images
+        rows = (
+            len(self.dm.dataset.train_x) if "dm" in vars(self) else 0
+        )  # a prediction has no images
         return self.build_head(len(classnames), clip.visual.output_dim, rows)
 
     def finish_model(self) -> None:
@@ -154,7 +172,10 @@ class FeatureTrainer(PromptTrainer):
             base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
             self.features_sha256 = checksum(Path(path))
             self.model.use_features_of(base.model)
-            self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
+            self.inherited_choices, self.inherited_phases = (
+                base.inherited_choices,
+                base.inherited_phases,
+            )
         if self.spec.reads_text:
             self.set_texts(self.texts())
 
@@ -163,9 +184,13 @@ class FeatureTrainer(PromptTrainer):
         UsageError if those of the run depend on the image."""
         clip, base = self.model.frozen, self.model.base
         if base is None:
-            return mean_text_features(clip, self.class_sentences(*self.templates), self.spec.unit_text)
+            return mean_text_features(
+                clip, self.class_sentences(*self.templates), self.spec.unit_text
+            )
         with torch.no_grad():
-            text = base.encode_text(torch.zeros(1, clip.visual.output_dim, device=self.device)).float()
+            text = base.encode_text(
+                torch.zeros(1, clip.visual.output_dim, device=self.device)
+            ).float()
         if text.dim() != 2:
             what = f"the text features of {self.settings.FEATURES_OF} depend on the image"
             raise UsageError(what, "give FEATURES_OF a run without that")
@@ -183,12 +208,19 @@ class FeatureTrainer(PromptTrainer):
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """Make the head's tensors with a row for each image as long as those of the checkpoint."""
-        state, labels = tensors_of(checkpoint), self.checkpoints.classes(checkpoint.get("metadata") or {}).labels
+        state, labels = (
+            tensors_of(checkpoint),
+            self.checkpoints.classes(checkpoint.get("metadata") or {}).labels,
+        )
         rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.spec.row_tensors:
             tensor = getattr(self.head, name)
             there = state.get(name, tensor)
-            usable = there.dim() == tensor.dim() and there.numel() and (labels or name not in self.of_learned_classes)
+            usable = (
+                there.dim() == tensor.dim()
+                and there.numel()
+                and (labels or name not in self.of_learned_classes)
+            )
             rows = rows or (there.shape[:1] if usable else (0,))
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
         return checkpoint
@@ -202,14 +234,20 @@ class FeatureTrainer(PromptTrainer):
     @property
     def chosen_keys(self) -> list[str]:
         """The settings that `val_images` choose."""
-        return [f"TRAINER.{self.section()}.{key}" for key in self.spec.chosen if not getattr(self.settings, key)]
+        return [
+            f"TRAINER.{self.section()}.{key}"
+            for key in self.spec.chosen
+            if not getattr(self.settings, key)
+        ]
 
     @cached_property
     def choices(self) -> list[SelectionRecord]:
         keys = self.chosen_keys
         if not keys:
             return super().choices
-        first = choice(keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials)
+        first = choice(
+            keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials
+        )
         return [*super().choices, *(replace(first, what=key) for key in keys)]
 
     @cached_property
@@ -224,7 +262,9 @@ class FeatureTrainer(PromptTrainer):
             key, example = next(iter(self.spec.chosen.items()))
             what = f"{self.dataset_title} has no validation images for the choice of {key}"
             raise UsageError(what, f"set TRAINER.{self.section()}.{key}, for example to {example}")
-        if getattr(dataset, "val_is_test", False) and shots >= 1:  # as it is, it has all test images
+        if (
+            getattr(dataset, "val_is_test", False) and shots >= 1
+        ):  # as it is, it has all test images
             return dataset.generate_fewshot_dataset(dataset.val, num_shots=min(shots, 4))
         return dataset.val
 
@@ -242,14 +282,21 @@ class FeatureTrainer(PromptTrainer):
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
-        size, start = max(1, options.TEST.BATCH_SIZE // max(1, views)), self.test_loader.worker_init_fn
-        loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start)
+        size, start = (
+            max(1, options.TEST.BATCH_SIZE // max(1, views)),
+            self.test_loader.worker_init_fn,
+        )
+        loader = DataLoader(
+            images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start
+        )
         cached = CachedFeatures(self.model, loader, feature_cache(self.cfg))
         features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():
             what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"
             raise UsageError(what, "give another backbone, or PREC fp32")
-        return Support(features.movedim(1, 0) if views else features[None], cached.labels.to(self.device))
+        return Support(
+            features.movedim(1, 0) if views else features[None], cached.labels.to(self.device)
+        )
 
     def begin(self, support: Support) -> None:
         """Start from the features of the training images."""

@@ -30,7 +30,10 @@ class CachedOutput(ImageOutput):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise UsageError("CACHE has the features of the test images, and this method reads the images", "unset CACHE")
+        raise UsageError(
+            "CACHE has the features of the test images, and this method reads the images",
+            "unset CACHE",
+        )
 
 
 class ViewsDataset(Dataset):
@@ -105,7 +108,9 @@ class CachedFeatures:
             key = self.key(sample)
         except OSError:  # a missing or damaged image, which the loader reports
             return "", None
-        features = get_tensor(self.cache, key, (len(self.loader.dataset), *sample.shape[1:]), sample.dtype)
+        features = get_tensor(
+            self.cache, key, (len(self.loader.dataset), *sample.shape[1:]), sample.dtype
+        )
         if features is not None:
             print(f"Image features: {self.cache.file(key)}")
             # Consume one random number, as DataLoader.__iter__ does.
@@ -118,7 +123,9 @@ class CachedFeatures:
         for batch in self.loader:
             part = self.encode(batch["img"].to(self.device))
             if not done:
-                self.features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
+                self.features = torch.empty(
+                    len(self.loader.dataset), *part.shape[1:], dtype=part.dtype
+                )
             self.features[done : done + len(part)] = part
             done += len(part)
             yield {"img": CachedOutput(part), "label": batch["label"]}
@@ -128,7 +135,9 @@ class CachedFeatures:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) -> (..., joint)."""
-        return self.model.image_output(images.flatten(0, -4)).feature.unflatten(0, images.shape[:-3])
+        return self.model.image_output(images.flatten(0, -4)).feature.unflatten(
+            0, images.shape[:-3]
+        )
 
     def key(self, sample: Tensor) -> str:
         """A checksum of the images, how they are read, the weights, the batches and the machine's arithmetic.
@@ -149,8 +158,16 @@ def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFea
 
     They can if the loader reads images in order, and the frozen image tower has no prompts and gives features only.
     """
-    cache, in_order = feature_cache(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
-    if not cache or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
+    cache, in_order = (
+        feature_cache(cfg),
+        isinstance(loader.sampler, SequentialSampler) and not loader.drop_last,
+    )
+    if (
+        not cache
+        or not in_order
+        or not hasattr(type(loader.dataset), "content")
+        or not model.features_are_frozen
+    ):
         return None
     return CachedFeatures(model, loader, cache)
 
@@ -159,7 +176,9 @@ def feature_cache(cfg: CfgNode) -> DiskCache | None:
     """Where image features are kept; None if the folder CACHE is not set."""
     if not cfg.CACHE:
         return None
-    return DiskCache(Path(cfg.CACHE).expanduser(), "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
+    return DiskCache(
+        Path(cfg.CACHE).expanduser(), "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB"
+    )
 
 
 @dataclass(frozen=True)
@@ -200,14 +219,23 @@ class Batches:
             order = torch.randperm(images) + images * torch.randint(views, (images,))
         for rows in order[: self.steps * self.size].split(self.size):
             image = rows % images
-            yield {"img": CachedOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}
+            yield {
+                "img": CachedOutput(self.support.views[rows // images, image]),
+                "label": self.support.labels[image],
+            }
 
 
-def get_tensor(cache: DiskCache, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+def get_tensor(
+    cache: DiskCache, key: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor | None:
     """The tensor of a key, whose file is mapped into memory; None if there is no file of this shape and type."""
     count = math.prod(shape)
     content = cache.get(key, f"{dtype} {tuple(shape)}", count * dtype.itemsize)
-    return None if content is None else torch.frombuffer(content, dtype=dtype, count=count).reshape(shape)
+    return (
+        None
+        if content is None
+        else torch.frombuffer(content, dtype=dtype, count=count).reshape(shape)
+    )
 
 
 def put_tensor(cache: DiskCache, key: str, tensor: Tensor) -> None:

@@ -28,7 +28,9 @@ def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[Pr
     try:
         path = find_checkpoint(folder, "", None, "trained")
     except UsageError as error:
-        raise UsageError(error.what, error.remedy.replace("check --model-dir", f"check {key}"), error.where) from error
+        raise UsageError(
+            error.what, error.remedy.replace("check --model-dir", f"check {key}"), error.where
+        ) from error
     checkpoint = load_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
     if not name:
@@ -37,7 +39,9 @@ def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[Pr
     kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
     if not (kind and issubclass(kind, PromptTrainer)) or issubclass(kind.Model, HeadCLIP):
         why = "learns no features" if kind else "is unknown"
-        raise UsageError(f"{path} is of {name[:100]}, which {why}", "give FEATURES_OF another", path)
+        raise UsageError(
+            f"{path} is of {name[:100]}, which {why}", "give FEATURES_OF another", path
+        )
     if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
         what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
         raise UsageError(what, "give FEATURES_OF a run of another method", path)

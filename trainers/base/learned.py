@@ -18,7 +18,14 @@ from common.files import checksum
 from common.records import Phase
 from common.version import __version__, source
 
-from .checkpoints import check_tensor, differences, is_checkpoint, is_metadata, select_prompts, tensors_of
+from .checkpoints import (
+    check_tensor,
+    differences,
+    is_checkpoint,
+    is_metadata,
+    select_prompts,
+    tensors_of,
+)
 from .data_use import fit_phase, inherited
 from .prompted import PromptLearner
 
@@ -37,7 +44,9 @@ class LearnedClasses:
     names: list[str]  # in the order of their labels
     same: bool  # whether the run has these classes, in the same order
     complete: bool  # whether all classes of the run are among them, in the same dataset
-    labels: Mapping[int, int]  # of the classes that both have: the label in the run -> that in the checkpoint
+    labels: Mapping[
+        int, int
+    ]  # of the classes that both have: the label in the run -> that in the checkpoint
 
 
 class Checkpoints:
@@ -68,14 +77,18 @@ class Checkpoints:
         choices: dict[str, Any] = {"choices": [choice.to_json() for choice in method.choices]}
         if method.inherited_choices is not None:
             choices["inherited_choices"] = [choice.to_json() for choice in method.inherited_choices]
-        fit = {"fit": [phase.to_json() for phase in (*(method.inherited_phases or ()), self.fit_phase)]}
+        fit = {
+            "fit": [phase.to_json() for phase in (*(method.inherited_phases or ()), self.fit_phase)]
+        }
         return self.metadata() | choices | fit | {"commit": source()["commit"] or ""}
 
     @cached_property
     def fit_phase(self) -> Phase:
         """The images that training learns from."""
         method = self.method
-        return fit_phase(method.cfg, method.dataset_title, method.dm.dataset, len(method.class_names))
+        return fit_phase(
+            method.cfg, method.dataset_title, method.dm.dataset, len(method.class_names)
+        )
 
     def check_resumed(self, written: Mapping[str, Any]) -> None:
         """Check that a run can resume from a checkpoint with this metadata. Raises UsageError if the run had other
@@ -87,9 +100,15 @@ class Checkpoints:
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase.sha256)
         if images != self.fit_phase.sha256:
             what = "the training images, their order or their classes are not those that the run to resume began with"
-            raise UsageError(what, "restore the files of the dataset, or choose another --output-dir (scripts: OUT)")
+            raise UsageError(
+                what,
+                "restore the files of the dataset, or choose another --output-dir (scripts: OUT)",
+            )
         both = (written, {"version": __version__, "commit": source()["commit"] or ""})
-        before, now = (f"version {x.get('version')} (commit {x.get('commit', '')[:9] or 'unknown'})" for x in both)
+        before, now = (
+            f"version {x.get('version')} (commit {x.get('commit', '')[:9] or 'unknown'})"
+            for x in both
+        )
         if written.get("version") and before != now:
             what = "The results will be of two versions of this project"
             print(f"{what}: the run was trained with {before} and with {now}")
@@ -113,9 +132,13 @@ class Checkpoints:
         path = method.checkpoint_in(directory, epoch)
         checkpoint = load_checkpoint(path)
         if os.path.basename(path) == method.published_file:
-            checkpoint = method.of_published_file(checkpoint, path, method.settings) | {"epoch": method.max_epoch}
+            checkpoint = method.of_published_file(checkpoint, path, method.settings) | {
+                "epoch": method.max_epoch
+            }
         if not is_checkpoint(checkpoint):
-            raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
+            raise UsageError(
+                f"{path} is not a checkpoint of a training run", "check --model-dir", path
+            )
         self.load(checkpoint, path)
         method.loaded_sha256 = checksum(Path(path))
         if type(method.model.prompt_learner).image is not PromptLearner.image:
@@ -123,11 +146,15 @@ class Checkpoints:
             print(f"Images are read as those of {kind} classes")
         written = checkpoint.get("metadata") or {}
         if not written.get("weights_sha256"):
-            print(f"{path} does not say on which weights its prompts were learned: check that they are these")
+            print(
+                f"{path} does not say on which weights its prompts were learned: check that they are these"
+            )
         if changed := differences({"settings": written.get("settings")}, self.metadata()):
             print(f"The prompts were learned with other settings: {one_line(changed)}")
         if written.get("plugin_sha256", "") != method.plugin_sha256:
-            print(f"The prompts were learned by another version of {type(method).__name__}: its file has changed")
+            print(
+                f"The prompts were learned by another version of {type(method).__name__}: its file has changed"
+            )
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
@@ -136,11 +163,20 @@ class Checkpoints:
         checkpoint = method.before_load(checkpoint, path)
         written = checkpoint.get("metadata") or {}
         self.check_weights(written, path)
-        classes, state, expected = self.classes(written), tensors_of(checkpoint), module.state_dict()
+        classes, state, expected = (
+            self.classes(written),
+            tensors_of(checkpoint),
+            module.state_dict(),
+        )
         dims = {} if classes.same else self.class_dims()
         by_class = self.by_class(state, expected, dims, classes, path)
-        state, expected = ({key: x for key, x in tensors.items() if key not in dims} for tensors in (state, expected))
-        shared = select_prompts({**checkpoint, "state_dict": state}, path, self.metadata(), expected)
+        state, expected = (
+            {key: x for key, x in tensors.items() if key not in dims}
+            for tensors in (state, expected)
+        )
+        shared = select_prompts(
+            {**checkpoint, "state_dict": state}, path, self.metadata(), expected
+        )
         module.load_state_dict({**shared, **by_class}, strict=not dims)
         method.loaded_epoch = checkpoint["epoch"]
         method.inherited_choices, method.inherited_phases = inherited(checkpoint)
@@ -164,17 +200,28 @@ class Checkpoints:
         Raises UsageError if a class has no values, or a tensor does not fit.
         """
         method, labels = self.method, classes.labels
-        alone = [name for name in dims if not any(fnmatchcase(name, p) for p in method.of_learned_classes)]
+        alone = [
+            name
+            for name in dims
+            if not any(fnmatchcase(name, p) for p in method.of_learned_classes)
+        ]
         if alone and len(labels) < len(method.class_names):
             what = f"{path} has {alone[0]} with values for each class that it was learned on"
             raise UsageError(what, "test it on these classes", path)
         if dims:
-            print(f"The prompts were learned on {len(labels)} of these {len(method.class_names)} classes")
+            print(
+                f"The prompts were learned on {len(labels)} of these {len(method.class_names)} classes"
+            )
         tensors = {}
         for name, class_axes in dims.items() if labels else ():
             start = expected[name]
-            shape = [len(classes.names) if axis in class_axes else size for axis, size in enumerate(start.shape)]
-            check_tensor(name, state, shape, path, "use the settings and the backbone it was trained with")
+            shape = [
+                len(classes.names) if axis in class_axes else size
+                for axis, size in enumerate(start.shape)
+            ]
+            check_tensor(
+                name, state, shape, path, "use the settings and the backbone it was trained with"
+            )
             tensors[name] = values = state[name].to(start)
             if class_axes:
                 here = index_of(start.shape, class_axes, list(labels))
@@ -189,7 +236,9 @@ class Checkpoints:
         """
         method, clip = self.method, self.method.model.frozen
         names, device = [*method.class_names, "one more"], clip.logit_scale.device
-        drawing = [device] if device.type == "cuda" else []  # the generators that `build_prompts` may move
+        drawing = (
+            [device] if device.type == "cuda" else []
+        )  # the generators that `build_prompts` may move
         with torch.random.fork_rng(devices=drawing), device:
             other = type(method)(method.cfg, (names, method.dataset_template), device)
             other.model = method.Model(clip, other.build_prompts(clip, names))
@@ -197,7 +246,9 @@ class Checkpoints:
         dims = {}
         for name, tensor in method.saved_module().state_dict().items():
             sizes = zip(tensor.shape, shapes[name], strict=True)
-            if differing := tuple(axis for axis, (here, there) in enumerate(sizes) if here != there):
+            if differing := tuple(
+                axis for axis, (here, there) in enumerate(sizes) if here != there
+            ):
                 dims[name] = differing
         return dims
 
@@ -212,7 +263,10 @@ class Checkpoints:
         names = here if method.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new" else []
         if isinstance(written.get("class_names"), list):
             names = [name.replace("_", " ") for name in written["class_names"]]
-        same_dataset = written.get("dataset", method.dataset_title) in (method.dataset_title, method.cfg.DATASET.NAME)
+        same_dataset = written.get("dataset", method.dataset_title) in (
+            method.dataset_title,
+            method.cfg.DATASET.NAME,
+        )
         places = {name: place for place, name in reversed(list(enumerate(names)))}
         labels = {label: places[name] for label, name in enumerate(here) if name in places}
         complete = set(here) <= set(names) and ("class_names" not in written or same_dataset)
@@ -229,7 +283,12 @@ class Checkpoints:
             raise UsageError(f"{what} has prompts for other weights: {others}", remedy)
 
 
-def index_of(shape: Sequence[int], class_axes: Sequence[int], labels: list[int]) -> tuple[Tensor, ...]:
+def index_of(
+    shape: Sequence[int], class_axes: Sequence[int], labels: list[int]
+) -> tuple[Tensor, ...]:
     """The index of the values of some classes in a tensor of this shape, whose `class_axes` count classes."""
-    rows = [torch.tensor(labels) if axis in class_axes else torch.arange(size) for axis, size in enumerate(shape)]
+    rows = [
+        torch.tensor(labels) if axis in class_axes else torch.arange(size)
+        for axis, size in enumerate(shape)
+    ]
     return torch.meshgrid(*rows, indexing="ij")

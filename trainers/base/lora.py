@@ -38,7 +38,10 @@ class LoRA(BlockAdapter):
         self.p, self.scale, self.width = p, scale, width
         for param in params:
             self.add_module("proj" if param == "o" else f"{param}_proj", LowRank(width, rank))
-        places = {"attention_input": set(params) & set("qkv"), "attention_output": set(params) & {"o"}}
+        places = {
+            "attention_input": set(params) & set("qkv"),
+            "attention_output": set(params) & {"o"},
+        }
         self.defined = frozenset(place for place, there in places.items() if there)
 
     @property
@@ -52,7 +55,9 @@ class LoRA(BlockAdapter):
         maps: list[Any] = [self._modules.get(f"{param}_proj") for param in "qkv"]
         low = [self.dropped(x) @ change.w_lora_A.T for change in maps if change is not None]
         none = x.new_empty(self.width, 0)
-        up = torch.block_diag(*(none if change is None else change.w_lora_B for change in maps))  # one product for all
+        up = torch.block_diag(
+            *(none if change is None else change.w_lora_B for change in maps)
+        )  # one product for all
         return self.scale * torch.cat(low, dim=-1) @ up.T
 
     def attention_output(self, x: Tensor) -> Tensor:
@@ -64,5 +69,7 @@ class LoRA(BlockAdapter):
         if "attention_input" in self.defined:
             tensors["attn.in_proj_weight"] = block.attn.in_proj_weight + self.attention_input(eye).T
         if "attention_output" in self.defined:
-            tensors["attn.out_proj.weight"] = block.attn.out_proj.weight + self.attention_output(eye).T
+            tensors["attn.out_proj.weight"] = (
+                block.attn.out_proj.weight + self.attention_output(eye).T
+            )
         return tensors

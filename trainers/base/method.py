@@ -44,35 +44,63 @@ class Method:
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
-    published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
-    published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}  # more keys of its published YAML files; defaults
-    published_outside: ClassVar[tuple[str, ...]] = ()  # its settings that these files have directly below TRAINER
+    published_sections: ClassVar[
+        tuple[str, ...]
+    ] = ()  # other names of its section, in published YAML files
+    published_keys: ClassVar[
+        Mapping[str, tuple[Any, Accepts]]
+    ] = {}  # more keys of its published YAML files; defaults
+    published_outside: ClassVar[
+        tuple[str, ...]
+    ] = ()  # its settings that these files have directly below TRAINER
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
-    reads_sentences: ClassVar[bool] = False  # True: it reads sentences for each class where it reads a template
+    reads_sentences: ClassVar[bool] = (
+        False  # True: it reads sentences for each class where it reads a template
+    )
     needs_sentences: ClassVar[bool] = False  # True: it means nothing without them
-    transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
-    kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
-    caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
+    transfers: ClassVar[bool] = (
+        True  # False: what it learns is of its own classes, so that it cannot tell new ones
+    )
+    kind: ClassVar[str] = (
+        "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
+    )
+    caveat: ClassVar[str] = (
+        ""  # what of its published results does not compare; tables show it, with a full stop
+    )
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
-    plugin_file: ClassVar[str] = ""  # of --plugin, with the method (`method_file`); empty for one of this project
+    plugin_file: ClassVar[str] = (
+        ""  # of --plugin, with the method (`method_file`); empty for one of this project
+    )
     plugin_sha256: ClassVar[str] = ""
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
-    saves_learner: ClassVar[bool] = False  # whether a checkpoint has the prompt learner alone, not the whole model
+    saves_learner: ClassVar[bool] = (
+        False  # whether a checkpoint has the prompt learner alone, not the whole model
+    )
     # Names of tensors with values for each class: other classes have those that the method starts from.
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
-    published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
-    published_file: ClassVar[str] = ""  # written by its published code instead of checkpoints (`of_published_file`)
-    published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
+    published: ClassVar[
+        tuple[str, ...]
+    ] = ()  # names of its learned tensors in published checkpoints; * is any text
+    published_file: ClassVar[str] = (
+        ""  # written by its published code instead of checkpoints (`of_published_file`)
+    )
+    published_unused: ClassVar[
+        tuple[str, ...]
+    ] = ()  # tensors there that look learned, and take no part in it
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
     cfg: CfgNode
     device: torch.device
     model: PromptedCLIP
     dm: Any  # of a trainer alone: Dassl's data manager
-    inherited_choices: Sequence[SelectionRecord] | None = ()  # behind prompts that were loaded; None: they do not say
-    inherited_phases: Sequence[Phase] | None = ()  # what these were learned from; None: they do not say
+    inherited_choices: (
+        Sequence[SelectionRecord] | None
+    ) = ()  # behind prompts that were loaded; None: they do not say
+    inherited_phases: (
+        Sequence[Phase] | None
+    ) = ()  # what these were learned from; None: they do not say
 
     def __init_subclass__(cls) -> None:
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
@@ -155,7 +183,9 @@ class Method:
             what = f"DATASET.SENTENCES has no effect: {cls.__name__} reads no sentences for classes"
             raise UsageError(what, "leave it out")
         if cls.needs_sentences and not given:
-            raise UsageError(f"{cls.__name__} has no sentences for the classes", "give DATASET.SENTENCES FILE")
+            raise UsageError(
+                f"{cls.__name__} has no sentences for the classes", "give DATASET.SENTENCES FILE"
+            )
 
     @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:
@@ -186,7 +216,9 @@ class Method:
         label has no name, so that other labels would get wrong names."""
         names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
         if len(names) != n_classes:
-            what = f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}"
+            what = (
+                f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}"
+            )
             raise UsageError(what, "number its classes without gaps")
         return list(map(plain, names))
 
@@ -210,10 +242,17 @@ class Method:
 
         `published` are the method's own sentences for some datasets, by their registered names.
         """
-        own = "" if self.cfg.DATASET.get("TEMPLATE", "") else (published or {}).get(self.cfg.DATASET.NAME, "")
+        own = (
+            ""
+            if self.cfg.DATASET.get("TEMPLATE", "")
+            else (published or {}).get(self.cfg.DATASET.NAME, "")
+        )
         return own or self.dataset_template
 
     def class_sentences(self, *templates: str) -> list[list[str]]:
         """The sentences of each class with its name: its own (DATASET.SENTENCES), or else the templates."""
         own = {plain(name): texts for name, texts in self.sentences.items()}
-        return [[text.replace("{}", name) for text in own.get(name) or templates] for name in self.class_names]
+        return [
+            [text.replace("{}", name) for text in own.get(name) or templates]
+            for name in self.class_names
+        ]

@@ -33,14 +33,18 @@ def load_method_file(path: Path) -> None:
     if LOADED.get(path) == checksum:
         return
     if path in LOADED:
-        raise UsageError(f"{path} has changed since this command has started", "start the command again", path)
+        raise UsageError(
+            f"{path} has changed since this command has started", "start the command again", path
+        )
     before, makers = dict(TRAINER_REGISTRY._obj_map), dict(MAKERS)
     name = f"plugin_{checksum[:16]}"
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # where dataclasses look for the module of a class
     try:
-        exec(compile(content, str(path), "exec"), vars(module))  # what was hashed, not a compiled file beside it
+        exec(
+            compile(content, str(path), "exec"), vars(module)
+        )  # what was hashed, not a compiled file beside it
         register_plugins(registered())
         check_names(path, before, makers)
     except BaseException as error:
@@ -51,7 +55,9 @@ def load_method_file(path: Path) -> None:
         MAKERS.update(makers)
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
-        raise UsageError(f"{path} cannot be used ({reason(error, path)})", "correct it", path) from error
+        raise UsageError(
+            f"{path} cannot be used ({reason(error, path)})", "correct it", path
+        ) from error
     for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
         method = TRAINER_REGISTRY.get(key)
         method.plugin_file, method.plugin_sha256 = str(path), checksum
@@ -60,10 +66,15 @@ def load_method_file(path: Path) -> None:
 
 def check_names(path: Path, before: Mapping[str, object], makers: Mapping[str, object]) -> None:
     """Raise UsageError unless a file has registered names, and all of them are new."""
-    new: dict[str, object] = {**TRAINER_REGISTRY._obj_map, **{f"{name}+": maker for name, maker in MAKERS.items()}}
+    new: dict[str, object] = {
+        **TRAINER_REGISTRY._obj_map,
+        **{f"{name}+": maker for name, maker in MAKERS.items()},
+    }
     old: dict[str, object] = {**before, **{f"{name}+": maker for name, maker in makers.items()}}
     if replaced := [name for name in old if new[name] is not old[name]]:
-        raise UsageError(f"{path} registers {replaced[0]}, which exists already", "choose another name", path)
+        raise UsageError(
+            f"{path} registers {replaced[0]}, which exists already", "choose another name", path
+        )
     if len(new) == len(old):
         remedy = "write @TRAINER_REGISTRY.register() above the class of the method"
         raise UsageError(f"{path} registers no method", remedy, path)
@@ -71,7 +82,11 @@ def check_names(path: Path, before: Mapping[str, object], makers: Mapping[str, o
 
 def reason(error: BaseException, path: Path) -> str:
     """An error of a file in one line, with its last line in this file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
     number = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     text = error.msg if isinstance(error, SyntaxError) else one_line(error)
     return f"{type(error).__name__}: {text}" + (f", line {number}" if number else "")

@@ -58,7 +58,11 @@ class PartialTest:
         done, classes = int(facts["images"]), int(facts["classes"])
         logits = bytearray((self.folder / LOGITS).read_bytes()[: 4 * done * classes])
         self.digest.update(logits)
-        if facts["sha256"] != self.checksum(saved) or len(logits) != 4 * done * classes or saved.keys() != state.keys():
+        if (
+            facts["sha256"] != self.checksum(saved)
+            or len(logits) != 4 * done * classes
+            or saved.keys() != state.keys()
+        ):
             raise ValueError("they are damaged, or of other settings or images")
         for name, tensor in saved.items():
             state[name].copy_(tensor)

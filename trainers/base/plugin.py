@@ -27,7 +27,11 @@ def plugin(name: str) -> Callable[[Maker], Maker]:
 def registered() -> dict[str, type[PromptTrainer]]:
     """The registered methods by name."""
     entries = TRAINER_REGISTRY._obj_map.items()
-    return {name: kind for name, kind in entries if isinstance(kind, type) and issubclass(kind, PromptTrainer)}
+    return {
+        name: kind
+        for name, kind in entries
+        if isinstance(kind, type) and issubclass(kind, PromptTrainer)
+    }
 
 
 def register_plugins(methods: dict[str, type[PromptTrainer]]) -> None:

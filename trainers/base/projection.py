@@ -28,7 +28,10 @@ class Projection(Head):
             self.vit_proj = kind(clip.visual.proj.detach().float().clone())
             self.width = len(self.vit_proj)
         else:
-            weight, bias = (tensor.detach().float().clone() for tensor in clip.visual.attnpool.c_proj.parameters())
+            weight, bias = (
+                tensor.detach().float().clone()
+                for tensor in clip.visual.attnpool.c_proj.parameters()
+            )
             self.linear: Any = nn.Module()
             self.linear.weight, self.linear.bias = kind(weight), nn.Buffer(bias)
             self.width = weight.shape[1]
@@ -46,7 +49,11 @@ class Projection(Head):
     def project(self, x: Tensor) -> Tensor:
         """Features before the projection (n, width) -> (n, joint), not normalised."""
         x = x.to(self.start.dtype)
-        return x @ self.vit_proj if hasattr(self, "vit_proj") else F.linear(x, self.linear.weight, self.linear.bias)
+        return (
+            x @ self.vit_proj
+            if hasattr(self, "vit_proj")
+            else F.linear(x, self.linear.weight, self.linear.bias)
+        )
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
         unit = F.normalize(self.project(image), dim=-1)
@@ -58,8 +65,12 @@ class Projection(Head):
         if is_vit(clip):
             substitute(clip, "visual.proj", lambda frozen: eye[:-1].to(frozen.device))
         else:
-            substitute(clip, "visual.attnpool.c_proj.weight", lambda frozen: eye[:-1].to(frozen.device))
-            substitute(clip, "visual.attnpool.c_proj.bias", lambda frozen: eye[-1].to(frozen.device))
+            substitute(
+                clip, "visual.attnpool.c_proj.weight", lambda frozen: eye[:-1].to(frozen.device)
+            )
+            substitute(
+                clip, "visual.attnpool.c_proj.bias", lambda frozen: eye[-1].to(frozen.device)
+            )
 
 
 class LinearAdapter(Projection):
@@ -82,8 +93,13 @@ class ProjectedCLIP(HeadCLIP):
 
     def folded(self) -> dict[str, Tensor]:
         learner, state = self.prompt_learner, self.frozen.state_dict()
-        *rows, bias = learner.project(torch.eye(learner.width + 1, learner.width, device=learner.start.device))
+        *rows, bias = learner.project(
+            torch.eye(learner.width + 1, learner.width, device=learner.start.device)
+        )
         weight = torch.stack(rows) - bias  # (width, joint)
         if is_vit(self.frozen):
             return state | {"visual.proj": weight}
-        return state | {"visual.attnpool.c_proj.weight": weight.T, "visual.attnpool.c_proj.bias": bias}
+        return state | {
+            "visual.attnpool.c_proj.weight": weight.T,
+            "visual.attnpool.c_proj.bias": bias,
+        }

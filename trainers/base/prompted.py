@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, TOWERS, ImageOutput, Read, Schedule, TextPrompts, folded_weights, private_copy
+from clip import (
+    CLIP,
+    TOWERS,
+    ImageOutput,
+    Read,
+    Schedule,
+    TextPrompts,
+    folded_weights,
+    private_copy,
+)
 
 
 class PromptLearner(nn.Module):
@@ -24,7 +33,9 @@ class PromptLearner(nn.Module):
     name: str = "prompt_learner"  # of this module in published checkpoints
     logit_scale: float | None = None  # replaces CLIP's own
     read: Read = ()  # what `image` needs of the image tower besides the feature
-    random_text: bool = False  # whether texts in which nothing is learned differ from one training step to the next
+    random_text: bool = (
+        False  # whether texts in which nothing is learned differ from one training step to the next
+    )
 
     def text(self, image_features: Tensor) -> TextPrompts:
         """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
@@ -81,7 +92,9 @@ class PromptedCLIP(nn.Module):
     def __init__(self, clip: CLIP, prompt_learner: PromptLearner, towers: str = "fast"):
         super().__init__()
         self.add_module(prompt_learner.name, prompt_learner)
-        self.__dict__["prompt_learner"] = prompt_learner  # by this name, too, but registered only once
+        self.__dict__["prompt_learner"] = (
+            prompt_learner  # by this name, too, but registered only once
+        )
         for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
         self.adapted = type(prompt_learner).install is not PromptLearner.install
@@ -90,8 +103,12 @@ class PromptedCLIP(nn.Module):
             prompt_learner.install(self.clip)
         self.towers: Any = TOWERS[towers]
         self.read: Read = ()  # of the image tower, by `output`, besides what the prompt learner needs
-        self.classes_learned = True  # the classes of the texts; some methods then read images in another way
-        self._text: tuple[Any, Tensor] | None = None  # a text feature that was kept, and what it is of
+        self.classes_learned = (
+            True  # the classes of the texts; some methods then read images in another way
+        )
+        self._text: tuple[Any, Tensor] | None = (
+            None  # a text feature that was kept, and what it is of
+        )
 
     @property
     def clip(self) -> CLIP:
@@ -155,12 +172,21 @@ class PromptedCLIP(nn.Module):
         they are not `random_text`. The plain towers encode them for each batch, as the published code does.
         """
         training = torch.is_grad_enabled()
-        state = None if training else [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]
+        state = (
+            None
+            if training
+            else [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]
+        )
         if self._text and self._text[0] == state:
             return self._text[1]
         text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
         changes = training and self.prompt_learner.random_text
-        if text.dim() == 2 and not text.requires_grad and not changes and self.towers is not TOWERS["plain"]:
+        if (
+            text.dim() == 2
+            and not text.requires_grad
+            and not changes
+            and self.towers is not TOWERS["plain"]
+        ):
             self._text = state, text
         return text
 

@@ -45,16 +45,24 @@ def mapped(maps: Sequence[nn.Linear], vectors: Sequence[Tensor]) -> list[Tensor]
     """
     if len(maps) < 2 or not vectors[0].is_cuda:
         return [linear(x) for linear, x in zip(maps, vectors, strict=True)]
-    weights, biases = torch.stack([linear.weight for linear in maps]), torch.stack([linear.bias for linear in maps])
+    weights, biases = (
+        torch.stack([linear.weight for linear in maps]),
+        torch.stack([linear.bias for linear in maps]),
+    )
     # As columns: the gradient of the weights then has their layout, and need not be copied.
-    return list(torch.baddbmm(biases[..., None], weights, torch.stack(list(vectors)).mT).mT.unbind())
+    return list(
+        torch.baddbmm(biases[..., None], weights, torch.stack(list(vectors)).mT).mT.unbind()
+    )
 
 
 def word_embeddings(clip: CLIP, words: str, n: int) -> nn.Parameter:
     """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of `words`."""
     tokenizer = tokenizer_of(clip)
     if n > tokenizer.length(words):
-        raise UsageError(f"{n} context vectors must start from {words!r}, which has fewer tokens", "give more words")
+        raise UsageError(
+            f"{n} context vectors must start from {words!r}, which has fewer tokens",
+            "give more words",
+        )
     ids = tokenizer([words])[0, tokenizer.start :][:n]
     return nn.Parameter(word_table(clip)(ids).detach().float().clone())
 
@@ -71,7 +79,9 @@ def start_context(clip: CLIP, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parame
     return " ".join(["X"] * n_ctx), gaussian(n_ctx, text_width(clip))
 
 
-def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tuple[list[str], nn.Parameter]:
+def sentence_context(
+    clip: CLIP, n_ctx: int, ctx_init: str, *classes: int
+) -> tuple[list[str], nn.Parameter]:
     """The words before the class name, and the ctx that replaces all of them.
 
     The convention of CoOp and CoCoOp: with `ctx_init` one vector for each word, which it starts from; without, `n_ctx`
@@ -85,7 +95,9 @@ def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tu
 
 def unused_n_ctx(trainer: PromptTrainer) -> list[str]:
     """For `notes`: a line if the words of CTX_INIT give another number of context vectors than N_CTX."""
-    ctx: Any = getattr(trainer.model.prompt_learner, "ctx", None)  # prompts of a user's own may have none
+    ctx: Any = getattr(
+        trainer.model.prompt_learner, "ctx", None
+    )  # prompts of a user's own may have none
     n_ctx = trainer.settings.N_CTX
     n = n_ctx if ctx is None else ctx.shape[-2]
     line = f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{trainer.section()}.N_CTX {n_ctx} is not used"
@@ -111,7 +123,11 @@ def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.P
     Raises UsageError if there are no words, or more than N_CTX.
     """
     n_ctx, given = trainer.settings.N_CTX, trainer.settings.CTX_INIT
-    sentence = trainer.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
+    sentence = (
+        trainer.template(WORDS_FIRST).partition("{}")[0]
+        if given is True
+        else given.replace("_", " ")
+    )
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
         what = f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}"
@@ -136,7 +152,11 @@ class TemplatePrompts(PromptLearner):
         try:
             ids = tokenizer_of(clip)([words + template.replace("{}", name) for name in classnames])
         except ClipError as error:
-            remedy = "lower N_CTX or N_CTX_TEXT, or shorten the name" if words.startswith("X ") else error.remedy
+            remedy = (
+                "lower N_CTX or N_CTX_TEXT, or shorten the name"
+                if words.startswith("X ")
+                else error.remedy
+            )
             raise UsageError(error.what, remedy) from error
         self.register_buffer("ids", ids, persistent=False)
 
@@ -155,10 +175,14 @@ class ContextPrompts(TemplatePrompts):
 
     slots: Tensor
 
-    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str | int):
+    def __init__(
+        self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str | int
+    ):
         super().__init__("{}.", classnames, clip, " ".join([*words, ""]))
         self.ctx = ctx
-        self.ids, slots = move_class_tokens(self.ids, ctx.shape[-2], classnames, position, tokenizer_of(clip))
+        self.ids, slots = move_class_tokens(
+            self.ids, ctx.shape[-2], classnames, position, tokenizer_of(clip)
+        )
         self.register_buffer("slots", slots, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
@@ -193,7 +217,9 @@ class ContextTrainer(PromptTrainer):
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
         """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
         given = self.settings.CTX_INIT
-        return sentence_context(clip, self.settings.N_CTX, WORDS if given is True else given or "", *classes)
+        return sentence_context(
+            clip, self.settings.N_CTX, WORDS if given is True else given or "", *classes
+        )
 
     def build_prompts(self, clip, classnames):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
@@ -208,7 +234,9 @@ def vectors_ahead(position: str | int, n_ctx: int) -> int:
     places = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}
     before = places.get(position) if isinstance(position, str) else position
     if before is None:  # a method may have a setting of another type than `Position`
-        raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"give one of {', '.join(places)}")
+        raise UsageError(
+            f"CLASS_TOKEN_POSITION is {position!r}", f"give one of {', '.join(places)}"
+        )
     return before
 
 
@@ -248,7 +276,10 @@ class TowerPrompts(nn.Module):
         self.n = n
         if first and depth > 0:
             self.VPT = gaussian(n, width)
-        layers = {str(layer): nn.ParameterDict({"VPT_shallow": gaussian(n, width)}) for layer in range(1, depth)}
+        layers = {
+            str(layer): nn.ParameterDict({"VPT_shallow": gaussian(n, width)})
+            for layer in range(1, depth)
+        }
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(layers)})
 
     def schedule(self) -> Schedule:
@@ -268,9 +299,20 @@ class IndependentPrompts(TemplatePrompts):
         ctx_init: words before the class name.
     """
 
-    def __init__(self, clip, classnames: list[str], text: tuple[int, int], vision: tuple[int, int], ctx_init: str):
+    def __init__(
+        self,
+        clip,
+        classnames: list[str],
+        text: tuple[int, int],
+        vision: tuple[int, int],
+        ctx_init: str,
+    ):
         (n_text, depth_text), (n_vision, depth_vision) = text, vision
-        words, ctx = start_context(clip, n_text, ctx_init) if depth_text else (ctx_init.replace("_", " "), None)
+        words, ctx = (
+            start_context(clip, n_text, ctx_init)
+            if depth_text
+            else (ctx_init.replace("_", " "), None)
+        )
         super().__init__("{}.", classnames, clip, f"{words} ")
         self.ctx = ctx
         self.extra_modules: dict[str, Any] = {
@@ -294,14 +336,19 @@ class TwoTowerSettings(MethodSettings):
     CTX_INIT: str = WORDS
     PROMPT_DEPTH_VISION: int = 9
     PROMPT_DEPTH_TEXT: int = 9
-    ranges = {"N_CTX_VISION": (0, 256)}  # 0, as in the published YAML of language-only prompts, only at depth 0
+    ranges = {
+        "N_CTX_VISION": (0, 256)
+    }  # 0, as in the published YAML of language-only prompts, only at depth 0
 
     def check(self):
         if self.N_CTX_VISION == 0 < self.PROMPT_DEPTH_VISION:
             what = f"N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is {self.PROMPT_DEPTH_VISION}"
             raise UsageError(what, "set both to 0 for no vision prompts, or raise N_CTX_VISION")
         if self.PROMPT_DEPTH_VISION == self.PROMPT_DEPTH_TEXT == 0:
-            raise UsageError("PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0", "raise one of them: nothing is learned")
+            raise UsageError(
+                "PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0",
+                "raise one of them: nothing is learned",
+            )
 
 
 class TwoTowerTrainer(PromptTrainer):
@@ -325,7 +372,10 @@ def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...]) -> No
     """Raise UsageError for the number of a layer, from 0, that one of the towers does not have."""
     layers = fewest_layers(clip, towers)
     if not 0 <= layer < layers:
-        raise UsageError(f"{key} is {layer}", f"this backbone has {layers} layers from 0 on, so give 0 to {layers - 1}")
+        raise UsageError(
+            f"{key} is {layer}",
+            f"this backbone has {layers} layers from 0 on, so give 0 to {layers - 1}",
+        )
 
 
 def fewest_layers(clip: CLIP, towers: tuple[str, ...]) -> int:
@@ -333,8 +383,12 @@ def fewest_layers(clip: CLIP, towers: tuple[str, ...]) -> int:
     return min(len(parts[tower](clip)) for tower in towers)
 
 
-def check_depth(clip: CLIP, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):
+def check_depth(
+    clip: CLIP, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1
+):
     """Raise UsageError for a prompt depth that one of the towers does not have."""
     most = fewest_layers(clip, towers)
     if not least <= depth <= most:
-        raise UsageError(f"{key} is {depth}", f"this backbone has {most} layers, so it can be {least} to {most}")
+        raise UsageError(
+            f"{key} is {depth}", f"this backbone has {most} layers, so it can be {least} to {most}"
+        )

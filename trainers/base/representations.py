@@ -28,12 +28,21 @@ class RepresentationSettings(MethodSettings):
     REP_DIM: int = 512
     REP_LAYERS: list[int] = field(default_factory=lambda: [6, 7, 8, 9, 10, 11, 12])
     TASK: str = ""
-    ranges = {"ALPHA": (0, 1), "REG_WEIGHT": (0, 1_000_000), "N_REP_TOKENS": (1, 256), "REP_DIM": (1, 16_384)}
+    ranges = {
+        "ALPHA": (0, 1),
+        "REG_WEIGHT": (0, 1_000_000),
+        "N_REP_TOKENS": (1, 256),
+        "REP_DIM": (1, 16_384),
+    }
 
     def check(self):
         layers = list(self.REP_LAYERS)
-        if not layers or layers not in [list(range(first, first + len(layers))) for first in range(1, 101)]:
-            raise UsageError(f"REP_LAYERS is {layers}", "give layers from 1 in order and without gaps: [6, 7, 8]")
+        if not layers or layers not in [
+            list(range(first, first + len(layers))) for first in range(1, 101)
+        ]:
+            raise UsageError(
+                f"REP_LAYERS is {layers}", "give layers from 1 in order and without gaps: [6, 7, 8]"
+            )
         if self.TASK not in ("", "B2N", "FS", "CD"):
             raise UsageError(f"TASK is {self.TASK!r}", "it can be B2N, FS, CD or empty")
 
@@ -44,7 +53,9 @@ class RepresentationPrompts(TemplatePrompts):
     name, logit_scale, read = "representation_learner", 100.0, ("prompts",)
     weight = 1.0  # of a layer's tokens, in the mix with those of the layer before
 
-    def __init__(self, clip, classnames: list[str], template: str, settings: RepresentationSettings):
+    def __init__(
+        self, clip, classnames: list[str], template: str, settings: RepresentationSettings
+    ):
         super().__init__(template, classnames, clip)
         self.before, self.alpha = int(settings.REP_LAYERS[0]) - 1, settings.ALPHA
         self.widths = {"v": vision_width(clip), "t": text_width(clip)}
@@ -73,7 +84,11 @@ class RepresentationPrompts(TemplatePrompts):
     def image(self, tower: ImageOutput, learned: bool) -> Tensor:
         """The feature of the class token, for learned classes mixed with that of the representation tokens."""
         feature = normalize(tower.feature)
-        return self.alpha * feature + (1 - self.alpha) * self.representation(tower) if learned else feature
+        return (
+            self.alpha * feature + (1 - self.alpha) * self.representation(tower)
+            if learned
+            else feature
+        )
 
     def representation(self, tower: ImageOutput) -> Tensor:
         """The unit feature (batch, joint) of the mean of the representation tokens."""
@@ -93,7 +108,9 @@ class RepresentationTrainer(TaughtTrainer):
     def build_prompts(self, clip, classnames):
         name = type(self).__name__
         require_vit(clip, name, self.cfg.MODEL.BACKBONE.NAME)
-        check_depth(clip, f"the last of TRAINER.{self.section()}.REP_LAYERS", self.settings.REP_LAYERS[-1])
+        check_depth(
+            clip, f"the last of TRAINER.{self.section()}.REP_LAYERS", self.settings.REP_LAYERS[-1]
+        )
         return self.Prompts(clip, classnames, self.template(), self.settings)
 
     def before_load(self, checkpoint, path):

@@ -42,7 +42,9 @@ class MethodSettings:
         types, ranges = get_type_hints(cls), dict[str, tuple[float, float]]()
         for parent in reversed(cls.__mro__):
             ranges |= vars(parent).get("ranges", {})
-        return {item.name: Accepts(types[item.name], *ranges.get(item.name, ())) for item in fields(cls)}
+        return {
+            item.name: Accepts(types[item.name], *ranges.get(item.name, ())) for item in fields(cls)
+        }
 
     @classmethod
     def add_to(cls, cfg: CfgNode, section: str) -> None:
@@ -61,7 +63,10 @@ class MethodSettings:
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
         if len(numbers) != layers:
-            raise UsageError(f"{key} is {shown(value)}", f"give one number, or a list of {named} = {layers} of them")
+            raise UsageError(
+                f"{key} is {shown(value)}",
+                f"give one number, or a list of {named} = {layers} of them",
+            )
         return numbers
 
     @classmethod
@@ -72,7 +77,13 @@ class MethodSettings:
         """
         known = {item.name for item in fields(cls)}
         try:
-            return cls(**{key: value for key, value in values.items() if key in known and value is not None})
+            return cls(
+                **{
+                    key: value
+                    for key, value in values.items()
+                    if key in known and value is not None
+                }
+            )
         except UsageError as error:
             what = error.what.removeprefix(f"TRAINER.{section}.")
             raise UsageError(f"TRAINER.{section}.{what}", error.remedy) from error

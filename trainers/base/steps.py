@@ -44,9 +44,13 @@ class SteppedTrainer(PromptTrainer):
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
-        self.dm.train_loader_x.batch_sampler.drop_last = False  # the official code has a smaller last batch
+        self.dm.train_loader_x.batch_sampler.drop_last = (
+            False  # the official code has a smaller last batch
+        )
         if self.steps < self.max_epoch:
-            raise UsageError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it")
+            raise UsageError(
+                f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it"
+            )
         self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
 
     def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
@@ -54,7 +58,9 @@ class SteppedTrainer(PromptTrainer):
 
     def before_epoch(self) -> None:
         super().before_epoch()
-        first, last = (self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1))
+        first, last = (
+            self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1)
+        )
         self.train_loader_x = Repeated(self.dm.train_loader_x, last - first)
 
     def stop_workers(self) -> None:
@@ -68,7 +74,9 @@ def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRSche
     def factor(step: int) -> float:
         for length in lengths:
             if step < length:
-                return (LAST_RATE + (rate - LAST_RATE) * (1 + math.cos(math.pi * step / length)) / 2) / rate
+                return (
+                    LAST_RATE + (rate - LAST_RATE) * (1 + math.cos(math.pi * step / length)) / 2
+                ) / rate
             step -= length
         return LAST_RATE / rate
 

@@ -27,7 +27,10 @@ LIMIT = 5e8  # bytes of all files of text features: a thousand classes have 2 MB
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "modular-prompt-learning"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "modular-prompt-learning"
+    )
 
 
 class Teacher:
@@ -57,15 +60,22 @@ class TaughtTrainer(PromptTrainer):
     """A method that holds its features near those of the frozen CLIP, which reads one sentence for each class."""
 
     reads_sentences = True
-    teacher_templates: ClassVar[Mapping[str, str]] = {}  # for datasets whose zero-shot template is another sentence
+    teacher_templates: ClassVar[
+        Mapping[str, str]
+    ] = {}  # for datasets whose zero-shot template is another sentence
 
     @cached_property
     def teacher(self) -> Teacher:
         return Teacher(self.model, self.class_sentences(self.template(self.teacher_templates)))
 
-    def distillation_loss(self, output: Output, labels: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def distillation_loss(
+        self, output: Output, labels: Tensor, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from the teacher's."""
-        ce, distance = F.cross_entropy(output.logits, labels), cosine_distance(output.text, self.teacher.text_features)
+        ce, distance = (
+            F.cross_entropy(output.logits, labels),
+            cosine_distance(output.text, self.teacher.text_features),
+        )
         return ce + weight * distance, {"loss_ce": ce, "loss_score": distance}
 
 
@@ -91,7 +101,9 @@ def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = 
     shape = len(texts), clip.visual.output_dim
     if (cached := get_tensor(cache, key, shape, torch.float32)) is not None:
         return cached.to(device)
-    with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
+    with torch.autocast(
+        device.type, enabled=False
+    ):  # in fp32 even in an amp run: other runs will read it
         different = sorted(set(flat))  # texts that begin alike come together
         features = encode_texts(clip, different, device)
     features = normalize(features) if unit else features
@@ -118,9 +130,18 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
 def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
     """A checksum of the text tower and of texts."""
     heads = [getattr(module, "num_heads", 0) for module in clip.transformer.modules()]
-    facts = clip.transformer, getattr(clip, "ln_final", None), heads, clip.text_pool_type, tokenizer_of(clip).name
+    facts = (
+        clip.transformer,
+        getattr(clip, "ln_final", None),
+        heads,
+        clip.text_pool_type,
+        tokenizer_of(clip).name,
+    )
     digest = hashlib.sha256(f"{facts}".encode())  # the activation, for example
-    add_tensors(digest, {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")})
+    add_tensors(
+        digest,
+        {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")},
+    )
     for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]

@@ -99,7 +99,13 @@ class ViewsTrainer(PromptTrainer):
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> ViewsTransform:
         settings, seed = cls.settings_of(cfg), max(0, cfg.get("SEED", 0))
-        return ViewsTransform(super().test_transform(cfg), tuple(cfg.INPUT.SIZE), settings.VIEWS, settings.AUGMIX, seed)
+        return ViewsTransform(
+            super().test_transform(cfg),
+            tuple(cfg.INPUT.SIZE),
+            settings.VIEWS,
+            settings.AUGMIX,
+            seed,
+        )
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
@@ -109,7 +115,9 @@ class ViewsTrainer(PromptTrainer):
     def views_of(self, loader: Any) -> DataLoader:
         """A loader of the views of the same images, one image at a time, in the method's order."""
         items = [loader.dataset.data_source[number] for number in self.order(len(loader.dataset))]
-        return self.loader_of(type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg)))
+        return self.loader_of(
+            type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg))
+        )
 
     def loader_of(self, images: Any) -> DataLoader:
         start, workers = self.dm.test_loader.worker_init_fn, self.cfg.DATALOADER.NUM_WORKERS
@@ -126,7 +134,9 @@ class ViewsTrainer(PromptTrainer):
     @cached_property
     def texts(self) -> Tensor:
         """(classes, joint), fp32, of unit length: the mean of the sentences' unit features."""
-        return normalize(mean_text_features(self.model.frozen, self.class_sentences(*self.templates), unit=True))
+        return normalize(
+            mean_text_features(self.model.frozen, self.class_sentences(*self.templates), unit=True)
+        )
 
     def answer_views(self, views: Tensor, state: State) -> Tensor:
         """`answer` for an image, from its views (views, 3, H, W)."""
@@ -135,11 +145,18 @@ class ViewsTrainer(PromptTrainer):
         return self.answer(features, state)
 
     def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        images, partial = loader.dataset, PartialTest(Path(self.output_dir), self.key(loader.dataset))
-        labels = torch.tensor([item.label for item in images.data_source], device=self.device).split(1)
+        images, partial = (
+            loader.dataset,
+            PartialTest(Path(self.output_dir), self.key(loader.dataset)),
+        )
+        labels = torch.tensor(
+            [item.label for item in images.data_source], device=self.device
+        ).split(1)
         state = self.new_state()
         kept = partial.read(state)
-        yield from ((row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False))
+        yield from (
+            (row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False)
+        )
         rest = self.loader_of(Subset(images, range(len(kept), len(images))))
         for label, batch in zip(labels[len(kept) :], rest, strict=True):
             logits = self.answer_views(batch["img"][0], state)
@@ -148,7 +165,13 @@ class ViewsTrainer(PromptTrainer):
 
     def key(self, images: Any) -> str:
         """A checksum of the images of a test (path, size, times of change), of how they are read, and of the model."""
-        facts = self.checkpoints.metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates, self.sentences
+        facts = (
+            self.checkpoints.metadata(),
+            self.cfg.SEED,
+            self.cfg.INPUT,
+            self.templates,
+            self.sentences,
+        )
         digest = hashlib.sha256(f"1 {facts}".encode())
         for item in images.data_source:
             with suppress(OSError):  # the loader names an image that cannot be read

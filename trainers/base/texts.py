@@ -28,8 +28,12 @@ class SeveralSettings(MethodSettings):
 class TextsCLIP(PromptedCLIP):
     """A model whose text features are given."""
 
-    class_texts: Tensor | None = None  # (classes, joint), with `counts` (sentences, joint), fp32; None: the template's
-    counts: Sequence[int] = ()  # of the sentences of each class, in order: the largest logit of them counts
+    class_texts: Tensor | None = (
+        None  # (classes, joint), with `counts` (sentences, joint), fp32; None: the template's
+    )
+    counts: Sequence[
+        int
+    ] = ()  # of the sentences of each class, in order: the largest logit of them counts
 
     def _apply(self, fn: Callable, recurse: bool = True):
         if self.class_texts is not None:
@@ -50,7 +54,9 @@ class TextsCLIP(PromptedCLIP):
         if not self.counts:
             return output
         of_classes = output.logits.split(list(self.counts), dim=1)
-        return replace(output, logits=torch.stack([logits.amax(dim=1) for logits in of_classes], dim=1))
+        return replace(
+            output, logits=torch.stack([logits.amax(dim=1) for logits in of_classes], dim=1)
+        )
 
 
 class TextsTrainer(PromptTrainer):
@@ -75,8 +81,12 @@ class TextsTrainer(PromptTrainer):
         return TemplatePrompts(self.sentence, classnames, clip)
 
     def finish_model(self) -> None:
-        if not self.sentences and self.needs_sentences:  # in an exported folder that somebody has changed
-            raise UsageError(f"{type(self).__name__} has no sentences for the classes", "export it again")
+        if (
+            not self.sentences and self.needs_sentences
+        ):  # in an exported folder that somebody has changed
+            raise UsageError(
+                f"{type(self).__name__} has no sentences for the classes", "export it again"
+            )
         if not self.sentences:
             return
         texts, how = self.texts(), getattr(self.settings, "AGGREGATE", self.aggregate)

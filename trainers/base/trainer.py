@@ -47,9 +47,13 @@ class PromptTrainer(Method, TrainerX):
     persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
     optim: Any = None
     sched: Any = None
-    schedule_steps: ClassVar[bool] = False  # whether the learning rate changes after each step, not each epoch
+    schedule_steps: ClassVar[bool] = (
+        False  # whether the learning rate changes after each step, not each epoch
+    )
 
-    def __init__(self, cfg: CfgNode, classes: Classes | None = None, device: torch.device | None = None):
+    def __init__(
+        self, cfg: CfgNode, classes: Classes | None = None, device: torch.device | None = None
+    ):
         if classes is None:
             TrainerX.__init__(self, cfg)
         else:
@@ -74,7 +78,9 @@ class PromptTrainer(Method, TrainerX):
         self.check_settings(cfg)
         views = cfg.DATALOADER.K_TRANSFORMS
         if views > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
-            raise UsageError(f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}")
+            raise UsageError(
+                f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}"
+            )
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -89,10 +95,14 @@ class PromptTrainer(Method, TrainerX):
             self.compile_towers()
         recompute = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
         clip = self.model.clip
-        if recompute and not (towers == "fast" and reads_as_clip(clip) and is_standard(clip.transformer)):
+        if recompute and not (
+            towers == "fast" and reads_as_clip(clip) and is_standard(clip.transformer)
+        ):
             print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
         clip.transformer.grad_checkpointing = recompute
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.amp and self.device.type != "cpu"
+        )
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
@@ -123,7 +133,11 @@ class PromptTrainer(Method, TrainerX):
 
     def compile_towers(self) -> None:
         """MODEL.COMPILE: put the towers' layers through torch.compile, or print why not."""
-        if self.device.type != "cuda" or self.model.towers is not TOWERS["fast"] or find_spec("triton") is None:
+        if (
+            self.device.type != "cuda"
+            or self.model.towers is not TOWERS["fast"]
+            or find_spec("triton") is None
+        ):
             print("MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers")
         else:
             self.model.towers = compiled_towers()
@@ -136,7 +150,9 @@ class PromptTrainer(Method, TrainerX):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
         if not self.amp:  # not `enabled=False`, which would end an autocast around the trainer
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.device.type == "cpu" else torch.float16)
+        return torch.autocast(
+            self.device.type, torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        )
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, H, W) and labels (batch,) on the trainer's device."""

@@ -42,7 +42,9 @@ class TuningSettings(ViewsSettings):
     def check(self):
         super().check()
         if self.CTX_INIT and not self.CTX_INIT.replace("[CLS]", "").strip(" _"):
-            raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give words, or nothing if vectors are given")
+            raise UsageError(
+                f"CTX_INIT is {self.CTX_INIT!r}", "give words, or nothing if vectors are given"
+            )
         if self.CTX_INIT.count("[CLS]") > 1:
             raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give [CLS] once")
 
@@ -84,7 +86,10 @@ class TuningTrainer(ViewsTrainer):
     def test_outputs(self, loader):
         if not self.model.prompt_learner.ctx.isfinite().all():
             key = f"TRAINER.{self.section()}.CTX_INIT"
-            raise UsageError(f"{key} is empty, and no context is given", "set it, or give --eval-only --model-dir RUN")
+            raise UsageError(
+                f"{key} is empty, and no context is given",
+                "set it, or give --eval-only --model-dir RUN",
+            )
         return super().test_outputs(loader)
 
     @property
@@ -100,14 +105,18 @@ class TuningTrainer(ViewsTrainer):
 
         def text() -> Tensor:
             with self.autocast():
-                text = model.towers.encode_text(model.clip, TextPrompts(prompts.ids, ctx, prompts.slots))
+                text = model.towers.encode_text(
+                    model.clip, TextPrompts(prompts.ids, ctx, prompts.slots)
+                )
             return model.of_text(text)
 
         for _ in range(s.STEPS):
             with torch.enable_grad():
                 now = text()
                 if kept is None:
-                    kept = features[most_confident(model.logits(features, now.detach()), s.SELECTION)]
+                    kept = features[
+                        most_confident(model.logits(features, now.detach()), s.SELECTION)
+                    ]
                 loss = LOSS_SCALE * self.objective(model.logits(kept, now), now)
                 ctx.grad = torch.autograd.grad(loss, ctx)[0] / LOSS_SCALE
             if ctx.grad.isfinite().all():  # an overflow in fp16 leaves out the step
@@ -134,7 +143,9 @@ class TuningTrainer(ViewsTrainer):
         if vectors_ahead(position, n_ctx) != vectors_ahead(own, n_ctx):
             remedy = f"set TRAINER.{self.section()}.CLASS_TOKEN_POSITION {position}, without [CLS] in CTX_INIT"
             raise UsageError(f"{path} was learned with class names at the {position}", remedy, path)
-        method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
+        method = (
+            {"method": type(self).__name__} if "method" in written else {}
+        )  # published checkpoints have none
         state = tensors_of(checkpoint)
         if {key for key in state if key.startswith(WHOLE)} <= CONTEXT:
             state = {key.removeprefix(WHOLE): tensor for key, tensor in state.items()}

@@ -29,7 +29,9 @@ Draw = np.random.RandomState
 class ViewsTransform:
     """A transform from a PIL image in RGB to its views, (count, 3, H, W)."""
 
-    centre: T.Compose  # the transform of a test, which makes view 0: steps on PIL images, `ToTensor`, further steps
+    centre: (
+        T.Compose
+    )  # the transform of a test, which makes view 0: steps on PIL images, `ToTensor`, further steps
     size: tuple[int, int]  # (H, W)
     count: int = 64  # number of views
     augmix: bool = False  # whether AugMix changes all views but the first
@@ -44,7 +46,9 @@ class ViewsTransform:
 
     def random_view(self, image: Picture, chance: torch.Generator, draw: Draw) -> Tensor:
         """A random crop, flipped with probability 1/2, by `chance`; `draw` is for AugMix. (3, H, W)."""
-        crop = F.resized_crop(image, *crop_box(image, chance), list(self.size), InterpolationMode.BILINEAR)
+        crop = F.resized_crop(
+            image, *crop_box(image, chance), list(self.size), InterpolationMode.BILINEAR
+        )
         if torch.rand(1, generator=chance) < 0.5:
             crop = F.hflip(crop)
         return mixed(crop, self.to_tensor, draw) if self.augmix else self.to_tensor(crop)
@@ -53,7 +57,9 @@ class ViewsTransform:
     def to_tensor(self) -> T.Compose:
         """The steps of `centre` from `ToTensor` on."""
         steps = self.centre.transforms
-        return T.Compose(steps[next(n for n, step in enumerate(steps) if isinstance(step, T.ToTensor)) :])
+        return T.Compose(
+            steps[next(n for n, step in enumerate(steps) if isinstance(step, T.ToTensor)) :]
+        )
 
 
 def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, int]:
@@ -65,7 +71,10 @@ def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, in
         ratio = torch.exp(torch.empty(1).uniform_(*logs, generator=chance)).item()
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = (int(torch.randint(0, n + 1, (1,), generator=chance)) for n in (height - h, width - w))
+            top, left = (
+                int(torch.randint(0, n + 1, (1,), generator=chance))
+                for n in (height - h, width - w)
+            )
             return top, left, h, w
     w = min(width, round(height * RATIO[1]))
     h = min(height, round(width / RATIO[0]))
@@ -95,7 +104,9 @@ def signed(value: float, draw: Draw) -> float:
 
 def affine(image: Picture, *coefficients: float) -> Picture:
     """(x, y) of the result is from (a x + b y + c, d x + e y + f); black outside."""
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+    )
 
 
 def shift(draw: Draw, side: int) -> float:
@@ -107,7 +118,9 @@ OPERATIONS: dict[str, Callable[[Picture, Draw], Picture]] = {
     "autocontrast": lambda image, draw: ImageOps.autocontrast(image),
     "equalize": lambda image, draw: ImageOps.equalize(image),
     "posterize": lambda image, draw: ImageOps.posterize(image, 4 - int(0.4 * level(draw))),
-    "rotate": lambda image, draw: image.rotate(signed(int(3 * level(draw)), draw), Image.Resampling.BILINEAR),
+    "rotate": lambda image, draw: image.rotate(
+        signed(int(3 * level(draw)), draw), Image.Resampling.BILINEAR
+    ),
     "solarize": lambda image, draw: ImageOps.solarize(image, 256 - int(25.6 * level(draw))),
     "shear_x": lambda image, draw: affine(image, 1, signed(0.03 * level(draw), draw), 0, 0, 1, 0),
     "shear_y": lambda image, draw: affine(image, 1, 0, 0, signed(0.03 * level(draw), draw), 1, 0),

@@ -51,14 +51,46 @@ SETTINGS = {  # name: (default, what it accepts, its meaning)
     "VERBOSE": (True, FLAG, "print more about the run"),
     "INPUT.SIZE": ((224, 224), Accepts(tuple[int, int], 1, 4096), "height, width"),
     "INPUT.INTERPOLATION": ("bilinear", Accepts(Literal[INTERPOLATIONS]), "of the resized image"),
-    "INPUT.RESIZE_MODE": ("shortest", Accepts(Literal[RESIZE_MODES]), "of test images; squash: to INPUT.SIZE, no crop"),
-    "INPUT.TRANSFORMS": ((), Accepts(list[Literal[TRANSFORMS]]), "names, see dassl.data.transforms"),
-    "INPUT.NO_TRANSFORM": (False, FLAG, "leave it False: images without a transform cannot form a batch"),
-    "INPUT.MAX_PIXELS": (89_478_485, Accepts(int, 1, 10**9), "larger images are refused; the default is Pillow's"),
-    "INPUT.EXIF_ORIENTATION": (True, FLAG, "turn images as their EXIF data says; False, as published: as stored"),
-    "INPUT.PIXEL_MEAN": ([0.485, 0.456, 0.406], Accepts(tuple[float, float, float], -1000, 1000), "red, green, blue"),
-    "INPUT.PIXEL_STD": ([0.229, 0.224, 0.225], Accepts(tuple[float, float, float], 0.001, 1000), "red, green, blue"),
-    "INPUT.CROP_PADDING": (4, Accepts(int, 0, 1024), "pixels around the image before a random crop"),
+    "INPUT.RESIZE_MODE": (
+        "shortest",
+        Accepts(Literal[RESIZE_MODES]),
+        "of test images; squash: to INPUT.SIZE, no crop",
+    ),
+    "INPUT.TRANSFORMS": (
+        (),
+        Accepts(list[Literal[TRANSFORMS]]),
+        "names, see dassl.data.transforms",
+    ),
+    "INPUT.NO_TRANSFORM": (
+        False,
+        FLAG,
+        "leave it False: images without a transform cannot form a batch",
+    ),
+    "INPUT.MAX_PIXELS": (
+        89_478_485,
+        Accepts(int, 1, 10**9),
+        "larger images are refused; the default is Pillow's",
+    ),
+    "INPUT.EXIF_ORIENTATION": (
+        True,
+        FLAG,
+        "turn images as their EXIF data says; False, as published: as stored",
+    ),
+    "INPUT.PIXEL_MEAN": (
+        [0.485, 0.456, 0.406],
+        Accepts(tuple[float, float, float], -1000, 1000),
+        "red, green, blue",
+    ),
+    "INPUT.PIXEL_STD": (
+        [0.229, 0.224, 0.225],
+        Accepts(tuple[float, float, float], 0.001, 1000),
+        "red, green, blue",
+    ),
+    "INPUT.CROP_PADDING": (
+        4,
+        Accepts(int, 0, 1024),
+        "pixels around the image before a random crop",
+    ),
     "INPUT.RRCROP_SCALE": ((0.08, 1.0), SHARES, "share of the area"),
     "INPUT.RANDAUGMENT_N": (2, Accepts(int, 0, 100), "operations on an image"),
     "INPUT.RANDAUGMENT_M": (10, Accepts(int, 0, 30), "strength of each"),
@@ -73,14 +105,26 @@ SETTINGS = {  # name: (default, what it accepts, its meaning)
     "DATASET.NAME": ("", TEXT, "name of its class"),
     "DATASET.SOURCE_DOMAINS": ((), TEXTS, "of datasets with domains"),
     "DATASET.TARGET_DOMAINS": ((), TEXTS, "of datasets with domains"),
-    "DATASET.NUM_SHOTS": (-1, SHOTS, "images per class; a list, or a JSON file: a number for each class"),
+    "DATASET.NUM_SHOTS": (
+        -1,
+        SHOTS,
+        "images per class; a list, or a JSON file: a number for each class",
+    ),
     "DATALOADER.NUM_WORKERS": (4, Accepts(int, 0, 256), "processes that read training images"),
     "DATALOADER.K_TRANSFORMS": (1, Accepts(int, 1, 100), "augmented views per training image"),
     "DATALOADER.RETURN_IMG0": (False, FLAG, "also return the image without augmentation"),
-    "DATALOADER.TRAIN_X.SAMPLER": ("RandomSampler", Accepts(Literal[SAMPLERS]), "of labelled images"),
+    "DATALOADER.TRAIN_X.SAMPLER": (
+        "RandomSampler",
+        Accepts(Literal[SAMPLERS]),
+        "of labelled images",
+    ),
     "DATALOADER.TRAIN_X.BATCH_SIZE": (32, COUNT, "labelled images in a step"),
     "DATALOADER.TRAIN_U.SAME_AS_X": (True, FLAG, "take the loader options of TRAIN_X"),
-    "DATALOADER.TRAIN_U.SAMPLER": ("RandomSampler", Accepts(Literal[SAMPLERS]), "of unlabelled images"),
+    "DATALOADER.TRAIN_U.SAMPLER": (
+        "RandomSampler",
+        Accepts(Literal[SAMPLERS]),
+        "of unlabelled images",
+    ),
     "DATALOADER.TRAIN_U.BATCH_SIZE": (32, COUNT, "unlabelled images in a step"),
     "DATALOADER.TEST.SAMPLER": ("SequentialSampler", Accepts(Literal[SAMPLERS])),
     "DATALOADER.TEST.BATCH_SIZE": (32, COUNT, "images at a time in a test"),
@@ -100,22 +144,42 @@ SETTINGS = {  # name: (default, what it accepts, its meaning)
     "OPTIM.NEW_LAYERS": ((), TEXTS, "names of layers with the full learning rate"),
     "OPTIM.BASE_LR_MULT": (0.1, RATE, "factor of the learning rate of the other layers"),
     "OPTIM.LR_SCHEDULER": ("single_step", Accepts(Literal[SCHEDULERS])),
-    "OPTIM.STEPSIZE": ((-1,), Accepts(list[int], -1, EPOCHS, "at least one", bool), "epochs; -1: MAX_EPOCH"),
-    "OPTIM.GAMMA": (0.1, Accepts(float, 0, 1000), "factor of the learning rate at each step of the schedule"),
+    "OPTIM.STEPSIZE": (
+        (-1,),
+        Accepts(list[int], -1, EPOCHS, "at least one", bool),
+        "epochs; -1: MAX_EPOCH",
+    ),
+    "OPTIM.GAMMA": (
+        0.1,
+        Accepts(float, 0, 1000),
+        "factor of the learning rate at each step of the schedule",
+    ),
     "OPTIM.MAX_EPOCH": (10, Accepts(int, 1, EPOCHS), "epochs of training"),
     "OPTIM.WARMUP_EPOCH": (-1, Accepts(int, -1, EPOCHS), "below 1: no warm-up"),
     "OPTIM.WARMUP_TYPE": ("linear", Accepts(Literal[WARMUPS])),
     "OPTIM.WARMUP_CONS_LR": (1e-5, RATE, "learning rate of a constant warm-up"),
     "OPTIM.WARMUP_MIN_LR": (1e-5, RATE, "learning rate at the start of a linear warm-up"),
-    "OPTIM.WARMUP_RECOUNT": (True, FLAG, "the scheduler counts its epochs from the end of the warm-up"),
-    "TRAIN.CHECKPOINT_FREQ": (0, Accepts(int, 0, EPOCHS), "epochs between kept checkpoints; 0: only the last"),
+    "OPTIM.WARMUP_RECOUNT": (
+        True,
+        FLAG,
+        "the scheduler counts its epochs from the end of the warm-up",
+    ),
+    "TRAIN.CHECKPOINT_FREQ": (
+        0,
+        Accepts(int, 0, EPOCHS),
+        "epochs between kept checkpoints; 0: only the last",
+    ),
     "TRAIN.PRINT_FREQ": (10, COUNT, "batches"),
     "TEST.EVALUATOR": ("Classification", TEXT, "name of a registered evaluator"),
     "TEST.PER_CLASS_RESULT": (False, FLAG, "also print the accuracy of each class"),
     "TEST.COMPUTE_CMAT": (False, FLAG, "also save the confusion matrix, cmat.pt"),
     "TEST.NO_TEST": (False, FLAG, "do not test after training"),
     "TEST.SPLIT": ("test", Accepts(Literal["test", "val"]), "the images that are tested"),
-    "TEST.FINAL_MODEL": ("last_step", Accepts(Literal["last_step", "best_val"]), "best on val, or else on test"),
+    "TEST.FINAL_MODEL": (
+        "last_step",
+        Accepts(Literal["last_step", "best_val"]),
+        "best on val, or else on test",
+    ),
     "TRAINER.NAME": ("", TEXT),
 }
 
@@ -135,5 +199,7 @@ _C.DATASET.update(STL10_FOLD=-1, CIFAR_C_TYPE="", CIFAR_C_LEVEL=1)
 _C.DATALOADER.TRAIN_X.update(N_DOMAIN=0, N_INS=16)
 _C.DATALOADER.TRAIN_U.update(N_DOMAIN=0, N_INS=16)
 _C.MODEL.BACKBONE.PRETRAINED = True
-_C.MODEL.HEAD = CfgNode({"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0})
+_C.MODEL.HEAD = CfgNode(
+    {"NAME": "", "HIDDEN_LAYERS": (), "ACTIVATION": "relu", "BN": True, "DROPOUT": 0.0}
+)
 _C.TRAIN.COUNT_ITER = "train_x"

@@ -51,7 +51,11 @@ class CfgNode(YacsNode):
     @classmethod
     def load_cfg(cls, cfg_file_obj_or_str):
         """A node from YAML: its text, or an open file."""
-        text = cfg_file_obj_or_str if isinstance(cfg_file_obj_or_str, str) else cfg_file_obj_or_str.read()
+        text = (
+            cfg_file_obj_or_str
+            if isinstance(cfg_file_obj_or_str, str)
+            else cfg_file_obj_or_str.read()
+        )
         name = getattr(cfg_file_obj_or_str, "name", "the text")
         tree = parse_yaml(text, name, unique=True)
         for _, key in _names(tree):
@@ -72,10 +76,16 @@ class CfgNode(YacsNode):
     def merge_from_list(self, cfg_list):
         """Merge ``[key, value, key, value, ...]``, as given on a command line."""
         if len(cfg_list) % 2:
-            raise UsageError(f"config options come in pairs (KEY value), but these are {len(cfg_list)}: {cfg_list}")
+            raise UsageError(
+                f"config options come in pairs (KEY value), but these are {len(cfg_list)}: {cfg_list}"
+            )
         for name, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             *groups, key = str(name).split(".")
-            node = reduce(lambda node, group: node.get(group) if isinstance(node, dict) else None, groups, self)
+            node = reduce(
+                lambda node, group: node.get(group) if isinstance(node, dict) else None,
+                groups,
+                self,
+            )
             if not isinstance(node, dict) or key not in node:
                 raise self._unknown(name)
             self.merge_tree({key: value}, "", node, name.removesuffix(key))
@@ -89,7 +99,9 @@ class CfgNode(YacsNode):
                 continue
             if key not in node and not (node.is_new_allowed() and isinstance(key, str)):
                 raise self._unknown(name, f" in {file}" if file else "")
-            if isinstance(value, dict) and isinstance(node.setdefault(key, type(node)(new_allowed=True)), YacsNode):
+            if isinstance(value, dict) and isinstance(
+                node.setdefault(key, type(node)(new_allowed=True)), YacsNode
+            ):
                 self.merge_tree(value, file, node[key], f"{name}.")
             else:
                 node[key] = _accepted(node, key, value, name, file)
@@ -107,13 +119,17 @@ def read_config(file):
     def included(path):
         read.append(path)
         if len(read) > MAX_FILES:
-            raise UsageError(f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}")
+            raise UsageError(
+                f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}"
+            )
         tree = dict(_parsed(path, *_facts(path)))
         bases = tree.pop(BASE_KEY, None) or []
         content = []
         for base in bases if isinstance(bases, list) else [bases]:
             if not TEXT.accepts(base):
-                raise UsageError(f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths")
+                raise UsageError(
+                    f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths"
+                )
             content += included(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
         return [*content, (path, tree)]
 
@@ -136,7 +152,11 @@ def flatten(tree, prefix=""):
     """{"OPTIM": {"LR": 1}} -> {"OPTIM.LR": 1}"""
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -153,15 +173,24 @@ def _accepted(node, key, value, name, file):
     elif old is None or node.is_new_allowed():
         kinds, wanted = LEAF_TYPES, "a plain value"
     else:
-        kinds, wanted = LEAF_TYPES & {type(old), type(None), *lists}, f"a value of the type {type(old).__name__}"
+        kinds, wanted = (
+            LEAF_TYPES & {type(old), type(None), *lists},
+            f"a value of the type {type(old).__name__}",
+        )
     accepts = limit.accepts if limit else lambda value: type(value) in kinds
     if isinstance(value, str) and len(value) <= MAX_LITERAL:
         with suppress(TypeError, RecursionError, MemoryError):  # any other string
             literal = node._decode_cfg_value(value)
             if type(literal) in LEAF_TYPES:  # not a dict: `{}` may be a template
-                value = literal if isinstance(literal, bool | None) or accepts(literal) or not accepts(value) else value
+                value = (
+                    literal
+                    if isinstance(literal, bool | None) or accepts(literal) or not accepts(value)
+                    else value
+                )
     if not accepts(value):
-        raise UsageError(f"{file}: {name} is {shown(value)}: give {limit or wanted}".removeprefix(": "))
+        raise UsageError(
+            f"{file}: {name} is {shown(value)}: give {limit or wanted}".removeprefix(": ")
+        )
     return type(old)(deepcopy(value)) if isinstance(value, lists) else deepcopy(value)
 
 

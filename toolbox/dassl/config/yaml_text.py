@@ -12,7 +12,15 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # keys and values; those of an alias count at each use, as whoever walks the tree meets them
 MAX_DEPTH = 50
 
-INVALID = (yaml.YAMLError, ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError)
+INVALID = (
+    yaml.YAMLError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    RecursionError,
+)
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -23,7 +31,9 @@ def read_yaml_text(path):
     except MissingFileError as error:
         folder = os.path.dirname(path) or "."
         names = os.listdir(folder) if os.path.isdir(folder) else []
-        near = suggestion(os.path.basename(path), (name for name in names if name.endswith(".yaml")))
+        near = suggestion(
+            os.path.basename(path), (name for name in names if name.endswith(".yaml"))
+        )
         raise MissingFileError(f"there is no config file {path}: check the path{near}") from error
 
 

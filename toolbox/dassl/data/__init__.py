@@ -2,4 +2,6 @@
 
 from dassl.utils import lazy_names
 
-__getattr__, __all__ = lazy_names(__name__, {"data_manager": "DataManager DatasetWrapper build_data_loader"})
+__getattr__, __all__ = lazy_names(
+    __name__, {"data_manager": "DataManager DatasetWrapper build_data_loader"}
+)

@@ -26,7 +26,11 @@ def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_dom
     The other parameters are unused; published callers pass them.
     """
     check_availability(sampler_type, SAMPLERS)
-    return RandomSampler(data_source) if sampler_type == "RandomSampler" else SequentialSampler(data_source)
+    return (
+        RandomSampler(data_source)
+        if sampler_type == "RandomSampler"
+        else SequentialSampler(data_source)
+    )
 
 
 def build_data_loader(
@@ -56,10 +60,16 @@ def build_data_loader(
     """
     if not data_source:
         split = "training" if is_train else "test"
-        raise UsageError(f"cannot build a data loader for a {split} split without images; check the dataset's splits")
+        raise UsageError(
+            f"cannot build a data loader for a {split} split without images; check the dataset's splits"
+        )
     if tfm is None and dataset_wrapper is None:
-        raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
-    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+        raise UsageError(
+            "INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False"
+        )
+    dataset = (dataset_wrapper or DatasetWrapper)(
+        cfg, data_source, transform=tfm, is_train=is_train
+    )
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = persistent_workers and is_train and isinstance(dataset, DatasetWrapper)
     return (SteadyLoader if steady else DataLoader)(
@@ -86,7 +96,12 @@ class DataManager:
     """
 
     def __init__(
-        self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, persistent_workers=False
+        self,
+        cfg,
+        custom_tfm_train=None,
+        custom_tfm_test=None,
+        dataset_wrapper=None,
+        persistent_workers=False,
     ):
         self.dataset = dataset = build_dataset(cfg)
         self._num_classes = dataset.num_classes
@@ -101,8 +116,12 @@ class DataManager:
         u = x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
         tested = cfg.DATALOADER.TEST
         self.train_loader_x = train(x.SAMPLER, dataset.train_x, x.BATCH_SIZE)
-        self.train_loader_u = train(u.SAMPLER, dataset.train_u, u.BATCH_SIZE) if dataset.train_u else None
-        self.val_loader = test(tested.SAMPLER, dataset.val, tested.BATCH_SIZE) if dataset.val else None
+        self.train_loader_u = (
+            train(u.SAMPLER, dataset.train_u, u.BATCH_SIZE) if dataset.train_u else None
+        )
+        self.val_loader = (
+            test(tested.SAMPLER, dataset.val, tested.BATCH_SIZE) if dataset.val else None
+        )
         self.test_loader = test(tested.SAMPLER, dataset.test, tested.BATCH_SIZE)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
@@ -114,10 +133,14 @@ class DataManager:
     def show_dataset_summary(self, cfg):
         """Print the name, domains and sizes of the dataset."""
         domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
-        rows = {"Dataset": cfg.DATASET.NAME} | {name: ", ".join(names) for name, names in domains.items()}
+        rows = {"Dataset": cfg.DATASET.NAME} | {
+            name: ", ".join(names) for name, names in domains.items()
+        }
         rows["# classes"] = f"{self.num_classes:,}"
         for split in ("train_x", "train_u", "val", "test"):
-            rows[f"# {split}"] = f"{len(items):,}" if (items := getattr(self.dataset, split)) else ""
+            rows[f"# {split}"] = (
+                f"{len(items):,}" if (items := getattr(self.dataset, split)) else ""
+            )
         print("\n".join(f"{name:<9}  {value}" for name, value in rows.items() if value))
 
 
@@ -144,8 +167,12 @@ class DatasetWrapper(TorchDataset):
         self.sha256 = {}  # of image files, by path, as far as they are known: no other file is read in their place
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
-            raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
-        resize = T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
+            raise UsageError(
+                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1"
+            )
+        resize = T.Resize(
+            cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+        )
         self.to_tensor = T.Compose([resize, *to_tensor(cfg.INPUT, cfg.INPUT.TRANSFORMS)])
 
     def __len__(self):
@@ -219,13 +246,17 @@ class SteadyLoader(DataLoader):
 
     def __init__(self, dataset, sampler, num_workers, **options):
         options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-        super().__init__(dataset, sampler=SeededIndices(sampler) if num_workers else sampler, **options)
+        super().__init__(
+            dataset, sampler=SeededIndices(sampler) if num_workers else sampler, **options
+        )
 
     def __iter__(self):
         if self.num_workers:
             # A new iterator draws the first seed itself.
             seed = torch.empty((), dtype=torch.int64)
-            self.sampler.seed = None if self._iterator is None else seed.random_(generator=self.generator).item()
+            self.sampler.seed = (
+                None if self._iterator is None else seed.random_(generator=self.generator).item()
+            )
         return super().__iter__()
 
     def stop_workers(self):
@@ -258,7 +289,9 @@ def start_worker(number):
     """The `worker_init_fn` of all loaders: a worker does not print that its main process has ended."""
 
     def report(kind, error, trace):
-        if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):  # its pipes and files are gone
+        if not isinstance(
+            error, FileNotFoundError | EOFError | ConnectionError
+        ):  # its pipes and files are gone
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = report
@@ -269,4 +302,6 @@ def seed_worker(seed):
     worker = get_worker_info().id
     random.seed(seed + worker)
     torch.manual_seed(seed + worker)
-    np.random.seed(np.random.SeedSequence([worker, seed & 0xFFFFFFFF, seed >> 32, 0]).generate_state(4))
+    np.random.seed(
+        np.random.SeedSequence([worker, seed & 0xFFFFFFFF, seed >> 32, 0]).generate_state(4)
+    )

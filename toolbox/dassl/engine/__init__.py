@@ -1,5 +1,11 @@
 """Training loops."""
 
-from dassl.engine.trainer import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, TrainerX, build_trainer
+from dassl.engine.trainer import (
+    TRAINER_REGISTRY,
+    SimpleTrainer,
+    TrainerBase,
+    TrainerX,
+    build_trainer,
+)
 
 __all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "build_trainer"]

@@ -15,7 +15,9 @@ class TrainerBase:
 
     divergence_remedy = "lower OPTIM.LR"  # the advice if a loss or a parameter is not finite
     scaler = None  # a GradScaler of a trainer in mixed precision, which sets it in `build_model`; checkpoints keep it
-    loaded_epoch: int  # the epoch (from 1) of the weights that `load_model` has loaded; unset before
+    loaded_epoch: (
+        int  # the epoch (from 1) of the weights that `load_model` has loaded; unset before
+    )
 
     def __init__(self):
         self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
@@ -39,7 +41,9 @@ class TrainerBase:
             sched (LRScheduler): its learning rate scheduler, which `update_lr` steps.
         """
         if name in self._models:
-            raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
+            raise ValueError(
+                f'a model named "{name}" is already registered; give each model its own name'
+            )
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names=None):
@@ -49,7 +53,9 @@ class TrainerBase:
         names = tolist_if_not(names)
         for name in names:
             if name not in self._models:
-                raise KeyError(f'no model named "{name}" is registered; registered are {list(self._models)}')
+                raise KeyError(
+                    f'no model named "{name}" is registered; registered are {list(self._models)}'
+                )
         return names
 
     def _registered(self, parts, names):
@@ -106,11 +112,15 @@ class TrainerBase:
         """The values of one-element tensors, a list of float, with one wait for each device. Raises FloatingPointError
         if a loss on a GPU that `detect_anomaly` was given since the last call is not finite."""
         unchecked, self._unchecked = self._unchecked, []
-        scalars = [x.detach().float().reshape(()) for x in (*(loss for _, loss in unchecked), *tensors)]
+        scalars = [
+            x.detach().float().reshape(()) for x in (*(loss for _, loss in unchecked), *tensors)
+        ]
         by_device = {}
         for scalar in scalars:
             by_device.setdefault(scalar.device, []).append(scalar)
-        read = {device: iter(torch.stack(of_device).tolist()) for device, of_device in by_device.items()}
+        read = {
+            device: iter(torch.stack(of_device).tolist()) for device, of_device in by_device.items()
+        }
         values = [next(read[scalar.device]) for scalar in scalars]
         for (batch, _), loss in zip(unchecked, values, strict=False):
             self._check_loss(loss, batch)
@@ -130,7 +140,9 @@ class TrainerBase:
 
     def _check_loss(self, loss, batch):
         if not math.isfinite(loss):
-            self._raise_diverged(f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}")
+            self._raise_diverged(
+                f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}"
+            )
 
     def _raise_diverged(self, what, batch=""):
         kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
@@ -149,9 +161,20 @@ class TrainerBase:
         common = {"epoch": epoch + 1, "val_result": val_result, "run": self.run_state()}
         common["metadata"] = self.checkpoint_metadata()
         for name in self.get_model_names():
-            parts = {"state_dict": self._models[name], "optimizer": self._optims[name], "scheduler": self._scheds[name]}
-            state = {key: None if part is None else part.state_dict() for key, part in parts.items()}
-            save_checkpoint(state | common, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+            parts = {
+                "state_dict": self._models[name],
+                "optimizer": self._optims[name],
+                "scheduler": self._scheds[name],
+            }
+            state = {
+                key: None if part is None else part.state_dict() for key, part in parts.items()
+            }
+            save_checkpoint(
+                state | common,
+                os.path.join(directory, name),
+                is_best=is_best,
+                model_name=model_name,
+            )
         self._saved_epoch = epoch + 1
 
     def checkpoint_metadata(self):
@@ -178,7 +201,9 @@ class TrainerBase:
         for name, checkpoint in checkpoints.items():
             parts = self._models[name], self._optims[name], self._scheds[name]
             restore(checkpoint, f"of {name} in {directory}", *parts)
-        if first.get("run") is not None:  # the published toolbox saves none: the random generators keep their states
+        if (
+            first.get("run") is not None
+        ):  # the published toolbox saves none: the random generators keep their states
             try:
                 self.load_run_state(first["run"])
             except UsageError:  # of a subclass
@@ -207,9 +232,14 @@ class TrainerBase:
     def load_run_state(self, state):
         """Restore the state that `run_state` returned."""
         set_rng_state(state["rng"])
-        self.best_result, self.train_seconds = float(state["best_result"]), float(state["train_seconds"])
+        self.best_result, self.train_seconds = (
+            float(state["best_result"]),
+            float(state["train_seconds"]),
+        )
         self._transient_epochs = set(state["transient_epochs"])
-        if not all(type(epoch) is int for epoch in self._transient_epochs):  # files of these epochs are deleted
+        if not all(
+            type(epoch) is int for epoch in self._transient_epochs
+        ):  # files of these epochs are deleted
             raise ValueError("transient_epochs is not a list of epochs")
         if state.get("scaler") and self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
@@ -224,11 +254,15 @@ class TrainerBase:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
         for name in self.get_model_names():
-            path = os.path.join(directory, name, "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}")
+            path = os.path.join(
+                directory, name, "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
+            )
             checkpoint = load_training_state(path)
             restore(checkpoint, path, self._models[name])
             self.loaded_epoch = checkpoint["epoch"]
-            print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
+            print(
+                f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})"
+            )
 
     # TensorBoard
 
@@ -247,7 +281,9 @@ class TrainerBase:
     def write_scalar(self, tag, scalar_value, global_step=None):
         """Write a number to TensorBoard; does nothing before `init_writer`."""
         if self._log_dir is not None and self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second, and evaluation does not need it
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # takes a second, and evaluation does not need it
 
             self._writer = SummaryWriter(log_dir=self._log_dir)
         if self._writer is not None:

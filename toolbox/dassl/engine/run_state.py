@@ -17,7 +17,13 @@ def rng_state():
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state()
     return {
         "python": (version, torch.tensor(words), gauss_next),
-        "numpy": (str(name), torch.tensor(keys.tolist()), int(position), int(has_gauss), float(cached_gaussian)),
+        "numpy": (
+            str(name),
+            torch.tensor(keys.tolist()),
+            int(position),
+            int(has_gauss),
+            float(cached_gaussian),
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -26,7 +32,9 @@ def rng_state():
 def set_rng_state(state):
     """Restore what `rng_state` returned, except for CUDA devices that are not here; else one of LOAD_ERRORS."""
     version, words, gauss_next = state["python"]
-    name, keys, position, has_gauss, gauss = state["numpy"]  # all five: numpy reads beyond the end of fewer
+    name, keys, position, has_gauss, gauss = state[
+        "numpy"
+    ]  # all five: numpy reads beyond the end of fewer
     if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
         raise ValueError("a random state has an impossible value")
     random.setstate((version, tuple(words.tolist()), gauss_next))
@@ -49,6 +57,10 @@ def load_newest(directory, names):
     epoch = min(checkpoint["epoch"] for checkpoint in checkpoints.values())
     for name in names:
         if checkpoints[name]["epoch"] != epoch:
-            print(f"The last save was interrupted: the newest epoch that all models have is {epoch}")
-            checkpoints[name] = load_training_state(os.path.join(directory, name, f"model.pth.tar-{epoch}"))
+            print(
+                f"The last save was interrupted: the newest epoch that all models have is {epoch}"
+            )
+            checkpoints[name] = load_training_state(
+                os.path.join(directory, name, f"model.pth.tar-{epoch}")
+            )
     return checkpoints

@@ -21,7 +21,9 @@ from common.files import write_bytes
 
 __all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
 TRAINER_REGISTRY = Registry("TRAINER")
-__getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # some projects import it from here
+__getattr__, _ = lazy_names(
+    "torch.utils", {"tensorboard": "SummaryWriter"}
+)  # some projects import it from here
 
 
 def build_trainer(cfg):
@@ -50,7 +52,9 @@ class SimpleTrainer(TrainerBase):
     """
 
     persistent_workers = False
-    train_loader_x = train_loader_u = val_loader = None  # a trainer's own `build_data_loader` may leave some out
+    train_loader_x = train_loader_u = val_loader = (
+        None  # a trainer's own `build_data_loader` may leave some out
+    )
 
     def __init__(self, cfg):
         super().__init__()
@@ -97,16 +101,23 @@ class SimpleTrainer(TrainerBase):
                 loader.stop_workers()
 
     def before_train(self):
-        begun = all(map(newest_checkpoint, self._model_folders()))  # perhaps by resuming the run in RESUME
+        begun = all(
+            map(newest_checkpoint, self._model_folders())
+        )  # perhaps by resuming the run in RESUME
         directory = self.cfg.OUTPUT_DIR if begun else self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
             begun_at, most = self.start_epoch, self.max_epoch
             what = f"the checkpoint in {directory} is of epoch {begun_at}, but OPTIM.MAX_EPOCH is {most}"
-            raise UsageError(what, "use the settings that it was trained with, or another OUTPUT_DIR")
+            raise UsageError(
+                what, "use the settings that it was trained with, or another OUTPUT_DIR"
+            )
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
-            best = [os.path.join(directory, name, "model-best.pth.tar") for name in self.get_model_names()]
+            best = [
+                os.path.join(directory, name, "model-best.pth.tar")
+                for name in self.get_model_names()
+            ]
             if self.cfg.TEST.FINAL_MODEL == "best_val" and all(map(os.path.isfile, best)):
                 for path, folder in zip(best, self._model_folders(), strict=True):
                     os.makedirs(folder, exist_ok=True)
@@ -139,7 +150,9 @@ class SimpleTrainer(TrainerBase):
         self.check_finite()
         self._best = {}
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            val_result = float(self.test(split="val"))  # some evaluators return numpy's, which no checkpoint may hold
+            val_result = float(
+                self.test(split="val")
+            )  # some evaluators return numpy's, which no checkpoint may hold
             if val_result > self.best_result:
                 self.best_result = val_result
                 self._best = {"is_best": True, "val_result": val_result}
@@ -207,7 +220,9 @@ class SimpleTrainer(TrainerBase):
 
     def parse_batch_test(self, batch):
         """A batch's images and labels, on the trainer's device."""
-        return batch["img"].to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
+        return batch["img"].to(self.device, non_blocking=True), batch["label"].to(
+            self.device, non_blocking=True
+        )
 
 
 class TrainerX(SimpleTrainer):
@@ -231,18 +246,24 @@ class TrainerX(SimpleTrainer):
                 # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step. They
                 # are copied: a parameter changes until then, and the graph of a loss fills the memory.
                 copies = {name: value.detach().clone() for name, value in on_gpu(logged).items()}
-                unread.append((self.epoch * self.num_batches + batch_idx, logged and {**logged, **copies}))
+                unread.append(
+                    (self.epoch * self.num_batches + batch_idx, logged and {**logged, **copies})
+                )
                 if number % frequency == 0 or number == self.num_batches or not copies:
                     self.log(unread, losses)
                     unread = []
                 display.show(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
-                self.write_scalar("train/lr", self.get_current_lr(), self.epoch * self.num_batches + batch_idx)
+                self.write_scalar(
+                    "train/lr", self.get_current_lr(), self.epoch * self.num_batches + batch_idx
+                )
                 end = time.monotonic()
 
     def log(self, steps, losses):
         """Add steps, (number, what `forward_backward` returned), to the epoch's MetricMeter; write it to TensorBoard.
         Raises FloatingPointError if a loss is not finite."""
-        values = iter(self.read_together(value for _, logged in steps for value in on_gpu(logged).values()))
+        values = iter(
+            self.read_together(value for _, logged in steps for value in on_gpu(logged).values())
+        )
         for step, logged in steps:
             losses.update(logged and {**logged, **{name: next(values) for name in on_gpu(logged)}})
             for name, meter in losses.meters.items():
@@ -250,12 +271,16 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch):
         """A batch's images, labels and domains, on the trainer's device."""
-        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
+        return tuple(
+            batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain")
+        )
 
 
 def on_gpu(logged):
     """Of what `forward_backward` returned, the tensors on a GPU."""
-    return {name: value for name, value in (logged or {}).items() if getattr(value, "is_cuda", False)}
+    return {
+        name: value for name, value in (logged or {}).items() if getattr(value, "is_cuda", False)
+    }
 
 
 class EpochDisplay:
@@ -265,22 +290,36 @@ class EpochDisplay:
     """
 
     def __init__(self, epoch, max_epoch, num_batches, print_freq):
-        self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
+        self.epoch, self.max_epoch, self.num_batches, self.print_freq = (
+            epoch,
+            max_epoch,
+            num_batches,
+            print_freq,
+        )
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
         self.bar = None
         if on_terminal():
-            self.bar = tqdm(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, leave=False, dynamic_ncols=True)
+            self.bar = tqdm(
+                desc=f"epoch {epoch}/{max_epoch}",
+                total=num_batches,
+                leave=False,
+                dynamic_ncols=True,
+            )
 
     def show(self, losses, lr, data_seconds, seconds):
         """Show one more batch, which is in the MetricMeter `losses`; its data took `data_seconds` of its `seconds`."""
         self.data_time.update(data_seconds)
         self.batch_time.update(seconds)
         number = self.batch_time.count
-        left = int(self.batch_time.avg * ((self.max_epoch - self.epoch + 1) * self.num_batches - number))
+        left = int(
+            self.batch_time.avg * ((self.max_epoch - self.epoch + 1) * self.num_batches - number)
+        )
         eta = datetime.timedelta(seconds=left)
         if number % self.print_freq == 0 or number == self.num_batches < self.print_freq:
             times = {"time": self.batch_time, "data": self.data_time}
-            seconds = " ".join(f"{name} {meter.val:.3f} ({meter.avg:.3f})" for name, meter in times.items())
+            seconds = " ".join(
+                f"{name} {meter.val:.3f} ({meter.avg:.3f})" for name, meter in times.items()
+            )
             place = f"epoch [{self.epoch}/{self.max_epoch}] batch [{number}/{self.num_batches}]"
             print_detail(f"{place} {seconds} {losses} lr {lr:.4e} eta {eta}")
         if self.bar is None:
@@ -291,7 +330,9 @@ class EpochDisplay:
         if number == self.num_batches:
             took = datetime.timedelta(seconds=round(self.batch_time.sum))
             self.bar.close()
-            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
+            print_on_terminal(
+                f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}"
+            )
 
 
 def test_bar(outputs, split, loader):

@@ -44,7 +44,9 @@ class Classification(EvaluatorBase):
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise UsageError("TEST.PER_CLASS_RESULT needs the class names, lab2cname: pass them or set it to False")
+            raise UsageError(
+                "TEST.PER_CLASS_RESULT needs the class names, lab2cname: pass them or set it to False"
+            )
         self._lab2cname = lab2cname
         self.reset()
 
@@ -67,16 +69,22 @@ class Classification(EvaluatorBase):
         TEST.PER_CLASS_RESULT, ``perclass_accuracy``.
         """
         if not self._y_true:
-            raise UsageError("nothing to evaluate: the split has no images; check the dataset and TEST.SPLIT")
+            raise UsageError(
+                "nothing to evaluate: the split has no images; check the dataset and TEST.SPLIT"
+            )
         true, predicted = Counter(self._y_true), Counter(self._y_pred)
-        correct = Counter(label for label, pred in zip(self._y_true, self._y_pred, strict=True) if label == pred)
+        correct = Counter(
+            label for label, pred in zip(self._y_true, self._y_pred, strict=True) if label == pred
+        )
         accuracy = 100.0 * correct.total() / true.total()
         # F1 is 2 TP / (true + predicted). Counted here, because scikit-learn takes a second to import.
         f1 = [2 * correct[label] / (true[label] + predicted[label]) for label in sorted(true)]
         macro_f1 = 100.0 * sum(f1) / len(f1)
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
         print(f"=> result\n* total: {true.total():,}\n* correct: {correct.total():,}")
-        print(f"* accuracy: {accuracy:.1f}%\n* error: {100.0 - accuracy:.1f}%\n* macro_f1: {macro_f1:.1f}%")
+        print(
+            f"* accuracy: {accuracy:.1f}%\n* error: {100.0 - accuracy:.1f}%\n* macro_f1: {macro_f1:.1f}%"
+        )
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._report_classes(true, correct)
         if self.cfg.TEST.COMPUTE_CMAT:

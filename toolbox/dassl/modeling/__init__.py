@@ -9,7 +9,13 @@ from torchvision import models
 
 __all__ = ["build_backbone", "build_head"]
 
-ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "tanh": nn.Tanh}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
 
 
 def build_backbone(name, verbose=True, pretrained=True):
@@ -29,7 +35,9 @@ def build_backbone(name, verbose=True, pretrained=True):
     return model
 
 
-def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0):
+def build_head(
+    name, verbose=True, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0
+):
     """Linear layers, each followed by batch norm if `bn`, an activation, and dropout of that probability if above 0.
 
     Args:
@@ -42,7 +50,11 @@ def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activatio
     check_availability(activation, ACTIVATIONS)
     layers = []
     for size in [hidden_layers] if isinstance(hidden_layers, int) else hidden_layers:
-        layers += [nn.Linear(in_features, size), *([nn.BatchNorm1d(size)] if bn else []), ACTIVATIONS[activation]()]
+        layers += [
+            nn.Linear(in_features, size),
+            *([nn.BatchNorm1d(size)] if bn else []),
+            ACTIVATIONS[activation](),
+        ]
         layers += [nn.Dropout(dropout)] if dropout > 0 else []
         in_features = size
     head = nn.Sequential(*layers)

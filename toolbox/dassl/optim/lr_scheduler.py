@@ -23,7 +23,11 @@ class _BaseWarmupScheduler(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self):
-        return self.successor.get_last_lr() if self.last_epoch >= self.warmup_epoch else self.warmup_lr()
+        return (
+            self.successor.get_last_lr()
+            if self.last_epoch >= self.warmup_epoch
+            else self.warmup_lr()
+        )
 
     def step(self, epoch=None):
         """Set the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""
@@ -38,7 +42,9 @@ class _BaseWarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict):
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
+        super().load_state_dict(
+            {key: value for key, value in state_dict.items() if key != "successor"}
+        )
         self.successor.load_state_dict(state_dict["successor"])
 
 
@@ -82,11 +88,19 @@ def build_lr_scheduler(optimizer, optim_cfg):
         scheduler = MultiStepLR(optimizer, optim_cfg.STEPSIZE, optim_cfg.GAMMA)
     else:
         stepsize = optim_cfg.STEPSIZE[-1]
-        scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
+        scheduler = StepLR(
+            optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA
+        )
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
-        scheduler.last_epoch = optim_cfg.WARMUP_EPOCH  # stepping it there would change the rates that it starts from
+        scheduler.last_epoch = (
+            optim_cfg.WARMUP_EPOCH
+        )  # stepping it there would change the rates that it starts from
     if optim_cfg.WARMUP_TYPE == "constant":
-        return ConstantWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR)
-    return LinearWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_MIN_LR)
+        return ConstantWarmupScheduler(
+            optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR
+        )
+    return LinearWarmupScheduler(
+        optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_MIN_LR
+    )

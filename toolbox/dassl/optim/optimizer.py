@@ -24,7 +24,9 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     check_availability(name, OPTIMISERS)
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
-            warnings.warn("OPTIM.STAGED_LR is ignored: give each of param_groups its own lr", stacklevel=2)
+            warnings.warn(
+                "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr", stacklevel=2
+            )
     elif optim_cfg.STAGED_LR:
         param_groups = _staged_groups(model, optim_cfg)
     else:
@@ -32,10 +34,16 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     param_groups = list(param_groups)
 
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
-    adam = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS, **common}
+    adam = {
+        "betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2),
+        "eps": optim_cfg.ADAM_EPS,
+        **common,
+    }
     if name == "sgd":
         if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
-            raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
+            raise UsageError(
+                "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0"
+            )
         sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV, **common}
         fused = _on_cuda(param_groups) and optim_cfg.SGD_DAMPNING == 0 or None
         optimizer = torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=fused, **sgd)
@@ -43,7 +51,9 @@ def build_optimizer(model, optim_cfg, param_groups=None):
             optimizer.register_step_pre_hook(_start_momentum)
         return optimizer
     if name == "rmsprop":
-        return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
+        return torch.optim.RMSprop(
+            param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
+        )
     if name == "radam":
         return torch.optim.RAdam(param_groups, **adam)
     adam["fused"] = _on_cuda(param_groups)
@@ -57,7 +67,11 @@ def _on_cuda(param_groups):
     parameters = []
     for group in param_groups:
         if isinstance(group, dict):
-            group["params"] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+            group["params"] = (
+                [group["params"]]
+                if isinstance(group["params"], torch.Tensor)
+                else list(group["params"])
+            )
         parameters += group["params"] if isinstance(group, dict) else [group]
     return all(param.is_cuda for param in parameters) or None
 
@@ -78,7 +92,9 @@ def _start_momentum(optimizer, *_):
 def _staged_groups(model, optim_cfg):
     """Two parameter groups: the layers that NEW_LAYERS names, after all others with the lower rate."""
     if not isinstance(model, nn.Module):
-        raise UsageError(f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False")
+        raise UsageError(
+            f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False"
+        )
     if isinstance(model, nn.DataParallel):
         model = model.module
     base, new = [], []

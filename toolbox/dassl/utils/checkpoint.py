@@ -20,9 +20,21 @@ from common.torch_files import DamagedError, read_torch_file, sealed
 from .logger import print_detail
 from .tools import mkdir_if_missing
 
-KERNELS = ("fused", "foreach", "capturable")  # entries of an optimiser's groups that choose how it computes a step
+KERNELS = (
+    "fused",
+    "foreach",
+    "capturable",
+)  # entries of an optimiser's groups that choose how it computes a step
 # Of a state that does not fit
-LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+LOAD_ERRORS = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+)
 
 
 class PickledObject:
@@ -73,14 +85,20 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     content = sealed(buffer.getvalue())
     mkdir_if_missing(save_dir)
     folder = Path(save_dir)
-    names = [model_name or f"model.pth.tar-{state['epoch']}", *(["model-best.pth.tar"] if is_best else [])]
+    names = [
+        model_name or f"model.pth.tar-{state['epoch']}",
+        *(["model-best.pth.tar"] if is_best else []),
+    ]
     for name in names:
         write_bytes(folder / name, content)
         print_detail(f"Checkpoint saved to {folder / name}")
     write_bytes(folder / "checkpoint", f"{names[0]}\n".encode())
     buffer.seek(0)
     if objects := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
-        warnings.warn(f"load_checkpoint will refuse the checkpoint, which holds {', '.join(objects)}", stacklevel=2)
+        warnings.warn(
+            f"load_checkpoint will refuse the checkpoint, which holds {', '.join(objects)}",
+            stacklevel=2,
+        )
 
 
 def load_checkpoint(fpath):
@@ -91,7 +109,9 @@ def load_checkpoint(fpath):
     the message names.
     """
     if not os.path.exists(fpath):
-        raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
+        raise MissingFileError(
+            f'there is no checkpoint at "{fpath}": check the folder and the epoch'
+        )
     if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
     try:
@@ -105,7 +125,9 @@ def load_training_state(fpath):
     """:func:`load_checkpoint`, for what :func:`save_checkpoint` saves of a training run: UsageError for all else."""
     content = load_checkpoint(fpath)
     kinds = {"optimizer": dict, "scheduler": dict, "run": dict, "val_result": numbers.Real}
-    if not is_checkpoint(content) or not all(isinstance(content.get(key), kind | None) for key, kind in kinds.items()):
+    if not is_checkpoint(content) or not all(
+        isinstance(content.get(key), kind | None) for key, kind in kinds.items()
+    ):
         raise UsageError(f'"{fpath}" is not a checkpoint of a training run: use another one')
     return content
 
@@ -118,7 +140,9 @@ def newest_checkpoint(folder):
         return None
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
-        raise MissingFileError(f"{folder}/checkpoint names {path}, which does not exist; restore it or delete {folder}")
+        raise MissingFileError(
+            f"{folder}/checkpoint names {path}, which does not exist; restore it or delete {folder}"
+        )
     return path
 
 
@@ -145,7 +169,9 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     print(f'Loading checkpoint from "{fdir}"')
     path = newest_checkpoint(fdir)
     if path is None:
-        raise MissingFileError(f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder")
+        raise MissingFileError(
+            f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder"
+        )
     checkpoint = load_training_state(path)
     restore(checkpoint, path, model, optimizer, scheduler)
     print(f"Previous epoch: {checkpoint['epoch']}")
@@ -157,9 +183,19 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
 
     Raises UsageError if a part does not fit, or a learned tensor is not finite; ``name`` is that of the checkpoint.
     """
-    model = model.module if isinstance(model, nn.DataParallel) else model  # save_checkpoint removes its prefix
-    check_finite(checkpoint["state_dict"], dict(model.named_parameters()), f"state_dict of the checkpoint {name}")
-    for key, target in {"state_dict": model, "optimizer": optimizer, "scheduler": scheduler}.items():
+    model = (
+        model.module if isinstance(model, nn.DataParallel) else model
+    )  # save_checkpoint removes its prefix
+    check_finite(
+        checkpoint["state_dict"],
+        dict(model.named_parameters()),
+        f"state_dict of the checkpoint {name}",
+    )
+    for key, target in {
+        "state_dict": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+    }.items():
         state = checkpoint.get(key)
         if target is None or state is None:
             continue
@@ -169,7 +205,9 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
             target.load_state_dict(state)
         except LOAD_ERRORS as error:
             what = f"the {key} of the checkpoint {name} does not fit this run ({one_line(error)})"
-            raise UsageError(f"{what}; use the settings that it was trained with, or another OUTPUT_DIR") from error
+            raise UsageError(
+                f"{what}; use the settings that it was trained with, or another OUTPUT_DIR"
+            ) from error
         print(f"Loaded {key}")
 
 
@@ -177,7 +215,9 @@ def check_finite(state, names, what):
     """Raise UsageError if one of these tensors of a state dict, a learned one, has a value that is not finite."""
     for name in names:
         if name in state and not torch.isfinite(state[name]).all():
-            raise UsageError(f"{name} of the {what} is not finite: use the checkpoint of another epoch, or train again")
+            raise UsageError(
+                f"{name} of the {what} is not finite: use the checkpoint of another epoch, or train again"
+            )
 
 
 def _fitting_state(target, state):
@@ -202,9 +242,17 @@ def _fitting_state(target, state):
 def _is_state_of(parameter, key, value):
     """Whether an entry of an optimiser's state is a number, or a finite tensor of the parameter's shape."""
     if not isinstance(value, torch.Tensor):
-        return isinstance(value, numbers.Real) if key == "step" else value is None and key == "momentum_buffer"
+        return (
+            isinstance(value, numbers.Real)
+            if key == "step"
+            else value is None and key == "momentum_buffer"
+        )
     shape = torch.Size() if key == "step" else parameter.shape
-    if value.layout != torch.strided or value.device.type == "meta" or not value.is_floating_point():
+    if (
+        value.layout != torch.strided
+        or value.device.type == "meta"
+        or not value.is_floating_point()
+    ):
         return False
     return value.shape == shape and bool(torch.isfinite(value).all())
 
@@ -227,16 +275,30 @@ def matching_state(current, value, name=""):
         for key in current.keys() - value.keys():
             if not (isinstance(current[key], bool | None) or str(key).startswith("_")):
                 raise ValueError(f"it has no {name}.{key}")
-        saved = {key: matching_state(current[key], value[key], f"{name}.{key}") for key in current if key in value}
+        saved = {
+            key: matching_state(current[key], value[key], f"{name}.{key}")
+            for key in current
+            if key in value
+        }
         return type(current)({**current, **saved})
-    if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(current):
+    if (
+        isinstance(current, (list, tuple))
+        and isinstance(value, (list, tuple))
+        and len(value) == len(current)
+    ):
         return type(current)(
-            matching_state(*pair, f"{name}.{i}") for i, pair in enumerate(zip(current, value, strict=True))
+            matching_state(*pair, f"{name}.{i}")
+            for i, pair in enumerate(zip(current, value, strict=True))
         )
     if isinstance(current, torch.Tensor):
-        fits = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (current.shape, current.dtype)
+        fits = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (
+            current.shape,
+            current.dtype,
+        )
     elif isinstance(current, numbers.Real | None):
-        fits = isinstance(value, numbers.Real) or (value is None and isinstance(current, bool | None))
+        fits = isinstance(value, numbers.Real) or (
+            value is None and isinstance(current, bool | None)
+        )
     else:
         fits = isinstance(current, str) and value == current
     if not fits:
@@ -248,16 +310,23 @@ def load_pretrained_weights(model, weight_path):
     """Load the weights of a checkpoint or a state dict that match the model's by name and shape; print the others.
     Raises UsageError if the file cannot be loaded."""
     checkpoint = load_checkpoint(weight_path)
-    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    weights = (
+        checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    )
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
+        raise UsageError(
+            f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file'
+        )
     weights = _strip_module(weights)
     current = model.state_dict()
     shapes = {key: value.shape for key, value in current.items()}
     tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
     matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
     if not matched:
-        warnings.warn(f"no weights loaded from {weight_path}: none has a name and shape of the model's", stacklevel=2)
+        warnings.warn(
+            f"no weights loaded from {weight_path}: none has a name and shape of the model's",
+            stacklevel=2,
+        )
         return
     check_finite(matched, matched, f'file "{weight_path}"')
     model.load_state_dict({**current, **matched})

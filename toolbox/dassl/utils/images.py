@@ -16,7 +16,15 @@ from common.text import read_bytes
 from .errors import ChangedImageError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1")  # from byte 4 on
+HEIC = (
+    b"ftypheic",
+    b"ftypheix",
+    b"ftypheim",
+    b"ftypheis",
+    b"ftyphevc",
+    b"ftypmif1",
+    b"ftypmsf1",
+)  # from byte 4 on
 MAX_BYTES = 32_000_000  # of a file; Pillow reads some headers byte by byte, about 2.5 MB a second
 MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_SCANS = 64  # of a JPEG; each scan reads all pixels. Cameras and optimisers write up to about 15
@@ -42,7 +50,9 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     Raises ImageError (a UsageError and an OSError), which names the file, if it is missing, truncated, too large, too
     thin, or not such an image; or ChangedImageError if the file has another SHA-256.
     """
-    name = "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))  # in one line and printable
+    name = (
+        "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))
+    )  # in one line and printable
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         if isinstance(path, Image.Image):
@@ -53,30 +63,49 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
         content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
         if len(content) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        if sha256 is not None and hashlib.sha256(content).digest() != sha256:  # of the bytes that are decoded below
-            raise ChangedImageError(f"the image {name} changed after its checksum was read: run the command again")
+        if (
+            sha256 is not None and hashlib.sha256(content).digest() != sha256
+        ):  # of the bytes that are decoded below
+            raise ChangedImageError(
+                f"the image {name} changed after its checksum was read: run the command again"
+            )
         with opening:  # Pillow has one limit for the whole process, which does not apply here
             usual = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
             try:
-                image = Image.open(io.BytesIO(content), formats=_formats(content))  # reads the header
+                image = Image.open(
+                    io.BytesIO(content), formats=_formats(content)
+                )  # reads the header
             finally:
                 Image.MAX_IMAGE_PIXELS = usual
         with image:
             _check_size(image, name, limit)  # before its pixels are decoded
-            if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > MAX_SCANS:
+            if (
+                image.format in ("JPEG", "MPO")
+                and (scans := content.count(b"\xff\xda")) > MAX_SCANS
+            ):
                 raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
             return _convert(image, exif_orientation)
     except ImageError:
         raise
     except MissingFileError:
-        raise ImageError(f"there is no image at {name}: check DATASET.ROOT and that the dataset is complete") from None
+        raise ImageError(
+            f"there is no image at {name}: check DATASET.ROOT and that the dataset is complete"
+        ) from None
     except UnidentifiedImageError:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise ImageError(f"{name} is damaged or not a {kinds} image: convert, replace or remove it") from None
+        raise ImageError(
+            f"{name} is damaged or not a {kinds} image: convert, replace or remove it"
+        ) from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
-        reason = error.what.replace(str(path), "it") if isinstance(error, UsageError) else one_line(error)
-        raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
+        reason = (
+            error.what.replace(str(path), "it")
+            if isinstance(error, UsageError)
+            else one_line(error)
+        )
+        raise ImageError(
+            f"cannot read the image {name} ({reason}): replace or remove it"
+        ) from error
 
 
 def decoders():
@@ -115,7 +144,9 @@ def _check_size(image, name, limit):
 
 def _convert(image, exif_orientation):
     """The image in RGB; `image` may change."""
-    layout = str(getattr(image, "tile", ""))  # how the pixels of a file are packed; empty after loading
+    layout = str(
+        getattr(image, "tile", "")
+    )  # how the pixels of a file are packed; empty after loading
     image.load()
     if exif_orientation:
         with suppress(Exception):  # damaged EXIF data of a good image

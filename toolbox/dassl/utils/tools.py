@@ -69,7 +69,9 @@ def check_availability(requested, available):
     """Raise UsageError unless a name is among the available ones, which the message lists."""
     if requested not in available:
         known = ", ".join(sorted(map(str, available))) or "none"
-        raise UsageError(f'"{requested}" is not available (there are: {known}){suggestion(requested, available)}')
+        raise UsageError(
+            f'"{requested}" is not available (there are: {known}){suggestion(requested, available)}'
+        )
 
 
 def tolist_if_not(x):
@@ -109,7 +111,9 @@ class Registry:
     def get(self, name):
         """The object registered under ``name``; UnknownNameError (a UsageError and a KeyError) if there is none."""
         if name not in self._obj_map:
-            raise UnknownNameError(f'the {self._name} registry has no "{name}"{suggestion(name, self._obj_map)}')
+            raise UnknownNameError(
+                f'the {self._name} registry has no "{name}"{suggestion(name, self._obj_map)}'
+            )
         return self._obj_map[name]
 
     def registered_names(self):
@@ -152,4 +156,6 @@ class MetricMeter:
             self.meters[name].update(value)
 
     def __str__(self):
-        return self.delimiter.join(f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items())
+        return self.delimiter.join(
+            f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items()
+        )

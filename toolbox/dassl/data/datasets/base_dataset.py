@@ -28,7 +28,9 @@ class Datum:
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not isinstance(impath, str):
-            raise TypeError(f"Datum: impath must be a str, got {type(impath).__name__}; wrap it in str()")
+            raise TypeError(
+                f"Datum: impath must be a str, got {type(impath).__name__}; wrap it in str()"
+            )
         self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
 
     impath = property(attrgetter("_impath"))
@@ -52,7 +54,9 @@ class DatasetBase:
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         if not train_x:
             where = f" under {self.dataset_dir}" if self.dataset_dir else ""
-            raise UsageError(f"{type(self).__name__} found no training images{where}; check DATASET.ROOT")
+            raise UsageError(
+                f"{type(self).__name__} found no training images{where}; check DATASET.ROOT"
+            )
         self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)

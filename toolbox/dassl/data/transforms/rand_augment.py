@@ -51,7 +51,9 @@ def paint_square(image, side):
     centre = np.random.uniform(width, 1), np.random.uniform(height, 1)
     left, top = (int(max(0, place - side / 2)) for place in centre)
     image = image.copy()
-    ImageDraw.Draw(image).rectangle((left, top, min(width, left + side), min(height, top + side)), GREY)
+    ImageDraw.Draw(image).rectangle(
+        (left, top, min(width, left + side), min(height, top + side)), GREY
+    )
     return image
 
 
@@ -64,8 +66,14 @@ OPERATIONS = (
     (lambda image, bits: ImageOps.posterize(image, int(bits)), 4, 8),
     (ImageOps.solarize, 0, 256),
     (solarise_brighter, 0, 110),
-    *((partial(enhance, kind=getattr(ImageEnhance, kind)), 0.1, 1.9) for kind in ("Color", "Contrast")),
-    *((partial(enhance, kind=getattr(ImageEnhance, kind)), 0.1, 1.9) for kind in ("Brightness", "Sharpness")),
+    *(
+        (partial(enhance, kind=getattr(ImageEnhance, kind)), 0.1, 1.9)
+        for kind in ("Color", "Contrast")
+    ),
+    *(
+        (partial(enhance, kind=getattr(ImageEnhance, kind)), 0.1, 1.9)
+        for kind in ("Brightness", "Sharpness")
+    ),
     (partial(shear, axis=0), 0, 0.3),
     (partial(shear, axis=1), 0, 0.3),
     (paint_square, 0, 40),

@@ -31,19 +31,33 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
     size = tuple(cfg.INPUT.SIZE)
     kernel = cfg.INPUT.GB_K
-    if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
-        raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
+    if (
+        is_train and "gaussian_blur" in choices and kernel >= 2 * min(size)
+    ):  # the blur mirrors images at their border
+        raise UsageError(
+            f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}"
+        )
     interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
     if not is_train and cfg.INPUT.RESIZE_MODE == "squash":
         steps = [T.Resize(size, interpolation=interpolation)]
     elif not is_train:
-        steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
+        steps = [
+            T.Resize(max(size), interpolation=interpolation),
+            T.CenterCrop(size),
+        ]  # the shorter side
     else:
         options = cfg.INPUT
-        jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
+        jitter = (
+            options.COLORJITTER_B,
+            options.COLORJITTER_C,
+            options.COLORJITTER_S,
+            options.COLORJITTER_H,
+        )
         augmentations = {
             "random_crop": lambda: T.RandomCrop(size, padding=options.CROP_PADDING),
-            "random_resized_crop": lambda: T.RandomResizedCrop(size, options.RRCROP_SCALE, interpolation=interpolation),
+            "random_resized_crop": lambda: T.RandomResizedCrop(
+                size, options.RRCROP_SCALE, interpolation=interpolation
+            ),
             "center_crop": lambda: T.CenterCrop(size),
             "random_flip": T.RandomHorizontalFlip,
             "randaugment": lambda: RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
