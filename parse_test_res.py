@@ -1,9 +1,10 @@
-"""Mean results of runs, read from their logs: this project's, CoOp's, and those of projects built on CoOp.
+"""Mean results of runs, read from their logs: this project's, CoOp's, and those of projects built
+on CoOp.
 
-    python parse_test_res.py output/base2new/test_new/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1 --test-log
+    python parse_test_res.py output/base2new/test_new/eurosat/shots_16/MPL/NAME --test-log
 
-DIRECTORY holds a folder for every seed (seed1, seed2, ...), each with a log.txt. With --multi-exp it holds several such
-folders, and a last line averages over them.
+DIRECTORY holds a folder for every seed (seed1, seed2, ...), each with a log.txt. With --multi-exp
+it holds several such folders, and a last line averages over them.
 """
 
 import re
@@ -20,7 +21,8 @@ from experiments.results import SELECTED
 from experiments.session import run_command
 
 LARGEST_LOG = 1 << 28  # bytes
-# The line of a log before its results: the last results of a training run, or those of an evaluation.
+# The line of a log before its results: the last results of a training run, or those of an
+# evaluation.
 TRAINED, TESTED = "Finish training", "=> result"
 # Settings that the runs of one mean share, and their places in the settings at the start of a log.
 IN_COMMON = {
@@ -38,7 +40,9 @@ def natural(path: Path) -> list:
 
 
 def logs(folder: Path) -> list[Path]:
-    """Every log of a run, the oldest first: a run that was started again has log.txt-<time> next to log.txt."""
+    """Every log of a run, the oldest first: a run that was started again has log.txt-<time> next to
+    log.txt.
+    """
     return sorted(folder.glob("log.txt*"), key=natural)
 
 
@@ -74,7 +78,8 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
             file, value, text = found[-1]
             marked = re.search(f"^{SELECTED}", text, re.MULTILINE) is not None
             print(
-                f"file: {printable(file)}. {args.keyword}: {value:.2f}%{f' ({SELECTED.lower()})' * marked}"
+                f"file: {printable(file)}. {args.keyword}: "
+                f"{value:.2f}%{f' ({SELECTED.lower()})' * marked}"
             )
             for name, pattern in IN_COMMON.items():
                 common[name].update(re.findall(pattern, text, re.MULTILINE)[:1])
@@ -83,7 +88,8 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
         elif logs(folder):
             last = printable(logs(folder)[-1])
             print(
-                f"file: {last}. no result: the run is unfinished, or --test-log or --keyword is wrong"
+                f"file: {last}. no result: the run is unfinished, or --test-log or --keyword is "
+                "wrong"
             )
     if not values:
         return None
@@ -132,7 +138,8 @@ def main() -> None:
         raise UsageError(f"no finished run in {args.directory}", remedy)
     if args.multi_exp:
         print(
-            f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%"
+            f"Average performance\n* {args.keyword}: "
+            f"{statistics.fmean(mean for mean, _ in means):.2f}%"
         )
         if selected := sum(marked for _, marked in means):
             print(f"* {SELECTED.lower()}: {selected} of {len(means)} folders")

@@ -1,10 +1,11 @@
 """Train or test one method on one dataset, by CoOp's command line.
 
-    python train.py --root data --trainer MPL --dataset-config-file configs/datasets/eurosat.yaml \
-        --config-file configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml --output-dir output/mpl DATASET.NUM_SHOTS 16
+    python train.py --root data --trainer MPL --output-dir output/mpl \
+        --dataset-config-file configs/datasets/eurosat.yaml \
+        --config-file configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml DATASET.NUM_SHOTS 16
 
-A run leaves log.txt, config.yaml, tensorboard/, the learned prompts and, last of all, results.json in its output
-folder. The same command resumes a run that was cut off from its last complete epoch.
+A run leaves log.txt, config.yaml, tensorboard/, the learned prompts and, last of all, results.json
+in its output folder. The same command resumes a run that was cut off from its last complete epoch.
 """
 
 import gc

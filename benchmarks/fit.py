@@ -1,8 +1,9 @@
-"""What `tools/fit.py` finds on data whose answers are known: `python benchmarks/fit.py --output DIR`.
+"""What `tools/fit.py` finds on data whose answers are known: `python benchmarks/fit.py --output
+DIR`.
 
-Each cell is a fit of the heads on 1, 2, 4, 8 or 16 images of each class, drawn by a seed, and a test on images that it
-never saw. A line of cells.jsonl in DIR has one cell, so that the same command resumes. `--table` prints the table of
-docs/own_classes.md from them.
+Each cell is a fit of the heads on 1, 2, 4, 8 or 16 images of each class, drawn by a seed, and a
+test on images that it never saw. A line of cells.jsonl in DIR has one cell, so that the same
+command resumes. `--table` prints the table of docs/own_classes.md from them.
 """
 
 import argparse
@@ -44,7 +45,8 @@ MOST = {"train": 100, "test": 200}  # images of a class, of EuroSAT
 
 
 class Data:
-    """A dataset with the features of its images; synthetic ones have more images than those of a run, and others.
+    """A dataset with the features of its images; synthetic ones have more images than those of a
+    run, and others.
 
     Attributes:
         x, y: of training images: features (images, width) and labels (images,).
@@ -221,9 +223,15 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
             )
             row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
-    yield f"{len(cells)} fits; regret: mean {mean(regrets.values()):.2f}, most {max(regrets.values()):.1f}"
+    yield (
+        f"{len(cells)} fits; regret: mean {mean(regrets.values()):.2f}, most "
+        f"{max(regrets.values()):.1f}"
+    )
     yield f"over 2.5: { {key: round(value, 1) for key, value in regrets.items() if value > 2.5} }"
-    yield f"below zero-shot by more than 1: { {key: round(value, 1) for key, value in below.items() if value > 1} }"
+    yield (
+        "below zero-shot by more than 1: "
+        f"{ {key: round(value, 1) for key, value in below.items() if value > 1} }"
+    )
     for method in cells[0]["methods"]:
         yield f"{method} everywhere: {mean(each['methods'][method] for each in cells):.1f}"
     yield f"fit everywhere: {mean(each['fit'] for each in cells):.1f}"
@@ -232,7 +240,10 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
     inside = mean(each["low"] <= each["fit"] <= each["high"] for each in told)
     more = mean(each["without_nesting"] - each["estimate"] for each in told)
     yield f"interval: {100 * inside:.1f}% of {len(told)} contain the accuracy"
-    yield f"estimate - accuracy: mean {errors.mean():.2f}, mean of absolute values {np.abs(errors).mean():.2f}"
+    yield (
+        f"estimate - accuracy: mean {errors.mean():.2f}, mean of absolute values "
+        f"{np.abs(errors).mean():.2f}"
+    )
     yield f"without nesting the estimate is {more:.2f} higher"
     for number in shots[1:]:
         width = mean(each["high"] - each["low"] for each in told if each["shots"] == number)
@@ -243,14 +254,20 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
         for name in names
     }
     yield f"sets for 90%: mean {mean(mean(each['sets']) for each in told):.1f}, {by_set}"
-    yield f"of single classes, 5%, 25%, 50%, 75%, 95% of them: {np.percentile(sets, [5, 25, 50, 75, 95]).round(0)}"
+    yield (
+        "of single classes, 5%, 25%, 50%, 75%, 95% of them: "
+        f"{np.percentile(sets, [5, 25, 50, 75, 95]).round(0)}"
+    )
     for error in map(str, ERRORS):
         given = [each["max_error"][error] for each in told if error in each["max_error"]]
         over = sum(wrong > float(error) for _, wrong in given)
         share, wrong = (
             (mean(values) for values in zip(*given, strict=True)) if given else (0.0, 0.0)
         )
-        yield f"--max-error {error}: accepted in {len(given)} of {len(told)} fits, more errors in {over} of them"
+        yield (
+            f"--max-error {error}: accepted in {len(given)} of {len(told)} fits, more errors in "
+            f"{over} of them"
+        )
         yield f"  {share:.0f}% of the images answered, {wrong:.1f}% of these wrong"
     for name in names:
         here = [each for each in swapped if each["dataset"] == name]

@@ -1,14 +1,16 @@
-"""Time and memory of training steps, test batches and predictions, of one or several checkouts: README.md.
+"""Time and memory of training steps, test batches and predictions, of one or several checkouts:
+README.md.
 
     python benchmarks/measure.py --trainer MPL --classes 5 50 200 --form fast plain
-    python benchmarks/measure.py --against ../before --trainer MPL --form fast    # two checkouts in turns
-    python benchmarks/measure.py --official ../Modular-Prompt-Learning            # official code beside it
-    python benchmarks/measure.py --page RESULTS.md                                # all sections of that page
+    python benchmarks/measure.py --against ../before --trainer MPL --form fast  # in turns
+    python benchmarks/measure.py --official ../Modular-Prompt-Learning  # official code beside it
+    python benchmarks/measure.py --page RESULTS.md  # all sections of that page
 
-The ways to compare (code, form of the towers, precision) are measured in turns, each time in a new process, with random
-weights of ViT-B/16's size, random images and the paper's settings of the method. A record has the median of the rounds,
-the first way's time divided by its own, the memory that a step needs beyond weights and prompts, and on a GPU the
-launches of a step and how often the CPU waits. A test batch of a method that answers from views is one image.
+The ways to compare (code, form of the towers, precision) are measured in turns, each time in a new
+process, with random weights of ViT-B/16's size, random images and the paper's settings of the
+method. A record has the median of the rounds, the first way's time divided by its own, the memory
+that a step needs beyond weights and prompts, and on a GPU the launches of a step and how often the
+CPU waits. A test batch of a method that answers from views is one image.
 """
 
 import json
@@ -59,8 +61,14 @@ SECTIONS = {
     "Views of an image": "--classes 100 --what test_batch --trainer TPT ZERO",
     "Prediction": "--classes 5 --what imports predict --images 1 60 --form fast",
 }
-NOTE = "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is the first way's time"
-NOTE += " divided by this one's, *mb* the memory that a step needs beyond weights and prompts. Weights are random."
+NOTE = (
+    "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is "
+    "the first way's time"
+)
+NOTE += (
+    " divided by this one's, *mb* the memory that a step needs beyond weights and prompts. "
+    "Weights are random."
+)
 
 
 def parser() -> Parser:
@@ -148,7 +156,9 @@ def ways(args: Namespace) -> Iterator[dict]:
 
 
 def compare(args: Namespace, kind: dict, ways: list[dict]) -> Iterator[dict]:
-    """A record for each way. Each is measured once in every round, so that other processes slow down all of them."""
+    """A record for each way. Each is measured once in every round, so that other processes slow
+    down all of them.
+    """
     rounds = [[measured(args, kind | way) for way in ways] for _ in range(args.rounds)]
     for number, way in enumerate(ways):
         own = [measurements[number] for measurements in rounds]
@@ -252,9 +262,12 @@ def machine(threads: int) -> str:
 
 
 def page(args: Namespace) -> None:
-    """Measure the sections, and write them after each, so that a stopped program keeps its numbers."""
+    """Measure the sections, and write them after each, so that a stopped program keeps its
+    numbers.
+    """
     lines = [
-        f"# Measured times\n\n{machine(args.threads)}. `make bench` measures again and replaces this page. {NOTE}"
+        f"# Measured times\n\n{machine(args.threads)}. `make bench` measures again and replaces "
+        f"this page. {NOTE}"
     ]
     for title, options in SECTIONS.items():
         words = [
@@ -272,7 +285,8 @@ def page(args: Namespace) -> None:
         except UsageError as error:
             body = f"Not measured: {error}"
         lines.append(
-            f"## {title}\n\n`python benchmarks/measure.py {options} --rounds {args.rounds}`\n\n{body}"
+            f"## {title}\n\n`python benchmarks/measure.py {options} --rounds "
+            f"{args.rounds}`\n\n{body}"
         )
         write_text(args.page, "\n\n".join(lines) + "\n")
 

@@ -1,8 +1,9 @@
-"""Whether the estimate of `tools/fit.py` holds for near-copies: `python benchmarks/near_copies.py --output DIR`.
+"""Whether the estimate of `tools/fit.py` holds for near-copies: `python benchmarks/near_copies.py
+--output DIR`.
 
-Eight images of each class of EuroSAT, drawn by a seed, are saved with near-copies of one kind. The truth is the
-accuracy on 600 other images. A line of near_copies.jsonl in DIR has one fit, so that the same command resumes;
-`--table` prints the table of docs/own_classes.md from them.
+Eight images of each class of EuroSAT, drawn by a seed, are saved with near-copies of one kind. The
+truth is the accuracy on 600 other images. A line of near_copies.jsonl in DIR has one fit, so that
+the same command resumes; `--table` prints the table of docs/own_classes.md from them.
 """
 
 import argparse
@@ -103,7 +104,9 @@ def fitted(
     seed: int,
     named: bool,
 ) -> Any:
-    """The record of one fit. If groups are `named`, as by a folder or a CSV file, no near-copies are looked for."""
+    """The record of one fit. If groups are `named`, as by a folder or a CSV file, no near-copies
+    are looked for.
+    """
     rng = np.random.default_rng([seed, number])
     labels = np.array([item.label for item in items])
     places = [
@@ -185,7 +188,8 @@ def table(records: list[dict[str, Any]]) -> None:
     for record in records:
         by_cell[record["copies"], record["kind"]].append(record)
     print(
-        "| near-copies of each image | groups of 80 | truth | estimate | contained | without groups | sets for 90% |"
+        "| near-copies of each image | groups of 80 | truth | estimate | contained | without "
+        "groups | sets for 90% |"
     )
     print("| --- " * 7 + "|")
     for (number, kind), cell in sorted(by_cell.items()):
@@ -196,13 +200,17 @@ def table(records: list[dict[str, Any]]) -> None:
         inside = sum(one["low"] <= one["truth"] <= one["high"] for one in cell)
         without = np.mean([one["ungrouped"] or one["estimate"] for one in cell])
         name = f"{number}, {kind}" if number else "none"
-        numbers = f"{mean['scenes']:.0f} | {mean['truth']:.1f} | {mean['estimate']:.1f} | {inside} of {len(cell)}"
+        numbers = (
+            f"{mean['scenes']:.0f} | {mean['truth']:.1f} | {mean['estimate']:.1f} | {inside} "
+            f"of {len(cell)}"
+        )
         print(f"| {name} | {numbers} | {without:.1f} | {mean['sets']:.1f} |")
     differences = np.array([one["estimate"] - one["truth"] for one in records])
     inside = np.mean([one["low"] <= one["truth"] <= one["high"] for one in records])
     print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")
     print(
-        f"estimate - truth: mean {differences.mean():+.2f}, standard deviation {differences.std():.2f}"
+        f"estimate - truth: mean {differences.mean():+.2f}, standard deviation "
+        f"{differences.std():.2f}"
     )
     print(f"sets for 90%: {np.mean([one['sets'] for one in records]):.1f}%")
     confidence = np.mean([one["confidence"] - one["truth"] for one in records])
@@ -211,7 +219,8 @@ def table(records: list[dict[str, Any]]) -> None:
         wrong = [one["errors"][error] for one in records if error in one["errors"]]
         over = sum(value > float(error) for value in wrong)
         print(
-            f"at most {error}% wrong: {len(wrong)} fits promise it, {over} have more; mean {np.mean(wrong or [0]):.1f}%"
+            f"at most {error}% wrong: {len(wrong)} fits promise it, {over} have more; mean "
+            f"{np.mean(wrong or [0]):.1f}%"
         )
 
 

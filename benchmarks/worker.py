@@ -2,9 +2,10 @@
 
     python benchmarks/worker.py '{"checkout": "DIR", "what": "train_step", ...}'
 
-The packages are those of the checkout: this one, another commit, or official code in the form of CoOp's (train.py with
-`extend_cfg`, the packages clip, datasets and trainers, configs/). So this file uses only what all of them have: Dassl's
-configuration, registries and trainer. The last line printed is a record in JSON.
+The packages are those of the checkout: this one, another commit, or official code in the form of
+CoOp's (train.py with `extend_cfg`, the packages clip, datasets and trainers, configs/). So this
+file uses only what all of them have: Dassl's configuration, registries and trainer. The last line
+printed is a record in JSON.
 """
 
 import json
@@ -28,7 +29,9 @@ WAITS = "called a synchronizing CUDA operation"  # torch's warning
 
 
 def build(way: Namespace) -> Any:
-    """The trainer, ready for a step, on a dataset of ImageNet's first class names without images."""
+    """The trainer, ready for a step, on a dataset of ImageNet's first class names without
+    images.
+    """
     from dassl.config import get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
     from dassl.engine import build_trainer
@@ -100,7 +103,9 @@ def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:
 
 
 def measure(way: Namespace) -> dict:
-    """Median seconds of a step, the memory that it needs beyond weights and prompts, and a GPU's launches and waits."""
+    """Median seconds of a step, the memory that it needs beyond weights and prompts, and a GPU's
+    launches and waits.
+    """
     import torch
     from torch.utils.benchmark import Timer
 
@@ -136,7 +141,9 @@ def on_cuda(step: Callable[[], object]) -> dict:
 
 
 def peak(device: Any, reset: bool = True) -> int:
-    """The largest memory in bytes since the last reset: of the GPU, or of the process as Linux counts it."""
+    """The largest memory in bytes since the last reset: of the GPU, or of the process as Linux
+    counts it.
+    """
     import torch
 
     if device.type == "cuda":

@@ -1,9 +1,11 @@
-"""CLIP backbones and their two towers under a prompt schedule, independent of methods and of the toolbox.
+"""CLIP backbones and their two towers under a prompt schedule, independent of methods and of the
+toolbox.
 
-`load`, `tokenize` and `available_models` are those of OpenAI's package of the same name. The rest serves prompt
-learning: `load_backbone` finds and builds a frozen CLIP, `TextPrompts` and `Edit` describe which vectors enter which
-layer, and `encode_text` and `encode_image` run a tower under them. `TOWERS` has two forms of these: "plain", step by
-step, and "fast" (the default), without the work that cannot change the result.
+`load`, `tokenize` and `available_models` are those of OpenAI's package of the same name. The rest
+serves prompt learning: `load_backbone` finds and builds a frozen CLIP, `TextPrompts` and `Edit`
+describe which vectors enter which layer, and `encode_text` and `encode_image` run a tower under
+them. `TOWERS` has two forms of these: "plain", step by step, and "fast" (the default), without the
+work that cannot change the result.
 """
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere

@@ -25,11 +25,12 @@ from .errors import ClipError
 
 
 class BlockAdapter(nn.Module):
-    """The changes of one transformer block. A subclass defines the methods that it needs; the others add nothing.
+    """The changes of one transformer block. A subclass defines the methods that it needs; the
+    others add nothing.
 
-    All tensors are (rows, tokens, width), in fp32 or, under amp, whatever the block computes in. Each token must be
-    treated by itself, because the fast towers give only the tokens that are needed, in any order; the exception is
-    `token_dropout`, which says so by `is_stochastic`.
+    All tensors are (rows, tokens, width), in fp32 or, under amp, whatever the block computes in.
+    Each token must be treated by itself, because the fast towers give only the tokens that are
+    needed, in any order; the exception is `token_dropout`, which says so by `is_stochastic`.
     """
 
     defined: frozenset[str] = frozenset()  # the methods below that a subclass defines
@@ -46,7 +47,9 @@ class BlockAdapter(nn.Module):
         return False
 
     def attention_input(self, x: Tensor) -> Tensor | None:
-        """The output of `ln_1` -> what is added to queries, keys and values, (rows, tokens, 3 * width)."""
+        """The output of `ln_1` -> what is added to queries, keys and values, (rows, tokens, 3 *
+        width).
+        """
         return None
 
     def attention_output(self, x: Tensor) -> Tensor | None:
@@ -62,15 +65,19 @@ class BlockAdapter(nn.Module):
         return None
 
     def folded(self, block: Any) -> dict[str, Tensor] | None:
-        """The block's tensors, by their names in it, with which it computes the same without the adapter in a test.
+        """The block's tensors, by their names in it, with which it computes the same without the
+        adapter in a test.
 
-        None if there are no such tensors, because the adapter is not a linear map of an input of the block's own maps.
+        None if there are no such tensors, because the adapter is not a linear map of an input of
+        the block's own maps.
         """
         return None
 
 
 class AdaptedBlock(nn.Module):
-    """An `open_clip.transformer.ResidualAttentionBlock` with an adapter; its own tensors keep their names."""
+    """An `open_clip.transformer.ResidualAttentionBlock` with an adapter; its own tensors keep their
+    names.
+    """
 
     def __init__(self, block: nn.Module, adapter: BlockAdapter):
         super().__init__()
@@ -85,7 +92,9 @@ class AdaptedBlock(nn.Module):
         return self.get_submodule("mlp.c_fc").weight.dtype  # type: ignore[return-value]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
+        """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf
+        elsewhere.
+        """
         block: Any = self
         q, k, v = split_heads(block, qkv(block, x))
         if (
@@ -98,7 +107,8 @@ class AdaptedBlock(nn.Module):
 
 
 def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
-    """Put an adapter into the block of a layer (from 0) of a private copy's text tower `clip`, or of `clip.visual`.
+    """Put an adapter into the block of a layer (from 0) of a private copy's text tower `clip`, or
+    of `clip.visual`.
 
     Raises:
         ClipError: the block has one, or is of a kind that takes none.
@@ -115,7 +125,9 @@ def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
 
 
 def adapt_input(tower: Any, change: Callable[[Tensor], Tensor]) -> None:
-    """Add a change of the tokens, which computes in fp32, to the input of layer 0; `tower` is as for `adapt`."""
+    """Add a change of the tokens, which computes in fp32, to the input of layer 0; `tower` is as
+    for `adapt`.
+    """
     names = ("token_embedding", "ln_pre", "norm_pre")
     part = tower.trunk if isinstance(tower, TimmModel) else tower
     name = next(name for name in names if hasattr(part, name))
@@ -190,7 +202,8 @@ class Joined(nn.Module):
 
 
 class WithAdded(nn.Module):
-    """A module of the frozen CLIP to whose output something is added, as `clip.token_embedding` or `visual.ln_pre`.
+    """A module of the frozen CLIP to whose output something is added, as `clip.token_embedding` or
+    `visual.ln_pre`.
 
     Args:
         module: the frozen one.
@@ -211,7 +224,9 @@ class WithAdded(nn.Module):
 
 
 def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
-    """The state dict of a plain CLIP that computes what this one does in a test; None if there is none."""
+    """The state dict of a plain CLIP that computes what this one does in a test; None if there is
+    none.
+    """
     state = {
         key: value.detach().clone()
         for key, value in clip.state_dict().items()
@@ -238,8 +253,8 @@ def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:
 def token_dropout(x: Tensor, p: float) -> Tensor:
     """Dropout of (rows, tokens, width), with a mask that does not depend on how many tokens follow.
 
-    So both forms of the text tower have the same masks on a CPU, though the fast one leaves out what follows EOT. The
-    probability is rounded to 1 / 65536.
+    So both forms of the text tower have the same masks on a CPU, though the fast one leaves out
+    what follows EOT. The probability is rounded to 1 / 65536.
     """
     rows, tokens, width = x.shape
     generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ())))

@@ -1,4 +1,6 @@
-"""Facts of a backbone's two towers, found by what their modules are: the one place that knows how these are built."""
+"""Facts of a backbone's two towers, found by what their modules are: the one place that knows how
+these are built.
+"""
 
 import math
 from typing import Any
@@ -71,7 +73,9 @@ def takes_prompts(clip: Any) -> bool:
 
 
 def is_vit(clip: Any) -> bool:
-    """Whether the image tower is CLIP's own vision transformer, which is read at its class token."""
+    """Whether the image tower is CLIP's own vision transformer, which is read at its class
+    token.
+    """
     visual = clip.visual
     return (
         isinstance(visual, VisionTransformer)
@@ -128,7 +132,9 @@ class OpenClipTower:
         return embed_image(self.visual, images)
 
     def layer(self, number: int, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The output of a layer for (batch, tokens, width); a mask is 0 where a token reads another, else -inf."""
+        """The output of a layer for (batch, tokens, width); a mask is 0 where a token reads
+        another, else -inf.
+        """
         return self.blocks[number](x, attn_mask=mask)
 
     @property
@@ -146,7 +152,8 @@ class OpenClipTower:
 
 
 class TimmTower:
-    """timm's `VisionTransformer` or `Eva` in open_clip's `TimmModel`; attributes are those of `OpenClipTower`.
+    """timm's `VisionTransformer` or `Eva` in open_clip's `TimmModel`; attributes are those of
+    `OpenClipTower`.
 
     Rotary positions are those of the patches: the tokens ahead of them and the prompts get none.
     """

@@ -1,4 +1,6 @@
-"""Frozen CLIP backbones by name or file, built by open_clip with the sizes their own weights have."""
+"""Frozen CLIP backbones by name or file, built by open_clip with the sizes their own weights
+have.
+"""
 
 import os
 from collections.abc import Callable
@@ -23,7 +25,8 @@ from .tokenizer import Tokenizer
 from .weights import URLS, openai_file, published_sha256, regular_file, sha256, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
-# How OpenAI's models read images, by the keys of INPUT. Published YAML files state it for every backbone.
+# How OpenAI's models read images, by the keys of INPUT. Published YAML files state it for every
+# backbone.
 OF_CLIP: dict[str, Any] = {
     "SIZE": (224, 224),
     "INTERPOLATION": "bicubic",
@@ -47,8 +50,10 @@ def load(
 
     Args:
         name: as for `load_backbone`.
-        device: by default CUDA if available. On CUDA the weights are fp16, on a CPU fp32, as in OpenAI's package.
-        jit: only False; an archive's traced graph is fixed to the device and precision of its export.
+        device: by default CUDA if available. On CUDA the weights are fp16, on a CPU fp32, as in
+            OpenAI's package.
+        jit: only False; an archive's traced graph is fixed to the device and precision of its
+            export.
         download_root: folder for downloads, by default `~/.cache/clip`.
 
     Returns:
@@ -72,17 +77,20 @@ def load(
 
 @torch.inference_mode(False)  # whose tensors do not count their changes
 def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> CLIP:
-    """A CLIP or another model of open_clip on the CPU, in eval mode, its parameters frozen, with its tokeniser.
+    """A CLIP or another model of open_clip on the CPU, in eval mode, its parameters frozen, with
+    its tokeniser.
 
     Args:
-        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded to it), `small` (this project's own), a path to
-            a weight file (`weights.read_state_dict`), an open_clip pair `architecture:tag` or `architecture:file`,
-            `hf-hub:OWNER/NAME`, or a folder of the form of such a repository.
+        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded to it), `small` (this
+            project's own), a path to a weight file (`weights.read_state_dict`), an open_clip pair
+            `architecture:tag` or `architecture:file`, `hf-hub:OWNER/NAME`, or a folder of the form
+            of such a repository.
         precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
 
     Raises:
-        ClipError: the weights or the tokeniser do not exist, cannot be read, or are of another architecture.
+        ClipError: the weights or the tokeniser do not exist, cannot be read, or are of another
+            architecture.
     """
     path = weight_file(name, cache)
     config: Any = open_clip_config(name, cache)
@@ -113,10 +121,12 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
 
 
 def weight_file(name: str, cache: str | None = None) -> Path:
-    """The weight file of a backbone, downloaded if it is a published one that is not there; as for `load_backbone`.
+    """The weight file of a backbone, downloaded if it is a published one that is not there; as for
+    `load_backbone`.
 
     Raises:
-        ClipError: it does not exist, is not a regular file, or the name is unknown; the download fails.
+        ClipError: it does not exist, is not a regular file, or the name is unknown; the download
+            fails.
     """
     if name in URLS:
         return openai_file(name, cache)
@@ -151,7 +161,10 @@ def unknown(name: str) -> ClipError:
         )
         return ClipError(f"this version of open_clip has no architecture {arch!r}", remedy)
     near = closest(name, ["small", *URLS] if "/" in name else ["small", *URLS, *models])
-    remedy = f"give a weight file, a folder, architecture:tag, hf-hub:OWNER/NAME, small, or one of {', '.join(URLS)}"
+    remedy = (
+        "give a weight file, a folder, architecture:tag, hf-hub:OWNER/NAME, small, or one of "
+        f"{', '.join(URLS)}"
+    )
     remedy = f"did you mean {near}?" if near else remedy
     if "/" in name or "." in name:
         return ClipError(f"backbone file {printable(name)} does not exist", remedy)
@@ -159,7 +172,8 @@ def unknown(name: str) -> ClipError:
 
 
 def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
-    """What open_clip's configuration of a backbone says of its images, by the keys of INPUT; empty without one.
+    """What open_clip's configuration of a backbone says of its images, by the keys of INPUT; empty
+    without one.
 
     Raises:
         ClipError: as for `weight_file`; UsageError: the configuration is damaged.
@@ -242,7 +256,8 @@ def open_clip_file(name: str, cache: str | None) -> Path:
 
 
 def open_clip_config(name: str, cache: str | None = None) -> dict | None:
-    """The content of open_clip's configuration of a name: `model_cfg`, and `preprocess_cfg` of the images.
+    """The content of open_clip's configuration of a name: `model_cfg`, and `preprocess_cfg` of the
+    images.
 
     None for the names of OpenAI and for a weight file without a configuration beside it.
 

@@ -1,4 +1,6 @@
-"""The steps of one of CLIP's transformer blocks, so that a tower can leave out those that it does not need."""
+"""The steps of one of CLIP's transformer blocks, so that a tower can leave out those that it does
+not need.
+"""
 
 from typing import Any
 
@@ -46,7 +48,8 @@ PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3), "v": (2, 3)}
 def qkv(
     block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: Any = None
 ) -> Tensor:
-    """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width).
+    """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch,
+    tokens, n * width).
 
     `packing` is a `layout.Packing` if the tokens are packed.
     """
@@ -69,15 +72,18 @@ def is_stochastic(block: Any) -> bool:
 
 
 def draws_after_input(block: Any) -> bool:
-    """Whether it may draw after queries, keys and values, so that no token's output can be left out."""
+    """Whether it may draw after queries, keys and values, so that no token's output can be left
+    out.
+    """
     return is_stochastic(block) and not adapter_of(block).defined <= {"attention_input"}
 
 
 def adapter_delta(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor | None:
-    """The sum that a method of the block's adapter adds for x, in the type of x; None without an adapter.
+    """The sum that a method of the block's adapter adds for x, in the type of x; None without an
+    adapter.
 
-    An adapter computes in fp32 where the block has half precision, as its weights are in fp32. It gets packed tokens
-    as padded rows if it draws random numbers for them.
+    An adapter computes in fp32 where the block has half precision, as its weights are in fp32. It
+    gets packed tokens as padded rows if it draws random numbers for them.
     """
     adapter = adapter_of(block)
     if adapter is None or method not in adapter.defined:
@@ -93,7 +99,9 @@ def adapter_delta(block: Any, method: str, x: Tensor, packing: Any = None) -> Te
 
 
 def split_heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
-    """What `qkv` returned, (batch, tokens, n * width), as n tensors (batch, heads, tokens, width / heads)."""
+    """What `qkv` returned, (batch, tokens, n * width), as n tensors (batch, heads, tokens, width /
+    heads).
+    """
     shape = parts.shape[-1] // len(block.ln_1.weight), block.attn.num_heads, -1
     return tuple(part.transpose(1, 2) for part in parts.unflatten(-1, shape).unbind(2))
 
@@ -101,7 +109,8 @@ def split_heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, .
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Multi-head attention, before the output projection: (batch, heads, tokens, ...) -> (batch, tokens, width).
+    """Multi-head attention, before the output projection: (batch, heads, tokens, ...) -> (batch,
+    tokens, width).
 
     A mask is added to the scores: 0 where a query reads a key, else -inf.
     """
@@ -113,9 +122,11 @@ def attention(
 
 
 def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """`F.scaled_dot_product_attention`, whose own gradient takes two to five times as long in bf16 on a CPU.
+    """`F.scaled_dot_product_attention`, whose own gradient takes two to five times as long in bf16
+    on a CPU.
 
-    With more than 64 keys the scores are rounded to bf16; in an evaluation, which needs no gradient, they are not.
+    With more than 64 keys the scores are rounded to bf16; in an evaluation, which needs no
+    gradient, they are not.
     """
     if k.shape[-2] <= 64:  # as fast as products
         mask = None if mask is None else mask.float()
@@ -165,14 +176,16 @@ def plus(x: Tensor, added: Tensor | None) -> Tensor:
 
 
 def local_features(clip: Any, x: Tensor) -> Tensor:
-    """Features of single patches, as MaskCLIP and LoCoOp compute them: the last block without its attention.
+    """Features of single patches, as MaskCLIP and LoCoOp compute them: the last block without its
+    attention.
 
     Args:
         clip: the backbone, with a vision transformer.
         x: (batch, tokens, width), the input of its last layer (`encode_image(..., read=(-1,))`).
 
     Returns:
-        (batch, patches, joint width), not normalised: each patch's value, through the rest of the block and `proj`.
+        (batch, patches, joint width), not normalised: each patch's value, through the rest of the
+        block and `proj`.
     """
     visual = clip.visual
     block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size

@@ -1,4 +1,6 @@
-"""Builds a CLIP from the tensors of a weight file, by open_clip, with the sizes that the tensors have."""
+"""Builds a CLIP from the tensors of a weight file, by open_clip, with the sizes that the tensors
+have.
+"""
 
 import json
 import math
@@ -39,10 +41,11 @@ HF_DEFAULTS = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}  # open_c
 
 
 class CLIP(open_clip.CLIP):
-    """open_clip's CLIP with OpenAI's interface: `dtype`, images of any type, a `forward` that returns logits.
+    """open_clip's CLIP with OpenAI's interface: `dtype`, images of any type, a `forward` that
+    returns logits.
 
-    Its LayerNorms compute in fp32, whatever the type of their input. Arguments are those of `open_clip.CLIP`, without
-    `cast_dtype`.
+    Its LayerNorms compute in fp32, whatever the type of their input. Arguments are those of
+    `open_clip.CLIP`, without `cast_dtype`.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class CLIP(open_clip.CLIP):
     ):
         of_features = {"output_tokens": False}  # not of a text decoder, as CoCa's is
         words = NO_TEXT if text_cfg.get("hf_model_name") else text_cfg | of_features
-        # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
+        # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for
+        # nothing else.
         super().__init__(
             embed_dim,
             vision_cfg | of_features,
@@ -121,7 +125,9 @@ class CLIP(open_clip.CLIP):
 
 
 def keep_backbones(count: int) -> None:
-    """Keep the `count` backbones that this process uses last, so that its next run need not read their files."""
+    """Keep the `count` backbones that this process uses last, so that its next run need not read
+    their files.
+    """
     global build_cached
     build_cached = lru_cache(count)(build_uncached)
 
@@ -147,20 +153,24 @@ def build(
 def build_uncached(
     file: tuple, precision: str, source: str, config_text: str, resize: bool
 ) -> CLIP:
-    """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
+    """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's:
+    QuickGELU, heads of 64.
 
-    The generators of random numbers end where they were, so that the prompts of a seed do not depend on the backbone.
+    The generators of random numbers end where they were, so that the prompts of a seed do not
+    depend on the backbone.
 
     Args:
         file: the path of a file for `read_state_dict`, and facts that change when it is replaced.
         precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         source: name of the weights, for errors.
-        config_text: null, or JSON with `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and
-            `std` of the images).
-        resize: whether to fit position embeddings of other lengths to the configuration, as open_clip does.
+        config_text: null, or JSON with `model_cfg` (arguments of `open_clip.CLIP`) and
+            `preprocess_cfg` (`mean` and `std` of the images).
+        resize: whether to fit position embeddings of other lengths to the configuration, as
+            open_clip does.
 
     Raises:
-        ClipError: the file cannot be read, or a tensor is missing, is one too many, has another shape or is not finite.
+        ClipError: the file cannot be read, or a tensor is missing, is one too many, has another
+            shape or is not finite.
     """
     config = json.loads(config_text)
     state = read_state_dict(Path(file[0]))
@@ -203,7 +213,8 @@ def build_uncached(
     except (
         Exception
     ) as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
-        reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
+        # It may also be a bug, or another open_clip
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ClipError(
             f"{source} is not a CLIP that open_clip can build ({reason})", remedy
         ) from error
@@ -217,7 +228,8 @@ def check(name: str, weight: Tensor, value: Tensor) -> None:
     """Compare a tensor of a file with the weight of that name.
 
     Raises:
-        ValueError: it is of another shape, or of integers and should not be, or the other way round.
+        ValueError: it is of another shape, or of integers and should not be, or the other way
+            round.
     """
     if value.shape != weight.shape:
         raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(weight.shape)}")
@@ -226,7 +238,9 @@ def check(name: str, weight: Tensor, value: Tensor) -> None:
 
 
 def fill(name: str, weight: Tensor, value: Tensor) -> None:
-    """Copy a tensor of a file to the weight of that name; ValueError as for `check`, or if it is not finite."""
+    """Copy a tensor of a file to the weight of that name; ValueError as for `check`, or if it is
+    not finite.
+    """
     check(name, weight, value)
     weight.copy_(value)
     # NaN and inf survive the minimum and the maximum, so no boolean tensor is needed.
@@ -235,7 +249,9 @@ def fill(name: str, weight: Tensor, value: Tensor) -> None:
 
 
 def empty_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration for weights that are loaded later: random ones would take a second."""
+    """A CLIP of this configuration for weights that are loaded later: random ones would take a
+    second.
+    """
     # The constructors of these libraries compute buffers.
     if config["vision_cfg"].get("timm_model_name") or config["text_cfg"].get("hf_model_name"):
         with torch.random.fork_rng(devices=[]):
@@ -249,7 +265,9 @@ def empty_clip(config: dict, precision: str) -> CLIP:
 
 
 def new_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or half ones in open_clip's way."""
+    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or half ones in
+    open_clip's way.
+    """
     model = CLIP(**config)
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     if half and isinstance(model.visual, TimmModel):
@@ -285,7 +303,9 @@ def of_clip(config: dict) -> dict:
 
 
 def unpacked(state: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor]:
-    """The tensors of an open_clip model by the names of `CLIP`, which has the text tower's parts as its own."""
+    """The tensors of an open_clip model by the names of `CLIP`, which has the text tower's parts as
+    its own.
+    """
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}
     if hugging_face(model) is None:
         return {key.removeprefix("text."): value for key, value in state.items()}

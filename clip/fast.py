@@ -1,25 +1,26 @@
 """The two towers under a prompt schedule, without the work that cannot change the result.
 
-Same functions and results as `plain`. The text tower can skip so much because its attention is causal: the state of
-a token at any layer depends only on the tokens up to it.
+Same functions and results as `plain`. The text tower can skip so much because its attention is
+causal: the state of a token at any layer depends only on the tokens up to it.
 
 1. Only EOT is read, and it does not depend on the positions after it: they are left out.
-2. Rows that begin with the same tokens have the same states of these tokens at every layer (by induction; deep prompts
-   also enter all rows at the same positions). The prefix that all rows share runs through the tower once. So does a
-   beginning that only some rows share, as in "Audi S4" and "Audi S5". Each token attends to the keys and values of its
-   own beginning. This ends at a layer where deep prompts differ by class or follow what differs: from there on, rows
-   share only the tokens before these prompts.
-3. Every step except attention treats each token separately. So the tokens after the prefix are packed, without
-   repetition or padding. A few hundred of them attend together, under a mask. More of them are padded to rows
-   for attention, where causality hides the padding.
-4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
-   values of all tokens, but queries, output and MLP of these tokens only.
-5. An adapter in a block treats each token separately, too. From a block on that draws random numbers for each token of
-   each row (dropout), rows share nothing. Their tokens stay packed. Only the adapter gets padded rows, so that it draws
-   the same numbers as in the plain form.
+2. Rows that begin with the same tokens have the same states of these tokens at every layer (by
+   induction; deep prompts also enter all rows at the same positions). The prefix that all rows
+   share runs through the tower once. So does a beginning that only some rows share, as in "Audi S4"
+   and "Audi S5". Each token attends to the keys and values of its own beginning. This ends at a
+   layer where deep prompts differ by class or follow what differs: from there on, rows share only
+   the tokens before these prompts.
+3. Every step except attention treats each token separately. So the tokens after the prefix are
+   packed, without repetition or padding. A few hundred of them attend together, under a mask. More
+   of them are padded to rows for attention, where causality hides the padding.
+4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked
+   for): it needs keys and values of all tokens, but queries, output and MLP of these tokens only.
+5. An adapter in a block treats each token separately, too. From a block on that draws random
+   numbers for each token of each row (dropout), rows share nothing. Their tokens stay packed. Only
+   the adapter gets padded rows, so that it draws the same numbers as in the plain form.
 
-A layer takes tensors apart by `split`, not by slices: the gradient of a split is one concatenation, but that of each
-slice is a tensor of the size of the whole, filled with zeros.
+A layer takes tensors apart by `split`, not by slices: the gradient of a split is one concatenation,
+but that of each slice is a tensor of the size of the whole, filled with zeros.
 """
 
 import warnings
@@ -50,14 +51,16 @@ from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 from .towers import ImageOutput, Read, layers_read
 
-# Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
-# cache: evaluating CoCoOp with the small CLIP is 1.5 times as fast.
+# Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the
+# tokens fit into its cache: evaluating CoCoOp with the small CLIP is 1.5 times as fast.
 TOKENS_PER_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 15}
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """The two towers, layer by layer, which the functions of these names below compute, or compiled forms of them."""
+    """The two towers, layer by layer, which the functions of these names below compute, or compiled
+    forms of them.
+    """
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
@@ -128,7 +131,8 @@ class Encoder:
 
 
 def residual_dtype(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
-    """The type of tokens between layers: that of the weights, but fp32 for bf16 with a LayerNorm in fp32.
+    """The type of tokens between layers: that of the weights, but fp32 for bf16 with a LayerNorm in
+    fp32.
 
     In bf16, what a layer adds to them would lose so many digits that some trainings fail.
     """
@@ -152,7 +156,9 @@ def warn_of_plain_form() -> None:
 
 
 def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
-    """Prompts with a context for each image, as parts of at most TOKENS_PER_CHUNK tokens (at least one image)."""
+    """Prompts with a context for each image, as parts of at most TOKENS_PER_CHUNK tokens (at least
+    one image).
+    """
     limit = TOKENS_PER_CHUNK["cpu" if prompts.ids.device.type == "cpu" else "cuda"]
     size = max(1, limit // len(layout_of(prompts).position))
     return [
@@ -162,7 +168,9 @@ def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
 
 
 def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
-    """One layer of the image tower: (batch, tokens, width) to the same or, with `read`, to CLS and the last `read`."""
+    """One layer of the image tower: (batch, tokens, width) to the same or, with `read`, to CLS and
+    the last `read`.
+    """
     if read is None:
         q, k, v = split_heads(block, qkv(block, x))
         return block_output(block, x, attention(q, k, v))
@@ -183,7 +191,9 @@ def reading(
     take: Callable[[Tensor], Tensor],
     packing: Packing | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In the last layer: the tokens that are read (by `take`), their queries, and keys and values of all tokens."""
+    """In the last layer: the tokens that are read (by `take`), their queries, and keys and values
+    of all tokens.
+    """
     taken = take(x)
     if not is_stochastic(block):
         kv = qkv(block, x, "kv")
@@ -235,7 +245,9 @@ def text_layer_by_row(
 
 
 def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
-    """Give each row tokens of its own, from a layer on that draws random numbers for each token of each row."""
+    """Give each row tokens of its own, from a layer on that draws random numbers for each token of
+    each row.
+    """
     rows = packing.without_sharing(0, packing.prefix)
     return rows.from_rows(packing.in_rows(x)), rows
 
@@ -243,8 +255,8 @@ def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
 def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:
     """Remove prompts before position `end` of every row, and add new ones there.
 
-    Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
-    row, and becomes a part of the packed tokens.
+    Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then
+    differs from row to row, and becomes a part of the packed tokens.
 
     Returns:
         The new x (images, P' + N', width), and the packing of its tokens.
@@ -293,8 +305,8 @@ encode_image, encode_text = FAST.encode_image, FAST.encode_text
 def compiled_towers(backend: str | Callable = "inductor") -> Encoder:
     """The fast towers with their layers compiled by torch.compile: the same results up to rounding.
 
-    The layers of a tower are one function of different weights. So it is compiled once for all of them, and again only
-    if the shapes or the tensors that need a gradient differ.
+    The layers of a tower are one function of different weights. So it is compiled once for all of
+    them, and again only if the shapes or the tensors that need a gradient differ.
     """
     layers = image_layer, text_layer, text_layer_by_row
     return Encoder(*(torch.compile(layer, backend=backend) for layer in layers))

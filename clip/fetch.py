@@ -1,10 +1,11 @@
 """Fetch backbones once, with their configuration and tokeniser, and check that they can be read.
 
-    python tools/prepare.py backbone ViT-B-16-SigLIP:webli          # a pair of open_clip, of a model and its weights
-    python tools/prepare.py backbone hf-hub:timm/PE-Core-B-16       # a repository of the Hugging Face Hub
-    python tools/prepare.py backbone ViT-B/16 path/to/a/folder      # any name that --backbone takes
+    python tools/prepare.py backbone ViT-B-16-SigLIP:webli  # a pair of open_clip: model, weights
+    python tools/prepare.py backbone hf-hub:timm/PE-Core-B-16  # a repository of the Hub
+    python tools/prepare.py backbone ViT-B/16 path/to/a/folder  # any name that --backbone takes
 
-All runs find them in the caches of open_clip and of the Hugging Face Hub (HF_HOME), and need no network then.
+All runs find them in the caches of open_clip and of the Hugging Face Hub (HF_HOME), and need no
+network then.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def fetch(name: str) -> None:
     size = preprocessing(name).get("SIZE") or model.visual.image_size
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{name}: ready: {weights:,} weights, images of {size}, {model.context_length} tokens ({model.tokenizer.name})"
+        f"{name}: ready: {weights:,} weights, images of {size}, {model.context_length} tokens "
+        f"({model.tokenizer.name})"
     )
     print(f"{weights_sha256(name)}  {name}")
 

@@ -1,4 +1,6 @@
-"""Products with frozen weights: what is computed of the weights is computed once, not in every step."""
+"""Products with frozen weights: what is computed of the weights is computed once, not in every
+step.
+"""
 
 from typing import Any
 
@@ -15,13 +17,17 @@ _kept = WeakTensorKeyDictionary()
 
 
 def matmul_dtype(x: Tensor, weights: torch.dtype) -> torch.dtype:
-    """The type that products of x with weights of a type are computed in: that of the weights, or autocast's."""
+    """The type that products of x with weights of a type are computed in: that of the weights, or
+    autocast's.
+    """
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights
 
 
 def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
-    """Weights in a type, times a factor; for frozen ones computed once, and again after they have changed."""
+    """Weights in a type, times a factor; for frozen ones computed once, and again after they have
+    changed.
+    """
     if weights.dtype == dtype and factor == 1:
         return weights
     if (
@@ -68,7 +74,8 @@ def is_frozen_linear(layer: Any) -> bool:
 def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     """LayerNorm's output in a type."""
     if x.is_cuda and x.dtype == dtype != norm.weight.dtype and isinstance(norm, LayerNormFp32):
-        # CUDA's kernel computes in fp32, whatever the type of its arguments, which autocast would convert.
+        # CUDA's kernel computes in fp32, whatever the type of its arguments, which autocast would
+        # convert.
         with torch.autocast("cuda", enabled=False):
             return F.layer_norm(
                 x, norm.normalized_shape, kept(norm.weight, dtype), kept(norm.bias, dtype), norm.eps
@@ -92,7 +99,8 @@ def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
 class ScaledMLP(torch.autograd.Function):
     """silu(scale x A + a) B / scale + b for frozen A, B.
 
-    The products multiply by these numbers, which cancel in the gradient, so that no pass over the hidden values does.
+    The products multiply by these numbers, which cancel in the gradient, so that no pass over the
+    hidden values does.
     """
 
     @staticmethod

@@ -1,8 +1,10 @@
-"""Files of a model hub beside the weights: a repository of open_clip's form, tokenisers, and sizes of text towers.
+"""Files of a model hub beside the weights: a repository of open_clip's form, tokenisers, and sizes
+of text towers.
 
-huggingface_hub keeps all of it in its cache (HF_HOME), so that the next run needs no network. Nothing that it holds is
-run: tokenisers and configurations are data. A configuration cannot choose whose files are fetched:
-they are those of the repository that the user names, and of the names in open_clip's own ones.
+huggingface_hub keeps all of it in its cache (HF_HOME), so that the next run needs no network.
+Nothing that it holds is run: tokenisers and configurations are data. A configuration cannot choose
+whose files are fetched: they are those of the repository that the user names, and of the names in
+open_clip's own ones.
 """
 
 import re
@@ -44,13 +46,17 @@ PACKAGE = "pip install -r requirements-hf.txt"
 
 
 def repository(name: str, cache: str | None) -> Path:
-    """The weights of hf-hub:OWNER/NAME with `open_clip_config.json` in their folder; downloaded if they are not there.
+    """The weights of hf-hub:OWNER/NAME with `open_clip_config.json` in their folder; downloaded if
+    they are not there.
 
     Raises:
         ClipError: there is no such repository, there is no connection, or the weights are damaged.
     """
     repo = name.removeprefix(PREFIX)
-    remedy = f"check the name and the connection, or put {CONFIG} and its weights into a folder, and give it"
+    remedy = (
+        f"check the name and the connection, or put {CONFIG} and its weights into a folder, "
+        "and give it"
+    )
     config = file_of(repo, [CONFIG], cache, remedy)
     return file_of(repo, WEIGHTS, cache, remedy, config.parent.name)
 
@@ -58,7 +64,8 @@ def repository(name: str, cache: str | None) -> Path:
 def file_of(
     repo: str, files: Sequence[str], cache: str | None, remedy: str, revision: str | None = None
 ) -> Path:
-    """The first of some files that the cache has of a repository, or else the first that the hub has, downloaded.
+    """The first of some files that the cache has of a repository, or else the first that the hub
+    has, downloaded.
 
     The name of a large file in the cache is the SHA-256 that the hub says it has.
 
@@ -102,7 +109,9 @@ def cached_file(
 
 
 def config_file(name: str, cache: str | None) -> Path:
-    """The configuration of hf-hub:OWNER/NAME, without its weights; arguments and errors are those of `repository`."""
+    """The configuration of hf-hub:OWNER/NAME, without its weights; arguments and errors are those
+    of `repository`.
+    """
     here = cached_file(name.removeprefix(PREFIX), [CONFIG], cache)
     return Path(here) if here else repository(name, cache).with_name(CONFIG)
 
@@ -185,7 +194,9 @@ def text_model(text_cfg: dict, folder: Path, repo: str | None) -> dict:
 
 
 def from_hub(make: Callable, what: str, here: Path | None, folder: Path) -> Any:
-    """What `make(only_here)` returns: of files in `here` or, without it, of the hub and its cache."""
+    """What `make(only_here)` returns: of files in `here` or, without it, of the hub and its
+    cache.
+    """
     try:
         try:
             return make(True)

@@ -1,4 +1,6 @@
-"""Imports open_clip alone: timm, which it needs, imports wandb where that is installed, and this takes seconds."""
+"""Imports open_clip alone: timm, which it needs, imports wandb where that is installed, and this
+takes seconds.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""The layout of the text tower's tokens: a prefix that all rows share, and the packed tokens after it."""
+"""The layout of the text tower's tokens: a prefix that all rows share, and the packed tokens after
+it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,8 +16,8 @@ from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from .schedule import TextPrompts
 
-# Up to this many tokens attend together, under a mask: on a CPU 450 do so faster than row by row, and 900 slower. A GPU
-# needs fewer launches for it.
+# Up to this many tokens attend together, under a mask: on a CPU 450 do so faster than row by row,
+# and 900 slower. A GPU needs fewer launches for it.
 AT_ONCE = 512
 
 
@@ -46,7 +48,9 @@ class GatherIndex:
 
 
 class IndexSelect(torch.autograd.Function):
-    """`x.index_select(1, token)`, whose gradient is one operation that always adds up in the same order."""
+    """`x.index_select(1, token)`, whose gradient is one operation that always adds up in the same
+    order.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor, start: Tensor) -> Tensor:
@@ -83,8 +87,8 @@ class Packing:
     Attributes:
         prefix: P.
         packed: N.
-        padded_index: (C, longest) the packed token at each place of the rows after the prefix; after EOT the same EOT
-            again.
+        padded_index: (C, longest) the packed token at each place of the rows after the prefix;
+            after EOT the same EOT again.
         lengths: (C,) number of packed tokens of each row.
         dtype: of the masks.
     """
@@ -116,7 +120,9 @@ class Packing:
 
     @memoized
     def without_sharing(self, prefix: int, more: int) -> "Packing":
-        """Rows after another prefix, each longer by `more` packed tokens, which share none; computed once."""
+        """Rows after another prefix, each longer by `more` packed tokens, which share none;
+        computed once.
+        """
         token = count()
         rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
         return self.of_rows(rows, prefix, self.lengths.device)
@@ -150,7 +156,8 @@ class Packing:
 
     @cached_property
     def attended(self) -> Tensor | None:
-        """(P + N, P + N) whether a token attends to another: to those before it in its rows, and to itself.
+        """(P + N, P + N) whether a token attends to another: to those before it in its rows, and to
+        itself.
 
         None for more than `AT_ONCE` tokens.
         """
@@ -168,7 +175,9 @@ class Packing:
 
     @cached_property
     def eot_mask(self) -> Tensor:
-        """(C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, length), for the places of its row."""
+        """(C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, length), for the places
+        of its row.
+        """
         if self.attended is not None:
             return additive(self.attended[self.rows[:, -1]], self.dtype)
         position = torch.arange(self.length, device=self.lengths.device)
@@ -182,7 +191,8 @@ class Packing:
     @cached_property
     def to_tokens(self) -> GatherIndex:
         """The first of these places for each token."""
-        # The sort in `GatherIndex.of` is stable: the places of a token are in order, and its first one is at `start`.
+        # The sort in `GatherIndex.of` is stable: the places of a token are in order, and its first
+        # one is at `start`.
         return GatherIndex.of(self.to_rows.place[self.to_rows.start], self.classes * self.length)
 
     @cached_property
@@ -200,7 +210,9 @@ class Packing:
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as numbers. Its rows begin at multiples of 16, else CUDA's kernels copy it in each layer."""
+    """A mask as numbers. Its rows begin at multiples of 16, else CUDA's kernels copy it in each
+    layer.
+    """
     width = mask.shape[-1]
     padded = F.pad(mask, (0, -width % 16))
     return torch.zeros(padded.shape, dtype=dtype, device=mask.device).masked_fill_(
@@ -210,7 +222,8 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the tokens of C rows are computed: P in a prefix that all rows share, N packed after it.
+    """Where the tokens of C rows are computed: P in a prefix that all rows share, N packed after
+    it.
 
     Attributes:
         packing: where the tokens are in the rows.
@@ -235,8 +248,9 @@ _layouts = WeakTensorKeyDictionary()
 def layout_of(prompts: TextPrompts) -> Layout:
     """`token_layout` of these prompts, computed once for each text.
 
-    The cache keeps the latest layout for each tensor of ids, and no tensor alive. A layout is valid for the same
-    slots, as long as neither tensor is edited in place (autograd counts edits in `_version`).
+    The cache keeps the latest layout for each tensor of ids, and no tensor alive. A layout is valid
+    for the same slots, as long as neither tensor is edited in place (autograd counts edits in
+    `_version`).
     """
     ids, slots = prompts.ids, prompts.slots
     if ids.is_inference() or (
@@ -256,15 +270,16 @@ def layout_of(prompts: TextPrompts) -> Layout:
 def token_layout(prompts: TextPrompts) -> Layout:
     """Where the tokens of each class are computed.
 
-    For example "Audi S4", "Audi S5" and "BMW", after two context vectors v1 and v2 that all classes share:
+    For example "Audi S4", "Audi S5" and "BMW", after two context vectors v1 and v2 that all classes
+    share:
 
         SOS v1 v2 Audi S4 EOT            0  2  5
         SOS v1 v2 Audi S5 EOT            0  3  6
         SOS v1 v2 BMW EOT                1  4  4
         -- P = 3 --                   padded_index
 
-    The suffixes have N = 7 different beginnings, so many tokens are packed: Audi, BMW, S4, S5, EOT of BMW, of S4 and
-    of S5, and lengths = [3, 3, 2].
+    The suffixes have N = 7 different beginnings, so many tokens are packed: Audi, BMW, S4, S5, EOT
+    of BMW, of S4 and of S5, and lengths = [3, 3, 2].
     """
     contents = row_contents(prompts)  # C lists
     # P: the tokens that all rows begin with, without EOT: it is read, so each row needs its own.
@@ -287,7 +302,9 @@ def token_layout(prompts: TextPrompts) -> Layout:
 
 
 def row_contents(prompts: TextPrompts) -> list[list[int]]:
-    """Each row up to EOT as token ids, with a negative number for each learned vector; equal numbers, equal input."""
+    """Each row up to EOT as token ids, with a negative number for each learned vector; equal
+    numbers, equal input.
+    """
     slots = prompts.ctx_positions  # (C, n)
     vectors = -1 - torch.arange(
         slots.numel(), dtype=prompts.ids.dtype, device=slots.device
@@ -303,8 +320,8 @@ def row_contents(prompts: TextPrompts) -> list[list[int]]:
 def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
     """The node of each token in the trie of the suffixes.
 
-    A node is a different beginning of a suffix. They are numbered from 0, the shortest first, then in order of their
-    contents.
+    A node is a different beginning of a suffix. They are numbered from 0, the shortest first, then
+    in order of their contents.
     """
     nodes: list[list[int]] = [[] for _ in suffixes]
     count = 0

@@ -1,8 +1,10 @@
-"""The two towers under a prompt schedule, in their straightforward form: the reference for any faster form.
+"""The two towers under a prompt schedule, in their straightforward form: the reference for any
+faster form.
 
-As in the published implementations, every class runs through all positions of every layer. This form is that of every
-open_clip model. In the image tower prompts follow the patches. Pooling by attention reads them as it reads all tokens.
-A mean is over the patches alone, as in the paper of VPT (Jia et al., 2022, Sec. 4.3).
+As in the published implementations, every class runs through all positions of every layer. This
+form is that of every open_clip model. In the image tower prompts follow the patches. Pooling by
+attention reads them as it reads all tokens. A mean is over the patches alone, as in the paper of
+VPT (Jia et al., 2022, Sec. 4.3).
 """
 
 from typing import Any
@@ -27,13 +29,14 @@ def encode_image(
     Args:
         clip: the frozen backbone.
         images: (batch, 3, H, W), normalised.
-        schedule: entry 0 enters after the positional embedding, before `norm` (or after it: `Edit.after_norm`).
-        read: what to return besides the feature: `prompts`, `patches`, `local`, or numbers of layers, whose input is
-            returned.
+        schedule: entry 0 enters after the positional embedding, before `norm` (or after it:
+            `Edit.after_norm`).
+        read: what to return besides the feature: `prompts`, `patches`, `local`, or numbers of
+            layers, whose input is returned.
 
     Raises:
-        ClipError: the schedule is invalid, a layer does not exist, or the image tower is not a vision transformer and
-            there are prompts or something to read.
+        ClipError: the schedule is invalid, a layer does not exist, or the image tower is not a
+            vision transformer and there are prompts or something to read.
     """
     images = images.to(next(clip.visual.parameters()).dtype)
     if not takes_prompts(clip):
@@ -63,7 +66,9 @@ def encode_image(
 
 
 def image_input(norm: nn.Module, x: Tensor, schedule: Schedule, layer: int) -> Tensor:
-    """The input of a layer: the output of the one before, edited. That of layer 0 also goes through `norm`."""
+    """The input of a layer: the output of the one before, edited. That of layer 0 also goes through
+    `norm`.
+    """
     change = schedule[layer] if layer < len(schedule) else Edit()
     if layer == 0 and change.after_norm:
         x = norm(x)
@@ -72,10 +77,11 @@ def image_input(norm: nn.Module, x: Tensor, schedule: Schedule, layer: int) -> T
 
 
 def patch_features(tower: Any, x: Tensor) -> Tensor:
-    """Features of single patches, (batch, patches, joint width), as `blocks.local_features` computes CLIP's.
+    """Features of single patches, (batch, patches, joint width), as `blocks.local_features`
+    computes CLIP's.
 
-    In the last layer each token reads itself alone, so that attention returns its value. Then the patch is pooled as if
-    it were all tokens.
+    In the last layer each token reads itself alone, so that attention returns its value. Then the
+    patch is pooled as if it were all tokens.
     """
     alone = torch.full(
         (x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype, device=x.device
@@ -87,7 +93,8 @@ def patch_features(tower: Any, x: Tensor) -> Tensor:
 
 
 def resnet_output(visual: Any, images: Tensor) -> ImageOutput:
-    """The output of CLIP's ResNet with local features: the last map through the value path of its attention pooling.
+    """The output of CLIP's ResNet with local features: the last map through the value path of its
+    attention pooling.
 
     Raises:
         ClipError: another kind of image tower.
@@ -105,14 +112,16 @@ def resnet_output(visual: Any, images: Tensor) -> ImageOutput:
 
 
 def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
-    """Text features of classes under text prompts, for texts of any tokeniser, causal or not, and read at any token.
+    """Text features of classes under text prompts, for texts of any tokeniser, causal or not, and
+    read at any token.
 
     Args:
         clip: the frozen backbone.
         prompts: rows of tokens, the learned vectors among them and the deep edits.
 
     Returns:
-        (classes, joint width), not normalised; (images, classes, joint width) if `ctx` differs by image.
+        (classes, joint width), not normalised; (images, classes, joint width) if `ctx` differs by
+        image.
 
     Raises:
         ClipError: the schedule is invalid.
@@ -130,7 +139,8 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
     blocks, present, keys = text_blocks(clip), prompts.n_ctx, None
     if getattr(clip, "cls_emb", None) is not None:
         x = torch.cat([x, clip.cls_emb.to(x.dtype).expand(len(x), 1, -1)], dim=1)
-        # Which tokens are read: as in the published weights, whose mask is one position late for all but the first.
+        # Which tokens are read: as in the published weights, whose mask is one position late for
+        # all but the first.
         keys = torch.cat(
             [torch.ones_like(ids[:, :1], dtype=torch.bool), ids != clip.text_pad_id], dim=1
         )
@@ -184,7 +194,9 @@ def end_of_texts(clip: Any, ids: Tensor) -> Tensor:
 
 
 def mask_of(clip: Any, x: Tensor, keys: Tensor | None, block: Any) -> Tensor | None:
-    """The mask that a layer adds to its scores: 0 where a token reads another, else -inf; None if all are read."""
+    """The mask that a layer adds to its scores: 0 where a token reads another, else -inf; None if
+    all are read.
+    """
     mask = None
     if clip.attn_mask is not None:
         mask = nn.Transformer.generate_square_subsequent_mask(
@@ -215,7 +227,9 @@ def by_hugging_face(clip: Any, x: Tensor, prompts: TextPrompts) -> Tensor:
 
 
 def text_output(clip: Any, x: Tensor) -> Tensor:
-    """Text features from the last layer's output at the end of the texts: (..., width) -> (..., joint width)."""
+    """Text features from the last layer's output at the end of the texts: (..., width) -> (...,
+    joint width).
+    """
     x, projection = clip.ln_final(x).to(clip.transformer.get_cast_dtype()), clip.text_projection
     if projection is None:
         return x

@@ -14,7 +14,9 @@ from .backbone import CLIP
 
 
 def random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A reproducible fp32 tensor for a parameter of this name and shape, scaled so that activations stay moderate."""
+    """A reproducible fp32 tensor for a parameter of this name and shape, scaled so that activations
+    stay moderate.
+    """
     parent, name = (["", *key.split(".")])[-2:]
     if name == "logit_scale":
         return torch.tensor(4.6052)
@@ -59,7 +61,8 @@ def random_clip(
     config["text_cfg"]["heads"] = config["text_cfg"]["width"] // 64
     model = CLIP(**config | {"quick_gelu": True})
     for key, parameter in model.named_parameters():
-        # A ResNet's convolutions and BatchNorm keep open_clip's own initialisation, which is made for them.
+        # A ResNet's convolutions and BatchNorm keep open_clip's own initialisation, which is made
+        # for them.
         if hasattr(model.visual, "transformer") or not key.startswith(
             ("visual.layer", "visual.bn", "visual.conv")
         ):

@@ -1,9 +1,9 @@
 """The prompt schedule: which vectors are removed and added before each layer of a tower.
 
-Three operations describe every prompt-learning method on CLIP (Huang et al., 2025, Sec. IV, Table I): *remove* takes
-prompts off the end of the previous layer's output, *add* appends new ones to the layer's input, and *carry* passes on
-all prompts that were not removed. Deep prompting removes all and adds as many; shallow prompting only ever adds
-before layer 0.
+Three operations describe every prompt-learning method on CLIP (Huang et al., 2025, Sec. IV, Table
+I): *remove* takes prompts off the end of the previous layer's output, *add* appends new ones to the
+layer's input, and *carry* passes on all prompts that were not removed. Deep prompting removes all
+and adds as many; shallow prompting only ever adds before layer 0.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,13 @@ class Edit:
 
     Args:
         remove: number of prompts to take off the end of those present.
-        add: vectors to append then: (n, width), or (batch, n, width) for each sequence its own; in the text tower also
-            (images, 1, n, width) or (images, classes, n, width); None adds nothing.
-        after_norm: in layer 0 of the image tower, whether the vectors enter after `ln_pre` rather than before it.
-        weight: of the vectors in a mix with the prompts that they replace, as many; at 1 nothing is left of these.
+        add: vectors to append then: (n, width), or (batch, n, width) for each sequence its own; in
+            the text tower also (images, 1, n, width) or (images, classes, n, width); None adds
+            nothing.
+        after_norm: in layer 0 of the image tower, whether the vectors enter after `ln_pre` rather
+            than before it.
+        weight: of the vectors in a mix with the prompts that they replace, as many; at 1 nothing is
+            left of these.
     """
 
     remove: int = 0
@@ -43,29 +46,33 @@ class Edit:
 
 
 def by_row(vectors: Tensor | None) -> bool:
-    """Whether vectors (n, width), (rows, n, width) or (images, 1 or rows, n, width) differ by row."""
+    """Whether vectors (n, width), (rows, n, width) or (images, 1 or rows, n, width) differ by
+    row.
+    """
     return vectors is not None and (
         vectors.dim() == 3 or (vectors.dim() == 4 and vectors.shape[1] > 1)
     )
 
 
-# Entry l is applied before layer l; layers beyond the last entry carry all prompts. Empty entries at the start let the
-# first prompts enter at a later layer.
+# Entry l is applied before layer l; layers beyond the last entry carry all prompts. Empty entries
+# at the start let the first prompts enter at a later layer.
 Schedule = Sequence[Edit]
 
 
 @dataclass(frozen=True)
 class TextPrompts:
-    """The input of the text tower: a row of tokens for each class, with learned vectors at some positions.
+    """The input of the text tower: a row of tokens for each class, with learned vectors at some
+    positions.
 
     Args:
         ids: (classes, context_length) token ids; those at `slots` are placeholders.
         ctx: learned vectors, (n, width) for all classes, (classes, n, width) for each its own, or
-            (images, 1, n, width) or (images, classes, n, width) for each image its own; None for plain text.
+            (images, 1, n, width) or (images, classes, n, width) for each image its own; None for
+            plain text.
         slots: (classes, n) positions of the learned vectors; None means 1..n, directly after SOS.
-        deep: edits of the prompts at positions 1..n; with n = 0 the first ones enter directly after SOS, and EOT moves.
-            Vectors added here get no positional embedding, unlike `ctx`, also before layer 0. They may differ by image
-            if `ctx` does, which may have n = 0 for that.
+        deep: edits of the prompts at positions 1..n; with n = 0 the first ones enter directly after
+            SOS, and EOT moves. Vectors added here get no positional embedding, unlike `ctx`, also
+            before layer 0. They may differ by image if `ctx` does, which may have n = 0 for that.
     """
 
     ids: Tensor
@@ -116,12 +123,14 @@ def prompt_lengths(
     """The number of prompts in each layer's input.
 
     Args:
-        adds, removes: how many are added and removed before each layer; layers beyond the last entry carry all.
+        adds, removes: how many are added and removed before each layer; layers beyond the last
+            entry carry all.
         layers: the tower's depth.
         present: the number before any of these changes.
 
     Raises:
-        ClipError: more entries than layers, or more removed than present; the message names the layer.
+        ClipError: more entries than layers, or more removed than present; the message names the
+            layer.
     """
     if len(adds) > layers:
         raise ClipError(
@@ -161,7 +170,9 @@ def check_edits(schedule: Schedule, present: int, layers: int) -> int:
 
 
 def edit(x: Tensor, change: Edit, end: int) -> Tensor:
-    """Remove `change.remove` tokens before position `end` of (batch, positions, width) and put the new ones there."""
+    """Remove `change.remove` tokens before position `end` of (batch, positions, width) and put the
+    new ones there.
+    """
     if not change.remove and not change.added:
         return x
     kept, removed, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)

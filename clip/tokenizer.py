@@ -1,4 +1,6 @@
-"""Texts as rows of token ids: CLIP's byte pairs (open_clip's copy) with OpenAI's `tokenize`, and other tokenisers."""
+"""Texts as rows of token ids: CLIP's byte pairs (open_clip's copy) with OpenAI's `tokenize`, and
+other tokenisers.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -67,7 +69,9 @@ class Tokenizer:
         self.context_length = context_length
 
     def __call__(self, texts: list[str], truncate: bool = False) -> Tensor:
-        """(texts, context length) int32; ClipError for a text that is too long, unless it may be cut."""
+        """(texts, context length) int32; ClipError for a text that is too long, unless it may be
+        cut.
+        """
         return tokenize(texts, self.context_length, truncate)
 
     def length(self, text: str) -> int:
@@ -84,10 +88,12 @@ class Tokenizer:
 
 
 class OtherTokenizer(Tokenizer):
-    """A tokeniser of another vocabulary; what it writes ahead of a text and after it is seen from what it does.
+    """A tokeniser of another vocabulary; what it writes ahead of a text and after it is seen from
+    what it does.
 
     Args:
-        encode: (texts, length) -> (texts, length), the rows of open_clip's tokeniser, padded and cut to a length.
+        encode: (texts, length) -> (texts, length), the rows of open_clip's tokeniser, padded and
+            cut to a length.
         decode: a token -> its text.
     """
 
@@ -113,7 +119,8 @@ class OtherTokenizer(Tokenizer):
         rows, room = [], self.context_length - len(self.ahead) - max(1, len(self.end))
         for text, ids in zip(texts, self.contents(texts), strict=True):
             row = [*self.ahead, *(ids[:room] if truncate else ids), *self.end]
-            # A text without an end has one token of padding after it, as these tokenisers cut long texts.
+            # A text without an end has one token of padding after it, as these tokenisers cut long
+            # texts.
             if len(row) + (not self.end) > self.context_length:
                 raise too_long(text, len(row), self.context_length)
             rows.append(row + [self.pad] * (self.context_length - len(row)))
@@ -123,7 +130,9 @@ class OtherTokenizer(Tokenizer):
         return self.decode(token)
 
     def contents(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of texts without those ahead of them and after them; one for each place-holder at the start."""
+        """The tokens of texts without those ahead of them and after them; one for each place-holder
+        at the start.
+        """
         counts = [leading_placeholders(text) for text in texts]
         words = [
             text[count * (len(PLACEHOLDER) + 1) :]

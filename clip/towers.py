@@ -10,8 +10,8 @@ from torch import Tensor
 from .errors import ClipError
 from .schedule import Schedule, TextPrompts
 
-# What can be read besides the image feature: "prompts", "patches", "local", or the input of a layer, by its number from
-# 0 (from the end if it is negative).
+# What can be read besides the image feature: "prompts", "patches", "local", or the input of a
+# layer, by its number from 0 (from the end if it is negative).
 Read = Collection[str | int]
 
 
@@ -21,12 +21,13 @@ class ImageOutput:
 
     Attributes:
         feature: (batch, joint width), not normalised.
-        prompts: (batch, n, width), the last layer's output at the prompts, after `ln_post`; None if it was not read.
+        prompts: (batch, n, width), the last layer's output at the prompts, after `ln_post`; None if
+            it was not read.
         patches: (batch, rows * columns, width), the same at the patches.
-        local: (batch, rows * columns, joint width), not normalised: features of single patches (`local_features`). A
-            ResNet has these, too.
-        inputs: (batch, tokens, width), the input of each layer that was read, by the number it was asked for: CLS, the
-            patches row by row, the prompts.
+        local: (batch, rows * columns, joint width), not normalised: features of single patches
+            (`local_features`). A ResNet has these, too.
+        inputs: (batch, tokens, width), the input of each layer that was read, by the number it was
+            asked for: CLS, the patches row by row, the prompts.
     """
 
     feature: Tensor

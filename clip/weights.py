@@ -1,4 +1,6 @@
-"""Files of backbone weights: OpenAI's names and their verified download, and the forms of a weight file."""
+"""Files of backbone weights: OpenAI's names and their verified download, and the forms of a weight
+file.
+"""
 
 import os
 import stat
@@ -72,10 +74,12 @@ def small_file() -> Path:
 
 
 def openai_file(name: str, cache: str | None = None) -> Path:
-    """The verified weight file of an OpenAI name: the one in the folder `cache` (by default CACHE), or a new download.
+    """The verified weight file of an OpenAI name: the one in the folder `cache` (by default CACHE),
+    or a new download.
 
     Raises:
-        ClipError: the download fails, and received bytes are kept to be resumed; or it has another SHA-256.
+        ClipError: the download fails, and received bytes are kept to be resumed; or it has another
+            SHA-256.
     """
     url = URLS[name]
     path = Path(cache or CACHE).expanduser() / os.path.basename(url)
@@ -94,7 +98,10 @@ def openai_file(name: str, cache: str | None = None) -> Path:
                     raise DownloadError("its SHA-256 is wrong")
                 partial.replace(path)
     except (OSError, DownloadError) as error:
-        remedy = f"run the same command again to resume, put a verified copy at {path}, or give a file as the backbone"
+        remedy = (
+            f"run the same command again to resume, put a verified copy at {path}, or give a "
+            "file as the backbone"
+        )
         raise ClipError(f"cannot download {name} from {url} ({error})", remedy) from error
     return path
 
@@ -110,7 +117,8 @@ def is_published(path: Path, name: str) -> bool:
 
 
 def regular_file(name: str | Path) -> Path:
-    """The path of a weight file that exists and is neither a folder nor a pipe, a socket or a device.
+    """The path of a weight file that exists and is neither a folder nor a pipe, a socket or a
+    device.
 
     Raises:
         ClipError: there is no such file.
@@ -135,9 +143,9 @@ def regular_file(name: str | Path) -> Path:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a backbone file, by OpenAI's names.
 
-    Accepted are plain state dicts (also in a training checkpoint's `state_dict`, also with `module.` before the names),
-    `.safetensors`, and OpenAI's TorchScript archives, once their SHA-256 is a published one: loading an archive runs
-    the code in it.
+    Accepted are plain state dicts (also in a training checkpoint's `state_dict`, also with
+    `module.` before the names), `.safetensors`, and OpenAI's TorchScript archives, once their
+    SHA-256 is a published one: loading an archive runs the code in it.
 
     Returns:
         tensors on the CPU, which may share memory with one another.
@@ -176,7 +184,10 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         ClipError: it is not one of them.
     """
     if sha256(identity(path)) not in map(published_sha256, URLS):
-        what = f"backbone file {path} is a TorchScript archive, a program, and not one that OpenAI published"
+        what = (
+            f"backbone file {path} is a TorchScript archive, a program, and not one that OpenAI "
+            "published"
+        )
         raise ClipError(
             what, "convert it: save its `state_dict()` with torch.save, and give that file", path
         )

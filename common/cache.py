@@ -1,4 +1,6 @@
-"""Arrays that are kept on disk for other runs: one file for each, with a checksum, and a limit on the size of all."""
+"""Arrays that are kept on disk for other runs: one file for each, with a checksum, and a limit on
+the size of all.
+"""
 
 import hashlib
 import mmap
@@ -21,21 +23,24 @@ ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file
 class DiskCache:
     """The files of one kind in a folder. Several processes and threads may use them.
 
-    A file has the bytes of an array, then the SHA-256 of its key, of its form (type and shape) and of these bytes: one
-    that is damaged, renamed or of another form is not there.
+    A file has the bytes of an array, then the SHA-256 of its key, of its form (type and shape) and
+    of these bytes: one that is damaged, renamed or of another form is not there.
     """
 
     folder: Path  # may be missing
     kind: str  # begins the names of the files
     what: str  # the arrays, in messages
-    limit: float  # of the size of all these files, in bytes: those that were not used for longest are deleted first
+    # Of the size of all these files, in bytes: those that were not used for longest are deleted
+    # first
+    limit: float
     setting: str = ""  # the key of the limit, in messages
 
     def file(self, key: str) -> Path:
         return self.folder / f"{self.kind}-{key}.cache"
 
     def get(self, key: str, form: str, nbytes: int) -> mmap.mmap | None:
-        """The file of a key, mapped into memory: `nbytes` of an array, then the checksum. None if there is none.
+        """The file of a key, mapped into memory: `nbytes` of an array, then the checksum. None if
+        there is none.
 
         Args:
             key: 32 letters, a checksum of all that the array depends on.
@@ -59,7 +64,8 @@ class DiskCache:
         return content
 
     def put(self, key: str, form: str, nbytes: int, parts: Iterable[Any]) -> bool:
-        """Keep an array, given as the parts of its bytes. Returns whether it is kept; if it is not, this prints why.
+        """Keep an array, given as the parts of its bytes. Returns whether it is kept; if it is not,
+        this prints why.
 
         Raises:
             UsageError: as the iterable `parts` raises it.

@@ -12,8 +12,8 @@ LARGEST_EPOCH = 2**53
 
 
 def newest_name(folder: str | os.PathLike) -> str | None:
-    """The name in the text file `checkpoint` of a folder of checkpoints; None without that file. Raises UsageError if
-    it does not name a file of this folder."""
+    """The name in the text file `checkpoint` of a folder of checkpoints; None without that file.
+    Raises UsageError if it does not name a file of this folder."""
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
         return None
@@ -26,7 +26,9 @@ def newest_name(folder: str | os.PathLike) -> str | None:
 
 
 def checkpoint_names(folder: str | os.PathLike, epoch: int | None) -> list[str]:
-    """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the newest first."""
+    """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the
+    newest first.
+    """
     if epoch is not None:
         return [f"model.pth.tar-{epoch}"]
     names: list[str | None] = ["model-best.pth.tar"]

@@ -1,4 +1,6 @@
-"""Downloads over http(s) that resume after an interruption, and archives that are unpacked into one folder."""
+"""Downloads over http(s) that resume after an interruption, and archives that are unpacked into one
+folder.
+"""
 
 import shutil
 import tarfile
@@ -37,8 +39,8 @@ def download(url: str, partial: Path, most: int) -> None:
         most: upper bound on its size in bytes.
 
     Raises:
-        DownloadError: the server cannot be reached, has no such file, or a larger one. Received bytes stay in
-            `partial`, unless they are too many.
+        DownloadError: the server cannot be reached, has no such file, or a larger one. Received
+            bytes stay in `partial`, unless they are too many.
         OSError: `partial` cannot be written.
     """
     import requests  # only downloads need it
@@ -98,8 +100,8 @@ def receive(url: str, partial: Path, most: int) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into a folder, which may exist.
 
-    Nothing is written outside the folder: `zipfile` removes absolute paths and `..` from the names and makes no links;
-    `tarfile`'s filter "data" refuses them, and devices.
+    Nothing is written outside the folder: `zipfile` removes absolute paths and `..` from the names
+    and makes no links; `tarfile`'s filter "data" refuses them, and devices.
 
     Raises:
         UsageError: the archive is damaged, or has a member that is refused.

@@ -11,13 +11,14 @@ LEAST_LIKENESS = 0.6  # of a suggested name, from 0 to 1
 class UsageError(ValueError):
     """Raised for something that the person running a command can fix.
 
-    Its text is one line: `where: what: remedy`. Commands print it without a traceback and exit with status 2
-    (`--debug` shows the traceback).
+    Its text is one line: `where: what: remedy`. Commands print it without a traceback and exit with
+    status 2 (`--debug` shows the traceback).
 
     Args:
         what: the fault.
         remedy: the next step.
-        where: the file, folder or setting that is concerned; printed unless `what` names it already.
+        where: the file, folder or setting that is concerned; printed unless `what` names it
+            already.
     """
 
     def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
@@ -43,11 +44,15 @@ class MissingFileError(UsageError, FileNotFoundError):
 
 
 class UnknownNameError(UsageError, KeyError):
-    """Raised for an unknown name of a setting or of a registered object; also a `KeyError`, as in yacs."""
+    """Raised for an unknown name of a setting or of a registered object; also a `KeyError`, as in
+    yacs.
+    """
 
 
 def one_line(text: object) -> str:
-    """At most 200 printable characters of a text, or of an error; the name of its class if it has no text."""
+    """At most 200 printable characters of a text, or of an error; the name of its class if it has
+    no text.
+    """
     line = " ".join(str(text).split()) or type(text).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in line[:200])
 
@@ -81,8 +86,8 @@ def check_name(
     where: str | PathLike | None = None,
     otherwise: str = "",
 ) -> None:
-    """Check that `name` is one of the known ones. Raises UsageError if it is not. The message names the closest one, or
-    all of them, and ends with `otherwise`."""
+    """Check that `name` is one of the known ones. Raises UsageError if it is not. The message names
+    the closest one, or all of them, and ends with `otherwise`."""
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
         near = closest(name, names)

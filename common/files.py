@@ -1,4 +1,6 @@
-"""Files and folders that are written completely or not at all, their checksums, and errors about missing ones."""
+"""Files and folders that are written completely or not at all, their checksums, and errors about
+missing ones.
+"""
 
 import errno
 import fcntl
@@ -19,18 +21,20 @@ from .errors import UsageError
 BLOCK = 1 << 20
 LOOKED_AT = 200  # entries of a folder
 SHOWN = 20  # names in a message
-PARTIAL = r"\..+\.\d+-\d+\.partial"  # name of an unfinished file, with the numbers of its process and thread
+# Name of an unfinished file, with the numbers of its process and thread
+PARTIAL = r"\..+\.\d+-\d+\.partial"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of writing, whose errors name no file
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path next to `path` to write to. At the end its content is on the disk, and replaces `path` in one step.
+    """A path next to `path` to write to. At the end its content is on the disk, and replaces `path`
+    in one step.
 
     After an error it is deleted, and `path` is what it was.
 
-    Raises OSError if the disk is full or the folder is not writable; its text says so and names `path`. Other errors of
-    the body stay as they are.
+    Raises OSError if the disk is full or the folder is not writable; its text says so and names
+    `path`. Other errors of the body stay as they are.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{get_native_id()}.partial")
     try:
@@ -53,7 +57,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the list of files of a folder, is on the disk: a power cut leaves it as it is."""
+    """Wait until a file, or the list of files of a folder, is on the disk: a power cut leaves it as
+    it is.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +68,9 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file, all at once or part by part, completely or not at all; errors are those of `replacing`."""
+    """Write a file, all at once or part by part, completely or not at all; errors are those of
+    `replacing`.
+    """
     with replacing(path) as partial, open(partial, "xb") as file:
         for part in [content] if isinstance(content, bytes) else content:
             file.write(part)
@@ -70,10 +78,11 @@ def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 @contextmanager
 def scratch(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new private folder `parent/prefix...`, deleted at the end. Folders that killed processes left are deleted, too.
+    """A new private folder `parent/prefix...`, deleted at the end. Folders that killed processes
+    left are deleted, too.
 
-    A lock of the kernel (flock) on a folder shows that its process lives. Raises OSError if `parent` is missing, full
-    or not writable.
+    A lock of the kernel (flock) on a folder shows that its process lives. Raises OSError if
+    `parent` is missing, full or not writable.
     """
     remove_left(parent, prefix)
     folder = Path(mkdtemp(prefix=prefix, dir=parent))
@@ -99,7 +108,9 @@ def remove_left(parent: Path, prefix: str) -> None:
 
 
 def held(folder: Path) -> int | None:
-    """The descriptor of a new folder, with a lock; None if another process has taken it for one that was left."""
+    """The descriptor of a new folder, with a lock; None if another process has taken it for one
+    that was left.
+    """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -127,10 +138,12 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
     """A folder to write to. At the end its files are in `folder`; after an error it is deleted.
 
     Args:
-        folder: new, or empty. Files that an interrupted call has left there are replaced if `key` is equal.
+        folder: new, or empty. Files that an interrupted call has left there are replaced if `key`
+            is equal.
         key: name of the file that describes the others; it is moved to `folder` first.
 
-    Raises UsageError if `folder` exists already, and is not such a folder; or nothing can be written there.
+    Raises UsageError if `folder` exists already, and is not such a folder; or nothing can be
+    written there.
     """
     there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
     parent = (
@@ -166,8 +179,8 @@ def stage_prefix(folder: Path) -> str:
 
 
 def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None:
-    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`, if it exists yet. Raises
-    UsageError if it has other files."""
+    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`, if it
+    exists yet. Raises UsageError if it has other files."""
     names = os.listdir(folder) if folder.is_dir() else []
     others = [name for name in names if not name.startswith(stage_prefix(folder))]
     files = folder / key, (stage or folder) / key
@@ -178,8 +191,8 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
 
 
 def check_folder(path: Path, what: str, remedy: str) -> None:
-    """Check that a folder exists. Raises UsageError if it does not. The message is `what` (such as `there is no
-    folder`), the path, how far it exists, and `remedy`."""
+    """Check that a folder exists. Raises UsageError if it does not. The message is `what` (such as
+    `there is no folder`), the path, how far it exists, and `remedy`."""
     if path.is_dir():
         return
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
@@ -199,7 +212,9 @@ def check_folder(path: Path, what: str, remedy: str) -> None:
 
 
 def check_no_link(folder: Path, parent: Path) -> None:
-    """Raise UsageError if `folder`, or one between `parent` and it, is a link: it may lead out of `parent`."""
+    """Raise UsageError if `folder`, or one between `parent` and it, is a link: it may lead out of
+    `parent`.
+    """
     between = [folder, *folder.parents]
     for path in between[: between.index(parent)]:
         if path.is_symlink():

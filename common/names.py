@@ -1,4 +1,6 @@
-"""Names from people and from files: one check of class names and templates, and one way to print names."""
+"""Names from people and from files: one check of class names and templates, and one way to print
+names.
+"""
 
 import re
 from collections import Counter
@@ -10,17 +12,22 @@ from .errors import UsageError
 
 MOST = 100_000  # class names of a model: ImageNet-21k has 21,841
 LONGEST = 1000  # characters of a class name or a template: a text of 77 tokens has about 300
-# Letters that a terminal obeys, that end a line or that turn the direction of writing, and bytes that are not UTF-8.
+# Letters that a terminal obeys, that end a line or that turn the direction of writing, and bytes
+# that are not UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object) -> str:
-    """The text in one line that a terminal only shows: control characters become escapes such as \\x1b."""
+    """The text in one line that a terminal only shows: control characters become escapes such as
+    \\x1b.
+    """
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
 
 
 def width(text: str) -> int:
-    """The columns of a text in a terminal: a Chinese, Japanese or Korean letter has two, an accent none."""
+    """The columns of a text in a terminal: a Chinese, Japanese or Korean letter has two, an accent
+    none.
+    """
     return sum(
         0 if combining(letter) else 1 + (east_asian_width(letter) in "WF") for letter in text
     )
@@ -37,18 +44,24 @@ def plain(name: str) -> str:
 
 
 def as_clip_reads(name: str) -> str:
-    """A class name as CLIP's tokenizer reads it. CLIP cannot distinguish classes for which this is equal."""
+    """A class name as CLIP's tokenizer reads it. CLIP cannot distinguish classes for which this is
+    equal.
+    """
     return " ".join(plain(name).lower().split())
 
 
 def as_people_see(name: str) -> str:
-    """A class name without what nobody sees: how its accents are encoded (NFKC), and letters without a width."""
+    """A class name without what nobody sees: how its accents are encoded (NFKC), and letters
+    without a width.
+    """
     letters = normalize("NFKC", name)
     return as_clip_reads("".join(letter for letter in letters if category(letter) != "Cf"))
 
 
 def csv_cell(value: object) -> object:
-    """A value of a CSV file: a text is printable, and has ' in front where a spreadsheet would run it as a formula."""
+    """A value of a CSV file: a text is printable, and has ' in front where a spreadsheet would run
+    it as a formula.
+    """
     if not isinstance(value, str):
         return value
     return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
@@ -71,14 +84,16 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 def check_known_names(names: Sequence[object], where: str | PathLike | None = None) -> None:
-    """Check the class names of a dataset or a model. Two may be equal: ImageNet has "missile" and "sunglasses" twice.
+    """Check the class names of a dataset or a model. Two may be equal: ImageNet has "missile" and
+    "sunglasses" twice.
 
     Args:
         names: in the order of the labels.
         where: what has them, for the error.
 
     Raises:
-        UsageError: there are none or more than MOST, or one is empty, longer than LONGEST or has control characters.
+        UsageError: there are none or more than MOST, or one is empty, longer than LONGEST or has
+            control characters.
     """
     if not 0 < len(names) <= MOST:
         what = f"there are {len(names):,} class names" if names else "there are no class names"
@@ -97,10 +112,13 @@ def check_known_names(names: Sequence[object], where: str | PathLike | None = No
 
 
 def check_template(template: str, where: str | PathLike | None = None) -> None:
-    """Check a sentence with {} for the class name. Raises UsageError if it has no {} or more than four, is longer than
-    LONGEST or has control characters."""
+    """Check a sentence with {} for the class name. Raises UsageError if it has no {} or more than
+    four, is longer than LONGEST or has control characters."""
     if not 0 < template.count("{}") < 5 or len(template) > LONGEST or CONTROL.search(template):
-        what = f"the template {template[:60]!r} does not have {{}} in the place of the class name, or is too long"
+        what = (
+            f"the template {template[:60]!r} does not have {{}} in the place of the class name, "
+            "or is too long"
+        )
         raise UsageError(what, "write one such as 'a photo of a {}.'", where)
 
 

@@ -29,8 +29,8 @@ FONTS += [
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page: `values` are escaped, and a missing one is an error. The template may include those of its folder and
-    of this one."""
+    """The page: `values` are escaped, and a missing one is an error. The template may include those
+    of its folder and of this one."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only pages need it
 
     environment = Environment(
@@ -44,7 +44,9 @@ def render(template: Path, **values: Any) -> str:
 
 
 def save_picture(figure: Any, file: Path) -> str:
-    """Write a matplotlib figure as PNG and SVG, equal figures to equal bytes; returns the `data_address` of the SVG."""
+    """Write a matplotlib figure as PNG and SVG, equal figures to equal bytes; returns the
+    `data_address` of the SVG.
+    """
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "inspect"}), all_letters():
@@ -55,7 +57,9 @@ def save_picture(figure: Any, file: Path) -> str:
 
 @contextmanager
 def all_letters() -> Iterator[None]:
-    """Within it, pictures have letters of every writing for which a font is installed; else a line says so once."""
+    """Within it, pictures have letters of every writing for which a font is installed; else a line
+    says so once.
+    """
     from matplotlib import font_manager, rc_context
 
     installed = {font.name for font in font_manager.fontManager.ttflist}

@@ -1,4 +1,6 @@
-"""Records of images: what a run learned from, chose on and was tested on. Checkpoints and results.json hold them."""
+"""Records of images: what a run learned from, chose on and was tested on. Checkpoints and
+results.json hold them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +20,8 @@ class ImageList:
     split: str  # `train`, `val` or `test`; without validation images, an epoch is chosen on `test`
     images: int  # their number
     sha256: str | None = (
-        None  # of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
+        # Of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
+        None
     )
 
     def to_json(self) -> dict[str, Any]:
@@ -26,8 +29,8 @@ class ImageList:
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """Read a record. Its file may be from anyone; unknown keys are ignored. Raises ValueError if a key is missing,
-        or a value has another type, control characters, or is not a count."""
+        """Read a record. Its file may be from anyone; unknown keys are ignored. Raises ValueError
+        if a key is missing, or a value has another type, control characters, or is not a count."""
         if not isinstance(content, Mapping):
             raise ValueError("not a record")
         hints = get_type_hints(cls)

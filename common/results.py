@@ -1,7 +1,7 @@
 """The files of a finished run that others read: its configuration and what it has measured.
 
-The functions on a run raise LookupError, TypeError, AttributeError or ValueError for a damaged record. After
-`read_results` they do not, because it has called them.
+The functions on a run raise LookupError, TypeError, AttributeError or ValueError for a damaged
+record. After `read_results` they do not, because it has called them.
 """
 
 import hashlib
@@ -54,8 +54,8 @@ TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
 def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None without such a file, or without a test. Impossible times become None. Raises
-    UsageError if the file is damaged."""
+    """results.json of a finished run; None without such a file, or without a test. Impossible times
+    become None. Raises UsageError if the file is damaged."""
     file = folder / RESULTS_FILE
     try:
         if not file.is_file():
@@ -79,13 +79,16 @@ def read_results(folder: Path) -> dict | None:
 
 
 def selected_on_test(run: dict) -> bool:
-    """Whether test images chose the epoch or a setting of a run; False if old results do not say it."""
+    """Whether test images chose the epoch or a setting of a run; False if old results do not say
+    it.
+    """
     choices = (run.get("data_use") or {}).get("choose") or ()
     return max((choice["test_images"] for choice in choices), default=0) > 0
 
 
 def test_record(run: dict) -> tuple[str, int] | None:
-    """The checksum of the list of tested images, and how many tests of them ended in the folder of the run.
+    """The checksum of the list of tested images, and how many tests of them ended in the folder of
+    the run.
 
     None for results of versions that did not record it.
     """
@@ -99,7 +102,9 @@ def test_record(run: dict) -> tuple[str, int] | None:
 
 
 def learned_from(run: dict) -> str | None:
-    """The checksum of the list of images that the tested prompts were last learned from; None if it is not recorded."""
+    """The checksum of the list of images that the tested prompts were last learned from; None if it
+    is not recorded.
+    """
     *_, last = (run.get("data_use") or {}).get("fit") or [{}]
     sha256 = last.get("sha256")
     if sha256 is not None and not is_checksum(sha256):
@@ -108,7 +113,9 @@ def learned_from(run: dict) -> str | None:
 
 
 def digest_of_rows(rows: Iterable[tuple[str, int, str]]) -> str:
-    """The SHA-256 of a list of images, each with its path, label and class name: see `data_use.list_digest`."""
+    """The SHA-256 of a list of images, each with its path, label and class name: see
+    `data_use.list_digest`.
+    """
     sha256 = hashlib.sha256()
     for path, label, name in rows:
         sha256.update(f"{path}\0{label}\0{name}\n".encode(errors="surrogateescape"))
@@ -133,7 +140,9 @@ def detected(run: dict) -> dict[str, float]:
 
 
 def others(run: dict) -> dict[str, float]:
-    """The OTHER_MEASURES of a run; those that it lacks are missing, and those of a calibration on test images."""
+    """The OTHER_MEASURES of a run; those that it lacks are missing, and those of a calibration on
+    test images.
+    """
     measures: dict[str, float] = {}
     if (calibration := run.get("calibration")) is not None and not calibration.get("test_images"):
         measures = {

@@ -1,4 +1,6 @@
-"""Settings: the default of each, the values that it accepts, and its meaning. Configurations and pages read these."""
+"""Settings: the default of each, the values that it accepts, and its meaning. Configurations and
+pages read these.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ shown = _short.repr  # of values in messages: one line, not a megabyte
 class Accepts:
     """The values that a setting accepts."""
 
-    kind: Any  # bool, int, float (integers too), str, list[...], tuple[..., ...], Literal[...], or a union of these
+    # bool, int, float (integers too), str, list[...], tuple[..., ...], Literal[...], or a union of
+    # these
+    kind: Any
     low: float = -1_000_000  # the least number, in a list too
     high: float = 1_000_000  # the largest; the default keeps a typing error from filling the memory
     note: str = ""  # what else holds, in words
@@ -62,7 +66,10 @@ class Accepts:
             parts = [part for part in inner if not (part is int and float in inner)]
             text = " or ".join(str(self._part(part)) for part in parts)
         elif kind in (list, tuple):
-            text = f"a list of {len(inner) if kind is tuple else f'at most {MOST:,}'} values, each {self._item}"
+            text = (
+                f"a list of {len(inner) if kind is tuple else f'at most {MOST:,}'} values, each "
+                f"{self._item}"
+            )
         elif kind in (int, float):
             text = (
                 f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
@@ -94,9 +101,10 @@ def add_settings(cfg: Any, settings: Mapping[str, tuple]) -> None:
 
     Args:
         cfg: Dassl's configuration, changed in place; it has the groups of the settings.
-        settings: (default, what it accepts, perhaps its meaning), by full names. The toolbox's node checks what a
-            setting accepts. A plain node of yacs holds a setting to the type of its value, except that None may become
-            anything, so a setting of several types starts as None there.
+        settings: (default, what it accepts, perhaps its meaning), by full names. The toolbox's node
+            checks what a setting accepts. A plain node of yacs holds a setting to the type of its
+            value, except that None may become anything, so a setting of several types starts as
+            None there.
     """
     for name, (default, accepts, *_) in settings.items():
         *groups, key = name.split(".")

@@ -21,7 +21,9 @@ def required_packages(extra: str = "") -> Iterator[None]:
 
     `extra` is the requirements file of packages that not every user needs.
     """
-    gc.disable()  # torch and open_clip leave a million objects, through which each collection walks: 1.5 of 4.4 seconds
+    # Torch and open_clip leave a million objects, through which each collection walks: 1.5 of 4.4
+    # seconds
+    gc.disable()
     try:
         yield
         gc.freeze()
@@ -29,7 +31,10 @@ def required_packages(extra: str = "") -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
             raise
-        remedy = f"run `make setup` in {ROOT} and use its .venv/bin/python, or `pip install -r requirements.txt` there"
+        remedy = (
+            f"run `make setup` in {ROOT} and use its .venv/bin/python, or `pip install -r "
+            "requirements.txt` there"
+        )
         remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}" if extra else remedy
         print(
             f"error: the package {package} is not installed for {sys.executable}: {remedy}",
@@ -57,7 +62,9 @@ def required_packages(extra: str = "") -> Iterator[None]:
 
 
 class Parser(ArgumentParser):
-    """Arguments of a command, options by their full names. Wrong ones end it with one line and exit status 2."""
+    """Arguments of a command, options by their full names. Wrong ones end it with one line and exit
+    status 2.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(

@@ -1,4 +1,6 @@
-"""Text and JSON files from anyone, read within bounds: no file can hang a command or fill its memory."""
+"""Text and JSON files from anyone, read within bounds: no file can hang a command or fill its
+memory.
+"""
 
 import json
 import os
@@ -9,7 +11,8 @@ from .errors import MissingFileError, UsageError
 
 MAX_BYTES = 1 << 24  # of a text: lists of names have some kilobytes
 MAX_JSON = 1 << 28  # of a JSON file: the split of a dataset of two million images
-MAX_MARKS = 10_000_000  # of the characters , : [ { in it, which bound its values and so the memory that it takes
+# Of the characters , : [ { in it, which bound its values and so the memory that it takes
+MAX_MARKS = 10_000_000
 
 
 def read_bytes(path: str | os.PathLike, most: int) -> bytes:
@@ -39,10 +42,11 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "strict") -> str:
-    """The text of a regular file of at most `most` bytes. It never waits, as opening a named pipe would.
+    """The text of a regular file of at most `most` bytes. It never waits, as opening a named pipe
+    would.
 
-    The file is UTF-8 with or without a byte order mark; `errors` is that of `bytes.decode`. Raises UsageError if it is
-    missing (MissingFileError), larger, not a regular file or not UTF-8.
+    The file is UTF-8 with or without a byte order mark; `errors` is that of `bytes.decode`. Raises
+    UsageError if it is missing (MissingFileError), larger, not a regular file or not UTF-8.
     """
     try:
         return read_bytes(path, most).decode("utf-8-sig", errors)
@@ -51,8 +55,8 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:
-    """The content of a JSON file of at most `most` bytes. Raises UsageError if it cannot be read, is not JSON, has too
-    many values or levels, or a key twice."""
+    """The content of a JSON file of at most `most` bytes. Raises UsageError if it cannot be read,
+    is not JSON, has too many values or levels, or a key twice."""
     text = read_text(path, most)
     if sum(map(text.count, ",:[{")) > MAX_MARKS:
         raise UsageError(f"{path} has too many values", "shorten it", path)

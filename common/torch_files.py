@@ -1,4 +1,6 @@
-"""Reads files of torch.save as tensors and plain values, with torch's own loader: nothing that a file names runs."""
+"""Reads files of torch.save as tensors and plain values, with torch's own loader: nothing that a
+file names runs.
+"""
 
 import hashlib
 import io
@@ -17,11 +19,14 @@ LOADING = threading.Lock()  # the names that torch's loader accepts are those of
 
 
 class DamagedError(ValueError):
-    """Raised for a file that is damaged, or holds more than tensors and plain values. The message is the reason."""
+    """Raised for a file that is damaged, or holds more than tensors and plain values. The message
+    is the reason.
+    """
 
 
 def sealed(archive: bytes) -> bytes:
-    """The bytes that `torch.save` wrote, a zip archive, with their SHA-256 as its comment, which other readers skip.
+    """The bytes that `torch.save` wrote, a zip archive, with their SHA-256 as its comment, which
+    other readers skip.
 
     The CRCs of an archive do not cover its list of members. The seal covers every bit.
     """
@@ -31,12 +36,13 @@ def sealed(archive: bytes) -> bytes:
 
 
 def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
-    """The content of a file of torch.save, on the CPU. Its seal is verified or, without one, the CRCs of its members.
+    """The content of a file of torch.save, on the CPU. Its seal is verified or, without one, the
+    CRCs of its members.
 
     Args:
         path: a regular file. What torch 1.5 and older wrote has no checksum.
-        stubs: what a class or function that the file names becomes, by its full name. torch refuses all others but its
-            own for tensors and plain values.
+        stubs: what a class or function that the file names becomes, by its full name. torch refuses
+            all others but its own for tensors and plain values.
 
     Raises:
         DamagedError: it is damaged, compressed, a TorchScript archive, or names something else.
@@ -70,7 +76,10 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
             else None
         )
         if refused:
-            reason = f"it contains {refused[1]}, which is neither a tensor nor a plain value, and is not loaded"
+            reason = (
+                f"it contains {refused[1]}, which is neither a tensor nor a plain value, and "
+                "is not loaded"
+            )
         else:
             reason = str(error).rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
         raise DamagedError(one_line(reason)) from error
@@ -85,7 +94,9 @@ def is_torchscript(path: Path) -> bool:
 
 
 def check_archive(file: io.BufferedReader) -> None:
-    """Check the seal of a zip archive, or the CRCs of its members, and that it is as large as they are."""
+    """Check the seal of a zip archive, or the CRCs of its members, and that it is as large as they
+    are.
+    """
     with zipfile.ZipFile(file) as archive:
         size = file.seek(0, io.SEEK_END)
         members = archive.infolist()
@@ -93,7 +104,8 @@ def check_archive(file: io.BufferedReader) -> None:
             sum(member.file_size for member in members) > size
         ):  # a small file cannot fill the memory
             raise DamagedError("it is compressed")
-        # torch would return memory that nobody has written for a member that counts as a folder or has two sizes.
+        # torch would return memory that nobody has written for a member that counts as a folder or
+        # has two sizes.
         if any(
             member.external_attr & 0x10 or member.file_size != member.compress_size
             for member in members

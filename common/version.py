@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 @cache
 def source() -> dict:
-    """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings differ from it.
+    """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings
+    differ from it.
 
     A new YAML file in configs/ does not count: the config.yaml of a run has its settings.
     """
@@ -39,7 +40,9 @@ def source() -> dict:
 
 
 def git(*arguments: str) -> str | None:
-    """What git prints for the project's folder; None where that is not a checkout, or there is no git."""
+    """What git prints for the project's folder; None where that is not a checkout, or there is no
+    git.
+    """
     try:
         if not (ROOT / ".git").exists():  # a copy inside another checkout has no commit of its own
             return None

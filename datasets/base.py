@@ -1,4 +1,6 @@
-"""Shared by all datasets: their folders, their fixed split, few-shot sampling, base and new classes."""
+"""Shared by all datasets: their folders, their fixed split, few-shot sampling, base and new
+classes.
+"""
 
 import os
 import random
@@ -29,14 +31,15 @@ class DatasetError(UsageError):
 class FewShotDataset(DatasetBase):
     """A dataset in CoOp's folder layout, as a run uses it.
 
-    A subclass sets the attributes below; one without a split file overrides `read_split`. Registered in
-    DATASET_REGISTRY and named in a YAML file of configs/datasets, it works everywhere; with `files`,
-    tools/prepare.py can also download it.
+    A subclass sets the attributes below; one without a split file overrides `read_split`.
+    Registered in DATASET_REGISTRY and named in a YAML file of configs/datasets, it works
+    everywhere; with `files`, tools/prepare.py can also download it.
 
-    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image; datasets/shots.py), DATASET.FEWSHOT_FILE (a file that
-    chooses them), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.HOLD_OUT (validate on one training image
-    of each class), DATASET.TEMPLATE (replaces `template`), DATASET.SENTENCES (a file with sentences for each
-    class), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
+    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image; datasets/shots.py),
+    DATASET.FEWSHOT_FILE (a file that chooses them), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
+    `new`), DATASET.HOLD_OUT (validate on one training image of each class), DATASET.TEMPLATE
+    (replaces `template`), DATASET.SENTENCES (a file with sentences for each class), TEST.MAX_IMAGES
+    (of the test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
@@ -44,9 +47,11 @@ class FewShotDataset(DatasetBase):
 
     Attributes:
         sentences: those of DATASET.SENTENCES, by class; empty without a file.
-        fewshot_file: `file` and `file_sha256` of DATASET.FEWSHOT_FILE, for the data-use card; empty without one.
+        fewshot_file: `file` and `file_sha256` of DATASET.FEWSHOT_FILE, for the data-use card; empty
+            without one.
 
-    Raises DatasetError if a file is missing or damaged, or the split has no images for the chosen classes.
+    Raises DatasetError if a file is missing or damaged, or the split has no images for the chosen
+    classes.
     """
 
     # Where its images are
@@ -106,7 +111,10 @@ class FewShotDataset(DatasetBase):
     @property
     def remedy(self) -> str:
         """How to get missing files."""
-        return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
+        return (
+            f"get it by: python tools/prepare.py {self.config_name} --root "
+            f"{shlex.quote(str(self.data))}"
+        )
 
     @property
     def how_to_replace(self) -> str:
@@ -183,10 +191,12 @@ class FewShotDataset(DatasetBase):
         return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 
     def check_split(self, train: Items, val: Items, test: Items) -> None:
-        """Check that each label has one printable name, and that each class has training images if any class has.
+        """Check that each label has one printable name, and that each class has training images if
+        any class has.
 
-        Two labels may have the same class name (they are two classes), and labels may have gaps (closed later). Names
-        that are equal and numbers of images other than the published ones are printed.
+        Two labels may have the same class name (they are two classes), and labels may have gaps
+        (closed later). Names that are equal and numbers of images other than the published ones are
+        printed.
         """
         where = self.root / self.split_file
         pairs = {(item.label, item.classname): None for part in (train, val, test) for item in part}
@@ -216,7 +226,8 @@ class FewShotDataset(DatasetBase):
     def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
         """The few-shot images, the same as in the literature: CoOp, MaPLe, ...
 
-        For ImageNet, CoOp's depend on the order in which the file system lists images; here, images are sorted.
+        For ImageNet, CoOp's depend on the order in which the file system lists images; here, images
+        are sorted.
         """
         number = self.cfg.DATASET.NUM_SHOTS
         whole = {"train": train, "val": val, "test": test}
@@ -237,14 +248,19 @@ class FewShotDataset(DatasetBase):
             for label, count in Counter(item.label for item in train).items():
                 if number != -1 and count != expected[label]:
                     name = next(item.classname for item in train if item.label == label)
-                    what = f"{file} has {count} images of {name!r}, and DATASET.NUM_SHOTS {number} means"
+                    what = (
+                        f"{file} has {count} images of {name!r}, and DATASET.NUM_SHOTS {number} "
+                        "means"
+                    )
                     raise DatasetError(
                         f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file
                     )
         return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
 
     def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
-        """The few-shot images if NUM_SHOTS has a number for each class; at most four of each for validation."""
+        """The few-shot images if NUM_SHOTS has a number for each class; at most four of each for
+        validation.
+        """
         names = {item.label: item.classname for item in train}
         counts = shots.read(self.cfg.DATASET.NUM_SHOTS, names, self.cfg.SEED, self.title)
         of_val = self.split_dataset_by_label(val)
@@ -256,7 +272,10 @@ class FewShotDataset(DatasetBase):
         last = {item.label: item for item in train}
         kept = [item for item in train if item is not last[item.label]]
         for label in last.keys() - {item.label for item in kept}:
-            what = f"DATASET.HOLD_OUT leaves class {last[label].classname!r} of {self.title} without training images"
+            what = (
+                f"DATASET.HOLD_OUT leaves class {last[label].classname!r} of {self.title} "
+                "without training images"
+            )
             raise DatasetError(what, "give two or more images of each class")
         return kept, list(last.values())
 
@@ -267,18 +286,27 @@ class FewShotDataset(DatasetBase):
             fault = (
                 "not regular files" if os.path.exists(missing[0]) else "missing"
             )  # reading a named pipe would wait
-            what = f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first {missing[0]}"
+            what = (
+                f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first "
+                f"{missing[0]}"
+            )
             raise DatasetError(what, self.remedy, missing[0])
 
 
 def same_names(names: Sequence[str]) -> str:
-    """A line about classes that have one name for people or for CLIP, which lowers the accuracy of both; empty if
-    there are none."""
+    """A line about classes that have one name for people or for CLIP, which lowers the accuracy of
+    both; empty if there are none."""
     twins = [name for name, number in Counter(map(as_people_see, names)).items() if number > 1]
     if not twins:
         return ""
-    text = f"Classes with the same name: {', '.join(map(repr, twins[:5]))}{', ...' if len(twins) > 5 else ''}"
-    return f"{text}: their images count as errors of one another; rename the classes, or give them one label"
+    text = (
+        "Classes with the same name: "
+        f"{', '.join(map(repr, twins[:5]))}{', ...' if len(twins) > 5 else ''}"
+    )
+    return (
+        f"{text}: their images count as errors of one another; rename the classes, or give them "
+        "one label"
+    )
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
@@ -288,7 +316,9 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """The paths that are neither regular files nor links to regular files. Each folder is listed once."""
+    """The paths that are neither regular files nor links to regular files. Each folder is listed
+    once.
+    """
     listed: dict[str, set[str]] = {}
     missing = []
     for path in paths:
@@ -314,7 +344,9 @@ def number_of_base_classes(classes: int) -> int:
 
 
 def select_classes(which: str, *parts: Items) -> list[Items]:
-    """Images of `all` classes, or of the `base` or `new` half of them, with labels from 0 without gaps."""
+    """Images of `all` classes, or of the `base` or `new` half of them, with labels from 0 without
+    gaps.
+    """
     labels = sorted({item.label for part in parts for item in part})
     half = number_of_base_classes(len(labels))
     halves = {"all": labels, "base": labels[:half], "new": labels[half:]}

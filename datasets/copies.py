@@ -1,9 +1,11 @@
-"""Near-copies: images of one scene, such as a burst, frames of a video, crops, mirrored and re-saved files.
+"""Near-copies: images of one scene, such as a burst, frames of a video, crops, mirrored and
+re-saved files.
 
-A signature keeps the low spatial frequencies of an image, in grey. Two signatures are compared by phase correlation
-(Kuglin and Hines, 1975), limited to these frequencies: it does not change if the picture is shifted, brighter or
-darker, and hardly if it is compressed, blurred or turned a little. Perceptual hashes (ImageHash) recognise the last
-ones, too, but one in five frames that are shifted by up to a tenth of the picture (docs/own_classes.md).
+A signature keeps the low spatial frequencies of an image, in grey. Two signatures are compared by
+phase correlation (Kuglin and Hines, 1975), limited to these frequencies: it does not change if the
+picture is shifted, brighter or darker, and hardly if it is compressed, blurred or turned a little.
+Perceptual hashes (ImageHash) recognise the last ones, too, but one in five frames that are shifted
+by up to a tenth of the picture (docs/own_classes.md).
 """
 
 import hashlib
@@ -91,7 +93,8 @@ def taken(image: Image.Image) -> Taken:
 def bursts(photos: Sequence[Taken], labels: Sequence[Any]) -> Pairs:
     """Pairs of images of one class that one camera took within BURST seconds, one after the other.
 
-    If such neighbours often have different classes, the camera went from one object to the next, and time says nothing.
+    If such neighbours often have different classes, the camera went from one object to the next,
+    and time says nothing.
     """
     by_camera = defaultdict[int, list[int]](list)
     for place, photo in enumerate(photos):
@@ -116,7 +119,8 @@ def bursts(photos: Sequence[Taken], labels: Sequence[Any]) -> Pairs:
 
 
 def colours(image: Image.Image) -> Floats:
-    """(192,): the mean colours of the 8 x 8 parts of an image, the same however it is turned or mirrored.
+    """(192,): the mean colours of the 8 x 8 parts of an image, the same however it is turned or
+    mirrored.
 
     They take the place of features where there is no model.
     """
@@ -128,7 +132,9 @@ def colours(image: Image.Image) -> Floats:
 
 
 def unit_waves(signatures: NDArray[np.int8]) -> NDArray[np.complex64]:
-    """(images, *SHAPE) -> (images, rows, columns), complex, of unit length with the half that symmetry leaves out."""
+    """(images, *SHAPE) -> (images, rows, columns), complex, of unit length with the half that
+    symmetry leaves out.
+    """
     waves = signatures[..., 0].astype(np.float32) + 1j * signatures[..., 1].astype(np.float32)
     power = np.abs(waves) ** 2
     length = np.sqrt(power[:, :, 0].sum(axis=1) + 2 * power[:, :, 1:].sum(axis=(1, 2)))
@@ -153,9 +159,11 @@ def turned(waves: NDArray[np.complex64]) -> Iterator[NDArray[np.complex64]]:
 
 
 def similarity(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> Floats:
-    """(pairs, rows, columns) twice, from `unit_waves` -> (pairs,): 1 for equal pictures, about 0.3 for other ones.
+    """(pairs, rows, columns) twice, from `unit_waves` -> (pairs,): 1 for equal pictures, about 0.3
+    for other ones.
 
-    The largest phase correlation over shifts of up to REACH pixels, turns by 90 degrees and mirror images.
+    The largest phase correlation over shifts of up to REACH pixels, turns by 90 degrees and mirror
+    images.
     """
     shifts = np.arange(-REACH, REACH + 1, STEP)
     rows = np.r_[0 : HIGHEST + 1, -HIGHEST:0]
@@ -174,7 +182,9 @@ def similarity(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> F
 def similarities(
     signatures: NDArray[np.int8], pairs: Pairs, others: NDArray[np.int8] | None = None
 ) -> Floats:
-    """(pairs,): of the images at these places of `signatures` (images, *SHAPE) and of `others` (default: the same)."""
+    """(pairs,): of the images at these places of `signatures` (images, *SHAPE) and of `others`
+    (default: the same).
+    """
     others = signatures if others is None else others
     found = np.empty(len(pairs), dtype=np.float32)
     for start in range(0, len(pairs), BLOCK):
@@ -190,9 +200,10 @@ class NearCopies:
 
     Attributes:
         pairs: their places, each of one class.
-        threshold: the similarity from which on two images are near-copies; found on images of different classes.
-        near: (images, NEIGHBOURS), places of the images of the same class with the most similar features, the best
-            first; -1 where there are no more.
+        threshold: the similarity from which on two images are near-copies; found on images of
+            different classes.
+        near: (images, NEIGHBOURS), places of the images of the same class with the most similar
+            features, the best first; -1 where there are no more.
     """
 
     pairs: Pairs
@@ -203,11 +214,13 @@ class NearCopies:
     def of(
         cls, signatures: NDArray[np.int8], features: Floats, labels: NDArray[Any]
     ) -> "NearCopies":
-        """Near-copies among images of two classes or more. Time and memory grow with the number of images.
+        """Near-copies among images of two classes or more. Time and memory grow with the number of
+        images.
 
         Args:
             signatures: (images, *SHAPE).
-            features: (images, width), of a frozen image tower. Images with similar ones are compared.
+            features: (images, width), of a frozen image tower. Images with similar ones are
+                compared.
             labels: (images,), whole numbers. Only images of one class are joined.
         """
         unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
@@ -225,8 +238,9 @@ class NearCopies:
     def with_strays(self, inside: NDArray[np.bool_]) -> Pairs:
         """The pairs, and those of unrecognised near-copies among the images `inside` (images,).
 
-        Where nearly all images have near-copies, the others have some, too, that were not recognised: pictures without
-        structure, such as a calm sea, differ in noise alone. Each of these is joined to the most similar image.
+        Where nearly all images have near-copies, the others have some, too, that were not
+        recognised: pictures without structure, such as a calm sea, differ in noise alone. Each of
+        these is joined to the most similar image.
         """
         pairs = self.pairs
         near = np.where(inside[self.near] & (self.near >= 0), self.near, -1)
@@ -239,11 +253,13 @@ class NearCopies:
 def of_strays(
     groups: NDArray[np.int64], near: NDArray[np.int64], inside: NDArray[np.bool_]
 ) -> Pairs:
-    """Pairs of the images `inside` in groups that are too small with the most similar image of another group.
+    """Pairs of the images `inside` in groups that are too small with the most similar image of
+    another group.
 
     Args:
         groups: (images,).
-        near: (images, neighbours), places of the most similar images of the same class, the best first; -1 for none.
+        near: (images, neighbours), places of the most similar images of the same class, the best
+            first; -1 for none.
     """
     size = np.bincount(groups, inside)[groups]
     usual = np.median(size[inside])
@@ -260,7 +276,9 @@ def of_strays(
 
 
 def neighbours(unit: Floats) -> NDArray[np.int64]:
-    """(images, at most NEIGHBOURS): the places of the rows (images, width) most similar to each, the best first."""
+    """(images, at most NEIGHBOURS): the places of the rows (images, width) most similar to each,
+    the best first.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     count = min(NEIGHBOURS, len(unit) - 1)
@@ -299,10 +317,12 @@ def evenly(images: int, most: int) -> NDArray[np.int64]:
 
 
 def raised(threshold: float, scores: Floats) -> float:
-    """The threshold of a class: the usual one, or the first one above it that parts near-copies from other pairs.
+    """The threshold of a class: the usual one, or the first one above it that parts near-copies
+    from other pairs.
 
-    It does so if more pairs are above it than in the band below it, or more than the decline from band to band lets
-    expect by chance. In a class whose pictures have one layout, such as rings, pairs become rarer slowly.
+    It does so if more pairs are above it than in the band below it, or more than the decline from
+    band to band lets expect by chance. In a class whose pictures have one layout, such as rings,
+    pairs become rarer slowly.
     """
     from scipy.stats import poisson
 
@@ -317,7 +337,9 @@ def raised(threshold: float, scores: Floats) -> float:
 
 
 def components(images: int, links: Sequence[Pairs]) -> NDArray[np.int64]:
-    """(images,): the number of each image's group, where linked images are in one group; from 0 by the first image."""
+    """(images,): the number of each image's group, where linked images are in one group; from 0 by
+    the first image.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

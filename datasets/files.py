@@ -1,4 +1,6 @@
-"""A file that a dataset is made of: where to download it, how to verify it, and which of its folders to extract."""
+"""A file that a dataset is made of: where to download it, how to verify it, and which of its
+folders to extract.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +10,8 @@ from dataclasses import dataclass
 class File:
     """An archive or a text file of a dataset.
 
-    Users may put any of these files into the dataset's folder, or into `--from FOLDER`, instead of downloading it.
+    Users may put any of these files into the dataset's folder, or into `--from FOLDER`, instead of
+    downloading it.
     """
 
     name: str
@@ -18,8 +21,8 @@ class File:
     about: int = 0  # approximate size in bytes, if none is published
     md5: str = ""  # published checksum
     sha256: str = ""
-    # Folder inside the archive -> its place in the dataset's folder ("." is that folder); "" takes everything.
-    # None for a text file, which is used as it is.
+    # Folder inside the archive -> its place in the dataset's folder ("." is that folder); "" takes
+    # everything. None for a text file, which is used as it is.
     extract: Mapping[str, str] | None = None
     nested_archives: str = (
         ""  # file name pattern of the archives inside the archive that hold the images

@@ -71,7 +71,9 @@ class FolderDataset(FewShotDataset):
     """A dataset that is split by its folders instead of a split file."""
 
     def class_folders(self, parent: Path) -> list[str]:
-        """Sorted names of the class folders; files, hidden folders and that of few-shot choices are ignored."""
+        """Sorted names of the class folders; files, hidden folders and that of few-shot choices are
+        ignored.
+        """
         if not parent.is_dir():
             raise DatasetError(f"no folder {parent}", self.remedy, parent)
         names = (
@@ -87,8 +89,8 @@ class FolderDataset(FewShotDataset):
         return folders
 
     def read_classes(self, parent: Path, classes: Classes) -> Items:
-        """The images below class folders, sorted by class and name, so that a seed selects the same ones everywhere.
-        Raises DatasetError if a folder is not a class, or has no images."""
+        """The images below class folders, sorted by class and name, so that a seed selects the same
+        ones everywhere. Raises DatasetError if a folder is not a class, or has no images."""
         items: Items = []
         ignored: list[str] = []
         for folder in self.class_folders(parent):
@@ -108,7 +110,8 @@ class FolderDataset(FewShotDataset):
             ]
         if ignored:
             print(
-                f"Files in {parent} that are not images: {kinds(ignored)}, such as {printable(min(ignored))}"
+                f"Files in {parent} that are not images: {kinds(ignored)}, such as "
+                f"{printable(min(ignored))}"
             )
         return items
 
@@ -122,7 +125,9 @@ class FolderDataset(FewShotDataset):
         return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
     def read_classnames(self, file: Path) -> dict[str, str]:
-        """Class names by folder, from lines of `<folder> <name>` as in ImageNet's classnames.txt."""
+        """Class names by folder, from lines of `<folder> <name>` as in ImageNet's
+        classnames.txt.
+        """
         rows = [line.split(None, 1) for line in self.read_lines(file)]
         if any(len(row) < 2 for row in rows):
             what = f"{file} is damaged: expected lines of `FOLDER NAME` with a non-empty name"

@@ -22,9 +22,10 @@ LIKE_PARTS = {*PARTS, "training", "valid", "validation", "testing"}
 class ImageFolder(FolderDataset):
     """The user's own images: DATASET.ROOT is their folder (docs/own_classes.md).
 
-    It contains `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`. Or it contains `<class>/*`: then
-    DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there for later runs. Images may be in folders
-    below those of the classes. Class names are the folder names, or those in classnames.txt or classnames.json.
+    It contains `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`. Or it contains
+    `<class>/*`: then DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there
+    for later runs. Images may be in folders below those of the classes. Class names are the folder
+    names, or those in classnames.txt or classnames.json.
     """
 
     named_by_config = True
@@ -36,8 +37,14 @@ class ImageFolder(FolderDataset):
         if not {"train", "test"} <= set(parts):
             if seed >= 0:
                 return self.seeded_split(seed)
-            remedy = "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS folders with"
-            remedy += f" DATASET.SPLIT_SEED 1 (studies, prepare.py: in a YAML file of configs/datasets; {self.remedy})"
+            remedy = (
+                "move images to train/CLASS and test/CLASS in it, or split the images of its "
+                "CLASS folders with"
+            )
+            remedy += (
+                " DATASET.SPLIT_SEED 1 (studies, prepare.py: in a YAML file of "
+                f"configs/datasets; {self.remedy})"
+            )
             raise DatasetError(f"no folders train and test in {self.root}", remedy, self.root)
         if seed >= 0:
             what = f"{self.root} already has folders train and test"
@@ -60,7 +67,10 @@ class ImageFolder(FolderDataset):
         """Raise DatasetError for a class folder with the name of a part, in capitals or not."""
         for name in folders:
             if name.lower() in LIKE_PARTS:
-                remedy = "call the parts train, val and test, with class folders in each; or rename the class"
+                remedy = (
+                    "call the parts train, val and test, with class folders in each; or "
+                    "rename the class"
+                )
                 raise DatasetError(
                     f"{self.root} has a folder {name} where class folders are", remedy, self.root
                 )
@@ -89,7 +99,10 @@ class ImageFolder(FolderDataset):
             for item in self.read_classes(self.root, classes)
             if item.impath not in known
         ):
-            what = f"{len(new):,} images in {self.root} are not in {self.split_file}, such as {printable(new[0])}"
+            what = (
+                f"{len(new):,} images in {self.root} are not in {self.split_file}, such as "
+                f"{printable(new[0])}"
+            )
             print(f"{what}: they are not used. {self.remedy.partition(', or ')[2].capitalize()}")
         return split
 
@@ -100,8 +113,10 @@ class ImageFolder(FolderDataset):
     def divide(
         self, seed: int, classes: Classes, places: Mapping[str, str] | None = None
     ) -> dict[str, Items]:
-        """The images of each part: of a class 20% for validation (rounded down), 30% for testing (rounded up), the rest
-        for training. Those that have a part already, in `places` by their paths, stay there."""
+        """The images of each part: of a class 20% for validation (rounded down), 30% for testing
+        (rounded up), the rest for training. Those that have a part already, in `places` by their
+        paths, stay there.
+        """
         rng, places = random.Random(seed), places or {}
         parts: dict[str, Items] = {part: [] for part in PARTS}
         for images in self.split_dataset_by_label(self.read_classes(self.root, classes)).values():
@@ -128,7 +143,8 @@ class ImageFolder(FolderDataset):
         try:
             splits.write_missing({file: self.written(parts)})
             print(f"Saved as {file}; later runs use it")
-        except OSError as error:  # the images may be in a folder that is only read; the same seed splits them equally
+        except OSError as error:
+            # The images may be in a folder that is only read; the same seed splits them equally
             print(f"Split not saved in {file}: {error.strerror}")
         return parts["train"], parts["val"], parts["test"]
 

@@ -10,7 +10,9 @@ CLASSNAMES = File(
 
 
 class ImageNetFolders(FolderDataset):
-    """Images of ImageNet's classes in folders named by WordNet ids (n01440764): labels follow the sorted folders."""
+    """Images of ImageNet's classes in folders named by WordNet ids (n01440764): labels follow the
+    sorted folders.
+    """
 
     n_classes = 1000
 
@@ -30,7 +32,8 @@ class ImageNetFolders(FolderDataset):
         from timm.data import ImageNetInfo  # has the ids, which open_clip lacks
 
         print(
-            f"No {self.root}/classnames.txt: using open_clip's class names (some differ from CoOp's)"
+            f"No {self.root}/classnames.txt: using open_clip's class names (some differ from "
+            "CoOp's)"
         )
         return dict(
             zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True)
@@ -48,7 +51,9 @@ class TestFolders(ImageNetFolders):
 
 @DATASET_REGISTRY.register()
 class ImageNet(ImageNetFolders):
-    """A thousand object classes (Deng et al., 2009). Its validation images are the test set, as is usual."""
+    """A thousand object classes (Deng et al., 2009). Its validation images are the test set, as is
+    usual.
+    """
 
     dataset_dir = "imagenet"
     image_dir = "images"
@@ -57,7 +62,10 @@ class ImageNet(ImageNetFolders):
 
     licence = "non-commercial research, after agreeing to terms"
     page = "https://image-net.org/download-images.php"
-    manual_steps = "get them at https://image-net.org/download-images.php (or link images/train and images/val to copies)"
+    manual_steps = (
+        "get them at https://image-net.org/download-images.php (or link images/train "
+        "and images/val to copies)"
+    )
     files = (
         CLASSNAMES,
         File(

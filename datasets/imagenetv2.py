@@ -8,7 +8,9 @@ from .imagenet import CLASSNAMES, TestFolders
 
 @DATASET_REGISTRY.register()
 class ImageNetV2(TestFolders):
-    """A second test set, collected like the first (Recht et al., 2019). Its folders are named by label."""
+    """A second test set, collected like the first (Recht et al., 2019). Its folders are named by
+    label.
+    """
 
     dataset_dir = "imagenetv2"
     image_dir = "imagenetv2-matched-frequency-format-val"

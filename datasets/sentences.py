@@ -1,6 +1,8 @@
-"""Sentences for each class, as language models write them, in a JSON file: `{"class name": ["sentence", ...], ...}`.
+"""Sentences for each class, as language models write them, in a JSON file: `{"class name":
+["sentence", ...], ...}`.
 
-Class names are those of the dataset, with `_` or with spaces. `{}` in a sentence is replaced by the name.
+Class names are those of the dataset, with `_` or with spaces. `{}` in a sentence is replaced by the
+name.
 """
 
 import re
@@ -24,7 +26,8 @@ SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 has them
 def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, list[str]]:
     """The sentences in a file, under its names of classes; {} without one.
 
-    It prints how many of the classes with these `names` have some; UsageError if none has, and as for `check`.
+    It prints how many of the classes with these `names` have some; UsageError if none has, and as
+    for `check`.
     """
     sentences = check(read_json(file, LARGEST), file) if file else {}
     classes = {*map(plain, names)}
@@ -34,7 +37,10 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
         of = f"{len(counts)} of {len(classes)} classes"
         print(f"Sentences: {min(counts)} to {max(counts)} for {of}, from {file}{rest}")
     elif sentences and classes:
-        what = f"{file} has no sentences for any class of the dataset: it has {printable(next(iter(sentences)))!r}"
+        what = (
+            f"{file} has no sentences for any class of the dataset: it has "
+            f"{printable(next(iter(sentences)))!r}"
+        )
         raise UsageError(
             what, f"give a file with classes such as {printable(min(classes))!r}", file
         )
@@ -42,7 +48,9 @@ def read(file: str | PathLike | None, names: Collection[str] = ()) -> dict[str, 
 
 
 def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
-    """The content of a file, or of a model's description, from anyone; UsageError if it has another form or size."""
+    """The content of a file, or of a model's description, from anyone; UsageError if it has another
+    form or size.
+    """
     lists = list(content.values()) if isinstance(content, dict) else [None]
     texts = [
         text for of_class in lists for text in (of_class if isinstance(of_class, list) else [None])
@@ -52,7 +60,10 @@ def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
         for text in texts
     )
     if not usable or not 0 < len(texts) <= MOST:
-        what = f"{where} does not have 1 to {MOST:,} sentences of at most {LONGEST:,} characters for classes"
+        what = (
+            f"{where} does not have 1 to {MOST:,} sentences of at most {LONGEST:,} characters "
+            "for classes"
+        )
         raise UsageError(what, 'write {"class name": ["a sentence", ...], ...}', where)
     check_known_names(list(content), where)
     if len({plain(name) for name in content}) < len(content):
@@ -63,14 +74,19 @@ def check(content: Any, where: str | PathLike) -> dict[str, list[str]]:
 
 
 def file_of(cfg: CfgNode) -> tuple[Path | None, str]:
-    """The file DATASET.SENTENCES, in whose name {dataset} is the dataset's in results, and its checksum. Raises
-    UsageError if DATASET.SENTENCES_SHA256 states another one, or the file is missing or too large."""
+    """The file DATASET.SENTENCES, in whose name {dataset} is the dataset's in results, and its
+    checksum. Raises UsageError if DATASET.SENTENCES_SHA256 states another one, or the file is
+    missing or too large.
+    """
     given = cfg.DATASET.get("SENTENCES", "").replace(
         "{dataset}", cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME
     )
     file = Path(given).expanduser() if given else None
     checksum = sha256(read_bytes(file, LARGEST)).hexdigest() if file else ""
     if cfg.DATASET.get("SENTENCES_SHA256", "") not in ("", checksum):
-        what = f"{file or 'DATASET.SENTENCES'} is not the file with the checksum DATASET.SENTENCES_SHA256"
+        what = (
+            f"{file or 'DATASET.SENTENCES'} is not the file with the checksum "
+            "DATASET.SENTENCES_SHA256"
+        )
         raise UsageError(what, "restore that file", file)
     return file, checksum

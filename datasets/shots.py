@@ -1,4 +1,6 @@
-"""DATASET.NUM_SHOTS as counts: how many training images each class has, which may differ or be 0."""
+"""DATASET.NUM_SHOTS as counts: how many training images each class has, which may differ or be
+0.
+"""
 
 import random
 from collections.abc import Mapping
@@ -18,12 +20,13 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
     """The number of training images of each class by its label.
 
     Args:
-        given: numbers in the order of the labels; or a JSON file with such a list or with {"class name": number}, whose
-            {seed} and {dataset} are those of the run.
+        given: numbers in the order of the labels; or a JSON file with such a list or with {"class
+            name": number}, whose {seed} and {dataset} are those of the run.
         names: of the classes, by label.
         seed, title: of the run, and of its dataset in results.
 
-    Raises UsageError if the file is missing or no JSON, or has not one number from 0 for each class.
+    Raises UsageError if the file is missing or no JSON, or has not one number from 0 for each
+    class.
     """
     where = "DATASET.NUM_SHOTS"
     content: Any = given
@@ -50,8 +53,8 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
 
 
 def sample(by_label: Mapping[int, list[Datum]], counts: Mapping[int, int]) -> list[Datum]:
-    """So many images of each class, drawn by Python's generator in the order of the classes here. Raises UsageError if
-    a class has fewer."""
+    """So many images of each class, drawn by Python's generator in the order of the classes here.
+    Raises UsageError if a class has fewer."""
     for label, items in by_label.items():
         if counts[label] > len(items):
             what = f"DATASET.NUM_SHOTS asks for {counts[label]:,} images of {items[0].classname!r}"

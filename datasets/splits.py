@@ -1,11 +1,12 @@
 """Few-shot choices as files: CoOp's pickles and the .jsonl files of 2SFS.
 
-CoOp keeps `split_fewshot/shot_K-seed_S.pkl` in a dataset's folder: {"train": [Datum, ...], "val": [Datum, ...]},
-without "val" for ImageNet. 2SFS publishes `shot_K-seed_S_train.jsonl` and `shot_K-seed_S_val.jsonl` with the attributes
-of a Datum on each line, the path relative to the folder of all datasets.
+CoOp keeps `split_fewshot/shot_K-seed_S.pkl` in a dataset's folder: {"train": [Datum, ...], "val":
+[Datum, ...]}, without "val" for ImageNet. 2SFS publishes `shot_K-seed_S_train.jsonl` and
+`shot_K-seed_S_val.jsonl` with the attributes of a Datum on each line, the path relative to the
+folder of all datasets.
 
-A file only chooses among the images of a dataset's own split. No path in it is opened, and a pickle can name no class
-but Datum.
+A file only chooses among the images of a dataset's own split. No path in it is opened, and a pickle
+can name no class but Datum.
 """
 
 import io
@@ -45,7 +46,8 @@ class DatumUnpickler(pickle.Unpickler):
 
 
 def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> list[Path]:
-    """Write a choice in both forms; a file that exists must have the same choice, and stays as it is.
+    """Write a choice in both forms; a file that exists must have the same choice, and stays as it
+    is.
 
     Args:
         stem: path of the files without their ends: DATASET/split_fewshot/shot_K-seed_S.
@@ -79,7 +81,9 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
 
 
 def write_missing(contents: Mapping[Path, bytes]) -> None:
-    """Write those of the files, which are in one folder, that do not exist; what a killed call left is deleted."""
+    """Write those of the files, which are in one folder, that do not exist; what a killed call left
+    is deleted.
+    """
     missing = {file: content for file, content in contents.items() if not file.exists()}
     if missing:
         with scratch(next(iter(missing)).parent, ".partial-") as stage:
@@ -90,7 +94,9 @@ def write_missing(contents: Mapping[Path, bytes]) -> None:
 
 
 def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> bool:
-    """Whether a pickle has these images in this order. The bytes of one choice differ: CoOp writes another protocol."""
+    """Whether a pickle has these images in this order. The bytes of one choice differ: CoOp writes
+    another protocol.
+    """
     try:
         return file.suffix == ".pkl" and read(file, parts, folder, data)[0] == parts
     except UsageError:
@@ -103,17 +109,19 @@ def read(
     """The images that a file chooses.
 
     Args:
-        file: a pickle, or a .jsonl file; the images for validation are in the file next to `NAME_train.jsonl` that is
-            called `NAME_val.jsonl`.
+        file: a pickle, or a .jsonl file; the images for validation are in the file next to
+            `NAME_train.jsonl` that is called `NAME_val.jsonl`.
         split: all images for `train`, `val` and `test`.
         folder: the dataset's images, below `data`.
         data: the absolute folder of all datasets.
 
     Returns:
-        the images of each part that the file has, `train` at least, in its order; and `file` and `file_sha256`.
+        the images of each part that the file has, `train` at least, in its order; and `file` and
+        `file_sha256`.
 
-    Raises UsageError if the file is missing, too large or damaged; or it has an image that is not in the split, is in
-    another part of it or has another label there, has one twice, or lacks a class.
+    Raises UsageError if the file is missing, too large or damaged; or it has an image that is not
+    in the split, is in another part of it or has another label there, has one twice, or lacks a
+    class.
     """
     content = read_bytes(file, MOST)
     try:
@@ -149,7 +157,10 @@ def read(
             where, item = places.get(in_dataset(path, folder, data), ("", None))
             if item is None or (where, item.label) != (part, label):
                 fact = f"for {where} with the label {item.label}" if item else "without that image"
-                what = f"{file} has {printable(one_line(path))} for {part} with the label {label}, the split {fact}"
+                what = (
+                    f"{file} has {printable(one_line(path))} for {part} with the label {label}, "
+                    f"the split {fact}"
+                )
                 raise UsageError(what, "give images and labels of the dataset's own split", file)
             parts[part].append(item)
         if len({item.impath for item in parts[part]}) < len(pairs):
@@ -166,7 +177,9 @@ def read(
 
 
 def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:
-    """The rows of each part of 2SFS' files: `file`, whose content is given, and the one for validation beside it."""
+    """The rows of each part of 2SFS' files: `file`, whose content is given, and the one for
+    validation beside it.
+    """
     contents = {"train": content}
     other = file.with_name(file.name.replace("_train", "_val"))
     if other != file and other.is_file():
@@ -184,8 +197,8 @@ def below(path: str, data: Path) -> str:
 
 
 def in_dataset(path: str, folder: Path, data: Path) -> str:
-    """The path relative to the folder of the datasets. A pickle has absolute paths, perhaps those of another machine:
-    what comes before the dataset's folder does not count."""
+    """The path relative to the folder of the datasets. A pickle has absolute paths, perhaps those
+    of another machine: what comes before the dataset's folder does not count."""
     name = below(path, data)
     place = f"{folder.relative_to(data)}/"
     return (

@@ -15,7 +15,8 @@ class StanfordCars(FewShotDataset):
     n_classes = 196
 
     licence = "none stated; research use"
-    page = "https://docs.fast.ai/data.external.html"  # the authors' address no longer works; fast.ai has a copy
+    # The authors' address no longer works; fast.ai has a copy
+    page = "https://docs.fast.ai/data.external.html"
     files = (
         File(split_file, drive="1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT", about=2_000_000),
         File(

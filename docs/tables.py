@@ -1,6 +1,7 @@
 """The tables of README.md and docs/ that the code knows: `python docs/reference.py` writes them.
 
-A table is below a comment `<!-- table: NAME -->`. Some columns of a table are written by hand: these stay.
+A table is below a comment `<!-- table: NAME -->`. Some columns of a table are written by hand:
+these stay.
 """
 
 import json
@@ -35,7 +36,9 @@ Row = list[str]
 
 
 def golden_cases() -> Counter[str]:
-    """By method the number of files in tests/golden that compare it with its official code; of DePT, by base too."""
+    """By method the number of files in tests/golden that compare it with its official code; of
+    DePT, by base too.
+    """
     found: Counter[str] = Counter()
     for file in (ROOT / "tests/golden").glob("*.json"):
         content = json.loads(file.read_text())
@@ -63,7 +66,9 @@ def by_column(rows: dict[str, dict], titles: dict[str, str], *more: str) -> list
 
 
 def fits(row: dict, rounded: float = 0.005 + 1e-9) -> bool:
-    """Whether the printed H can be the harmonic mean of accuracies that are printed as base and new."""
+    """Whether the printed H can be the harmonic mean of accuracies that are printed as base and
+    new.
+    """
     least, most = (
         harmonic_mean(row["base"] + step, row["new"] + step) for step in (-rounded, rounded)
     )
@@ -74,7 +79,9 @@ def fits(row: dict, rounded: float = 0.005 + 1e-9) -> bool:
 
 
 def verified(old: list[Row]) -> list[Row]:
-    """A row for the methods of which the same has been tested, each with its number of golden cases."""
+    """A row for the methods of which the same has been tested, each with its number of golden
+    cases.
+    """
     from test_published_checkpoints import CASES
 
     cases, loaded = golden_cases(), {*drawn.METHODS, *(case.method for case in CASES.values())}
@@ -96,7 +103,9 @@ def verified(old: list[Row]) -> list[Row]:
 
 
 def settings(old: list[Row]) -> list[Row]:
-    """The YAML files of the methods; what is behind them, the scripts and the notes are written by hand."""
+    """The YAML files of the methods; what is behind them, the scripts and the notes are written by
+    hand.
+    """
     rows = []
     for titles, file, *others in old[1:]:
         first = titles.partition(", ")[0]

@@ -1,1 +1,3 @@
-"""Runs (`run`: train or test one method on one dataset) and studies, which are sets of runs (`studies/`)."""
+"""Runs (`run`: train or test one method on one dataset) and studies, which are sets of runs
+(`studies/`).
+"""

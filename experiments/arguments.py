@@ -20,14 +20,18 @@ def _parser() -> Parser:
     )
     parser = Parser(
         description="Train or test one method on one dataset.",
-        epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
+        epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 "
+        "DATASET.NUM_SHOTS 16. "
         f"Methods (docs/methods.md): {', '.join(folders)}.",
     )
     add = parser.add_argument
     add("--root", default="", help="folder of the datasets")
     add("--output-dir", default="", help="folder for the results of this run (default: ./output)")
     add("--resume", default="", help="folder of a run to resume (default: the output folder)")
-    text = "choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
+    text = (
+        "choose the few-shot images and fix all randomness. Several seeds train one after "
+        "another: --output-dir "
+    )
     text += "must then contain {seed} or end in seed1"
     add("--seed", type=seeds, default=-1, metavar="SEED [SEED ...]", help=text)
     add("--source-domains", nargs="+", help=UNUSED)
@@ -45,7 +49,10 @@ def _parser() -> Parser:
     add("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     add("--model-dir", default="", help="output folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
-    text = "datasets of out-of-distribution images to detect in the test (new: its new classes, for base ones)"
+    text = (
+        "datasets of out-of-distribution images to detect in the test (new: its new classes, "
+        "for base ones)"
+    )
     add("--ood", type=names, default=[], metavar="A,B", help=text)
     add(
         "--chosen",
@@ -97,7 +104,9 @@ def check_pairs(pairs: list) -> None:
 
 
 def check_given(args: argparse.Namespace, trainer: str, dataset: str, cfg: Any) -> None:
-    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs; `cfg` has all of them."""
+    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs; `cfg` has
+    all of them.
+    """
     given = {
         "--trainer": trainer,
         "--dataset-config-file": dataset,
@@ -155,7 +164,9 @@ def seeds(text: str) -> int | tuple[int, ...]:
 
 
 def join_seeds(argv: list[str]) -> list[str]:
-    """The arguments with all seeds in one: argparse would take the KEY VALUE pairs after several for seeds, too."""
+    """The arguments with all seeds in one: argparse would take the KEY VALUE pairs after several
+    for seeds, too.
+    """
     joined: list[str] = []
     for argument in argv:
         follows = joined[-2:-1] == ["--seed"] and re.fullmatch("[0-9]+", argument)
@@ -166,7 +177,8 @@ def join_seeds(argv: list[str]) -> list[str]:
 def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed.
 
-    Of several seeds, a last part such as seed1 counts as seed{seed}. They must differ, and have folders of their own.
+    Of several seeds, a last part such as seed1 counts as seed{seed}. They must differ, and have
+    folders of their own.
     """
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}

@@ -1,4 +1,6 @@
-"""The command `python tools/calibrate.py`: fit calibrations of models, and report what they change."""
+"""The command `python tools/calibrate.py`: fit calibrations of models, and report what they
+change.
+"""
 
 import argparse
 import io
@@ -45,11 +47,16 @@ LOGITS = "logits.npy"  # in predictions.npz
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        description="Fit the temperature, the threshold for unknown images and the sets of a model on held-out images, "
-        f"write them to {CALIBRATION} in its folder, and report ECE, NLL, sets and abstention before and after.",
-        epilog="A MODEL is the output folder of a run, a folder with such folders below it, or a folder that "
-        "tools/export.py wrote. The images are the validation images of a run or, with --images, those in folders "
-        "named after the classes. Images that the model has learned from, near-copies of them, and test images are "
+        description="Fit the temperature, the threshold for unknown images and the sets of a model "
+        "on held-out images, "
+        f"write them to {CALIBRATION} in its folder, and report ECE, NLL, sets and abstention "
+        "before and after.",
+        epilog="A MODEL is the output folder of a run, a folder with such folders below it, or a "
+        "folder that "
+        "tools/export.py wrote. The images are the validation images of a run or, with --images, "
+        "those in folders "
+        "named after the classes. Images that the model has learned from, near-copies of them, and "
+        "test images are "
         "refused.",
     )
     add = parser.add_argument
@@ -73,7 +80,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="fit on images of the test, and mark the calibration",
     )
-    words = "calibrate a model that does not say which images it has learned from, and mark the calibration"
+    words = (
+        "calibrate a model that does not say which images it has learned from, and mark the "
+        "calibration"
+    )
     add("--accept-unknown-images", action="store_true", help=words)
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add(
@@ -103,7 +113,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The folder of one model, or those of the runs below it that can be calibrated. Raises UsageError for none."""
+    """The folder of one model, or those of the runs below it that can be calibrated. Raises
+    UsageError for none.
+    """
     check_exists(folder)
     if kind_of(folder) in ("exported", "run"):
         return [folder]
@@ -117,7 +129,9 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def is_tested_here(run: Path) -> bool:
-    """Whether a run has its prompts itself, and is not of new classes alone; also if it is damaged."""
+    """Whether a run has its prompts itself, and is not of new classes alone; also if it is
+    damaged.
+    """
     try:
         cfg = run_configuration(run)
     except UsageError:
@@ -128,7 +142,9 @@ def is_tested_here(run: Path) -> bool:
 
 
 def calibrate(folder: Path, args: argparse.Namespace) -> None:
-    """Fit the calibration of one model, write it, and print what it changes on the images of the run's test."""
+    """Fit the calibration of one model, write it, and print what it changes on the images of the
+    run's test.
+    """
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
     options = model_options(device=args.device, backbone=args.backbone, refit=True)
     ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
@@ -138,7 +154,10 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
         seen = NOTHING
     if seen is None and not args.accept_unknown_images:
         what = f"{folder} does not say which images it has learned from"
-        remedy = "give the folder of its run or fit, or accept it by --accept-unknown-images, which marks the calibration"
+        remedy = (
+            "give the folder of its run or fit, or accept it by --accept-unknown-images, "
+            "which marks the calibration"
+        )
         raise UsageError(what, remedy, folder)
     if args.images:
         items, source = (
@@ -194,7 +213,9 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
 
 
 def seen_images(folder: Path, dataset: Any) -> SeenImages | None:
-    """What a model has seen, as its folder says or, of a run of an earlier version, its dataset; None if neither."""
+    """What a model has seen, as its folder says or, of a run of an earlier version, its dataset;
+    None if neither.
+    """
     seen = SeenImages.read(folder)
     if seen is None and dataset is not None:
         return SeenImages.of_files(dataset.train_x, "learned")
@@ -211,14 +232,20 @@ def without_learned(
     asked = SeenImages.of_files(items, "calibrated")
     learned = seen.of_role("learned")
     if equal := int(learned.equal(asked).sum()):
-        what = f"{equal:,} of {len(items):,} images for the calibration are training images of {folder}"
+        what = (
+            f"{equal:,} of {len(items):,} images for the calibration are training images of "
+            f"{folder}"
+        )
         raise UsageError(what, "give images that the model has not learned from", folder)
     if len(asked) < len(items):
         return list(items), asked  # one cannot be read, which the prediction says
     near = learned.similar(asked)
     if near.any():
         examples = [item.impath for item, is_near in zip(items, near, strict=True) if is_near]
-        what = f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of training images"
+        what = (
+            f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of "
+            "training images"
+        )
         if near.mean() > MOST_NEAR:
             raise UsageError(
                 f"{what} of {folder}, such as {examples[0]}", "give images of other scenes", folder
@@ -231,7 +258,8 @@ def without_learned(
 def read_dataset(run: Path, classes: str = "") -> Any:
     """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES.
 
-    Raises UsageError if reading it would draw its images or split them: the run may be of another person.
+    Raises UsageError if reading it would draw its images or split them: the run may be of another
+    person.
     """
     cfg = run_configuration(run)
     cfg.DATASET.SUBSAMPLE_CLASSES = classes or cfg.DATASET.SUBSAMPLE_CLASSES
@@ -251,7 +279,9 @@ def names_of(dataset: Any) -> list[str]:
 
 
 def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
-    """The images in folders named after the classes. Raises UsageError for none, or a folder with another name."""
+    """The images in folders named after the classes. Raises UsageError for none, or a folder with
+    another name.
+    """
     if not folder.is_dir():
         raise UsageError(
             f"there is no folder {folder}",
@@ -265,7 +295,10 @@ def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
     ):
         name = parent.name.replace("_", " ")
         if name not in labels:
-            what = f"{printable(parent)} is named after no class of the model, whose first is {names[0]!r}"
+            what = (
+                f"{printable(parent)} is named after no class of the model, whose first is "
+                f"{names[0]!r}"
+            )
             raise UsageError(what, "give images of the model's classes", folder)
         items += [
             Datum(impath=str(file), label=labels[name], classname=name)
@@ -288,7 +321,9 @@ def outputs_of(
 
 
 def saved_outputs(run: Path) -> Outputs | None:
-    """The logits that the test of a run has saved (TEST.SAVE_LOGITS), else None; UsageError for a damaged file."""
+    """The logits that the test of a run has saved (TEST.SAVE_LOGITS), else None; UsageError for a
+    damaged file.
+    """
     file = run / PREDICTIONS_FILE
     if not file.is_file():
         return None
@@ -330,7 +365,9 @@ def print_sets(name: str, values: dict[str, float]) -> None:
 
 
 def print_classes(sets: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    """The coverage and the mean size of the sets (images, classes) of each class, and the mean gap."""
+    """The coverage and the mean size of the sets (images, classes) of each class, and the mean
+    gap.
+    """
     gaps = []
     for label in np.unique(labels):
         values = of_sets(sets[labels == label], labels[labels == label])

@@ -84,7 +84,9 @@ def fit(
 
 
 def count_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
-    """How many of the images are also among the others, by their path, or by their content if not all are."""
+    """How many of the images are also among the others, by their path, or by their content if not
+    all are.
+    """
     common = count_common(items, others)
     return common if common == len(items) else max(common, count_copies(items, others))
 
@@ -117,12 +119,15 @@ def report(
 
     Args:
         distances: DAC, for other classes than those of the calibration.
-        held: the images of the calibration, for sets of each kind and for thresholds of several errors.
+        held: the images of the calibration, for sets of each kind and for thresholds of several
+            errors.
 
     Returns:
-        a dict for results.json: the facts of the calibration; ECE and NLL `before`, by `temperature`, by `dac`, and
-        `after` all of what there is; `sets` by kind: coverage in percent, mean size, number of empty sets; `unknown`:
-        for each asked error the share of the answered images and of the wrong ones among these, in percent.
+        a dict for results.json: the facts of the calibration; ECE and NLL `before`, by
+            `temperature`, by `dac`, and
+        `after` all of what there is; `sets` by kind: coverage in percent, mean size, number of
+        empty sets; `unknown`: for each asked error the share of the answered images and of the
+        wrong ones among these, in percent.
     """
     z, labels = test
     after = cooled = calibration.temperature.apply(z)
@@ -185,10 +190,11 @@ def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
 
 
 class Calibrated:
-    """Fits a calibration after a test, and reports its effect (TEST.CALIBRATE): an observer (`run.wanted_observers`).
+    """Fits a calibration after a test, and reports its effect (TEST.CALIBRATE): an observer
+    (`run.wanted_observers`).
 
-    A training run fits it on its validation images, and writes calibration.json. A test of the prompts of another run
-    takes that run's, with DAC if its classes are others.
+    A training run fits it on its validation images, and writes calibration.json. A test of the
+    prompts of another run takes that run's, with DAC if its classes are others.
     """
 
     def __init__(self, spec: Any, trainer: Any):
@@ -259,7 +265,9 @@ class Calibrated:
         return held, fit(held, names, items, f"validation images of {title(cfg)}", **facts)
 
     def distances(self, fitted: Calibration) -> Distances | None:
-        """DAC for the classes of the test, some of which are not those of the fit; None for texts without distances."""
+        """DAC for the classes of the test, some of which are not those of the fit; None for texts
+        without distances.
+        """
         trainer, folder = self.trainer, self.spec.args.model_dir
         options = model_options(
             backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch

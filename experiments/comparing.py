@@ -1,4 +1,6 @@
-"""Two methods compared by the predictions of their runs: differences, how sure they are, and what could be seen."""
+"""Two methods compared by the predictions of their runs: differences, how sure they are, and what
+could be seen.
+"""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +41,9 @@ class Compared:
     folder: Path
 
     def for_seeds_of(self, other: "Compared") -> "Compared":
-        """The same, with the only run of a method that does not depend on the seed as that of each seed of `other`."""
+        """The same, with the only run of a method that does not depend on the seed as that of each
+        seed of `other`.
+        """
         (run, *more), seeds = self.results.values(), other.results
         method = methods().get(run["trainer"])
         if more or method is None or method.seeded:
@@ -54,7 +58,8 @@ class Compared:
 def read_runs(folder: Path) -> Compared:
     """The run in a folder, or the runs in its folders (seed1, seed2, ...).
 
-    Raises UsageError if there is none, one has no predictions, or they are of different images or seeds.
+    Raises UsageError if there is none, one has no predictions, or they are of different images or
+    seeds.
     """
     folders = [file.parent for file in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
     folders = [folder] if (folder / RESULTS_FILE).is_file() else folders
@@ -84,7 +89,10 @@ def read_runs(folder: Path) -> Compared:
         )
     for key in IN_COMMON:
         if len(several := {str(run.get(key)) for run in results.values()}) > 1:
-            what = f"the runs in {folder} differ in {key}: {', '.join(map(printable, sorted(several)))}"
+            what = (
+                f"the runs in {folder} differ in {key}: "
+                f"{', '.join(map(printable, sorted(several)))}"
+            )
             raise UsageError(what, "give the runs of one method on one dataset", folder)
     correct = np.stack(
         [arrays["classes"][:, 0] == arrays["label"] for _, arrays in by_seed.values()]
@@ -95,7 +103,8 @@ def read_runs(folder: Path) -> Compared:
 
 
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
-    """The seeds that both have, and (seeds, images): 1 where only the first is right, -1 where only the second is.
+    """The seeds that both have, and (seeds, images): 1 where only the first is right, -1 where only
+    the second is.
 
     Raises UsageError if they have no seed in common, or were tested on different images.
     """
@@ -118,7 +127,8 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
 
 
 def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
-    """The interval of the mean difference, in points, from resampling seeds and images, each with replacement.
+    """The interval of the mean difference, in points, from resampling seeds and images, each with
+    replacement.
 
     `differences`, (seeds, images), are from `paired`. With one seed only the images are resampled.
     """
@@ -146,7 +156,8 @@ def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
 def mcnemar(difference: NDArray[Any]) -> tuple[int, int, float]:
     """McNemar's exact test of two runs, from a row of `paired` (images,).
 
-    Returns how many images only the first gets right, how many only the second, and the two-sided p.
+    Returns how many images only the first gets right, how many only the second, and the two-sided
+    p.
     """
     from scipy.stats import binomtest
 
@@ -155,7 +166,9 @@ def mcnemar(difference: NDArray[Any]) -> tuple[int, int, float]:
 
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """The t-interval of the mean of paired differences, one for each seed; NaN for fewer than two."""
+    """The t-interval of the mean of paired differences, one for each seed; NaN for fewer than
+    two.
+    """
     from scipy.stats import t
 
     number = len(differences)
@@ -166,10 +179,11 @@ def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def smallest_difference(differences: Sequence[float]) -> float:
-    """The smallest true difference that a paired t-test (5%) would find with probability 0.8, for these seeds.
+    """The smallest true difference that a paired t-test (5%) would find with probability 0.8, for
+    these seeds.
 
-    Only the standard deviation of the differences (one for each seed) counts. The result is NaN for fewer than two
-    differences, and if all are equal up to rounding errors.
+    Only the standard deviation of the differences (one for each seed) counts. The result is NaN for
+    fewer than two differences, and if all are equal up to rounding errors.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
@@ -217,7 +231,10 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     ]
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
+    place = (
+        f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, "
+        f"{several}"
+    )
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
     interval = f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})"
     lines = [
@@ -234,7 +251,10 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     why = "the interval includes 0"
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
-        shown = f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
+        shown = (
+            f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} "
+            f"points (power {POWER})"
+        )
         lines.append(
             f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)"
         )
@@ -250,7 +270,10 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/compare.py ONE OTHER ...`."""
-    text = "Compare the first method with each other one, by the predictions of their runs on the same images."
+    text = (
+        "Compare the first method with each other one, by the predictions of their runs on the "
+        "same images."
+    )
     parser = Parser(description=text)
     text = "output folder of a run, or a folder with those of several seeds"
     parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=text)

@@ -16,7 +16,9 @@ YAML_BYTES = 1 << 20  # the limit of Dassl's configuration files
 
 
 def config_folder(method: str) -> Path:
-    """Where the YAML files of a method are; of one in a file of --plugin, beside that file if not in configs/."""
+    """Where the YAML files of a method are; of one in a file of --plugin, beside that file if not
+    in configs/.
+    """
     folder = CONFIGS / "trainers" / methods()[method].config_folder
     file = plugin_of(method)
     return folder if file is None or folder.is_dir() else file.parent / folder.name
@@ -33,7 +35,9 @@ def known_datasets() -> tuple[str, ...]:
 
 
 def read_yaml(file: Path) -> dict:
-    """The content of a YAML file of keys and plain values, read within the bounds of Dassl's configuration files."""
+    """The content of a YAML file of keys and plain values, read within the bounds of Dassl's
+    configuration files.
+    """
     stream = io.StringIO(read_text(file, YAML_BYTES))
     stream.name = str(file)  # type: ignore[misc]  # for messages
     try:

@@ -21,7 +21,8 @@ from common.text import read_json
 
 from .run_spec import RunSpec
 
-# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
+# Settings that may differ when a run is resumed: what it computes stays the same, or as near as
+# another machine allows.
 RESUMABLE_CHANGES = {
     "OUTPUT_DIR",
     "RESUME",
@@ -96,7 +97,9 @@ SETTINGS = {
 
 
 class UndecodedNode(CfgNode):
-    """A group of new keys whose text stays text until it is merged: it may be a number for one setting only."""
+    """A group of new keys whose text stays text until it is merged: it may be a number for one
+    setting only.
+    """
 
     @classmethod
     def _decode_cfg_value(cls, value: Any) -> Any:
@@ -104,7 +107,9 @@ class UndecodedNode(CfgNode):
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
-    """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that several share."""
+    """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that
+    several share.
+    """
     add_settings(cfg, SETTINGS)
     cfg.BY_DATASET = UndecodedNode(
         new_allowed=True
@@ -114,7 +119,9 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 
 
 def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
-    """Dassl's defaults and this project's, then the content of YAML files (`dassl.config.read_config`)."""
+    """Dassl's defaults and this project's, then the content of YAML files
+    (`dassl.config.read_config`).
+    """
     cfg = defaults(method, *trainers.methods().items()).clone()
     kind = trainers.methods().get(method)
     for path, tree in files:
@@ -131,17 +138,20 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
 
 @cache
 def defaults(method: str, *registered: object) -> CfgNode:
-    """Dassl's defaults and this project's, not to be changed. The registered methods add settings to them."""
+    """Dassl's defaults and this project's, not to be changed. The registered methods add settings
+    to them.
+    """
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
     return cfg
 
 
 def set_up(cfg: CfgNode, spec: RunSpec) -> None:
-    """Add to the YAML files of a run its options, its KEY VALUE pairs and its chosen settings; check and freeze all.
+    """Add to the YAML files of a run its options, its KEY VALUE pairs and its chosen settings;
+    check and freeze all.
 
-    The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of keys and values are
-    UsageError.
+    The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of
+    keys and values are UsageError.
     """
     for (
         key,
@@ -164,7 +174,10 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     method = trainers.methods().get(cfg.TRAINER.NAME)
     sha256 = getattr(method, "plugin_sha256", "")
     if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
-        what = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with {cfg.TRAINER.NAME}"
+        what = (
+            f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with "
+            f"{cfg.TRAINER.NAME}"
+        )
         raise UsageError(what, "give that file by --plugin, or leave the checksum out")
     cfg.MODEL.PLUGIN_SHA256 = sha256
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
@@ -186,7 +199,9 @@ def default_settings(method: str) -> dict[str, Any]:
 
 
 def check_chosen(key: str, trainer: str) -> None:
-    """Raise UsageError for a setting that no study can have chosen: it is no value of the method or of its training."""
+    """Raise UsageError for a setting that no study can have chosen: it is no value of the method or
+    of its training.
+    """
     method = trainers.methods().get(trainer)
     group, _, rest = key.partition(".")
     sections = method.sections() if method else [trainer.upper()]
@@ -211,7 +226,9 @@ class SelectedSettings(NamedTuple):
 
 
 def read_chosen(file: str) -> SelectedSettings:
-    """The content of the file of a choice (UsageError if it is missing or damaged); nothing without a file."""
+    """The content of the file of a choice (UsageError if it is missing or damaged); nothing without
+    a file.
+    """
     if not file:
         return SelectedSettings({}, [])
     if not Path(file).exists():
@@ -236,9 +253,11 @@ def read_chosen(file: str) -> SelectedSettings:
 
 
 def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
-    """Read images as the backbone was trained to, where the YAML files say what OpenAI's CLIP reads; lines for the log.
+    """Read images as the backbone was trained to, where the YAML files say what OpenAI's CLIP
+    reads; lines for the log.
 
-    Keys that are `given` keep their values, and so do those whose value is neither CLIP's nor the backbone's.
+    Keys that are `given` keep their values, and so do those whose value is neither CLIP's nor the
+    backbone's.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if cfg.TRAINER.NAME not in trainers.methods() or not name:
@@ -268,9 +287,11 @@ def same(one: Any, other: Any) -> bool:
 
 
 def weights_of(cfg: CfgNode) -> str:
-    """The SHA-256 of the weights of a method's backbone, in hexadecimal; empty for a trainer of another project.
+    """The SHA-256 of the weights of a method's backbone, in hexadecimal; empty for a trainer of
+    another project.
 
-    Raises UsageError if the configuration states another one (MODEL.BACKBONE.SHA256), ClipError for a missing file.
+    Raises UsageError if the configuration states another one (MODEL.BACKBONE.SHA256), ClipError for
+    a missing file.
     """
     name, stated = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.SHA256
     if cfg.TRAINER.NAME not in trainers.methods() or not name:
@@ -285,7 +306,9 @@ def weights_of(cfg: CfgNode) -> str:
 
 
 def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
-    """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file for another one."""
+    """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file
+    for another one.
+    """
     method, name, file = (
         trainers.methods().get(cfg.TRAINER.NAME),
         cfg.TRAINER.NAME,
@@ -323,8 +346,9 @@ def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     """Merge what a YAML file sets under BY_DATASET for the dataset of this run.
 
-    BY_DATASET has the form {dataset: {key: value}}, for all runs; below a key `base2new` the same, for runs on base or
-    new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the log and for config.yaml.
+    BY_DATASET has the form {dataset: {key: value}}, for all runs; below a key `base2new` the same,
+    for runs on base or new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the
+    log and for config.yaml.
 
     Keys that the command line has given keep their values.
     """
@@ -347,7 +371,9 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
 
 
 def values_for(dataset: str, table: object, where: str) -> dict:
-    """The values of one dataset in a table {dataset: {key: value}}, all of whose names are checked."""
+    """The values of one dataset in a table {dataset: {key: value}}, all of whose names are
+    checked.
+    """
     if not isinstance(table, dict):
         raise UsageError(f"{where} is {table!r}", "give DATASET: {KEY: VALUE}")
     for name, values in table.items():

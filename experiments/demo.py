@@ -14,15 +14,20 @@ from .protocols import recipe
 from .studies.progress import collect_results
 from .studies.spec import Study, Variant
 
-DESCRIPTION = "Train methods on the base classes of a synthetic dataset and test them on its base and new classes."
+DESCRIPTION = (
+    "Train methods on the base classes of a synthetic dataset and test them on its base "
+    "and new classes."
+)
 EPILOG = """
-Nothing is downloaded: the backbone is the project's own small CLIP, and the dataset is generated. Prints accuracies
-before training (zero-shot CLIP) and after it, and writes all numbers to OUTPUT/summary.json. OUTPUT/images.png shows
-test images with the probabilities before and after. Run the same command again to resume.
+Nothing is downloaded: the backbone is the project's own small CLIP, and the dataset is generated.
+Prints accuracies before training (zero-shot CLIP) and after it, and writes all numbers to
+OUTPUT/summary.json. OUTPUT/images.png shows test images with the probabilities before and after.
+Run the same command again to resume.
 """
 CAUTION = """
-ZeroshotCLIP is the backbone before training. This is a smoke test: training and testing work on this machine. The
-accuracies of a few seeds on synthetic images cannot rank methods, and say nothing about ViT-B/16 on photographs.
+ZeroshotCLIP is the backbone before training. This is a smoke test: training and testing work on
+this machine. The accuracies of a few seeds on synthetic images cannot rank methods, and say nothing
+about ViT-B/16 on photographs.
 """
 
 
@@ -93,5 +98,6 @@ def main(argv: list[str] | None = None) -> None:
     }
     draw_answers(answers, args.root, args.output / "images.png")
     print(
-        f"\n{markdown(overview(summary))}{CAUTION}\nWritten: {args.output}/summary.json and images.png"
+        f"\n{markdown(overview(summary))}{CAUTION}\nWritten: {args.output}/summary.json and "
+        "images.png"
     )

@@ -27,13 +27,17 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "Pillow": PIL.__version__,
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
-        "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})",
+        "processor": f"{torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads",
+        "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN "
+        f"{torch.backends.cudnn.version()})",
     }
 
 
 def unused_gpu() -> str:
-    """Why torch does not use an NVIDIA GPU of this machine, in its own words; empty without one, or if it is hidden."""
+    """Why torch does not use an NVIDIA GPU of this machine, in its own words; empty without one, or
+    if it is hidden.
+    """
     if (
         torch.cuda.is_available()
         or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")

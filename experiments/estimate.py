@@ -1,4 +1,6 @@
-"""How long methods take on this machine, measured with random weights, so that nothing is downloaded."""
+"""How long methods take on this machine, measured with random weights, so that nothing is
+downloaded.
+"""
 
 import time
 from collections.abc import Callable, Sequence

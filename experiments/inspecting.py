@@ -1,4 +1,6 @@
-"""The command `python tools/inspect.py predictions`: what the predictions of a run's test show, as pictures."""
+"""The command `python tools/inspect.py predictions`: what the predictions of a run's test show, as
+pictures.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +25,8 @@ from .results import summary_line
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         prog="inspect.py predictions",
-        description="Draw what a test predicted: reliability, risk against coverage, accuracy by class, and confused "
+        description="Draw what a test predicted: reliability, risk against coverage, accuracy by "
+        "class, and confused "
         "classes with their images.",
         epilog="The folder gets predictions.html, and the pictures as PNG and SVG.",
     )
@@ -64,7 +67,10 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
         draw(figure.subplots(), *values, **style)
         return figure
 
-    caption = "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. Bins with fewer "
+    caption = (
+        "Accuracy against confidence in 15 bins. Below the diagonal the model is too "
+        "confident. Bins with fewer "
+    )
     caption += "than ten images are left out."
     yield (
         "reliability",
@@ -84,7 +90,10 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     caption = "Classes by predicted classes, in % of the images of a class."
     yield "confusion", caption, drawn(4.2, draw_confusion, outcome)
     if pairs := outcome.pairs():
-        caption = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, "
+        caption = (
+            "The most frequent wrong predictions: class, predicted class, how many of the "
+            "images of the class, "
+        )
         caption += "and the images with the highest probability."
         yield "confused_pairs", caption, draw_pairs(pairs, root)
 

@@ -1,7 +1,7 @@
 """One folder, one run: the lock of an output folder.
 
-The lock is the kernel's (flock) on the file `.lock`, so it ends with its process, however that ends; a shared file
-system passes it on to other machines. The empty file stays.
+The lock is the kernel's (flock) on the file `.lock`, so it ends with its process, however that
+ends; a shared file system passes it on to other machines. The empty file stays.
 """
 
 import errno
@@ -24,8 +24,8 @@ ANOTHER = f"choose another {OPTION}"
 def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[None]:
     """Keep other runs out of an output folder, which is made if it is missing.
 
-    On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed. If
-    `wait`, it waits for a run that is there already.
+    On a file system without flock, a lock file takes its place where filelock has one; else a
+    warning is printed. If `wait`, it waits for a run that is there already.
 
     Args:
         option: names the folder in the command, for the errors.
@@ -44,7 +44,8 @@ def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[N
         if error.errno not in WITHOUT_LOCKS:
             raise not_writable(folder, error, option) from error
         print(
-            f"The file system of {folder} has no locks: start no other run there until this one has ended"
+            f"The file system of {folder} has no locks: start no other run there until this one "
+            "has ended"
         )
     try:
         yield

@@ -1,4 +1,6 @@
-"""The registered methods for studies and commands. They are imported when somebody asks: --help does not wait."""
+"""The registered methods for studies and commands. They are imported when somebody asks: --help
+does not wait.
+"""
 
 from pathlib import Path
 from typing import Any

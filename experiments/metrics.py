@@ -19,11 +19,12 @@ def of_predictions(
         classes: (images, k), the k most likely classes, the most likely first.
         probabilities: (images, k), theirs.
         log_probability: (images,), the natural logarithm of the label's probability.
-        brier: (images,), the sum over classes of (probability - [class is the label])^2, from 0 to 2.
+        brier: (images,), the sum over classes of (probability - [class is the label])^2, from 0 to
+            2.
 
     Returns:
-        `top5_accuracy`, `mean_class_accuracy` (over the classes that have images), `ece` and `adaptive_ece` in percent;
-        `nll`, the mean of -log_probability, and `brier`, a mean.
+        `top5_accuracy`, `mean_class_accuracy` (over the classes that have images), `ece` and
+        `adaptive_ece` in percent; `nll`, the mean of -log_probability, and `brier`, a mean.
     """
     labels, classes, probabilities = (
         np.asarray(labels),
@@ -57,9 +58,9 @@ def ece(
         confidence: (images,), the probability of the predicted class.
         correct: (images,), whether it is the label.
         bins: their number, 15 in most papers; C-TPT has 20.
-        closed: "above" is the usual definition, bins (lower, upper] in single precision. "below" is that of the code of
-            Wang et al. (ICML 2024), bins [lower, upper) in double precision; a confidence of 1 is then in no bin, and
-            yet counts in the weight of the last one.
+        closed: "above" is the usual definition, bins (lower, upper] in single precision. "below" is
+            that of the code of Wang et al. (ICML 2024), bins [lower, upper) in double precision; a
+            confidence of 1 is then in no bin, and yet counts in the weight of the last one.
     """
     return float(gaps(confidence, correct, bins, closed).sum())
 
@@ -67,7 +68,9 @@ def ece(
 def gaps(
     confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]
 ) -> Floats:
-    """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the images."""
+    """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the
+    images.
+    """
     import torch  # whose edges are those of the published code, to the bit
 
     edges = (
@@ -80,10 +83,11 @@ def gaps(
 
 
 def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
-    """The calibration error over bins with equally many images (Nguyen and O'Connor, EMNLP 2015), from 0 to 1.
+    """The calibration error over bins with equally many images (Nguyen and O'Connor, EMNLP 2015),
+    from 0 to 1.
 
-    Edges are quantiles by linear interpolation, and bins are [lower, upper), the last one closed; edges closer than
-    1e-8 are one.
+    Edges are quantiles by linear interpolation, and bins are [lower, upper), the last one closed;
+    edges closer than 1e-8 are one.
     """
     values = np.asarray(confidence, dtype=np.float64)
     edges = np.percentile(values, np.linspace(0, 100, bins + 1))
@@ -95,7 +99,9 @@ def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) ->
 def gaps_of(
     confidence: Floats, correct: ArrayLike, places: NDArray[np.integer[Any]], bins: int
 ) -> Floats:
-    """(bins,): see `gaps`; `places` is the bin of each image. The bin after the last has weight, but no members."""
+    """(bins,): see `gaps`; `places` is the bin of each image. The bin after the last has weight,
+    but no members.
+    """
     members = places < bins
     both = (np.asarray(values, dtype=np.float64)[members] for values in (correct, confidence))
     right, sure = (np.bincount(places[members], values, bins) for values in both)
@@ -108,12 +114,13 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
     """How well a score detects out-of-distribution images, in percent.
 
     Args:
-        known, unknown: (images,), the scores of images of the classes, which count as positive, and of the others; they
-            are higher for images of the classes.
+        known, unknown: (images,), the scores of images of the classes, which count as positive, and
+            of the others; they are higher for images of the classes.
 
     Returns:
-        `auroc`; `aupr`, the average precision; and `fpr95`, the false-positive rate at the recall nearest to 0.95, of
-        equally near ones the higher, at the lowest threshold that gives it (as in Hendrycks et al.'s code).
+        `auroc`; `aupr`, the average precision; and `fpr95`, the false-positive rate at the recall
+        nearest to 0.95, of equally near ones the higher, at the lowest threshold that gives it (as
+        in Hendrycks et al.'s code).
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve  # takes a second
 
@@ -138,11 +145,13 @@ def openworld_auc(
 
     Args:
         base_scores, new_scores: (images,), of images of base and of new classes, higher for base.
-        base_right, new_right: (images,), whether the answer among the base, or among the new classes is the label.
+        base_right, new_right: (images,), whether the answer among the base, or among the new
+            classes is the label.
 
     Returns:
-        `openworld_auc`, the share of pairs of a base and a new image that are in order and both right (a tie counts
-        half); `auroc` of the scores; `base_accuracy`, `new_accuracy` and their harmonic mean `h`.
+        `openworld_auc`, the share of pairs of a base and a new image that are in order and both
+        right (a tie counts half); `auroc` of the scores; `base_accuracy`, `new_accuracy` and their
+        harmonic mean `h`.
     """
     base, new = np.asarray(base_scores, dtype=np.float64), np.asarray(new_scores, dtype=np.float64)
     is_base, is_new = np.asarray(base_right, dtype=bool), np.asarray(new_right, dtype=bool)

@@ -1,7 +1,9 @@
-"""NegLabel (Jiang et al., ICLR 2024): images that look more like other words than like the classes are unknown.
+"""NegLabel (Jiang et al., ICLR 2024): images that look more like other words than like the classes
+are unknown.
 
-Words are nouns and adjectives, one on each line of the files of TEST.OOD_WORDS; without files, those of the synthetic
-datasets. The words least like the classes are kept, and stand beside these in a softmax.
+Words are nouns and adjectives, one on each line of the files of TEST.OOD_WORDS; without files,
+those of the synthetic datasets. The words least like the classes are kept, and stand beside these
+in a softmax.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,8 @@ FEWEST = 10  # kept words
 
 
 def read_words(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Nouns and adjectives, each once, from one or two files; without files those of the synthetic datasets.
+    """Nouns and adjectives, each once, from one or two files; without files those of the synthetic
+    datasets.
 
     Raises UsageError if a file is missing or not text, or there are more files.
     """
@@ -50,12 +53,14 @@ def select(
     fraction: float = FRACTION,
     percentile: float = PERCENTILE,
 ) -> tuple[list[int], list[int]]:
-    """The numbers of the nouns and of the adjectives that are kept, the least like the classes first.
+    """The numbers of the nouns and of the adjectives that are kept, the least like the classes
+    first.
 
     Args:
         classes, nouns, adjectives: text features (n, joint) of unit length.
         fraction: of the words of each list to keep.
-        percentile: the quantile over the classes (by linear interpolation) of a word's cosines, which counts.
+        percentile: the quantile over the classes (by linear interpolation) of a word's cosines,
+            which counts.
     """
 
     def least_like(words: Tensor) -> list[int]:
@@ -70,13 +75,14 @@ def select(
 def score(
     logits: Tensor, of_words: Tensor, order: Sequence[int], groups: int = GROUPS, t: float = 1.0
 ) -> Tensor:
-    """(images,), in double precision: the probability of the classes beside a group of words, the mean over groups.
+    """(images,), in double precision: the probability of the classes beside a group of words, the
+    mean over groups.
 
     Args:
         logits: (images, classes).
         of_words: (images, words), on the same scale.
-        order: of the words; consecutive ones of equal number are a group. The last ones of `of_words` are left out, so
-            that `groups` divides the number.
+        order: of the words; consecutive ones of equal number are a group. The last ones of
+            `of_words` are left out, so that `groups` divides the number.
         t: the temperature.
     """
     grouped = of_words.double()[:, list(order)].unflatten(1, (groups, -1)) / t
@@ -85,7 +91,8 @@ def score(
 
 
 class NegativeWords:
-    """The words that stand beside the classes of a run, by text features of the frozen CLIP of its model.
+    """The words that stand beside the classes of a run, by text features of the frozen CLIP of its
+    model.
 
     Raises UsageError as `read_words` does, or if there are too few words.
     """

@@ -2,14 +2,17 @@
 
 For every method whose answer for an image does not depend on other images of the test.
 
-A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p = softmax(z / T):
+A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p =
+softmax(z / T):
 
-- MCM: the largest probability of softmax(z / 100 / T), a softmax over cosines (Ming et al., NeurIPS 2022)
+- MCM: the largest probability of softmax(z / 100 / T), a softmax over cosines (Ming et al., NeurIPS
+  2022)
 - GL-MCM: MCM, plus the same over all patches (Miyai et al., IJCV 2025)
 - MaxLogit: the largest z
 - Energy: T log sum exp(z / T) (Liu et al., NeurIPS 2020)
 - Entropy: sum p log p
-- NegLabel: the probability of the classes beside words that are unlike them (neglabel.py); only if it is asked for
+- NegLabel: the probability of the classes beside words that are unlike them (neglabel.py); only if
+  it is asked for
 """
 
 from collections.abc import Iterator
@@ -59,7 +62,10 @@ def check_settings(cfg: CfgNode) -> None:
     for name in cfg.TEST.OOD:
         check_name(name, [*known_datasets(), NEW], "dataset for --ood")
         if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
-            what = f"--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is {cfg.DATASET.SUBSAMPLE_CLASSES}"
+            what = (
+                "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is "
+                f"{cfg.DATASET.SUBSAMPLE_CLASSES}"
+            )
             raise UsageError(what, "set it to base, or name a dataset")
     for score in cfg.TEST.OOD_SCORES:
         check_name(score, (*SCORES, NEGLABEL), "score in TEST.OOD_SCORES")
@@ -68,19 +74,27 @@ def check_settings(cfg: CfgNode) -> None:
 
 
 def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
-    """The images of TEST.OOD. Classes that both sides have are printed; their images are not left out.
+    """The images of TEST.OOD. Classes that both sides have are printed; their images are not left
+    out.
 
-    Raises UsageError if a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
+    Raises UsageError if a dataset is missing, or the model does not have a score of
+    TEST.OOD_SCORES.
     """
     if getattr(trainer, "kind", "") == "transductive":
-        what = f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a test"
+        what = (
+            f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a "
+            "test"
+        )
         raise UsageError(what, "leave out --ood")
     datasets = [outside_images(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
     if NEGLABEL in cfg.TEST.OOD_SCORES and not compares_texts(trainer):
         what = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
         raise UsageError(what, "leave it out of TEST.OOD_SCORES")
     if not has_patches(trainer):
-        why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"
+        why = (
+            f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with "
+            f"{cfg.MODEL.BACKBONE.NAME} cannot"
+        )
         if "GL-MCM" in cfg.TEST.OOD_SCORES:
             raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES")
         if not cfg.TEST.OOD_SCORES:
@@ -94,7 +108,9 @@ def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
 
 
 def compares_texts(trainer: Any) -> bool:
-    """Whether logits are similarities of one image feature with texts: not those of views, nor of a linear probe."""
+    """Whether logits are similarities of one image feature with texts: not those of views, nor of a
+    linear probe.
+    """
     model = getattr(trainer, "model", None)
     similarities = isinstance(model, PromptedCLIP) and type(model).logits is PromptedCLIP.logits
     return similarities and getattr(trainer, "kind", "") != "test-time"
@@ -171,8 +187,8 @@ class Detection:
     def finish(self) -> dict[str, Any]:
         """How well each score detects out-of-distribution images; printed, too.
 
-        Returns `ood`: for each dataset the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC,
-        AUPR and FPR95 in percent, images of the classes positive}.
+        Returns `ood`: for each dataset the record of its images, `name`, `shared_classes`, and
+        `scores`: {score: AUROC, AUPR and FPR95 in percent, images of the classes positive}.
         """
         cfg, trainer = self.cfg, self.trainer
         if not trainer.evaluator.batches:  # TEST.NO_TEST
@@ -192,7 +208,8 @@ class Detection:
             print(f"=> {title(outside.cfg)}{half}: {len(outside.images):,} images")
             for score, values in detected.items():
                 print(
-                    f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}"
+                    f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 "
+                    f"{values['fpr95']:.2f}"
                 )
             record = list_facts(outside.cfg, title(outside.cfg), "test", outside.images)
             records.append(
@@ -221,8 +238,8 @@ class Detection:
 def outputs(
     trainer: Any, loader: Any, local: bool = True, features: bool = True
 ) -> Iterator[tuple[Any, ...]]:
-    """The logits (batch, classes) and labels of a loader's images and, else None: if `local`, the logits of their
-    patches; if `features`, those of the images, (batch, joint)."""
+    """The logits (batch, classes) and labels of a loader's images and, else None: if `local`, the
+    logits of their patches; if `features`, those of the images, (batch, joint)."""
     one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
     for batch in loader:
         images, labels = trainer.parse_batch_test(batch)
@@ -242,7 +259,8 @@ def scores(
 ) -> dict[str, Tensor]:
     """The scores (batch,) of images, in double precision.
 
-    `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM alone.
+    `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM
+    alone.
     """
     z = logits.double()
     mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)

@@ -1,4 +1,6 @@
-"""OpenworldAUC of a test of base and new classes together, by prompts that were learned on the base classes."""
+"""OpenworldAUC of a test of base and new classes together, by prompts that were learned on the base
+classes.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,8 @@ from .metrics import openworld_auc
 class OpenWorld:
     """Adds `open_world` to the results of such a test: an observer (`run.wanted_observers`).
 
-    The score of an image is the largest probability of a base class, by the softmax over all classes. Its answer is the
-    largest logit among the classes of its own half.
+    The score of an image is the largest probability of a base class, by the softmax over all
+    classes. Its answer is the largest logit among the classes of its own half.
     """
 
     def __init__(self, spec: Any, trainer: Any):
@@ -42,13 +44,16 @@ class OpenWorld:
             return {}
         measures = openworld_auc(score[base], score[new], right[base], right[new])
         print(
-            f"* OpenworldAUC: {measures['openworld_auc']:.2f} (base against new: AUROC {measures['auroc']:.2f})"
+            f"* OpenworldAUC: {measures['openworld_auc']:.2f} (base against new: AUROC "
+            f"{measures['auroc']:.2f})"
         )
         return {"open_world": measures}
 
 
 def is_union(spec: Any) -> bool:
-    """Whether a run tests all classes of a dataset with the prompts of a run on its base classes."""
+    """Whether a run tests all classes of a dataset with the prompts of a run on its base
+    classes.
+    """
     if (
         not (spec.args.eval_only and spec.args.model_dir)
         or spec.cfg.DATASET.SUBSAMPLE_CLASSES != "all"
@@ -59,7 +64,8 @@ def is_union(spec: Any) -> bool:
 
 
 def of_batch(logits: Tensor, labels: Tensor, base: int) -> Tensor:
-    """(batch, 3), in double precision: the score, whether the answer is right, and whether the label is a base class.
+    """(batch, 3), in double precision: the score, whether the answer is right, and whether the
+    label is a base class.
 
     Args:
         logits: (batch, classes), the first `base` of them of base classes.

@@ -1,4 +1,6 @@
-"""Pictures and figures of predictions: reliability, risk against coverage, accuracy by class, and confused classes."""
+"""Pictures and figures of predictions: reliability, risk against coverage, accuracy by class, and
+confused classes.
+"""
 
 import math
 import textwrap
@@ -23,7 +25,8 @@ COVERAGES = np.arange(1, 101)  # in %
 FEW = 10  # images: a bin with fewer is not drawn
 PAIRS, EXAMPLES, PIXELS = 5, 3, 48  # confused pairs, images of each, and the size of an image
 LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
-SIDE = 1000  # cells of a side of the picture of labels x predictions: one has several classes if there are more
+# Cells of a side of the picture of labels x predictions: one has several classes if there are more
+SIDE = 1000
 RIGHT, WRONG = "#8fc99a", "#d5d5d5"  # of bars, light enough for black words
 Array = NDArray[Any]
 
@@ -42,10 +45,13 @@ class Pair(NamedTuple):
 
 @dataclass
 class Outcome:
-    """The predictions of one or several tests of the same classes, such as those of several seeds."""
+    """The predictions of one or several tests of the same classes, such as those of several
+    seeds.
+    """
 
     names: list[str]  # of the classes
-    # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of confidence
+    # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of
+    # confidence
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
     risks: list[Array] = field(
         default_factory=list
@@ -118,7 +124,9 @@ class Outcome:
 
 
 def draw_reliability(ax: Axes, bins: Array, **style: Any) -> None:
-    """Accuracy against mean confidence in bins of confidence; below the diagonal a model is too confident."""
+    """Accuracy against mean confidence in bins of confidence; below the diagonal a model is too
+    confident.
+    """
     count, confidence, correct = bins[:, bins[0] >= FEW]
     if not count.size and not ax.texts:
         ax.text(50, 50, f"no bin has {FEW} images", ha="center", va="center")
@@ -186,7 +194,9 @@ def draw_pairs(pairs: Sequence[Pair], root: Path) -> Figure:
 
 
 def thumbnail(root: Path, path: str) -> Any:
-    """A test image of at most PIXELS x PIXELS; None if it is not there, or not below the folder of the datasets."""
+    """A test image of at most PIXELS x PIXELS; None if it is not there, or not below the folder of
+    the datasets.
+    """
     file = (root / path).absolute()
     if ".." in Path(path).parts or not file.is_relative_to(root.absolute()):
         return None
@@ -201,10 +211,12 @@ def thumbnail(root: Path, path: str) -> Any:
 def draw_answers(
     tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6
 ) -> None:
-    """Draw the first test image of each of the first classes, with the three most likely classes of each test.
+    """Draw the first test image of each of the first classes, with the three most likely classes of
+    each test.
 
-    `tests` are the arrays of the predictions.npz by title, all of the same images. The answers choose no image: they
-    only sort the images, by the probability of the right class in the last test.
+    `tests` are the arrays of the predictions.npz by title, all of the same images. The answers
+    choose no image: they only sort the images, by the probability of the right class in the last
+    test.
     """
     first, *_, last = (tests[title] for title in (*tests, *tests))
     rows = np.unique(first["label"], return_index=True)[1][:images]

@@ -1,4 +1,6 @@
-"""The output folder of a run: who may write there, what it holds already, and what a start makes."""
+"""The output folder of a run: who may write there, what it holds already, and what a start
+makes.
+"""
 
 import os
 import re
@@ -26,22 +28,25 @@ from .trackers import TRACKERS
 class OutputFolder:
     """The output folder of a run, locked by this process unless the run is finished.
 
-    Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
+    Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never
+    end.
     """
 
     def __init__(self, spec: RunSpec):
         self.spec = spec
         self.path = Path(spec.cfg.OUTPUT_DIR)
-        self.is_finished = False  # whether it has results that --skip-finished accepts; else the run starts or resumes
+        # Whether it has results that --skip-finished accepts; else the run starts or resumes
+        self.is_finished = False
         self.results: dict | None = None  # of a finished run, or of the run that `finish` ends
 
     @classmethod
     @contextmanager
     def claim(cls, spec: RunSpec, wait: bool = False) -> Iterator["OutputFolder"]:
-        """The output folder of a run, which no other run can claim until the end; stdout is then what it was before.
+        """The output folder of a run, which no other run can claim until the end; stdout is then
+        what it was before.
 
-        If `wait`, it waits for a run that is there already, instead of raising UsageError. Raises UsageError if it
-        holds another run, or is not writable.
+        If `wait`, it waits for a run that is there already, instead of raising UsageError. Raises
+        UsageError if it holds another run, or is not writable.
         """
         folder, stdout = cls(spec), sys.stdout
         if spec.is_finished:  # it may be read-only, and needs no lock
@@ -59,12 +64,15 @@ class OutputFolder:
                 sys.stdout = stdout
                 if log is not stdout:
                     log.flush()
-                    # The published Dassl's logger closes `console` when it is deleted: here, that must not be stdout.
+                    # The published Dassl's logger closes `console` when it is deleted: here, that
+                    # must not be stdout.
                     log.console = getattr(log, "file", log)
                     log.console.close()
 
     def look(self) -> None:
-        """Find out what it holds; raises UsageError if the folder, or that of --resume, holds another run."""
+        """Find out what it holds; raises UsageError if the folder, or that of --resume, holds
+        another run.
+        """
         cfg = self.spec.cfg
         self.is_finished = self.spec.is_finished
         check_same_settings(cfg, self.is_finished)
@@ -89,7 +97,8 @@ class OutputFolder:
 
     @contextmanager
     def start(self) -> Iterator[None]:
-        """The start of a run: everything printed goes to log.txt too, and config.yaml is written at its end.
+        """The start of a run: everything printed goes to log.txt too, and config.yaml is written at
+        its end.
 
         A start that fails leaves no log. With --quiet, everything is printed to log.txt alone.
         """
@@ -117,7 +126,9 @@ class OutputFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self, results: str) -> None:
-        """Write results.json, the last file of a run, and delete the results that its test has kept to resume."""
+        """Write results.json, the last file of a run, and delete the results that its test has kept
+        to resume.
+        """
         write_text(self.path / RESULTS_FILE, results)
         self.results = read_results(self.path)
         shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)

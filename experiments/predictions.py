@@ -48,7 +48,8 @@ Predictions = dict[str, np.ndarray]
 
 
 class Recorder:
-    """The evaluator of a trainer, which keeps the predictions of a test and adds measures of them to its results.
+    """The evaluator of a trainer, which keeps the predictions of a test and adds measures of them
+    to its results.
 
     It calls `after_test` with the results of each test. Accuracies are in percent.
     """
@@ -95,14 +96,17 @@ class Recorder:
         p = columns.get("probabilities", np.empty((0, 0)))
         if p.size and p.shape[1] > 1 and (p[:, 0] == p[:, -1]).all():
             print(
-                "All classes are equally likely for every image: do the numbers of the backbone overflow?"
+                "All classes are equally likely for every image: do the numbers of the backbone "
+                "overflow?"
             )
         self.after_test(self.results)
         return self.results
 
 
 class SavedPredictions:
-    """Records each test of a run, and writes predictions.npz at its end: an observer (`run.wanted_observers`)."""
+    """Records each test of a run, and writes predictions.npz at its end: an observer
+    (`run.wanted_observers`).
+    """
 
     def __init__(self, spec: Any, trainer: Any):
         from .record import note_test  # takes seconds, and readers do without it
@@ -126,7 +130,8 @@ class SavedPredictions:
 def predictions_of(logits: Any, labels: Any) -> Predictions:
     """The columns of a batch, from logits (batch, classes) and labels (batch,).
 
-    The first class is that of `argmax`, on which accuracy counts, also where several have the largest logit.
+    The first class is that of `argmax`, on which accuracy counts, also where several have the
+    largest logit.
     """
     log_p = logits.detach().double().log_softmax(dim=1)
     first = logits.argmax(dim=1, keepdim=True)
@@ -146,12 +151,17 @@ def predictions_of(logits: Any, labels: Any) -> Predictions:
 def check_logits(images: int, classes: int) -> None:
     """Raise UsageError if TEST.SAVE_LOGITS would make too large a file."""
     if 4 * images * classes > LARGEST:
-        what = f"TEST.SAVE_LOGITS would write {images:,} x {classes:,} logits, {4 * images * classes / 1e9:.1f} GB"
+        what = (
+            f"TEST.SAVE_LOGITS would write {images:,} x {classes:,} logits, "
+            f"{4 * images * classes / 1e9:.1f} GB"
+        )
         raise UsageError(what, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
 
 
 def test_arrays(cfg: Any, trainer: Any) -> Predictions:
-    """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it made none."""
+    """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it
+    made none.
+    """
     from datasets import title  # here, as readers do without what these import
     from trainers.base.data_use import list_digest, relative_paths
 
@@ -178,7 +188,9 @@ def test_arrays(cfg: Any, trainer: Any) -> Predictions:
 
 
 def tested_images(cfg: Any, trainer: Any) -> tuple[str, list]:
-    """The split of the last test, and its images: in the order of the dataset's list, also if a method has another."""
+    """The split of the last test, and its images: in the order of the dataset's list, also if a
+    method has another.
+    """
     split = trainer.test_split
     read_items, listed = images_of(trainer, split), images_of(trainer.dm, split)
     return split, listed if set(map(id, listed)) == set(map(id, read_items)) else read_items
@@ -204,7 +216,8 @@ def save(file: Path, predictions: Mapping[str, Any]) -> None:
 def read(folder: Path) -> Predictions:
     """The predictions of a finished run, by the names of docs/predictions.md.
 
-    Raises UsageError if there are none, the file is damaged, or it does not belong to the run's results.json.
+    Raises UsageError if there are none, the file is damaged, or it does not belong to the run's
+    results.json.
     """
     file = folder / PREDICTIONS_FILE
     results = read_results(folder)
@@ -241,7 +254,9 @@ def read(folder: Path) -> Predictions:
 
 
 def read_arrays(file: Path) -> Predictions:
-    """The arrays of a file without logits. Their sizes are checked before they are read, and their CRCs after it."""
+    """The arrays of a file without logits. Their sizes are checked before they are read, and their
+    CRCs after it.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = {key: archive.getinfo(f"{key}.npy") for key in COLUMNS | WORDS}
         if sum(entry.file_size for entry in entries.values()) > LARGEST_READ:
@@ -273,7 +288,9 @@ def check(arrays: Predictions) -> None:
 
 
 def rows_of(arrays: Predictions) -> Iterator[tuple[str, int, str]]:
-    """Path, label and class name of each image, one after another: a long name is in memory once."""
+    """Path, label and class name of each image, one after another: a long name is in memory
+    once.
+    """
     names = arrays["class_names"].tolist()
     for path, label in zip(arrays["image"], arrays["label"], strict=True):
         yield str(path), int(label), names[label]

@@ -1,4 +1,6 @@
-"""tools/prepare.py: published datasets, and folders of the user's own images, for which it also estimates times."""
+"""tools/prepare.py: published datasets, and folders of the user's own images, for which it also
+estimates times.
+"""
 
 from pathlib import Path
 
@@ -21,7 +23,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check(folder: Path, quick: bool) -> None:
-    """Print what a folder holds, its faults, and how long methods would take. Raises UsageError if there are faults."""
+    """Print what a folder holds, its faults, and how long methods would take. Raises UsageError if
+    there are faults.
+    """
     content = check_folder(folder, read=not quick)
     for fault in content.faults:
         print(f"  - {printable(fault)}")

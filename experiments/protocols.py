@@ -1,7 +1,9 @@
-"""The protocols, and the settings that each method uses in them. Scripts, studies and the demo read them here.
+"""The protocols, and the settings that each method uses in them. Scripts, studies and the demo read
+them here.
 
-A protocol is a training run and the tests that follow it: which classes, and which folder below the folder of results.
-Folders are laid out as by the scripts of CoOp, CoCoOp and MPL, so that parsers of their results find ours.
+A protocol is a training run and the tests that follow it: which classes, and which folder below the
+folder of results. Folders are laid out as by the scripts of CoOp, CoCoOp and MPL, so that parsers
+of their results find ours.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A training run, which also tests its prompts on its own classes; then tests on other classes or datasets."""
+    """A training run, which also tests its prompts on its own classes; then tests on other classes
+    or datasets.
+    """
 
     steps: tuple[Step, ...]
     shots: tuple[int, ...] = (16,)  # images of each class
@@ -114,13 +118,17 @@ def recipe(
     cfg: str = "",
     backbone: str = "",
 ) -> Recipe:
-    """The settings of a method in a protocol, on the dataset of a YAML file, with `shots` images of each class.
+    """The settings of a method in a protocol, on the dataset of a YAML file, with `shots` images of
+    each class.
 
     Args:
-        cfg: the YAML file, if the user has chosen one. The settings that belong to it in this protocol stay.
-        backbone: of the run. The small CLIP has YAML files of its own, `small` and `small_cross_datasets`.
+        cfg: the YAML file, if the user has chosen one. The settings that belong to it in this
+            protocol stay.
+        backbone: of the run. The small CLIP has YAML files of its own, `small` and
+            `small_cross_datasets`.
 
-    Raises UsageError if nothing says which of several YAML files is for the protocol, or there is none.
+    Raises UsageError if nothing says which of several YAML files is for the protocol, or there is
+    none.
     """
     recipes = RECIPES.get(method, {}) or RECIPES.get(
         method.rpartition("+")[2], {}
@@ -164,8 +172,8 @@ def train_argv(
 ) -> list[str]:
     """The arguments of train.py for one run, with its results in `folder`.
 
-    `dataset` is the name of a YAML file in `configs`/datasets/, which says the shots if they are None. `settings` are
-    KEY, VALUE, ...; the last one of a key counts.
+    `dataset` is the name of a YAML file in `configs`/datasets/, which says the shots if they are
+    None. `settings` are KEY, VALUE, ...; the last one of a key counts.
     """
     words: list = ["--skip-finished", "--root", root, "--output-dir", folder]
     words += ["--plugin", plugin] if (plugin := plugin_of(method)) else []

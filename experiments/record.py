@@ -41,7 +41,8 @@ class Record:
     def __init__(self, spec: RunSpec, trainer: Any):
         self.spec = spec
         self.trainer = trainer
-        # The images behind the prompts that the run starts from, and the choices for them; None if they are not known.
+        # The images behind the prompts that the run starts from, and the choices for them; None if
+        # they are not known.
         self.earlier: Sequence[Phase] | None = getattr(
             trainer, "inherited_phases", None if spec.args.eval_only else []
         )
@@ -67,13 +68,14 @@ class Record:
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
         if choices and (selecting := data_use.on_test_images(choices)):
             print(
-                f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results are marked)"
+                f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results "
+                "are marked)"
             )
         return choices
 
     def epochs(self) -> tuple[int | None, int | None]:
-        """The number of epochs that were trained (of an evaluation: behind the prompts that it loaded), and the epoch
-        that was tested; None if it is not known, or nothing was tested."""
+        """The number of epochs that were trained (of an evaluation: behind the prompts that it
+        loaded), and the epoch that was tested; None if it is not known, or nothing was tested."""
         spec, trainer = self.spec, self.trainer
         if spec.args.eval_only:  # trainers of this project know what they have loaded
             asked = None if isinstance(trainer, trainers.PromptTrainer) else spec.args.load_epoch
@@ -91,12 +93,13 @@ class Record:
     def card(self) -> dict[str, Any]:
         """The data-use card of a run that has ended.
 
-        - `kind`: of the method (`data_use.METHOD_KINDS`), or `extra text` if it is inductive and has DATASET.SENTENCES;
-          None for a trainer of another project
-        - `fit`: the records of the images behind the prompts that it tests; None if that is not known
+        - `kind`: of the method (`data_use.METHOD_KINDS`), or `extra text` if it is inductive and
+          has DATASET.SENTENCES; None for a trainer of another project
+        - `fit`: the records of the images behind the prompts that it tests; None if that is not
+          known
         - `choose`: `choices`
-        - `test`: the record of the tested images, with `evaluations`, how many tests of them ended in this output
-          folder; None without a test
+        - `test`: the record of the tested images, with `evaluations`, how many tests of them ended
+          in this output folder; None without a test
         - `settings`: those that are not defaults, by their source
         """
         cfg, trainer, test = self.spec.cfg, self.trainer, None
@@ -133,7 +136,9 @@ class Record:
         return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
 
     def to_json(self, observed: dict[str, Any]) -> str:
-        """The content of results.json of a run that has ended, with what observers add; null: it was not measured."""
+        """The content of results.json of a run that has ended, with what observers add; null: it
+        was not measured.
+        """
         cfg, trainer, device = self.spec.cfg, self.trainer, self.trainer.device
         settings, measured = flatten(cfg), trainer.evaluator.results
         split, _ = tested_images(cfg, trainer)
@@ -182,7 +187,9 @@ def is_trainable(trainer: Any) -> bool:
 
 
 def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
-    """Add a test to the list of all tests in the output folder, those of earlier starts among them."""
+    """Add a test to the list of all tests in the output folder, those of earlier starts among
+    them.
+    """
     split, items = tested_images(cfg, trainer)
     sha256 = data_use.list_digest(items, cfg.DATASET.ROOT)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")

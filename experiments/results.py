@@ -26,7 +26,9 @@ RECORDED = {
 
 
 def several_versions(runs: Iterable[Mapping[str, Any]]) -> str:
-    """A line about runs of several versions of this project or of torch, whose average mixes them; empty for one."""
+    """A line about runs of several versions of this project or of torch, whose average mixes them;
+    empty for one.
+    """
     counts = Counter(map(version_of, runs))
     if len(counts) < 2:
         return ""
@@ -41,7 +43,10 @@ def version_of(run: Mapping[str, Any]) -> str:
     changes = " with changes" if run.get("dirty") else ""
     libraries = run.get("versions")
     torch = libraries.get("torch", "unknown") if isinstance(libraries, dict) else "unknown"
-    return f"{printable(run.get('version', 'unknown'))} of commit {commit:.9}{changes}, torch {printable(torch)}"
+    return (
+        f"{printable(run.get('version', 'unknown'))} of commit {commit:.9}{changes}, torch "
+        f"{printable(torch)}"
+    )
 
 
 def selection_mark(run: dict) -> str:
@@ -73,7 +78,9 @@ def chance_hint(accuracy: float | None, classes: int) -> list[str]:
 
 
 def next_step(model: Path | str, plugin: str) -> str:
-    """The line after a result: where its model is, and what it is for. `plugin` is the file of its method, if any."""
+    """The line after a result: where its model is, and what it is for. `plugin` is the file of its
+    method, if any.
+    """
     words = [
         "python",
         "tools/predict.py",

@@ -27,7 +27,8 @@ MOST_SEEN = 20_000  # training images, and test images: to read more once more w
 
 
 def train_and_test(spec: RunSpec, wait: bool = False) -> None:
-    """One run in its output folder: training and test, or a test alone. results.json is written last.
+    """One run in its output folder: training and test, or a test alone. results.json is written
+    last.
 
     If `wait`, it waits for another run in the same output folder, instead of raising UsageError.
     """
@@ -82,7 +83,9 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
 
 
 def seen_images(trainer: Any) -> SeenImages:
-    """What the model of a run has seen: training images, validation images that chose something, and test images."""
+    """What the model of a run has seen: training images, validation images that chose something,
+    and test images.
+    """
     dataset, most_pixels = trainer.dm.dataset, trainer.cfg.INPUT.MAX_PIXELS
     seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
     if any(choice.split == "val" for choice in trainer.choices):
@@ -142,7 +145,8 @@ def build(spec: RunSpec) -> Any:
         hint = "docs/install.md; USE_CUDA False hides this"
         print(f"Computing on the CPU, although there is an NVIDIA GPU: {why} ({hint})")
     with warnings.catch_warnings():
-        # Augmentation depends on the number of workers: a seed gives the same images on a machine with few cores.
+        # Augmentation depends on the number of workers: a seed gives the same images on a machine
+        # with few cores.
         warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
         return build_trainer(cfg)
 

@@ -33,7 +33,9 @@ NAMES = (
 
 
 class RunSpec:
-    """The request for one run, from the options of train.py. Raises UsageError for a wrong YAML file or setting."""
+    """The request for one run, from the options of train.py. Raises UsageError for a wrong YAML
+    file or setting.
+    """
 
     def __init__(self, args: Namespace):
         self.args = args
@@ -48,12 +50,17 @@ class RunSpec:
         self.options = given_options(args)
 
     def check_places(self) -> None:
-        """Check that all options are given, and that the folders that they name exist. It needs no torch."""
+        """Check that all options are given, and that the folders that they name exist. It needs no
+        torch.
+        """
         folder = self.pairs.get("OUTPUT_DIR", self.args.output_dir)
         if self.args.skip_finished and folder and Path(folder, RESULTS_FILE).is_file():
             return
         if self.args.model_dir:
-            remedy = "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for xd_test.sh, SOURCE)"
+            remedy = (
+                "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for "
+                "xd_test.sh, SOURCE)"
+            )
             check_folder(Path(self.args.model_dir), "no trained prompts in", remedy)
         cfg = get_cfg_default()
         datasets.extend_cfg(cfg)
@@ -78,7 +85,9 @@ class RunSpec:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there are results of this run, or of another one in its folder, and --skip-finished is given."""
+        """Whether there are results of this run, or of another one in its folder, and
+        --skip-finished is given.
+        """
         return self.args.skip_finished and Path(self.cfg.OUTPUT_DIR, RESULTS_FILE).is_file()
 
     @cached_property
@@ -122,10 +131,11 @@ class RunSpec:
         return {key: source for key, source in sources.items() if key in now}
 
     def check(self) -> None:
-        """Check what takes no time, and fill in the checksum of the weights (MODEL.BACKBONE.SHA256), unless finished.
+        """Check what takes no time, and fill in the checksum of the weights
+        (MODEL.BACKBONE.SHA256), unless finished.
 
-        Raises UsageError if an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts
-        to test do not exist.
+        Raises UsageError if an argument is missing, or the trainer, the dataset, the backbone, a
+        package or the prompts to test do not exist.
         """
         from dassl.engine import TRAINER_REGISTRY
 

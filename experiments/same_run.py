@@ -1,4 +1,6 @@
-"""Whether the run in a folder is the run that somebody asks for: the same settings, and a test of the same prompts."""
+"""Whether the run in a folder is the run that somebody asks for: the same settings, and a test of
+the same prompts.
+"""
 
 import os
 import re
@@ -46,9 +48,9 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
 
     Args:
         results: its results.json.
-        equal: what the calls before have compared. Most runs of a study differ in the seed and in folders alone, so
-            that one of them is compared setting by setting, which takes 10 ms, and the others by the text of
-            config.yaml, which takes 0.3 ms.
+        equal: what the calls before have compared. Most runs of a study differ in the seed and in
+            folders alone, so that one of them is compared setting by setting, which takes 10 ms,
+            and the others by the text of config.yaml, which takes 0.3 ms.
 
     Raises UsageError if the run had other settings, other weights or other prompts.
     """
@@ -76,11 +78,11 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
 def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
-    A setting that it lacks, as its version did not know it, counts as its default. One that only it has is of a newer
-    version, and refused.
+    A setting that it lacks, as its version did not know it, counts as its default. One that only it
+    has is of a newer version, and refused.
 
-    If it is `finished`, its results would count as those of this run: results.json is compared, too. The run in
-    `resumes`, if given, is checked instead.
+    If it is `finished`, its results would count as those of this run: results.json is compared,
+    too. The run in `resumes`, if given, is checked instead.
     """
     folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
     remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
@@ -134,7 +136,10 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
             cfg.MODEL.BACKBONE.NAME,
             [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)],
         )
-        what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
+        what = (
+            f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it "
+            f"has {hashes[1]}"
+        )
         raise UsageError(what, f"restore {name}, or {remedy}", folder)
     if changed == [PLUGIN]:
         remedy = f"restore it, or {remedy}"
@@ -154,7 +159,9 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
 
 
 def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: int | None) -> None:
-    """Check that a finished evaluation is of the checkpoint that this one names, as far as its results say which."""
+    """Check that a finished evaluation is of the checkpoint that this one names, as far as its
+    results say which.
+    """
     method = trainers.methods().get(results.get("trainer", ""))
     path = None
     tested = results.get("checkpoint_sha256")
@@ -168,7 +175,10 @@ def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: 
         else epoch and load_epoch not in (None, epoch)
     )
     if differs:
-        what = f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {path or f'epoch {load_epoch}'}"
+        what = (
+            f"{folder} holds a test of another checkpoint, of epoch {epoch}, than "
+            f"{path or f'epoch {load_epoch}'}"
+        )
         raise UsageError(what, OTHER_FOLDER)
 
 

@@ -1,4 +1,6 @@
-"""A command from its start to its exit status: errors in one line, Ctrl-C and SIGTERM as a clean end."""
+"""A command from its start to its exit status: errors in one line, Ctrl-C and SIGTERM as a clean
+end.
+"""
 
 import atexit
 import errno
@@ -23,7 +25,10 @@ INTERRUPTED = 130  # exit status, as of a shell
 NOT_READ = 141  # the same of a program that writes to a pipe which nobody reads any more
 RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
-BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
+BATCH = (
+    "lower the batch size (of tools/predict.py: --batch-size; of a run: "
+    "DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
+)
 BATCH += ", or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
 LOADER_PROCESS = (
     "DataLoader worker"  # torch's error begins so if a process of the data loader has been killed
@@ -39,10 +44,11 @@ SHORTAGES = {
 
 
 def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
-    """Run the `main` of a command. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
+    """Run the `main` of a command. User errors become one line (exit status 2), Ctrl-C and SIGTERM
+    a clean end (130).
 
-    `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included. `resumes` says
-    where the same command resumes after an interrupt.
+    `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
+    `resumes` says where the same command resumes after an interrupt.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
     atexit.register(
@@ -79,7 +85,9 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it, SIGTERM (Slurm's notice that time is up) raises KeyboardInterrupt, as Ctrl-C does."""
+    """Within it, SIGTERM (Slurm's notice that time is up) raises KeyboardInterrupt, as Ctrl-C
+    does.
+    """
 
     process = os.getpid()
 
@@ -94,7 +102,8 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def unraisable(lost: "sys.UnraisableHookArgs") -> None:
-        # Python drops an exception that is raised while it deletes an object, and the interrupt may be one.
+        # Python drops an exception that is raised while it deletes an object, and the interrupt may
+        # be one.
         if isinstance(lost.exc_value, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, elsewhere
 
@@ -113,14 +122,17 @@ def interruptible() -> Iterator[None]:
 
 
 def report_thread(failure: Any) -> None:
-    """The hook for errors of threads. TensorBoard raises that of its writer again, in the thread that trains."""
+    """The hook for errors of threads. TensorBoard raises that of its writer again, in the thread
+    that trains.
+    """
     if type(failure.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(failure)
 
 
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     """Print the error in one line; returns the exit status, None for a bug and for `sys.exit`."""
-    # An interrupt may have led to other errors, such as that of a worker of the data loader that has ended.
+    # An interrupt may have led to other errors, such as that of a worker of the data loader that
+    # has ended.
     if any(isinstance(cause, KeyboardInterrupt) for cause in exception_chain(error)):
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
         return INTERRUPTED
@@ -146,7 +158,8 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
 
 
 def error_line(error: BaseException) -> str | None:
-    """The line to print for an error that the user can fix, or that means that the machine lacks something.
+    """The line to print for an error that the user can fix, or that means that the machine lacks
+    something.
 
     None for a bug of this project or of a library.
     """
@@ -158,7 +171,10 @@ def error_line(error: BaseException) -> str | None:
         ):  # torch's, of a GPU
             return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
         if LOADER_PROCESS in str(cause) and isinstance(cause, RuntimeError):
-            what = f"a process of the data loader was killed, as when the memory is full ({one_line(cause)})"
+            what = (
+                "a process of the data loader was killed, as when the memory is full "
+                f"({one_line(cause)})"
+            )
             return str(UsageError(what, "lower DATALOADER.NUM_WORKERS"))
         if isinstance(cause, OSError) and cause.errno in SHORTAGES:
             what, remedy = SHORTAGES[cause.errno]
@@ -173,7 +189,9 @@ def error_line(error: BaseException) -> str | None:
 
 
 def is_installed(file: str | bytes | int) -> bool:
-    """Whether a file belongs to Python, a library or this project: if it is missing, the user cannot fix that."""
+    """Whether a file belongs to Python, a library or this project: if it is missing, the user
+    cannot fix that.
+    """
     path = Path(os.path.abspath(os.fsdecode(file))) if not isinstance(file, int) else ROOT
     if path.is_relative_to(sys.prefix) or path.is_relative_to(sys.base_prefix):
         return True

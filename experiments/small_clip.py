@@ -21,9 +21,9 @@ from common.start import Parser, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
 
-DESCRIPTION = """Pre-train the small CLIP on drawn images and their captions. It takes an hour on two CPU cores, and
-cannot be resumed. The output folder gets small.safetensors, weights for --backbone (fp16, with the parameter names of
-OpenAI's CLIP)."""
+DESCRIPTION = """Pre-train the small CLIP on drawn images and their captions. It takes an hour on
+two CPU cores, and cannot be resumed. The output folder gets small.safetensors, weights for
+--backbone (fp16, with the parameter names of OpenAI's CLIP)."""
 WIDTH, LAYERS, PATCH = 128, 12, 16
 LR = 1e-3
 UNSEEN = 1000  # images to measure retrieval on
@@ -52,12 +52,15 @@ LANDS = (
     "a photo of a {}.",
 )
 FILLERS = """
-the new old very good bad big web best first last this that his her our free art style type data set view
+the new old very good bad big web best first last this that his her our free art style type data set
+view
 """
 
 
 def held_out(*names: object) -> bool:
-    """Whether pre-training leaves a combination out: one in five, by a checksum of its names, or any unseen word."""
+    """Whether pre-training leaves a combination out: one in five, by a checksum of its names, or
+    any unseen word.
+    """
     return (
         not UNSEEN_WORDS.isdisjoint(names)
         or zlib.crc32(" ".join(map(str, names)).encode()) % 5 == 0
@@ -152,7 +155,9 @@ def encode_texts(model: CLIP, texts: list[str]) -> Tensor:
 
 @torch.no_grad()
 def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float:
-    """The fraction of images whose own words are the most similar among those of their batch of 250."""
+    """The fraction of images whose own words are the most similar among those of their batch of
+    250.
+    """
     right = 0
     for start in range(0, len(subjects), 250):
         part = slice(start, start + 250)
@@ -190,7 +195,9 @@ def contrastive_loss(model: CLIP, images: np.ndarray, texts: list[str]) -> Tenso
 
 
 def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
-    """A CLIP that has learned from so many drawn images, in `steps` steps of `batch` images and captions."""
+    """A CLIP that has learned from so many drawn images, in `steps` steps of `batch` images and
+    captions.
+    """
     torch.manual_seed(seed)
     model = build_model().train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -246,7 +253,8 @@ def main(argv: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     model = train(args.images, args.steps, args.batch, args.seed)
     print(
-        f"Retrieval among 250 unseen images: {100 * retrieval(model, *draw_pairs(args.seed + 1, UNSEEN)):.1f}%"
+        "Retrieval among 250 unseen images: "
+        f"{100 * retrieval(model, *draw_pairs(args.seed + 1, UNSEEN)):.1f}%"
     )
     file = args.output / "small.safetensors"
     write_bytes(

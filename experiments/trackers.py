@@ -1,8 +1,9 @@
 """Experiment trackers of `--report-to`. Every training run writes TensorBoard's files.
 
-wandb and MLflow take the numbers from its writer, and get the settings, the results and the learned prompts too.
-Their packages are imported only if they are asked for (requirements-trackers.txt). Each reads its own environment
-variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
+wandb and MLflow take the numbers from its writer, and get the settings, the results and the learned
+prompts too. Their packages are imported only if they are asked for (requirements-trackers.txt).
+Each reads its own environment variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI,
+MLFLOW_EXPERIMENT_NAME, ...
 """
 
 import json
@@ -25,8 +26,8 @@ PARAMS = 100  # settings in a request to MLflow
 
 
 class Wandb:
-    """As all trackers, `start` begins its run, and `finish` ends it: with the results (None: the run failed) and the
-    files {path: folder}, also if `start` has failed."""
+    """As all trackers, `start` begins its run, and `finish` ends it: with the results (None: the
+    run failed) and the files {path: folder}, also if `start` has failed."""
 
     def start(self, cfg: CfgNode) -> None:
         import wandb
@@ -90,8 +91,8 @@ def check_trackers(names: list[str]) -> None:
 
 @contextmanager
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
-    """Report a run to trackers, keys of TRACKERS or `tensorboard`. At the end they get what it has left in its folder.
-    Raises UsageError if a tracker cannot start."""
+    """Report a run to trackers, keys of TRACKERS or `tensorboard`. At the end they get what it has
+    left in its folder. Raises UsageError if a tracker cannot start."""
     started: dict[str, Any] = {}
     failed = ""
     results = None

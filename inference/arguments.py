@@ -1,4 +1,6 @@
-"""The options of all commands that take models. Nothing here waits for torch, unless --plugin is given."""
+"""The options of all commands that take models. Nothing here waits for torch, unless --plugin is
+given.
+"""
 
 import argparse
 from pathlib import Path
@@ -10,7 +12,8 @@ from common.start import at_least, path, required_packages, share
 from common.text import read_text
 
 MODELS = (
-    "A MODEL is the output folder of a finished run or a checkpoint in it, a folder that tools/export.py wrote, or a "
+    "A MODEL is the output folder of a finished run or a checkpoint in it, a folder that "
+    "tools/export.py wrote, or a "
     "published checkpoint (its file or its run's folder), which needs --config-file and --classes."
 )
 CHECKPOINTS = "model*.pth.tar*"
@@ -32,7 +35,10 @@ class Plugin(argparse.Action):
 
 def add_plugin_option(parser: argparse.ArgumentParser) -> None:
     """Add `--plugin`."""
-    text = "Python file that registers methods (docs/add_a_method.md): it is run; may be given several times"
+    text = (
+        "Python file that registers methods (docs/add_a_method.md): it is run; may be given "
+        "several times"
+    )
     parser.add_argument("--plugin", type=path, action=Plugin, metavar="FILE", help=text)
 
 
@@ -96,7 +102,10 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unknown", action="store_true", help=f"{text} (a model of tools/calibrate.py)"
     )
-    text = "a set of classes for each image, with the right one in it for this share of the images, such as 0.9"
+    text = (
+        "a set of classes for each image, with the right one in it for this share of the "
+        "images, such as 0.9"
+    )
     parser.add_argument("--sets", type=share, metavar="SHARE", help=text)
 
 
@@ -104,7 +113,8 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
     """The names of --classes or --classes-file; empty if neither is given.
 
     Raises:
-        UsageError: a name is empty or given twice, or the file is missing, empty, too large, or not text.
+        UsageError: a name is empty or given twice, or the file is missing, empty, too large, or not
+            text.
     """
     file = args.classes_file
     names = (

@@ -1,7 +1,7 @@
 """Learned prompts as a folder to keep and pass on: `prompts.safetensors` and `config.json`.
 
-Such a folder may come from anybody, so nothing in it is trusted: both files are data, every value is checked for its
-type and range, and no path in it is followed.
+Such a folder may come from anybody, so nothing in it is trusted: both files are data, every value
+is checked for its type and range, and no path in it is followed.
 """
 
 import hashlib
@@ -35,7 +35,8 @@ ADDED: dict[str, Any] = {
 }  # what folders of earlier versions lack
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
-# The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
+# The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported
+# folder raises it.
 INPUT = (
     "SIZE",
     "INTERPOLATION",
@@ -63,10 +64,12 @@ class Description:
         dataset_template: the dataset's sentence for zero-shot CLIP.
         template: DATASET.TEMPLATE of the run, which replaces the dataset's sentence.
         prompts_sha256: of prompts.safetensors.
-        training: seed, shots, accuracy, ...: for people. `classes_learned` is False for a published checkpoint,
-            which does not name its classes, if they are others than `class_names`.
-        dataset_name: the registered name of that dataset, for which methods have sentences of their own.
-        sentences: for each class, by its name in the file DATASET.SENTENCES of the run; empty without one.
+        training: seed, shots, accuracy, ...: for people. `classes_learned` is False for a published
+            checkpoint, which does not name its classes, if they are others than `class_names`.
+        dataset_name: the registered name of that dataset, for which methods have sentences of their
+            own.
+        sentences: for each class, by its name in the file DATASET.SENTENCES of the run; empty
+            without one.
     """
 
     method: str
@@ -85,7 +88,8 @@ class Description:
     sentences: dict[str, list[str]] = field(default_factory=dict)
 
     def backbone_name(self, given: str = "") -> str:
-        """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.
+        """The backbone to load: `given` or, if that is empty, the one that the prompts were learned
+        on.
 
         Raises:
             UsageError: it has other weights, or is a file or a repository that nobody gave.
@@ -96,7 +100,10 @@ class Description:
             raise UsageError(what, "give it by --backbone (in Python: backbone)")
         name = given or self.backbone
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
-            what = f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
+            what = (
+                f"the prompts were learned on {self.backbone} with SHA-256 "
+                f"{self.backbone_sha256[:16]}..., "
+            )
             what += f"{name} has {sha256[:16]}..."
             raise UsageError(
                 what,
@@ -132,7 +139,9 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
 
 
 def calibration_in(folder: Path) -> "Calibration | None":
-    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if it is damaged."""
+    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if
+    it is damaged.
+    """
     if not (folder / CALIBRATION).is_file():
         return None
     from .calibrated import read_calibration  # most predictions do without
@@ -143,10 +152,12 @@ def calibration_in(folder: Path) -> "Calibration | None":
 def write_artefact(
     folder: Path, description: Description, tensors: Mapping[str, Tensor]
 ) -> Description:
-    """Write both files to an existing folder; returns the description with the SHA-256 of the prompts.
+    """Write both files to an existing folder; returns the description with the SHA-256 of the
+    prompts.
 
     Raises:
-        UsageError: the tensors stand on the features of another run, which the folder would not have.
+        UsageError: the tensors stand on the features of another run, which the folder would not
+            have.
     """
     check_complete(description, "the model")
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
@@ -163,7 +174,9 @@ def write_artefact(
 
 
 def read_config(file: Path) -> Description:
-    """The content of config.json, each value of its kind; UsageError if it is missing, too large, or malformed."""
+    """The content of config.json, each value of its kind; UsageError if it is missing, too large,
+    or malformed.
+    """
     content = read_json(file, LARGEST_CONFIG)
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:

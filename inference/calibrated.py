@@ -42,7 +42,8 @@ class Calibration:
         test_images: how many of them are test images of the model's dataset.
         chosen_images: how many of them have chosen an epoch or a setting of the model.
         unknown_images: whether nobody knows which images the model has learned from.
-        model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once it is written.
+        model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once
+            it is written.
     """
 
     class_names: tuple[str, ...]
@@ -79,7 +80,9 @@ class Calibration:
     def check_asked(
         self, class_names: Sequence[str], unknown: bool, coverage: float | None, model: str
     ) -> None:
-        """Raise UsageError unless it can say for these classes which images are `unknown`, or which sets cover."""
+        """Raise UsageError unless it can say for these classes which images are `unknown`, or which
+        sets cover.
+        """
         where = f"the calibration of {model} on {self}"
         again = "fit it again by tools/calibrate.py"
         if not unknown and coverage is None:
@@ -104,7 +107,8 @@ class Calibration:
         """From a file of anyone.
 
         Raises:
-            ValueError: a key is missing, a value has another type or is out of range, or the file was changed.
+            ValueError: a key is missing, a value has another type or is out of range, or the file
+                was changed.
         """
         try:
             written = {key: value for key, value in content.items() if key != CONTENT}
@@ -160,7 +164,9 @@ class Calibration:
 
 
 def sha256_of_images(images: Iterable[tuple[str, str]]) -> str:
-    """One checksum of the SHA-256 of each image file and the name of its class, whatever their order."""
+    """One checksum of the SHA-256 of each image file and the name of its class, whatever their
+    order.
+    """
     lines = sorted(f"{sha256} {name}\n" for sha256, name in images)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -171,7 +177,9 @@ def sha256_of(content: dict[str, Any]) -> str:
 
 
 def of_probability(above: float, **counts: Any) -> dict[str, Any]:
-    """A threshold on the largest probability, as files had it until log-odds told numbers near 1 apart."""
+    """A threshold on the largest probability, as files had it until log-odds told numbers near 1
+    apart.
+    """
     within = min(max(above, 1e-15), 1 - 1e-15)
     return {"least_log_odds": math.log(within / (1 - within)), **counts}
 
@@ -216,6 +224,8 @@ def distances_of(method: Method, learned: Method, sentence: str) -> Distances | 
 
 
 def compared_with(model: PromptedCLIP) -> Tensor:
-    """What images are compared with, (classes, joint); of another shape if it depends on the image."""
+    """What images are compared with, (classes, joint); of another shape if it depends on the
+    image.
+    """
     scale = model.clip.logit_scale
     return model.text_features(torch.zeros(1, model.clip.visual.output_dim, device=scale.device))

@@ -1,14 +1,18 @@
-"""Confidence that is repaired, and what a classifier can promise: fitted on held-out images, then applied to logits.
+"""Confidence that is repaired, and what a classifier can promise: fitted on held-out images, then
+applied to logits.
 
 - `Temperature` and `Distances` (DAC) change probabilities, and never the predicted class.
 - `Threshold`: which answers to give, so that at most an asked share of the given ones is wrong.
-- `Sets`: several classes for an image, among which is the right one for an asked share of the images.
+- `Sets`: several classes for an image, among which is the right one for an asked share of the
+  images.
 - `conf_ot`: probabilities of calibration and test images together (transductive), for `Sets`.
-- `Sample`: how much each image counts, if several show one scene, or if classes are to count the same.
+- `Sample`: how much each image counts, if several show one scene, or if classes are to count the
+  same.
 
-All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,). They raise UsageError
-for logits that are not finite and for labels that are no classes. `Threshold` and `Sets` read the logits before any
-repair, so that their promises hold on the same images on which a temperature is fitted.
+All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,).
+They raise UsageError for logits that are not finite and for labels that are no classes. `Threshold`
+and `Sets` read the logits before any repair, so that their promises hold on the same images on
+which a temperature is fitted.
 """
 
 import math
@@ -45,7 +49,9 @@ def softmax(logits: ArrayLike) -> Floats:
 
 
 def log_odds(logits: ArrayLike) -> Floats:
-    """(images, classes) -> (images,): log(p / (1 - p)) of the largest probability p, exact also where p rounds to 1."""
+    """(images, classes) -> (images,): log(p / (1 - p)) of the largest probability p, exact also
+    where p rounds to 1.
+    """
     z = np.sort(np.asarray(logits, dtype=np.float64), axis=1)
     return -np.logaddexp.reduce(z[:, :-1] - z[:, -1:], axis=1, initial=-np.inf)
 
@@ -69,7 +75,10 @@ def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
             or y.min() < 0
             or y.max() >= z.shape[1]
         ):
-            what = f"the labels of the calibration images are not {len(z)} numbers of the {z.shape[1]} classes"
+            what = (
+                f"the labels of the calibration images are not {len(z)} numbers of the "
+                f"{z.shape[1]} classes"
+            )
             raise UsageError(what, "give images of the model's classes")
     return z
 
@@ -80,7 +89,8 @@ class Sample:
 
     Attributes:
         labels: (images,), whole numbers.
-        groups: (images,), whole numbers. Images of one group show one scene, and count as one image.
+        groups: (images,), whole numbers. Images of one group show one scene, and count as one
+            image.
         weights: (images,), which sum to 1.
     """
 
@@ -90,7 +100,9 @@ class Sample:
 
     @classmethod
     def of(cls, labels: ArrayLike, groups: ArrayLike | None = None, prior: str = "folder") -> Self:
-        """All groups count the same; with the prior `equal`, all classes do, and all groups of a class."""
+        """All groups count the same; with the prior `equal`, all classes do, and all groups of a
+        class.
+        """
         y = np.asarray(labels)
         of_image = np.arange(len(y)) if groups is None else np.asarray(groups)
         weights = 1 / np.bincount(of_image)[of_image]
@@ -105,7 +117,9 @@ class Sample:
 
     @cached_property
     def size(self) -> float:
-        """As many independent images say as much. Of groups that count the same, it is their number (Kish, 1965)."""
+        """As many independent images say as much. Of groups that count the same, it is their number
+        (Kish, 1965).
+        """
         of_groups = np.bincount(self.groups, self.weights)
         return round(float(1 / (of_groups**2).sum()), 6)
 
@@ -123,7 +137,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Temperature:
-    """One number that divides all logits (Guo et al., ICML 2017); other classes of the model have the same one."""
+    """One number that divides all logits (Guo et al., ICML 2017); other classes of the model have
+    the same one.
+    """
 
     temperature: float = 1.0
 
@@ -133,8 +149,8 @@ class Temperature:
 
         `weights` (images,) are how much each image counts; by default all count the same.
 
-        It is 1 if no image is wrong: then any smaller one is still better, and nothing says where to stop. A model that
-        is worse than chance has the largest, `HOTTEST`.
+        It is 1 if no image is wrong: then any smaller one is still better, and nothing says where
+        to stop. A model that is worse than chance has the largest, `HOTTEST`.
         """
         from scipy.optimize import brentq
 
@@ -155,9 +171,11 @@ class Temperature:
         return cls(math.exp(-brentq(slope, -limit, limit, xtol=1e-12)))
 
     def surer(self, logits: ArrayLike, by: float, weights: Floats | None = None) -> Self:
-        """The temperature at which the mean confidence in these images is higher by so much, at most 1.
+        """The temperature at which the mean confidence in these images is higher by so much, at
+        most 1.
 
-        For a model that has learned from more images than those whose logits these are, and is right more often.
+        For a model that has learned from more images than those whose logits these are, and is
+        right more often.
         """
         from scipy.optimize import brentq
 
@@ -182,9 +200,11 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Distances:
-    """Distance-aware calibration (DAC; Wang et al., ICML 2024): how much less to trust answers of new classes.
+    """Distance-aware calibration (DAC; Wang et al., ICML 2024): how much less to trust answers of
+    new classes.
 
-    `factors` has one for each class. The logits of an image are multiplied by that of its most likely class.
+    `factors` has one for each class. The logits of an image are multiplied by that of its most
+    likely class.
     """
 
     factors: tuple[float, ...]
@@ -201,9 +221,11 @@ class Distances:
         """From text features alone, each of any length.
 
         Args:
-            zero_shot, tuned: (classes, joint), of the classes to answer, by the frozen CLIP and by the model.
+            zero_shot, tuned: (classes, joint), of the classes to answer, by the frozen CLIP and by
+                the model.
             base_zero_shot, base_tuned: (base, joint), of the classes that the model was learned on.
-            k: how many of these count, the nearest. Sums of distances are divided by k, also if there are fewer.
+            k: how many of these count, the nearest. Sums of distances are divided by k, also if
+                there are fewer.
         """
         before = distances(zero_shot, base_zero_shot)
         after = distances(tuned, base_tuned)
@@ -217,7 +239,9 @@ class Distances:
 
 
 def distances(features: ArrayLike, others: ArrayLike) -> Floats:
-    """(n, others): the Euclidean distances of the unit features, for each feature the least first."""
+    """(n, others): the Euclidean distances of the unit features, for each feature the least
+    first.
+    """
     from scipy.spatial.distance import cdist
 
     pair = (np.asarray(rows, dtype=np.float64) for rows in (features, others))
@@ -226,7 +250,9 @@ def distances(features: ArrayLike, others: ArrayLike) -> Floats:
 
 
 def upper_bound(errors: ArrayLike, images: ArrayLike, confidence: float) -> Floats:
-    """The one-sided bound of Clopper and Pearson on an error rate; it is 1 if all images are wrong."""
+    """The one-sided bound of Clopper and Pearson on an error rate; it is 1 if all images are
+    wrong.
+    """
     from scipy.stats import beta
 
     k, n = np.asarray(errors), np.asarray(images)
@@ -240,11 +266,12 @@ def fewest_images(error: float, confidence: float) -> int:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Answer where the `log_odds` of the largest probability are above `least_log_odds`; else the image is unknown.
+    """Answer where the `log_odds` of the largest probability are above `least_log_odds`; else the
+    image is unknown.
 
-    Among the answers to images like those of the calibration, at most the share `error` is wrong. This fails for at
-    most the share 1 - `confidence` of the sets of images on which one may fit. `answered` is how many calibration
-    images it answers, `wrong` how many of these are wrong.
+    Among the answers to images like those of the calibration, at most the share `error` is wrong.
+    This fails for at most the share 1 - `confidence` of the sets of images on which one may fit.
+    `answered` is how many calibration images it answers, `wrong` how many of these are wrong.
     """
 
     least_log_odds: float
@@ -264,10 +291,11 @@ class Threshold:
     ) -> Self:
         """The threshold that answers most of the calibration images.
 
-        Up to LEVELS numbers of images, which do not depend on the logits, are tried: the most certain 100%, 90%, ... .
-        Each must pass the bound of Clopper and Pearson at the confidence that is left by Bonferroni's correction;
-        UsageError if none does, or for fewer images than needed. With a `sample`, errors are counted by its weights, of
-        as many images as are independent (Korn and Graubard, 1998).
+        Up to LEVELS numbers of images, which do not depend on the logits, are tried: the most
+        certain 100%, 90%, ... . Each must pass the bound of Clopper and Pearson at the confidence
+        that is left by Bonferroni's correction; UsageError if none does, or for fewer images than
+        needed. With a `sample`, errors are counted by its weights, of as many images as are
+        independent (Korn and Graubard, 1998).
         """
         check_share("the asked error", error)
         check_share("the confidence", confidence)
@@ -299,7 +327,10 @@ class Threshold:
             wrong = answered.mean(is_wrong[given].astype(float)) * answered.size
             if upper_bound(round(wrong, 6), answered.size, 1 - doubt / len(counts)) <= error:
                 return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
-        what = f"no threshold promises {asked}: too many of the {n} images are wrong, also of the most certain"
+        what = (
+            f"no threshold promises {asked}: too many of the {n} images are wrong, also of the "
+            "most certain"
+        )
         raise UsageError(what, "ask for a larger error, or give more images")
 
     def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
@@ -318,13 +349,14 @@ def scores(
 ) -> Floats:
     """(images, classes): how badly each class conforms; a set has the classes of low scores.
 
-    LAC (Sadinle et al., 2019): 1 - p. APS (Romano et al., NeurIPS 2020): the sum of the probabilities down to that of
-    the class, minus `weights` times its own. RAPS (Angelopoulos et al., ICLR 2021): APS, and a penalty for each rank
-    after the first ones (`raps`: the penalty, and how many have none).
+    LAC (Sadinle et al., 2019): 1 - p. APS (Romano et al., NeurIPS 2020): the sum of the
+    probabilities down to that of the class, minus `weights` times its own. RAPS (Angelopoulos et
+    al., ICLR 2021): APS, and a penalty for each rank after the first ones (`raps`: the penalty, and
+    how many have none).
 
     Args:
-        weights: 0, or random numbers between 0 and 1 for the ranks of an image, (images, classes): the published u for
-            test images, and 1 - u for the labels of calibration images.
+        weights: 0, or random numbers between 0 and 1 for the ranks of an image, (images, classes):
+            the published u for test images, and 1 - u for the labels of calibration images.
     """
     check_name(kind, KINDS, "kind of set")
     p = np.asarray(probabilities, dtype=np.float64)
@@ -341,16 +373,20 @@ def scores(
 
 
 def comparable(log_p: Floats, kind: str) -> Floats:
-    """`scores` without the ties of a model that is too sure: -log p instead of 1 - p (LAC), or a trifle of it added."""
+    """`scores` without the ties of a model that is too sure: -log p instead of 1 - p (LAC), or a
+    trifle of it added.
+    """
     return -log_p if kind == "lac" else scores(np.exp(log_p), kind) - TRIFLE * log_p
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Sets of classes with the label in them for an asked share of the images (conformal prediction).
+    """Sets of classes with the label in them for an asked share of the images (conformal
+    prediction).
 
-    Scores are `comparable`, and not random: the weights of APS and RAPS are 0. `label_scores` are those of the
-    calibration images, ascending; of images that do not count the same, quantiles of their scores. A set may be empty.
+    Scores are `comparable`, and not random: the weights of APS and RAPS are 0. `label_scores` are
+    those of the calibration images, ascending; of images that do not count the same, quantiles of
+    their scores. A set may be empty.
     """
 
     kind: str
@@ -370,8 +406,8 @@ class Sets:
     ) -> Self:
         """From the scores of the classes of calibration images, (images, classes).
 
-        Of groups that count the same, each has the mass of one image, and its images share it (Dunn, Wasserman and
-        Ramdas, JASA 2023: sets for a new image of a new group).
+        Of groups that count the same, each has the mass of one image, and its images share it
+        (Dunn, Wasserman and Ramdas, JASA 2023: sets for a new image of a new group).
         """
         of_label = found[np.arange(len(found)), np.asarray(labels)]
         if sample is None:
@@ -383,7 +419,9 @@ class Sets:
         return cls(kind, tuple(of_label[order[np.minimum(places, len(order) - 1)]].tolist()))
 
     def quantile(self, coverage: float) -> float:
-        """The largest score in a set, by the exact rule: infinite if there are too few images for this coverage."""
+        """The largest score in a set, by the exact rule: infinite if there are too few images for
+        this coverage.
+        """
         check_share("the asked coverage", coverage)
         rank = max(1, math.ceil(round((len(self.label_scores) + 1) * coverage, 10)))
         return self.label_scores[rank - 1] if rank <= len(self.label_scores) else math.inf
@@ -404,7 +442,8 @@ def conf_ot(
     epsilon: float = 1.0,
     iterations: int = 3,
 ) -> Floats:
-    """Log-probabilities by optimal transport of images to classes (Conf-OT; Silva-Rodriguez et al., CVPR 2025).
+    """Log-probabilities by optimal transport of images to classes (Conf-OT; Silva-Rodriguez et al.,
+    CVPR 2025).
 
     They are transductive: those of an image depend on all other images.
 

@@ -1,4 +1,6 @@
-"""Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's test."""
+"""Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's
+test.
+"""
 
 import re
 from argparse import Namespace
@@ -40,13 +42,15 @@ Pixels = str | PathLike | bytes | Image.Image  # an image file, its content, or 
 class PromptedClassifier:
     """A frozen CLIP under learned prompts, ready to classify images.
 
-    It computes what a run's test computes: same forward pass, precision and transform. TDA's caches alone, which hold
-    earlier images in a test, are empty for each image. Text features are computed once for each list of class names
-    (except where they depend on the image, as in CoCoOp). Several threads may call it.
+    It computes what a run's test computes: same forward pass, precision and transform. TDA's caches
+    alone, which hold earlier images in a test, are empty for each image. Text features are computed
+    once for each list of class names (except where they depend on the image, as in CoCoOp). Several
+    threads may call it.
 
     Args:
         description: the prompts' method, settings, transform and class names.
-        checkpoint: the learned tensors, as `Checkpoints.load` takes them; None if nothing is learned.
+        checkpoint: the learned tensors, as `Checkpoints.load` takes them; None if nothing is
+            learned.
         source: where they are from, for errors.
         backbone: name or file of the weights; by default the one that the prompts were learned on.
         device: `cpu` or `cuda`; by default CUDA if there is a GPU.
@@ -57,10 +61,12 @@ class PromptedClassifier:
     Attributes:
         cfg: the configuration that a prediction depends on; its values of training are defaults.
         device: where the model is.
-        transform: from a PIL image in RGB to a (3, H, W) tensor, or (views, 3, H, W) for a test-time method.
+        transform: from a PIL image in RGB to a (3, H, W) tensor, or (views, 3, H, W) for a
+            test-time method.
 
     Raises:
-        UsageError: the class names are missing, the prompts do not fit the settings, or the weights are others.
+        UsageError: the class names are missing, the prompts do not fit the settings, or the weights
+            are others.
     """
 
     def __init__(
@@ -137,20 +143,25 @@ class PromptedClassifier:
         method: str = "",
         max_pixels: int | None = None,
     ) -> "PromptedClassifier":
-        """The classifier of an exported folder, of a run, of a checkpoint, or of a folder on the Hugging Face Hub.
+        """The classifier of an exported folder, of a run, of a checkpoint, or of a folder on the
+        Hugging Face Hub.
 
         Args:
-            name: a folder or a file; or `user/name`, a repository that `tools/export.py --push-to-hub` wrote.
-            backbone, device: as for the class. A backbone must have the SHA-256 that config.json states.
+            name: a folder or a file; or `user/name`, a repository that `tools/export.py
+                --push-to-hub` wrote.
+            backbone, device: as for the class. A backbone must have the SHA-256 that config.json
+                states.
             revision: of the repository: a branch, a tag or a commit; by default the newest commit.
             class_names: for zero-shot CLIP and published checkpoints, which have none.
             epoch: of a run; by default the tested one.
-            config_file, method: of a published checkpoint; the name is by default that of the folder of the YAML file.
+            config_file, method: of a published checkpoint; the name is by default that of the
+                folder of the YAML file.
             max_pixels: as for the class.
 
         Raises:
-            UsageError: a file is missing, damaged, too large or changed; the backbone has other weights, or the model
-                other class names; there is no such repository, or no connection to the Hub and no copy of it.
+            UsageError: a file is missing, damaged, too large or changed; the backbone has other
+                weights, or the model other class names; there is no such repository, or no
+                connection to the Hub and no copy of it.
         """
         from .models import open_models  # which needs this class
 
@@ -219,7 +230,9 @@ class PromptedClassifier:
         return getattr(self.transform, "count", 1)
 
     def require_one_view(self, what: str) -> None:
-        """Raise UsageError for a test-time method, whose answer for an image is not that of its model alone."""
+        """Raise UsageError for a test-time method, whose answer for an image is not that of its
+        model alone.
+        """
         if hasattr(self.transform, "count"):
             raise UsageError(
                 f"{self.method} answers from views of an image", f"{what} needs another method"
@@ -251,7 +264,8 @@ class PromptedClassifier:
     def pixels(
         self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image
     ) -> Tensor:
-        """The images (images, 3, H, W), or (images, views, 3, H, W), read and transformed as for a test.
+        """The images (images, 3, H, W), or (images, views, 3, H, W), read and transformed as for a
+        test.
 
         `read` takes the arguments of `read_image`, and returns an image in RGB.
 
@@ -279,20 +293,24 @@ class PromptedClassifier:
     def probabilities(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
     ) -> Tensor:
-        """The probability of each class: (images, classes), fp32, on the CPU; calibrated by `calibration`, if any.
+        """The probability of each class: (images, classes), fp32, on the CPU; calibrated by
+        `calibration`, if any.
 
         Args:
-            images: files, contents of files or PIL images, or one of them; or a tensor (images, [views,] 3, H, W).
-            class_names: other names to choose from; by default those that the prompts were learned on.
+            images: files, contents of files or PIL images, or one of them; or a tensor (images,
+                [views,] 3, H, W).
+            class_names: other names to choose from; by default those that the prompts were learned
+                on.
 
         Raises:
-            UsageError: an image cannot be read, a class name is empty, given twice or too long, or a logit is not
-                finite.
+            UsageError: an image cannot be read, a class name is empty, given twice or too long, or
+                a logit is not finite.
         """
         return self.repaired(self.logits(images, class_names), class_names).softmax(dim=-1)
 
     def repaired(self, logits: Tensor, class_names: Sequence[str] | None = None) -> Tensor:
-        """Logits of these class names after the temperature of the calibration and, for other names, DAC.
+        """Logits of these class names after the temperature of the calibration and, for other
+        names, DAC.
 
         They are the same without a calibration. No predicted class changes.
         """
@@ -305,7 +323,9 @@ class PromptedClassifier:
         return torch.from_numpy(found).float()
 
     def distances(self, class_names: Sequence[str]) -> "Distances | None":
-        """DAC for other class names; None for a method whose texts depend on the image, or that has none."""
+        """DAC for other class names; None for a method whose texts depend on the image, or that has
+        none.
+        """
         return self._distances(*with_spaces(class_names))
 
     def check_asked(
@@ -323,13 +343,15 @@ class PromptedClassifier:
         )
 
     def unknown(self, logits: Tensor) -> Tensor:
-        """Which images the model had better not answer, (images,): too many such answers would be wrong.
+        """Which images the model had better not answer, (images,): too many such answers would be
+        wrong.
 
         Args:
             logits: of `logits`, for the model's own class names.
 
         Raises:
-            UsageError: it has no calibration, that promises no error, or the logits are of another number of classes.
+            UsageError: it has no calibration, that promises no error, or the logits are of another
+                number of classes.
         """
         self.check_asked(unknown=True)
         self.check_own(logits)
@@ -338,8 +360,8 @@ class PromptedClassifier:
     def sets(self, logits: Tensor, coverage: float) -> Tensor:
         """The set of classes of each image, (images, classes).
 
-        It has the right class for `coverage` of the images, between 0 and 1. Other arguments and errors are those of
-        `unknown`.
+        It has the right class for `coverage` of the images, between 0 and 1. Other arguments and
+        errors are those of `unknown`.
         """
         self.check_asked(unknown=False, coverage=coverage)
         self.check_own(logits)
@@ -349,13 +371,18 @@ class PromptedClassifier:
         """Raise UsageError for logits of another number of classes than the model's own."""
         own = len(self.class_names)
         if logits.dim() != 2 or logits.shape[1] != own:
-            what = f"logits of the shape {tuple(logits.shape)} are not of the {own} classes of {self.source}"
+            what = (
+                f"logits of the shape {tuple(logits.shape)} are not of the {own} classes of "
+                f"{self.source}"
+            )
             raise UsageError(what, "give those of `logits` without other class names", self.source)
 
     def logits(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
     ) -> Tensor:
-        """The scaled cosine similarities before softmax; arguments and errors are those of `probabilities`."""
+        """The scaled cosine similarities before softmax; arguments and errors are those of
+        `probabilities`.
+        """
         method = self._method_for(class_names)
         batches = (
             method.model_inference(batch.to(self.device)).cpu() for batch in self._batches(images)
@@ -367,7 +394,9 @@ class PromptedClassifier:
         return logits
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:
-        """Compute the text features of these names, and the logits of one black image; errors are those of `logits`."""
+        """Compute the text features of these names, and the logits of one black image; errors are
+        those of `logits`.
+        """
         self.logits(torch.zeros(1, 3, *self.cfg.INPUT.SIZE), class_names)
 
     def model_for(self, class_names: Sequence[str] | None = None) -> PromptedCLIP:

@@ -1,4 +1,6 @@
-"""The settings that a prediction depends on: those of a method, and those of zero-shot CLIP on a backbone."""
+"""The settings that a prediction depends on: those of a method, and those of zero-shot CLIP on a
+backbone.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,9 @@ from .artefact import Description
 
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
-    """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
+    """The configuration of a method, which the file `where` names, to be merged with values of any
+    key of training.
+    """
     check_name(method, trainers.predicting(), "method", where, IN_A_FILE)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
@@ -36,7 +40,8 @@ def zero_shot_description(
     template: str,
     sentences: dict[str, list[str]],
 ) -> Description:
-    """Zero-shot CLIP: `template` has {} for the class name; a class with `sentences` has these instead.
+    """Zero-shot CLIP: `template` has {} for the class name; a class with `sentences` has these
+    instead.
 
     Images are read as the preprocessing of the backbone says.
     """

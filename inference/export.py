@@ -22,9 +22,12 @@ MARKUP = r"[\\`*\[\]|~]|\b_|_\b"  # of Markdown; `render` escapes that of HTML
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        description="Write the learned prompts of a model, and what is needed to use them, to a folder of their own.",
-        epilog=f"{MODELS} --onnx and --weights are for the class names of the model or, if given, of "
-        "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
+        description="Write the learned prompts of a model, and what is needed to use them, to a "
+        "folder of their own.",
+        epilog=f"{MODELS} --onnx and --weights are for the class names of the model or, if given, "
+        "of "
+        "--classes. Each written file is run and compared with the model. A logit that differs by "
+        "more than 0.001 is "
         "an error.",
     )
     add, what = (
@@ -89,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
                 seen = seen.without_signatures()  # which show a trace of the images
             seen.write(folder)
             written[SEEN] = (
-                f"checksums of the {len(seen):,} images that the model has seen; calibrations compare them"
+                f"checksums of the {len(seen):,} images that the model has seen; calibrations "
+                "compare them"
             )
         for form in forms:
             form.write(classifier, names, folder / form.file)
@@ -114,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def card(description, written: dict[str, str], names: Sequence[str], transfers: bool) -> str:
-    """The model card: README.md of the folder. Texts of the description may be anybody's, so none of them is markup.
+    """The model card: README.md of the folder. Texts of the description may be anybody's, so none
+    of them is markup.
 
     `transfers` is that of the classifier.
     """

@@ -18,10 +18,11 @@ LOGIN = "log in by `hf auth login`, or set HF_TOKEN to a token that may read and
 
 
 def download(name: str, revision: str | None = None) -> Path:
-    """The folder with the files of a repository that are read in the cache of huggingface_hub (HF_HOME).
+    """The folder with the files of a repository that are read in the cache of huggingface_hub
+    (HF_HOME).
 
-    Without a connection, these are the files that were downloaded last. Arguments and errors are those of
-    `PromptedClassifier.from_pretrained`.
+    Without a connection, these are the files that were downloaded last. Arguments and errors are
+    those of `PromptedClassifier.from_pretrained`.
     """
     check_name(name)
     with answers(name):
@@ -35,14 +36,17 @@ def download(name: str, revision: str | None = None) -> Path:
 
 
 def check_login(name: str) -> None:
-    """Raise UsageError if `name` is not the name of a repository, or there is no token of the Hub."""
+    """Raise UsageError if `name` is not the name of a repository, or there is no token of the
+    Hub.
+    """
     check_name(name)
     if not get_token():
         raise UsageError("there is no token for the Hugging Face Hub", LOGIN)
 
 
 def upload(folder: Path, files: Sequence[str], name: str, replaced: Sequence[str] = ()) -> str:
-    """Upload files of an exported folder to the repository `name` as one commit. A new repository is private.
+    """Upload files of an exported folder to the repository `name` as one commit. A new repository
+    is private.
 
     Files of the repository with the names `replaced` that are not among `files` are deleted.
 

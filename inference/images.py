@@ -32,9 +32,11 @@ Batch = tuple[list[Path], list[Tensor], list[str]]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files among the paths, and the image files in the folders and below, sorted within a folder.
+    """The files among the paths, and the image files in the folders and below, sorted within a
+    folder.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder is searched once.
+    Hidden files and folders are left out. Links to folders are followed, each folder is searched
+    once.
 
     Raises:
         UsageError: a folder has no images, or there are no paths.
@@ -64,7 +66,8 @@ def read_batch(
     """The images of some files by `read`. Classifiers with the same transform read an image once.
 
     Returns:
-        the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0; other files' faults.
+        the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0;
+        other files' faults.
     """
     keys, good, rows, errors = [f"{c.cfg.INPUT} {c.transform}" for c in classifiers], [], [], []
     distinct = dict(zip(keys, classifiers, strict=True))
@@ -84,7 +87,9 @@ def read_batch(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread. In small operations, several wait for one another: 1 of 1.3 seconds for one image."""
+    """Compute with one thread. In small operations, several wait for one another: 1 of 1.3 seconds
+    for one image.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -94,9 +99,11 @@ def one_thread() -> Iterator[None]:
 
 
 class Predictor:
-    """The `k` most probable classes of image files: a row for each model. `names` replace the models' own, if given.
+    """The `k` most probable classes of image files: a row for each model. `names` replace the
+    models' own, if given.
 
-    A row also says whether the image is `unknown` and which classes a set for the share `coverage` has, if asked for.
+    A row also says whether the image is `unknown` and which classes a set for the share `coverage`
+    has, if asked for.
     """
 
     def __init__(
@@ -117,17 +124,19 @@ class Predictor:
         for model in models:  # text features before the threads, which would each compute them
             if (count := len(self.names or model.classifier.class_names)) > MANY:
                 print(
-                    f"{model.name}: computing the text features of {count:,} class names, which takes a while"
+                    f"{model.name}: computing the text features of {count:,} class names, which "
+                    "takes a while"
                 )
             with one_thread() if count <= FEW else nullcontext():
                 model.classifier.check_logits(self.names)
 
     def __call__(self, files: Sequence[Path], batch_size: int) -> Iterator[Predicted]:
-        """For one batch after another the rows of its files, the faults of others, and how many could be read.
+        """For one batch after another the rows of its files, the faults of others, and how many
+        could be read.
 
-        There are as many threads as torch has, and each of them computes with one: small layers are twice as fast as
-        with all threads on one batch, and a busy machine slows them down less. On a CPU, the threads together have
-        `batch_size` images, or views of images, at a time.
+        There are as many threads as torch has, and each of them computes with one: small layers are
+        twice as fast as with all threads on one batch, and a busy machine slows them down less. On
+        a CPU, the threads together have `batch_size` images, or views of images, at a time.
         """
         threads, most = torch.get_num_threads(), max(1, batch_size // self.views)
         size = (
@@ -167,7 +176,9 @@ class Predictor:
 def in_set(
     members: Tensor | None, probabilities: Tensor, classes: Sequence[str]
 ) -> list[tuple[str, float]] | None:
-    """The classes of a set (classes,) with their probabilities, the most probable first; None without a set."""
+    """The classes of a set (classes,) with their probabilities, the most probable first; None
+    without a set.
+    """
     if members is None:
         return None
     order = probabilities.argsort(descending=True, stable=True)

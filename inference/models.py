@@ -51,7 +51,9 @@ class Model(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a model at a path: `exported` (by tools/export.py), `run`, `checkpoint` (also a folder), or empty."""
+    """The kind of a model at a path: `exported` (by tools/export.py), `run`, `checkpoint` (also a
+    folder), or empty.
+    """
     if (path / EXPORT_CONFIG_FILE).exists():
         return "exported"
     if (path / RUN_CONFIG_FILE).exists():
@@ -77,10 +79,12 @@ def open_models(
     Args:
         paths: see `arguments.MODELS`.
         options: those of `arguments.add_model_options`.
-        class_names: for a model that has none. Without them it takes those of the first model that has some.
+        class_names: for a model that has none. Without them it takes those of the first model that
+            has some.
 
     Raises:
-        UsageError: a path is not a model, or its files do not fit together; as for `PromptedClassifier`.
+        UsageError: a path is not a model, or its files do not fit together; as for
+            `PromptedClassifier`.
     """
     if not paths:
         if not options.backbone:
@@ -125,17 +129,26 @@ def open_models(
         classifiers.append(classifier)
         if not description.backbone_sha256:
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
-            text = f"{path} does not say on which weights its prompts were learned: check that they are those of {name}"
+            text = (
+                f"{path} does not say on which weights its prompts were learned: check that "
+                f"they are those of {name}"
+            )
             print(printable(text))
         if (
             description.training.get("plugin_sha256", "")
             != trainers.predicting()[description.method].plugin_sha256
         ):
-            text = f"{path} was learned by another version of {description.method}: its file has changed"
+            text = (
+                f"{path} was learned by another version of {description.method}: its file has "
+                "changed"
+            )
             print(printable(text))
         sentence = description.template or description.dataset_template
         if trainers.predicting()[description.method].reads_template and not sentence:
-            text = f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}"
+            text = (
+                f"{path} does not say its dataset: {description.method} reads the class names "
+                f"in {TEMPLATE!r}"
+            )
             print(printable(text))
     methods = [classifier.method for classifier in classifiers]
     names = [
@@ -149,7 +162,8 @@ def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Cal
     """What was fitted for the model at a path, if anything.
 
     Raises:
-        UsageError: the file is damaged, or of another model; of another epoch, only if `options` ask for its promises.
+        UsageError: the file is damaged, or of another model; of another epoch, only if `options`
+            ask for its promises.
     """
     if not (found := calibration_in(path)):
         return None
@@ -171,7 +185,9 @@ def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Cal
 
 
 def file_of(path: Path, method: type[Method], epoch: int | None = None) -> Path:
-    """The file that tells a model from others: config.json, a checkpoint or, if it learns nothing, config.yaml."""
+    """The file that tells a model from others: config.json, a checkpoint or, if it learns nothing,
+    config.yaml.
+    """
     if kind_of(path) == "exported":
         return path / EXPORT_CONFIG_FILE
     return checkpoint_file(path, method, epoch) if method.learns else path / RUN_CONFIG_FILE
@@ -195,7 +211,9 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
 
 
 def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, Any] | None, str]:
-    """The description of a model, the checkpoint with its tensors if it learns any, and the backbone to load."""
+    """The description of a model, the checkpoint with its tensors if it learns any, and the
+    backbone to load.
+    """
     check_exists(path)
     kind = kind_of(path)
     if kind == "exported":
@@ -228,7 +246,9 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The output folder of the run of this project that wrote a file or a folder of checkpoints; None without one."""
+    """The output folder of the run of this project that wrote a file or a folder of checkpoints;
+    None without one.
+    """
     return next(
         (
             parent
@@ -240,7 +260,9 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def epoch_of(path: Path, given: int | None) -> int | None:
-    """The epoch of a model: that of a file of a checkpoint, or the given one; None for the one that was tested."""
+    """The epoch of a model: that of a file of a checkpoint, or the given one; None for the one that
+    was tested.
+    """
     number = path.name.rpartition("-")[2]
     return int(number) if path.is_file() and number.isdecimal() else given
 
@@ -255,7 +277,9 @@ def run_configuration(run: Path) -> CfgNode:
 
 
 def published_configuration(path: Path, options: Namespace) -> CfgNode:
-    """That of a checkpoint of the published code, or of one of ours without its run: the YAML file of its method."""
+    """That of a checkpoint of the published code, or of one of ours without its run: the YAML file
+    of its method.
+    """
     if not options.config_file:
         remedy = "name the YAML file of its method by --config-file (in Python: config_file)"
         raise UsageError(f"{path} has no {RUN_CONFIG_FILE}", remedy, path)
@@ -285,7 +309,8 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
 
 
 def recorded_facts(run: Path, epoch: int | None) -> dict[str, Any]:
-    """What results.json of a finished run says; of another epoch than the tested one, what holds for each epoch.
+    """What results.json of a finished run says; of another epoch than the tested one, what holds
+    for each epoch.
 
     {} for an epoch of an unfinished run.
     """

@@ -40,8 +40,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Print the most probable classes of images.",
         usage="predict.py [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
-        epilog=f"{MODELS} Several models are compared. Without a MODEL, --backbone and --classes give "
-        "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are reported and skipped), "
+        epilog=f"{MODELS} Several models are compared. Without a MODEL, --backbone and --classes "
+        "give "
+        "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are "
+        "reported and skipped), "
         "and 2 after another error.",
     )
     add = parser.add_argument
@@ -183,5 +185,6 @@ def as_table(
         if row.unknown is not None:
             classes = f"{'unknown' if row.unknown else '':<7}  {classes}"
         out.write(
-            f"{padded(printable(row.image), image_width)}  {padded(printable(row.model), model_width)}  {classes}\n"
+            f"{padded(printable(row.image), image_width)}  "
+            f"{padded(printable(row.model), model_width)}  {classes}\n"
         )

@@ -26,7 +26,8 @@ FOLDED = "open_clip_model.safetensors"  # the whole CLIP, with the weights of ad
 
 
 class ImageProgram(nn.Module):
-    """Images (batch, 3, H, W) -> logits (batch, classes): the prompted image tower, and the text features as constants.
+    """Images (batch, 3, H, W) -> logits (batch, classes): the prompted image tower, and the text
+    features as constants.
 
     Args:
         classifier: on the CPU.
@@ -46,7 +47,10 @@ class ImageProgram(nn.Module):
             self.model.clip.logit_scale,
         )  # to export their tensors
         if self.model.clip.dtype != torch.float32:
-            what = f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, which programs cannot"
+            what = (
+                f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, "
+                "which programs cannot"
+            )
             raise UsageError(what, "train with PREC fp32, or export on a CPU without that type")
         self.register_buffer("text_feature", text_feature(classifier, class_names))
 
@@ -55,7 +59,8 @@ class ImageProgram(nn.Module):
 
 
 def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
-    """The text features (classes, joint), not normalised; UsageError if they depend on the image, as in CoCoOp.
+    """The text features (classes, joint), not normalised; UsageError if they depend on the image,
+    as in CoCoOp.
 
     A linear probe has none, and reads none: an empty tensor.
     """
@@ -63,7 +68,10 @@ def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> 
     with torch.no_grad():
         features = model.encode_text(torch.zeros(1, model.clip.visual.output_dim))
     if features.dim() == 3:
-        what = f"the text features of {classifier.method} depend on the image, so there is no class matrix to export"
+        what = (
+            f"the text features of {classifier.method} depend on the image, so there is no "
+            "class matrix to export"
+        )
         raise UsageError(what, "use tools/predict.py, or PromptedClassifier in Python")
     return features
 
@@ -106,12 +114,17 @@ def run_onnx(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tens
 
 
 def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], file: Path) -> None:
-    """The class matrix, for a plain image tower; and, of a method with adapters, a CLIP with these folded in."""
+    """The class matrix, for a plain image tower; and, of a method with adapters, a CLIP with these
+    folded in.
+    """
     model = classifier.model_for(class_names)
     features = model.of_text(text_feature(classifier, class_names))
     state = model.folded()
     if state is None:
-        what = f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower"
+        what = (
+            f"{classifier.method} does not only learn text: its class matrix does not fit the "
+            "plain image tower"
+        )
         raise UsageError(what, "use --onnx")
     scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())
     file.write_bytes(
@@ -165,7 +178,9 @@ FORMS = {
 def largest_difference(
     form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path
 ) -> float:
-    """The largest difference of a logit of the exported file, over images of noise; UsageError if over TOLERANCE."""
+    """The largest difference of a logit of the exported file, over images of noise; UsageError if
+    over TOLERANCE.
+    """
     images = example(classifier, 16)
     expected = classifier.logits(images, class_names)
     found = [
@@ -176,7 +191,10 @@ def largest_difference(
     )  # NaN if a logit is
     most = TOLERANCE * max(1.0, expected.std().item() / TYPICAL)
     if not largest <= most:
-        what = f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, over {most:.2g}"
+        what = (
+            f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, "
+            f"over {most:.2g}"
+        )
         raise UsageError(what, "report this with the version of torch and the method")
     return largest
 

@@ -1,6 +1,7 @@
 """seen.npz beside a model: the images that it has seen, and what for. A calibration asks it.
 
-It holds no image, but a checksum and, unless it was published, a signature of each (datasets/copies.py).
+It holds no image, but a checksum and, unless it was published, a signature of each
+(datasets/copies.py).
 """
 
 import io
@@ -43,7 +44,8 @@ class SeenImages:
         digest: (images, DIGEST), the first bytes of the SHA-256 of the pixels.
         signature: (images, *copies.SHAPE); all 0 where it is not known.
         label: (images,), places in the class names of the model.
-        group: (images,): images of one scene have one number. Those of other roles have numbers of their own.
+        group: (images,): images of one scene have one number. Those of other roles have numbers of
+            their own.
         role: (images,), places in ROLES.
     """
 
@@ -75,7 +77,9 @@ class SeenImages:
 
     @classmethod
     def of_files(cls, items: Sequence[Any], role: str, max_pixels: int | None = None) -> Self:
-        """Image files of one role: items with `impath` and `label`. Those that cannot be read are left out."""
+        """Image files of one role: items with `impath` and `label`. Those that cannot be read are
+        left out.
+        """
 
         def read(item: Any) -> tuple[str, NDArray[np.int8], int, NDArray[np.float32]] | None:
             try:
@@ -139,8 +143,8 @@ class SeenImages:
         return found
 
     def threshold(self, own: NDArray[np.int64]) -> float:
-        """The similarity from which on an image is a near-copy of one of these places, which have one class: what
-        hardly any of them has with an image of another scene."""
+        """The similarity from which on an image is a near-copy of one of these places, which have
+        one class: what hardly any of them has with an image of another scene."""
         if len(own) < 2:
             return KNOWN
         some = own[copies.evenly(len(own), MOST_COMPARED)]
@@ -159,7 +163,9 @@ class SeenImages:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What a model in this folder has seen; None if the folder does not say it. UsageError for a damaged file."""
+        """What a model in this folder has seen; None if the folder does not say it. UsageError for
+        a damaged file.
+        """
         file = folder / SEEN
         if not file.is_file():
             return None
@@ -171,7 +177,9 @@ class SeenImages:
 
 
 def read_arrays(file: Path) -> dict[str, Any]:
-    """The arrays of a seen.npz, after checks of their sizes and types. ValueError or any other error for others."""
+    """The arrays of a seen.npz, after checks of their sizes and types. ValueError or any other
+    error for others.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.getinfo(f"{name}.npy") for name in SHAPES}
         if sum(entry.file_size for entry in entries.values()) > LARGEST:

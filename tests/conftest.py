@@ -49,7 +49,9 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Modules of slow tests alone are not even imported where these are left out: their libraries take seconds."""
+    """Modules of slow tests alone are not even imported where these are left out: their libraries
+    take seconds.
+    """
     if config.option.markexpr.startswith("not slow") and collection_path.match("test_*.py"):
         return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
     return None
@@ -79,7 +81,9 @@ def random_seed(request):
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
-    """Caches of the tests' own, and one thread: small models gain nothing from more, and forks need it."""
+    """Caches of the tests' own, and one thread: small models gain nothing from more, and forks need
+    it.
+    """
     import torch
 
     from clip import keep_backbones
@@ -106,7 +110,9 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def backbones(shared):
-    """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written once for each size."""
+    """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written
+    once for each size.
+    """
     import torch
 
     from clip import random_weights
@@ -128,7 +134,8 @@ def backbones(shared):
         path = folder / f"{'-'.join(map(str, key))}.pt"
         with FileLock(folder / "lock"), pytest.MonkeyPatch.context() as patch:
             if not path.exists():
-                # A tensor depends on its name and shape alone: files of other sizes have most of them.
+                # A tensor depends on its name and shape alone: files of other sizes have most of
+                # them.
                 states = [
                     torch.load(file, mmap=True, weights_only=True) for file in folder.glob("*.pt")
                 ]
@@ -159,13 +166,17 @@ def tiny(backbones):
 
 @pytest.fixture(scope="session")
 def deep(backbones):
-    """A backbone as deep as the published settings need; CoCoOp's network has 16 hidden units on it."""
+    """A backbone as deep as the published settings need; CoCoOp's network has 16 hidden units on
+    it.
+    """
     return backbones(32, 16, 12, 12, 64, 64, 256)
 
 
 @pytest.fixture(scope="session")
 def eurosat(tmp_path_factory):
-    """A root with a small stand-in for EuroSAT in its own layout: 6 classes, 8 / 4 / 4 images each."""
+    """A root with a small stand-in for EuroSAT in its own layout: 6 classes, 8 / 4 / 4 images
+    each.
+    """
     from drawn import write_eurosat
 
     root = tmp_path_factory.mktemp("data")
@@ -181,7 +192,8 @@ def eurosat(tmp_path_factory):
 
 @pytest.fixture
 def build(eurosat, deep, tmp_path):
-    """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are those of its method.
+    """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are
+    those of its method.
 
     It is on the CPU, also where there is a GPU: its tests compare it with formulas.
     """
@@ -212,7 +224,9 @@ def build(eurosat, deep, tmp_path):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """`stand_in(name)`: a dataset keeps its name and template, and has images in EuroSAT's layout."""
+    """`stand_in(name)`: a dataset keeps its name and template, and has images in EuroSAT's
+    layout.
+    """
     from dassl.data.datasets import DATASET_REGISTRY
 
     from datasets.eurosat import EuroSAT
@@ -228,7 +242,8 @@ def stand_in(monkeypatch):
 def finished(eurosat, deep, tmp_path_factory):
     """`finished("MPL", "base", KEY, VALUE, ...)` -> the output folder of a finished run, made once.
 
-    `tests` is the folder of a run whose prompts it tests, without training. `backbone` is by default `deep`.
+    `tests` is the folder of a run whose prompts it tests, without training. `backbone` is by
+    default `deep`.
     """
     from learned import train_run
 

@@ -1,4 +1,6 @@
-"""Stand-ins for real data: images of one colour and noise in EuroSAT's layout, and the settings of a run on them."""
+"""Stand-ins for real data: images of one colour and noise in EuroSAT's layout, and the settings of
+a run on them.
+"""
 
 import json
 import random
@@ -21,7 +23,9 @@ from trainers.base.feature_trainer import FeatureTrainer
 
 
 def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, size=32) -> Path:
-    """Write `eurosat/2750/<label>/*.png` and the split file, which it returns; `train` may be a list, by label."""
+    """Write `eurosat/2750/<label>/*.png` and the split file, which it returns; `train` may be a
+    list, by label.
+    """
     rng = np.random.default_rng(0)
     split = {"train": [], "val": [], "test": []}
     images = root / "eurosat/2750"
@@ -75,10 +79,11 @@ def section_pairs(method: str, settings: Mapping) -> list:
 def arguments(
     root, backbone, output, *overrides, trainer="MPL", config="", options=()
 ) -> list[str]:
-    """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2 epochs.
+    """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2
+    epochs.
 
-    `options` and `overrides` (KEY, VALUE, ...) come after those given here, and so replace them. `config` names
-    another YAML file of the method.
+    `options` and `overrides` (KEY, VALUE, ...) come after those given here, and so replace them.
+    `config` names another YAML file of the method.
     """
     configs = ROOT / "configs"
     yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}.get(trainer)
@@ -114,7 +119,9 @@ def error_lines(stderr: str) -> list[str]:
 
 
 def clip_config(vision=(), text=(), quick_gelu=True) -> dict:
-    """open_clip's arguments of a CLIP of 32 px, patch 16, two layers and width 64; arguments override these."""
+    """open_clip's arguments of a CLIP of 32 px, patch 16, two layers and width 64; arguments
+    override these.
+    """
     return {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2} | dict(vision),
@@ -131,7 +138,9 @@ def clip_config(vision=(), text=(), quick_gelu=True) -> dict:
 
 
 def small_clip(vision=(), text=(), quick_gelu=True) -> open_clip.CLIP:
-    """open_clip's own CLIP of these sizes with random weights, frozen; LayerNorm computes in the weights' type."""
+    """open_clip's own CLIP of these sizes with random weights, frozen; LayerNorm computes in the
+    weights' type.
+    """
     model = open_clip.CLIP(**clip_config(vision, text, quick_gelu))
     for key, parameter in model.named_parameters():
         parameter.data = random_tensor(key, tuple(parameter.shape))
@@ -198,7 +207,9 @@ def results(folder: Path) -> dict:
 
 
 def run_for_real(launch, calls, monkeypatch):
-    """Give the calls that a script would make to train.py in this process; returns the results of the runs."""
+    """Give the calls that a script would make to train.py in this process; returns the results of
+    the runs.
+    """
     monkeypatch.chdir(ROOT)
     for call in calls:
         ended = launch(*call)

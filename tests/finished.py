@@ -55,7 +55,9 @@ def settings_of(arguments: tuple[str, ...]) -> tuple[str, str]:
 
 
 def different(run: Run) -> tuple[float, dict]:
-    """An accuracy of a run that differs from those of others, MPL is 5 points better; and a training time."""
+    """An accuracy of a run that differs from those of others, MPL is 5 points better; and a
+    training time.
+    """
     drawn = (
         zlib.crc32(repr((run.variant.name, run.dataset, run.seed, run.shots, run.classes)).encode())
         % 1000
@@ -66,7 +68,8 @@ def different(run: Run) -> tuple[float, dict]:
 
 
 def study_of(output: Path, methods: Iterable[str], *protocols: str, **settings) -> Study:
-    """A study of these methods with the small CLIP: by default `few_shot` on small_land with one seed.
+    """A study of these methods with the small CLIP: by default `few_shot` on small_land with one
+    seed.
 
     Args:
         methods: their names, or {name of a variant: method}.
@@ -87,8 +90,8 @@ def study_of(output: Path, methods: Iterable[str], *protocols: str, **settings) 
 
 
 def summarise(study: Study, accuracy: Callable | None = None, intervals: bool = False) -> Summary:
-    """The results in its folders, or those that `accuracy(run)` makes up: a number, a number and what else was
-    measured, or None for a run that is missing."""
+    """The results in its folders, or those that `accuracy(run)` makes up: a number, a number and
+    what else was measured, or None for a run that is missing."""
     if accuracy is None:
         return Summary(study, collect_results(study), intervals)
     results = {}
@@ -140,7 +143,9 @@ def members(session: int) -> list[int]:
 
 
 def slowdown() -> float:
-    """How many times longer a process takes because of others: 1 on a machine with a core for each."""
+    """How many times longer a process takes because of others: 1 on a machine with a core for
+    each.
+    """
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 

@@ -1,4 +1,5 @@
-"""A `python` that starts scripts without delay, as a fork of a process with their libraries imported.
+"""A `python` that starts scripts without delay, as a fork of a process with their libraries
+imported.
 
 Signals do not reach the script, so a test that interrupts or kills uses `sys.executable`.
 """

@@ -1,4 +1,6 @@
-"""What the steps, searches and logits of a method on features must be, by the form of its golden file."""
+"""What the steps, searches and logits of a method on features must be, by the form of its golden
+file.
+"""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -201,7 +203,9 @@ def check_gaussians(head, figures):
 
 
 def check_gda(trainer, inputs, figures, learned):
-    """Logits are small differences of numbers that all classes share: they compare with the largest."""
+    """Logits are small differences of numbers that all classes share: they compare with the
+    largest.
+    """
     head = trainer.model.prompt_learner
     check_gaussians(head, figures)
     near(logits_of(trainer, inputs.test), figures["logits_before"])
@@ -251,7 +255,9 @@ def check_proker(trainer, inputs, figures, learned):
 
 
 def check_projection(trainer, inputs, figures, learned):
-    """All steps, in the order of the views; then the model for new classes, and the CLIP with the projection in it."""
+    """All steps, in the order of the views; then the model for new classes, and the CLIP with the
+    projection in it.
+    """
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
     start = {name: value.detach().clone() for name, value in learned.items()}
     rates, logged, step = [], [], trainer.forward_backward

@@ -1,4 +1,6 @@
-"""The inputs of golden files of methods on features: drawn as the files say, or encoded from drawn images."""
+"""The inputs of golden files of methods on features: drawn as the files say, or encoded from drawn
+images.
+"""
 
 import numpy as np
 import torch

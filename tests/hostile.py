@@ -1,4 +1,6 @@
-"""Hostile content for the readers of files: strategies of hypothesis, and a witness of what a command does."""
+"""Hostile content for the readers of files: strategies of hypothesis, and a witness of what a
+command does.
+"""
 
 import io
 import json
@@ -137,7 +139,9 @@ def replaced(tree: Any, path: tuple, change: Any) -> Any:
 
 @st.composite
 def changed_tree(draw, tree: Any, values: st.SearchStrategy = VALUES) -> Any:
-    """A copy of the tree in which one value is another one, or is gone, doubled or under another key."""
+    """A copy of the tree in which one value is another one, or is gone, doubled or under another
+    key.
+    """
     path = draw(st.sampled_from(places(tree)))
     how = draw(st.sampled_from(("value", "value", "key", "gone", "twice")))
     key = draw(st.sampled_from([*NAMES, 1, None]))
@@ -161,7 +165,9 @@ def changed_tree(draw, tree: Any, values: st.SearchStrategy = VALUES) -> Any:
 
 @st.composite
 def damaged(draw, data: bytes) -> bytes:
-    """One flipped bit, or lost, repeated or foreign bytes; often near the ends, where formats have their headers."""
+    """One flipped bit, or lost, repeated or foreign bytes; often near the ends, where formats have
+    their headers.
+    """
     size = max(len(data), 1)
     here = draw(st.integers(0, size - 1) | st.integers(0, min(600, size) - 1)) % size
     here = draw(st.sampled_from((here, size - 1 - here)))
@@ -216,7 +222,9 @@ def saved(tree: Any) -> bytes:
 
 @st.composite
 def changed_archive(draw, data: bytes) -> bytes:
-    """A zip archive (a checkpoint, predictions.npz) in which a member is changed; its checksums are right."""
+    """A zip archive (a checkpoint, predictions.npz) in which a member is changed; its checksums are
+    right.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     name = draw(st.sampled_from(sorted(members)))
@@ -327,8 +335,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Witness:
-    """An audit hook that notes what happens while it watches a folder: files changed elsewhere, processes, code,
-    connections, and files that are opened though their path has a forbidden part.
+    """An audit hook that notes what happens while it watches a folder: files changed elsewhere,
+    processes, code, connections, and files that are opened though their path has a forbidden part.
     """
 
     folder = ""

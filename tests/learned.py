@@ -70,7 +70,9 @@ def images_of(root: Path, labels: range, part: str = "test") -> dict[str, str]:
 
 
 def own_test(run: Path, classes: str) -> tuple[list[str], torch.Tensor, list[str]]:
-    """The test images of a run's dataset, their logits as its trainer computes them, and the class names."""
+    """The test images of a run's dataset, their logits as its trainer computes them, and the class
+    names.
+    """
     cfg = get_cfg_default()
     extend_cfg(cfg, yaml.safe_load((run / "config.yaml").read_text())["TRAINER"]["NAME"])
     cfg.merge_from_file(str(run / "config.yaml"))

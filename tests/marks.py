@@ -28,7 +28,9 @@ def thorough_but(quick, values):
 
 
 def golden_files(folder, chosen):
-    """The contents of those JSON files of a folder that are chosen by them, by their names without `.json`."""
+    """The contents of those JSON files of a folder that are chosen by them, by their names without
+    `.json`.
+    """
     found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
     if not found:
         raise pytest.UsageError(f"no JSON files in {folder}")
@@ -36,7 +38,9 @@ def golden_files(folder, chosen):
 
 
 def golden(metafunc, name, chosen, marks=lambda stem: ()):
-    """Parametrize a test that asks for `name` by those files of `--golden` that are chosen by their contents."""
+    """Parametrize a test that asks for `name` by those files of `--golden` that are chosen by their
+    contents.
+    """
     if name in metafunc.fixturenames:
         files = golden_files(metafunc.config.getoption("golden"), chosen)
         cases = []
@@ -50,7 +54,9 @@ def golden(metafunc, name, chosen, marks=lambda stem: ()):
 
 
 def golden_cases(metafunc, *keys):
-    """Parametrize a test that asks for one of these keys by its cases: files of `--golden` have a list of them."""
+    """Parametrize a test that asks for one of these keys by its cases: files of `--golden` have a
+    list of them.
+    """
     for key in keys:
         if key in metafunc.fixturenames:
             files = golden_files(

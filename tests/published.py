@@ -1,4 +1,6 @@
-"""Miniatures of the published datasets on a server: archives with the original names and folders."""
+"""Miniatures of the published datasets on a server: archives with the original names and
+folders.
+"""
 
 import hashlib
 import shutil
@@ -44,7 +46,9 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def listing(folder: Path, places) -> list[tuple[str, bytes]]:
-    """The class folder and the content of each image in these folders; ImageNet's archive has its own image names."""
+    """The class folder and the content of each image in these folders; ImageNet's archive has its
+    own image names.
+    """
     files = [(path, data) for place in places for path, data in files_below(folder / place).items()]
     return sorted((path.rpartition("/")[0], data) for path, data in files if path != "README.txt")
 
@@ -115,7 +119,8 @@ def packed_imagenet(made: Path, folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """`publish(name)` builds a miniature, serves its files, and sets their sizes and checksums in the dataset's class.
+    """`publish(name)` builds a miniature, serves its files, and sets their sizes and checksums in
+    the dataset's class.
 
     It returns the folder that was packed. The server is `publish.server`; the disk is large.
     """

@@ -11,7 +11,9 @@ FOLDER = "MultiModalPromptLearner"  # MPL's registered name in the published cod
 
 
 def published_model(prompts, backbone, classes, prefix="module."):
-    """The state dict of the published MPL's whole model: prompts, the classes' token buffers, and the frozen CLIP."""
+    """The state dict of the published MPL's whole model: prompts, the classes' token buffers, and
+    the frozen CLIP.
+    """
     state = OrderedDict(prompts)
     state["prompt_learner.token_prefix"] = torch.randn(classes, 1, 64)
     state["prompt_learner.token_suffix"] = torch.randn(classes, 75, 64)
@@ -26,7 +28,9 @@ def published_model(prompts, backbone, classes, prefix="module."):
 
 
 def published_training(parameters, epoch):
-    """The other content of published checkpoints: the optimiser's state, and a scheduler with whole objects inside."""
+    """The other content of published checkpoints: the optimiser's state, and a scheduler with whole
+    objects inside.
+    """
     optimizer = torch.optim.SGD(parameters, lr=0.0035, momentum=0.9)
     successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
     sum(parameter.sum() for parameter in parameters).backward()
@@ -47,7 +51,9 @@ def published_training(parameters, epoch):
 
 
 def save_published(folder, state, epoch=5, saved_as=FOLDER, **training):
-    """Write `<folder>/<saved_as>/model.pth.tar-<epoch>`, as the published code lays it out; returns its path."""
+    """Write `<folder>/<saved_as>/model.pth.tar-<epoch>`, as the published code lays it out; returns
+    its path.
+    """
     file = folder / saved_as / f"model.pth.tar-{epoch}"
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": state, "epoch": epoch, **training}, file)
@@ -56,7 +62,9 @@ def save_published(folder, state, epoch=5, saved_as=FOLDER, **training):
 
 
 def randomised(trainer):
-    """The trainer's prompts, moved off their initial values so that nothing passes by standing still."""
+    """The trainer's prompts, moved off their initial values so that nothing passes by standing
+    still.
+    """
     generator = torch.manual_seed(3)
     for parameter in trainer.model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(

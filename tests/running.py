@@ -24,7 +24,9 @@ from train import main as train
 
 
 class Ended(NamedTuple):
-    """How a program ended: its exit status, what it printed, and its lines on stderr without progress bars."""
+    """How a program ended: its exit status, what it printed, and its lines on stderr without
+    progress bars.
+    """
 
     status: int
     printed: str
@@ -40,7 +42,9 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def ended(capsys):
-    """`ended(run)` runs a program by what its file runs at its end, in this process, and returns an `Ended`."""
+    """`ended(run)` runs a program by what its file runs at its end, in this process, and returns an
+    `Ended`.
+    """
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -77,7 +81,9 @@ def launch(ended, monkeypatch):
 
 @pytest.fixture
 def argv(eurosat, tiny, tmp_path):
-    """`argv(METHOD, KEY, VALUE, ..., output=, config=, root=, backbone=, options=)`: a command line of train.py."""
+    """`argv(METHOD, KEY, VALUE, ..., output=, config=, root=, backbone=, options=)`: a command line
+    of train.py.
+    """
 
     def argv(method, *pairs, output="out", config="small", root=eurosat, backbone=tiny, options=()):
         return arguments(
@@ -95,7 +101,9 @@ def argv(eurosat, tiny, tmp_path):
 
 @pytest.fixture
 def run(launch, eurosat, tiny, tmp_path):
-    """`run(name, KEY, VALUE, ..., root=, backbone=, **of_arguments)` is a run that succeeds; returns its folder."""
+    """`run(name, KEY, VALUE, ..., root=, backbone=, **of_arguments)` is a run that succeeds;
+    returns its folder.
+    """
 
     def run(name, *overrides, root=eurosat, backbone=tiny, **others):
         ended = launch(*arguments(root, backbone, tmp_path / name, *overrides, **others))
@@ -107,7 +115,9 @@ def run(launch, eurosat, tiny, tmp_path):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and 2 for testing."""
+    """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and
+    2 for testing.
+    """
     build_tree("imagenet", tmp_path / "data")
     build_tree("imagenetv2", tmp_path / "data")
     return tmp_path / "data"
@@ -115,7 +125,9 @@ def imagenet(tmp_path):
 
 @pytest.fixture
 def on_imagenet(run, imagenet):
-    """`on_imagenet(name, KEY, VALUE, ..., root=, options=)` trains MPL two epochs, and returns the folder."""
+    """`on_imagenet(name, KEY, VALUE, ..., root=, options=)` trains MPL two epochs, and returns the
+    folder.
+    """
 
     def on_imagenet(name, *overrides, root=imagenet, options=()):
         options = ["--dataset-config-file", ROOT / "configs/datasets/imagenet.yaml", *options]
@@ -126,7 +138,9 @@ def on_imagenet(run, imagenet):
 
 @pytest.fixture
 def command(ended):
-    """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
+    """`command(module, *arguments)` runs the `main` of a command's module in this process and
+    returns an `Ended`.
+    """
 
     return lambda module, *arguments: ended(
         lambda: run_command(lambda: module.main([str(item) for item in arguments]))
@@ -135,7 +149,8 @@ def command(ended):
 
 @pytest.fixture
 def reproduced(command, monkeypatch, eurosat, tmp_path):
-    """`reproduced(METHOD, backbone, option, ...)` tests the checkpoints in tmp_path/set on EuroSAT; returns an `Ended`.
+    """`reproduced(METHOD, backbone, option, ...)` tests the checkpoints in tmp_path/set on EuroSAT;
+    returns an `Ended`.
 
     The tests take place in this process on small images; their results are in tmp_path/out.
     """
@@ -163,7 +178,9 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
 
 @pytest.fixture
 def refused(launch, tmp_path):
-    """`refused(arguments, *words)`: the run to `tmp_path/out` ends in one line with these words, and leaves nothing."""
+    """`refused(arguments, *words)`: the run to `tmp_path/out` ends in one line with these words,
+    and leaves nothing.
+    """
 
     def refused(argv, *words):
         error = launch(*argv).error
@@ -175,10 +192,11 @@ def refused(launch, tmp_path):
 
 @pytest.fixture
 def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
-    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, the programs that it would start).
+    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, the programs
+    that it would start).
 
-    It is a dry run, started from another folder: in this process, unless something has to be started. `DRY_RUN=""` is
-    the real one.
+    It is a dry run, started from another folder: in this process, unless something has to be
+    started. `DRY_RUN=""` is the real one.
     """
 
     unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "QUIET", "PREPARE", "REPORT_TO"}
@@ -215,7 +233,9 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
-    """A fast replacement of `sys.executable` for scripts of the project, unless the test sends them a signal."""
+    """A fast replacement of `sys.executable` for scripts of the project, unless the test sends them
+    a signal.
+    """
 
     with forking_python(tmp_path_factory.mktemp("python")) as program:
         yield program
@@ -223,7 +243,9 @@ def python(tmp_path_factory):
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
-    """`publish(name)` puts a miniature of a dataset on a server, packed as it is published: see tests/published.py."""
+    """`publish(name)` puts a miniature of a dataset on a server, packed as it is published: see
+    tests/published.py.
+    """
 
     with publishing(tmp_path, monkeypatch) as publish:
         yield publish
@@ -231,7 +253,9 @@ def publish(tmp_path, monkeypatch):
 
 @pytest.fixture
 def prepare(ended, publish, tmp_path):
-    """`prepare(*arguments)` is tools/prepare.py with `tmp_path/data` as root and that server as mirror: an `Ended`."""
+    """`prepare(*arguments)` is tools/prepare.py with `tmp_path/data` as root and that server as
+    mirror: an `Ended`.
+    """
 
     def prepare(*arguments, mirror=None, root=tmp_path / "data"):
         argv = [
@@ -252,7 +276,9 @@ def prepare(ended, publish, tmp_path):
 
 @pytest.fixture
 def prepare_fails(prepare):
-    """`prepare_fails(arguments, *words)`: it ends in one line with these words; returns what it printed before."""
+    """`prepare_fails(arguments, *words)`: it ends in one line with these words; returns what it
+    printed before.
+    """
 
     def prepare_fails(arguments, *words, **how):
         ended = prepare(*arguments, **how)
@@ -264,7 +290,9 @@ def prepare_fails(prepare):
 
 @pytest.fixture
 def begin():
-    """`begin(command, **options)` -> a process in a session of its own, which does not outlive the test."""
+    """`begin(command, **options)` -> a process in a session of its own, which does not outlive the
+    test.
+    """
     begun = []
 
     def begin(command: list[str], **options) -> subprocess.Popen:

@@ -20,8 +20,8 @@ def leaf(*shape):
 def edits(draw, width, present, sequences):
     """Edits before some of the first layers; none removes more prompts than are present.
 
-    Some add vectors that differ by sequence, or mix them with those removed. Those before layer 0 may enter after
-    `ln_pre`.
+    Some add vectors that differ by sequence, or mix them with those removed. Those before layer 0
+    may enter after `ln_pre`.
     """
     schedule = []
     for layer in range(draw(st.integers(0, LAYERS))):
@@ -39,7 +39,9 @@ def added(schedule):
 
 
 def assert_same(got, expected, leaves):
-    """Tensors of two forms, and the gradients of a random projection of them, agree to 1e-8 of their size."""
+    """Tensors of two forms, and the gradients of a random projection of them, agree to 1e-8 of
+    their size.
+    """
     assert [x.shape for x in got] == [x.shape for x in expected]
     directions = [torch.randn(x.shape, dtype=x.dtype) for x in expected]
     found = []

@@ -56,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[ThreadingHTTPServer]:
-    """Serve `files` by path. The server has attributes `address`, `faults` (of the next requests) and `requests`."""
+    """Serve `files` by path. The server has attributes `address`, `faults` (of the next requests)
+    and `requests`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.faults, server.requests = files, [], []
     server.address = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,6 @@
-"""What a stranger may send as a backbone, and have on the Hub: configurations that would load and run other things."""
+"""What a stranger may send as a backbone, and have on the Hub: configurations that would load and
+run other things.
+"""
 
 import json
 import pickle
@@ -13,7 +15,10 @@ from tiny_models import VIT, read_by_hugging_face, write_folder, write_tokeniser
 OPEN_CLIP = "open_clip_config.json"
 CONFIG, OPTIONS, TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 EVIL = "import os\nopen('../outside/made', 'w')\nos.mkdir('ran')\n"
-EVIL += "from transformers import PreTrainedConfig\nclass EvilConfig(PreTrainedConfig):\n    model_type = 'evil'\n"
+EVIL += (
+    "from transformers import PreTrainedConfig\nclass EvilConfig(PreTrainedConfig):\n    "
+    "model_type = 'evil'\n"
+)
 BACKBONE = {
     "model_type": "timm_backbone",
     "backbone": "hf-hub:evil/x",
@@ -93,7 +98,9 @@ WORDS = [
 
 
 def write_stranger(folder: Path) -> Path:
-    """A sound folder of open_clip's form whose text tower is a BERT, with a tokeniser, and code that nobody may run."""
+    """A sound folder of open_clip's form whose text tower is a BERT, with a tokeniser, and code
+    that nobody may run.
+    """
     theirs, _ = read_by_hugging_face("BERT")
     text = {
         "hf_model_name": "a/b",
@@ -115,7 +122,9 @@ def write_stranger(folder: Path) -> Path:
 
 
 def fill_hub(cache: Path, clip: Path) -> None:
-    """The cache of the Hub's client with what evil people have there; stranger/clip is the folder `clip`."""
+    """The cache of the Hub's client with what evil people have there; stranger/clip is the folder
+    `clip`.
+    """
 
     def repository(name: str) -> Path:
         place = cache / f"models--{name.replace('/', '--')}"
@@ -149,7 +158,9 @@ def change(file: Path, place: tuple, keys: dict[str, Any]) -> None:
 
 @st.composite
 def strange(draw, tree: Any) -> Any:
-    """A configuration with keys of the forms and values like theirs, at any places, or changed in any other way."""
+    """A configuration with keys of the forms and values like theirs, at any places, or changed in
+    any other way.
+    """
     values = st.sampled_from(
         [*WORDS, *NAMES, *NUMBERS, True, AUTO_MAP, FAR_MAP, FOUR_BITS, PATHS, BACKBONE, None]
     )

@@ -1,4 +1,6 @@
-"""Adapters in the blocks: both forms of the towers agree, dropout included, and the frozen backbone stays as it is."""
+"""Adapters in the blocks: both forms of the towers agree, dropout included, and the frozen backbone
+stays as it is.
+"""
 
 from functools import partialmethod
 
@@ -51,7 +53,9 @@ class Everything(BlockAdapter):
 
 @pytest.fixture
 def adapted():
-    """`adapted(p, layers)` -> a CLIP, its copy with adapters in these layers of both towers, and the adapters."""
+    """`adapted(p, layers)` -> a CLIP, its copy with adapters in these layers of both towers, and
+    the adapters.
+    """
 
     def adapted(p, layers, make=Everything):
         torch.manual_seed(0)

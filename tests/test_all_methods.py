@@ -1,4 +1,5 @@
-"""Every method through every command: killed and resumed, other classes, predict, export, a study and its tables.
+"""Every method through every command: killed and resumed, other classes, predict, export, a study
+and its tables.
 
 The table of docs/what_works.md says which commands refuse a method, and with which line.
 """
@@ -61,7 +62,9 @@ def test_every_method_has_a_row():
 
 @pytest.fixture
 def train(launch, eurosat, deep, tmp_path):
-    """`train("MPL", "run", "base", options=[...])` -> how train.py ended: two shots, and three epochs if it has any."""
+    """`train("MPL", "run", "base", options=[...])` -> how train.py ended: two shots, and three
+    epochs if it has any.
+    """
 
     def train(method, name, classes="all", options=()):
         kind = methods()[method]
@@ -108,7 +111,9 @@ def kill(kind, monkeypatch):
 
 
 def outcome(folder):
-    """results.json without its times, the predictions, and the learned tensors of the last epoch."""
+    """results.json without its times, the predictions, and the learned tensors of the last
+    epoch.
+    """
     results = json.loads((folder / "results.json").read_text())
     results["data_use"]["test"].pop("evaluations")
     arrays = dict(np.load(folder / "predictions.npz"))

@@ -1,4 +1,6 @@
-"""`tools/serve.py --api`: answers, faults, limits, and many clients beside a hostile one, over HTTP."""
+"""`tools/serve.py --api`: answers, faults, limits, and many clients beside a hostile one, over
+HTTP.
+"""
 
 import asyncio
 import json

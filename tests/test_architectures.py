@@ -1,4 +1,6 @@
-"""Models of open_clip that are not CLIP's: features as its own, prompts as a computation of the test, adapters."""
+"""Models of open_clip that are not CLIP's: features as its own, prompts as a computation of the
+test, adapters.
+"""
 
 import pytest
 import torch
@@ -58,13 +60,17 @@ def test_features_equal_open_clips_own(family, models):
 
 
 def insert(x, start, present, remove, new):
-    """Prompts between the first tokens and the others, unlike those of the product in the image tower."""
+    """Prompts between the first tokens and the others, unlike those of the product in the image
+    tower.
+    """
     new = new.expand(len(x), -1, -1)
     return torch.cat([x[:, : start + present - remove], new, x[:, start + present :]], dim=1)
 
 
 def image_with_prompts(theirs, images, first, second):
-    """open_clip's own forward pass; hooks add two prompts before layer 0, and replace one of them by two at layer 1."""
+    """open_clip's own forward pass; hooks add two prompts before layer 0, and replace one of them
+    by two at layer 1.
+    """
     visual = theirs.visual
     trunk = getattr(visual, "trunk", visual)
     blocks = trunk.blocks if trunk is not visual else visual.transformer.resblocks
@@ -98,7 +104,9 @@ def image_with_prompts(theirs, images, first, second):
 
 
 def text_with_prompts(theirs, ids, start, ctx, deep):
-    """open_clip's own forward pass; hooks replace the two tokens at `start`, and again before layer 1."""
+    """open_clip's own forward pass; hooks replace the two tokens at `start`, and again before layer
+    1.
+    """
     text = getattr(theirs, "text", theirs)
     word = text.token_embedding.register_forward_hook(lambda *x: insert(x[2], start, 2, 2, ctx))
     layer = text.transformer.resblocks[1].register_forward_pre_hook(
@@ -210,7 +218,9 @@ class Everywhere(BlockAdapter):
 
 
 def adapted(visual, adapter):
-    """open_clip's own tower with the same changes in layer 1: in weights, and by hooks; returns these weights."""
+    """open_clip's own tower with the same changes in layer 1: in weights, and by hooks; returns
+    these weights.
+    """
     trunk = getattr(visual, "trunk", visual)
     block = trunk.blocks[1] if trunk is not visual else visual.transformer.resblocks[1]
     attention, changes = block.attn, adapter.of_attention_input.detach()

@@ -1,4 +1,6 @@
-"""Artefacts: what they hold, that they predict the same elsewhere, and that nothing in them is trusted."""
+"""Artefacts: what they hold, that they predict the same elsewhere, and that nothing in them is
+trusted.
+"""
 
 import json
 import shutil

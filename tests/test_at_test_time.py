@@ -1,4 +1,6 @@
-"""Test-time methods as runs: they resume inside a test, start from learned prompts, and predict what they test."""
+"""Test-time methods as runs: they resume inside a test, start from learned prompts, and predict
+what they test.
+"""
 
 import hashlib
 import io
@@ -36,7 +38,9 @@ def _partial_results_of_each_image(monkeypatch):
 
 @pytest.fixture
 def make(eurosat, tiny, tmp_path):
-    """`make("TPT", KEY, VALUE, ..., STEPS=2)` -> a trainer on 24 test images with six views; keywords are its own."""
+    """`make("TPT", KEY, VALUE, ..., STEPS=2)` -> a trainer on 24 test images with six views;
+    keywords are its own.
+    """
 
     def make(method, *pairs, output="run", **settings):
         own = {f"TRAINER.{method}.{key}": value for key, value in (FEW | settings).items()}

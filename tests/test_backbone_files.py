@@ -1,4 +1,6 @@
-"""Backbones are read exactly, in little memory; special files and invalid tensors are refused in one line."""
+"""Backbones are read exactly, in little memory; special files and invalid tensors are refused in
+one line.
+"""
 
 import json
 import os

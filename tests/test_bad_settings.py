@@ -1,4 +1,6 @@
-"""Settings that are invalid, or unfit for a method, give a line with the remedy, exit status 2, and leave nothing."""
+"""Settings that are invalid, or unfit for a method, give a line with the remedy, exit status 2, and
+leave nothing.
+"""
 
 import shlex
 
@@ -16,7 +18,8 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("DATASET.NAME ''", "--dataset-config-file is missing"),
     (
         "--debug",
-        "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: MPL_DEBUG=1",
+        "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: "
+        "MPL_DEBUG=1",
     ),
     # Types and ranges: of Dassl, of this project, of a method
     (
@@ -54,7 +57,8 @@ def test_setting(case, refused, eurosat, tiny, tmp_path):
         (["--root", ""], "--root is missing"),
         (
             ["--config-file", "configs/trainers/MPL/vit_b4_c1_add2.yaml"],
-            "no config file configs/trainers/MPL/vit_b4_c1_add2.yaml: check the path; did you mean vit_b4_c1_add2_rm1",
+            "no config file configs/trainers/MPL/vit_b4_c1_add2.yaml: check the path; did you mean "
+            "vit_b4_c1_add2_rm1",
         ),
         (["--eval-only"], "--eval-only needs --model-dir"),
         (["--resume", "docs"], "docs holds no run: give the output folder of a run by --resume"),
@@ -215,7 +219,8 @@ def test_prompts_of_another_method(refused, eurosat, tiny, tmp_path):
     refused(argv, f"{folder}/model.pth.tar-2 is a checkpoint of CoOp", "not of MPL")
 
 
-# Images, folders and commands that methods on features and test-time methods cannot use end in one line.
+# Images, folders and commands that methods on features and test-time methods cannot use end in one
+# line.
 
 ONCE = ("OPTIM.MAX_EPOCH", 1)
 
@@ -303,7 +308,9 @@ def test_unreadable_image_is_named(part, workers, launch, root, tiny, tmp_path):
 
 
 def test_thin_image_is_refused_by_a_run_and_found_by_prepare(launch, prepare, root, tiny, tmp_path):
-    """Decoding it was cheap and resizing it a traceback after the last epoch; `prepare --check` found nothing wrong."""
+    """Decoding it was cheap and resizing it a traceback after the last epoch; `prepare --check`
+    found nothing wrong.
+    """
     image = root / "eurosat/2750/1/test_0.png"
     Image.new("L", (2_000_000, 1)).save(image)
     error = launch(*arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1)).error

@@ -1,4 +1,6 @@
-"""Calibrations of runs: fitted on held-out images, used by every command, refused where they promise nothing."""
+"""Calibrations of runs: fitted on held-out images, used by every command, refused where they
+promise nothing.
+"""
 
 import csv
 import io

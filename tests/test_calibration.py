@@ -1,4 +1,6 @@
-"""Calibration equals published figures, keeps its promises on random splits, and refuses what it cannot promise."""
+"""Calibration equals published figures, keeps its promises on random splits, and refuses what it
+cannot promise.
+"""
 
 import json
 import math

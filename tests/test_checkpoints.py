@@ -1,4 +1,6 @@
-"""Checkpoints cross over to the published code and back, hold prompts only, and run nothing that they name."""
+"""Checkpoints cross over to the published code and back, hold prompts only, and run nothing that
+they name.
+"""
 
 import shutil
 
@@ -17,7 +19,9 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
 
 @pytest.fixture
 def mpl(build, tiny):
-    """`mpl("base", "N_CTX", 1, ...)` -> an MPL trainer for those classes; the published settings but depth 3."""
+    """`mpl("base", "N_CTX", 1, ...)` -> an MPL trainer for those classes; the published settings
+    but depth 3.
+    """
 
     def mpl(classes, *settings, **how):
         return build("MPL", classes, "N_CTX", 1, "PROMPT_DEPTH", 3, *settings, backbone=tiny, **how)
@@ -115,7 +119,9 @@ def test_ours_holds_the_learned_prompts_and_nothing_else(checkpoints, mpl):
     ],
 )
 def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints, mpl):
-    """Published checkpoints are often passed on without the text file `checkpoint`; a damaged one is like none."""
+    """Published checkpoints are often passed on without the text file `checkpoint`; a damaged one
+    is like none.
+    """
     trainer, folder = mpl("all"), str(checkpoints.parent)
     checkpoint = torch.load(checkpoints / "model.pth.tar-1", weights_only=True)
     for epoch in (2, 10):

@@ -26,7 +26,9 @@ VALIDATION, HELD_OUT, LEAVE_ONE_OUT, ORACLE = RULES
 
 @pytest.fixture
 def chosen(study_file):
-    """`chosen(by, keys, **settings)` -> a study file with a choice for CoOp; zero-shot CLIP has none."""
+    """`chosen(by, keys, **settings)` -> a study file with a choice for CoOp; zero-shot CLIP has
+    none.
+    """
 
     def chosen(by=VALIDATION, keys=RATES, output="out", **settings):
         trainers = {"CoOp": {"config": "small"}, "ZeroshotCLIP": {"config": "small"}}
@@ -272,7 +274,9 @@ BY_TEST = {"by": ORACLE, "keys": {"OPTIM.LR": [0.002, 30.0]}, "protocols": "base
 
 @pytest.fixture
 def executed(chosen, eurosat, tiny, command, monkeypatch):
-    """`executed(command, by, ...)` -> the study, after a command whose runs take place in this process."""
+    """`executed(command, by, ...)` -> the study, after a command whose runs take place in this
+    process.
+    """
 
     monkeypatch.setattr(study_command, "choose_executor", lambda study, args: InThisProcess(1))
 
@@ -292,7 +296,9 @@ def executed(chosen, eurosat, tiny, command, monkeypatch):
 
 
 def test_a_study_from_trials_to_tables(executed, launch):
-    """Test images choose, so that everything has the mark. New classes take no part in the choice."""
+    """Test images choose, so that everything has the mark. New classes take no part in the
+    choice.
+    """
     study, _ = executed("run", **BY_TEST)
     trials = {run.values[1]: read_results(run.folder)["accuracy"] for run in study.trials()}
     best = max(trials, key=trials.get)
@@ -317,8 +323,8 @@ def test_a_study_from_trials_to_tables(executed, launch):
     ]
     (error,) = launch(*again).errors
     assert (
-        "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out --chosen, or"
-        in error
+        "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out "
+        "--chosen, or" in error
     )
     first, second = (list(run.arguments) for run in study.runs())
     without = first.index("--chosen")

@@ -169,7 +169,9 @@ def test_fp16_is_half_weights_with_layer_norm_in_fp32(source, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_arch(tmp_path_factory):
-    """New architectures in open_clip's table with the sizes of `source`: this name, and others that begin with it."""
+    """New architectures in open_clip's table with the sizes of `source`: this name, and others that
+    begin with it.
+    """
     folder = tmp_path_factory.mktemp("archs")
     swin = {
         "timm_model_name": "swin_tiny_patch4_window7_224",

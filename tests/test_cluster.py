@@ -35,7 +35,9 @@ def nodes():
 def test_study_survives_the_loss_of_a_machine_with_identical_results(
     nodes, study_file, start, begin, tmp_path
 ):
-    """It is started in another folder than the project's, so that workers do not find the project by chance."""
+    """It is started in another folder than the project's, so that workers do not find the project
+    by chance.
+    """
     settings, other = {"seeds": [1, 2]}, nodes.add_node(num_cpus=1)
     on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
     file = study_file("on_ray", **settings)

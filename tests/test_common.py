@@ -1,4 +1,6 @@
-"""Errors of one line that say what there is, and files that are written completely or not at all."""
+"""Errors of one line that say what there is, and files that are written completely or not at
+all.
+"""
 
 import os
 import re
@@ -153,7 +155,8 @@ def test_all_code_of_the_product_counts_as_computing():
     assert packages - {"benchmarks", "tools", "tests"} <= set(version.COMPUTING)
 
 
-# Text and JSON files that are damaged or hostile: one line, soon, and nothing read beyond the limits.
+# Text and JSON files that are damaged or hostile: one line, soon, and nothing read beyond the
+# limits.
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
     ours, theirs = (np.array(right[name]) for name in ("MPL", "CoOp"))
     by_seed = 100 * (ours - theirs).mean(axis=1)
     assert (
-        f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 images"
-        in printed
+        f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 "
+        "images" in printed
     )
     assert f"Difference: {by_seed.mean():+.2f} points" in printed
     for seed in range(3):

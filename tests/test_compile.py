@@ -1,4 +1,6 @@
-"""MODEL.COMPILE changes how the towers' layers run, not their results. On a CPU, and without generated code."""
+"""MODEL.COMPILE changes how the towers' layers run, not their results. On a CPU, and without
+generated code.
+"""
 
 import pytest
 import torch
@@ -104,7 +106,9 @@ SIZES = [
 
 @pytest.mark.thorough
 def test_texts_of_many_sizes_stay_below_the_limit_of_graphs(graphs):
-    """Each form of a text layer has a limit of its own, as datasets of few and of many classes need different ones."""
+    """Each form of a text layer has a limit of its own, as datasets of few and of many classes need
+    different ones.
+    """
     clip, towers = load_backbone("small"), compiled_towers(graphs)
     ctx = torch.nn.Parameter(torch.zeros(4, clip.transformer.width))
     for classes, training in SIZES:

@@ -1,4 +1,6 @@
-"""The data-use card of results.json: which images a run has seen in which phase, and where its settings come from."""
+"""The data-use card of results.json: which images a run has seen in which phase, and where its
+settings come from.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,6 @@
-"""The fifteen datasets: original folder layouts, labels and names, the published splits, transfer from ImageNet."""
+"""The fifteen datasets: original folder layouts, labels and names, the published splits, transfer
+from ImageNet.
+"""
 
 import json
 import os

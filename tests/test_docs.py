@@ -37,7 +37,9 @@ def blocks(file: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(drawn, tmp_path_factory):
-    """A copy of the project with the images of SmallLand and the methods of docs/add_a_method.md, for short runs."""
+    """A copy of the project with the images of SmallLand and the methods of docs/add_a_method.md,
+    for short runs.
+    """
     root = tmp_path_factory.mktemp("fresh") / "project"
     SmallLand.prepare(drawn / "small_land")
     shutil.copytree(drawn / "small_land", root / "data/small_land")
@@ -194,7 +196,8 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     assert base["CoOp"] > base["ZeroshotCLIP"] + 5
     with Image.open(output / "images.png") as picture:
         assert min(picture.size) > 300
-    # The words of the picture: three classes of six images by zero-shot CLIP, then by CoOp, which sorts the images.
+    # The words of the picture: three classes of six images by zero-shot CLIP, then by CoOp, which
+    # sorts the images.
     runs = [next((output / "base2new/train_base").glob(f"*/*/{name}/*/seed1")) for name in base]
     before, after = map(read, runs)
     rows = [before["label"].tolist().index(label) for label in range(6)]

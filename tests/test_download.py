@@ -1,4 +1,6 @@
-"""Downloads of datasets' files and of backbones: they resume, and only the published file is accepted. Unpacking."""
+"""Downloads of datasets' files and of backbones: they resume, and only the published file is
+accepted. Unpacking.
+"""
 
 import gzip
 import hashlib

@@ -54,7 +54,8 @@ SETTINGS |= {
     )
     for name in ("ProLIP", "RLA")
 }
-CHANGED = {  # tensors of the folded CLIP that are not those of the backbone, by the ends of their names
+# Tensors of the folded CLIP that are not those of the backbone, by the ends of their names
+CHANGED = {
     "CoOp": set(),
     "CLIPLoRA": {"in_proj_weight"},
     "CLIPFit": {"weight", "bias"},
@@ -93,7 +94,9 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, backbones, eu
 
 
 def check_programs(folder, classifier, image):
-    """The programs of docs/predict.md and of the model card, without torch, print what the classifier says."""
+    """The programs of docs/predict.md and of the model card, without torch, print what the
+    classifier says.
+    """
     expected = zip(
         classifier.class_names, classifier.probabilities([image])[0].tolist(), strict=True
     )

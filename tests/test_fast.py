@@ -1,4 +1,6 @@
-"""The fast towers give the same features and gradients as the plain ones, for any texts and schedules."""
+"""The fast towers give the same features and gradients as the plain ones, for any texts and
+schedules.
+"""
 
 import gc
 import weakref
@@ -24,7 +26,9 @@ WIDTH, POSITIONS, EOT = 64, 60, 49
     scope="module", params=thorough_but((24,), (10_000, 0, 24)), ids=["together", "by row", "both"]
 )
 def clip(request):
-    """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
+    """With both forms of the text tower's attention; `both` changes the form where the rows become
+    longer.
+    """
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clip.layout.AT_ONCE", request.param)
@@ -74,7 +78,9 @@ def texts(draw):
 @example(texts=([[2], [3] * 40], [7]), of="all", n_ctx=2, ahead=2, checkpointing=True, data=None)
 @example(texts=([[2], [2]], [7]), of="all", n_ctx=2, ahead=2, checkpointing=False, data=None)
 def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, checkpointing, data):
-    """Vectors before and after the names, that differ by class or image, and deep prompts that do so too."""
+    """Vectors before and after the names, that differ by class or image, and deep prompts that do
+    so too.
+    """
     (names, words), ahead = texts, min(ahead, n_ctx)
     ids = torch.stack([rows([name + [1] * (n_ctx - ahead)], ahead, words)[0] for name in names])
     slots = torch.arange(1, 1 + n_ctx).repeat(len(names), 1)
@@ -153,7 +159,9 @@ def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(c
 
 
 def test_gradients_of_a_prefix_shared_by_many_classes_are_added_up_precisely(clip):
-    """In bf16, adding 1,000 classes one by one stops when the sum is some hundred times what is added."""
+    """In bf16, adding 1,000 classes one by one stops when the sum is some hundred times what is
+    added.
+    """
     half = deepcopy(clip).to(torch.bfloat16)
     for module in half.modules():
         if isinstance(module, LayerNormFp32):

@@ -1,4 +1,6 @@
-"""Commands that do not wait for torch: --help, which names the methods, and the status of a study."""
+"""Commands that do not wait for torch: --help, which names the methods, and the status of a
+study.
+"""
 
 import json
 import subprocess
@@ -37,7 +39,8 @@ COMMANDS += (
 
 
 def quick(module, *calls):
-    """(stdout, lines of stderr) of a module's `main`, called with these arguments in a process of its own.
+    """(stdout, lines of stderr) of a module's `main`, called with these arguments in a process of
+    its own.
 
     Nothing that takes seconds may be imported there.
     """

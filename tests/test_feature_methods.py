@@ -1,4 +1,6 @@
-"""Methods on features: what they compute once, what they keep, other classes, features of a trained run."""
+"""Methods on features: what they compute once, what they keep, other classes, features of a trained
+run.
+"""
 
 import shutil
 
@@ -29,7 +31,9 @@ OTHERS = [name for name in METHODS if name not in TRANSFERRING]
 
 @pytest.fixture
 def make(eurosat, tiny, tmp_path):
-    """`make("GDA", KEY, VALUE, ...)` -> a trainer on four images of each class, for 2 epochs if it learns by steps."""
+    """`make("GDA", KEY, VALUE, ...)` -> a trainer on four images of each class, for 2 epochs if it
+    learns by steps.
+    """
 
     def make(method, *options, root=eurosat, output="run"):
         section = trainers.methods()[method].section()
@@ -172,7 +176,9 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
 
 
 def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
-    """Those of the adaptative variant change after each epoch; a resumed run began with the first ones."""
+    """Those of the adaptative variant change after each epoch; a resumed run began with the first
+    ones.
+    """
     options = (
         "TRAINER.CLAP.CONSTRAINT",
         "l2_adaptative",
@@ -228,8 +234,10 @@ def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
 
 
 def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(make):
-    """Features that vary in 8 of 64 dimensions, and by a part of 1e-4 in the others. The expected weights are the
-    formula in fp32, in which `pinv` leaves out the small eigenvalues; in double precision it inverted them."""
+    """Features that vary in 8 of 64 dimensions, and by a part of 1e-4 in the others. The expected
+    weights are the formula in fp32, in which `pinv` leaves out the small eigenvalues; in double
+    precision it inverted them.
+    """
     trainer = make(
         "GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 6, "TRAINER.GDA.ALPHA", 1.0
     )
@@ -327,7 +335,9 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
 
 @pytest.mark.parametrize(("shots", "images"), [(2, 2), (5, 4), (-1, 6)])
 def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_path, monkeypatch):
-    """At most four of each class, as in CoOp's code: the validation images of that dataset are its test images."""
+    """At most four of each class, as in CoOp's code: the validation images of that dataset are its
+    test images.
+    """
     monkeypatch.setattr(EuroSAT, "val_is_test", True)
     write_eurosat(tmp_path, ["red", "blue lake"], train=6, test=6)
     trainer = make("TipAdapter", "DATASET.NUM_SHOTS", shots, root=tmp_path)
@@ -335,7 +345,9 @@ def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_p
 
 
 def test_batches_of_an_epoch(make):
-    """CLAP draws from all views, as many as there are images; others take one view of each image."""
+    """CLAP draws from all views, as many as there are images; others take one view of each
+    image.
+    """
     labels = torch.arange(10) % 6
     views = torch.arange(40.0).reshape(4, 10, 1).expand(-1, -1, 64)
     for method, size, once in (("CLAP", 12, False), ("TaskRes", 10, True)):

@@ -1,4 +1,6 @@
-"""CACHE: which methods read the features of a frozen, unprompted image tower from a file, with the same results."""
+"""CACHE: which methods read the features of a frozen, unprompted image tower from a file, with the
+same results.
+"""
 
 from dataclasses import replace
 
@@ -62,7 +64,8 @@ def mine(monkeypatch):
 
 
 DEPTHS = ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0, "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 2]
-FILES = {  # a method, its settings, attributes of the user's own, and the number of files with CoOp's
+# A method, its settings, attributes of the user's own, and the number of files with CoOp's
+FILES = {
     "usual": ("ZeroshotCLIP", [], {}, 1),
     "no vision prompts": ("IVLP", DEPTHS, {}, 1),
     "adapter": ("Mine", [], {"Model": Adapted}, 1),

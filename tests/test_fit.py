@@ -474,7 +474,9 @@ def test_trained_methods_and_sentences_are_candidates(
 
 
 def test_the_choice_does_not_flatter_its_estimate(random_seed):
-    """Twenty classifiers that guess: the best one looks better than chance, and the estimate does not."""
+    """Twenty classifiers that guess: the best one looks better than chance, and the estimate does
+    not.
+    """
     rng = np.random.default_rng(random_seed)
     labels = np.tile(np.arange(4), 15)
     best, outside = [], []
@@ -501,8 +503,8 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
 
 @pytest.mark.parametrize("rival", ["zero-shot CLIP", "the ensemble"])
 def test_a_winner_must_lead_by_more_than_a_standard_error(rival):
-    """The lead of the last candidate, over zero-shot CLIP as an ensemble, or over an ensemble as a single one, rises
-    from none to many errors. Below one the rival is taken."""
+    """The lead of the last candidate, over zero-shot CLIP as an ensemble, or over an ensemble as a
+    single one, rises from none to many errors. Below one the rival is taken."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     sample = Sample.of(labels)

@@ -1,4 +1,6 @@
-"""What `make fuzz` has found: each input that failed, as small as it gets. It is refused in one line now."""
+"""What `make fuzz` has found: each input that failed, as small as it gets. It is refused in one
+line now.
+"""
 
 import os
 
@@ -15,7 +17,9 @@ from experiments.studies.study_file import load
 
 @pytest.fixture
 def one_line(command, launch, prepare):
-    """`one_line(program, arguments, *words)`: it ends in one line that begins with "error:" and has these words."""
+    """`one_line(program, arguments, *words)`: it ends in one line that begins with "error:" and has
+    these words.
+    """
     programs = {"train": launch, "prepare": prepare, "study": lambda *argv: command(studies, *argv)}
 
     def one_line(program, argv, *words):
@@ -38,7 +42,9 @@ def one_line(command, launch, prepare):
 def test_run_does_not_write_through_links_or_wait_for_pipes(
     name, kind, one_line, eurosat, tiny, tmp_path
 ):
-    """A confusion matrix was written elsewhere, and a pipe named tests.jsonl or partial_test was waited for."""
+    """A confusion matrix was written elsewhere, and a pipe named tests.jsonl or partial_test was
+    waited for.
+    """
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     target = {"folder": tmp_path / "elsewhere", "file": tmp_path / "elsewhere/file"}

@@ -1,4 +1,5 @@
-"""Files, settings and downloads from anybody: they are accepted, or refused in one line, and nothing in them runs.
+"""Files, settings and downloads from anybody: they are accepted, or refused in one line, and
+nothing in them runs.
 
 Each property changes one file of a small project and runs one command on it, in this process.
 Nothing outside its folder may change, no process start, no text run as code, nobody be asked by
@@ -115,7 +116,8 @@ TABLES = ["study", "tables", "study.yaml"]
 STRANGER = ["predict", "image.png", "--classes-file", "names.txt", "--backbone", "stranger"]
 FROM_HUB = [*STRANGER[:-1], "hf-hub:stranger/clip"]
 CACHED_HUB = "hub/models--stranger--clip/snapshots/" + "0" * 40
-# The file that is changed (without a name: `Project.build` knows it), and the command that reads it.
+# The file that is changed (without a name: `Project.build` knows it), and the command that reads
+# it.
 READERS: dict[str, tuple[str, list[str]]] = {
     "YAML of a method": ("method.yaml", train(options=["--no-train"])),
     "YAML of a dataset": ("dataset.yaml", train(options=["--no-train"])),
@@ -286,7 +288,9 @@ class Project:
             shutil.rmtree(folder.parent, ignore_errors=True)
 
     def run(self, argv: list[str]) -> tuple[int, str, str]:
-        """The status of a command, and what it prints. It must end in time, change no other folder, and run nothing."""
+        """The status of a command, and what it prints. It must end in time, change no other folder,
+        and run nothing.
+        """
         program, *words = argv
         main = import_module(PROGRAMS.get(program, program)).main
         stdout, stderr, handlers = io.StringIO(), io.StringIO(), {}
@@ -319,7 +323,9 @@ class Project:
         assert status == 0, f"{argv}\n{printed}\n{errors}"
 
     def is_handled(self, argv: list[str]) -> bool:
-        """Run a command on anybody's input, check how it ends, and return whether it accepts the input."""
+        """Run a command on anybody's input, check how it ends, and return whether it accepts the
+        input.
+        """
         status, printed, errors = self.run(argv)
         assert self.witness.seen == []  # processes that say what the machine is were started before
         lines = [line for line in errors.splitlines() if line.strip()]
@@ -442,7 +448,9 @@ NAMING["exported/config.json"] = ["predict", "exported", "image.png"]
 @several
 @given(data=st.data())
 def test_what_a_configuration_names_is_not_looked_up(project, data, monkeypatch):
-    """Text towers, models of timm, tokenisers, kernels, code, repositories: of a folder, a repository, an export."""
+    """Text towers, models of timm, tokenisers, kernels, code, repositories: of a folder, a
+    repository, an export.
+    """
     file = data.draw(st.sampled_from([*NAMING]))
     with project.copied(), monkeypatch.context() as patch:
         patch.setattr(project.witness, "forbidden", ("evil", "outside/kept"))
@@ -464,7 +472,9 @@ def test_what_a_configuration_names_is_not_looked_up(project, data, monkeypatch)
 @several
 @given(data=st.data())
 def test_known_attacks_by_configurations_fail(project, data, monkeypatch):
-    """The forms of a stranger's folder, two at a time; also in a repository that an exported folder names."""
+    """The forms of a stranger's folder, two at a time; also in a repository that an exported folder
+    names.
+    """
     forms = data.draw(st.lists(st.sampled_from([*FORMS]), min_size=1, max_size=2))
     place, argv = data.draw(
         st.sampled_from([("stranger", STRANGER), (CACHED_HUB, NAMING["exported/config.json"])])

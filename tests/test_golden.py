@@ -1,7 +1,8 @@
-"""Every trainer computes what the published implementation of its method computes (logits, gradients, training steps).
+"""Every trainer computes what the published implementation of its method computes (logits,
+gradients, training steps).
 
-`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published with: the published
-code itself differs by up to 2e-5 between instruction sets and thread counts.
+`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published
+with: the published code itself differs by up to 2e-5 between instruction sets and thread counts.
 """
 
 import numpy as np
@@ -50,7 +51,9 @@ SECOND += [
 
 def pytest_generate_tests(metafunc):
     def of_prompts(figures):
-        """Not of a test-time method, of one on features or of one with copies of weights: they have their own tests."""
+        """Not of a test-time method, of one on features or of one with copies of weights: they have
+        their own tests.
+        """
         case = case_of(figures)
         return case.get("trainer", "TwoStage") not in COPIES and not {"kind", "input"} & case.keys()
 
@@ -91,7 +94,8 @@ def build(
     by_recipe=True,
     **data,
 ):
-    """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path.
+    """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and
+    data path.
 
     `by_recipe`: what it learns starts there, too. `data` are further arguments of `write_eurosat`.
     """
@@ -159,7 +163,9 @@ def for_classes(trainer, names):
 
 
 def check_logits(trainer, images, figures, when, tolerance):
-    """Those for other classes; and those for learned ones, where a method reads these in another way."""
+    """Those for other classes; and those for learned ones, where a method reads these in another
+    way.
+    """
     if f"logits_new_{when}" in figures:
         other = for_classes(trainer, figures["case"]["new_classnames"])
         close(other.model_inference(images), figures[f"logits_new_{when}"], tolerance)

@@ -1,6 +1,8 @@
-"""Methods that learn copies of CLIP's weights compute what their published code computes, over whole short runs.
+"""Methods that learn copies of CLIP's weights compute what their published code computes, over
+whole short runs.
 
-`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published with.
+`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published
+with.
 """
 
 import pytest
@@ -34,7 +36,9 @@ def pytest_generate_tests(metafunc):
 
 
 def settings_of(figures):
-    """The method's settings, those of the optimiser, and the images of each class, by the names in the file."""
+    """The method's settings, those of the optimiser, and the images of each class, by the names in
+    the file.
+    """
     cfg = dict(figures["case"]["cfg"])
     shots, epochs = cfg.pop("SHOTS", 1), cfg.pop("EPOCHS", 0)
     optimizer = {key: value for key, value in figures["optimizer"].items() if key != "momentum"}

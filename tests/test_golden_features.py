@@ -1,7 +1,8 @@
-"""Every method on features computes what its published code computes: texts, start, steps, searches, logits.
+"""Every method on features computes what its published code computes: texts, start, steps,
+searches, logits.
 
-`--golden DIR` runs other figures of the same form. Inputs are images (through the towers) or features (drawn as the
-files say). Tolerances are those of test_golden.py.
+`--golden DIR` runs other figures of the same form. Inputs are images (through the towers) or
+features (drawn as the files say). Tolerances are those of test_golden.py.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Every test-time method computes what its published implementation computes, image by image from given views."""
+"""Every test-time method computes what its published implementation computes, image by image from
+given views.
+"""
 
 import numpy as np
 import pytest
@@ -35,7 +37,9 @@ def pytest_generate_tests(metafunc):
 
 
 def settings_of(values: dict, prefix: str = "") -> dict:
-    """Settings by the names here: those of a group (TDA's positive cache) with its name before them."""
+    """Settings by the names here: those of a group (TDA's positive cache) with its name before
+    them.
+    """
     found = {}
     for key, value in values.items():
         name = f"{prefix}{key}".upper()
@@ -112,7 +116,9 @@ def test_method(trainer, figures):
 
 
 def check_mta(trainer, figures, features, state):
-    """Bandwidths, how much each view counts after the first step and at the end, the number of steps, the mode."""
+    """Bandwidths, how much each view counts after the first step and at the end, the number of
+    steps, the mode.
+    """
     close(torch.stack([bandwidths(each).sqrt() for each in features]), figures["bandwidths"], 1e-4)
     lambdas = trainer.settings.LAMBDA_Y, trainer.settings.LAMBDA_Q
     found = [mean_shift(each, trainer.logits(each), *lambdas) for each in features]
@@ -121,7 +127,9 @@ def check_mta(trainer, figures, features, state):
 
 
 def check_tda(trainer, figures, features, state):
-    """The numbers computed from each image, and the images in the caches at the end, by their features."""
+    """The numbers computed from each image, and the images in the caches at the end, by their
+    features.
+    """
     images, logits, p = map(torch.stack, zip(*map(trainer.mean_of_views, features), strict=True))
     close(logits, figures["logits_before"], BEFORE)
     assert logits.argmax(dim=1).tolist() == figures["pseudo_labels"]

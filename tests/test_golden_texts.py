@@ -26,7 +26,9 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def make(figures, backbones, tmp_path):
-    """`make(method, KEY, VALUE, ..., SETTING=...)` -> a trainer of the case, and the logits of its images."""
+    """`make(method, KEY, VALUE, ..., SETTING=...)` -> a trainer of the case, and the logits of its
+    images.
+    """
     case = figures["case"]
     write_eurosat(tmp_path, case["classnames"], train=1, test=1)
     (tmp_path / "words.txt").write_text("\n".join(case.get("words", [])))

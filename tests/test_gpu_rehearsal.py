@@ -1,4 +1,6 @@
-"""Training steps on a stand-in CUDA device: no more launches than promised, no wait, the CPU's numbers."""
+"""Training steps on a stand-in CUDA device: no more launches than promised, no wait, the CPU's
+numbers.
+"""
 
 import json
 import os
@@ -12,7 +14,8 @@ from common.start import ROOT
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 
-# In fp32, fp16 and amp. The official code of MPL has 1,350 launches in fp32, MaPLe's 1,254, CoOp's 693.
+# In fp32, fp16 and amp. The official code of MPL has 1,350 launches in fp32, MaPLe's 1,254, CoOp's
+# 693.
 MOST = {
     "MPL": (800, 900, 900),
     "MaPLe": (750, 850, 850),

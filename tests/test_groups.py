@@ -199,7 +199,9 @@ def test_copies_change_no_mean_error_temperature_set_or_threshold(random_seed):
 
 
 def test_sets_of_unequal_groups_cover_new_groups(random_seed):
-    """Groups of 1 to 12 images with errors in common: sets for 90% hold for a new image of a new group."""
+    """Groups of 1 to 12 images with errors in common: sets for 90% hold for a new image of a new
+    group.
+    """
     rng = np.random.default_rng(random_seed)
 
     def draw(groups):
@@ -229,7 +231,9 @@ def test_equal_classes_weigh_rare_ones_more():
 
 @pytest.fixture
 def photos(tmp_path, random_seed):
-    """Six scenes of each class, each with three near-copies; and a test set of two other scenes and two copies."""
+    """Six scenes of each class, each with three near-copies; and a test set of two other scenes and
+    two copies.
+    """
     rng = np.random.default_rng(random_seed)
     for tint, name in enumerate(CLASSES):
         for scene in range(8):

@@ -1,4 +1,6 @@
-"""PREC fp16 and bf16: half weights that nothing casts at each step; LayerNorm, prompts, loss and optimiser in fp32."""
+"""PREC fp16 and bf16: half weights that nothing casts at each step; LayerNorm, prompts, loss and
+optimiser in fp32.
+"""
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from trainers.base import build as building
 
 pytestmark = pytest.mark.slow
 
-# Of logits, absolute; of gradients, relative to their norm in fp32. Measured on processors with and without bf16 units,
-# at most: 0.24 and 0.13 in bf16, 0.06 and 0.023 in fp16.
+# Of logits, absolute; of gradients, relative to their norm in fp32. Measured on processors with and
+# without bf16 units, at most: 0.24 and 0.13 in bf16, 0.06 and 0.023 in fp16.
 BOUNDS = {"bf16": (0.35, 0.2), "fp16": (0.08, 0.035)}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK = {

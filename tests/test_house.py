@@ -1,9 +1,12 @@
-"""The layout of the project: folders, the registry, and what trainers and datasets may use of Dassl."""
+"""The layout of the project: folders, the registry, and what trainers and datasets may use of
+Dassl.
+"""
 
 import ast
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +45,8 @@ PUBLISHED = {  # names of the published Dassl 0.6.3
     "dassl.engine": "TRAINER_REGISTRY TrainerX build_trainer",
     "dassl.metrics": "compute_accuracy",
     "dassl.optim": "build_lr_scheduler build_optimizer",
-    "dassl.utils": "count_num_param load_checkpoint load_pretrained_weights read_image set_random_seed",
+    "dassl.utils": "count_num_param load_checkpoint load_pretrained_weights read_image "
+    "set_random_seed",
 }
 
 
@@ -171,11 +175,25 @@ def test_an_installation_by_pip_ends_with_what_to_do_instead():
     )
 
 
-def test_a_method_is_a_file_of_at_most_120_lines():
-    lines = {
-        file.name: len(file.read_text().splitlines()) for file in (ROOT / "trainers").glob("*.py")
-    }
-    assert {name: count for name, count in lines.items() if count > 120} == {}
+LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.STRING,
+}
+
+
+def number_of_tokens(file):
+    """What is written besides comments, strings and layout."""
+    with tokenize.open(file) as text:
+        return sum(token.type not in LAYOUT for token in tokenize.generate_tokens(text.readline))
+
+
+def test_a_method_is_a_short_file():
+    tokens = {file.name: number_of_tokens(file) for file in (ROOT / "trainers").glob("*.py")}
+    assert {name: count for name, count in tokens.items() if count > 1100} == {}
 
 
 def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():
@@ -195,7 +213,8 @@ def test_the_libraries_that_ci_tries_in_two_versions_have_a_lowest_one():
     assert "versions: [lowest, newest]" in workflow
 
 
-# The Dockerfile, as far as it can be checked without Docker: its files exist, and its command runs from them alone.
+# The Dockerfile, as far as it can be checked without Docker: its files exist, and its command runs
+# from them alone.
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LINES = re.sub(r"\\\n\s*", "", DOCKERFILE).splitlines()

@@ -1,4 +1,6 @@
-"""Exported folders on the Hugging Face Hub: what is asked of huggingface_hub, and what its refusals become."""
+"""Exported folders on the Hugging Face Hub: what is asked of huggingface_hub, and what its refusals
+become.
+"""
 
 import shutil
 from pathlib import Path
@@ -90,7 +92,8 @@ def test_refused_uploads_are_one_line(
     assert (tmp_path / "out/config.json").exists() == (token == "hf_wrong")
 
 
-# Backbones and tokenisers of the Hugging Face Hub: what is asked of its client, which keeps files in its cache.
+# Backbones and tokenisers of the Hugging Face Hub: what is asked of its client, which keeps files
+# in its cache.
 
 pytest.importorskip("transformers")
 
@@ -99,7 +102,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Client:
-    """Repositories in folders. `asked` are the files that it downloads; a `wrong` one damages the weights."""
+    """Repositories in folders. `asked` are the files that it downloads; a `wrong` one damages the
+    weights.
+    """
 
     def __init__(self, folder, cache):
         self.folder, self.cache, self.asked, self.wrong = folder, cache, [], False
@@ -140,7 +145,9 @@ class Client:
 
 @pytest.fixture
 def client(tmp_path, monkeypatch):
-    """Two repositories, of a model that reads tokens of one which open_clip names, too; the cache is empty."""
+    """Two repositories, of a model that reads tokens of one which open_clip names, too; the cache
+    is empty.
+    """
     client = Client(tmp_path / "hub", tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(clip.hub, "HfApi", lambda: client)

@@ -123,14 +123,19 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
 
 
 def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, prepare_own, capsys):
-    """Images of the saved split keep their part; the new ones fill the parts up. A class may be new, or gone."""
+    """Images of the saved split keep their part; the new ones fill the parts up. A class may be
+    new, or gone.
+    """
     seed, file = ("DATASET.SPLIT_SEED", 1), unsplit / "split_seed1.json"
     load(unsplit, *seed)
     before = json.loads(file.read_text())
     for number in range(10):
         write_image(unsplit / f"robin/2023/{number}.jpg", 50 + number)
     load(unsplit, *seed)
-    what = f"10 images in {unsplit} are not in split_seed1.json, such as {unsplit}/robin/2023/0.jpg: they are not used"
+    what = (
+        f"10 images in {unsplit} are not in split_seed1.json, such as "
+        f"{unsplit}/robin/2023/0.jpg: they are not used"
+    )
     assert (
         f"{what}. Bring the split up to date: python tools/prepare.py --add {unsplit}\n"
         in capsys.readouterr().out
@@ -228,7 +233,9 @@ def blocks(language):
 
 
 def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, launch):
-    """In results.json, in checkpoints and in messages; a run of before, with "ImageFolder", still counts."""
+    """In results.json, in checkpoints and in messages; a run of before, with "ImageFolder", still
+    counts.
+    """
     yaml, out = tmp_path / "birds.yaml", tmp_path / "out"
     yaml.write_text(blocks("yaml")[0])
     few = ["OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1]

@@ -1,4 +1,6 @@
-"""Looking inside a model: its figures beside a direct computation, what the command writes, and bad input."""
+"""Looking inside a model: its figures beside a direct computation, what the command writes, and bad
+input.
+"""
 
 import json
 import re
@@ -33,10 +35,11 @@ WITH_VISION_PROMPTS = {
 
 
 def watched(model, images):
-    """Of each layer of the plain tower: the labels of its tokens, the weights of its own attention, and two inputs.
+    """Of each layer of the plain tower: the labels of its tokens, the weights of its own attention,
+    and two inputs.
 
-    Labels are -2 for CLS, -1 for patches, and the layer that a prompt entered before; the tower's `edit` moves them.
-    The second input has each prompt as it was when it entered.
+    Labels are -2 for CLS, -1 for patches, and the layer that a prompt entered before; the tower's
+    `edit` moves them. The second input has each prompt as it was when it entered.
     """
     found, visual, schedule = [], model.clip.visual, model.prompt_learner.vision()
     x = embed_image(visual, images)
@@ -69,7 +72,9 @@ OLDEST = {
 @pytest.mark.parametrize("method", OLDEST)
 @torch.no_grad()
 def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build):
-    """The roll-out from CLS of the last layer down; what reaches a prompt where it enters stays there."""
+    """The roll-out from CLS of the last layer down; what reaches a prompt where it enters stays
+    there.
+    """
     model = build(method, "base", *WITH_VISION_PROMPTS[method]).model
     schedule = model.prompt_learner.vision()
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -161,7 +166,9 @@ def test_vectors_initialised_from_words_are_nearest_to_these(build):
 
 @pytest.fixture
 def found(command, tmp_path):
-    """`found(*arguments)` -> the content of inspect.json, and the folder, of a run of the command that must succeed."""
+    """`found(*arguments)` -> the content of inspect.json, and the folder, of a run of the command
+    that must succeed.
+    """
 
     def found(*arguments):
         output = tmp_path / f"inspected{len(list(tmp_path.iterdir()))}"

@@ -1,4 +1,6 @@
-"""KgCoOp, ProGrad, CoCoOp beyond their golden figures: first values, sentences of the teacher, loss scaling."""
+"""KgCoOp, ProGrad, CoCoOp beyond their golden figures: first values, sentences of the teacher, loss
+scaling.
+"""
 
 import math
 
@@ -52,7 +54,9 @@ STARTS += [("ProGrad", True, 16), ("ProGrad", "an aerial view", 16), ("CoCoOp", 
 
 @pytest.mark.parametrize(("method", "words", "length"), STARTS)
 def test_context_starts_from_zeros_and_then_words(method, words, length, build):
-    """CoCoOp's files in ProGrad's repository have CTX_INIT True, with the meaning that it has for ProGrad."""
+    """CoCoOp's files in ProGrad's repository have CTX_INIT True, with the meaning that it has for
+    ProGrad.
+    """
     trainer = build(method, "base", "CTX_INIT", words)
     own = "a photo of a" if method == "KgCoOp" else "a centered satellite photo of"
     expected, ctx = (
@@ -77,7 +81,8 @@ def test_context_starts_from_zeros_and_then_words(method, words, length, build):
             "CoCoOp",
             True,
             (),
-            "TRAINER.COCOOP.CTX_INIT has 5 words .*, and N_CTX is 2: give 1 to N_CTX words, or False",
+            "TRAINER.COCOOP.CTX_INIT has 5 words .*, and N_CTX is 2: give 1 to N_CTX words, or "
+            "False",
         ),
     ],
 )
@@ -158,7 +163,9 @@ def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
 
 
 def test_a_plugin_keeps_the_schedule_of_its_method(build):
-    """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose again."""
+    """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose
+    again.
+    """
     alone, head = (
         build("CLIPLoRA", "base", "N_ITERS", 3),
         build("DePT+CLIPLoRA", "base", "N_ITERS", 3),

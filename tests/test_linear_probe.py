@@ -15,7 +15,9 @@ ONCE = ("OPTIM.MAX_EPOCH", 1)
 
 @pytest.fixture
 def probe(build, tiny):
-    """`probe("DATASET.NUM_SHOTS", 2, ...)` -> a trainer on the stand-in for EuroSAT, with four shots."""
+    """`probe("DATASET.NUM_SHOTS", 2, ...)` -> a trainer on the stand-in for EuroSAT, with four
+    shots.
+    """
     once = ["OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 4]
     return lambda *options: build("LinearProbe", options=[*once, *options], backbone=tiny)
 

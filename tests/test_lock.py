@@ -1,4 +1,6 @@
-"""One folder, one run: a second command is refused, or waits, and neither start nor end of a run touches another's."""
+"""One folder, one run: a second command is refused, or waits, and neither start nor end of a run
+touches another's.
+"""
 
 import errno
 import fcntl
@@ -38,7 +40,9 @@ def names(folder):
 
 
 def refused(folder, words):
-    """Taking the lock of the folder is an error of one line with these words, a regular expression."""
+    """Taking the lock of the folder is an error of one line with these words, a regular
+    expression.
+    """
     with pytest.raises(UsageError, match=words) as refusal:
         locked(folder).__enter__()
     assert "\n" not in str(refusal.value)

@@ -1,4 +1,6 @@
-"""The file of CLIP-LoRA's code: which ones are refused. `test_published_checkpoints.py` tests one that fits."""
+"""The file of CLIP-LoRA's code: which ones are refused. `test_published_checkpoints.py` tests one
+that fits.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def lora_shapes(widths: list[int], rank: int) -> Shapes:
-    """The tensors of adapted blocks of these widths: text blocks first, then those of the image tower."""
+    """The tensors of adapted blocks of these widths: text blocks first, then those of the image
+    tower.
+    """
     shapes: Shapes = {}
     for layer, width in enumerate(widths):
         for part in ("q_proj", "k_proj", "v_proj"):
@@ -34,7 +38,9 @@ def write_lora(folder, tensors: dict[str, torch.Tensor], **metadata) -> None:
 
 @pytest.fixture
 def lora_refused(refused, eurosat, tiny, tmp_path):
-    """`lora_refused(words)`: a test of the file in tmp_path/set, with published settings, is refused."""
+    """`lora_refused(words)`: a test of the file in tmp_path/set, with published settings, is
+    refused.
+    """
 
     def lora_refused(*words):
         options = [

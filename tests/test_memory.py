@@ -16,7 +16,9 @@ LARGE = [(50_000, 512), pytest.param((500, 64, 512), marks=pytest.mark.thorough)
 
 
 def peak_of(function):
-    """The most memory of this process while a function runs beyond what it held before, in bytes, and its result."""
+    """The most memory of this process while a function runs beyond what it held before, in bytes,
+    and its result.
+    """
 
     def memory(name: str) -> int:
         (line,) = (

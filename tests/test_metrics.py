@@ -1,4 +1,6 @@
-"""Calibration and detection of other images: equal to published code, and to scikit-learn where it has them."""
+"""Calibration and detection of other images: equal to published code, and to scikit-learn where it
+has them.
+"""
 
 import numpy as np
 import pytest

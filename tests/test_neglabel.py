@@ -1,4 +1,6 @@
-"""NegLabel equals its published code, and detects other images in a run, also of test-time methods."""
+"""NegLabel equals its published code, and detects other images in a run, also of test-time
+methods.
+"""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,6 @@
-"""Detection of images that show none of the classes: scores equal to published code, for every method."""
+"""Detection of images that show none of the classes: scores equal to published code, for every
+method.
+"""
 
 import json
 
@@ -106,7 +108,9 @@ BASE = ("DATASET.SUBSAMPLE_CLASSES", "base")
 
 @pytest.fixture
 def detect(run):
-    """`detect(name, other, KEY, VALUE, ...)` tests zero-shot CLIP with --ood, and returns its folder and result."""
+    """`detect(name, other, KEY, VALUE, ...)` tests zero-shot CLIP with --ood, and returns its
+    folder and result.
+    """
 
     def detect(name, other, *overrides, trainer="ZeroshotCLIP", options=(), **how):
         folder = run(name, *overrides, trainer=trainer, options=["--ood", other, *options], **how)
@@ -130,7 +134,8 @@ def test_near_ood_by_the_new_classes(split, run, detect, eurosat):
     assert f"AUROC {found['scores']['MCM']['auroc']:.2f}" in (folder / "log.txt").read_text()
     without = results(run("without", *base, trainer="ZeroshotCLIP"))
     assert results(folder)["accuracy"] == without["accuracy"] and "ood" not in without
-    # Zero-shot CLIP's logits of all classes are those of each class alone: the first three columns are the base's.
+    # Zero-shot CLIP's logits of all classes are those of each class alone: the first three columns
+    # are the base's.
     known = np.load(folder / "predictions.npz")["logits"]
     everything = np.load(
         run("all", "TEST.SAVE_LOGITS", True, trainer="ZeroshotCLIP") / "predictions.npz"

@@ -1,4 +1,6 @@
-"""Runs on models that are not CLIP's: training, prediction, their tokeniser and preprocessing, and wrong input."""
+"""Runs on models that are not CLIP's: training, prediction, their tokeniser and preprocessing, and
+wrong input.
+"""
 
 import json
 import sys
@@ -109,7 +111,9 @@ def test_a_run_and_its_predictions(family, method, onnx, trained, command, euros
 
 
 def test_siglip_with_its_own_tokeniser(trained, command, eurosat, tmp_path):
-    """Without SOS, bidirectional, read at the last token; attention pools the patches; a scale and a bias."""
+    """Without SOS, bidirectional, read at the last token; attention pools the patches; a scale and
+    a bias.
+    """
     pytest.importorskip("transformers")
     folder = saved(
         "SigLIP", tmp_path / "backbone", hf_tokenizer_name="owner/words", tokenizer_kwargs={}
@@ -159,7 +163,9 @@ def test_a_configuration_runs_no_program(tmp_path):
     "arch", thorough_but(("PE-Core-T-16-384",), ("PE-Core-T-16-384", "MobileCLIP2-S0"))
 )
 def test_the_page_of_all_architectures(arch):
-    """`make backbones` on some of them, with all of their layers: a row, with the reason where a method is refused."""
+    """`make backbones` on some of them, with all of their layers: a row, with the reason where a
+    method is refused.
+    """
     row = page.measure(arch, largest=160)
     assert max(row["differences"]) <= 1e-5
     refused = {name for name, answer in row["methods"].items() if isinstance(answer, str)}

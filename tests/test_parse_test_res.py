@@ -1,4 +1,6 @@
-"""`python parse_test_res.py DIR`, a habit of CoOp's users, on logs of this project's kind and the published ones."""
+"""`python parse_test_res.py DIR`, a habit of CoOp's users, on logs of this project's kind and the
+published ones.
+"""
 
 import re
 

@@ -27,7 +27,9 @@ def _closed():
 
 @pytest.fixture
 def summarised(tmp_path):
-    """`summarised(*protocols, **settings)` -> the summary of a finished study of three methods on two datasets."""
+    """`summarised(*protocols, **settings)` -> the summary of a finished study of three methods on
+    two datasets.
+    """
 
     def summarised(*protocols, names=NAMES, **settings):
         usual = {"datasets": PAIR, "seeds": (1, 2), "source": "small_source", "targets": PAIR}

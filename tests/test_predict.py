@@ -1,4 +1,6 @@
-"""Predicting: runs and published checkpoints give the numbers of a run's test, and bad input ends in one line."""
+"""Predicting: runs and published checkpoints give the numbers of a run's test, and bad input ends
+in one line.
+"""
 
 import csv
 import io
@@ -56,7 +58,9 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
 def test_sentences_are_those_of_the_dataset_and_not_of_its_title(
     finished, stand_in, command, deep, tmp_path
 ):
-    """TCP has a sentence for OxfordPets; with another title, predictions had the one for unknown datasets."""
+    """TCP has a sentence for OxfordPets; with another title, predictions had the one for unknown
+    datasets.
+    """
     stand_in("OxfordPets")
     folder = finished("TCP", "base", "DATASET.NAME", "OxfordPets", "DATASET.TITLE", "my pets")
     files, expected, _ = own_test(folder, "base")
@@ -190,13 +194,16 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
 
 PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
-    "predict {photos}": "{photos} is not a model: give a run's output folder, or one of tools/fit.py or export.py",
-    "predict {run} {photos} --csv out.csv": "--csv and --json print, and take no file: write to it by > out.csv",
+    "predict {photos}": "{photos} is not a model: give a run's output folder, or one of "
+    "tools/fit.py or export.py",
+    "predict {run} {photos} --csv out.csv": "--csv and --json print, and take no file: write to it "
+    "by > out.csv",
     "predict {run} {photos} --classes {long}": "77 positions",
     "predict --backbone small {photos}": "--classes",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
     "predict {tested} {photos}": "give the output folder of a training run",
-    "predict {checkpoint} {photos} --config-file {maple} --template a_{{}}.": "MaPLe does not read it",
+    "predict {checkpoint} {photos} --config-file {maple} --template "
+    "a_{{}}.": "MaPLe does not read it",
     "predict {huge} {photos} --json": "not finite",
     "inspect {run} --output {out} --images {text}": "could be read",
     "inspect {run} --output {photos}": "{photos} is not empty",
@@ -349,12 +356,15 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(
     )
 
 
-# The sentence in which a published checkpoint, which does not name its dataset, reads the class names.
+# The sentence in which a published checkpoint, which does not name its dataset, reads the class
+# names.
 
 
 @pytest.mark.parametrize("method", ["MMRL", "TCP"])
 def test_published_checkpoint_is_told_its_dataset(method, finished, command, photos, tmp_path):
-    """Without the dataset's sentence its predictions differed from those of the run's test, and no line said so."""
+    """Without the dataset's sentence its predictions differed from those of the run's test, and no
+    line said so.
+    """
     folder = "MultiModalRepresentationLearner" if method == "MMRL" else "prompt_learner"
     run = finished(method)
     settings = yaml.safe_load((run / "config.yaml").read_text())

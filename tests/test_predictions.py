@@ -1,4 +1,6 @@
-"""predictions.npz: what a test predicted, from which an independent computation gets the numbers of results.json."""
+"""predictions.npz: what a test predicted, from which an independent computation gets the numbers of
+results.json.
+"""
 
 import json
 import math

@@ -117,7 +117,10 @@ def test_what_is_in_the_way_is_neither_changed_nor_replaced(
     shutil.copytree(publish(name), folder)
     harm(folder / place)
     before = all_below(folder)
-    remedy = f"move {folder / place} elsewhere, then: python tools/prepare.py {name} --root {tmp_path}/data"
+    remedy = (
+        f"move {folder / place} elsewhere, then: python tools/prepare.py {name} --root "
+        f"{tmp_path}/data"
+    )
     prepare_fails([name], words, remedy)
     assert all_below(folder) == before and publish.server.requests == []
 

@@ -1,4 +1,6 @@
-"""The model of every method: names in checkpoints, its own scale, and images read by what the prompts became."""
+"""The model of every method: names in checkpoints, its own scale, and images read by what the
+prompts became.
+"""
 
 from copy import deepcopy
 
@@ -12,7 +14,9 @@ from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
 
 
 class ReadPrompts(PromptLearner):
-    """The image feature is the mean of the prompts' outputs for learned classes, CLIP's for others."""
+    """The image feature is the mean of the prompts' outputs for learned classes, CLIP's for
+    others.
+    """
 
     name, logit_scale, read = "token_learner", 7.0, ("prompts",)
 

@@ -1,7 +1,8 @@
-"""Checkpoints in the shapes, names and folders of the published projects: `tools/reproduce.py` tests them.
+"""Checkpoints in the shapes, names and folders of the published projects: `tools/reproduce.py`
+tests them.
 
-The shapes are functions of the published numbers and depths of prompts and of the widths of the backbone. They do not
-come from our YAML files or our modules.
+The shapes are functions of the published numbers and depths of prompts and of the widths of the
+backbone. They do not come from our YAML files or our modules.
 """
 
 from dataclasses import dataclass, field
@@ -149,7 +150,9 @@ def dept(prompts: Shapes) -> Shapes:
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint of EuroSAT or ImageNet; `unused` is what it holds besides what the method has learned."""
+    """A published checkpoint of EuroSAT or ImageNet; `unused` is what it holds besides what the
+    method has learned.
+    """
 
     method: str
     place: str  # its folder in the set, of seed 1
@@ -385,7 +388,9 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def tested(reproduced, monkeypatch, backbone, tmp_path):
-    """`tested(case)` -> how `tools/reproduce.py` ended, what its tests have loaded, and their results."""
+    """`tested(case)` -> how `tools/reproduce.py` ended, what its tests have loaded, and their
+    results.
+    """
     loaded, load = [], Checkpoints.load
 
     def noted(checkpoints, checkpoint, path):
@@ -438,7 +443,9 @@ def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone
 def test_mmrl_reads_images_of_learned_classes_in_another_way(
     name, learned_classes, tested, backbone, tmp_path
 ):
-    """Its checkpoints do not say what they have learned: base classes of the dataset, or ImageNet."""
+    """Its checkpoints do not say what they have learned: base classes of the dataset, or
+    ImageNet.
+    """
     publish(CASES[name], tmp_path / "set", backbone)
     _, loaded, _ = tested(CASES[name])
     assert [learned for _, learned in loaded] == learned_classes

@@ -1,8 +1,10 @@
-"""Every published script of a method that is here exists under its path and starts the published runs.
+"""Every published script of a method that is here exists under its path and starts the published
+runs.
 
-The facts are in published_settings.json: positional arguments, variables, loops, and the options of train.py. The tests
-expand them to runs, and compare these with what a dry run of our script prints: method, YAML file, dataset, images of
-each class, seed, classes, the epoch to load, and the settings that the run would have.
+The facts are in published_settings.json: positional arguments, variables, loops, and the options of
+train.py. The tests expand them to runs, and compare these with what a dry run of our script prints:
+method, YAML file, dataset, images of each class, seed, classes, the epoch to load, and the settings
+that the run would have.
 """
 
 import json
@@ -79,7 +81,8 @@ OTHER_YAML = {  # the published script names a file that its repository does not
 }
 ADDED = {  # settings that only our runs have
     "TRAIN.CHECKPOINT_FREQ": "keeps the checkpoint that the published test loads",
-    "TRAINER.PROMPTSRC.GPA_MEAN": "PromptSRC's documentation asks for other values on five datasets",
+    "TRAINER.PROMPTSRC.GPA_MEAN": "PromptSRC's documentation asks for other values on "
+    "five datasets",
     "TRAINER.PROMPTSRC.GPA_STD": "PromptSRC's documentation asks for other values on five datasets",
 }
 # LoCoOp's options
@@ -93,7 +96,9 @@ PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 
 
 def substitute(text, variables):
-    """The text with $X and ${X} replaced by the script's variables, which may contain other variables."""
+    """The text with $X and ${X} replaced by the script's variables, which may contain other
+    variables.
+    """
     for _ in range(5):
         text = re.sub(
             r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], match[0])), str(text)
@@ -171,7 +176,9 @@ def our_run(repository, call):
 
 
 def effective_there(repository, facts, settings):
-    """The settings of a published run: without our BY_DATASET, with the values that the repository's code sets."""
+    """The settings of a published run: without our BY_DATASET, with the values that the
+    repository's code sets.
+    """
     across = facts["yaml"] == "MMRLpp/vit_b16_cross_datasets"
     by_dataset = (
         FACTS[repository].get("by_target" if across else "by_dataset", {}).get(facts["dataset"], {})
@@ -237,7 +244,9 @@ def test_script_starts_the_published_runs(repository, path, script):
 
 
 def distinct(runs):
-    """Runs without the second call of scripts that have one for each case of an `if`: the facts list both."""
+    """Runs without the second call of scripts that have one for each case of an `if`: the facts
+    list both.
+    """
     found = {}
     for facts, settings in runs:
         found.setdefault(json.dumps(facts), (facts, settings))

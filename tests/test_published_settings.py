@@ -1,6 +1,8 @@
-"""The YAML files in configs/trainers have the values that are published under their names, and set nothing besides.
+"""The YAML files in configs/trainers have the values that are published under their names, and set
+nothing besides.
 
-`published_settings.json` has the values of the published files. `ALLOWED` says what differs, and why.
+`published_settings.json` has the values of the published files. `ALLOWED` says what differs, and
+why.
 """
 
 import json
@@ -68,7 +70,8 @@ def in_code(repository: str, section: str, table: str = "by_dataset") -> dict[st
     }
 
 
-# Differences from the authors' file: the files, with * for any text; the key; the value there; the value here; why.
+# Differences from the authors' file: the files, with * for any text; the key; the value there; the
+# value here; why.
 ALLOWED = [
     ("*", "DATALOADER.NUM_WORKERS", 8, 4, COMPUTES_THE_SAME),
     ("MMRL/*", "DATALOADER.TEST.BATCH_SIZE", 250, 100, COMPUTES_THE_SAME),
@@ -151,7 +154,9 @@ def named_here(file: str, key: str) -> str:
 
 
 def plain(value):
-    """A value with lists for tuples and for texts such as `(224, 224)`, which yacs reads as tuples."""
+    """A value with lists for tuples and for texts such as `(224, 224)`, which yacs reads as
+    tuples.
+    """
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, str) and value.startswith("("):
@@ -160,7 +165,9 @@ def plain(value):
 
 
 def published() -> dict[str, dict[str, dict]]:
-    """The values of every published file of our methods: file -> repository -> values; the authors' first."""
+    """The values of every published file of our methods: file -> repository -> values; the authors'
+    first.
+    """
     found: dict = {}
     for repository in REPOSITORIES:
         for file, values in FACTS[repository]["yaml"].items():
@@ -227,7 +234,8 @@ def test_number_of_files_and_of_values_compared():
     files = [file for file in PUBLISHED if (CONFIGS / file).is_file()]
     values = sum(len(authors_values(file)) for file in files)
     print(
-        f"{len(files)} files with {values:,} published values compared, {len(ALLOWED)} allowed differences"
+        f"{len(files)} files with {values:,} published values compared, {len(ALLOWED)} allowed "
+        "differences"
     )
     assert files == list(PUBLISHED)
     assert (len(files), values) == (55, 1116)
@@ -265,7 +273,8 @@ def head(file: str) -> str:
     return "\n".join(line for line in lines[:5] if line.startswith("#"))
 
 
-# Values of repositories whose files are not among the facts: their scripts, programs and YAML files state them.
+# Values of repositories whose files are not among the facts: their scripts, programs and YAML files
+# state them.
 SGD = {"OPTIM.NAME": "sgd", "OPTIM.LR_SCHEDULER": "cosine"}
 DEPT = SGD | {
     "OPTIM.LR_EXP": 6.5,

@@ -1,4 +1,6 @@
-"""Pages that docs/reference.py writes from the code are what it writes now, and published results fit together."""
+"""Pages that docs/reference.py writes from the code are what it writes now, and published results
+fit together.
+"""
 
 import re
 import runpy

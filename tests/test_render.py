@@ -19,11 +19,13 @@ pytestmark = pytest.mark.slow
     [
         (
             (50, 50, 50),
-            "5.0 points above CoOp. The 3 seeds show that it is better (95% interval +2.5 to +7.5).",
+            "5.0 points above CoOp. The 3 seeds show that it is better (95% interval "
+            "+2.5 to +7.5).",
         ),
         (
             (40, 56, 60),
-            "do not show that it is better (95% interval -21.0 to +27.0): with 3 seeds only a difference above",
+            "do not show that it is better (95% interval -21.0 to +27.0): with 3 seeds only a "
+            "difference above",
         ),
         ((50, 51, 52), "4.0 points above CoOp. All 3 seeds have the same difference."),
         ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
@@ -69,7 +71,8 @@ def test_equal_accuracies_look_equal_everywhere(tmp_path):
         chosen = study_of(tmp_path / str(len(methods)), methods, datasets=names)
         return summarise(chosen, lambda run: accuracies[run.variant.name][names.index(run.dataset)])
 
-    # The differences 0.01, -0.01 and 0.01 have other rounding errors. Without ties, Wilcoxon's p is 0.75.
+    # The differences 0.01, -0.01 and 0.01 have other rounding errors. Without ties, Wilcoxon's p is
+    # 0.75.
     assert of("CoOp", "MPL").tests["p_datasets"].to_list() == [1]
     cells = of("CoOp", "MPL", "MaPLe").cells.query("dataset == 'small_land'")
     assert cells["mean"].map("{:.2f}".format).to_list() == ["60.31", "60.32", "60.31"]

@@ -1,4 +1,6 @@
-"""`tools/reproduce.py` on sets of checkpoints, beside a direct evaluation (see test_published_checkpoints.py, too)."""
+"""`tools/reproduce.py` on sets of checkpoints, beside a direct evaluation (see
+test_published_checkpoints.py, too).
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ def run(reproduced, deep):
 
 
 def publish(trained, place, epoch):
-    """A training run's prompts as the published code saves them: MaPLe's with all of the model, and no metadata."""
+    """A training run's prompts as the published code saves them: MaPLe's with all of the model, and
+    no metadata.
+    """
     (source,) = trained.glob("*/model.pth.tar-1")
     state = torch.load(source, weights_only=True)["state_dict"]
     if source.parent.name == "prompt_learner":  # CoOp's is of the prompts alone

@@ -37,7 +37,9 @@ def begin(folder):
 
 @pytest.fixture
 def folder(eurosat, tiny, tmp_path):
-    """`folder(left_out)` -> the folder of a run whose version lacks this setting, and its arguments."""
+    """`folder(left_out)` -> the folder of a run whose version lacks this setting, and its
+    arguments.
+    """
     argv = arguments(eurosat, tiny, tmp_path / "run")
     cfg = setup_cfg(parse_arguments(argv))
     begin(tmp_path / "run")

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def seeds(launch, eurosat, tiny, tmp_path):
-    """`seeds("1", "2", ...)` runs train.py with these arguments after --seed, and with further ones."""
+    """`seeds("1", "2", ...)` runs train.py with these arguments after --seed, and with further
+    ones.
+    """
 
     def seeds(*numbers, output="seed{seed}", options=(), overrides=()):
         options = ["--output-dir", tmp_path / output, "--seed", *numbers, *options]

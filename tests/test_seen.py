@@ -129,7 +129,9 @@ def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):
 
 
 def test_other_pictures_of_one_layout_are_no_near_copies():
-    """Rings, whose sizes differ: their signatures are more similar than those of most near-copies."""
+    """Rings, whose sizes differ: their signatures are more similar than those of most
+    near-copies.
+    """
     rng = np.random.default_rng(3)
     y, x = np.mgrid[-32:32, -32:32]
 

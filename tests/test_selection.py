@@ -1,4 +1,6 @@
-"""Runs that choose an epoch or a setting on test images: refused or marked in all results; the tested epoch."""
+"""Runs that choose an epoch or a setting on test images: refused or marked in all results; the
+tested epoch.
+"""
 
 import json
 import os
@@ -27,7 +29,10 @@ BEST = ("TEST.FINAL_MODEL", "best_val")
 ACCEPTED = ("TEST.SELECT_ON_TEST", True)
 LOCKED = "MultiModalPromptLearner"
 WHY = "the epoch is chosen on 8 images, all of them test images of ImageNet"
-REMEDY = "set TEST.FINAL_MODEL last_step, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
+REMEDY = (
+    "set TEST.FINAL_MODEL last_step, or accept it by TEST.SELECT_ON_TEST True, which marks "
+    "the results"
+)
 
 
 def dataset(name):
@@ -207,7 +212,9 @@ def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(
 
 
 def test_partly_common_images_of_folders_are_found(refused, tiny, tmp_path):
-    """The user's own images, a folder for each split; 1 of 4 validation images of each class is a test image."""
+    """The user's own images, a folder for each split; 1 of 4 validation images of each class is a
+    test image.
+    """
     for label, name in enumerate(("robin", "wren")):
         for part, size in (("train", 3), ("val", 3), ("test", 2)):
             for number in range(size):
@@ -222,7 +229,8 @@ def test_partly_common_images_of_folders_are_found(refused, tiny, tmp_path):
     )
     refused(
         argv,
-        "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step",
+        "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL "
+        "last_step",
     )
 
 
@@ -234,7 +242,8 @@ def test_lists_of_test_images_for_validation_are_found(
     argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *BEST)
     refused(
         argv,
-        "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: set TEST.",
+        "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: "
+        "set TEST.",
     )
 
     class Own(EuroSAT):  # without `val_is_test`
@@ -353,10 +362,14 @@ def test_linear_probe_does_not_choose_on_test_images(
     refused, on_imagenet, imagenet, tiny, tmp_path
 ):
     options = [*dataset("imagenet"), *PROBE]
-    why = f"{C} is chosen on 8 images, all of them test images of ImageNet: set {C}, or accept it by TEST.SELECT_ON"
+    why = (
+        f"{C} is chosen on 8 images, all of them test images of ImageNet: set {C}, or accept it "
+        "by TEST.SELECT_ON"
+    )
     refused(arguments(imagenet, tiny, tmp_path / "out", *ONCE, options=options), why)
     assert choices(on_imagenet("given", *ONCE, C, 1.0, options=options)) == []
-    # Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's code.
+    # Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's
+    # code.
     folder = on_imagenet("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
     assert [(choice["images"], choice["test_images"]) for choice in choices(folder)] == [(4, 4)]
     folder = on_imagenet("accepted", *ONCE, *ACCEPTED, options=options)

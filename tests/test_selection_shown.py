@@ -1,4 +1,6 @@
-"""The mark of results that were selected on test images: tables, pictures, the report, lines, logs, exports."""
+"""The mark of results that were selected on test images: tables, pictures, the report, lines, logs,
+exports.
+"""
 
 import json
 import re
@@ -46,7 +48,8 @@ NAMES = ("CoOp", "MPL", "VPT")
 
 @pytest.fixture
 def summarised(tmp_path):
-    """`summarised({(method, dataset), ...}, protocol)` -> a finished study; those runs have the mark.
+    """`summarised({(method, dataset), ...}, protocol)` -> a finished study; those runs have the
+    mark.
 
     The first method reaches 80 %, the second 70, the third 60, one point more with each seed.
     """
@@ -250,7 +253,10 @@ def test_oracle_is_refused_or_marked(method, launch, refused, argv, tmp_path):
     quick = [f"{section}.SEARCH_STEP", "[3, 3]"] if method.startswith("TipAdapter") else []
     pairs = [f"{section}.CHOOSE_ON", "oracle", *quick]
     why = f"{keys[0]} is chosen on 24 images, all of them test images of EuroSAT"
-    remedy = f"leave out {section}.CHOOSE_ON oracle, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
+    remedy = (
+        f"leave out {section}.CHOOSE_ON oracle, or accept it by TEST.SELECT_ON_TEST True, "
+        "which marks the results"
+    )
     status, printed, _ = launch(*argv(*once(method, *pairs, *ACCEPTED), output="run"))
     assert status == 0 and f"{SELECTED}: {why}" in printed
     refused(argv(*once(method, *pairs)), f"{why}: {remedy}")
@@ -296,7 +302,10 @@ def test_oracle_has_the_best_test_accuracy_of_the_grid(eurosat, tiny, tmp_path):
 
 def test_published_values_of_tda_are_marked(launch, refused, argv, tmp_path):
     why = "TRAINER.TDA.POSITIVE_ALPHA is chosen on 24 images, all of them test images of EuroSAT"
-    remedy = "leave out TRAINER.TDA.CHOOSE_ON oracle, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
+    remedy = (
+        "leave out TRAINER.TDA.CHOOSE_ON oracle, or accept it by TEST.SELECT_ON_TEST True, "
+        "which marks the results"
+    )
     refused(argv(*once("TDA"), config="vit_b16_published"), f"{why}: {remedy}")
     status, _, errors = launch(
         *argv(*once("TDA", *ACCEPTED), output="run", config="vit_b16_published")

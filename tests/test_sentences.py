@@ -1,4 +1,6 @@
-"""Sentences for each class (DATASET.SENTENCES): where they are read, what is recorded, and files that are refused."""
+"""Sentences for each class (DATASET.SENTENCES): where they are read, what is recorded, and files
+that are refused.
+"""
 
 import hashlib
 import json

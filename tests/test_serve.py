@@ -1,4 +1,6 @@
-"""The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
+"""The page: what its functions return, how its server starts and ends, and a real browser that uses
+it.
+"""
 
 import asyncio
 import re
@@ -241,7 +243,9 @@ def test_requests_are_refused_before_gradio_reads_them(name, server):
 
 
 def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
-    """Gradio fetches addresses into memory, and opens files of the server: their images were classified."""
+    """Gradio fetches addresses into memory, and opens files of the server: their images were
+    classified.
+    """
     answers = set()
     (own,) = upload(server, png(9, 9))
     for path in (
@@ -353,7 +357,9 @@ def test_ctrl_c_ends_the_server_and_no_uploads_stay(
 
 @pytest.fixture
 def tab(page):
-    """An open page in headless Chromium, and the addresses that it asked for anything outside of the server."""
+    """An open page in headless Chromium, and the addresses that it asked for anything outside of
+    the server.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if BROWSER is None:
         pytest.skip("there is no Chromium (apt-get install chromium)")

@@ -128,7 +128,9 @@ run_command(main)
 
 
 def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
-    """Python dropped it with a traceback, and the run continued: the data loader deletes objects in each epoch."""
+    """Python dropped it with a traceback, and the run continued: the data loader deletes objects in
+    each epoch.
+    """
     done = execute(DELETING)
     assert (done.returncode, done.stdout) == (130, "")
     assert (
@@ -201,7 +203,9 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040)"
     "error", [RuntimeError(f"{OLD}. Please update your GPU driver"), AssertionError(OLD)]
 )
 def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatch, tmp_path):
-    """A driver too old for the build of torch, or a build for CPUs, meant a run on the CPU without a word."""
+    """A driver too old for the build of torch, or a build for CPUs, meant a run on the CPU without
+    a word.
+    """
 
     def fail():
         raise error

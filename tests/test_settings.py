@@ -92,7 +92,9 @@ def registered(monkeypatch):
 
 @pytest.fixture
 def renamed(registered):
-    """A method whose published YAML files have its settings under other names, as KgCoOp's and ProGrad's do."""
+    """A method whose published YAML files have its settings under other names, as KgCoOp's and
+    ProGrad's do.
+    """
 
     class Renamed(trainers.PromptTrainer):
         @dataclass(frozen=True)
@@ -176,7 +178,9 @@ VALUES = {"OPTIM.LR": 0.25, "TRAINER": {"MPL": {"N_ADD_OP": [2] * 8}}, "OPTIM.NA
 
 @pytest.fixture
 def configured(tmp_path):
-    """`configured(table, *options)` -> the configuration of a run on EuroSAT with this table of base2new."""
+    """`configured(table, *options)` -> the configuration of a run on EuroSAT with this table of
+    base2new.
+    """
 
     def configured(table, *options):
         file = tmp_path / "method.yaml"

@@ -1,4 +1,6 @@
-"""DATASET.NUM_SHOTS as a number for each class: the same images as one number draws, classes without images, faults."""
+"""DATASET.NUM_SHOTS as a number for each class: the same images as one number draws, classes
+without images, faults.
+"""
 
 import json
 

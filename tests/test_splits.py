@@ -32,7 +32,9 @@ def written(prepare, eurosat, tmp_path):
 
 @pytest.fixture
 def chosen(eurosat, prepare):
-    """The images of the default sampler: paths below the folder of images, for `train` and `val`."""
+    """The images of the default sampler: paths below the folder of images, for `train` and
+    `val`.
+    """
     printed = prepare("fewshot", "eurosat", "--shots", 2, root=eurosat).printed.splitlines()
     return {
         part: [line.split(" ", 1)[1] for line in printed if line.startswith(part)]

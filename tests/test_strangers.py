@@ -1,4 +1,6 @@
-"""Configurations of strangers are data: whatever they name, no code runs, nothing else is opened, nobody is asked."""
+"""Configurations of strangers are data: whatever they name, no code runs, nothing else is opened,
+nobody is asked.
+"""
 
 import io
 import json
@@ -55,8 +57,8 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def watched(sound, witness, tmp_path, monkeypatch):
-    """A folder of a stranger, beside which nothing may be opened; evil people's files are in the Hub's cache, and
-    whoever asks is told to go on.
+    """A folder of a stranger, beside which nothing may be opened; evil people's files are in the
+    Hub's cache, and whoever asks is told to go on.
     """
     (tmp_path / "outside").mkdir()
     (tmp_path / "case").mkdir()

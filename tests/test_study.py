@@ -31,7 +31,9 @@ SMALL |= {"protocols": ["base2new", "cross_dataset"], "datasets": BASE2NEW["data
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(key=value, ...)` -> the two small studies together, with some settings changed; None is the default."""
+    """`write(key=value, ...)` -> the two small studies together, with some settings changed; None
+    is the default.
+    """
 
     def write(**settings):
         file = tmp_path / "study.yaml"
@@ -110,7 +112,9 @@ def test_invalid_study_has_a_one_line_error(write, settings, message):
     ],
 )
 def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp_path, monkeypatch):
-    """The study never ended: a run without a test is never finished. It has small_land as its last dataset."""
+    """The study never ended: a run without a test is never finished. It has small_land as its last
+    dataset.
+    """
     copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.setattr("experiments.configs.CONFIGS", copy)
     monkeypatch.setitem(train_argv.__kwdefaults__, "configs", copy)
@@ -199,7 +203,9 @@ def test_text_of_a_study_is_a_number_where_a_number_is_wanted(write):
 
 
 def test_tests_on_targets_have_the_settings_of_the_source(write):
-    """Its prompts may have another shape, its images have other texts. Keys without a value have the default."""
+    """Its prompts may have another shape, its images have other texts. Keys without a value have
+    the default.
+    """
     source = {"DATASET.TEMPLATE": "a drawing of a {}.", "TRAINER.COOP.N_CTX": 8, "OPTIM.LR": 0.1}
     datasets = {"small_source": source, "small_land": {"OPTIM.LR": 0.2}}
     empty = dict.fromkeys(("trainer", "config", "cross_dataset", "overrides", "datasets", "choose"))
@@ -217,7 +223,9 @@ def test_tests_on_targets_have_the_settings_of_the_source(write):
     "file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem
 )
 def test_included_study_is_valid(file):
-    """Each kind of its runs has a configuration, and each schedule of vision prompts is possible."""
+    """Each kind of its runs has a configuration, and each schedule of vision prompts is
+    possible.
+    """
     seen = {}
     study = load(file)
     for run in (*study.trials(), *study.runs()):
@@ -235,7 +243,9 @@ def test_included_study_is_valid(file):
 
 @pytest.fixture
 def one_run(write):
-    """`one_run(name)` -> the file of a study of two runs of MPL under a name, and the first one, which is finished."""
+    """`one_run(name)` -> the file of a study of two runs of MPL under a name, and the first one,
+    which is finished.
+    """
 
     def one_run(name="MPL"):
         mpl = {"trainer": "MPL", "config": "small"}
@@ -267,11 +277,15 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     study_command.main(["status", file])
     assert (
         capsys.readouterr().out
-        == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left, about 00:03 to go (1 at a time)\n"
+        == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left, about 00:03 to go (1 "
+        "at a time)\n"
     )
     other = tmp_path / "other.yaml"
     other.write_text(Path(file).read_text().replace("small_land", "small_counts"))
-    counts = "2 runs, 1 of which train; {} are left: about 0.0 hours of one process and 0.00 GB, as 1 finished runs"
+    counts = (
+        "2 runs, 1 of which train; {} are left: about 0.0 hours of one process and 0.00 GB, "
+        "as 1 finished runs"
+    )
     for planned, left in (
         (file, 1),
         (other, 2),
@@ -360,7 +374,10 @@ def test_result_with_other_settings_is_refused(one_run, refused):
     settings = (run.folder / "config.yaml").read_text()
     cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
     (run.folder / "config.yaml").write_text(cfg.dump())
-    words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (OPTIM.MAX_EPOCH also differ)"
+    words = (
+        f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (OPTIM.MAX_EPOCH also "
+        "differ)"
+    )
     assert words in refused("tables", file) and words in refused("run", file)
     (run.folder / "config.yaml").write_text(settings)
     content = json.loads((run.folder / "results.json").read_text()) | {

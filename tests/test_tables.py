@@ -39,7 +39,9 @@ def summary(tmp_path):
 
 @pytest.fixture
 def of_the_paper(tmp_path):
-    """`of_the_paper(name, **changed)` -> Summary of a study of studies/, finished with two seeds."""
+    """`of_the_paper(name, **changed)` -> Summary of a study of studies/, finished with two
+    seeds.
+    """
 
     def of_the_paper(name, **changed):
         study = load(ROOT / f"studies/{name}.yaml", settings=False)
@@ -205,7 +207,9 @@ def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
 
 
 def test_holm_corrects_for_the_comparisons_of_a_table():
-    """The example of p = 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, never falling."""
+    """The example of p = 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, never
+    falling.
+    """
     corrected = holm(pd.Series([0.01, 0.04, float("nan"), 0.03, 0.005], index=list("abcde")))
     assert corrected.drop("c").to_dict() == pytest.approx(
         {"a": 0.03, "b": 0.06, "d": 0.06, "e": 0.02}
@@ -229,7 +233,8 @@ def test_runs_of_several_versions_are_named(tmp_path):
         )
         (line,) = summary.warnings
         assert line.startswith(
-            "the runs are of 2 versions, which averages mix: 1.0.0 of commit aaaaaaaaa, torch 2.7.0 (2"
+            "the runs are of 2 versions, which averages mix: 1.0.0 of commit aaaaaaaaa, torch "
+            "2.7.0 (2"
         )
         assert ["0.1.0 of commit aaaaaaaaa with changes", "commit bbbbbbbbb", "torch 1.0 (1 runs)"][
             number
@@ -304,7 +309,9 @@ MEASURES = {
 
 @pytest.fixture
 def union(tmp_path):
-    """`union(measured)` -> the summary of a study of three parts, where `measured(run)` is what runs measured."""
+    """`union(measured)` -> the summary of a study of three parts, where `measured(run)` is what
+    runs measured.
+    """
     study = study_of(
         tmp_path, TWO, "base2new", datasets=PAIR, seeds=(1, 2), union=True, ood=("new",)
     )

@@ -1,4 +1,6 @@
-"""The teacher: its text features are computed once, kept on disk, and never mixed up with those of another."""
+"""The teacher: its text features are computed once, kept on disk, and never mixed up with those of
+another.
+"""
 
 import pytest
 import torch

@@ -17,7 +17,9 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """`watched(*arguments)` runs train.py in this process on a terminal, and returns what that shows."""
+    """`watched(*arguments)` runs train.py in this process on a terminal, and returns what that
+    shows.
+    """
 
     def watched(*argv):
         screen = Terminal()
@@ -31,7 +33,9 @@ def watched(monkeypatch):
 
 
 def published_result(log, signal):
-    """As CoOp's parse_test_res.py reads a log: the results in the lines after one that is the signal."""
+    """As CoOp's parse_test_res.py reads a log: the results in the lines after one that is the
+    signal.
+    """
     return re.findall(r"\* accuracy: ([\.\deE+-]+)%", log.partition(f"\n{signal}\n")[2])
 
 

@@ -1,4 +1,6 @@
-"""The notebook runs from its first cell to its last, and the tour of the code names what a run calls."""
+"""The notebook runs from its first cell to its last, and the tour of the code names what a run
+calls.
+"""
 
 import json
 import os

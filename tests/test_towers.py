@@ -1,4 +1,6 @@
-"""The two towers under a prompt schedule, against open_clip's own towers and a slow oracle written from the paper."""
+"""The two towers under a prompt schedule, against open_clip's own towers and a slow oracle written
+from the paper.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ EOT = 29
 
 @pytest.fixture(scope="module")
 def small():
-    """Three layers in each tower, widths 128 (two heads) and 64, 12 text positions, 30 tokens, double precision."""
+    """Three layers in each tower, widths 128 (two heads) and 64, 12 text positions, 30 tokens,
+    double precision.
+    """
     return small_clip({"layers": LAYERS, "width": 128}, SMALL_TEXT).double()
 
 
@@ -28,7 +32,8 @@ def token_rows(*lengths):
     return torch.tensor([[EOT - 1, *row, EOT, *[0] * (10 - len(row))] for row in words])
 
 
-# ---------------------------------------------------------------- no prompts: open_clip's own towers
+# ---------------------------------------------------------------- no prompts: open_clip's own
+# towers
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
@@ -52,7 +57,8 @@ def test_without_prompts_both_towers_equal_open_clips(vision, text, quick_gelu):
     torch.testing.assert_close(encode_text(model, TextPrompts(ids)), model.encode_text(ids))
 
 
-# ---------------------------------------------------------------- the oracle: lists of tokens, one sequence at a time
+# ---------------------------------------------------------------- the oracle: lists of tokens, one
+# sequence at a time
 
 
 def oracle_block(block, tokens, causal):
@@ -65,7 +71,9 @@ def oracle_block(block, tokens, causal):
 
 
 def oracle_edit(tokens, change, sequence, place):
-    """Drop the last prompts and put the new ones after the remaining ones, or at `place` if none are present."""
+    """Drop the last prompts and put the new ones after the remaining ones, or at `place` if none
+    are present.
+    """
     prompts = [i for i, (kind, _) in enumerate(tokens) if kind == "prompt"]
     end = prompts[-1] + 1 if prompts else place
     start = end - change.remove
@@ -148,7 +156,9 @@ CTX = {"none": (0, 64), "shared": (2, 64), "per class": (3, 2, 64), "per image":
 @settings(EXAMPLES, max_examples=60)
 @given(form=st.sampled_from(list(CTX)), anywhere=st.booleans(), data=st.data())
 def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
-    """For three classes of 5, 4 and 7 words; vectors are anywhere in each class, as in CoOp's `middle` and `front`."""
+    """For three classes of 5, 4 and 7 words; vectors are anywhere in each class, as in CoOp's
+    `middle` and `front`.
+    """
     ids, ctx = token_rows(5, 4, 7), leaf(*CTX[form])
     n = ctx.shape[-2]
     slots = [[1, 4], [2, 3], [3, 6]] if anywhere and n else [[1, 2][:n]] * 3
@@ -173,7 +183,8 @@ def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
     )
 
 
-# ---------------------------------------------------------------- the number of prompts in each layer
+# ---------------------------------------------------------------- the number of prompts in each
+# layer
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
 
 @pytest.fixture
 def offline(eurosat, tiny, tmp_path):
-    """`offline(name, **variables)`: two seeds in a process that reports to a tracker; returns their results."""
+    """`offline(name, **variables)`: two seeds in a process that reports to a tracker; returns their
+    results.
+    """
 
     def offline(name, **variables):
         argv = arguments(

@@ -141,12 +141,17 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
 )
 def test_a_warm_up_of_all_epochs_is_told(name, epochs, told, build, capsys):
     build(name, options=("OPTIM.MAX_EPOCH", epochs, "OPTIM.WARMUP_EPOCH", 1)).before_train()
-    line = "OPTIM.WARMUP_EPOCH is 1 and MAX_EPOCH is 1: the learning rate stays below OPTIM.LR in all epochs"
+    line = (
+        "OPTIM.WARMUP_EPOCH is 1 and MAX_EPOCH is 1: the learning rate stays below OPTIM.LR in "
+        "all epochs"
+    )
     assert capsys.readouterr().out.count(line) == told
 
 
 def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
-    """A subclass may override `run_epoch`: the loader has the steps from the start, not only in Dassl's loop."""
+    """A subclass may override `run_epoch`: the loader has the steps from the start, not only in
+    Dassl's loop.
+    """
     trainer, found = build("CLIPLoRA", "base", "N_ITERS", 5), []
     assert len(trainer.train_loader_x) == trainer.steps == 10
     trainer.run_epoch = lambda: found.append(

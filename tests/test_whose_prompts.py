@@ -1,4 +1,6 @@
-"""Learned prompts are used with the weights and the classes that they were learned on, or refused in one line."""
+"""Learned prompts are used with the weights and the classes that they were learned on, or refused
+in one line.
+"""
 
 import json
 import re
@@ -69,7 +71,10 @@ def run(train, tmp_path):
     return tmp_path / "a"
 
 
-HOLDS = "{run} holds a run with other weights: {file} had SHA-256 {before:.12}..., now it has {now:.12}...: restore {file}"
+HOLDS = (
+    "{run} holds a run with other weights: {file} had SHA-256 {before:.12}..., now it has "
+    "{now:.12}...: restore {file}"
+)
 
 
 def test_a_run_refuses_other_weights_under_the_same_name(

@@ -1,4 +1,6 @@
-"""Tiny models of open_clip's families, with its own model beside ours: random weights, widths of 32 and two layers."""
+"""Tiny models of open_clip's families, with its own model beside ours: random weights, widths of 32
+and two layers.
+"""
 
 import json
 import re
@@ -86,7 +88,9 @@ def small_timm(name: str):
 
 
 def tiny_config(arch: str) -> dict:
-    """The configuration of an architecture with small sizes and at most a thousand tokens, unless they are CLIP's."""
+    """The configuration of an architecture with small sizes and at most a thousand tokens, unless
+    they are CLIP's.
+    """
     config = open_clip.get_model_config(arch)
     vision, text = config["vision_cfg"], config["text_cfg"]
     if isinstance(vision.get("layers"), list):
@@ -135,7 +139,9 @@ def open_clips(config: dict) -> torch.nn.Module:
 
 @contextmanager
 def not_initialised():
-    """Within it, models do not draw the weights that they get afterwards, which would take seconds."""
+    """Within it, models do not draw the weights that they get afterwards, which would take
+    seconds.
+    """
     names = [name for name in dir(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
     with ExitStack() as stack:
         for name in names:
@@ -195,7 +201,9 @@ def with_sizes(config: dict) -> dict:
 
 
 class Letters:
-    """A tokeniser with a token for each word, as its letters add up; its ends are those that the text tower reads."""
+    """A tokeniser with a token for each word, as its letters add up; its ends are those that the
+    text tower reads.
+    """
 
     def __init__(self, text_cfg: dict):
         pool = text_cfg.get("pool_type", "argmax")
@@ -230,7 +238,9 @@ def write_folder(folder: Path, theirs: torch.nn.Module, config: dict, preprocess
 
 
 def saved(family: str, folder: Path, preprocess: dict | None = None, **text: Any) -> Path:
-    """A folder of open_clip's form with its tiny model; `text` are more settings of the text tower."""
+    """A folder of open_clip's form with its tiny model; `text` are more settings of the text
+    tower.
+    """
     config = tiny_config(FAMILIES[family])
     config["text_cfg"] |= text
     with small_timm(config["vision_cfg"].get("timm_model_name")) as side:
@@ -241,7 +251,9 @@ def saved(family: str, folder: Path, preprocess: dict | None = None, **text: Any
 
 
 def write_tokeniser(folder: Path) -> None:
-    """Write a tokeniser of the library transformers, of a sentence and EuroSAT's classes, without SOS."""
+    """Write a tokeniser of the library transformers, of a sentence and EuroSAT's classes, without
+    SOS.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = re.findall(

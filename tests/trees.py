@@ -1,4 +1,6 @@
-"""Miniature trees of the fifteen datasets in their original layout: four classes, images of 8 x 8 pixels."""
+"""Miniature trees of the fifteen datasets in their original layout: four classes, images of 8 x 8
+pixels.
+"""
 
 import json
 from pathlib import Path
@@ -14,8 +16,8 @@ Split = dict[str, list[list]]  # rows of path, label and class name by part
 class Layout(NamedTuple):
     """A dataset with a split file: its folders, its classes as {folder: name}, and its image names.
 
-    `image` may contain {folder}, {part} (train, also for validation, or test), {n} (number in the class) and {i}
-    (number in the dataset).
+    `image` may contain {folder}, {part} (train, also for validation, or test), {n} (number in the
+    class) and {i} (number in the dataset).
     """
 
     folder: str
@@ -87,7 +89,9 @@ NAMES = (*LAYOUTS, "fgvc_aircraft", "imagenet", *FOLDERS)  # as in configs/datas
 
 
 def build_tree(name: str, root: Path) -> Path:
-    """Write the miniature of the dataset with this config name under `root`; returns the dataset's folder."""
+    """Write the miniature of the dataset with this config name under `root`; returns the dataset's
+    folder.
+    """
     if name in LAYOUTS:
         return with_split_file(name, root)
     if name == "fgvc_aircraft":

@@ -1,4 +1,6 @@
-"""Visitors of the page of tools/serve.py, over HTTP as a browser does it: benign ones, and a hostile one."""
+"""Visitors of the page of tools/serve.py, over HTTP as a browser does it: benign ones, and a
+hostile one.
+"""
 
 import asyncio
 import io
@@ -15,7 +17,8 @@ from PIL import Image
 
 BOUNDARY = "----visitor"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
-CLASSIFY = 1  # the function of a page with examples (0 loads one of these); the next one shows the roll-outs
+# The function of a page with examples (0 loads one of these); the next one shows the roll-outs
+CLASSIFY = 1
 Connect = Callable[[], HTTPConnection]
 
 
@@ -46,7 +49,9 @@ def started(page: Any) -> Iterator[tuple[str, Connect]]:
 def post(
     connect: Connect, path: str, body: bytes, kind: str = "application/json", **headers: str
 ) -> tuple[int, bytes]:
-    """The status and the content of the answer; the length of the body may be another one than `Content-Length`."""
+    """The status and the content of the answer; the length of the body may be another one than
+    `Content-Length`.
+    """
     with closing(connect()) as connection:
         connection.putrequest("POST", f"/gradio_api/{path}")
         for key, value in (

@@ -1,4 +1,6 @@
-"""Weight files for tests: OpenAI's form, a hostile program, and the check that a file is refused."""
+"""Weight files for tests: OpenAI's form, a hostile program, and the check that a file is
+refused.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,9 @@ SIZES = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
 
 
 def save_as_openai(model: open_clip.CLIP, config: dict, path: Path) -> None:
-    """Trace a CLIP in half precision, with its sizes among its tensors and a mask as an attribute of every block."""
+    """Trace a CLIP in half precision, with its sizes among its tensors and a mask as an attribute
+    of every block.
+    """
     half = open_clip.CLIP(**config, cast_dtype=torch.float16)
     open_clip.convert_weights_to_lp(half)
     half.load_state_dict(model.state_dict())

@@ -1,4 +1,6 @@
-"""Download, verify and arrange datasets and backbones: see `python tools/prepare.py --help`, `... backbone --help`."""
+"""Download, verify and arrange datasets and backbones: see `python tools/prepare.py --help`, `...
+backbone --help`.
+"""
 
 if __name__ == "__main__":
     import sys

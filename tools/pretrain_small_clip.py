@@ -1,4 +1,6 @@
-"""Pre-train the small CLIP on synthetic images: see `python tools/pretrain_small_clip.py --help`."""
+"""Pre-train the small CLIP on synthetic images: see `python tools/pretrain_small_clip.py
+--help`.
+"""
 
 if __name__ == "__main__":
     from _start import run

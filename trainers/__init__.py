@@ -1,7 +1,8 @@
-"""The methods, one file each; `base/` has what they share. Importing this package registers all of them with Dassl.
+"""The methods, one file each; `base/` has what they share. Importing this package registers all of
+them with Dassl.
 
-A new method is a file here (docs/add_a_method.md), and a YAML file in configs/trainers/<its name>/. Nothing else needs
-to name a new method: `methods()` reads the registry.
+A new method is a file here (docs/add_a_method.md), and a YAML file in configs/trainers/<its name>/.
+Nothing else needs to name a new method: `methods()` reads the registry.
 """
 
 import sys
@@ -23,7 +24,9 @@ from .base.plugin import registered as methods
 
 
 def import_files(folders: Iterable[str], package: str) -> None:
-    """Import the files of a package. For a broken one it prints the reason: somebody may be writing it."""
+    """Import the files of a package. For a broken one it prints the reason: somebody may be writing
+    it.
+    """
     for module in iter_modules(folders):
         try:
             import_module(f"{package}.{module.name}")
@@ -42,7 +45,9 @@ import_files(__path__, __name__)
 
 
 def predicting() -> dict[str, type[PromptTrainer]]:
-    """The methods of models: those that a run trains, and the sum of heads that tools/fit.py makes."""
+    """The methods of models: those that a run trains, and the sum of heads that tools/fit.py
+    makes.
+    """
     return {Linear.__name__: Linear, **methods()}
 
 
@@ -51,8 +56,9 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
 
     Args:
         cfg: changed in place.
-        chosen: the method that will read it. Where several methods share a section, it has this one's keys; its section
-            is also there under the names that its published YAML files use, as the same node.
+        chosen: the method that will read it. Where several methods share a section, it has this
+            one's keys; its section is also there under the names that its published YAML files use,
+            as the same node.
     """
     compat.add_settings(cfg)
     known = predicting() if chosen == Linear.__name__ else methods()

@@ -46,7 +46,9 @@ class CLAPSettings(ZSLPSettings):
 
 
 class Prototypes(Head):
-    """A vector for each class, compared with the image by its direction (Silva-Rodriguez et al., 2024, Sec. 3)."""
+    """A vector for each class, compared with the image by its direction (Silva-Rodriguez et al.,
+    2024, Sec. 3).
+    """
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -86,7 +88,9 @@ class ZSLP(FeatureTrainer):
 
 @TRAINER_REGISTRY.register()
 class CLAP(ZSLP):
-    """ZSLP held near the text features of those classes that zero-shot CLIP knows (Silva-Rodriguez et al., 2024)."""
+    """ZSLP held near the text features of those classes that zero-shot CLIP knows (Silva-Rodriguez
+    et al., 2024).
+    """
 
     Settings: ClassVar[type[MethodSettings]] = CLAPSettings
     spec = replace(ZSLP.spec, needs_all=True)

@@ -10,7 +10,9 @@ from .base.prompted import normalize
 
 @dataclass(frozen=True)
 class CLIPAdapterSettings(FeatureSettings):
-    """RATIO is the share of the adapter's output in the image feature. Its hidden layer is REDUCTION times smaller."""
+    """RATIO is the share of the adapter's output in the image feature. Its hidden layer is
+    REDUCTION times smaller.
+    """
 
     AUGMENT_EPOCH: int = 20
     RATIO: int | float = 0.2
@@ -19,7 +21,9 @@ class CLIPAdapterSettings(FeatureSettings):
 
 
 class FeatureAdapter(Head):
-    """A bottleneck on image features, whose output is mixed with its input (Gao et al., 2023, Sec. 3.2)."""
+    """A bottleneck on image features, whose output is mixed with its input (Gao et al., 2023, Sec.
+    3.2).
+    """
 
     def __init__(self, width: int, hidden: int, ratio: float):
         super().__init__()
@@ -38,7 +42,9 @@ class FeatureAdapter(Head):
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(FeatureTrainer):
-    """A small network on image features; text features stay as they are (Gao et al., IJCV 2024, online 2023)."""
+    """A small network on image features; text features stay as they are (Gao et al., IJCV 2024,
+    online 2023).
+    """
 
     Settings = CLIPAdapterSettings
     transfers = True

@@ -12,8 +12,8 @@ from .base.teacher import TaughtTrainer, cosine_distance
 
 @dataclass(frozen=True)
 class CLIPFitSettings(ContextSettings):
-    """LAMBDA is the weight of the distance from the frozen CLIP. The other keys but PREC have no effect; the published
-    files have them."""
+    """LAMBDA is the weight of the distance from the frozen CLIP. The other keys but PREC have no
+    effect; the published files have them."""
 
     LAMBDA: int | float = 8.0
     W1: int | float = 1.0
@@ -36,7 +36,9 @@ def learned(clip: CLIP) -> dict[str, str]:
 
 @TRAINER_REGISTRY.register()
 class CLIPFit(TaughtTrainer):
-    """Layer norms of the image tower and biases of the text tower's MLPs (Li et al., EMNLP 2024)."""
+    """Layer norms of the image tower and biases of the text tower's MLPs (Li et al., EMNLP
+    2024).
+    """
 
     Settings = CLIPFitSettings
     reads_template = True

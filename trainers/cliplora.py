@@ -27,8 +27,10 @@ OF_24 = "half-up", "half-bottom", "all"  # these have a meaning in a tower of 24
 
 @dataclass(frozen=True)
 class CLIPLoRASettings(MethodSettings):
-    """R and ALPHA are those of the low-rank maps B A, which are scaled by ALPHA / sqrt(R); PARAMS are the maps of
-    attention that have them; N_ITERS times DATASET.NUM_SHOTS is the number of steps."""
+    """R and ALPHA are those of the low-rank maps B A, which are scaled by ALPHA / sqrt(R); PARAMS
+    are the maps of attention that have them; N_ITERS times DATASET.NUM_SHOTS is the number of
+    steps.
+    """
 
     R: int = 2
     ALPHA: int | float = 1
@@ -57,7 +59,9 @@ class CLIPLoRASettings(MethodSettings):
 
 
 class LoRALearner(TemplatePrompts):
-    """The adapters of both towers; `layer_<i>` counts the adapted blocks, those of the text tower first."""
+    """The adapters of both towers; `layer_<i>` counts the adapted blocks, those of the text tower
+    first.
+    """
 
     logit_scale = 100.0
 
@@ -74,7 +78,10 @@ class LoRALearner(TemplatePrompts):
                 and settings.POSITION != "all"
                 and (settings.POSITION not in OF_24 or depth != 24)
             ):
-                what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower has {depth} layers"
+                what = (
+                    f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower "
+                    f"has {depth} layers"
+                )
                 raise UsageError(
                     what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone"
                 )
@@ -115,7 +122,9 @@ class CLIPLoRA(SteppedTrainer):
 
     @classmethod
     def of_published_file(cls, content: Any, path: str, settings: Any) -> dict[str, Any]:
-        """`weights` has tensors by layer, map and name; `metadata` the settings that say what the layers are."""
+        """`weights` has tensors by layer, map and name; `metadata` the settings that say what the
+        layers are.
+        """
         written = of(content).get("metadata")
         if not isinstance(written, dict):
             raise UsageError(

@@ -26,7 +26,8 @@ LAYERS |= {
     "bottom_middle": range(8),
     "top_bottom": [*range(4), *range(8, 12)],
 }
-# The maps of a tensor of a block, one above the other: each with its letter in PARAMS and its name in official files.
+# The maps of a tensor of a block, one above the other: each with its letter in PARAMS and its name
+# in official files.
 MAPS = {
     "attn.in_proj_weight": [("q", "attn.q_proj"), ("k", "attn.k_proj"), ("v", "attn.v_proj")],
     "attn.out_proj.weight": [("o", "attn.proj")],
@@ -37,9 +38,11 @@ MAPS = {
 
 @dataclass(frozen=True)
 class CLIPSVDSettings(MethodSettings):
-    """RANK is the share of singular values of each map that are kept. LAYERS, ENCODER and PARAMS say where they learn.
-    N_ITERS times DATASET.NUM_SHOTS is the number of steps; 0: OPTIM.MAX_EPOCH epochs, after which many batches the
-    cosine of the learning rate turns back, as in the official program of base-to-new."""
+    """RANK is the share of singular values of each map that are kept. LAYERS, ENCODER and PARAMS
+    say where they learn. N_ITERS times DATASET.NUM_SHOTS is the number of steps; 0: OPTIM.MAX_EPOCH
+    epochs, after which many batches the cosine of the learning rate turns back, as in the official
+    program of base-to-new.
+    """
 
     RANK: int | float = 1.0
     LAYERS: Literal[
@@ -61,7 +64,9 @@ class CLIPSVDSettings(MethodSettings):
 
 
 class SpectralLearner(TemplatePrompts):
-    """The singular values of linear maps in the blocks, by their names in official files: `....q_proj.vector_S`."""
+    """The singular values of linear maps in the blocks, by their names in official files:
+    `....q_proj.vector_S`.
+    """
 
     logit_scale = 100.0
 

@@ -20,7 +20,9 @@ from .base.settings import MethodSettings
 
 @dataclass(frozen=True)
 class CoCoOpSettings(MethodSettings):
-    """CTX_INIT is words, or True for those of the dataset's sentence, as in ProGrad's repository."""
+    """CTX_INIT is words, or True for those of the dataset's sentence, as in ProGrad's
+    repository.
+    """
 
     N_CTX: int = 16
     CTX_INIT: bool | str = ""

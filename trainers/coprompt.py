@@ -19,8 +19,8 @@ IMAGE, TEXT = 0.1, 0.2  # shares of the adapters' outputs in the features
 
 @dataclass(frozen=True)
 class CoPromptSettings(CoupledSettings):
-    """W is the weight of the consistency with the frozen CLIP, DISTILL its measure: one minus the cosine, or the mean
-    squared difference of the unit features."""
+    """W is the weight of the consistency with the frozen CLIP, DISTILL its measure: one minus the
+    cosine, or the mean squared difference of the unit features."""
 
     W: int | float = 1.0
     DISTILL: Literal["cosine", "mse"] = "cosine"
@@ -28,7 +28,9 @@ class CoPromptSettings(CoupledSettings):
 
 
 class Adapter(nn.Module):
-    """A bottleneck on features (..., width), in fp32, whose output is mixed with its input (CoPrompt, Sec. 3.3)."""
+    """A bottleneck on features (..., width), in fp32, whose output is mixed with its input
+    (CoPrompt, Sec. 3.3).
+    """
 
     def __init__(self, width: int, share: float):
         super().__init__()
@@ -49,7 +51,8 @@ class Adapter(nn.Module):
 class CoPromptCLIP(PromptedCLIP):
     """MaPLe's model with an adapter behind each tower.
 
-    In training its images may be two views (2, batch, 3, H, W): it reads the first one, and the teacher the second.
+    In training its images may be two views (2, batch, 3, H, W): it reads the first one, and the
+    teacher the second.
     """
 
     def of_tower(self, tower):
@@ -89,12 +92,17 @@ class CoPrompt(CoupledTrainer):
     def check_training(self):
         super().check_training()
         if len(counts := {len(texts) for texts in self.teacher.texts}) > 1:
-            what = f"the classes have {min(counts)} to {max(counts)} sentences, and CoPrompt draws one number for all"
+            what = (
+                f"the classes have {min(counts)} to {max(counts)} sentences, and CoPrompt draws "
+                "one number for all"
+            )
             raise UsageError(what, "give as many for each class in DATASET.SENTENCES")
 
     @cached_property
     def teacher_texts(self) -> Tensor:
-        """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of the n-th sentence of each class."""
+        """(sentences, C, joint), fp32, normalised: the frozen CLIP's features of the n-th sentence
+        of each class.
+        """
         texts = [
             text
             for of_all_classes in zip(*self.teacher.texts, strict=True)
@@ -115,7 +123,8 @@ class CoPrompt(CoupledTrainer):
     def loss(self, output, labels):
         """Cross-entropy, and the distances of both features from the frozen CLIP's (Sec. 3.2).
 
-        The frozen CLIP reads the second view, and one sentence of each class; its number is drawn for all classes.
+        The frozen CLIP reads the second view, and one sentence of each class; its number is drawn
+        for all classes.
         """
         views = output.images
         teacher_image = self.teacher.image_features(views if views.dim() < 5 else views[-1])

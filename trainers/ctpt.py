@@ -7,7 +7,9 @@ from .base.tuning import TuningSettings, TuningTrainer
 
 @dataclass(frozen=True)
 class CTPTSettings(TuningSettings):
-    """LAMBDA weighs the dispersion of the text features, which keeps the probabilities calibrated."""
+    """LAMBDA weighs the dispersion of the text features, which keeps the probabilities
+    calibrated.
+    """
 
     LAMBDA: int | float = 50.0
     ranges = {"LAMBDA": (0, 100_000)}

@@ -13,7 +13,9 @@ from .base.texts import TextsTrainer
 
 @dataclass(frozen=True)
 class CuPLSettings(MethodSettings):
-    """TEMPLATES count beside the sentences of a class, with {} for its name. `eighty` are CLIP's for ImageNet."""
+    """TEMPLATES count beside the sentences of a class, with {} for its name. `eighty` are CLIP's
+    for ImageNet.
+    """
 
     TEMPLATES: list[str] | Literal["eighty"] = field(default_factory=list)
 
@@ -31,7 +33,9 @@ class CuPL(TextsTrainer):
     needs_sentences = True
 
     def texts(self):
-        """The sentences, and the templates with the class names as their file has them: `_` stays, as in its code."""
+        """The sentences, and the templates with the class names as their file has them: `_` stays,
+        as in its code.
+        """
         templates = EIGHTY if self.settings.TEMPLATES == "eighty" else self.settings.TEMPLATES
         written = {plain(name): name for name in self.sentences}
         names = [written.get(name, name) for name in self.class_names]

@@ -11,8 +11,8 @@ from .base.texts import SeveralSettings, TextsTrainer
 
 @dataclass(frozen=True)
 class DCLIPSettings(SeveralSettings):
-    """NAME is the place of the class name: prepend (BEFORE name BETWEEN descriptor AFTER), append (descriptor BETWEEN
-    name) or none. MODIFY makes a relative clause of a descriptor."""
+    """NAME is the place of the class name: prepend (BEFORE name BETWEEN descriptor AFTER), append
+    (descriptor BETWEEN name) or none. MODIFY makes a relative clause of a descriptor."""
 
     NAME: Literal["prepend", "append", "none"] = "prepend"
     MODIFY: bool = True

@@ -23,8 +23,9 @@ FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {
 
 @dataclass(frozen=True)
 class DePTSettings(MethodSettings):
-    """WEIGHT is that of the head's loss and, in a test of learned classes, of its logits. The others are the published
-    ablations: TYPE similarity has no head, LINEAR_PROBE False no FiLM, TEST_TIME_FUSION False the head's logits alone.
+    """WEIGHT is that of the head's loss and, in a test of learned classes, of its logits. The
+    others are the published ablations: TYPE similarity has no head, LINEAR_PROBE False no FiLM,
+    TEST_TIME_FUSION False the head's logits alone.
     """
 
     WEIGHT: int | float = 0.7
@@ -35,7 +36,9 @@ class DePTSettings(MethodSettings):
 
 
 def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Tensor:
-    """The logits of the head: of the images (batch, classes) or, with labels, of their texts and then of the images."""
+    """The logits of the head: of the images (batch, classes) or, with labels, of their texts and
+    then of the images.
+    """
     film_img, film_text = (getattr(model, name, nn.Identity()) for name in FILMS)
     image, text = film_img(output.tower.feature.float()), output.text_feature.float()
     if model.dept.TYPE == "similarity":
@@ -83,7 +86,10 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             return replace(output, logits=torch.lerp(output.logits, head, weight))
 
     class Trainer(base):  # type: ignore[valid-type, misc]
-        __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
+        __doc__ = (
+            f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et "
+            "al., CVPR 2024)."
+        )
         published_sections = (
             *base.published_sections,
             "TRAINER.LINEAR_PROBE",

@@ -18,8 +18,10 @@ OF_TEXT = 16  # images that the text of a new class counts as
 
 @dataclass(frozen=True)
 class GDASettings(ChoosingSettings):
-    """SETTING base2new estimates base classes, and new ones from the K views nearest to their texts; auto takes it for
-    runs on base or new classes. ALPHA weighs the classifier that zero-shot CLIP gets. 0: validation images choose."""
+    """SETTING base2new estimates base classes, and new ones from the K views nearest to their
+    texts; auto takes it for runs on base or new classes. ALPHA weighs the classifier that zero-shot
+    CLIP gets. 0: validation images choose.
+    """
 
     AUGMENT_EPOCH: int = 10
     SETTING: Literal["auto", "few_shots", "base2new"] = "auto"
@@ -29,9 +31,11 @@ class GDASettings(ChoosingSettings):
 
 
 class Gaussians(Head):
-    """Gaussian classes with one covariance as a linear classifier, added to zero-shot CLIP (Wang et al., 2024, Sec. 3).
+    """Gaussian classes with one covariance as a linear classifier, added to zero-shot CLIP (Wang et
+    al., 2024, Sec. 3).
 
-    W is (joint, classes), b (classes,). `rows` (n, joint): unit features of base images, where new classes need them.
+    W is (joint, classes), b (classes,). `rows` (n, joint): unit features of base images, where new
+    classes need them.
     """
 
     def __init__(self, classes: int, width: int):
@@ -51,7 +55,9 @@ class Gaussians(Head):
 
 
 def inverse(covariance: Tensor) -> Tensor:
-    """The pseudo-inverse (d, d). Eigenvalues below the rounding error of fp32, as in the official code, count as 0."""
+    """The pseudo-inverse (d, d). Eigenvalues below the rounding error of fp32, as in the official
+    code, count as 0.
+    """
     return torch.linalg.pinv(
         covariance, rtol=len(covariance) * torch.finfo(torch.float32).eps, hermitian=True
     )
@@ -79,7 +85,9 @@ class GDA(FittedTrainer):
         return Gaussians(classes, width)
 
     def start(self, support: Support) -> None:
-        """W and b of the classes of the images, in double precision: they are small differences of large numbers."""
+        """W and b of the classes of the images, in double precision: they are small differences of
+        large numbers.
+        """
         rows, labels = normalize(support.rows).double(), support.row_labels
         of_class = [rows[labels == label] for label in range(len(self.head.b))]
         means = torch.stack([part.mean(dim=0) for part in of_class])
@@ -103,7 +111,8 @@ class GDA(FittedTrainer):
                 max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1])
             )
             print(
-                f"{self.correct()} of {len(self.val[1])} validation images with alpha {self.head.alpha:g}"
+                f"{self.correct()} of {len(self.val[1])} validation images with alpha "
+                f"{self.head.alpha:g}"
             )
 
     def after_load(self, classes):
@@ -112,7 +121,9 @@ class GDA(FittedTrainer):
 
     @torch.no_grad()
     def estimate(self, texts: Tensor) -> None:
-        """W and b of new classes by their unit text features (classes, joint); none without rows of base images."""
+        """W and b of new classes by their unit text features (classes, joint); none without rows of
+        base images.
+        """
         rows, texts, k = self.head.rows.double(), texts.double(), self.settings.K
         if len(rows) < k:
             self.head.alpha.zero_()

@@ -8,8 +8,8 @@ from .base.teacher import TaughtTrainer
 
 @dataclass(frozen=True)
 class KgCoOpSettings(ContextSettings):
-    """W is the weight of the distance from the frozen CLIP. CTX_INIT is words, or True for `a photo of a`.
-    ALPHA has no effect; the files of DePT's repository have it."""
+    """W is the weight of the distance from the frozen CLIP. CTX_INIT is words, or True for `a photo
+    of a`. ALPHA has no effect; the files of DePT's repository have it."""
 
     N_CTX: int = 4
     CTX_INIT: bool | str = True
@@ -20,7 +20,9 @@ class KgCoOpSettings(ContextSettings):
 
 @TRAINER_REGISTRY.register()
 class KgCoOp(TaughtTrainer, ContextTrainer):
-    """Knowledge-guided Context Optimization: text features held near the frozen CLIP's (Yao et al., CVPR 2023)."""
+    """Knowledge-guided Context Optimization: text features held near the frozen CLIP's (Yao et al.,
+    CVPR 2023).
+    """
 
     Settings = KgCoOpSettings
     published_sections = ("TRAINER.COOP",)

@@ -59,10 +59,11 @@ def fit(features: np.ndarray, labels: np.ndarray, c: float):
 
 
 def search(accuracy: Callable[[float], float]) -> float:
-    """x for CoOp's C = 10^x: the best of seven powers of ten, then eight halvings of the two decades around it.
+    """x for CoOp's C = 10^x: the best of seven powers of ten, then eight halvings of the two
+    decades around it.
 
-    `accuracy` is that of a probe on the validation images. Of equal powers of ten the largest is taken; of equal ends
-    of an interval the lower one.
+    `accuracy` is that of a probe on the validation images. Of equal powers of ten the largest is
+    taken; of equal ends of an interval the lower one.
     """
     accuracy = cache(accuracy)
     best = max(map(float, range(6, -7, -2)), key=accuracy)
@@ -78,7 +79,9 @@ def search(accuracy: Callable[[float], float]) -> float:
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(FittedTrainer):
-    """A linear classifier of the frozen image features, without text (Radford et al., 2021; search as in CoOp)."""
+    """A linear classifier of the frozen image features, without text (Radford et al., 2021; search
+    as in CoOp).
+    """
 
     Settings = LinearProbeSettings
     saved_as = "linear_probe"

@@ -12,8 +12,8 @@ from .base.prompts import ContextSettings, ContextTrainer
 
 @dataclass(frozen=True)
 class LoCoOpSettings(ContextSettings):
-    """LAMBDA weighs the entropy of the patches that do not show the class: those where at least TOPK classes are more
-    likely. A TOPK below 1 is a share of the classes."""
+    """LAMBDA weighs the entropy of the patches that do not show the class: those where at least
+    TOPK classes are more likely. A TOPK below 1 is a share of the classes."""
 
     CTX_INIT: str = ""
     LAMBDA: int | float = 0.25
@@ -30,13 +30,18 @@ class LoCoOpSettings(ContextSettings):
 
 @TRAINER_REGISTRY.register()
 class LoCoOp(ContextTrainer):
-    """CoOp whose patches without the class are held away from all texts (Miyai et al., NeurIPS 2023)."""
+    """CoOp whose patches without the class are held away from all texts (Miyai et al., NeurIPS
+    2023).
+    """
 
     Settings = LoCoOpSettings
 
     def finish_model(self):
         if not has_local_features(self.model.clip):
-            what = f"LoCoOp reads features of patches, which {self.cfg.MODEL.BACKBONE.NAME} has none of"
+            what = (
+                f"LoCoOp reads features of patches, which {self.cfg.MODEL.BACKBONE.NAME} has "
+                "none of"
+            )
             raise UsageError(
                 what, "choose a backbone with a vision transformer or CLIP's ResNet, or CoOp"
             )
@@ -57,7 +62,9 @@ class LoCoOp(ContextTrainer):
         return int(topk) if topk >= 1 else max(1, round(topk * len(self.class_names)))
 
     def loss(self, output, labels):
-        """Cross-entropy, minus LAMBDA times the mean entropy of the patches outside the class (Eqs. 3-5)."""
+        """Cross-entropy, minus LAMBDA times the mean entropy of the patches outside the class (Eqs.
+        3-5).
+        """
         local = local_logits(self.model, output).flatten(0, 1)  # (B M, C)
         patches = len(local) // len(labels)
         of_class = (

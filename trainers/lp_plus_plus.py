@@ -17,8 +17,8 @@ START = 250  # times the mean similarity of an image and the text of its class
 
 @dataclass(frozen=True)
 class LPPlusPlusSettings(ChoosingSettings):
-    """Of STEPS steps with all images, the weights after STEP are kept; 0 lets the validation images choose it. After
-    ALPHA_EVERY steps the weights of the texts take one."""
+    """Of STEPS steps with all images, the weights after STEP are kept; 0 lets the validation images
+    choose it. After ALPHA_EVERY steps the weights of the texts take one."""
 
     AUGMENT_EPOCH: int = 1
     STEPS: int = 300
@@ -37,7 +37,9 @@ class LPPlusPlusSettings(ChoosingSettings):
 
 
 class Blended(Head):
-    """A linear classifier next to the text features, with a weight for the text of each class (Huang et al., 2024)."""
+    """A linear classifier next to the text features, with a weight for the text of each class
+    (Huang et al., 2024).
+    """
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -51,7 +53,9 @@ class Blended(Head):
 
 @TRAINER_REGISTRY.register()
 class LPPlusPlus(FittedTrainer):
-    """LP++: a linear probe with class-wise text weights and learning rates from the data (Huang et al., CVPR 2024)."""
+    """LP++: a linear probe with class-wise text weights and learning rates from the data (Huang et
+    al., CVPR 2024).
+    """
 
     Settings = LPPlusPlusSettings
     saved_as = "lp_plus_plus"
@@ -82,7 +86,8 @@ class LPPlusPlus(FittedTrainer):
     def step(self, number: int, image: Tensor, labels: Tensor) -> float:
         """One step, by its number from 1, with all images; returns the loss before it.
 
-        The gradients of alpha are added up over all steps, and never set to zero, as in the published code.
+        The gradients of alpha are added up over all steps, and never set to zero, as in the
+        published code.
         """
         self.head.zero_grad()
         loss = F.cross_entropy(self.model.logits(image, self.model.class_texts), labels)

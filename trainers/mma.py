@@ -14,8 +14,8 @@ from .base.settings import MethodSettings
 
 @dataclass(frozen=True)
 class MMASettings(MethodSettings):
-    """ADAPTER_START and ADAPTER_END are the first and the last adapted block of both towers, counted from 1; 0 is the
-    input of the first block."""
+    """ADAPTER_START and ADAPTER_END are the first and the last adapted block of both towers,
+    counted from 1; 0 is the input of the first block."""
 
     TEXT_CTX_INIT: str = "a photo of a"
     ADAPTER_START: int = 5
@@ -42,9 +42,11 @@ class Bottleneck(nn.Module):
 
 
 class MMAAdapter(BlockAdapter):
-    """y = scale U relu(S relu(D x)) parallel to a block, x the output of its first layer norm (MMA, Sec. 3.2).
+    """y = scale U relu(S relu(D x)) parallel to a block, x the output of its first layer norm (MMA,
+    Sec. 3.2).
 
-    D, S and U get 1 / scale times their gradient, as though y were not scaled; x gets its own gradient.
+    D, S and U get 1 / scale times their gradient, as though y were not scaled; x gets its own
+    gradient.
     """
 
     def __init__(self, bottleneck: Bottleneck, shared: nn.Module, scale: float):
@@ -57,7 +59,9 @@ class MMAAdapter(BlockAdapter):
 
 
 class MMALearner(TemplatePrompts):
-    """The adapters, by their names in published checkpoints: `text_adapter.<block>.down.0.weight`, ..."""
+    """The adapters, by their names in published checkpoints: `text_adapter.<block>.down.0.weight`,
+    ...
+    """
 
     name = "adapter_learner"
 
@@ -92,7 +96,9 @@ class MMALearner(TemplatePrompts):
 
 @TRAINER_REGISTRY.register()
 class MMA(PromptTrainer):
-    """Multi-Modal Adapter: small networks parallel to the upper blocks of both towers (Yang et al., CVPR 2024)."""
+    """Multi-Modal Adapter: small networks parallel to the upper blocks of both towers (Yang et al.,
+    CVPR 2024).
+    """
 
     Settings = MMASettings
     saved_as = "adapter_learner"

@@ -14,7 +14,9 @@ from .base.representations import (
 
 
 class MMRLPrompts(RepresentationPrompts):
-    """Each layer of a tower has a linear map of its own, and the representation feature a projection (MMRL, Sec. 3)."""
+    """Each layer of a tower has a linear map of its own, and the representation feature a
+    projection (MMRL, Sec. 3).
+    """
 
     def __init__(
         self, clip, classnames: list[str], template: str, settings: RepresentationSettings

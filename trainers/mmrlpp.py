@@ -17,8 +17,10 @@ from .base.representations import (
 
 @dataclass(frozen=True)
 class MMRLppSettings(RepresentationSettings):
-    """Those of MMRL. BETA is the weight of a layer's tokens, which are mixed with those of the layer before.
-    PROJ_LORA_DIM is the rank of the change of the projection, RES_LORA_DIM that of each layer's change of the map."""
+    """Those of MMRL. BETA is the weight of a layer's tokens, which are mixed with those of the
+    layer before. PROJ_LORA_DIM is the rank of the change of the projection, RES_LORA_DIM that of
+    each layer's change of the map.
+    """
 
     BETA: int | float = 0.9
     PROJ_LORA_DIM: int = 64
@@ -27,7 +29,9 @@ class MMRLppSettings(RepresentationSettings):
 
 
 class LowRank(nn.ParameterDict):
-    """The factors A (outputs, rank) and B (rank, inputs) of a change that starts at zero, and perhaps a bias."""
+    """The factors A (outputs, rank) and B (rank, inputs) of a change that starts at zero, and
+    perhaps a bias.
+    """
 
     def __init__(self, outputs: int, rank: int, inputs: int, **more: Tensor):
         factor = nn.init.kaiming_uniform_(torch.empty(outputs, rank), a=5**0.5)
@@ -35,7 +39,9 @@ class LowRank(nn.ParameterDict):
 
 
 class SharedMap(nn.Module):
-    """One weight for all layers of a tower; each layer adds a low-rank change and a bias (MMRL++, Sec. 3)."""
+    """One weight for all layers of a tower; each layer adds a low-rank change and a bias (MMRL++,
+    Sec. 3).
+    """
 
     def __init__(self, inputs: int, outputs: int, layers: int, rank: int):
         super().__init__()
@@ -52,7 +58,9 @@ class SharedMap(nn.Module):
 
 
 class MMRLppPrompts(RepresentationPrompts):
-    """The layers of a tower share a map, and the projection of the representation feature is CLIP's with a change."""
+    """The layers of a tower share a map, and the projection of the representation feature is CLIP's
+    with a change.
+    """
 
     visual_proj: Tensor
 
@@ -77,7 +85,9 @@ class MMRLppPrompts(RepresentationPrompts):
 
 @TRAINER_REGISTRY.register()
 class MMRLpp(RepresentationTrainer):
-    """MMRL++: representation tokens with shared maps, which are carried from layer to layer (Guo and Gu, 2025)."""
+    """MMRL++: representation tokens with shared maps, which are carried from layer to layer (Guo
+    and Gu, 2025).
+    """
 
     Settings, Prompts = MMRLppSettings, MMRLppPrompts
     published_sections = ("TRAINER.MMRLpp",)
@@ -86,6 +96,9 @@ class MMRLpp(RepresentationTrainer):
 
     def build_prompts(self, clip, classnames):
         if not is_vit(clip):
-            what = f"MMRLpp changes the projection of CLIP's class token, and {self.cfg.MODEL.BACKBONE.NAME} has none"
+            what = (
+                "MMRLpp changes the projection of CLIP's class token, and "
+                f"{self.cfg.MODEL.BACKBONE.NAME} has none"
+            )
             raise UsageError(what, "choose MMRL, which learns a projection of its own")
         return super().build_prompts(clip, classnames)

@@ -25,7 +25,9 @@ from .base.settings import MethodSettings, PerLayer
 
 @dataclass(frozen=True)
 class MPLSettings(MethodSettings):
-    """N_ADD_OP and N_RM_OP are one number for all of the layers 1..PROMPT_DEPTH-1, or a list with one for each."""
+    """N_ADD_OP and N_RM_OP are one number for all of the layers 1..PROMPT_DEPTH-1, or a list with
+    one for each.
+    """
 
     N_CTX: int = 2
     N_ADD_OP: PerLayer = 2
@@ -49,13 +51,14 @@ class MPLSettings(MethodSettings):
 
 
 class MPLPrompts(TemplatePrompts):
-    """Coupled prompts of both towers, added, removed and carried on in the image tower (MPL, Sec. IV, Fig. 1).
+    """Coupled prompts of both towers, added, removed and carried on in the image tower (MPL, Sec.
+    IV, Fig. 1).
 
     Args:
         n_ctx: prompts of the text tower at each of the first `depth` layers.
         ctx_init: fixed words between them and the class name.
-        adds, removes: for each of the layers 1..depth-1, how many times n_ctx vision prompts are added, and how many
-            of those present are removed before that.
+        adds, removes: for each of the layers 1..depth-1, how many times n_ctx vision prompts are
+            added, and how many of those present are removed before that.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class MPLPrompts(TemplatePrompts):
         self.compound_prompts_text = nn.ParameterList(
             gaussian(n_ctx, text_width(clip)) for _ in adds
         )
-        # The coupling functions, all copies of one initialisation; names are `txt2img_proj.<which>.<layer - 1>`.
+        # The coupling functions, all copies of one initialisation; names are
+        # `txt2img_proj.<which>.<layer - 1>`.
         coupling = nn.Linear(text_width(clip), vision_width(clip))
         self.txt2img_proj = nn.ModuleList(
             nn.ModuleDict(

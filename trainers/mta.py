@@ -13,7 +13,9 @@ NEIGHBOURS = 0.3  # share of the other views whose distances make the bandwidth 
 
 @dataclass(frozen=True)
 class MTASettings(ViewsSettings):
-    """LAMBDA_Y is the temperature of the inlierness scores, LAMBDA_Q the weight of the agreement of predictions."""
+    """LAMBDA_Y is the temperature of the inlierness scores, LAMBDA_Q the weight of the agreement of
+    predictions.
+    """
 
     CTX_INIT: str = "a photo of a"
     LAMBDA_Y: int | float = 0.2
@@ -23,7 +25,9 @@ class MTASettings(ViewsSettings):
 
 @TRAINER_REGISTRY.register()
 class MTA(ViewsTrainer):
-    """The mode of the views' features, weighted by how well the views agree (Zanella and Ben Ayed, CVPR 2024)."""
+    """The mode of the views' features, weighted by how well the views agree (Zanella and Ben Ayed,
+    CVPR 2024).
+    """
 
     Settings = MTASettings
 
@@ -35,7 +39,9 @@ class MTA(ViewsTrainer):
 
 
 def bandwidths(features: Tensor) -> Tensor:
-    """(views, joint) -> (views,): h^2 of each view, half the mean squared distance to its nearest ones."""
+    """(views, joint) -> (views,): h^2 of each view, half the mean squared distance to its nearest
+    ones.
+    """
     nearest = max(1, int(NEIGHBOURS * (len(features) - 1)))
     squared = squared_distances(features, features)
     return (

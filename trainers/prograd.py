@@ -13,8 +13,10 @@ from .base.teacher import TaughtTrainer
 
 @dataclass(frozen=True)
 class ProGradSettings(ContextSettings):
-    """CTX_INIT is words, or True for those of the teacher's sentence. T is the temperature of both predictions in
-    the divergence from the frozen CLIP. LAMBDA is the share of the opposing gradient to remove."""
+    """CTX_INIT is words, or True for those of the teacher's sentence. T is the temperature of both
+    predictions in the divergence from the frozen CLIP. LAMBDA is the share of the opposing gradient
+    to remove.
+    """
 
     CTX_INIT: bool | str = False
     NAME: str = "prograd"
@@ -33,7 +35,9 @@ class ProGradSettings(ContextSettings):
 
 @TRAINER_REGISTRY.register()
 class ProGrad(TaughtTrainer, ContextTrainer):
-    """Prompt-aligned Gradient: no step against the frozen CLIP's predictions (Zhu et al., ICCV 2023)."""
+    """Prompt-aligned Gradient: no step against the frozen CLIP's predictions (Zhu et al., ICCV
+    2023).
+    """
 
     Settings = ProGradSettings
     published_sections = ("TRAINER.COOP", "LOSS")
@@ -43,7 +47,9 @@ class ProGrad(TaughtTrainer, ContextTrainer):
     )
 
     def start(self, clip, classes):
-        """With CTX_INIT the last vectors start from its words, one for each, and those before them from zero."""
+        """With CTX_INIT the last vectors start from its words, one for each, and those before them
+        from zero.
+        """
         return (
             zeros_and_words(self, clip) if self.settings.CTX_INIT else super().start(clip, classes)
         )
@@ -51,7 +57,8 @@ class ProGrad(TaughtTrainer, ContextTrainer):
     def loss(self, output, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions as targets."""
         model, logits, temperature = self.model, output.logits, self.settings.T
-        # With PREC amp the teacher computes in fp32. With fp16 it is the fp16 CLIP; that of the published code is fp32.
+        # With PREC amp the teacher computes in fp32. With fp16 it is the fp16 CLIP; that of the
+        # published code is fp32.
         with torch.autocast(logits.device.type, enabled=False):
             image = self.teacher.image_features(output.images) if self.amp else output.image
             teacher = F.softmax(
@@ -64,8 +71,8 @@ class ProGrad(TaughtTrainer, ContextTrainer):
     def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Take from each gradient the part that opposes the gradient of `loss_kl`.
 
-        Both gradients have the scaler's factor, which cancels in their projection. If it is too large for the second
-        one, the result is not finite, and the scaler skips the step.
+        Both gradients have the scaler's factor, which cancels in their projection. If it is too
+        large for the second one, the result is not finite, and the scaler skips the step.
         """
         learned, opposed = list(self.model.parameters()), []
         of_loss = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)

@@ -16,8 +16,10 @@ MOST_ROWS = 20_000  # of training images: their kernel takes 3.2 GB
 
 @dataclass(frozen=True)
 class ProKeRSettings(ChoosingSettings):
-    """BETA is the sharpness of the kernel. LAMBDA divides the kernel before one is added to its diagonal. Those that
-    are 0 are chosen from GRID_BETA and GRID_LAMBDA: [first, last, number of values]."""
+    """BETA is the sharpness of the kernel. LAMBDA divides the kernel before one is added to its
+    diagonal. Those that are 0 are chosen from GRID_BETA and GRID_LAMBDA: [first, last, number of
+    values].
+    """
 
     AUGMENT_EPOCH: int = 10
     BETA: int | float = 0.0
@@ -49,7 +51,8 @@ class ProKeRSettings(ChoosingSettings):
 
 
 class KernelRegression(Head):
-    """What zero-shot CLIP lacks on the training images, by kernel ridge regression (Bendou et al., 2025, Sec. 3).
+    """What zero-shot CLIP lacks on the training images, by kernel ridge regression (Bendou et al.,
+    2025, Sec. 3).
 
     Attributes:
         rows: (N, joint), unit features of the training images.
@@ -71,7 +74,9 @@ class KernelRegression(Head):
         return torch.exp(-beta * (1 - image @ self.rows.T))
 
     def residual(self, text: Tensor) -> Tensor:
-        """(N, classes), fp64: the labels of the training images without the cosines with the texts (classes, joint)."""
+        """(N, classes), fp64: the labels of the training images without the cosines with the texts
+        (classes, joint).
+        """
         return (self.values - self.rows @ text.T).double()
 
     def classify(self, image, text, scale):
@@ -89,7 +94,9 @@ class KernelRegression(Head):
 
 @TRAINER_REGISTRY.register()
 class ProKeR(FittedTrainer):
-    """Kernel ridge regression of the labels, from the cosines of zero-shot CLIP (Bendou et al., CVPR 2025)."""
+    """Kernel ridge regression of the labels, from the cosines of zero-shot CLIP (Bendou et al.,
+    CVPR 2025).
+    """
 
     Settings = ProKeRSettings
     transfers = True  # new classes have the label 0 for all training images
@@ -107,9 +114,14 @@ class ProKeR(FittedTrainer):
         return KernelRegression(classes, width, rows)
 
     def start(self, support: Support) -> None:
-        """The kernel's rows and values; BETA and LAMBDA are those of the settings, or the first of their grids."""
+        """The kernel's rows and values; BETA and LAMBDA are those of the settings, or the first of
+        their grids.
+        """
         if len(support.rows) > MOST_ROWS:
-            what = f"ProKeR has {len(support.rows):,} views of images, and solves an equation of as many unknowns"
+            what = (
+                f"ProKeR has {len(support.rows):,} views of images, and solves an equation of "
+                "as many unknowns"
+            )
             raise UsageError(what, f"lower TRAINER.PROKER.AUGMENT_EPOCH: {MOST_ROWS:,} is the most")
         self.head.rows.data = normalize(support.rows)
         self.head.values.data = torch.eye(self.head.values.shape[1], device=self.device)[
@@ -132,7 +144,8 @@ class ProKeR(FittedTrainer):
         image = normalize(image)
         zero_shot, residual = image @ text.T, head.residual(text)
         for beta in self.settings.values("BETA"):
-            # With the eigenvectors of the kernel, each LAMBDA only scales what is between two products.
+            # With the eigenvectors of the kernel, each LAMBDA only scales what is between two
+            # products.
             eigenvalues, vectors = torch.linalg.eigh(head.kernel(head.rows, beta).double())
             left, right = head.kernel(image, beta).double() @ vectors, vectors.T @ residual
             for lambda_ in self.settings.values("LAMBDA"):
@@ -144,7 +157,8 @@ class ProKeR(FittedTrainer):
                 )
         head.solve(text, *best[1:])
         print(
-            f"{best[0]} of {len(labels)} validation images with beta {best[1]:.4g}, lambda {best[2]:.4g}"
+            f"{best[0]} of {len(labels)} validation images with beta {best[1]:.4g}, lambda "
+            f"{best[2]:.4g}"
         )
 
     def after_load(self, classes):

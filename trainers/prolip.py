@@ -27,9 +27,11 @@ GRID = list(
 
 @dataclass(frozen=True)
 class ProLIPSettings(FeatureSettings):
-    """Each of STEPS steps has one view of every image. LAMBDA weighs the squared change of what is learned: a number,
-    1/N or 1/N^2 for N images of each class, or validation: these images choose it and OPTIM.LR. With PREC fp16 it
-    learns in fp16 on every device, Adam's moments too, as in the published code."""
+    """Each of STEPS steps has one view of every image. LAMBDA weighs the squared change of what is
+    learned: a number, 1/N or 1/N^2 for N images of each class, or validation: these images choose
+    it and OPTIM.LR. With PREC fp16 it learns in fp16 on every device, Adam's moments too, as in the
+    published code.
+    """
 
     AUGMENT_EPOCH: int = 300
     STEPS: int = 300
@@ -99,7 +101,9 @@ class ProLIP(FittedTrainer):
         return parts["loss_ce"] + weight * parts["loss_squares"], parts
 
     def fit(self, support: Support) -> None:
-        """Learn with the given values or, each time from the start, with all of GRID: the first of the best stays."""
+        """Learn with the given values or, each time from the start, with all of GRID: the first of
+        the best stays.
+        """
         if not self.chosen_keys:
             print(
                 ", ".join(

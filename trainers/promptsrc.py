@@ -26,8 +26,10 @@ class PromptSRCSettings(TwoTowerSettings):
 
 
 def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Weight of each epoch 1..`epochs` in the average of the prompts: a normal density, scaled to sum to 1 (Eq. 8).
-    Raises UsageError if the mean is so far from these epochs that all weights are 0."""
+    """Weight of each epoch 1..`epochs` in the average of the prompts: a normal density, scaled to
+    sum to 1 (Eq. 8). Raises UsageError if the mean is so far from these epochs that all weights are
+    0.
+    """
     density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
     total = sum(density)
     if total == 0:
@@ -40,7 +42,9 @@ def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 @TRAINER_REGISTRY.register()
 class PromptSRC(TwoTowerTrainer):
-    """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et al., ICCV 2023)."""
+    """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et
+    al., ICCV 2023).
+    """
 
     Settings = PromptSRCSettings
     reads_sentences = True
@@ -57,7 +61,9 @@ class PromptSRC(TwoTowerTrainer):
         self.teacher = Teacher(self.model, self.class_sentences(*TEMPLATES))
 
     def loss(self, output, labels):
-        """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs. 3-6)."""
+        """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs.
+        3-6).
+        """
         logits, settings = output.logits, self.settings
         teacher_image, teacher_text = (
             self.teacher.image_features(output.images),
@@ -74,7 +80,9 @@ class PromptSRC(TwoTowerTrainer):
         return sum(parts.values()), parts
 
     def after_epoch(self):
-        """Add the epoch's prompts to the running average; after the last epoch the average is the model."""
+        """Add the epoch's prompts to the running average; after the last epoch the average is the
+        model.
+        """
         weight = self.gpa_weights[self.epoch]
         self.gpa_weight += weight
         for name, value in self.model.state_dict().items():
@@ -82,7 +90,8 @@ class PromptSRC(TwoTowerTrainer):
         if self.epoch + 1 == self.max_epoch:
             if self.gpa_weight < 0.999:  # resumed from a checkpoint that did not hold the sum
                 print(
-                    f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, averaging those"
+                    f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, "
+                    "averaging those"
                 )
                 self.gpa_sum = {
                     name: value / self.gpa_weight for name, value in self.gpa_sum.items()

@@ -15,13 +15,17 @@ FIXED = 0.1  # LAMBDA of the rule `fixed`
 
 @dataclass(frozen=True)
 class SSTextSettings(FeatureSettings):
-    """RULE is how LAMBDA of a class follows from the images. SStext+ also repels the weights from their mean."""
+    """RULE is how LAMBDA of a class follows from the images. SStext+ also repels the weights from
+    their mean.
+    """
 
     RULE: Literal["SStext", "SStext+", "by_shots", "by_performance", "fixed"] = "SStext"
 
 
 class TextWeights(Head):
-    """A weight vector for each class, (classes, joint), compared with the image by its direction."""
+    """A weight vector for each class, (classes, joint), compared with the image by its
+    direction.
+    """
 
     def __init__(self, classes: int, width: int):
         super().__init__()
@@ -33,7 +37,8 @@ class TextWeights(Head):
 
 @TRAINER_REGISTRY.register()
 class SSText(FittedTrainer):
-    """Text features moved towards the images of their classes in closed form (Silva-Rodriguez et al., MICCAI 2025).
+    """Text features moved towards the images of their classes in closed form (Silva-Rodriguez et
+    al., MICCAI 2025).
 
     A class without images keeps its text feature.
     """

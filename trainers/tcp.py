@@ -54,7 +54,8 @@ class TCPSettings(ContextSettings):
 
 
 class TCPPrompts(TemplatePrompts):
-    """Context vectors at layer 0, and vectors made of each class's text feature at layer 8 (TCP, Sec. 3).
+    """Context vectors at layer 0, and vectors made of each class's text feature at layer 8 (TCP,
+    Sec. 3).
 
     Args:
         template: the sentence, with at least four words before the class name.

@@ -20,10 +20,12 @@ ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
 
 @dataclass(frozen=True)
 class TDASettings(TemplatesSettings):
-    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative cache
-    takes images whose entropy is between the thresholds. It counts classes whose probability is between those of the
-    mask. TEMPLATES replace the published ones. CHOOSE_ON says how the positive ALPHA and BETA were found; oracle: on
-    test images, as those that were published for a dataset, which marks the results."""
+    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The
+    negative cache takes images whose entropy is between the thresholds. It counts classes whose
+    probability is between those of the mask. TEMPLATES replace the published ones. CHOOSE_ON says
+    how the positive ALPHA and BETA were found; oracle: on test images, as those that were published
+    for a dataset, which marks the results.
+    """
 
     VIEWS: int = 1
     POSITIVE_ENABLED: bool = True
@@ -107,7 +109,9 @@ class TDA(ViewsTrainer):
         return z
 
     def mean_of_views(self, features):
-        """The feature (joint,), the logits and the probabilities (classes,): means over the confident views."""
+        """The feature (joint,), the logits and the probabilities (classes,): means over the
+        confident views.
+        """
         logits = SCALE * features @ self.texts.T
         kept = most_confident(logits, CONFIDENT)
         return (
@@ -117,14 +121,18 @@ class TDA(ViewsTrainer):
         )
 
     def near(self, cache, feature, state):
-        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 for an empty slot."""
+        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 for an
+        empty slot.
+        """
         cosines = state[f"{cache}_FEATURES"] @ feature
         near = (-getattr(self.settings, f"{cache}_BETA") * (1 - cosines)).exp()
         return near * state[f"{cache}_ENTROPIES"].isfinite()
 
 
 def keep(cache: str, of_class: int, entry: dict, state: dict) -> None:
-    """Put an image under a class, whose images are sorted by entropy, if it is surer than the last one there."""
+    """Put an image under a class, whose images are sorted by entropy, if it is surer than the last
+    one there.
+    """
     rows = {name: state[f"{cache}_{name}"][of_class] for name in entry}
     if entry["ENTROPIES"] < rows["ENTROPIES"][-1]:
         for name, row in rows.items():

@@ -21,8 +21,8 @@ from .base.prompted import normalize
 
 @dataclass(frozen=True)
 class TipAdapterSettings(ChoosingSettings):
-    """ALPHA and BETA, of tests, are chosen if they are 0, among SEARCH_STEP values below SEARCH_SCALE: [of beta, of
-    alpha]. Keys are learned with INIT_ALPHA and INIT_BETA."""
+    """ALPHA and BETA, of tests, are chosen if they are 0, among SEARCH_STEP values below
+    SEARCH_SCALE: [of beta, of alpha]. Keys are learned with INIT_ALPHA and INIT_BETA."""
 
     AUGMENT_EPOCH: int = 10
     ALPHA: int | float = 0.0
@@ -46,11 +46,13 @@ class TipAdapterSettings(ChoosingSettings):
 
 
 class CacheHead(Head):
-    """Training images vote for their classes, by their similarity to the image (Zhang et al., 2022, Sec. 3.1).
+    """Training images vote for their classes, by their similarity to the image (Zhang et al., 2022,
+    Sec. 3.1).
 
     Attributes:
         weight: (N, joint), the keys; learned ones are not of unit length.
-        values: (N, classes), the labels as one-hot rows. Classes without training images have none: zero-shot CLIP.
+        values: (N, classes), the labels as one-hot rows. Classes without training images have none:
+            zero-shot CLIP.
     """
 
     def __init__(self, classes: int, width: int, rows: int, learned: bool):
@@ -116,14 +118,17 @@ class CacheTrainer(FeatureTrainer):
                     ) > best:
                         best, chosen = correct, (alpha, beta)
             print(
-                f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta {chosen[1]:.4g}"
+                f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta "
+                f"{chosen[1]:.4g}"
             )
         self.use(*chosen)
 
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(CacheTrainer, FittedTrainer):
-    """The training images as a cache, added to zero-shot CLIP, without training (Zhang et al., ECCV 2022)."""
+    """The training images as a cache, added to zero-shot CLIP, without training (Zhang et al., ECCV
+    2022).
+    """
 
 
 @TRAINER_REGISTRY.register()

@@ -24,8 +24,10 @@ TENSORS = {"ln": r"ln_[12]\..*", "bitfit": r".*\.bias", "lora": ""}  # of a bloc
 
 @dataclass(frozen=True)
 class TwoStageSettings(MethodSettings):
-    """FRACTION of the N_ITERS times DATASET.NUM_SHOTS steps change the towers, the others learn a classifier. PEFT says
-    what changes in the towers of MODALITY, in the blocks from VISION_START and TEXT_START on, counted from 0."""
+    """FRACTION of the N_ITERS times DATASET.NUM_SHOTS steps change the towers, the others learn a
+    classifier. PEFT says what changes in the towers of MODALITY, in the blocks from VISION_START
+    and TEXT_START on, counted from 0.
+    """
 
     PEFT: Literal["ln", "bitfit", "lora"] = "ln"
     MODALITY: Literal["both", "vision", "text"] = "both"
@@ -45,7 +47,9 @@ class TwoStageSettings(MethodSettings):
         return {tower: start for tower, start in starts.items() if self.MODALITY in ("both", tower)}
 
     def changes(self, name: str) -> bool:
-        """Whether a tensor of the CLIP is copied. Layer norms outside of blocks stay, as in the official code."""
+        """Whether a tensor of the CLIP is copied. Layer norms outside of blocks stay, as in the
+        official code.
+        """
         visual, block, tensor = NAME.findall(name)[0]
         start = self.starts.get("vision" if visual else "text", math.inf)
         if block:
@@ -57,7 +61,9 @@ class TwoStageSettings(MethodSettings):
 
 
 class TwoStageLearner(CopyLearner):
-    """What changes in the towers, by OpenAI's or CLIP-LoRA's names; and the classifier (C, joint), at first 0."""
+    """What changes in the towers, by OpenAI's or CLIP-LoRA's names; and the classifier (C, joint),
+    at first 0.
+    """
 
     def __init__(self, clip: CLIP, classnames: list[str], settings: TwoStageSettings):
         copies = {name: name for name, _ in clip.named_parameters() if settings.changes(name)}
@@ -78,7 +84,9 @@ class TwoStageLearner(CopyLearner):
 
 
 class TwoStageCLIP(PromptedCLIP):
-    """A learned class has its row of the classifier, every other class the text feature of the tuned tower."""
+    """A learned class has its row of the classifier, every other class the text feature of the
+    tuned tower.
+    """
 
     prompt_learner: TwoStageLearner
     second_stage = False  # of a training step
@@ -97,7 +105,9 @@ class TwoStageCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class TwoStage(SteppedTrainer):
-    """2SFS: layer norms of both towers learn first, then a classifier on their features (Farina et al., CVPR 2025)."""
+    """2SFS: layer norms of both towers learn first, then a classifier on their features (Farina et
+    al., CVPR 2025).
+    """
 
     Settings = TwoStageSettings
     Model = TwoStageCLIP
@@ -116,7 +126,9 @@ class TwoStage(SteppedTrainer):
         return int(self.steps * self.settings.FRACTION)
 
     def build_schedule(self, optimizer):
-        """A cosine for each stage. AdamW leaves out tensors without a gradient: the classifier's moments start at 0."""
+        """A cosine for each stage. AdamW leaves out tensors without a gradient: the classifier's
+        moments start at 0.
+        """
         return cosines(
             optimizer, self.cfg.OPTIM.LR, (self.first_steps, self.steps - self.first_steps)
         )

@@ -14,8 +14,8 @@ from .base.settings import MethodSettings
 
 @dataclass(frozen=True)
 class UPTSettings(MethodSettings):
-    """DEEP gives each image layer prompts of its own. UNIFIED lets all prompts attend to one another, as the paper
-    describes; in the published code each one attends to itself alone."""
+    """DEEP gives each image layer prompts of its own. UNIFIED lets all prompts attend to one
+    another, as the paper describes; in the published code each one attends to itself alone."""
 
     N_CTX_TEXT: int = 4
     N_CTX_VISION: int = 4
@@ -66,7 +66,8 @@ class UPTPrompts(ContextPrompts):
             self.mvlpt_proj_ctx_vpt_pre(vision.flatten(0, 1)),
         ]
         joint = torch.cat(before)  # (text and vision prompts, dim)
-        # The published code gives the block one sequence in the order of many sequences of length one.
+        # The published code gives the block one sequence in the order of many sequences of length
+        # one.
         sequences = self.mvlpt_proj(joint.unsqueeze(0 if self.unified else 1)).view_as(joint)
         text, image = sequences.split([len(part) for part in before])
         return self.mvlpt_proj_ctx_coop_post(text), self.mvlpt_proj_ctx_vpt_post(image).view_as(
@@ -86,7 +87,9 @@ class UPTPrompts(ContextPrompts):
 
 @TRAINER_REGISTRY.register()
 class UPT(PromptTrainer):
-    """Unified Prompt Tuning (Zang et al., 2022), whose own repository has no code: this is MVLPT's implementation."""
+    """Unified Prompt Tuning (Zang et al., 2022), whose own repository has no code: this is MVLPT's
+    implementation.
+    """
 
     Settings = UPTSettings
     saves_learner = True

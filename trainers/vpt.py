@@ -20,7 +20,9 @@ class VPTSettings(MethodSettings):
 
 @TRAINER_REGISTRY.register()
 class VPT(PromptTrainer):
-    """Visual Prompt Tuning of CLIP's image tower (Jia et al., ECCV 2022); the text is `a photo of a {class}.`"""
+    """Visual Prompt Tuning of CLIP's image tower (Jia et al., ECCV 2022); the text is `a photo of a
+    {class}.`
+    """
 
     Settings = VPTSettings
     published = VISION

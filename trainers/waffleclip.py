@@ -20,9 +20,11 @@ END = "</w>"  # of a whole word in the vocabulary of CLIP
 
 @dataclass(frozen=True)
 class WaffleCLIPSettings(SeveralSettings):
-    """COUNT pairs of random words and random letters (waffle), COUNT sequences of letters (waffle_characters), or
-    pairs with descriptors of the class (waffle_and_gpt). A text is PRE LABEL_BEFORE name SEPARATOR clause AFTER. WORDS
-    is a file with a word on each line, instead of the vocabulary of CLIP."""
+    """COUNT pairs of random words and random letters (waffle), COUNT sequences of letters
+    (waffle_characters), or pairs with descriptors of the class (waffle_and_gpt). A text is PRE
+    LABEL_BEFORE name SEPARATOR clause AFTER. WORDS is a file with a word on each line, instead of
+    the vocabulary of CLIP.
+    """
 
     MODE: Literal["waffle", "waffle_characters", "waffle_and_gpt"] = "waffle"
     COUNT: int = 15
@@ -50,7 +52,9 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -> Callable[[], str]:
-    """A function that draws words, as many and as long as those of the class names are on average."""
+    """A function that draws words, as many and as long as those of the class names are on
+    average.
+    """
     parts = [plain(name).split(" ") for name in names]
     count = max(round(np.mean([len(part) for part in parts])), 1)
     length = round(
@@ -69,7 +73,9 @@ def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -
 def letter_sequences(
     names: Sequence[str], descriptors: Sequence[str], draw: Callable
 ) -> Callable[[], str]:
-    """A function that draws groups of letters, as long as the class names, from those of the descriptors."""
+    """A function that draws groups of letters, as long as the class names, from those of the
+    descriptors.
+    """
     letters = sorted(set("".join(descriptors)) - set(" ,."))
     if not letters:
         raise UsageError(
@@ -93,7 +99,9 @@ class WaffleCLIP(TextsTrainer):
     seeded = True
 
     def texts(self):
-        """The random texts of one class for all classes; the draws are in the order of the official code."""
+        """The random texts of one class for all classes; the draws are in the order of the official
+        code.
+        """
         settings, chance = self.settings, np.random.RandomState(max(0, self.cfg.SEED))
         words = read_text(settings.WORDS).splitlines() if settings.WORDS else vocabulary()
         names, descriptors = (

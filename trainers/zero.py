@@ -9,7 +9,9 @@ from .base.test_time import TemplatesSettings, ViewsTrainer, entropies
 
 @dataclass(frozen=True)
 class ZEROSettings(TemplatesSettings):
-    """SELECTION is the share of the views that vote, the most confident. TEMPLATES replace the sentence of CTX_INIT."""
+    """SELECTION is the share of the views that vote, the most confident. TEMPLATES replace the
+    sentence of CTX_INIT.
+    """
 
     CTX_INIT: str = "a photo of a"
     SELECTION: float = 0.3
@@ -30,9 +32,10 @@ class ZERO(ViewsTrainer):
 def votes(cosines: Tensor, entropies: Tensor, share: float) -> Tensor:
     """The votes for each class, (classes,).
 
-    If several classes have the most votes, the most confident of the other views whose best class is one of them
-    decides. If there is none, the best of these classes in the most confident of the other views gets its vote; the
-    published code means that, and chooses another class by a slip in its mask.
+    If several classes have the most votes, the most confident of the other views whose best class
+    is one of them decides. If there is none, the best of these classes in the most confident of the
+    other views gets its vote; the published code means that, and chooses another class by a slip in
+    its mask.
 
     Args:
         cosines: (views, classes).

@@ -1,4 +1,6 @@
-"""From published files to CoOp's folder layout: fetch, verify and unpack into a temporary folder, rename."""
+"""From published files to CoOp's folder layout: fetch, verify and unpack into a temporary folder,
+rename.
+"""
 
 import os
 import shutil
@@ -20,9 +22,11 @@ RESERVE = 1 << 30  # bytes of the disk to leave free
 
 
 class Preparation:
-    """Gets the missing files of a dataset under a root. Existing files are neither changed nor deleted.
+    """Gets the missing files of a dataset under a root. Existing files are neither changed nor
+    deleted.
 
-    `from_dir` is a folder with downloaded files, `mirror` the address of one with every file as <dataset>/<name>.
+    `from_dir` is a folder with downloaded files, `mirror` the address of one with every file as
+    <dataset>/<name>.
     """
 
     def __init__(self, source: Source, root: Path, from_dir: Path | None = None, mirror: str = ""):
@@ -36,7 +40,9 @@ class Preparation:
         self.mirror = f"{mirror.rstrip('/')}/{source.name}" if mirror else ""
 
     def problem(self) -> tuple[DatasetError | None, list[str]]:
-        """Why a run cannot use the dataset, or None, and the images of its split that do not exist."""
+        """Why a run cannot use the dataset, or None, and the images of its split that do not
+        exist.
+        """
         try:
             dataset = self.source.read_quietly(self.root)
         except DatasetError as error:
@@ -61,7 +67,9 @@ class Preparation:
         return UsageError(problem.what, before + self.command, problem.where)
 
     def run(self) -> None:
-        """Get, verify, unpack and rename the missing files. Raises UsageError if one is not available or not valid."""
+        """Get, verify, unpack and rename the missing files. Raises UsageError if one is not
+        available or not valid.
+        """
         for path in (
             self.work,
             *self.work.rglob("*"),
@@ -89,7 +97,10 @@ class Preparation:
                     self.unpack(file)
                 _, missing = self.problem()
                 if missing:  # the archives stay
-                    what = f"{len(missing)} images of the split are not in the archives, the first {missing[0]}"
+                    what = (
+                        f"{len(missing)} images of the split are not in the archives, the first "
+                        f"{missing[0]}"
+                    )
                     split = self.folder / self.source.dataset.split_file
                     raise UsageError(
                         what,
@@ -114,8 +125,10 @@ class Preparation:
         ]
 
     def missing_archives(self) -> list[File]:
-        """Archives with the missing images. Local archives are preferred to those that can be downloaded. Raises
-        UsageError if an archive must be downloaded manually, or something is in the way."""
+        """Archives with the missing images. Local archives are preferred to those that can be
+        downloaded. Raises UsageError if an archive must be downloaded manually, or something is in
+        the way.
+        """
         problem, missing = self.problem()
         if problem is None:
             return []
@@ -147,7 +160,9 @@ class Preparation:
         return archives
 
     def local(self, file: File) -> Path | None:
-        """Local path of a file (given or already downloaded), or None; UsageError if it is not a regular file."""
+        """Local path of a file (given or already downloaded), or None; UsageError if it is not a
+        regular file.
+        """
         for path in (place / file.name for place in self.places):
             if path.is_file():
                 return path
@@ -156,7 +171,9 @@ class Preparation:
         return None
 
     def check_space(self, archives: list[File]) -> None:
-        """Check that the disk has enough bytes for the images, and for the largest archive while it is unpacked."""
+        """Check that the disk has enough bytes for the images, and for the largest archive while it
+        is unpacked.
+        """
         downloads = [file.size for file in archives if not self.local(file)]
         need = sum(file.size for file in archives) + max([0, *downloads])
         place = next(
@@ -182,7 +199,9 @@ class Preparation:
         return path
 
     def install(self, file: File) -> None:
-        """Put a split or a list of names into the dataset's folder, after checking that a run can read the split."""
+        """Put a split or a list of names into the dataset's folder, after checking that a run can
+        read the split.
+        """
         root = self.work / "unpacked"
         copy = self.source.folder(root) / file.name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +218,9 @@ class Preparation:
         copy.replace(self.folder / file.name)
 
     def unpack(self, file: File) -> None:
-        """Unpack an archive, and move its folders to their places by renaming; files that exist stay."""
+        """Unpack an archive, and move its folders to their places by renaming; files that exist
+        stay.
+        """
         path = self.get(file)
         unpacked = self.work / "unpacked"
         try:
@@ -239,7 +260,8 @@ def merge(source: Path, target: Path) -> None:
 def sort_into_classes(images: Path, archive: Path, folder: Path) -> None:
     """Move ImageNet's validation images into folders of their classes.
 
-    torchvision's parse_devkit_archive is not used: it writes next to the archive, whose folder may be read-only.
+    torchvision's parse_devkit_archive is not used: it writes next to the archive, whose folder may
+    be read-only.
 
     Args:
         images: folder of the images.

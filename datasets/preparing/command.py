@@ -1,18 +1,18 @@
 """Download datasets and arrange them in the folders that this project and CoOp expect.
 
-    python tools/prepare.py eurosat dtd --root data          # download, verify, unpack, arrange missing files
-    python tools/prepare.py --list --root data               # every dataset: size, terms, whether it is ready
-    python tools/prepare.py --check eurosat --root data      # compare a dataset with its split; read every image
-    python tools/prepare.py --check birds                    # a folder of your own images: all faults at once
-    python tools/prepare.py --add birds                      # add new images to its saved split
-    python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16    # the images that a run would select
-    python tools/prepare.py splits eurosat --root data --seed 1 --shots 16     # write them as CoOp's and 2SFS's files
-    python tools/prepare.py splits eurosat --root data --file FILE             # check such a file
-    python tools/prepare.py sentences eurosat --root data --file FILE          # check sentences for its classes
-    python tools/prepare.py backbone NAME                    # a backbone with its tokeniser: see backbone --help
+    python tools/prepare.py eurosat dtd --root data  # download, verify, unpack, arrange
+    python tools/prepare.py --list --root data  # every dataset: size, terms, whether it is ready
+    python tools/prepare.py --check eurosat --root data  # compare with its split; read each image
+    python tools/prepare.py --check birds  # a folder of your own images: all faults at once
+    python tools/prepare.py --add birds  # add new images to its saved split
+    python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16  # of a run
+    python tools/prepare.py splits eurosat --root data --seed 1 --shots 16  # as CoOp's files
+    python tools/prepare.py splits eurosat --root data --file FILE  # check such a file
+    python tools/prepare.py sentences eurosat --root data --file FILE  # check them
+    python tools/prepare.py backbone NAME  # a backbone with its tokeniser: see backbone --help
 
-After an interruption, the same command resumes. If a file cannot be downloaded from your network, put it into the
-dataset's folder under the same name, or into a folder given by --from.
+After an interruption, the same command resumes. If a file cannot be downloaded from your network,
+put it into the dataset's folder under the same name, or into a folder given by --from.
 """
 
 import argparse
@@ -61,7 +61,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="folder with files that you downloaded manually",
     )
-    help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
+    help_of_mirror = (
+        "download every file from URL/DATASET/FILE (default: the environment variable "
+        "PREPARE_MIRROR)"
+    )
     add(
         "--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror
     )
@@ -82,7 +85,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="all",
         help="for fewshot: which classes",
     )
-    what = "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for sentences: a JSON file"
+    what = (
+        "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for "
+        "sentences: a JSON file"
+    )
     add("--file", type=path, help=what)
     args = parser.parse_intermixed_args(argv)
     args.shots = args.shots or (-1 if args.file else 16)
@@ -192,7 +198,9 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
 
 
 def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
-    """Print what a file has for the classes of a dataset; an error if it lacks some or has others."""
+    """Print what a file has for the classes of a dataset; an error if it lacks some or has
+    others.
+    """
     if len(sources) != 1 or not args.file:
         what = "sentences needs one dataset and a file"
         raise UsageError(what, "python tools/prepare.py sentences DATASET --file FILE")
@@ -293,7 +301,10 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
         print(f"  no class has the label {listed(list(map(str, gaps)))}")
     if not (missing or unreadable or wrong):
         if twice and not dataset.counts:  # a published split is used as it is
-            return "remove these images from one part of the split: the accuracy of a test would be too high"
+            return (
+                "remove these images from one part of the split: the accuracy of a test would "
+                "be too high"
+            )
         if gaps and not dataset.counts:
             return f"number the classes in {dataset.split_file} without gaps"
         print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
@@ -340,8 +351,8 @@ def label_gaps(dataset: FewShotDataset) -> list[int]:
 
 
 def own_folders(args: argparse.Namespace) -> list[Path]:
-    """The folders of the user's own images among the names; the folder --root, if a name is that of ImageFolder. Raises
-    UsageError if a name is neither, after one that is; or with --add."""
+    """The folders of the user's own images among the names; the folder --root, if a name is that of
+    ImageFolder. Raises UsageError if a name is neither, after one that is; or with --add."""
     known = {*names()}
     own = []
     for name in args.names:

@@ -74,7 +74,8 @@ def unpack_file(archive: Path, folder: Path, nested: str = "") -> None:
 
     Args:
         archive, folder: as for `unpack`.
-        nested: name pattern of archives in the archive. Each is replaced by a folder of its name without suffixes.
+        nested: name pattern of archives in the archive. Each is replaced by a folder of its name
+            without suffixes.
     """
     shutil.rmtree(folder, ignore_errors=True)
     unpack(archive, folder)

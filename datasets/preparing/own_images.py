@@ -1,4 +1,6 @@
-"""The user's own images: what a run would read in a folder, with all faults at once; and a split with more images."""
+"""The user's own images: what a run would read in a folder, with all faults at once; and a split
+with more images.
+"""
 
 import os
 from collections import defaultdict
@@ -43,8 +45,8 @@ class OwnImages(ImageFolder):
         return {int(seed): file for seed, file in files.items() if seed.isdecimal()}
 
     def places(self, file: Path) -> dict[str, str]:
-        """The part of each image in a saved split, by its absolute path. Raises UsageError if it is damaged, or an
-        image is in it twice."""
+        """The part of each image in a saved split, by its absolute path. Raises UsageError if it is
+        damaged, or an image is in it twice."""
         try:
             rows = [
                 (part, self.read_item(*row))
@@ -62,8 +64,10 @@ class OwnImages(ImageFolder):
 
 
 def add_images(root: Path) -> None:
-    """Bring the saved splits of a folder up to date: new images get a part, and the others keep theirs. Raises
-    UsageError if there is no saved split, it is damaged, or a class has too few images."""
+    """Bring the saved splits of a folder up to date: new images get a part, and the others keep
+    theirs. Raises UsageError if there is no saved split, it is damaged, or a class has too few
+    images.
+    """
     folder = OwnImages(root)
     if not folder.saved_splits:
         raise UsageError(
@@ -81,7 +85,8 @@ def add_images(root: Path) -> None:
         write_bytes(file, folder.written(parts))
         counts = ", ".join(f"{number:,} {part}" for part, number in new.items())
         print(
-            f"{file}: {sum(new.values()):,} images are new ({counts}), {len(places.keys() - now):,} are gone"
+            f"{file}: {sum(new.values()):,} images are new ({counts}), "
+            f"{len(places.keys() - now):,} are gone"
         )
     print("Finished runs keep their results: train again with another output folder (scripts: OUT)")
 
@@ -187,7 +192,8 @@ def few_images(images: dict[str, dict[str, list[str]]], classes: Sequence[str]) 
 def faults_of_pixels(
     folder: OwnImages, paths: list[str], labels: list[int], split: bool
 ) -> list[str]:
-    """Images that cannot be read, and those with the same pixels: in several parts or classes, or before a split.
+    """Images that cannot be read, and those with the same pixels: in several parts or classes, or
+    before a split.
 
     Of a split also near-copies in several parts.
     """

@@ -1,4 +1,6 @@
-"""The datasets that can be prepared or checked, by the name of their YAML file in configs/datasets."""
+"""The datasets that can be prepared or checked, by the name of their YAML file in
+configs/datasets.
+"""
 
 import io
 import shlex
@@ -85,7 +87,9 @@ def find(name: str) -> Source:
 def load_cfg(
     name: str, root: Path | None = None, seed: int = 1, options: Sequence[str] = ()
 ) -> CfgNode:
-    """The configuration of a dataset: Dassl's defaults, its YAML file (with any keys), then KEY, VALUE, ... pairs."""
+    """The configuration of a dataset: Dassl's defaults, its YAML file (with any keys), then KEY,
+    VALUE, ... pairs.
+    """
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.set_new_allowed(True)
@@ -97,7 +101,9 @@ def load_cfg(
 
 
 def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
-    """The images for `train`, `val` and `test`. A validation set that is the test set counts once."""
+    """The images for `train`, `val` and `test`. A validation set that is the test set counts
+    once.
+    """
     train = [] if dataset.test_only else dataset.train_x
     return {
         "train": train,

@@ -1,7 +1,8 @@
 """Small synthetic datasets: a source of many classes, shifted variants of it, and five targets.
 
-A set is drawn once, when it is first used, as image files and a split file in the same layout as every other dataset.
-The small CLIP (`--backbone small`) was pre-trained on similar drawings in a plainer style.
+A set is drawn once, when it is first used, as image files and a split file in the same layout as
+every other dataset. The small CLIP (`--backbone small`) was pre-trained on similar drawings in a
+plainer style.
 """
 
 import json
@@ -24,7 +25,9 @@ from .drawing import COLOURS, FEATURES, GROUNDS, SHAPES, TEXTURES, Style, Subjec
 
 
 class SmallWorldSet(FewShotDataset):
-    """A synthetic dataset, drawn under DATASET.ROOT if it is missing. A subclass sets its subjects and its style."""
+    """A synthetic dataset, drawn under DATASET.ROOT if it is missing. A subclass sets its subjects
+    and its style.
+    """
 
     image_dir = "images"
     split_file = "split.json"
@@ -45,8 +48,10 @@ class SmallWorldSet(FewShotDataset):
 
     @classmethod
     def prepare(cls, folder: Path) -> None:
-        """Draw the set if it is missing: in another folder, then renamed. If several processes do, the first one wins.
-        Raises DatasetError if the folder is not writable, or has other files."""
+        """Draw the set if it is missing: in another folder, then renamed. If several processes do,
+        the first one wins. Raises DatasetError if the folder is not writable, or has other
+        files.
+        """
         split = folder / cls.split_file
         if split.is_file():
             return
@@ -89,7 +94,9 @@ def shuffled(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
 def objects(
     colours: tuple[str, ...], textures: tuple[str, ...], shapes: tuple[str, ...]
 ) -> tuple[Subject, ...]:
-    """One object per combination of colour and texture; any two of its three attributes identify it."""
+    """One object per combination of colour and texture; any two of its three attributes identify
+    it.
+    """
     pairs = product(enumerate(colours), enumerate(textures))
     return shuffled(
         Subject(colour, texture, shapes[(i + j) % len(shapes)])
@@ -152,7 +159,9 @@ class SmallSourceOutline(SmallSource):
 
 @DATASET_REGISTRY.register()
 class SmallObjects(SmallWorldSet):
-    """16 objects, each a colour, a texture and a shape, on a cluttered background. Used by the demo."""
+    """16 objects, each a colour, a texture and a shape, on a cluttered background. Used by the
+    demo.
+    """
 
     dataset_dir = "small_objects"
     subjects = objects(
@@ -182,7 +191,9 @@ class SmallShapes(SmallWorldSet):
 
 @DATASET_REGISTRY.register()
 class SmallTextures(SmallWorldSet):
-    """10 textures of any colour that fill the image. The word zigzag is not in the pre-training data."""
+    """10 textures of any colour that fill the image. The word zigzag is not in the pre-training
+    data.
+    """
 
     dataset_dir = "small_textures"
     subjects = shuffled(
@@ -227,7 +238,9 @@ class SmallLand(SmallWorldSet):
 
 @DATASET_REGISTRY.register()
 class SmallTuning(SmallWorldSet):
-    """16 objects like SmallObjects with other attributes: the settings for the small CLIP were chosen on it."""
+    """16 objects like SmallObjects with other attributes: the settings for the small CLIP were
+    chosen on it.
+    """
 
     dataset_dir = "small_tuning"
     subjects = objects(
@@ -239,7 +252,9 @@ class SmallTuning(SmallWorldSet):
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
-    """The nouns and the adjectives of the synthetic world: class names, shapes and grounds; colours and textures."""
+    """The nouns and the adjectives of the synthetic world: class names, shapes and grounds; colours
+    and textures.
+    """
     sets = (SmallSource, SmallObjects, SmallTextures, SmallCounts, SmallLand, SmallTuning)
     names = (subject.words for kind in sets for subject in kind.subjects)
     nouns = list(dict.fromkeys([*SHAPES, *GROUNDS, *FEATURES, *names]))

@@ -1,7 +1,7 @@
 """Drawn images of subjects such as `red striped triangle`, `three stars` or `river in forest`.
 
-A `Subject` is the content of an image. A `Style` is its appearance: ranges of sizes, angles, noise and so on, for
-random values. The same generator state gives the same image.
+A `Subject` is the content of an image. A `Style` is its appearance: ranges of sizes, angles, noise
+and so on, for random values. The same generator state gives the same image.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,9 @@ FEATURES = ("river", "road", "lake", "village")
 
 @dataclass(frozen=True)
 class Subject:
-    """The content of an image. Attributes without a value are not in its name and are drawn at random."""
+    """The content of an image. Attributes without a value are not in its name and are drawn at
+    random.
+    """
 
     colour: str | None = None
     texture: str | None = None
@@ -121,7 +123,8 @@ SHAPES: dict[str, np.ndarray] = {
     "cross": np.array([(1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3)]
                       + [(-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3)]) / 3,
     "heart": np.stack([np.sin(T) ** 3,
-                       -(13 * np.cos(T) - 5 * np.cos(2 * T) - 2 * np.cos(3 * T) - np.cos(4 * T)) / 16], 1),
+                       -(13 * np.cos(T) - 5 * np.cos(2 * T) - 2 * np.cos(3 * T)
+                         - np.cos(4 * T)) / 16], 1),
     "arrow": np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]),
     "crescent": np.concatenate([ARC[24:] , (0.75 * ARC[:23:-1] + (0.5, 0))]),
     "ring": np.concatenate([ARC, ARC[:1], 0.5 * ARC[:1], 0.5 * ARC[::-1]]),
@@ -188,7 +191,9 @@ def add_feature(name: str, land: np.ndarray, rng: np.random.Generator) -> np.nda
 
 
 def grid(rng: np.random.Generator, repeats: float, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates u, v of every pixel, in repeats, turned by up to `turn` degrees, from a random start."""
+    """Coordinates u, v of every pixel, in repeats, turned by up to `turn` degrees, from a random
+    start.
+    """
     angle = np.radians(rng.uniform(-turn, turn))
     y, x = np.mgrid[:FINE, :FINE] * (repeats / FINE)
     start = rng.uniform(0, 1, 2)
@@ -271,7 +276,9 @@ def edges(mask: np.ndarray) -> np.ndarray:
 
 
 def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """(FINE, FINE, 3): a slightly uneven background in another colour than the object's, and stray marks."""
+    """(FINE, FINE, 3): a slightly uneven background in another colour than the object's, and stray
+    marks.
+    """
     base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
     while np.abs(base - colour).max() < 70:
         base = rng.uniform(20, 235) + rng.normal(0, 12, 3)

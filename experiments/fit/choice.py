@@ -1,7 +1,8 @@
 """The choice among candidates, and an estimate that the choice does not flatter.
 
-All functions take logits (candidates, repeats, images, classes) of images that a candidate has not learned from, and
-the `Sample` of these images: their labels, their groups, and how much each counts.
+All functions take logits (candidates, repeats, images, classes) of images that a candidate has not
+learned from, and the `Sample` of these images: their labels, their groups, and how much each
+counts.
 """
 
 import warnings
@@ -26,7 +27,8 @@ NEVER = -1  # the fold of a group that is alone in its class
 
 
 def folds(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """(repeats, images): the fold that holds an image out, stratified by class; (0, images) if no class has two groups.
+    """(repeats, images): the fold that holds an image out, stratified by class; (0, images) if no
+    class has two groups.
 
     Images of one group are in one fold.
     """
@@ -62,7 +64,8 @@ def deal(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
 def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.int64]:
     """`folds` of groups; a group with images of two classes has two places.
 
-    A class keeps a group to learn from in each fold: a group without which there is none is never held out.
+    A class keeps a group to learn from in each fold: a group without which there is none is never
+    held out.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -110,7 +113,9 @@ def right(logits: Floats, labels: NDArray[Any]) -> Floats:
 
 
 def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
-    """(candidates,): by which the logits of each candidate are multiplied before they are compared or added."""
+    """(candidates,): by which the logits of each candidate are multiplied before they are compared
+    or added.
+    """
     repeats, _, classes = logits.shape[1:]
     labels, weights = np.tile(sample.labels, repeats), np.tile(sample.weights, repeats)
     some = slice(None, None, max(1, len(labels) * classes // MOST_TO_SCALE))
@@ -124,10 +129,11 @@ def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
 def stack(
     logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None
 ) -> Floats:
-    """(candidates,): weights of the members, none below 0, whose sum of logits has the least cross-entropy (stacking).
+    """(candidates,): weights of the members, none below 0, whose sum of logits has the least
+    cross-entropy (stacking).
 
-    A penalty holds them near the default: the sum of the squared differences, divided by the number of independent
-    images. So few images choose little, and many choose freely.
+    A penalty holds them near the default: the sum of the squared differences, divided by the number
+    of independent images. So few images choose little, and many choose freely.
 
     Args:
         members: the default weight of each candidate that an ensemble may have, by its place.
@@ -168,9 +174,10 @@ def choose(
 ) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
-    The cross-entropy decides, of single candidates after a temperature: of few images it says more than the accuracy.
-    The best single candidate must be better than the ensemble by more than one standard error. The winner must be
-    better than the first candidate, zero-shot CLIP, by more than one, and have no accuracy that is lower by more.
+    The cross-entropy decides, of single candidates after a temperature: of few images it says more
+    than the accuracy. The best single candidate must be better than the ensemble by more than one
+    standard error. The winner must be better than the first candidate, zero-shot CLIP, by more than
+    one, and have no accuracy that is lower by more.
     """
     labels = sample.labels
     singles = np.diag(inverse_temperatures(logits, sample))
@@ -193,8 +200,10 @@ class Estimate:
 
     Attributes:
         images: on so many it was estimated.
-        groups: so many independent ones say as much: if several show one scene, the number of scenes.
-        cross_validated: the accuracy on these images, before the gain by the images of their folds is added.
+        groups: so many independent ones say as much: if several show one scene, the number of
+            scenes.
+        cross_validated: the accuracy on these images, before the gain by the images of their folds
+            is added.
     """
 
     accuracy: float
@@ -209,11 +218,13 @@ Members = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 
 
 def nested(logits: Floats, sample: Sample, held: NDArray[np.int64], members: Members) -> Floats:
-    """(repeats, images, classes): logits of the images of each fold, by the choice that the other images make.
+    """(repeats, images, classes): logits of the images of each fold, by the choice that the other
+    images make.
 
     Args:
         held: (repeats, images), their folds.
-        members: from the images that choose (images,) to the members of an ensemble and their default weights.
+        members: from the images that choose (images,) to the members of an ensemble and their
+            default weights.
     """
     found = np.empty(logits.shape[1:], logits.dtype)
     start = stack(logits, sample, members(np.ones(len(sample.labels), dtype=bool)))
@@ -226,13 +237,15 @@ def nested(logits: Floats, sample: Sample, held: NDArray[np.int64], members: Mem
 
 
 def gain(accuracy: float, zero_shot: float, images: float) -> float:
-    """By how much an accuracy rises if the images of each class are doubled: as much as it rose on average since
-    zero-shot CLIP, which counts as a quarter of an image."""
+    """By how much an accuracy rises if the images of each class are doubled: as much as it rose on
+    average since zero-shot CLIP, which counts as a quarter of an image."""
     return (accuracy - zero_shot) / float(np.log2(4 * images))
 
 
 def interval(accuracy: float, images: float) -> tuple[float, float]:
-    """Of 95% (Wilson), for an accuracy on held-out images, in percent; of `images` / DEPENDENT independent ones."""
+    """Of 95% (Wilson), for an accuracy on held-out images, in percent; of `images` / DEPENDENT
+    independent ones.
+    """
     p, n, z = accuracy / 100, images / DEPENDENT, 1.96
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (100 * float(bound / (1 + z * z / n)) for bound in (centre - half, centre + half))
@@ -247,7 +260,8 @@ def groups_of_class(labels: NDArray[Any], groups: NDArray[Any]) -> float:
 def estimate(
     logits: Floats, sample: Sample, folds: int, zero_shot: float, of_class: float
 ) -> Estimate:
-    """The accuracy of the final classifier, which learns from all images and not from those of all folds but one.
+    """The accuracy of the final classifier, which learns from all images and not from those of all
+    folds but one.
 
     Args:
         logits: those of `nested`.

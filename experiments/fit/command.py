@@ -1,4 +1,6 @@
-"""The command `python tools/fit.py`: from a folder of images to the best classifier, with an honest estimate."""
+"""The command `python tools/fit.py`: from a folder of images to the best classifier, with an honest
+estimate.
+"""
 
 import argparse
 import hashlib
@@ -23,13 +25,15 @@ FILE = "fit.json"
 PRIORS = "folder", "equal"
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
 FORM = 2  # of the file; another one is fitted again
-DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this project, ensembles
-of them and, while the minutes last, prompts and CLIP-LoRA are compared on images that they have not learned from."""
+DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this
+project, ensembles of them and, while the minutes last, prompts and CLIP-LoRA are compared on images
+that they have not learned from."""
 EPILOG = """
-IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file with the columns
-path and label (and split and group). Images of val/ are learned from, too: folds take their place. The folder of --to
-is a MODEL for tools/predict.py, serve.py and export.py; report.html in it explains the result, fit.json has every
-number. The same command again resumes, and more images cost only what is new.
+IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file
+with the columns path and label (and split and group). Images of val/ are learned from, too: folds
+take their place. The folder of --to is a MODEL for tools/predict.py, serve.py and export.py;
+report.html in it explains the result, fit.json has every number. The same command again resumes,
+and more images cost only what is new.
 """
 
 
@@ -61,9 +65,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     words = "answer `unknown` so that at most so many answers are wrong: 5, 5%% or 0.05"
     add("--max-error", type=percent, metavar="PERCENT", help=words)
-    words = "how to find images of one scene, which count once: by names, times and near-copies, or not at all"
+    words = (
+        "how to find images of one scene, which count once: by names, times and near-copies, "
+        "or not at all"
+    )
     add("--groups", choices=("auto", "none"), default="auto", help=f"{words} (default: auto)")
-    words = "name the groups by the folder below that of the class, or by the capture of REGEX in the path"
+    words = (
+        "name the groups by the folder below that of the class, or by the capture of REGEX in "
+        "the path"
+    )
     add("--group-by", default="", metavar="folder|REGEX", help=words)
     words = (
         "how frequent the classes are in new images: as in these, or all equally (default: folder)"
@@ -105,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"{args.to} is not an empty folder", "choose another one, or delete it", args.to
             )
     print(
-        f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading their checksums"
+        f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading "
+        "their checksums"
     )
     if args.max_error:
         print(f"--max-error: at most {args.max_error:g}% of the answers may be wrong")
@@ -141,7 +152,8 @@ def main(argv: list[str] | None = None) -> None:
         finished = False
     if finished:
         print(
-            f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit again)"
+            f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit "
+            "again)"
         )
     else:
         fit(args, photos, keys, record)

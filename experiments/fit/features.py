@@ -1,4 +1,6 @@
-"""The feature of each image, computed once: more images in a later call, or a killed call, cost only what is new."""
+"""The feature of each image, computed once: more images in a later call, or a killed call, cost
+only what is new.
+"""
 
 import hashlib
 import mmap
@@ -43,8 +45,9 @@ class Row(NamedTuple):
 class Features:
     """Features by the frozen image tower of a classifier, of images as in a test.
 
-    They are kept by the checksum of the image file, in files of at most PART images. They are computed in bf16 if this
-    machine has units for it, and if the features of four images of noise agree with those in fp32.
+    They are kept by the checksum of the image file, in files of at most PART images. They are
+    computed in bf16 if this machine has units for it, and if the features of four images of noise
+    agree with those in fp32.
 
     Args:
         model: whose features they are.
@@ -80,7 +83,8 @@ class Features:
             return self.model.image_output(images.to(device)).feature.float().cpu()
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
-        """The row of each image by its path, and the fault of each other image. Threads read the next images meanwhile.
+        """The row of each image by its path, and the fault of each other image. Threads read the
+        next images meanwhile.
 
         An image whose file has another checksum by now has the fault that it changed.
 
@@ -118,7 +122,8 @@ class Features:
         return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
     def read(self, path: str, key: str) -> tuple[str, Any, Any]:
-        """An image: its path, the first three facts of its Row, the tensor (3, H, W); or its path, its fault, None.
+        """An image: its path, the first three facts of its Row, the tensor (3, H, W); or its path,
+        its fault, None.
 
         `key` is the SHA-256 that its file must have.
         """
@@ -165,7 +170,9 @@ class Features:
         put_tensor(self.cache, name, torch.from_numpy(table.view(np.uint8).reshape(len(rows), -1)))
 
     def kept(self, keys: Iterable[str]) -> dict[str, Row]:
-        """The rows of these files that an earlier call has left; tables without one are not read to the end."""
+        """The rows of these files that an earlier call has left; tables without one are not read to
+        the end.
+        """
         wanted, found = set(keys), dict[str, Row]()
         for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
             count = (file.stat().st_size - DIGEST) // self.row_type.itemsize
@@ -185,7 +192,9 @@ class Features:
         return found
 
     def files_of(self, file: Path, count: int) -> list[str]:
-        """The SHA-256 of the image files in a table of so many rows, before its own checksum is compared."""
+        """The SHA-256 of the image files in a table of so many rows, before its own checksum is
+        compared.
+        """
         try:
             with (
                 open(file, "rb") as opened,

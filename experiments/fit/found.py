@@ -22,7 +22,9 @@ NOT_WRITTEN = {"held", "sample", "logits", "calibration"}  # to fit.json
 
 @dataclass
 class Found:
-    """The results of a fit. Accuracies are in percent. If no image could be held out, most of it stays empty."""
+    """The results of a fit. Accuracies are in percent. If no image could be held out, most of it
+    stays empty.
+    """
 
     images: list[Photo]  # each image that can be used, once; those for training first
     names: list[str]  # of the classes, sorted
@@ -34,7 +36,8 @@ class Found:
         default_factory=list
     )  # of each: name, accuracy and seconds, or its fault
     chosen: Sequence[tuple[Candidate, float]] = ()  # candidates and their weights
-    grouped: str = ""  # how many images are of one scene, for people; empty if each image is a scene of its own
+    # How many images are of one scene, for people; empty if each image is a scene of its own
+    grouped: str = ""
     estimate: Estimate | None = None  # of the accuracy on new images
     estimates: dict[str, Estimate] = field(
         default_factory=dict
@@ -60,8 +63,9 @@ class Found:
     def of(
         cls, photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]
     ) -> "Found":
-        """The images without damaged ones and copies. Of copies the first is kept: one for training before one for a
-        test. An image that has two labels is left out, as one of them must be wrong.
+        """The images without damaged ones and copies. Of copies the first is kept: one for training
+        before one for a test. An image that has two labels is left out, as one of them must be
+        wrong.
 
         Args:
             pixels: the SHA-256 of the decoded pixels, by path; of damaged images there is none.
@@ -118,7 +122,10 @@ class Found:
         sizes = np.bincount(numbers(self.training))
         several = sizes > 1
         if several.any():
-            self.grouped = f"{several.sum():,} groups of images of one scene hold {sizes[several].sum():,} images"
+            self.grouped = (
+                f"{several.sum():,} groups of images of one scene hold "
+                f"{sizes[several].sum():,} images"
+            )
             self.grouped += f" ({reasons}); each group counts once."
 
     def note_groups(self) -> None:
@@ -138,7 +145,9 @@ class Found:
         return sorted(several, key=len, reverse=True)[:most]
 
     def set_test(self, correct: NDArray[np.bool_]) -> None:
-        """The accuracy on the test images, (images,), without those of a scene that was learned from."""
+        """The accuracy on the test images, (images,), without those of a scene that was learned
+        from.
+        """
         learned = {photo.scene for photo in self.training}
         tested = self.images[len(self.training) :]
         known = np.array([photo.scene is not None and photo.scene in learned for photo in tested])
@@ -153,7 +162,10 @@ class Found:
             example = next(
                 photo.path for photo, is_known in zip(tested, known, strict=True) if is_known
             )
-            what = f"Left out of the test: {known.sum():,} images that show scenes of training images, such as {example}"
+            what = (
+                f"Left out of the test: {known.sum():,} images that show scenes of training "
+                f"images, such as {example}"
+            )
             self.notes.append(f"{what}; with them, {with_them:.1f}% of the test images are right")
 
     def other_estimate(self, prior: str) -> Estimate | None:
@@ -165,7 +177,9 @@ class Found:
 
     @property
     def surprise(self) -> str:
-        """A sentence if the accuracy on the test images is outside the interval of the estimate; else empty."""
+        """A sentence if the accuracy on the test images is outside the interval of the estimate;
+        else empty.
+        """
         if not self.test or self.test["accuracy"] is None or not self.estimate:
             return ""
         accuracy, at = self.test["accuracy"], self.estimate
@@ -176,7 +190,10 @@ class Found:
         error = 196 * (accuracy / 100 * (1 - accuracy / 100) / self.test["images"]) ** 0.5
         if at.low - error <= accuracy <= at.high + error:
             reasons = f"chance (there are {self.test['images']:,} test images), {reasons}"
-        return f"The test accuracy of {accuracy:.1f}% is {where} the interval of the estimate. Likely reasons: {reasons}."
+        return (
+            f"The test accuracy of {accuracy:.1f}% is {where} the interval of the estimate. "
+            f"Likely reasons: {reasons}."
+        )
 
     @property
     def labels(self) -> Any:

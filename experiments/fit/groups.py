@@ -13,9 +13,11 @@ from .images import Photo
 
 
 def find(photos: Sequence[Photo], rows: Mapping[str, Row]) -> tuple[NDArray[np.int64], str]:
-    """The group of each photo, numbered from 0; and how many training images were joined for which reason.
+    """The group of each photo, numbered from 0; and how many training images were joined for which
+    reason.
 
-    They are found by the names that the user gives them, by the time when they were taken, and by their look.
+    They are found by the names that the user gives them, by the time when they were taken, and by
+    their look.
 
     Args:
         rows: what is known of each photo, by its path.

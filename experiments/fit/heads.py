@@ -1,4 +1,6 @@
-"""The candidates: zero-shot CLIP, and every head of this project over a small grid of its settings."""
+"""The candidates: zero-shot CLIP, and every head of this project over a small grid of its
+settings.
+"""
 
 import hashlib
 import io
@@ -116,12 +118,14 @@ CANDIDATES = (  # the first one of a method has its defaults
 
 
 def members(candidates: Sequence[Candidate], excess: float) -> dict[int, float]:
-    """The candidates that an ensemble may have, by their places, with their weights if nothing was held out.
+    """The candidates that an ensemble may have, by their places, with their weights if nothing was
+    held out.
 
     Args:
         candidates: the first is zero-shot CLIP.
-        excess: the cross-entropy of zero-shot CLIP on the training images, which it has not learned from, less that of
-            guessing, in nats. If it is above MISLED, the default is heads that go far from zero-shot CLIP.
+        excess: the cross-entropy of zero-shot CLIP on the training images, which it has not learned
+            from, less that of guessing, in nats. If it is above MISLED, the default is heads that
+            go far from zero-shot CLIP.
     """
     linear = {place: one.method for place, one in enumerate(candidates) if one.method in LINEAR}
     careful = [place for place, method in linear.items() if method in CAREFUL] or [*linear][1:]
@@ -157,20 +161,26 @@ class Clock:
         self.check(0)
 
     def check(self, share: float) -> None:
-        """Raise TooLong if the trainings would not end before the deadline; `share` of the present one has ended."""
+        """Raise TooLong if the trainings would not end before the deadline; `share` of the present
+        one has ended.
+        """
         now = time.monotonic()
         spent, left = now - self.began, self.deadline - now
         needed = spent / (self.ended + share) * self.trainings
         if spent > SETTLED and needed - spent > left:
-            what = f"it takes about {needed / 60:.1f} minutes, and {max(0, left + spent) / 60:.1f} are left"
+            what = (
+                f"it takes about {needed / 60:.1f} minutes, and {max(0, left + spent) / 60:.1f} "
+                "are left"
+            )
             raise TooLong(what, "raise --minutes")
 
 
 class Heads:
     """Heads on the features of one CLIP.
 
-    They take features from before the projection of the image tower (images, width), for the sake of those that learn
-    the projection. If the backbone has none, they take its features (images, joint), and such heads are left out.
+    They take features from before the projection of the image tower (images, width), for the sake
+    of those that learn the projection. If the backbone has none, they take its features (images,
+    joint), and such heads are left out.
 
     Args:
         zero_shot: zero-shot CLIP for the classes, with sentences for classes or without.
@@ -206,7 +216,9 @@ class Heads:
         return self.projection.model if self.projection else self.zero_shot.model_for()
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
-        """What a method reads of features from before the projection: these, or those behind it (images, joint)."""
+        """What a method reads of features from before the projection: these, or those behind it
+        (images, joint).
+        """
         if self.projection is None or issubclass(
             trainers.predicting()[method].Model, ProjectedCLIP
         ):
@@ -214,7 +226,9 @@ class Heads:
         return self.projection.head.project(features).detach()
 
     def method(self, candidate: Candidate, images: int) -> FeatureTrainer:
-        """The method of a candidate with a head that has seen nothing, for so many training images."""
+        """The method of a candidate with a head that has seen nothing, for so many training
+        images.
+        """
         kind = trainers.predicting()[candidate.method]
         method = kind(settings_of(candidate), self.classes, self.zero_shot.device)
         assert isinstance(method, FeatureTrainer)
@@ -231,7 +245,8 @@ class Heads:
 
     @one_thread()  # several wait for one another, above all on a machine that does other work, too
     def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureTrainer:
-        """The method with a head that has learned from features (images, width) and labels (images,).
+        """The method with a head that has learned from features (images, width) and labels
+        (images,).
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -244,8 +259,8 @@ class Heads:
     def learned(
         self, candidate: Candidate, seen: tuple[Tensor, Tensor]
     ) -> Callable[[Tensor], Tensor]:
-        """From what the candidate reads of images (`inputs`) to logits (images, classes), after learning from features
-        and labels."""
+        """From what the candidate reads of images (`inputs`) to logits (images, classes), after
+        learning from features and labels."""
         if candidate.method in self.fixed:
             matrix = self.clip.logit_scale.exp() * normalize(self.fixed[candidate.method]).T
             return lambda features: normalize(features) @ matrix
@@ -255,7 +270,9 @@ class Heads:
     def answers(
         self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor
     ) -> Tensor:
-        """Logits (images, classes) for features (images, width), after learning from the features and labels `seen`."""
+        """Logits (images, classes) for features (images, width), after learning from the features
+        and labels `seen`.
+        """
         return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
 
     def held_out(
@@ -266,9 +283,11 @@ class Heads:
         held: NDArray[Any],
         deadline: float = math.inf,
     ) -> Tensor:
-        """(repeats, images, classes): the logits of images whose folds `held` were left out (`choice.folds`).
+        """(repeats, images, classes): the logits of images whose folds `held` were left out
+        (`choice.folds`).
 
-        They are divided by the head's spread: heads of fewer images have others, up to a hundred times smaller ones.
+        They are divided by the head's spread: heads of fewer images have others, up to a hundred
+        times smaller ones.
 
         Args:
             deadline: of `time.monotonic`.
@@ -325,7 +344,8 @@ class Heads:
         labels: Tensor,
         facts: Mapping[str, Any],
     ) -> PromptedClassifier:
-        """The chosen classifier, which has learned from all images: a candidate, or an ensemble of linear ones.
+        """The chosen classifier, which has learned from all images: a candidate, or an ensemble of
+        linear ones.
 
         The sum of linear heads is one linear head.
         """
@@ -357,7 +377,9 @@ class Heads:
         method: PromptTrainer | None = None,
         **values: Any,
     ) -> PromptedClassifier:
-        """The classifier of a method that has learned, or of a `fixed` one; `facts` are for people."""
+        """The classifier of a method that has learned, or of a `fixed` one; `facts` are for
+        people.
+        """
         checkpoint: dict[str, Any] | None = None
         if method:
             values["settings"] = asdict(method.settings)
@@ -402,7 +424,9 @@ def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
 
 
 def start(method: Trained, epochs: int) -> Trained:
-    """The method, which has a model, ready for the first step of so many epochs; nothing is read from disk."""
+    """The method, which has a model, ready for the first step of so many epochs; nothing is read
+    from disk.
+    """
     TrainerBase.__init__(method)
     method.scaler = torch.amp.GradScaler(enabled=False)
     method.epoch, method.max_epoch = 0, epochs
@@ -411,7 +435,9 @@ def start(method: Trained, epochs: int) -> Trained:
 
 
 def learned(method: Trained, after_epoch: Callable[[float], None] = lambda share: None) -> Trained:
-    """The method after all its epochs; nothing is printed or saved. `after_epoch` gets the share that has ended."""
+    """The method after all its epochs; nothing is printed or saved. `after_epoch` gets the share
+    that has ended.
+    """
     with redirect_stdout(io.StringIO()):
         for epoch in range(method.max_epoch):
             method.epoch = epoch

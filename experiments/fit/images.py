@@ -16,7 +16,10 @@ from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
 
 FOLDER = "folder"  # of --group-by
-LAYOUT = "give a folder with one folder of images for each class, or a CSV file with the columns path and label"
+LAYOUT = (
+    "give a folder with one folder of images for each class, or a CSV file with the columns "
+    "path and label"
+)
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,15 @@ class Photo:
 
 
 def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Photo]:
-    """The labelled images of a folder or a CSV file, and the test images of another one, sorted by class and path.
+    """The labelled images of a folder or a CSV file, and the test images of another one, sorted by
+    class and path.
 
     Args:
         group_by: as for `named`; empty if only a column may name groups.
 
     Raises:
-        UsageError: there are fewer than two classes with images, an image of a CSV file is missing, a class has only
-            test images, or the names of groups cannot be used.
+        UsageError: there are fewer than two classes with images, an image of a CSV file is missing,
+            a class has only test images, or the names of groups cannot be used.
     """
     photos = read(place)
     if test:
@@ -119,9 +123,14 @@ def read_csv(file: Path) -> list[Photo]:
 
 
 def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
-    """The images in the rows of a CSV file. Raises csv.Error for what is none, and UsageError for a wrong row."""
+    """The images in the rows of a CSV file. Raises csv.Error for what is none, and UsageError for a
+    wrong row.
+    """
     if not {"path", "label"} <= set(rows.fieldnames or ()):
-        what = f"{file} has the columns {', '.join(map(printable, rows.fieldnames or ())) or 'of no table'}"
+        what = (
+            f"{file} has the columns "
+            f"{', '.join(map(printable, rows.fieldnames or ())) or 'of no table'}"
+        )
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
     photos = []
     for row in rows:
@@ -131,7 +140,10 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
             row.get("split") or "train",
         )
         if not path or not label or part not in PARTS:
-            what = f"line {rows.line_num} of {file} has no path, no label or another split than {', '.join(PARTS)}"
+            what = (
+                f"line {rows.line_num} of {file} has no path, no label or another split than "
+                f"{', '.join(PARTS)}"
+            )
             raise UsageError(what, "fix that line", file)
         group = (row.get("group") or "").strip()
         if "group" in row and not group:
@@ -141,7 +153,10 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
         below = below if plain(top) == plain(label) else path
         photos.append(Photo(str(file.parent / path), plain(label), part, below=below, group=group))
     if missing := missing_files(photo.path for photo in photos):
-        what = f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as {missing[0]}"
+        what = (
+            f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as "
+            f"{missing[0]}"
+        )
         raise UsageError(
             what, "restore or remove them (paths are relative to the folder of the file)", file
         )
@@ -152,13 +167,13 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
     """The photos with the groups that the user names.
 
     Args:
-        by: `folder`, the folder below that of the class; or a regular expression, whose capture in the path is the
-            group.
+        by: `folder`, the folder below that of the class; or a regular expression, whose capture in
+            the path is the group.
         place: the folder or the CSV file of the photos.
 
     Raises:
-        UsageError: the expression is none, captures nothing or two things, or does not match a path; or there is no
-            folder below that of a class.
+        UsageError: the expression is none, captures nothing or two things, or does not match a
+            path; or there is no folder below that of a class.
     """
     if by == FOLDER:
         below = [photo.below.rpartition("/")[0] for photo in photos]

@@ -1,4 +1,6 @@
-"""Which candidates a fit has time for. fit.json keeps it, so that a fit that was killed ends as if it were not."""
+"""Which candidates a fit has time for. fit.json keeps it, so that a fit that was killed ends as if
+it were not.
+"""
 
 import json
 import math

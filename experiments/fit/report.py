@@ -1,4 +1,6 @@
-"""The page about a fit, one file without scripts: what was tried, what goes wrong, and what to do about it."""
+"""The page about a fit, one file without scripts: what was tried, what goes wrong, and what to do
+about it.
+"""
 
 import io
 import shlex
@@ -37,7 +39,9 @@ def probabilities(found: Found, calibration: Calibration) -> NDArray[np.float64]
 
 
 def suspects(found: Found) -> list[dict[str, Any]]:
-    """The held-out images by how much more probable another class is than their label, those most in doubt first."""
+    """The held-out images by how much more probable another class is than their label, those most
+    in doubt first.
+    """
     if found.calibration is None:
         return []
     p = probabilities(found, found.calibration)
@@ -54,7 +58,9 @@ def suspects(found: Found) -> list[dict[str, Any]]:
 
 
 def details(found: Found) -> dict[str, Any]:
-    """What fit.json has besides `Found`: accuracies by class, all confused pairs and all suspects."""
+    """What fit.json has besides `Found`: accuracies by class, all confused pairs and all
+    suspects.
+    """
     if found.calibration is None:
         return {}
     classes = [
@@ -74,8 +80,8 @@ def details(found: Found) -> dict[str, Any]:
 def labels_csv(found: Found) -> str:
     """A line for each training image, with what the others say of it: labels.csv.
 
-    Columns of probabilities have the class in their names; of more than MOST_COLUMNS classes, only that of the label
-    and the largest one are written.
+    Columns of probabilities have the class in their names; of more than MOST_COLUMNS classes, only
+    that of the label and the largest one are written.
     """
     scenes = numbers(found.training)
     content: dict[str, Any] = {
@@ -104,7 +110,9 @@ def labels_csv(found: Found) -> str:
 
 
 def by_class(found: Found) -> list[tuple[str, int, float]]:
-    """Of each class its number of training images, and the accuracy of those held out (NaN: none); the worst first."""
+    """Of each class its number of training images, and the accuracy of those held out (NaN: none);
+    the worst first.
+    """
     right, number = (found.logits.argmax(axis=-1) == found.labels).mean(axis=0), len(found.names)
     weights = found.sample.weights
     with np.errstate(invalid="ignore"):
@@ -120,7 +128,9 @@ def by_class(found: Found) -> list[tuple[str, int, float]]:
 
 
 def confused(found: Found) -> list[tuple[tuple[str, str], list[str]]]:
-    """Pairs of classes, and the paths of the held-out images of the first that are taken for the second; most first."""
+    """Pairs of classes, and the paths of the held-out images of the first that are taken for the
+    second; most first.
+    """
     pairs = defaultdict[tuple[str, str], list[str]](list)
     for place, label, answer in zip(
         found.held, found.labels, found.logits[0].argmax(axis=-1), strict=True

@@ -1,4 +1,6 @@
-"""One fit from start to end: features, candidates, the choice, its estimate, and the folder that it leaves."""
+"""One fit from start to end: features, candidates, the choice, its estimate, and the folder that it
+leaves.
+"""
 
 import json
 import math
@@ -43,7 +45,8 @@ METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
 MOST_LOGITS = 2 * 10**8  # of all candidates, repeats, images and classes together: 0.8 GB
 EXACT = 10**7  # numbers of a candidate that are computed with in double precision
-HEADS_SHARE = 0.7  # of the minutes, for trying heads; the others are for the choice, its estimate and the export
+# Of the minutes, for trying heads; the others are for the choice, its estimate and the export
+HEADS_SHARE = 0.7
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
@@ -57,7 +60,8 @@ def fit(
         record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
 
     Raises:
-        UsageError: fewer than two classes have an image that can be used, or the sentences or MODEL cannot be used.
+        UsageError: fewer than two classes have an image that can be used, or the sentences or MODEL
+            cannot be used.
     """
 
     def heads_of(names: Sequence[str]) -> Heads:
@@ -176,8 +180,8 @@ def decide(
     Args:
         x: (images, width), the features of the training images.
         y: (images,), their labels.
-        planned: from the fold of each image to more candidates, each with what computes its logits (images, classes),
-            or with the reason why there are none.
+        planned: from the fold of each image to more candidates, each with what computes its logits
+            (images, classes), or with the reason why there are none.
         plan: how much time there is for heads, and which ones take too long.
     """
     plan = plan or Plan()
@@ -304,7 +308,9 @@ def ungrouped(
 def used(
     candidates: Iterable[Candidate], weights: NDArray[Any], scales: Mapping[Candidate, float]
 ) -> list[tuple[Candidate, float]]:
-    """The candidates whose weight is not 0, with weights for their own logits; a single one is exported as it is."""
+    """The candidates whose weight is not 0, with weights for their own logits; a single one is
+    exported as it is.
+    """
     chosen = [
         (one, weight / scales.get(one, 1.0))
         for one, weight in zip(candidates, weights, strict=False)
@@ -316,7 +322,9 @@ def used(
 def to_choose_on(
     held: NDArray[Any], scenes: NDArray[Any], classes: int, candidates: int
 ) -> NDArray[Any]:
-    """The places of images whose logits are kept: those that are held out, or so many scenes as memory has room for."""
+    """The places of images whose logits are kept: those that are held out, or so many scenes as
+    memory has room for.
+    """
     places = np.flatnonzero(held[0] != choice.NEVER)
     room = MOST_LOGITS // (len(held) * classes * (candidates + 1))
     if len(places) <= room:
@@ -366,7 +374,9 @@ def curve(
     groups: NDArray[Any],
     prior: str,
 ) -> list[tuple[float, float]]:
-    """Groups of each class, and the accuracy of some heads after learning from so many, on the folds `row`."""
+    """Groups of each class, and the accuracy of some heads after learning from so many, on the
+    folds `row`.
+    """
     labels = y.cpu().numpy()
     points: dict[float, float] = {}
     for share in (0.25, 0.5):
@@ -402,7 +412,9 @@ def full_point(
     logits: Mapping[Candidate, NDArray[Any]],
     folds: int,
 ) -> tuple[float, float]:
-    """Groups of each class in all folds but one, and the accuracy of heads that have learned from these."""
+    """Groups of each class in all folds but one, and the accuracy of heads that have learned from
+    these.
+    """
     total = np.sum(
         [weight * scales.get(one, 1.0) * logits[one][0] for one, weight in chosen], axis=0
     )
@@ -413,7 +425,9 @@ def full_point(
 def some_groups(
     labels: NDArray[Any], groups: NDArray[Any], inside: NDArray[Any], share: float
 ) -> NDArray[Any]:
-    """The places of a share of the groups of each class, of those `inside` (images,); of each class one or more."""
+    """The places of a share of the groups of each class, of those `inside` (images,); of each class
+    one or more.
+    """
     found = []
     for label in np.unique(labels):
         places = np.flatnonzero(inside & (labels == label))
@@ -449,7 +463,8 @@ def summary(args: Namespace, found: Found) -> list[str]:
     if found.estimate:
         at, before = found.estimate, f"zero-shot CLIP {found.zero_shot:.1f}%"
         lines.append(
-            f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to {at.high:.1f}); {before}"
+            f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to "
+            f"{at.high:.1f}); {before}"
         )
         if other := found.other_estimate(args.prior):
             mix = (
@@ -458,7 +473,8 @@ def summary(args: Namespace, found: Found) -> list[str]:
                 else "classes are as frequent as here"
             )
             lines.append(
-                f"Estimate if {mix}: {other.accuracy:.1f}% (95%: {other.low:.1f} to {other.high:.1f})"
+                f"Estimate if {mix}: {other.accuracy:.1f}% (95%: {other.low:.1f} to "
+                f"{other.high:.1f})"
             )
     if found.test:
         if found.test["accuracy"] is not None:

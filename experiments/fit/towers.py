@@ -1,4 +1,6 @@
-"""Methods that change the towers: they train on the images themselves, while the minutes of the user last."""
+"""Methods that change the towers: they train on the images themselves, while the minutes of the
+user last.
+"""
 
 import hashlib
 import time
@@ -47,7 +49,8 @@ class Towers:
     Args:
         heads: of the same CLIP and classes.
         found: has the training images. Methods take their places.
-        keys: the SHA-256 of image files by their paths: another file in the place of one is a ChangedImageError.
+        keys: the SHA-256 of image files by their paths: another file in the place of one is a
+            ChangedImageError.
     """
 
     def __init__(self, heads: Heads, found: Found, keys: Mapping[str, str] | None = None):
@@ -60,7 +63,9 @@ class Towers:
         self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
 
     def settings(self, name: str) -> Any:
-        """The configuration of a method: that of its recipe, for images as the backbone reads them."""
+        """The configuration of a method: that of its recipe, for images as the backbone reads
+        them.
+        """
         description = self.heads.zero_shot.description
         chosen = recipe(name, "few_shot", backbone=description.backbone)
         cfg = configuration(name)
@@ -76,7 +81,8 @@ class Towers:
     def planned(
         self, candidates: Sequence[Candidate], deadline: float, plan: Plan, row: NDArray[Any]
     ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
-        """Those candidates that end before the deadline, with what computes their logits, and why others are left out.
+        """Those candidates that end before the deadline, with what computes their logits, and why
+        others are left out.
 
         Args:
             deadline: of `time.monotonic`.
@@ -91,7 +97,10 @@ class Towers:
                         self.seconds(candidate, row) / 60,
                         (deadline - time.monotonic()) / 60,
                     )
-                    needs = f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are left: raise --minutes"
+                    needs = (
+                        f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are "
+                        "left: raise --minutes"
+                    )
                     trained[candidate.method] = "" if minutes <= left else needs
                     deadline -= 60 * minutes if minutes <= left else 0
                 except ChangedImageError:  # the method is not at fault
@@ -105,7 +114,9 @@ class Towers:
                 yield candidate, reason or partial(self.held_out, candidate, row)
 
     def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
-        """The method with a model that has seen nothing, and a loader of the training images at these places."""
+        """The method with a model that has seen nothing, and a loader of the training images at
+        these places.
+        """
         set_random_seed(self.heads.seed)
         kind, cfg, heads = (
             trainers.methods()[candidate.method],
@@ -155,7 +166,8 @@ class Towers:
         )
 
     def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:
-        """(images, classes): the logits of images whose folds, `row`, were left out. Those of a fold are kept on disk.
+        """(images, classes): the logits of images whose folds, `row`, were left out. Those of a
+        fold are kept on disk.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -191,7 +203,9 @@ class Towers:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def seconds(self, candidate: Candidate, row: NDArray[Any]) -> float:
-        """How long the candidate will take for all folds and for the final training, from two steps of it."""
+        """How long the candidate will take for all folds and for the final training, from two steps
+        of it.
+        """
         method, test = (
             self.method(candidate, np.arange(len(row))),
             np.arange(min(len(row), BATCH // 4)),

@@ -28,7 +28,8 @@ environment variables:
   DRY_RUN=1     print the commands and do nothing (also: --dry-run)
   QUIET=1       print errors and results only
   REPORT_TO     tensorboard,wandb,mlflow"""
-FORMS = {  # values that the script itself reads: a pattern, and words for it. train.py checks the others
+# Values that the script itself reads: a pattern, and words for it. train.py checks the others
+FORMS = {
     "SEED": (r"[0-9]{1,9}( +[0-9]{1,9})*", "an integer below 10^9, or several: '1 2 3'"),
     "SHOTS": (r"(-1|[1-9][0-9]{0,8})( +(-1|[1-9][0-9]{0,8}))*", "an integer (-1: all images)"),
     "EPOCHS": (r"[1-9][0-9]{0,8}", "an integer from 1 on"),

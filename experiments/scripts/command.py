@@ -120,12 +120,16 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
 
 
 def is_published(cfg: str) -> bool:
-    """Whether it may name a published YAML file: those of the small CLIP train for other numbers of epochs."""
+    """Whether it may name a published YAML file: those of the small CLIP train for other numbers of
+    epochs.
+    """
     return not cfg.startswith("small")
 
 
 def test_alone(call: Call) -> Run:
-    """The test of zero-shot CLIP; or of the prompts in MODEL_DIR, which also detects images of the datasets OOD."""
+    """The test of zero-shot CLIP; or of the prompts in MODEL_DIR, which also detects images of the
+    datasets OOD.
+    """
     cfg = recipe(call.method, "few_shot", cfg=call.cfg, backbone=call.backbone).cfg
     dataset, trained = call.values["DATASET"], None
     options: list = ["--eval-only"]
@@ -149,7 +153,9 @@ def test_alone(call: Call) -> Run:
 def train_arguments(
     call: Call, cfg: str, options: Sequence, settings: Sequence, **run
 ) -> list[str]:
-    """The arguments of train.py for one run of a script: see `protocols.train_argv`. Paths are relative to ROOT."""
+    """The arguments of train.py for one run of a script: see `protocols.train_argv`. Paths are
+    relative to ROOT.
+    """
     trackers = os.environ.get("REPORT_TO")
     everywhere = [
         *(["--report-to", trackers] if trackers else []),
@@ -208,7 +214,9 @@ def reproduce(call: Call) -> list[str]:
 
 
 def check_trained(runs: Sequence[Run], script: Script) -> None:
-    """Raise UsageError if a training run whose prompts will be tested is not finished, unless its epoch is given."""
+    """Raise UsageError if a training run whose prompts will be tested is not finished, unless its
+    epoch is given.
+    """
     trained = {run.folder for run in runs if not run.trained}
     for folder in {
         run.trained for run in runs if run.trained and "--load-epoch" not in run.arguments
@@ -221,10 +229,11 @@ def check_trained(runs: Sequence[Run], script: Script) -> None:
 
 
 def execute(programs: Iterable[Sequence[str]]) -> None:
-    """Run programs of this project one after another; ends this process with the status of the first that fails.
+    """Run programs of this project one after another; ends this process with the status of the
+    first that fails.
 
-    A signal to the process group, such as Ctrl-C in a terminal, reaches the program too. SIGTERM to this process alone
-    is passed on to it.
+    A signal to the process group, such as Ctrl-C in a terminal, reaches the program too. SIGTERM to
+    this process alone is passed on to it.
     """
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

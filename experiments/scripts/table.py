@@ -1,4 +1,6 @@
-"""The runs of each script in scripts/: table.yaml has published scripts, under their paths, and our own."""
+"""The runs of each script in scripts/: table.yaml has published scripts, under their paths, and our
+own.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +14,16 @@ import yaml
 class Script:
     """The runs of a script.
 
-    Words in braces in `settings` and `folders` name positional arguments, variables, and {dataset}, {name}, {shots} and
-    {seed} of a run.
+    Words in braces in `settings` and `folders` name positional arguments, variables, and {dataset},
+    {name}, {shots} and {seed} of a run.
     """
 
     does: str = ""  # one sentence for --help
-    form: str = ""  # its positional arguments. EPOCHS and KEY VALUE pairs may follow those of a training run or a test
-    # A key of `PROTOCOLS`; `zero_shot` tests zero-shot CLIP, `ood` prompts in a folder, with --ood; empty: an argument.
+    # Its positional arguments. EPOCHS and KEY VALUE pairs may follow those of a training run or a
+    # test
+    form: str = ""
+    # A key of `PROTOCOLS`; `zero_shot` tests zero-shot CLIP, `ood` prompts in a folder, with --ood;
+    # empty: an argument.
     protocol: str = ""
     steps: tuple[int, ...] | str = (
         0,

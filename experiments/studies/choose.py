@@ -1,4 +1,6 @@
-"""The key `choose` of a study: which settings are tried with which values, which images choose, and the choices."""
+"""The key `choose` of a study: which settings are tried with which values, which images choose, and
+the choices.
+"""
 
 import hashlib
 import json
@@ -57,7 +59,9 @@ class SearchRule:
 
 
 def choose_from(content: Any) -> SearchRule:
-    """A `SearchRule` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`. Raises UsageError if it has another form."""
+    """A `SearchRule` from `{keys: {KEY: [VALUE, ...]}, by: RULE}`. Raises UsageError if it has
+    another form.
+    """
     if not isinstance(content, dict):
         raise UsageError(
             f"choose is {content!r}", f"give {{keys: {{KEY: [VALUE, ...]}}, by: {VALIDATION}}}"
@@ -82,7 +86,9 @@ def mapping(value: Any, what: str, form: str) -> dict:
 
 
 def keys_from(content: Any, what: str) -> Keys:
-    """Keys and their values from `{KEY: [VALUE, ...]}`; UsageError if a key has fewer than two values."""
+    """Keys and their values from `{KEY: [VALUE, ...]}`; UsageError if a key has fewer than two
+    values.
+    """
     keys = {}
     for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
         words = tuple(map(str, values)) if isinstance(values, list) else ()
@@ -104,7 +110,9 @@ def as_number(word: str) -> float | str:
 
 
 def check_choose(study: "Study") -> None:
-    """Raise UsageError if a choice of a study has nothing to choose from, or no images to choose on."""
+    """Raise UsageError if a choice of a study has nothing to choose from, or no images to choose
+    on.
+    """
     if not study.choose.by:
         for variant in study.variants:
             if variant.choose:
@@ -152,15 +160,17 @@ def check_keys(study: "Study", variant: "Variant") -> None:
 
 
 def trial_place(rule: Rule, values: Values) -> Path:
-    """The folder of the trials of these values, below that of the results. It does not depend on other values."""
+    """The folder of the trials of these values, below that of the results. It does not depend on
+    other values.
+    """
     name = ",".join(f"{key}={quote(value, safe='')}" for key, value in by_key(values).items())
     name = name if len(name) <= LONGEST else digest(values)
     return Path("trials", rule.place, name)
 
 
 def chosen_place(study: "Study", variant: "Variant", protocol: str) -> Path:
-    """The folder of the runs with chosen settings, below that of the results. Its name has a checksum of all that the
-    choice depends on: another choice has another folder."""
+    """The folder of the runs with chosen settings, below that of the results. Its name has a
+    checksum of all that the choice depends on: another choice has another folder."""
     by, seeds = study.choose.by, sorted(study.seeds)
     others = sorted(study.trained_on(protocol)) if by == LEAVE_ONE_OUT else []
     return Path(
@@ -173,7 +183,8 @@ def digest(value: Any) -> str:
 
 
 def decide(study: "Study") -> "list[Search]":
-    """Write the file of every choice whose trials are all finished; returns those that wait for trials.
+    """Write the file of every choice whose trials are all finished; returns those that wait for
+    trials.
 
     Raises UsageError if results.json of a trial is damaged, or was measured on other images.
     """
@@ -224,7 +235,10 @@ def chosen_on(choose: SearchRule, run: "Run", results: dict) -> dict[str, Any]:
     """The record of the images on which a trial was tested, as one of a choice (`data_use`)."""
     record = (results.get("data_use") or {}).get("test") or {}
     if record.get("split") != choose.rule.split:
-        what = f"{run.folder / RESULTS_FILE} does not say that it was tested on {choose.rule.split} images"
+        what = (
+            f"{run.folder / RESULTS_FILE} does not say that it was tested on "
+            f"{choose.rule.split} images"
+        )
         raise UsageError(what, "delete it and start its run again", run.folder / RESULTS_FILE)
     images = {key: record[key] for key in ("dataset", "classes", "split", "images", "sha256")}
     images |= {"split": "train"} if choose.by == HELD_OUT else {}

@@ -1,4 +1,6 @@
-"""The commands of `python tools/study.py`: execute the runs of a study file and make tables, plots and a report."""
+"""The commands of `python tools/study.py`: execute the runs of a study file and make tables, plots
+and a report.
+"""
 
 import argparse
 import json
@@ -27,12 +29,13 @@ if TYPE_CHECKING:  # a command imports its modules when it runs: torch and panda
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
 EPILOG = """
-`plan` prints how many runs a study has, and the hours and the disk that they take. `run` executes the unfinished
-runs, several at a time: as tasks of Ray if that is installed, on this machine or on a cluster (docs/studies.md), else
-in processes of this machine. `status` prints how many runs are finished,
-running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
-OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
-writes everything to one page there, report.html. docs/studies.md explains the keys of a study file.
+`plan` prints how many runs a study has, and the hours and the disk that they take. `run` executes
+the unfinished runs, several at a time: as tasks of Ray if that is installed, on this machine or on
+a cluster (docs/studies.md), else in processes of this machine. `status` prints how many runs are
+finished, running, failed and pending, and the remaining time. `tables` prints the results so far
+and writes them to OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and
+PDF in the same folder; `report` writes everything to one page there, report.html. docs/studies.md
+explains the keys of a study file.
 """
 
 
@@ -70,7 +73,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
     failed |= execute_runs(sequences, executor, args.file.stem)
     if waiting:
         print(
-            f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started"
+            f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these "
+            "have not started"
         )
     end(failed)
 
@@ -88,7 +92,9 @@ def end(failed: dict[Run, str]) -> None:
 
 
 def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | Cluster":
-    """Ray if it is installed or --address is given; local processes if it is not, or --workers is given."""
+    """Ray if it is installed or --address is given; local processes if it is not, or --workers is
+    given.
+    """
     from .executor import Cluster, LocalExecutor, available
 
     if args.address or (available() and not args.workers):

@@ -1,4 +1,6 @@
-"""The methods of one kind compared over datasets: Friedman's test, and Nemenyi's critical difference of ranks."""
+"""The methods of one kind compared over datasets: Friedman's test, and Nemenyi's critical
+difference of ranks.
+"""
 
 import math
 from typing import NamedTuple
@@ -21,13 +23,14 @@ class Ranking(NamedTuple):
         pd.Series
     )  # average rank by method, ascending; accuracies equal to two decimals share theirs
     datasets: int  # their number
-    p: float  # of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset
+    # Of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset
+    p: float
     difference: float  # average ranks that differ by less are not shown to differ (Nemenyi at 5%)
 
 
 def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking | None:
-    """The ranks of the methods of a kind (`Method.kind`) with a result on every dataset of the average, none of them
-    selected on test images; None for too few methods or datasets."""
+    """The ranks of the methods of a kind (`Method.kind`) with a result on every dataset of the
+    average, none of them selected on test images; None for too few methods or datasets."""
     from scipy.stats import friedmanchisquare, studentized_range  # slow to import
 
     cells = summary.cells.query("protocol == @protocol and part == @part and kind == @kind")

@@ -1,7 +1,7 @@
 """Execute the runs of a study, several at a time, with one progress bar; and what its processes do.
 
-`LocalExecutor` uses processes of this machine. `Cluster` uses Ray, on one machine or on a cluster whose machines share
-the folders of data and results.
+`LocalExecutor` uses processes of this machine. `Cluster` uses Ray, on one machine or on a cluster
+whose machines share the folders of data and results.
 """
 
 import io
@@ -43,9 +43,11 @@ START_HINT = "start one with `ray start --head`"
 
 
 def check_datasets(study: Study) -> None:
-    """Build every dataset once, which draws synthetic ones: missing data is reported before the first run.
+    """Build every dataset once, which draws synthetic ones: missing data is reported before the
+    first run.
 
-    Raises UsageError if files are missing, or trials would choose on test images against their rule.
+    Raises UsageError if files are missing, or trials would choose on test images against their
+    rule.
     """
     for name in dict.fromkeys(
         run.dataset for run in study.runs()
@@ -66,15 +68,20 @@ def check_datasets(study: Study) -> None:
             if not dataset.val:
                 raise UsageError(f"{run.dataset} has no validation images to choose on", instead)
             if common := count_common(dataset.val, dataset.test):
-                what = f"{common:,} of {len(dataset.val):,} validation images of {run.dataset} are test images"
+                what = (
+                    f"{common:,} of {len(dataset.val):,} validation images of {run.dataset} are "
+                    "test images"
+                )
                 raise UsageError(what, instead)
 
 
 def execute_runs(
     sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
 ) -> dict[Run, str]:
-    """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to `TRIES` times.
-    Returns the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped."""
+    """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to
+    `TRIES` times. Returns the failed runs, each with its error in one line. The runs that follow
+    one in its sequence are skipped.
+    """
     for trained, *tests in sequences:
         if read_results(trained.folder) is None:
             for run in tests:  # their results, if they have any, are of earlier prompts
@@ -128,12 +135,13 @@ def execute_runs(
 
 
 class LocalExecutor:
-    """Executes runs in processes of this machine. Each process executes one run after another; if it dies, the next run
-    gets a new one. A process ends with this one, however that ends.
+    """Executes runs in processes of this machine. Each process executes one run after another; if
+    it dies, the next run gets a new one. A process ends with this one, however that ends.
 
     Args:
         workers: number of processes.
-        threads: threads of each; two runs of one thread side by side are faster than one run of two.
+        threads: threads of each; two runs of one thread side by side are faster than one run of
+            two.
     """
 
     def __init__(self, workers: int, threads: int = 1):
@@ -180,14 +188,17 @@ def available() -> bool:
 
 
 class Cluster:
-    """Executes runs as `LocalExecutor` does, on all machines of a Ray cluster. Machines may join and leave.
+    """Executes runs as `LocalExecutor` does, on all machines of a Ray cluster. Machines may join
+    and leave.
 
     Args:
-        address: of the cluster's head; by default a cluster on this machine, or else this machine alone.
+        address: of the cluster's head; by default a cluster on this machine, or else this machine
+            alone.
         cpus: cores, and threads, of a run.
         gpus: of a run; 0.5: two runs share one. By default 1 if the cluster has any.
 
-    Raises UsageError if Ray is not installed, nothing listens at the address, or a run needs more than any machine has.
+    Raises UsageError if Ray is not installed, nothing listens at the address, or a run needs more
+    than any machine has.
     """
 
     def __init__(self, address: str | None = None, cpus: int = 1, gpus: float | None = None):
@@ -245,7 +256,9 @@ class Cluster:
         self.ray.shutdown()
 
     def slots(self) -> int:
-        """Slots of all live machines, plus one queued run so that no machine waits for the next one."""
+        """Slots of all live machines, plus one queued run so that no machine waits for the next
+        one.
+        """
         slots = 0
         for node in self.ray.nodes():
             has = node["Resources"] if node["Alive"] else {}
@@ -261,10 +274,12 @@ class Cluster:
 
 
 def execute_run(arguments: Sequence[str]) -> str | None:
-    """Execute a run of train.py with these arguments in this process; its output goes to log.txt only.
+    """Execute a run of train.py with these arguments in this process; its output goes to log.txt
+    only.
 
-    If another process executes the run, wait for it. Then skip the run if it is finished, else resume it. Returns None,
-    or the run's error in one line. error.txt in its folder holds it until the run succeeds.
+    If another process executes the run, wait for it. Then skip the run if it is finished, else
+    resume it. Returns None, or the run's error in one line. error.txt in its folder holds it until
+    the run succeeds.
     """
     args = parse_arguments(list(arguments))
     error: BaseException | None = None
@@ -306,8 +321,8 @@ def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) ->
 
 
 def record_outcome(folder: Path, error: BaseException | None) -> str | None:
-    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start. Returns the
-    error in one line."""
+    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier
+    start. Returns the error in one line."""
     if error is None:
         (folder / ERROR).unlink(missing_ok=True)
         return None

@@ -13,8 +13,8 @@ from .tables import Summary, marked
 
 
 def overview(summary: Summary) -> list[Table]:
-    """For each protocol, the best method first: averages over datasets, the training time, the calibration error, and
-    the choices with their images."""
+    """For each protocol, the best method first: averages over datasets, the training time, the
+    calibration error, and the choices with their images."""
     tables = []
     for protocol, cells in summary.cells.query("dataset == 'average'").groupby(
         "protocol", sort=False
@@ -51,7 +51,10 @@ def overview(summary: Summary) -> list[Table]:
             [*row, *(Cell(texts.get(row[0].text, MISSING)) for texts in more.values())]
             for row in rows
         ]
-        note = f"Sorted by {main}. {describe_spread(summary)} Averages over {', '.join(summary.averaged(protocol))}. "
+        note = (
+            f"Sorted by {main}. {describe_spread(summary)} Averages over "
+            f"{', '.join(summary.averaged(protocol))}. "
+        )
         note += (
             f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
         )
@@ -60,7 +63,9 @@ def overview(summary: Summary) -> list[Table]:
 
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:
-    """The choices of a method's runs and their images, by the data-use cards; empty without cards."""
+    """The choices of a method's runs and their images, by the data-use cards; empty without
+    cards.
+    """
     runs = {run: results for run, results in summary.results.items() if run.protocol == protocol}
     cards = [results.get("data_use") for run, results in runs.items() if run.variant.name == method]
     texts = {"not known" for card in filter(None, cards) if card.get("choose") is None}
@@ -71,7 +76,8 @@ def chosen_on(summary: Summary, protocol: str, method: str) -> str:
 
 
 def headlines(summary: Summary) -> list[str]:
-    """For each protocol and kind of method, how sure it is that the best method is better than the second.
+    """For each protocol and kind of method, how sure it is that the best method is better than the
+    second.
 
     Methods that were selected on test images take no part.
     """
@@ -108,7 +114,10 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
     low, high = seed_interval(seeds)
     interval = f"{signed(low, 1)} to {signed(high, 1)}"
     if pd.isna(low):
-        return f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure this is."
+        return (
+            f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure "
+            "this is."
+        )
     if pd.isna(least := smallest_difference(seeds)):
         return f"All {len(seeds)} seeds have the same difference."
     if low > 0:

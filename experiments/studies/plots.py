@@ -1,6 +1,8 @@
-"""The results of a study as pictures. The function of a picture gives its name, and its docstring the caption.
+"""The results of a study as pictures. The function of a picture gives its name, and its docstring
+the caption.
 
-A picture without results is a figure without axes. Those from the predictions of tests need a predictions.npz.
+A picture without results is a figure without axes. Those from the predictions of tests need a
+predictions.npz.
 """
 
 import math
@@ -53,7 +55,9 @@ matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 def draw(
     summary: Summary, folder: Path, kinds: Sequence[str] = KINDS
 ) -> Iterator[tuple[str, str, list[Path]]]:
-    """Write every picture that the results allow; yields the name, the caption and the files of each."""
+    """Write every picture that the results allow; yields the name, the caption and the files of
+    each.
+    """
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     for picture in (accuracy_time, few_shot, gains, reliability, risk_coverage):
         figure = picture(summary)
@@ -71,7 +75,9 @@ def draw(
 
 
 def save(figure: Figure, place: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-    """Write a figure to `place` with each of these suffixes, and close it. The same figure gives the same bytes."""
+    """Write a figure to `place` with each of these suffixes, and close it. The same figure gives
+    the same bytes.
+    """
     dates = {"svg": "Date", "pdf": "CreationDate"}
     files = [place.with_name(f"{place.name}.{kind}") for kind in kinds]
     for file, kind in zip(files, kinds, strict=True):
@@ -93,7 +99,9 @@ Panels = list[tuple[Any, Any, Any]]  # axes, key and value
 def subplots_grid(
     panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4
 ) -> tuple[Figure, Panels]:
-    """A figure with a panel of width x height inches for each entry, and its axes with the key and the value."""
+    """A figure with a panel of width x height inches for each entry, and its axes with the key and
+    the value.
+    """
     if not panels:
         return Figure(), []
     columns = min(len(panels), columns)
@@ -108,7 +116,9 @@ def subplots_grid(
 
 
 def plot_styles(summary: Summary) -> dict[str, dict]:
-    """The style of every method, the same in all pictures: `Summary.focus` is black, its line solid."""
+    """The style of every method, the same in all pictures: `Summary.focus` is black, its line
+    solid.
+    """
     styles: dict[str, dict] = {}
     for name, marker, line, colour in zip(
         summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False
@@ -150,8 +160,8 @@ def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
 
 
 def accuracy_time(summary: Summary) -> Figure:
-    """Average accuracy against the average training time of a run (the paper's Figure 2). A method that is not
-    trained is a line."""
+    """Average accuracy against the average training time of a run (the paper's Figure 2). A method
+    that is not trained is a line."""
     cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(
         subset="mean"
     )
@@ -251,8 +261,8 @@ Outcomes = dict[tuple[str, str, str, str], Outcome]  # by protocol, part, method
 
 @lru_cache(maxsize=1)
 def read_outcomes(summary: Summary) -> Outcomes:
-    """The predictions of all finished runs, those of all seeds together. Runs without readable predictions, and those
-    of other classes than the first seed's, are left out."""
+    """The predictions of all finished runs, those of all seeds together. Runs without readable
+    predictions, and those of other classes than the first seed's, are left out."""
     outcomes: Outcomes = {}
     for run in summary.results:
         try:
@@ -269,8 +279,10 @@ def read_outcomes(summary: Summary) -> Outcomes:
 
 
 def reliability(summary: Summary) -> Figure:
-    """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below the diagonal a method
-    is too confident, above it not confident enough. Bins with fewer than ten images are left out."""
+    """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below
+    the diagonal a method is too confident, above it not confident enough. Bins with fewer than ten
+    images are left out.
+    """
     panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     for (protocol, part, method, _), outcome in read_outcomes(summary).items():
         panels[protocol, method][part].append(outcome)
@@ -291,8 +303,8 @@ def reliability(summary: Summary) -> Figure:
 
 
 def risk_coverage(summary: Summary) -> Figure:
-    """Risk against coverage: the error on the images that a method is most sure of, mean over datasets and seeds. A
-    lower curve knows better which of its predictions are right."""
+    """Risk against coverage: the error on the images that a method is most sure of, mean over
+    datasets and seeds. A lower curve knows better which of its predictions are right."""
     panels: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for (protocol, part, method, _), outcome in read_outcomes(summary).items():
         panels[protocol, part][method] += outcome.risks

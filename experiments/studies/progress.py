@@ -26,7 +26,8 @@ MOST_OTHERS = 5000  # runs of other studies
 def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, dict]:
     """The results.json of every finished run: of `runs`, or of the comparison without its trials.
 
-    Raises UsageError if one is damaged, or a folder is a link, or has a run with other settings or prompts.
+    Raises UsageError if one is damaged, or a folder is a link, or has a run with other settings or
+    prompts.
     """
     from ..same_run import check_finished  # it imports torch, which `Progress` does not need
 
@@ -61,7 +62,9 @@ class Measured:
         return seconds
 
     def add_others(self, output: Path, backbone: str) -> None:
-        """Add the runs below a folder, those of a backbone if it is given; damaged ones are left out."""
+        """Add the runs below a folder, those of a backbone if it is given; damaged ones are left
+        out.
+        """
         for file in islice(output.rglob(RESULTS_FILE), MOST_OTHERS):
             with suppress(UsageError):
                 results = read_results(file.parent)
@@ -74,13 +77,17 @@ class Measured:
                     )
 
     def seconds(self, runs: Sequence[Run]) -> float:
-        """The seconds of other runs: those of their method (trainings or tests), or else of all methods."""
+        """The seconds of other runs: those of their method (trainings or tests), or else of all
+        methods.
+        """
         every = fmean(seconds for times in self.times.values() for seconds in times)
         return sum(fmean(self.times.get((run.variant.method, run.trains), [every])) for run in runs)
 
 
 class Progress:
-    """The state of a study's runs now, trials among them, by their folders. A damaged results.json is a UsageError."""
+    """The state of a study's runs now, trials among them, by their folders. A damaged results.json
+    is a UsageError.
+    """
 
     def __init__(self, study: Study):
         self.done: dict[
@@ -107,7 +114,9 @@ class Progress:
             self.measured.add_others(study.output, study.backbone)
 
     def cost(self) -> str:
-        """What the study takes: its runs, and the hours and the disk of those that are not finished, in one line."""
+        """What the study takes: its runs, and the hours and the disk of those that are not
+        finished, in one line.
+        """
         runs = [*self.done, *self.running, *self.failed, *self.left]
         trainings, waiting = sum(run.trains for run in runs), len(runs) - len(self.done)
         text = f"{len(runs):,} runs, {trainings:,} of which train"
@@ -116,22 +125,36 @@ class Progress:
         if not self.measured.bytes:
             return f"{text}; hours and disk: known when one of them is finished"
         hours = self.measured.seconds([*self.running, *self.failed, *self.left]) / 3600
-        took = f"as {len(self.measured.bytes):,} finished runs took on {', '.join(self.measured.devices)}"
+        took = (
+            f"as {len(self.measured.bytes):,} finished runs took on "
+            f"{', '.join(self.measured.devices)}"
+        )
         size = waiting * fmean(self.measured.bytes) / 1e9
-        return f"{text}; {waiting:,} are left: about {hours:.1f} hours of one process and {size:.2f} GB, {took}"
+        return (
+            f"{text}; {waiting:,} are left: about {hours:.1f} hours of one process and "
+            f"{size:.2f} GB, {took}"
+        )
 
     def seconds_left(self) -> float:
-        """Estimated time until the end, for the present number of runs at a time; failed runs are not counted."""
+        """Estimated time until the end, for the present number of runs at a time; failed runs are
+        not counted.
+        """
         return self.measured.seconds([*self.running, *self.left]) / max(1, len(self.running))
 
     def __str__(self) -> str:
         runs = [*self.done, *self.running, *self.failed, *self.left]
-        counts = f"{len(self.running)} are running, {len(self.failed)} have failed, {len(self.left)} are left"
+        counts = (
+            f"{len(self.running)} are running, {len(self.failed)} have failed, "
+            f"{len(self.left)} are left"
+        )
         text = f"{len(self.done)} of {len(runs)} runs are done, {counts}"
         if trials := sum(bool(run.values) for run in runs):
             text += f", {sum(bool(run.values) for run in self.done)} of {trials} trials are done"
         if self.done and (seconds := self.seconds_left()):
-            text += f", about {tqdm.format_interval(int(seconds))} to go ({max(1, len(self.running))} at a time)"
+            text += (
+                f", about {tqdm.format_interval(int(seconds))} to go "
+                f"({max(1, len(self.running))} at a time)"
+            )
         return text
 
 

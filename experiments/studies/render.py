@@ -38,7 +38,9 @@ class Table:
 
 
 def build_tables(summary: Summary) -> list[Table]:
-    """For each part of each protocol: accuracies, the paper's results, and tests; then the chosen settings."""
+    """For each part of each protocol: accuracies, the paper's results, and tests; then the chosen
+    settings.
+    """
     tables = []
     for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
@@ -88,12 +90,18 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
         key: [number(value, FORMS.get(key, AUROC.form)) for value in means[key]] for key in means
     }
     rows = [list(map(Cell, row)) for row in zip(means.index, *texts.values(), strict=True)]
-    note = f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL (nats) and the Brier "
+    note = (
+        f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL "
+        "(nats) and the Brier "
+    )
     note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
     if any(column.startswith("AUROC") for column in means):
         note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
     if "OpenworldAUC" in means:
-        note += " OpenworldAUC: how often a base image has a larger probability of a base class than a new image, and "
+        note += (
+            " OpenworldAUC: how often a base image has a larger probability of a base class "
+            "than a new image, and "
+        )
         note += "both are classified correctly among their own half of the classes."
     header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in means)]
     return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
@@ -118,7 +126,10 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
     most = int(known["evaluations"].max())
     selected = int(runs["selected_on_test"].sum())
     often = "once" if most == 1 else f"up to {most} times"
-    note = f" Data: {words}; test images evaluated {often} by a run; {selected} of {len(runs)} runs chose on them"
+    note = (
+        f" Data: {words}; test images evaluated {often} by a run; {selected} of {len(runs)} "
+        "runs chose on them"
+    )
     unknown = len(runs) - len(known)
     return note + (f"; {unknown} runs did not record their images." if unknown else ".")
 
@@ -138,7 +149,9 @@ def between(interval: tuple[float, float]) -> str:
 def grid(
     cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]
 ) -> tuple[list[str], list[list[Cell]]]:
-    """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `cells`."""
+    """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of
+    `cells`.
+    """
     at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
     columns = list(cells[key].unique())
     rows = [
@@ -149,7 +162,9 @@ def grid(
 
 
 def accuracy(summary: Summary, cell: Any) -> Cell:
-    """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the mark."""
+    """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the
+    mark.
+    """
     width = getattr(cell, summary.spread)
     spread = "" if pd.isna(width) else f" ± {width:.2f}"
     missing = f" (n={cell.runs})" if cell.runs < cell.seeds and pd.notna(cell.mean) else ""
@@ -171,8 +186,14 @@ def about_mark(cells: pd.DataFrame) -> str:
 
 def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
-    over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over the n finished ones (average: on all datasets)"
-    return f"Accuracy in %: mean of {over}; ±: {summary.spread_name}; first and second best marked; -: missing."
+    over = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}, or over the n finished ones (average: on all "
+        "datasets)"
+    )
+    return (
+        f"Accuracy in %: mean of {over}; ±: {summary.spread_name}; first and second best "
+        "marked; -: missing."
+    )
 
 
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
@@ -180,7 +201,10 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     if part == "all":
         note += " all: base and new classes together."
     if part == "H":
-        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is over the H of each seed."
+        note += (
+            " H: harmonic mean of the mean base and the mean new accuracy; its spread is over "
+            "the H of each seed."
+        )
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
     caveats = {
@@ -233,14 +257,20 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
         texts += [p_value(row.p_datasets, row.holm_datasets, row.datasets)]
         rows.append(list(map(Cell, texts)))
     note = (
-        "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
+        "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. "
+        "Holm: corrected for "
         "the number of tests in the column. "
-        "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true difference that so many "
+        "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true "
+        "difference that so many "
         f"seeds with this spread would show ({POWER:.0%} of the time, at p < 0.05). "
-        "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
+        "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank "
+        "test of their means."
     )
     if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
-        note += f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is not fair."
+        note += (
+            f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is "
+            "not fair."
+        )
     focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
     note += over_datasets(summary, protocol, part)
     title = f"{protocol}, {part}: {focus} against the others"
@@ -255,13 +285,18 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
 
 
 def over_datasets(summary: Summary, protocol: str, part: str) -> str:
-    """A sentence for each kind of method on the test of all its methods over datasets, if there are enough."""
+    """A sentence for each kind of method on the test of all its methods over datasets, if there are
+    enough.
+    """
     notes = ""
     for kind in summary.kinds:
         if ranked := ranking(summary, protocol, part, kind):
             of_kind = f" {kind}" * (len(summary.kinds) > 1)
             ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in ranked.ranks.items())
-            notes += f" All{of_kind} methods over {ranked.datasets} datasets: average ranks {ranks}; Friedman's test, "
+            notes += (
+                f" All{of_kind} methods over {ranked.datasets} datasets: average ranks "
+                f"{ranks}; Friedman's test, "
+            )
             notes += f"p = {format_p(ranked.p)}"
             apart = f"; average ranks differ if they are {ranked.difference:.2f} apart (Nemenyi)"
             notes += f"{apart if ranked.p < 0.05 else ''}."
@@ -294,7 +329,9 @@ LATEX = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX; a hyphen before a number becomes a minus. \\\\ must not find [ or *; it skips spaces."""
+    """Text as LaTeX; a hyphen before a number becomes a minus. \\\\ must not find [ or *; it skips
+    spaces.
+    """
     return re.sub(
         r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^\s*(?=[\[*])", "{}", text.translate(LATEX))
     )

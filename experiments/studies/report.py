@@ -1,4 +1,5 @@
-"""A study as one HTML page: a summary, then folded tables, pictures, failed runs, settings and versions.
+"""A study as one HTML page: a summary, then folded tables, pictures, failed runs, settings and
+versions.
 
 The page is one file without scripts or links to other files. Its template is report.html.
 """
@@ -95,7 +96,9 @@ def settings(runs: Collection[Run]) -> Table:
 
 
 def versions(results: Iterable[dict]) -> Table:
-    """The devices and package versions of the finished runs, with the number of runs where they differ."""
+    """The devices and package versions of the finished runs, with the number of runs where they
+    differ.
+    """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for run in results:
         for name, value in ({"device": run.get("device")} | run.get("versions", {})).items():

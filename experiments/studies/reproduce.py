@@ -1,4 +1,6 @@
-"""`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to the published."""
+"""`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to
+the published.
+"""
 
 import argparse
 import glob
@@ -43,9 +45,10 @@ DESCRIPTION = (
     "Test a published set of checkpoints and print the results next to the published ones."
 )
 EPILOG = """
-CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),
-DATASET/Kshot/seedN (PromptSRC), or the output folder of a project (base2new/train_base/..., crossdataset/imagenet/...).
-docs/reproduce.md says where authors publish them.
+CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe,
+PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
+(base2new/train_base/..., crossdataset/imagenet/...). docs/reproduce.md says where authors publish
+them.
 """
 Key = tuple[str, int, int]  # dataset, shots, seed
 
@@ -58,7 +61,8 @@ def find_prompts(
     Args:
         key: dataset, shots and seed of the training run.
         alone: whether the set may be of this dataset only, without its name.
-        cfg: name of the YAML file, if the user has chosen one; of several folders that fit, its own is used.
+        cfg: name of the YAML file, if the user has chosen one; of several folders that fit, its own
+            is used.
 
     Raises UsageError if several folders fit.
     """
@@ -104,7 +108,9 @@ class PublishedStudy(Study):
     ] = ()  # the datasets of cross_dataset to test, which may include the source
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
-        """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
+        """The tests of the prompts. From base to new classes, a test of the base classes has its
+        own folder, too.
+        """
         steps = PROTOCOLS[protocol].steps[-1:]
         if protocol == "base2new":
             steps = tuple(
@@ -125,7 +131,9 @@ class PublishedStudy(Study):
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:
-    """The tests that a set of checkpoints allows. Raises UsageError if it has none of the datasets and seeds."""
+    """The tests that a set of checkpoints allows. Raises UsageError if it has none of the datasets
+    and seeds.
+    """
     place = args.checkpoints
     check_folder(place, "there is no folder", "check --checkpoints")
     for protocol in [args.protocol] if args.protocol else LAYOUTS:
@@ -169,7 +177,9 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
 
 
 def compared_with_authors(summary: "Summary") -> "list[Table]":
-    """Our averages next to the published ones, from base to new classes or on ImageNet's variants, if there are any."""
+    """Our averages next to the published ones, from base to new classes or on ImageNet's variants,
+    if there are any.
+    """
     from .render import Cell, Table, number
     from .tables import MARKED, marked
 

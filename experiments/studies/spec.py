@@ -1,4 +1,6 @@
-"""A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up to."""
+"""A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up
+to.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,12 +49,14 @@ VALUES |= {"gpus": Accepts(int | float, 0, 1), "union": FLAG, "calibrate": FLAG}
 class Variant:
     """A method, the YAML file that it uses, and settings that override it.
 
-    Raises UsageError if there is no such method, YAML file or dataset, or the method has no such setting.
+    Raises UsageError if there is no such method, YAML file or dataset, or the method has no such
+    setting.
     """
 
     name: str  # its name in tables and plots
     method: str  # name of the trainer
-    cfg: str = ""  # name of a YAML file in configs/trainers/<method>/; empty: that of the recipe for the protocol
+    # Name of a YAML file in configs/trainers/<method>/; empty: that of the recipe for the protocol
+    cfg: str = ""
     cross_cfg: str = ""  # the YAML file for cross_dataset, if it differs
     overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
     dataset_overrides: dict[str, tuple[str, ...]] = field(
@@ -65,7 +69,10 @@ class Variant:
         plain = self.name.strip() and self.name.isprintable()
         # It may be part of a folder's name, and legends leave out what begins with an underscore.
         if not plain or "/" in self.name or self.name.startswith((".", "_")):
-            what = f"the name {self.name!r} is empty, has a slash or an unprintable letter, or starts with . or _"
+            what = (
+                f"the name {self.name!r} is empty, has a slash or an unprintable letter, or "
+                "starts with . or _"
+            )
             raise UsageError(what, "use another one")
         names = [file.stem for file in config_files(self.method)]
         for config in filter(None, (self.cfg, self.cross_cfg)):
@@ -77,7 +84,9 @@ class Variant:
                 self.check_key(key, "override", value)
 
     def check_key(self, key: str, verb: str, value: str = "") -> None:
-        """UsageError if the study sets the key by one of its own, or the method has no such section."""
+        """UsageError if the study sets the key by one of its own, or the method has no such
+        section.
+        """
         group, _, rest = key.partition(".")
         by_class = key == "DATASET.NUM_SHOTS" and value.strip(
             "-0123456789"
@@ -98,7 +107,9 @@ class Variant:
 
     @property
     def kind(self) -> str:
-        """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for classes."""
+        """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for
+        classes.
+        """
         keys = {
             key
             for pairs in (self.overrides, *self.dataset_overrides.values())
@@ -110,7 +121,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`.
+    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in
+    `folder`.
 
     `values` are those that a trial tries: KEY, VALUE, ...
     """
@@ -164,7 +176,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs to compare, the folder of the datasets, and the folder of the results (laid out as by the scripts).
+    """The runs to compare, the folder of the datasets, and the folder of the results (laid out as
+    by the scripts).
 
     The other attributes are the keys of a study file, which docs/studies.md explains.
 
@@ -207,7 +220,10 @@ class Study:
         if "base2new" in self.protocols and (
             names := [v.name for v in self.variants if not v.facts.transfers]
         ):
-            what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes that it has not learned"
+            what = (
+                f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
+                "that it has not learned"
+            )
             raise UsageError(what, "leave it out, or use few_shot")
         if not self.datasets and self.protocols != ("cross_dataset",):
             raise UsageError("the study has no datasets", "see studies/small.yaml")
@@ -230,7 +246,9 @@ class Study:
         check_choose(self)
 
     def sequences(self) -> list[RunSequence]:
-        """All runs, seed by seed, so that early results cover all methods: each training run, then its tests."""
+        """All runs, seed by seed, so that early results cover all methods: each training run, then
+        its tests.
+        """
         return list(self._sequences)
 
     @cached_property
@@ -326,7 +344,9 @@ class Study:
         )
 
     def folder(self, step: Step, dataset: str, training: Training) -> Path:
-        """The folder of a run, below that of the results: the scripts', unless settings are overridden."""
+        """The folder of a run, below that of the results: the scripts', unless settings are
+        overridden.
+        """
         _, variant, _, seed, shots = training
         name = variant.name.replace(" ", "_") if variant.overrides else self.recipe(training).cfg
         return Path(
@@ -337,7 +357,9 @@ class Study:
 
     @cached_property
     def recipes(self) -> dict[tuple, Recipe]:
-        """Those that were asked for: finding one reads a folder, and a study has thousands of runs."""
+        """Those that were asked for: finding one reads a folder, and a study has thousands of
+        runs.
+        """
         return {}
 
     def recipe(self, training: Training) -> Recipe:
@@ -349,7 +371,9 @@ class Study:
         return self.recipes[key]
 
     def chosen_file(self, training: Training) -> Path:
-        """The file of the settings that were chosen for the dataset of a training run; all seeds have the same."""
+        """The file of the settings that were chosen for the dataset of a training run; all seeds
+        have the same.
+        """
         folder = self.folder(
             PROTOCOLS[training.protocol].steps[0], training.dataset, training
         ).parent
@@ -363,7 +387,8 @@ class Study:
     def run(
         self, step: Step, dataset: str, training: Training, *options, values: Values = ()
     ) -> Run:
-        """The run of one step of a protocol on a dataset. Methods that learn nothing get --eval-only.
+        """The run of one step of a protocol on a dataset. Methods that learn nothing get
+        --eval-only.
 
         Args:
             options: of train.py.

@@ -1,4 +1,6 @@
-"""A study file: read it, make a `Study` of it, and check the settings of its runs as train.py would."""
+"""A study file: read it, make a `Study` of it, and check the settings of its runs as train.py
+would.
+"""
 
 import os
 import re
@@ -21,7 +23,8 @@ TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets", "
 def load(file: Path, settings: bool = True) -> Study:
     """The study of a file. `settings` also checks the settings of its runs, which takes seconds.
 
-    Raises UsageError if the file is unreadable, or it has an unknown key or name, or settings that no run can have.
+    Raises UsageError if the file is unreadable, or it has an unknown key or name, or settings that
+    no run can have.
     """
     try:
         study = study_from(read_yaml(file))
@@ -45,7 +48,8 @@ def study_from(content: dict) -> Study:
 
 
 def by_name(trainers: Any) -> dict:
-    """The trainers of a study file by name: it has a mapping, or a list of names and of `NAME: ...`.
+    """The trainers of a study file by name: it has a mapping, or a list of names and of `NAME:
+    ...`.
 
     Raises UsageError if there are none, or a name is there twice.
     """
@@ -107,8 +111,8 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 
 
 def distinct_runs(study: Study) -> list[Run]:
-    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder, or
-    one's is a link."""
+    """A run of each variant in each protocol, of a choice one for each value; UsageError if two
+    runs share a folder, or one's is a link."""
     folders, examples, trials = dict[Path, Variant](), dict[tuple | str, Run](), study.trials()
     for run in (*trials, *study.runs()):
         if other := folders.get(run.folder):
@@ -126,7 +130,9 @@ def distinct_runs(study: Study) -> list[Run]:
 
 
 def check_settings(runs: list[Run]) -> None:
-    """Check the settings of runs; overrides for a dataset are checked even if the study has no run on it."""
+    """Check the settings of runs; overrides for a dataset are checked even if the study has no run
+    on it.
+    """
     from clip import available_models  # here, as these import torch
 
     from ..configuration import setup_cfg

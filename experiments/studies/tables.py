@@ -1,4 +1,6 @@
-"""The results of a study's finished runs as data frames, which `render` prints and `plots` draws."""
+"""The results of a study's finished runs as data frames, which `render` prints and `plots`
+draws.
+"""
 
 import json
 import math
@@ -18,8 +20,9 @@ from ..protocols import recipe
 from ..results import harmonic_mean, selected_on_test, several_versions
 from .spec import Run, Study, Variant
 
-# The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16 images of each class:
-# top-1 accuracy in percent by protocol, part, method, and dataset or `average`.
+# The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16
+# images of each class: top-1 accuracy in percent by protocol, part, method, and dataset or
+# `average`.
 PAPER = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 MEASURED = (*MEASURES, "n_test", "train_seconds", "test_seconds", "device", "backbone")
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
@@ -59,7 +62,8 @@ class Summary:
 
     Args:
         results: from `collect_results`; at least one run.
-        intervals: whether ± is half of the 95% t-interval over seeds, instead of the standard deviation.
+        intervals: whether ± is half of the 95% t-interval over seeds, instead of the standard
+            deviation.
     """
 
     def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
@@ -119,7 +123,9 @@ class Summary:
         return [(protocol, part) for protocol in self.study.protocols for part in parts[protocol]]
 
     def main_part(self, protocol: str) -> str:
-        """The part that the methods of a protocol are ranked by: H, all classes, or most images of each class."""
+        """The part that the methods of a protocol are ranked by: H, all classes, or most images of
+        each class.
+        """
         return [part for each, part in self.parts if each == protocol and part != "all"][-1]
 
     def averaged(self, protocol: str) -> list[str]:
@@ -131,8 +137,10 @@ class Summary:
         return [*source, *self.averaged(protocol)]
 
     def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
-        """Accuracies, seeds x datasets (the source among them) and their average; NaN where a run is missing. H of the
-        average is that of the seed's average base and new accuracies, as in `means`."""
+        """Accuracies, seeds x datasets (the source among them) and their average; NaN where a run
+        is missing. H of the average is that of the seed's average base and new accuracies, as in
+        `means`.
+        """
         key = protocol, part, method
         if key in self.averages:
             return self.averages[key]
@@ -153,10 +161,10 @@ class Summary:
     def cells(self) -> pd.DataFrame:
         """A row for every cell of the tables, missing ones too.
 
-        Columns: protocol, part, method, dataset (or `average`), mean, spread, interval (half the 95% t-interval over
-        seeds), number of runs (of the average, of seeds with all datasets), number of seeds of the study, the paper's
-        result, whether a run was selected on test images, kind of the method, rank (1 is best), and the difference
-        from the paper.
+        Columns: protocol, part, method, dataset (or `average`), mean, spread, interval (half the
+        95% t-interval over seeds), number of runs (of the average, of seeds with all datasets),
+        number of seeds of the study, the paper's result, whether a run was selected on test images,
+        kind of the method, rank (1 is best), and the difference from the paper.
         """
         of_methods = [
             self.cells_of(*names, variant)
@@ -169,7 +177,8 @@ class Summary:
 
     def cells_of(self, protocol: str, part: str, variant: Variant) -> pd.DataFrame:
         """The cells of one method in one table: every dataset, and the average."""
-        # The spread of an average is that of complete seeds; its mean is that of all runs, if no dataset is missing.
+        # The spread of an average is that of complete seeds; its mean is that of all runs, if no
+        # dataset is missing.
         accuracies, means = (
             self.by_seed(protocol, part, variant.name),
             self.means(protocol, part, variant.name),
@@ -196,7 +205,9 @@ class Summary:
         )
 
     def means(self, protocol: str, part: str, method: str) -> pd.Series:
-        """Mean accuracies over seeds by dataset, and their average. H is that of the mean base and new accuracies."""
+        """Mean accuracies over seeds by dataset, and their average. H is that of the mean base and
+        new accuracies.
+        """
         if part == "H":
             base, new = (self.means(protocol, half, method) for half in ("base", "new"))
             return base.combine(new, harmonic_mean)
@@ -214,8 +225,8 @@ class Summary:
         return set(runs[chosen]["dataset"])
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
-        """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of datasets, source,
-        YAML file or setting."""
+        """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of
+        datasets, source, YAML file or setting."""
         table = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
         others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
@@ -234,7 +245,9 @@ class Summary:
 
     @property
     def focus(self) -> str | None:
-        """The variant that the others are compared with: MPL, else MPL's last variant, else the last that learns."""
+        """The variant that the others are compared with: MPL, else MPL's last variant, else the
+        last that learns.
+        """
         names = [variant.name for variant in self.study.variants if variant.facts.learns]
         of_mpl = [name for name in names if self.variants[name].method == "MPL"]
         last = (of_mpl or names)[-1] if names else None
@@ -242,7 +255,9 @@ class Summary:
 
     @property
     def baseline(self) -> str | None:
-        """The variant that the gains of `focus` are over: the first that does not learn, else the first other one."""
+        """The variant that the gains of `focus` are over: the first that does not learn, else the
+        first other one.
+        """
         others = [variant for variant in self.study.variants if variant.name != self.focus]
         return next(
             (variant.name for variant in sorted(others, key=lambda variant: variant.facts.learns)),
@@ -251,15 +266,18 @@ class Summary:
 
     @cached_property
     def tests(self) -> pd.DataFrame:
-        """`focus` against every other method, by their differences in accuracy for the same dataset and seed.
+        """`focus` against every other method, by their differences in accuracy for the same dataset
+        and seed.
 
-        Two two-sided tests. For other seeds of these datasets: a paired t-test of the average over datasets, where n is
-        the number of seeds that have all of them. For other datasets: Wilcoxon's signed-rank test of the datasets'
-        means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
-        datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; a table with
-        none has no rows. Those corrected by Holm's method for the comparisons of one table are in `holm_*`.
-        `selected_on_test` has those of the two methods that were selected on test images. `interval` is that of the
-        difference over seeds, and `smallest` the smallest difference that these seeds can show (`comparing`).
+        Two two-sided tests. For other seeds of these datasets: a paired t-test of the average over
+        datasets, where n is the number of seeds that have all of them. For other datasets:
+        Wilcoxon's signed-rank test of the datasets' means over seeds, as Demšar (JMLR 2006)
+        recommends, where n is the number of datasets. Pooling seeds and datasets would be wrong:
+        the runs of one dataset are not independent. p-values need three pairs; a table with none
+        has no rows. Those corrected by Holm's method for the comparisons of one table are in
+        `holm_*`. `selected_on_test` has those of the two methods that were selected on test images.
+        `interval` is that of the difference over seeds, and `smallest` the smallest difference that
+        these seeds can show (`comparing`).
         """
         from scipy import stats  # slow to import
 
@@ -320,8 +338,9 @@ class Summary:
 
     @cached_property
     def measures(self) -> pd.DataFrame:
-        """What else the tests measured, a row for each method of each table: the means of its runs over the datasets
-        of the average; NaN where a run did not record it. `AUROC <name>` is that of MCM for a dataset of --ood.
+        """What else the tests measured, a row for each method of each table: the means of its runs
+        over the datasets of the average; NaN where a run did not record it. `AUROC <name>` is that
+        of MCM for a dataset of --ood.
         """
         more = (name for name in self.runs if name in OTHER_MEASURES or name.startswith("AUROC "))
         columns = [*MEASURES, *more]
@@ -358,7 +377,8 @@ class Summary:
             )
             if differ := sorted(set(groups[groups > 1].index.get_level_values("dataset"))):
                 notes.append(
-                    f"runs on {', '.join(differ)} {words} different images: their results do not compare"
+                    f"runs on {', '.join(differ)} {words} different images: their results do not "
+                    "compare"
                 )
         return notes
 
@@ -379,10 +399,11 @@ class Summary:
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:
-    """The rank of each cell in its column, 1 for the largest mean; numbers that look equal have the same rank.
+    """The rank of each cell in its column, 1 for the largest mean; numbers that look equal have the
+    same rank.
 
-    Cells are ranked among methods of their kind. Those that were selected on test images are ranked only among such
-    cells, and no cell without a rival.
+    Cells are ranked among methods of their kind. Those that were selected on test images are ranked
+    only among such cells, and no cell without a rival.
     """
     column = [cells[key] for key in ("protocol", "part", "dataset", "kind")]
     present = cells["mean"].notna()
@@ -393,12 +414,16 @@ def ranks(cells: pd.DataFrame) -> pd.Series:
 
 
 def as_shown(accuracies: Any) -> Any:
-    """A series or a frame of numbers as tables print them: pandas' own `round` can differ for a last digit of 5."""
+    """A series or a frame of numbers as tables print them: pandas' own `round` can differ for a
+    last digit of 5.
+    """
     return accuracies.map("{:.2f}".format).astype(float)
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """p-values corrected for their number (Holm, 1979): p in ascending order times m, m - 1, ...; NaN stays NaN."""
+    """p-values corrected for their number (Holm, 1979): p in ascending order times m, m - 1, ...;
+    NaN stays NaN.
+    """
     ordered = p.dropna().sort_values()
     factors = pd.Series(range(len(ordered), 0, -1), index=ordered.index)
     return (ordered * factors).cummax().clip(upper=1).reindex(p.index)

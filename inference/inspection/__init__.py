@@ -1,1 +1,3 @@
-"""Looking inside a model: what its prompts are near to, when they enter, and how much attention they get."""
+"""Looking inside a model: what its prompts are near to, when they enter, and how much attention
+they get.
+"""

@@ -21,9 +21,11 @@ ROLLED_OUT = 6  # images of the roll-out
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        description="Look inside a model: the words nearest to its text vectors, the prompts at each layer, and, over "
+        description="Look inside a model: the words nearest to its text vectors, the prompts at "
+        "each layer, and, over "
         "images, the attention that CLS pays to patches, new prompts and carried prompts.",
-        epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and SVG. "
+        epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and "
+        "SVG. "
         "`inspect.py predictions RUN` draws what the test of a run predicted.",
     )
     parser.add_argument("model", type=path, metavar="MODEL")

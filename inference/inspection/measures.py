@@ -1,4 +1,6 @@
-"""Everything that `python tools/inspect.py` finds out about a model, as plain numbers: the content of inspect.json."""
+"""Everything that `python tools/inspect.py` finds out about a model, as plain numbers: the content
+of inspect.json.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +26,8 @@ GROUPS = {CLS: "CLS", PATCH: "patches", NEW: "new"}  # others are `carried n`
 def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
     """A row for each token in each layer's input: layer, age, and two sums over the images.
 
-    `share` is the part of CLS's attention, mean over the heads; `cosine` the cosine similarity of a prompt with itself
-    at the layer that it entered before.
+    `share` is the part of CLS's attention, mean over the heads; `cosine` the cosine similarity of a
+    prompt with itself at the layer that it entered before.
 
     Args:
         model: one whose image tower `shows_attention`.
@@ -53,7 +55,9 @@ def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
 
 
 def attention_by_age(batches: Sequence[pd.DataFrame], images: int) -> list[dict[str, Any]]:
-    """An entry for every layer, with means over all images, from what `measure_tokens` found in each batch."""
+    """An entry for every layer, with means over all images, from what `measure_tokens` found in
+    each batch.
+    """
     means = batches[0].assign(
         **{key: sum(batch[key] for batch in batches) / images for key in ("share", "cosine")}
     )
@@ -74,7 +78,9 @@ def attention_by_age(batches: Sequence[pd.DataFrame], images: int) -> list[dict[
 
 
 class Measures:
-    """What images show of a model, perhaps with other class names; `add` takes the images in batches."""
+    """What images show of a model, perhaps with other class names; `add` takes the images in
+    batches.
+    """
 
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str] | None):
         self.classifier, self.names = classifier, list(class_names or classifier.class_names)
@@ -137,7 +143,8 @@ class Measures:
 def learned_vectors(
     prompts: TextPrompts, class_names: Sequence[str]
 ) -> Iterator[tuple[int, str | None, Tensor]]:
-    """All vectors that are not words: the layer they enter before, their class (None: all), and (n, width).
+    """All vectors that are not words: the layer they enter before, their class (None: all), and (n,
+    width).
 
     Of vectors that differ by image, the mean.
     """
@@ -158,7 +165,8 @@ def learned_vectors(
 def nearest_words(
     clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], k: int
 ) -> list[dict[str, Any]]:
-    """For every learned vector its place, its norm, and the k nearest token embeddings by Euclidean distance.
+    """For every learned vector its place, its norm, and the k nearest token embeddings by Euclidean
+    distance.
 
     CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
     """

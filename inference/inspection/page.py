@@ -1,4 +1,6 @@
-"""The findings about a model as files: inspect.json, pictures in grey for screen and print, and inspect.html."""
+"""The findings about a model as files: inspect.json, pictures in grey for screen and print, and
+inspect.html.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,9 @@ LONGEST = 32  # characters of a name in a picture
 
 
 def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
-    """Write what `Measures.summary` returns; `images` are those of the roll-out, (images, 3, H, W), from 0 to 1."""
+    """Write what `Measures.summary` returns; `images` are those of the roll-out, (images, 3, H, W),
+    from 0 to 1.
+    """
     write_text(folder / "inspect.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     pictures = {}  # name -> address, of those that the content allows
     for name, key, draw in (("schedule", "schedule", schedule), ("attention", "layers", attention)):
@@ -37,7 +41,8 @@ def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
 
 
 def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
-    """Maps with a row for each group and a column for each layer, dark where a value is high; nan is an empty cell.
+    """Maps with a row for each group and a column for each layer, dark where a value is high; nan
+    is an empty cell.
 
     `panels` are values by title, one below another; `form` is the format of the numbers.
     """
@@ -93,7 +98,9 @@ MEASURES = {
 
 
 def attention(layers: Sequence[dict[str, Any]]) -> Figure:
-    """Of each group of tokens CLS's attention and, of carried prompts, how much they have changed."""
+    """Of each group of tokens CLS's attention and, of carried prompts, how much they have
+    changed.
+    """
     panels = {}
     for key, title in MEASURES.items():
         known = [
@@ -106,7 +113,9 @@ def attention(layers: Sequence[dict[str, Any]]) -> Figure:
 
 
 def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
-    """Each image, and the same with its patches highlighted by their shares, for each of the towers."""
+    """Each image, and the same with its patches highlighted by their shares, for each of the
+    towers.
+    """
     towers = rows[0]["shares"]
     figure = Figure(figsize=(2.3 * (1 + len(towers)), 2.45 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 1 + len(towers), squeeze=False)

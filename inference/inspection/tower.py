@@ -1,4 +1,6 @@
-"""The image tower layer by layer: the input and the attention of every layer, and what CLS consists of in the end."""
+"""The image tower layer by layer: the input and the attention of every layer, and what CLS consists
+of in the end.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,8 +28,10 @@ def layers_of(
     """Every layer of `clip.encode_image(clip, images, schedule)`; images are (batch, 3, H, W).
 
     Yields:
-        its input (batch, T, width): CLS, patches, prompts; its attention (batch, heads, T, T), fp32, in which row i is
-        what token i pays to each and adds up to 1; and for each of the prompts the layer that it was added before.
+        its input (batch, T, width): CLS, patches, prompts; its attention (batch, heads, T, T),
+            fp32, in which row i is
+        what token i pays to each and adds up to 1; and for each of the prompts the layer that it
+        was added before.
     """
     visual = clip.visual
     x, entries = (
@@ -47,9 +51,11 @@ def shows_attention(clip: CLIP) -> bool:
 
 
 def entry_layers(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]]:
-    """For each layer and each prompt in its input: the layer that it was added before, in the order of the prompts.
+    """For each layer and each prompt in its input: the layer that it was added before, in the order
+    of the prompts.
 
-    `present` prompts are there before the schedule begins, as text prompts are: they count as added before layer 0.
+    `present` prompts are there before the schedule begins, as text prompts are: they count as added
+    before layer 0.
     """
     now, found = [0] * present, []
     for layer in range(layers):
@@ -60,11 +66,13 @@ def entry_layers(schedule: Schedule, layers: int, present: int = 0) -> list[list
 
 
 def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
-    """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of its heads, + 1) / 2.
+    """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of
+    its heads, + 1) / 2.
 
     Returns:
-        for each of the images (batch, 3, H, W) what CLS, after the last layer, comes from: `patches` (rows, columns),
-        `prompts`, all of them together, and `cls`, the class embedding. They add up to 1.
+        for each of the images (batch, 3, H, W) what CLS, after the last layer, comes from:
+        `patches` (rows, columns), `prompts`, all of them together, and `cls`, the class embedding.
+        They add up to 1.
     """
     rows, columns = clip.visual.grid_size
     flow = torch.eye(1 + rows * columns, device=images.device).repeat(
@@ -89,10 +97,11 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
 
 
 def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, list[Shares]]:
-    """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or attention.
+    """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or
+    attention.
 
-    The images are (batch, 3, H, W) by the classifier's transform. A method may have changed the modules of its image
-    tower, so that CLIP alone is loaded for this.
+    The images are (batch, 3, H, W) by the classifier's transform. A method may have changed the
+    modules of its image tower, so that CLIP alone is loaded for this.
     """
     if not len(images):
         return {}

@@ -95,7 +95,9 @@ def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:
 
 
 def application(service: Service) -> FastAPI:
-    """The routes. Nothing is loaded from another server: the OpenAPI text is there without its page."""
+    """The routes. Nothing is loaded from another server: the OpenAPI text is there without its
+    page.
+    """
     app = FastAPI(
         title="Prompted CLIP",
         version=__version__,
@@ -136,7 +138,9 @@ def application(service: Service) -> FastAPI:
         openapi_extra={"requestBody": body},
     )
     async def predict(request: Request) -> Any:
-        """The most probable classes of an image, or of each of several: one that cannot be read has its error."""
+        """The most probable classes of an image, or of each of several: one that cannot be read has
+        its error.
+        """
         files, several, question = await question_of(request, turn)
         address = request.client.host if request.client else ""
         results = await service.answers_of(visitor_of(address), files, question)
@@ -158,7 +162,9 @@ def application(service: Service) -> FastAPI:
 
     @app.get("/model")
     async def model() -> dict[str, Any]:
-        """The model's class names, how it was trained and tested, and what its calibration promises."""
+        """The model's class names, how it was trained and tested, and what its calibration
+        promises.
+        """
         return service.about()
 
     return app

@@ -19,15 +19,18 @@ from ..arguments import (
 
 REQUIREMENTS = "requirements-serve.txt"
 MOST_EXAMPLES = 8
-UPLOADS = "mpl-serve.partial-"  # begins the name of a folder that may be deleted: no user calls a model so
+# Begins the name of a folder that may be deleted: no user calls a model so
+UPLOADS = "mpl-serve.partial-"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        description="Serve a page in the browser: drop an image, compare the probabilities of all models, edit the "
+        description="Serve a page in the browser: drop an image, compare the probabilities of all "
+        "models, edit the "
         "class names, see where the models look.",
         usage="serve.py [options] [MODEL ...] [--classes NAME ...]",
-        epilog=f"{MODELS} Without a MODEL, --backbone and --classes give zero-shot CLIP. Ctrl-C ends the server. It "
+        epilog=f"{MODELS} Without a MODEL, --backbone and --classes give zero-shot CLIP. Ctrl-C "
+        "ends the server. It "
         "has no password: whoever reaches the host and port can use it.",
     )
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
@@ -81,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     for model in args.models:
         check_exists(model)
     with scratch(Path(gettempdir()), UPLOADS) as uploads:
-        # Gradio reads these when it is imported: nothing is reported to anyone, uploads go to one folder.
+        # Gradio reads these when it is imported: nothing is reported to anyone, uploads go to one
+        # folder.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         with required_packages():

@@ -127,8 +127,8 @@ class Gate:
 class Limits:
     """ASGI middleware: refuses requests before Gradio reads them, and deletes old uploads.
 
-    Gradio fetches any address that a request names as a file, and answers a path outside its folder with a traceback.
-    So only uploads may be named.
+    Gradio fetches any address that a request names as a file, and answers a path outside its folder
+    with a traceback. So only uploads may be named.
 
     Args:
         app: the server's application.
@@ -162,7 +162,9 @@ class Limits:
             await self.question(scope, receive, send, length_of(scope))
 
     async def question(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
-        """Pass on a JSON text that names no other files than uploads; what Gradio reads is what was checked."""
+        """Pass on a JSON text that names no other files than uploads; what Gradio reads is what was
+        checked.
+        """
         body = b""
         while len(body) < size:
             message = await receive()
@@ -210,7 +212,8 @@ class Limits:
         return False
 
     def make_room(self, size: int) -> bool:
-        """Delete the oldest uploads until there are at most ALL_UPLOADS bytes with a new one of this size.
+        """Delete the oldest uploads until there are at most ALL_UPLOADS bytes with a new one of
+        this size.
 
         Returns:
             whether they have.

@@ -1,4 +1,6 @@
-"""The page: an image and class names on one side, the probabilities and attention of every model on the other."""
+"""The page: an image and class names on one side, the probabilities and attention of every model on
+the other.
+"""
 
 from base64 import b64encode
 from collections import Counter
@@ -34,7 +36,8 @@ MOST_WAITING = 100  # questions of all until Gradio takes them
 MOST_CLASSES = 100_000  # of an answer
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
 # A model's label may have two lines: its answer is below them.
-# On a phone: one column with the image, the examples in one row, the answers, and then the class names.
+# On a phone: one column with the image, the examples in one row, the answers, and then the class
+# names.
 CSS = """[data-testid="label-output-value"] { padding-top: 2rem !important }
 @media (max-width: 700px) {
     #columns > .column { display: contents }
@@ -57,8 +60,8 @@ class Page:
     Args:
         names: the class names to begin with.
         examples: files to choose from.
-        unknown, coverage: whether to say which images are unknown, and the share of images whose class a set has to
-            have; only for the names to begin with.
+        unknown, coverage: whether to say which images are unknown, and the share of images whose
+            class a set has to have; only for the names to begin with.
     """
 
     def __init__(
@@ -271,7 +274,8 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
         picture.save(file := BytesIO(), "png")
         address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
         image = f'<img src="{address}" alt="" style="width: 100%; image-rendering: pixelated">'
-        found += f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+        found += f'<figure style="width: min(10rem, 45%)">{image}<figcaption>'
+        found += f"{escape(caption)}</figcaption></figure>"
     return (
         f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{found}</div>'
     )

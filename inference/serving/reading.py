@@ -1,4 +1,6 @@
-"""Images of visitors, read by processes of their own: a decoder of images may take any memory and time."""
+"""Images of visitors, read by processes of their own: a decoder of images may take any memory and
+time.
+"""
 
 import json
 import os
@@ -48,7 +50,9 @@ class Readers:
     def read(
         self, image: Any, max_pixels: int | None = None, exif_orientation: bool = True
     ) -> Image.Image:
-        """`read_image` of a file or its content within PIXELS, MEMORY and SECONDS; it waits for an idle process."""
+        """`read_image` of a file or its content within PIXELS, MEMORY and SECONDS; it waits for an
+        idle process.
+        """
         content = image if isinstance(image, bytes) else read_bytes(image, MAX_BYTES)
         reader = self.idle.get()
         try:
@@ -66,7 +70,9 @@ class Readers:
 
 
 class Reader:
-    """One process. An image that ends it is an error of that image: the next one gets a new process."""
+    """One process. An image that ends it is an error of that image: the next one gets a new
+    process.
+    """
 
     process: subprocess.Popen | None = None
 
@@ -122,7 +128,9 @@ class Reader:
 
 
 def _read_all(memory: int) -> None:
-    """Write the image after each line of stdin, its length and limits, as PPM to stdout, or a line after `fault`."""
+    """Write the image after each line of stdin, its length and limits, as PPM to stdout, or a line
+    after `fault`.
+    """
     os.nice(NICE)
     with suppress(OSError, ValueError):  # a system without limits of memory, such as macOS
         pages = int(Path("/proc/self/statm").read_text().split()[0])

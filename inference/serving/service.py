@@ -1,7 +1,7 @@
 """Answers for the images of concurrent requests to the API and the page, in batches.
 
-Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many, in one request or
-in several, waits behind whoever has sent one.
+Each image waits twice, to be read and to be classified, in turns by address: whoever has sent many,
+in one request or in several, waits behind whoever has sent one.
 """
 
 import asyncio
@@ -45,7 +45,8 @@ class Question(BaseModel, extra="forbid"):
     """The body of /predict as JSON; as a form, each `image` is a file."""
 
     image: str | list[str] = Field(
-        description=f"the image file in base64; or up to {MOST} as a list, which a list in the same order answers"
+        description=f"the image file in base64; or up to {MOST} as a list, which a list in the "
+        "same order answers"
     )
     top_k: int = Field(
         5, ge=1, le=100_000, description="how many of the most probable classes to answer"
@@ -110,7 +111,9 @@ class Line:
             self.change.notify_all()  # one thread alone may be one that waits for more jobs
 
     def take(self, most: int, few: int = 1) -> list[Job]:
-        """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. None after the end."""
+        """Up to `most` jobs; it waits for `few`, or for the first one if no other is taken. None
+        after the end.
+        """
         with self.change:
             while self.open:
                 if (not self.taken or self.waiting() >= few) and (
@@ -216,9 +219,11 @@ class Service:
         return pixels
 
     def classify(self, threads: int) -> None:
-        """Classify whatever has been read meanwhile, one batch of FEW images or of SHORT seconds after another.
+        """Classify whatever has been read meanwhile, one batch of FEW images or of SHORT seconds
+        after another.
 
-        Several full batches in parallel are faster with one thread each. A single image has all threads.
+        Several full batches in parallel are faster with one thread each. A single image has all
+        threads.
         """
         most = min(FEW, self.largest)
         few = most if self.few else 1
@@ -240,7 +245,9 @@ class Service:
             few = min(SEVERAL, most) if self.few else 1
 
     def finish(self, jobs: Sequence[Job], results: Sequence[Any]) -> None:
-        """Give each job its answer or its fault in the thread of the requests. One call wakes it for all jobs."""
+        """Give each job its answer or its fault in the thread of the requests. One call wakes it
+        for all jobs.
+        """
 
         def give() -> None:
             for job, result in zip(jobs, results, strict=True):

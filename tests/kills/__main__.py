@@ -1,11 +1,13 @@
 """Kill commands at random moments, and run them again: `make kill SEED=1`.
 
-They are runs of three methods, an evaluation with caches, an export, a study and a download. Each chain is a folder in
-which a command is cut off one to three times, and then finishes. A third of the kills come by the clock, the others
-before a single file operation (hook/sitecustomize.py); besides them, the disk is full from such an operation on.
+They are runs of three methods, an evaluation with caches, an export, a study and a download. Each
+chain is a folder in which a command is cut off one to three times, and then finishes. A third of
+the kills come by the clock, the others before a single file operation (hook/sitecustomize.py);
+besides them, the disk is full from such an operation on.
 
-In the end, prompts (bit for bit), results and tables must be those of an unbroken run, and no temporary file, stale
-epoch, lock or staging folder may be left. Folders in which that is not so are kept.
+In the end, prompts (bit for bit), results and tables must be those of an unbroken run, and no
+temporary file, stale epoch, lock or staging folder may be left. Folders in which that is not so are
+kept.
 """
 
 import argparse
@@ -43,7 +45,9 @@ class Tally:
 
 
 def start(subject: Subject, folder: Path, **cut: object) -> subprocess.Popen:
-    """Begin the command in a session of its own, with its output in a file in its folder; `cut`: at, how."""
+    """Begin the command in a session of its own, with its output in a file in its folder; `cut`:
+    at, how.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in subject.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -117,7 +121,9 @@ def cut_off(
 
 
 def kill_at_random(subject: Subject, cuts: dict[str, int], folder: Path, seed: int) -> Tally:
-    """Cut a subject off so many times in each way; chains of one to three cuts each end with a finished run."""
+    """Cut a subject off so many times in each way; chains of one to three cuts each end with a
+    finished run.
+    """
     rng, tally = Random(f"{seed} {subject.name}"), Tally()
     ways = [how for how, count in cuts.items() for _ in range(count)]
     rng.shuffle(ways)
@@ -139,7 +145,8 @@ def kill_at_random(subject: Subject, cuts: dict[str, int], folder: Path, seed: i
             faults.append(f"exit status {process.returncode} in the end")
         else:
             faults += differences(expected, final(subject, chain))
-        # torch's loader prints one if its workers get the signal, TensorBoard's thread if the disk is full.
+        # torch's loader prints one if its workers get the signal, TensorBoard's thread if the disk
+        # is full.
         if re.search(
             r"^(?!Exception (ignored|in thread)).*\nTraceback",
             (chain / "printed.txt").read_text(),

@@ -1,4 +1,6 @@
-"""tools/prepare.py, with other sizes and checksums for EuroSAT's files: those of the JSON file that comes first."""
+"""tools/prepare.py, with other sizes and checksums for EuroSAT's files: those of the JSON file that
+comes first.
+"""
 
 import json
 import sys

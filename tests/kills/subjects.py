@@ -44,11 +44,12 @@ class Subject:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """What must not depend on kills: the names of all files below a folder, and the content of each.
+    """What must not depend on kills: the names of all files below a folder, and the content of
+    each.
 
-    Of checkpoints it is every tensor and number, of results and tables all but times and dates, of logs and of events
-    for TensorBoard only that there are some. A run that was killed after its test is tested again, so how often it was
-    tested is left out.
+    Of checkpoints it is every tensor and number, of results and tables all but times and dates, of
+    logs and of events for TensorBoard only that there are some. A run that was killed after its
+    test is tested again, so how often it was tested is left out.
     """
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
@@ -56,7 +57,9 @@ def content(folder: Path) -> dict[str, object]:
         if re.search(r"(^|/)log\.txt", name):
             found[re.sub(r"log\.txt.*", "log.txt", name)] = "a log"
         elif re.search(r"(^|/)cache/\.", name):
-            continue  # of a process that was killed while it wrote; others may write there, so it stays for a day
+            # Of a process that was killed while it wrote; others may write there, so it stays for a
+            # day
+            continue
         elif "tensorboard/" in name:
             found[name.partition("tensorboard/")[0] + "tensorboard/"] = "events"
         elif path.is_dir():
@@ -90,7 +93,9 @@ def content(folder: Path) -> dict[str, object]:
 
 
 def digest(tree: object) -> str:
-    """A checksum of nested values and tensors; times, and the list of files to delete, are left out."""
+    """A checksum of nested values and tensors; times, and the list of files to delete, are left
+    out.
+    """
     if isinstance(tree, dict):
         left_out = ("train_seconds", "transient_epochs")
         tree = [(key, digest(value)) for key, value in tree.items() if key not in left_out]
@@ -225,7 +230,9 @@ def preparation(shared: Path, server) -> Subject:
 
 
 def subjects(shared: Path, server) -> list[Subject]:
-    """All of them; `shared` is a folder for their data, `server` (tests/serving.py) gets the files to download."""
+    """All of them; `shared` is a folder for their data, `server` (tests/serving.py) gets the files
+    to download.
+    """
     write_eurosat(
         shared / "data", ["red", "green field", "blue_lake", "grey"], train=8, val=4, test=8
     )

@@ -1,8 +1,9 @@
-"""A CUDA device without a GPU: its tensors are computed on the CPU, and what a GPU would do is counted.
+"""A CUDA device without a GPU: its tensors are computed on the CPU, and what a GPU would do is
+counted.
 
-Devices, autograd, autocast, the gradient scaler, `.item()` and copies behave as on a GPU; an operation on tensors of
-two devices raises torch's error. It shows no rounding, kernels, memory or speed of a GPU. It needs Linux and g++, and
-must be imported before torch.
+Devices, autograd, autocast, the gradient scaler, `.item()` and copies behave as on a GPU; an
+operation on tensors of two devices raises torch's error. It shows no rounding, kernels, memory or
+speed of a GPU. It needs Linux and g++, and must be imported before torch.
 """
 
 import ctypes
@@ -133,7 +134,9 @@ COUNTS = Counts()
 
 
 def is_view(operation) -> bool:
-    """Whether the results of an operation share the memory of an argument that it leaves as it is."""
+    """Whether the results of an operation share the memory of an argument that it leaves as it
+    is.
+    """
     results = operation._schema.returns
     return bool(results) and all(
         result.alias_info is not None and not result.alias_info.is_write for result in results
@@ -208,7 +211,8 @@ def compute(operation, arguments: tuple, options: dict):
         return operation(*arguments, **options)
     if here and there and not may_mix(operation, arguments, there):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found cuda:0 and cpu in {operation}"
+            "Expected all tensors to be on the same device, but found cuda:0 and cpu in "
+            f"{operation}"
         )
     if (
         operation in PRODUCTS
@@ -265,7 +269,9 @@ def attention(
 
 
 class Attention(torch.autograd.Function):
-    """One launch forward and one backward; a boolean mask is one more, which makes numbers of it."""
+    """One launch forward and one backward; a boolean mask is one more, which makes numbers of
+    it.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value, mask, causal, scale):

@@ -2,8 +2,9 @@
 
     PYTHONPATH=.:toolbox:tests python -m stand_in [METHOD ...]
 
-A launch is an operation on the device. Their number does not depend on the width of the model, so that the weights are
-narrow. It is that of the last step, as the first one caches. `loss` and `logits` are differences from the CPU.
+A launch is an operation on the device. Their number does not depend on the width of the model, so
+that the weights are narrow. It is that of the last step, as the first one caches. `loss` and
+`logits` are differences from the CPU.
 """
 
 import json
@@ -30,7 +31,9 @@ CLASSES, BATCH = 5, 4
 
 
 def steps(method: str, backbone: str, prec: str, counts: Counts | None = None) -> dict:
-    """The losses of training steps, the logits of a test batch and, of the last step, what was counted."""
+    """The losses of training steps, the logits of a test batch and, of the last step, what was
+    counted.
+    """
     torch.manual_seed(1)
     protocol = recipe(method, "few_shot")
     settings = list(protocol.settings)

@@ -137,7 +137,9 @@ def test_published_checkpoint_resumes(tmp_path, stop):
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_resume_on_another_device_steps_as_this_run_does(tmp_path, monkeypatch, name):
-    """With the flag of a checkpoint of a CPU, a fused optimiser refused the first step of a GradScaler."""
+    """With the flag of a checkpoint of a CPU, a fused optimiser refused the first step of a
+    GradScaler.
+    """
     saved = training(NAME=name)
     run_epochs(*saved, range(1))
     save_checkpoint(state_of(saved, 1), tmp_path)
@@ -174,7 +176,9 @@ def test_hostile_pickle_executes_nothing(tmp_path, named):
 
 
 def test_threads_read_published_checkpoints_at_once(tmp_path):
-    """The names that torch's loader accepts are those of the process: one thread took them from another."""
+    """The names that torch's loader accepts are those of the process: one thread took them from
+    another.
+    """
     torch.save({"scheduler": training()[2].successor}, tmp_path / "a")
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(load_checkpoint, [tmp_path / "a"] * 40))

@@ -61,8 +61,10 @@ def test_defaults_are_the_published_ones():
 def test_published_yaml_loads(tmp_path, cfg):
     text = (
         "DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}}\n"
-        'INPUT:\n  SIZE: (224, 224)\n  TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]\n'
-        'OPTIM: {WARMUP_CONS_LR: 1e-5}\nTRAINER:\n  COOP:\n    N_CTX: 4\n    CTX_INIT: "a photo of a"\n'
+        "INPUT:\n  SIZE: (224, 224)\n"
+        '  TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]\n'
+        "OPTIM: {WARMUP_CONS_LR: 1e-5}\n"
+        'TRAINER:\n  COOP:\n    N_CTX: 4\n    CTX_INIT: "a photo of a"\n'
     )
     cfg.merge_from_file(write(tmp_path, "vit_b16.yaml", text))
     assert cfg.INPUT.SIZE == (224, 224) and cfg.INPUT.TRANSFORMS == (
@@ -155,7 +157,8 @@ def test_clean_cfg_removes_other_trainers(cfg):
     assert set(cfg.TRAINER) == {"NAME"}
 
 
-# The values that each option accepts: checked when a value is merged and when a config is frozen, in one line.
+# The values that each option accepts: checked when a value is merged and when a config is frozen,
+# in one line.
 
 
 def with_value(name, value):

@@ -1,4 +1,6 @@
-"""Damaged and hostile checkpoints: every changed bit is noticed, and what does not fit a run is refused in one line."""
+"""Damaged and hostile checkpoints: every changed bit is noticed, and what does not fit a run is
+refused in one line.
+"""
 
 import random
 import shutil

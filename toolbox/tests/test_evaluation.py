@@ -35,7 +35,8 @@ def cfg(tmp_path):
 def test_metrics_and_printed_output(cfg, capsys):
     results = evaluate(cfg, TRUE * 420, PRED * 420)
     assert list(results) == ["accuracy", "error_rate", "macro_f1"]
-    # F1 of class 0 is 2*4/(5+5), of 1 2*2/(3+3), of 3 2*1/(2+1); class 2 is not among the true labels.
+    # F1 of class 0 is 2*4/(5+5), of 1 2*2/(3+3), of 3 2*1/(2+1); class 2 is not among the true
+    # labels.
     assert results["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 2 / 3) / 3)
     assert results["accuracy"] == 70.0 and results["error_rate"] == 30.0
     assert all(type(value) is float for value in results.values())

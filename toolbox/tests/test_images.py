@@ -1,4 +1,6 @@
-"""Image files: what they are is read from their content, and everything else ends in one line that names the file."""
+"""Image files: what they are is read from their content, and everything else ends in one line that
+names the file.
+"""
 
 import io
 import os
@@ -154,7 +156,9 @@ def test_decompression_bomb_is_an_error(size, tmp_path):
 
 @pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (4, 401)])
 def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path):
-    """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after resizing."""
+    """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after
+    resizing.
+    """
     width, height = size
     (tmp_path / "a.png").write_bytes(png(width, height, data=(b"\0" + bytes(3 * width)) * height))
     refused(
@@ -165,7 +169,9 @@ def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path
 
 
 def test_jpeg_of_endless_scans_is_refused(tmp_path):
-    """14 kB of repeated scans made an image of 9,000 x 9,000 pixels take 20 seconds instead of 2."""
+    """14 kB of repeated scans made an image of 9,000 x 9,000 pixels take 20 seconds instead of
+    2.
+    """
     path = written(tmp_path / "a.jpg", NOISE, "JPEG", progressive=True)
     content = path.read_bytes()
     scan = content[content.rindex(b"\xff\xc4") : -2]  # the last one, with its table
@@ -176,7 +182,9 @@ def test_jpeg_of_endless_scans_is_refused(tmp_path):
 
 
 def test_a_file_has_a_largest_size_and_pillows_limit_stays(tmp_path, monkeypatch):
-    """A header of 40 MB kept Pillow busy for 17 seconds; its limit was raised for each later image of the process."""
+    """A header of 40 MB kept Pillow busy for 17 seconds; its limit was raised for each later image
+    of the process.
+    """
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = written(tmp_path / "a.ppm", NOISE, "PPM")
     refused(path, "has more than 100 pixels")

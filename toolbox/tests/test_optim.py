@@ -31,7 +31,9 @@ def build(model=None, **options):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_skipped_first_step_leaves_a_fused_optimiser_as_any_other(momentum, monkeypatch):
-    """Its momentum was memory that nobody had set, and a run with PREC amp diverged in its second step."""
+    """Its momentum was memory that nobody had set, and a run with PREC amp diverged in its second
+    step.
+    """
     learned = {}
     for fused in (None, True):
         monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups, fused=fused: fused)
@@ -91,7 +93,9 @@ def test_schedules_equal_recorded_rates(entry):
 
 
 def test_linear_warmup_with_several_groups():
-    """All groups start at the same absolute rate, then follow their own; single_step without STEPSIZE keeps it."""
+    """All groups start at the same absolute rate, then follow their own; single_step without
+    STEPSIZE keeps it.
+    """
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     options = {"STAGED_LR": True, "NEW_LAYERS": ("1",), "BASE_LR_MULT": 0.1, "LR": 0.3}
     options |= {"LR_SCHEDULER": "single_step", "STEPSIZE": (-1,)}

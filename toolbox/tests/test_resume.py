@@ -39,7 +39,8 @@ def cut_off(trainer, epoch, batch_idx):
         trainer.train()
     trainer.close_writer()
     if iterator := getattr(trainer.train_loader_x, "_iterator", None):
-        iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
+        # The garbage collector, which finds it in a cycle, would wait 5 s for each worker
+        iterator._shutdown_workers()
 
 
 def assert_same(one, other):
@@ -147,7 +148,9 @@ def test_resume_from_another_folder_deletes_nothing(root, tmp_path):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_resume_from_another_folder_takes_over_its_best_epoch(root, tmp_path, kept):
-    """With the result alone, an epoch that was not better left the folder without a model to deploy."""
+    """With the result alone, an epoch that was not better left the folder without a model to
+    deploy.
+    """
     opts = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
     cut_off(make_trainer(root, tmp_path / "old", *opts), epoch=2, batch_idx=0)
     old, new = (tmp_path / run / "prompt_learner/model-best.pth.tar" for run in ("old", "new"))
@@ -178,7 +181,9 @@ class TwoModels(TinyPrompt):
 def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(
     root, tmp_path, monkeypatch, capsys, final
 ):
-    """It is killed when it renames or deletes a file for the n-th time; the next start completes the rest."""
+    """It is killed when it renames or deletes a file for the n-th time; the next start completes
+    the rest.
+    """
     opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", final)
     monkeypatch.setattr(os, "fsync", lambda file: None)
     make_trainer(root, tmp_path / "full", *opts).train()

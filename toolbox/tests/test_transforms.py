@@ -65,7 +65,9 @@ def test_training_transforms_have_a_fixed_order(capsys):
 
 
 def test_operations_of_rand_augment_have_dassls_values(image, monkeypatch):
-    """At strengths 0 to 30; signs and places are drawn by Python's and NumPy's generators, as in Dassl."""
+    """At strengths 0 to 30; signs and places are drawn by Python's and NumPy's generators, as in
+    Dassl.
+    """
     pixels = np.asarray(image).astype(int)
 
     def augmented(number, strength, sign=0.0):

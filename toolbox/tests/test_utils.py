@@ -20,7 +20,8 @@ def test_error_of_a_dataloader_worker_keeps_its_class_and_its_last_line():
     iterator = iter(DataLoader(["gone.png"], batch_size=None, collate_fn=read, num_workers=1))
     with pytest.raises(UnknownNameError) as caught:
         next(iterator)
-    iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
+    # The garbage collector, which finds it in a cycle, would wait 5 s for each worker
+    iterator._shutdown_workers()
     expected = (
         "there is no image at 'gone.png': check DATASET.ROOT and that the dataset is complete"
     )
@@ -109,8 +110,10 @@ IMPORTED = {
     "optim": "build_lr_scheduler build_optimizer",
     "optim.lr_scheduler": "ConstantWarmupScheduler LinearWarmupScheduler",
     "optim.radam": "RAdam",
-    "utils": "AverageMeter MetricMeter check_isfile collect_env_info count_num_param listdir_nohidden load_checkpoint "
-    "load_pretrained_weights mkdir_if_missing read_image read_json resume_from_checkpoint save_checkpoint "
+    "utils": "AverageMeter MetricMeter check_isfile collect_env_info count_num_param "
+    "listdir_nohidden load_checkpoint "
+    "load_pretrained_weights mkdir_if_missing read_image read_json resume_from_checkpoint "
+    "save_checkpoint "
     "set_random_seed setup_logger tolist_if_not write_json",
     "utils.tools": "mkdir_if_missing",
 }

@@ -1,4 +1,6 @@
-"""A small third-party project in the style of published CoOp projects: a dataset, a trainer, a config."""
+"""A small third-party project in the style of published CoOp projects: a dataset, a trainer, a
+config.
+"""
 
 import os.path as osp
 import random
@@ -25,7 +27,9 @@ CLASSNAMES = ["red square", "green square", "blue square"]
 
 
 def make_images(root):
-    """Write noisy coloured 16x16 PNGs and a split file under `root`: 8 / 4 / 4 images of each class."""
+    """Write noisy coloured 16x16 PNGs and a split file under `root`: 8 / 4 / 4 images of each
+    class.
+    """
     rng = random.Random(0)
     split = {"train": [], "val": [], "test": []}
     mkdir_if_missing(osp.join(root, "tiny", "images"))

@@ -1,4 +1,6 @@
-"""Shared by the methods: the trainer, the prompted model, settings, checkpoints, features and teachers."""
+"""Shared by the methods: the trainer, the prompted model, settings, checkpoints, features and
+teachers.
+"""
 
 from .build import require_vit
 from .method import TEMPLATE

@@ -1,4 +1,6 @@
-"""The model of a method, built in the same way for a run and for predictions, and the precision it computes in."""
+"""The model of a method, built in the same way for a run and for predictions, and the precision it
+computes in.
+"""
 
 import re
 from pathlib import Path
@@ -20,17 +22,19 @@ UNITS = {"fp16": "a GPU", "bf16": "a CPU or GPU with bf16 units"}
 
 
 def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = None) -> None:
-    """Set `method.model`: the frozen backbone under the prompts that training starts from, on `method.device`.
+    """Set `method.model`: the frozen backbone under the prompts that training starts from, on
+    `method.device`.
 
-    The prompts are built where the backbone is, on the CPU if it is loaded here. A backbone that is on `method.device`
-    already is not moved, so that other models may compute with it meanwhile.
+    The prompts are built where the backbone is, on the CPU if it is loaded here. A backbone that is
+    on `method.device` already is not moved, so that other models may compute with it meanwhile.
 
     Args:
         method: a trainer, or the method of a prediction.
         towers: the form of the towers, a key of `clip.TOWERS`.
         clip: the backbone, if it is loaded already.
 
-    Raises UsageError if the backbone does not exist, reads images of another size, or does not fit the method.
+    Raises UsageError if the backbone does not exist, reads images of another size, or does not fit
+    the method.
     """
     cfg, device = method.cfg, method.device
     if clip is None:
@@ -39,7 +43,10 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
         side = clip.visual.image_size
         expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
         if tuple(cfg.INPUT.SIZE) != expected:
-            what = f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}"
+            what = (
+                f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads "
+                f"{expected}"
+            )
             raise UsageError(what, "give that as INPUT.SIZE, or a YAML for this backbone")
     with clip.logit_scale.device:
         prompts = method.build_prompts(clip, method.class_names)
@@ -54,13 +61,21 @@ def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     try:
         image_tower(clip)
     except ClipError as error:
-        what = f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one ({error.what})"
-        remedy = "choose another, or a method of texts or features, such as CoOp, KgCoOp, TaskRes or TipAdapterF"
+        what = (
+            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one "
+            f"({error.what})"
+        )
+        remedy = (
+            "choose another, or a method of texts or features, such as CoOp, KgCoOp, TaskRes "
+            "or TipAdapterF"
+        )
         raise UsageError(what, remedy) from error
 
 
 def usable(precision: str, device: torch.device) -> str:
-    """The precision of PREC on a device; fp32 where the device does not multiply faster in fp16 or bf16."""
+    """The precision of PREC on a device; fp32 where the device does not multiply faster in fp16 or
+    bf16.
+    """
     if precision not in UNITS:
         return precision
     if device.type == "cpu":
@@ -71,13 +86,17 @@ def usable(precision: str, device: torch.device) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU has instructions for products of bf16 (AVX512-BF16, AMX or Arm's), as Linux lists them."""
+    """Whether the CPU has instructions for products of bf16 (AVX512-BF16, AMX or Arm's), as Linux
+    lists them.
+    """
     info = Path("/proc/cpuinfo")
     return info.is_file() and bool(re.search(r"\b(avx512_|amx_)?bf16\b", info.read_text()))
 
 
 def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.device) -> None:
-    """Print what PREC means on the device, and which values of the images' normalisation the backbone did not have."""
+    """Print what PREC means on the device, and which values of the images' normalisation the
+    backbone did not have.
+    """
     if precision in UNITS and usable(precision, device) == precision:
         print(f"PREC {precision}: training and evaluation compute in {precision}")
     elif precision in UNITS:
@@ -86,12 +105,15 @@ def print_backbone(cfg: CfgNode, clip: CLIP, precision: str, device: torch.devic
         trained = getattr(clip.visual, attribute, None)
         if trained and any(abs(a - b) > 1e-6 for a, b in zip(trained, cfg.INPUT[key], strict=True)):
             print(
-                f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(trained)}"
+                f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with "
+                f"{list(trained)}"
             )
 
 
 def untrained(model: PromptedCLIP) -> list[str]:
-    """The tensors of the prompt learner and its parts that require gradients and are no Parameters."""
+    """The tensors of the prompt learner and its parts that require gradients and are no
+    Parameters.
+    """
     return [
         f"{type(part).__name__}.{name}"
         for part in model.prompt_learner.modules()
@@ -108,7 +130,9 @@ def untrained(model: PromptedCLIP) -> list[str]:
 
 
 def unregistered(model: PromptedCLIP) -> list[str]:
-    """The tensors of a private copy of the backbone that a method has added, and that its prompt learner lacks."""
+    """The tensors of a private copy of the backbone that a method has added, and that its prompt
+    learner lacks.
+    """
     registered = {
         id(tensor)
         for part in (model, model.frozen)

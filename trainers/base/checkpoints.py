@@ -24,13 +24,16 @@ METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "f
 def find_checkpoint(
     directory: str, folder: str, epoch: int | None, method: str, published_file: str = ""
 ) -> str:
-    """Path of a run's checkpoint; if it has none of this method, of another method's, so that this can be named.
+    """Path of a run's checkpoint; if it has none of this method, of another method's, so that this
+    can be named.
 
     Args:
-        directory, folder: output folder of the run, and name of the method's folder of checkpoints in it.
+        directory, folder: output folder of the run, and name of the method's folder of checkpoints
+            in it.
         epoch: None for the best on validation or, if there is none, the newest.
         method: for the error.
-        published_file: name of the file that the published code writes to the output folder instead.
+        published_file: name of the file that the published code writes to the output folder
+            instead.
 
     Raises UsageError if there is no checkpoint.
     """
@@ -59,7 +62,9 @@ def find_checkpoint(
 
 
 def is_checkpoint(content: Any) -> bool:
-    """Whether a file's content has the form of a checkpoint: tensors by name, an epoch, and perhaps metadata."""
+    """Whether a file's content has the form of a checkpoint: tensors by name, an epoch, and perhaps
+    metadata.
+    """
     if not checkpoints.is_checkpoint(content):
         return False
     metadata = content.get("metadata")
@@ -104,12 +109,16 @@ def is_setting(value: Any) -> bool:
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by their names in the module, also if `nn.DataParallel` had wrapped it."""
+    """The tensors of a checkpoint by their names in the module, also if `nn.DataParallel` had
+    wrapped it.
+    """
     return {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
 
 
 def of_other_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A published checkpoint as one that was learned on other classes than a run's; ours says on which."""
+    """A published checkpoint as one that was learned on other classes than a run's; ours says on
+    which.
+    """
     written = checkpoint.get("metadata") or {}
     return (
         checkpoint
@@ -124,14 +133,17 @@ def select_prompts(
     metadata: Mapping[str, Any],
     expected: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The learned tensors in a checkpoint, without the frozen CLIP and the buffers of classes in published ones.
+    """The learned tensors in a checkpoint, without the frozen CLIP and the buffers of classes in
+    published ones.
 
     Args:
-        checkpoint: what `path` holds: `state_dict` (from `tensors_of`), and `metadata` if this project wrote it.
+        checkpoint: what `path` holds: `state_dict` (from `tensors_of`), and `metadata` if this
+            project wrote it.
         metadata: the same of the run that loads it (`Checkpoints.metadata`).
         expected: the state dict to fill.
 
-    Raises UsageError if the prompts are another method's, do not fit the settings or the backbone, or are not finite.
+    Raises UsageError if the prompts are another method's, do not fit the settings or the backbone,
+    or are not finite.
     """
     state = checkpoint["state_dict"]
     method, written = metadata["method"], checkpoint.get("metadata") or {}
@@ -166,7 +178,9 @@ def select_prompts(
 def check_tensor(
     key: str, state: Mapping[str, Tensor], shape: Sequence[int], path: str, remedy: str
 ) -> None:
-    """Raise UsageError for a tensor of a checkpoint that is missing, of another shape or not finite."""
+    """Raise UsageError for a tensor of a checkpoint that is missing, of another shape or not
+    finite.
+    """
     if key not in state:
         raise UsageError(f"{path} has no {key}", remedy, path)
     if state[key].shape != tuple(shape):
@@ -178,7 +192,9 @@ def check_tensor(
 
 
 def differences(written: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    """The settings and the backbone of a checkpoint that this run does not have: `N_CTX 2, here 4`."""
+    """The settings and the backbone of a checkpoint that this run does not have: `N_CTX 2, here
+    4`.
+    """
     before = {"backbone": written.get("backbone"), **(written.get("settings") or {})}
     now = {"backbone": metadata["backbone"], **metadata["settings"]}
     changed = [

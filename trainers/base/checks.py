@@ -1,4 +1,6 @@
-"""Checks of a method's own code, for its tests: they find mistakes that give wrong numbers without an error."""
+"""Checks of a method's own code, for its tests: they find mistakes that give wrong numbers without
+an error.
+"""
 
 from contextlib import redirect_stdout
 from io import StringIO
@@ -45,15 +47,17 @@ class Noise(DatasetBase):
 
 
 def assert_method_works(name: str, **settings: Any) -> None:
-    """Train a method for one epoch, on noise and a small CLIP with random weights, and check what it has done.
+    """Train a method for one epoch, on noise and a small CLIP with random weights, and check what
+    it has done.
 
     Args:
         name: of the method in Dassl's registry.
         settings: of its section, such as `N_CTX=4`.
 
-    Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires gradients is no
-    Parameter, the features of images are longer than 1, the checkpoint lacks something that a test reads, or the fast
-    towers give other logits than the plain ones. Any other error is one of the method.
+    Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires
+    gradients is no Parameter, the features of images are longer than 1, the checkpoint lacks
+    something that a test reads, or the fast towers give other logits than the plain ones. Any other
+    error is one of the method.
     """
     noise = patch.dict(DATASET_REGISTRY._obj_map, Noise=Noise)
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
@@ -98,7 +102,9 @@ def assert_method_works(name: str, **settings: Any) -> None:
 
 
 def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
-    """The configuration of the run that `assert_method_works` checks, with its backbone in the same folder."""
+    """The configuration of the run that `assert_method_works` checks, with its backbone in the same
+    folder.
+    """
     from trainers import extend_cfg  # here, as the methods import this package
 
     backbone = folder / "backbone.pt"
@@ -122,7 +128,9 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
 
 
 def towers_agree(model: PromptedCLIP, images: Tensor) -> bool:
-    """Whether fast and plain towers give the same logits, in training and in a test, with random learned tensors."""
+    """Whether fast and plain towers give the same logits, in training and in a test, with random
+    learned tensors.
+    """
     numbers, logits = torch.Generator().manual_seed(0), list[Tensor]()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=numbers).to(parameter)

@@ -1,7 +1,8 @@
-"""What differs in published software: Dassl 0.6.3, on which the methods run too, and the checkpoints of its projects.
+"""What differs in published software: Dassl 0.6.3, on which the methods run too, and the
+checkpoints of its projects.
 
-Published checkpoints do not say which method made them. It is guessed from the names of the learned tensors, which each
-published method states (`published`).
+Published checkpoints do not say which method made them. It is guessed from the names of the learned
+tensors, which each published method states (`published`).
 """
 
 from collections.abc import Callable, Collection
@@ -16,7 +17,8 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError
 
-# Settings that the toolbox has and the published Dassl does not; it reads images as they are stored.
+# Settings that the toolbox has and the published Dassl does not; it reads images as they are
+# stored.
 SETTINGS = {
     "CACHE": "",
     "CACHE_GB": 20.0,
@@ -33,7 +35,9 @@ def add_settings(cfg: CfgNode) -> None:
 
 
 def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Any], Any]:
-    """The transform of the section INPUT, without printing its steps, as the published Dassl does."""
+    """The transform of the section INPUT, without printing its steps, as the published Dassl
+    does.
+    """
     quiet = (
         {"verbose": False} if "verbose" in signature(transforms.build_transform).parameters else {}
     )
@@ -61,7 +65,9 @@ COUPLED = ("prompt_learner.ctx", "prompt_learner.proj.*", "prompt_learner.compou
 
 
 def stated(attribute: str) -> dict[str, tuple[str, ...]]:
-    """The `published` or `published_unused` of each method with published checkpoints, by its name."""
+    """The `published` or `published_unused` of each method with published checkpoints, by its
+    name.
+    """
     methods = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
     return {
         name: getattr(method, attribute)
@@ -71,7 +77,8 @@ def stated(attribute: str) -> dict[str, tuple[str, ...]]:
 
 
 def learned(keys: Collection[str], method: str = "") -> list[str]:
-    """Those of the names that some published method has learned; the others are the frozen CLIP and buffers.
+    """Those of the names that some published method has learned; the others are the frozen CLIP and
+    buffers.
 
     Without those that the published code of `method`, which loads them, leaves unused.
     """
@@ -81,7 +88,8 @@ def learned(keys: Collection[str], method: str = "") -> list[str]:
 
 
 def other_methods(keys: Collection[str], method: str, expected: Collection[str]) -> list[str]:
-    """The methods that tensors with these names are likely from; empty if they may be from `method`.
+    """The methods that tensors with these names are likely from; empty if they may be from
+    `method`.
 
     `expected` are the names of what `method` itself has learned.
     """
@@ -94,7 +102,8 @@ def other_methods(keys: Collection[str], method: str, expected: Collection[str])
         if all(matches(key, published[name] + unused[name]) for key in prompts)
     ]
     fewest = min((len(published[name]) for name in fitting), default=0)
-    # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's: fewer patterns fit more closely.
+    # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's: fewer patterns
+    # fit more closely.
     likely = [name for name in fitting if len(published[name]) == fewest]
     own = (
         (method in likely or complete)

@@ -1,4 +1,6 @@
-"""Learned copies of tensors of the frozen CLIP, which take the place of the originals in a private copy of it."""
+"""Learned copies of tensors of the frozen CLIP, which take the place of the originals in a private
+copy of it.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -15,7 +17,9 @@ from .prompts import TemplatePrompts
 
 
 def require_clip(clip: CLIP, method: str, backbone: str) -> None:
-    """Raise UsageError for a backbone whose towers do not have the tensors of CLIP's own transformers."""
+    """Raise UsageError for a backbone whose towers do not have the tensors of CLIP's own
+    transformers.
+    """
     require_vit(clip, method, backbone)
     if not (is_vit(clip) and hasattr(clip, "transformer")):
         what = f"{method} needs both towers to be those of CLIP, and {backbone} has others"
@@ -25,11 +29,12 @@ def require_clip(clip: CLIP, method: str, backbone: str) -> None:
 
 
 class Substitute(nn.Module):
-    """What takes the place of a frozen tensor, in the type of that tensor: a parametrization of PyTorch.
+    """What takes the place of a frozen tensor, in the type of that tensor: a parametrization of
+    PyTorch.
 
     Args:
-        learned: another tensor of the same shape, or a function from the frozen tensor to it. Its learned tensors are
-            those of the prompt learner.
+        learned: another tensor of the same shape, or a function from the frozen tensor to it. Its
+            learned tensors are those of the prompt learner.
     """
 
     def __init__(self, learned: Tensor | Callable[[Tensor], Tensor]):
@@ -43,7 +48,9 @@ class Substitute(nn.Module):
 
 
 def substitute(clip: CLIP, name: str, learned: Tensor | Callable[[Tensor], Tensor]) -> None:
-    """Let a private copy of the backbone compute with `learned` instead of its tensor `name` (see `Substitute`)."""
+    """Let a private copy of the backbone compute with `learned` instead of its tensor `name` (see
+    `Substitute`).
+    """
     module, _, tensor = name.rpartition(".")
     parametrize.register_parametrization(
         clip.get_submodule(module), tensor, Substitute(learned), unsafe=True
@@ -65,7 +72,8 @@ class CopyLearner(TemplatePrompts):
 
     Args:
         template: the sentence, with {} for the class name.
-        copies: the names of the tensors in the CLIP, which are OpenAI's, each with the name of its copy in checkpoints.
+        copies: the names of the tensors in the CLIP, which are OpenAI's, each with the name of its
+            copy in checkpoints.
     """
 
     def __init__(self, template: str, classnames: list[str], clip: CLIP, copies: Mapping[str, str]):
@@ -84,7 +92,9 @@ _decomposed = WeakTensorKeyDictionary()
 
 
 def decomposed(weight: Tensor, maps: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """U, S and V of the maps in a frozen tensor, one above the other; they are computed once in a process."""
+    """U, S and V of the maps in a frozen tensor, one above the other; they are computed once in a
+    process.
+    """
     place = weight.data_ptr(), weight.device
     known, parts = _decomposed.get(weight, (None, []))
     if known != place:
@@ -101,7 +111,8 @@ class Spectrum(nn.Module):
 
     Args:
         decomposition: U, S and V.
-        share: of the singular values, the largest ones, that are kept; their number is a multiple of 4.
+        share: of the singular values, the largest ones, that are kept; their number is a multiple
+            of 4.
         learned: whether S learns.
     """
 
@@ -122,6 +133,8 @@ class Spectrum(nn.Module):
 
 
 def recomposed(spectra: list[Spectrum | None], frozen: Tensor) -> Tensor:
-    """A frozen tensor of maps, one above the other, with those that have a spectrum computed from it."""
+    """A frozen tensor of maps, one above the other, with those that have a spectrum computed from
+    it.
+    """
     parts = zip(frozen.chunk(len(spectra)), spectra, strict=True)
     return torch.cat([part if spectrum is None else spectrum() for part, spectrum in parts])

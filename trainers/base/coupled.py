@@ -31,7 +31,8 @@ class CoupledSettings(MethodSettings):
 
 
 class CoupledPrompts(TemplatePrompts):
-    """Deep prompts of both towers, the vision prompts a linear function of the text prompts (MaPLe, Sec. 3.2).
+    """Deep prompts of both towers, the vision prompts a linear function of the text prompts (MaPLe,
+    Sec. 3.2).
 
     Args:
         n_ctx: prompts at each of the first `depth` layers of both towers.

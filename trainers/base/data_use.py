@@ -1,4 +1,6 @@
-"""Which images a run learns from, chooses on (an epoch, a setting) and is tested on: `common.records`."""
+"""Which images a run learns from, chooses on (an epoch, a setting) and is tested on:
+`common.records`.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,9 @@ from common.records import ImageList, Phase, SelectionRecord
 from common.results import digest_of_rows
 
 Record = TypeVar("Record", bound=ImageList)
-# Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
-# Those of "test-time" learn from each test image alone, those of "transductive" from several.
+# Methods are comparable if they see the same data besides labelled images and class names: the
+# kinds of methods. Those of "test-time" learn from each test image alone, those of "transductive"
+# from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
 TRAINING = "training"  # instead of a setting, where a training image is a test image
 
@@ -57,7 +60,9 @@ def list_facts(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> d
 
 
 def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
-    """The record of learning from the training images of a dataset, all of which are used with their labels."""
+    """The record of learning from the training images of a dataset, all of which are used with
+    their labels.
+    """
     facts = (
         list_facts(cfg, title, "train", dataset.train_x)
         | getattr(dataset, "fewshot_file", {})
@@ -73,7 +78,8 @@ def text_facts(cfg: CfgNode) -> dict[str, Any]:
 
 
 def list_digest(images: Sequence[Any], root: str) -> str:
-    """The SHA-256 of a list of images: `path NUL label NUL class name LF` of each, in order, in UTF-8.
+    """The SHA-256 of a list of images: `path NUL label NUL class name LF` of each, in order, in
+    UTF-8.
 
     Paths are relative to the folder of the datasets, so that it does not matter where that is.
     """
@@ -82,7 +88,9 @@ def list_digest(images: Sequence[Any], root: str) -> str:
 
 
 def relative_paths(images: Sequence[Any], root: str) -> list[str]:
-    """The path of each image below the folder of the datasets; empty for images that are not files."""
+    """The path of each image below the folder of the datasets; empty for images that are not
+    files.
+    """
     folder = os.path.abspath(os.path.expanduser(root))
     return [relative(item.impath, folder) if item.impath else "" for item in images]
 
@@ -98,8 +106,8 @@ def relative(path: str, folder: str) -> str:
 
 
 def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord]:
-    """What can raise the accuracy of a run on its test images: training on some of them, and the choice of the epoch
-    by TEST.FINAL_MODEL best_val."""
+    """What can raise the accuracy of a run on its test images: training on some of them, and the
+    choice of the epoch by TEST.FINAL_MODEL best_val."""
     choices = []
     train = [] if getattr(dataset, "test_only", False) else dataset.train_x
     if tested := count_tested(train, dataset):
@@ -115,7 +123,8 @@ def made_choices(cfg: CfgNode, title: str, dataset: Any) -> list[SelectionRecord
 
 
 def count_tested(images: Sequence[Any], dataset: Any) -> int:
-    """How many of the images are test images of the dataset, by their paths or by the content of their files.
+    """How many of the images are test images of the dataset, by their paths or by the content of
+    their files.
 
     The content does not count in a published or a synthetic dataset, which is used as it is.
     """
@@ -136,7 +145,9 @@ def count_copies(images: Sequence[Any], others: Sequence[Any]) -> int:
 
 
 def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
-    """How many of the images are also among the others, by their path; a link counts as the file it leads to."""
+    """How many of the images are also among the others, by their path; a link counts as the file it
+    leads to.
+    """
     if images is others:
         return len(images)
     folders = cache(
@@ -176,7 +187,10 @@ def check_choices(choices: Sequence[SelectionRecord]) -> None:
 def selection_text(choice: SelectionRecord) -> str:
     """A choice in words."""
     if choice.what == TRAINING:
-        return f"{choice.test_images:,} of {choice.images:,} training images of {choice.dataset} are test images"
+        return (
+            f"{choice.test_images:,} of {choice.images:,} training images of {choice.dataset} "
+            "are test images"
+        )
     what = "the epoch" if choice.what == "epoch" else choice.what
     of_test = (
         "all of them" if choice.test_images == choice.images else f"{choice.test_images:,} of them"
@@ -194,9 +208,11 @@ def selection_text(choice: SelectionRecord) -> str:
 def inherited(
     checkpoint: Mapping[str, Any],
 ) -> tuple[list[SelectionRecord] | None, list[Phase] | None]:
-    """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`), and what they were learned from.
+    """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`), and what they
+    were learned from.
 
-    Each is None if the checkpoint does not say it. Only the epoch of the best on validation images was chosen.
+    Each is None if the checkpoint does not say it. Only the epoch of the best on validation images
+    was chosen.
     """
     metadata = checkpoint.get("metadata") or {}
     is_best = checkpoint.get("val_result") is not None
@@ -215,6 +231,8 @@ def inherited(
 
 
 def joined(*parts: Sequence[Record] | None) -> list[Record] | None:
-    """The records behind several parts of a model; None if some do not say theirs, and the others have none."""
+    """The records behind several parts of a model; None if some do not say theirs, and the others
+    have none.
+    """
     known = [record for part in parts for record in part or ()]
     return known if known or None not in parts else None

@@ -1,8 +1,11 @@
-"""Descriptors of classes, such as `long tail`: file DATASET.SENTENCES of the methods that make sentences of them."""
+"""Descriptors of classes, such as `long tail`: file DATASET.SENTENCES of the methods that make
+sentences of them.
+"""
 
 
 def which(descriptor: str) -> str:
-    """The relative clause of a descriptor: `which has ...`, `which is ...` or, if it has a verb, `which ...`.
+    """The relative clause of a descriptor: `which has ...`, `which is ...` or, if it has a verb,
+    `which ...`.
 
     As in the code of Menon and Vondrick (2023), every descriptor with a first `a` gets `is`.
     """

@@ -2,7 +2,8 @@
 
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 
-# Of Tip-Adapter and of the methods that follow it, for ImageNet and other sets of many kinds of classes.
+# Of Tip-Adapter and of the methods that follow it, for ImageNet and other sets of many kinds of
+# classes.
 SEVEN = (
     "itap of a {}.",
     "a bad photo of the {}.",

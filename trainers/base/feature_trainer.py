@@ -1,4 +1,6 @@
-"""Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
+"""Methods on features: those of images are computed once, and a head is fitted to them in
+seconds.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,14 +37,16 @@ IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR
 class FeatureSpec:
     """How a method uses features. `Settings` are `ChoosingSettings` if some are `chosen`.
 
-    Those of `row_tensors` that the method's `of_learned_classes` names have no rows if no class of a test was learned.
+    Those of `row_tensors` that the method's `of_learned_classes` names have no rows if no class of
+    a test was learned.
     """
 
     templates_of_imagenet: tuple[
         str, ...
     ] = ()  # for ImageNet and its variants, instead of the dataset's
     reads_text: bool = True  # whether the head reads text features
-    unit_text: bool = True  # text features of unit length, the mean over unit features; else the mean of the tower's
+    # Text features of unit length, the mean over unit features; else the mean of the tower's
+    unit_text: bool = True
     mixed_views: bool = False  # see `Batches`
     keeps_last_batch: bool = (
         False  # whether an epoch has a smaller last batch, which Dassl leaves out
@@ -57,9 +61,9 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class FeatureSettings(MethodSettings):
-    """AUGMENT_EPOCH is how many augmented views of each training image are used; 0: the image as in a test.
-    FEATURES_OF is the output folder of a run whose features are used, those of CLIP if it is empty; {seed} and {shots}
-    in it are those of this run.
+    """AUGMENT_EPOCH is how many augmented views of each training image are used; 0: the image as in
+    a test. FEATURES_OF is the output folder of a run whose features are used, those of CLIP if it
+    is empty; {seed} and {shots} in it are those of this run.
     """
 
     AUGMENT_EPOCH: int = 0
@@ -69,7 +73,9 @@ class FeatureSettings(MethodSettings):
 
 @dataclass(frozen=True)
 class ChoosingSettings(FeatureSettings):
-    """CHOOSE_ON is which images choose the settings that are 0; oracle: the test images, which marks the results."""
+    """CHOOSE_ON is which images choose the settings that are 0; oracle: the test images, which
+    marks the results.
+    """
 
     CHOOSE_ON: Literal["validation", "oracle"] = "validation"
 
@@ -100,9 +106,9 @@ class HeadCheckpoints(Checkpoints):
 class FeatureTrainer(PromptTrainer):
     """A method that learns a head by gradients, in batches of features.
 
-    It defines `build_head`, and `start` if the head starts from the training images. A run keeps the last epoch,
-    those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. A killed run resumes after the
-    newest of these, or starts again, as an epoch takes milliseconds.
+    It defines `build_head`, and `start` if the head starts from the training images. A run keeps
+    the last epoch, those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. A
+    killed run resumes after the newest of these, or starts again, as an epoch takes milliseconds.
     """
 
     Settings: ClassVar[type[MethodSettings]] = FeatureSettings
@@ -117,7 +123,9 @@ class FeatureTrainer(PromptTrainer):
     features_sha256 = ""  # of the checkpoint of FEATURES_OF
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
-        """The head before it has seen images, by the numbers of classes, features and training images."""
+        """The head before it has seen images, by the numbers of classes, features and training
+        images.
+        """
         raise NotImplementedError
 
     def start(self, support: Support) -> None:
@@ -180,8 +188,8 @@ class FeatureTrainer(PromptTrainer):
             self.set_texts(self.texts())
 
     def texts(self) -> Tensor:
-        """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not normalised. Raises
-        UsageError if those of the run depend on the image."""
+        """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not
+        normalised. Raises UsageError if those of the run depend on the image."""
         clip, base = self.model.frozen, self.model.base
         if base is None:
             return mean_text_features(
@@ -252,8 +260,8 @@ class FeatureTrainer(PromptTrainer):
 
     @cached_property
     def val_images(self) -> list:
-        """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are as in CoOp's code.
-        Raises UsageError if the dataset has no validation images."""
+        """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are
+        as in CoOp's code. Raises UsageError if the dataset has no validation images."""
         dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
         shots = shots if isinstance(shots, int) else 4
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
@@ -275,8 +283,8 @@ class FeatureTrainer(PromptTrainer):
         return features.views[0], features.labels
 
     def features_of(self, items: list, views: int = 0) -> Support:
-        """The features of images (a list of `Datum`), of augmented views of each or, if that is 0, one as in a test.
-        Raises UsageError if a feature is not finite."""
+        """The features of images (a list of `Datum`), of augmented views of each or, if that is 0,
+        one as in a test. Raises UsageError if a feature is not finite."""
         tests, options = self.test_loader.dataset, self.cfg.DATALOADER
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
@@ -332,7 +340,9 @@ class FeatureTrainer(PromptTrainer):
 
 
 class FittedTrainer(FeatureTrainer):
-    """A method whose head is computed from all features together, in one epoch, by `start` and `fit`."""
+    """A method whose head is computed from all features together, in one epoch, by `start` and
+    `fit`.
+    """
 
     def fit(self, support: Support) -> None:
         """Set what `start` has not."""

@@ -1,4 +1,6 @@
-"""The features of images by a frozen image tower, kept on disk for every run that would compute the same."""
+"""The features of images by a frozen image tower, kept on disk for every run that would compute the
+same.
+"""
 
 import hashlib
 import math
@@ -37,7 +39,8 @@ class CachedOutput(ImageOutput):
 
 
 class ViewsDataset(Dataset):
-    """So many views of each image of a `DatasetWrapper` with a random transform; an image is decoded once.
+    """So many views of each image of a `DatasetWrapper` with a random transform; an image is
+    decoded once.
 
     They are the same for a seed, whatever the number of workers.
     """
@@ -65,7 +68,8 @@ class ViewsDataset(Dataset):
 class CachedFeatures:
     """A loader whose batches have the output of the image tower for images that need not be read.
 
-    The features are those of the same images in the same batches, so that results are the same to the bit.
+    The features are those of the same images in the same batches, so that results are the same to
+    the bit.
 
     Args:
         model: one whose image features are frozen.
@@ -93,13 +97,17 @@ class CachedFeatures:
             yield {"img": CachedOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
-        """All features, (images, joint) or (images, views, joint), as the tower computes them, on the CPU."""
+        """All features, (images, joint) or (images, views, joint), as the tower computes them, on
+        the CPU.
+        """
         for _ in self:
             pass
         return self.features
 
     def find(self) -> tuple[str, Tensor | None]:
-        """The key of the features, empty if they cannot be kept, and those that are kept under it."""
+        """The key of the features, empty if they cannot be kept, and those that are kept under
+        it.
+        """
         if self.cache is None:
             return "", None
         try:
@@ -140,10 +148,11 @@ class CachedFeatures:
         )
 
     def key(self, sample: Tensor) -> str:
-        """A checksum of the images, how they are read, the weights, the batches and the machine's arithmetic.
+        """A checksum of the images, how they are read, the weights, the batches and the machine's
+        arithmetic.
 
-        `sample` is the output for the first image. It shows all else: the activation, the heads, the form of the
-        towers, how this machine rounds. Raises OSError if an image cannot be read.
+        `sample` is the output for the first image. It shows all else: the activation, the heads,
+        the form of the towers, how this machine rounds. Raises OSError if an image cannot be read.
         """
         dataset, visual = self.loader.dataset, self.model.clip.visual
         facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
@@ -154,9 +163,11 @@ class CachedFeatures:
 
 
 def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFeatures | None:
-    """The features of a loader's images by way of the folder CACHE; None without it, or if they cannot be kept.
+    """The features of a loader's images by way of the folder CACHE; None without it, or if they
+    cannot be kept.
 
-    They can if the loader reads images in order, and the frozen image tower has no prompts and gives features only.
+    They can if the loader reads images in order, and the frozen image tower has no prompts and
+    gives features only.
     """
     cache, in_order = (
         feature_cache(cfg),
@@ -202,7 +213,8 @@ class Support:
 class Batches:
     """Batches of features, `steps` of them in an epoch.
 
-    A `mixed` epoch draws from the views of all images together, another one has one view of each image.
+    A `mixed` epoch draws from the views of all images together, another one has one view of each
+    image.
     """
 
     def __init__(self, support: Support, size: int, steps: int, mixed: bool):
@@ -228,7 +240,9 @@ class Batches:
 def get_tensor(
     cache: DiskCache, key: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor | None:
-    """The tensor of a key, whose file is mapped into memory; None if there is no file of this shape and type."""
+    """The tensor of a key, whose file is mapped into memory; None if there is no file of this shape
+    and type.
+    """
     count = math.prod(shape)
     content = cache.get(key, f"{dtype} {tuple(shape)}", count * dtype.itemsize)
     return (

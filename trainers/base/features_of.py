@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[PromptTrainer, str]:
-    """The method of the run in a folder with its learned prompts, for the classes of `head`, and their checkpoint.
+    """The method of the run in a folder with its learned prompts, for the classes of `head`, and
+    their checkpoint.
 
-    `key` is the setting that names the folder. Raises UsageError if there is none, or it has other weights or no
-    prompts for these classes.
+    `key` is the setting that names the folder. Raises UsageError if there is none, or it has other
+    weights or no prompts for these classes.
     """
     try:
         path = find_checkpoint(folder, "", None, "trained")
@@ -43,10 +44,16 @@ def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[Pr
             f"{path} is of {name[:100]}, which {why}", "give FEATURES_OF another", path
         )
     if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
-        what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
+        what = (
+            f"{name} has its own `output` or `logits`, so that its image features are not all "
+            "that it compares"
+        )
         raise UsageError(what, "give FEATURES_OF a run of another method", path)
     if head.sentences and not kind.reads_sentences:
-        what = f"DATASET.SENTENCES has no effect: the features of {path} are of {name}, which reads no sentences"
+        what = (
+            f"DATASET.SENTENCES has no effect: the features of {path} are of {name}, which "
+            "reads no sentences"
+        )
         raise UsageError(what, "leave it out", path)
     cfg = head.cfg.clone()
     cfg.defrost()

@@ -1,4 +1,6 @@
-"""A classifier of image features: the model of every method that never runs the towers while it learns."""
+"""A classifier of image features: the model of every method that never runs the towers while it
+learns.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +36,9 @@ class Head(PromptLearner):
 
 
 class FiLM(nn.Module):
-    """A scale and a shift of each feature channel (feature-wise linear modulation; Perez et al., 2018)."""
+    """A scale and a shift of each feature channel (feature-wise linear modulation; Perez et al.,
+    2018).
+    """
 
     def __init__(self, width: int):
         super().__init__()

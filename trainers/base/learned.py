@@ -1,4 +1,6 @@
-"""The learned prompts of a method in checkpoints: what is saved beside them, and whose weights and classes they fit."""
+"""The learned prompts of a method in checkpoints: what is saved beside them, and whose weights and
+classes they fit.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 class LearnedClasses:
     """The classes that prompts were learned on, beside those of a run.
 
-    Classes of another dataset count in `labels` only if all of the run's have learned names: else a name may mean
-    something else.
+    Classes of another dataset count in `labels` only if all of the run's have learned names: else a
+    name may mean something else.
     """
 
     names: list[str]  # in the order of their labels
@@ -50,7 +52,9 @@ class LearnedClasses:
 
 
 class Checkpoints:
-    """Saves and loads the learned tensors of a method: a trainer, or that of a prediction with its model."""
+    """Saves and loads the learned tensors of a method: a trainer, or that of a prediction with its
+    model.
+    """
 
     def __init__(self, method: "Method"):
         self.method: Any = method
@@ -91,15 +95,18 @@ class Checkpoints:
         )
 
     def check_resumed(self, written: Mapping[str, Any]) -> None:
-        """Check that a run can resume from a checkpoint with this metadata. Raises UsageError if the run had other
-        weights or other images, or the metadata is damaged."""
+        """Check that a run can resume from a checkpoint with this metadata. Raises UsageError if
+        the run had other weights or other images, or the metadata is damaged."""
         if not is_metadata(written):
             what = "the metadata of the run's checkpoints is damaged"
             raise UsageError(what, "choose another --output-dir (scripts: OUT)")
         self.check_weights(written, "the run to resume")
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase.sha256)
         if images != self.fit_phase.sha256:
-            what = "the training images, their order or their classes are not those that the run to resume began with"
+            what = (
+                "the training images, their order or their classes are not those that the run "
+                "to resume began with"
+            )
             raise UsageError(
                 what,
                 "restore the files of the dataset, or choose another --output-dir (scripts: OUT)",
@@ -116,14 +123,18 @@ class Checkpoints:
     # Loading
 
     def read(self, directory: str, epoch: int | None = None) -> None:
-        """Load learned prompts from a checkpoint of this project or of the published code, at any class count.
+        """Load learned prompts from a checkpoint of this project or of the published code, at any
+        class count.
 
         Args:
-            directory: the output folder of a training run; nothing is loaded if empty (as everywhere in Dassl).
-            epoch: which epoch's; None means the best on validation or, without validation, the newest.
+            directory: the output folder of a training run; nothing is loaded if empty (as
+                everywhere in Dassl).
+            epoch: which epoch's; None means the best on validation or, without validation, the
+                newest.
 
         Raises:
-            UsageError: no checkpoint there, or its prompts do not fit the settings, or are of other weights or classes.
+            UsageError: no checkpoint there, or its prompts do not fit the settings, or are of other
+                weights or classes.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -147,18 +158,22 @@ class Checkpoints:
         written = checkpoint.get("metadata") or {}
         if not written.get("weights_sha256"):
             print(
-                f"{path} does not say on which weights its prompts were learned: check that they are these"
+                f"{path} does not say on which weights its prompts were learned: check that they "
+                "are these"
             )
         if changed := differences({"settings": written.get("settings")}, self.metadata()):
             print(f"The prompts were learned with other settings: {one_line(changed)}")
         if written.get("plugin_sha256", "") != method.plugin_sha256:
             print(
-                f"The prompts were learned by another version of {type(method).__name__}: its file has changed"
+                f"The prompts were learned by another version of {type(method).__name__}: its file "
+                "has changed"
             )
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and name `path`."""
+        """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and
+        name `path`.
+        """
         method, module = self.method, self.method.saved_module()
         checkpoint = method.before_load(checkpoint, path)
         written = checkpoint.get("metadata") or {}
@@ -191,7 +206,8 @@ class Checkpoints:
         classes: LearnedClasses,
         path: str,
     ) -> dict[str, Tensor]:
-        """The tensors with values for each class, for the classes of this run: as they start, for unknown classes.
+        """The tensors with values for each class, for the classes of this run: as they start, for
+        unknown classes.
 
         Args:
             state, expected: the tensors of the checkpoint `path`, and those of the model.
@@ -210,7 +226,8 @@ class Checkpoints:
             raise UsageError(what, "test it on these classes", path)
         if dims:
             print(
-                f"The prompts were learned on {len(labels)} of these {len(method.class_names)} classes"
+                f"The prompts were learned on {len(labels)} of these {len(method.class_names)} "
+                "classes"
             )
         tensors = {}
         for name, class_axes in dims.items() if labels else ():
@@ -230,7 +247,8 @@ class Checkpoints:
         return tensors
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
-        """The dimensions that count classes of the learned tensors that have some, by their names in a checkpoint.
+        """The dimensions that count classes of the learned tensors that have some, by their names
+        in a checkpoint.
 
         A tensor without one may be there too: it is left out of a test on other classes.
         """
@@ -274,11 +292,16 @@ class Checkpoints:
         return LearnedClasses(names, names == here, complete, labels if usable else {})
 
     def check_weights(self, written: Mapping[str, Any], what: str) -> None:
-        """Raise UsageError if prompts, by their metadata, were learned on other weights; `what` says whose they are."""
+        """Raise UsageError if prompts, by their metadata, were learned on other weights; `what`
+        says whose they are.
+        """
         metadata = self.metadata()
         before, now = written.get("weights_sha256"), metadata["weights_sha256"]
         if before and before != now:
-            others = f"SHA-256 {before[:12]}... ({written.get('backbone')}), not {now[:12]}... ({metadata['backbone']})"
+            others = (
+                f"SHA-256 {before[:12]}... ({written.get('backbone')}), not {now[:12]}... "
+                f"({metadata['backbone']})"
+            )
             remedy = "give the backbone that they were learned on, by --backbone"
             raise UsageError(f"{what} has prompts for other weights: {others}", remedy)
 
@@ -286,7 +309,9 @@ class Checkpoints:
 def index_of(
     shape: Sequence[int], class_axes: Sequence[int], labels: list[int]
 ) -> tuple[Tensor, ...]:
-    """The index of the values of some classes in a tensor of this shape, whose `class_axes` count classes."""
+    """The index of the values of some classes in a tensor of this shape, whose `class_axes` count
+    classes.
+    """
     rows = [
         torch.tensor(labels) if axis in class_axes else torch.arange(size)
         for axis, size in enumerate(shape)

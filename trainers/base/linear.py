@@ -1,4 +1,6 @@
-"""The linear head that only `tools/fit.py` makes: the weighted sum of linear heads of several methods."""
+"""The linear head that only `tools/fit.py` makes: the weighted sum of linear heads of several
+methods.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +15,9 @@ from .prompted import normalize
 
 @dataclass(frozen=True)
 class LinearSettings(FeatureSettings):
-    """MEMBERS are the heads of the sum, with their settings; WEIGHTS are the factors of their logits."""
+    """MEMBERS are the heads of the sum, with their settings; WEIGHTS are the factors of their
+    logits.
+    """
 
     MEMBERS: list[str] = ()  # type: ignore[assignment]
     WEIGHTS: list[float] = ()  # type: ignore[assignment]

@@ -9,7 +9,9 @@ from .prompted import Output, PromptedCLIP, normalize
 
 
 def local_logits(model: PromptedCLIP, output: Output) -> Tensor:
-    """The logits of each patch, as those of LoCoOp, (batch, patches, classes), fp32; `output` has `tower.local`."""
+    """The logits of each patch, as those of LoCoOp, (batch, patches, classes), fp32; `output` has
+    `tower.local`.
+    """
     local: Any = output.tower.local
     patches = normalize(local)  # (batch, patches, joint)
     if output.text.dim() == 3:

@@ -26,8 +26,8 @@ TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
 
 class Classes(NamedTuple):
-    """The classes of a prediction: names in the order of their labels, without underscores; a sentence with {}; and
-    sentences for some classes, by their names."""
+    """The classes of a prediction: names in the order of their labels, without underscores; a
+    sentence with {}; and sentences for some classes, by their names."""
 
     names: list[str]
     template: str = TEMPLATE
@@ -35,10 +35,12 @@ class Classes(NamedTuple):
 
 
 class Method:
-    """A method with its settings, its model and its checkpoints. It predicts; a trainer (`PromptTrainer`) trains it.
+    """A method with its settings, its model and its checkpoints. It predicts; a trainer
+    (`PromptTrainer`) trains it.
 
     Args:
-        cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a configuration.
+        cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a
+            configuration.
         classes: to choose from.
         device: of the model, which `build.assemble_model` makes.
     """
@@ -64,7 +66,8 @@ class Method:
         True  # False: what it learns is of its own classes, so that it cannot tell new ones
     )
     kind: ClassVar[str] = (
-        "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
+        # Its other data, besides labelled images and class names: data_use.METHOD_KINDS
+        "inductive"
     )
     caveat: ClassVar[str] = (
         ""  # what of its published results does not compare; tables show it, with a full stop
@@ -78,7 +81,8 @@ class Method:
     saves_learner: ClassVar[bool] = (
         False  # whether a checkpoint has the prompt learner alone, not the whole model
     )
-    # Names of tensors with values for each class: other classes have those that the method starts from.
+    # Names of tensors with values for each class: other classes have those that the method starts
+    # from.
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[
         tuple[str, ...]
@@ -112,14 +116,17 @@ class Method:
     # Hooks of a method
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
-        """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.
+        """The prompts of this method for a backbone and class names (no underscores), on the
+        backbone's device.
 
         A prediction has no images: `self.dm` does not exist then.
         """
         raise NotImplementedError
 
     def finish_model(self) -> None:
-        """Add to `self.model`, on its device, what is computed with the frozen CLIP and not learned."""
+        """Add to `self.model`, on its device, what is computed with the frozen CLIP and not
+        learned.
+        """
 
     def notes(self) -> list[str]:
         """Lines about the model for the log of a run."""
@@ -131,12 +138,14 @@ class Method:
 
     @classmethod
     def of_published_file(cls, content: Any, path: str, settings: Any) -> Any:
-        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`. Raises UsageError if it
-        is of other settings."""
+        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`.
+        Raises UsageError if it is of other settings."""
         raise NotImplementedError
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        """The checkpoint to load instead of one from a file; the method may also prepare its tensors."""
+        """The checkpoint to load instead of one from a file; the method may also prepare its
+        tensors.
+        """
         return checkpoint
 
     def after_load(self, classes: LearnedClasses) -> None:
@@ -144,17 +153,23 @@ class Method:
 
     @classmethod
     def vision_lengths(cls, settings: Any, layers: int) -> list[int] | None:
-        """Number of vision prompts in the input of each layer, for plots; None if the method does not say."""
+        """Number of vision prompts in the input of each layer, for plots; None if the method does
+        not say.
+        """
         return None
 
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
-        """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
+        """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor
+        (3, H, W).
+        """
         return build_transform(cfg, is_train=False)
 
     @torch.no_grad()
     def model_inference(self, images: Tensor | ImageOutput) -> Tensor:
-        """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes), in fp32."""
+        """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes),
+        in fp32.
+        """
         return self.model(images)
 
     # What follows from the configuration and the dataset
@@ -176,7 +191,9 @@ class Method:
 
     @classmethod
     def check_settings(cls, cfg: CfgNode) -> None:
-        """Raise UsageError if the settings cannot work, or it reads no sentences and has some, or needs them."""
+        """Raise UsageError if the settings cannot work, or it reads no sentences and has some, or
+        needs them.
+        """
         cls.settings_of(cfg)
         given = cfg.DATASET.get("SENTENCES", "")
         if given and not cls.reads_sentences:
@@ -203,7 +220,9 @@ class Method:
 
     @cached_property
     def choices(self) -> list[SelectionRecord]:
-        """What training chooses on images, and on which (data_use.py). A method that chooses a setting adds it."""
+        """What training chooses on images, and on which (data_use.py). A method that chooses a
+        setting adds it.
+        """
         return made_choices(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
 
     def inherit(self, choices: list[SelectionRecord]) -> None:
@@ -212,8 +231,8 @@ class Method:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The names of the run's classes, in the order of their labels, without underscores. Raises UsageError if a
-        label has no name, so that other labels would get wrong names."""
+        """The names of the run's classes, in the order of their labels, without underscores. Raises
+        UsageError if a label has no name, so that other labels would get wrong names."""
         names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
         if len(names) != n_classes:
             what = (
@@ -229,7 +248,9 @@ class Method:
 
     @cached_property
     def sentences(self) -> Mapping[str, Sequence[str]]:
-        """Sentences for each class, by its name in their file (DATASET.SENTENCES); empty without a file."""
+        """Sentences for each class, by its name in their file (DATASET.SENTENCES); empty without a
+        file.
+        """
         return getattr(self.dm.dataset, "sentences", {})
 
     @property
@@ -250,7 +271,9 @@ class Method:
         return own or self.dataset_template
 
     def class_sentences(self, *templates: str) -> list[list[str]]:
-        """The sentences of each class with its name: its own (DATASET.SENTENCES), or else the templates."""
+        """The sentences of each class with its name: its own (DATASET.SENTENCES), or else the
+        templates.
+        """
         own = {plain(name): texts for name, texts in self.sentences.items()}
         return [
             [text.replace("{}", name) for text in own.get(name) or templates]

@@ -1,6 +1,8 @@
-"""Methods in a file of the user, `--plugin FILE`: it is code, and runs because the user's command names it.
+"""Methods in a file of the user, `--plugin FILE`: it is code, and runs because the user's command
+names it.
 
-No checkpoint, YAML file or study can name such a file. Its checksum is kept with what it has trained.
+No checkpoint, YAML file or study can name such a file. Its checksum is kept with what it has
+trained.
 """
 
 import sys
@@ -24,8 +26,8 @@ LOADED: dict[Path, str] = {}  # the checksum of each file that was run
 def load_method_file(path: Path) -> None:
     """Run a file that registers methods. A file that this process has run already is not run again.
 
-    Raises UsageError if it is missing, not Python or has another error, it registers nothing, or a name that exists; or
-    it has changed since this process has run it.
+    Raises UsageError if it is missing, not Python or has another error, it registers nothing, or a
+    name that exists; or it has changed since this process has run it.
     """
     path = path.expanduser().resolve()
     content = read_bytes(path, LARGEST)

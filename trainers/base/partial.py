@@ -1,4 +1,6 @@
-"""The results of a test that is not finished, so that a run that was killed resumes inside of it."""
+"""The results of a test that is not finished, so that a run that was killed resumes inside of
+it.
+"""
 
 import hashlib
 import time
@@ -21,9 +23,9 @@ SECONDS = 20  # between two times that results are written
 class PartialTest:
     """The logits of the first images of a test in one file, and the state after them in another.
 
-    The state is written after the logits and says how many images count, so a process may end between the two. The run
-    deletes the folder once it has written its results. Files with another `key`, a checksum of everything that the
-    logits depend on, are of another test.
+    The state is written after the logits and says how many images count, so a process may end
+    between the two. The run deletes the folder once it has written its results. Files with another
+    `key`, a checksum of everything that the logits depend on, are of another test.
     """
 
     def __init__(self, run: Path, key: str):
@@ -40,8 +42,8 @@ class PartialTest:
         """The logits (classes,) of each image that is done, on the CPU, and the state after them.
 
         Args:
-            state: that of the beginning; it becomes the one after these images. If there is none, or the files are
-                damaged or of another test, it stays.
+            state: that of the beginning; it becomes the one after these images. If there is none,
+                or the files are damaged or of another test, it stays.
         """
         if (self.folder / STATE).is_file() and (self.folder / LOGITS).is_file():
             try:
@@ -71,7 +73,9 @@ class PartialTest:
         return list(torch.frombuffer(logits, dtype=torch.float32).reshape(done, classes))
 
     def add(self, logits: Tensor, state: dict[str, Tensor]) -> None:
-        """Add the logits (classes,) of the next image, fp32, and what it leaves to those after it."""
+        """Add the logits (classes,) of the next image, fp32, and what it leaves to those after
+        it.
+        """
         self.rows.append(logits.cpu())
         if time.monotonic() - self.written < SECONDS:
             return

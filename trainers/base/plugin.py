@@ -11,10 +11,12 @@ MAKERS: dict[str, Maker] = {}
 
 
 def plugin(name: str) -> Callable[[Maker], Maker]:
-    """Register a function that makes a method `<name>+<method>` of a method, or returns None if it cannot.
+    """Register a function that makes a method `<name>+<method>` of a method, or returns None if it
+    cannot.
 
-    It is called once for each other method, after all files of methods are imported. Unless the class that it returns
-    says otherwise, its settings are in the section of that method, and its YAML files in the folder of that method.
+    It is called once for each other method, after all files of methods are imported. Unless the
+    class that it returns says otherwise, its settings are in the section of that method, and its
+    YAML files in the folder of that method.
     """
 
     def register(maker: Maker) -> Maker:

@@ -1,4 +1,6 @@
-"""A learned form of the last linear map of the image tower, on the features before it, which are computed once."""
+"""A learned form of the last linear map of the image tower, on the features before it, which are
+computed once.
+"""
 
 from typing import Any
 
@@ -15,7 +17,8 @@ from .head import SCALE, Head, HeadCLIP
 class Projection(Head):
     """The projection, by the names of the official checkpoints of ProLIP.
 
-    `vit_proj` is (width, joint); of a ResNet, `linear.weight` is (joint, width), and `linear.bias` stays as it is.
+    `vit_proj` is (width, joint); of a ResNet, `linear.weight` is (joint, width), and `linear.bias`
+    stays as it is.
     """
 
     logit_scale = SCALE
@@ -43,7 +46,9 @@ class Projection(Head):
         self.start = nn.Buffer(next(self.parameters()).detach().clone(), persistent=False)
 
     def squares(self) -> Tensor:
-        """The squared change of what is learned, summed over all entries; in fp32, as fp16 would overflow."""
+        """The squared change of what is learned, summed over all entries; in fp32, as fp16 would
+        overflow.
+        """
         return (next(self.parameters()) - self.start).float().square().sum()
 
     def project(self, x: Tensor) -> Tensor:

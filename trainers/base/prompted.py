@@ -24,8 +24,8 @@ from clip import (
 class PromptLearner(nn.Module):
     """The learned vectors of a method and where they go.
 
-    Its parameters are learned, and those of `extra_modules`: modules that published checkpoints keep next to the prompt
-    learner, by their names there (`image_encoder`, `text_encoder`).
+    Its parameters are learned, and those of `extra_modules`: modules that published checkpoints
+    keep next to the prompt learner, by their names there (`image_encoder`, `text_encoder`).
     """
 
     ids: Tensor  # a buffer, (classes, context length): the token ids of the texts
@@ -38,7 +38,9 @@ class PromptLearner(nn.Module):
     )
 
     def text(self, image_features: Tensor) -> TextPrompts:
-        """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
+        """The input of the text tower. Only methods like CoCoOp use `image_features` (batch,
+        joint), normalised.
+        """
         raise NotImplementedError
 
     def vision(self) -> Schedule:
@@ -46,16 +48,19 @@ class PromptLearner(nn.Module):
         return ()
 
     def image(self, tower: ImageOutput, learned: bool) -> Tensor:
-        """(batch, joint), fp32: the image features, whose product with a text feature is the similarity.
+        """(batch, joint), fp32: the image features, whose product with a text feature is the
+        similarity.
 
         Args:
             tower: the output of the image tower, with what `read` asks for.
-            learned: whether the prompts were learned on the classes that the images are compared with.
+            learned: whether the prompts were learned on the classes that the images are compared
+                with.
         """
         return normalize(tower.feature)
 
     def install(self, clip: CLIP) -> None:
-        """Put learned modules into a CLIP (`clip.adapt`, or replace its modules). It is a private copy.
+        """Put learned modules into a CLIP (`clip.adapt`, or replace its modules). It is a private
+        copy.
 
         Register these modules in the prompt learner, too. The frozen weights are shared with the
         original, which remains in `PromptedCLIP.frozen`: do not change them.
@@ -67,9 +72,14 @@ class Output:
     """A forward pass."""
 
     images: Any  # (batch, 3, H, W), the input
-    tower: ImageOutput  # the output of the image tower: the un-normalised feature and what the model reads
-    image: Tensor  # (batch, joint), fp32, the features of the images, of unit length unless the method says otherwise
-    text: Tensor  # (classes, joint), or (batch, classes, joint) where it depends on the image; fp32, of unit length
+    # The output of the image tower: the un-normalised feature and what the model reads
+    tower: ImageOutput
+    # (batch, joint), fp32, the features of the images, of unit length unless the method says
+    # otherwise
+    image: Tensor
+    # (classes, joint), or (batch, classes, joint) where it depends on the image; fp32, of unit
+    # length
+    text: Tensor
     text_feature: Tensor  # the same, not normalised
     logits: Tensor  # (batch, classes), fp32
 
@@ -77,9 +87,9 @@ class Output:
 class PromptedCLIP(nn.Module):
     """Images -> logits through a frozen CLIP under learned prompts.
 
-    The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have the learned prompts
-    and nothing else, under the names of the published checkpoints (`prompt_learner.ctx`, ...). `to()`, `half()` and
-    similar calls still change it.
+    The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have
+    the learned prompts and nothing else, under the names of the published checkpoints
+    (`prompt_learner.ctx`, ...). `to()`, `half()` and similar calls still change it.
 
     Args:
         clip: the frozen backbone.
@@ -102,7 +112,8 @@ class PromptedCLIP(nn.Module):
         if self.adapted:
             prompt_learner.install(self.clip)
         self.towers: Any = TOWERS[towers]
-        self.read: Read = ()  # of the image tower, by `output`, besides what the prompt learner needs
+        # Of the image tower, by `output`, besides what the prompt learner needs
+        self.read: Read = ()
         self.classes_learned = (
             True  # the classes of the texts; some methods then read images in another way
         )
@@ -112,7 +123,9 @@ class PromptedCLIP(nn.Module):
 
     @property
     def clip(self) -> CLIP:
-        """What the model computes with: the frozen CLIP, or a private copy with modules of `PromptLearner.install`."""
+        """What the model computes with: the frozen CLIP, or a private copy with modules of
+        `PromptLearner.install`.
+        """
         return self._clips[0]
 
     @property
@@ -141,7 +154,9 @@ class PromptedCLIP(nn.Module):
 
     @property
     def features_are_frozen(self) -> bool:
-        """Whether the output of the image tower is the feature of the frozen CLIP, and nothing else."""
+        """Whether the output of the image tower is the feature of the frozen CLIP, and nothing
+        else.
+        """
         learner = self.prompt_learner
         return not (self.adapted or learner.vision() or learner.read or self.read)
 
@@ -150,7 +165,9 @@ class PromptedCLIP(nn.Module):
         return self.clip.visual.state_dict()
 
     def image_output(self, images: Tensor | ImageOutput) -> ImageOutput:
-        """(batch, 3, H, W) -> the output of the image tower under the prompts; an output is returned as it is."""
+        """(batch, 3, H, W) -> the output of the image tower under the prompts; an output is
+        returned as it is.
+        """
         if isinstance(images, ImageOutput):
             return images
         learner = self.prompt_learner
@@ -162,14 +179,18 @@ class PromptedCLIP(nn.Module):
         return self.prompt_learner.image(tower, self.classes_learned)
 
     def image_features(self, images: Tensor | ImageOutput) -> Tensor:
-        """(batch, 3, H, W) -> (batch, joint), fp32, of unit length unless the method says otherwise."""
+        """(batch, 3, H, W) -> (batch, joint), fp32, of unit length unless the method says
+        otherwise.
+        """
         return self.of_tower(self.image_output(images))
 
     def encode_text(self, image_features: Tensor) -> Tensor:
-        """(classes, joint), or (batch, classes, joint) where the texts depend on the image; not normalised.
+        """(classes, joint), or (batch, classes, joint) where the texts depend on the image; not
+        normalised.
 
-        Texts that are the same for every image are encoded once, in training as well if nothing in them is learned and
-        they are not `random_text`. The plain towers encode them for each batch, as the published code does.
+        Texts that are the same for every image are encoded once, in training as well if nothing in
+        them is learned and they are not `random_text`. The plain towers encode them for each batch,
+        as the published code does.
         """
         training = torch.is_grad_enabled()
         state = (
@@ -223,7 +244,9 @@ class PromptedCLIP(nn.Module):
         return Output(images, tower, image, text, text_feature, self.logits(image, text))
 
     def folded(self) -> dict[str, Tensor] | None:
-        """The state dict of a plain CLIP that computes the image features of a test; None if there is none."""
+        """The state dict of a plain CLIP that computes the image features of a test; None if there
+        is none.
+        """
         learner, model = self.prompt_learner, type(self)
         names = "image_output", "of_tower", "logits", "output"
         own = any(getattr(model, name) is not getattr(PromptedCLIP, name) for name in names)

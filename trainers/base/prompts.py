@@ -41,7 +41,8 @@ def gaussian(*shape: int) -> nn.Parameter:
 def mapped(maps: Sequence[nn.Linear], vectors: Sequence[Tensor]) -> list[Tensor]:
     """The i-th linear map of the i-th vectors (n, inputs), for maps of one shape.
 
-    A GPU computes all of them by one product, which needs fewer launches; on a CPU copying the weights takes longer.
+    A GPU computes all of them by one product, which needs fewer launches; on a CPU copying the
+    weights takes longer.
     """
     if len(maps) < 2 or not vectors[0].is_cuda:
         return [linear(x) for linear, x in zip(maps, vectors, strict=True)]
@@ -56,7 +57,9 @@ def mapped(maps: Sequence[nn.Linear], vectors: Sequence[Tensor]) -> list[Tensor]
 
 
 def word_embeddings(clip: CLIP, words: str, n: int) -> nn.Parameter:
-    """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of `words`."""
+    """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of
+    `words`.
+    """
     tokenizer = tokenizer_of(clip)
     if n > tokenizer.length(words):
         raise UsageError(
@@ -70,8 +73,8 @@ def word_embeddings(clip: CLIP, words: str, n: int) -> nn.Parameter:
 def start_context(clip: CLIP, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parameter]:
     """The words before the class name, and the ctx that replaces the first n_ctx of their tokens.
 
-    The convention of the deep-prompt methods: up to four vectors start from `ctx_init`, and its further words stay as
-    they are; more than four start at random and replace `X X X ...`.
+    The convention of the deep-prompt methods: up to four vectors start from `ctx_init`, and its
+    further words stay as they are; more than four start at random and replace `X X X ...`.
     """
     if ctx_init and n_ctx <= 4:
         words = ctx_init.replace("_", " ")
@@ -84,8 +87,8 @@ def sentence_context(
 ) -> tuple[list[str], nn.Parameter]:
     """The words before the class name, and the ctx that replaces all of them.
 
-    The convention of CoOp and CoCoOp: with `ctx_init` one vector for each word, which it starts from; without, `n_ctx`
-    random vectors (`n_ctx` for each of `classes`, if that is given).
+    The convention of CoOp and CoCoOp: with `ctx_init` one vector for each word, which it starts
+    from; without, `n_ctx` random vectors (`n_ctx` for each of `classes`, if that is given).
     """
     words = ctx_init.replace("_", " ").split()
     if words:
@@ -94,18 +97,23 @@ def sentence_context(
 
 
 def unused_n_ctx(trainer: PromptTrainer) -> list[str]:
-    """For `notes`: a line if the words of CTX_INIT give another number of context vectors than N_CTX."""
+    """For `notes`: a line if the words of CTX_INIT give another number of context vectors than
+    N_CTX.
+    """
     ctx: Any = getattr(
         trainer.model.prompt_learner, "ctx", None
     )  # prompts of a user's own may have none
     n_ctx = trainer.settings.N_CTX
     n = n_ctx if ctx is None else ctx.shape[-2]
-    line = f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{trainer.section()}.N_CTX {n_ctx} is not used"
+    line = (
+        f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{trainer.section()}.N_CTX "
+        f"{n_ctx} is not used"
+    )
     return [line] if n != n_ctx else []
 
 
-# The sentences of ProGrad's repository, with the words about the dataset before the class name. The contexts of its
-# ProGrad and of its CoCoOp start from these words.
+# The sentences of ProGrad's repository, with the words about the dataset before the class name. The
+# contexts of its ProGrad and of its CoCoOp start from these words.
 WORDS_FIRST = {
     "OxfordPets": "a type of pet, a photo of a {}.",
     "OxfordFlowers": "a type of flower, a photo of a {}.",
@@ -118,9 +126,10 @@ WORDS_FIRST = {
 def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.Parameter]:
     """The words before the class name, and the ctx (N_CTX, text width) that replaces all of them.
 
-    The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one for each, and those
-    before them from zero, which replace `X`. If it is True, the words are those before the class name of the template.
-    Raises UsageError if there are no words, or more than N_CTX.
+    The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one
+    for each, and those before them from zero, which replace `X`. If it is True, the words are those
+    before the class name of the template. Raises UsageError if there are no words, or more than
+    N_CTX.
     """
     n_ctx, given = trainer.settings.N_CTX, trainer.settings.CTX_INIT
     sentence = (
@@ -130,7 +139,10 @@ def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.P
     )
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
-        what = f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}"
+        what = (
+            f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and "
+            f"N_CTX is {n_ctx}"
+        )
         raise UsageError(what, "give 1 to N_CTX words, or False to start at random")
     zeros = torch.zeros(n_ctx - len(words), text_width(clip))
     start = word_embeddings(clip, " ".join(words), len(words)).detach()
@@ -197,7 +209,9 @@ def check_words(given: bool | str) -> None:
 
 @dataclass(frozen=True)
 class ContextSettings(MethodSettings):
-    """The settings of CoOp's context vectors. CSC asks for class-specific ones; CTX_INIT is words to start from."""
+    """The settings of CoOp's context vectors. CSC asks for class-specific ones; CTX_INIT is words
+    to start from.
+    """
 
     N_CTX: int = 16
     CSC: bool = False
@@ -215,7 +229,9 @@ class ContextTrainer(PromptTrainer):
     saves_learner = True
 
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
-        """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
+        """The words before the class name, and the context vectors; `classes` is [C] for
+        class-specific ones, or [].
+        """
         given = self.settings.CTX_INIT
         return sentence_context(
             clip, self.settings.N_CTX, WORDS if given is True else given or "", *classes
@@ -230,7 +246,9 @@ class ContextTrainer(PromptTrainer):
 
 
 def vectors_ahead(position: str | int, n_ctx: int) -> int:
-    """How many of the context vectors are ahead of the class name; UsageError if there is no such position."""
+    """How many of the context vectors are ahead of the class name; UsageError if there is no such
+    position.
+    """
     places = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}
     before = places.get(position) if isinstance(position, str) else position
     if before is None:  # a method may have a setting of another type than `Position`
@@ -245,8 +263,8 @@ def move_class_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Move the class names of rows [SOS][ctx][name][.][EOT] forward among the context vectors.
 
-    With two vectors and the position `middle`, [SOS][1][2][red][fox][.][EOT] becomes [SOS][1][red][fox][2][.][EOT],
-    and the vectors are at 1 and 4.
+    With two vectors and the position `middle`, [SOS][1][2][red][fox][.][EOT] becomes
+    [SOS][1][red][fox][2][.][EOT], and the vectors are at 1 and 4.
 
     Returns:
         the rows (C, positions), and the positions (C, n_ctx) of the context vectors in them.
@@ -267,8 +285,9 @@ def move_class_tokens(
 class TowerPrompts(nn.Module):
     """Prompts of one tower for its first `depth` layers, each layer's own.
 
-    Parameter names are those of published checkpoints: `VPT` for layer 0, `transformer.resblocks.<l>.VPT_shallow` for
-    the deep prompts. `first` is False for the text tower, whose layer 0 has the context vectors.
+    Parameter names are those of published checkpoints: `VPT` for layer 0,
+    `transformer.resblocks.<l>.VPT_shallow` for the deep prompts. `first` is False for the text
+    tower, whose layer 0 has the context vectors.
     """
 
     def __init__(self, n: int, width: int, depth: int, first: bool = True):
@@ -294,7 +313,8 @@ class IndependentPrompts(TemplatePrompts):
     """Prompts of the two towers that are independent of each other (VPT, IVLP, PromptSRC).
 
     Args:
-        text: how many prompts the text tower has at each of its first layers, and these layers; 0 leaves plain words.
+        text: how many prompts the text tower has at each of its first layers, and these layers; 0
+            leaves plain words.
         vision: the same for the image tower.
         ctx_init: words before the class name.
     """
@@ -329,7 +349,9 @@ class IndependentPrompts(TemplatePrompts):
 
 @dataclass(frozen=True)
 class TwoTowerSettings(MethodSettings):
-    """Prompts enter the first PROMPT_DEPTH layers of a tower. A depth of 0 means no prompts in that tower."""
+    """Prompts enter the first PROMPT_DEPTH layers of a tower. A depth of 0 means no prompts in that
+    tower.
+    """
 
     N_CTX_VISION: int = 2
     N_CTX_TEXT: int = 2
@@ -352,7 +374,9 @@ class TwoTowerSettings(MethodSettings):
 
 
 class TwoTowerTrainer(PromptTrainer):
-    """A method that learns independent prompts of both towers; its `Settings` are `TwoTowerSettings`."""
+    """A method that learns independent prompts of both towers; its `Settings` are
+    `TwoTowerSettings`.
+    """
 
     Settings: ClassVar[type[MethodSettings]] = TwoTowerSettings
     saved_as = "VLPromptLearner"

@@ -19,8 +19,10 @@ from .teacher import TaughtTrainer, cosine_distance
 
 @dataclass(frozen=True)
 class RepresentationSettings(MethodSettings):
-    """ALPHA weighs the feature of the class token against that of the representation tokens, REG_WEIGHT the distances
-    from the frozen CLIP; REP_LAYERS count from 1. TASK CD: a published checkpoint was trained on ImageNet."""
+    """ALPHA weighs the feature of the class token against that of the representation tokens,
+    REG_WEIGHT the distances from the frozen CLIP; REP_LAYERS count from 1. TASK CD: a published
+    checkpoint was trained on ImageNet.
+    """
 
     ALPHA: int | float = 0.7
     REG_WEIGHT: int | float = 1.0
@@ -48,7 +50,9 @@ class RepresentationSettings(MethodSettings):
 
 
 class RepresentationPrompts(TemplatePrompts):
-    """The representation tokens; a subclass defines how they enter the towers and how they become a feature."""
+    """The representation tokens; a subclass defines how they enter the towers and how they become a
+    feature.
+    """
 
     name, logit_scale, read = "representation_learner", 100.0, ("prompts",)
     weight = 1.0  # of a layer's tokens, in the mix with those of the layer before
@@ -82,7 +86,9 @@ class RepresentationPrompts(TemplatePrompts):
         return self.schedule("v")
 
     def image(self, tower: ImageOutput, learned: bool) -> Tensor:
-        """The feature of the class token, for learned classes mixed with that of the representation tokens."""
+        """The feature of the class token, for learned classes mixed with that of the representation
+        tokens.
+        """
         feature = normalize(tower.feature)
         return (
             self.alpha * feature + (1 - self.alpha) * self.representation(tower)
@@ -118,7 +124,9 @@ class RepresentationTrainer(TaughtTrainer):
         return of_other_classes(checkpoint) if elsewhere else checkpoint
 
     def loss(self, output, labels):
-        """Cross-entropy of both features, and the first one and the text's held near the frozen CLIP's."""
+        """Cross-entropy of both features, and the first one and the text's held near the frozen
+        CLIP's.
+        """
         model, alpha, text = self.model, self.settings.ALPHA, output.text
         learner: Any = model.prompt_learner
         image, image_rep = normalize(output.tower.feature), learner.representation(output.tower)

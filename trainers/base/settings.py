@@ -1,4 +1,6 @@
-"""The settings of a method as a dataclass that checks itself; its fields are the YAML keys under TRAINER.<NAME>."""
+"""The settings of a method as a dataclass that checks itself; its fields are the YAML keys under
+TRAINER.<NAME>.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ PerLayer = int | list[int]  # one number for all layers, or a number for each
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What every method has. A method adds fields with defaults, the ranges of its numbers, and further checks."""
+    """What every method has. A method adds fields with defaults, the ranges of its numbers, and
+    further checks.
+    """
 
     PREC: Precision = "fp16"
-    # The least and the largest number, by field, to which a subclass adds. The backbone may allow less.
+    # The least and the largest number, by field, to which a subclass adds. The backbone may allow
+    # less.
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         **dict.fromkeys(("N_CTX", "N_CTX_TEXT", "N_CTX_VISION"), (1, 256)),
         **dict.fromkeys(("PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), (0, 100)),
@@ -55,11 +60,13 @@ class MethodSettings:
                 add_settings(cfg, {f"TRAINER.{section}.{name}": (default, cls.schema()[name])})
 
     def check(self) -> None:
-        """Raise UsageError for values that cannot work together; its text starts with the name of a field."""
+        """Raise UsageError for values that cannot work together; its text starts with the name of a
+        field.
+        """
 
     def per_layer(self, key: str, layers: int, named: str) -> list[int]:
-        """The `PerLayer` field `key` as a list with one number for each layer; `named` is how settings give `layers`.
-        Raises UsageError for a list of another length."""
+        """The `PerLayer` field `key` as a list with one number for each layer; `named` is how
+        settings give `layers`. Raises UsageError for a list of another length."""
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
         if len(numbers) != layers:
@@ -71,7 +78,8 @@ class MethodSettings:
 
     @classmethod
     def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
-        """The settings of a configuration's node TRAINER.<section>; what it leaves out, or has as None, is the default.
+        """The settings of a configuration's node TRAINER.<section>; what it leaves out, or has as
+        None, is the default.
 
         Raises UsageError if a value cannot work; the message names its key in full.
         """

@@ -29,7 +29,8 @@ class Repeated:
 
 
 class SteppedTrainer(PromptTrainer):
-    """A method that trains for `steps` steps, divided into OPTIM.MAX_EPOCH parts. Each part ends with a checkpoint.
+    """A method that trains for `steps` steps, divided into OPTIM.MAX_EPOCH parts. Each part ends
+    with a checkpoint.
 
     The learning rate is a cosine over all steps, from OPTIM.LR to 1e-6, without a warm-up.
     """
@@ -69,7 +70,9 @@ class SteppedTrainer(PromptTrainer):
 
 
 def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRScheduler:
-    """A cosine from the learning rate to 1e-6 for each of these numbers of steps, one after the other."""
+    """A cosine from the learning rate to 1e-6 for each of these numbers of steps, one after the
+    other.
+    """
 
     def factor(step: int) -> float:
         for length in lengths:
@@ -84,7 +87,9 @@ def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRSche
 
 
 def shots_of(trainer: PromptTrainer) -> int:
-    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used, or numbers by class."""
+    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used, or
+    numbers by class.
+    """
     shots = trainer.cfg.DATASET.NUM_SHOTS
     if isinstance(shots, int) and shots > 0:
         return shots

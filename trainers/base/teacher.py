@@ -1,4 +1,6 @@
-"""The text features of the frozen CLIP over any templates, computed once and kept on disk; and CLIP as a teacher."""
+"""The text features of the frozen CLIP over any templates, computed once and kept on disk; and CLIP
+as a teacher.
+"""
 
 import hashlib
 import os
@@ -34,15 +36,17 @@ def cache_folder() -> Path:
 
 
 class Teacher:
-    """The features of the frozen CLIP that a method holds its own near to; a class's text feature is the mean of its
-    sentences' (`texts`, as `Method.class_sentences` returns them)."""
+    """The features of the frozen CLIP that a method holds its own near to; a class's text feature
+    is the mean of its sentences' (`texts`, as `Method.class_sentences` returns them)."""
 
     def __init__(self, model: PromptedCLIP, texts: Sequence[Sequence[str]]):
         self.model, self.texts = model, texts
 
     @cached_property
     def text_features(self) -> Tensor:
-        """(C, joint), fp32, normalised (PromptSRC, Sec. 3.4); computed when it is first asked for."""
+        """(C, joint), fp32, normalised (PromptSRC, Sec. 3.4); computed when it is first asked
+        for.
+        """
         return normalize(mean_text_features(self.model.frozen, self.texts))
 
     @torch.no_grad()
@@ -57,7 +61,9 @@ def cosine_distance(ours: Tensor, teachers: Tensor) -> Tensor:
 
 
 class TaughtTrainer(PromptTrainer):
-    """A method that holds its features near those of the frozen CLIP, which reads one sentence for each class."""
+    """A method that holds its features near those of the frozen CLIP, which reads one sentence for
+    each class.
+    """
 
     reads_sentences = True
     teacher_templates: ClassVar[
@@ -71,7 +77,9 @@ class TaughtTrainer(PromptTrainer):
     def distillation_loss(
         self, output: Output, labels: Tensor, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from the teacher's."""
+        """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from
+        the teacher's.
+        """
         ce, distance = (
             F.cross_entropy(output.logits, labels),
             cosine_distance(output.text, self.teacher.text_features),
@@ -81,13 +89,15 @@ class TaughtTrainer(PromptTrainer):
 
 @torch.no_grad()
 def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = False) -> Tensor:
-    """The mean over its sentences of a class's text feature; a sentence that is there twice counts twice.
+    """The mean over its sentences of a class's text feature; a sentence that is there twice counts
+    twice.
 
     Kept in `cache_folder()` under a key made of the text tower's weights and the sentences.
 
     Args:
         clip: the frozen backbone; the features are on its device.
-        texts: the sentences of each of C classes, at least one. Longer ones than the tower reads are cut.
+        texts: the sentences of each of C classes, at least one. Longer ones than the tower reads
+            are cut.
         unit: whether each feature is normalised before the mean.
 
     Returns:
@@ -122,7 +132,10 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
         full += int((ids[:, -1] != tokenizer.pad).sum())
         features.append(encode_text(clip, TextPrompts(ids)).float())
     if full:
-        what = f"{full} of {len(texts)} texts fill the {clip.context_length} positions of the text tower"
+        what = (
+            f"{full} of {len(texts)} texts fill the {clip.context_length} positions of the text "
+            "tower"
+        )
         print(f"{what}: it reads no more of them")
     return torch.cat(features)
 

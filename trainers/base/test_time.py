@@ -51,10 +51,11 @@ class TemplatesSettings(ViewsSettings):
 
 
 class ViewsTrainer(PromptTrainer):
-    """A method that answers for each image from features of its views; its `Settings` are `ViewsSettings`.
+    """A method that answers for each image from features of its views; its `Settings` are
+    `ViewsSettings`.
 
-    The image tower reads all views of an image in one batch, without a gradient. A test that was interrupted resumes
-    after the images that it has kept results of.
+    The image tower reads all views of an image in one batch, without a gradient. A test that was
+    interrupted resumes after the images that it has kept results of.
     """
 
     learns = False
@@ -76,7 +77,9 @@ class ViewsTrainer(PromptTrainer):
         raise NotImplementedError
 
     def new_state(self) -> State:
-        """The initial state that answers depend on; empty if images do not depend on one another."""
+        """The initial state that answers depend on; empty if images do not depend on one
+        another.
+        """
         return {}
 
     def order(self, images: int) -> list[int]:
@@ -90,7 +93,9 @@ class ViewsTrainer(PromptTrainer):
 
     @property
     def templates(self) -> list[str]:
-        """The sentences for a class, with {} for its name: TEMPLATES or, without any, the words of CTX_INIT."""
+        """The sentences for a class, with {} for its name: TEMPLATES or, without any, the words of
+        CTX_INIT.
+        """
         return list(getattr(self.settings, "TEMPLATES", ())) or [f"{self.settings.CTX_INIT} {{}}."]
 
     def build_prompts(self, clip, classnames):
@@ -164,7 +169,9 @@ class ViewsTrainer(PromptTrainer):
             yield logits[None], label
 
     def key(self, images: Any) -> str:
-        """A checksum of the images of a test (path, size, times of change), of how they are read, and of the model."""
+        """A checksum of the images of a test (path, size, times of change), of how they are read,
+        and of the model.
+        """
         facts = (
             self.checkpoints.metadata(),
             self.cfg.SEED,
@@ -183,7 +190,9 @@ class ViewsTrainer(PromptTrainer):
 
     @torch.no_grad()
     def model_inference(self, images: Any) -> Tensor:
-        """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W), one view of each."""
+        """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W),
+        one view of each.
+        """
         views = images if images.dim() == 5 else images[:, None]
         return torch.stack([self.answer_views(image, self.new_state()) for image in views])
 
@@ -195,6 +204,8 @@ def entropies(logits: Tensor) -> Tensor:
 
 
 def most_confident(logits: Tensor, share: float) -> Tensor:
-    """The numbers of the views of least entropy, the least first: `int(share * views)` of them, at least one."""
+    """The numbers of the views of least entropy, the least first: `int(share * views)` of them, at
+    least one.
+    """
     order = entropies(logits).argsort(stable=True)
     return order[: max(1, int(len(order) * share))]

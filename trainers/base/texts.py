@@ -1,4 +1,6 @@
-"""CLIP as it is, with one text or several for each class: methods that learn nothing, and only change the text."""
+"""CLIP as it is, with one text or several for each class: methods that learn nothing, and only
+change the text.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +21,8 @@ from .trainer import PromptTrainer
 
 @dataclass(frozen=True)
 class SeveralSettings(MethodSettings):
-    """AGGREGATE is how the sentences of a class count: by the mean of their cosines, by the largest one, or by the
-    cosine of their mean feature, which is made unit."""
+    """AGGREGATE is how the sentences of a class count: by the mean of their cosines, by the largest
+    one, or by the cosine of their mean feature, which is made unit."""
 
     AGGREGATE: Literal["mean", "max", "unit"] = "mean"
 
@@ -60,7 +62,9 @@ class TextsCLIP(PromptedCLIP):
 
 
 class TextsTrainer(PromptTrainer):
-    """A method that defines `texts`; without sentences for classes, and without `texts`, it is zero-shot CLIP."""
+    """A method that defines `texts`; without sentences for classes, and without `texts`, it is
+    zero-shot CLIP.
+    """
 
     Model = TextsCLIP
     learns = False

@@ -35,12 +35,13 @@ Outputs = Iterator[tuple[Tensor, Tensor]]
 class PromptTrainer(Method, TrainerX):
     """A prompt-learning method on a frozen CLIP, as a trainer of Dassl.
 
-    A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may override `loss`, and
-    `backward` where one loss is not enough.
+    A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may
+    override `loss`, and `backward` where one loss is not enough.
 
     Args:
         cfg: of the run.
-        classes, device: of a prediction. It has neither images nor an optimiser, and only what `Method` has works.
+        classes, device: of a prediction. It has neither images nor an optimiser, and only what
+            `Method` has works.
     """
 
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
@@ -60,8 +61,8 @@ class PromptTrainer(Method, TrainerX):
             Method.__init__(self, cfg, classes, device or torch.device("cpu"))
 
     def check_training(self) -> None:
-        """Check what only training needs: a test or a prediction may have other classes. Raises UsageError if the
-        settings do not fit the classes to learn."""
+        """Check what only training needs: a test or a prediction may have other classes. Raises
+        UsageError if the settings do not fit the classes to learn."""
 
     def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and parts of it to be logged.
@@ -114,7 +115,9 @@ class PromptTrainer(Method, TrainerX):
             self.register()
 
     def register(self) -> None:
-        """Register what is learned with Dassl: with its optimiser, if it is learned by gradients."""
+        """Register what is learned with Dassl: with its optimiser, if it is learned by
+        gradients.
+        """
         if not self.saved_module().state_dict():
             what = f"{type(self).__name__} has nothing to train with these settings"
             raise UsageError(what, "change them, or set `learns = False`")
@@ -160,7 +163,9 @@ class PromptTrainer(Method, TrainerX):
         return images, labels
 
     def forward_backward(self, batch: dict) -> dict[str, float | Tensor]:
-        """A training step; what is logged is a number or, so that nothing waits for a GPU, a tensor there."""
+        """A training step; what is logged is a number or, so that nothing waits for a GPU, a tensor
+        there.
+        """
         logged = self.both_passes(*self.parse_batch_train(batch))
         self.detect_anomaly(logged["loss"])
         self.scaler.step(self.optim)
@@ -170,7 +175,9 @@ class PromptTrainer(Method, TrainerX):
         return {name: value if value.is_cuda else value.item() for name, value in logged.items()}
 
     def both_passes(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The forward and the backward pass: leaves the gradient in the learned parameters, returns what is logged."""
+        """The forward and the backward pass: leaves the gradient in the learned parameters, returns
+        what is logged.
+        """
         with self.autocast():
             output = self.model.output(images)
             loss, parts = self.loss(output, labels)
@@ -183,9 +190,9 @@ class PromptTrainer(Method, TrainerX):
         """Leave the gradient of the step, scaled by `self.scaler`, in the learned parameters.
 
         Args:
-            loss, parts: as `loss()` returned them. A method that combines gradients of several losses overrides this;
-                zeroing, unscaling, the step and the scaler's update stay where they are. What it adds to `parts` is
-                logged.
+            loss, parts: as `loss()` returned them. A method that combines gradients of several
+                losses overrides this; zeroing, unscaling, the step and the scaler's update stay
+                where they are. What it adds to `parts` is logged.
         """
         self.scaler.scale(loss).backward()
 
@@ -204,14 +211,17 @@ class PromptTrainer(Method, TrainerX):
     def test_outputs(self, loader: Any) -> Outputs:
         """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
 
-        The features of a frozen image tower without prompts are kept in the folder CACHE for other runs.
+        The features of a frozen image tower without prompts are kept in the folder CACHE for other
+        runs.
         """
         yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
 
     # Checkpoints
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load learned prompts from an output folder, as `Checkpoints.read` says; nothing if nothing is learned."""
+        """Load learned prompts from an output folder, as `Checkpoints.read` says; nothing if
+        nothing is learned.
+        """
         if self.learns:
             self.checkpoints.read(directory, epoch)
 

@@ -25,10 +25,12 @@ LOSS_SCALE = 1024.0  # so that gradients in fp16 do not vanish; a power of two c
 
 @dataclass(frozen=True)
 class TuningSettings(ViewsSettings):
-    """The context starts from the words of CTX_INIT, with one vector for each, or else from N_CTX given vectors.
-    A [CLS] among the words is the place of the class name, instead of CLASS_TOKEN_POSITION.
+    """The context starts from the words of CTX_INIT, with one vector for each, or else from N_CTX
+    given vectors. A [CLS] among the words is the place of the class name, instead of
+    CLASS_TOKEN_POSITION.
 
-    SELECTION is the share of views in the loss, the most confident ones. STEPS and LR are those of AdamW.
+    SELECTION is the share of views in the loss, the most confident ones. STEPS and LR are those of
+    AdamW.
     """
 
     N_CTX: int = 4
@@ -58,7 +60,8 @@ class TuningSettings(ViewsSettings):
 class TuningTrainer(ViewsTrainer):
     """A method that tunes the context for each image.
 
-    Each image begins with the same vectors and an empty AdamW. The text tower alone has a backward pass.
+    Each image begins with the same vectors and an empty AdamW. The text tower alone has a backward
+    pass.
     """
 
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
@@ -125,7 +128,9 @@ class TuningTrainer(ViewsTrainer):
             return model.logits(features[:1], text())[0]
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Start from the context vectors of a run of CoOp or a similar method. A run without training has none."""
+        """Start from the context vectors of a run of CoOp or a similar method. A run without
+        training has none.
+        """
         folder = Path(directory) if directory else None
         trained = folder and any(folder.glob("*/model*.pth.tar*"))
         if folder and not trained and (folder / "config.yaml").is_file():
@@ -134,14 +139,17 @@ class TuningTrainer(ViewsTrainer):
             self.checkpoints.read(directory, epoch)
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        """The start: a checkpoint that has one set of context vectors for all classes, and nothing else. Raises
-        UsageError if it has other prompts, or they do not fit the settings."""
+        """The start: a checkpoint that has one set of context vectors for all classes, and nothing
+        else. Raises UsageError if it has other prompts, or they do not fit the settings."""
         written = checkpoint.get("metadata") or {}
         prompts: Any = self.model.prompt_learner
         own, n_ctx = self.settings.position, len(prompts.ctx)
         position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", own)
         if vectors_ahead(position, n_ctx) != vectors_ahead(own, n_ctx):
-            remedy = f"set TRAINER.{self.section()}.CLASS_TOKEN_POSITION {position}, without [CLS] in CTX_INIT"
+            remedy = (
+                f"set TRAINER.{self.section()}.CLASS_TOKEN_POSITION {position}, without [CLS] "
+                "in CTX_INIT"
+            )
             raise UsageError(f"{path} was learned with class names at the {position}", remedy, path)
         method = (
             {"method": type(self).__name__} if "method" in written else {}

@@ -1,6 +1,8 @@
-"""Views of an image: its centre, and random crops and flips of it, mixed by AugMix if asked (Hendrycks et al., 2020).
+"""Views of an image: its centre, and random crops and flips of it, mixed by AugMix if asked
+(Hendrycks et al., 2020).
 
-They depend on the pixels of the image and on a seed, and on nothing else: not on other images, workers or threads.
+They depend on the pixels of the image and on a seed, and on nothing else: not on other images,
+workers or threads.
 """
 
 import hashlib
@@ -45,7 +47,9 @@ class ViewsTransform:
         return torch.stack([self.centre(image), *others])
 
     def random_view(self, image: Picture, chance: torch.Generator, draw: Draw) -> Tensor:
-        """A random crop, flipped with probability 1/2, by `chance`; `draw` is for AugMix. (3, H, W)."""
+        """A random crop, flipped with probability 1/2, by `chance`; `draw` is for AugMix. (3, H,
+        W).
+        """
         crop = F.resized_crop(
             image, *crop_box(image, chance), list(self.size), InterpolationMode.BILINEAR
         )
@@ -63,7 +67,9 @@ class ViewsTransform:
 
 
 def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop: torchvision's RandomResizedCrop with a given generator."""
+    """(top, left, height, width) of a random crop: torchvision's RandomResizedCrop with a given
+    generator.
+    """
     width, height = image.size
     for _ in range(TRIES):
         area = width * height * torch.empty(1).uniform_(*AREA, generator=chance).item()
@@ -82,7 +88,9 @@ def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, in
 
 
 def mixed(image: Picture, to_tensor: Callable[[Picture], Tensor], draw: Draw) -> Tensor:
-    """AugMix of severity 1: a mean of an image and of three chains of operations on it, (3, H, W)."""
+    """AugMix of severity 1: a mean of an image and of three chains of operations on it, (3, H,
+    W).
+    """
     weights, keep = draw.dirichlet([1.0] * CHAINS).tolist(), draw.beta(1.0, 1.0)
     operations, mix = list(OPERATIONS.values()), torch.zeros(())
     for weight in weights:

@@ -1,8 +1,9 @@
-"""Python starts this in a command of `make kill`: it counts file operations, and ends the command before one of them.
+"""Python starts this in a command of `make kill`: it counts file operations, and ends the command
+before one of them.
 
-KILLS_FILE gets a byte for each operation, of all processes of the command. KILLS_AT is the number of an operation,
-KILLS_HOW what happens before it: KILL or TERM, a signal to the process, or FULL: from then on the disk is full, so that
-what writes fails.
+KILLS_FILE gets a byte for each operation, of all processes of the command. KILLS_AT is the number
+of an operation, KILLS_HOW what happens before it: KILL or TERM, a signal to the process, or FULL:
+from then on the disk is full, so that what writes fails.
 """
 
 import errno

@@ -12,7 +12,9 @@ def get_cfg_default():
 
 
 def clean_cfg(cfg, trainer):
-    """Remove the sections of other trainers from ``cfg.TRAINER``: all except the name of this one in upper case."""
+    """Remove the sections of other trainers from ``cfg.TRAINER``: all except the name of this one
+    in upper case.
+    """
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]

@@ -1,6 +1,7 @@
 """All settings: their defaults, and the values that they accept.
 
-A project adds its own settings before it merges a YAML file: ``cfg.TRAINER.MINE = CfgNode({"DEPTH": 9})``.
+A project adds its own settings before it merges a YAML file: ``cfg.TRAINER.MINE = CfgNode({"DEPTH":
+9})``.
 """
 
 from typing import Literal
@@ -16,8 +17,8 @@ GIGABYTES = Accepts(float, 0, 100_000)
 COUNT = Accepts(int, 1, 1_000_000)
 SEEDS = Accepts(int, -1, 2**32 - 1, "-1: not seeded")
 EPOCHS = 100_000
-# Names that the builders of samplers, transforms, optimisers and schedulers know. Those that a project registers
-# (datasets, trainers, ...) are any text here, and are checked when they are used.
+# Names that the builders of samplers, transforms, optimisers and schedulers know. Those that a
+# project registers (datasets, trainers, ...) are any text here, and are checked when they are used.
 SAMPLERS = ("RandomSampler", "SequentialSampler")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 RESIZE_MODES = ("shortest", "squash")  # open_clip's
@@ -191,7 +192,8 @@ for _name, _setting in SETTINGS.items():
         _node = _node.setdefault(_group, CfgNode())
     add_settings(_C, {_name: _setting})
 
-# Settings of the published Dassl, and of earlier versions, that nothing here reads: a YAML file that sets them loads.
+# Settings of the published Dassl, and of earlier versions, that nothing here reads: a YAML file
+# that sets them loads.
 _C.DATALOADER.update(CACHE=False, CACHE_GB=4.0)
 _C.INPUT.update(CUTOUT_N=1, CUTOUT_LEN=16, GN_MEAN=0.0, GN_STD=0.15)
 _C.DATASET.update(NUM_LABELED=-1, VAL_PERCENT=0.1, ALL_AS_UNLABELED=False)

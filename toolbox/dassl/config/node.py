@@ -1,4 +1,6 @@
-"""A yacs node that knows what its keys accept, with errors of one line that name the key and the file."""
+"""A yacs node that knows what its keys accept, with errors of one line that name the key and the
+file.
+"""
 
 import os
 from contextlib import suppress
@@ -16,7 +18,8 @@ from .yaml_text import parse_yaml, read_yaml_text
 
 BASE_KEY = "_BASE_"
 MAX_FILES = 100  # that a config file includes, directly or by others
-MAX_LITERAL = 2000  # characters of a text that may be a Python literal: no list or number in a config is longer
+# Characters of a text that may be a Python literal: no list or number in a config is longer
+MAX_LITERAL = 2000
 LIMITS = "__limits__"
 LEAF_TYPES = {tuple, list, str, int, float, bool, type(None)}  # of values, as in yacs
 
@@ -24,15 +27,17 @@ LEAF_TYPES = {tuple, list, str, int, float, bool, type(None)}  # of values, as i
 class CfgNode(YacsNode):
     """yacs' ``CfgNode``; plain yacs nodes may be added to it.
 
-    A key accepts what its limit says (:meth:`register_limit`). A key without one accepts, as in yacs, values of the
-    type of the old one and None; if the old one is None, any value. Lists and tuples are converted to the type of
-    the old value. Merging checks each value, and :meth:`freeze` checks all of them again. After
-    ``set_new_allowed(True)``, files and other nodes may add keys; ``merge_from_list`` accepts known keys only.
+    A key accepts what its limit says (:meth:`register_limit`). A key without one accepts, as in
+    yacs, values of the type of the old one and None; if the old one is None, any value. Lists and
+    tuples are converted to the type of the old value. Merging checks each value, and :meth:`freeze`
+    checks all of them again. After ``set_new_allowed(True)``, files and other nodes may add keys;
+    ``merge_from_list`` accepts known keys only.
 
-    An unknown key raises :class:`UnknownNameError` (a UsageError and a KeyError) that names the closest known key. A
-    missing or malformed file or a value that is not accepted raises :class:`UsageError`. A YAML file may name base
-    files under ``_BASE_`` (a path or a list, relative to the file), whose values it overrides. Files are YAML and
-    within bounds: yacs would also execute a Python file.
+    An unknown key raises :class:`UnknownNameError` (a UsageError and a KeyError) that names the
+    closest known key. A missing or malformed file or a value that is not accepted raises
+    :class:`UsageError`. A YAML file may name base files under ``_BASE_`` (a path or a list,
+    relative to the file), whose values it overrides. Files are YAML and within bounds: yacs would
+    also execute a Python file.
     """
 
     def register_limit(self, name, limit):
@@ -77,7 +82,8 @@ class CfgNode(YacsNode):
         """Merge ``[key, value, key, value, ...]``, as given on a command line."""
         if len(cfg_list) % 2:
             raise UsageError(
-                f"config options come in pairs (KEY value), but these are {len(cfg_list)}: {cfg_list}"
+                f"config options come in pairs (KEY value), but these are {len(cfg_list)}: "
+                f"{cfg_list}"
             )
         for name, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             *groups, key = str(name).split(".")
@@ -91,7 +97,9 @@ class CfgNode(YacsNode):
             self.merge_tree({key: value}, "", node, name.removesuffix(key))
 
     def merge_tree(self, tree, file="", node=None, prefix=""):
-        """Merge nested dicts into ``node``, whose name is ``prefix``; by default this one. ``file`` is for errors."""
+        """Merge nested dicts into ``node``, whose name is ``prefix``; by default this one. ``file``
+        is for errors.
+        """
         node = self if node is None else node
         for key, value in tree.items():
             name = f"{prefix}{key}"
@@ -108,19 +116,23 @@ class CfgNode(YacsNode):
 
     def _unknown(self, name, source=""):
         return UnknownNameError(
-            f"unknown config key {name}{source}{suggestion(name, (known for known, _ in _names(self)))}"
+            "unknown config key "
+            f"{name}{source}{suggestion(name, (known for known, _ in _names(self)))}"
         )
 
 
 def read_config(file):
-    """The content of a YAML file and of the files that it includes, [(path, {key: value})]. Later values count."""
+    """The content of a YAML file and of the files that it includes, [(path, {key: value})]. Later
+    values count.
+    """
     read = []
 
     def included(path):
         read.append(path)
         if len(read) > MAX_FILES:
             raise UsageError(
-                f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}"
+                f"{read[0]} includes more than {MAX_FILES} files, or itself: drop some of "
+                f"{BASE_KEY}"
             )
         tree = dict(_parsed(path, *_facts(path)))
         bases = tree.pop(BASE_KEY, None) or []
@@ -128,7 +140,8 @@ def read_config(file):
         for base in bases if isinstance(bases, list) else [bases]:
             if not TEXT.accepts(base):
                 raise UsageError(
-                    f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths"
+                    f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of "
+                    "paths"
                 )
             content += included(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
         return [*content, (path, tree)]
@@ -163,8 +176,8 @@ def flatten(tree, prefix=""):
 def _accepted(node, key, value, name, file):
     """A copy of ``value`` for a key of ``node``, or UsageError.
 
-    Strings are read as Python literals, as in yacs. Where only text is accepted, one such as '2024' stays
-    text; None and True do not, as nobody means these words.
+    Strings are read as Python literals, as in yacs. Where only text is accepted, one such as '2024'
+    stays text; None and True do not, as nobody means these words.
     """
     old, limit = node.get(key), _limits(node).get(key)
     lists = (list, tuple) if isinstance(old, (list, tuple)) else ()

@@ -9,7 +9,8 @@ from common.text import read_text
 
 # A config has about 30 lines. These bounds are far above that.
 MAX_BYTES = 1 << 20
-MAX_VALUES = 20_000  # keys and values; those of an alias count at each use, as whoever walks the tree meets them
+# Keys and values; those of an alias count at each use, as whoever walks the tree meets them
+MAX_VALUES = 20_000
 MAX_DEPTH = 50
 
 INVALID = (
@@ -25,7 +26,9 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml_text(path):
-    """The text of a config file; errors as for `common.text.read_text`, that of a missing one with a similar name."""
+    """The text of a config file; errors as for `common.text.read_text`, that of a missing one with
+    a similar name.
+    """
     try:
         return read_text(path, MAX_BYTES)
     except MissingFileError as error:
@@ -38,10 +41,12 @@ def read_yaml_text(path):
 
 
 def parse_yaml(text, name, unique=False):
-    """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty. Errors call it `name`.
+    """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty. Errors call it
+    `name`.
 
-    Raises UsageError if it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module; or,
-    if `unique`, a key is there twice. Otherwise the last one counts, as in yacs.
+    Raises UsageError if it is malformed, not a mapping, a value is invalid, or it exceeds a bound
+    of this module; or, if `unique`, a key is there twice. Otherwise the last one counts, as in
+    yacs.
     """
     try:
         loader = Loader(text)
@@ -60,14 +65,19 @@ def parse_yaml(text, name, unique=False):
 
 
 def _check_nodes(root, unique):
-    """Raise a YAMLError if a tree of nodes is beyond a bound or, if `unique`, has a key twice; nothing is built yet."""
+    """Raise a YAMLError if a tree of nodes is beyond a bound or, if `unique`, has a key twice;
+    nothing is built yet.
+    """
     nodes = [(root, 1)]
     count = 0
     while nodes:
         node, depth = nodes.pop()
         count += 1
         if count > MAX_VALUES or depth > MAX_DEPTH:
-            problem = f"more than {MAX_VALUES:,} values or {MAX_DEPTH} levels, those of an alias counted at each use"
+            problem = (
+                f"more than {MAX_VALUES:,} values or {MAX_DEPTH} levels, those of an alias "
+                "counted at each use"
+            )
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         if isinstance(node, yaml.SequenceNode):

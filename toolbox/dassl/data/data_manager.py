@@ -21,7 +21,8 @@ from torchvision import transforms as T
 
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
-    """A "RandomSampler" or "SequentialSampler" over `data_source`; UsageError for another `sampler_type`.
+    """A "RandomSampler" or "SequentialSampler" over `data_source`; UsageError for another
+    `sampler_type`.
 
     The other parameters are unused; published callers pass them.
     """
@@ -51,17 +52,19 @@ def build_data_loader(
 
     Args:
         sampler_type: as for `build_sampler`.
-        data_source, tfm, is_train: as for `DatasetWrapper`, or for the class `dataset_wrapper` instead of it.
+        data_source, tfm, is_train: as for `DatasetWrapper`, or for the class `dataset_wrapper`
+            instead of it.
         n_domain, n_ins: unused; published callers pass them.
         persistent_workers: whether a training loader of a `DatasetWrapper` is a `SteadyLoader`.
 
-    Raises UsageError if there is no data, the sampler is unknown, or neither a transform nor a dataset wrapper makes
-    tensors of the images.
+    Raises UsageError if there is no data, the sampler is unknown, or neither a transform nor a
+    dataset wrapper makes tensors of the images.
     """
     if not data_source:
         split = "training" if is_train else "test"
         raise UsageError(
-            f"cannot build a data loader for a {split} split without images; check the dataset's splits"
+            f"cannot build a data loader for a {split} split without images; check the dataset's "
+            "splits"
         )
     if tfm is None and dataset_wrapper is None:
         raise UsageError(
@@ -84,9 +87,11 @@ def build_data_loader(
 
 
 class DataManager:
-    """The dataset and its loaders, with other transforms and another wrapper than the config's if they are given.
+    """The dataset and its loaders, with other transforms and another wrapper than the config's if
+    they are given.
 
-    A transform may be a list of them: see `DatasetWrapper`. `persistent_workers` is that of `SimpleTrainer`.
+    A transform may be a list of them: see `DatasetWrapper`. `persistent_workers` is that of
+    `SimpleTrainer`.
 
     Attributes:
         dataset: the `DatasetBase`.
@@ -145,16 +150,18 @@ class DataManager:
 
 
 class DatasetWrapper(TorchDataset):
-    """A list of `Datum` as a torch dataset, whose items are dicts of `img`, `label`, `domain`, `impath` and `index`.
+    """A list of `Datum` as a torch dataset, whose items are dicts of `img`, `label`, `domain`,
+    `impath` and `index`.
 
-    - `img` is the transformed image, a float tensor (3, H, W), or the PIL image if there is no transform.
+    - `img` is the transformed image, a float tensor (3, H, W), or the PIL image if there is no
+      transform.
     - A list of transforms gives `img`, `img2`, `img3`, ..., one for each.
-    - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
-      results, and those from the second on are `img2`, `img3`, ... as well.
+    - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list
+      of the k results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
 
-    `transform` is a callable on PIL images, a list of them, or None, which with K_TRANSFORMS > 1 is a UsageError. An
-    item whose image is missing or damaged raises ImageError: see `read_image`.
+    `transform` is a callable on PIL images, a list of them, or None, which with K_TRANSFORMS > 1 is
+    a UsageError. An item whose image is missing or damaged raises ImageError: see `read_image`.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
@@ -164,7 +171,8 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self.sha256 = {}  # of image files, by path, as far as they are known: no other file is read in their place
+        # Of image files, by path, as far as they are known: no other file is read in their place
+        self.sha256 = {}
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(
@@ -209,7 +217,8 @@ class DatasetWrapper(TorchDataset):
 
     @cached_property
     def content(self):
-        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the transform.
+        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the
+        transform.
 
         From then on, an item whose file has changed raises ChangedImageError.
 
@@ -233,12 +242,13 @@ class DatasetWrapper(TorchDataset):
 class SteadyLoader(DataLoader):
     """A DataLoader of a `DatasetWrapper` that keeps its workers from one epoch to the next.
 
-    torch seeds workers at their start with a number drawn from the main process's generator, whose state is saved in
-    checkpoints. With torch's persistent workers the random states of later epochs depend on earlier ones, and a
-    checkpoint cannot restore them. So this loader draws a number for each epoch and sends it along with the indices
-    (`SeededIndex`); a worker that receives a new number seeds itself as torch would. Each epoch is bit-identical to
-    one of new workers, also in a resumed run. Workers have the dataset as it was when they started, and there is one
-    iterator at a time.
+    torch seeds workers at their start with a number drawn from the main process's generator, whose
+    state is saved in checkpoints. With torch's persistent workers the random states of later epochs
+    depend on earlier ones, and a checkpoint cannot restore them. So this loader draws a number for
+    each epoch and sends it along with the indices (`SeededIndex`); a worker that receives a new
+    number seeds itself as torch would. Each epoch is bit-identical to one of new workers, also in a
+    resumed run. Workers have the dataset as it was when they started, and there is one iterator at
+    a time.
 
     torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
     toolbox/tests/test_data.py checks.
@@ -265,7 +275,9 @@ class SteadyLoader(DataLoader):
 
 
 class SeededIndex(NamedTuple):
-    """A sample's index, and the seed of the epoch; None in a worker's first epoch, which torch has seeded."""
+    """A sample's index, and the seed of the epoch; None in a worker's first epoch, which torch has
+    seeded.
+    """
 
     index: int
     seed: int | None
@@ -286,7 +298,9 @@ class SeededIndices(Sampler):
 
 
 def start_worker(number):
-    """The `worker_init_fn` of all loaders: a worker does not print that its main process has ended."""
+    """The `worker_init_fn` of all loaders: a worker does not print that its main process has
+    ended.
+    """
 
     def report(kind, error, trace):
         if not isinstance(

@@ -14,7 +14,9 @@ class TrainerBase:
     """Registered models and the frame of a training loop; subclasses fill in the hooks."""
 
     divergence_remedy = "lower OPTIM.LR"  # the advice if a loss or a parameter is not finite
-    scaler = None  # a GradScaler of a trainer in mixed precision, which sets it in `build_model`; checkpoints keep it
+    # A GradScaler of a trainer in mixed precision, which sets it in `build_model`; checkpoints keep
+    # it
+    scaler = None
     loaded_epoch: (
         int  # the epoch (from 1) of the weights that `load_model` has loaded; unset before
     )
@@ -32,10 +34,12 @@ class TrainerBase:
     # Models
 
     def register_model(self, name="model", model=None, optim=None, sched=None):
-        """Register a model, so that the trainer saves, loads, resumes and steps it and sets its mode.
+        """Register a model, so that the trainer saves, loads, resumes and steps it and sets its
+        mode.
 
         Args:
-            name (str): folder of its checkpoints in the output directory; ValueError if it is taken.
+            name (str): folder of its checkpoints in the output directory; ValueError if it is
+                taken.
             model (nn.Module): the model.
             optim (Optimizer): its optimiser, None if it is not trained.
             sched (LRScheduler): its learning rate scheduler, which `update_lr` steps.
@@ -47,7 +51,9 @@ class TrainerBase:
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names=None):
-        """Registered names as a list: `names` (one or a list) after checking them, or all for None."""
+        """Registered names as a list: `names` (one or a list) after checking them, or all for
+        None.
+        """
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -101,7 +107,9 @@ class TrainerBase:
     # Losses and parameters that are not finite end training before a checkpoint is written
 
     def detect_anomaly(self, loss):
-        """Raise FloatingPointError unless the loss is finite; for a loss on a GPU `read_together` does it later."""
+        """Raise FloatingPointError unless the loss is finite; for a loss on a GPU `read_together`
+        does it later.
+        """
         batch = getattr(self, "batch_idx", 0) + 1
         if loss.is_cuda:
             self._unchecked.append((batch, loss.detach().sum()))
@@ -109,8 +117,10 @@ class TrainerBase:
             self._check_loss(loss.sum().item(), batch)
 
     def read_together(self, tensors=()):
-        """The values of one-element tensors, a list of float, with one wait for each device. Raises FloatingPointError
-        if a loss on a GPU that `detect_anomaly` was given since the last call is not finite."""
+        """The values of one-element tensors, a list of float, with one wait for each device. Raises
+        FloatingPointError if a loss on a GPU that `detect_anomaly` was given since the last call is
+        not finite.
+        """
         unchecked, self._unchecked = self._unchecked, []
         scalars = [
             x.detach().float().reshape(()) for x in (*(loss for _, loss in unchecked), *tensors)
@@ -127,7 +137,9 @@ class TrainerBase:
         return values[len(unchecked) :]
 
     def check_finite(self):
-        """Raise FloatingPointError if a loss, or a trainable parameter of a registered model, is not finite."""
+        """Raise FloatingPointError if a loss, or a trainable parameter of a registered model, is
+        not finite.
+        """
         learned = {
             f"{name} of {model_name}": torch.isfinite(param).all()
             for model_name, model in self._models.items()
@@ -154,8 +166,9 @@ class TrainerBase:
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Save all registered models by `save_checkpoint`, each under `directory/<its name>/`.
 
-        `epoch` is the one just finished, from 0; the file's name counts from 1. The file has `val_result`, too.
-        `is_best` also writes `model-best.pth.tar`; `model_name` replaces the name of the file.
+        `epoch` is the one just finished, from 0; the file's name counts from 1. The file has
+        `val_result`, too. `is_best` also writes `model-best.pth.tar`; `model_name` replaces the
+        name of the file.
         """
         self.read_together()  # a checkpoint of diverged training is not written
         common = {"epoch": epoch + 1, "val_result": val_result, "run": self.run_state()}
@@ -178,17 +191,20 @@ class TrainerBase:
         self._saved_epoch = epoch + 1
 
     def checkpoint_metadata(self):
-        """Hook: a dict of plain values that describes the method; `save_model` saves it under "metadata"."""
+        """Hook: a dict of plain values that describes the method; `save_model` saves it under
+        "metadata".
+        """
         return {}
 
     def check_metadata(self, metadata):
         """Hook: raise an error if a run with this metadata in its checkpoint cannot be resumed."""
 
     def resume_model_if_exist(self, directory):
-        """Load weights, optimisers, schedulers and random states from the newest checkpoint of an output directory.
+        """Load weights, optimisers, schedulers and random states from the newest checkpoint of an
+        output directory.
 
-        Returns the number of finished epochs, 0 if there is no checkpoint. Raises UsageError if the checkpoints are
-        damaged or do not fit the models.
+        Returns the number of finished epochs, 0 if there is no checkpoint. Raises UsageError if the
+        checkpoints are damaged or do not fit the models.
         """
         checkpoints = load_newest(directory, self.get_model_names())
         if checkpoints is None:
@@ -219,7 +235,8 @@ class TrainerBase:
     def run_state(self):
         """Hook: all that a resumed run needs except the models, a dict of plain values and tensors.
 
-        A subclass with more state (such as a running average of weights) adds it, and reads it in `load_run_state`.
+        A subclass with more state (such as a running average of weights) adds it, and reads it in
+        `load_run_state`.
         """
         state = {
             "rng": rng_state(),
@@ -245,10 +262,11 @@ class TrainerBase:
             self.scaler.load_state_dict(state["scaler"])
 
     def load_model(self, directory, epoch=None):
-        """Load the weights of all registered models from an output directory; if it is empty, nothing is loaded.
+        """Load the weights of all registered models from an output directory; if it is empty,
+        nothing is loaded.
 
-        They are those of `model.pth.tar-<epoch>`, by default of `model-best.pth.tar`; MissingFileError (a UsageError
-        and a FileNotFoundError) if the file does not exist.
+        They are those of `model.pth.tar-<epoch>`, by default of `model-best.pth.tar`;
+        MissingFileError (a UsageError and a FileNotFoundError) if the file does not exist.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -261,7 +279,8 @@ class TrainerBase:
             restore(checkpoint, path, self._models[name])
             self.loaded_epoch = checkpoint["epoch"]
             print(
-                f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})"
+                f"Load {path} to {name} (epoch={checkpoint['epoch']}, "
+                f"val_result={checkpoint.get('val_result')})"
             )
 
     # TensorBoard
@@ -305,7 +324,9 @@ class TrainerBase:
         self.after_train()
 
     def on_start(self, action):
-        """Call `action()` in `train`, when `before_train` has not refused to resume what the output folder holds."""
+        """Call `action()` in `train`, when `before_train` has not refused to resume what the output
+        folder holds.
+        """
         self._start_actions.append(action)
 
     def before_train(self):

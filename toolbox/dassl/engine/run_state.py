@@ -1,6 +1,8 @@
-"""The state of a run except its weights. With it, a run that resumes on a CPU is bit-identical to an uninterrupted one.
+"""The state of a run except its weights. With it, a run that resumes on a CPU is bit-identical to
+an uninterrupted one.
 
-It consists of plain values and tensors, so that a checkpoint loads without executing code that it names.
+It consists of plain values and tensors, so that a checkpoint loads without executing code that it
+names.
 """
 
 import os
@@ -30,7 +32,9 @@ def rng_state():
 
 
 def set_rng_state(state):
-    """Restore what `rng_state` returned, except for CUDA devices that are not here; else one of LOAD_ERRORS."""
+    """Restore what `rng_state` returned, except for CUDA devices that are not here; else one of
+    LOAD_ERRORS.
+    """
     version, words, gauss_next = state["python"]
     name, keys, position, has_gauss, gauss = state[
         "numpy"
@@ -45,10 +49,11 @@ def set_rng_state(state):
 
 
 def load_newest(directory, names):
-    """The checkpoints, {name: dict}, of the newest epoch that all models of an output directory have, else None.
+    """The checkpoints, {name: dict}, of the newest epoch that all models of an output directory
+    have, else None.
 
-    If a run was killed between saving one model and the next, their newest checkpoints are of different epochs. Raises
-    UsageError if one is missing or damaged.
+    If a run was killed between saving one model and the next, their newest checkpoints are of
+    different epochs. Raises UsageError if one is missing or damaged.
     """
     paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():

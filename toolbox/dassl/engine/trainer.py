@@ -36,19 +36,23 @@ def build_trainer(cfg):
 class SimpleTrainer(TrainerBase):
     """Data, one model, evaluation and checkpoints; subclasses define the training step.
 
-    Each epoch ends with a checkpoint. An interrupted run resumes after its last complete epoch; on a CPU it is
-    bit-identical to an uninterrupted one. A checkpoint between those of TRAIN.CHECKPOINT_FREQ is deleted after the next
-    one is written.
+    Each epoch ends with a checkpoint. An interrupted run resumes after its last complete epoch; on
+    a CPU it is bit-identical to an uninterrupted one. A checkpoint between those of
+    TRAIN.CHECKPOINT_FREQ is deleted after the next one is written.
 
     Attributes:
-        persistent_workers (bool): class attribute; whether the workers of training loaders live until training ends.
-            That is faster. What a trainer changes in their dataset after the first epoch has no effect then, and a
-            second iterator of a loader ends the first one.
-        cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
-        dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
+        persistent_workers (bool): class attribute; whether the workers of training loaders live
+            until training ends. That is faster. What a trainer changes in their dataset after the
+            first epoch has no effect then, and a second iterator of a loader ends the first one.
+        cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the
+        run.
+        dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes,
+            num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
-        test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the last call of `test`.
-        train_seconds (float): time in the training loop, before resumptions included, the final test excluded.
+        test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the
+        last call of `test`.
+        train_seconds (float): time in the training loop, before resumptions included, the final
+            test excluded.
     """
 
     persistent_workers = False
@@ -76,7 +80,9 @@ class SimpleTrainer(TrainerBase):
         """Hook: raise an error for a config that the trainer does not support."""
 
     def build_data_loader(self):
-        """Build `self.dm`; its loaders and what it knows of the classes become attributes of the trainer."""
+        """Build `self.dm`; its loaders and what it knows of the classes become attributes of the
+        trainer.
+        """
         self.dm = DataManager(self.cfg, persistent_workers=self.persistent_workers)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
@@ -108,7 +114,10 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
             begun_at, most = self.start_epoch, self.max_epoch
-            what = f"the checkpoint in {directory} is of epoch {begun_at}, but OPTIM.MAX_EPOCH is {most}"
+            what = (
+                f"the checkpoint in {directory} is of epoch {begun_at}, but OPTIM.MAX_EPOCH is "
+                f"{most}"
+            )
             raise UsageError(
                 what, "use the settings that it was trained with, or another OUTPUT_DIR"
             )
@@ -165,11 +174,14 @@ class SimpleTrainer(TrainerBase):
         if number < self.max_epoch and not (freq > 0 and number % freq == 0):
             self._transient_epochs.add(number)
         self.save_model(self.epoch, self.output_dir, **self._best)
-        # Only after all models are saved: a run that is killed at any time then has one epoch with all models.
+        # Only after all models are saved: a run that is killed at any time then has one epoch with
+        # all models.
         self._remove_stale(number)
 
     def _remove_stale(self, newest):
-        """Delete the transient checkpoints of the epochs (from 1) before the newest, and unfinished files."""
+        """Delete the transient checkpoints of the epochs (from 1) before the newest, and unfinished
+        files.
+        """
         for folder in self._model_folders():
             remove_stale(folder, self._transient_epochs - {newest})
         self._transient_epochs &= {newest}
@@ -188,9 +200,11 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate a split, "val" or "test"; by default TEST.SPLIT. Without validation data the test split is used.
+        """Evaluate a split, "val" or "test"; by default TEST.SPLIT. Without validation data the
+        test split is used.
 
-        Returns the first result of the evaluator (accuracy in percent); `self.test_results` has all of them.
+        Returns the first result of the evaluator (accuracy in percent); `self.test_results` has all
+        of them.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -209,7 +223,9 @@ class SimpleTrainer(TrainerBase):
         return next(iter(self.test_results.values()))
 
     def test_outputs(self, loader):
-        """Hook: yield the logits [batch, n_classes] and the labels [batch] of each batch of a test loader."""
+        """Hook: yield the logits [batch, n_classes] and the labels [batch] of each batch of a test
+        loader.
+        """
         for batch in loader:
             input, label = self.parse_batch_test(batch)
             yield self.model_inference(input), label
@@ -228,8 +244,8 @@ class SimpleTrainer(TrainerBase):
 class TrainerX(SimpleTrainer):
     """Trains on labelled data.
 
-    Subclasses define `forward_backward(batch)`, which returns a dict of losses: numbers, or tensors of one element.
-    Those on a GPU are read together every TRAIN.PRINT_FREQ steps.
+    Subclasses define `forward_backward(batch)`, which returns a dict of losses: numbers, or tensors
+    of one element. Those on a GPU are read together every TRAIN.PRINT_FREQ steps.
     """
 
     def run_epoch(self):
@@ -243,8 +259,9 @@ class TrainerX(SimpleTrainer):
                 self.batch_idx = batch_idx
                 data_seconds, number = time.monotonic() - end, batch_idx + 1
                 logged = self.forward_backward(batch)
-                # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step. They
-                # are copied: a parameter changes until then, and the graph of a loss fills the memory.
+                # Values on a GPU are read when they are shown, so that the CPU does not wait for it
+                # in every step. They are copied: a parameter changes until then, and the graph of a
+                # loss fills the memory.
                 copies = {name: value.detach().clone() for name, value in on_gpu(logged).items()}
                 unread.append(
                     (self.epoch * self.num_batches + batch_idx, logged and {**logged, **copies})
@@ -259,8 +276,8 @@ class TrainerX(SimpleTrainer):
                 end = time.monotonic()
 
     def log(self, steps, losses):
-        """Add steps, (number, what `forward_backward` returned), to the epoch's MetricMeter; write it to TensorBoard.
-        Raises FloatingPointError if a loss is not finite."""
+        """Add steps, (number, what `forward_backward` returned), to the epoch's MetricMeter; write
+        it to TensorBoard. Raises FloatingPointError if a loss is not finite."""
         values = iter(
             self.read_together(value for _, logged in steps for value in on_gpu(logged).values())
         )
@@ -284,9 +301,11 @@ def on_gpu(logged):
 
 
 class EpochDisplay:
-    """The bar of an epoch, on a terminal only, and the published lines, which a terminal does not show.
+    """The bar of an epoch, on a terminal only, and the published lines, which a terminal does not
+    show.
 
-    The log has a line for every `print_freq` batches; in a shorter epoch, for the last one. `epoch` counts from 1.
+    The log has a line for every `print_freq` batches; in a shorter epoch, for the last one. `epoch`
+    counts from 1.
     """
 
     def __init__(self, epoch, max_epoch, num_batches, print_freq):
@@ -307,7 +326,9 @@ class EpochDisplay:
             )
 
     def show(self, losses, lr, data_seconds, seconds):
-        """Show one more batch, which is in the MetricMeter `losses`; its data took `data_seconds` of its `seconds`."""
+        """Show one more batch, which is in the MetricMeter `losses`; its data took `data_seconds`
+        of its `seconds`.
+        """
         self.data_time.update(data_seconds)
         self.batch_time.update(seconds)
         number = self.batch_time.count
@@ -336,7 +357,9 @@ class EpochDisplay:
 
 
 def test_bar(outputs, split, loader):
-    """The outputs for a loader's batches; on a terminal with a bar that names the split ("test" or "val")."""
+    """The outputs for a loader's batches; on a terminal with a bar that names the split ("test" or
+    "val").
+    """
     leave = split == "test"  # validation has a bar for every epoch
     unit = "image" if getattr(loader, "batch_size", None) == 1 else "batch"
     options = {"leave": leave, "unit": unit, "dynamic_ncols": True, "disable": not on_terminal()}

@@ -6,7 +6,9 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg, **kwargs):
-    """Build the registered evaluator ``cfg.TEST.EVALUATOR`` with ``kwargs``, such as ``lab2cname``."""
+    """Build the registered evaluator ``cfg.TEST.EVALUATOR`` with ``kwargs``, such as
+    ``lab2cname``.
+    """
     name = cfg.TEST.EVALUATOR
     if cfg.VERBOSE:
         print(f"Loading evaluator: {name}")

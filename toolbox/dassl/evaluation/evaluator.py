@@ -36,16 +36,19 @@ class Classification(EvaluatorBase):
     """Accuracy, error rate and macro F1, all in percent.
 
     Args:
-        cfg (CfgNode): TEST.PER_CLASS_RESULT adds the accuracy of each class and their mean; TEST.COMPUTE_CMAT saves the
-            confusion matrix, rows (true classes) normalised, as a tensor in ``OUTPUT_DIR/cmat.pt``.
-        lab2cname (dict, optional): class names by label; without it, TEST.PER_CLASS_RESULT is a UsageError.
+        cfg (CfgNode): TEST.PER_CLASS_RESULT adds the accuracy of each class and their mean;
+            TEST.COMPUTE_CMAT saves the confusion matrix, rows (true classes) normalised, as a
+            tensor in ``OUTPUT_DIR/cmat.pt``.
+        lab2cname (dict, optional): class names by label; without it, TEST.PER_CLASS_RESULT is a
+            UsageError.
     """
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
             raise UsageError(
-                "TEST.PER_CLASS_RESULT needs the class names, lab2cname: pass them or set it to False"
+                "TEST.PER_CLASS_RESULT needs the class names, lab2cname: pass them or set it to "
+                "False"
             )
         self._lab2cname = lab2cname
         self.reset()
@@ -55,7 +58,9 @@ class Classification(EvaluatorBase):
         self._y_pred = []
 
     def process(self, mo, gt):
-        """Add logits [batch, n_classes] and labels [batch]; UsageError if an image's largest logit is not finite."""
+        """Add logits [batch, n_classes] and labels [batch]; UsageError if an image's largest logit
+        is not finite.
+        """
         if not mo.amax(dim=1).isfinite().all():  # NaN if any is; minus infinity leaves out a class
             remedy = "use other weights, the checkpoint of another epoch, or full precision"
             raise UsageError("the model gives logits that are not finite", remedy)
@@ -77,13 +82,15 @@ class Classification(EvaluatorBase):
             label for label, pred in zip(self._y_true, self._y_pred, strict=True) if label == pred
         )
         accuracy = 100.0 * correct.total() / true.total()
-        # F1 is 2 TP / (true + predicted). Counted here, because scikit-learn takes a second to import.
+        # F1 is 2 TP / (true + predicted). Counted here, because scikit-learn takes a second to
+        # import.
         f1 = [2 * correct[label] / (true[label] + predicted[label]) for label in sorted(true)]
         macro_f1 = 100.0 * sum(f1) / len(f1)
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
         print(f"=> result\n* total: {true.total():,}\n* correct: {correct.total():,}")
         print(
-            f"* accuracy: {accuracy:.1f}%\n* error: {100.0 - accuracy:.1f}%\n* macro_f1: {macro_f1:.1f}%"
+            f"* accuracy: {accuracy:.1f}%\n* error: {100.0 - accuracy:.1f}%\n* macro_f1: "
+            f"{macro_f1:.1f}%"
         )
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._report_classes(true, correct)

@@ -19,10 +19,11 @@ ACTIVATIONS = {
 
 
 def build_backbone(name, verbose=True, pretrained=True):
-    """A torchvision classifier without its last linear layer: images (N, 3, H, W) to features (N, `out_features`).
+    """A torchvision classifier without its last linear layer: images (N, 3, H, W) to features (N,
+    `out_features`).
 
-    With `pretrained` it has torchvision's weights. `verbose` is unused; published callers pass it. UsageError if the
-    backbone is unknown, or does not end in a linear layer.
+    With `pretrained` it has torchvision's weights. `verbose` is unused; published callers pass it.
+    UsageError if the backbone is unknown, or does not end in a linear layer.
     """
     check_availability(name, models.list_models(module=models))
     model = models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -38,7 +39,8 @@ def build_backbone(name, verbose=True, pretrained=True):
 def build_head(
     name, verbose=True, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0
 ):
-    """Linear layers, each followed by batch norm if `bn`, an activation, and dropout of that probability if above 0.
+    """Linear layers, each followed by batch norm if `bn`, an activation, and dropout of that
+    probability if above 0.
 
     Args:
         name (str): "mlp"; UsageError for another one, or an unknown `activation`.

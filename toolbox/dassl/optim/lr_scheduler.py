@@ -1,8 +1,8 @@
 """Learning-rate schedules from ``cfg.OPTIM``, stepped once per epoch.
 
-They are torch's schedulers with a warm-up before them. torch's ``SequentialLR`` does not fit: this warm-up sets an
-absolute rate, the same for all parameter groups, and the schedule after it may count its epochs from the start of
-training.
+They are torch's schedulers with a warm-up before them. torch's ``SequentialLR`` does not fit: this
+warm-up sets an absolute rate, the same for all parameter groups, and the schedule after it may
+count its epochs from the start of training.
 """
 
 from dassl.config.defaults import SCHEDULERS, WARMUPS
@@ -11,10 +11,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 
 class _BaseWarmupScheduler(LRScheduler):
-    """A warm-up of ``warmup_epoch`` (at least 1) epochs, then the scheduler ``successor`` of the same optimiser.
+    """A warm-up of ``warmup_epoch`` (at least 1) epochs, then the scheduler ``successor`` of the
+    same optimiser.
 
-    Subclasses define ``warmup_lr``: the learning rates at ``self.last_epoch``, a list with one for each group.
-    ``verbose`` is unused; published callers pass it.
+    Subclasses define ``warmup_lr``: the learning rates at ``self.last_epoch``, a list with one for
+    each group. ``verbose`` is unused; published callers pass it.
     """
 
     def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1, verbose=False):
@@ -49,7 +50,9 @@ class _BaseWarmupScheduler(LRScheduler):
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):
-    """All parameter groups have rate ``cons_lr`` for ``warmup_epoch`` epochs, then follow ``successor``."""
+    """All parameter groups have rate ``cons_lr`` for ``warmup_epoch`` epochs, then follow
+    ``successor``.
+    """
 
     def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1, verbose=False):
         self.cons_lr = cons_lr
@@ -60,7 +63,9 @@ class ConstantWarmupScheduler(_BaseWarmupScheduler):
 
 
 class LinearWarmupScheduler(_BaseWarmupScheduler):
-    """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then follows ``successor``."""
+    """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then follows
+    ``successor``.
+    """
 
     def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1, verbose=False):
         self.min_lr = min_lr
@@ -73,12 +78,14 @@ class LinearWarmupScheduler(_BaseWarmupScheduler):
 
 
 def build_lr_scheduler(optimizer, optim_cfg):
-    """Build the scheduler ``LR_SCHEDULER`` of ``cfg.OPTIM``, after a warm-up if WARMUP_EPOCH is above 0.
+    """Build the scheduler ``LR_SCHEDULER`` of ``cfg.OPTIM``, after a warm-up if WARMUP_EPOCH is
+    above 0.
 
-    ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs (every MAX_EPOCH if that is below 1),
-    ``multi_step`` at each of STEPSIZE; ``cosine`` reaches 0 at MAX_EPOCH. With WARMUP_RECOUNT these epochs are counted
-    from the end of the warm-up. The scheduler's ``state_dict()`` has plain values only. Raises UsageError if
-    LR_SCHEDULER or WARMUP_TYPE is unknown.
+    ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs (every MAX_EPOCH if that
+    is below 1), ``multi_step`` at each of STEPSIZE; ``cosine`` reaches 0 at MAX_EPOCH. With
+    WARMUP_RECOUNT these epochs are counted from the end of the warm-up. The scheduler's
+    ``state_dict()`` has plain values only. Raises UsageError if LR_SCHEDULER or WARMUP_TYPE is
+    unknown.
     """
     check_availability(optim_cfg.LR_SCHEDULER, SCHEDULERS)
     check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)

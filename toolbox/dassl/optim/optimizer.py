@@ -12,13 +12,14 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     """Build the optimiser ``optim_cfg.NAME``.
 
     Args:
-        model (nn.Module or iterable): a model, or its parameters, or parameter groups as torch's optimisers take them.
-        optim_cfg (CfgNode): ``cfg.OPTIM``. With STAGED_LR, the children of the model that NEW_LAYERS names learn at
-            LR and all others at LR * BASE_LR_MULT.
+        model (nn.Module or iterable): a model, or its parameters, or parameter groups as torch's
+            optimisers take them.
+        optim_cfg (CfgNode): ``cfg.OPTIM``. With STAGED_LR, the children of the model that
+            NEW_LAYERS names learn at LR and all others at LR * BASE_LR_MULT.
         param_groups (iterable, optional): those to use instead of the model's, without STAGED_LR.
 
-    Raises UsageError if NAME is unknown, STAGED_LR is used with something other than an ``nn.Module``, or SGD_NESTEROV
-    with a momentum of 0 or with damping.
+    Raises UsageError if NAME is unknown, STAGED_LR is used with something other than an
+    ``nn.Module``, or SGD_NESTEROV with a momentum of 0 or with damping.
     """
     name = optim_cfg.NAME
     check_availability(name, OPTIMISERS)
@@ -63,7 +64,9 @@ def build_optimizer(model, optim_cfg, param_groups=None):
 
 
 def _on_cuda(param_groups):
-    """True if all parameters are on a GPU, where a fused step is one launch and does not wait for a GradScaler."""
+    """True if all parameters are on a GPU, where a fused step is one launch and does not wait for a
+    GradScaler.
+    """
     parameters = []
     for group in param_groups:
         if isinstance(group, dict):
@@ -77,11 +80,13 @@ def _on_cuda(param_groups):
 
 
 def _start_momentum(optimizer, *_):
-    """Start the momentum of parameters with a first gradient at zero, which without damping is what their step does.
+    """Start the momentum of parameters with a first gradient at zero, which without damping is what
+    their step does.
 
-    Else torch's fused SGD makes it in the first step, unset, and leaves it so if a GradScaler skips that step: the
-    second one would add whatever the memory held. It also refuses a parameter that learns later than others. Frozen
-    parameters, of which published trainers pass a whole CLIP, need no momentum.
+    Else torch's fused SGD makes it in the first step, unset, and leaves it so if a GradScaler skips
+    that step: the second one would add whatever the memory held. It also refuses a parameter that
+    learns later than others. Frozen parameters, of which published trainers pass a whole CLIP, need
+    no momentum.
     """
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -90,7 +95,9 @@ def _start_momentum(optimizer, *_):
 
 
 def _staged_groups(model, optim_cfg):
-    """Two parameter groups: the layers that NEW_LAYERS names, after all others with the lower rate."""
+    """Two parameter groups: the layers that NEW_LAYERS names, after all others with the lower
+    rate.
+    """
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False"

@@ -28,11 +28,13 @@ def lazy_names(package, modules):
 __getattr__, __all__ = lazy_names(
     __name__,
     {
-        "checkpoint": "load_checkpoint load_pretrained_weights resume_from_checkpoint save_checkpoint",
+        "checkpoint": "load_checkpoint load_pretrained_weights resume_from_checkpoint "
+        "save_checkpoint",
         "errors": "ChangedImageError ImageError MissingFileError UnknownNameError UsageError",
         "images": "decoders read_image",
         "logger": "Logger setup_logger",
-        "tools": "AverageMeter MetricMeter Registry check_availability check_isfile collect_env_info count_num_param "
+        "tools": "AverageMeter MetricMeter Registry check_availability check_isfile "
+        "collect_env_info count_num_param "
         "listdir_nohidden mkdir_if_missing read_json set_random_seed tolist_if_not write_json",
     },
 )

@@ -1,4 +1,6 @@
-"""Checkpoints: written atomically with a checksum, and read without executing code that a file names."""
+"""Checkpoints: written atomically with a checksum, and read without executing code that a file
+names.
+"""
 
 import io
 import numbers
@@ -66,17 +68,21 @@ def _strip_module(state_dict):
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
-    """Save a training state as ``<save_dir>/model.pth.tar-<epoch>`` and name it in ``<save_dir>/checkpoint``.
+    """Save a training state as ``<save_dir>/model.pth.tar-<epoch>`` and name it in
+    ``<save_dir>/checkpoint``.
 
     Args:
-        state (dict): ``state_dict``, ``epoch``, and usually ``optimizer``, ``scheduler``, ``val_result``. Tensors and
-            plain values only; other objects are saved with a warning, because load_checkpoint refuses them.
+        state (dict): ``state_dict``, ``epoch``, and usually ``optimizer``, ``scheduler``,
+            ``val_result``. Tensors and plain values only; other objects are saved with a warning,
+            because load_checkpoint refuses them.
         save_dir (str): the folder; created if it is missing.
         is_best (bool): also write ``model-best.pth.tar``.
-        remove_module_from_keys (bool): remove ``module.`` (of ``nn.DataParallel``) from the keys of ``state_dict``.
+        remove_module_from_keys (bool): remove ``module.`` (of ``nn.DataParallel``) from the keys of
+            ``state_dict``.
         model_name (str): a file name to use instead of ``model.pth.tar-<epoch>``.
 
-    Raises OSError, which names the file that could not be written (disk full, no permission). Others are unchanged.
+    Raises OSError, which names the file that could not be written (disk full, no permission).
+    Others are unchanged.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": _strip_module(state["state_dict"])}
@@ -102,11 +108,12 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
 
 def load_checkpoint(fpath):
-    """The state in a checkpoint, ours or of the published Dassl, on the CPU; no code that it names is executed.
+    """The state in a checkpoint, ours or of the published Dassl, on the CPU; no code that it names
+    is executed.
 
-    Pickled schedulers and optimisers become objects that have their attributes and no behaviour. Raises UsageError if
-    the file is missing, damaged or not a checkpoint, or contains something other than tensors and plain values, which
-    the message names.
+    Pickled schedulers and optimisers become objects that have their attributes and no behaviour.
+    Raises UsageError if the file is missing, damaged or not a checkpoint, or contains something
+    other than tensors and plain values, which the message names.
     """
     if not os.path.exists(fpath):
         raise MissingFileError(
@@ -117,12 +124,17 @@ def load_checkpoint(fpath):
     try:
         return read_torch_file(Path(fpath), STUBS)
     except (DamagedError, OSError) as error:
-        what = f'"{fpath}" is not a whole checkpoint ({one_line(error)}): it is damaged or another kind of file'
+        what = (
+            f'"{fpath}" is not a whole checkpoint ({one_line(error)}): '
+            "it is damaged or another kind of file"
+        )
         raise UsageError(f"{what}; use the checkpoint of another epoch or train again") from error
 
 
 def load_training_state(fpath):
-    """:func:`load_checkpoint`, for what :func:`save_checkpoint` saves of a training run: UsageError for all else."""
+    """:func:`load_checkpoint`, for what :func:`save_checkpoint` saves of a training run: UsageError
+    for all else.
+    """
     content = load_checkpoint(fpath)
     kinds = {"optimizer": dict, "scheduler": dict, "run": dict, "val_result": numbers.Real}
     if not is_checkpoint(content) or not all(
@@ -133,8 +145,10 @@ def load_training_state(fpath):
 
 
 def newest_checkpoint(folder):
-    """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there is no such file.
-    Raises UsageError if the text file does not name a file of this folder, or one that does not exist."""
+    """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there
+    is no such file. Raises UsageError if the text file does not name a file of this folder, or one
+    that does not exist.
+    """
     name = newest_name(folder)
     if name is None:
         return None
@@ -147,7 +161,8 @@ def newest_checkpoint(folder):
 
 
 def remove_stale(folder, epochs):
-    """Delete from a folder of checkpoints those of some epochs, and what killed processes have not finished.
+    """Delete from a folder of checkpoints those of some epochs, and what killed processes have not
+    finished.
 
     No other process may write there.
     """
@@ -161,10 +176,11 @@ def remove_stale(folder, epochs):
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
-    """Load the newest checkpoint of a folder into a model, and its optimiser and scheduler if given and saved.
+    """Load the newest checkpoint of a folder into a model, and its optimiser and scheduler if given
+    and saved.
 
-    Returns the number of finished epochs, which is the epoch (from 0) to resume from. Raises UsageError if the folder
-    has no checkpoint, or it cannot be loaded.
+    Returns the number of finished epochs, which is the epoch (from 0) to resume from. Raises
+    UsageError if the folder has no checkpoint, or it cannot be loaded.
     """
     print(f'Loading checkpoint from "{fdir}"')
     path = newest_checkpoint(fdir)
@@ -179,9 +195,11 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 
 
 def restore(checkpoint, name, model, optimizer=None, scheduler=None):
-    """Load the parts of a training state into a module and, if given and saved, its optimiser and scheduler.
+    """Load the parts of a training state into a module and, if given and saved, its optimiser and
+    scheduler.
 
-    Raises UsageError if a part does not fit, or a learned tensor is not finite; ``name`` is that of the checkpoint.
+    Raises UsageError if a part does not fit, or a learned tensor is not finite; ``name`` is that of
+    the checkpoint.
     """
     model = (
         model.module if isinstance(model, nn.DataParallel) else model
@@ -212,16 +230,20 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
 
 
 def check_finite(state, names, what):
-    """Raise UsageError if one of these tensors of a state dict, a learned one, has a value that is not finite."""
+    """Raise UsageError if one of these tensors of a state dict, a learned one, has a value that is
+    not finite.
+    """
     for name in names:
         if name in state and not torch.isfinite(state[name]).all():
             raise UsageError(
-                f"{name} of the {what} is not finite: use the checkpoint of another epoch, or train again"
+                f"{name} of the {what} is not finite: use the checkpoint of another epoch, or "
+                "train again"
             )
 
 
 def _fitting_state(target, state):
-    """A state of an optimiser or a scheduler, checked by `matching_state`, as torch would take that of another class.
+    """A state of an optimiser or a scheduler, checked by `matching_state`, as torch would take that
+    of another class.
 
     An optimiser keeps this run's `KERNELS`: a checkpoint may be of another device.
     """
@@ -240,7 +262,9 @@ def _fitting_state(target, state):
 
 
 def _is_state_of(parameter, key, value):
-    """Whether an entry of an optimiser's state is a number, or a finite tensor of the parameter's shape."""
+    """Whether an entry of an optimiser's state is a number, or a finite tensor of the parameter's
+    shape.
+    """
     if not isinstance(value, torch.Tensor):
         return (
             isinstance(value, numbers.Real)
@@ -258,10 +282,12 @@ def _is_state_of(parameter, key, value):
 
 
 def matching_state(current, value, name=""):
-    """A part of a checkpoint, checked to have the form of `current`, the same part of what this run would save now.
+    """A part of a checkpoint, checked to have the form of `current`, the same part of what this run
+    would save now.
 
-    Entries of dicts that `current` lacks are left out. Flags (None or a bool in `current`) and private entries may be
-    missing, because they differ between versions of torch. The values of `current` are used then.
+    Entries of dicts that `current` lacks are left out. Flags (None or a bool in `current`) and
+    private entries may be missing, because they differ between versions of torch. The values of
+    `current` are used then.
 
     Args:
         current: nested dicts and lists of tensors, numbers, flags and strings.
@@ -307,15 +333,16 @@ def matching_state(current, value, name=""):
 
 
 def load_pretrained_weights(model, weight_path):
-    """Load the weights of a checkpoint or a state dict that match the model's by name and shape; print the others.
-    Raises UsageError if the file cannot be loaded."""
+    """Load the weights of a checkpoint or a state dict that match the model's by name and shape;
+    print the others. Raises UsageError if the file cannot be loaded."""
     checkpoint = load_checkpoint(weight_path)
     weights = (
         checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     )
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UsageError(
-            f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file'
+            f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: '
+            "give another file"
         )
     weights = _strip_module(weights)
     current = model.state_dict()

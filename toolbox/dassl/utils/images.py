@@ -26,7 +26,8 @@ HEIC = (
     b"ftypmsf1",
 )  # from byte 4 on
 MAX_BYTES = 32_000_000  # of a file; Pillow reads some headers byte by byte, about 2.5 MB a second
-MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
+# Of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
+MAX_RATIO = 100
 MAX_SCANS = 64  # of a JPEG; each scan reads all pixels. Cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 opening = Lock()
@@ -34,21 +35,24 @@ Image.preinit()  # imports the usual formats once, not in every worker of a data
 
 
 def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
-    """Read an image file. Its content decides what it is, not its name; of an animation, the first frame is read.
+    """Read an image file. Its content decides what it is, not its name; of an animation, the first
+    frame is read.
 
-    Greyscale with 16 bits is reduced to its upper 8 bits, as Pillow does for colours. Everything else is Pillow's
-    conversion to RGB, which ignores transparency.
+    Greyscale with 16 bits is reduced to its upper 8 bits, as Pillow does for colours. Everything
+    else is Pillow's conversion to RGB, which ignores transparency.
 
     Args:
-        path (str): a regular file in one of FORMATS, or in HEIC if pillow-heif is installed; or its content as bytes;
-            or an image of Pillow, which is converted in the same way.
-        max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer side may have at most
-            MAX_RATIO times the pixels of the shorter one, and a file MAX_BYTES bytes.
+        path (str): a regular file in one of FORMATS, or in HEIC if pillow-heif is installed; or its
+            content as bytes; or an image of Pillow, which is converted in the same way.
+        max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer
+            side may have at most MAX_RATIO times the pixels of the shorter one, and a file
+            MAX_BYTES bytes.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
         sha256 (bytes): of the file, if it is known.
 
-    Raises ImageError (a UsageError and an OSError), which names the file, if it is missing, truncated, too large, too
-    thin, or not such an image; or ChangedImageError if the file has another SHA-256.
+    Raises ImageError (a UsageError and an OSError), which names the file, if it is missing,
+    truncated, too large, too thin, or not such an image; or ChangedImageError if the file has
+    another SHA-256.
     """
     name = (
         "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))
@@ -109,7 +113,9 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
 
 
 def decoders():
-    """The versions of the packages that decode and transform images; None for one that is not installed."""
+    """The versions of the packages that decode and transform images; None for one that is not
+    installed.
+    """
     found = {}
     for package in ("pillow", "pillow-heif", "torchvision"):
         try:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 
 class Logger:
-    """A text stream that writes to the console and to a file; a context manager that closes the file.
+    """A text stream that writes to the console and to a file; a context manager that closes the
+    file.
 
-    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of ``console``, which was ``sys.stdout`` when
-    it was made. ``file`` is the open log at ``fpath``, or None without one and after :meth:`close`.
+    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of ``console``, which was
+    ``sys.stdout`` when it was made. ``file`` is the open log at ``fpath``, or None without one and
+    after :meth:`close`.
     """
 
     def __init__(self, fpath=None):
@@ -20,8 +22,8 @@ class Logger:
         self.file = None
         if fpath is not None:
             Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-            # Line by line, so that others can follow the log and a killed run keeps it. File names may contain bytes
-            # that are not valid UTF-8.
+            # Line by line, so that others can follow the log and a killed run keeps it. File names
+            # may contain bytes that are not valid UTF-8.
             options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
             self.file = open(fpath, "w", **options)  # noqa: SIM115 - closed by close()
 
@@ -57,7 +59,9 @@ class Logger:
             raise OSError(error.errno, error.strerror, self.file.name) from error
 
     def close(self):
-        """Close the file, not the console. If ``sys.stdout`` is this logger, make it the console again."""
+        """Close the file, not the console. If ``sys.stdout`` is this logger, make it the console
+        again.
+        """
         if sys.stdout is self:
             sys.stdout = self.console
         if self.file is not None:
@@ -66,7 +70,9 @@ class Logger:
 
 
 def on_terminal():
-    """Whether a person watches: both stdout, or the console of its :class:`Logger`, and stderr are terminals."""
+    """Whether a person watches: both stdout, or the console of its :class:`Logger`, and stderr are
+    terminals.
+    """
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
@@ -85,14 +91,17 @@ def print_on_terminal(text):
 
 
 def setup_logger(output=None):
-    """Copy everything printed from now on to a log file, by replacing ``sys.stdout`` until the end of the logger.
+    """Copy everything printed from now on to a log file, by replacing ``sys.stdout`` until the end
+    of the logger.
 
     Args:
-        output (str, optional): a folder (the log is ``<output>/log.txt``) or a file ending in .txt or .log. An existing
-            log is kept, and the new one gets the time in its name. None: nothing changes.
+        output (str, optional): a folder (the log is ``<output>/log.txt``) or a file ending in .txt
+            or .log. An existing log is kept, and the new one gets the time in its name. None:
+            nothing changes.
 
     Returns:
-        Logger: it ends with ``close()`` or a ``with`` block. A program that logs until its own end can ignore it.
+        Logger: it ends with ``close()`` or a ``with`` block. A program that logs until its own end
+            can ignore it.
     """
     if output is None:
         return Logger()

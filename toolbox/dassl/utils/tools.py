@@ -53,7 +53,9 @@ def set_random_seed(seed):
 
 @functools.cache  # it runs pip and lscpu, which takes seconds
 def collect_env_info():
-    """Describe the machine and its software, as ``python -m torch.utils.collect_env`` does, and Pillow."""
+    """Describe the machine and its software, as ``python -m torch.utils.collect_env`` does, and
+    Pillow.
+    """
     from torch.utils.collect_env import get_pretty_env_info  # noqa: PLC0415 - slow, and rarely needed
 
     return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
@@ -80,7 +82,9 @@ def tolist_if_not(x):
 
 
 def count_num_param(model=None, params=None):
-    """Count the numbers in a model, or in ``params``: tensors, or dicts with tensors under ``"params"``."""
+    """Count the numbers in a model, or in ``params``: tensors, or dicts with tensors under
+    ``"params"``.
+    """
     params = params if model is None else model.parameters()
     if params is None:
         raise ValueError("count_num_param() needs a model or params")
@@ -92,15 +96,17 @@ def count_num_param(model=None, params=None):
 
 
 class Registry:
-    """Maps names to classes or functions, so that a config can select one by name; errors name their kind ``name``."""
+    """Maps names to classes or functions, so that a config can select one by name; errors name
+    their kind ``name``.
+    """
 
     def __init__(self, name):
         self._name = name
         self._obj_map = {}
 
     def register(self, obj=None, force=False):
-        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator. Raises
-        KeyError if the name is taken and ``force`` is False."""
+        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a
+        decorator. Raises KeyError if the name is taken and ``force`` is False."""
         if obj is None:
             return functools.partial(self.register, force=force)
         if obj.__name__ in self._obj_map and not force:
@@ -109,7 +115,9 @@ class Registry:
         return obj
 
     def get(self, name):
-        """The object registered under ``name``; UnknownNameError (a UsageError and a KeyError) if there is none."""
+        """The object registered under ``name``; UnknownNameError (a UsageError and a KeyError) if
+        there is none.
+        """
         if name not in self._obj_map:
             raise UnknownNameError(
                 f'the {self._name} registry has no "{name}"{suggestion(name, self._obj_map)}'
@@ -144,7 +152,9 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then average."""
+    """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then
+    average.
+    """
 
     def __init__(self, delimiter=" "):
         self.meters = defaultdict(AverageMeter)

@@ -24,7 +24,9 @@ def build_dataset(cfg):
 
 
 class Datum:
-    """One labelled image: the path of its file, its class and domain (indices from 0), and the name of its class."""
+    """One labelled image: the path of its file, its class and domain (indices from 0), and the name
+    of its class.
+    """
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not isinstance(impath, str):
@@ -42,8 +44,9 @@ class Datum:
 class DatasetBase:
     """A dataset. Subclasses read their files and call this constructor with lists of `Datum`.
 
-    They are labelled training data, from which the classes are counted and named, and unlabelled training data,
-    validation data and test data, which are optional; a `DataManager` needs test data.
+    They are labelled training data, from which the classes are counted and named, and unlabelled
+    training data, validation data and test data, which are optional; a `DataManager` needs test
+    data.
 
     UsageError if `train_x` has no images, or a label has two names.
     """
@@ -64,7 +67,10 @@ class DatasetBase:
         for item in itertools.chain(train_x, val or (), test or ()):
             name = names.setdefault(item.label, item.classname)
             if item.classname not in (name, ""):  # test images may lack a class name
-                what = f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath})'
+                what = (
+                    f'label {item.label} is called both "{name}" and '
+                    f'"{item.classname}" ({item.impath})'
+                )
                 raise UsageError(what, "give each class one label and one name")
 
     train_x = property(attrgetter("_train_x"))
@@ -92,10 +98,12 @@ class DatasetBase:
         return mapping, [mapping[label] for label in sorted(mapping)]
 
     def download_data(self, url, dst, from_gdrive=True):
-        """Download a zip or tar archive to `dst` and extract it into the folder of that file, and nothing outside.
+        """Download a zip or tar archive to `dst` and extract it into the folder of that file, and
+        nothing outside.
 
-        `url` is a Google Drive link, or with `from_gdrive=False` plain http(s). An interrupted download is resumed.
-        Raises UsageError if the download failed, or the downloaded file is not an archive, or an unsafe one.
+        `url` is a Google Drive link, or with `from_gdrive=False` plain http(s). An interrupted
+        download is resumed. Raises UsageError if the download failed, or the downloaded file is not
+        an archive, or an unsafe one.
         """
         target = Path(dst).absolute()
         partial = target.with_name(f"{target.name}.partial")
@@ -117,13 +125,15 @@ class DatasetBase:
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
         """Sample `num_shots` images of each class with Python's global random generator.
 
-        Classes are sampled in order of first appearance. If the generator was just seeded with the run's seed, the
-        samples are those of the literature.
+        Classes are sampled in order of first appearance. If the generator was just seeded with the
+        run's seed, the samples are those of the literature.
 
         Args:
-            data_sources: lists of `Datum`, sampled one after the other. Returns such a list, or a list of several.
+            data_sources: lists of `Datum`, sampled one after the other. Returns such a list, or a
+                list of several.
             num_shots (int): images per class; below 1 the sources are returned unchanged.
-            repeat (bool): a class with fewer images is sampled with replacement; otherwise all its images are used.
+            repeat (bool): a class with fewer images is sampled with replacement; otherwise all its
+                images are used.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources

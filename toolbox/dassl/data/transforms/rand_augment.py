@@ -1,7 +1,8 @@
 """Dassl's RandAugment: operations of one strength, drawn for each image (Cubuk et al., 2020).
 
-Its operations and their ranges are not those of torchvision's class of this name: Dassl's also invert, add before they
-solarise and paint squares, and its enhancements of strength 10 weaken every image. The draws are Dassl's, too.
+Its operations and their ranges are not those of torchvision's class of this name: Dassl's also
+invert, add before they solarise and paint squares, and its enhancements of strength 10 weaken every
+image. The draws are Dassl's, too.
 """
 
 import random
@@ -57,7 +58,8 @@ def paint_square(image, side):
     return image
 
 
-# Each operation with its value at strength 0 and at the largest, in the order in which Dassl draws them.
+# Each operation with its value at strength 0 and at the largest, in the order in which Dassl draws
+# them.
 OPERATIONS = (
     (lambda image, _: ImageOps.autocontrast(image), 0, 1),
     (lambda image, _: ImageOps.equalize(image), 0, 1),

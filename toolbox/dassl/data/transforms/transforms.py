@@ -20,7 +20,8 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
         choices: names to use instead of INPUT.TRANSFORMS.
         verbose (bool): print the steps.
 
-    Raises UsageError if a choice or the interpolation is unknown, or the kernel of the Gaussian blur is too large.
+    Raises UsageError if a choice or the interpolation is unknown, or the kernel of the Gaussian
+    blur is too large.
     """
     if cfg.INPUT.NO_TRANSFORM:
         print("Note: no transform is applied!")
