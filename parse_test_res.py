@@ -55,7 +55,7 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
+def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noqa: C901, PLR0912, PLR0915
     """Print what the runs in a folder reached and their mean.
 
     Returns:

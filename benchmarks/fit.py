@@ -90,7 +90,7 @@ class Data:
         return torch.stack([rows[path].feature for path in paths]), torch.from_numpy(labels[chosen])
 
 
-def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
+def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:  # noqa: PLR0915
     """The record of one fit; if `swapped`, 5% of its labels are wrong."""
     rng = np.random.default_rng([seed, shots])
     names, data.heads.seed = data.heads.names, seed
@@ -198,7 +198,7 @@ def mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def report(cells: list[dict[str, Any]]) -> Iterator[str]:
+def report(cells: list[dict[str, Any]]) -> Iterator[str]:  # noqa: PLR0915
     """The lines of the table, and of what it says."""
     swapped = [each for each in cells if each["swapped"]]
     cells = [each for each in cells if not each["swapped"]]

@@ -95,7 +95,7 @@ def features(heads: Heads, images: list[Image.Image]) -> Tensor:
     return torch.cat([heads.tower.image_output(batch).feature.float() for batch in pixels])
 
 
-def fitted(
+def fitted(  # noqa: PLR0915
     heads: Heads,
     items: list[Any],
     test: tuple[Tensor, Tensor],

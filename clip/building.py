@@ -150,7 +150,7 @@ def build(
     return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
 
-def build_uncached(
+def build_uncached(  # noqa: C901
     file: tuple, precision: str, source: str, config_text: str, resize: bool
 ) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's:

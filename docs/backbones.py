@@ -178,7 +178,7 @@ def depths(model: CLIP) -> str:
     return f"{len(clip.image_blocks(model)) if clip.takes_prompts(model) else 'all'} / {text or 2}"
 
 
-def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:
+def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:  # noqa: PLR0915
     """The row of an architecture."""
     config: Any = open_clip.get_model_config(arch)
     with tempfile.TemporaryDirectory() as folder:

@@ -112,7 +112,7 @@ def settings(old: list[Row]) -> list[Row]:
         method = trainers.methods().get(first)
         if method and "`" in file:
             cfg = recipe(first, "base2new" if method.transfers else "few_shot", "eurosat").cfg
-            file = f"`{cfg}`{file.rpartition('`')[2]}"
+            file = f"`{cfg}`{file.rpartition('`')[2]}"  # noqa: PLW2901
         rows.append([titles, file, *others])
     listed = {title.partition("+")[0] for row in rows for title in row[0].split(", ")}
     missing = {method.partition("+")[0] for method in trainers.methods()} - listed

@@ -141,7 +141,7 @@ def is_tested_here(run: Path) -> bool:
     return not methods()[cfg.TRAINER.NAME].learns or any(run.glob("*/model*.pth.tar*"))
 
 
-def calibrate(folder: Path, args: argparse.Namespace) -> None:
+def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
     """Fit the calibration of one model, write it, and print what it changes on the images of the
     run's test.
     """

@@ -210,7 +210,7 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def report_lines(one: Compared, other: Compared) -> list[str]:
+def report_lines(one: Compared, other: Compared) -> list[str]:  # noqa: PLR0915
     """The comparison in sentences."""
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)

@@ -129,7 +129,7 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
             group = tree.get("TRAINER")
             if kind and isinstance(group, dict) and key in group:
                 cfg.merge_tree({"TRAINER": {kind.section(): {key: group[key]}}}, path)
-                tree = tree | {
+                tree = tree | {  # noqa: PLW2901
                     "TRAINER": {name: value for name, value in group.items() if name != key}
                 }
         cfg.merge_tree(tree, path)

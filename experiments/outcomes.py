@@ -73,7 +73,7 @@ class Outcome:
         correct = label == predicted
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         for row, values in zip(self.bins, (None, confidence, correct), strict=True):
-            row += np.bincount(place, values, BINS)
+            row += np.bincount(place, values, BINS)  # noqa: PLW2901
         order = np.argsort(-confidence, kind="stable")
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
         self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])

@@ -265,7 +265,7 @@ def read_arrays(file: Path) -> Predictions:
     return {key: npy.read_array(content, allow_pickle=False) for key, content in contents.items()}
 
 
-def check(arrays: Predictions) -> None:
+def check(arrays: Predictions) -> None:  # noqa: C901
     """Raise ValueError or KeyError for arrays that no test has written."""
     for key, (kind, dimensions) in (COLUMNS | WORDS).items():
         if arrays[key].dtype.kind != kind or arrays[key].ndim != dimensions:

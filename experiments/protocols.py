@@ -155,7 +155,7 @@ def recipe(
     )
 
 
-def train_argv(
+def train_argv(  # noqa: PLR0913
     *,
     folder: Path,
     root: Path,

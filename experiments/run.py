@@ -26,7 +26,7 @@ from .trackers import reporting
 MOST_SEEN = 20_000  # training images, and test images: to read more once more would take minutes
 
 
-def train_and_test(spec: RunSpec, wait: bool = False) -> None:
+def train_and_test(spec: RunSpec, wait: bool = False) -> None:  # noqa: PLR0915
     """One run in its output folder: training and test, or a test alone. results.json is written
     last.
 

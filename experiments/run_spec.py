@@ -130,7 +130,7 @@ class RunSpec:
         sources |= dict.fromkeys(self.chosen.settings, "a choice")
         return {key: source for key, source in sources.items() if key in now}
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: PLR0915
         """Check what takes no time, and fill in the checksum of the weights
         (MODEL.BACKBONE.SHA256), unless finished.
 

@@ -75,7 +75,7 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
         check_same_prompts(folder, results, options["--model-dir"], epoch)
 
 
-def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
+def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:  # noqa: C901, PLR0912, PLR0915
     """Check that the run in the output folder, if there is one, was started with these settings.
 
     A setting that it lacks, as its version did not know it, counts as its default. One that only it

@@ -121,7 +121,7 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
         for name, tracker in started.items():
             try:
                 tracker.finish(results, files)
-            except Exception as error:  # noqa: BLE001 - of any kind: no tracker costs a run
+            except Exception as error:  # noqa: BLE001, RUF100
                 if name != failed:
                     print(
                         f"{name} has failed ({one_line(error)}): the run continues without it",

@@ -69,7 +69,7 @@ class PromptedClassifier:
             are others.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0915
         self,
         description: Description,
         checkpoint: Mapping[str, Any] | None,
@@ -130,7 +130,7 @@ class PromptedClassifier:
             }
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913
         cls,
         name: str | PathLike,
         backbone: str = "",

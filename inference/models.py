@@ -71,7 +71,7 @@ def kind_of(path: Path) -> str:
     )
 
 
-def open_models(
+def open_models(  # noqa: PLR0915
     paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()
 ) -> list[Model]:
     """The models at these paths; zero-shot CLIP on `options.backbone` if there is no path.
@@ -118,7 +118,7 @@ def open_models(
         )
         if not description.class_names:
             own = list(calibration.class_names) if calibration else []
-            description = replace(description, class_names=names or own)
+            description = replace(description, class_names=names or own)  # noqa: PLW2901
         more: dict[str, Any] = {
             "calibration": calibration,
             "max_pixels": getattr(options, "max_pixels", None),

@@ -84,7 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:  # noqa: PLR0915
     args = parse(argv)
     for file in args.paths:
         if args.form is not as_table and file.suffix in (".csv", ".json") and not file.exists():

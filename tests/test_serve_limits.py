@@ -14,12 +14,12 @@ import pytest
 from visitors import served
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
-from starlette.exceptions import HTTPException  # noqa: E402
-from starlette.requests import Request  # noqa: E402
-from starlette.responses import PlainTextResponse  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402, RUF100
+from starlette.requests import Request  # noqa: E402, RUF100
+from starlette.responses import PlainTextResponse  # noqa: E402, RUF100
 
-from inference.serving import command as serve_command  # noqa: E402
-from inference.serving import limits, server  # noqa: E402
+from inference.serving import command as serve_command  # noqa: E402, RUF100
+from inference.serving import limits, server  # noqa: E402, RUF100
 
 HALF = b"GET / HTTP/1.1\r\nHost: x"
 STALLED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 40000000\r\n\r\n{"

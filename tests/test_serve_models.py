@@ -11,7 +11,7 @@ from visitors import classified_by
 from inference.models import open_models
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
-from inference.serving.page import Page  # noqa: E402
+from inference.serving.page import Page  # noqa: E402, RUF100
 
 pytestmark = pytest.mark.slow
 

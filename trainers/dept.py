@@ -54,7 +54,7 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
 
 
 @plugin("DePT")
-def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
+def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:  # noqa: C901
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None

@@ -243,7 +243,7 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
         raise UsageError(f"incomplete or wrong: {failed} of {len(sources)} datasets", "see above")
 
 
-def inspect(source: Source, root: Path, read: bool = True) -> str:
+def inspect(source: Source, root: Path, read: bool = True) -> str:  # noqa: C901, PLR0912, PLR0915
     """Compare a dataset with its split and its published counts, and print what was found.
 
     Args:

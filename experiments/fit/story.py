@@ -50,7 +50,7 @@ HEADS_SHARE = 0.7
 Planned = Iterable[tuple[Candidate, Callable[[], Tensor] | str]]
 
 
-def fit(
+def fit(  # noqa: PLR0915
     args: Namespace, photos: Sequence[Photo], keys: Mapping[str, str], record: dict[str, Any]
 ) -> None:
     """Write the model, the page and, last, the record.
@@ -165,7 +165,7 @@ def seen_images(found: Found, rows: Mapping[str, Row], role: str) -> SeenImages:
     return of(found.images[:count], role) + of(found.images[count:], "tested")
 
 
-def decide(
+def decide(  # noqa: C901, PLR0913, PLR0915
     found: Found,
     heads: Heads,
     candidates: Sequence[Candidate],

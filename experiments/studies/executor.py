@@ -75,7 +75,7 @@ def check_datasets(study: Study) -> None:
                 raise UsageError(what, instead)
 
 
-def execute_runs(
+def execute_runs(  # noqa: C901, PLR0915
     sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
 ) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to
@@ -293,7 +293,7 @@ def execute_run(arguments: Sequence[str]) -> str | None:
             read_results(Path(args.output_dir)) is None
         ):  # otherwise each start of the study would train it again
             raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
-    except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
+    except (Exception, SystemExit) as caught:  # noqa: BLE001, RUF100
         error = caught
     return record_outcome(Path(args.output_dir), error)
 

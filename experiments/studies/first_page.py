@@ -19,7 +19,7 @@ def overview(summary: Summary) -> list[Table]:
     for protocol, cells in summary.cells.query("dataset == 'average'").groupby(
         "protocol", sort=False
     ):
-        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
+        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]  # noqa: PLW2901
         if cells.empty:
             continue
         main = summary.main_part(protocol)

@@ -202,7 +202,7 @@ class Study:
     root: Path = Path("data")
     output: Path = Path("output")
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901, PLR0912
         for key, accepts in VALUES.items():
             if not accepts.accepts(value := getattr(self, key)) and (key, value) != ("gpus", None):
                 raise UsageError(f"{key} has the value {shown(value)}", f"give {accepts}")

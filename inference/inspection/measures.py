@@ -173,7 +173,7 @@ def nearest_words(
     vocabulary, word = word_table(clip).weight.double(), tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
-        vectors = vectors.double()
+        vectors = vectors.double()  # noqa: PLW2901
         found = torch.cdist(vectors, vocabulary).topk(min(k, len(vocabulary)), largest=False)
         columns = zip(
             found.indices.tolist(),

@@ -204,7 +204,7 @@ class Service:
                     read = self.remembered if is_file else self.pixels
                     job.pixels = read(job.image)
                     self.to_classify.add(job)
-            except Exception as error:  # noqa: BLE001 - the request answers it
+            except Exception as error:  # noqa: BLE001, RUF100
                 self.finish(jobs, [error])
             if not job.pixels:
                 self.room.release()
@@ -236,7 +236,7 @@ class Service:
             for (work, names), group in groups.items():
                 try:
                     self.finish(group, work(group, names))
-                except Exception as error:  # noqa: BLE001 - the requests answer it
+                except Exception as error:  # noqa: BLE001, RUF100
                     self.finish(group, [error] * len(group))
             self.to_classify.done(jobs)
             self.room.release(len(jobs))

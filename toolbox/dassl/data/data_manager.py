@@ -34,7 +34,7 @@ def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_dom
     )
 
 
-def build_data_loader(
+def build_data_loader(  # noqa: PLR0913
     cfg,
     sampler_type="SequentialSampler",
     data_source=None,

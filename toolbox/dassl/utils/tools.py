@@ -56,7 +56,7 @@ def collect_env_info():
     """Describe the machine and its software, as ``python -m torch.utils.collect_env`` does, and
     Pillow.
     """
-    from torch.utils.collect_env import get_pretty_env_info  # noqa: PLC0415 - slow, and rarely needed
+    from torch.utils.collect_env import get_pretty_env_info  # noqa: PLC0415, RUF100
 
     return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
 
