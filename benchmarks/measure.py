@@ -28,9 +28,8 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-if (
-    __name__ == "__main__"
-):  # the project instead of benchmarks/, so that its packages are found first
+# The project instead of benchmarks/, so that its packages are found first
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch

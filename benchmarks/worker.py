@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# Calls to CUDA
 LAUNCHES = (
     "cudaLaunch",
     "cuLaunch",
     "cudaGraphLaunch",
     "cudaMemcpyAsync",
     "cudaMemsetAsync",
-)  # calls to CUDA
+)
 WAITS = "called a synchronizing CUDA operation"  # torch's warning
 
 
@@ -60,10 +61,11 @@ def build(way: Namespace) -> Any:
     trainer: Any = build_trainer(cfg)
     if way.official and way.prec == "fp32":  # the official code leaves some weights in fp16
         trainer.model.float()
+    # The first step of a run is checked, and waits
     trainer.batch_idx, trainer.num_batches = (
         1,
         10**9,
-    )  # the first step of a run is checked, and waits
+    )
     trainer.set_model_mode("train")
     return trainer
 
@@ -91,9 +93,8 @@ def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:
     }
 
     def test_batch() -> None:
-        if (
-            not way.views or way.form != "fast"
-        ):  # published test-time code encodes the texts for each image
+        # Published test-time code encodes the texts for each image
+        if not way.views or way.form != "fast":
             trainer.set_model_mode("eval")  # a new evaluation
         trainer.model_inference(batch["img"].to(trainer.device))
 

@@ -97,9 +97,8 @@ class AdaptedBlock(nn.Module):
         """
         block: Any = self
         q, k, v = split_heads(block, qkv(block, x))
-        if (
-            attn_mask is not None
-        ):  # of each head of each row, as torch's attention takes it, or of all
+        # Of each head of each row, as torch's attention takes it, or of all
+        if attn_mask is not None:
             attn_mask = (
                 attn_mask.unflatten(0, (len(x), -1)) if attn_mask.dim() == 3 else attn_mask
             ).to(q.dtype)
@@ -170,9 +169,8 @@ class AdaptedTimmBlock(nn.Module):
         block: Any = self.block
         after = block(x, **options)
         if "parallel" in self.adapter.defined:
-            after_norm = isinstance(
-                block, EvaBlockPostNorm
-            )  # whose attention reads the tokens as they are
+            # Whose attention reads the tokens as they are
+            after_norm = isinstance(block, EvaBlockPostNorm)
             after = plus(
                 after, adapter_delta(self, "parallel", x if after_norm else block.norm1(x))
             )

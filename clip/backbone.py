@@ -114,9 +114,8 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     size = model.visual.image_size
     if config and is_pair(name):
         open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})
-    model.visual.input_resolution = (
-        size if isinstance(size, int) or len(set(size)) > 1 else size[0]
-    )  # OpenAI's name
+    # OpenAI's name
+    model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]
     return model.eval().requires_grad_(False)
 
 
@@ -272,9 +271,8 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
         model: Any = open_clip.get_model_config(arch)
         trunk: Any = timm.get_pretrained_cfg(model["vision_cfg"].get("timm_model_name") or "")
         if trunk and trunk.fixed_input_size:
-            model["vision_cfg"]["image_size"] = trunk.input_size[
-                -1
-            ]  # open_clip's ViTamin-XL-384 says 256
+            # open_clip's ViTamin-XL-384 says 256
+            model["vision_cfg"]["image_size"] = trunk.input_size[-1]
         # The activation that the weights were trained with.
         model["quick_gelu"] = model.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
         return {

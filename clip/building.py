@@ -30,12 +30,13 @@ from .errors import ClipError
 from .schedule import TextPrompts
 from .weights import read_state_dict, regular_file
 
+# In OpenAI's archives and traces
 NOT_WEIGHTS = (
     "input_resolution",
     "context_length",
     "vocab_size",
     "attn_mask",
-)  # in OpenAI's archives and traces
+)
 NO_TEXT = {"layers": 1, "width": 1, "heads": 1, "vocab_size": 1, "context_length": 1}
 HF_DEFAULTS = {"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}  # open_clip's
 
@@ -65,9 +66,8 @@ class CLIP(open_clip.CLIP):
         )
         self.visual.output_dim = embed_dim  # timm's towers do not say it
         if isinstance(self.visual, TimmModel) and takes_prompts(self):
-            self.visual.image_size = (
-                self.visual.trunk.patch_embed.img_size
-            )  # open_clip's ViTamin-XL-384 says 256
+            # open_clip's ViTamin-XL-384 says 256
+            self.visual.image_size = self.visual.trunk.patch_embed.img_size
         self.cls_emb = (
             nn.Parameter(torch.zeros(text_cfg["width"])) if text_cfg.get("embed_cls") else None
         )
@@ -94,9 +94,8 @@ class CLIP(open_clip.CLIP):
             self.text.transformer = self.text.transformer.encoder
         elif pooler != "cls_pooler":
             self.text.transformer.pooler = None
-        self.__dict__["transformer"] = (
-            self.text.transformer
-        )  # by the name that CLIP's has, registered only once
+        # By the name that CLIP's has, registered only once
+        self.__dict__["transformer"] = self.text.transformer
         self.context_length = text_cfg.get("context_length", 77)
         self.text_pool_type = str(pooler)
         self.vocab_size = self.text.vocab_size
@@ -141,11 +140,12 @@ def build(
         ClipError: as for `build_uncached`, or there is no such file.
     """
     path = regular_file(path)
+    # A link has the suffix of the file
     file = (
         os.path.abspath(path),
         *identity(path)[1:],
         torch.get_default_dtype(),
-    )  # a link has the suffix of the file
+    )
     model = build_cached(file, precision, source, json.dumps(config), resize)
     return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
@@ -200,9 +200,8 @@ def build_uncached(  # noqa: C901
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
         for key, weight in weights.items():
-            fill(
-                key, weight, state.pop(key)
-            )  # one tensor at a time, so that memory never holds all twice
+            # One tensor at a time, so that memory never holds all twice
+            fill(key, weight, state.pop(key))
         if state:
             raise ValueError(f"it has more tensors than this model, such as {min(state)}")
         for key, value in (config or {}).get("preprocess_cfg", {}).items():

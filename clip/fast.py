@@ -234,9 +234,8 @@ def text_layer_by_row(
     if last and not draws_after_input(block):
         x, queries, kv = reading(block, x, packing.to_eot.take, packing)
         k, v = split_heads(block, packing.in_rows(kv))
-        (q,) = split_heads(
-            block, queries.view(-1, 1, width)
-        )  # (images * C, heads, 1, width of a head)
+        # (images * C, heads, 1, width of a head)
+        (q,) = split_heads(block, queries.view(-1, 1, width))
         mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
         return block_output(block, x, attention(q, k, v, mask).view_as(x))
     q, k, v = split_heads(block, packing.in_rows(qkv(block, x, packing=packing)))
@@ -267,9 +266,8 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
     shared = end <= n_prefix and not change.by_sequence
     if change.add is not None and change.add.dim() > 2:
         rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
-        change = replace(
-            change, add=rows.flatten(0, 1)
-        )  # (images, n, width) or (images * C, n, width)
+        # (images, n, width) or (images * C, n, width)
+        change = replace(change, add=rows.flatten(0, 1))
     if shared:
         return plain.edit(x, change, end), packing.with_prefix(
             n_prefix + change.added - change.remove

@@ -30,9 +30,8 @@ def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
     """
     if weights.dtype == dtype and factor == 1:
         return weights
-    if (
-        torch.compiler.is_compiling() or weights.requires_grad or weights.is_inference()
-    ):  # Dynamo cannot trace the last
+    # Dynamo cannot trace the last
+    if torch.compiler.is_compiling() or weights.requires_grad or weights.is_inference():
         return (weights * factor).to(dtype)
     known, version = _kept.setdefault(weights, {}), weights._version
     before, then, made = known.get((dtype, factor), (None, None, None))

@@ -158,9 +158,8 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
         patterns = [*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES]
         how: dict[str, Any] = {"allow_patterns": patterns, "local_files_only": only_here}
         files = here or Path(snapshot_download(source, **how))
-        if not has_tokeniser(
-            files
-        ):  # it has no more than its options, after a download that was interrupted
+        # It has no more than its options, after a download that was interrupted
+        if not has_tokeniser(files):
             raise FileNotFoundError(f"{files} has none of {', '.join(VOCABULARIES)}")
         with tokeniser_data(files) as data:
             encode = HFTokenizer(context_length=length, **data, **options)

@@ -253,9 +253,8 @@ def layout_of(prompts: TextPrompts) -> Layout:
     `_version`).
     """
     ids, slots = prompts.ids, prompts.slots
-    if ids.is_inference() or (
-        slots is not None and slots.is_inference()
-    ):  # their edits are not counted
+    # Their edits are not counted
+    if ids.is_inference() or (slots is not None and slots.is_inference()):
         return token_layout(prompts)
     of_slots = None if slots is None else (WeakIdRef(slots), slots._version)
     key = (ids._version, of_slots, prompts.n_ctx, prompts.by_class)

@@ -133,9 +133,8 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
     start, ids = tokenizer_of(clip).start, prompts.ids
     if hugging_face(clip) is not None:
         return by_hugging_face(clip, embed(clip, prompts, None, start), prompts)
-    x = embed(
-        clip, prompts, clip.transformer.get_cast_dtype(), start
-    )  # (classes, positions, width)
+    # (classes, positions, width)
+    x = embed(clip, prompts, clip.transformer.get_cast_dtype(), start)
     blocks, present, keys = text_blocks(clip), prompts.n_ctx, None
     if getattr(clip, "cls_emb", None) is not None:
         x = torch.cat([x, clip.cls_emb.to(x.dtype).expand(len(x), 1, -1)], dim=1)
@@ -155,10 +154,11 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
                 new = None if change.add is None else keys.new_ones(change.added, 1)
                 keys = edit(keys[..., None], Edit(change.remove, new), start + present)[..., 0]
             grown = change.added - change.remove
+            # The first token stays
             end, present = (
                 torch.where(end > 0, end + grown, end),
                 present + grown,
-            )  # the first token stays
+            )
         x = block(x, attn_mask=mask_of(clip, x, keys, block))
     return text_output(clip, x[torch.arange(len(x), device=x.device), end])
 
@@ -206,9 +206,8 @@ def mask_of(clip: Any, x: Tensor, keys: Tensor | None, block: Any) -> Tensor | N
         hidden = torch.zeros(keys.shape, dtype=x.dtype, device=x.device).masked_fill_(
             ~keys, -torch.inf
         )
-        by_row = (
-            hidden[:, None] if mask is None else hidden[:, None] + mask
-        )  # (classes, positions, positions)
+        # (classes, positions, positions)
+        by_row = hidden[:, None] if mask is None else hidden[:, None] + mask
         mask = by_row.expand(-1, x.shape[1], -1).repeat_interleave(block.attn.num_heads, dim=0)
     return mask
 

@@ -24,9 +24,8 @@ class DownloadError(Exception):
 
 def reason(error: Exception) -> str:
     """Why a download has failed, in one line."""
-    unknown = "resolve" in str(
-        error
-    )  # of a NameResolutionError, which is the cause of an error of requests
+    # Of a NameResolutionError, which is the cause of an error of requests
+    unknown = "resolve" in str(error)
     return "the server's name is not found: is there a connection?" if unknown else one_line(error)
 
 
@@ -130,6 +129,5 @@ def unpack(archive: Path, folder: Path) -> None:
             f"{archive} is damaged, or not a safe archive, and was not unpacked ({one_line(error)})"
         )
         raise UsageError(what, "download it again", archive) from None
-    shutil.rmtree(
-        folder / "__MACOSX", ignore_errors=True
-    )  # copies of the names in archives made on a Mac
+    # Copies of the names in archives made on a Mac
+    shutil.rmtree(folder / "__MACOSX", ignore_errors=True)

@@ -22,9 +22,8 @@ class UsageError(ValueError):
     """
 
     def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
-        if what.startswith(
-            "Caught "
-        ):  # torch raises it again for a DataLoader worker, with a traceback as its text
+        # Torch raises it again for a DataLoader worker, with a traceback as its text
+        if what.startswith("Caught "):
             lines = re.findall(
                 rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE
             )

@@ -38,9 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{get_native_id()}.partial")
     try:
-        partial.unlink(
-            missing_ok=True
-        )  # of a killed process, or a link that somebody has put there
+        # Of a killed process, or a link that somebody has put there
+        partial.unlink(missing_ok=True)
         yield partial
         flush_to_disk(partial)
         os.replace(partial, path)
@@ -197,10 +196,11 @@ def check_folder(path: Path, what: str, remedy: str) -> None:
         return
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     exists = f"its path exists up to {folder}"
+    # The file system's root, or that of the project, does not help
     if str(folder) not in (
         folder.anchor,
         ".",
-    ):  # the file system's root, or that of the project, does not help
+    ):
         names = sorted(
             entry.name
             for entry in islice(folder.iterdir(), LOOKED_AT)

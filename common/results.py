@@ -46,10 +46,11 @@ OTHER_MEASURES = {
 }
 # What tables and plots read besides: numbers with the largest value, and texts.
 NUMBERS = {"n_test": 1e9} | {name: measure.most for name, measure in MEASURES.items()}
+# May be impossible in old files: they were differences of the wall clock
 SECONDS = (
     "train_seconds",
     "test_seconds",
-)  # may be impossible in old files: they were differences of the wall clock
+)
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 

@@ -53,9 +53,8 @@ class Accepts:
         if kind is str:
             return isinstance(value, str) and len(value) <= LONGEST and not CONTROL.search(value)
         if kind in (int, float):
-            return (
-                type(value) in (int, kind) and self.low <= value <= self.high
-            )  # not True, and not NaN
+            # Not True, and not NaN
+            return type(value) in (int, kind) and self.low <= value <= self.high
         return kind is Any or isinstance(value, kind)
 
     def __str__(self) -> str:

@@ -45,9 +45,8 @@ def required_packages(extra: str = "") -> Iterator[None]:
         first: BaseException = error
         while first.__cause__:
             first = first.__cause__
-        if isinstance(first, ImportError) and ".so" not in str(
-            first
-        ):  # not a library: a bug of this project
+        # Not a library: a bug of this project
+        if isinstance(first, ImportError) and ".so" not in str(first):
             raise
         reason = " ".join(str(first).split()) or "the memory is full"
         print(
@@ -67,14 +66,12 @@ class Parser(ArgumentParser):
     """
 
     def __init__(self, **options: Any):
-        super().__init__(
-            allow_abbrev=False, **options
-        )  # `--se 1 2` or `--deb` would be understood in part
+        # `--se 1 2` or `--deb` would be understood in part
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if (
-            "--debug" not in self._option_string_actions
-        ):  # the options of all commands are the last ones of --help
+        # The options of all commands are the last ones of --help
+        if "--debug" not in self._option_string_actions:
             self.add_argument(
                 "--version", action="version", version=f"Modular Prompt Learning {__version__}"
             )

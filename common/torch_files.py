@@ -100,9 +100,8 @@ def check_archive(file: io.BufferedReader) -> None:
     with zipfile.ZipFile(file) as archive:
         size = file.seek(0, io.SEEK_END)
         members = archive.infolist()
-        if (
-            sum(member.file_size for member in members) > size
-        ):  # a small file cannot fill the memory
+        # A small file cannot fill the memory
+        if sum(member.file_size for member in members) > size:
             raise DamagedError("it is compressed")
         # torch would return memory that nobody has written for a member that counts as a folder or
         # has two sizes.

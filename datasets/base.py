@@ -92,9 +92,8 @@ class FewShotDataset(DatasetBase):
         self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
-        self.holds_out = cfg.DATASET.get(
-            "HOLD_OUT", False
-        )  # the last training image of each class is for validation
+        # The last training image of each class is for validation
+        self.holds_out = cfg.DATASET.get("HOLD_OUT", False)
         train, val, test = self.load()
         if images:
             self.check_images([*train, *val, *test])
@@ -283,9 +282,8 @@ class FewShotDataset(DatasetBase):
         """Check that every image is a regular file. No image is opened."""
         missing = missing_files(item.impath for item in items)
         if missing:
-            fault = (
-                "not regular files" if os.path.exists(missing[0]) else "missing"
-            )  # reading a named pipe would wait
+            # Reading a named pipe would wait
+            fault = "not regular files" if os.path.exists(missing[0]) else "missing"
             what = (
                 f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first "
                 f"{missing[0]}"

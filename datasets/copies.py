@@ -146,9 +146,8 @@ def turned(waves: NDArray[np.complex64]) -> Iterator[NDArray[np.complex64]]:
     upside_down = np.concatenate([waves[:, :1], waves[:, :0:-1]], axis=1)
     left_half = upside_down[:, :, :0:-1].conj()  # frequencies below 0: a picture is real
     both_halves = np.concatenate([left_half, waves], axis=2)  # columns: -HIGHEST, ..., HIGHEST
-    order = np.r_[
-        HIGHEST : 2 * HIGHEST + 1, 0:HIGHEST
-    ]  # of rows: 0, ..., HIGHEST, -HIGHEST, ..., -1
+    # Of rows: 0, ..., HIGHEST, -HIGHEST, ..., -1
+    order = np.r_[HIGHEST : 2 * HIGHEST + 1, 0:HIGHEST]
     transposed = both_halves.transpose(0, 2, 1)[:, order, : HIGHEST + 1]
     for each in (waves, transposed):
         mirrored = np.concatenate([each[:, :1], each[:, :0:-1]], axis=1)

@@ -81,9 +81,8 @@ class FolderDataset(FewShotDataset):
             for name in os.listdir(parent)
             if not name.startswith(".") and name != splits.FOLDER
         )
-        folders = sorted(
-            name for name in names if os.path.isdir(parent / name)
-        )  # not a link to itself
+        # Not a link to itself
+        folders = sorted(name for name in names if os.path.isdir(parent / name))
         if not folders:
             raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
         return folders

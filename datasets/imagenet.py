@@ -4,9 +4,8 @@ from .base import Split
 from .files import File
 from .folders import Classes, FolderDataset
 
-CLASSNAMES = File(
-    "classnames.txt", drive="1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF", about=40_000
-)  # CoOp's
+# CoOp's
+CLASSNAMES = File("classnames.txt", drive="1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF", about=40_000)
 
 
 class ImageNetFolders(FolderDataset):

@@ -129,9 +129,8 @@ def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = 
     setting accepts are left out if they are those of `shared` or a range.
     """
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
-    text = (
-        "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())
-    )  # made by dataclasses
+    # Made by dataclasses
+    text = "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())
     values = vars(kind())
     keys = []
     for key, limit in kind.schema().items():

@@ -191,12 +191,10 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
     if dataset is None:
         return
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
-    alone = (
-        predicting()[classifier.method].kind != "transductive"
-    )  # as in a prediction, whose answer the fit is of
-    saved = (
-        saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None
-    )  # not of validation images
+    # As in a prediction, whose answer the fit is of
+    alone = predicting()[classifier.method].kind != "transductive"
+    # Not of validation images
+    saved = saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None
     test = saved or outputs_of(classifier, test_items)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
     with suppress(UsageError):  # a class without a calibration image

@@ -239,9 +239,8 @@ class Calibrated:
         names = self.trainer.class_names
         if self.prompts is None:
             held, fitted = self.fit(names)
-            if not (
-                self.spec.args.eval_only and self.trainer.learns
-            ):  # else the prompts are in another folder
+            # Else the prompts are in another folder
+            if not (self.spec.args.eval_only and self.trainer.learns):
                 folder = Path(self.cfg.OUTPUT_DIR)
                 write_calibration(folder, fitted, file_of(folder, type(self.trainer)))
             return {"calibration": report(fitted, test, held=held)}
@@ -255,9 +254,8 @@ class Calibrated:
         trainer, cfg = self.trainer, self.cfg
         trainer.set_model_mode("eval")
         items = trainer.val_loader.dataset.data_source
-        batches = list(
-            type(trainer).test_outputs(trainer, trainer.val_loader)
-        )  # observers do not see them
+        # Observers do not see them
+        batches = list(type(trainer).test_outputs(trainer, trainer.val_loader))
         logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
         held = Outputs(logits.astype(float), labels.astype(int))
         chose = any(choice.split == "val" for choice in trainer.choices)

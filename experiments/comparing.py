@@ -21,6 +21,7 @@ from .predictions import read
 from .results import selection_mark
 
 LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
+# Of the seeds of one method
 IN_COMMON = (
     "trainer",
     "dataset",
@@ -28,7 +29,7 @@ IN_COMMON = (
     "shots",
     "backbone",
     "weights_sha256",
-)  # of the seeds of one method
+)
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,8 @@ def report_lines(one: Compared, other: Compared) -> list[str]:  # noqa: PLR0915
     by_seed = 100 * differences.mean(axis=1)
     runs = [[method.results[seed] for seed in seeds] for method in (one, other)]
     means = [np.mean([run["accuracy"] for run in of_method]) for of_method in runs]
-    marks = [
-        max(map(selection_mark, of_method)) for of_method in runs
-    ]  # one run with a mark is enough
+    # One run with a mark is enough
+    marks = [max(map(selection_mark, of_method)) for of_method in runs]
     ours, theirs = (run["trainer"] for run in (first, second))
     if ours == theirs:
         ours, theirs = (f"{ours} {printable(method.folder)}" for method in (one, other))

@@ -111,9 +111,8 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     several share.
     """
     add_settings(cfg, SETTINGS)
-    cfg.BY_DATASET = UndecodedNode(
-        new_allowed=True
-    )  # values for single datasets: see `merge_by_dataset`
+    # Values for single datasets: see `merge_by_dataset`
+    cfg.BY_DATASET = UndecodedNode(new_allowed=True)
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
 
@@ -153,10 +152,11 @@ def set_up(cfg: CfgNode, spec: RunSpec) -> None:
     The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of
     keys and values are UsageError.
     """
+    # Not by yacs, which would take "--output-dir 2024" for a number
     for (
         key,
         value,
-    ) in spec.options.items():  # not by yacs, which would take "--output-dir 2024" for a number
+    ) in spec.options.items():
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
     cfg.merge_from_list(spec.args.opts)

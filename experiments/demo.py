@@ -75,11 +75,13 @@ def main(argv: list[str] | None = None) -> None:
 
     from .outcomes import draw_answers
     from .predictions import read
+
+    # Imports torch, which takes seconds
     from .studies.executor import (
         LocalExecutor,
         check_datasets,
         execute_runs,
-    )  # imports torch, which takes seconds
+    )
     from .studies.first_page import overview
     from .studies.render import markdown
     from .studies.tables import Summary

@@ -36,9 +36,8 @@ def of_predictions(
     recalls = np.bincount(labels, correct)[images > 0] / images[images > 0]
     return {
         "top5_accuracy": 100 * float((classes == labels[:, None]).any(axis=1).mean()),
-        "mean_class_accuracy": round(
-            100 * float(recalls.mean()), 9
-        ),  # 63.125, not 63.12500000000001
+        # 63.125, not 63.12500000000001
+        "mean_class_accuracy": round(100 * float(recalls.mean()), 9),
         "nll": abs(float(np.mean(log_probability, dtype=np.float64))),  # not -, which makes -0 of 0
         "brier": float(np.mean(brier, dtype=np.float64)),
         "ece": 100 * ece(confidence, correct),
@@ -127,9 +126,8 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
     scores = np.concatenate([known, unknown], dtype=np.float64)
     positive = np.arange(len(scores)) < np.size(known)
     false_rates, recalls, _ = roc_curve(positive, scores, drop_intermediate=False)
-    last = int(
-        np.argmax(recalls == 1)
-    )  # the highest threshold that all images of the classes reach
+    # The highest threshold that all images of the classes reach
+    last = int(np.argmax(recalls == 1))
     false_rates, recalls = false_rates[1 : last + 1][::-1], recalls[1 : last + 1][::-1]
     return {
         "auroc": 100 * float(roc_auc_score(positive, scores)),

@@ -130,11 +130,12 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
         other.DATASET.TITLE, other.DATASET.TEMPLATE, other.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
         other.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
         other.INPUT = cfg.INPUT
+    # Draws no random numbers
     other.DATASET.NUM_SHOTS, other.DATASET.FEWSHOT_FILE, other.DATASET.SENTENCES = (
         -1,
         "",
         "",
-    )  # draws no random numbers
+    )
     other.DATASET.HOLD_OUT = False  # which needs two training images of each class
     dataset = DATASET_REGISTRY.get(other.DATASET.NAME)(other)
     names = set(map(as_clip_reads, trainer.dm.dataset.classnames))
@@ -246,9 +247,8 @@ def outputs(
         if not (local or features):
             yield trainer.model_inference(images), labels, None, None
             continue
-        with (
-            trainer.model.reading("local") if local else nullcontext()
-        ):  # features of single patches
+        # Features of single patches
+        with trainer.model.reading("local") if local else nullcontext():
             output = trainer.model.output(images)
         logits = output.logits if one_pass else trainer.model_inference(images)
         yield logits, labels, local_logits(trainer.model, output) if local else None, output.image
@@ -269,9 +269,8 @@ def scores(
         "MCM": mcm,
         "MaxLogit": z.amax(dim=-1),
         "Energy": temperature * (z / temperature).logsumexp(dim=-1),
-        "Entropy": -torch.special.entr(p).sum(
-            dim=-1
-        ),  # also for a class that a logit of minus infinity leaves out
+        # Also for a class that a logit of minus infinity leaves out
+        "Entropy": -torch.special.entr(p).sum(dim=-1),
     }
     if of_patches is not None:
         of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)

@@ -38,9 +38,8 @@ class Pair(NamedTuple):
     predicted: str
     number: int  # of these images
     images: int  # of the class
-    examples: list[
-        str
-    ]  # paths of those with the highest probability, below the folder of the datasets
+    # Paths of those with the highest probability, below the folder of the datasets
+    examples: list[str]
 
 
 @dataclass
@@ -53,15 +52,12 @@ class Outcome:
     # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of
     # confidence
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
-    risks: list[Array] = field(
-        default_factory=list
-    )  # each (100,): error in % on the most confident 1%, 2%, ...
-    tested: Array = field(
-        default_factory=lambda: np.zeros((2, 0), int)
-    )  # label and prediction of each image
-    wrong: list[tuple[int, int, float, str]] = field(
-        default_factory=list
-    )  # label, prediction, confidence, path
+    # Each (100,): error in % on the most confident 1%, 2%, ...
+    risks: list[Array] = field(default_factory=list)
+    # Label and prediction of each image
+    tested: Array = field(default_factory=lambda: np.zeros((2, 0), int))
+    # Label, prediction, confidence, path
+    wrong: list[tuple[int, int, float, str]] = field(default_factory=list)
 
     def add(self, arrays: Mapping[str, Array]) -> None:
         """Add the arrays of a predictions.npz with these classes."""

@@ -68,9 +68,8 @@ class Recorder:
     def process(self, logits: Any, labels: Any) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,)."""
         self.evaluator.process(logits, labels)
-        if not (
-            hasattr(logits, "dim") and logits.dim() == 2
-        ):  # for an evaluator of another project
+        # For an evaluator of another project
+        if not (hasattr(logits, "dim") and logits.dim() == 2):
             return
         self.batches.append(predictions_of(logits, labels))
         if self.keeps_logits:
@@ -206,9 +205,8 @@ def save(file: Path, predictions: Mapping[str, Any]) -> None:
     with replacing(file) as partial, zipfile.ZipFile(partial, "w") as archive:
         for key, values in predictions.items():
             entry = zipfile.ZipInfo(f"{key}.npy")  # dated 1980
-            entry.compress_type = (
-                zipfile.ZIP_STORED if key == "logits" else zipfile.ZIP_DEFLATED
-            )  # they hardly shrink
+            # They hardly shrink
+            entry.compress_type = zipfile.ZIP_STORED if key == "logits" else zipfile.ZIP_DEFLATED
             with archive.open(entry, "w", force_zip64=True) as stream:
                 npy.write_array(cast(Any, stream), np.asarray(values), allow_pickle=False)
 

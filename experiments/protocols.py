@@ -55,9 +55,8 @@ PROTOCOLS = {
         (
             Step("base", BASE2NEW.format(part="train_base")),
             Step("new", BASE2NEW.format(part="test_new")),
-            Step(
-                "all", BASE2NEW.format(part="test_all"), optional=True
-            ),  # base and new classes together
+            # Base and new classes together
+            Step("all", BASE2NEW.format(part="test_all"), optional=True),
         )
     ),
     "cross_dataset": Protocol(  # trained on a source dataset
@@ -75,9 +74,8 @@ class Recipe:
     """The settings of a method in a protocol."""
 
     cfg: str  # name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's)
-    settings: tuple[
-        str, ...
-    ] = ()  # KEY, VALUE, ... that the authors' script or documentation adds to it
+    # KEY, VALUE, ... that the authors' script or documentation adds to it
+    settings: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()  # empty: for every dataset
     shots: tuple[int, ...] = ()  # empty: for every number of images of each class
 
@@ -130,9 +128,8 @@ def recipe(
     Raises UsageError if nothing says which of several YAML files is for the protocol, or there is
     none.
     """
-    recipes = RECIPES.get(method, {}) or RECIPES.get(
-        method.rpartition("+")[2], {}
-    )  # of a plug-in its base's
+    # Of a plug-in its base's
+    recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})
     fitting = [
         entry
         for entry in recipes.get(protocol, recipes.get(OTHERWISE, ()))

@@ -195,9 +195,8 @@ def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     test = {"date": date, "split": split, "images": len(items), "sha256": sha256}
     file = Path(cfg.OUTPUT_DIR, TESTS)
-    torn = file.is_file() and not file.read_bytes().endswith(
-        b"\n"
-    )  # by the end of a process that wrote
+    # By the end of a process that wrote
+    torn = file.is_file() and not file.read_bytes().endswith(b"\n")
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(
             "\n" * torn + json.dumps(test | {"accuracy": next(iter(results.values()))}) + "\n"

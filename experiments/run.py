@@ -49,9 +49,8 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:  # noqa: PLR0915
             trainer = build(spec)
             observers = [observer(spec, trainer) for observer in wanted_observers(spec)]
             prepare(spec, trainer)
-            record = Record(
-                spec, trainer
-            )  # before a test loads the best epoch, which names its images itself
+            # Before a test loads the best epoch, which names its images itself
+            record = Record(spec, trainer)
             if spec.args.no_train:
                 return
             if spec.args.report_to:
@@ -112,9 +111,8 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     if cfg.VERBOSE:
         arguments = "".join(f"  {key}: {value}\n" for key, value in sorted(vars(args).items()))
         machine = "".join(f"  {key}: {value}\n" for key, value in environment().items())
-        log: Any = (
-            sys.stdout
-        )  # Dassl's logger, with the file as an attribute (so it is in the published one)
+        # Dassl's logger, with the file as an attribute (so it is in the published one)
+        log: Any = sys.stdout
         log.file.write(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
     width = max(map(len, spec.changed), default=0)
     print(

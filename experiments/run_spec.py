@@ -24,12 +24,13 @@ from .arguments import check_given, given_options
 if TYPE_CHECKING:
     from .configuration import SelectedSettings
 
+# Settings that a run cannot do without
 NAMES = (
     "TRAINER.NAME",
     "DATASET.NAME",
     "DATASET.ROOT",
     "OUTPUT_DIR",
-)  # settings that a run cannot do without
+)
 
 
 class RunSpec:
@@ -106,9 +107,8 @@ class RunSpec:
         cfg = configuration.merged(content, self.args.trainer or self.pairs.get("TRAINER.NAME", ""))
         before = flatten(cfg)
         configuration.set_up(cfg, self)
-        self.ignored = configuration.ignored(
-            cfg, self
-        )  # lines about settings that the method does not read
+        # Lines about settings that the method does not read
+        self.ignored = configuration.ignored(cfg, self)
         now = flatten(cfg)
         changed = [key for key in now if key in before and before[key] != now[key]]
         # {key: (value in the YAML files, value in the run)}
@@ -173,8 +173,7 @@ class RunSpec:
             begun = any(
                 any(folder.glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*")
             )
-            if (
-                not begun and folder.resolve() != Path(cfg.OUTPUT_DIR).resolve()
-            ):  # which a script may have made
+            # Which a script may have made
+            if not begun and folder.resolve() != Path(cfg.OUTPUT_DIR).resolve():
                 remedy = "give the output folder of a run by --resume, or leave it out"
                 raise UsageError(f"{cfg.RESUME} holds no run", remedy)

@@ -36,11 +36,12 @@ from .lock import ANOTHER
 from .results import RECORDED
 
 OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
+# Options in which the runs of a study differ
 OF_ONE_RUN = (
     "--output-dir",
     "--model-dir",
     "--seed",
-)  # options in which the runs of a study differ
+)
 
 
 def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[tuple]) -> None:
@@ -117,9 +118,8 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     defaults = default_settings(cfg.TRAINER.NAME) if "TRAINER" in cfg else {}
     before = {key: as_read(defaults[key]) for key in now.keys() & defaults.keys()} | before
     try:
-        now[WEIGHTS] = (
-            weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
-        )  # earlier versions lack it
+        # Earlier versions lack it
+        now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
     except ClipError:  # the file is not there: a run that is not finished says so later
         before.pop(WEIGHTS)
     may_differ = RESUMABLE_CHANGES

@@ -51,29 +51,27 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
     `resumes` says where the same command resumes after an interrupt.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
-    atexit.register(
-        gc.freeze
-    )  # Python's last garbage collection takes half a second: torch has a million objects
+    # Python's last garbage collection takes half a second: torch has a million objects
+    atexit.register(gc.freeze)
+    # None if the caller has closed it: a file that a run opens would get its number
     for name in (
         "stdout",
         "stderr",
-    ):  # None if the caller has closed it: a file that a run opens would get its number
+    ):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     threading.excepthook = report_thread
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a terminal may lack a letter, and file names may be bytes
+        # A terminal may lack a letter, and file names may be bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interruptible():
             try:
                 main()
             except RuntimeError as error:
                 if LOADER_PROCESS in str(error):
-                    time.sleep(
-                        1
-                    )  # the signal that ended the process is often on its way to this one, too
+                    # The signal that ended the process is often on its way to this one, too
+                    time.sleep(1)
                 raise
             sys.stdout.flush()
     except BaseException as error:
@@ -92,9 +90,8 @@ def interruptible() -> Iterator[None]:
     process = os.getpid()
 
     def interrupt(number: int, frame: object) -> None:
-        if (
-            os.getpid() != process
-        ):  # workers of a data loader inherit this handler, and end silently
+        # Workers of a data loader inherit this handler, and end silently
+        if os.getpid() != process:
             os._exit(0)
         # torch raises an error for a worker of a data loader that the same signal has ended.
         signal.signal(signal.SIGCHLD, lambda *caught: None)
@@ -136,9 +133,8 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     if any(isinstance(cause, KeyboardInterrupt) for cause in exception_chain(error)):
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
         return INTERRUPTED
-    if isinstance(
-        error, BrokenPipeError
-    ):  # `head` has read enough; Python would flush once more at the end
+    # `head` has read enough; Python would flush once more at the end
+    if isinstance(error, BrokenPipeError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOT_READ
@@ -166,9 +162,8 @@ def error_line(error: BaseException) -> str | None:
     if isinstance(error, UsageError | FloatingPointError):
         return str(error)
     for cause in exception_chain(error) if isinstance(error, Exception) else ():
-        if (
-            isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
-        ):  # torch's, of a GPU
+        # torch's, of a GPU
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
         if LOADER_PROCESS in str(cause) and isinstance(cause, RuntimeError):
             what = (

@@ -72,9 +72,8 @@ class MLflow:
             for file, inside in files.items():
                 mlflow.log_artifact(str(file), inside or None)
         mlflow.end_run("FINISHED" if results is not None else "FAILED")
-        mlflow.pytorch.autolog(
-            disable=True, silent=True
-        )  # it would start a run of its own for the next seed
+        # It would start a run of its own for the next seed
+        mlflow.pytorch.autolog(disable=True, silent=True)
 
 
 TRACKERS: dict[str, Any] = {"wandb": Wandb, "mlflow": MLflow}

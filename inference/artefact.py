@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
 NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
 FORMAT = 1
+# What folders of earlier versions lack
 ADDED: dict[str, Any] = {
     "tokeniser": "CLIP",
     "sentences": {},
-}  # what folders of earlier versions lack
+}
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported

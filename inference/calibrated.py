@@ -112,9 +112,8 @@ class Calibration:
         """
         try:
             written = {key: value for key, value in content.items() if key != CONTENT}
-            if (
-                content.get(CONTENT, sha256 := sha256_of(written)) != sha256
-            ):  # earlier versions wrote none
+            # Earlier versions wrote none
+            if content.get(CONTENT, sha256 := sha256_of(written)) != sha256:
                 raise ValueError(f"its {CONTENT} is of another content")
             values = {item.name: (ADDED | written)[item.name] for item in fields(cls)}
             if not values["temperature"] or not isinstance(values["class_names"], list):

@@ -29,10 +29,11 @@ HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
 KINDS = ("lac", "aps", "raps")
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
+# No difference between scores; shares of the images that a threshold is tried on
 TRIFLE, LEVELS = (
     1e-12,
     10,
-)  # no difference between scores; shares of the images that a threshold is tried on
+)
 Floats = NDArray[np.float64]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
@@ -313,9 +314,8 @@ class Threshold:
             counts.append(count)
         sure, is_wrong = log_odds(z), z.argmax(axis=1) != y
         order = np.argsort(-sure, kind="stable")
-        up_to = (
-            np.cumsum(sample.weights[order]) * sample.size
-        )  # images that are at least as certain
+        # Images that are at least as certain
+        up_to = np.cumsum(sample.weights[order]) * sample.size
         for count in counts:
             least = -math.log(z.shape[1])  # which every image exceeds
             if count < n:

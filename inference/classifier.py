@@ -116,9 +116,8 @@ class PromptedClassifier:
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHER_LISTS)(self._build)
         self._distances = lru_cache(OTHER_LISTS)(self._fit_distances)
-        if (
-            checkpoint is not None
-        ):  # a published one holds the whole backbone, too, and names no classes
+        # A published one holds the whole backbone, too, and names no classes
+        if checkpoint is not None:
             learned = self.class_names if self._own.model.classes_learned else []
             metadata = {"class_names": learned, **(checkpoint.get("metadata") or {})}
             state = self._own.saved_module().state_dict()
@@ -241,9 +240,8 @@ class PromptedClassifier:
     def save(self, folder: Path) -> Description:
         """Write the exported form to an existing folder; returns what its config.json says."""
         name = self.cfg.MODEL.BACKBONE.NAME
-        public = (
-            name if is_published(name) else re.sub(r"[^:]*/", "", name)
-        )  # without the folder of a file
+        # Without the folder of a file
+        public = name if is_published(name) else re.sub(r"[^:]*/", "", name)
         facts = self.description.training | (
             {} if self._own.model.classes_learned else {"classes_learned": False}
         )

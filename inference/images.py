@@ -23,10 +23,11 @@ from .predict import Row
 
 __all__ = ["Predictor", "find_images", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
+# Class names: until here one thread is as fast, and from here on their text features take long
 FEW, MANY = (
     100,
     5000,
-)  # class names: until here one thread is as fast, and from here on their text features take long
+)
 Predicted = tuple[list[Row], list[str], int]
 Batch = tuple[list[Path], list[Tensor], list[str]]
 

@@ -367,9 +367,8 @@ def describe(
     """The description of a configuration's prompts."""
     name = cfg.DATASET.NAME
     metadata = (checkpoint or {}).get("metadata") or {}
-    choices, _ = inherited(
-        checkpoint or {}
-    )  # also of a start, or of settings: they hold for each epoch
+    # Also of a start, or of settings: they hold for each epoch
+    choices, _ = inherited(checkpoint or {})
     selected = {"selected_on_test": True} if on_test_images(choices) else {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")

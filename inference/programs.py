@@ -42,10 +42,11 @@ class ImageProgram(nn.Module):
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str]):
         super().__init__()
         self.model = classifier.model_for(class_names)
+        # To export their tensors
         self.visual, self.logit_scale = (
             self.model.clip.visual,
             self.model.clip.logit_scale,
-        )  # to export their tensors
+        )
         if self.model.clip.dtype != torch.float32:
             what = (
                 f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, "
@@ -83,16 +84,14 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
         import onnxscript  # noqa: F401 - torch.onnx needs it
 
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's messages about its own progress and its own future
+        # torch's messages about its own progress and its own future
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             ImageProgram(classifier, class_names).eval(),
             (example(classifier, 2),),
             dynamo=True,
-            dynamic_shapes={
-                "images": {0: torch.export.Dim("batch", max=1 << 30)}
-            },  # torch 2.6 needs a maximum
+            # Torch 2.6 needs a maximum
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", max=1 << 30)}},
             opset_version=OPSET,
             input_names=["images"],
             output_names=["logits"],
@@ -183,12 +182,10 @@ def largest_difference(
     """
     images = example(classifier, 16)
     expected = classifier.logits(images, class_names)
-    found = [
-        form.run(classifier, folder / form.file, part) for part in (images, images[:1])
-    ]  # batches of any size
-    largest = (
-        (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()
-    )  # NaN if a logit is
+    # Batches of any size
+    found = [form.run(classifier, folder / form.file, part) for part in (images, images[:1])]
+    # NaN if a logit is
+    largest = (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()
     most = TOLERANCE * max(1.0, expected.std().item() / TYPICAL)
     if not largest <= most:
         what = (

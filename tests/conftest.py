@@ -41,9 +41,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.random_seed is None:  # before pytest-xdist hands its options to its processes
         config.option.random_seed = time.time_ns() % 2**32
-    if (
-        config.getoption("dist", "no") == "no"
-    ):  # a process that only hands out tests needs no fixtures and no torch
+    # A process that only hands out tests needs no fixtures and no torch
+    if config.getoption("dist", "no") == "no":
         for module in ("running", "caching"):
             config.pluginmanager.import_plugin(module)
 

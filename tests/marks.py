@@ -46,9 +46,8 @@ def golden(metafunc, name, chosen, marks=lambda stem: ()):
         cases = []
         for stem, content in files.items():
             own = marks(stem)
-            both = (
-                [pytest.mark.golden, own] if own else pytest.mark.golden
-            )  # which `-k golden` selects
+            # Which `-k golden` selects
+            both = [pytest.mark.golden, own] if own else pytest.mark.golden
             cases.append(pytest.param(content, id=stem, marks=both))
         metafunc.parametrize(name, cases)
 

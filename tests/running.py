@@ -71,9 +71,8 @@ def ended(capsys):
 def launch(ended, monkeypatch):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
 
-    monkeypatch.setattr(
-        os, "fsync", lambda file: None
-    )  # no test cuts the power, and a busy disk takes its time
+    # No test cuts the power, and a busy disk takes its time
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     return lambda *arguments: ended(
         lambda: run_command(lambda: train([str(argument) for argument in arguments]))
     )

@@ -47,9 +47,8 @@ def assert_same(got, expected, leaves):
     found = []
     for form in (got, expected):
         loss = sum((x * direction).sum() for x, direction in zip(form, directions, strict=True))
-        loss = loss + sum(
-            (leaf * 0).sum() for leaf in leaves
-        )  # a vector removed immediately has a gradient, too
+        # A vector removed immediately has a gradient, too
+        loss = loss + sum((leaf * 0).sum() for leaf in leaves)
         found.append([*form, *(torch.autograd.grad(loss, leaves) if leaves else ())])
     for ours, theirs in zip(*found, strict=True):
         assert (ours - theirs).norm() <= 1e-8 * theirs.norm()

@@ -306,9 +306,8 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
         connection.close()
     assert statuses <= {0, 422}
     assert max(batches) > 1
-    assert (
-        ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200
-    )  # nothing of it is left
+    # Nothing of it is left
+    assert ask(port, as_json(files[0].read_bytes()), address="127.0.0.2")[0] == 200
 
 
 def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(

@@ -111,9 +111,8 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
             )
             assert torch.equal(features(second), expected)
             second.visual.proj.data.zero_()
-    assert (
-        clip.load_backbone(str(file), "fp16").dtype == torch.float16
-    )  # built, as the precision is another
+    # Built, as the precision is another
+    assert clip.load_backbone(str(file), "fp16").dtype == torch.float16
     assert building.build_cached.cache_info().currsize == 1
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)

@@ -188,9 +188,8 @@ def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
     ((_, classifier),) = open_models([folder], OPTIONS)
     files, others = list(images_of(eurosat, range(6))), ["grey", "white snow", "red"]
     distances = classifier.distances(others)
-    assert (
-        distances.factors[2] == 1 and distances.factors[0] != 1
-    )  # red is a class that was learned
+    # Red is a class that was learned
+    assert distances.factors[2] == 1 and distances.factors[0] != 1
     repaired = distances.apply(
         classifier.calibration.temperature.apply(classifier.logits(files, others))
     )
@@ -294,14 +293,12 @@ def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypat
     rows_of(command, folder, *files)
     plain = counts[:]
     rows_of(command, folder, *files, "--sets", 0.9)
-    assert (
-        counts == plain * 2 and sum(plain) == len(files) + 1
-    )  # and a black one, before all others
+    # And a black one, before all others
+    assert counts == plain * 2 and sum(plain) == len(files) + 1
     counts.clear()
     assert command(calibrate, folder).status == 0
-    assert (
-        sum(counts) == 12 + 12
-    )  # validation, and test of new classes: the run has saved those of its test
+    # Validation, and test of new classes: the run has saved those of its test
+    assert sum(counts) == 12 + 12
     loaded = []
     monkeypatch.setattr(
         "trainers.base.build.load_backbone",

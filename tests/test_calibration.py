@@ -164,9 +164,8 @@ def population():
     return z, np.array([r.choice(10, p=p) for p in softmax(z / 2, axis=1)])
 
 
-@pytest.mark.parametrize(
-    "scale", [1, 20, 1000]
-)  # wrong labels have a probability below 1e-16, or none
+# Wrong labels have a probability below 1e-16, or none
+@pytest.mark.parametrize("scale", [1, 20, 1000])
 @pytest.mark.parametrize("kind", calibration.KINDS)
 def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
     z, labels = scale * population[0], population[1]
@@ -204,9 +203,8 @@ def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
         plain.apply(z)
         == (softmax(z, axis=1).max(axis=1) > 1 / (1 + math.exp(-plain.least_log_odds)))
     ).all()
-    assert (
-        Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()
-    )  # of a single class
+    # Of a single class
+    assert Threshold.fit(z[:, :1], np.zeros(len(z), dtype=int), 0.1).apply(z[:, :1]).all()
 
 
 def test_bound_is_that_of_clopper_and_pearson():
@@ -247,9 +245,8 @@ def test_few_images_promise_little(population):
 )
 def test_wrong_arrays_are_refused(logits, labels, words):
     for fit in (Temperature.fit, Sets.fit, Threshold.fit, calibration.conf_ot):
-        if fit is not calibration.conf_ot or len(logits) == len(
-            labels
-        ):  # it has the logits of test images, too
+        # It has the logits of test images, too
+        if fit is not calibration.conf_ot or len(logits) == len(labels):
             with one_line(words):
                 fit(np.array(logits), np.array(labels, dtype=int))
 

@@ -46,9 +46,8 @@ def test_a_published_checkpoint_evaluates_on_other_classes(
     parameters = [nn.Parameter(value) for key, value in prompts.items()]
     save_published(tmp_path / "published", state, **published_training(parameters, 5))
     raw = (tmp_path / "published" / FOLDER / "model.pth.tar-5").read_bytes()
-    assert (
-        b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw
-    )  # whole objects, as the published code's
+    # Whole objects, as the published code's
+    assert b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw
 
     trainer, expected = mpl("all"), mpl("all")
     expected.model.load_state_dict(prompts)  # with no checkpoint in between
@@ -98,9 +97,8 @@ def checkpoints(finished, tiny, tmp_path):
 
 def test_ours_holds_the_learned_prompts_and_nothing_else(checkpoints, mpl):
     file = checkpoints / "model.pth.tar-1"
-    checkpoint = torch.load(
-        file, weights_only=True
-    )  # so it names nothing but tensors and plain values
+    # So it names nothing but tensors and plain values
+    checkpoint = torch.load(file, weights_only=True)
     learned = dict(mpl("all").model.named_parameters())
     assert list(checkpoint["state_dict"]) == list(learned)
     assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= checkpoint.keys()

@@ -158,18 +158,21 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
 @pytest.mark.parametrize(
     ("accuracies", "best"),
     [
+        # The mean over seeds
         (
             {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 55, ("0.02", 2): 56},
             "0.02",
-        ),  # the mean over seeds
+        ),
+        # A tie: the first value
         (
             {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60},
             "0.1",
-        ),  # a tie: the first value
+        ),
+        # But for rounding
         (
             {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60.0000001},
             "0.1",
-        ),  # but for rounding
+        ),
     ],
 )
 def test_one_choice_for_all_seeds(chosen, accuracies, best):
@@ -199,9 +202,8 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
 def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     names = ["small_land", "small_counts", "small_shapes"]
     study = load(chosen(by, datasets=names, protocols="few_shot"), settings=False)
-    likes = dict(
-        zip(names, ["0.1", "0.02", "0.02"], strict=True)
-    )  # the value that is better on each
+    # The value that is better on each
+    likes = dict(zip(names, ["0.1", "0.02", "0.02"], strict=True))
     finish_trials(study, lambda run: 60 if run.values[1] == likes[run.dataset] else 50)
     assert decide(study) == []
     assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == best
@@ -235,9 +237,8 @@ def test_another_choice_keeps_the_trials_and_changes_only_what_depends_on_it(cho
             and now["ZeroshotCLIP"] == runs["ZeroshotCLIP"]
         )
     assert folders(by=ORACLE)[1]["CoOp"] != runs["CoOp"]
-    assert (
-        folders(shots=8)[1]["CoOp"].parts[-6] == runs["CoOp"].parts[-6]
-    )  # the same choice of other runs
+    # The same choice of other runs
+    assert folders(shots=8)[1]["CoOp"].parts[-6] == runs["CoOp"].parts[-6]
 
 
 def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command):
@@ -332,9 +333,8 @@ def test_a_study_from_trials_to_tables(executed, launch):
         launch(*first[:without], *first[without + 2 :], "OUTPUT_DIR", study.output / "plain").status
         == 0
     )
-    second[second.index("--model-dir") + 1] = (
-        study.output / "plain"
-    )  # which was learned without the choice
+    # Which was learned without the choice
+    second[second.index("--model-dir") + 1] = study.output / "plain"
     second += ["OUTPUT_DIR", study.output / "test"]
     assert "leave out --chosen" in launch(*second, "TEST.SELECT_ON_TEST", False).error
     assert launch(*second).status == 0

@@ -60,9 +60,8 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(
     assert process.wait(timeout=300) == 0, process.communicate()
     assert figures(on_ray) == figures(serial)
     for run in on_ray.runs():
-        logs = "".join(
-            log.read_text() for log in run.folder.glob("log.txt*")
-        )  # a resumed run has two
+        # A resumed run has two
+        logs = "".join(log.read_text() for log in run.folder.glob("log.txt*"))
         assert logs.count("* accuracy:") == 1, "done twice"
     for one in on_ray.output.rglob("model*.pth.tar-2"):
         weights = [

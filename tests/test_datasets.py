@@ -303,9 +303,8 @@ def test_folders_of_v2_are_labels(load, tmp_path):
 
 def test_labels_of_imagenet_are_those_of_its_training_folders(load, tmp_path):
     images = build_tree("imagenet", tmp_path) / "images"
-    (images / "val/n01440764").rename(
-        tmp_path / "elsewhere"
-    )  # then the others of val would count from 0
+    # Then the others of val would count from 0
+    (images / "val/n01440764").rename(tmp_path / "elsewhere")
     data = load("imagenet")
     assert [item.label for item in data.test] == [1, 1, 2, 2, 3, 3]
     assert data.val == data.test

@@ -95,10 +95,11 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     )
     shutil.copytree(copy / "data/small_land/images", copy / "data" / folder / images)
     shutil.copy(copy / "data/small_land/split.json", copy / "data" / folder / split)
+    # As the commands of docs/add_a_method.md
     growing = {
         "OUT": "out/dataset",
         "PLUGIN": "mine/growing.py",
-    }  # as the commands of docs/add_a_method.md
+    }
     call("scripts/any/base2new_train.sh", "Growing", name, 1, 1, **growing)
     assert (
         "Harmonic mean"

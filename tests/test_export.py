@@ -69,9 +69,8 @@ CHANGED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(["MPL"], METHODS))
 def test_onnx_agrees_with_predict(method, finished, command, deep, backbones, eurosat, tmp_path):
-    deep = (
-        backbones(32, 16, 3, 3, 64, 64, 64) if method == "MPL" else deep
-    )  # `make test` exports three layers
+    # `make test` exports three layers
+    deep = backbones(32, 16, 3, 3, 64, 64, 64) if method == "MPL" else deep
     images = list(images_of(eurosat, range(6)))
     precision = f"TRAINER.{methods()[method].section()}.PREC", "fp32"  # on a GPU, too
     classes = "base" if methods()[method].transfers else "all"
@@ -155,10 +154,11 @@ def test_programs_of_a_fit_give_its_probabilities(mode, command, eurosat, tmp_pa
 def test_class_matrix_and_an_image_tower_give_the_same_logits(
     method, finished, command, deep, eurosat, tmp_path
 ):
+    # A new class, and a learned one
     images, names = (
         list(images_of(eurosat, range(6))),
         ["grey", "red"],
-    )  # a new class, and a learned one
+    )
     run = finished(
         method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32"
     )
@@ -196,11 +196,12 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(
             ["the text features of CoCoOp depend on the image", "tools/predict.py"],
         ),
         ("VPT", ["--weights"], ["VPT does not only learn text"]),
+        # See below
         (
             "CoOp",
             ["--weights"],
             ["class_matrix.safetensors gives other logits", "over 0.001"],
-        ),  # see below
+        ),
         ("CoOp", ["--classes", "a", "b"], ["has class names of its own, which the folder keeps"]),
     ],
 )

@@ -116,6 +116,7 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
     assert layout.row.tolist() == [0, 0, 0, 0, 2, 0, 1, 2, 0, 1]
     assert layout.position.tolist() == [0, 1, 2, 3, 3, 4, 4, 4, 5, 5]
     assert packing.with_prefix(5) is packing.with_prefix(5)
+    # By each packed token, besides the prefix
     attended = [
         [0],
         [1],
@@ -124,7 +125,7 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
         [1, 4],
         [0, 2, 5],
         [0, 3, 6],
-    ]  # by each packed token, besides the prefix
+    ]
     masks = [packing.mask, packing.with_prefix(5).mask]
     assert packing.without_sharing(5, 0).mask is None and packing.with_prefix(6).mask is None
     for prefix, mask in zip((3, 5), masks, strict=True):
@@ -226,9 +227,8 @@ def test_cached_layout_keeps_no_tensor_alive():
 
 
 def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):
-    monkeypatch.setitem(
-        fast.TOKENS_PER_CHUNK, "cpu", 14
-    )  # of two images: SOS and vectors, two names and their EOT
+    # Of two images: SOS and vectors, two names and their EOT
+    monkeypatch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 14)
     prompts = TextPrompts(rows([[2], [3]], 2, []), leaf(5, 1, 2, WIDTH))
     clip, images = deepcopy(clip), []
     clip.ln_final.register_forward_pre_hook(lambda norm, x: images.append(len(x[0])))

@@ -64,10 +64,11 @@ MISSING = [
         ["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"],
         "there is no config file configs/nowhere.yaml",
     ),
+    # Of two seeds it would take one
     (
         ["--se", "1", "2"],
         "unrecognized arguments: --se: did you mean --seed?",
-    ),  # of two seeds it would take one
+    ),
     (["--a\nb"], "unrecognized arguments: --a\\nb"),
 ]
 

@@ -309,9 +309,8 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
     whats = [choice.what for choice in make("TipAdapter").choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
     half = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, output="half")
-    assert [(choice.what, choice.trials) for choice in half.choices] == [
-        (whats[1], 200)
-    ]  # of 4,000 cells
+    # Of 4,000 cells
+    assert [(choice.what, choice.trials) for choice in half.choices] == [(whats[1], 200)]
     given = make(
         "TipAdapter",
         "TRAINER.TIPADAPTER.ALPHA",
@@ -357,9 +356,8 @@ def test_batches_of_an_epoch(make):
         found = batch["label"].tolist()
         assert len(found) == size and (sorted(found) == sorted(labels.tolist())) == once
         rows = batch["img"].feature[:, 0].long()
-        assert (rows % 10 % 6).tolist() == found and len(
-            (rows // 10).unique()
-        ) > 1  # of different views
+        # Of different views
+        assert (rows % 10 % 6).tolist() == found and len((rows // 10).unique()) > 1
 
 
 # Features of a trained run

@@ -100,9 +100,8 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     }
     assert first["made"] == made and classifier.description.training.items() >= made.items()
     before = first["estimate"]["cross_validated"]
-    gain = choice.gain(
-        before, first["zero_shot"], 8 * 4 / 5
-    )  # of a doubling; here four folds learn
+    # Of a doubling; here four folds learn
+    gain = choice.gain(before, first["zero_shot"], 8 * 4 / 5)
     assert first["estimate"]["accuracy"] == pytest.approx(min(100, before + np.log2(5 / 4) * gain))
     image = next((photos / names[0]).iterdir())
     assert classifier.probabilities([image]).sum() == pytest.approx(1)
@@ -303,9 +302,8 @@ def test_a_killed_fit_goes_on_to_the_same_result(
     trainings = steps.count(Heads)
     steps.clear()
     assert command(fit, *line, tmp_path / "again").status == 0
-    assert (
-        steps.count(Heads) <= trainings - 3 * 10
-    )  # GDA's three, ten folds: what was held out is kept
+    # GDA's three, ten folds: what was held out is kept
+    assert steps.count(Heads) <= trainings - 3 * 10
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     steps.clear()
     assert command(fit, *line, tmp_path / "whole again").status == 0
@@ -491,10 +489,11 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         )
         outside.append(choice.right(chosen, labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
+    # zero-shot guesses, the other knows
     certain = np.eye(4)[labels][None, None] * [
         [[[0]]],
         [[[9]]],
-    ]  # zero-shot guesses, the other knows
+    ]
     assert choice.choose(certain, Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [1]
     assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[
         0
@@ -670,12 +669,13 @@ def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
     room = 1000 // (2 * 3 * 5)
     assert 10 < len(found.held) <= room and found.logits.dtype == np.float32
     assert any("choose and estimate" in note for note in found.notes)
+    # Of all 20, not of those that are kept
     assert [round(number) for number, _ in found.curve] == [
         0,
         4,
         8,
         16,
-    ]  # of all 20, not of those that are kept
+    ]
     scenes = [scenes[place] for place in found.held]
     assert all(scenes.count(scene) == 2 for scene in scenes)
 

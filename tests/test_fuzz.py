@@ -334,9 +334,8 @@ class Project:
         else:
             skipped = status == 1 and any("skipped" in line for line in lines)
             assert status == 0 or skipped, f"status {status}\n{errors}"
-        assert not CONTROL.search(
-            re.sub("[\r\n\t]", "", printed + errors)
-        )  # a terminal would obey it
+        # A terminal would obey it
+        assert not CONTROL.search(re.sub("[\r\n\t]", "", printed + errors))
         unfinished = re.compile(r"\.(tmp|partial)$|/\.preparing/.+/|^tmp\w{8}$")
         left = [str(path) for path in Path().rglob("*") if unfinished.search(str(path))]
         made = Path("out").rglob("*") if status == 2 and "--no-train" in argv else ()

@@ -125,9 +125,8 @@ def build(
         tmp_path / "out",
         *(x for pair in overrides.items() for x in pair),
     )
-    torch.manual_seed(
-        1
-    )  # so that the numbers of a CLIP's constructor are drawn for the first case only
+    # So that the numbers of a CLIP's constructor are drawn for the first case only
+    torch.manual_seed(1)
     trainer = build_trainer(cfg)
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters() if by_recipe else ():
@@ -266,9 +265,8 @@ def check_input_gradients(trainer, batch, expected):
     of_image, *of_tokens = torch.autograd.grad(loss, [images, *tokens], allow_unused=True)
     assert of_image.norm().item() == pytest.approx(expected["image"], rel=1e-3)
     close(of_image.flatten()[:8], expected["image_first8"], 1e-4)
-    if (
-        trainer.model.towers is TOWERS["plain"] and len(of_tokens) == 1
-    ):  # they read all tokens of all classes
+    # They read all tokens of all classes
+    if trainer.model.towers is TOWERS["plain"] and len(of_tokens) == 1:
         assert of_tokens[0].norm().item() == pytest.approx(expected["token_embedding"], rel=1e-3)
         close(
             of_tokens[0][0, 1, :8],

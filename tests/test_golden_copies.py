@@ -109,9 +109,8 @@ def train(trainer, batch, learned, figures, suffix=""):
             gradients = {name: value.grad.norm().item() for name, value in learned.items()}
             assert gradients == pytest.approx(figures[f"grad_norms{suffix}"], **GRADIENTS)
             others = set(trainer.model.parameters()) - set(learned.values())
-            assert all(
-                value.grad is None for value in others
-            )  # so that the optimiser leaves them out
+            # So that the optimiser leaves them out
+            assert all(value.grad is None for value in others)
     close([values["loss"] for values in logged], figures[f"losses{suffix}"], LOSSES)
     for values, expected in zip(logged, figures.get("loss_parts", []), strict=False):
         close([values[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)

@@ -129,9 +129,8 @@ def test_method(figures, built):
             drawn = random_tensor(name, tuple(learned[name].shape)).to(trainer.device)
             learned[name].data = drawn + (learned[name].data if "published" in how else 0)
     text = trainer.model.class_texts if "projection" not in figures["case"] else inputs.texts
-    if (
-        "text_norms" in figures and trainer.spec.unit_text
-    ):  # the file has them before they are made unit
+    # The file has them before they are made unit
+    if "text_norms" in figures and trainer.spec.unit_text:
         text = text * torch.tensor(figures["text_norms"], device=text.device)[:, None]
     if "text_first8" in figures:
         close(text[:, :8], figures["text_first8"], 1e-4)

@@ -13,13 +13,14 @@ from trainers.base.test_time import entropies, most_confident
 from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 
+# `make test-all` runs them
 SECOND = (
     "ctpt_drawn_steps2",
     "mta_lambdas",
     "tda",
     "tpt_drawn_steps3",
     "zero",
-)  # `make test-all` runs them
+)
 
 
 def pytest_generate_tests(metafunc):
@@ -197,7 +198,6 @@ def test_votes_of_zero(counted):
         assert uncertain.argsort().tolist() == case["order"]
         found = votes(cosines, uncertain, case["selection"])
         assert found.argmax().item() == case["prediction_meant"], case["what"]
-        if (
-            "no remaining view" not in case["what"]
-        ):  # else the published code chooses another class than is meant
+        # Else the published code chooses another class than is meant
+        if "no remaining view" not in case["what"]:
             assert found.tolist() == case["votes"]

@@ -91,6 +91,7 @@ def test_sentences_and_logits(figures, make, tmp_path):
 
 
 def test_the_mean_length_of_words_is_that_of_numpy():
+    # 5.5 without rounding errors
     lengths = (
         [7, 6],
         [4],
@@ -99,6 +100,6 @@ def test_the_mean_length_of_words_is_that_of_numpy():
         [8, 2, 2, 4],
         [9, 3, 8],
         [4, 5, 5],
-    )  # 5.5 without rounding errors
+    )
     names = ["_".join("x" * length for length in words) for words in lengths]
     assert word_sequences(names, ["abcdefgh"], lambda words: words[0])() == "abcde abcde"

@@ -77,9 +77,8 @@ def test_a_class_whose_pictures_have_one_layout_needs_more_similarity():
     assert copies.raised(0.5, np.concatenate([scenes, [0.8]])) == 0.5  # a single pair
     many = np.linspace(0.3, 1, 500)  # bursts, whose pairs are more or less similar
     assert copies.raised(0.5, np.concatenate([scenes, many])) == 0.5
-    of_one_layout = 0.25 - 0.08 * np.log(
-        1 - np.linspace(0, 0.999, 2000)
-    )  # as rings: nothing parts two kinds of pairs
+    # As rings: nothing parts two kinds of pairs
+    of_one_layout = 0.25 - 0.08 * np.log(1 - np.linspace(0, 0.999, 2000))
     assert (of_one_layout > 0.5).sum() > 50
     assert not (of_one_layout > copies.raised(0.5, of_one_layout)).any()
 
@@ -368,9 +367,8 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     for tint, (name, images) in enumerate(zip(CLASSES, (24, 6, 6), strict=True)):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(images):
-            picture(rng, 0 if tint else 2).save(
-                tmp_path / "photos" / name / f"{number}.png"
-            )  # two classes look alike
+            # Two classes look alike
+            picture(rng, 0 if tint else 2).save(tmp_path / "photos" / name / f"{number}.png")
     line = [tmp_path / "photos", "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
     ended = command(fit, *line, tmp_path / "folder")
     estimates = read(tmp_path / "folder")["estimates"]
@@ -380,6 +378,5 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     assert command(fit, *line, tmp_path / "equal", "--prior", "equal").status == 0
     record = read(tmp_path / "equal")
     assert record["estimate"] == record["estimates"]["equal"]
-    assert all(
-        abs(accuracy - record["curve"][-1][1]) < 25 for _, accuracy in record["curve"][1:]
-    )  # of one mix
+    # Of one mix
+    assert all(abs(accuracy - record["curve"][-1][1]) < 25 for _, accuracy in record["curve"][1:])

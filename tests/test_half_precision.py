@@ -51,9 +51,8 @@ def step(trainer):
 )
 def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build, monkeypatch):
     name, method = case
-    monkeypatch.setattr(
-        "trainers.base.build.usable", lambda wanted, device: wanted
-    )  # also fp16, on a CPU
+    # Also fp16, on a CPU
+    monkeypatch.setattr("trainers.base.build.usable", lambda wanted, device: wanted)
     half, whole = build(method, "all", "PREC", name), build(method)
     half.model.load_state_dict(whole.model.state_dict())
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
@@ -79,9 +78,8 @@ def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build,
     assert difference < of_gradients * norm
 
 
-@pytest.mark.parametrize(
-    ("keys", "scale", "limit"), [(5, 1, 0.02), (80, 1, 0.02), (80, 8, 0.1)]
-)  # few keys: in fp32
+# Few keys: in fp32
+@pytest.mark.parametrize(("keys", "scale", "limit"), [(5, 1, 0.02), (80, 1, 0.02), (80, 8, 0.1)])
 @pytest.mark.parametrize("kind", ["all", "causal", "masked"])
 def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(
     keys, scale, limit, kind

@@ -68,10 +68,11 @@ def test_train_val_and_test_folders(birds):
             "classnames.txt",
             "robin European robin\nblue_tit   blue tit \nhouse_sparrow sparrow\nwren not here\n",
         ),
+        # By Notepad
         (
             "classnames.txt",
             "\ufeffblue_tit blue tit\r\nhouse_sparrow sparrow\r\nrobin European robin",
-        ),  # by Notepad
+        ),
     ],
 )
 def test_file_of_class_names(file, text, birds, capsys):

@@ -60,13 +60,14 @@ def watched(model, images):
     return found
 
 
+# Age of a prompt in the last layer
 OLDEST = {
     "MPL": 11,
     "MaPLe": 3,
     "VPT": 9,
     "MMRL": 0,
     "MMRLpp": 0,
-}  # age of a prompt in the last layer
+}
 
 
 @pytest.mark.parametrize("method", OLDEST)
@@ -108,9 +109,8 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
         row = (torch.einsum("bt, bts -> bs", row, weights.mean(dim=1)) + row) / 2
         entering = labels == layer
         weight = schedule[layer].weight if layer < len(schedule) else 1.0
-        before = (1 - weight) * row[
-            :, entering
-        ]  # of prompts that are mixed with those of the layer before
+        # Of prompts that are mixed with those of the layer before
+        before = (1 - weight) * row[:, entering]
         prompts += weight * row[:, entering].sum(dim=1)
         row = torch.cat([row[:, ~entering], before], dim=1) if weight < 1 else row[:, ~entering]
         if layer:  # prompts that were removed reach nothing
@@ -148,12 +148,13 @@ def test_vectors_initialised_from_words_are_nearest_to_these(build):
     assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [
         (0, None, n) for n in range(4)
     ]
+    # CoOp counts words, not tokens
     assert [row["nearest"][0][0] for row in rows] == [
         "a",
         "photo",
         "of",
         "un-",
-    ]  # CoOp counts words, not tokens
+    ]
     for row, vector in zip(rows, model.prompt_learner.ctx, strict=True):
         distances = (
             (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2].tolist()
@@ -235,9 +236,8 @@ def test_every_method_can_be_inspected(method, finished, found, photos, without_
     assert content["images"] == 1
     assert bool(content["layers"]) == ("image" in content["schedule"])
     assert bool(content["words"]) == ("text" in content["schedule"])
-    changes = (
-        content["layers"] or method == "CLIPLoRA"
-    )  # in these few steps MMA changes less than 1 %
+    # In these few steps MMA changes less than 1 %
+    changes = content["layers"] or method == "CLIPLoRA"
     assert list(content["rollout"][0]["shares"]) == (["CLIP", method] if changes else ["CLIP"])
     content, output = found(run, *names)
     assert (content["images"], content["layers"], content["rollout"]) == (0, [], [])

@@ -8,9 +8,8 @@ from serving import serving
 
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "name", ["CoOp", "prepare", "export"]
-)  # of a study, tests/test_cluster.py kills a part
+# Of a study, tests/test_cluster.py kills a part
+@pytest.mark.parametrize("name", ["CoOp", "prepare", "export"])
 def test_commands_that_are_cut_off_have_the_same_results(name, tmp_path, random_seed):
     (tmp_path / "shared").mkdir()
     with serving({}) as server:

@@ -30,6 +30,7 @@ def test_search_is_coarse_and_then_fine():
         return -abs(x - 0.3)
 
     found = search(accuracy)
+    # Powers of ten, then the decades around the best
     assert asked[:9] == [
         6,
         4,
@@ -40,7 +41,7 @@ def test_search_is_coarse_and_then_fine():
         -6,
         -1,
         1,
-    ]  # powers of ten, then the decades around the best
+    ]
     assert abs(found - 0.3) < 2 / 2**6 and len(asked) == len(set(asked)) <= 7 + 2 + 8
 
 

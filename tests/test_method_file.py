@@ -176,9 +176,8 @@ def test_every_block_of_the_page_is_an_example_that_runs_here_or_in_test_docs():
     assert sorted(FILES) == sorted(
         ["mine/Growing/small.yaml", *(f"mine/{name}.py" for name in EXAMPLES)]
     )
-    assert (
-        PAGE.count("```") == 2 * (len(FILES) + 1) and len(PAGE.splitlines()) <= 280
-    )  # the other block: commands
+    # The other block: commands
+    assert PAGE.count("```") == 2 * (len(FILES) + 1) and len(PAGE.splitlines()) <= 280
 
 
 @pytest.mark.parametrize("file", EXAMPLES)

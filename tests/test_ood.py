@@ -181,9 +181,8 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
     content["train"] = list(
         {label: [path, label, name] for path, label, name in content["train"]}.values()
     )
-    split.write_text(
-        json.dumps(content)
-    )  # one training image of each class: the others hold none out
+    # One training image of each class: the others hold none out
+    split.write_text(json.dumps(content))
     folder, found = detect("out", "dtd", "DATASET.HOLD_OUT", True, root=tmp_path / "data")
     assert found["dataset"] == "DescribableTextures" and found["images"] > 3
     shared = [name for name in found["shared_classes"] if name.lower() in ("banded", "dotted")]
@@ -201,11 +200,12 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
             "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is all: set it to base",
         ),
         (("TEST.OOD_SCORES", "['MSM']"), "dtd", "score"),
+        # Without texts
         (
             (*BASE, "TEST.OOD_SCORES", "['GL-MCM']"),
             "new",
             "leave it out of TEST.OOD_SCORES",
-        ),  # without texts
+        ),
         (BASE, "new", "--ood scores each image alone"),  # of a transductive method
         (
             (*BASE, "TEST.OOD_SCORES", "['NegLabel']", "TEST.OOD_WORDS", "['missing.txt']"),

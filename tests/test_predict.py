@@ -50,9 +50,8 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     torch.testing.assert_close(
         model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5
     )
-    torch.testing.assert_close(
-        model.classifier.logits(files), expected, rtol=0, atol=1e-5
-    )  # and back
+    # And back
+    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
 
 
 def test_sentences_are_those_of_the_dataset_and_not_of_its_title(
@@ -347,9 +346,8 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(
     )
     other = command(predict, file, photos, *options, "--trainer", "CoOp")
     assert "is a checkpoint of MaPLe, not of CoOp" in other.error
-    settings.write_text(
-        f"{settings.read_text()}DATASET:\n  NAME: EuroSat\n"
-    )  # its sentence would be another
+    # Its sentence would be another
+    settings.write_text(f"{settings.read_text()}DATASET:\n  NAME: EuroSat\n")
     assert (
         "there is no dataset 'EuroSat': did you mean EuroSAT?"
         in command(predict, file, photos, *options).error

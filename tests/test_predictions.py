@@ -137,9 +137,8 @@ DAMAGES = [
     lambda file: file.write_bytes(file.read_bytes()[:-100]),
     lambda file: file.write_bytes(b"no archive"),
     lambda file: with_entry(file, "label.npy", npy(b"{'descr': '|O'}\n")),
-    lambda file: with_entry(
-        file, "label.npy", npy(header("<f8", "(1000000000000,)"))
-    ),  # memory is not taken
+    # Memory is not taken
+    lambda file: with_entry(file, "label.npy", npy(header("<f8", "(1000000000000,)"))),
     lambda file: changed(file, classes=np.full((24, 5), 6)),
     lambda file: changed(file, classes=np.zeros((24, 5))),
     lambda file: changed(file, label=np.zeros(23, dtype=int)),

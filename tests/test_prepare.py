@@ -37,9 +37,8 @@ def test_each_dataset_is_prepared_from_its_archives(name, prepare, publish, caps
     status, printed, errors = prepare("--check", name)
     assert (status, errors) == (0, []), printed
     assert "4 classes, as published" in printed and "nothing is wrong" in printed
-    assert (
-        downloadable()[name].read(tmp_path / "data", images=True).num_classes == 4
-    )  # as a run reads it
+    # As a run reads it
+    assert downloadable()[name].read(tmp_path / "data", images=True).num_classes == 4
     capsys.readouterr()
 
     publish.server.requests.clear()

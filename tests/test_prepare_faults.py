@@ -188,9 +188,8 @@ def test_one_process_at_a_time(publish, tmp_path):
         downloadable()["eurosat"], tmp_path / "data", mirror=publish.server.address
     )
     thread = threading.Thread(target=preparation.run)
-    with FileLock(
-        folder / LOCK, is_singleton=False
-    ):  # of another process, which prepares it meanwhile
+    # Of another process, which prepares it meanwhile
+    with FileLock(folder / LOCK, is_singleton=False):
         thread.start()
         thread.join(0.3)
         assert thread.is_alive() and publish.server.requests == []

@@ -79,11 +79,12 @@ def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
             "base",
             True,
         ),
+        # Of an exported folder
         (
             {"class_names": ["blue lake", "red", "green field"]},
             "base",
             True,
-        ),  # of an exported folder
+        ),
         ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "all", False),
         ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "new", False),
         (

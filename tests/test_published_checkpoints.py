@@ -208,10 +208,11 @@ MMRL_IMAGENET = "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datase
 MMRLPP_IMAGENET = MMRL_IMAGENET.replace("MMRL", "MMRLpp")
 MPL_IMAGENET = f"crossdataset/imagenet/MPL/{MPL_CFG}_16shots/seed1"
 DEPT_IMAGENET = "ExtrasLinearProbeCoOp/imagenet/shots16/vit_b16_ep10_bs4_lr35/seed1"
+# As they are in CLIP
 TOWERS = {
     "image_encoder.proj": (VISION, JOINT),
     "text_encoder.ln_final.bias": (TEXT,),
-}  # as they are in CLIP
+}
 CONTEXT_4, CONTEXT_16 = {"ctx": (4, TEXT)}, {"ctx": (16, TEXT)}
 CASES = {
     "CoOp": output("CoOp", "vit_b16_ep50_ctxv1", PROMPTS, 50, CONTEXT_4),
@@ -431,9 +432,8 @@ def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone
         assert state.keys() == learned.keys()
         assert {value.dtype for value in state.values()} == {torch.float32}
         different = {key for key in state if not torch.equal(state[key], learned[key].float())}
-        head = {
-            key for key in state if key.startswith("linear_probe_proj")
-        }  # of the learned classes alone
+        # Of the learned classes alone
+        head = {key for key in state if key.startswith("linear_probe_proj")}
         assert different == (set() if learned_classes else head)
 
 

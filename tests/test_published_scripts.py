@@ -47,10 +47,11 @@ VALUES |= {
     "LOADEP": "4",
     "LOADER": "4",
 }
+# Published names of trainers, and of their folders
 NAMES = {
     "MultiModalAdapter": "MMA",
     "trainers": "CoPrompt",
-}  # published names of trainers, and of their folders
+}
 OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5"}  # where a repository has no file of the name above
 SCRIPT_FACTS = [
     (repository, path)
@@ -60,24 +61,25 @@ SCRIPT_FACTS = [
 ]
 # Where our script differs from a published one, and why.
 OTHER_REPOSITORY = {  # (repository, path): the repository whose script of the same path it is here
+    # The method's own repository wins
     (
         "PromptSRC",
         f"scripts/independent-vlp/{name}_ivlp.sh",
-    ): "MaPLe"  # the method's own repository wins
+    ): "MaPLe"
     for name in ("base2new_train", "base2new_test", "reproduce")
 }
-MOVED = {
-    ("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"
-}  # the path is KgCoOp's, with arguments
+# The path is KgCoOp's, with arguments
+MOVED = {("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"}
 OTHER_YAML = {  # the published script names a file that its repository does not have
     (
         "PromptSRC",
         "vit_b16_c2_ep5_batch4_4+4ctx_cross_datasets",
     ): "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+    # Chosen in the file by the user; its test script has this one
     (
         "KgCoOp",
         "${CFG}",
-    ): "vit_b16_ep100_ctxv1",  # chosen in the file by the user; its test script has this one
+    ): "vit_b16_ep100_ctxv1",
 }
 ADDED = {  # settings that only our runs have
     "TRAIN.CHECKPOINT_FREQ": "keeps the checkpoint that the published test loads",
@@ -212,11 +214,12 @@ def script_of(repository, path):
 )
 def test_script_starts_the_published_runs(repository, path, script):
     positions = FACTS[repository]["scripts"][path]["arguments"]
+    # Whose code sets values for single datasets
     by_dataset = "DATASET" in positions and repository in (
         "CoPrompt",
         "MMRL",
         "TCP",
-    )  # whose code sets values for single datasets
+    )
     for dataset in ("eurosat", "imagenet", "sun397") if by_dataset else ("eurosat",):
         arguments = [
             dataset if name == "DATASET" else value_of(repository, name) for name in positions
@@ -229,9 +232,8 @@ def test_script_starts_the_published_runs(repository, path, script):
         ours.sort(key=str)
         assert [facts for facts, _ in ours] == [facts for facts, _ in theirs]
         for mine, published in zip(ours, theirs, strict=True):
-            if (
-                "_dev" in published[0]["yaml"]
-            ):  # no such file is published: dev_train.sh cannot run anywhere
+            # No such file is published: dev_train.sh cannot run anywhere
+            if "_dev" in published[0]["yaml"]:
                 continue
             here, there = effective(*mine), effective_there(source, *published)
             different = {

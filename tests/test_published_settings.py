@@ -23,16 +23,18 @@ from experiments.protocols import recipe
 
 FACTS = json.loads(Path(__file__).with_name("published_settings.json").read_text())
 REPOSITORIES = [name for name in FACTS if name != "what"]
+# Repositories that have not the name of the method
 AUTHORS = {
     "CoCoOp": "CoOp",
     "VPT": "MaPLe",
     "IVLP": "MaPLe",
-}  # repositories that have not the name of the method
+}
 CONFIGS = ROOT / "configs/trainers"
+# Published names
 OTHERS, KEYS = (
     ("TRAINER.MMRLpp", "TRAINER.CoPrompt"),
     ("TRAINER.W", "TRAINER.DISTILL"),
-)  # published names
+)
 NOT_SET = "not set"
 COMPUTES_THE_SAME = "it changes no result, and takes less memory"
 SCRIPTS = "the published scripts set it: see test_published_scripts.py"
@@ -258,9 +260,8 @@ def test_every_allowed_difference_exists():
 
 def test_a_file_says_that_its_copies_in_other_repositories_differ():
     for file, copies in PUBLISHED.items():
-        values = [
-            copies[name] for name in copies if name != "MVLPT"
-        ]  # which has keys of datasets of its own
+        # Which has keys of datasets of its own
+        values = [copies[name] for name in copies if name != "MVLPT"]
         same = all(each == values[0] for each in values)
         assert same or "copies of this file" in head(file) or "copy of this file" in head(file), (
             file

@@ -95,9 +95,8 @@ def test_latex_escapes_special_characters():
     assert text.startswith("% 50 \\% of \\{it\\} \\& \\#1\n" r"\begin{tabular}{lc}")
     hard = r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20) \textasciitilde{}\textasciicircum{}"
     assert hard + r"\textbackslash{}\$$|$}" in text and text.isascii()
-    assert (
-        "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n" in text
-    )  # after the \\ of the row above
+    # After the \\ of the row above
+    assert "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n" in text
 
 
 # The page of a study: every table with its marks, and names and errors as text.
@@ -115,9 +114,8 @@ def texts(html: str, tag: str) -> list[str]:
 def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(
     study_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(
-        "experiments.studies.report.pictures", lambda summary: []
-    )  # they take most of the time
+    # They take most of the time
+    monkeypatch.setattr("experiments.studies.report.pictures", lambda summary: [])
     mpl = {"trainer": "MPL", "config": "small", "overrides": {"OPTIM.LR": 0.5}}
     file = study_file(
         "out", protocols=["base2new"], trainers={"CoOp": "small", HOSTILE: mpl}, seeds=[1, 2, 3]

@@ -66,9 +66,8 @@ def test_cross_dataset(run, finished, tmp_path):
     assert ended.status == 0, ended.errors
     (result,) = (tmp_path / "out").glob("crossdataset/evaluation/eurosat/*/*/seed1")
     assert read_results(result)["epochs"] == 2
-    accuracy = read_results(finished("MaPLe", "all", *depth))[
-        "accuracy"
-    ]  # the same prompts on the same images
+    # The same prompts on the same images
+    accuracy = read_results(finished("MaPLe", "all", *depth))["accuracy"]
     assert f"| MaPLe | - | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
     alone = run("MaPLe", "--protocol", "cross_dataset", "--epoch", 2, "--source", "eurosat")
     assert alone.status == 0 and f"| MaPLe | {accuracy:.2f} | - |" in alone.printed, alone.errors

@@ -134,9 +134,8 @@ def test_a_finished_folder_that_cannot_be_written_to_is_done(
 ):
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
     assert launch(*argv).status == 0
-    monkeypatch.setattr(
-        "experiments.output_folder.locked", None
-    )  # root may write to a read-only folder
+    # Root may write to a read-only folder
+    monkeypatch.setattr("experiments.output_folder.locked", None)
     assert launch(*argv).printed.startswith("Already done")
 
 

@@ -200,11 +200,12 @@ def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(
     card = results(folder)["data_use"]
     assert card == results(through)["data_use"]
     (choice,) = card["choose"]
+    # 2 epochs, and the end
     assert (card["test"]["evaluations"], choice["trials"], choice["test_images"]) == (
         3,
         2,
         8,
-    )  # 2 epochs, and the end
+    )
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
 
 
@@ -375,10 +376,11 @@ def test_linear_probe_does_not_choose_on_test_images(
     folder = on_imagenet("accepted", *ONCE, *ACCEPTED, options=options)
     assert [(choice["what"], choice["test_images"]) for choice in choices(folder)] == [(C, 8)]
     assert len(logged(folder)) == 1
+    # C chose the weights of every epoch
     for name, epoch in (
         ("newest", []),
         ("named", ["--load-epoch", 1]),
-    ):  # C chose the weights of every epoch
+    ):
         tested = on_imagenet(
             name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch]
         )

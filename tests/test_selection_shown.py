@@ -37,12 +37,13 @@ CHOICE = {
 SELECTED_RUN = {"data_use": {"choose": [CHOICE]}}
 HONEST_RUN = {"data_use": {"choose": [CHOICE | {"test_images": 0}]}}
 SETS = ("small_land", "small_counts")
+# Settings of a run on ImageNet
 ON_TEST = (
     "TEST.FINAL_MODEL",
     "best_val",
     "TEST.SELECT_ON_TEST",
     True,
-)  # settings of a run on ImageNet
+)
 NAMES = ("CoOp", "MPL", "VPT")
 
 
@@ -81,11 +82,12 @@ def row(table, method):
 def test_marked_cells_have_no_rank_beside_others(summarised):
     table = tables_of(summarised({("CoOp", "small_land")}))["few_shot, 16 shots"]
     marked, clean = f"82.00 ± 0.82 {MARK}", "82.00 ± 0.82"
+    # The second dataset is clean
     assert row(table, "CoOp") == [
         (marked, 0),
         (clean, 1),
         (marked, 0),
-    ]  # the second dataset is clean
+    ]
     assert row(table, "MPL") == [("72.00 ± 0.82", 1), ("72.00 ± 0.82", 2), ("72.00 ± 0.82", 1)]
     assert row(table, "VPT") == [("62.00 ± 0.82", 2), ("62.00 ± 0.82", 0), ("62.00 ± 0.82", 2)]
     assert table.note.endswith(f" {MARKED}; not ranked with the others.")

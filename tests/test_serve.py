@@ -340,9 +340,8 @@ def test_ctrl_c_ends_the_server_and_no_uploads_stay(
     serve, finished, free_port, monkeypatch, tmp_path
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / f"{serve_command.UPLOADS}killed/uploads").mkdir(
-        parents=True
-    )  # of a server that was killed
+    # Of a server that was killed
+    (tmp_path / f"{serve_command.UPLOADS}killed/uploads").mkdir(parents=True)
     (tmp_path / "mpl-serve-model").mkdir()  # it was deleted, too
     done = serve(finished("VPT"), "--port", free_port)
     assert (done.status, done.errors) == (0, [])

@@ -173,10 +173,11 @@ def test_a_closed_stream_has_no_reader_and_no_error(closed, tmp_path):
 
 def test_a_full_disk_names_the_log():
     logger = Logger("/dev/full")
+    # The buffer still holds the line
     for write in (
         lambda: logger.write("a line\n"),
         logger.flush,
-    ):  # the buffer still holds the line
+    ):
         with pytest.raises(OSError, match="/dev/full"):
             write()
     with pytest.raises(OSError, match="space"):

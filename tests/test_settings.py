@@ -115,11 +115,12 @@ def test_section_is_read_under_its_published_names(renamed, tmp_path):
     cfg = setup_cfg(parse_arguments([*argv, "TRAINER.COOP.START", "words"]))
     assert dict(cfg.TRAINER.RENAMED) == {"PREC": "fp32", "W": 2.0, "START": "words"}
     assert set(cfg.TRAINER) == {"NAME", "RENAMED"} and "LOSS" not in cfg
+    # The last one counts, under whatever name
     for later in (
         "TRAINER.COOP.W",
         "TRAINER.RENAMED.W",
         "LOSS.W",
-    ):  # the last one counts, under whatever name
+    ):
         cfg = setup_cfg(
             parse_arguments(
                 [*argv, "TRAINER.RENAMED.W", "3.0", "TRAINER.COOP.W", "4.0", later, "5.0"]

@@ -84,9 +84,8 @@ def refuses(prepare, eurosat):
     def refuses(*arguments):
         *options, word = arguments
         status, printed, errors = prepare("splits", "eurosat", *options, root=eurosat)
-        (line,) = (
-            line for line in errors if not line.startswith(("EuroSAT has", "Creating"))
-        )  # messages of the read
+        # Messages of the read
+        (line,) = (line for line in errors if not line.startswith(("EuroSAT has", "Creating")))
         assert (status, printed) == (2, "") and line.startswith("error: ") and word in line, errors
 
     return refuses

@@ -36,13 +36,14 @@ from inference.classifier import PromptedClassifier
 pytestmark = pytest.mark.slow
 pytest.importorskip("transformers")
 
+# What they name is unused
 LOADED = {
     "compiled kernels",
     "quantization",
     "files of a tokeniser",
     "a tower elsewhere",
     "code beside a known tower",
-}  # what they name is unused
+}
 
 
 @pytest.fixture(scope="module")

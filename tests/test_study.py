@@ -270,9 +270,8 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     assert "| =1+1 | 50.00 | 50.00 |" in (made / "tables.md").read_text()
     assert "50.00" in (made / "tables.tex").read_text()
     assert json.loads((made / "tables.json").read_text())["runs"][0]["accuracy"] == 50.0
-    assert (
-        "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()
-    )  # no formula
+    # No formula
+    assert "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()
     capsys.readouterr()
     study_command.main(["status", file])
     assert (
@@ -286,10 +285,11 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
         "2 runs, 1 of which train; {} are left: about 0.0 hours of one process and 0.00 GB, "
         "as 1 finished runs"
     )
+    # The other study has no run yet: those of this one count
     for planned, left in (
         (file, 1),
         (other, 2),
-    ):  # the other study has no run yet: those of this one count
+    ):
         study_command.main(["plan", str(planned)])
         assert counts.format(left) in capsys.readouterr().out
 

@@ -260,9 +260,8 @@ def test_times_are_averaged_per_device(tmp_path):
     few = summarise(
         study_of(tmp_path, ["MPL"], shots=(1, 16)), lambda run: 50 if run.shots == 1 else None
     )
-    assert not few.times.empty and "| MPL | - | 50.00 | - |" in markdown(
-        overview(few)
-    )  # 16 shots have no time yet
+    # 16 shots have no time yet
+    assert not few.times.empty and "| MPL | - | 50.00 | - |" in markdown(overview(few))
 
 
 def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
@@ -367,10 +366,11 @@ def test_tables_show_what_the_tests_measured(union):
     ("card", "words"),
     [
         ({"test": CARD | {"sha256": "1" * 64}}, "were tested on"),
+        # The first is a start's
         (
             {"test": CARD, "fit": [{"sha256": "2" * 64}, {"sha256": "1" * 64}]},
             "learned from",
-        ),  # the first is a start's
+        ),
     ],
 )
 def test_runs_with_different_images_are_named(card, words, union):

@@ -57,9 +57,8 @@ def test_notebook_runs_and_prints_what_it_promises(tmp_path, monkeypatch):
         )
         == 3
     )
-    assert [
-        folder.name for folder in (tmp_path / "TMPDIR").glob("tour-*/*")
-    ]  # it writes there, and nowhere else
+    # It writes there, and nowhere else
+    assert [folder.name for folder in (tmp_path / "TMPDIR").glob("tour-*/*")]
 
 
 def test_tour_of_the_code_names_the_functions_of_a_run_in_the_order_of_their_first_calls(

@@ -202,9 +202,8 @@ def test_add_and_remove_can_differ_by_layer(form):
         model, ["river", "annual crop"], 2, "a photo of a", [0, 3, 1, 0], [1, 0, 7, 2]
     )
     for block in model.visual.transformer.resblocks:
-        block.ln_1.register_forward_pre_hook(
-            lambda ln_1, x: lengths.append(x[0].shape[1] - 5)
-        )  # CLS, patches
+        # CLS, patches
+        block.ln_1.register_forward_pre_hook(lambda ln_1, x: lengths.append(x[0].shape[1] - 5))
     TOWERS[form].encode_image(model, torch.zeros(1, 3, 32, 32), prompts.vision(), read=["patches"])
     assert lengths == prompt_lengths([2, 0, 6, 2, 0], [0, 1, 0, 7, 2], 6) == [2, 1, 7, 2, 0, 0]
     # A coupling for each layer with additions, and none for the others.

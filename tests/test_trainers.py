@@ -37,9 +37,8 @@ DOCUMENTED = {
     row[0].split("`")[1]: row[1:] for row in ROWS if len(row) in (4, 6) and row[0].startswith("`")
 }
 DEEP = [name for name, (_, vision, *_) in DOCUMENTED.items() if vision != "–"]
-FIRST = {
-    file.parent.name: name for name, file in reversed(YAMLS.items())
-}  # a file of each method for `make test`
+# A file of each method for `make test`
+FIRST = {file.parent.name: name for name, file in reversed(YAMLS.items())}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
 
 
@@ -86,10 +85,11 @@ def test_every_published_setting_learns_and_is_tested(
     if method.__name__ in ("ProLIP", "RLA"):  # 300 views of each image as published
         options += [f"TRAINER.{method.section()}.AUGMENT_EPOCH", 5]
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
+        # EuroSAT's sentence has more than four words
         options += [
             "DATASET.TEMPLATE",
             "a photo of a {}.",
-        ]  # EuroSAT's sentence has more than four words
+        ]
     options += (
         ["DATASET.SENTENCES", sentences_of(NAMES, tmp_path)]
         if file.parent.name in NEED_SENTENCES

@@ -187,9 +187,8 @@ def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, k
     every = trainer.checkpoints.classes(
         written | {"class_names": ["other", *trainer.class_names]}
     ).labels
-    assert every == {
-        label: label + 1 for label in range(len(trainer.class_names))
-    }  # of any dataset
+    # Of any dataset
+    assert every == {label: label + 1 for label in range(len(trainer.class_names))}
 
 
 def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
@@ -290,9 +289,8 @@ def wrapped(state):
 def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build):
     base, every = build("DePT+CoOp", "base"), build("DePT+CoOp", "all")
     state = base.saved_module().state_dict()
-    metadata = (
-        {"metadata": base.checkpoints.metadata()} if named else {}
-    )  # a published one does not say its classes
+    # A published one does not say its classes
+    metadata = {"metadata": base.checkpoints.metadata()} if named else {}
     every.checkpoints.load({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
     assert (
         torch.equal(every.model.linear_probe_proj.bias[:3], state["linear_probe_proj.bias"])

@@ -73,12 +73,13 @@ LAYOUTS = {
         same("Apply_Eye_Makeup", "Archery", "Baby_Crawling", "Yo_Yo"), "{folder}/v_g{n:02}_c01.jpg",
     ),
 }  # fmt: skip
+# Two named crane
 WNIDS = {
     "n01440764": "tench",
     "n02012849": "crane",
     "n03126707": "crane",
     "n03710637": "maillot",
-}  # two named crane
+}
 FOLDERS = {  # test sets of ImageNet's classes: folder of the images, and image name
     "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", "{n:040x}.jpeg"),
     "imagenet_sketch": ("imagenet-sketch/images", "sketch_{n}.JPEG"),

@@ -1,5 +1,4 @@
 import sys
 
-sys.path.append(
-    __path__[0]
-)  # `python -m tools.study` finds _start.py; `python tools/study.py` does without
+# `python -m tools.study` finds _start.py; `python tools/study.py` does without
+sys.path.append(__path__[0])

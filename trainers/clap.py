@@ -14,13 +14,14 @@ from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings
 
+# The last one as the published code spells it
 VARIANTS = (
     "balanced",
     "corrected",
     "constant",
     "cosine",
     "adaptative",
-)  # the last one as the published code spells it
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,8 @@ class Prototypes(Head):
         super().__init__()
         self.prototypes = nn.Parameter(torch.zeros(classes, width))
         self.base_text_features = nn.Buffer(torch.zeros(classes, width))
-        self._buffers["logit_scale"] = torch.zeros(
-            ()
-        )  # CLIP's, in published checkpoints; the class has this name, too
+        # CLIP's, in published checkpoints; the class has this name, too
+        self._buffers["logit_scale"] = torch.zeros(())
 
     def classify(self, image, text, scale):
         return scale * normalize(image) @ normalize(self.prototypes).T

@@ -22,7 +22,6 @@ class CTPT(TuningTrainer):
     Settings = CTPTSettings
 
     def objective(self, logits, text):
-        dispersion = (
-            (text - text.mean(dim=0)).norm(dim=1).mean()
-        )  # the mean distance from their mean
+        # The mean distance from their mean
+        dispersion = (text - text.mean(dim=0)).norm(dim=1).mean()
         return super().objective(logits, text) - self.settings.LAMBDA * dispersion

@@ -16,9 +16,10 @@ from .base.prompted import Output, normalize
 from .base.settings import Accepts, MethodSettings
 
 FILMS, HEAD = ("film_lp_img", "film_lp_text"), "linear_probe_proj"
+# Published
 FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {
     "MaPLe": "MultiModalPromptLearner"
-}  # published
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,10 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:  # noqa: C901
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
-    inner = (
-        "prompt_learner." if base.saves_learner else ""
-    )  # of names that are those in the learner alone
-    prompts = [
-        f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published
-    ]  # CoOp's, too
+    # Of names that are those in the learner alone
+    inner = "prompt_learner." if base.saves_learner else ""
+    # CoOp's, too
+    prompts = [f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published]
 
     @dataclass(frozen=True)
     class Settings(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]

@@ -14,9 +14,8 @@ from common.errors import UsageError
 from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer
 from .base.head import Head
 
-TRIALS = (
-    7 + 2 + 6
-)  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
+# Values of C that `search` tries: powers of ten, the ends around the best, and halvings
+TRIALS = 7 + 2 + 6
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ def fit(features: np.ndarray, labels: np.ndarray, c: float):
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a weak penalty may need more steps: the search does not choose it then
+        # A weak penalty may need more steps: the search does not choose it then
+        warnings.simplefilter("ignore")
         return LogisticRegression(C=c, max_iter=1000).fit(features, labels)
 
 

@@ -99,9 +99,8 @@ class MPLPrompts(TemplatePrompts):
     def vision(self) -> Schedule:
         projections: Any = self.txt2img_proj
         keys = [str(layer) for layer in range(len(self.adds))]
-        maps = [
-            [which[key] for which in projections if key in which] for key in keys
-        ]  # of each layer
+        # Of each layer
+        maps = [[which[key] for which in projections if key in which] for key in keys]
         contexts = [
             ctx
             for ctx, of_layer in zip(self.compound_prompts_text, maps, strict=True)

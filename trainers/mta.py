@@ -44,9 +44,8 @@ def bandwidths(features: Tensor) -> Tensor:
     """
     nearest = max(1, int(NEIGHBOURS * (len(features) - 1)))
     squared = squared_distances(features, features)
-    return (
-        squared.sort(dim=1).values[:, 1 : 1 + nearest].mean(dim=1) / 2
-    )  # the first is the view itself
+    # The first is the view itself
+    return squared.sort(dim=1).values[:, 1 : 1 + nearest].mean(dim=1) / 2
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

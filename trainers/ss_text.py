@@ -58,9 +58,8 @@ class SSText(FittedTrainer):
             self.model.scale,
         )
         sums = torch.zeros_like(text).index_add_(0, labels, rows)
-        strength = len(rows) * self.penalties(support).clamp(
-            min=LEAST
-        )  # of the text against the images
+        # Of the text against the images
+        strength = len(rows) * self.penalties(support).clamp(min=LEAST)
         weight = text + scale * sums / strength[:, None]
         if self.settings.RULE == "SStext+":
             weight = weight - normalize(2 * weight - weight.mean(dim=0))

@@ -49,9 +49,8 @@ class TaskRes(FeatureTrainer):
 
     def build_model(self):
         super().build_model()
-        self.set_texts(
-            self.model.class_texts
-        )  # MODEL.INIT_WEIGHTS may have loaded those of its run
+        # MODEL.INIT_WEIGHTS may have loaded those of its run
+        self.set_texts(self.model.class_texts)
 
     def set_texts(self, texts):
         super().set_texts(texts)

@@ -65,10 +65,11 @@ class TDA(ViewsTrainer):
         if self.settings.CHOOSE_ON == "nothing":
             return super().choices
         images = self.dm.dataset.test
+        # Nobody says of how many values
         keys = (
             "TRAINER.TDA.POSITIVE_ALPHA",
             "TRAINER.TDA.POSITIVE_BETA",
-        )  # nobody says of how many values
+        )
         return [choice(key, self.cfg, self.dataset_title, images, self.dm.dataset) for key in keys]
 
     def order(self, images):
@@ -82,9 +83,8 @@ class TDA(ViewsTrainer):
         for name in ("POSITIVE", "NEGATIVE"):
             slots = getattr(self.settings, f"{name}_SHOT_CAPACITY")
             state[f"{name}_FEATURES"] = text.new_zeros(classes, slots, joint)
-            state[f"{name}_ENTROPIES"] = text.new_full(
-                (classes, slots), torch.inf
-            )  # inf: there is none
+            # Inf: there is none
+            state[f"{name}_ENTROPIES"] = text.new_full((classes, slots), torch.inf)
         state["NEGATIVE_MASKS"] = torch.zeros(
             classes, slots, classes, dtype=torch.bool, device=text.device
         )
@@ -99,9 +99,8 @@ class TDA(ViewsTrainer):
             z = z + s.POSITIVE_ALPHA * self.near("POSITIVE", feature, state).sum(dim=1)
         lower, upper = s.NEGATIVE_ENTROPY_THRESHOLD_LOWER, s.NEGATIVE_ENTROPY_THRESHOLD_UPPER
         if s.NEGATIVE_ENABLED:
-            if (
-                lower < entropy / math.log2(max(2, len(z))) < upper
-            ):  # of nats and bits, as published
+            # Of nats and bits, as published
+            if lower < entropy / math.log2(max(2, len(z))) < upper:
                 mask = (p > s.NEGATIVE_MASK_THRESHOLD_LOWER) & (p < s.NEGATIVE_MASK_THRESHOLD_UPPER)
                 keep("NEGATIVE", of_class, entry | {"MASKS": mask}, state)
             weights = self.near("NEGATIVE", feature, state).flatten()

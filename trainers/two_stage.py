@@ -16,9 +16,8 @@ from .base.prompts import check_layer
 from .base.settings import MethodSettings
 from .base.steps import SteppedTrainer, cosines
 
-NAME = re.compile(
-    r"^(visual\.)?(?:transformer\.resblocks\.(\d+)\.)?(.*)$"
-)  # of a tensor: tower, block, rest
+# Of a tensor: tower, block, rest
+NAME = re.compile(r"^(visual\.)?(?:transformer\.resblocks\.(\d+)\.)?(.*)$")
 TENSORS = {"ln": r"ln_[12]\..*", "bitfit": r".*\.bias", "lora": ""}  # of a block
 
 
@@ -136,9 +135,8 @@ class TwoStage(SteppedTrainer):
     def forward_backward(self, batch):
         step, model = self.sched.last_epoch, self.model
         model.second_stage = step >= self.first_steps
-        model.prompt_learner.train(
-            not model.second_stage
-        )  # the tuned towers are frozen then: without dropout
+        # The tuned towers are frozen then: without dropout
+        model.prompt_learner.train(not model.second_stage)
         if step == self.first_steps:
             with torch.no_grad():
                 model.prompt_learner.classifier.copy_(

@@ -40,9 +40,8 @@ class UPTPrompts(ContextPrompts):
         ctx = gaussian(n_text, text_width(clip))
         super().__init__(clip, classnames, ["X"] * n_text, ctx, settings.CLASS_TOKEN_POSITION)
         self.unified, self.deep = settings.UNIFIED, depth > 1
-        bound = (
-            6 / (image_tower(clip).patch + width)
-        ) ** 0.5  # as for the weights of a patch embedding
+        # As for the weights of a patch embedding
+        bound = (6 / (image_tower(clip).patch + width)) ** 0.5
         self.vpt_embeddings = nn.Parameter(torch.empty(1, n_vision, width).uniform_(-bound, bound))
         if self.deep:
             self.vpt_embeddings_deep = nn.Parameter(

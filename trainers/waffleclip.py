@@ -57,12 +57,10 @@ def word_sequences(names: Sequence[str], words: Sequence[str], draw: Callable) -
     """
     parts = [plain(name).split(" ") for name in names]
     count = max(round(np.mean([len(part) for part in parts])), 1)
-    length = round(
-        np.mean([np.mean([len(word) for word in part]) for part in parts])
-    )  # numpy's rounding errors count
-    shortened = np.array(
-        [word[:length] for word in words]
-    )  # an array, as each draw would copy a list into one
+    # numpy's rounding errors count
+    length = round(np.mean([np.mean([len(word) for word in part]) for part in parts]))
+    # An array, as each draw would copy a list into one
+    shortened = np.array([word[:length] for word in words])
     if not shortened.size:
         raise UsageError(
             "the file TRAINER.WAFFLECLIP.WORDS is empty", "give it a word on each line"

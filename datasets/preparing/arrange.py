@@ -70,10 +70,11 @@ class Preparation:
         """Get, verify, unpack and rename the missing files. Raises UsageError if one is not
         available or not valid.
         """
+        # This command makes neither links nor pipes
         for path in (
             self.work,
             *self.work.rglob("*"),
-        ):  # this command makes neither links nor pipes
+        ):
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
                 raise self.with_command(
                     UsageError(f"{path} is a link or not a regular file", where=path)
@@ -86,9 +87,8 @@ class Preparation:
             print(f"{lock} exists: waiting while another process prepares this dataset")
         try:
             with FileLock(lock), ExitStack() as stack:
-                stack.callback(
-                    lock.unlink, missing_ok=True
-                )  # while it is held: a process that waits makes another one
+                # While it is held: a process that waits makes another one
+                stack.callback(lock.unlink, missing_ok=True)
                 self.work.mkdir(exist_ok=True)
                 stack.callback(shutil.rmtree, self.work / "unpacked", ignore_errors=True)
                 for file in self.missing_texts():
@@ -145,9 +145,8 @@ class Preparation:
             if absent.intersection(file.targets):
                 needed |= {file.name, file.labels_from}
                 absent.difference_update(file.targets)
-        if Path(problem.where or "").is_file() or not (
-            needed or self.missing_texts()
-        ):  # a damaged split
+        # A damaged split
+        if Path(problem.where or "").is_file() or not (needed or self.missing_texts()):
             raise self.with_command(problem)
         archives = [file for file in archives if file.name in needed]
         manual = [file for file in archives if not (self.local(file) or file.link or self.mirror)]
@@ -190,9 +189,8 @@ class Preparation:
         if path is None:
             remedy = f"put {file.name} into {self.folder} manually, then: {self.command}"
             return fetch(file, self.work, remedy, self.mirror)
-        fault = (
-            difference(path, file) if path.parent != self.work else ""
-        )  # else it was verified after its download
+        # Else it was verified after its download
+        fault = difference(path, file) if path.parent != self.work else ""
         if fault:
             what = f"{path} is not the published file ({fault})"
             raise UsageError(what, "download it again, or delete it", path)
@@ -236,9 +234,8 @@ class Preparation:
                 )
                 if not tops:
                     raise UsageError(f"no folder {top} in it", where=path)
-                innermost = max(
-                    tops, key=lambda place: len(place.parts)
-                )  # repacked archives have folders around it
+                # Repacked archives have folders around it
+                innermost = max(tops, key=lambda place: len(place.parts))
                 merge(innermost, self.folder / target)
         except UsageError as error:
             if path.parent == self.work:

@@ -228,9 +228,8 @@ def draw(subject: Subject, style: Style, rng: np.random.Generator) -> Image.Imag
 def draw_objects(subject: Subject, style: Style, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE, 3): equal objects on a background, or a pattern that fills the image."""
     colour = np.array(COLOURS[subject.colour or pick(rng, COLOURS)]) + rng.normal(0, style.hue, 3)
-    paper = (
-        250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour
-    )  # a shade of the colour
+    # A shade of the colour
+    paper = 250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour
     texture = subject.texture or pick(rng, TEXTURES)
     ink = TEXTURES[texture](*grid(rng, rng.uniform(*style.periods), style.turn), rng).astype(
         np.float32

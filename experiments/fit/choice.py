@@ -82,9 +82,8 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
     for repeat, row in enumerate(found):
         splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # that a class has fewer groups than there are folds
+            # That a class has fewer groups than there are folds
+            warnings.simplefilter("ignore", UserWarning)
             for fold, (_, out) in enumerate(splitter.split(held, labels[held], groups[held])):
                 row[held[out]] = fold
     for row in found.copy():
@@ -185,9 +184,8 @@ def choose(
     best = int(np.argmin([sample.mean(score) for score in scores]))
     chosen = stack(logits, sample, members, start)
     score = losses(combine(chosen, logits), labels)
-    if (
-        sample.in_errors(score - scores[best]) > 1 or not chosen.any()
-    ):  # names that mislead may have no weight
+    # Names that mislead may have no weight
+    if sample.in_errors(score - scores[best]) > 1 or not chosen.any():
         chosen, score = singles[best], scores[best]
     lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
     better = sample.in_errors(scores[0] - score) > 1 and sample.in_errors(lead) <= 1

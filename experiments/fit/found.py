@@ -28,20 +28,17 @@ class Found:
 
     images: list[Photo]  # each image that can be used, once; those for training first
     names: list[str]  # of the classes, sorted
-    damaged: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what is wrong with images that are left out, by path
+    # What is wrong with images that are left out, by path
+    damaged: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # for the user
-    candidates: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # of each: name, accuracy and seconds, or its fault
+    # Of each: name, accuracy and seconds, or its fault
+    candidates: list[dict[str, Any]] = field(default_factory=list)
     chosen: Sequence[tuple[Candidate, float]] = ()  # candidates and their weights
     # How many images are of one scene, for people; empty if each image is a scene of its own
     grouped: str = ""
     estimate: Estimate | None = None  # of the accuracy on new images
-    estimates: dict[str, Estimate] = field(
-        default_factory=dict
-    )  # by how frequent the classes are: `command.PRIORS`
+    # By how frequent the classes are: `command.PRIORS`
+    estimates: dict[str, Estimate] = field(default_factory=dict)
     ungrouped: float | None = (
         None  # what the estimate would be if images of one scene were in several folds
     )
@@ -51,9 +48,8 @@ class Found:
         None  # what the estimate would be if the choice were not made inside of the folds
     )
     test: dict[str, Any] | None = None  # of test images: their number and the accuracy
-    curve: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # images of a class, accuracy of the chosen heads
+    # Images of a class, accuracy of the chosen heads
+    curve: list[tuple[float, float]] = field(default_factory=list)
     held: Any = None  # (held,), the places in `images` of those that were held out
     sample: Any = None  # their labels, their groups, and how much each counts
     logits: Any = None  # (repeats, held, classes), by the chosen classifier

@@ -35,10 +35,12 @@ from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import cache_folder, mean_text_features
 
 ENSEMBLE = "Linear"  # a sum of those below
+# Which learn nothing: by a template, and by the user's sentences
 ZERO_SHOT, SENTENCES = (
     "ZeroshotCLIP",
     "CuPL",
-)  # which learn nothing: by a template, and by the user's sentences
+)
+# In features of unit length
 LINEAR = (
     ZERO_SHOT,
     SENTENCES,
@@ -48,11 +50,10 @@ LINEAR = (
     "TaskRes",
     "GDA",
     "LPPlusPlus",
-)  # in features of unit length
+)
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
-ZERO_SHOT_SHARE = (
-    1 / 4
-)  # of the default ensemble; chosen on other draws than those of docs/own_classes.md
+# Of the default ensemble; chosen on other draws than those of docs/own_classes.md
+ZERO_SHOT_SHARE = 1 / 4
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
 LIMIT, MOST_KEPT = 1e9, 50e6  # bytes of the logits of all heads that are kept, and of one
@@ -191,9 +192,8 @@ class Heads:
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
-        self.cache = DiskCache(
-            cache_folder(), "heads", "logits of heads", LIMIT
-        )  # for a fit that is killed
+        # For a fit that is killed
+        self.cache = DiskCache(cache_folder(), "heads", "logits of heads", LIMIT)
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)

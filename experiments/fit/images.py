@@ -51,9 +51,8 @@ def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Phot
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
         photos += [replace(photo, part="test") for photo in read(test)]
-    photos = [
-        replace(photo, label=" ".join(photo.label.split())) for photo in photos
-    ]  # as a model's class names
+    # As a model's class names
+    photos = [replace(photo, label=" ".join(photo.label.split())) for photo in photos]
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
     if len(learned) < 2:
         what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"

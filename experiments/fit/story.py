@@ -136,9 +136,8 @@ def fit(  # noqa: PLR0915
         seen_images(found, rows, role).write(args.to)
         write_text(args.to / "report.html", report.page(args, found))
         write_text(args.to / "labels.csv", report.labels_csv(found))
-        request = (
-            {} if encoder.changed else record["request"]
-        )  # the same call again does not lack these images
+        # The same call again does not lack these images
+        request = {} if encoder.changed else record["request"]
         record = {
             "form": record["form"],
             "finished": True,

@@ -37,9 +37,8 @@ from .found import Found
 from .heads import Candidate, Heads, learned, start
 from .plan import Plan
 
-TRAINED = tuple(
-    map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp"))
-)  # the most promising first
+# The most promising first
+TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))
 LIMIT = 1e9  # bytes of all logits that are kept
 
 

@@ -107,9 +107,8 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call: 
     }
     values = {**script.variables, **given, **dict(zip(positions, words, strict=False))}
     rest = words[len(positions) :]
-    if (
-        "[CFG]" in script.form and rest and "." not in rest[0] and not rest[0].isupper()
-    ):  # as a KEY is
+    # As a KEY is
+    if "[CFG]" in script.form and rest and "." not in rest[0] and not rest[0].isupper():
         values["CFG"] = rest.pop(0)
     if "[EPOCHS]" in script.usage and rest and rest[0].isdecimal():
         values["EPOCHS"] = rest.pop(0)
@@ -129,9 +128,8 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call: 
             )
     except UsageError as error:
         raise UsageError(f"{usage}: {error}", script.note) from error
-    here = (
-        Path() if Path.cwd() == ROOT else Path.cwd()
-    )  # the user's relative paths; the defaults are in ROOT
+    # The user's relative paths; the defaults are in ROOT
+    here = Path() if Path.cwd() == ROOT else Path.cwd()
     folders = {
         "data": values.pop("DATA", None) or environment.get("DATA"),
         "output": environment.get("OUT"),

@@ -25,9 +25,8 @@ class Script:
     # A key of `PROTOCOLS`; `zero_shot` tests zero-shot CLIP, `ood` prompts in a folder, with --ood;
     # empty: an argument.
     protocol: str = ""
-    steps: tuple[int, ...] | str = (
-        0,
-    )  # 0: the protocol's training run, 1: its test; reproduce: of published prompts
+    # 0: the protocol's training run, 1: its test; reproduce: of published prompts
+    steps: tuple[int, ...] | str = (0,)
     method: str = ""  # empty: METHOD is the first argument
     cfg: str = ""  # the YAML file; empty: the method's recipe for the protocol
     datasets: tuple[str, ...] = ()  # one run for each, unless DATASET is an argument
@@ -38,9 +37,8 @@ class Script:
     epochs: Mapping[str, int | None] = field(default_factory=dict)  # the same, for single datasets
     settings: str = ""  # more settings of all runs: KEY VALUE pairs
     train_settings: str = ""  # more settings of training runs
-    variables: Mapping[str, str] = field(
-        default_factory=dict
-    )  # environment variables with their defaults
+    # Environment variables with their defaults
+    variables: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[str, ...] = ()  # those of the steps, where they are not the protocol's
     repository: str = ""  # of the published script; empty: the script is ours
     note: str = ""  # printed with each start: what users of another form have to know

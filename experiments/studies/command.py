@@ -49,9 +49,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
     from .executor import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
-    finished = collect_results(
-        study, trials
-    )  # raises for links, damaged results, and those of other settings
+    # Raises for links, damaged results, and those of other settings
+    finished = collect_results(study, trials)
     waiting = decide(study)
     finished |= collect_results(study)
     progress = Progress(study)

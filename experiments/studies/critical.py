@@ -10,18 +10,18 @@ import pandas as pd
 from ..comparing import LEVEL
 from .tables import Summary, as_shown
 
+# Fewer methods have a test of two; with fewer datasets the tests find almost nothing
 METHODS, DATASETS = (
     3,
     5,
-)  # fewer methods have a test of two; with fewer datasets the tests find almost nothing
+)
 
 
 class Ranking(NamedTuple):
     """The ranks of methods over datasets (Demšar, JMLR 2006)."""
 
-    ranks: (
-        pd.Series
-    )  # average rank by method, ascending; accuracies equal to two decimals share theirs
+    # Average rank by method, ascending; accuracies equal to two decimals share theirs
+    ranks: pd.Series
     datasets: int  # their number
     # Of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset
     p: float

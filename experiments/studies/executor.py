@@ -49,9 +49,8 @@ def check_datasets(study: Study) -> None:
     Raises UsageError if files are missing, or trials would choose on test images against their
     rule.
     """
-    for name in dict.fromkeys(
-        run.dataset for run in study.runs()
-    ):  # with all of its classes and images
+    # With all of its classes and images
+    for name in dict.fromkeys(run.dataset for run in study.runs()):
         arguments = [
             "--root",
             str(study.root),
@@ -146,9 +145,8 @@ class LocalExecutor:
 
     def __init__(self, workers: int, threads: int = 1):
         self.workers, self.threads = workers, threads
-        self.last: dict[
-            ProcessPoolExecutor, Future[str | None]
-        ] = {}  # of each process its last run
+        # Of each process its last run
+        self.last: dict[ProcessPoolExecutor, Future[str | None]] = {}
 
     def slots(self) -> int:
         """How many runs it can execute at a time, now."""
@@ -159,9 +157,8 @@ class LocalExecutor:
         idle = (pool for pool, last in self.last.items() if last.done() and not last.exception())
         # A pool of several processes would end them all if one dies.
         pool = next(idle, None) or ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # Ctrl-C reaches every process of a terminal
+        # Ctrl-C reaches every process of a terminal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.last[pool] = pool.submit(
                 execute_in_process, os.getcwd(), self.threads, run.arguments
@@ -174,9 +171,8 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *exception) -> None:
-        for process in (
-            active_children() if any(exception) else ()
-        ):  # an idle one ends by itself, and tidies up
+        # An idle one ends by itself, and tidies up
+        for process in active_children() if any(exception) else ():
             process.kill()
         for pool in self.last:
             pool.shutdown()
@@ -226,9 +222,8 @@ class Cluster:
                 log_to_driver=False,
                 logging_level="ERROR",  # type: ignore[arg-type]  # logging takes names as well as numbers
                 include_dashboard=False,
-                job_config=JobConfig(
-                    code_search_path=[str(ROOT)]
-                ),  # where workers import this project from
+                # Where workers import this project from
+                job_config=JobConfig(code_search_path=[str(ROOT)]),
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
@@ -289,9 +284,8 @@ def execute_run(arguments: Sequence[str]) -> str | None:
             spec = RunSpec(args)
             spec.check()
             train_and_test(spec, wait=True)
-        if (
-            read_results(Path(args.output_dir)) is None
-        ):  # otherwise each start of the study would train it again
+        # Otherwise each start of the study would train it again
+        if read_results(Path(args.output_dir)) is None:
             raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
     except (Exception, SystemExit) as caught:  # noqa: BLE001, RUF100
         error = caught
@@ -313,9 +307,8 @@ def end_with_parent() -> None:
 def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
     """`execute_run` in a process of an executor, which gives it further runs."""
     os.chdir(folder)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # Ray's handler raises an exception, as if the run had failed
+    # Ray's handler raises an exception, as if the run had failed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(threads)
     return execute_run(arguments)
 

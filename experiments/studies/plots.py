@@ -40,6 +40,7 @@ Y_LABELS = {
 KINDS = ("png", "svg", "pdf")
 MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
 LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+# Okabe and Ito's, 2008
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -48,7 +49,7 @@ COLOURS = (
     "#e69f00",
     "#56b4e9",
     "0.45",
-)  # Okabe and Ito's, 2008
+)
 matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 
 
@@ -197,9 +198,8 @@ def few_shot(summary: Summary) -> Figure:
     if cells["part"].nunique() < 2:
         return Figure()
     styles, shots = plot_styles(summary), summary.study.shots
-    selected = set(
-        cells[cells["selected_on_test"]]["method"]
-    )  # curves cross: the legend has the mark, too
+    # Curves cross: the legend has the mark, too
+    selected = set(cells[cells["selected_on_test"]]["method"])
     cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
     of_datasets = dict(list(cells.groupby("dataset")))
     panels = {
@@ -232,9 +232,8 @@ def gains(summary: Summary) -> Figure:
         )
         gain = (means[focus] - means[baseline]).dropna().sort_values()
         if len(gain):
-            order = sorted(
-                gain.index, key="average".__eq__
-            )  # the average is the last bar, at the top
+            # The average is the last bar, at the top
+            order = sorted(gain.index, key="average".__eq__)
             panels[names] = gain[order], set(rows[rows["selected_on_test"]]["dataset"])
     height = 1.4 + 0.28 * max((len(gain) for gain, _ in panels.values()), default=0)
     figure, drawn = subplots_grid(panels, 4.6, height, 3)

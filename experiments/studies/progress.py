@@ -47,9 +47,8 @@ class Measured:
     """What finished runs took."""
 
     def __init__(self) -> None:
-        self.times: dict[tuple[str, bool], list[float]] = defaultdict(
-            list
-        )  # seconds, by method and whether it trained
+        # Seconds, by method and whether it trained
+        self.times: dict[tuple[str, bool], list[float]] = defaultdict(list)
         self.bytes: list[int] = []  # of the files of each run
         self.devices: Counter[str] = Counter()
 
@@ -90,15 +89,13 @@ class Progress:
     """
 
     def __init__(self, study: Study):
-        self.done: dict[
-            Run, float
-        ] = {}  # the seconds that each finished run has trained and tested
+        # The seconds that each finished run has trained and tested
+        self.done: dict[Run, float] = {}
         self.running: list[Run] = []  # that some process executes, on this machine or another
         self.failed: dict[Run, str] = {}  # the error of each in one line
         self.left: list[Run] = []
-        self.measured = (
-            Measured()
-        )  # by the finished runs or, without one, by those of other studies in the same folder
+        # By the finished runs or, without one, by those of other studies in the same folder
+        self.measured = Measured()
         for run in (*study.trials(), *study.runs()):
             if (results := read_results(run.folder)) is not None:
                 self.done[run] = self.measured.add(

@@ -77,9 +77,8 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
 
 def settings(runs: Collection[Run]) -> Table:
     """The settings of each method: every value that its finished runs have."""
-    values: dict[str, dict[str, list[str]]] = defaultdict(
-        lambda: defaultdict(list)
-    )  # setting -> method -> values
+    # Setting -> method -> values
+    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         file = run.folder / "config.yaml"
         for key, value in flatten(read_yaml(file)).items() if file.is_file() else ():

@@ -32,9 +32,8 @@ DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-LAYOUTS: dict[str, list[str]] = yaml.safe_load(
-    Path(__file__).with_name("layouts.yaml").read_text()
-)  # by protocol
+# By protocol
+LAYOUTS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text())
 # Names of methods and datasets in their folders, where these are others than here.
 NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
 NAMES |= {
@@ -76,9 +75,8 @@ def find_prompts(
         pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
         fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
         runs = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
-        if (
-            protocol == "base2new"
-        ):  # in MMRL's repository, the prompts of cross_dataset are there, too
+        # In MMRL's repository, the prompts of cross_dataset are there, too
+        if protocol == "base2new":
             runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
         if len(runs) > 1:
             of_cfg = {cfg, f"{cfg}_{shots}shots"}
@@ -99,13 +97,11 @@ def find_prompts(
 class PublishedStudy(Study):
     """A study whose runs test a set of checkpoints."""
 
-    prompts: dict[Key, Path] = field(
-        default_factory=dict, hash=False
-    )  # folders of training runs by their data
+    # Folders of training runs by their data
+    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
     epoch: int | None = None  # of the checkpoints; None for the best or newest
-    tested_on: tuple[
-        str, ...
-    ] = ()  # the datasets of cross_dataset to test, which may include the source
+    # The datasets of cross_dataset to test, which may include the source
+    tested_on: tuple[str, ...] = ()
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         """The tests of the prompts. From base to new classes, a test of the base classes has its
@@ -141,9 +137,8 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         layout = "cross_dataset" if crossing else protocol
         trained = [args.source] if crossing else args.datasets or ELEVEN
         shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
-        alone = (
-            trained[0] if len(trained) == 1 else place.resolve().name
-        )  # the dataset whose name the layout may lack
+        # The dataset whose name the layout may lack
+        alone = trained[0] if len(trained) == 1 else place.resolve().name
         prompts = {}
         for key in product(trained, shots, args.seeds):
             if folder := find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg):

@@ -59,9 +59,8 @@ class Variant:
     cfg: str = ""
     cross_cfg: str = ""  # the YAML file for cross_dataset, if it differs
     overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
-    dataset_overrides: dict[str, tuple[str, ...]] = field(
-        default_factory=dict, hash=False
-    )  # for single datasets
+    # For single datasets
+    dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
 
     def __post_init__(self) -> None:
@@ -88,9 +87,8 @@ class Variant:
         section.
         """
         group, _, rest = key.partition(".")
-        by_class = key == "DATASET.NUM_SHOTS" and value.strip(
-            "-0123456789"
-        )  # a list or a file, no number
+        # A list or a file, no number
+        by_class = key == "DATASET.NUM_SHOTS" and value.strip("-0123456789")
         if key in SET_BY_STUDY and not by_class:
             raise UsageError(
                 f"{self.name} cannot {verb} {key}", f"use the study's own key {SET_BY_STUDY[key]}"
@@ -169,9 +167,8 @@ class Search:
     dataset: str  # the one to train on
     shots: int
     file: Path  # where the choice is written
-    trials: dict[
-        Values, tuple[Run, ...]
-    ]  # by the values, runs whose mean accuracy counts; the first win a tie
+    # By the values, runs whose mean accuracy counts; the first win a tie
+    trials: dict[Values, tuple[Run, ...]]
 
 
 @dataclass(frozen=True)
@@ -408,9 +405,8 @@ class Study:
         results = self.output / place / self.folder(step, dataset, training)
         overrides = variant.dataset_overrides
         own = overrides.get(dataset, ())
-        if (
-            dataset != training.dataset
-        ):  # the prompts have their source's settings, without those of its images
+        # The prompts have their source's settings, without those of its images
+        if dataset != training.dataset:
             pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
         calibrates = ("TEST.CALIBRATE", True) if self.calibrate and not values else ()

@@ -77,9 +77,8 @@ def convert(key: str, value: Any, kind: Any) -> Any:
         return tuple(value) if isinstance(value, list) else (value,)
     if kind not in (str, Path, Path | None):
         return value
-    if (
-        not isinstance(value, str) or not value.strip() or value.startswith("-")
-    ):  # a dash begins an option of train.py
+    # A dash begins an option of train.py
+    if not isinstance(value, str) or not value.strip() or value.startswith("-"):
         raise UsageError(
             f"{key} is {value!r}", "give a name" if kind is str else "give the path of a folder"
         )

@@ -68,9 +68,8 @@ class Summary:
 
     def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
         self.study, self.results = study, results
-        self.spread, self.spread_name = SPREADS[
-            intervals
-        ]  # what ± is: a column of `cells`, and its name
+        # What ± is: a column of `cells`, and its name
+        self.spread, self.spread_name = SPREADS[intervals]
         rows = []
         for run, measured in results.items():
             names = {
@@ -86,9 +85,8 @@ class Summary:
             settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
             settings |= others(measured)
             rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
-        self.runs = runs = pd.DataFrame(
-            rows
-        )  # a row for every finished run: settings, and what its results.json has
+        # A row for every finished run: settings, and what its results.json has
+        self.runs = runs = pd.DataFrame(rows)
         self.variants = {variant.name: variant for variant in study.variants}
         columns = [*CELL, "seed", "accuracy"]
         index = ["protocol", "method", "dataset", "seed"]
@@ -288,9 +286,8 @@ class Summary:
             ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
             difference = ours - theirs  # seeds x datasets; NaN where a run is missing
             of_pairs = difference["average"], difference[self.averaged(protocol)].mean()
-            seeds, datasets = (
-                values.dropna().round(9) for values in of_pairs
-            )  # rounding errors would break ties
+            # Rounding errors would break ties
+            seeds, datasets = (values.dropna().round(9) for values in of_pairs)
             both = {method: self.selected(protocol, part, method) for method in (self.focus, name)}
             row: dict[str, Any] = {
                 "protocol": protocol,

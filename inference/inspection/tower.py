@@ -75,14 +75,12 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
         They add up to 1.
     """
     rows, columns = clip.visual.grid_size
-    flow = torch.eye(1 + rows * columns, device=images.device).repeat(
-        len(images), 1, 1
-    )  # (batch, T, CLS and patches)
+    # (batch, T, CLS and patches)
+    flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)
     for layer, (_, weights, entered) in enumerate(layers_of(clip, images, schedule)):
         new, edit = entered.count(layer), schedule[layer] if layer < len(schedule) else Edit()
-        mixed = (1 - edit.weight) * flow[
-            :, flow.shape[1] - edit.remove :
-        ]  # empty, or zero, without a mix
+        # Empty, or zero, without a mix
+        mixed = (1 - edit.weight) * flow[:, flow.shape[1] - edit.remove :]
         flow = F.pad(flow[:, : weights.shape[-1] - new], (0, 0, 0, new))
         flow[:, flow.shape[1] - mixed.shape[1] :] += mixed
         flow = (weights.mean(dim=1) @ flow + flow) / 2
@@ -130,9 +128,8 @@ def highlighted(image: Tensor, shares: Shares) -> Tensor:
     """An image (3, H, W), colours from 0 to 1, with each patch as bright as its share."""
     patches = torch.tensor(shares["patches"])
     light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]
-    return (
-        image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)
-    )  # a dark image as bright as others
+    # A dark image as bright as others
+    return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)
 
 
 def shares_text(shares: Shares) -> str:

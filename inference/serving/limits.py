@@ -24,13 +24,14 @@ ALL_BYTES = 160 << 20
 MANY_OF_YOURS = "too many of your requests wait: send this one later"
 MOST_REQUESTS = 2 * CONNECTIONS  # of a visitor: one of a closed connection ends a little later
 EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
+# Requests of a browser with the page
 POSTS = (
     "/upload",
     "/queue/join",
     "/run/predict",
     "/cancel",
     "/reset",
-)  # requests of a browser with the page
+)
 KEYS = "data", "fn_index", "session_hash", "trigger_id", "event_id"  # of a question
 FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
 
@@ -203,9 +204,8 @@ class Limits:
 
     def is_upload(self, path: Any) -> bool:
         """Whether it is the path of an upload or an example: a visitor can send any."""
-        with suppress(
-            OSError, ValueError, RuntimeError
-        ):  # a NUL in the path, or links without an end
+        # A NUL in the path, or links without an end
+        with suppress(OSError, ValueError, RuntimeError):
             if isinstance(path, str):
                 file = Path(path).resolve()
                 return file.is_relative_to(self.uploads.resolve()) and file.is_file()

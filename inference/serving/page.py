@@ -27,10 +27,11 @@ from .server import visitor_of
 from .service import Job, Names, Question, Service
 
 BARS = 5  # classes of each model
+# Class names on the page and their characters: more would take minutes
 MOST_NAMES, MOST_TEXT = (
     1000,
     20_000,
-)  # class names on the page and their characters: more would take minutes
+)
 MOST_QUESTIONS = 24  # of a visitor that wait
 MOST_WAITING = 100  # questions of all until Gradio takes them
 MOST_CLASSES = 100_000  # of an answer

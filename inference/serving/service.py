@@ -34,10 +34,11 @@ from .reading import PIXELS, Readers
 READERS = 3  # processes that read images; one address has at most two of them
 MOST = 100  # images of a request
 REMEMBERED = 32  # image files: the page asks for each again when its class names are edited
+# Images of a batch that a thread waits for while others compute: of slow and of fast models
 FEW, SEVERAL = (
     4,
     8,
-)  # images of a batch that a thread waits for while others compute: of slow and of fast models
+)
 SHORT = 1.0  # seconds of a larger batch: others wait meanwhile
 
 
@@ -179,9 +180,8 @@ class Service:
         threads = 1 if on_gpu else torch.get_num_threads()
         views = max(classifier.views for classifier in self.classifiers)
         self.largest = max(1, BATCH // views)
-        self.room = Semaphore(
-            (threads + 1) * self.largest
-        )  # for images that are read and not classified
+        # For images that are read and not classified
+        self.room = Semaphore((threads + 1) * self.largest)
         for work in [self.read] * READERS + [partial(self.classify, threads)] * threads:
             Thread(target=work, daemon=True).start()
         try:
@@ -192,9 +192,8 @@ class Service:
 
     def read(self) -> None:
         """Read one image after another."""
-        torch.set_num_threads(
-            1
-        )  # Torch starts threads for each thread that computes: this one needs none
+        # Torch starts threads for each thread that computes: this one needs none
+        torch.set_num_threads(1)
         while jobs := self.to_read.take(1):
             (job,) = jobs
             self.room.acquire()

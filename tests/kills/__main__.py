@@ -181,9 +181,8 @@ def main() -> int:
         futures = {}
         for index, subject in enumerate(chosen):
             totals = {"KILL": args.kill, "TERM": args.term, "FULL": args.full}
-            cuts = {
-                how: (total + index) // len(chosen) for how, total in totals.items()
-            }  # nearly equal shares
+            # Nearly equal shares
+            cuts = {how: (total + index) // len(chosen) for how, total in totals.items()}
             futures[subject.name] = pool.submit(
                 kill_at_random, subject, cuts, place / subject.name, args.seed
             )

@@ -50,21 +50,23 @@ LIBRARY.guard()
 
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+# Between two devices
 COPIES = {
     aten.copy_.default,
     aten._to_copy.default,
     aten._foreach_copy_.default,
-}  # between two devices
+}
 INDEXED = {
     aten.index.Tensor,
     aten._unsafe_index.Tensor,
     aten.index_put.default,
     aten.index_put_.default,
 }
+# By indices on either device
 INDEXED |= {
     aten._index_put_impl_.default,
     aten._unsafe_index_put.default,
-}  # by indices on either device
+}
 PRODUCTS = {
     aten.mm.default,
     aten.bmm.default,
@@ -92,9 +94,8 @@ FREE |= {
     aten.alias.default,
     aten._unsafe_view.default,
 }
-FREE |= {
-    aten.lift_fresh.default
-}  # memory without values, and views that the schema does not say are some
+# Memory without values, and views that the schema does not say are some
+FREE |= {aten.lift_fresh.default}
 ON_CPU = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -303,9 +304,8 @@ def attention_gradients(
     return torch.autograd.grad(result, tensors, gradient)
 
 
-STATE = torch.arange(
-    16, dtype=torch.uint8
-)  # of the device's generator: the CPU's draws its numbers
+# Of the device's generator: the CPU's draws its numbers
+STATE = torch.arange(16, dtype=torch.uint8)
 NOTHING = (
     "_lazy_init",
     "set_rng_state",
@@ -336,13 +336,11 @@ def stand_in() -> Iterator[Counts]:
         stack.enter_context(
             patch.object(torch, "Generator", lambda device="cpu", new=torch.Generator: new("cpu"))
         )
-        torch._C._set_only_lift_cpu_tensors(
-            True
-        )  # torch.tensor(..., device="cuda") makes a copy that a mode sees
+        # torch.tensor(..., device="cuda") makes a copy that a mode sees
+        torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)
-        torch.__future__.set_overwrite_module_params_on_conversion(
-            True
-        )  # `module.to` changes the class of parameters
+        # `module.to` changes the class of parameters
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
         stack.enter_context(Dispatch())
         yield COUNTS

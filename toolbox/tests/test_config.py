@@ -50,12 +50,13 @@ def test_defaults_are_the_published_ones():
         -1,
         "linear",
     )
+    # One of INPUT is ours
     assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (
         24,
         11,
         22,
         6,
-    )  # one of INPUT is ours
+    )
 
 
 def test_published_yaml_loads(tmp_path, cfg):
@@ -125,9 +126,8 @@ def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cf
         again.OUTPUT_DIR = ""
         again.merge_from_file(write(tmp_path, "x.yaml", cfg.dump()))
         assert again.OUTPUT_DIR == cfg.OUTPUT_DIR
-        again.merge_from_list(
-            ["OUTPUT_DIR", f"'{cfg.OUTPUT_DIR}'", "RESUME", cfg.OUTPUT_DIR]
-        )  # of a command line
+        # Of a command line
+        again.merge_from_list(["OUTPUT_DIR", f"'{cfg.OUTPUT_DIR}'", "RESUME", cfg.OUTPUT_DIR])
         assert again.OUTPUT_DIR == again.RESUME == cfg.OUTPUT_DIR
     for word in ("None", "True"):
         with pytest.raises(UsageError, match=f"OUTPUT_DIR is {word}: give text"):
@@ -288,9 +288,8 @@ def test_a_key_that_is_there_twice(text, tmp_path):
         CfgNode.load_cfg(text)
     (tmp_path / "x.yaml").write_text(text)
     cfg = CfgNode(new_allowed=True)
-    cfg.merge_from_file(
-        str(tmp_path / "x.yaml")
-    )  # as with yacs, the last one counts: published files load
+    # As with yacs, the last one counts: published files load
+    cfg.merge_from_file(str(tmp_path / "x.yaml"))
     assert cfg
 
 

@@ -47,9 +47,8 @@ def test_every_flipped_bit_and_every_cut_is_noticed(newest):
     content = newest.read_bytes()
     assert load_checkpoint(newest)["epoch"] == 2
     bits = random.Random(13).sample(range(len(content) * 8), 100)
-    bits += [
-        byte * 8 + byte % 8 for byte in range(len(content) - 93, len(content))
-    ]  # end of the directory, and seal
+    # End of the directory, and seal
+    bits += [byte * 8 + byte % 8 for byte in range(len(content) - 93, len(content))]
     for bit in bits:
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8

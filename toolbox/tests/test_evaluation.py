@@ -48,9 +48,8 @@ def test_metrics_and_printed_output(cfg, capsys):
 
 def test_non_finite_logits_or_no_logits_give_an_error(cfg):
     evaluator, labels = Classification(cfg), torch.tensor([0, 1])
-    evaluator.process(
-        torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels
-    )  # a class that is left out
+    # A class that is left out
+    evaluator.process(torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels)
     for value in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="gives logits that are not finite"):
             evaluator.process(torch.tensor([[1.0, 0.0], [value, 1.0]]), labels)

@@ -45,9 +45,8 @@ def cut_off(trainer, epoch, batch_idx):
 
 def assert_same(one, other):
     one, other = flat(one), flat(other)
-    varying = re.compile(
-        "/run/(train_seconds|transient)"
-    )  # the time, and the list of files to delete
+    # The time, and the list of files to delete
+    varying = re.compile("/run/(train_seconds|transient)")
     for key in one.keys() | other.keys():
         if not varying.match(key):
             same = torch.equal if isinstance(one[key], torch.Tensor) else operator.eq
@@ -202,9 +201,8 @@ def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", dying(os.replace))
             patch.setattr(os, "remove", dying(os.remove))
-            patch.setattr(
-                Path, "unlink", lambda path, missing_ok: None
-            )  # a killed process does not
+            # A killed process does not
+            patch.setattr(Path, "unlink", lambda path, missing_ok: None)
             try:
                 make_trainer(root, folder, *opts).train()
             except Killed:

@@ -150,9 +150,8 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     """
     if images is others:
         return len(images)
-    folders = cache(
-        os.path.realpath
-    )  # that of a few folders takes no time, that of each file takes a second
+    # That of a few folders takes no time, that of each file takes a second
+    folders = cache(os.path.realpath)
 
     def real(path: str) -> str:
         folder, name = os.path.split(path)
@@ -218,9 +217,8 @@ def inherited(
     is_best = checkpoint.get("val_result") is not None
     new = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *new]
-    says_start = (
-        "inherited_choices" in metadata
-    )  # else the run began from prompts that do not name their choices
+    # Else the run began from prompts that do not name their choices
+    says_start = "inherited_choices" in metadata
     choices = (
         list(map(SelectionRecord.from_json, behind))
         if "choices" in metadata and (behind or says_start)

@@ -41,9 +41,8 @@ class FeatureSpec:
     a test was learned.
     """
 
-    templates_of_imagenet: tuple[
-        str, ...
-    ] = ()  # for ImageNet and its variants, instead of the dataset's
+    # For ImageNet and its variants, instead of the dataset's
+    templates_of_imagenet: tuple[str, ...] = ()
     reads_text: bool = True  # whether the head reads text features
     # Text features of unit length, the mean over unit features; else the mean of the tower's
     unit_text: bool = True
@@ -52,9 +51,8 @@ class FeatureSpec:
         False  # whether an epoch has a smaller last batch, which Dassl leaves out
     )
     row_tensors: tuple[str, ...] = ()  # tensors of the head with a row for each training image
-    chosen: Mapping[str, str] = field(
-        default_factory=dict
-    )  # settings that images choose if 0, with an example
+    # Settings that images choose if 0, with an example
+    chosen: Mapping[str, str] = field(default_factory=dict)
     trials: int = 1  # from how many values they choose
     needs_all: bool = False  # whether each class must have a training image
 
@@ -95,9 +93,8 @@ class HeadCheckpoints(Checkpoints):
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         dims, learned = super().class_dims(), self.method.of_learned_classes
-        rows = {
-            name: dims.pop(name, ()) for name in self.method.spec.row_tensors
-        }  # axis 0 has a row for each image
+        # Axis 0 has a row for each image
+        rows = {name: dims.pop(name, ()) for name in self.method.spec.row_tensors}
         return dims | {
             name: tuple(filter(None, axes)) for name, axes in rows.items() if name in learned
         }
@@ -168,9 +165,8 @@ class FeatureTrainer(PromptTrainer):
     # The model
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:
-        rows = (
-            len(self.dm.dataset.train_x) if "dm" in vars(self) else 0
-        )  # a prediction has no images
+        # A prediction has no images
+        rows = len(self.dm.dataset.train_x) if "dm" in vars(self) else 0
         return self.build_head(len(classnames), clip.visual.output_dim, rows)
 
     def finish_model(self) -> None:
@@ -270,9 +266,8 @@ class FeatureTrainer(PromptTrainer):
             key, example = next(iter(self.spec.chosen.items()))
             what = f"{self.dataset_title} has no validation images for the choice of {key}"
             raise UsageError(what, f"set TRAINER.{self.section()}.{key}, for example to {example}")
-        if (
-            getattr(dataset, "val_is_test", False) and shots >= 1
-        ):  # as it is, it has all test images
+        # As it is, it has all test images
+        if getattr(dataset, "val_is_test", False) and shots >= 1:
             return dataset.generate_fewshot_dataset(dataset.val, num_shots=min(shots, 4))
         return dataset.val
 

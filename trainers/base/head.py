@@ -53,15 +53,13 @@ class HeadCLIP(PromptedCLIP):
 
     prompt_learner: Head
     base: PromptedCLIP | None = None  # the model of the trained run; None for CLIP as it is
-    class_texts: Tensor = torch.empty(
-        0
-    )  # (classes, joint), fp32, the text features that the head reads
+    # (classes, joint), fp32, the text features that the head reads
+    class_texts: Tensor = torch.empty(0)
 
     def use_features_of(self, base: PromptedCLIP) -> None:
         """From now on, read the features of a trained model."""
-        self.__dict__["base"] = base.eval().requires_grad_(
-            False
-        )  # not registered, as no backbone is
+        # Not registered, as no backbone is
+        self.__dict__["base"] = base.eval().requires_grad_(False)
 
     def _apply(self, fn: Callable, recurse: bool = True):
         self.class_texts = fn(self.class_texts).float()

@@ -46,9 +46,8 @@ class LearnedClasses:
     names: list[str]  # in the order of their labels
     same: bool  # whether the run has these classes, in the same order
     complete: bool  # whether all classes of the run are among them, in the same dataset
-    labels: Mapping[
-        int, int
-    ]  # of the classes that both have: the label in the run -> that in the checkpoint
+    # Of the classes that both have: the label in the run -> that in the checkpoint
+    labels: Mapping[int, int]
 
 
 class Checkpoints:
@@ -254,9 +253,8 @@ class Checkpoints:
         """
         method, clip = self.method, self.method.model.frozen
         names, device = [*method.class_names, "one more"], clip.logit_scale.device
-        drawing = (
-            [device] if device.type == "cuda" else []
-        )  # the generators that `build_prompts` may move
+        # The generators that `build_prompts` may move
+        drawing = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=drawing), device:
             other = type(method)(method.cfg, (names, method.dataset_template), device)
             other.model = method.Model(clip, other.build_prompts(clip, names))

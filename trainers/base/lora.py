@@ -55,9 +55,8 @@ class LoRA(BlockAdapter):
         maps: list[Any] = [self._modules.get(f"{param}_proj") for param in "qkv"]
         low = [self.dropped(x) @ change.w_lora_A.T for change in maps if change is not None]
         none = x.new_empty(self.width, 0)
-        up = torch.block_diag(
-            *(none if change is None else change.w_lora_B for change in maps)
-        )  # one product for all
+        # One product for all
+        up = torch.block_diag(*(none if change is None else change.w_lora_B for change in maps))
         return self.scale * torch.cat(low, dim=-1) @ up.T
 
     def attention_output(self, x: Tensor) -> Tensor:

@@ -46,15 +46,12 @@ class Method:
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
-    published_sections: ClassVar[
-        tuple[str, ...]
-    ] = ()  # other names of its section, in published YAML files
-    published_keys: ClassVar[
-        Mapping[str, tuple[Any, Accepts]]
-    ] = {}  # more keys of its published YAML files; defaults
-    published_outside: ClassVar[
-        tuple[str, ...]
-    ] = ()  # its settings that these files have directly below TRAINER
+    # Other names of its section, in published YAML files
+    published_sections: ClassVar[tuple[str, ...]] = ()
+    # More keys of its published YAML files; defaults
+    published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}
+    # Its settings that these files have directly below TRAINER
+    published_outside: ClassVar[tuple[str, ...]] = ()
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
@@ -84,27 +81,23 @@ class Method:
     # Names of tensors with values for each class: other classes have those that the method starts
     # from.
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
-    published: ClassVar[
-        tuple[str, ...]
-    ] = ()  # names of its learned tensors in published checkpoints; * is any text
+    # Names of its learned tensors in published checkpoints; * is any text
+    published: ClassVar[tuple[str, ...]] = ()
     published_file: ClassVar[str] = (
         ""  # written by its published code instead of checkpoints (`of_published_file`)
     )
-    published_unused: ClassVar[
-        tuple[str, ...]
-    ] = ()  # tensors there that look learned, and take no part in it
+    # Tensors there that look learned, and take no part in it
+    published_unused: ClassVar[tuple[str, ...]] = ()
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
     cfg: CfgNode
     device: torch.device
     model: PromptedCLIP
     dm: Any  # of a trainer alone: Dassl's data manager
-    inherited_choices: (
-        Sequence[SelectionRecord] | None
-    ) = ()  # behind prompts that were loaded; None: they do not say
-    inherited_phases: (
-        Sequence[Phase] | None
-    ) = ()  # what these were learned from; None: they do not say
+    # Behind prompts that were loaded; None: they do not say
+    inherited_choices: Sequence[SelectionRecord] | None = ()
+    # What these were learned from; None: they do not say
+    inherited_phases: Sequence[Phase] | None = ()
 
     def __init_subclass__(cls) -> None:
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)

@@ -44,9 +44,8 @@ def load_method_file(path: Path) -> None:
     module.__file__ = str(path)
     sys.modules[name] = module  # where dataclasses look for the module of a class
     try:
-        exec(
-            compile(content, str(path), "exec"), vars(module)
-        )  # what was hashed, not a compiled file beside it
+        # What was hashed, not a compiled file beside it
+        exec(compile(content, str(path), "exec"), vars(module))
         register_plugins(registered())
         check_names(path, before, makers)
     except BaseException as error:

@@ -100,9 +100,8 @@ def unused_n_ctx(trainer: PromptTrainer) -> list[str]:
     """For `notes`: a line if the words of CTX_INIT give another number of context vectors than
     N_CTX.
     """
-    ctx: Any = getattr(
-        trainer.model.prompt_learner, "ctx", None
-    )  # prompts of a user's own may have none
+    # Prompts of a user's own may have none
+    ctx: Any = getattr(trainer.model.prompt_learner, "ctx", None)
     n_ctx = trainer.settings.N_CTX
     n = n_ctx if ctx is None else ctx.shape[-2]
     line = (
@@ -358,9 +357,8 @@ class TwoTowerSettings(MethodSettings):
     CTX_INIT: str = WORDS
     PROMPT_DEPTH_VISION: int = 9
     PROMPT_DEPTH_TEXT: int = 9
-    ranges = {
-        "N_CTX_VISION": (0, 256)
-    }  # 0, as in the published YAML of language-only prompts, only at depth 0
+    # 0, as in the published YAML of language-only prompts, only at depth 0
+    ranges = {"N_CTX_VISION": (0, 256)}
 
     def check(self):
         if self.N_CTX_VISION == 0 < self.PROMPT_DEPTH_VISION:

@@ -66,9 +66,8 @@ class TaughtTrainer(PromptTrainer):
     """
 
     reads_sentences = True
-    teacher_templates: ClassVar[
-        Mapping[str, str]
-    ] = {}  # for datasets whose zero-shot template is another sentence
+    # For datasets whose zero-shot template is another sentence
+    teacher_templates: ClassVar[Mapping[str, str]] = {}
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -111,9 +110,8 @@ def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = 
     shape = len(texts), clip.visual.output_dim
     if (cached := get_tensor(cache, key, shape, torch.float32)) is not None:
         return cached.to(device)
-    with torch.autocast(
-        device.type, enabled=False
-    ):  # in fp32 even in an amp run: other runs will read it
+    # In fp32 even in an amp run: other runs will read it
+    with torch.autocast(device.type, enabled=False):
         different = sorted(set(flat))  # texts that begin alike come together
         features = encode_texts(clip, different, device)
     features = normalize(features) if unit else features

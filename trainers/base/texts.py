@@ -33,9 +33,8 @@ class TextsCLIP(PromptedCLIP):
     class_texts: Tensor | None = (
         None  # (classes, joint), with `counts` (sentences, joint), fp32; None: the template's
     )
-    counts: Sequence[
-        int
-    ] = ()  # of the sentences of each class, in order: the largest logit of them counts
+    # Of the sentences of each class, in order: the largest logit of them counts
+    counts: Sequence[int] = ()
 
     def _apply(self, fn: Callable, recurse: bool = True):
         if self.class_texts is not None:
@@ -85,9 +84,8 @@ class TextsTrainer(PromptTrainer):
         return TemplatePrompts(self.sentence, classnames, clip)
 
     def finish_model(self) -> None:
-        if (
-            not self.sentences and self.needs_sentences
-        ):  # in an exported folder that somebody has changed
+        # In an exported folder that somebody has changed
+        if not self.sentences and self.needs_sentences:
             raise UsageError(
                 f"{type(self).__name__} has no sentences for the classes", "export it again"
             )

@@ -151,9 +151,8 @@ class TuningTrainer(ViewsTrainer):
                 "in CTX_INIT"
             )
             raise UsageError(f"{path} was learned with class names at the {position}", remedy, path)
-        method = (
-            {"method": type(self).__name__} if "method" in written else {}
-        )  # published checkpoints have none
+        # Published checkpoints have none
+        method = {"method": type(self).__name__} if "method" in written else {}
         state = tensors_of(checkpoint)
         if {key for key in state if key.startswith(WHOLE)} <= CONTEXT:
             state = {key.removeprefix(WHOLE): tensor for key, tensor in state.items()}

@@ -31,9 +31,8 @@ Draw = np.random.RandomState
 class ViewsTransform:
     """A transform from a PIL image in RGB to its views, (count, 3, H, W)."""
 
-    centre: (
-        T.Compose
-    )  # the transform of a test, which makes view 0: steps on PIL images, `ToTensor`, further steps
+    # The transform of a test, which makes view 0: steps on PIL images, `ToTensor`, further steps
+    centre: T.Compose
     size: tuple[int, int]  # (H, W)
     count: int = 64  # number of views
     augmix: bool = False  # whether AugMix changes all views but the first

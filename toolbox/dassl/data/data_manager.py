@@ -303,9 +303,8 @@ def start_worker(number):
     """
 
     def report(kind, error, trace):
-        if not isinstance(
-            error, FileNotFoundError | EOFError | ConnectionError
-        ):  # its pipes and files are gone
+        # Its pipes and files are gone
+        if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = report

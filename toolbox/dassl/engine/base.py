@@ -217,9 +217,8 @@ class TrainerBase:
         for name, checkpoint in checkpoints.items():
             parts = self._models[name], self._optims[name], self._scheds[name]
             restore(checkpoint, f"of {name} in {directory}", *parts)
-        if (
-            first.get("run") is not None
-        ):  # the published toolbox saves none: the random generators keep their states
+        # The published toolbox saves none: the random generators keep their states
+        if first.get("run") is not None:
             try:
                 self.load_run_state(first["run"])
             except UsageError:  # of a subclass
@@ -254,9 +253,8 @@ class TrainerBase:
             float(state["train_seconds"]),
         )
         self._transient_epochs = set(state["transient_epochs"])
-        if not all(
-            type(epoch) is int for epoch in self._transient_epochs
-        ):  # files of these epochs are deleted
+        # Files of these epochs are deleted
+        if not all(type(epoch) is int for epoch in self._transient_epochs):
             raise ValueError("transient_epochs is not a list of epochs")
         if state.get("scaler") and self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
@@ -300,9 +298,10 @@ class TrainerBase:
     def write_scalar(self, tag, scalar_value, global_step=None):
         """Write a number to TensorBoard; does nothing before `init_writer`."""
         if self._log_dir is not None and self._writer is None:
+            # Takes a second, and evaluation does not need it
             from torch.utils.tensorboard import (
                 SummaryWriter,
-            )  # takes a second, and evaluation does not need it
+            )
 
             self._writer = SummaryWriter(log_dir=self._log_dir)
         if self._writer is not None:

@@ -36,9 +36,8 @@ def set_rng_state(state):
     LOAD_ERRORS.
     """
     version, words, gauss_next = state["python"]
-    name, keys, position, has_gauss, gauss = state[
-        "numpy"
-    ]  # all five: numpy reads beyond the end of fewer
+    # All five: numpy reads beyond the end of fewer
+    name, keys, position, has_gauss, gauss = state["numpy"]
     if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
         raise ValueError("a random state has an impossible value")
     random.setstate((version, tuple(words.tolist()), gauss_next))

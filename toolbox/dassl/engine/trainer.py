@@ -21,9 +21,8 @@ from common.files import write_bytes
 
 __all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
 TRAINER_REGISTRY = Registry("TRAINER")
-__getattr__, _ = lazy_names(
-    "torch.utils", {"tensorboard": "SummaryWriter"}
-)  # some projects import it from here
+# Some projects import it from here
+__getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})
 
 
 def build_trainer(cfg):
@@ -107,9 +106,8 @@ class SimpleTrainer(TrainerBase):
                 loader.stop_workers()
 
     def before_train(self):
-        begun = all(
-            map(newest_checkpoint, self._model_folders())
-        )  # perhaps by resuming the run in RESUME
+        # Perhaps by resuming the run in RESUME
+        begun = all(map(newest_checkpoint, self._model_folders()))
         directory = self.cfg.OUTPUT_DIR if begun else self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
@@ -159,9 +157,8 @@ class SimpleTrainer(TrainerBase):
         self.check_finite()
         self._best = {}
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            val_result = float(
-                self.test(split="val")
-            )  # some evaluators return numpy's, which no checkpoint may hold
+            # Some evaluators return numpy's, which no checkpoint may hold
+            val_result = float(self.test(split="val"))
             if val_result > self.best_result:
                 self.best_result = val_result
                 self._best = {"is_best": True, "val_result": val_result}

@@ -101,9 +101,8 @@ def build_lr_scheduler(optimizer, optim_cfg):
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
-        scheduler.last_epoch = (
-            optim_cfg.WARMUP_EPOCH
-        )  # stepping it there would change the rates that it starts from
+        # Stepping it there would change the rates that it starts from
+        scheduler.last_epoch = optim_cfg.WARMUP_EPOCH
     if optim_cfg.WARMUP_TYPE == "constant":
         return ConstantWarmupScheduler(
             optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR

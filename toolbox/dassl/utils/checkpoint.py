@@ -22,11 +22,12 @@ from common.torch_files import DamagedError, read_torch_file, sealed
 from .logger import print_detail
 from .tools import mkdir_if_missing
 
+# Entries of an optimiser's groups that choose how it computes a step
 KERNELS = (
     "fused",
     "foreach",
     "capturable",
-)  # entries of an optimiser's groups that choose how it computes a step
+)
 # Of a state that does not fit
 LOAD_ERRORS = (
     RuntimeError,
@@ -201,9 +202,8 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
     Raises UsageError if a part does not fit, or a learned tensor is not finite; ``name`` is that of
     the checkpoint.
     """
-    model = (
-        model.module if isinstance(model, nn.DataParallel) else model
-    )  # save_checkpoint removes its prefix
+    # save_checkpoint removes its prefix
+    model = model.module if isinstance(model, nn.DataParallel) else model
     check_finite(
         checkpoint["state_dict"],
         dict(model.named_parameters()),

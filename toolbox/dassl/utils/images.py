@@ -16,6 +16,7 @@ from common.text import read_bytes
 from .errors import ChangedImageError, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# From byte 4 on
 HEIC = (
     b"ftypheic",
     b"ftypheix",
@@ -24,7 +25,7 @@ HEIC = (
     b"ftyphevc",
     b"ftypmif1",
     b"ftypmsf1",
-)  # from byte 4 on
+)
 MAX_BYTES = 32_000_000  # of a file; Pillow reads some headers byte by byte, about 2.5 MB a second
 # Of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_RATIO = 100
@@ -54,9 +55,8 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):  # no
     truncated, too large, too thin, or not such an image; or ChangedImageError if the file has
     another SHA-256.
     """
-    name = (
-        "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))
-    )  # in one line and printable
+    # In one line and printable
+    name = "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         if isinstance(path, Image.Image):
@@ -67,9 +67,8 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):  # no
         content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
         if len(content) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        if (
-            sha256 is not None and hashlib.sha256(content).digest() != sha256
-        ):  # of the bytes that are decoded below
+        # Of the bytes that are decoded below
+        if sha256 is not None and hashlib.sha256(content).digest() != sha256:
             raise ChangedImageError(
                 f"the image {name} changed after its checksum was read: run the command again"
             )
@@ -77,9 +76,8 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):  # no
             usual = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = None
             try:
-                image = Image.open(
-                    io.BytesIO(content), formats=_formats(content)
-                )  # reads the header
+                # Reads the header
+                image = Image.open(io.BytesIO(content), formats=_formats(content))
             finally:
                 Image.MAX_IMAGE_PIXELS = usual
         with image:
@@ -150,9 +148,8 @@ def _check_size(image, name, limit):
 
 def _convert(image, exif_orientation):
     """The image in RGB; `image` may change."""
-    layout = str(
-        getattr(image, "tile", "")
-    )  # how the pixels of a file are packed; empty after loading
+    # How the pixels of a file are packed; empty after loading
+    layout = str(getattr(image, "tile", ""))
     image.load()
     if exif_orientation:
         with suppress(Exception):  # damaged EXIF data of a good image

@@ -109,11 +109,9 @@ def setup_logger(output=None):
     if fpath.suffix not in (".txt", ".log"):
         fpath = fpath / "log.txt"
     stamped = fpath.with_name(fpath.name + time.strftime("-%Y-%m-%d-%H-%M-%S", time.gmtime()))
-    later = (
-        stamped.with_name(f"{stamped.name}-{twin}") for twin in count(2)
-    )  # two runs started within one second
-    fpath = next(
-        path for path in chain([fpath, stamped], later) if not os.path.lexists(path)
-    )  # a link exists, too
+    # Two runs started within one second
+    later = (stamped.with_name(f"{stamped.name}-{twin}") for twin in count(2))
+    # A link exists, too
+    fpath = next(path for path in chain([fpath, stamped], later) if not os.path.lexists(path))
     sys.stdout = logger = Logger(fpath)
     return logger

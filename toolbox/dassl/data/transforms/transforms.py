@@ -32,9 +32,8 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
     size = tuple(cfg.INPUT.SIZE)
     kernel = cfg.INPUT.GB_K
-    if (
-        is_train and "gaussian_blur" in choices and kernel >= 2 * min(size)
-    ):  # the blur mirrors images at their border
+    # The blur mirrors images at their border
+    if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):
         raise UsageError(
             f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}"
         )
@@ -42,10 +41,11 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     if not is_train and cfg.INPUT.RESIZE_MODE == "squash":
         steps = [T.Resize(size, interpolation=interpolation)]
     elif not is_train:
+        # The shorter side
         steps = [
             T.Resize(max(size), interpolation=interpolation),
             T.CenterCrop(size),
-        ]  # the shorter side
+        ]
     else:
         options = cfg.INPUT
         jitter = (
