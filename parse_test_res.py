@@ -23,7 +23,8 @@ from experiments.session import run_command
 LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an
 # evaluation.
-TRAINED, TESTED = "Finish training", "=> result"
+TRAINED = "Finish training"
+TESTED = "=> result"
 # Settings that the runs of one mean share, and their places in the settings at the start of a log.
 IN_COMMON = {
     "method": r"^ *trainer: (\S+)$",
@@ -55,7 +56,7 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noqa: C901, PLR0912, PLR0915
+def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noqa: C901, PLR0912
     """Print what the runs in a folder reached and their mean.
 
     Returns:
@@ -99,7 +100,8 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noq
             raise UsageError(
                 what, "give the folder of the seeds of one run, or --multi-exp", directory
             )
-    mean, spread = statistics.fmean(values), statistics.pstdev(values)
+    mean = statistics.fmean(values)
+    spread = statistics.pstdev(values)
     if args.ci95:  # half of the interval
         spread *= 1.96 / len(values) ** 0.5
     print(f"===\nSummary of directory: {printable(directory)}")

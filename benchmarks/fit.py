@@ -90,15 +90,17 @@ class Data:
         return torch.stack([rows[path].feature for path in paths]), torch.from_numpy(labels[chosen])
 
 
-def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:  # noqa: PLR0915
+def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     """The record of one fit; if `swapped`, 5% of its labels are wrong."""
     rng = np.random.default_rng([seed, shots])
-    names, data.heads.seed = data.heads.names, seed
+    names = data.heads.names
+    data.heads.seed = seed
     places = [
         rng.permutation(np.flatnonzero(data.y == label))[:shots] for label in range(len(names))
     ]
     chosen = np.concatenate(places)
-    x, y = data.x[chosen], data.y[chosen].clone()
+    x = data.x[chosen]
+    y = data.y[chosen].clone()
     wrong = rng.permutation(len(y))[: round(0.05 * len(y)) if swapped else 0].tolist()
     for place in wrong:
         y[place] = (int(y[place]) + int(rng.integers(1, len(names)))) % len(names)
@@ -133,10 +135,8 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:  #
     record |= {"methods": methods, "fit": 100 * float((logits.argmax(axis=1) == labels).mean())}
     if found.estimate is None or found.calibration is None:
         return record
-    estimate, sets = (
-        found.estimate,
-        found.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels],
-    )
+    estimate = found.estimate
+    sets = found.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
     record |= {
         "estimate": estimate.accuracy,
         "low": estimate.low,
@@ -203,7 +203,8 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:  # noqa: PLR0915
     swapped = [each for each in cells if each["swapped"]]
     cells = [each for each in cells if not each["swapped"]]
     shots, names = (sorted({each[key] for each in cells}) for key in ("shots", "dataset"))
-    regrets, below = {}, {}
+    regrets = {}
+    below = {}
     yield f"| data set | zero-shot | {' | '.join(f'{number} images' for number in shots)} |"
     yield "| --- " * (2 + len(shots)) + "|"
     for name in names:
@@ -216,11 +217,10 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:  # noqa: PLR0915
                 method: mean(each["methods"][method] for each in here)
                 for method in here[0]["methods"]
             }
-            best, fit = max(methods, key=methods.__getitem__), mean(each["fit"] for each in here)
-            regrets[name, number], below[name, number] = (
-                methods[best] - fit,
-                methods["ZeroshotCLIP"] - fit,
-            )
+            best = max(methods, key=methods.__getitem__)
+            fit = mean(each["fit"] for each in here)
+            regrets[name, number] = methods[best] - fit
+            below[name, number] = methods["ZeroshotCLIP"] - fit
             row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
     yield (

@@ -277,7 +277,8 @@ def page(args: Namespace) -> None:
             str(args.seconds),
         ]
         section = parser().parse_args([*words, "--threads", str(args.threads)])
-        section.backbone, section.photos = args.backbone, args.photos
+        section.backbone = args.backbone
+        section.photos = args.photos
         print(f"{title}: {options}", flush=True)
         try:
             body = "\n".join(table(list(records(section))))

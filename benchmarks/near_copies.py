@@ -40,7 +40,9 @@ from experiments.fit.story import decide
 from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 
-IMAGES, TEST = 8, 60  # of each class
+# Of each class
+IMAGES = 8
+TEST = 60
 ERRORS = 20, 35, 50  # percent
 
 
@@ -95,7 +97,7 @@ def features(heads: Heads, images: list[Image.Image]) -> Tensor:
     return torch.cat([heads.tower.image_output(batch).feature.float() for batch in pixels])
 
 
-def fitted(  # noqa: PLR0915
+def fitted(
     heads: Heads,
     items: list[Any],
     test: tuple[Tensor, Tensor],
@@ -117,7 +119,8 @@ def fitted(  # noqa: PLR0915
     images = pictures([items[place].impath for place in chosen])
     source = np.concatenate([np.arange(len(chosen)), np.arange(len(chosen)).repeat(number)])
     images += [KINDS[kind](images[place], rng) for place in source[len(chosen) :]]
-    x, y = features(heads, images), torch.from_numpy(labels[chosen][source])
+    x = features(heads, images)
+    y = torch.from_numpy(labels[chosen][source])
     names = [str(place) if named else "" for place in source]
     photos = [
         Photo(str(place), heads.names[label], group=names[place]) for place, label in enumerate(y)
@@ -145,7 +148,8 @@ def fitted(  # noqa: PLR0915
         weight * heads.answers(one, (x, y), test[0]).numpy() for one, weight in found.chosen
     )
     correct = logits.argmax(axis=1) == test[1].numpy()
-    at, sure = found.estimate, found.calibration
+    at = found.estimate
+    sure = found.calibration
     scenes = len({photo.scene for photo in found.images})
     record = {
         "kind": kind,

@@ -56,16 +56,17 @@ def build(way: Namespace) -> Any:
     cfg.MODEL.BACKBONE.NAME = "ViT-B/16" if way.official else way.backbone
     if not way.official:
         cfg.merge_from_list([*way.settings, "MODEL.BACKBONE.TOWERS", way.form])
-    cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.SEED = way.trainer, "Names", 1
-    cfg.TRAINER[way.section].PREC, cfg.DATALOADER.NUM_WORKERS = way.prec, 0
+    cfg.TRAINER.NAME = way.trainer
+    cfg.DATASET.NAME = "Names"
+    cfg.SEED = 1
+    cfg.TRAINER[way.section].PREC = way.prec
+    cfg.DATALOADER.NUM_WORKERS = 0
     trainer: Any = build_trainer(cfg)
     if way.official and way.prec == "fp32":  # the official code leaves some weights in fp16
         trainer.model.float()
     # The first step of a run is checked, and waits
-    trainer.batch_idx, trainer.num_batches = (
-        1,
-        10**9,
-    )
+    trainer.batch_idx = 1
+    trainer.num_batches = 10**9
     trainer.set_model_mode("train")
     return trainer
 

@@ -151,7 +151,8 @@ class AdaptedTimmBlock(nn.Module):
                 f"a {type(block).__name__} takes no adapter",
                 "choose a method of prompts or features",
             )
-        self.block, self.__dict__["adapter"] = block, adapter
+        self.block = block
+        self.__dict__["adapter"] = adapter
         if "attention_input" in adapter.defined:
             if attention.qkv is None:
                 attention.qkv = Joined(attention.q_proj, attention.k_proj, attention.v_proj)
@@ -182,7 +183,9 @@ class Changed(nn.Module):
 
     def __init__(self, module: nn.Module, adapter: BlockAdapter, method: str):
         super().__init__()
-        self.module, self.method, self.__dict__["adapter"] = module, method, adapter
+        self.module = module
+        self.method = method
+        self.__dict__["adapter"] = adapter
 
     def forward(self, x: Tensor) -> Tensor:
         return plus(self.module(x), adapter_delta(self, self.method, x))
@@ -210,7 +213,8 @@ class WithAdded(nn.Module):
 
     def __init__(self, module: nn.Module, change: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.module, self.change = module, change
+        self.module = module
+        self.change = change
 
     @property
     def weight(self) -> Any:

@@ -122,8 +122,11 @@ class OpenClipTower:
     """
 
     def __init__(self, visual: Any):
-        self.visual, self.blocks = visual, visual.transformer.resblocks
-        self.width, self.prefix, self.grid = visual.class_embedding.shape[0], 1, visual.grid_size
+        self.visual = visual
+        self.blocks = visual.transformer.resblocks
+        self.width = visual.class_embedding.shape[0]
+        self.prefix = 1
+        self.grid = visual.grid_size
         self.norm: nn.Module = visual.ln_pre
         self.patch: int = visual.conv1.weight[0].numel()
 
@@ -159,14 +162,14 @@ class TimmTower:
     """
 
     def __init__(self, visual: TimmModel):
-        self.visual, self.trunk = visual, visual.trunk
+        self.visual = visual
+        self.trunk = visual.trunk
         trunk: Any = visual.trunk
-        self.blocks, self.width, self.prefix = (
-            trunk.blocks,
-            trunk.embed_dim,
-            trunk.num_prefix_tokens,
-        )
-        self.grid, self.norm = trunk.patch_embed.grid_size, trunk.norm_pre
+        self.blocks = trunk.blocks
+        self.width = trunk.embed_dim
+        self.prefix = trunk.num_prefix_tokens
+        self.grid = trunk.patch_embed.grid_size
+        self.norm = trunk.norm_pre
         self.patch = 3 * math.prod(visual.image_size) // math.prod(self.grid)
         self.rotary: Tensor | None = None
 

@@ -181,10 +181,8 @@ def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
     if not config:
         return {}
     try:
-        size, stated = (
-            config["model_cfg"]["vision_cfg"].get("image_size", 224),
-            config.get("preprocess_cfg", {}),
-        )
+        size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+        stated = config.get("preprocess_cfg", {})
         keys = {"PIXEL_MEAN": "mean", "PIXEL_STD": "std"} | {
             key: key.lower() for key in ("INTERPOLATION", "RESIZE_MODE")
         }

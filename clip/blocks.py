@@ -53,7 +53,9 @@ def qkv(
 
     `packing` is a `layout.Packing` if the tokens are packed.
     """
-    weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
+    weight = block.attn.in_proj_weight
+    bias = block.attn.in_proj_bias
+    width = x.shape[-1]
     first, end = (part * width for part in PARTS[which])
     x = normed(block.ln_1, x, matmul_dtype(x, weight.dtype))
     parts = linear(x, weight, bias, slice(first, end))
@@ -147,16 +149,15 @@ def block_output(
     block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None
 ) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, parallel, products = (
-        adapter_of(block),
-        None,
-        matmul_dtype(x, block.attn.in_proj_bias.dtype),
-    )
+    adapter = adapter_of(block)
+    parallel = None
+    products = matmul_dtype(x, block.attn.in_proj_bias.dtype)
     if adapter is not None and "parallel" in adapter.defined:
         parallel = adapter_delta(block, "parallel", normed(block.ln_1, x, products), packing)
     projected = applied(block.attn.out_proj, attended)
     x = x + block.ls_1(plus(projected, adapter_delta(block, "attention_output", attended, packing)))
-    hidden, mlp = normed(block.ln_2, x, products), block.mlp
+    hidden = normed(block.ln_2, x, products)
+    mlp = block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and all(
         is_frozen_linear(layer) for layer in (mlp.c_fc, mlp.c_proj)
     )

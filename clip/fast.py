@@ -72,8 +72,10 @@ class Encoder:
         """Same as `plain.encode_image`."""
         if not is_vit(clip) or not takes_apart(clip.visual.transformer):
             return plain.encode_image(clip, images, schedule, read)
-        visual, blocks = clip.visual, clip.visual.transformer.resblocks
-        present, layers = check_edits(schedule, 0, len(blocks)), layers_read(read, len(blocks))
+        visual = clip.visual
+        blocks = clip.visual.transformer.resblocks
+        present = check_edits(schedule, 0, len(blocks))
+        layers = layers_read(read, len(blocks))
         x = embed_image(visual, images)  # (batch, 1 + patches, width)
         inputs: dict[int, Tensor] = {}
         if x.dtype == visual.conv1.weight.dtype:  # not under amp
@@ -106,11 +108,13 @@ class Encoder:
             and len(chunks := image_chunks(prompts)) > 1
         ):
             return torch.cat([self.encode_text(clip, chunk) for chunk in chunks])
-        blocks, deep = clip.transformer.resblocks, prompts.deep
+        blocks = clip.transformer.resblocks
+        deep = prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
         x: Tensor = embed(clip, prompts, layout)  # (images, P + N, width)
-        packing, shared = layout.packing, True
+        packing = layout.packing
+        shared = True
         products = matmul_dtype(x, clip.transformer.get_cast_dtype())
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
@@ -281,7 +285,8 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     """The input of layer 0, (images, P + N, width): the prefix and the packed tokens."""
-    dtype, ctx = residual_dtype(clip.transformer.get_cast_dtype(), clip.ln_final), prompts.ctx
+    dtype = residual_dtype(clip.transformer.get_cast_dtype(), clip.ln_final)
+    ctx = prompts.ctx
     positions = clip.positional_embedding.to(dtype)[layout.position]  # (P + N, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
         prompts = replace(prompts, ids=prompts.ids[:, : layout.packing.length])
@@ -297,7 +302,8 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
 
 
 FAST = Encoder(image_layer, text_layer, text_layer_by_row)
-encode_image, encode_text = FAST.encode_image, FAST.encode_text
+encode_image = FAST.encode_image
+encode_text = FAST.encode_text
 
 
 def compiled_towers(backend: str | Callable = "inductor") -> Encoder:

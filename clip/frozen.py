@@ -33,11 +33,13 @@ def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
     # Dynamo cannot trace the last
     if torch.compiler.is_compiling() or weights.requires_grad or weights.is_inference():
         return (weights * factor).to(dtype)
-    known, version = _kept.setdefault(weights, {}), weights._version
+    known = _kept.setdefault(weights, {})
+    version = weights._version
     before, then, made = known.get((dtype, factor), (None, None, None))
     if before is None or (before.data_ptr(), then) != (weights.data_ptr(), version):
         with torch.inference_mode(False), torch.no_grad():
-            before, made = weights.detach(), (weights * factor).to(dtype)
+            before = weights.detach()
+            made = (weights * factor).to(dtype)
         known[dtype, factor] = before, version, made
     return made
 
@@ -84,7 +86,9 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
     """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
-    up, down, scale = mlp.c_fc, mlp.c_proj, 1.702
+    up = mlp.c_fc
+    down = mlp.c_proj
+    scale = 1.702
     dtype = matmul_dtype(x, up.weight.dtype)
     weights = (
         kept(up.weight, dtype),

@@ -144,7 +144,8 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
     Raises:
         ClipError: there is none, or the library transformers is missing.
     """
-    length, name = text_cfg.get("context_length", 77), text_cfg.get("hf_tokenizer_name")
+    length = text_cfg.get("context_length", 77)
+    name = text_cfg.get("hf_tokenizer_name")
     if not name:
         return Tokenizer(length)
     from open_clip.tokenizer import HFTokenizer

@@ -252,7 +252,8 @@ def layout_of(prompts: TextPrompts) -> Layout:
     for the same slots, as long as neither tensor is edited in place (autograd counts edits in
     `_version`).
     """
-    ids, slots = prompts.ids, prompts.slots
+    ids = prompts.ids
+    slots = prompts.slots
     # Their edits are not counted
     if ids.is_inference() or (slots is not None and slots.is_inference()):
         return token_layout(prompts)
@@ -289,7 +290,8 @@ def token_layout(prompts: TextPrompts) -> Layout:
 
     packing = Packing.of_rows(nodes, prefix, prompts.ids.device)
     first = packing.to_tokens.token
-    row, position = first // packing.length, first % packing.length
+    row = first // packing.length
+    position = first % packing.length
     return Layout(
         packing=packing,
         row=row,

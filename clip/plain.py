@@ -47,8 +47,11 @@ def encode_image(
         )
     tower = image_tower(clip)
     depth = len(tower.blocks)
-    present, layers = check_edits(schedule, 0, depth), layers_read(read, depth)
-    x, inputs, local = tower.embed(images), dict[int, Tensor](), None
+    present = check_edits(schedule, 0, depth)
+    layers = layers_read(read, depth)
+    x = tower.embed(images)
+    inputs = dict[int, Tensor]()
+    local = None
     for layer in range(depth):
         x = image_input(tower.norm, x, schedule, layer)
         inputs |= dict.fromkeys(layers.get(layer, ()), x)
@@ -130,12 +133,15 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
         return torch.stack(
             [encode_text(clip, prompts.of_images(image)) for image in range(len(prompts.contexts))]
         )
-    start, ids = tokenizer_of(clip).start, prompts.ids
+    start = tokenizer_of(clip).start
+    ids = prompts.ids
     if hugging_face(clip) is not None:
         return by_hugging_face(clip, embed(clip, prompts, None, start), prompts)
     # (classes, positions, width)
     x = embed(clip, prompts, clip.transformer.get_cast_dtype(), start)
-    blocks, present, keys = text_blocks(clip), prompts.n_ctx, None
+    blocks = text_blocks(clip)
+    present = prompts.n_ctx
+    keys = None
     if getattr(clip, "cls_emb", None) is not None:
         x = torch.cat([x, clip.cls_emb.to(x.dtype).expand(len(x), 1, -1)], dim=1)
         # Which tokens are read: as in the published weights, whose mask is one position late for
@@ -155,10 +161,8 @@ def encode_text(clip: Any, prompts: TextPrompts) -> Tensor:
                 keys = edit(keys[..., None], Edit(change.remove, new), start + present)[..., 0]
             grown = change.added - change.remove
             # The first token stays
-            end, present = (
-                torch.where(end > 0, end + grown, end),
-                present + grown,
-            )
+            end = torch.where(end > 0, end + grown, end)
+            present = present + grown
         x = block(x, attn_mask=mask_of(clip, x, keys, block))
     return text_output(clip, x[torch.arange(len(x), device=x.device), end])
 
@@ -229,7 +233,8 @@ def text_output(clip: Any, x: Tensor) -> Tensor:
     """Text features from the last layer's output at the end of the texts: (..., width) -> (...,
     joint width).
     """
-    x, projection = clip.ln_final(x).to(clip.transformer.get_cast_dtype()), clip.text_projection
+    x = clip.ln_final(x).to(clip.transformer.get_cast_dtype())
+    projection = clip.text_projection
     if projection is None:
         return x
     return projection(x) if isinstance(projection, nn.Linear) else x @ projection
@@ -238,7 +243,8 @@ def text_output(clip: Any, x: Tensor) -> Tensor:
 class Plain:
     """The two towers as an object, since a module of Python cannot be in a model that is copied."""
 
-    encode_image, encode_text = staticmethod(encode_image), staticmethod(encode_text)
+    encode_image = staticmethod(encode_image)
+    encode_text = staticmethod(encode_text)
 
     def __deepcopy__(self, memo: dict) -> "Plain":
         return self

@@ -35,7 +35,8 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     Raises:
         ClipError: a text has more tokens than fit; the message quotes it.
     """
-    bpe, texts = byte_pairs(), [texts] if isinstance(texts, str) else texts
+    bpe = byte_pairs()
+    texts = [texts] if isinstance(texts, str) else texts
     rows = torch.zeros(len(texts), context_length, dtype=torch.int)
     for row, text in zip(rows, texts, strict=True):
         ids = [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]
@@ -112,11 +113,14 @@ class OtherTokenizer(Tokenizer):
         self.start = next(
             (i for i, pair in enumerate(zip(empty, letter, strict=True)) if len({*pair}) > 1), 0
         )
-        self.ahead, self.placeholder, self.pad = empty[: self.start], letter[self.start], empty[-1]
+        self.ahead = empty[: self.start]
+        self.placeholder = letter[self.start]
+        self.pad = empty[-1]
         self.end = without_end(empty[self.start :], [self.pad])
 
     def __call__(self, texts: list[str], truncate: bool = False) -> Tensor:
-        rows, room = [], self.context_length - len(self.ahead) - max(1, len(self.end))
+        rows = []
+        room = self.context_length - len(self.ahead) - max(1, len(self.end))
         for text, ids in zip(texts, self.contents(texts), strict=True):
             row = [*self.ahead, *(ids[:room] if truncate else ids), *self.end]
             # A text without an end has one token of padding after it, as these tokenisers cut long

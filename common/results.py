@@ -12,7 +12,8 @@ from typing import NamedTuple
 from .errors import UsageError
 from .text import read_json
 
-RUN_CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.json"
+RUN_CONFIG_FILE = "config.yaml"
+RESULTS_FILE = "results.json"
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
 SEEN = "seen.npz"  # inference.seen has its form
 
@@ -96,7 +97,8 @@ def test_record(run: dict) -> tuple[str, int] | None:
     record = (run.get("data_use") or {}).get("test")
     if record is None:
         return None
-    sha256, evaluations = record["sha256"], record["evaluations"]
+    sha256 = record["sha256"]
+    evaluations = record["evaluations"]
     if not is_checksum(sha256) or not 0 <= evaluations <= 10**9:
         raise ValueError(f"test is {record}")
     return sha256, evaluations
@@ -131,7 +133,8 @@ def detected(run: dict) -> dict[str, float]:
     """The AUROC of MCM in percent for each dataset of --ood, by its name there."""
     aurocs: dict[str, float] = {}
     for dataset in run.get("ood") or ():
-        name, scores = dataset["name"], dataset["scores"]
+        name = dataset["name"]
+        scores = dataset["scores"]
         value = scores["MCM"]["auroc"] if "MCM" in scores else None
         if not name.isprintable() or not (value is None or 0 <= value <= 100):
             raise ValueError(f"ood is {dataset}")

@@ -38,7 +38,8 @@ class Accepts:
         return self._is_of_kind(value) and (self.also is None or bool(self.also(value)))
 
     def _is_of_kind(self, value: Any) -> bool:
-        kind, inner = get_origin(self.kind) or self.kind, get_args(self.kind)
+        kind = get_origin(self.kind) or self.kind
+        inner = get_args(self.kind)
         if kind is Literal:
             return value in inner
         if kind in (Union, UnionType):
@@ -58,7 +59,8 @@ class Accepts:
         return kind is Any or isinstance(value, kind)
 
     def __str__(self) -> str:
-        kind, inner = get_origin(self.kind) or self.kind, get_args(self.kind)
+        kind = get_origin(self.kind) or self.kind
+        inner = get_args(self.kind)
         if kind is Literal:
             text = f"one of {', '.join(map(str, inner))}"
         elif kind in (Union, UnionType):

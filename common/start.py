@@ -83,7 +83,8 @@ class Parser(ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        message, remedy = printable(message), f"see {self.prog} --help"
+        message = printable(message)
+        remedy = f"see {self.prog} --help"
         if message.startswith("unrecognized") and (option := re.search(r"(?<!\S)-[^ =]+", message)):
             known = [name for name in self._option_string_actions if name.startswith("--")]
             begun = [name for name in known if name.startswith(option[0])]

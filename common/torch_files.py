@@ -14,7 +14,8 @@ from typing import Any
 
 from .errors import one_line
 
-SEAL, SEAL_DIGITS = b"sha256:", 64
+SEAL = b"sha256:"
+SEAL_DIGITS = 64
 LOADING = threading.Lock()  # the names that torch's loader accepts are those of the whole process
 
 

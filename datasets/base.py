@@ -243,7 +243,8 @@ class FewShotDataset(DatasetBase):
             file = Path(os.path.expanduser(given)).absolute()
             chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
             expected = Counter(item.label for item in train)
-            train, val = chosen["train"], chosen.get("val", val)
+            train = chosen["train"]
+            val = chosen.get("val", val)
             for label, count in Counter(item.label for item in train).items():
                 if number != -1 and count != expected[label]:
                     name = next(item.classname for item in train if item.label == label)

@@ -26,15 +26,21 @@ SIDE = 64  # pixels of the square picture that a signature is made of
 HIGHEST = 10  # frequency: waves in the picture
 SHAPE = (2 * HIGHEST + 1, HIGHEST + 1, 2)  # of a signature: rows, columns, real and imaginary part
 WHITENING = 0.85  # 0: amplitudes as they are; 1: phases alone
-REACH, STEP = 12, 2  # pixels: the largest shift that is tried, and from one to the next
+# Pixels: the largest shift that is tried, and from one to the next
+REACH = 12
+STEP = 2
 NEIGHBOURS = 32  # images that are compared with an image: those with the most similar features
 QUERIES = 256  # images whose neighbours in other classes show how similar other scenes are
 NULL_NEIGHBOURS = 16  # of each of them
 NOT_COPIES = 0.99  # the share of these that must not look like copies
-LEAST, MOST = 0.5, 0.8  # of the threshold
+# Of the threshold
+LEAST = 0.5
+MOST = 0.8
 CHANCE = 0.02  # that a class without near-copies has as many pairs above its threshold
 BANDS = 0.7, 0.85  # times the threshold: where two bands of pairs begin that are not joined
-FEW_STRAYS, PASSES = 0.2, 3  # the share of images at most, and how often these are joined to others
+# The share of images at most, and how often these are joined to others
+FEW_STRAYS = 0.2
+PASSES = 3
 BLOCK = 4096  # pairs that are compared at a time
 BURST = 3.0  # seconds between two photos, at most
 
@@ -100,7 +106,8 @@ def bursts(photos: Sequence[Taken], labels: Sequence[Any]) -> Pairs:
     for place, photo in enumerate(photos):
         if photo.second == photo.second:  # no NaN
             by_camera[photo.camera].append(place)
-    same, other = [], 0
+    same = []
+    other = 0
     for places in by_camera.values():
         places.sort(key=lambda place: photos[place].second)
         for _, at_once in groupby(places, key=lambda place: photos[place].second):
@@ -188,7 +195,8 @@ def similarities(
     found = np.empty(len(pairs), dtype=np.float32)
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
-        first, second = unit_waves(signatures[block[:, 0]]), unit_waves(others[block[:, 1]])
+        first = unit_waves(signatures[block[:, 0]])
+        second = unit_waves(others[block[:, 1]])
         found[start : start + BLOCK] = similarity(first, second)
     return found
 
@@ -224,7 +232,8 @@ class NearCopies:
         """
         unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9)
         threshold = threshold_of(signatures, unit, labels)
-        joined, near = [], np.full((len(labels), NEIGHBOURS), -1)
+        joined = []
+        near = np.full((len(labels), NEIGHBOURS), -1)
         for label in np.unique(labels):
             places = np.flatnonzero(labels == label)
             own = neighbours(unit[places])
@@ -327,7 +336,9 @@ def raised(threshold: float, scores: Floats) -> float:
 
     for candidate in np.arange(threshold, 1, 0.02):
         counts = [int((scores > share * candidate).sum()) for share in (*BANDS, 1)]
-        far, near, above = counts[0] - counts[1], counts[1] - counts[2], counts[2]
+        far = counts[0] - counts[1]
+        near = counts[1] - counts[2]
+        above = counts[2]
         decline = near / max(far, 1)
         others = near * decline / (1 - decline) if decline < 1 else np.inf
         if above >= near + far or not others or poisson.sf(above - 1, others) < CHANCE:

@@ -117,7 +117,8 @@ class ImageFolder(FolderDataset):
         (rounded up), the rest for training. Those that have a part already, in `places` by their
         paths, stay there.
         """
-        rng, places = random.Random(seed), places or {}
+        rng = random.Random(seed)
+        places = places or {}
         parts: dict[str, Items] = {part: [] for part in PARTS}
         for images in self.split_dataset_by_label(self.read_classes(self.root, classes)).values():
             sizes = {"val": len(images) // 5, "test": (3 * len(images) + 9) // 10}

@@ -19,7 +19,9 @@ from common.names import check_known_names, plain, printable
 from common.text import read_bytes, read_json
 
 LARGEST = 1 << 23  # bytes of a file: fifty sentences for each class of ImageNet take 5 MB
-MOST, LONGEST = 100_000, 4096  # sentences, and characters of one
+# Sentences, and characters of one
+MOST = 100_000
+LONGEST = 4096
 SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 has them
 
 

@@ -103,7 +103,7 @@ def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data:
         return False
 
 
-def read(  # noqa: C901, PLR0912, PLR0915
+def read(  # noqa: C901, PLR0912
     file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path
 ) -> tuple[Parts, dict[str, str]]:
     """The images that a file chooses.

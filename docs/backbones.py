@@ -1,4 +1,5 @@
-"""Try every architecture of open_clip with published weights; write docs/figures/backbones.csv and docs/backbones.md.
+"""Try every architecture of open_clip with published weights; write docs/figures/backbones.csv and
+docs/backbones.md.
 
     python docs/backbones.py                      # all, which takes half an hour on two cores
     python docs/backbones.py --narrow             # all with small widths, in two minutes
@@ -96,7 +97,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def text_model(name: str, layers: int | None, folder: str) -> None:
-    """Write the `config.json` of a text tower of the library transformers, as the Hub has it, to a folder."""
+    """Write the `config.json` of a text tower of the library transformers, as the Hub has it, to a
+    folder.
+    """
     import transformers
 
     large = "large" in name or "1.3B" in name
@@ -131,9 +134,12 @@ def text_model(name: str, layers: int | None, folder: str) -> None:
 
 
 def smaller(config: dict, layers: int | None, folder: str) -> dict:
-    """A configuration with at most so many layers (None: all) and a vocabulary of at most `TOKENS`."""
+    """A configuration with at most so many layers (None: all) and a vocabulary of at most
+    `TOKENS`.
+    """
     config = json.loads(json.dumps(config))
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     if layers or text.get("vocab_size", 0) > TOKENS:
         text["vocab_size"] = 1000
     if text.get("hf_model_name"):
@@ -178,7 +184,7 @@ def depths(model: CLIP) -> str:
     return f"{len(clip.image_blocks(model)) if clip.takes_prompts(model) else 'all'} / {text or 2}"
 
 
-def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:  # noqa: PLR0915
+def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:
     """The row of an architecture."""
     config: Any = open_clip.get_model_config(arch)
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +240,8 @@ def measure(arch: str, largest: int, narrow: bool = False) -> dict[str, Any]:  #
 
 def step(name: str, settings: dict, model: CLIP, images: torch.Tensor) -> float | str:
     """Seconds of a training step of a method, or the line that refuses the model."""
-    kind, cfg = trainers.methods()[name], configuration(name)
+    kind = trainers.methods()[name]
+    cfg = configuration(name)
     cfg.MODEL.BACKBONE.NAME = "the backbone"
     cfg.TRAINER[kind.section()].update(settings)
     method = kind(cfg, Classes(NAMES), torch.device("cpu"))
@@ -278,8 +285,9 @@ def text_tower(arch: str) -> str:
 
 
 def figures(rows: list[dict[str, Any]]) -> str:
-    """The CSV file with a row for each architecture. Weights are those of the complete architecture, seconds processor
-    time of a step with two images and three classes on one core, memory the peak of the process in bytes.
+    """The CSV file with a row for each architecture. Weights are those of the complete
+    architecture, seconds processor time of a step with two images and three classes on one core,
+    memory the peak of the process in bytes.
     """
     text = io.StringIO()
     heads = [
@@ -322,7 +330,9 @@ def figures(rows: list[dict[str, Any]]) -> str:
 
 
 def section(rows: list[dict[str, Any]], largest: int, narrow: bool = False) -> str:
-    """The section of the page: one row for the architectures with the same kinds of towers and the same answers."""
+    """The section of the page: one row for the architectures with the same kinds of towers and the
+    same answers.
+    """
     done = [row for row in rows if "methods" in row]
     counts = {
         name: sum(isinstance(row["methods"][name], float) for row in done) for name in METHODS

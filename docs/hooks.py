@@ -41,7 +41,8 @@ def on_files(files, config):
 
 def notebook(content):
     """The cells of a notebook and their outputs as Markdown, and its pictures by their names."""
-    parts, pictures = [], {}
+    parts = []
+    pictures = {}
     for cell in content["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")

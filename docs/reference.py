@@ -1,4 +1,6 @@
-"""Write docs/configuration.md, and the tables of other pages (tables.py), from the code: `python docs/reference.py`."""
+"""Write docs/configuration.md, and the tables of other pages (tables.py), from the code: `python
+docs/reference.py`.
+"""
 
 import inspect
 import re
@@ -72,7 +74,9 @@ NUMBERS = re.compile(r"[≥\d].*|number|integer.*")
 
 
 def accepted(limit: object) -> str:
-    """The values of a setting in few words, without limits that only keep a typing error from filling the memory."""
+    """The values of a setting in few words, without limits that only keep a typing error from
+    filling the memory.
+    """
     text = re.sub(r"text of at most .*", "text", str(limit))
     text = re.sub(r"a list of at most [\d,]+ values, each", "list, each", text)
     text = re.sub(r" from -1,000,000 to 1,000,000(\.0)?", "", text)
@@ -125,8 +129,8 @@ def shared_limits() -> dict[str, str]:
 
 
 def of_method(kind: type, shared: Mapping[str, str], left_out: Container[str] = ()) -> str:
-    """A method's settings, without those of a key in `left_out`, and what its class says of them. The values that a
-    setting accepts are left out if they are those of `shared` or a range.
+    """A method's settings, without those of a key in `left_out`, and what its class says of them.
+    The values that a setting accepts are left out if they are those of `shared` or a range.
     """
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
     # Made by dataclasses

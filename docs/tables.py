@@ -84,7 +84,8 @@ def verified(old: list[Row]) -> list[Row]:
     """
     from test_published_checkpoints import CASES
 
-    cases, loaded = golden_cases(), {*drawn.METHODS, *(case.method for case in CASES.values())}
+    cases = golden_cases()
+    loaded = {*drawn.METHODS, *(case.method for case in CASES.values())}
     loaded -= {"TwoStage"}  # its code saves nothing
     groups: dict[tuple[str, str], list[str]] = {}
     for method in sorted(
@@ -129,7 +130,8 @@ def authors(old: list[Row]) -> list[Row]:
 
 
 def few_shot(old: list[Row]) -> list[Row]:
-    few, shown = PUBLISHED["few_shot"], {1: "1 shot", 4: "4 shots", 16: "16 shots"}
+    few = PUBLISHED["few_shot"]
+    shown = {1: "1 shot", 4: "4 shots", 16: "16 shots"}
     rows = []
     for method, values in few["averages"].items():
         rows.append([method, *(f"{values[few['shots'].index(shots)]:.2f}" for shots in shown)])

@@ -144,7 +144,8 @@ def names(text: str) -> list[str]:
 
 def trackers(text: str) -> list[str]:
     """The argparse type of `tensorboard,wandb`."""
-    given, known = names(text), ("tensorboard", "wandb", "mlflow")
+    given = names(text)
+    known = ("tensorboard", "wandb", "mlflow")
     if unknown := [name for name in given or [text] if name not in known]:
         raise argparse.ArgumentTypeError(
             f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}"

@@ -160,16 +160,15 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
         )
         raise UsageError(what, remedy, folder)
     if args.images:
-        items, source = (
-            items_of(args.images, classifier.class_names),
-            f"images in {printable(args.images.name)}",
-        )
+        items = items_of(args.images, classifier.class_names)
+        source = f"images in {printable(args.images.name)}"
     elif dataset is None or not dataset.val:
         raise UsageError(
             f"{folder} has no validation images", "give labelled images by --images", folder
         )
     else:
-        items, source = dataset.val, f"validation images of {dataset.title}"
+        items = dataset.val
+        source = f"validation images of {dataset.title}"
     items, asked = without_learned(items, seen or NOTHING, folder)
     chose = int((seen or NOTHING).of_role("chosen").equal(asked).sum())
     test_items = dataset.test if dataset else []

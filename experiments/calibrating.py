@@ -35,7 +35,9 @@ from trainers.base.data_use import count_common, count_copies
 from .metrics import ece
 
 COVERAGE = 0.9  # of the sets in a report
-ERROR, CONFIDENCE = 0.05, 0.95  # of a threshold, by default
+# Of a threshold, by default
+ERROR = 0.05
+CONFIDENCE = 0.95
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2)  # whose thresholds a report has
 
 
@@ -198,7 +200,9 @@ class Calibrated:
     """
 
     def __init__(self, spec: Any, trainer: Any):
-        self.spec, self.cfg, self.trainer = spec, spec.cfg, trainer
+        self.spec = spec
+        self.cfg = spec.cfg
+        self.trainer = trainer
         self.prompts: Calibration | None = None
         self.asked = True
         if not isinstance(trainer, PromptTrainer):
@@ -251,7 +255,8 @@ class Calibrated:
 
     @torch.no_grad()
     def fit(self, names: Sequence[str]) -> tuple[Outputs, Calibration]:
-        trainer, cfg = self.trainer, self.cfg
+        trainer = self.trainer
+        cfg = self.cfg
         trainer.set_model_mode("eval")
         items = trainer.val_loader.dataset.data_source
         # Observers do not see them
@@ -266,7 +271,8 @@ class Calibrated:
         """DAC for the classes of the test, some of which are not those of the fit; None for texts
         without distances.
         """
-        trainer, folder = self.trainer, self.spec.args.model_dir
+        trainer = self.trainer
+        folder = self.spec.args.model_dir
         options = model_options(
             backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch
         )

@@ -20,7 +20,9 @@ from .methods import methods
 from .predictions import read
 from .results import selection_mark
 
-LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
+LEVEL = 0.95
+POWER = 0.8
+RESAMPLES = 2000
 # Of the seeds of one method
 IN_COMMON = (
     "trainer",
@@ -162,7 +164,8 @@ def mcnemar(difference: NDArray[Any]) -> tuple[int, int, float]:
     """
     from scipy.stats import binomtest
 
-    ours, theirs = int((difference > 0).sum()), int((difference < 0).sum())
+    ours = int((difference > 0).sum())
+    theirs = int((difference < 0).sum())
     return ours, theirs, float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
 
 
@@ -211,7 +214,7 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def report_lines(one: Compared, other: Compared) -> list[str]:  # noqa: PLR0915
+def report_lines(one: Compared, other: Compared) -> list[str]:
     """The comparison in sentences."""
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)
@@ -250,7 +253,8 @@ def report_lines(one: Compared, other: Compared) -> list[str]:  # noqa: PLR0915
         lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
     why = "the interval includes 0"
     if len(seeds) > 1:
-        bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
+        bounds = seed_interval(list(by_seed))
+        least = smallest_difference(list(by_seed))
         shown = (
             f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} "
             f"points (power {POWER})"
@@ -259,7 +263,8 @@ def report_lines(one: Compared, other: Compared) -> list[str]:  # noqa: PLR0915
             f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)"
         )
         lines.append("All seeds have the same difference" if math.isnan(least) else shown)
-        low, high = min(low, bounds[0]), max(high, bounds[1])
+        low = min(low, bounds[0])
+        high = max(high, bounds[1])
         why = "one of the two intervals includes 0"
     return (
         lines

@@ -41,7 +41,8 @@ RESUMABLE_CHANGES |= {
     "TRAIN.CHECKPOINT_FREQ",
     "TEST.SELECT_ON_TEST",
 }
-WEIGHTS, PLUGIN = "MODEL.BACKBONE.SHA256", "MODEL.PLUGIN_SHA256"
+WEIGHTS = "MODEL.BACKBONE.SHA256"
+PLUGIN = "MODEL.PLUGIN_SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
 SETTINGS = {
@@ -268,7 +269,8 @@ def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
         return []
     changed = []
     for key, value in trained.items():
-        before, clips = cfg.INPUT[key], OF_CLIP[key]
+        before = cfg.INPUT[key]
+        clips = OF_CLIP[key]
         if f"INPUT.{key}" not in given and same(before, clips) and not same(before, value):
             cfg.INPUT[key] = tuple(value) if key == "SIZE" else value
             changed.append(f"{key} {value}")
@@ -293,7 +295,8 @@ def weights_of(cfg: CfgNode) -> str:
     Raises UsageError if the configuration states another one (MODEL.BACKBONE.SHA256), ClipError for
     a missing file.
     """
-    name, stated = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.SHA256
+    name = cfg.MODEL.BACKBONE.NAME
+    stated = cfg.MODEL.BACKBONE.SHA256
     if cfg.TRAINER.NAME not in trainers.methods() or not name:
         return stated
     sha256 = weights_sha256(name)
@@ -309,11 +312,9 @@ def ignored(cfg: CfgNode, spec: RunSpec) -> list[str]:
     """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file
     for another one.
     """
-    method, name, file = (
-        trainers.methods().get(cfg.TRAINER.NAME),
-        cfg.TRAINER.NAME,
-        spec.args.config_file,
-    )
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    name = cfg.TRAINER.NAME
+    file = spec.args.config_file
     read = {*cfg.TRAINER, *(method.sections() if method else ())}
     keys = [
         key for key in spec.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read

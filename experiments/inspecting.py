@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
         "--root", type=path, help="folder of the datasets (default: that of the run)"
     )
     args = parser.parse_args(argv)
-    arrays, results = predictions.read(args.run), read_results(args.run)
+    arrays = predictions.read(args.run)
+    results = read_results(args.run)
     outcome = Outcome([str(name) for name in arrays["class_names"]])
     outcome.add(arrays)
     settings = {} if args.root else read_yaml(args.run / RUN_CONFIG_FILE).get("DATASET")
@@ -82,7 +83,8 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     )
     caption += "the error if it answered only the half of the images that it is most sure of."
     yield "risk_and_coverage", caption, drawn(3.4, draw_risk, outcome.risks, color="black")
-    recalls, caption = outcome.recalls(), "Sorted, the worst class at the top."
+    recalls = outcome.recalls()
+    caption = "Sorted, the worst class at the top."
     if len(recalls) > MOST:
         recalls = [*recalls[: MOST // 2], *recalls[-MOST // 2 :]]
         caption += f" The {MOST // 2} worst and best classes."

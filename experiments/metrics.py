@@ -26,12 +26,11 @@ def of_predictions(
         `top5_accuracy`, `mean_class_accuracy` (over the classes that have images), `ece` and
         `adaptive_ece` in percent; `nll`, the mean of -log_probability, and `brier`, a mean.
     """
-    labels, classes, probabilities = (
-        np.asarray(labels),
-        np.asarray(classes),
-        np.asarray(probabilities),
-    )
-    correct, confidence = classes[:, 0] == labels, probabilities[:, 0]
+    labels = np.asarray(labels)
+    classes = np.asarray(classes)
+    probabilities = np.asarray(probabilities)
+    correct = classes[:, 0] == labels
+    confidence = probabilities[:, 0]
     images = np.bincount(labels)
     recalls = np.bincount(labels, correct)[images > 0] / images[images > 0]
     return {
@@ -128,7 +127,8 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
     false_rates, recalls, _ = roc_curve(positive, scores, drop_intermediate=False)
     # The highest threshold that all images of the classes reach
     last = int(np.argmax(recalls == 1))
-    false_rates, recalls = false_rates[1 : last + 1][::-1], recalls[1 : last + 1][::-1]
+    false_rates = false_rates[1 : last + 1][::-1]
+    recalls = recalls[1 : last + 1][::-1]
     return {
         "auroc": 100 * float(roc_auc_score(positive, scores)),
         "aupr": 100 * float(average_precision_score(positive, scores)),
@@ -151,9 +151,12 @@ def openworld_auc(
         right (a tie counts half); `auroc` of the scores; `base_accuracy`, `new_accuracy` and their
         harmonic mean `h`.
     """
-    base, new = np.asarray(base_scores, dtype=np.float64), np.asarray(new_scores, dtype=np.float64)
-    is_base, is_new = np.asarray(base_right, dtype=bool), np.asarray(new_right, dtype=bool)
-    base_accuracy, new_accuracy = float(is_base.mean()), float(is_new.mean())
+    base = np.asarray(base_scores, dtype=np.float64)
+    new = np.asarray(new_scores, dtype=np.float64)
+    is_base = np.asarray(base_right, dtype=bool)
+    is_new = np.asarray(new_right, dtype=bool)
+    base_accuracy = float(is_base.mean())
+    new_accuracy = float(is_new.mean())
     both = base_accuracy + new_accuracy
     shares = {
         "openworld_auc": in_order(base[is_base], new[is_new]) / (len(base) * len(new)),

@@ -20,8 +20,12 @@ from datasets.small_world import vocabulary
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import encode_texts
 
-NOUN, ADJECTIVE = "the nice {}", "This is a {} photo"  # the published sentences
-FRACTION, PERCENTILE, GROUPS = 0.15, 0.95, 100
+# The published sentences
+NOUN = "the nice {}"
+ADJECTIVE = "This is a {} photo"
+FRACTION = 0.15
+PERCENTILE = 0.95
+GROUPS = 100
 SCALE = 100.0  # of cosines, as published
 FEWEST = 10  # kept words
 

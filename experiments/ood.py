@@ -127,15 +127,15 @@ def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
     if name == NEW:
         other.DATASET.SUBSAMPLE_CLASSES = "new"
     else:
-        other.DATASET.TITLE, other.DATASET.TEMPLATE, other.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
+        other.DATASET.TITLE = ""
+        other.DATASET.TEMPLATE = ""
+        other.DATASET.SUBSAMPLE_CLASSES = "all"
         other.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
         other.INPUT = cfg.INPUT
     # Draws no random numbers
-    other.DATASET.NUM_SHOTS, other.DATASET.FEWSHOT_FILE, other.DATASET.SENTENCES = (
-        -1,
-        "",
-        "",
-    )
+    other.DATASET.NUM_SHOTS = -1
+    other.DATASET.FEWSHOT_FILE = ""
+    other.DATASET.SENTENCES = ""
     other.DATASET.HOLD_OUT = False  # which needs two training images of each class
     dataset = DATASET_REGISTRY.get(other.DATASET.NAME)(other)
     names = set(map(as_clip_reads, trainer.dm.dataset.classnames))
@@ -154,7 +154,8 @@ class Detection:
         self.local = "GL-MCM" in asked and has_patches(trainer)
         self.words: NegativeWords | None = None
         if NEGLABEL in asked:
-            words, seed = spec.cfg.TEST.OOD_WORDS, spec.cfg.SEED
+            words = spec.cfg.TEST.OOD_WORDS
+            seed = spec.cfg.SEED
             self.words = NegativeWords(trainer.model, trainer.class_names, words, seed)
         self.names = [
             score
@@ -191,7 +192,8 @@ class Detection:
         Returns `ood`: for each dataset the record of its images, `name`, `shared_classes`, and
         `scores`: {score: AUROC, AUPR and FPR95 in percent, images of the classes positive}.
         """
-        cfg, trainer = self.cfg, self.trainer
+        cfg = self.cfg
+        trainer = self.trainer
         if not trainer.evaluator.batches:  # TEST.NO_TEST
             return {}
         trainer.set_model_mode("eval")

@@ -39,7 +39,8 @@ class OpenWorld:
         if not self.rows:  # TEST.NO_TEST
             return {}
         score, right, is_base = torch.cat(self.rows).cpu().numpy().T
-        base, new = is_base == 1, is_base == 0
+        base = is_base == 1
+        new = is_base == 0
         if not (base.any() and new.any()):
             return {}
         measures = openworld_auc(score[base], score[new], right[base], right[new])

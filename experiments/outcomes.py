@@ -23,11 +23,18 @@ from .metrics import BINS
 
 COVERAGES = np.arange(1, 101)  # in %
 FEW = 10  # images: a bin with fewer is not drawn
-PAIRS, EXAMPLES, PIXELS = 5, 3, 48  # confused pairs, images of each, and the size of an image
-LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
+# Confused pairs, images of each, and the size of an image
+PAIRS = 5
+EXAMPLES = 3
+PIXELS = 48
+# Letters of a name, and classes with a name in a picture
+LONGEST = 24
+MOST = 40
 # Cells of a side of the picture of labels x predictions: one has several classes if there are more
 SIDE = 1000
-RIGHT, WRONG = "#8fc99a", "#d5d5d5"  # of bars, light enough for black words
+# Of bars, light enough for black words
+RIGHT = "#8fc99a"
+WRONG = "#d5d5d5"
 Array = NDArray[Any]
 
 
@@ -61,11 +68,9 @@ class Outcome:
 
     def add(self, arrays: Mapping[str, Array]) -> None:
         """Add the arrays of a predictions.npz with these classes."""
-        label, predicted, confidence = (
-            arrays["label"],
-            arrays["classes"][:, 0],
-            arrays["probabilities"][:, 0],
-        )
+        label = arrays["label"]
+        predicted = arrays["classes"][:, 0]
+        confidence = arrays["probabilities"][:, 0]
         correct = label == predicted
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
         for row, values in zip(self.bins, (None, confidence, correct), strict=True):
@@ -160,10 +165,8 @@ def draw_confusion(ax: Axes, outcome: Outcome) -> None:
     )
     ax.set(xlabel="predicted class", ylabel="class")
     if number <= MOST:
-        size, labels = (
-            max(4, min(8, 160 / number)),
-            [outcome.name(label) for label in range(number)],
-        )
+        size = max(4, min(8, 160 / number))
+        labels = [outcome.name(label) for label in range(number)]
         ax.set_xticks(range(number), labels, rotation=90, fontsize=size, parse_math=False)
         ax.set_yticks(range(number), labels, fontsize=size, parse_math=False)
 

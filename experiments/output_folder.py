@@ -48,7 +48,8 @@ class OutputFolder:
         If `wait`, it waits for a run that is there already, instead of raising UsageError. Raises
         UsageError if it holds another run, or is not writable.
         """
-        folder, stdout = cls(spec), sys.stdout
+        folder = cls(spec)
+        stdout = sys.stdout
         if spec.is_finished:  # it may be read-only, and needs no lock
             folder.look()
             yield folder

@@ -57,7 +57,9 @@ class Recorder:
     def __init__(
         self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]
     ):
-        self.evaluator, self.keeps_logits, self.after_test = evaluator, keeps_logits, after_test
+        self.evaluator = evaluator
+        self.keeps_logits = keeps_logits
+        self.after_test = after_test
         self.reset()
 
     def reset(self) -> None:
@@ -110,11 +112,9 @@ class SavedPredictions:
     def __init__(self, spec: Any, trainer: Any):
         from .record import note_test  # takes seconds, and readers do without it
 
-        self.cfg, self.trainer, keeps_logits = (
-            spec.cfg,
-            trainer,
-            spec.cfg.TEST.SAVE_LOGITS or spec.cfg.TEST.CALIBRATE,
-        )
+        self.cfg = spec.cfg
+        self.trainer = trainer
+        keeps_logits = spec.cfg.TEST.SAVE_LOGITS or spec.cfg.TEST.CALIBRATE
         if keeps_logits:
             check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
         note = partial(note_test, spec.cfg, trainer)
@@ -191,7 +191,8 @@ def tested_images(cfg: Any, trainer: Any) -> tuple[str, list]:
     method has another.
     """
     split = trainer.test_split
-    read_items, listed = images_of(trainer, split), images_of(trainer.dm, split)
+    read_items = images_of(trainer, split)
+    listed = images_of(trainer.dm, split)
     return split, listed if set(map(id, listed)) == set(map(id, read_items)) else read_items
 
 
@@ -270,7 +271,8 @@ def check(arrays: Predictions) -> None:  # noqa: C901
             raise ValueError(f"{key} has another type or number of dimensions")
         if kind == "U" and (arrays[key].ravel().view(np.uint32) > sys.maxunicode).any():
             raise ValueError(f"{key} has letters beyond Unicode")
-    number, names = len(arrays["label"]), len(arrays["class_names"])
+    number = len(arrays["label"])
+    names = len(arrays["class_names"])
     if any(len(arrays[key]) != number for key in (*COLUMNS, "image")) or not number:
         raise ValueError("columns of different lengths")
     if arrays["classes"].shape != arrays["probabilities"].shape or not arrays["classes"].size:

@@ -49,7 +49,9 @@ class Record:
         self.choices = self.all_choices()
 
     def all_choices(self) -> list[SelectionRecord] | None:
-        spec, trainer, evaluates = self.spec, self.trainer, self.spec.args.eval_only
+        spec = self.spec
+        trainer = self.trainer
+        evaluates = self.spec.args.eval_only
         earlier: Sequence[SelectionRecord] | None = getattr(
             trainer, "inherited_choices", None if evaluates else []
         )
@@ -76,7 +78,8 @@ class Record:
     def epochs(self) -> tuple[int | None, int | None]:
         """The number of epochs that were trained (of an evaluation: behind the prompts that it
         loaded), and the epoch that was tested; None if it is not known, or nothing was tested."""
-        spec, trainer = self.spec, self.trainer
+        spec = self.spec
+        trainer = self.trainer
         if spec.args.eval_only:  # trainers of this project know what they have loaded
             asked = None if isinstance(trainer, trainers.PromptTrainer) else spec.args.load_epoch
             loaded = getattr(trainer, "loaded_epoch", asked)
@@ -102,7 +105,9 @@ class Record:
           in this output folder; None without a test
         - `settings`: those that are not defaults, by their source
         """
-        cfg, trainer, test = self.spec.cfg, self.trainer, None
+        cfg = self.spec.cfg
+        trainer = self.trainer
+        test = None
         if trainer.evaluator.results:
             split, items = tested_images(cfg, trainer)
             facts = data_use.list_facts(cfg, title(cfg), split, items)
@@ -139,8 +144,11 @@ class Record:
         """The content of results.json of a run that has ended, with what observers add; null: it
         was not measured.
         """
-        cfg, trainer, device = self.spec.cfg, self.trainer, self.trainer.device
-        settings, measured = flatten(cfg), trainer.evaluator.results
+        cfg = self.spec.cfg
+        trainer = self.trainer
+        device = self.trainer.device
+        settings = flatten(cfg)
+        measured = trainer.evaluator.results
         split, _ = tested_images(cfg, trainer)
         epochs, tested_epoch = self.epochs()
         content = {

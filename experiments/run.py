@@ -26,7 +26,7 @@ from .trackers import reporting
 MOST_SEEN = 20_000  # training images, and test images: to read more once more would take minutes
 
 
-def train_and_test(spec: RunSpec, wait: bool = False) -> None:  # noqa: PLR0915
+def train_and_test(spec: RunSpec, wait: bool = False) -> None:
     """One run in its output folder: training and test, or a test alone. results.json is written
     last.
 
@@ -85,7 +85,8 @@ def seen_images(trainer: Any) -> SeenImages:
     """What the model of a run has seen: training images, validation images that chose something,
     and test images.
     """
-    dataset, most_pixels = trainer.dm.dataset, trainer.cfg.INPUT.MAX_PIXELS
+    dataset = trainer.dm.dataset
+    most_pixels = trainer.cfg.INPUT.MAX_PIXELS
     seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
     if any(choice.split == "val" for choice in trainer.choices):
         seen += SeenImages.of_files(dataset.val, "chosen", most_pixels)
@@ -107,7 +108,9 @@ def wanted_observers(spec: RunSpec) -> list[type]:
 
 def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     """All settings to log.txt alone; to the terminal those that differ from the YAML files."""
-    args, cfg, name = spec.args, spec.cfg, spec.cfg.TRAINER.NAME
+    args = spec.args
+    cfg = spec.cfg
+    name = spec.cfg.TRAINER.NAME
     if cfg.VERBOSE:
         arguments = "".join(f"  {key}: {value}\n" for key, value in sorted(vars(args).items()))
         machine = "".join(f"  {key}: {value}\n" for key, value in environment().items())
@@ -151,7 +154,8 @@ def build(spec: RunSpec) -> Any:
 
 def prepare(spec: RunSpec, trainer: Any) -> None:
     """Load the prompts to test, or check that the training can start."""
-    args, cfg = spec.args, spec.cfg
+    args = spec.args
+    cfg = spec.cfg
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(

@@ -130,7 +130,7 @@ class RunSpec:
         sources |= dict.fromkeys(self.chosen.settings, "a choice")
         return {key: source for key, source in sources.items() if key in now}
 
-    def check(self) -> None:  # noqa: PLR0915
+    def check(self) -> None:
         """Check what takes no time, and fill in the checksum of the weights
         (MODEL.BACKBONE.SHA256), unless finished.
 
@@ -146,7 +146,8 @@ class RunSpec:
         from .configuration import weights_of
         from .trackers import check_trackers
 
-        args, cfg = self.args, self.cfg
+        args = self.args
+        cfg = self.cfg
         if self.is_finished:
             return
         check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg)

@@ -85,7 +85,8 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     If it is `finished`, its results would count as those of this run: results.json is compared,
     too. The run in `resumes`, if given, is checked instead.
     """
-    folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
+    folder = Path(resumes or cfg.OUTPUT_DIR)
+    before = {}
     remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
     file = folder / RUN_CONFIG_FILE
     try:
@@ -132,10 +133,8 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         if before[key] != now[key] and key not in may_differ
     ]
     if changed == [WEIGHTS]:
-        name, hashes = (
-            cfg.MODEL.BACKBONE.NAME,
-            [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)],
-        )
+        name = cfg.MODEL.BACKBONE.NAME
+        hashes = [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
         what = (
             f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it "
             f"has {hashes[1]}"

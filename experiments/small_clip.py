@@ -24,7 +24,9 @@ from datasets.small_world.drawing import Style, Subject, pick
 DESCRIPTION = """Pre-train the small CLIP on drawn images and their captions. It takes an hour on
 two CPU cores, and cannot be resumed. The output folder gets small.safetensors, weights for
 --backbone (fp16, with the parameter names of OpenAI's CLIP)."""
-WIDTH, LAYERS, PATCH = 128, 12, 16
+WIDTH = 128
+LAYERS = 12
+PATCH = 16
 LR = 1e-3
 UNSEEN = 1000  # images to measure retrieval on
 UNSEEN_WORDS = {"turquoise", "crescent", "zigzag"}

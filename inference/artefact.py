@@ -26,7 +26,8 @@ from trainers.base.checkpoints import is_setting
 if TYPE_CHECKING:
     from .calibrated import Calibration
 
-EXPORT_CONFIG_FILE, PROMPTS = "config.json", "prompts.safetensors"
+EXPORT_CONFIG_FILE = "config.json"
+PROMPTS = "prompts.safetensors"
 NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
 FORMAT = 1
 # What folders of earlier versions lack

@@ -30,10 +30,8 @@ SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
 KINDS = ("lac", "aps", "raps")
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
 # No difference between scores; shares of the images that a threshold is tried on
-TRIFLE, LEVELS = (
-    1e-12,
-    10,
-)
+TRIFLE = 1e-12
+LEVELS = 10
 Floats = NDArray[np.float64]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
@@ -155,7 +153,8 @@ class Temperature:
         """
         from scipy.optimize import brentq
 
-        z, y = checked(logits, labels), np.asarray(labels)
+        z = checked(logits, labels)
+        y = np.asarray(labels)
         of_label = z[np.arange(len(z)), y]
         if (of_label == z.max(axis=1)).all():
             return cls(1.0)
@@ -256,7 +255,8 @@ def upper_bound(errors: ArrayLike, images: ArrayLike, confidence: float) -> Floa
     """
     from scipy.stats import beta
 
-    k, n = np.asarray(errors), np.asarray(images)
+    k = np.asarray(errors)
+    n = np.asarray(images)
     return np.where(k < n, beta.ppf(confidence, k + 1, np.maximum(n - k, 1)), 1.0)
 
 
@@ -300,9 +300,11 @@ class Threshold:
         """
         check_share("the asked error", error)
         check_share("the confidence", confidence)
-        z, y = checked(logits, labels), np.asarray(labels)
+        z = checked(logits, labels)
+        y = np.asarray(labels)
         sample = sample or Sample.of(y)
-        n, doubt = math.floor(sample.size), 1 - confidence
+        n = math.floor(sample.size)
+        doubt = 1 - confidence
         asked = f"an error of at most {100 * error:g}%"
         if n < (needed := fewest_images(error, confidence)):
             what = f"{n} image{'s' * (n > 1)} cannot promise {asked}"
@@ -312,7 +314,8 @@ class Threshold:
             if (count := n * share // LEVELS) < fewest_images(error, 1 - doubt / (len(counts) + 1)):
                 break
             counts.append(count)
-        sure, is_wrong = log_odds(z), z.argmax(axis=1) != y
+        sure = log_odds(z)
+        is_wrong = z.argmax(axis=1) != y
         order = np.argsort(-sure, kind="stable")
         # Images that are at least as certain
         up_to = np.cumsum(sample.weights[order]) * sample.size
@@ -455,7 +458,8 @@ def conf_ot(
     Raises:
         UsageError: a class has no label, whose share would be 0.
     """
-    z, y = checked(logits), np.asarray(labels)
+    z = checked(logits)
+    y = np.asarray(labels)
     checked(z[: len(y)], y)
     classes = z.shape[1]
     counts = np.bincount(y, minlength=classes) if observed else np.ones(classes)

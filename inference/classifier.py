@@ -69,7 +69,7 @@ class PromptedClassifier:
             are others.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0915
+    def __init__(  # noqa: PLR0913
         self,
         description: Description,
         checkpoint: Mapping[str, Any] | None,
@@ -90,7 +90,9 @@ class PromptedClassifier:
             check_template(template, source)
         if description.sentences:
             datasets.sentences.check(description.sentences, source)
-        self.description, self.checkpoint, self.source = description, checkpoint, source
+        self.description = description
+        self.checkpoint = checkpoint
+        self.source = source
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
         cfg = configuration(self.method)
@@ -98,7 +100,8 @@ class PromptedClassifier:
         cfg.merge_from_other_cfg(
             {"TRAINER": {section: description.settings}, "INPUT": description.input}
         )
-        cfg.DATASET.NAME, cfg.DATASET.TITLE = description.dataset_name, description.dataset
+        cfg.DATASET.NAME = description.dataset_name
+        cfg.DATASET.TITLE = description.dataset
         cfg.DATASET.TEMPLATE = description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
         seed = description.training.get("seed")  # of the views of a test-time method
@@ -424,10 +427,8 @@ class PromptedClassifier:
     @torch.inference_mode(False)  # whose tensors do not count their changes
     def _build(self, *class_names: str) -> Method:
         """The method with a model for these names: the learned prompts on the one backbone."""
-        kind, template = (
-            trainers.predicting()[self.method],
-            self.description.template or self.description.dataset_template,
-        )
+        kind = trainers.predicting()[self.method]
+        template = self.description.template or self.description.dataset_template
         classes = Classes(list(class_names), template or TEMPLATE, self.description.sentences)
         method = kind(self.cfg, classes, self.device)
         if class_names != with_spaces(self.class_names) and not self.transfers:

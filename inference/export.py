@@ -30,10 +30,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "more than 0.001 is "
         "an error.",
     )
-    add, what = (
-        parser.add_argument,
-        "the model to export (without it: zero-shot CLIP on --backbone)",
-    )
+    add = parser.add_argument
+    what = "the model to export (without it: zero-shot CLIP on --backbone)"
     add("model", type=path, nargs="?", metavar="MODEL", help=what)
     add("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     add("--onnx", action="store_true", help="also write model.onnx, from images to logits")

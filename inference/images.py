@@ -24,10 +24,8 @@ from .predict import Row
 __all__ = ["Predictor", "find_images", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
 # Class names: until here one thread is as fast, and from here on their text features take long
-FEW, MANY = (
-    100,
-    5000,
-)
+FEW = 100
+MANY = 5000
 Predicted = tuple[list[Row], list[str], int]
 Batch = tuple[list[Path], list[Tensor], list[str]]
 
@@ -70,7 +68,10 @@ def read_batch(
         the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0;
         other files' faults.
     """
-    keys, good, rows, errors = [f"{c.cfg.INPUT} {c.transform}" for c in classifiers], [], [], []
+    keys = [f"{c.cfg.INPUT} {c.transform}" for c in classifiers]
+    good = []
+    rows = []
+    errors = []
     distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
         try:
@@ -115,8 +116,11 @@ class Predictor:
         unknown: bool = False,
         coverage: float | None = None,
     ):
-        self.models, self.names, self.k = models, names or None, k
-        self.unknown, self.coverage = unknown, coverage
+        self.models = models
+        self.names = names or None
+        self.k = k
+        self.unknown = unknown
+        self.coverage = coverage
         for model in models:
             model.classifier.check_asked(unknown, coverage, self.names)
         self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
@@ -139,7 +143,8 @@ class Predictor:
         twice as fast as with all threads on one batch, and a busy machine slows them down less. On
         a CPU, the threads together have `batch_size` images, or views of images, at a time.
         """
-        threads, most = torch.get_num_threads(), max(1, batch_size // self.views)
+        threads = torch.get_num_threads()
+        most = max(1, batch_size // self.views)
         size = (
             most
             if self.on_gpu

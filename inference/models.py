@@ -71,7 +71,7 @@ def kind_of(path: Path) -> str:
     )
 
 
-def open_models(  # noqa: PLR0915
+def open_models(
     paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()
 ) -> list[Model]:
     """The models at these paths; zero-shot CLIP on `options.backbone` if there is no path.
@@ -167,10 +167,8 @@ def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Cal
     """
     if not (found := calibration_in(path)):
         return None
-    given, asked = (
-        options.load_epoch is not None,
-        getattr(options, "unknown", False) or getattr(options, "sets", None),
-    )
+    given = options.load_epoch is not None
+    asked = getattr(options, "unknown", False) or getattr(options, "sets", None)
     try:
         found.check_model(
             file_of(path, method, options.load_epoch),
@@ -335,9 +333,11 @@ def checkpoint_file(path: Path, method: type[Method], epoch: int | None) -> Path
     """The file of a checkpoint, by itself, the folder it is in, or the output folder of its run."""
     if not path.is_dir():
         return path
-    folder, saved_as = path, method.saved_as
+    folder = path
+    saved_as = method.saved_as
     if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
-        folder, saved_as = path.parent, path.name
+        folder = path.parent
+        saved_as = path.name
     try:
         return Path(
             find_checkpoint(str(folder), saved_as, epoch, method.__name__, method.published_file)

@@ -84,12 +84,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
-def main(argv: list[str] | None = None) -> None:  # noqa: PLR0915
+def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for file in args.paths:
         if args.form is not as_table and file.suffix in (".csv", ".json") and not file.exists():
             raise UsageError("--csv and --json print, and take no file", f"write to it by > {file}")
-    names, stdout = given_class_names(args), sys.stdout
+    names = given_class_names(args)
+    stdout = sys.stdout
     check_exists(args.paths[0], "model or image" if args.backbone else "model")
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         with required_packages():
@@ -171,10 +172,8 @@ def as_table(
 ) -> None:
     known = names or [name for model in models for name in model.classifier.class_names]
     image_width = max(width(printable(file)) for file in files)
-    model_width, class_width = (
-        max(width(printable(model.name)) for model in models),
-        max(map(width, known)),
-    )
+    model_width = max(width(printable(model.name)) for model in models)
+    class_width = max(map(width, known))
     for row in rows:
         classes = "   ".join(
             f"{padded(name, class_width)} {100 * value:5.1f} %" for name, value in row.top

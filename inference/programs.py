@@ -43,10 +43,8 @@ class ImageProgram(nn.Module):
         super().__init__()
         self.model = classifier.model_for(class_names)
         # To export their tensors
-        self.visual, self.logit_scale = (
-            self.model.clip.visual,
-            self.model.clip.logit_scale,
-        )
+        self.visual = self.model.clip.visual
+        self.logit_scale = self.model.clip.logit_scale
         if self.model.clip.dtype != torch.float32:
             what = (
                 f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, "
@@ -136,7 +134,8 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
 
 def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
     """As a user of open_clip would: the plain image tower, and one matrix product."""
-    tensors, clip = load_file(file), load_backbone(classifier.cfg.MODEL.BACKBONE.NAME)
+    tensors = load_file(file)
+    clip = load_backbone(classifier.cfg.MODEL.BACKBONE.NAME)
     if file.with_name(FOLDED).is_file():
         clip.load_state_dict(load_file(file.with_name(FOLDED)))
     with torch.no_grad():

@@ -69,7 +69,8 @@ def kept(tmp_path):
 
 def values(trainer) -> torch.Tensor:
     """The logits of a test pass, as the evaluator of a trainer receives them."""
-    found, process = [], trainer.evaluator.process
+    found = []
+    process = trainer.evaluator.process
     trainer.evaluator.process = lambda logits, labels: (
         found.append(logits.clone()),
         process(logits, labels),

@@ -246,7 +246,8 @@ def finished(eurosat, deep, tmp_path_factory):
     """
     from learned import train_run
 
-    root, done = tmp_path_factory.mktemp("runs"), {}
+    root = tmp_path_factory.mktemp("runs")
+    done = {}
 
     def finished(method, classes="base", *overrides, tests=None, backbone=deep):
         key = str((method, classes, overrides, tests, backbone))

@@ -151,10 +151,8 @@ def features(model: open_clip.CLIP) -> torch.Tensor:
     """Features of two images and two texts from a CLIP of 32 px, (4, joint width), fp32."""
     images = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
     with torch.no_grad():
-        image, text = (
-            model.encode_image(images),
-            model.encode_text(tokenize(["a photo of a forest.", "a river"])),
-        )
+        image = model.encode_image(images)
+        text = model.encode_text(tokenize(["a photo of a forest.", "a river"]))
     return torch.cat([image, text]).float()
 
 

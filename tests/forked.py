@@ -43,7 +43,8 @@ sys.exit(128 - status if status < 0 else status)
 @contextmanager
 def forking_python(folder: Path) -> Iterator[Path]:
     """The path of such a `python`; its files are in an existing folder."""
-    address, program = str(folder / "socket"), folder / "python"
+    address = str(folder / "socket")
+    program = folder / "python"
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
     server = ThreadingUnixStreamServer(address, Handler)

@@ -54,7 +54,8 @@ def batch_of(features, labels):
 def check_training(trainer, inputs, figures, learned):
     """The start, and steps of one batch."""
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    batch, steps = batch_of(inputs.train, figures["labels"]), []
+    batch = batch_of(inputs.train, figures["labels"])
+    steps = []
     for step in range(len(figures["losses"])):
         steps.append(trainer.forward_backward(batch))
         if step == 0:
@@ -117,7 +118,8 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
     batches = list(
         zip(inputs.train.split(sizes), torch.tensor(figures["labels"]).split(sizes), strict=True)
     )
-    losses, rates = [], []
+    losses = []
+    rates = []
     for step in range(figures["optimizer"]["total_steps"]):
         rates.append(trainer.get_current_lr())
         losses.append(
@@ -140,7 +142,8 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
 
 def check_clap(trainer, inputs, figures, learned):
     close(trainer.multipliers, figures["multipliers"], 1e-5)
-    start, given = learned["adapter.prototypes"].data.clone(), trainer.settings
+    start = learned["adapter.prototypes"].data.clone()
+    given = trainer.settings
     for variant, expected in figures.get("multipliers_other", {}).items():
         trainer.settings = replace(given, CONSTRAINT=f"l2_{variant}")
         trainer.start(trainer.support)
@@ -169,8 +172,11 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
     close(head.classifier.weight[:, :8], figures["weight_start"]["first8"], 1e-5)
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
     start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    losses, ends, few = [], figures["steps"], len(figures["losses"])
-    images, labels = trainer.support.rows, trainer.support.row_labels
+    losses = []
+    ends = figures["steps"]
+    few = len(figures["losses"])
+    images = trainer.support.rows
+    labels = trainer.support.row_labels
     for number in range(1, max(map(int, ends)) + 1):
         losses.append(trainer.step(number, images, labels))
         if number == 1:
@@ -239,7 +245,9 @@ def check_ss_text(trainer, inputs, figures, learned):
 
 def check_proker(trainer, inputs, figures, learned):
     """The logits are cosines; the search tries all cells of its grids."""
-    head, search, text = trainer.model.prompt_learner, figures["search"], trainer.model.class_texts
+    head = trainer.model.prompt_learner
+    search = figures["search"]
+    text = trainer.model.class_texts
     close(
         torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5
     )
@@ -260,7 +268,9 @@ def check_projection(trainer, inputs, figures, learned):
     """
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
     start = {name: value.detach().clone() for name, value in learned.items()}
-    rates, logged, step = [], [], trainer.forward_backward
+    rates = []
+    logged = []
+    step = trainer.forward_backward
 
     def recorded(batch):
         rates.append(trainer.get_current_lr())

@@ -13,11 +13,9 @@ def drawn(seed, *shape):
 
 def drawn_features(f):
     """The unit features of test images and of class texts that a file describes."""
-    labels, centre, means = (
-        f["test_labels"],
-        drawn(12, 2, f["dim"]),
-        drawn(10, f["classes"], f["dim"]),
-    )
+    labels = f["test_labels"]
+    centre = drawn(12, 2, f["dim"])
+    means = drawn(10, f["classes"], f["dim"])
     image = (
         centre[0]
         + f["image_mean"] * means[labels]
@@ -31,15 +29,18 @@ class Inputs:
     """The features of a file, all (..., joint) and not normalised, on the trainer's device."""
 
     def __init__(self, figures, trainer):
-        case, self.device = figures["case"], trainer.device
+        case = figures["case"]
+        self.device = trainer.device
         if case["input"] == "images":
-            size, given = case["arch"]["image_resolution"], case.get("images", {})
+            size = case["arch"]["image_resolution"]
+            given = case.get("images", {})
             self.support_labels = given.get("support_labels") or figures["labels"]
             self.val_labels = given.get("val_labels", [])
             self.test = self.encode(trainer, drawn(7, case["batch"], 3, size, size))
             self.support = self.test[None]
             if "support_labels" in given:
-                views, n = given["views"], len(self.support_labels)
+                views = given["views"]
+                n = len(self.support_labels)
                 self.support = self.encode(trainer, drawn(8, views, n, 3, size, size))
             self.val = self.encode(trainer, drawn(13, len(self.val_labels), 3, size, size))
             self.train = (
@@ -51,7 +52,8 @@ class Inputs:
             return
         f = case["features"]
         if "projection" in case:  # the features before it
-            centre, means = drawn(12, 1, f["pre_dim"]), drawn(10, f["classes"], f["pre_dim"])
+            centre = drawn(12, 1, f["pre_dim"])
+            means = drawn(10, f["classes"], f["pre_dim"])
             self.support, self.test = (
                 f["image_scale"]
                 * (centre + f["image_mean"] * means[f[key]] + f["image_noise"] * noise)
@@ -61,11 +63,16 @@ class Inputs:
                 }.items()
             )
             text = drawn(18, 1, f["dim"]) + f["text_noise"] * drawn(11, f["classes"], f["dim"])
-            self.support_labels, self.val_labels, self.val = f["support_labels"], [], self.test[:0]
-            self.train, self.texts = self.support[0], f["text_scale"] * text
+            self.support_labels = f["support_labels"]
+            self.val_labels = []
+            self.val = self.test[:0]
+            self.train = self.support[0]
+            self.texts = f["text_scale"] * text
             return
-        self.features, self.centre = f, drawn(12, 2, f["dim"])
-        self.support_labels, self.val_labels = f["support_labels"], f.get("val_labels", [])
+        self.features = f
+        self.centre = drawn(12, 2, f["dim"])
+        self.support_labels = f["support_labels"]
+        self.val_labels = f.get("val_labels", [])
         self.support = self.images(8, self.support_labels, f["views"])
         self.test = self.images(9, f["test_labels"])[0]
         self.val = self.images(13, self.val_labels)[0]
@@ -93,7 +100,8 @@ class Inputs:
 
     def of_texts(self, seed, classes, means=10):
         f = self.features
-        mean, noise = drawn(means, classes, f["dim"]), drawn(seed, classes, f["dim"])
+        mean = drawn(means, classes, f["dim"])
+        noise = drawn(seed, classes, f["dim"])
         return f["text_scale"] * (
             self.centre[1] + f["text_mean"] * mean + f["text_noise"] * noise
         ).to(self.device)

@@ -38,7 +38,8 @@ def train_run(
     output: Path, root: Path, backbone: Path, method: str, *overrides, options=()
 ) -> None:
     """A run of the method's published settings with two shots and one epoch."""
-    configs, folder = ROOT / "configs", trainers.methods()[method].config_folder
+    configs = ROOT / "configs"
+    folder = trainers.methods()[method].config_folder
     yaml_file = configs / "trainers" / folder / f"{recipe(folder, 'base2new').cfg}.yaml"
     argv = [
         "--root",

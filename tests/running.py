@@ -49,7 +49,8 @@ def ended(capsys):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ended(run):
-        status, stdout = 0, sys.stdout
+        status = 0
+        stdout = sys.stdout
         try:
             run()
         except SystemExit as end:
@@ -217,7 +218,8 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
     def script(name, *arguments, root=ROOT, **variables):
         env = {key: value for key, value in os.environ.items() if key not in unset}
         env |= {key: str(value) for key, value in (given | variables).items()}
-        path, words = root / "scripts" / name, list(map(str, arguments))
+        path = root / "scripts" / name
+        words = list(map(str, arguments))
         if root == ROOT and env["DRY_RUN"] == "1" and env["PYTHON"] == str(python):
             ended = here(path, words, env)
         else:

@@ -25,7 +25,8 @@ def edits(draw, width, present, sequences):
     """
     schedule = []
     for layer in range(draw(st.integers(0, LAYERS))):
-        remove, add = draw(st.integers(0, present)), draw(st.integers(0, 4))
+        remove = draw(st.integers(0, present))
+        add = draw(st.integers(0, 4))
         own = [sequences] if draw(st.booleans()) else []
         after_norm = layer == 0 and draw(st.booleans())
         weight = draw(st.sampled_from([1.0, 0.3])) if remove == add else 1.0

@@ -15,7 +15,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        server, path = self.server, self.path.partition("?")[0]
+        server = self.server
+        path = self.path.partition("?")[0]
         asked = self.headers.get("Range", "")
         server.requests.append((path, asked))
         fault = server.faults.pop(0) if server.faults else ""
@@ -28,7 +29,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         if fault == "busy":
             return self.send_error(503)
-        content, start = server.files[path], int(asked.removeprefix("bytes=").rstrip("-") or 0)
+        content = server.files[path]
+        start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
         page = fault == "quota page"
         if page:
             content = QUOTA_PAGE
@@ -60,7 +62,9 @@ def serving(files: dict[str, bytes]) -> Iterator[ThreadingHTTPServer]:
     and `requests`.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.faults, server.requests = files, [], []
+    server.files = files
+    server.faults = []
+    server.requests = []
     server.address = f"http://127.0.0.1:{server.server_port}"
     with running(server):
         yield server

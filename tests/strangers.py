@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from tiny_models import VIT, read_by_hugging_face, write_folder, write_tokeniser
 
 OPEN_CLIP = "open_clip_config.json"
-CONFIG, OPTIONS, TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
+CONFIG = "config.json"
+OPTIONS = "tokenizer_config.json"
+TOKENS = "special_tokens_map.json"
 EVIL = "import os\nopen('../outside/made', 'w')\nos.mkdir('ran')\n"
 EVIL += (
     "from transformers import PreTrainedConfig\nclass EvilConfig(PreTrainedConfig):\n    "
@@ -43,7 +45,8 @@ PATHS = {
     "tokenizer_file": "../outside/kept",
     "gguf_file": "../outside/kept",
 }
-TEXT, VISION = ("model_cfg", "text_cfg"), ("model_cfg", "vision_cfg")
+TEXT = ("model_cfg", "text_cfg")
+VISION = ("model_cfg", "vision_cfg")
 
 # The forms of a stranger's backbone: which file of the folder has which keys at which place.
 FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {

@@ -60,7 +60,8 @@ def adapted():
     def adapted(p, layers, make=Everything):
         torch.manual_seed(0)
         clip = small_clip({"layers": LAYERS, "width": 64}, {"layers": LAYERS}).double()
-        copy, adapters = private_copy(clip), nn.ModuleList()
+        copy = private_copy(clip)
+        adapters = nn.ModuleList()
         for tower in (copy, copy.visual):
             width = tower.transformer.resblocks[0].ln_1.normalized_shape[0]
             for layer in layers:

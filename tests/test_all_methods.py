@@ -89,9 +89,11 @@ def train(launch, eurosat, deep, tmp_path):
 
 def kill(kind, monkeypatch):
     """Runs of a method end in the second epoch, in the fit, or in the test."""
-    step, left = "forward_backward", iter(())
+    step = "forward_backward"
+    left = iter(())
     if issubclass(kind, ViewsTrainer):
-        step, left = "answer", iter(range(8))
+        step = "answer"
+        left = iter(range(8))
     elif not kind.learns:
         step = "model_inference"
     elif issubclass(kind, FittedTrainer):
@@ -143,7 +145,9 @@ def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_p
 
 @pytest.mark.parametrize("method", thorough_but(FIRST | {"CLIPLoRA"}, methods()))
 def test_other_classes_predictions_and_exports(method, train, command, deep, eurosat, tmp_path):
-    run, images, row = tmp_path / "run", list(images_of(eurosat, range(6)))[:4], dict(TABLE)[method]
+    run = tmp_path / "run"
+    images = list(images_of(eurosat, range(6)))[:4]
+    row = dict(TABLE)[method]
 
     def expect(column, done):
         line = LINES.get(row.get(column), "").replace("METHOD", method)

@@ -35,7 +35,8 @@ JSON = "application/json"
 @pytest.fixture(scope="module")
 def classifier(finished):
     ((_, classifier),) = open_models([finished("CoOp")], OPTIONS)
-    sure, sets = Threshold(0.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
+    sure = Threshold(0.0, 0.1, 0.95, 20, 0)
+    sets = Sets("lac", tuple(np.linspace(0, 30, 20)))
     names = tuple(classifier.class_names)
     classifier.calibration = Calibration(
         names, 20, "0" * 64, "images", Temperature(2.0), sets, sure
@@ -128,7 +129,8 @@ def test_no_answer_waits_until_the_client_acknowledges_its_head(port):
 
 def test_few_images_wait_to_be_classified(classifier, monkeypatch):
     monkeypatch.setattr(service, "BATCH", 2)
-    go, logits = Event(), classifier.logits
+    go = Event()
+    logits = classifier.logits
     monkeypatch.setattr(
         classifier, "logits", lambda pixels, names: go.wait() and logits(pixels, names)
     )
@@ -166,7 +168,8 @@ def test_a_request_of_many_images_waits_behind_one_of_one():
 
 def test_a_job_wakes_the_thread_that_waits_for_few():
     """It woke one thread, perhaps one that waits for more jobs, and the other one slept on."""
-    line, taken = service.Line(), []
+    line = service.Line()
+    taken = []
     line.add(job := job_of("a"))
     line.take(1)
 
@@ -274,7 +277,8 @@ def test_a_request_of_the_most_images_is_not_refused_for_its_commas(port):
 
 def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, photos, monkeypatch):
     monkeypatch.setattr(reading, "SECONDS", 1)
-    batches, logits = [], classifier.logits
+    batches = []
+    logits = classifier.logits
     monkeypatch.setattr(
         classifier,
         "logits",
@@ -294,7 +298,8 @@ def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, p
         connection = socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0))
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n{")
         stalled.append(connection)
-    slow, thin = as_json(comments(1_000_000)), as_json(png(200_000, 1))
+    slow = as_json(comments(1_000_000))
+    thin = as_json(png(200_000, 1))
     with ThreadPoolExecutor(9) as attackers, ThreadPoolExecutor(20) as clients:
         attacks = [attackers.submit(attack, body) for body in [slow, thin, b"{"] * 3]
         answers = clients.map(lambda file: (file, ask(port, as_json(file.read_bytes()))), files * 6)
@@ -317,11 +322,9 @@ def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(
     monkeypatch.setattr(reading, "MEMORY", 60 << 20)
     monkeypatch.setattr(reading, "STRIP", 1000)
     readers = reading.Readers(1)
-    slow, deep, damaged = (
-        comments(3_000_000),
-        png(5000, 4999),
-        (photos / "a.jpg").read_bytes()[:300],
-    )
+    slow = comments(3_000_000)
+    deep = png(5000, 4999)
+    damaged = (photos / "a.jpg").read_bytes()[:300]
     reasons = {
         slow: "takes more than 1 seconds",
         deep: "memory|cannot read",
@@ -331,7 +334,8 @@ def test_readers_read_as_the_toolbox_and_survive_images_that_end_them(
         with pytest.raises(ImageError, match=reason):
             readers.read(content)
         for file in (photos / "a.jpg", photos / "d.webp"):
-            found, expected = readers.read(file), read_image(file)
+            found = readers.read(file)
+            expected = read_image(file)
             assert (found.size, found.tobytes()) == (expected.size, expected.tobytes())
     process = readers.readers[0].process
     readers.close()

@@ -47,7 +47,8 @@ def images_of(model, count=2):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_equal_open_clips_own(family, models):
     theirs, ours = models(family)
-    images, ids = images_of(ours), rows_of(ours, *TEXTS)
+    images = images_of(ours)
+    ids = rows_of(ours, *TEXTS)
     expected = (
         theirs.encode_image(images, normalize=False),
         theirs.encode_text(ids, normalize=False),
@@ -141,7 +142,8 @@ def vectors(*shapes):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in CONVOLUTIONS])
 def test_vision_prompts_and_their_gradients_equal_hooks_in_the_original(family, models):
     theirs, ours = models(family)
-    images, width = images_of(ours), vision_width(ours)
+    images = images_of(ours)
+    width = vision_width(ours)
     first, second = vectors((2, width), (2, width))
     found = encode_image(
         ours, images, [Edit(add=first), Edit(1, second)], read=["prompts", "patches", "local"]
@@ -223,7 +225,8 @@ def adapted(visual, adapter):
     """
     trunk = getattr(visual, "trunk", visual)
     block = trunk.blocks[1] if trunk is not visual else visual.transformer.resblocks[1]
-    attention, changes = block.attn, adapter.of_attention_input.detach()
+    attention = block.attn
+    changes = adapter.of_attention_input.detach()
     names = ["in_proj_weight"] if hasattr(attention, "in_proj_weight") else ["qkv.weight"]
     names = (
         ["q_proj.weight", "k_proj.weight", "v_proj.weight"]
@@ -245,14 +248,14 @@ def adapted(visual, adapter):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in CONVOLUTIONS])
 def test_adapters_equal_changed_weights_and_hooks_in_the_original(family):
     theirs, ours = both(FAMILIES[family])
-    images, adapter = images_of(ours), Everywhere(vision_width(ours))
-    before, copy = encode_image(ours, images).feature, private_copy(ours)
+    images = images_of(ours)
+    adapter = Everywhere(vision_width(ours))
+    before = encode_image(ours, images).feature
+    copy = private_copy(ours)
     adapt(copy.visual, 1, adapter)
     weights = adapted(theirs.visual, adapter)
-    found, expected = (
-        encode_image(copy, images).feature,
-        theirs.encode_image(images, normalize=False),
-    )
+    found = encode_image(copy, images).feature
+    expected = theirs.encode_image(images, normalize=False)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     (gradient,) = torch.autograd.grad(found.square().sum(), [adapter.of_attention_input])
     others = torch.cat(torch.autograd.grad(expected.square().sum(), weights))

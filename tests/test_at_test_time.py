@@ -67,7 +67,8 @@ def outputs(trainer) -> torch.Tensor:
 
 def interrupted(trainer, after: int) -> None:
     """A test that ends while it computes the answer for the image after these."""
-    answer, left = trainer.answer, iter(range(after))
+    answer = trainer.answer
+    left = iter(range(after))
 
     def answered(*arguments):
         if next(left, None) is None:
@@ -84,7 +85,8 @@ def test_killed_test_resumes_and_ends_identically(method, make):
     whole = outputs(make(method, output="whole"))
     interrupted(make(method), 9)
     interrupted(make(method), 5)
-    resumed, computed = make(method), []
+    resumed = make(method)
+    computed = []
     answer = resumed.answer
     resumed.answer = lambda *arguments: computed.append(1) or answer(*arguments)
     assert torch.equal(outputs(resumed), whole)
@@ -134,7 +136,8 @@ def test_unfit_partial_results_are_not_used(harm, make, tmp_path, capsys):
 def test_results_of_images_that_have_changed_meanwhile_are_not_used(method, make, eurosat):
     interrupted(trainer := make(method), 6)
     (changed,) = {Path(item.impath) for item in trainer.test_loader.dataset.data_source[:1]}
-    content, status = changed.read_bytes(), changed.stat()
+    content = changed.read_bytes()
+    status = changed.stat()
     other = io.BytesIO()
     Image.new("RGB", (32, 32), (200, 10, 30)).save(other, "PNG")
     try:
@@ -167,8 +170,10 @@ def test_tda_reads_images_in_an_order_of_the_seed(make):
 
 @pytest.mark.parametrize("method", thorough_but(("TPT", "TDA"), METHODS))
 def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method, make):
-    trainer, types = make(method, PREC="amp"), []
-    answer, image_output = trainer.answer, trainer.model.image_output
+    trainer = make(method, PREC="amp")
+    types = []
+    answer = trainer.answer
+    image_output = trainer.model.image_output
     trainer.model.image_output = lambda views: (
         types.append(autocast(trainer)) or image_output(views)
     )
@@ -281,7 +286,8 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
 
 
 def test_a_step_whose_gradient_overflows_is_left_out(make):
-    trainer, still = make("TPT"), make("TPT", LR=0.0, output="still")
+    trainer = make("TPT")
+    still = make("TPT", LR=0.0, output="still")
     views = trainer.test_loader.dataset[0]["img"][None].to(trainer.device)
     objective = trainer.objective
     trainer.objective = lambda *given: torch.inf * objective(*given)
@@ -293,7 +299,8 @@ def test_a_step_whose_gradient_overflows_is_left_out(make):
 
 @pytest.mark.parametrize("method", thorough_but(["TPT"], ["TPT", "ZERO"]))
 def test_predictions_are_those_of_the_test(method, launch, argv, command, eurosat, tmp_path):
-    run, photo = tmp_path / "run", eurosat / "eurosat/2750/0/test_0.png"
+    run = tmp_path / "run"
+    photo = eurosat / "eurosat/2750/0/test_0.png"
     assert launch(*argv(*four(method), output="run")).status == 0
     (row,) = rows_of(command, run, photo, "--topk", 1, "--classes", *NAMES)
     files, expected, names = own_test(run, "all")

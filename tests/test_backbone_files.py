@@ -43,7 +43,8 @@ def archive(half, tmp_path, monkeypatch):
 
 
 def test_archive_of_openai_gives_its_tensors_and_draws_no_random_numbers(half, archive):
-    state, before = weights.read_state_dict(archive), torch.get_rng_state()
+    state = weights.read_state_dict(archive)
+    before = torch.get_rng_state()
     assert {key: state[key].item() for key in SIZES} == SIZES
     model = clip.load_backbone(str(archive))
     for key, value in half.state_dict().items():
@@ -95,7 +96,8 @@ def test_damaged_file_is_refused_in_one_line(damage, tmp_path):
 
 
 def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
-    file, state = tmp_path / "vit.pt", half.state_dict()
+    file = tmp_path / "vit.pt"
+    state = half.state_dict()
     torch.save(state, file)
     monkeypatch.setattr(building, "build_cached", None)
     clip.keep_backbones(1)

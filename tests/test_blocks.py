@@ -11,7 +11,8 @@ from torch import nn
 from clip import Edit, TextPrompts, fast, plain, tokenize
 from clip.blocks import is_standard
 
-LAYERS, WIDTH = 3, 64
+LAYERS = 3
+WIDTH = 64
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def outputs(form, clip, schedule=()):
 
 @pytest.mark.parametrize("where", ["", "attn", "mlp", "mlp.c_fc", "mlp.gelu"])
 def test_forward_hooks_are_called(where, clip):
-    seen, clip = [], deepcopy(clip)
+    seen = []
+    clip = deepcopy(clip)
     for transformer in (clip.transformer, clip.visual.transformer):
         transformer.resblocks[1].get_submodule(where).register_forward_hook(
             lambda *_: seen.append(1)
@@ -59,7 +61,8 @@ def test_forward_hooks_are_called(where, clip):
 
 @pytest.mark.parametrize("name", ["mlp.c_fc", "mlp.c_proj", "attn.out_proj", "ln_2"])
 def test_modules_that_are_trained_in_a_block_get_the_gradients_of_the_plain_form(name, clip):
-    clip, learned = deepcopy(clip), []
+    clip = deepcopy(clip)
+    learned = []
     for transformer in (clip.transformer, clip.visual.transformer):
         learned += transformer.resblocks[1].get_submodule(name).requires_grad_().parameters()
     assert_same(outputs(fast, clip), outputs(plain, clip), learned)
@@ -115,10 +118,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_other_blocks_run_in_the_plain_towers(change, clip):
-    vision, text = (
-        {"layers": LAYERS, "width": WIDTH, "qk_norm": True},
-        {"layers": LAYERS, "scale_fc": True},
-    )
+    vision = {"layers": LAYERS, "width": WIDTH, "qk_norm": True}
+    text = {"layers": LAYERS, "scale_fc": True}
     other = with_blocks(clip, change) if change else small_clip(vision, text).double()
     assert not is_standard(other.transformer) and not is_standard(other.visual.transformer)
     prompt = [Edit(add=torch.randn(1, WIDTH, dtype=torch.double))]

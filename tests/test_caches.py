@@ -111,7 +111,8 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
-KEY, FORM = "a" * 32, "float32 (2, 3)"
+KEY = "a" * 32
+FORM = "float32 (2, 3)"
 HARMS = {
     "flipped bit": flip_a_bit,
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),

@@ -64,7 +64,8 @@ def fitted(calibrated, labelled, command, tmp_path):
 
 
 def test_a_run_reports_what_its_calibration_changes(calibrated, finished):
-    found, base = results(calibrated)["calibration"], calibration_in(calibrated)
+    found = results(calibrated)["calibration"]
+    base = calibration_in(calibrated)
     assert (found["images"], found["sha256"], found["test_images"]) == (
         12,
         base.sha256,
@@ -154,11 +155,13 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
         == rows
     )
     classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
-    logits, fit = classifier.logits(files), calibration_in(folder)
+    logits = classifier.logits(files)
+    fit = calibration_in(folder)
     assert json.loads(
         programs.metadata(classifier, classifier.class_names)["calibration"]
     ) == json.loads((tmp_path / "out" / CALIBRATION).read_text())
-    unknown, sets = ~fit.threshold.apply(logits), fit.sets.apply(logits, 0.9)
+    unknown = ~fit.threshold.apply(logits)
+    sets = fit.sets.apply(logits, 0.9)
     assert (
         [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
     )
@@ -186,7 +189,8 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
 def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
     folder, _ = fitted
     ((_, classifier),) = open_models([folder], OPTIONS)
-    files, others = list(images_of(eurosat, range(6))), ["grey", "white snow", "red"]
+    files = list(images_of(eurosat, range(6)))
+    others = ["grey", "white snow", "red"]
     distances = classifier.distances(others)
     # Red is a class that was learned
     assert distances.factors[2] == 1 and distances.factors[0] != 1
@@ -279,17 +283,16 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
 
 
 def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypatch, tmp_path):
-    counts, encode = [], PromptedCLIP.output
+    counts = []
+    encode = PromptedCLIP.output
 
     def counted(model, images, *features):
         counts.append(len(images))
         return encode(model, images, *features)
 
     monkeypatch.setattr(PromptedCLIP, "output", counted)
-    folder, files = (
-        shutil.copytree(calibrated, tmp_path / "run"),
-        list(images_of(eurosat, range(3))),
-    )
+    folder = shutil.copytree(calibrated, tmp_path / "run")
+    files = list(images_of(eurosat, range(3)))
     rows_of(command, folder, *files)
     plain = counts[:]
     rows_of(command, folder, *files, "--sets", 0.9)
@@ -343,8 +346,10 @@ def test_base_and_new_classes_together(calibrated, finished):
     union = finished(
         "CoOp", "all", "TEST.SAVE_LOGITS", True, "DATASET.NUM_SHOTS", -1, tests=calibrated
     )
-    found, arrays = results(union)["open_world"], np.load(union / "predictions.npz")
-    logits, labels = arrays["logits"].astype(float), arrays["label"]
+    found = results(union)["open_world"]
+    arrays = np.load(union / "predictions.npz")
+    logits = arrays["logits"].astype(float)
+    labels = arrays["label"]
     halves = [(logits[:, :3], labels[labels < 3]), (logits[:, 3:], labels[labels >= 3] - 3)]
     right = [z[labels // 3 == half].argmax(axis=1) == y for half, (z, y) in enumerate(halves)]
     p = softmax(logits)[:, :3].max(axis=1)

@@ -37,9 +37,11 @@ def nll(logits, labels):
 
 
 def test_temperature_equals_published(temperature_scaling):
-    case, started = temperature_scaling, temperature_scaling["before"]["log_scale"]
+    case = temperature_scaling
+    started = temperature_scaling["before"]["log_scale"]
     z, labels = drawn(**case)
-    logits, n = np.exp(started) / 100 * z.astype(float), case["n_cal"]
+    logits = np.exp(started) / 100 * z.astype(float)
+    n = case["n_cal"]
     fitted = Temperature.fit(torch.from_numpy(logits[:n]), torch.from_numpy(labels[:n]))
     assert fitted.temperature == pytest.approx(case["temperature_optimum"], rel=1e-6)
     optimum = fitted.apply(logits)
@@ -57,12 +59,14 @@ def unit(rows):
 
 
 def test_dac_equals_published(dac):
-    case, dim = dac, dac["dim"]
+    case = dac
+    dim = dac["dim"]
 
     def noise(number, *shape):
         return np.random.default_rng(case["seed"] + number).standard_normal(shape, dtype=np.float32)
 
-    base, new = case["base"], case["new"]
+    base = case["base"]
+    new = case["new"]
     base_before, new_before = (
         unit(noise(0, 1, dim) + 0.6 * noise(q, n, dim)) for q, n in ((1, base), (2, new))
     )
@@ -70,7 +74,8 @@ def test_dac_equals_published(dac):
     base_after = unit(base_before + case["tuned_noise"] * noise(3, base, dim) + shift)
     new_after = unit(new_before + case["tuned_noise"] * noise(4, new, dim) + shift)
     for one, other in case.get("same_as_base", {}).items():
-        new_before[int(one)], new_after[int(one)] = base_before[other], base_after[other]
+        new_before[int(one)] = base_before[other]
+        new_after[int(one)] = base_after[other]
     for one, other in case.get("near_base", {}).items():
         new_after[int(one)] = unit(base_after[other] + 0.0015 * noise(7, dim))
     fitted = Distances.fit(
@@ -102,7 +107,8 @@ def measured(sets, labels, alpha):
 
 @pytest.mark.parametrize("kind", calibration.KINDS)
 def test_sets_equal_published(conformal, kind):
-    case, n = conformal, conformal["n_cal"]
+    case = conformal
+    n = conformal["n_cal"]
     z, labels = drawn(**case)
     p = softmax(z.astype(float) / case["epsilon"], axis=1)
     drawn_u = np.random.default_rng(case["seed"] + 100).random(n, dtype=np.float32)
@@ -130,7 +136,9 @@ def test_sets_equal_published(conformal, kind):
 
 @pytest.mark.parametrize("marginal", ["observed_marginal", "uniform_marginal"])
 def test_conf_ot_equals_published(conf_ot, marginal):
-    case, n, expected = conf_ot, conf_ot["n_cal"], conf_ot[marginal]
+    case = conf_ot
+    n = conf_ot["n_cal"]
+    expected = conf_ot[marginal]
     labels = np.array(case["features"]["test_labels"])
     images, texts = (rows.numpy() for rows in drawn_features(case["features"]))
     z = 100 * images @ texts.T
@@ -168,11 +176,13 @@ def population():
 @pytest.mark.parametrize("scale", [1, 20, 1000])
 @pytest.mark.parametrize("kind", calibration.KINDS)
 def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
-    z, labels = scale * population[0], population[1]
+    z = scale * population[0]
+    labels = population[1]
     covered = []
     for seed in range(100):
         order = np.random.default_rng(seed).permutation(len(z))
-        mine, others = order[:500], order[500:]
+        mine = order[:500]
+        others = order[500:]
         sets = Sets.fit(z[mine], labels[mine], kind).apply(z[others], 0.9)
         covered.append(100 * sets[np.arange(len(others)), labels[others]].mean())
     assert np.mean(covered) == pytest.approx(90, abs=0.5)
@@ -181,7 +191,8 @@ def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
 def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(population):
     z, labels = population
     wrong = z.argmax(axis=1) != labels
-    broken, answered = [], []
+    broken = []
+    answered = []
     for seed in range(200):
         order = np.random.default_rng(seed).permutation(len(z))
         given = Threshold.fit(z[order[:600]], labels[order[:600]], error=0.1, confidence=0.9).apply(
@@ -194,7 +205,8 @@ def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(popul
 
 def test_a_threshold_tells_probabilities_that_round_to_one_apart(population):
     z, labels = population
-    plain, extreme = Threshold.fit(z, labels, 0.1), Threshold.fit(500 * z, labels, 0.1)
+    plain = Threshold.fit(z, labels, 0.1)
+    extreme = Threshold.fit(500 * z, labels, 0.1)
     assert (softmax(500 * z, axis=1).max(axis=1) == 1).mean() > 0.8
     assert 0 < plain.answered < len(z) and extreme.answered == pytest.approx(
         plain.answered, rel=0.1
@@ -220,7 +232,9 @@ def test_bound_is_that_of_clopper_and_pearson():
 
 
 def test_few_images_promise_little(population):
-    z, labels = population[0][:10], population[0][:10].argmax(axis=1)  # all of them are right
+    # All of them are right
+    z = population[0][:10]
+    labels = population[0][:10].argmax(axis=1)
     with one_line("10 images cannot promise an error of at most 1%", "give at least 299"):
         Threshold.fit(z, labels, error=0.01)
     assert Sets.fit(z, labels).apply(population[0], 0.95).all()  # needs 19 images
@@ -260,7 +274,8 @@ def test_conf_ot_needs_a_label_of_each_class_and_no_small_logits():
 
 
 def test_a_fit_is_read_as_it_was_written(population):
-    z, labels = population[0][:400], population[1][:400]
+    z = population[0][:400]
+    labels = population[1][:400]
     parts = Temperature.fit(z, labels), Sets.fit(z, labels, "raps"), Threshold.fit(z, labels, 0.4)
     names = tuple(f"class {number}" for number in range(10))
     fit = Calibration(names, 400, "0" * 64, "a folder", *parts)

@@ -49,7 +49,8 @@ def test_a_published_checkpoint_evaluates_on_other_classes(
     # Whole objects, as the published code's
     assert b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw
 
-    trainer, expected = mpl("all"), mpl("all")
+    trainer = mpl("all")
+    expected = mpl("all")
     expected.model.load_state_dict(prompts)  # with no checkpoint in between
     assert not torch.allclose(logits(trainer), logits(expected), atol=1e-3)
     trainer.load_model(str(tmp_path / "published"), epoch=epoch)
@@ -120,7 +121,8 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints
     """Published checkpoints are often passed on without the text file `checkpoint`; a damaged one
     is like none.
     """
-    trainer, folder = mpl("all"), str(checkpoints.parent)
+    trainer = mpl("all")
+    folder = str(checkpoints.parent)
     checkpoint = torch.load(checkpoints / "model.pth.tar-1", weights_only=True)
     for epoch in (2, 10):
         torch.save({**checkpoint, "epoch": epoch}, checkpoints / f"model.pth.tar-{epoch}")

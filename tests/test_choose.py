@@ -246,7 +246,8 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     study = load(file, settings=False)
     finish_trials(study, lambda run: 50)
     decide(study)
-    made, content = study.searches[0].file, choice(study)
+    made = study.searches[0].file
+    content = choice(study)
     made.unlink()
     (error,) = launch(*study.runs()[0].arguments).errors
     assert (

@@ -37,14 +37,16 @@ def test_token_ids_equal_openais(cases):
 
 
 def test_tokenize_accepts_texts_any_context_length_and_quotes_or_truncates_too_long_ones():
-    one, two = clip.tokenize("a cat"), clip.tokenize(["a cat", "x"], context_length=9)
+    one = clip.tokenize("a cat")
+    two = clip.tokenize(["a cat", "x"], context_length=9)
     assert one.shape == (1, 77) and two.shape == (2, 9)
     assert one.dtype == two.dtype == torch.int32  # OpenAI's since torch 1.8
     assert one[0, :9].tolist() == two[0].tolist()
     assert clip.tokenize([]).shape == (0, 77)
     with pytest.raises(clip.ClipError, match="'cat cat .* has 78 tokens.* 77 positions"):
         clip.tokenize("cat " * 76)
-    full, cut = clip.tokenize("cat " * 75), clip.tokenize("cat " * 200, 77, True)
+    full = clip.tokenize("cat " * 75)
+    cut = clip.tokenize("cat " * 200, 77, True)
     assert torch.equal(full, cut) and cut[0, -1] == 49407
 
 
@@ -69,7 +71,8 @@ def test_loaded_model_has_openais_interface(loaded, source):
         49408,
     )
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    image, text = model.encode_image(IMAGES), model.encode_text(TEXTS)
+    image = model.encode_image(IMAGES)
+    text = model.encode_text(TEXTS)
     assert image.shape == text.shape == (2, 64) and not torch.allclose(
         image.norm(dim=-1), torch.ones(2)
     )
@@ -84,7 +87,8 @@ def test_transform_resizes_crops_and_normalises_like_openais(loaded):
     _, preprocess = loaded
     image = Image.new("L", (64, 32), 0)
     image.paste(255, (16, 0, 48, 32))  # the centre is white, both sides are black
-    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    mean = [0.48145466, 0.4578275, 0.40821073]
+    std = [0.26862954, 0.26130258, 0.27577711]
     white = (1 - torch.tensor(mean)) / torch.tensor(std)
     pixels = preprocess(image)
     assert pixels.shape == (3, 32, 32)
@@ -215,7 +219,8 @@ def test_activation_follows_the_configuration(source, tiny_arch, tmp_path):
 @pytest.mark.parametrize("arch", ["", "-of-48", "-swin"], ids=["same sizes", "resized", "timm"])
 @pytest.mark.parametrize("precision", thorough_but(("fp32",), ("fp32", "fp16")))
 def test_open_clip_pair_equals_open_clips_own_model(arch, precision, source, tiny_arch, tmp_path):
-    path, name = str(tmp_path / "weights.pt"), f"{tiny_arch}{arch}"
+    path = str(tmp_path / "weights.pt")
+    name = f"{tiny_arch}{arch}"
     own = source if arch != "-swin" else open_clip.create_model(name, load_weights=False)
     torch.save(own.state_dict(), path)
     expected = open_clip.create_model(name, path, precision=precision)

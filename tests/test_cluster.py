@@ -38,7 +38,8 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(
     """It is started in another folder than the project's, so that workers do not find the project
     by chance.
     """
-    settings, other = {"seeds": [1, 2]}, nodes.add_node(num_cpus=1)
+    settings = {"seeds": [1, 2]}
+    other = nodes.add_node(num_cpus=1)
     on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
     file = study_file("on_ray", **settings)
     arguments = [

@@ -91,7 +91,9 @@ def test_error_of_the_body_of_a_write_keeps_its_text(tmp_path):
 
 def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """After a power cut an empty results.json could stand beside a whole checkpoint."""
-    order, fsync, replace = [], os.fsync, os.replace
+    order = []
+    fsync = os.fsync
+    replace = os.replace
 
     def noted_fsync(descriptor):
         order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))

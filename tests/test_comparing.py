@@ -15,7 +15,8 @@ from experiments.predictions import save
 def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="old", test_images=0):
     """A finished run of two classes; label 0 is right."""
     classes = np.stack([1 - np.asarray(correct), np.asarray(correct)], axis=1)
-    number, accuracy = len(classes), 100 * float(np.mean(correct))
+    number = len(classes)
+    accuracy = 100 * float(np.mean(correct))
     ones = np.full(number, 0.5, dtype=np.float32)
     folder.mkdir(parents=True)
     paths = [f"{images}/{i}.png" for i in range(number)]
@@ -48,7 +49,8 @@ def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="o
 @pytest.fixture
 def runs(tmp_path):
     """Three seeds of two methods, 200 images: the first is right on more of them."""
-    rng, right = np.random.default_rng(1), {}
+    rng = np.random.default_rng(1)
+    right = {}
     hard = rng.random(200)
     for method, level in (("MPL", 0.8), ("CoOp", 0.6)):
         right[method] = [(hard + 0.2 * rng.normal(size=200) < level).astype(int) for _ in range(3)]

@@ -33,7 +33,8 @@ def graphs():
 
 def learned(trainer, batches=2):
     """Losses of the first steps, the prompts after them, and logits of a test batch."""
-    trainer.num_batches, losses = len(trainer.train_loader_x), []
+    trainer.num_batches = len(trainer.train_loader_x)
+    losses = []
     for index, batch in zip(range(batches), trainer.train_loader_x, strict=False):
         trainer.batch_idx = index
         losses.append(trainer.forward_backward(batch))
@@ -109,7 +110,8 @@ def test_texts_of_many_sizes_stay_below_the_limit_of_graphs(graphs):
     """Each form of a text layer has a limit of its own, as datasets of few and of many classes need
     different ones.
     """
-    clip, towers = load_backbone("small"), compiled_towers(graphs)
+    clip = load_backbone("small")
+    towers = compiled_towers(graphs)
     ctx = torch.nn.Parameter(torch.zeros(4, clip.transformer.width))
     for classes, training in SIZES:
         prompts = TextPrompts(

@@ -122,7 +122,8 @@ def test_a_chosen_setting_is_no_default_and_has_as_many_trials_as_the_card_says(
 
 
 def test_best_epoch_lists_its_training_images_once(run):
-    best, last = card(run("best", *BEST)), card(run("last"))
+    best = card(run("best", *BEST))
+    last = card(run("last"))
     assert len(last["fit"]) == 1 and best["fit"] == last["fit"]
     held = card(run("held", *BEST, "DATASET.HOLD_OUT", True))
     assert [fit["images"] for fit in held["fit"]] == [6]
@@ -133,10 +134,8 @@ def test_best_epoch_lists_its_training_images_once(run):
 
 def test_a_head_names_the_images_behind_its_features(run):
     base = run("base", "DATASET.NUM_SHOTS", 4)
-    settings, gda = (
-        ("OPTIM.MAX_EPOCH", 1, "TRAINER.GDA.FEATURES_OF", base),
-        {"trainer": "GDA", "config": "small"},
-    )
+    settings = ("OPTIM.MAX_EPOCH", 1, "TRAINER.GDA.FEATURES_OF", base)
+    gda = {"trainer": "GDA", "config": "small"}
     head = run("head", *settings, **gda)
     assert [fit["images"] for fit in card(head)["fit"]] == [24, 12]
     tested = run("tested", *settings, **gda, options=evaluate(head))

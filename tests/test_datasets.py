@@ -50,7 +50,8 @@ def load(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_original_layout_is_read_with_labels_from_0_in_both_halves(name, load, tmp_path, capsys):
     build_tree(name, tmp_path)
-    data, names = load(name, "DATASET.NUM_SHOTS", 2), CLASSES[name]
+    data = load(name, "DATASET.NUM_SHOTS", 2)
+    names = CLASSES[name]
     n_val = None if name in FOLDERS else 8 if name == "imagenet" else 4
     assert (len(data.train_x), data.val and len(data.val), len(data.test)) == (8, n_val, 8)
     assert "results do not compare" in capsys.readouterr().out  # the counts of a miniature differ

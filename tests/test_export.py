@@ -155,20 +155,16 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(
     method, finished, command, deep, eurosat, tmp_path
 ):
     # A new class, and a learned one
-    images, names = (
-        list(images_of(eurosat, range(6))),
-        ["grey", "red"],
-    )
+    images = list(images_of(eurosat, range(6)))
+    names = ["grey", "red"]
     run = finished(
         method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32"
     )
     done = command(export, run, "--to", tmp_path / "out", "--weights", "--classes", *names)
     assert done.status == 0, done.errors
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
-    classifier, tower = (
-        PromptedClassifier.from_pretrained(tmp_path / "out", str(deep)),
-        load_backbone(str(deep)),
-    )
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
+    tower = load_backbone(str(deep))
     before = {key: value.clone() for key, value in tower.state_dict().items()}
     if method != "CoOp":
         tower.load_state_dict(load_file(tmp_path / "out/open_clip_model.safetensors"))

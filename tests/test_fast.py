@@ -19,7 +19,9 @@ from schedules import EXAMPLES, LAYERS, added, assert_same, edits, leaf
 from clip import Edit, ImageOutput, TextPrompts, fast, plain
 from clip.layout import layout_of, token_layout
 
-WIDTH, POSITIONS, EOT = 64, 60, 49
+WIDTH = 64
+POSITIONS = 60
+EOT = 49
 
 
 @pytest.fixture(
@@ -88,7 +90,8 @@ def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, checkpointing, d
     by = {"all": (), "class": (len(names),), "image": (2, 1), "image and class": (2, len(names))}[
         of
     ]
-    ctx, deep = leaf(*by, n_ctx, WIDTH), data.draw(edits(WIDTH, n_ctx, len(names))) if data else []
+    ctx = leaf(*by, n_ctx, WIDTH)
+    deep = data.draw(edits(WIDTH, n_ctx, len(names))) if data else []
     if "image" in of and data.draw(st.booleans()):
         deep = [
             edit if edit.add is None else replace(edit, add=leaf(*by, *edit.add.shape[-2:]))
@@ -168,10 +171,8 @@ def test_gradients_of_a_prefix_shared_by_many_classes_are_added_up_precisely(cli
         if isinstance(module, LayerNormFp32):
             module.float()
     ids = rows([[2 + number // 46, 2 + number % 46] for number in range(1000)], 2, [])
-    ctx, weights = (
-        torch.randn(2, WIDTH),
-        torch.randn(clip.text_projection.shape[-1], dtype=torch.double),
-    )
+    ctx = torch.randn(2, WIDTH)
+    weights = torch.randn(clip.text_projection.shape[-1], dtype=torch.double)
 
     def gradient(model, dtype):
         own = ctx.to(dtype).requires_grad_()
@@ -207,7 +208,8 @@ def test_layout_is_computed_once_for_each_text_and_again_after_an_edit_in_place(
 
 @pytest.mark.parametrize("by_class", [False, True])
 def test_text_first_used_in_inference_mode_can_train_later(clip, by_class):
-    ctx, deep = leaf(2, WIDTH), leaf(*([2] if by_class else []), 3, WIDTH)
+    ctx = leaf(2, WIDTH)
+    deep = leaf(*([2] if by_class else []), 3, WIDTH)
     prompts = TextPrompts(rows([[2], [3]], 2, []), ctx, deep=[Edit(), Edit(1, deep)])
     with torch.inference_mode():
         fast.encode_text(clip, prompts)
@@ -230,7 +232,8 @@ def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):
     # Of two images: SOS and vectors, two names and their EOT
     monkeypatch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 14)
     prompts = TextPrompts(rows([[2], [3]], 2, []), leaf(5, 1, 2, WIDTH))
-    clip, images = deepcopy(clip), []
+    clip = deepcopy(clip)
+    images = []
     clip.ln_final.register_forward_pre_hook(lambda norm, x: images.append(len(x[0])))
     expected = fast.encode_text(clip, prompts)
     with torch.no_grad():

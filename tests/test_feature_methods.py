@@ -87,7 +87,8 @@ def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(
     grid = [(1e-8, 1.0), (0.03, 10.0), (0.03, 0.0), (0.03, 0.0), (1e-8, 0.0)]
     monkeypatch.setattr("trainers.prolip.GRID", grid)
     name = f"TRAINER.{method.upper()}"
-    tried, steps = [], (f"{name}.STEPS", 3, f"{name}.AUGMENT_EPOCH", 2)
+    tried = []
+    steps = (f"{name}.STEPS", 3, f"{name}.AUGMENT_EPOCH", 2)
 
     def learned(rate, weight):
         pairs = f"{name}.LAMBDA", weight, "OPTIM.LR", rate, "OPTIM.NAME", "adam"
@@ -127,7 +128,8 @@ def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(m
     in_fp32.train()
     trainer = make(method, *options, f"{name}.PREC", "fp16")
     start = trainer.head.start.half()
-    projection, text = trainer.head.vit_proj.detach().half(), trainer.model.class_texts.half()
+    projection = trainer.head.vit_proj.detach().half()
+    text = trainer.model.class_texts.half()
     trainer.train()
     learned = torch.nn.Parameter(start.clone())
     optimiser = torch.optim.Adam([learned], lr=1e-5, eps=1e-4)
@@ -153,7 +155,8 @@ def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(m
 
 def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypatch, tmp_path):
     trainer = make("CLIPAdapter", "OPTIM.MAX_EPOCH", 4, "TEST.FINAL_MODEL", "best_val")
-    run_epoch, results = trainer.run_epoch, iter((50.0, 60.0, 40.0))
+    run_epoch = trainer.run_epoch
+    results = iter((50.0, 60.0, 40.0))
 
     def killed():
         run_epoch()
@@ -222,10 +225,12 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
 def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     """As those of ImageNet-A and -R, in any order."""
     write_eurosat(tmp_path, ["white snow", "red"])
-    every, some = make(method), make(method, root=tmp_path, output="some")
+    every = make(method)
+    some = make(method, root=tmp_path, output="some")
     every.train()
     some.load_model(str(tmp_path / "run"))
-    images, places = images_of(some), [every.class_names.index(name) for name in some.class_names]
+    images = images_of(some)
+    places = [every.class_names.index(name) for name in some.class_names]
     for trainer in (every, some):
         trainer.set_model_mode("eval")
     torch.testing.assert_close(
@@ -293,7 +298,8 @@ def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_bef
 
 
 def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch):
-    computed, compute = [], CachedFeatures.compute
+    computed = []
+    compute = CachedFeatures.compute
     monkeypatch.setattr(
         CachedFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1]
     )
@@ -465,7 +471,8 @@ def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, cap
     every = make("TipAdapter", output="all")
     every.load_model(str(tmp_path / "base"))
     assert "The prompts were learned on 3 of these 6 classes" in capsys.readouterr().out
-    images, head = images_of(every), every.head
+    images = images_of(every)
+    head = every.head
     votes = every.model_inference(images)
     known = [every.class_names.index(name) for name in base.class_names]
     others = [label for label in range(6) if label not in known]

@@ -115,7 +115,8 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
 
 
 def test_heads_learn_with_one_thread(tiny, monkeypatch):
-    heads, seen = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"])), []
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"]))
+    seen = []
     monkeypatch.setattr(
         "experiments.fit.heads.learned", lambda *_: seen.append(torch.get_num_threads())
     )
@@ -285,7 +286,9 @@ def test_a_killed_fit_goes_on_to_the_same_result(
 ):
     monkeypatch.setattr(features, "PART", 8)  # images that are kept together
     line = [photos, "--backbone", tiny, "--methods", "GDA", "--to"]
-    steps, left = [], [0]  # until the interrupt
+    # Until the interrupt
+    steps = []
+    left = [0]
     originals = {Features: Features.encode, Heads: Heads.answers}
 
     def step(kind, *arguments):
@@ -325,7 +328,8 @@ def test_a_killed_fit_goes_on_to_the_same_result(
 
 def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command, tmp_path):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
-    heads, chance = Heads(zero_shot), torch.Generator().manual_seed(0)
+    heads = Heads(zero_shot)
+    chance = torch.Generator().manual_seed(0)
     seen = 3 * torch.randn(12, 64, generator=chance)
     labels = torch.arange(12) % 3
     members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in LINEAR]
@@ -421,7 +425,8 @@ def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
     pictures = [Photo(file, file.split("/")[-2]) for file in files]
     names = sorted({picture.label for picture in pictures})
     heads = Heads(PromptedClassifier.zero_shot(str(deep), names))
-    towers, places = Towers(heads, Found(pictures, names)), np.arange(0, len(files), 3)
+    towers = Towers(heads, Found(pictures, names))
+    places = np.arange(0, len(files), 3)
     zero_shot = heads.zero_shot.logits(files[:4])
     for candidate in TRAINED:
         method = towers.fit(candidate, places)
@@ -436,7 +441,8 @@ def test_trained_methods_and_sentences_are_candidates(
 ):
     sentences = tmp_path / "sentences.json"
     sentences.write_text(json.dumps({"0": ["a {} thing", "fire"]}))
-    fits, original = [], Towers.fit
+    fits = []
+    original = Towers.fit
 
     def fit_or_stop(self, *arguments):
         fits.append(arguments)
@@ -477,7 +483,8 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
     """
     rng = np.random.default_rng(random_seed)
     labels = np.tile(np.arange(4), 15)
-    best, outside = [], []
+    best = []
+    outside = []
     for seed in range(10):
         held = choice.folds(labels, np.arange(60), seed)
         logits = rng.normal(size=(20, 1, 60, 4)).repeat(len(held), axis=1)
@@ -548,7 +555,8 @@ def test_logits_of_fewer_images_count_as_much(tiny):
 
 def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
     rng = np.random.default_rng(random_seed)
-    default, found = np.array([0.25, 0.5, 0.25]), {}
+    default = np.array([0.25, 0.5, 0.25])
+    found = {}
     for images in (4, 400):
         labels = np.arange(images) % 4
         logits = rng.normal(size=(3, 2, images, 4))
@@ -752,7 +760,8 @@ def test_copies_damaged_images_and_single_images_are_reported(command, photos, t
     broken.insert(2, str(loops[0]))
     done = command(fit, photos, "--to", tmp_path / "model", "--backbone", tiny, *QUICK)
     assert done.status == 0, done.errors
-    record, printed = read(tmp_path / "model"), done.printed
+    record = read(tmp_path / "model")
+    printed = done.printed
     assert len(record["images"]) == 48 - 7 - 1 and list(record["damaged"]) == broken
     assert (
         all(file in fault for file, fault in record["damaged"].items())

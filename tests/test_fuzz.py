@@ -65,7 +65,9 @@ PROGRAMS |= {
     "export": "inference.export",
     "prepare": "experiments.preparing",
 }
-SECONDS, MEGABYTES = 20, 2000  # of one input
+# Of one input
+SECONDS = 20
+MEGABYTES = 2000
 QUICK = (
     "OPTIM.MAX_EPOCH",
     2,
@@ -108,7 +110,8 @@ def train(*pairs, options=(), trainer="CoOp", output="out") -> list[str]:
 ZERO = train(trainer="ZeroshotCLIP", options=["--no-train"])
 EVALUATED = train(options=["--eval-only", "--model-dir", "run"])
 CACHED = train("CACHE", "cache", options=["--eval-only", "--model-dir", "run"])
-CHECKPOINT, POINTER = "run/prompt_learner/model.pth.tar-2", "run/prompt_learner/checkpoint"
+CHECKPOINT = "run/prompt_learner/model.pth.tar-2"
+POINTER = "run/prompt_learner/checkpoint"
 RESUMED = train("OPTIM.MAX_EPOCH", 3, output="cut")
 FEW = ["prepare", "splits", "eurosat", "--root", "data", "--file"]
 EXPORTED = ["predict", "exported", "--backbone", "tiny.pt"]
@@ -186,7 +189,9 @@ class Project:
     """A folder of valid files, and commands on copies of it."""
 
     def __init__(self, place: Path):
-        self.place, self.base, self.numbers = place, place / "base/case", count()
+        self.place = place
+        self.base = place / "base/case"
+        self.numbers = count()
         self.witness = Witness()
         self.witness.forbidden = ("evil", "models--stranger")
         self.accepted: set[str] = set()  # readers whose unchanged file was accepted
@@ -264,7 +269,8 @@ class Project:
         outside = folder.parent / "outside"
         outside.mkdir(exist_ok=True)
         (outside / "kept").write_text("kept")
-        before, temporary = os.getcwd(), tempfile.tempdir
+        before = os.getcwd()
+        temporary = tempfile.tempdir
         os.chdir(folder)
         tempfile.tempdir = str(folder)
         try:
@@ -293,7 +299,9 @@ class Project:
         """
         program, *words = argv
         main = import_module(PROGRAMS.get(program, program)).main
-        stdout, stderr, handlers = io.StringIO(), io.StringIO(), {}
+        stdout = io.StringIO()
+        stderr = io.StringIO()
+        handlers = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             handlers[number] = signal.getsignal(number)
         signal.signal(signal.SIGALRM, hang)
@@ -301,8 +309,10 @@ class Project:
         Path("/proc/self/clear_refs").write_text("5")  # the largest memory is that of now
         memory = megabytes("VmRSS")
         signal.setitimer(signal.ITIMER_REAL, SECONDS * slowdown())
-        self.witness.seen, self.witness.folder = [], f"{os.path.realpath('.')}/"
-        status, before = 0, (sys.stdout, sys.stdin)
+        self.witness.seen = []
+        self.witness.folder = f"{os.path.realpath('.')}/"
+        status = 0
+        before = (sys.stdout, sys.stdin)
         sys.argv, kept = [program, *words], sys.argv
         sys.stdin = io.StringIO("y\n" * 9)  # to whatever a library may ask
         try:

@@ -19,7 +19,9 @@ from datasets.eurosat import EuroSAT
 from trainers.base.build import assemble_model
 from trainers.base.method import Classes
 
-BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
+BEFORE = 2e-4
+LOSSES = 1e-3
+AFTER = 1e-3
 COPIES = {"TwoStage", "CLIPFit", "CLIPSVD"}  # test_golden_copies.py
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
 # Other settings of a method; `make test-all` runs them.
@@ -132,7 +134,9 @@ def build(
         for name, parameter in trainer.model.named_parameters() if by_recipe else ():
             parameter.copy_(random_tensor(name, tuple(parameter.shape)))
     trainer.schedule_steps = False
-    trainer.batch_idx, trainer.num_batches = 0, 10**9  # the learning rate stays
+    # The learning rate stays
+    trainer.batch_idx = 0
+    trainer.num_batches = 10**9
     return trainer
 
 
@@ -250,7 +254,8 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
 
 def check_input_gradients(trainer, batch, expected):
     """Of the loss, with respect to the images and to the token embeddings."""
-    images, tokens = batch["img"].clone().requires_grad_(), []
+    images = batch["img"].clone().requires_grad_()
+    tokens = []
 
     def kept(module, inputs, output):
         tokens.append(output.requires_grad_())

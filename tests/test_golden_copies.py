@@ -24,7 +24,9 @@ from test_golden import (
 from clip import folded_weights, load_backbone
 from clip.random_weights import random_tensor
 
-GRADIENTS, CHANGES, NORMS = {"rel": 1e-3, "abs": 1e-5}, {"rel": 2e-3, "abs": 1e-6}, {"rel": 2e-5}
+GRADIENTS = {"rel": 1e-3, "abs": 1e-5}
+CHANGES = {"rel": 2e-3, "abs": 1e-6}
+NORMS = {"rel": 2e-5}
 QUICK = {"two_stage_vision_from2", "clipfit_lambda2_dtd", "clip_svd_vision_middle_qv"}
 
 
@@ -40,7 +42,8 @@ def settings_of(figures):
     the file.
     """
     cfg = dict(figures["case"]["cfg"])
-    shots, epochs = cfg.pop("SHOTS", 1), cfg.pop("EPOCHS", 0)
+    shots = cfg.pop("SHOTS", 1)
+    epochs = cfg.pop("EPOCHS", 0)
     optimizer = {key: value for key, value in figures["optimizer"].items() if key != "momentum"}
     if "ENCODERS" in cfg:
         cfg["ENCODER"] = {2: "both"}.get(len(cfg["ENCODERS"]), cfg.pop("ENCODERS")[0])
@@ -99,7 +102,8 @@ def train(trainer, batch, learned, figures, suffix=""):
     start = {name: value.detach().clone() for name, value in learned.items()}
     if suffix:  # the classifier starts from the tuned text features
         start = dict.fromkeys(start, trainer.model.text_features(torch.empty(0)).detach())
-    logged, rates = [], []
+    logged = []
+    rates = []
     for step in range(len(figures[f"losses{suffix}"])):
         rates.append(trainer.get_current_lr())
         logged.append(
@@ -124,8 +128,10 @@ def train(trainer, batch, learned, figures, suffix=""):
 
 
 def test_method(built, figures):
-    trainer, case = built, figures["case"]
-    learned, head = learned_in(trainer, figures), {}
+    trainer = built
+    case = figures["case"]
+    learned = learned_in(trainer, figures)
+    head = {}
     if "trainable_head" in figures:
         head = {"classifier": learned.pop("classifier")}
         assert {name: list(value.shape) for name, value in head.items()} == figures[
@@ -158,17 +164,16 @@ def test_method(built, figures):
 @pytest.mark.slow
 def test_the_classifier_of_two_stages_starts_and_learns_without_dropout(backbones, tmp_path):
     arch = {"image_resolution": 32, "patch_size": 16, "vision_layers": 1, "text_layers": 1}
-    settings, optimizer = (
-        {"PEFT": "lora", "N_ITERS": 3, "FRACTION": 0.4},
-        {"name": "adamw", "lr": 0.01, "max_epoch": 1},
-    )
+    settings = {"PEFT": "lora", "N_ITERS": 3, "FRACTION": 0.4}
+    optimizer = {"name": "adamw", "lr": 0.01, "max_epoch": 1}
     names = ["red", "green field", "blue lake"]
     trainer = build(
         "TwoStage", "fast", settings, arch, names, optimizer, backbones, tmp_path, train=1
     )
     trainer.schedule_steps = True
     trainer.model.prompt_learner.classifier.data.zero_()
-    images, labels = images_of(3, 32).to(trainer.device), torch.arange(3, device=trainer.device)
+    images = images_of(3, 32).to(trainer.device)
+    labels = torch.arange(3, device=trainer.device)
     trainer.set_model_mode("train")
     trainer.forward_backward({"img": images, "label": labels})
     trainer.set_model_mode("eval")

@@ -56,12 +56,11 @@ def built(figures, backbones, stand_in, tmp_path):
         arch = case["arch"]
         size = arch["image_resolution"]
         backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
-        names, labels = (
-            case["classnames"],
-            case.get("images", {}).get("support_labels") or figures["labels"],
-        )
+        names = case["classnames"]
+        labels = case.get("images", {}).get("support_labels") or figures["labels"]
     else:
-        f, size = case["features"], 32
+        f = case["features"]
+        size = 32
         width = f["pre_dim"] if case.get("projection") == "visual.proj" else 64
         backbone = backbones(size, 16, 1, 1, width, 64, f["dim"])
         if case.get("projection", "visual.proj") != "visual.proj":
@@ -79,7 +78,8 @@ def built(figures, backbones, stand_in, tmp_path):
     rows["train"] = [[f"{label}/train_0.png", label, names[label]] for label in labels]
     file.write_text(json.dumps(rows))
     kind = trainers.methods()[case["trainer"]]
-    section, known = kind.section(), kind.Settings.schema()
+    section = kind.section()
+    known = kind.Settings.schema()
     options = {
         "INPUT.SIZE": (size, size),
         "OPTIM.LR_SCHEDULER": "single_step",
@@ -114,7 +114,10 @@ def built(figures, backbones, stand_in, tmp_path):
     trainer.val = inputs.val, val_labels
     trainer.begin(Support(inputs.support, labels))
     trainer.set_model_mode("train")
-    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 10**9, 0  # the learning rate stays
+    # The learning rate stays
+    trainer.batch_idx = 0
+    trainer.num_batches = 10**9
+    trainer.epoch = 0
     if "SHOTS" in case.get("cfg", {}):
         trainer.cfg.defrost()
         trainer.cfg.DATASET.NUM_SHOTS = case["cfg"]["SHOTS"]

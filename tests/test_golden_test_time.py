@@ -53,7 +53,8 @@ def trainer(request, figures, backbones, stand_in, tmp_path):
     """The method of a case."""
     case = figures["case"]
     stand_in(case["dataset"])
-    names, arch = case["classnames"], case["arch"]
+    names = case["classnames"]
+    arch = case["arch"]
     settings = settings_of(case["cfg"]) | (
         {"TEMPLATES": case["templates"]} if "templates" in case else {}
     )
@@ -84,11 +85,9 @@ def views_of(case: dict, trainer) -> torch.Tensor:
 
 
 def test_method(trainer, figures):
-    case, state, checks = (
-        figures["case"],
-        trainer.new_state(),
-        CHECKS.get(figures["case"]["trainer"]),
-    )
+    case = figures["case"]
+    state = trainer.new_state()
+    checks = CHECKS.get(figures["case"]["trainer"])
     features = [trainer.model.image_features(views) for views in views_of(case, trainer)]
     with torch.no_grad():
         logits = [trainer.logits(each) for each in features]
@@ -136,7 +135,8 @@ def check_tda(trainer, figures, features, state):
     assert logits.argmax(dim=1).tolist() == figures["pseudo_labels"]
     close(-(p * p.log()).sum(dim=1), figures["entropies"], BEFORE)
     for cache, expected in figures["cached"].items():
-        entries, found = state[f"{cache.upper()}_ENTROPIES"].isfinite(), {}
+        entries = state[f"{cache.upper()}_ENTROPIES"].isfinite()
+        found = {}
         for label, slot in entries.nonzero().tolist():
             entry = state[f"{cache.upper()}_FEATURES"][label, slot]
             found.setdefault(str(label), []).append(int((images - entry).norm(dim=1).argmin()))
@@ -145,8 +145,13 @@ def check_tda(trainer, figures, features, state):
 
 def test_steps_of_tuning(trainer, figures, monkeypatch):
     """Losses, gradients and vectors of every step of every image."""
-    name, objective, step = "prompt_learner.ctx", trainer.objective, torch.optim.AdamW.step
-    losses, gradients, after = [], [], []  # of each image, those of its steps
+    name = "prompt_learner.ctx"
+    objective = trainer.objective
+    step = torch.optim.AdamW.step
+    # Of each image, those of its steps
+    losses = []
+    gradients = []
+    after = []
     start = trainer.model.get_buffer(name).clone()
     assert list(start.shape) == figures["trainable"][name]
 

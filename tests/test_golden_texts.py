@@ -58,8 +58,10 @@ def make(figures, backbones, tmp_path):
 
 
 def test_sentences_and_logits(figures, make, tmp_path):
-    case, given = figures["case"], ("DATASET.SENTENCES", str(tmp_path / "sentences.json"))
-    method, words = case["trainer"], str(tmp_path / "words.txt")
+    case = figures["case"]
+    given = ("DATASET.SENTENCES", str(tmp_path / "sentences.json"))
+    method = case["trainer"]
+    words = str(tmp_path / "words.txt")
     for run in figures.get("runs", [figures]):
         trainer, logits = make(method, *given, "SEED", run.get("seed", 1), WORDS=words)
         if method != "CuPL":

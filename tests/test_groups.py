@@ -181,7 +181,8 @@ def test_copies_change_no_mean_error_temperature_set_or_threshold(random_seed):
     correct = (logits.argmax(axis=1) == labels).astype(float)
     often = rng.integers(1, 9, 300) * np.where(correct > 0, 1, 3)
     source = np.arange(300).repeat(often)
-    once, copied = Sample.of(labels), Sample.of(labels[source], source)
+    once = Sample.of(labels)
+    copied = Sample.of(labels[source], source)
     assert copied.size == once.size == 300
     assert copied.mean(correct[source]) == pytest.approx(correct.mean())
     assert copied.in_errors(correct[source]) == pytest.approx(once.in_errors(correct))
@@ -338,7 +339,8 @@ def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, p
 
 def test_a_test_accuracy_outside_of_the_interval_comes_first(command, photos, tmp_path):
     """The classes of the test images are exchanged."""
-    first, second = photos / "test" / CLASSES[0], photos / "test" / CLASSES[1]
+    first = photos / "test" / CLASSES[0]
+    second = photos / "test" / CLASSES[1]
     first.rename(photos / "other")
     second.rename(first)
     (photos / "other").rename(second)
@@ -354,7 +356,8 @@ def test_a_test_accuracy_outside_of_the_interval_comes_first(command, photos, tm
         tmp_path / "model",
     ]
     ended = command(fit, *line)
-    record, page = read(tmp_path / "model"), (tmp_path / "model/report.html").read_text()
+    record = read(tmp_path / "model")
+    page = (tmp_path / "model/report.html").read_text()
     if record["test"]["accuracy"] < record["estimate"]["low"]:
         assert "is below the interval of the estimate" in ended.printed
         assert page.index("is below the interval of the estimate") < page.index("of 100 new images")

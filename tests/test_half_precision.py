@@ -26,7 +26,8 @@ CASES = [
     for method in METHODS
     if name == "bf16" or method not in ADAPTED
 ]
-IMAGES, LABELS = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0)), torch.arange(4)
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0))
+LABELS = torch.arange(4)
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def units(monkeypatch):
 def step(trainer):
     torch.manual_seed(0)  # of dropout
     output = trainer.model.output(IMAGES)
-    loss, logits = trainer.loss(output, LABELS)[0], output.logits
+    loss = trainer.loss(output, LABELS)[0]
+    logits = output.logits
     assert loss.dtype == logits.dtype == torch.float32
     loss.backward()
     return logits.detach(), {
@@ -53,7 +55,8 @@ def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(case, build,
     name, method = case
     # Also fp16, on a CPU
     monkeypatch.setattr("trainers.base.build.usable", lambda wanted, device: wanted)
-    half, whole = build(method, "all", "PREC", name), build(method)
+    half = build(method, "all", "PREC", name)
+    whole = build(method)
     half.model.load_state_dict(whole.model.state_dict())
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
     clip = half.model.clip
@@ -109,7 +112,8 @@ def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(
 
 def test_tokens_between_layers_are_in_fp32(build, units):
     """In bf16, CoOp lost 20 points of accuracy on small_land with some seeds."""
-    trainer, types = build("MPL", "all", "PREC", "bf16"), {}
+    trainer = build("MPL", "all", "PREC", "bf16")
+    types = {}
     clip = trainer.model.clip
     for tower, transformer in (("image", clip.visual.transformer), ("text", clip.transformer)):
         block = transformer.resblocks[1]

@@ -97,7 +97,9 @@ def test_refused_uploads_are_one_line(
 
 pytest.importorskip("transformers")
 
-MODEL, WEIGHTS, WORDS = "hf-hub:owner/model", "open_clip_model.safetensors", "bert-base-uncased"
+MODEL = "hf-hub:owner/model"
+WEIGHTS = "open_clip_model.safetensors"
+WORDS = "bert-base-uncased"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -107,7 +109,10 @@ class Client:
     """
 
     def __init__(self, folder, cache):
-        self.folder, self.cache, self.asked, self.wrong = folder, cache, [], False
+        self.folder = folder
+        self.cache = cache
+        self.asked = []
+        self.wrong = False
 
     def model_info(self, repository, **options):
         if not (self.folder / repository).is_dir():
@@ -120,10 +125,8 @@ class Client:
     def download(self, repository, file, **options):
         content = (self.folder / repository / file).read_bytes()
         place = self.cache / f"models--{repository.replace('/', '--')}"
-        blob, link = (
-            place / "blobs" / checksum(self.folder / repository / file),
-            place / "snapshots" / COMMIT / file,
-        )
+        blob = place / "blobs" / checksum(self.folder / repository / file)
+        link = place / "snapshots" / COMMIT / file
         for path in (blob, link, place / "refs/main"):
             path.parent.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(bytes(len(content)) if self.wrong and file == WEIGHTS else content)

@@ -118,7 +118,8 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
 
     (unsplit / splits.FOLDER).mkdir()  # by `prepare.py splits`
     write_image(unsplit / "robin/later.jpg", 0)  # is not in the split
-    again, other = load(unsplit, "DATASET.SPLIT_SEED", 1), load(unsplit, "DATASET.SPLIT_SEED", 2)
+    again = load(unsplit, "DATASET.SPLIT_SEED", 1)
+    other = load(unsplit, "DATASET.SPLIT_SEED", 2)
     assert [item.impath for item in again.test] == [item.impath for item in first.test]
     assert {item.impath for item in other.test} != {item.impath for item in first.test}
 
@@ -127,7 +128,8 @@ def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, p
     """Images of the saved split keep their part; the new ones fill the parts up. A class may be
     new, or gone.
     """
-    seed, file = ("DATASET.SPLIT_SEED", 1), unsplit / "split_seed1.json"
+    seed = ("DATASET.SPLIT_SEED", 1)
+    file = unsplit / "split_seed1.json"
     load(unsplit, *seed)
     before = json.loads(file.read_text())
     for number in range(10):
@@ -237,7 +239,8 @@ def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, laun
     """In results.json, in checkpoints and in messages; a run of before, with "ImageFolder", still
     counts.
     """
-    yaml, out = tmp_path / "birds.yaml", tmp_path / "out"
+    yaml = tmp_path / "birds.yaml"
+    out = tmp_path / "out"
     yaml.write_text(blocks("yaml")[0])
     few = ["OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1]
     argv = arguments(

@@ -41,9 +41,12 @@ def watched(model, images):
     Labels are -2 for CLS, -1 for patches, and the layer that a prompt entered before; the tower's
     `edit` moves them. The second input has each prompt as it was when it entered.
     """
-    found, visual, schedule = [], model.clip.visual, model.prompt_learner.vision()
+    found = []
+    visual = model.clip.visual
+    schedule = model.prompt_learner.vision()
     x = embed_image(visual, images)
-    labels, first = torch.tensor([-2.0, *[-1.0] * (x.shape[1] - 1)])[None, :, None], x
+    labels = torch.tensor([-2.0, *[-1.0] * (x.shape[1] - 1)])[None, :, None]
+    first = x
     for layer, block in enumerate(visual.transformer.resblocks):
         edit = schedule[layer] if layer < len(schedule) else Edit()
         add = None if edit.add is None else torch.full((edit.added, 1), float(layer))
@@ -79,19 +82,15 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
     model = build(method, "base", *WITH_VISION_PROMPTS[method]).model
     schedule = model.prompt_learner.vision()
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    expected, found = (
-        watched(model, images),
-        [measure_tokens(model, image[None]) for image in images],
-    )
+    expected = watched(model, images)
+    found = [measure_tokens(model, image[None]) for image in images]
     for (layer, (labels, weights, x, first)), means in zip(
         enumerate(expected), attention_by_age(found, 3), strict=True
     ):
         ages = torch.where(labels < 0, labels, layer - labels)
         assert found[0][found[0].layer == layer].age.tolist() == ages.tolist()
-        direct, cosine = (
-            weights[:, :, 0].mean(dim=(0, 1)),
-            cosine_similarity(x, first, dim=-1).mean(dim=0),
-        )
+        direct = weights[:, :, 0].mean(dim=(0, 1))
+        cosine = cosine_similarity(x, first, dim=-1).mean(dim=0)
         assert means["tokens"] == len(ages) and len(means["groups"]) == len(ages.unique())
         for age, (name, group) in zip(ages.unique(), means["groups"].items(), strict=True):
             own = {"tokens": (ages == age).sum(), "share": direct[ages == age].sum()}
@@ -104,7 +103,8 @@ def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build)
             )
     assert found[0].age.max() == OLDEST[method]
 
-    row, prompts = torch.eye(expected[-1][1].shape[-1])[:1].repeat(3, 1), torch.zeros(3)
+    row = torch.eye(expected[-1][1].shape[-1])[:1].repeat(3, 1)
+    prompts = torch.zeros(3)
     for layer, (labels, weights, *_) in reversed(list(enumerate(expected))):
         row = (torch.einsum("bt, bts -> bs", row, weights.mean(dim=1)) + row) / 2
         entering = labels == layer

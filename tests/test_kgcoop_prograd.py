@@ -21,7 +21,8 @@ BATCH = {
 
 
 def step(trainer):
-    trainer.batch_idx, trainer.num_batches = 0, 9
+    trainer.batch_idx = 0
+    trainer.num_batches = 9
     return trainer.forward_backward(BATCH)
 
 
@@ -59,10 +60,8 @@ def test_context_starts_from_zeros_and_then_words(method, words, length, build):
     """
     trainer = build(method, "base", "CTX_INIT", words)
     own = "a photo of a" if method == "KgCoOp" else "a centered satellite photo of"
-    expected, ctx = (
-        words_of(trainer, own if words is True else words),
-        trainer.model.prompt_learner.ctx,
-    )
+    expected = words_of(trainer, own if words is True else words)
+    ctx = trainer.model.prompt_learner.ctx
     assert ctx.shape == (length, 64) and torch.equal(ctx[-len(expected) :], expected)
     assert not ctx[: -len(expected)].any() and expected.any(dim=1).all()
 
@@ -136,7 +135,8 @@ def test_loss_scaling_does_not_change_a_step(method, build):
 def test_scaler_skips_a_step_if_the_second_gradient_overflows(build):
     trainer = build("ProGrad", "base")
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    before, loss = prompts_of(trainer), trainer.loss
+    before = prompts_of(trainer)
+    loss = trainer.loss
 
     def overflowing(output, labels):
         xe, parts = loss(output, labels)
@@ -166,10 +166,8 @@ def test_a_plugin_keeps_the_schedule_of_its_method(build):
     """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose
     again.
     """
-    alone, head = (
-        build("CLIPLoRA", "base", "N_ITERS", 3),
-        build("DePT+CLIPLoRA", "base", "N_ITERS", 3),
-    )
+    alone = build("CLIPLoRA", "base", "N_ITERS", 3)
+    head = build("DePT+CLIPLoRA", "base", "N_ITERS", 3)
     for step in range(alone.steps + 1):
         rates = [group["lr"] for trainer in (alone, head) for group in trainer.optim.param_groups]
         share = (1 + math.cos(math.pi * step / alone.steps)) / 2
@@ -204,8 +202,10 @@ def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(
     trainer = build(
         "TCP", "all", "N_CTX", n_ctx, "CTX_INIT", init, options=("DATASET.NAME", dataset)
     )
-    embedding, learner = trainer.model.clip.token_embedding, trainer.model.prompt_learner
-    prompts, ids = learner.text(torch.empty(0)), tokenize([template.format(name) for name in NAMES])
+    embedding = trainer.model.clip.token_embedding
+    learner = trainer.model.prompt_learner
+    prompts = learner.text(torch.empty(0))
+    ids = tokenize([template.format(name) for name in NAMES])
     assert torch.equal(prompts.ids, ids)
     assert trainer.teacher.texts == [[taught.format(name)] for name in NAMES]
     assert learner.ctx.shape == (n_ctx, 64)

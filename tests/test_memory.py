@@ -36,10 +36,8 @@ def peak_of(function):
 
 @pytest.mark.parametrize("shape", LARGE)
 def test_features_are_never_held_twice(shape, tmp_path):
-    features, cache = (
-        torch.rand(shape).half(),
-        DiskCache(tmp_path, "features", "image features", 1e9),
-    )
+    features = torch.rand(shape).half()
+    cache = DiskCache(tmp_path, "features", "image features", 1e9)
     put_tensor(cache, "first", features[:1])  # loads what a file needs
     get_tensor(cache, "first", features[:1].shape, torch.half)
     written, _ = peak_of(lambda: put_tensor(cache, "key", features))
@@ -58,7 +56,8 @@ def cached_features(images: int) -> CachedFeatures:
         clip=clip, image_output=lambda images: SimpleNamespace(feature=torch.ones(50, 1024))
     )
     loader = Loader(batches)
-    loader.dataset, loader.batch_size = Images(source), 50
+    loader.dataset = Images(source)
+    loader.batch_size = 50
     return CachedFeatures(model, loader, None)
 
 

@@ -81,7 +81,8 @@ FAULTS = {  # content of the file -> words of the line
 
 @pytest.mark.parametrize("content", [None, *FAULTS])
 def test_file_that_cannot_be_used_is_refused_in_one_line(content, launch, argv, tmp_path):
-    file, names = tmp_path / "own.py", TRAINER_REGISTRY._obj_map | plugin.MAKERS
+    file = tmp_path / "own.py"
+    names = TRAINER_REGISTRY._obj_map | plugin.MAKERS
     if content is not None:
         file.write_text(content)
     done = launch(*argv("CoOp", options=["--plugin", file]))

@@ -44,9 +44,11 @@ def test_calibration_equals_published_code(calibration):
         )
         assert found["ece"] == pytest.approx(100 * case["ece_bins_closed_above"]["15"], abs=1e-5)
         assert found["adaptive_ece"] == pytest.approx(100 * case["ace"]["15"], abs=1e-5)
-        confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
+        confidence = p.max(axis=1)
+        correct = p.argmax(axis=1) == labels
     else:
-        confidence, correct = np.array(case["confidences"]), np.array(case["correct"], dtype=bool)
+        confidence = np.array(case["confidences"])
+        correct = np.array(case["correct"], dtype=bool)
     assert (confidence.mean(), correct.mean()) == pytest.approx(
         (case["confidence"], case["accuracy"]), rel=1e-6
     )
@@ -85,7 +87,8 @@ def test_measures_are_those_of_scikit_learn():
 
 def test_detection_equals_published_code(ood_metrics):
     case = ood_metrics
-    known, unknown = np.array(case["id"]), np.array(case["ood"])
+    known = np.array(case["id"])
+    unknown = np.array(case["ood"])
     keys = "auroc", "aupr", "fpr95"
     assert metrics.detection(known, unknown) == pytest.approx(
         {k: 100 * case[k] for k in keys}, abs=1e-5
@@ -127,7 +130,8 @@ def test_openworld_auc_equals_published(openworldauc):
         )
         assert base[:10].tolist() == case["base_first10"]
     else:
-        base, new = case["base_scores"], case["new_scores"]
+        base = case["base_scores"]
+        new = case["new_scores"]
         right = case["base_correct"], case["new_correct"]
     found = metrics.openworld_auc(base, new, *right)
     expected = {"openworld_auc": "openworldauc", "h": "harmonic_mean"}

@@ -22,8 +22,11 @@ def pytest_generate_tests(metafunc):
 
 
 def test_words_and_scores_equal_published(figures):
-    f, cfg = figures["case"]["features"], figures["case"]["cfg"]
-    centre, dim, count = drawn(12, 2, f["dim"]), f["dim"], f["ood_images"]
+    f = figures["case"]["features"]
+    cfg = figures["case"]["cfg"]
+    centre = drawn(12, 2, f["dim"])
+    dim = f["dim"]
+    count = f["ood_images"]
     known, texts = drawn_features(f)
     unknown = normalize(
         centre[0]
@@ -33,12 +36,14 @@ def test_words_and_scores_equal_published(figures):
     words = normalize(
         centre[1] + f["negative_noise"] * drawn(20, f["nouns"] + f["adjectives"], dim)
     )
-    nouns, adjectives = words[: f["nouns"]], words[f["nouns"] :]
+    nouns = words[: f["nouns"]]
+    adjectives = words[f["nouns"] :]
     chosen = neglabel.select(texts, nouns, adjectives, cfg["fraction"], cfg["percentile"])
     assert chosen == (figures["selected_nouns"], figures["selected_adjectives"])
     kept = torch.cat([nouns[chosen[0]], adjectives[chosen[1]]])
     for key, images in (("id", known), ("ood", unknown)):
-        logits, of_words = 100 * images @ texts.T, 100 * images @ kept.T
+        logits = 100 * images @ texts.T
+        of_words = 100 * images @ kept.T
         found = neglabel.score(logits, of_words, figures["permutation"], cfg["groups"], cfg["t"])
         assert found.numpy() == pytest.approx(figures[f"scores_{key}"], abs=1e-5)
         whole = neglabel.score(logits, of_words, range(len(kept)), 1, cfg["t"])

@@ -33,7 +33,8 @@ def same_scores(logits, of_patches, expected, tolerance=2e-6):
 
 def test_scores_of_published_logits(figures):
     for when in ("before", "after"):
-        logits, of_patches = figures[f"logits_{when}"], figures[f"logits_local_{when}"]
+        logits = figures[f"logits_{when}"]
+        of_patches = figures[f"logits_local_{when}"]
         same_scores(logits, of_patches, figures[f"scores_{when}"])
         if np.shape(of_patches)[-1] > 2:  # the score reads all patches
             fewer = ood.scores(torch.tensor(logits), torch.tensor(of_patches)[:, :1])["GL-MCM"]

@@ -176,7 +176,8 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command, monk
 def test_twenty_thousand_classes_fit_into_memory():
     """They took 23 GB."""
     number = 20_000
-    label, rng = np.arange(number) % number, np.random.default_rng(1)
+    label = np.arange(number) % number
+    rng = np.random.default_rng(1)
     arrays = {
         "label": label,
         "classes": rng.integers(0, number, (number, 5)),

@@ -37,7 +37,8 @@ COLUMNS = ("label", "classes", "probabilities", "log_probability", "brier")
 
 def differs(run, found):
     """Which measures of results.json are not those of the predictions."""
-    labels, predicted = found["label"], found["classes"][:, 0]
+    labels = found["label"]
+    predicted = found["classes"][:, 0]
     accuracy = 100 * (predicted == labels).mean()
     f1 = f1_score(labels, predicted, labels=sorted(set(labels)), average="macro", zero_division=0)
     of_all = of_predictions(*(found[key] for key in COLUMNS))
@@ -66,7 +67,8 @@ def test_numbers_of_results_are_computed_from_the_predictions(drawn, tmp_path):
     ]
     argv += ["--dataset-config-file", configs / "datasets/small_objects.yaml"]
     train([str(item) for item in (*argv, "--config-file", configs / "trainers/CoOp/small.yaml")])
-    run, found = results(tmp_path), arrays_of(tmp_path)
+    run = results(tmp_path)
+    found = arrays_of(tmp_path)
     assert differs(run, found) == []
     assert 20 < run["accuracy"] < 95 and run["accuracy"] < run["top5_accuracy"] and run["ece"] > 0.1
     found["classes"][7, 0] = (found["classes"][7, 0] + 1) % len(found["class_names"])
@@ -75,7 +77,8 @@ def test_numbers_of_results_are_computed_from_the_predictions(drawn, tmp_path):
 
 def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
     folder = tested("TEST.SAVE_LOGITS", True)
-    run, found = results(folder), arrays_of(folder)
+    run = results(folder)
+    found = arrays_of(folder)
     assert differs(run, found) == []
     log = (folder / "log.txt").read_text()
     assert f"* ece: {run['ece']:.1f}%" in log and f"* nll: {run['nll']:.4f}" in log
@@ -168,7 +171,9 @@ def test_damaged_files_are_named_in_one_line(tested):
 def test_missing_predictions_and_those_of_another_test_are_named(tested):
     folder = tested()
     found = read(folder)
-    images, label, names = found["image"][::-1], found["label"], found["class_names"]
+    images = found["image"][::-1]
+    label = found["label"]
+    names = found["class_names"]
     rows = zip(images.tolist(), label.tolist(), names[label].tolist(), strict=True)
     classes = found["classes"].copy()
     classes[3, 0] = (label[3] + 1) % len(NAMES) if classes[3, 0] == label[3] else label[3]
@@ -187,7 +192,8 @@ def test_missing_predictions_and_those_of_another_test_are_named(tested):
 
 def test_a_long_class_name_is_in_memory_once(tmp_path):
     """It was there for each image: 9.7 kB took 9.8 GB."""
-    name, number = "x" * 100_000, 2000
+    name = "x" * 100_000
+    number = 2000
     digest = digest_of_rows(("", 0, name) for _ in range(number))
     columns = {"label": np.zeros(number, int), "classes": np.zeros((number, 1), int)}
     columns |= {

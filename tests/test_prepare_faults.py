@@ -144,7 +144,9 @@ def test_full_disk(prepare_fails, publish, monkeypatch, tmp_path):
 def test_interrupt_while_unpacking_leaves_only_the_download(
     prepare, publish, monkeypatch, tmp_path
 ):
-    made, extract, members = publish("eurosat"), zipfile.ZipFile._extract_member, []
+    made = publish("eurosat")
+    extract = zipfile.ZipFile._extract_member
+    members = []
 
     def interrupted(self, member, path, password):
         members.append(member)
@@ -166,7 +168,8 @@ def test_interrupt_while_unpacking_leaves_only_the_download(
 
 def test_killed_between_two_moves_it_continues(prepare, publish, monkeypatch, tmp_path):
     """Folders are not compared with a split, so that a half of them must not be there."""
-    made, replace = publish("imagenet"), os.replace
+    made = publish("imagenet")
+    replace = os.replace
 
     def killed(source, target):
         if "images/train" in str(target):

@@ -18,7 +18,9 @@ class ReadPrompts(PromptLearner):
     others.
     """
 
-    name, logit_scale, read = "token_learner", 7.0, ("prompts",)
+    name = "token_learner"
+    logit_scale = 7.0
+    read = ("prompts",)
 
     def __init__(self):
         super().__init__()
@@ -47,7 +49,8 @@ def model():
 
 @pytest.mark.parametrize(("towers", "times"), [("fast", 1), ("plain", 2)])
 def test_text_features_are_kept_by_the_fast_towers_alone(towers, times, monkeypatch):
-    model, encoded = deepcopy(PromptedCLIP(small_clip(), ReadPrompts(), towers)), []
+    model = deepcopy(PromptedCLIP(small_clip(), ReadPrompts(), towers))
+    encoded = []
     text = model.prompt_learner.text
     monkeypatch.setattr(
         model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1]

@@ -18,7 +18,11 @@ from trainers.base.learned import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-TEXT, VISION, JOINT, CLASSES = 64, 128, 256, 3  # widths; classes of the training run
+# widths; classes of the training run
+TEXT = 64
+VISION = 128
+JOINT = 256
+CLASSES = 3
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -163,7 +167,9 @@ class Published:
     options: tuple = ()  # of `tools/reproduce.py`
 
 
-PROMPTS, BOTH, COUPLED = "prompt_learner", "VLPromptLearner", "MultiModalPromptLearner"
+PROMPTS = "prompt_learner"
+BOTH = "VLPromptLearner"
+COUPLED = "MultiModalPromptLearner"
 REPRESENTATIONS = "MultiModalRepresentationLearner"
 MPL = coupled(1, 9, "txt2img_proj.0", "txt2img_proj.1")
 LORA = lora_shapes([TEXT] * 12 + [VISION] * 12, 2)
@@ -201,7 +207,8 @@ def probed(
 
 
 BASE2NEW = "base2new/train_base/eurosat/shots_16"
-TOWERS_20, LANGUAGE = "vit_b16_c2_ep20_batch4_4+4ctx", "vit_b16_c2_ep5_batch4_4ctx_language_only"
+TOWERS_20 = "vit_b16_c2_ep20_batch4_4+4ctx"
+LANGUAGE = "vit_b16_c2_ep5_batch4_4ctx_language_only"
 MPL_CFG = "vit_b4_c1_add2_rm1"
 COOP_IMAGENET = "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1"
 MMRL_IMAGENET = "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1"
@@ -213,7 +220,8 @@ TOWERS = {
     "image_encoder.proj": (VISION, JOINT),
     "text_encoder.ln_final.bias": (TEXT,),
 }
-CONTEXT_4, CONTEXT_16 = {"ctx": (4, TEXT)}, {"ctx": (16, TEXT)}
+CONTEXT_4 = {"ctx": (4, TEXT)}
+CONTEXT_16 = {"ctx": (16, TEXT)}
 CASES = {
     "CoOp": output("CoOp", "vit_b16_ep50_ctxv1", PROMPTS, 50, CONTEXT_4),
     "CoOp, ImageNet": imagenet(
@@ -392,7 +400,8 @@ def tested(reproduced, monkeypatch, backbone, tmp_path):
     """`tested(case)` -> how `tools/reproduce.py` ended, what its tests have loaded, and their
     results.
     """
-    loaded, load = [], Checkpoints.load
+    loaded = []
+    load = Checkpoints.load
 
     def noted(checkpoints, checkpoint, path):
         load(checkpoints, checkpoint, path)

@@ -168,7 +168,8 @@ def train_calls(call):
 
 def our_run(repository, call):
     words = iter(call[1:])
-    options, settings = {}, {}
+    options = {}
+    settings = {}
     for word in words:
         if word in ("--skip-finished", "--eval-only"):
             options[word] = True
@@ -235,7 +236,8 @@ def test_script_starts_the_published_runs(repository, path, script):
             # No such file is published: dev_train.sh cannot run anywhere
             if "_dev" in published[0]["yaml"]:
                 continue
-            here, there = effective(*mine), effective_there(source, *published)
+            here = effective(*mine)
+            there = effective_there(source, *published)
             different = {
                 key for key in here.keys() | there.keys() if here.get(key) != there.get(key)
             }

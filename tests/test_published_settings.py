@@ -31,10 +31,8 @@ AUTHORS = {
 }
 CONFIGS = ROOT / "configs/trainers"
 # Published names
-OTHERS, KEYS = (
-    ("TRAINER.MMRLpp", "TRAINER.CoPrompt"),
-    ("TRAINER.W", "TRAINER.DISTILL"),
-)
+OTHERS = ("TRAINER.MMRLpp", "TRAINER.CoPrompt")
+KEYS = ("TRAINER.W", "TRAINER.DISTILL")
 NOT_SET = "not set"
 COMPUTES_THE_SAME = "it changes no result, and takes less memory"
 SCRIPTS = "the published scripts set it: see test_published_scripts.py"

@@ -93,7 +93,8 @@ def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat
 
 
 def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat, tiny, tmp_path):
-    trained, other = run("trained", "TRAIN.CHECKPOINT_FREQ", 1), run("other", "SEED", 2)
+    trained = run("trained", "TRAIN.CHECKPOINT_FREQ", 1)
+    other = run("other", "SEED", 2)
 
     def test(folder, *epoch):
         options = ["--skip-finished", "--eval-only", "--model-dir", folder, *epoch]

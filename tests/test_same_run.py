@@ -96,10 +96,8 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
     equal = set()
     results = json.loads((path / "results.json").read_text())
     check_finished(path, results, argv, equal)
-    other, argv = (
-        tmp_path / "other",
-        [word.replace(str(path), str(tmp_path / "other")) for word in argv],
-    )
+    other = tmp_path / "other"
+    argv = [word.replace(str(path), str(tmp_path / "other")) for word in argv]
     argv[argv.index("--seed") + 1] = "2"
     text = (
         (path / "config.yaml")

@@ -153,10 +153,8 @@ PAIRS = [  # scripts that train and that test these prompts, with their argument
 def test_prompts_are_tested_where_they_were_trained(pair, script):
     variables = {"SHOTS": 1, "NCTX": 4, "CSC": "True", "CTP": "middle", "SOURCE": "eurosat"}
     (train, *words), (test, *others) = map(str.split, pair)
-    trained, tested = (
-        script(f"{train}.sh", *words, **variables)[1],
-        script(f"{test}.sh", *others, **variables)[1],
-    )
+    trained = script(f"{train}.sh", *words, **variables)[1]
+    tested = script(f"{test}.sh", *others, **variables)[1]
     folders = [option(call, "--output-dir") for call in (*trained, *tested)]
     assert [option(call, "--model-dir") for call in tested] == folders[: len(tested)]
     assert len(set(folders)) == 2 * len(trained)
@@ -174,7 +172,8 @@ def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch):
     ]
     assert facts == [("MPL", "base", 12, 1), ("MPL", "new", 12, 1)]
     ended, _ = script("mpl/base2new_test.sh", *given, SHOTS=2, DRY_RUN="")
-    base, new = trained["accuracy"], tested["accuracy"]
+    base = trained["accuracy"]
+    new = tested["accuracy"]
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert lines[0].startswith("Already done (delete ") and len(lines) == 4

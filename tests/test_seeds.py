@@ -34,7 +34,8 @@ def test_several_seeds_are_bit_for_bit_the_runs_of_single_seeds(seeds, tmp_path)
     ended = seeds(1, 2)
     assert ended.status == 0, ended.errors
     for seed in (1, 2):
-        own, alone = tmp_path / f"seed{seed}", tmp_path / f"alone{seed}"
+        own = tmp_path / f"seed{seed}"
+        alone = tmp_path / f"alone{seed}"
         assert differing(prompts_in(own), prompts_in(alone)) == []
         others = dict.fromkeys(("train_seconds", "test_seconds", "date"))
         assert results(own) | others == results(alone) | others | {"seed": seed}

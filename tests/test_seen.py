@@ -21,7 +21,8 @@ from inference.seen import ROLES, SeenImages
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Class folders to learn from, near-copies of these images, and other images."""
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(5)
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(5)
     for tint, name in enumerate(CLASSES):
         for part in ("learned", "near", "other"):
             (root / part / name).mkdir(parents=True)
@@ -70,7 +71,8 @@ def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, co
 
 
 def test_a_single_near_copy_is_left_out_with_a_word(folders, model, command, tmp_path):
-    folder, images = model("GDA"), shutil.copytree(folders / "other", tmp_path / "images")
+    folder = model("GDA")
+    images = shutil.copytree(folders / "other", tmp_path / "images")
     shutil.copy(folders / "near" / CLASSES[0] / "0.png", images / CLASSES[0] / "copy.png")
     ended = command(calibrate, folder, "--images", images, "--error", 0.9)
     assert (
@@ -107,7 +109,8 @@ def test_a_run_and_its_export_know_their_training_images(
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copy(eurosat / "eurosat/2750" / path, folder / path.replace("/", "_"))
     learned = tmp_path / "train"
-    exported, backbone = tmp_path / "exported", ["--backbone", deep]
+    exported = tmp_path / "exported"
+    backbone = ["--backbone", deep]
     assert command(export, run, "--to", exported).status == 0
     assert "training images" in command(calibrate, exported, "--images", learned, *backbone).error
     assert (

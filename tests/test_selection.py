@@ -224,7 +224,8 @@ def test_partly_common_images_of_folders_are_found(refused, tiny, tmp_path):
                 )
         os.symlink(f"../../test/{name}/1.jpg", tmp_path / f"birds/val/{name}/3.jpg")
     (tmp_path / "birds.yaml").write_text("DATASET: {NAME: ImageFolder}\n")
-    options, every = ["--dataset-config-file", tmp_path / "birds.yaml"], ["DATASET.NUM_SHOTS", -1]
+    options = ["--dataset-config-file", tmp_path / "birds.yaml"]
+    every = ["DATASET.NUM_SHOTS", -1]
     argv = arguments(
         tmp_path / "birds", tiny, tmp_path / "out", *BEST, "SEED", 2, *every, options=options
     )
@@ -314,7 +315,8 @@ def test_training_images_that_are_test_images_are_refused_or_marked(
     copied, refused, launch, tiny, tmp_path
 ):
     """As files of the same content in the user's own folders, or as the same files in a split."""
-    root, named = tmp_path / "data", "eurosat"
+    root = tmp_path / "data"
+    named = "eurosat"
     if copied:
         named = "image_folder"
         for part, label, number in product(("train", "test"), "ab", range(2)):

@@ -81,7 +81,8 @@ def row(table, method):
 
 def test_marked_cells_have_no_rank_beside_others(summarised):
     table = tables_of(summarised({("CoOp", "small_land")}))["few_shot, 16 shots"]
-    marked, clean = f"82.00 ± 0.82 {MARK}", "82.00 ± 0.82"
+    marked = f"82.00 ± 0.82 {MARK}"
+    clean = "82.00 ± 0.82"
     # The second dataset is clean
     assert row(table, "CoOp") == [
         (marked, 0),
@@ -175,7 +176,8 @@ def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(
     selected, on_imagenet, command, tmp_path
 ):
     """Not that of the tested epoch."""
-    settings, options = ["TRAIN.CHECKPOINT_FREQ", 1], []
+    settings = ["TRAIN.CHECKPOINT_FREQ", 1]
+    options = []
     if selected == "start":
         start = on_imagenet("start", *ON_TEST) / "MultiModalPromptLearner/model-best.pth.tar"
         settings += ["MODEL.INIT_WEIGHTS", start]
@@ -291,7 +293,8 @@ def test_oracle_has_the_best_test_accuracy_of_the_grid(eurosat, tiny, tmp_path):
     ]
     trainer = build_trainer(make_cfg("GDA", eurosat, tiny, tmp_path, *own))
     trainer.train()
-    alpha, accuracies = trainer.head.alpha, {}
+    alpha = trainer.head.alpha
+    accuracies = {}
     chosen = alpha.item()
     for value in ALPHAS:
         alpha.fill_(value)

@@ -44,7 +44,8 @@ def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(
     trainer = build_trainer(
         make_cfg(method, eurosat, deep, tmp_path / "out", *options, "OPTIM.MAX_EPOCH", 1)
     )
-    clip, model = trainer.model.frozen, trainer.model
+    clip = trainer.model.frozen
+    model = trainer.model
     unit = {"SSText", "KgCoOp", "PromptSRC", "DePT+KgCoOp"}.isdisjoint({method})
 
     def mean(*texts):
@@ -198,10 +199,8 @@ def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eu
 
 
 def test_a_study_ranks_methods_with_sentences_among_those_with_extra_text():
-    plain, told = (
-        Variant("a", "GDA"),
-        Variant("b", "GDA", overrides=("DATASET.SENTENCES", "file.json")),
-    )
+    plain = Variant("a", "GDA")
+    told = Variant("b", "GDA", overrides=("DATASET.SENTENCES", "file.json"))
     of_single = Variant(
         "c", "GDA", dataset_overrides={"eurosat": ("DATASET.SENTENCES", "file.json")}
     )

@@ -87,7 +87,8 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(serve_page, "BARS", 1)
     ((name, classifier),) = open_models([finished("CoOp")], OPTIONS)
-    sure, sets = Threshold(-9.0, 0.1, 0.95, 20, 0), Sets("lac", tuple(np.linspace(0, 30, 20)))
+    sure = Threshold(-9.0, 0.1, 0.95, 20, 0)
+    sets = Sets("lac", tuple(np.linspace(0, 30, 20)))
     classifier.calibration = Calibration(
         tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure
     )
@@ -107,7 +108,8 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
 def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(
     names, page, photo, monkeypatch
 ):
-    reads, read = [], reading.Reader.read
+    reads = []
+    read = reading.Reader.read
     monkeypatch.setattr(reading.Reader, "read", lambda *given: reads.append(given) or read(*given))
     message, *bars = classified_by(page, photo, "\n".join(["", *names, "  "]))
     assert len(reads) == 1 and not message["visible"]
@@ -163,7 +165,8 @@ def test_an_image_is_read_as_by_every_command(readers, photos, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.jpg", exif=exif)
-    alpha, turned = tmp_path / "alpha.png", tmp_path / "turned.jpg"
+    alpha = tmp_path / "alpha.png"
+    turned = tmp_path / "turned.jpg"
     for file, orientation in (
         (photos / "d.webp", True),
         (alpha, True),
@@ -284,7 +287,8 @@ def test_visitors_get_their_own_answers_beside_a_hostile_one(server, page, photo
     monkeypatch.setattr(reading, "SECONDS", 2)
 
     def attack():
-        long, slow = "\n".join(map(str, range(1000))), comments(1_000_000)
+        long = "\n".join(map(str, range(1000)))
+        slow = comments(1_000_000)
         for sent in (png(200_000, 1), png(9000, 900), slow):
             (file,) = upload(server, sent)
             for text in (
@@ -364,7 +368,8 @@ def tab(page):
         pytest.skip("there is no Chromium (apt-get install chromium)")
     with started(page) as (address, _), playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab, others = browser.new_page(viewport={"width": 1280, "height": 900}), []
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        others = []
         tab.set_default_timeout(20_000)
         own = address, "data:", "blob:"
         tab.on("request", lambda request: request.url.startswith(own) or others.append(request.url))
@@ -375,7 +380,8 @@ def tab(page):
 
 def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, page, tmp_path):
     tab, others = tab
-    bars, field = tab.get_by_test_id("label-output-value"), tab.get_by_label("Class names")
+    bars = tab.get_by_test_id("label-output-value")
+    field = tab.get_by_label("Class names")
     field.wait_for()
     tab.set_input_files("input[type=file]", photo)
     bars.nth(2).wait_for()

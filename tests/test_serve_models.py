@@ -24,7 +24,8 @@ def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp
     )
     names = checkpoint["metadata"]["class_names"] = ["missile", "lake", "missile"]
     torch.save(checkpoint, tmp_path / "run/prompt_learner/model.pth.tar-1")
-    models, photo = open_models([tmp_path / "run"], OPTIONS), str(photos / "a.jpg")
+    models = open_models([tmp_path / "run"], OPTIONS)
+    photo = str(photos / "a.jpg")
     message, bars = classified_by(Page(models, names, []), photo, "missile\nlake")
     (expected,) = models[0].classifier.probabilities(photo).tolist()
     assert not message["visible"]

@@ -240,7 +240,8 @@ def test_command_line_goes_before_the_values_of_the_dataset(configured):
 
 
 def test_run_logs_them_and_its_config_file_repeats_it(run, tmp_path):
-    file, base = tmp_path / "method.yaml", ("DATASET.SUBSAMPLE_CLASSES", "base")
+    file = tmp_path / "method.yaml"
+    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
     file.write_text(
         yaml.safe_dump(MPL | {"BY_DATASET": {"base2new": {"EuroSAT": {"OPTIM.LR": 0.25}}}})
     )

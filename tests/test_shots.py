@@ -51,7 +51,8 @@ def test_a_class_without_images_keeps_its_text(make):
         for label in range(6)
     ]
     assert counts == [4, 1, 0, 2, 8, 1, 4, 1, 0, 2, 4, 1] and len(trainer.class_names) == 6
-    weights, texts = normalize(trainer.head.weight), normalize(trainer.model.class_texts)
+    weights = normalize(trainer.head.weight)
+    texts = normalize(trainer.model.class_texts)
     assert [
         label for label in range(6) if torch.allclose(weights[label], texts[label], atol=1e-5)
     ] == [2]

@@ -206,10 +206,8 @@ def test_a_choice_has_every_class_and_the_runs_number_of_images(
 
 def test_another_form_of_the_same_choice_stays_as_it_is(prepare, refuses, written, eurosat):
     """CoOp's own file was refused, whose pickle has another protocol."""
-    file, rows = (
-        eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl",
-        pickle.loads(written[0].read_bytes()),
-    )
+    file = eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl"
+    rows = pickle.loads(written[0].read_bytes())
     file.write_bytes(content := pickle.dumps(rows, protocol=5))
     ended = prepare("splits", "eurosat", "--shots", 2, root=eurosat)
     assert ended.status == 0 and file.read_bytes() == content

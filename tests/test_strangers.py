@@ -72,7 +72,8 @@ def watched(sound, witness, tmp_path, monkeypatch):
     folder = shutil.copytree(sound, tmp_path / "case/stranger")
     clip.load_backbone(str(folder))  # imports what it needs
     fill_hub(tmp_path / "case/hub", folder)
-    witness.folder, witness.seen = f"{os.path.realpath(tmp_path / 'case')}/", []
+    witness.folder = f"{os.path.realpath(tmp_path / 'case')}/"
+    witness.seen = []
     yield folder
     witness.folder = ""
     assert (
@@ -171,10 +172,8 @@ def test_tokenisers_split_as_open_clips_do(family, tmp_path):
         )
     else:
         trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
-        texts, model = (
-            iter(["a photo of a red lake.", "redder lakes, green fields"] * 9),
-            io.BytesIO(),
-        )
+        texts = iter(["a photo of a red lake.", "redder lakes, green fields"] * 9)
+        model = io.BytesIO()
         how = {
             "vocab_size": 40,
             "hard_vocab_limit": False,
@@ -209,7 +208,8 @@ def test_no_name_of_a_folder_chooses_a_tokeniser(options, watched, tmp_path, mon
 
 
 def test_a_folder_of_a_repository_is_read_with_its_name(watched, tmp_path):
-    name, folder = "hf-hub:stranger/clip", tmp_path / "case/exported"
+    name = "hf-hub:stranger/clip"
+    folder = tmp_path / "case/exported"
     classifier = PromptedClassifier.zero_shot(name, ["red", "blue lake"])
     folder.mkdir()
     description = classifier.save(folder)

@@ -152,7 +152,8 @@ def test_paper_figures_are_beside_the_results(of_the_paper, name, part):
         ours = cell(summary, name, part, "MPL", dataset)
         assert ours["paper"] == figure
         assert ours["difference"] == pytest.approx(ours["mean"] - figure)
-    eurosat, text = cell(summary, name, part, "MPL", "eurosat"), text_of(summary)
+    eurosat = cell(summary, name, part, "MPL", "eurosat")
+    text = text_of(summary)
     assert f"## {name}, {part}: the paper" in text
     assert f"| {eurosat['paper']:.2f} ({eurosat['difference']:+.2f}) |" in text
 

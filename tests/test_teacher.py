@@ -26,7 +26,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def computed(cache, monkeypatch):
     """The texts of each time that features are computed."""
-    calls, encode = [], trainers.base.teacher.encode_texts
+    calls = []
+    encode = trainers.base.teacher.encode_texts
 
     def counted(clip, texts, device):
         calls.append(texts)
@@ -79,7 +80,8 @@ def test_features_do_not_depend_on_the_precision_of_the_run(build, computed, cac
     exact = build("PromptSRC", "base").teacher.text_features
     next(cache.iterdir()).unlink()
     trainer = build("PromptSRC", "base", "PREC", "amp")
-    trainer.batch_idx, trainer.num_batches = 0, 9
+    trainer.batch_idx = 0
+    trainer.num_batches = 9
     trainer.forward_backward(next(iter(trainer.train_loader_x)))
     assert len(computed) == 2 and torch.equal(trainer.teacher.text_features, exact)
 
@@ -87,7 +89,8 @@ def test_features_do_not_depend_on_the_precision_of_the_run(build, computed, cac
 def test_any_templates_have_features_of_their_own(build, computed, cache):
     trainer = build("IVLP", "base")
     templates = ("{} texture.", "a photo of {}.")
-    clip, names = trainer.model.clip, trainer.class_names
+    clip = trainer.model.clip
+    names = trainer.class_names
     several = [trainer.class_sentences(*chosen) for chosen in (templates, templates[:1])]
     features = [Teacher(trainer.model, texts).text_features for texts in several]
     assert [len(texts) for texts in computed] == [6, 3] and len(list(cache.iterdir())) == 2

@@ -91,11 +91,10 @@ def oracle_edit(tokens, change, sequence, place):
 
 
 def oracle_image(model, image, schedule, sequence):
-    visual, p = model.visual, model.visual.conv1.kernel_size[0]
-    tokens, positions = (
-        [("cls", visual.class_embedding + visual.positional_embedding[0])],
-        visual.positional_embedding,
-    )
+    visual = model.visual
+    p = model.visual.conv1.kernel_size[0]
+    tokens = [("cls", visual.class_embedding + visual.positional_embedding[0])]
+    positions = visual.positional_embedding
     for row in range(0, image.shape[1], p):
         for column in range(0, image.shape[2], p):
             patch = (visual.conv1.weight * image[:, row : row + p, column : column + p]).sum(
@@ -117,7 +116,8 @@ def oracle_image(model, image, schedule, sequence):
 
 
 def oracle_text(model, ids, ctx, slots, deep, sequence):
-    tokens, learned = [], dict(zip(slots, ctx, strict=True))
+    tokens = []
+    learned = dict(zip(slots, ctx, strict=True))
     for position, token in enumerate(ids.tolist()):
         kind = (
             "eot"
@@ -159,7 +159,8 @@ def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
     """For three classes of 5, 4 and 7 words; vectors are anywhere in each class, as in CoOp's
     `middle` and `front`.
     """
-    ids, ctx = token_rows(5, 4, 7), leaf(*CTX[form])
+    ids = token_rows(5, 4, 7)
+    ctx = leaf(*CTX[form])
     n = ctx.shape[-2]
     slots = [[1, 4], [2, 3], [3, 6]] if anywhere and n else [[1, 2][:n]] * 3
     deep = [] if anywhere else data.draw(edits(64, n, 3))
@@ -197,7 +198,8 @@ def test_number_of_prompts_grows_linearly_up_to_the_depth(n, a, r, depth):
 
 @pytest.mark.parametrize("form", TOWERS)
 def test_add_and_remove_can_differ_by_layer(form):
-    model, lengths = small_clip({"layers": 6}, {"layers": 6}), []
+    model = small_clip({"layers": 6}, {"layers": 6})
+    lengths = []
     prompts = MPLPrompts(
         model, ["river", "annual crop"], 2, "a photo of a", [0, 3, 1, 0], [1, 0, 7, 2]
     )
@@ -240,7 +242,8 @@ def test_training_changes_only_prompts(precision, build, tiny):
         backbone=tiny,
         options=("OPTIM.MAX_EPOCH", 1),
     )
-    clip, learned = trainer.model.clip, prompts_of(trainer)
+    clip = trainer.model.clip
+    learned = prompts_of(trainer)
     frozen = {key: value.clone() for key, value in clip.state_dict().items()}
     assert learned and all(key.startswith("prompt_learner.") for key in learned)
     assert list(learned) == [name for name, _ in trainer.model.named_parameters()]

@@ -152,7 +152,8 @@ def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
     """A subclass may override `run_epoch`: the loader has the steps from the start, not only in
     Dassl's loop.
     """
-    trainer, found = build("CLIPLoRA", "base", "N_ITERS", 5), []
+    trainer = build("CLIPLoRA", "base", "N_ITERS", 5)
+    found = []
     assert len(trainer.train_loader_x) == trainer.steps == 10
     trainer.run_epoch = lambda: found.append(
         (len(trainer.train_loader_x), len(list(trainer.train_loader_x)))
@@ -179,7 +180,8 @@ def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build
     "method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS)
 )
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
-    losses, types = {}, {}
+    losses = {}
+    types = {}
     for precision in ("fp32", "amp"):
         trainer = build(method, "all", "PREC", precision)
         clip = trainer.model.clip
@@ -189,7 +191,8 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
                 types.setdefault(place, result.dtype)
 
             transformer.resblocks[1].attn.out_proj.register_forward_hook(note)
-        trainer.batch_idx, trainer.num_batches = 0, 2
+        trainer.batch_idx = 0
+        trainer.num_batches = 2
         losses[precision] = trainer.forward_backward(
             {"img": IMAGES, "label": torch.tensor([0, 3, 5])}
         )["loss"]
@@ -220,10 +223,8 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
         "CoPrompt": ["TRAINER.COPROMPT.PROMPT_DEPTH", 9],
     }
     options = on_eurosat.get(name, [])  # other values than on most datasets
-    cfg, names = (
-        configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options),
-        ["forest", "annual crop land"],
-    )
+    cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options)
+    names = ["forest", "annual crop land"]
     bare = method(cfg, Classes(names))
     model = PromptedCLIP(clip, bare.build_prompts(clip, names))
     learned = sum(parameter.numel() for parameter in model.parameters())
@@ -258,14 +259,18 @@ def test_methods_with_vision_prompts_refuse_a_resnet(method, build, resnet):
 @pytest.mark.parametrize("n_ctx", [1, 4, 5])
 def test_class_names_move_among_the_context_vectors(n_ctx):
     names = ["cat", "annual crop land", "sea-lion (adult)", "st. bernard!", "what?!", "x"]
-    words, bpe = "X " * n_ctx, SimpleTokenizer()
-    placeholder, sos, eot = bpe.encode("X")[0], bpe.sot_token_id, bpe.eot_token_id
+    words = "X " * n_ctx
+    bpe = SimpleTokenizer()
+    placeholder = bpe.encode("X")[0]
+    sos = bpe.sot_token_id
+    eot = bpe.eot_token_id
     ids = tokenize([f"{words}{name}." for name in names])
     for position, ahead in {"end": n_ctx, "middle": n_ctx // 2, "front": 0}.items():
         rows, slots = move_class_tokens(ids, n_ctx, names, position, Tokenizer(ids.shape[1]))
         for name, row, places in zip(names, rows.tolist(), slots.tolist(), strict=True):
             # A last mark of the name may share a token with the full stop: "!." is one.
-            spelled, length = bpe.encode(f"{name}."), len(bpe.encode(name))
+            spelled = bpe.encode(f"{name}.")
+            length = len(bpe.encode(name))
             expected = (
                 [placeholder] * ahead
                 + spelled[:length]

@@ -15,7 +15,8 @@ from torchvision.transforms import RandomResizedCrop
 from trainers.base import views
 from trainers.base.views import ViewsTransform, crop_box
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def picture() -> Image.Image:
@@ -33,12 +34,11 @@ def sha(image: Image.Image) -> str:
 
 def centre(size=224):
     cfg = get_cfg_default()
-    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = (
-        (size, size),
-        "bicubic",
-        ["normalize"],
-    )
-    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = list(MEAN), list(STD)
+    cfg.INPUT.SIZE = (size, size)
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.TRANSFORMS = ["normalize"]
+    cfg.INPUT.PIXEL_MEAN = list(MEAN)
+    cfg.INPUT.PIXEL_STD = list(STD)
     return build_transform(cfg, is_train=False, verbose=False)
 
 
@@ -61,7 +61,8 @@ def same_versions(figures) -> bool:
 
 def check(view: torch.Tensor, expected: dict) -> None:
     """Means, deviations, and some pixels of the first channel."""
-    pixels, close = np.array(expected["pixels"]), {"abs": 1e-3, "rel": 0}
+    pixels = np.array(expected["pixels"])
+    close = {"abs": 1e-3, "rel": 0}
     rows, columns = pixels.shape
     assert view[0, ::56, ::56][:rows, :columns].flatten().tolist() == pytest.approx(
         pixels.flatten(), **close
@@ -76,7 +77,8 @@ def test_view_0_is_the_image_of_a_test(figures):
 
 
 def test_crops_and_flips_are_those_of_the_published_code(figures):
-    chance, image = torch.Generator().manual_seed(3), picture()
+    chance = torch.Generator().manual_seed(3)
+    image = picture()
     boxes = [
         [*crop_box(image, chance), bool(torch.rand(1, generator=chance) < 0.5)] for _ in range(8)
     ]
@@ -103,7 +105,8 @@ def test_operations_are_those_of_the_published_code(figures):
 def test_whole_views_are_those_of_the_published_code(figures):
     for case in figures["augmented"]:
         make = ViewsTransform(centre(), (224, 224), augmix=case["augmix"])
-        chance, draw = torch.Generator().manual_seed(4), np.random.RandomState(4)
+        chance = torch.Generator().manual_seed(4)
+        draw = np.random.RandomState(4)
         for expected in case["views"]:
             check(make.random_view(picture(), chance, draw), expected)
 

@@ -90,10 +90,8 @@ def test_a_run_refuses_other_weights_under_the_same_name(
         backbone.write_bytes(tiny.read_bytes())
         same = train(again, "base", *options)
         assert same.status == 0 and "on which weights" not in same.printed
-        before, changed = (
-            checksum(backbone),
-            {path: path.stat().st_mtime_ns for path in run.rglob("*")},
-        )
+        before = checksum(backbone)
+        changed = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
         other_weights(backbone)
         expected = words.format(run=run, file=backbone, before=before, now=checksum(backbone))
         assert expected in train(folder, "base", *options).error
@@ -230,7 +228,8 @@ def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
     """One dimension of it was adapted; the error about the other one blamed the settings."""
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pairs", Pairs)
     monkeypatch.setattr(Pairs, "of_learned_classes", ("prompt_learner.pairs",) if known else ())
-    base, every = build("Pairs", "base"), build("Pairs", "all")
+    base = build("Pairs", "base")
+    every = build("Pairs", "all")
     assert every.checkpoints.class_dims() == {"prompt_learner.pairs": (0, 2)}
     learned = torch.randn(3, 2, 3)
     base.model.prompt_learner.pairs.data = learned
@@ -244,7 +243,8 @@ def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
             every.checkpoints.load(content, "a file")
         return
     every.checkpoints.load(content, "a file")
-    expected, here = torch.zeros(6, 2, 6), torch.tensor([2, 0, 1])
+    expected = torch.zeros(6, 2, 6)
+    here = torch.tensor([2, 0, 1])
     expected[here[:, None, None], torch.tensor([0, 1])[None, :, None], here] = learned
     assert torch.equal(every.model.prompt_learner.pairs, expected)
 
@@ -267,7 +267,8 @@ def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(
     method, names, build
 ):
     one = ("OPTIM.MAX_EPOCH", 1)
-    base, every = build(method, "base", options=one), build(method, "all", options=one)
+    base = build(method, "base", options=one)
+    every = build(method, "all", options=one)
     if method == "TipAdapter":
         base.begin(base.features_of(base.dm.dataset.train_x))
     state = base.saved_module().state_dict()
@@ -287,7 +288,8 @@ def wrapped(state):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build):
-    base, every = build("DePT+CoOp", "base"), build("DePT+CoOp", "all")
+    base = build("DePT+CoOp", "base")
+    every = build("DePT+CoOp", "all")
     state = base.saved_module().state_dict()
     # A published one does not say its classes
     metadata = {"metadata": base.checkpoints.metadata()} if named else {}
@@ -302,7 +304,8 @@ def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build
 def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
     method = dept(type("Own", (methods()["CoOp"],), {"of_learned_classes": ("ctx",)}))
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "DePT+CoOp", method)
-    base, every = build("DePT+CoOp", "base", "CSC", True), build("DePT+CoOp", "all", "CSC", True)
+    base = build("DePT+CoOp", "base", "CSC", True)
+    every = build("DePT+CoOp", "all", "CSC", True)
     base.model.prompt_learner.ctx.data += 1
     checkpoint = {
         "state_dict": base.saved_module().state_dict(),
@@ -337,7 +340,8 @@ def test_a_checkpoint_without_class_names_was_not_learned_on_others(
     names, others = (
         [f"{kind} {number}" for number in range(classes)] for kind in ("class", "other")
     )
-    given, images = replace(description, class_names=names), torch.randn(2, 3, 32, 32)
+    given = replace(description, class_names=names)
+    images = torch.randn(2, 3, 32, 32)
     opened = PromptedClassifier(given, published, "a file", str(deep))
     expected = PromptedClassifier(description, checkpoint, "a file", str(deep)).logits(
         images, others

@@ -92,7 +92,8 @@ def tiny_config(arch: str) -> dict:
     they are CLIP's.
     """
     config = open_clip.get_model_config(arch)
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
+    text = config["text_cfg"]
     if isinstance(vision.get("layers"), list):
         vision |= {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
     elif not vision.get("timm_model_name"):
@@ -162,7 +163,8 @@ def both(arch: str) -> tuple[torch.nn.Module, CLIP]:
     with small_timm(name) as side:
         if name:
             config["vision_cfg"]["image_size"] = side
-        theirs, ours = open_clips(config), CLIP(**of_clip(config)).eval()
+        theirs = open_clips(config)
+        ours = CLIP(**of_clip(config)).eval()
     return theirs, with_weights(ours, theirs, config["text_cfg"])
 
 
@@ -190,7 +192,8 @@ def read_by_hugging_face(kind: str) -> tuple[torch.nn.Module, CLIP]:
             "context_length": 32,
         }
         config = {"embed_dim": 32, "custom_text": True, "vision_cfg": VIT, "text_cfg": text}
-        theirs, ours = open_clips(config), CLIP(**of_clip(with_sizes(config))).eval()
+        theirs = open_clips(config)
+        ours = CLIP(**of_clip(with_sizes(config))).eval()
     return theirs, with_weights(ours, theirs, {"pool_type": "eos", "eos_id": 2})
 
 

@@ -120,7 +120,8 @@ def build_tree(name: str, root: Path) -> Path:
 
 
 def with_split_file(name: str, root: Path) -> Path:
-    layout, i = LAYOUTS[name], 0
+    layout = LAYOUTS[name]
+    i = 0
     folder = root / layout.folder
     split: Split = {part: [] for part in SIZES}
     for label, (place, classname) in enumerate(layout.classes.items()):
@@ -128,7 +129,8 @@ def with_split_file(name: str, root: Path) -> Path:
         for part, size in SIZES.items():
             half = "test" if part == "test" else "train"
             for _ in range(size):
-                n, i = n + 1, i + 1
+                n = n + 1
+                i = i + 1
                 path = layout.image.format(folder=place, part=half, n=n, i=i)
                 write_image(folder / layout.images / path, i)
                 split[part].append([path, label, classname])
@@ -139,10 +141,8 @@ def with_split_file(name: str, root: Path) -> Path:
 
 
 def fgvc_aircraft(root: Path) -> Path:
-    folder, variants = (
-        root / "fgvc_aircraft",
-        ["707-320", "727-200", "A300B4", "Yak-42 of four words"],
-    )
+    folder = root / "fgvc_aircraft"
+    variants = ["707-320", "727-200", "A300B4", "Yak-42 of four words"]
     (folder / "images").mkdir(parents=True)
     (folder / "variants.txt").write_text("".join(f"{variant}\n" for variant in variants))
     i = 0

@@ -99,14 +99,17 @@ class CLAP(ZSLP):
     @torch.no_grad()
     def start(self, support: Support) -> None:
         super().start(support)
-        image, text = normalize(support.rows), normalize(self.model.class_texts)
+        image = normalize(support.rows)
+        text = normalize(self.model.class_texts)
         zero_shot = (self.model.scale * image @ text.T).softmax(dim=1)
         one_hot = F.one_hot(support.row_labels, len(text)).float()
-        a, names = (zero_shot * one_hot).sum(dim=0) / one_hot.sum(dim=0), self.settings.CONSTRAINT
+        a = (zero_shot * one_hot).sum(dim=0) / one_hot.sum(dim=0)
+        names = self.settings.CONSTRAINT
         a = torch.ones_like(a) if "balanced" in names else a
         a = a * len(a) / a.sum() if "corrected" in names else a
         a = a.mean().repeat(len(a)) if "constant" in names else a
-        self.multipliers, self.rho = a, torch.zeros_like(a)
+        self.multipliers = a
+        self.rho = torch.zeros_like(a)
 
     def squares(self) -> Tensor:
         """(classes,), of the distances between the prototypes and the text features."""
@@ -116,14 +119,16 @@ class CLAP(ZSLP):
         apart = self.squares()
         if "cosine" in self.settings.CONSTRAINT:
             apart = 1 - F.cosine_similarity(self.head.prototypes, self.head.base_text_features)
-        ce, constraint = F.cross_entropy(output.logits, labels), (self.multipliers * apart).mean()
+        ce = F.cross_entropy(output.logits, labels)
+        constraint = (self.multipliers * apart).mean()
         return ce + constraint, {"loss_ce": ce, "loss_constraint": constraint}
 
     @torch.no_grad()
     def after_epoch(self):
         if "adaptative" in self.settings.CONSTRAINT:
             h = self.squares()
-            self.multipliers, self.rho = (self.multipliers + self.rho * h).clamp_min(0), h
+            self.multipliers = (self.multipliers + self.rho * h).clamp_min(0)
+            self.rho = h
         super().after_epoch()
 
     def run_state(self):

@@ -131,11 +131,9 @@ class CLIPLoRA(SteppedTrainer):
                 f"{path} is not a LoRA file of CLIP-LoRA's code", "check --model-dir", path
             )
         for key in ("r", "alpha", "encoder", "position", "params"):
-            name, here, there = (
-                f"TRAINER.CLIPLORA.{key.upper()}",
-                getattr(settings, key.upper()),
-                written.get(key),
-            )
+            name = f"TRAINER.CLIPLORA.{key.upper()}"
+            here = getattr(settings, key.upper())
+            there = written.get(key)
             there = sorted(map(str, there)) if isinstance(there, list | tuple) else there
             if there != (sorted(here) if isinstance(here, list) else here):
                 raise UsageError(

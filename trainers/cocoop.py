@@ -41,7 +41,8 @@ class CoCoOpPrompts(TemplatePrompts):
 
     def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter):
         super().__init__("{}.", classnames, clip, " ".join([*words, ""]))
-        width, joint = text_width(clip), clip.visual.output_dim
+        width = text_width(clip)
+        joint = clip.visual.output_dim
         self.ctx = ctx
         layers = {
             "linear1": nn.Linear(joint, joint // 16),

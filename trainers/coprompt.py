@@ -14,7 +14,9 @@ from .base.coupled import CoupledSettings, CoupledTrainer
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
 
-IMAGE, TEXT = 0.1, 0.2  # shares of the adapters' outputs in the features
+# Shares of the adapters' outputs in the features
+IMAGE = 0.1
+TEXT = 0.2
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Adapter(nn.Module):
 
     def __init__(self, width: int, share: float):
         super().__init__()
-        self.share, hidden = share, max(1, width // 4)
+        self.share = share
+        hidden = max(1, width // 4)
         layers = (
             nn.Linear(width, hidden, bias=False),
             nn.ReLU(),
@@ -71,14 +74,17 @@ class CoPromptCLIP(PromptedCLIP):
 class CoPrompt(CoupledTrainer):
     """Consistency-guided Prompt learning (Roy and Etemad, ICLR 2024)."""
 
-    Settings, Model = CoPromptSettings, CoPromptCLIP
+    Settings = CoPromptSettings
+    Model = CoPromptCLIP
     reads_sentences = True
-    published_sections, published_outside = ("TRAINER.CoPrompt",), ("W", "DISTILL")
+    published_sections = ("TRAINER.CoPrompt",)
+    published_outside = ("W", "DISTILL")
     published = (*CoupledTrainer.published, "adapter_image.*", "adapter_text.*")
     caveat = "published with values chosen for each dataset"
 
     def build_prompts(self, clip, classnames):
-        learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
+        learner = super().build_prompts(clip, classnames)
+        width = clip.visual.output_dim
         learner.extra_modules = {
             "adapter_image": Adapter(width, IMAGE),
             "adapter_text": Adapter(width, TEXT),

@@ -39,7 +39,8 @@ class DCLIP(TextsTrainer):
         ]
 
     def text(self, name: str, descriptor: str) -> str:
-        s, clause = self.settings, which(descriptor) if self.settings.MODIFY else descriptor
+        s = self.settings
+        clause = which(descriptor) if self.settings.MODIFY else descriptor
         if s.NAME == "prepend":
             return f"{s.BEFORE}{name}{s.BETWEEN}{clause}{s.AFTER}"
         return f"{clause}{s.BETWEEN}{name}" if s.NAME == "append" else clause

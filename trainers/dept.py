@@ -15,7 +15,8 @@ from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import Accepts, MethodSettings
 
-FILMS, HEAD = ("film_lp_img", "film_lp_text"), "linear_probe_proj"
+FILMS = ("film_lp_img", "film_lp_text")
+HEAD = "linear_probe_proj"
 # Published
 FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {
     "MaPLe": "MultiModalPromptLearner"
@@ -41,7 +42,8 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
     then of the images.
     """
     film_img, film_text = (getattr(model, name, nn.Identity()) for name in FILMS)
-    image, text = film_img(output.tower.feature.float()), output.text_feature.float()
+    image = film_img(output.tower.feature.float())
+    text = output.text_feature.float()
     if model.dept.TYPE == "similarity":
         return model.logits(normalize(image), normalize(film_text(text)))
     if labels is None:
@@ -78,10 +80,8 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:  # noqa: C901
             output = super().output(images, text_feature)
             if self.training or not self.classes_learned:
                 return output
-            head, weight = (
-                head_logits(self, output),
-                self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0,
-            )
+            head = head_logits(self, output)
+            weight = self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0
             return replace(output, logits=torch.lerp(output.logits, head, weight))
 
     class Trainer(base):  # type: ignore[valid-type, misc]
@@ -108,7 +108,8 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:  # noqa: C901
         of_learned_classes = (*(inner + name for name in base.of_learned_classes), f"{HEAD}.*")
 
         def build_prompts(self, clip, classnames):
-            learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
+            learner = super().build_prompts(clip, classnames)
+            width = clip.visual.output_dim
             new = {name: FiLM(width) for name in FILMS if self.settings.LINEAR_PROBE}
             head = (
                 {HEAD: nn.Linear(width, len(classnames))} if self.settings.TYPE == "linear" else {}
@@ -144,15 +145,14 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:  # noqa: C901
 
         def loss(self, output, labels):
             loss, parts = super().loss(output, labels)
-            ce, logits = (
-                nn.functional.cross_entropy(output.logits, labels),
-                head_logits(self.model, output, labels),
-            )
+            ce = nn.functional.cross_entropy(output.logits, labels)
+            logits = head_logits(self.model, output, labels)
             head = nn.functional.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
             return loss + self.settings.WEIGHT * (head - ce), parts | {
                 "loss_ce": ce,
                 "loss_head": head,
             }
 
-    Trainer.Settings, Trainer.Model = Settings, Model
+    Trainer.Settings = Settings
+    Trainer.Model = Model
     return Trainer

@@ -51,7 +51,8 @@ class Gaussians(Head):
         """Set W and b from the means (classes, joint) and the inverse covariance."""
         weight = precision @ means.T
         bias = -torch.log(torch.tensor(float(len(means)))) - (means * weight.T).sum(dim=1) / 2
-        self.W.data, self.b.data = weight.float(), bias.float()
+        self.W.data = weight.float()
+        self.b.data = bias.float()
 
 
 def inverse(covariance: Tensor) -> Tensor:
@@ -88,7 +89,8 @@ class GDA(FittedTrainer):
         """W and b of the classes of the images, in double precision: they are small differences of
         large numbers.
         """
-        rows, labels = normalize(support.rows).double(), support.row_labels
+        rows = normalize(support.rows).double()
+        labels = support.row_labels
         of_class = [rows[labels == label] for label in range(len(self.head.b))]
         means = torch.stack([part.mean(dim=0) for part in of_class])
         self.head.alpha.fill_(self.settings.ALPHA or 1)
@@ -124,13 +126,16 @@ class GDA(FittedTrainer):
         """W and b of new classes by their unit text features (classes, joint); none without rows of
         base images.
         """
-        rows, texts, k = self.head.rows.double(), texts.double(), self.settings.K
+        rows = self.head.rows.double()
+        texts = texts.double()
+        k = self.settings.K
         if len(rows) < k:
             self.head.alpha.zero_()
             print("GDA has no views of base images: this test is that of zero-shot CLIP")
             return
         print("GDA estimates all classes of this test from their texts")
-        means, precision = [], torch.zeros_like(rows.T @ rows)
+        means = []
+        precision = torch.zeros_like(rows.T @ rows)
         for text in texts:
             near = rows[(rows @ text).topk(k).indices]
             means.append((near.sum(dim=0) + OF_TEXT * text) / (k + OF_TEXT))

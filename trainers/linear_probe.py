@@ -65,13 +65,16 @@ def search(accuracy: Callable[[float], float]) -> float:
     """
     accuracy = cache(accuracy)
     best = max(map(float, range(6, -7, -2)), key=accuracy)
-    low, high = best - 1, best + 1
+    low = best - 1
+    high = best + 1
     for _ in range(8):
         middle = (low + high) / 2
         if accuracy(low) < accuracy(high):
-            low, best = middle, high
+            low = middle
+            best = high
         else:
-            high, best = middle, low
+            high = middle
+            best = low
     return best
 
 
@@ -95,7 +98,8 @@ class LinearProbe(FittedTrainer):
         return ProbeWeights(classes, width)
 
     def fit(self, support):
-        features, labels = support.rows.cpu().numpy(), support.row_labels.cpu().numpy()
+        features = support.rows.cpu().numpy()
+        labels = support.row_labels.cpu().numpy()
         c = self.settings.C or self.choose_c(features, labels)
         probe = fit(features, labels, c)
         weight, bias = (

@@ -70,7 +70,8 @@ class LPPlusPlus(FittedTrainer):
 
     @torch.no_grad()
     def start(self, support: Support) -> None:
-        image, labels = normalize(support.rows), support.row_labels
+        image = normalize(support.rows)
+        labels = support.row_labels
         one_hot = F.one_hot(labels, len(self.head.classifier.bias)).float()
         similarity = image @ self.model.class_texts.T
         self.head.classifier.weight.data = one_hot.T @ image
@@ -101,11 +102,14 @@ class LPPlusPlus(FittedTrainer):
 
     def fit(self, support: Support) -> None:
         """The weights after STEP or, of those with the best validation accuracy, the latest."""
-        best, kept, chosen = -1, {}, self.settings.STEP
+        best = -1
+        kept = {}
+        chosen = self.settings.STEP
         for number in range(1, (chosen or self.settings.STEPS) + 1):
             self.step(number, support.rows, support.row_labels)
             if not chosen and (correct := self.correct()) >= best:
-                best, self.chosen_step = correct, number
+                best = correct
+                self.chosen_step = number
                 kept = {name: tensor.clone() for name, tensor in self.head.state_dict().items()}
         if not chosen:
             self.head.load_state_dict(kept)

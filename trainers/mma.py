@@ -51,7 +51,9 @@ class MMAAdapter(BlockAdapter):
 
     def __init__(self, bottleneck: Bottleneck, shared: nn.Module, scale: float):
         super().__init__()
-        self.bottleneck, self.shared, self.scale = bottleneck, shared, scale
+        self.bottleneck = bottleneck
+        self.shared = shared
+        self.scale = scale
 
     def parallel(self, x: Tensor) -> Tensor:
         y: Tensor = self.bottleneck.up(self.shared(self.bottleneck.down(x)))
@@ -67,7 +69,8 @@ class MMALearner(TemplatePrompts):
 
     def __init__(self, clip: Any, classnames: list[str], settings: MMASettings):
         super().__init__("{}.", classnames, clip, f"{settings.TEXT_CTX_INIT.replace('_', ' ')} ")
-        self.scale, dim = settings.ADAPTER_SCALE, settings.ADAPTER_DIM
+        self.scale = settings.ADAPTER_SCALE
+        dim = settings.ADAPTER_DIM
         blocks = [str(block) for block in range(settings.ADAPTER_START, settings.ADAPTER_END + 1)]
         widths = {"text_adapter": text_width(clip), "visual_adapter": vision_width(clip)}
         for name, width in widths.items():

@@ -46,14 +46,16 @@ class SharedMap(nn.Module):
     def __init__(self, inputs: int, outputs: int, layers: int, rank: int):
         super().__init__()
         start = nn.Linear(inputs, outputs)
-        self.weight, bias = start.weight, start.bias.detach()
+        self.weight = start.weight
+        bias = start.bias.detach()
         self.srra = nn.ModuleList(
             LowRank(outputs, rank, inputs, bias=bias.clone()) for _ in range(layers)
         )
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """(n, inputs) -> the tokens (n, outputs) of each layer."""
-        shared, layers = tokens @ self.weight.mT, list[Any](self.srra)
+        shared = tokens @ self.weight.mT
+        layers = list[Any](self.srra)
         return [shared + tokens @ layer["B"].mT @ layer["A"].mT + layer["bias"] for layer in layers]
 
 
@@ -66,7 +68,8 @@ class MMRLppPrompts(RepresentationPrompts):
 
     def __init__(self, clip, classnames: list[str], template: str, settings: MMRLppSettings):
         super().__init__(clip, classnames, template, settings)
-        self.weight, layers = float(settings.BETA), len(settings.REP_LAYERS)
+        self.weight = float(settings.BETA)
+        layers = len(settings.REP_LAYERS)
         for tower, width in self.widths.items():
             shared = SharedMap(settings.REP_DIM, width, layers, settings.RES_LORA_DIM)
             self.add_module(f"srra_r2{tower}proj", shared)
@@ -89,7 +92,8 @@ class MMRLpp(RepresentationTrainer):
     and Gu, 2025).
     """
 
-    Settings, Prompts = MMRLppSettings, MMRLppPrompts
+    Settings = MMRLppSettings
+    Prompts = MMRLppPrompts
     published_sections = ("TRAINER.MMRLpp",)
     published = ("representation_learner.*", "image_encoder.A", "image_encoder.B")
     caveat = "published with values chosen for each dataset, in cross-dataset tests for each target"

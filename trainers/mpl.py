@@ -72,7 +72,9 @@ class MPLPrompts(TemplatePrompts):
     ):
         words = f"{'X ' * n_ctx}{ctx_init.replace('_', ' ')} "
         super().__init__("{}.", classnames, clip, words)
-        self.n_ctx, self.adds, self.removes = n_ctx, adds, removes
+        self.n_ctx = n_ctx
+        self.adds = adds
+        self.removes = removes
         self.ctx = word_embeddings(clip, words, n_ctx)
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
         self.compound_prompts_text = nn.ParameterList(
@@ -107,7 +109,8 @@ class MPLPrompts(TemplatePrompts):
             for _ in of_layer
         ]
         first, *others = mapped([self.proj, *chain(*maps)], [self.ctx, *contexts])
-        schedule, new = [Edit(add=first)], iter(others)
+        schedule = [Edit(add=first)]
+        new = iter(others)
         for of_layer, remove in zip(maps, self.removes, strict=True):
             vectors = list(islice(new, len(of_layer)))
             schedule.append(Edit(remove, torch.cat(vectors) if vectors else None))

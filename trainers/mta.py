@@ -7,7 +7,9 @@ from torch import Tensor
 from .base.prompted import normalize
 from .base.test_time import ViewsSettings, ViewsTrainer
 
-STEPS, INNER_STEPS, CLOSE = 5, 5, 1e-6
+STEPS = 5
+INNER_STEPS = 5
+CLOSE = 1e-6
 NEIGHBOURS = 0.3  # share of the other views whose distances make the bandwidth of a view
 
 
@@ -62,13 +64,12 @@ def mean_shift(
         logits: (views, classes).
         lambda_y, lambda_q: see `MTASettings`.
     """
-    mode, inlierness = features[0], torch.full_like(features[:, 0], 1 / len(features))
+    mode = features[0]
+    inlierness = torch.full_like(features[:, 0], 1 / len(features))
     if len(features) == 1:
         return mode, inlierness
-    p, width = (
-        logits.softmax(dim=1),
-        2 * bandwidths(features).clamp(min=torch.finfo(features.dtype).tiny),
-    )
+    p = logits.softmax(dim=1)
+    width = 2 * bandwidths(features).clamp(min=torch.finfo(features.dtype).tiny)
     agreement = p @ p.T
 
     def density(mode: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ class ProGrad(TaughtTrainer, ContextTrainer):
 
     def loss(self, output, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions as targets."""
-        model, logits, temperature = self.model, output.logits, self.settings.T
+        model = self.model
+        logits = output.logits
+        temperature = self.settings.T
         # With PREC amp the teacher computes in fp32. With fp16 it is the fp16 CLIP; that of the
         # published code is fp32.
         with torch.autocast(logits.device.type, enabled=False):
@@ -74,7 +76,8 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         Both gradients have the scaler's factor, which cancels in their projection. If it is too
         large for the second one, the result is not finite, and the scaler skips the step.
         """
-        learned, opposed = list(self.model.parameters()), []
+        learned = list(self.model.parameters())
+        opposed = []
         of_loss = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
         general = torch.autograd.grad(
             self.scaler.scale(parts["loss_kl"]), learned, materialize_grads=True

@@ -62,11 +62,10 @@ class KernelRegression(Head):
 
     def __init__(self, classes: int, width: int, rows: int):
         super().__init__()
-        self.rows, self.values = (
-            nn.Buffer(torch.zeros(rows, width)),
-            nn.Buffer(torch.zeros(rows, classes)),
-        )
-        self.beta, self.lambda_ = nn.Buffer(torch.ones(())), nn.Buffer(torch.ones(()))
+        self.rows = nn.Buffer(torch.zeros(rows, width))
+        self.values = nn.Buffer(torch.zeros(rows, classes))
+        self.beta = nn.Buffer(torch.ones(()))
+        self.lambda_ = nn.Buffer(torch.ones(()))
         self.coefficients = nn.Buffer(torch.zeros(rows, classes), persistent=False)
 
     def kernel(self, image: Tensor, beta: Tensor | float) -> Tensor:
@@ -142,12 +141,14 @@ class ProKeR(FittedTrainer):
             (-1, 0.0, 0.0),
         )
         image = normalize(image)
-        zero_shot, residual = image @ text.T, head.residual(text)
+        zero_shot = image @ text.T
+        residual = head.residual(text)
         for beta in self.settings.values("BETA"):
             # With the eigenvectors of the kernel, each LAMBDA only scales what is between two
             # products.
             eigenvalues, vectors = torch.linalg.eigh(head.kernel(head.rows, beta).double())
-            left, right = head.kernel(image, beta).double() @ vectors, vectors.T @ residual
+            left = head.kernel(image, beta).double() @ vectors
+            right = vectors.T @ residual
             for lambda_ in self.settings.values("LAMBDA"):
                 answers = (zero_shot + left * (lambda_ / (eigenvalues + lambda_)) @ right).argmax(
                     dim=1

@@ -122,7 +122,9 @@ class ProLIP(FittedTrainer):
             self.optim.param_groups[0]["lr"] = rate
             self.learn(support)
             if (right := self.correct()) > best:
-                best, chosen, learned = right, (rate, self.tried), deepcopy(self.head.state_dict())
+                best = right
+                chosen = (rate, self.tried)
+                learned = deepcopy(self.head.state_dict())
         self.head.load_state_dict(learned)
         values = "learning rate {:g}, LAMBDA {:g}".format(*chosen)
         print(f"{best} of {len(self.val_images)} validation images with {values}")

@@ -64,13 +64,13 @@ class PromptSRC(TwoTowerTrainer):
         """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs.
         3-6).
         """
-        logits, settings = output.logits, self.settings
-        teacher_image, teacher_text = (
-            self.teacher.image_features(output.images),
-            self.teacher.text_features,
-        )
+        logits = output.logits
+        settings = self.settings
+        teacher_image = self.teacher.image_features(output.images)
+        teacher_text = self.teacher.text_features
         teacher_logits = self.model.logits(teacher_image, teacher_text)
-        ours, teacher = F.log_softmax(logits, dim=1), F.log_softmax(teacher_logits, dim=1)
+        ours = F.log_softmax(logits, dim=1)
+        teacher = F.log_softmax(teacher_logits, dim=1)
         parts = {
             "loss_ce": F.cross_entropy(logits, labels),
             "loss_text": F.l1_loss(output.text, teacher_text) * settings.TEXT_LOSS_WEIGHT,

@@ -51,12 +51,10 @@ class SSText(FittedTrainer):
         return TextWeights(classes, width)
 
     def start(self, support: Support) -> None:
-        text, rows, labels, scale = (
-            self.model.class_texts,
-            support.rows,
-            support.row_labels,
-            self.model.scale,
-        )
+        text = self.model.class_texts
+        rows = support.rows
+        labels = support.row_labels
+        scale = self.model.scale
         sums = torch.zeros_like(text).index_add_(0, labels, rows)
         # Of the text against the images
         strength = len(rows) * self.penalties(support).clamp(min=LEAST)
@@ -67,7 +65,9 @@ class SSText(FittedTrainer):
 
     def penalties(self, support: Support) -> Tensor:
         """LAMBDA of each class, (classes,); infinite if the images do not count."""
-        text, rows, labels = self.model.class_texts, support.rows, support.row_labels
+        text = self.model.class_texts
+        rows = support.rows
+        labels = support.row_labels
         counts = labels.bincount(minlength=len(text))
         if self.settings.RULE in ("SStext", "fixed"):
             return torch.full_like(

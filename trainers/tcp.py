@@ -19,7 +19,9 @@ from .base.prompts import (
 )
 from .base.teacher import TaughtTrainer
 
-LAYER, N_CLASS = 8, 4  # text layer (from 0) of the class-aware prompts, and how many they are
+# Text layer (from 0) of the class-aware prompts, and how many they are
+LAYER = 8
+N_CLASS = 4
 WEIGHT = 8.0  # of the distance from the frozen CLIP
 
 # The learned sentences; the first four words are replaced.
@@ -68,7 +70,8 @@ class TCPPrompts(TemplatePrompts):
     def __init__(self, clip, classnames: list[str], template: str, ctx: nn.Parameter):
         super().__init__(template, classnames, clip)
         self.ctx = ctx
-        joint, width = clip.visual.output_dim, text_width(clip)
+        joint = clip.visual.output_dim
+        width = text_width(clip)
         layers = {
             "linear1": nn.Linear(joint, joint // 4),
             "relu": QuickGELU(),  # the published name

@@ -78,7 +78,8 @@ class TDA(ViewsTrainer):
         return torch.randperm(images, generator=chance).tolist()
 
     def new_state(self):
-        text, state = self.texts, {}
+        text = self.texts
+        state = {}
         classes, joint = text.shape
         for name in ("POSITIVE", "NEGATIVE"):
             slots = getattr(self.settings, f"{name}_SHOT_CAPACITY")
@@ -93,11 +94,13 @@ class TDA(ViewsTrainer):
     def answer(self, features, state):
         s, (feature, z, p) = self.settings, self.mean_of_views(features)
         entropy = -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum()
-        of_class, entry = int(z.argmax()), {"FEATURES": feature, "ENTROPIES": entropy}
+        of_class = int(z.argmax())
+        entry = {"FEATURES": feature, "ENTROPIES": entropy}
         if s.POSITIVE_ENABLED:
             keep("POSITIVE", of_class, entry, state)
             z = z + s.POSITIVE_ALPHA * self.near("POSITIVE", feature, state).sum(dim=1)
-        lower, upper = s.NEGATIVE_ENTROPY_THRESHOLD_LOWER, s.NEGATIVE_ENTROPY_THRESHOLD_UPPER
+        lower = s.NEGATIVE_ENTROPY_THRESHOLD_LOWER
+        upper = s.NEGATIVE_ENTROPY_THRESHOLD_UPPER
         if s.NEGATIVE_ENABLED:
             # Of nats and bits, as published
             if lower < entropy / math.log2(max(2, len(z))) < upper:

@@ -101,14 +101,16 @@ class CacheTrainer(FeatureTrainer):
     @torch.no_grad()
     def finish(self) -> None:
         """ALPHA and BETA: the first of the best, with beta in the outer loop."""
-        s, best = self.settings, -1
+        s = self.settings
+        best = -1
         betas, alphas = (
             [given] if given else [0.1 + i * (end - 0.1) / n for i in range(n)]
             for given, end, n in zip((s.BETA, s.ALPHA), s.SEARCH_SCALE, s.SEARCH_STEP, strict=True)
         )
         chosen = alphas[0], betas[0]
         if not (s.ALPHA and s.BETA):
-            image, labels = normalize(self.val[0]), self.val[1]
+            image = normalize(self.val[0])
+            labels = self.val[1]
             zero_shot = SCALE * image @ self.model.class_texts.T
             for beta in betas:
                 votes = self.head.votes(image, beta)
@@ -116,7 +118,8 @@ class CacheTrainer(FeatureTrainer):
                     if (
                         correct := int(((zero_shot + alpha * votes).argmax(dim=1) == labels).sum())
                     ) > best:
-                        best, chosen = correct, (alpha, beta)
+                        best = correct
+                        chosen = (alpha, beta)
             print(
                 f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta "
                 f"{chosen[1]:.4g}"

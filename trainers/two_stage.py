@@ -133,7 +133,8 @@ class TwoStage(SteppedTrainer):
         )
 
     def forward_backward(self, batch):
-        step, model = self.sched.last_epoch, self.model
+        step = self.sched.last_epoch
+        model = self.model
         model.second_stage = step >= self.first_steps
         # The tuned towers are frozen then: without dropout
         model.prompt_learner.train(not model.second_stage)

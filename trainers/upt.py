@@ -35,11 +35,15 @@ class UPTPrompts(ContextPrompts):
     """Prompts of both towers that one small transformer block makes, as MVLPT implements it."""
 
     def __init__(self, clip, classnames: list[str], settings: UPTSettings):
-        n_text, n_vision, dim = settings.N_CTX_TEXT, settings.N_CTX_VISION, settings.PROJECT_DIM
-        width, depth = vision_width(clip), len(image_blocks(clip)) if settings.DEEP else 1
+        n_text = settings.N_CTX_TEXT
+        n_vision = settings.N_CTX_VISION
+        dim = settings.PROJECT_DIM
+        width = vision_width(clip)
+        depth = len(image_blocks(clip)) if settings.DEEP else 1
         ctx = gaussian(n_text, text_width(clip))
         super().__init__(clip, classnames, ["X"] * n_text, ctx, settings.CLASS_TOKEN_POSITION)
-        self.unified, self.deep = settings.UNIFIED, depth > 1
+        self.unified = settings.UNIFIED
+        self.deep = depth > 1
         # As for the weights of a patch embedding
         bound = (6 / (image_tower(clip).patch + width)) ** 0.5
         self.vpt_embeddings = nn.Parameter(torch.empty(1, n_vision, width).uniform_(-bound, bound))
@@ -48,10 +52,8 @@ class UPTPrompts(ContextPrompts):
                 torch.empty(depth - 1, n_vision, width).uniform_(-bound, bound)
             )
         self.mvlpt_proj = Transformer(dim, layers=1, heads=1, act_layer=QuickGELU)
-        self.mvlpt_proj_ctx_vpt_pre, self.mvlpt_proj_ctx_vpt_post = (
-            linear(width, dim),
-            linear(dim, width),
-        )
+        self.mvlpt_proj_ctx_vpt_pre = linear(width, dim)
+        self.mvlpt_proj_ctx_vpt_post = linear(dim, width)
         self.mvlpt_proj_ctx_coop_pre = linear(ctx.shape[1], dim)
         self.mvlpt_proj_ctx_coop_post = linear(dim, ctx.shape[1])
 

@@ -100,12 +100,11 @@ class WaffleCLIP(TextsTrainer):
         """The random texts of one class for all classes; the draws are in the order of the official
         code.
         """
-        settings, chance = self.settings, np.random.RandomState(max(0, self.cfg.SEED))
+        settings = self.settings
+        chance = np.random.RandomState(max(0, self.cfg.SEED))
         words = read_text(settings.WORDS).splitlines() if settings.WORDS else vocabulary()
-        names, descriptors = (
-            list(self.sentences),
-            [text for texts in self.sentences.values() for text in texts],
-        )
+        names = list(self.sentences)
+        descriptors = [text for texts in self.sentences.values() for text in texts]
 
         def draw(values: Sequence[str]) -> str:
             return str(chance.choice(values, 1, replace=False)[0])
@@ -118,7 +117,8 @@ class WaffleCLIP(TextsTrainer):
             for name in names
         }
         kept = str(chance.choice(names))
-        common, old = drawn[kept], plain(kept)
+        common = drawn[kept]
+        old = plain(kept)
         texts = {
             name: [text.replace(old, name) for text in common]
             for name in [*self.class_names, *map(plain, names)]

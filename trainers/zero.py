@@ -47,7 +47,8 @@ def votes(cosines: Tensor, entropies: Tensor, share: float) -> Tensor:
     # Temperature zero: one vote for the best class, shared by classes that are equally good.
     ballots = (cosines[order] / torch.finfo(cosines.dtype).eps).softmax(dim=1)
     total = ballots[:kept].sum(dim=0)
-    tied, rest = total == total.max(), cosines[order[kept:]]
+    tied = total == total.max()
+    rest = cosines[order[kept:]]
     if tied.sum() > 1 and len(rest):
         best = rest.argmax(dim=1)
         deciding = tied[best].nonzero().flatten()

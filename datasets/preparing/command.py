@@ -243,7 +243,7 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
         raise UsageError(f"incomplete or wrong: {failed} of {len(sources)} datasets", "see above")
 
 
-def inspect(source: Source, root: Path, read: bool = True) -> str:  # noqa: C901, PLR0912, PLR0915
+def inspect(source: Source, root: Path, read: bool = True) -> str:  # noqa: C901, PLR0912
     """Compare a dataset with its split and its published counts, and print what was found.
 
     Args:
@@ -272,7 +272,8 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:  # noqa: C901
     paths = image_paths(dataset)
     missing = missing_files(paths)
     present = sorted(set(paths).difference(missing)) if read else []
-    unreadable, digests = [], {}
+    unreadable = []
+    digests = {}
     for image, (look, reason) in zip(
         present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True
     ):

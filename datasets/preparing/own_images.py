@@ -162,7 +162,8 @@ def check_folder(root: Path, read: bool = True) -> Content:
 
 def names_of(folder: OwnImages, classes: list[str]) -> tuple[dict[str, str], list[str]]:
     """The class names by folder, and faults of them."""
-    names, faults = {name: plain(name) for name in classes}, []
+    names = {name: plain(name) for name in classes}
+    faults = []
     try:
         names = {name: text for name, (_, text) in folder.classes(classes).items()}
         check_known_names(list(names.values()), folder.root)

@@ -95,7 +95,8 @@ def load_cfg(
     cfg.set_new_allowed(True)
     cfg.merge_from_file(str(ROOT / "configs/datasets" / f"{name}.yaml"))
     cfg.merge_from_list(list(options))
-    cfg.DATASET.ROOT, cfg.SEED = "" if root is None else str(root), seed
+    cfg.DATASET.ROOT = "" if root is None else str(root)
+    cfg.SEED = seed
     cfg.freeze()
     return cfg
 

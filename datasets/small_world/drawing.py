@@ -139,7 +139,8 @@ SHAPES: dict[str, np.ndarray] = {
 
 def ground(name: str, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE, 3), 0 to 255: a cover of land from above."""
-    coarse, fine = clouds(rng, 6)[..., None], clouds(rng, 40)[..., None]
+    coarse = clouds(rng, 6)[..., None]
+    fine = clouds(rng, 40)[..., None]
     flat = {
         "forest": ((18, 62, 28), (52, 112, 52), fine),
         "grassland": ((120, 165, 72), (158, 192, 98), coarse),
@@ -170,12 +171,14 @@ def ground(name: str, rng: np.random.Generator) -> np.ndarray:
 
 def add_feature(name: str, land: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     u, v = grid(rng, 1, 180)
-    u, v = u - u.mean() + rng.uniform(-0.15, 0.15), v - v.mean()
+    u = u - u.mean() + rng.uniform(-0.15, 0.15)
+    v = v - v.mean()
     if name == "river":
         inside = np.abs(u + 0.12 * np.sin(7 * v + rng.uniform(0, 6))) < rng.uniform(0.05, 0.09)
         colour = (32, 74, 140)
     elif name == "road":
-        inside, colour = np.abs(u) < rng.uniform(0.025, 0.04), (92, 90, 94)
+        inside = np.abs(u) < rng.uniform(0.025, 0.04)
+        colour = (92, 90, 94)
         inside |= np.abs(v + rng.uniform(-0.5, 0.5)) < 0.025
     elif name == "lake":
         inside = np.hypot(u, 1.3 * v) + 0.25 * (clouds(rng, 6) - 0.5) < rng.uniform(0.2, 0.3)
@@ -260,7 +263,8 @@ def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.
         centre = cell / cells + rng.uniform(-style.shift, style.shift, 2) * size
         corners = SHAPES[shape] * (size * rng.uniform(*style.scale) / 2)
         turn = np.radians(rng.uniform(-style.turn, style.turn))
-        c, s = np.cos(turn), np.sin(turn)
+        c = np.cos(turn)
+        s = np.sin(turn)
         points = (corners @ np.array([(c, s), (-s, c)]) + centre) * FINE
         ImageDraw.Draw(inside).polygon([tuple(point) for point in points], fill=1)
     return np.asarray(inside)

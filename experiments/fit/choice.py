@@ -116,7 +116,8 @@ def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
     or added.
     """
     repeats, _, classes = logits.shape[1:]
-    labels, weights = np.tile(sample.labels, repeats), np.tile(sample.weights, repeats)
+    labels = np.tile(sample.labels, repeats)
+    weights = np.tile(sample.weights, repeats)
     some = slice(None, None, max(1, len(labels) * classes // MOST_TO_SCALE))
     found = []
     for one in logits:
@@ -186,7 +187,8 @@ def choose(
     score = losses(combine(chosen, logits), labels)
     # Names that mislead may have no weight
     if sample.in_errors(score - scores[best]) > 1 or not chosen.any():
-        chosen, score = singles[best], scores[best]
+        chosen = singles[best]
+        score = scores[best]
     lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
     better = sample.in_errors(scores[0] - score) > 1 and sample.in_errors(lead) <= 1
     return chosen if better else singles[0]
@@ -244,8 +246,11 @@ def interval(accuracy: float, images: float) -> tuple[float, float]:
     """Of 95% (Wilson), for an accuracy on held-out images, in percent; of `images` / DEPENDENT
     independent ones.
     """
-    p, n, z = accuracy / 100, images / DEPENDENT, 1.96
-    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    p = accuracy / 100
+    n = images / DEPENDENT
+    z = 1.96
+    centre = p + z * z / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (100 * float(bound / (1 + z * z / n)) for bound in (centre - half, centre + half))
     return low, high
 

@@ -98,7 +98,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return {file.name: checksum(file) for file in files if file.is_file()}
 
 
-def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912, PLR0915
+def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912
     args = parse(argv)
     if args.groups == "none" and args.group_by:
         raise UsageError(

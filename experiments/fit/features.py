@@ -54,7 +54,8 @@ class Features:
     """
 
     def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP):
-        self.classifier, self.model = classifier, model
+        self.classifier = classifier
+        self.model = model
         self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
         versions = {"torch": torch.__version__, **decoders()}
         digest = hashlib.sha256(
@@ -64,12 +65,14 @@ class Features:
         noise = torch.randn(
             4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0)
         )
-        exact, fast = self.run_tower(noise, False), self.run_tower(noise, True)
+        exact = self.run_tower(noise, False)
+        fast = self.run_tower(noise, True)
         has_units = usable("bf16", classifier.device) == "bf16"
         self.in_bf16 = has_units and float(torch.cosine_similarity(exact, fast).min()) > AGREEMENT
         # These features show the activation, the heads, and how this machine rounds.
         digest.update(as_bytes(fast if self.in_bf16 else exact))
-        self.facts, self.width = digest.hexdigest()[:16], exact.shape[1]
+        self.facts = digest.hexdigest()[:16]
+        self.width = exact.shape[1]
         self.changed = False  # whether an image had another checksum when it was decoded
 
     def encode(self, images: Tensor) -> Tensor:
@@ -91,7 +94,8 @@ class Features:
         Args:
             keys: the SHA-256 of each file by its path; empty for a link to nothing.
         """
-        kept, damaged = self.kept(keys.values()), dict[str, str]()
+        kept = self.kept(keys.values())
+        damaged = dict[str, str]()
         new = [path for path, key in keys.items() if key not in kept]
         bar = tqdm(total=len(new), desc="features", unit="image", disable=None if new else True)
         with bar, ThreadPool(torch.get_num_threads()) as pool:
@@ -173,7 +177,8 @@ class Features:
         """The rows of these files that an earlier call has left; tables without one are not read to
         the end.
         """
-        wanted, found = set(keys), dict[str, Row]()
+        wanted = set(keys)
+        found = dict[str, Row]()
         for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
             count = (file.stat().st_size - DIGEST) // self.row_type.itemsize
             if count < 1 or wanted.isdisjoint(self.files_of(file, count)):

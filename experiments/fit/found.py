@@ -70,7 +70,8 @@ class Found:
             UsageError: fewer than two classes are left.
         """
         kept: dict[str, Photo] = {}
-        labels, left_out = defaultdict[str, set[str]](set), defaultdict[str, list[str]](list)
+        labels = defaultdict[str, set[str]](set)
+        left_out = defaultdict[str, list[str]](list)
         readable = [
             replace(photo, pixels_sha256=pixels[photo.path])
             for photo in photos
@@ -127,7 +128,8 @@ class Found:
     def note_groups(self) -> None:
         """Say what the groups change, once the estimate is known."""
         if self.grouped and self.estimate and self.ungrouped is not None:
-            at, without = self.estimate.accuracy, self.ungrouped
+            at = self.estimate.accuracy
+            without = self.ungrouped
             self.grouped += (
                 f" So the estimate is {at:.0f}%. Without that it would be {without:.0f}%."
             )
@@ -178,7 +180,8 @@ class Found:
         """
         if not self.test or self.test["accuracy"] is None or not self.estimate:
             return ""
-        accuracy, at = self.test["accuracy"], self.estimate
+        accuracy = self.test["accuracy"]
+        at = self.estimate
         if at.low <= accuracy <= at.high:
             return ""
         where = "below" if accuracy < at.low else "above"

@@ -36,10 +36,8 @@ from trainers.base.teacher import cache_folder, mean_text_features
 
 ENSEMBLE = "Linear"  # a sum of those below
 # Which learn nothing: by a template, and by the user's sentences
-ZERO_SHOT, SENTENCES = (
-    "ZeroshotCLIP",
-    "CuPL",
-)
+ZERO_SHOT = "ZeroshotCLIP"
+SENTENCES = "CuPL"
 # In features of unit length
 LINEAR = (
     ZERO_SHOT,
@@ -56,7 +54,9 @@ CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and st
 ZERO_SHOT_SHARE = 1 / 4
 MISLED = 4.0  # nats; likewise
 BATCH = 256  # features of a step
-LIMIT, MOST_KEPT = 1e9, 50e6  # bytes of the logits of all heads that are kept, and of one
+# Bytes of the logits of all heads that are kept, and of one
+LIMIT = 1e9
+MOST_KEPT = 50e6
 SETTLED = 1.0  # seconds of trainings that say how long others take
 Pairs = tuple[tuple[str, Any], ...]
 Trained = TypeVar("Trained", bound=PromptTrainer)
@@ -153,8 +153,10 @@ class Clock:
     """
 
     def __init__(self, deadline: float = math.inf, trainings: int = 1):
-        self.deadline, self.trainings = deadline, trainings
-        self.began, self.ended = time.monotonic(), 0
+        self.deadline = deadline
+        self.trainings = trainings
+        self.began = time.monotonic()
+        self.ended = 0
 
     def next(self) -> None:
         """A training has ended."""
@@ -166,7 +168,8 @@ class Clock:
         one has ended.
         """
         now = time.monotonic()
-        spent, left = now - self.began, self.deadline - now
+        spent = now - self.began
+        left = self.deadline - now
         needed = spent / (self.ended + share) * self.trainings
         if spent > SETTLED and needed - spent > left:
             what = (
@@ -429,7 +432,8 @@ def start(method: Trained, epochs: int) -> Trained:
     """
     TrainerBase.__init__(method)
     method.scaler = torch.amp.GradScaler(enabled=False)
-    method.epoch, method.max_epoch = 0, epochs
+    method.epoch = 0
+    method.max_epoch = epochs
     method.register()
     return method
 

@@ -133,11 +133,9 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
     photos = []
     for row in rows:
-        path, label, part = (
-            row["path"] or "",
-            (row["label"] or "").strip(),
-            row.get("split") or "train",
-        )
+        path = row["path"] or ""
+        label = (row["label"] or "").strip()
+        part = row.get("split") or "train"
         if not path or not label or part not in PARTS:
             what = (
                 f"line {rows.line_num} of {file} has no path, no label or another split than "

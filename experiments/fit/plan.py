@@ -27,8 +27,10 @@ class Plan:
         deadline: float = math.inf,
         end: float = math.inf,
     ):
-        self.file, self.record = file, record or {}
-        self.deadline, self.end = deadline, end
+        self.file = file
+        self.record = record or {}
+        self.deadline = deadline
+        self.end = end
         written = self.record.get("plan")
         known: dict[str, Any] = written if isinstance(written, dict) else {}
         self.trained: dict[str, str] | None = texts(known.get("trained"))

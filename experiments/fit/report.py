@@ -113,7 +113,8 @@ def by_class(found: Found) -> list[tuple[str, int, float]]:
     """Of each class its number of training images, and the accuracy of those held out (NaN: none);
     the worst first.
     """
-    right, number = (found.logits.argmax(axis=-1) == found.labels).mean(axis=0), len(found.names)
+    right = (found.logits.argmax(axis=-1) == found.labels).mean(axis=0)
+    number = len(found.names)
     weights = found.sample.weights
     with np.errstate(invalid="ignore"):
         accuracies = np.bincount(found.labels, weights * right, number) / np.bincount(

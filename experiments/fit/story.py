@@ -114,7 +114,8 @@ def fit(  # noqa: PLR0915
         )
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         made = {**source(), "date": date, "seed": args.seed, "device": heads.zero_shot.device.type}
-        chosen, facts = found.chosen[0][0], {"fit": found.name, "images": len(y), **made}
+        chosen = found.chosen[0][0]
+        facts = {"fit": found.name, "images": len(y), **made}
         facts |= {"estimated_accuracy": round(found.estimate.accuracy, 2)} if found.estimate else {}
         if chosen in TRAINED:
             classifier = heads.exported(chosen.method, facts, towers.fit(chosen, np.arange(len(y))))
@@ -184,7 +185,8 @@ def decide(  # noqa: C901, PLR0913, PLR0915
         plan: how much time there is for heads, and which ones take too long.
     """
     plan = plan or Plan()
-    labels, scenes = y.cpu().numpy(), numbers(found.training)
+    labels = y.cpu().numpy()
+    scenes = numbers(found.training)
     held = choice.folds(labels, scenes, args.seed)
     zero_shot = heads.answers(candidates[0], (x, y), x)
     doubt = choice.losses(zero_shot.cpu().double().numpy()[None], labels) - math.log(
@@ -230,7 +232,8 @@ def decide(  # noqa: C901, PLR0913, PLR0915
 
     of_candidates = ((one, plan.too_long.get(one.name) or head(one)) for one in candidates)
     logits = tried(found, of_candidates, plan)
-    shape, of_heads = next(iter(logits.values())).shape, len(logits)
+    shape = next(iter(logits.values())).shape
+    of_heads = len(logits)
     logits |= tried(found, planned(held[0]), plan)
     stacked = np.stack([np.broadcast_to(one, shape) for one in logits.values()])
     sample = found.sample
@@ -289,10 +292,8 @@ def ungrouped(
     held = row != choice.NEVER
     logits = np.zeros((1, len(labels), len(heads.names)))
     for fold in range(row.max() + 1):
-        seen, out = (
-            torch.from_numpy(row != fold).to(y.device),
-            torch.from_numpy(row == fold).to(y.device),
-        )
+        seen = torch.from_numpy(row != fold).to(y.device)
+        out = torch.from_numpy(row == fold).to(y.device)
         for one, weight in chosen:
             logits[0, row == fold] += (
                 weight * heads.answers(one, (x[seen], y[seen]), x[out]).cpu().numpy()
@@ -379,7 +380,9 @@ def curve(
     labels = y.cpu().numpy()
     points: dict[float, float] = {}
     for share in (0.25, 0.5):
-        correct, held, sizes = [], [], []
+        correct = []
+        held = []
+        sizes = []
         for fold in range(row.max() + 1):
             out = np.flatnonzero(row == fold)
             seen = some_groups(labels, groups, row != fold, share)
@@ -438,7 +441,10 @@ def some_groups(
 
 def calibrate(found: Found, args: Namespace) -> Calibration:
     """Temperature, sets and threshold, from the logits of held-out images."""
-    logits, labels, sample, threshold = found.logits[0], found.labels, found.sample, None
+    logits = found.logits[0]
+    labels = found.labels
+    sample = found.sample
+    threshold = None
     if args.max_error:
         try:
             threshold = Threshold.fit(logits, labels, args.max_error / 100, sample=sample)
@@ -460,7 +466,8 @@ def summary(args: Namespace, found: Found) -> list[str]:
     lines = [*damaged[:5], *(["..."] if damaged[5:] else []), *found.notes, f"Chosen: {found.name}"]
     lines += filter(None, [found.grouped])
     if found.estimate:
-        at, before = found.estimate, f"zero-shot CLIP {found.zero_shot:.1f}%"
+        at = found.estimate
+        before = f"zero-shot CLIP {found.zero_shot:.1f}%"
         lines.append(
             f"Estimate: {at.accuracy:.1f}% of new images right (95%: {at.low:.1f} to "
             f"{at.high:.1f}); {before}"

@@ -54,7 +54,8 @@ class Towers:
 
     def __init__(self, heads: Heads, found: Found, keys: Mapping[str, str] | None = None):
         self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
-        self.heads, self.photos = heads, found.training
+        self.heads = heads
+        self.photos = found.training
         labels = found.label_numbers(self.photos)
         self.items = [
             Datum(photo.path, label) for photo, label in zip(self.photos, labels, strict=True)
@@ -92,10 +93,8 @@ class Towers:
             trained: dict[str, str] = {}
             for candidate in candidates if time.monotonic() < deadline else ():
                 try:
-                    minutes, left = (
-                        self.seconds(candidate, row) / 60,
-                        (deadline - time.monotonic()) / 60,
-                    )
+                    minutes = self.seconds(candidate, row) / 60
+                    left = (deadline - time.monotonic()) / 60
                     needs = (
                         f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are "
                         "left: raise --minutes"
@@ -117,11 +116,9 @@ class Towers:
         these places.
         """
         set_random_seed(self.heads.seed)
-        kind, cfg, heads = (
-            trainers.methods()[candidate.method],
-            self.settings(candidate.method),
-            self.heads,
-        )
+        kind = trainers.methods()[candidate.method]
+        cfg = self.settings(candidate.method)
+        heads = self.heads
         classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
         method = kind(cfg, classes, heads.zero_shot.device)
         method.dm = SimpleNamespace(
@@ -173,7 +170,8 @@ class Towers:
         """
         found = torch.full((len(row), len(self.heads.names)), torch.nan)
         for fold in range(int(row.max()) + 1):
-            places, out = np.flatnonzero(row != fold), np.flatnonzero(row == fold)
+            places = np.flatnonzero(row != fold)
+            out = np.flatnonzero(row == fold)
             key = self.key(candidate, places, out)
             logits = get_tensor(self.cache, key, (len(out), found.shape[1]), torch.float32)
             if logits is None:
@@ -205,10 +203,8 @@ class Towers:
         """How long the candidate will take for all folds and for the final training, from two steps
         of it.
         """
-        method, test = (
-            self.method(candidate, np.arange(len(row))),
-            np.arange(min(len(row), BATCH // 4)),
-        )
+        method = self.method(candidate, np.arange(len(row)))
+        test = np.arange(min(len(row), BATCH // 4))
         method.model.train()
         method.batch_idx, method.num_batches = 0, len(method.train_loader_x)
         batch = next(iter(method.train_loader_x))

@@ -89,7 +89,7 @@ def help_text(name: str, script: Script) -> str:
     return "\n".join([*lines, "", *read, *variables])
 
 
-def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:  # noqa: C901, PLR0915
+def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:  # noqa: C901
     """The arguments and variables of a script; an error has its usage."""
     script = SCRIPTS[name]
     usage = f"{name}.sh takes {script.usage}"

@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def runs_of(call: Call) -> Iterator[Run]:
     """The calls of train.py of a script, in order."""
-    script, values = call.script, call.values
+    script = call.script
+    values = call.values
     if script.protocol not in PROTOCOLS:
         yield test_alone(call)
         return
@@ -79,7 +80,8 @@ def runs_of(call: Call) -> Iterator[Run]:
 
 def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     """One run: a step of the script's protocol."""
-    script, steps = call.script, PROTOCOLS[call.script.protocol].steps
+    script = call.script
+    steps = PROTOCOLS[call.script.protocol].steps
     source = call.values.get("SOURCE", dataset) if step else dataset
     default = script.cfg or recipe(call.method, script.protocol, source, shots).cfg
     cfg = call.cfg or ("" if call.backbone == "small" else script.cfg)
@@ -131,7 +133,8 @@ def test_alone(call: Call) -> Run:
     datasets OOD.
     """
     cfg = recipe(call.method, "few_shot", cfg=call.cfg, backbone=call.backbone).cfg
-    dataset, trained = call.values["DATASET"], None
+    dataset = call.values["DATASET"]
+    trained = None
     options: list = ["--eval-only"]
     if call.script.protocol == "ood":
         trained = Path(call.values["MODEL_DIR"])
@@ -175,7 +178,8 @@ def train_arguments(
 
 def reproduce(call: Call) -> list[str]:
     """The call of tools/reproduce.py of a script that tests published prompts."""
-    script, values = call.script, call.values
+    script = call.script
+    values = call.values
     protocol = values.get("PROTOCOL", script.protocol)
     number = values["SHOTS" if "SHOTS" in script.form else "SEED"]
     few_shot = protocol == "few_shot"

@@ -33,8 +33,10 @@ class Rule:
     split: str = "test"  # of the images that choose, as results.json has it
 
 
-VALIDATION, HELD_OUT = "few-shot validation", "hold one shot out"
-LEAVE_ONE_OUT, ORACLE = "leave one dataset out", "oracle"
+VALIDATION = "few-shot validation"
+HELD_OUT = "hold one shot out"
+LEAVE_ONE_OUT = "leave one dataset out"
+ORACLE = "oracle"
 RULES = {
     VALIDATION: Rule("val", ("TEST.SPLIT", "val"), "val"),
     HELD_OUT: Rule("held_out", ("DATASET.HOLD_OUT", "True", "TEST.SPLIT", "val"), "val"),
@@ -171,7 +173,8 @@ def trial_place(rule: Rule, values: Values) -> Path:
 def chosen_place(study: "Study", variant: "Variant", protocol: str) -> Path:
     """The folder of the runs with chosen settings, below that of the results. Its name has a
     checksum of all that the choice depends on: another choice has another folder."""
-    by, seeds = study.choose.by, sorted(study.seeds)
+    by = study.choose.by
+    seeds = sorted(study.seeds)
     others = sorted(study.trained_on(protocol)) if by == LEAVE_ONE_OUT else []
     return Path(
         "chosen", f"{by.replace(' ', '_')}_{digest([by, study.keys_of(variant), seeds, others])}"
@@ -201,7 +204,8 @@ def decide(study: "Study") -> "list[Search]":
 
 def outcome(study: "Study", search: "Search") -> dict[str, Any] | None:
     """The content of the file of a choice; None while trials are missing."""
-    accuracies, records = {}, []
+    accuracies = {}
+    records = []
     for values, runs in search.trials.items():
         results = {run: read_results(run.folder) for run in runs}
         if not all(results.values()):
@@ -213,7 +217,8 @@ def outcome(study: "Study", search: "Search") -> dict[str, Any] | None:
             chosen_on(study.choose, run, measured) for run, measured in results.items() if measured
         ]
     lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
-    settings, trials = by_key(best(accuracies)), {"trials": len(accuracies)}
+    settings = by_key(best(accuracies))
+    trials = {"trials": len(accuracies)}
     return {
         "by": study.choose.by,
         "settings": settings,

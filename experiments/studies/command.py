@@ -62,7 +62,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
     failed = {}
     if waiting:
         failed = execute_runs([(trial,) for trial in trials], executor, f"{args.file.stem}: trials")
-        executor, waiting = choose_executor(study, args), decide(study)
+        executor = choose_executor(study, args)
+        waiting = decide(study)
     missing = {str(search.file) for search in waiting}  # which some runs read
     sequences = [
         runs

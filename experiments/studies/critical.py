@@ -11,10 +11,8 @@ from ..comparing import LEVEL
 from .tables import Summary, as_shown
 
 # Fewer methods have a test of two; with fewer datasets the tests find almost nothing
-METHODS, DATASETS = (
-    3,
-    5,
-)
+METHODS = 3
+DATASETS = 5
 
 
 class Ranking(NamedTuple):

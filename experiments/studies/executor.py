@@ -74,7 +74,7 @@ def check_datasets(study: Study) -> None:
                 raise UsageError(what, instead)
 
 
-def execute_runs(  # noqa: C901, PLR0915
+def execute_runs(  # noqa: C901
     sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
 ) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to
@@ -94,7 +94,8 @@ def execute_runs(  # noqa: C901, PLR0915
     running: dict[Future[str | None], RunSequence] = {}
     deaths: Counter[Run] = Counter()
     failed: dict[Run, str] = {}
-    total, ended = sum(map(len, sequences)), len(finished)
+    total = sum(map(len, sequences))
+    ended = len(finished)
     progress = tqdm(
         total=total, initial=ended, desc=title, unit="run", smoothing=0.05, disable=None
     )
@@ -144,7 +145,8 @@ class LocalExecutor:
     """
 
     def __init__(self, workers: int, threads: int = 1):
-        self.workers, self.threads = workers, threads
+        self.workers = workers
+        self.threads = threads
         # Of each process its last run
         self.last: dict[ProcessPoolExecutor, Future[str | None]] = {}
 
@@ -207,7 +209,9 @@ class Cluster:
                 socket.create_connection((host, int(port)), timeout=10).close()
             except (OSError, ValueError) as error:
                 raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
-        self.address, self.cpus, self.gpus = address, cpus, gpus
+        self.address = address
+        self.cpus = cpus
+        self.gpus = gpus
 
     def __enter__(self) -> "Cluster":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent

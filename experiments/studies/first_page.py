@@ -31,7 +31,8 @@ def overview(summary: Summary) -> list[Table]:
         times = summary.times[summary.times["protocol"] == protocol]
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
-        several, devices = times["device"].nunique() > 1, ", ".join(times["device"].unique())
+        several = times["device"].nunique() > 1
+        devices = ", ".join(times["device"].unique())
         seconds = {
             name: ", ".join(
                 f"{time.seconds:.1f}" + f" ({time.device})" * several for time in rows.itertuples()

@@ -197,7 +197,8 @@ def few_shot(summary: Summary) -> Figure:
     cells = summary.cells.query("protocol == 'few_shot'").dropna(subset="mean")
     if cells["part"].nunique() < 2:
         return Figure()
-    styles, shots = plot_styles(summary), summary.study.shots
+    styles = plot_styles(summary)
+    shots = summary.study.shots
     # Curves cross: the legend has the mark, too
     selected = set(cells[cells["selected_on_test"]]["method"])
     cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
@@ -223,7 +224,8 @@ def few_shot(summary: Summary) -> Figure:
 
 def gains(summary: Summary) -> Figure:
     """Points that one method gains over another on every dataset; each panel names the two."""
-    focus, baseline = summary.focus, summary.baseline
+    focus = summary.focus
+    baseline = summary.baseline
     cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
     panels = {}
     for names, rows in cells.groupby(TABLE, sort=False):

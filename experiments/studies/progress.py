@@ -115,7 +115,8 @@ class Progress:
         finished, in one line.
         """
         runs = [*self.done, *self.running, *self.failed, *self.left]
-        trainings, waiting = sum(run.trains for run in runs), len(runs) - len(self.done)
+        trainings = sum(run.trains for run in runs)
+        waiting = len(runs) - len(self.done)
         text = f"{len(runs):,} runs, {trainings:,} of which train"
         if not waiting:
             return f"{text}, all done"

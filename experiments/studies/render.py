@@ -55,7 +55,9 @@ def build_tables(summary: Summary) -> list[Table]:
 
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
-    tables, choices, by = [], [], summary.study.choose.by
+    tables = []
+    choices = []
+    by = summary.study.choose.by
     for search in summary.study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings

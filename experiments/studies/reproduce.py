@@ -182,7 +182,8 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
     if (summary.runs["backbone"] != "ViT-B/16").any() or study.shots != (16,):
         return []
     if set(study.targets) == set(VARIANTS):
-        title, columns = f"{DOMAINS}: published results", [*VARIANTS, "average"]
+        title = f"{DOMAINS}: published results"
+        columns = [*VARIANTS, "average"]
         known = PUBLISHED[DOMAINS].get(variant.method)
         same = (study.source, variant.cfg) == (
             "imagenet",
@@ -192,7 +193,8 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
         ours = cells.set_index("dataset")["mean"]
         note = "Accuracy in %, trained on ImageNet."
     else:
-        title, columns = "base2new, average: the authors' results", ["base", "new", "H"]
+        title = "base2new, average: the authors' results"
+        columns = ["base", "new", "H"]
         published = [
             row
             for row in AUTHORS

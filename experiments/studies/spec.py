@@ -302,7 +302,8 @@ class Study:
         return [search for protocol in self.protocols for search in self.searches_of(protocol)]
 
     def searches_of(self, protocol: str) -> Iterator[Search]:
-        names, step = self.trained_on(protocol), PROTOCOLS[protocol].steps[0]
+        names = self.trained_on(protocol)
+        step = PROTOCOLS[protocol].steps[0]
         for shots, variant in product(self.shots_of(protocol), self.variants):
             if not (keys := self.keys_of(variant)):
                 continue
@@ -392,12 +393,14 @@ class Study:
             values: of a trial; without them, the run has the chosen settings if there is a choice.
         """
         protocol, variant, _, seed, shots = training
-        used, place = self.recipe(training), Path()
+        used = self.recipe(training)
+        place = Path()
         more: Values = ()
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
         if values:
-            place, more = trial_place(self.choose.rule, values), values + self.choose.rule.settings
+            place = trial_place(self.choose.rule, values)
+            more = values + self.choose.rule.settings
         elif self.keys_of(variant):
             place = chosen_place(self, variant, protocol)
             options = (*options, "--chosen", self.chosen_file(training))

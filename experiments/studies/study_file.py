@@ -112,7 +112,9 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 def distinct_runs(study: Study) -> list[Run]:
     """A run of each variant in each protocol, of a choice one for each value; UsageError if two
     runs share a folder, or one's is a link."""
-    folders, examples, trials = dict[Path, Variant](), dict[tuple | str, Run](), study.trials()
+    folders = dict[Path, Variant]()
+    examples = dict[tuple | str, Run]()
+    trials = study.trials()
     for run in (*trials, *study.runs()):
         if other := folders.get(run.folder):
             listed = "give each seed, dataset and number of shots once"

@@ -67,7 +67,8 @@ class Summary:
     """
 
     def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
-        self.study, self.results = study, results
+        self.study = study
+        self.results = results
         # What ± is: a column of `cells`, and its name
         self.spread, self.spread_name = SPREADS[intervals]
         rows = []
@@ -177,10 +178,8 @@ class Summary:
         """The cells of one method in one table: every dataset, and the average."""
         # The spread of an average is that of complete seeds; its mean is that of all runs, if no
         # dataset is missing.
-        accuracies, means = (
-            self.by_seed(protocol, part, variant.name),
-            self.means(protocol, part, variant.name),
-        )
+        accuracies = self.by_seed(protocol, part, variant.name)
+        means = self.means(protocol, part, variant.name)
         selected = self.selected(protocol, part, variant.name)
         selected |= {"average"} if selected.intersection(self.averaged(protocol)) else set()
         return pd.DataFrame(
@@ -310,7 +309,8 @@ class Summary:
             rows += [row] if len(datasets) else []
         if not rows:
             return pd.DataFrame()
-        families, p_values = ["protocol", "part"], ["p_seeds", "p_datasets"]
+        families = ["protocol", "part"]
+        p_values = ["p_seeds", "p_datasets"]
         tests = (
             pd.DataFrame(rows)
             .groupby(families)
@@ -358,7 +358,8 @@ class Summary:
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
-        notes, devices = [], sorted(self.runs["device"].dropna().unique())
+        notes = []
+        devices = sorted(self.runs["device"].dropna().unique())
         if len(devices) > 1:
             what = f"the runs are from {len(devices)} devices ({', '.join(devices)})"
             notes.append(f"{what}: each has its own average times")

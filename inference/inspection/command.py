@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         ((_, classifier),) = models.open_models([args.model], args, names)
         classifier.require_one_view("an inspection")
         classifier.check_logits(names or None)
-        measures, good = Measures(classifier, names or None), []
+        measures = Measures(classifier, names or None)
+        good = []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
                 read, batches, faults = images.read_batch(

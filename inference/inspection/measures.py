@@ -19,7 +19,10 @@ from trainers.base.prompted import PromptedCLIP, PromptLearner
 from ..classifier import PromptedClassifier
 from .tower import compared_roll_outs, entry_layers, layers_of, shows_attention
 
-CLS, PATCH, NEW = -2, -1, 0  # ages of tokens; a prompt that was added n layers before has the age n
+# Ages of tokens; a prompt that was added n layers before has the age n
+CLS = -2
+PATCH = -1
+NEW = 0
 GROUPS = {CLS: "CLS", PATCH: "patches", NEW: "new"}  # others are `carried n`
 
 
@@ -33,7 +36,8 @@ def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
         model: one whose image tower `shows_attention`.
         images: (batch, 3, H, W).
     """
-    frames, at_entry = [], torch.empty(0)
+    frames = []
+    at_entry = torch.empty(0)
     for layer, (tokens, attention, entered) in enumerate(
         layers_of(model.clip, images, model.prompt_learner.vision())
     ):
@@ -83,7 +87,8 @@ class Measures:
     """
 
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str] | None):
-        self.classifier, self.names = classifier, list(class_names or classifier.class_names)
+        self.classifier = classifier
+        self.names = list(class_names or classifier.class_names)
         self.model: PromptedCLIP = classifier.model_for(class_names)
         self.tokens: list[pd.DataFrame] = []
         self.features: list[Tensor] = []
@@ -102,11 +107,9 @@ class Measures:
             k: words for each text vector.
             files, pixels: the images of the roll-out, and the same as `add` takes them.
         """
-        description, clip, learner = (
-            self.classifier.description,
-            self.model.clip,
-            self.model.prompt_learner,
-        )
+        description = self.classifier.description
+        clip = self.model.clip
+        learner = self.model.prompt_learner
         images = sum(map(len, self.features))
         text = TextPrompts(torch.empty(0))  # of a method without text, such as a linear probe
         if type(learner).text is not PromptLearner.text:  # CoCoOp's depends on the images
@@ -170,7 +173,8 @@ def nearest_words(
 
     CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
     """
-    vocabulary, word = word_table(clip).weight.double(), tokenizer_of(clip).word
+    vocabulary = word_table(clip).weight.double()
+    word = tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
         vectors = vectors.double()  # noqa: PLW2901

@@ -34,10 +34,8 @@ def layers_of(
         was added before.
     """
     visual = clip.visual
-    x, entries = (
-        embed_image(visual, images),
-        entry_layers(schedule, len(visual.transformer.resblocks)),
-    )
+    x = embed_image(visual, images)
+    entries = entry_layers(schedule, len(visual.transformer.resblocks))
     for layer, block in enumerate(visual.transformer.resblocks):
         x = image_input(visual.ln_pre, x, schedule, layer)
         q, k, _ = (part.float() for part in split_heads(block, qkv(block, x)))
@@ -57,7 +55,8 @@ def entry_layers(schedule: Schedule, layers: int, present: int = 0) -> list[list
     `present` prompts are there before the schedule begins, as text prompts are: they count as added
     before layer 0.
     """
-    now, found = [0] * present, []
+    now = [0] * present
+    found = []
     for layer in range(layers):
         edit = schedule[layer] if layer < len(schedule) else Edit()
         now = now[: len(now) - edit.remove] + [layer] * edit.added
@@ -78,7 +77,8 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
     # (batch, T, CLS and patches)
     flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)
     for layer, (_, weights, entered) in enumerate(layers_of(clip, images, schedule)):
-        new, edit = entered.count(layer), schedule[layer] if layer < len(schedule) else Edit()
+        new = entered.count(layer)
+        edit = schedule[layer] if layer < len(schedule) else Edit()
         # Empty, or zero, without a mix
         mixed = (1 - edit.weight) * flow[:, flow.shape[1] - edit.remove :]
         flow = F.pad(flow[:, : weights.shape[-1] - new], (0, 0, 0, new))
@@ -103,7 +103,8 @@ def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[s
     """
     if not len(images):
         return {}
-    model, images = classifier.model_for(), images.to(classifier.device)
+    model = classifier.model_for()
+    images = images.to(classifier.device)
     alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)
     if not shows_attention(alone):
         return {}

@@ -49,7 +49,8 @@ async def question_of(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            body, marks = bytearray(), 0
+            body = bytearray()
+            marks = 0
             async for part in request.stream():
                 if marks <= MARKS:  # the rest of a refused text is not kept
                     marks += sum(part.count(mark) for mark in b",[{")

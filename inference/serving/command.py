@@ -78,7 +78,7 @@ def network(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{expected}, got {text!r}") from error
 
 
-def main(argv: list[str] | None = None) -> None:  # noqa: PLR0915
+def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names = given_class_names(args)
     for model in args.models:

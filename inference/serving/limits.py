@@ -23,7 +23,9 @@ BYTES_OF_ADDRESS = 96 << 20  # that have arrived of requests without an answer
 ALL_BYTES = 160 << 20
 MANY_OF_YOURS = "too many of your requests wait: send this one later"
 MOST_REQUESTS = 2 * CONNECTIONS  # of a visitor: one of a closed connection ends a little later
-EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
+# Seconds: how often Gradio deletes uploads, and from what age on
+EVERY = 600
+OLDEST = 3600
 # Requests of a browser with the page
 POSTS = (
     "/upload",
@@ -53,7 +55,9 @@ class Gate:
         largest: Callable[[Scope], int],
         answer: Callable[[int, str], ASGIApp],
     ):
-        self.app, self.largest, self.answer = app, largest, answer
+        self.app = app
+        self.largest = largest
+        self.answer = answer
         self.bytes = Counter[str]()  # of requests without an answer, by visitor
         self.requests = Counter[str]()
         self.all_bytes = 0
@@ -143,7 +147,8 @@ class Limits:
         uploads: Path,
         functions: Sequence[Sequence[Callable[[Any], bool]]],
     ):
-        self.app, self.uploads = app, uploads
+        self.app = app
+        self.uploads = uploads
         self.functions = functions
         self.own = set(uploads.rglob("*"))
 
@@ -193,7 +198,8 @@ class Limits:
 
     def is_asked(self, content: dict[str, Any]) -> bool:
         """Whether the page asks such a question: Gradio answers others with a traceback."""
-        function, values = content.get("fn_index"), content.get("data")
+        function = content.get("fn_index")
+        values = content.get("data")
         if not isinstance(function, int) or not isinstance(content.get("session_hash"), str):
             return False
         if not 0 <= function < len(self.functions) or not isinstance(values, list):

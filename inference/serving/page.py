@@ -28,10 +28,8 @@ from .service import Job, Names, Question, Service
 
 BARS = 5  # classes of each model
 # Class names on the page and their characters: more would take minutes
-MOST_NAMES, MOST_TEXT = (
-    1000,
-    20_000,
-)
+MOST_NAMES = 1000
+MOST_TEXT = 20_000
 MOST_QUESTIONS = 24  # of a visitor that wait
 MOST_WAITING = 100  # questions of all until Gradio takes them
 MOST_CLASSES = 100_000  # of an answer
@@ -77,7 +75,8 @@ class Page:
         classifiers = [model.classifier for model in models]
         self.service = Service(classifiers, names, few=False)
         self.asked = Counter[str]()  # questions without an answer, by visitor
-        self.unknown, self.coverage = unknown, coverage
+        self.unknown = unknown
+        self.coverage = coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         self.functions = [[is_file, is_text], [is_file]]
         if examples:  # the number of one

@@ -76,7 +76,7 @@ class Reader:
 
     process: subprocess.Popen | None = None
 
-    def read(self, content: bytes, *options: Any) -> Image.Image:  # noqa: PLR0915
+    def read(self, content: bytes, *options: Any) -> Image.Image:
         """`read_image`; one thread may call it at a time."""
         if self.process is None:
             paths = os.pathsep.join(filter(None, sys.path))

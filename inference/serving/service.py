@@ -35,10 +35,8 @@ READERS = 3  # processes that read images; one address has at most two of them
 MOST = 100  # images of a request
 REMEMBERED = 32  # image files: the page asks for each again when its class names are edited
 # Images of a batch that a thread waits for while others compute: of slow and of fast models
-FEW, SEVERAL = (
-    4,
-    8,
-)
+FEW = 4
+SEVERAL = 8
 SHORT = 1.0  # seconds of a larger batch: others wait meanwhile
 
 
@@ -104,7 +102,8 @@ class Line:
         self.most = most
         self.jobs: dict[str, deque[Job]] = {}  # the address whose turn is next comes first
         self.taken = Counter[str]()  # jobs that are not done, by address
-        self.change, self.open = Condition(), True
+        self.change = Condition()
+        self.open = True
 
     def add(self, job: Job) -> None:
         with self.change:
@@ -167,7 +166,9 @@ class Service:
         coverage: float | None = None,
         few: bool = True,
     ):
-        self.classifiers, self.coverage, self.few = classifiers, coverage, few
+        self.classifiers = classifiers
+        self.coverage = coverage
+        self.few = few
         self.names: Names = tuple(names) if names else None
         self.remembered = lru_cache(REMEMBERED)(self.pixels)
 
@@ -175,7 +176,9 @@ class Service:
     async def running(self, _: Any) -> AsyncIterator[None]:
         """Within it, jobs are worked on."""
         self.loop = asyncio.get_running_loop()
-        self.to_read, self.to_classify, self.readers = Line(READERS - 1), Line(), Readers(READERS)
+        self.to_read = Line(READERS - 1)
+        self.to_classify = Line()
+        self.readers = Readers(READERS)
         on_gpu = any(each.device.type == "cuda" for each in self.classifiers)
         threads = 1 if on_gpu else torch.get_num_threads()
         views = max(classifier.views for classifier in self.classifiers)
@@ -334,7 +337,8 @@ class Service:
     def about(self) -> dict[str, Any]:
         """The facts of the model for its users."""
         (classifier,) = self.classifiers
-        of, calibration = classifier.description, classifier.calibration
+        of = classifier.description
+        calibration = classifier.calibration
         return {
             "method": of.method,
             "dataset": of.dataset,

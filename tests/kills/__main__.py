@@ -124,7 +124,8 @@ def kill_at_random(subject: Subject, cuts: dict[str, int], folder: Path, seed: i
     """Cut a subject off so many times in each way; chains of one to three cuts each end with a
     finished run.
     """
-    rng, tally = Random(f"{seed} {subject.name}"), Tally()
+    rng = Random(f"{seed} {subject.name}")
+    tally = Tally()
     ways = [how for how, count in cuts.items() for _ in range(count)]
     rng.shuffle(ways)
     begun = time.monotonic()

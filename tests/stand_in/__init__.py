@@ -49,7 +49,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 LIBRARY.guard()
 
 aten = torch.ops.aten
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
 # Between two devices
 COPIES = {
     aten.copy_.default,
@@ -110,7 +111,8 @@ class Counts:
         self, operation, arguments: tuple, options: dict, here: list[Tensor], there: list[Tensor]
     ) -> None:
         """Count an operation. `here` are its tensors on the device, `there` those on the CPU."""
-        name, target = str(operation), options.get("device")
+        name = str(operation)
+        target = options.get("device")
         copies = operation in (aten._to_copy.default, aten.copy_.default)
         to_cpu = (
             torch.device(target).type == "cpu"

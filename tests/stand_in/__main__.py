@@ -27,7 +27,8 @@ from experiments.protocols import recipe
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 
-CLASSES, BATCH = 5, 4
+CLASSES = 5
+BATCH = 4
 
 
 def steps(method: str, backbone: str, prec: str, counts: Counts | None = None) -> dict:

@@ -146,7 +146,8 @@ def test_resume_on_another_device_steps_as_this_run_does(tmp_path, monkeypatch, 
     monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups: True)
     model, optimizer, scheduler = training(NAME=name)
     resume_from_checkpoint(tmp_path, model, optimizer, scheduler)
-    before, scaler = model.weight.clone(), torch.amp.GradScaler("cpu")
+    before = model.weight.clone()
+    scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(torch.ones(1, 3)).sum()).backward()
     scaler.step(optimizer)
     assert optimizer.param_groups[0]["fused"] and not torch.equal(model.weight, before)
@@ -164,7 +165,8 @@ CALLS = {
 
 @pytest.mark.parametrize("named", CALLS)
 def test_hostile_pickle_executes_nothing(tmp_path, named):
-    mark, path = tmp_path / "mark", tmp_path / "model.pth.tar-1"
+    mark = tmp_path / "mark"
+    path = tmp_path / "model.pth.tar-1"
     torch.save({"state_dict": {}, "epoch": CALLS[named](mark)}, path)
     with pytest.raises(UsageError) as caught:
         load_checkpoint(path)
@@ -204,7 +206,8 @@ def test_other_kind_of_file_is_refused(tmp_path):
 
 def test_load_pretrained_weights_by_name_and_shape(tmp_path, capsys):
     torch.manual_seed(0)
-    source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    source = torch.nn.Linear(3, 2)
+    target = torch.nn.Linear(3, 2)
     weights = {f"module.{key}": value for key, value in source.state_dict().items()}
     weights["module.bias"] = torch.zeros(5)
     weights["extra"] = torch.zeros(1)

@@ -47,7 +47,8 @@ def test_metrics_and_printed_output(cfg, capsys):
 
 
 def test_non_finite_logits_or_no_logits_give_an_error(cfg):
-    evaluator, labels = Classification(cfg), torch.tensor([0, 1])
+    evaluator = Classification(cfg)
+    labels = torch.tensor([0, 1])
     # A class that is left out
     evaluator.process(torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels)
     for value in (float("nan"), float("inf")):

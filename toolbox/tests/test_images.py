@@ -196,7 +196,8 @@ def test_a_file_has_a_largest_size_and_pillows_limit_stays(tmp_path, monkeypatch
 
 def test_a_jpeg_is_read_once(tmp_path, monkeypatch):
     """Each was read to count its scans, then again for its pixels."""
-    path, read = written(tmp_path / "a.jpg", NOISE, "JPEG"), images.read_bytes
+    path = written(tmp_path / "a.jpg", NOISE, "JPEG")
+    read = images.read_bytes
 
     def read_then_delete(file, most):
         content = read(file, most)

@@ -137,14 +137,16 @@ def test_optimizers_use_all_options(name, expected):
     options = {"NAME": name, "LR": 0.1, "WEIGHT_DECAY": 0.2, "MOMENTUM": 0.7, "SGD_NESTEROV": True}
     cfg = optim_cfg(ADAM_BETA1=0.8, ADAM_BETA2=0.95, ADAM_EPS=1e-3, RMSPROP_ALPHA=0.6, **options)
     model = torch.nn.Linear(2, 2)
-    built, wanted = build_optimizer(model, cfg), expected(model.parameters())
+    built = build_optimizer(model, cfg)
+    wanted = expected(model.parameters())
     assert type(built) is type(wanted) and built.defaults == wanted.defaults
 
 
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.backbone, self.fc = torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
+        self.backbone = torch.nn.Linear(2, 2)
+        self.fc = torch.nn.Linear(2, 3)
         self.ctx = torch.nn.Parameter(torch.zeros(4))  # not in a child
 
 

@@ -44,7 +44,8 @@ def cut_off(trainer, epoch, batch_idx):
 
 
 def assert_same(one, other):
-    one, other = flat(one), flat(other)
+    one = flat(one)
+    other = flat(other)
     # The time, and the list of files to delete
     varying = re.compile("/run/(train_seconds|transient)")
     for key in one.keys() | other.keys():
@@ -118,12 +119,11 @@ def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
 
     TRAINER_REGISTRY.register(Averaging, force=True)
     saved, resumed = (make_trainer(root, tmp_path, "TRAINER.NAME", "Averaging") for _ in range(2))
-    saved.scaler, resumed.scaler = (
-        torch.amp.GradScaler("cpu", init_scale=8.0),
-        torch.amp.GradScaler("cpu"),
-    )
+    saved.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    resumed.scaler = torch.amp.GradScaler("cpu")
     saved.scaler.scale(torch.ones(1))  # the scale is set on first use
-    saved.average, saved.best_result = 0.75, 12.5
+    saved.average = 0.75
+    saved.best_result = 12.5
     saved.save_model(1, str(tmp_path))
     assert resumed.resume_model_if_exist(str(tmp_path)) == 2
     assert (resumed.scaler.get_scale(), resumed.average, resumed.best_result) == (8.0, 0.75, 12.5)

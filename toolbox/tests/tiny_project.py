@@ -181,7 +181,8 @@ class Call:
     """Pickles as a call of ``function(*args)``."""
 
     def __init__(self, function, *args):
-        self.function, self.args = function, args
+        self.function = function
+        self.args = args
 
     def __reduce__(self):
         return self.function, self.args

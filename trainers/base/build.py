@@ -36,7 +36,8 @@ def assemble_model(method: "Method", towers: str = "fast", clip: CLIP | None = N
     Raises UsageError if the backbone does not exist, reads images of another size, or does not fit
     the method.
     """
-    cfg, device = method.cfg, method.device
+    cfg = method.cfg
+    device = method.device
     if clip is None:
         precision = usable(method.settings.PREC, device)
         clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32" if precision == "amp" else precision)

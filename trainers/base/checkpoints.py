@@ -146,14 +146,14 @@ def select_prompts(
     or are not finite.
     """
     state = checkpoint["state_dict"]
-    method, written = metadata["method"], checkpoint.get("metadata") or {}
+    method = metadata["method"]
+    written = checkpoint.get("metadata") or {}
     if "method" in written:
-        others, learned = [written["method"]] if written["method"] != method else [], list(state)
+        others = [written["method"]] if written["method"] != method else []
+        learned = list(state)
     else:
-        others, learned = (
-            compat.other_methods(state, method, expected),
-            compat.learned(state, method),
-        )
+        others = compat.other_methods(state, method, expected)
+        learned = compat.learned(state, method)
     if others:
         names = " or ".join(others)
         raise UsageError(

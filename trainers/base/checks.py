@@ -63,7 +63,8 @@ def assert_method_works(name: str, **settings: Any) -> None:
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
         set_random_seed(1)
         trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
-        model, kind = trainer.model, type(trainer.model.prompt_learner)
+        model = trainer.model
+        kind = type(trainer.model.prompt_learner)
         added = unregistered(model)
         assert not (loose := untrained(model)), (
             f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
@@ -117,12 +118,20 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
     extend_cfg(cfg, name)
     section = TRAINER_REGISTRY.get(name).section()
     cfg.TRAINER[section].update({"PREC": "fp32", **settings})
-    cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME = name, "Noise", str(backbone)
-    cfg.DATASET.ROOT, cfg.OUTPUT_DIR = str(folder), str(folder / "run")
-    cfg.INPUT.SIZE, cfg.INPUT.TRANSFORMS = (SIDE, SIDE), ("normalize",)
-    cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.NUM_WORKERS = 4, 0
-    cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH = "sgd", 0.01, 1
-    cfg.SEED, cfg.TEST.FINAL_MODEL = 1, "last_step"
+    cfg.TRAINER.NAME = name
+    cfg.DATASET.NAME = "Noise"
+    cfg.MODEL.BACKBONE.NAME = str(backbone)
+    cfg.DATASET.ROOT = str(folder)
+    cfg.OUTPUT_DIR = str(folder / "run")
+    cfg.INPUT.SIZE = (SIDE, SIDE)
+    cfg.INPUT.TRANSFORMS = ("normalize",)
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 4
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.OPTIM.NAME = "sgd"
+    cfg.OPTIM.LR = 0.01
+    cfg.OPTIM.MAX_EPOCH = 1
+    cfg.SEED = 1
+    cfg.TEST.FINAL_MODEL = "last_step"
     cfg.freeze()
     return cfg
 
@@ -131,7 +140,8 @@ def towers_agree(model: PromptedCLIP, images: Tensor) -> bool:
     """Whether fast and plain towers give the same logits, in training and in a test, with random
     learned tensors.
     """
-    numbers, logits = torch.Generator().manual_seed(0), list[Tensor]()
+    numbers = torch.Generator().manual_seed(0)
+    logits = list[Tensor]()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=numbers).to(parameter)
     for training, form in product((True, False), ("plain", "fast")):

@@ -95,7 +95,8 @@ def other_methods(keys: Collection[str], method: str, expected: Collection[str])
     """
     prompts = learned(keys)
     complete = set(expected) <= set(keys)
-    published, unused = stated("published"), stated("published_unused")
+    published = stated("published")
+    unused = stated("published_unused")
     fitting = [
         name
         for name in published

@@ -60,10 +60,8 @@ class CoupledPrompts(TemplatePrompts):
         )
 
     def vision(self) -> Schedule:
-        maps, prompts = (
-            [self.proj, *self.compound_prompt_projections],
-            [self.ctx, *self.compound_prompts_text],
-        )
+        maps = [self.proj, *self.compound_prompt_projections]
+        prompts = [self.ctx, *self.compound_prompts_text]
         first, *deep = mapped(maps, prompts)
         return [Edit(add=first), *(Edit(len(prompt), prompt) for prompt in deep)]
 
@@ -79,7 +77,8 @@ class CoupledTrainer(PromptTrainer):
     )
 
     def build_prompts(self, clip, classnames):
-        s, name = self.settings, type(self).__name__
+        s = self.settings
+        name = type(self).__name__
         require_vit(clip, name, self.cfg.MODEL.BACKBONE.NAME)
         check_depth(clip, f"TRAINER.{self.section()}.PROMPT_DEPTH", s.PROMPT_DEPTH)
         return CoupledPrompts(clip, classnames, s.N_CTX, s.CTX_INIT, s.PROMPT_DEPTH)

@@ -83,7 +83,8 @@ def list_digest(images: Sequence[Any], root: str) -> str:
 
     Paths are relative to the folder of the datasets, so that it does not matter where that is.
     """
-    labels, names = [item.label for item in images], [item.classname for item in images]
+    labels = [item.label for item in images]
+    names = [item.classname for item in images]
     return digest_of_rows(zip(relative_paths(images, root), labels, names, strict=True))
 
 

@@ -92,7 +92,8 @@ class HeadCheckpoints(Checkpoints):
             raise UsageError(f"{what} has a head on the features of another run", remedy)
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
-        dims, learned = super().class_dims(), self.method.of_learned_classes
+        dims = super().class_dims()
+        learned = self.method.of_learned_classes
         # Axis 0 has a row for each image
         rows = {name: dims.pop(name, ()) for name in self.method.spec.row_tensors}
         return dims | {
@@ -176,17 +177,16 @@ class FeatureTrainer(PromptTrainer):
             base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
             self.features_sha256 = checksum(Path(path))
             self.model.use_features_of(base.model)
-            self.inherited_choices, self.inherited_phases = (
-                base.inherited_choices,
-                base.inherited_phases,
-            )
+            self.inherited_choices = base.inherited_choices
+            self.inherited_phases = base.inherited_phases
         if self.spec.reads_text:
             self.set_texts(self.texts())
 
     def texts(self) -> Tensor:
         """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not
         normalised. Raises UsageError if those of the run depend on the image."""
-        clip, base = self.model.frozen, self.model.base
+        clip = self.model.frozen
+        base = self.model.base
         if base is None:
             return mean_text_features(
                 clip, self.class_sentences(*self.templates), self.spec.unit_text
@@ -212,10 +212,8 @@ class FeatureTrainer(PromptTrainer):
 
     def before_load(self, checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """Make the head's tensors with a row for each image as long as those of the checkpoint."""
-        state, labels = (
-            tensors_of(checkpoint),
-            self.checkpoints.classes(checkpoint.get("metadata") or {}).labels,
-        )
+        state = tensors_of(checkpoint)
+        labels = self.checkpoints.classes(checkpoint.get("metadata") or {}).labels
         rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.spec.row_tensors:
             tensor = getattr(self.head, name)
@@ -258,7 +256,8 @@ class FeatureTrainer(PromptTrainer):
     def val_images(self) -> list:
         """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are
         as in CoOp's code. Raises UsageError if the dataset has no validation images."""
-        dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
+        dataset = self.dm.dataset
+        shots = self.cfg.DATASET.NUM_SHOTS
         shots = shots if isinstance(shots, int) else 4
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
             return dataset.test
@@ -280,15 +279,14 @@ class FeatureTrainer(PromptTrainer):
     def features_of(self, items: list, views: int = 0) -> Support:
         """The features of images (a list of `Datum`), of augmented views of each or, if that is 0,
         one as in a test. Raises UsageError if a feature is not finite."""
-        tests, options = self.test_loader.dataset, self.cfg.DATALOADER
+        tests = self.test_loader.dataset
+        options = self.cfg.DATALOADER
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
-        size, start = (
-            max(1, options.TEST.BATCH_SIZE // max(1, views)),
-            self.test_loader.worker_init_fn,
-        )
+        size = max(1, options.TEST.BATCH_SIZE // max(1, views))
+        start = self.test_loader.worker_init_fn
         loader = DataLoader(
             images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start
         )
@@ -311,7 +309,8 @@ class FeatureTrainer(PromptTrainer):
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        images, size = len(self.dm.dataset.train_x), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        images = len(self.dm.dataset.train_x)
+        size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         return -(-images // size) if self.spec.keeps_last_batch else max(1, images // size)
 
     # Training
@@ -326,7 +325,8 @@ class FeatureTrainer(PromptTrainer):
             self.finish()
 
     def _save_epoch(self) -> None:
-        number, every = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        number = self.epoch + 1
+        every = self.cfg.TRAIN.CHECKPOINT_FREQ
         if number == self.max_epoch or (every > 0 and number % every == 0):
             super()._save_epoch()
         elif self._best:

@@ -46,7 +46,9 @@ class ViewsDataset(Dataset):
     """
 
     def __init__(self, images: Any, views: int, seed: int):
-        self.images, self.views, self.seed = images, views, seed
+        self.images = images
+        self.views = views
+        self.seed = seed
         self.data_source = images.data_source
 
     def __len__(self) -> int:
@@ -80,7 +82,9 @@ class CachedFeatures:
     features: Tensor  # all of them, once the last batch was read
 
     def __init__(self, model: PromptedCLIP, loader: Any, cache: DiskCache | None):
-        self.model, self.loader, self.cache = model, loader, cache
+        self.model = model
+        self.loader = loader
+        self.cache = cache
         self.device = model.clip.logit_scale.device
         self.labels = torch.tensor([item.label for item in loader.dataset.data_source])  # (images,)
 
@@ -92,7 +96,8 @@ class CachedFeatures:
         if kept is None:
             yield from self.compute(key)
             return
-        self.features, size = kept, self.loader.batch_size
+        self.features = kept
+        size = self.loader.batch_size
         for part, label in zip(kept.split(size), self.labels.split(size), strict=True):
             yield {"img": CachedOutput(part), "label": label}
 
@@ -154,7 +159,8 @@ class CachedFeatures:
         `sample` is the output for the first image. It shows all else: the activation, the heads,
         the form of the towers, how this machine rounds. Raises OSError if an image cannot be read.
         """
-        dataset, visual = self.loader.dataset, self.model.clip.visual
+        dataset = self.loader.dataset
+        visual = self.model.clip.visual
         facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
         digest = hashlib.sha256(f"1 {facts}".encode())
         add_tensors(digest, self.model.image_tensors())
@@ -169,10 +175,8 @@ def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFea
     They can if the loader reads images in order, and the frozen image tower has no prompts and
     gives features only.
     """
-    cache, in_order = (
-        feature_cache(cfg),
-        isinstance(loader.sampler, SequentialSampler) and not loader.drop_last,
-    )
+    cache = feature_cache(cfg)
+    in_order = isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
     if (
         not cache
         or not in_order
@@ -218,7 +222,10 @@ class Batches:
     """
 
     def __init__(self, support: Support, size: int, steps: int, mixed: bool):
-        self.support, self.size, self.steps, self.mixed = support, size, steps, mixed
+        self.support = support
+        self.size = size
+        self.steps = steps
+        self.mixed = mixed
 
     def __len__(self) -> int:
         return self.steps

@@ -42,7 +42,8 @@ class FiLM(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.scale, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * x.float() + self.bias

@@ -173,15 +173,14 @@ class Checkpoints:
         """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and
         name `path`.
         """
-        method, module = self.method, self.method.saved_module()
+        method = self.method
+        module = self.method.saved_module()
         checkpoint = method.before_load(checkpoint, path)
         written = checkpoint.get("metadata") or {}
         self.check_weights(written, path)
-        classes, state, expected = (
-            self.classes(written),
-            tensors_of(checkpoint),
-            module.state_dict(),
-        )
+        classes = self.classes(written)
+        state = tensors_of(checkpoint)
+        expected = module.state_dict()
         dims = {} if classes.same else self.class_dims()
         by_class = self.by_class(state, expected, dims, classes, path)
         state, expected = (
@@ -214,7 +213,8 @@ class Checkpoints:
 
         Raises UsageError if a class has no values, or a tensor does not fit.
         """
-        method, labels = self.method, classes.labels
+        method = self.method
+        labels = classes.labels
         alone = [
             name
             for name in dims
@@ -251,8 +251,10 @@ class Checkpoints:
 
         A tensor without one may be there too: it is left out of a test on other classes.
         """
-        method, clip = self.method, self.method.model.frozen
-        names, device = [*method.class_names, "one more"], clip.logit_scale.device
+        method = self.method
+        clip = self.method.model.frozen
+        names = [*method.class_names, "one more"]
+        device = clip.logit_scale.device
         # The generators that `build_prompts` may move
         drawing = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=drawing), device:
@@ -275,7 +277,8 @@ class Checkpoints:
 
         Published checkpoints do not say it: on those of this run, unless these are the `new` ones.
         """
-        method, here = self.method, self.method.class_names
+        method = self.method
+        here = self.method.class_names
         names = here if method.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new" else []
         if isinstance(written.get("class_names"), list):
             names = [name.replace("_", " ") for name in written["class_names"]]
@@ -294,7 +297,8 @@ class Checkpoints:
         says whose they are.
         """
         metadata = self.metadata()
-        before, now = written.get("weights_sha256"), metadata["weights_sha256"]
+        before = written.get("weights_sha256")
+        now = metadata["weights_sha256"]
         if before and before != now:
             others = (
                 f"SHA-256 {before[:12]}... ({written.get('backbone')}), not {now[:12]}... "

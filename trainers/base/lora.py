@@ -35,7 +35,9 @@ class LoRA(BlockAdapter):
 
     def __init__(self, width: int, rank: int, scale: float, params: Sequence[str], p: float):
         super().__init__()
-        self.p, self.scale, self.width = p, scale, width
+        self.p = p
+        self.scale = scale
+        self.width = width
         for param in params:
             self.add_module("proj" if param == "o" else f"{param}_proj", LowRank(width, rank))
         places = {
@@ -63,7 +65,8 @@ class LoRA(BlockAdapter):
         return self.scale * self.get_submodule("proj")(self.dropped(x))
 
     def folded(self, block: Any) -> dict[str, Tensor]:
-        like, tensors = next(self.parameters()), {}
+        like = next(self.parameters())
+        tensors = {}
         eye = torch.eye(self.width, dtype=like.dtype, device=like.device)
         if "attention_input" in self.defined:
             tensors["attn.in_proj_weight"] = block.attn.in_proj_weight + self.attention_input(eye).T

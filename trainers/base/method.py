@@ -103,7 +103,8 @@ class Method:
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
     def __init__(self, cfg: CfgNode, classes: Classes, device: torch.device):
-        self.cfg, self.device = cfg, device
+        self.cfg = cfg
+        self.device = device
         self.class_names, self.dataset_template, self.sentences = Classes(*classes)
 
     # Hooks of a method
@@ -226,7 +227,8 @@ class Method:
     def class_names(self) -> list[str]:
         """The names of the run's classes, in the order of their labels, without underscores. Raises
         UsageError if a label has no name, so that other labels would get wrong names."""
-        names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
+        names = self.dm.dataset.classnames
+        n_classes = self.dm.num_classes
         if len(names) != n_classes:
             what = (
                 f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}"

@@ -38,7 +38,8 @@ def load_method_file(path: Path) -> None:
         raise UsageError(
             f"{path} has changed since this command has started", "start the command again", path
         )
-    before, makers = dict(TRAINER_REGISTRY._obj_map), dict(MAKERS)
+    before = dict(TRAINER_REGISTRY._obj_map)
+    makers = dict(MAKERS)
     name = f"plugin_{checksum[:16]}"
     module = ModuleType(name)
     module.__file__ = str(path)
@@ -61,7 +62,8 @@ def load_method_file(path: Path) -> None:
         ) from error
     for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
         method = TRAINER_REGISTRY.get(key)
-        method.plugin_file, method.plugin_sha256 = str(path), checksum
+        method.plugin_file = str(path)
+        method.plugin_sha256 = checksum
     LOADED[path] = checksum
 
 

@@ -29,7 +29,8 @@ class PartialTest:
     """
 
     def __init__(self, run: Path, key: str):
-        self.folder, self.key = run / FOLDER, key
+        self.folder = run / FOLDER
+        self.key = key
         self.start()
 
     def start(self) -> None:
@@ -57,7 +58,8 @@ class PartialTest:
         with safe_open(self.folder / STATE, "pt") as content:
             facts = content.metadata() or {}
             saved = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        done, classes = int(facts["images"]), int(facts["classes"])
+        done = int(facts["images"])
+        classes = int(facts["classes"])
         logits = bytearray((self.folder / LOGITS).read_bytes()[: 4 * done * classes])
         self.digest.update(logits)
         if (
@@ -90,7 +92,8 @@ class PartialTest:
         tensors = {name: tensor.cpu() for name, tensor in state.items()}
         facts = {"images": str(self.done), "classes": str(len(logits))}
         write_bytes(self.folder / STATE, save(tensors, facts | {"sha256": self.checksum(tensors)}))
-        self.rows, self.written = [], time.monotonic()
+        self.rows = []
+        self.written = time.monotonic()
 
     def checksum(self, state: dict[str, Tensor]) -> str:
         """The SHA-256 of the key, the logits so far and this state."""

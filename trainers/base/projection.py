@@ -36,7 +36,8 @@ class Projection(Head):
                 for tensor in clip.visual.attnpool.c_proj.parameters()
             )
             self.linear: Any = nn.Module()
-            self.linear.weight, self.linear.bias = kind(weight), nn.Buffer(bias)
+            self.linear.weight = kind(weight)
+            self.linear.bias = nn.Buffer(bias)
             self.width = weight.shape[1]
         if learns:
             self.remember()
@@ -97,7 +98,8 @@ class ProjectedCLIP(HeadCLIP):
     prompt_learner: Projection
 
     def folded(self) -> dict[str, Tensor]:
-        learner, state = self.prompt_learner, self.frozen.state_dict()
+        learner = self.prompt_learner
+        state = self.frozen.state_dict()
         *rows, bias = learner.project(
             torch.eye(learner.width + 1, learner.width, device=learner.start.device)
         )

@@ -247,7 +247,8 @@ class PromptedCLIP(nn.Module):
         """The state dict of a plain CLIP that computes the image features of a test; None if there
         is none.
         """
-        learner, model = self.prompt_learner, type(self)
+        learner = self.prompt_learner
+        model = type(self)
         names = "image_output", "of_tower", "logits", "output"
         own = any(getattr(model, name) is not getattr(PromptedCLIP, name) for name in names)
         own_image = own or type(learner).image is not PromptLearner.image or bool(learner.vision())

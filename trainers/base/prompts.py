@@ -46,10 +46,8 @@ def mapped(maps: Sequence[nn.Linear], vectors: Sequence[Tensor]) -> list[Tensor]
     """
     if len(maps) < 2 or not vectors[0].is_cuda:
         return [linear(x) for linear, x in zip(maps, vectors, strict=True)]
-    weights, biases = (
-        torch.stack([linear.weight for linear in maps]),
-        torch.stack([linear.bias for linear in maps]),
-    )
+    weights = torch.stack([linear.weight for linear in maps])
+    biases = torch.stack([linear.bias for linear in maps])
     # As columns: the gradient of the weights then has their layout, and need not be copied.
     return list(
         torch.baddbmm(biases[..., None], weights, torch.stack(list(vectors)).mT).mT.unbind()
@@ -130,7 +128,8 @@ def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.P
     before the class name of the template. Raises UsageError if there are no words, or more than
     N_CTX.
     """
-    n_ctx, given = trainer.settings.N_CTX, trainer.settings.CTX_INIT
+    n_ctx = trainer.settings.N_CTX
+    given = trainer.settings.CTX_INIT
     sentence = (
         trainer.template(WORDS_FIRST).partition("{}")[0]
         if given is True
@@ -271,11 +270,13 @@ def move_class_tokens(
     Raises UsageError if there is no such position.
     """
     before = vectors_ahead(position, n_ctx)
-    rows, first = ids.clone(), tokenizer.start
+    rows = ids.clone()
+    first = tokenizer.start
     slots = torch.arange(first, first + n_ctx).repeat(len(ids), 1)
     for row, slot, name in zip(rows, slots, classnames, strict=True):
         length = tokenizer.length(name)
-        ctx, words = row[first:][:n_ctx].clone(), row[first + n_ctx :][:length].clone()
+        ctx = row[first:][:n_ctx].clone()
+        words = row[first + n_ctx :][:length].clone()
         row[first:][: n_ctx + length] = torch.cat([ctx[:before], words, ctx[before:]])
         slot[before:] += length
     return rows, slots
@@ -386,7 +387,8 @@ class TwoTowerTrainer(PromptTrainer):
         for tower in ("vision", "text"):
             key = f"PROMPT_DEPTH_{tower.upper()}"
             check_depth(clip, f"TRAINER.{self.section()}.{key}", getattr(s, key), (tower,), least=0)
-        text, vision = (s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT), (s.N_CTX_VISION, s.PROMPT_DEPTH_VISION)
+        text = (s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT)
+        vision = (s.N_CTX_VISION, s.PROMPT_DEPTH_VISION)
         return IndependentPrompts(clip, classnames, text, vision, s.CTX_INIT)
 
 

@@ -54,14 +54,17 @@ class RepresentationPrompts(TemplatePrompts):
     feature.
     """
 
-    name, logit_scale, read = "representation_learner", 100.0, ("prompts",)
+    name = "representation_learner"
+    logit_scale = 100.0
+    read = ("prompts",)
     weight = 1.0  # of a layer's tokens, in the mix with those of the layer before
 
     def __init__(
         self, clip, classnames: list[str], template: str, settings: RepresentationSettings
     ):
         super().__init__(template, classnames, clip)
-        self.before, self.alpha = int(settings.REP_LAYERS[0]) - 1, settings.ALPHA
+        self.before = int(settings.REP_LAYERS[0]) - 1
+        self.alpha = settings.ALPHA
         self.widths = {"v": vision_width(clip), "t": text_width(clip)}
         self.compound_rep_tokens = gaussian(settings.N_REP_TOKENS, settings.REP_DIM)
 
@@ -127,10 +130,14 @@ class RepresentationTrainer(TaughtTrainer):
         """Cross-entropy of both features, and the first one and the text's held near the frozen
         CLIP's.
         """
-        model, alpha, text = self.model, self.settings.ALPHA, output.text
+        model = self.model
+        alpha = self.settings.ALPHA
+        text = output.text
         learner: Any = model.prompt_learner
-        image, image_rep = normalize(output.tower.feature), learner.representation(output.tower)
-        logits, logits_rep = model.logits(image, text), model.logits(image_rep, text)
+        image = normalize(output.tower.feature)
+        image_rep = learner.representation(output.tower)
+        logits = model.logits(image, text)
+        logits_rep = model.logits(image_rep, text)
         parts = {
             "loss_ce": F.cross_entropy(logits, labels),
             "loss_ce_rep": F.cross_entropy(logits_rep, labels),

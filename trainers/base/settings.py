@@ -44,7 +44,8 @@ class MethodSettings:
     @cache  # a study asks some thousand times
     def schema(cls) -> dict[str, Accepts]:
         """The values that each field accepts."""
-        types, ranges = get_type_hints(cls), dict[str, tuple[float, float]]()
+        types = get_type_hints(cls)
+        ranges = dict[str, tuple[float, float]]()
         for parent in reversed(cls.__mro__):
             ranges |= vars(parent).get("ranges", {})
         return {

@@ -19,7 +19,8 @@ class Repeated:
     """A loader that starts again until there were `steps` batches."""
 
     def __init__(self, loader: Any, steps: int):
-        self.loader, self.steps = loader, steps
+        self.loader = loader
+        self.steps = steps
 
     def __len__(self) -> int:
         return self.steps

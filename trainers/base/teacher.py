@@ -40,7 +40,8 @@ class Teacher:
     is the mean of its sentences' (`texts`, as `Method.class_sentences` returns them)."""
 
     def __init__(self, model: PromptedCLIP, texts: Sequence[Sequence[str]]):
-        self.model, self.texts = model, texts
+        self.model = model
+        self.texts = texts
 
     @cached_property
     def text_features(self) -> Tensor:
@@ -79,10 +80,8 @@ class TaughtTrainer(PromptTrainer):
         """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from
         the teacher's.
         """
-        ce, distance = (
-            F.cross_entropy(output.logits, labels),
-            cosine_distance(output.text, self.teacher.text_features),
-        )
+        ce = F.cross_entropy(output.logits, labels)
+        distance = cosine_distance(output.text, self.teacher.text_features)
         return ce + weight * distance, {"loss_ce": ce, "loss_score": distance}
 
 
@@ -124,7 +123,9 @@ def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     """(texts, joint), fp32, not normalised."""
-    features, full, tokenizer = [], 0, tokenizer_of(clip)
+    features = []
+    full = 0
+    tokenizer = tokenizer_of(clip)
     for start in tqdm(range(0, len(texts), ROWS), desc="Text features", unit="batch", disable=None):
         ids = tokenizer(texts[start : start + ROWS], truncate=True).to(device)
         full += int((ids[:, -1] != tokenizer.pad).sum())

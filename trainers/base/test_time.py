@@ -103,7 +103,8 @@ class ViewsTrainer(PromptTrainer):
 
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> ViewsTransform:
-        settings, seed = cls.settings_of(cfg), max(0, cfg.get("SEED", 0))
+        settings = cls.settings_of(cfg)
+        seed = max(0, cfg.get("SEED", 0))
         return ViewsTransform(
             super().test_transform(cfg),
             tuple(cfg.INPUT.SIZE),
@@ -125,7 +126,8 @@ class ViewsTrainer(PromptTrainer):
         )
 
     def loader_of(self, images: Any) -> DataLoader:
-        start, workers = self.dm.test_loader.worker_init_fn, self.cfg.DATALOADER.NUM_WORKERS
+        start = self.dm.test_loader.worker_init_fn
+        workers = self.cfg.DATALOADER.NUM_WORKERS
         return DataLoader(images, batch_size=1, num_workers=workers, worker_init_fn=start)
 
     def train(self) -> None:
@@ -150,10 +152,8 @@ class ViewsTrainer(PromptTrainer):
         return self.answer(features, state)
 
     def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        images, partial = (
-            loader.dataset,
-            PartialTest(Path(self.output_dir), self.key(loader.dataset)),
-        )
+        images = loader.dataset
+        partial = PartialTest(Path(self.output_dir), self.key(loader.dataset))
         labels = torch.tensor(
             [item.label for item in images.data_source], device=self.device
         ).split(1)

@@ -91,7 +91,8 @@ class TextsTrainer(PromptTrainer):
             )
         if not self.sentences:
             return
-        texts, how = self.texts(), getattr(self.settings, "AGGREGATE", self.aggregate)
+        texts = self.texts()
+        how = getattr(self.settings, "AGGREGATE", self.aggregate)
         if how == "max":
             model: Any = self.model
             model.counts = [len(sentences) for sentences in texts]

@@ -100,7 +100,8 @@ class TuningTrainer(ViewsTrainer):
         return self.model.text_features(torch.empty(0))
 
     def answer(self, features: Tensor, state: State) -> Tensor:
-        s, model = self.settings, self.model
+        s = self.settings
+        model = self.model
         prompts: Any = model.prompt_learner
         ctx = prompts.ctx.clone().requires_grad_()
         optimizer = torch.optim.AdamW([ctx], s.LR, weight_decay=WEIGHT_DECAY)
@@ -143,7 +144,8 @@ class TuningTrainer(ViewsTrainer):
         else. Raises UsageError if it has other prompts, or they do not fit the settings."""
         written = checkpoint.get("metadata") or {}
         prompts: Any = self.model.prompt_learner
-        own, n_ctx = self.settings.position, len(prompts.ctx)
+        own = self.settings.position
+        n_ctx = len(prompts.ctx)
         position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", own)
         if vectors_ahead(position, n_ctx) != vectors_ahead(own, n_ctx):
             remedy = (

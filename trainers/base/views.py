@@ -21,7 +21,9 @@ from torchvision.transforms import functional as F
 AREA = 0.08, 1.0  # of a crop, as a share of the image
 RATIO = 3 / 4, 4 / 3  # of the sides of a crop
 TRIES = 10
-CHAINS, LONGEST_CHAIN = 3, 3  # of AugMix's operations
+# Of AugMix's operations
+CHAINS = 3
+LONGEST_CHAIN = 3
 
 Picture = Image.Image
 Draw = np.random.RandomState
@@ -74,7 +76,8 @@ def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, in
         area = width * height * torch.empty(1).uniform_(*AREA, generator=chance).item()
         logs = torch.log(torch.tensor(RATIO)).tolist()
         ratio = torch.exp(torch.empty(1).uniform_(*logs, generator=chance)).item()
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             top, left = (
                 int(torch.randint(0, n + 1, (1,), generator=chance))
@@ -90,8 +93,10 @@ def mixed(image: Picture, to_tensor: Callable[[Picture], Tensor], draw: Draw) ->
     """AugMix of severity 1: a mean of an image and of three chains of operations on it, (3, H,
     W).
     """
-    weights, keep = draw.dirichlet([1.0] * CHAINS).tolist(), draw.beta(1.0, 1.0)
-    operations, mix = list(OPERATIONS.values()), torch.zeros(())
+    weights = draw.dirichlet([1.0] * CHAINS).tolist()
+    keep = draw.beta(1.0, 1.0)
+    operations = list(OPERATIONS.values())
+    mix = torch.zeros(())
     for weight in weights:
         changed = image.copy()
         for _ in range(draw.randint(1, LONGEST_CHAIN + 1)):

@@ -12,7 +12,8 @@ import signal
 import sys
 
 MEMORY = os.open(os.environ["KILLS_FILE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-AT, HOW = int(os.environ.get("KILLS_AT", -1)), os.environ.get("KILLS_HOW", "")
+AT = int(os.environ.get("KILLS_AT", -1))
+HOW = os.environ.get("KILLS_HOW", "")
 PLACE = os.getcwd()
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FREEING = ("os.remove", "os.rmdir")

@@ -179,17 +179,19 @@ def _accepted(node, key, value, name, file):
     Strings are read as Python literals, as in yacs. Where only text is accepted, one such as '2024'
     stays text; None and True do not, as nobody means these words.
     """
-    old, limit = node.get(key), _limits(node).get(key)
+    old = node.get(key)
+    limit = _limits(node).get(key)
     lists = (list, tuple) if isinstance(old, (list, tuple)) else ()
     if isinstance(old, YacsNode):
-        kinds, limit, wanted = set(), None, "a group of keys"
+        kinds = set()
+        limit = None
+        wanted = "a group of keys"
     elif old is None or node.is_new_allowed():
-        kinds, wanted = LEAF_TYPES, "a plain value"
+        kinds = LEAF_TYPES
+        wanted = "a plain value"
     else:
-        kinds, wanted = (
-            LEAF_TYPES & {type(old), type(None), *lists},
-            f"a value of the type {type(old).__name__}",
-        )
+        kinds = LEAF_TYPES & {type(old), type(None), *lists}
+        wanted = f"a value of the type {type(old).__name__}"
     accepts = limit.accepts if limit else lambda value: type(value) in kinds
     if isinstance(value, str) and len(value) <= MAX_LITERAL:
         with suppress(TypeError, RecursionError, MemoryError):  # any other string

@@ -287,7 +287,8 @@ class SeededIndices(Sampler):
     """The indices of another sampler as `SeededIndex`."""
 
     def __init__(self, sampler):
-        self.sampler, self.seed = sampler, None
+        self.sampler = sampler
+        self.seed = None
 
     def __iter__(self):
         seed = self.seed  # of this epoch

@@ -22,7 +22,9 @@ class TrainerBase:
     )
 
     def __init__(self):
-        self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
+        self._models = OrderedDict()
+        self._optims = OrderedDict()
+        self._scheds = OrderedDict()
         self._writer = self._log_dir = None
         self._start_actions = []
         self.best_result = -math.inf  # of a validation so far
@@ -48,7 +50,9 @@ class TrainerBase:
             raise ValueError(
                 f'a model named "{name}" is already registered; give each model its own name'
             )
-        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
 
     def get_model_names(self, names=None):
         """Registered names as a list: `names` (one or a list) after checking them, or all for
@@ -121,7 +125,8 @@ class TrainerBase:
         FloatingPointError if a loss on a GPU that `detect_anomaly` was given since the last call is
         not finite.
         """
-        unchecked, self._unchecked = self._unchecked, []
+        unchecked = self._unchecked
+        self._unchecked = []
         scalars = [
             x.detach().float().reshape(()) for x in (*(loss for _, loss in unchecked), *tensors)
         ]
@@ -248,10 +253,8 @@ class TrainerBase:
     def load_run_state(self, state):
         """Restore the state that `run_state` returned."""
         set_rng_state(state["rng"])
-        self.best_result, self.train_seconds = (
-            float(state["best_result"]),
-            float(state["train_seconds"]),
-        )
+        self.best_result = float(state["best_result"])
+        self.train_seconds = float(state["train_seconds"])
         self._transient_epochs = set(state["transient_epochs"])
         # Files of these epochs are deleted
         if not all(type(epoch) is int for epoch in self._transient_epochs):
@@ -311,7 +314,8 @@ class TrainerBase:
 
     def train(self, start_epoch, max_epoch):
         """Run epochs `start_epoch` to `max_epoch - 1`; `before_train` may move the start."""
-        self.start_epoch, self.max_epoch = start_epoch, max_epoch
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
         self.before_train()
         for action in self._start_actions:
             action()

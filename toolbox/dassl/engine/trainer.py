@@ -67,7 +67,10 @@ class SimpleTrainer(TrainerBase):
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
-        self.test_results, self.test_split, self.n_test, self.test_seconds = None, None, 0, 0.0
+        self.test_results = None
+        self.test_split = None
+        self.n_test = 0
+        self.test_seconds = 0.0
         self._best = {}  # of the last epoch, if it is the best one so far: how to save it
         self.time_start = time.time()  # for published trainers, which subtract it from the time
         self._began = self._train_began = time.monotonic()
@@ -83,9 +86,12 @@ class SimpleTrainer(TrainerBase):
         trainer.
         """
         self.dm = DataManager(self.cfg, persistent_workers=self.persistent_workers)
-        self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
-        self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
-        self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self):
@@ -111,7 +117,8 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.OUTPUT_DIR if begun else self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
-            begun_at, most = self.start_epoch, self.max_epoch
+            begun_at = self.start_epoch
+            most = self.max_epoch
             what = (
                 f"the checkpoint in {directory} is of epoch {begun_at}, but OPTIM.MAX_EPOCH is "
                 f"{most}"
@@ -167,7 +174,8 @@ class SimpleTrainer(TrainerBase):
 
     def _save_epoch(self):
         """Save the epoch, then delete the checkpoints that TRAIN.CHECKPOINT_FREQ does not keep."""
-        number, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        number = self.epoch + 1
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
         if number < self.max_epoch and not (freq > 0 and number % freq == 0):
             self._transient_epochs.add(number)
         self.save_model(self.epoch, self.output_dir, **self._best)
@@ -208,7 +216,8 @@ class SimpleTrainer(TrainerBase):
         validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
         self.test_split = split = "val" if validates else "test"
         print(f"Evaluate on the *{split}* set")
-        start, self.n_test = time.monotonic(), 0
+        start = time.monotonic()
+        self.n_test = 0
         data_loader = self.val_loader if validates else self.test_loader
         for output, label in test_bar(self.test_outputs(data_loader), split, data_loader):
             self.evaluator.process(output, label)
@@ -247,14 +256,17 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self):
         self.set_model_mode("train")
-        self.num_batches, losses = len(self.train_loader_x), MetricMeter()
-        frequency, unread = self.cfg.TRAIN.PRINT_FREQ, []
+        self.num_batches = len(self.train_loader_x)
+        losses = MetricMeter()
+        frequency = self.cfg.TRAIN.PRINT_FREQ
+        unread = []
         display = EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, frequency)
         with display.bar or nullcontext():
             end = time.monotonic()
             for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
-                data_seconds, number = time.monotonic() - end, batch_idx + 1
+                data_seconds = time.monotonic() - end
+                number = batch_idx + 1
                 logged = self.forward_backward(batch)
                 # Values on a GPU are read when they are shown, so that the CPU does not wait for it
                 # in every step. They are copied: a parameter changes until then, and the graph of a
@@ -306,13 +318,12 @@ class EpochDisplay:
     """
 
     def __init__(self, epoch, max_epoch, num_batches, print_freq):
-        self.epoch, self.max_epoch, self.num_batches, self.print_freq = (
-            epoch,
-            max_epoch,
-            num_batches,
-            print_freq,
-        )
-        self.batch_time, self.data_time = AverageMeter(), AverageMeter()
+        self.epoch = epoch
+        self.max_epoch = max_epoch
+        self.num_batches = num_batches
+        self.print_freq = print_freq
+        self.batch_time = AverageMeter()
+        self.data_time = AverageMeter()
         self.bar = None
         if on_terminal():
             self.bar = tqdm(

@@ -77,7 +77,8 @@ class Classification(EvaluatorBase):
             raise UsageError(
                 "nothing to evaluate: the split has no images; check the dataset and TEST.SPLIT"
             )
-        true, predicted = Counter(self._y_true), Counter(self._y_pred)
+        true = Counter(self._y_true)
+        predicted = Counter(self._y_pred)
         correct = Counter(
             label for label, pred in zip(self._y_true, self._y_pred, strict=True) if label == pred
         )

@@ -104,7 +104,8 @@ def _staged_groups(model, optim_cfg):
         )
     if isinstance(model, nn.DataParallel):
         model = model.module
-    base, new = [], []
+    base = []
+    new = []
     for name, param in model.named_parameters():
         (new if name.partition(".")[0] in optim_cfg.NEW_LAYERS else base).append(param)
     if not new:

@@ -35,7 +35,7 @@ opening = Lock()
 Image.preinit()  # imports the usual formats once, not in every worker of a data loader
 
 
-def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):  # noqa: PLR0915
+def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     """Read an image file. Its content decides what it is, not its name; of an animation, the first
     frame is read.
 

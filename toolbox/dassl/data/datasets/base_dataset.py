@@ -33,7 +33,10 @@ class Datum:
             raise TypeError(
                 f"Datum: impath must be a str, got {type(impath).__name__}; wrap it in str()"
             )
-        self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
+        self._impath = impath
+        self._label = label
+        self._domain = domain
+        self._classname = classname
 
     impath = property(attrgetter("_impath"))
     label = property(attrgetter("_label"))
@@ -60,7 +63,10 @@ class DatasetBase:
             raise UsageError(
                 f"{type(self).__name__} found no training images{where}; check DATASET.ROOT"
             )
-        self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
+        self._train_x = train_x
+        self._train_u = train_u
+        self._val = val
+        self._test = test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
         names = {}

@@ -88,7 +88,8 @@ class RandAugment:
     """Apply `n` operations of strength `m`, 0 to 30, to an image in RGB."""
 
     def __init__(self, n=2, m=10):
-        self.n, self.m = n, m
+        self.n = n
+        self.m = m
 
     def __call__(self, image):
         for operation, low, high in random.choices(OPERATIONS, k=self.n):
