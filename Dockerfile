@@ -8,9 +8,12 @@ COPY toolbox toolbox
 RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu \
     && pip install --no-cache-dir -r requirements-serve.txt
 COPY clip clip
+COPY configs configs
 COPY datasets datasets
-COPY experiments experiments
+COPY fit fit
 COPY inference inference
+COPY measures measures
+COPY runs runs
 COPY tools tools
 COPY trainers trainers
 RUN useradd --create-home user && install -d -o user /home/user/.cache

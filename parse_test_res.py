@@ -17,8 +17,8 @@ from common.files import check_folder
 from common.names import printable
 from common.start import Parser
 from common.text import read_text
-from experiments.results import SELECTED
-from experiments.session import run_command
+from measures.results import SELECTED
+from runs.session import run_command
 
 LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an

@@ -13,9 +13,9 @@ import gc
 from common.start import required_packages
 
 with required_packages():
-    from experiments.arguments import parse_arguments, per_seed
-    from experiments.run_spec import RunSpec
-    from experiments.session import run_command
+    from runs.arguments import parse_arguments, per_seed
+    from runs.run_spec import RunSpec
+    from runs.session import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     for spec in specs:  # help and errors of options, files and folders do not wait for torch
         spec.check_places()
     with required_packages():
-        from experiments.output_folder import OutputFolder
-        from experiments.run import train_and_test
+        from runs.output_folder import OutputFolder
+        from runs.run import train_and_test
     for spec in specs:  # no seed starts if another one cannot
         spec.check()
         if len(specs) > 1:

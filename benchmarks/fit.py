@@ -30,12 +30,12 @@ from torch import Tensor
 import datasets
 from common.errors import UsageError
 from common.files import checksum
-from experiments.fit.features import Features
-from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, SENTENCES, Heads
-from experiments.fit.images import Photo
-from experiments.fit.report import suspects
-from experiments.fit.story import decide
+from fit.features import Features
+from fit.found import Found
+from fit.heads import CANDIDATES, SENTENCES, Heads
+from fit.images import Photo
+from fit.report import suspects
+from fit.story import decide
 from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 

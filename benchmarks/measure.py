@@ -40,9 +40,9 @@ from common.errors import UsageError
 from common.files import write_text
 from common.start import ROOT, Parser, at_least
 from common.version import source
-from experiments.configs import config_folder
-from experiments.protocols import recipe
-from experiments.session import run_command
+from configs.files import config_folder
+from configs.recipes import recipe
+from runs.session import run_command
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.settings import PRECISIONS

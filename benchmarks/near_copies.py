@@ -31,12 +31,12 @@ from torch import Tensor
 import datasets
 from common.errors import UsageError
 from datasets import copies
-from experiments.fit import groups
-from experiments.fit.features import Row
-from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, SENTENCES, Heads
-from experiments.fit.images import Photo
-from experiments.fit.story import decide
+from fit import groups
+from fit.features import Row
+from fit.found import Found
+from fit.heads import CANDIDATES, SENTENCES, Heads
+from fit.images import Photo
+from fit.story import decide
 from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 

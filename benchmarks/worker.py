@@ -51,7 +51,7 @@ def build(way: Namespace) -> Any:
         import_module("clip.clip")._download = lambda *arguments, **options: way.backbone
         import_module("train").extend_cfg(cfg)
     else:
-        import_module("experiments.configuration").extend_cfg(cfg, way.trainer)
+        import_module("runs.configuration").extend_cfg(cfg, way.trainer)
     cfg.merge_from_file(str(Path(way.checkout, way.config)))
     cfg.MODEL.BACKBONE.NAME = "ViT-B/16" if way.official else way.backbone
     if not way.official:

@@ -13,12 +13,15 @@ COMPUTING = (
     "common",
     "configs",
     "datasets",
-    "experiments",
+    "fit",
     "inference",
+    "measures",
+    "runs",
+    "studies",
     "toolbox",
     "trainers",
 )
-NEW_SETTINGS = re.compile(r'\?\? "?configs/.*\.ya?ml"?$')  # in the output of git status
+NEW_SETTINGS = re.compile(r'\?\? "?(configs|studies)/.*\.ya?ml"?$')  # in the output of git status
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 
@@ -27,7 +30,7 @@ def source() -> dict:
     """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings
     differ from it.
 
-    A new YAML file in configs/ does not count: the config.yaml of a run has its settings.
+    A new YAML file in configs/ or studies/ does not count: the config.yaml of a run has its settings.
     """
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "-uall", "--", *COMPUTING) if commit else None

@@ -17,7 +17,7 @@ from dassl.config.node import LIMITS  # noqa: E402
 
 import datasets  # noqa: E402
 import trainers  # noqa: E402
-from experiments import configuration  # noqa: E402
+from runs import configuration  # noqa: E402
 
 PAGE = ROOT / "docs/configuration.md"
 HEAD = """# Configuration reference

@@ -18,12 +18,12 @@ import drawn  # noqa: E402
 from marks import case_of  # noqa: E402
 
 import trainers  # noqa: E402
-from experiments.protocols import recipe  # noqa: E402
-from experiments.results import harmonic_mean  # noqa: E402
-from experiments.studies.study_file import load  # noqa: E402
+from configs.recipes import recipe  # noqa: E402
+from measures.results import harmonic_mean  # noqa: E402
+from studies.study_file import load  # noqa: E402
 
 PAGES = ("docs/reproduce.md", "docs/results.md", "docs/studies.md")
-FILES = ROOT / "experiments/studies"
+FILES = ROOT / "studies/published"
 PUBLISHED = json.loads((FILES / "published_results.json").read_text())
 DOMAINS = {
     "imagenet": "ImageNet",

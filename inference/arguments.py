@@ -17,7 +17,6 @@ MODELS = (
     "published checkpoint (its file or its run's folder), which needs --config-file and --classes."
 )
 CHECKPOINTS = "model*.pth.tar*"
-IN_A_FILE = "a method in a file of its own needs --plugin FILE"
 
 
 class Plugin(argparse.Action):

@@ -13,8 +13,8 @@ import datasets
 import trainers
 from clip import CLIP, OF_CLIP, preprocessing
 from common.errors import check_name
+from configs.methods import IN_A_FILE
 
-from .arguments import IN_A_FILE
 from .artefact import Description
 
 

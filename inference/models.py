@@ -15,13 +15,14 @@ import trainers
 from common.errors import UsageError, check_dataset_name, check_name
 from common.names import check_names, printable
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
+from configs.methods import IN_A_FILE
 from datasets import sentences, title
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
 
-from .arguments import CHECKPOINTS, IN_A_FILE, check_exists
+from .arguments import CHECKPOINTS, check_exists
 from .artefact import (
     EXPORT_CONFIG_FILE,
     INPUT,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Called by all other scripts with their path and arguments. What they run: experiments/scripts/table.yaml
+# Called by all other scripts with their path and arguments. What they run: studies/scripts/table.yaml
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then

@@ -18,7 +18,7 @@ import trainers
 from clip import tokenize
 from clip.random_weights import random_tensor
 from common.start import ROOT
-from experiments.configuration import extend_cfg
+from runs.configuration import extend_cfg
 from trainers.base.feature_trainer import FeatureTrainer
 
 

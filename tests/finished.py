@@ -10,14 +10,14 @@ from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
-from experiments.studies.executor import LocalExecutor, execute_run
-from experiments.studies.first_page import overview
-from experiments.studies.progress import collect_results
-from experiments.studies.render import Table, build_tables
-from experiments.studies.spec import Run, Study, Variant
-from experiments.studies.tables import Summary
+from runs.arguments import parse_arguments
+from runs.run_spec import setup_cfg
+from studies.executor import LocalExecutor, execute_run
+from studies.first_page import overview
+from studies.progress import collect_results
+from studies.render import Table, build_tables
+from studies.spec import Run, Study, Variant
+from studies.tables import Summary
 
 TIMES = ("train_seconds", "test_seconds", "date", "checkpoint_sha256")
 

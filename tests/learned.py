@@ -13,9 +13,9 @@ from dassl.engine import build_trainer
 
 import trainers
 from common.start import ROOT
-from experiments.configuration import extend_cfg
-from experiments.protocols import recipe
+from configs.recipes import recipe
 from inference import predict
+from runs.configuration import extend_cfg
 from train import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT

@@ -14,12 +14,12 @@ from forked import forking_python
 from published import publishing
 from trees import build_tree
 
+from common.lock import LOCK
 from common.results import read_results
 from common.start import ROOT
-from experiments import preparing
-from experiments.lock import LOCK
-from experiments.scripts.command import main as run_script
-from experiments.session import run_command
+from datasets.preparing import main as preparing
+from runs.session import run_command
+from studies.scripts.command import main as run_script
 from train import main as train
 
 
@@ -157,7 +157,7 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
     from finished import InThisProcess
     from learned import SHORT
 
-    from experiments.studies import executor, reproduce
+    from studies import executor, reproduce
 
     def collected(study):
         found = {run: read_results(run.folder) for run in study.runs()}

@@ -17,10 +17,10 @@ from learned import NAMES, OPTIONS, images_of
 from marks import tables, thorough_but
 
 from common.start import ROOT
-from experiments.studies import command as study
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
+from studies import command as study
 from trainers import methods
 from trainers.base import partial
 from trainers.base.feature_trainer import FittedTrainer

@@ -9,7 +9,7 @@ import torch
 from drawn import arguments, results, section_pairs, write_eurosat
 from PIL import Image
 
-from experiments.protocols import recipe
+from configs.recipes import recipe
 
 CASES = [  # KEY VALUE pairs, and words of the error
     # Names

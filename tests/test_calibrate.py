@@ -18,12 +18,12 @@ from learned import OPTIONS, images_of, rows_of, train_run
 from clip import load_backbone
 from common.errors import UsageError
 from common.results import CALIBRATION
-from experiments import calibrate
 from inference import export, predict, programs
 from inference.artefact import calibration_in
 from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
+from runs import calibrate
 from trainers.base.prompted import PromptedCLIP
 
 pytestmark = pytest.mark.slow

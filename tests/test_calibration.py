@@ -13,10 +13,10 @@ from marks import golden_cases, one_line
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
-from experiments import metrics
 from inference import calibration
 from inference.calibrated import Calibration
 from inference.calibration import Distances, Sets, Temperature, Threshold
+from measures import metrics
 
 
 def pytest_generate_tests(metafunc):

@@ -9,14 +9,14 @@ from marks import one_line
 
 from common.errors import UsageError
 from common.results import read_results
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
-from experiments.studies import command as study_command
-from experiments.studies import executor
-from experiments.studies.choose import RULES, decide
-from experiments.studies.progress import Progress
-from experiments.studies.study_file import load
-from experiments.studies.tables import MARK
+from runs.arguments import parse_arguments
+from runs.run_spec import setup_cfg
+from studies import command as study_command
+from studies import executor
+from studies.choose import RULES, decide
+from studies.progress import Progress
+from studies.study_file import load
+from studies.tables import MARK
 
 pytestmark = pytest.mark.slow
 

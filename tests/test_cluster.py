@@ -8,9 +8,9 @@ from finished import figures, wait_until
 
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.studies.executor import Cluster
-from experiments.studies.progress import Progress
-from experiments.studies.study_file import load
+from studies.executor import Cluster
+from studies.progress import Progress
+from studies.study_file import load
 
 NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 

@@ -23,7 +23,7 @@ from common.names import (
     width,
 )
 from common.text import MAX_MARKS, read_json, read_text
-from experiments.studies.study_file import load
+from studies.study_file import load
 
 
 def test_control_characters_are_printed_as_escapes():

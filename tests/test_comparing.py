@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from common.results import digest_of_rows
-from experiments import comparing
-from experiments.comparing import bootstrap_interval, seed_interval, smallest_difference
-from experiments.predictions import save
+from measures.predictions import save
+from studies import comparing
+from studies.comparing import bootstrap_interval, seed_interval, smallest_difference
 
 
 def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="old", test_images=0):

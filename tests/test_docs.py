@@ -18,11 +18,10 @@ from PIL import Image
 
 from common.start import ROOT
 from datasets.small_world import SmallLand
-from experiments import demo
-from experiments.predictions import read
-from experiments.studies import command as study_command
-from experiments.studies import executor
-from experiments.studies.spec import Study
+from measures.predictions import read
+from studies import command as study_command
+from studies import demo, executor
+from studies.spec import Study
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ import pytest
 from filelock import FileLock
 from finished import finish
 
-from experiments.lock import LOCK
-from experiments.studies import executor
-from experiments.studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
-from experiments.studies.progress import Progress
-from experiments.studies.spec import Run
-from experiments.studies.study_file import load
+from common.lock import LOCK
+from studies import executor
+from studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
+from studies.progress import Progress
+from studies.spec import Run
+from studies.study_file import load
 
 pytestmark = pytest.mark.slow
 

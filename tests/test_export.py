@@ -20,7 +20,7 @@ from tiny_models import saved
 from clip import load_backbone
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.fit import command as fit
+from fit import command as fit
 from inference import export, programs
 from inference.classifier import PromptedClassifier
 from trainers import methods

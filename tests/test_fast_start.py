@@ -14,7 +14,7 @@ QUICK = """
 import json, sys
 from contextlib import suppress
 from importlib import import_module
-from experiments.session import run_command
+from runs.session import run_command
 _, name, calls = sys.argv
 main = import_module(name).main
 for sys.argv[1:] in json.loads(calls):
@@ -23,18 +23,18 @@ for sys.argv[1:] in json.loads(calls):
 slow = {"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
 sys.exit(f"imported: {slow}" if slow else 0)
 """
-STUDIES = ("experiments.demo", "experiments.studies.command", "experiments.studies.reproduce")
+STUDIES = ("studies.demo", "studies.command", "studies.reproduce")
 COMMANDS = (
     *STUDIES,
-    "experiments.comparing",
-    "experiments.random_clip",
+    "studies.comparing",
+    "runs.random_clip",
     "inference.inspection.command",
 )
 COMMANDS += (
     "inference.export",
     "inference.predict",
     "inference.serving.command",
-    "experiments.preparing",
+    "datasets.preparing.main",
 )
 
 

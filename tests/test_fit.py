@@ -18,15 +18,15 @@ from common.files import checksum
 from common.version import source
 from datasets import folders
 from datasets.preparing import own_images
-from experiments.fit import choice, features, story
-from experiments.fit import command as fit
-from experiments.fit import heads as heads_module
-from experiments.fit.features import Features
-from experiments.fit.found import Found
-from experiments.fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of, spread
-from experiments.fit.images import Photo, find
-from experiments.fit.story import decide
-from experiments.fit.towers import TRAINED, Towers
+from fit import choice, features, story
+from fit import command as fit
+from fit import heads as heads_module
+from fit.features import Features
+from fit.found import Found
+from fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of, spread
+from fit.images import Photo, find
+from fit.story import decide
+from fit.towers import TRAINED, Towers
 from inference import export, predict
 from inference.calibrated import sha256_of_images
 from inference.calibration import Sample
@@ -117,9 +117,7 @@ def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
 def test_heads_learn_with_one_thread(tiny, monkeypatch):
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"]))
     seen = []
-    monkeypatch.setattr(
-        "experiments.fit.heads.learned", lambda *_: seen.append(torch.get_num_threads())
-    )
+    monkeypatch.setattr("fit.heads.learned", lambda *_: seen.append(torch.get_num_threads()))
     monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     heads.fit(Candidate("RLA"), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]))

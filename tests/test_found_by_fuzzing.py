@@ -11,8 +11,8 @@ from finished import finish
 
 import parse_test_res
 from common.errors import UsageError
-from experiments.studies import command as studies
-from experiments.studies.study_file import load
+from studies import command as studies
+from studies.study_file import load
 
 
 @pytest.fixture

@@ -47,8 +47,8 @@ from trees import build_tree
 
 from common.names import CONTROL
 from datasets.preparing.sources import downloadable
-from experiments.configuration import extend_cfg, flatten
-from experiments.session import run_command
+from runs.configuration import extend_cfg, flatten
+from runs.session import run_command
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,13 +57,13 @@ pytestmark = [
 
 PROGRAMS = {
     "predict": "inference.predict",
-    "study": "experiments.studies.command",
-    "base2new": "experiments.results",
+    "study": "studies.command",
+    "base2new": "measures.results",
 }
 PROGRAMS |= {
-    "compare": "experiments.comparing",
+    "compare": "studies.comparing",
     "export": "inference.export",
-    "prepare": "experiments.preparing",
+    "prepare": "datasets.preparing.main",
 }
 # Of one input
 SECONDS = 20
@@ -242,7 +242,7 @@ class Project:
         Path("chosen.json").write_text(
             json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": []})
         )
-        study = import_module("experiments.studies.study_file").load(Path("study.yaml"))
+        study = import_module("studies.study_file").load(Path("study.yaml"))
         for run in study.runs():
             finish(run, 50.0)
         first, *_, last = study.runs()

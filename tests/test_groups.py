@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 
 from datasets import copies
 from datasets.preparing.own_images import check_folder
-from experiments.fit import choice
-from experiments.fit import command as fit
+from fit import choice
+from fit import command as fit
 from inference.calibration import Sample, Sets, Temperature, Threshold
 
 CLASSES = "red field", "green wood", "blue lake"

@@ -22,7 +22,7 @@ import datasets
 import trainers
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.protocols import recipe
+from configs.recipes import recipe
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:
@@ -120,7 +120,10 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
             if is_set and isinstance(target, ast.Name) and target.id == "trainer":
                 yield f"{file.name}: {ast.unparse(node)}"
 
-    outside = [ROOT / "train.py", *files("clip", "common", "experiments", "inference", "trainers")]
+    outside = [
+        ROOT / "train.py",
+        *files("clip", "common", "fit", "inference", "measures", "runs", "studies", "trainers"),
+    ]
     assert [found for file in outside for found in set_there(file)] == []
 
 

@@ -7,7 +7,7 @@ from drawn import write_eurosat
 from sklearn.linear_model import LogisticRegression
 
 from common.errors import UsageError
-from experiments.studies.spec import Study, Variant
+from studies.spec import Study, Variant
 from trainers.linear_probe import search
 
 ONCE = ("OPTIM.MAX_EPOCH", 1)

@@ -15,15 +15,16 @@ import pytest
 from drawn import arguments
 from yacs.config import CfgNode
 
+from common import lock
 from common.errors import UsageError
-from experiments import lock, output_folder
-from experiments.lock import LOCK, is_locked, locked
-from experiments.output_folder import OutputFolder
+from common.lock import LOCK, is_locked, locked
+from runs import output_folder
+from runs.output_folder import OutputFolder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.lock import locked
+from common.lock import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

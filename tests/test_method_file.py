@@ -14,9 +14,9 @@ import yaml
 from dassl.engine import TRAINER_REGISTRY
 
 from common.start import ROOT
-from experiments import calibrate
-from experiments.studies import command as study
 from inference import export, predict
+from runs import calibrate
+from studies import command as study
 from trainers import methods
 from trainers.base import method_file, plugin
 from trainers.base.checks import assert_method_works

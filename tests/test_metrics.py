@@ -7,7 +7,7 @@ import pytest
 from marks import golden_cases
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
-from experiments import metrics
+from measures import metrics
 
 
 def pytest_generate_tests(metafunc):

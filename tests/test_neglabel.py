@@ -11,7 +11,8 @@ from drawn import results
 from golden_inputs import drawn, drawn_features
 from marks import case_of, golden, one_line
 
-from experiments import metrics, neglabel
+from measures import metrics
+from runs import neglabel
 from trainers.base.prompted import normalize
 
 BASE = ("DATASET.SUBSAMPLE_CLASSES", "base")

@@ -15,7 +15,7 @@ from test_golden import build as golden_trainer
 from trees import build_tree
 
 import trainers
-from experiments import ood
+from runs import ood
 
 pytestmark = pytest.mark.slow
 

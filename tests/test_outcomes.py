@@ -12,12 +12,12 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from common.results import digest_of_rows
-from experiments import inspecting
-from experiments.metrics import of_predictions
-from experiments.outcomes import Outcome, thumbnail
-from experiments.predictions import COLUMNS, save
-from experiments.studies import plots
-from experiments.studies.tables import Summary
+from measures.metrics import of_predictions
+from measures.outcomes import Outcome, thumbnail
+from measures.predictions import COLUMNS, save
+from runs import inspecting
+from studies import plots
+from studies.tables import Summary
 
 pytestmark = pytest.mark.slow
 

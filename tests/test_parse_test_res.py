@@ -8,7 +8,7 @@ import pytest
 
 import parse_test_res
 from common.errors import UsageError
-from experiments.results import SELECTED
+from measures.results import SELECTED
 
 TRAINING = """epoch [5/5] batch [10/10] time 0.1 (0.1) loss 0.5 (0.5) acc 100.0 (90.0) lr 1e-5
 * accuracy: 11.1%

@@ -8,9 +8,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from scipy import stats
 
-from experiments.studies import plots
-from experiments.studies.critical import ranking
-from experiments.studies.render import over_datasets
+from studies import plots
+from studies.critical import ranking
+from studies.render import over_datasets
 
 pytestmark = pytest.mark.slow
 

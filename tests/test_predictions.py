@@ -16,9 +16,9 @@ from sklearn.metrics import f1_score
 from common.errors import UsageError
 from common.results import digest_of_rows
 from common.start import ROOT
-from experiments import predictions
-from experiments.metrics import of_predictions
-from experiments.predictions import PREDICTIONS_FILE, read, save
+from measures import predictions
+from measures.metrics import of_predictions
+from measures.predictions import PREDICTIONS_FILE, read, save
 from train import main as train
 
 pytestmark = pytest.mark.slow

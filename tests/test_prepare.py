@@ -19,7 +19,7 @@ from trees import NAMES
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
 from datasets.preparing.sources import downloadable
-from experiments.scripts import command as scripts
+from studies.scripts import command as scripts
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from common.start import ROOT
-from experiments import configuration
-from experiments.arguments import parse_arguments
-from experiments.configuration import flatten, setup_cfg
-from experiments.scripts.table import SCRIPTS
-from experiments.studies.reproduce import read_arguments, study_of
+from runs import configuration
+from runs.arguments import parse_arguments
+from runs.configuration import flatten
+from runs.run_spec import setup_cfg
+from studies.reproduce import read_arguments, study_of
+from studies.scripts.table import SCRIPTS
 
 FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
 # Positional arguments of the tests

@@ -16,10 +16,11 @@ from marks import one_line
 
 import trainers
 from common.start import ROOT
-from experiments.arguments import parse_arguments
-from experiments.configs import known_datasets, read_yaml
-from experiments.configuration import flatten, setup_cfg
-from experiments.protocols import recipe
+from configs.files import known_datasets, read_yaml
+from configs.recipes import recipe
+from runs.arguments import parse_arguments
+from runs.configuration import flatten
+from runs.run_spec import setup_cfg
 
 FACTS = json.loads(Path(__file__).with_name("published_settings.json").read_text())
 REPOSITORIES = [name for name in FACTS if name != "what"]

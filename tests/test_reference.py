@@ -11,10 +11,10 @@ from dassl.config import get_cfg_default
 
 import trainers
 from common.start import ROOT
-from experiments.configuration import extend_cfg, flatten
-from experiments.protocols import ELEVEN
-from experiments.studies.reproduce import AUTHORS, PUBLISHED, VARIANTS
-from experiments.studies.tables import PAPER
+from runs.configuration import extend_cfg, flatten
+from studies.protocols import ELEVEN
+from studies.reproduce import AUTHORS, PUBLISHED, VARIANTS
+from studies.tables import PAPER
 
 PAGE = (ROOT / "docs/configuration.md").read_text()
 TABLES = runpy.run_path(str(ROOT / "docs/tables.py"))

@@ -6,10 +6,10 @@ from html import unescape
 import pytest
 from finished import different, finish, study_of, summarise, tables_of
 
-from experiments.studies import command as study_command
-from experiments.studies.first_page import headlines, overview
-from experiments.studies.render import Cell, Table, latex
-from experiments.studies.study_file import load
+from studies import command as study_command
+from studies.first_page import headlines, overview
+from studies.render import Cell, Table, latex
+from studies.study_file import load
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def test_page_has_every_table_with_its_marks_and_escapes_names_and_errors(
     study_file, tmp_path, monkeypatch
 ):
     # They take most of the time
-    monkeypatch.setattr("experiments.studies.report.pictures", lambda summary: [])
+    monkeypatch.setattr("studies.report.pictures", lambda summary: [])
     mpl = {"trainer": "MPL", "config": "small", "overrides": {"OPTIM.LR": 0.5}}
     file = study_file(
         "out", protocols=["base2new"], trainers={"CoOp": "small", HOSTILE: mpl}, seeds=[1, 2, 3]

@@ -8,8 +8,8 @@ from finished import summarise
 from published_files import save_published
 
 from common.results import read_results
-from experiments.studies import reproduce
-from experiments.studies.spec import Study, Variant
+from studies import reproduce
+from studies.spec import Study, Variant
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,11 @@ from drawn import arguments, results
 
 from common.errors import UsageError
 from common.files import checksum
+from common.lock import LOCK
 from common.results import MEASURES
 from common.start import ROOT
 from common.version import source
-from experiments import run as run_module
-from experiments.lock import LOCK
+from runs import run as run_module
 
 pytestmark = pytest.mark.slow
 
@@ -136,7 +136,7 @@ def test_a_finished_folder_that_cannot_be_written_to_is_done(
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
     assert launch(*argv).status == 0
     # Root may write to a read-only folder
-    monkeypatch.setattr("experiments.output_folder.locked", None)
+    monkeypatch.setattr("runs.output_folder.locked", None)
     assert launch(*argv).printed.startswith("Already done")
 
 

@@ -10,10 +10,11 @@ from drawn import arguments
 from yacs.config import CfgNode
 
 from common.errors import UsageError
-from experiments.arguments import parse_arguments
-from experiments.configuration import default_settings, flatten, setup_cfg
-from experiments.results import RECORDED
-from experiments.same_run import check_finished, check_same_settings
+from measures.results import RECORDED
+from runs.arguments import parse_arguments
+from runs.configuration import default_settings, flatten
+from runs.run_spec import setup_cfg
+from runs.same_run import check_finished, check_same_settings
 
 # Keys of later versions, with a value that is not the default.
 LATER = {
@@ -114,7 +115,7 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
         check_finished(other, results | {"seed": 2} | changed, argv, equal)
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.same_run.setup_cfg", lambda args: pytest.fail("set up"))
+        patch.setattr("runs.same_run.setup_cfg", lambda args: pytest.fail("set up"))
         check(text)
     changed = {
         "seed": {"seed": 1},

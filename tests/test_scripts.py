@@ -16,10 +16,10 @@ from drawn import run_for_real
 from marks import thorough_but
 
 from common.start import ROOT
-from experiments import results
-from experiments.methods import methods
-from experiments.protocols import recipe
-from experiments.scripts.table import SCRIPTS
+from configs.methods import methods
+from configs.recipes import recipe
+from measures import results
+from studies.scripts.table import SCRIPTS
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,10 @@ PROJECT = (
     "scripts",
     "configs",
     "tools",
-    "experiments",
+    "fit",
+    "measures",
+    "runs",
+    "studies",
     "inference",
     "common",
     "clip",

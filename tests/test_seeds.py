@@ -7,8 +7,8 @@ import pytest
 import yaml
 from drawn import arguments, differing, prompts_in, results
 
-from experiments.arguments import parse_arguments
-from experiments.lock import LOCK, is_locked
+from common.lock import LOCK, is_locked
+from runs.arguments import parse_arguments
 from trainers import methods
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ from test_groups import CLASSES, KINDS, picture
 
 from common.errors import UsageError
 from datasets import copies
-from experiments import calibrate
-from experiments.fit import command as fit
+from fit import command as fit
 from inference import export
 from inference.seen import ROLES, SeenImages
+from runs import calibrate
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from common.errors import UsageError
 from common.records import SelectionRecord
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
-from experiments.results import RESULTS_FILE, SELECTED
+from measures.results import RESULTS_FILE, SELECTED
 from trainers import methods
 from trainers.base.data_use import count_common, inherited
 

@@ -13,13 +13,13 @@ from finished import study_of, summarise, tables_of
 from matplotlib import pyplot as plt
 
 import parse_test_res
-from experiments import results as base2new
-from experiments.results import RESULTS_FILE, SELECTED, selected_on_test
-from experiments.studies import plots
-from experiments.studies.reproduce import compared_with_authors
-from experiments.studies.spec import Study, Variant
-from experiments.studies.tables import MARK, MARKED
 from inference import export
+from measures import results as base2new
+from measures.results import RESULTS_FILE, SELECTED, selected_on_test
+from studies import plots
+from studies.reproduce import compared_with_authors
+from studies.spec import Study, Variant
+from studies.tables import MARK, MARKED
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.gda import ALPHAS

@@ -12,9 +12,9 @@ from drawn import make_cfg, results
 from learned import images_of
 
 from clip import tokenize
-from experiments.studies.spec import Variant
 from inference import export, predict
 from inference.classifier import PromptedClassifier
+from studies.spec import Variant
 from trainers import methods
 from trainers.base.prompted import normalize
 

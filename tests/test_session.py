@@ -11,8 +11,8 @@ from dassl.utils.logger import Logger
 from drawn import arguments
 
 from common.start import ROOT, required_packages
-from experiments import environment
-from experiments.session import run_command
+from runs import environment
+from runs.session import run_command
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_other_errors_are_bugs_with_their_traceback(bug, ended):
 
 def execute(code, shell="", cwd=ROOT):
     """Run a program that calls `run_command`, with the words `shell` of a shell behind it."""
-    code = f"import os, signal, sys, time\nfrom experiments.session import run_command\n{code}"
+    code = f"import os, signal, sys, time\nfrom runs.session import run_command\n{code}"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {shell}', sys.executable, code]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
@@ -146,7 +146,7 @@ def test_a_killed_process_of_the_data_loader_is_one_line(signal, status, line):
     kill = f"(sleep 0.3; kill -{signal} {{os.getpid()}}) &"
     code = f"""
 import os
-from experiments.session import run_command
+from runs.session import run_command
 def main():
     os.system(f"{kill}")
     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")

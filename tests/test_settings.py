@@ -10,8 +10,8 @@ from dassl.engine import TRAINER_REGISTRY
 import trainers
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
+from runs.arguments import parse_arguments
+from runs.run_spec import setup_cfg
 from trainers.base.compat import other_methods
 from trainers.base.settings import MethodSettings, PerLayer
 

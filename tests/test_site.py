@@ -16,7 +16,11 @@ PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "doc
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ROOMS = (
     "benchmarks",
-    "experiments",
+    "fit",
+    "measures",
+    "runs",
+    "studies",
+    "configs",
     "inference",
     "common",
     "datasets",

@@ -12,13 +12,13 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from drawn import card, differing, make_cfg
 
+from benchmarks import pretrain_small_clip as small_clip
 from clip import load, load_backbone, weights
 from clip.errors import ClipError
 from common.start import ROOT
 from datasets import small_world
 from datasets.small_world import SmallObjects, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
-from experiments import small_clip
 
 SETS = [
     value

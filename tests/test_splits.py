@@ -15,7 +15,7 @@ from hostile import CALLS
 
 from datasets import splits
 from datasets.preparing.sources import downloadable
-from experiments.results import RESULTS_FILE
+from measures.results import RESULTS_FILE
 
 
 @pytest.fixture

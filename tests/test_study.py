@@ -13,13 +13,13 @@ from marks import one_line
 from common.results import read_results
 from common.start import ROOT
 from common.version import source
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
-from experiments.environment import versions
-from experiments.protocols import train_argv
-from experiments.studies import command as study_command
-from experiments.studies import executor
-from experiments.studies.study_file import load
+from runs.arguments import parse_arguments
+from runs.environment import versions
+from runs.run_spec import setup_cfg
+from studies import command as study_command
+from studies import executor
+from studies.protocols import train_argv
+from studies.study_file import load
 from trainers import methods
 
 BASE2NEW, SMALL = (
@@ -116,7 +116,7 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
     dataset.
     """
     copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.setattr("experiments.configs.CONFIGS", copy)
+    monkeypatch.setattr("configs.files.CONFIGS", copy)
     monkeypatch.setitem(train_argv.__kwdefaults__, "configs", copy)
     shutil.copy(copy / "trainers/MPL/small.yaml", copy / "trainers/MPL/mine.yaml")
     (copy / file).write_text(content)

@@ -10,13 +10,13 @@ from finished import different, study_of, summarise, tables_of
 from scipy import stats
 
 from common.start import ROOT
-from experiments.methods import methods as facts
-from experiments.studies.choose import VALIDATION, SearchRule
-from experiments.studies.first_page import headlines, overview
-from experiments.studies.render import Cell, build_tables, markdown
-from experiments.studies.spec import Study, Variant
-from experiments.studies.study_file import load
-from experiments.studies.tables import CELL, PAPER, Summary, holm
+from configs.methods import methods as facts
+from studies.choose import VALIDATION, SearchRule
+from studies.first_page import headlines, overview
+from studies.render import Cell, build_tables, markdown
+from studies.spec import Study, Variant
+from studies.study_file import load
+from studies.tables import CELL, PAPER, Summary, holm
 
 pytestmark = pytest.mark.slow
 
@@ -279,7 +279,7 @@ def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
 
 def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
     transductive = type("Transductive", (facts()["MPL"],), {"kind": "transductive"})
-    monkeypatch.setattr("experiments.studies.spec.methods", lambda: facts() | {"MPL": transductive})
+    monkeypatch.setattr("studies.spec.methods", lambda: facts() | {"MPL": transductive})
     values = {"CoOp": 60, "MPL": 90, "VPT": 70}
     summary = summarise(
         study_of(tmp_path, list(values)),

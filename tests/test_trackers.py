@@ -9,7 +9,7 @@ import pytest
 from drawn import arguments, results
 
 from common.start import ROOT
-from experiments import trackers
+from runs import trackers
 
 pytestmark = pytest.mark.slow
 

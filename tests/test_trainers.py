@@ -18,9 +18,9 @@ from clip import Tokenizer, tokenize
 from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.arguments import parse_arguments
-from experiments.configuration import setup_cfg
-from experiments.protocols import recipe
+from configs.recipes import recipe
+from runs.arguments import parse_arguments
+from runs.run_spec import setup_cfg
 from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.feature_trainer import FeatureTrainer

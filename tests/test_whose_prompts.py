@@ -22,12 +22,12 @@ from torch import nn
 from clip.random_weights import random_tensor
 from common.errors import UsageError
 from common.files import checksum
-from experiments.studies.progress import collect_results
-from experiments.studies.study_file import load
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models, read_model
+from studies.progress import collect_results
+from studies.study_file import load
 from trainers import methods
 from trainers.base import PromptTrainer
 from trainers.base.prompts import TemplatePrompts

@@ -17,7 +17,7 @@ def run(module: str, resumes: str = "") -> None:
     with required_packages():
         from importlib import import_module
 
-        from experiments.session import RESUMES, run_command
+        from runs.session import RESUMES, run_command
 
         main = import_module(module).main
     run_command(main, resumes or RESUMES)

@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("experiments.fit.command", "from the images that are done")
+    run("fit.command", "from the images that are done")

@@ -5,4 +5,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("experiments.small_clip", "from the start")
+    run("benchmarks.pretrain_small_clip", "from the start")

@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("experiments.random_clip")
+    run("runs.random_clip")

@@ -22,8 +22,8 @@ import torch
 from benchmarks.worker import build
 from clip.random_weights import random_clip
 from common.start import ROOT
-from experiments.configs import config_folder
-from experiments.protocols import recipe
+from configs.files import config_folder
+from configs.recipes import recipe
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 

@@ -1,0 +1,74 @@
+"""One folder, one run: the lock of an output folder.
+
+The lock is the kernel's (flock) on the file `.lock`, so it ends with its process, however that
+ends; a shared file system passes it on to other machines. The empty file stays.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UsageError
+
+LOCK = ".lock"
+PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
+WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+OPTION = "--output-dir (scripts: OUT)"  # of a run
+ANOTHER = f"choose another {OPTION}"
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[None]:
+    """Keep other runs out of an output folder, which is made if it is missing.
+
+    On a file system without flock, a lock file takes its place where filelock has one; else a
+    warning is printed. If `wait`, it waits for a run that is there already.
+
+    Args:
+        option: names the folder in the command, for the errors.
+
+    Raises:
+        UsageError: another run is there, or the folder is not writable.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, poll_interval=0.5)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else PATIENCE)
+    except Timeout:
+        remedy = f"wait until it has ended, or choose another {option}"
+        raise UsageError(f"another run is in {folder}", remedy, folder) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise not_writable(folder, error, option) from error
+        print(
+            f"The file system of {folder} has no locks: start no other run there until this one "
+            "has ended"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def not_writable(folder: Path, error: OSError, option: str = OPTION) -> UsageError:
+    return UsageError(
+        f"cannot write to the output folder {folder} ({error.strerror})", f"choose another {option}"
+    )
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a run is in the folder now."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # the lock belongs to another user: treat as not running
+        return False

@@ -1,0 +1,1 @@
+"""The YAML files of methods and datasets, and which of them a protocol uses (`recipes`)."""

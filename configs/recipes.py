@@ -1,0 +1,96 @@
+"""The settings that each method uses in each protocol (recipes.yaml): a YAML file, and what the
+authors' scripts add to it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UsageError
+
+from .files import config_files, config_folder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a method in a protocol."""
+
+    cfg: str  # name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's)
+    # KEY, VALUE, ... that the authors' script or documentation adds to it
+    settings: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()  # empty: for every dataset
+    shots: tuple[int, ...] = ()  # empty: for every number of images of each class
+
+    @classmethod
+    def read(cls, entry: Any) -> "Recipe":
+        """A recipe from the name of its YAML file, or from its fields."""
+        given = {"cfg": entry} if isinstance(entry, str) else entry
+        fields: dict[str, Any] = {
+            key: tuple(x) if isinstance(x, list) else x for key, x in given.items()
+        }
+        return cls(**fields)
+
+    def fits(self, dataset: str, shots: int) -> bool:
+        return (not self.datasets or dataset in self.datasets) and (
+            not self.shots or shots in self.shots
+        )
+
+
+SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
+OTHERWISE = "otherwise"  # every protocol that recipes.yaml does not name
+
+
+RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {}  # by method and protocol
+for _method, _recipes in yaml.safe_load(
+    Path(__file__).with_name("recipes.yaml").read_text()
+).items():
+    _by_protocol = {OTHERWISE: [_recipes]} if isinstance(_recipes, str) else _recipes
+    RECIPES[_method] = {
+        protocol: tuple(map(Recipe.read, entries)) for protocol, entries in _by_protocol.items()
+    }
+
+
+def recipe(
+    method: str,
+    protocol: str,
+    dataset: str = "",
+    shots: int = 16,
+    cfg: str = "",
+    backbone: str = "",
+) -> Recipe:
+    """The settings of a method in a protocol, on the dataset of a YAML file, with `shots` images of
+    each class.
+
+    Args:
+        cfg: the YAML file, if the user has chosen one. The settings that belong to it in this
+            protocol stay.
+        backbone: of the run. The small CLIP has YAML files of its own, `small` and
+            `small_cross_datasets`.
+
+    Raises UsageError if nothing says which of several YAML files is for the protocol, or there is
+    none.
+    """
+    # Of a plug-in its base's
+    recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})
+    fitting = [
+        entry
+        for entry in recipes.get(protocol, recipes.get(OTHERWISE, ()))
+        if entry.fits(dataset, shots)
+    ]
+    names = [] if cfg else [file.stem for file in config_files(method)]
+    small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
+    others = [name for name in names if name not in SMALL]
+    if cfg or (small and (backbone == "small" or not others)):
+        name = cfg or small[0]
+        return next((entry for entry in fitting if entry.cfg == name), Recipe(name))
+    if fitting:
+        return fitting[0]
+    if protocol in names or len(others) == 1:
+        return Recipe(protocol if protocol in names else others[0])
+    remedy = f"add one to {config_folder(method)}"
+    remedy = f"choose one with CFG (in a study: config): {', '.join(names)}" if names else remedy
+    raise UsageError(
+        f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy
+    )

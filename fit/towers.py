@@ -1,0 +1,224 @@
+"""Methods that change the towers: they train on the images themselves, while the minutes of the
+user last.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from dassl.data import DatasetWrapper
+from dassl.data.datasets import Datum
+from dassl.utils import ChangedImageError, read_image, set_random_seed
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import trainers
+from clip import weights_sha256
+from common.cache import DiskCache
+from common.errors import UsageError
+from configs.files import config_folder
+from configs.recipes import recipe
+from inference.classifier import BATCH, configuration
+from trainers.base import PromptTrainer
+from trainers.base.build import assemble_model
+from trainers.base.compat import build_transform
+from trainers.base.features import get_tensor, put_tensor
+from trainers.base.steps import Repeated, SteppedTrainer
+from trainers.base.teacher import cache_folder
+
+from .found import Found
+from .heads import Candidate, Heads, learned, start
+from .plan import Plan
+
+# The most promising first
+TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))
+LIMIT = 1e9  # bytes of all logits that are kept
+
+
+class Towers:
+    """Prompts and adapters in the towers of one CLIP, with their published settings for few images.
+
+    Args:
+        heads: of the same CLIP and classes.
+        found: has the training images. Methods take their places.
+        keys: the SHA-256 of image files by their paths: another file in the place of one is a
+            ChangedImageError.
+    """
+
+    def __init__(self, heads: Heads, found: Found, keys: Mapping[str, str] | None = None):
+        self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
+        self.heads = heads
+        self.photos = found.training
+        labels = found.label_numbers(self.photos)
+        self.items = [
+            Datum(photo.path, label) for photo, label in zip(self.photos, labels, strict=True)
+        ]
+        self.cache = DiskCache(cache_folder(), "fits", "logits of trained candidates", LIMIT)
+
+    def settings(self, name: str) -> Any:
+        """The configuration of a method: that of its recipe, for images as the backbone reads
+        them.
+        """
+        description = self.heads.zero_shot.description
+        chosen = recipe(name, "few_shot", backbone=description.backbone)
+        cfg = configuration(name)
+        cfg.merge_from_file(str(config_folder(name) / f"{chosen.cfg}.yaml"))
+        cfg.merge_from_list(list(chosen.settings))
+        image = {key: value for key, value in description.input.items() if key != "TRANSFORMS"}
+        cfg.merge_from_other_cfg(
+            {"INPUT": image, "TRAINER": {trainers.methods()[name].section(): {"PREC": "fp32"}}}
+        )
+        cfg.MODEL.BACKBONE.NAME = description.backbone
+        return cfg
+
+    def planned(
+        self, candidates: Sequence[Candidate], deadline: float, plan: Plan, row: NDArray[Any]
+    ) -> Iterator[tuple[Candidate, Callable[[], Tensor] | str]]:
+        """Those candidates that end before the deadline, with what computes their logits, and why
+        others are left out.
+
+        Args:
+            deadline: of `time.monotonic`.
+            plan: that of a fit that was killed says which candidates it has taken.
+            row: (images,), their folds.
+        """
+        if plan.trained is None:
+            trained: dict[str, str] = {}
+            for candidate in candidates if time.monotonic() < deadline else ():
+                try:
+                    minutes = self.seconds(candidate, row) / 60
+                    left = (deadline - time.monotonic()) / 60
+                    needs = (
+                        f"it takes about {minutes:.1f} minutes, and {max(0, left):.1f} are "
+                        "left: raise --minutes"
+                    )
+                    trained[candidate.method] = "" if minutes <= left else needs
+                    deadline -= 60 * minutes if minutes <= left else 0
+                except ChangedImageError:  # the method is not at fault
+                    raise
+                except UsageError as error:
+                    trained[candidate.method] = str(error)
+            plan.write(trained=trained)
+        for candidate in candidates:
+            reason = (plan.trained or {}).get(candidate.method)
+            if reason is not None:
+                yield candidate, reason or partial(self.held_out, candidate, row)
+
+    def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
+        """The method with a model that has seen nothing, and a loader of the training images at
+        these places.
+        """
+        set_random_seed(self.heads.seed)
+        kind = trainers.methods()[candidate.method]
+        cfg = self.settings(candidate.method)
+        heads = self.heads
+        classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
+        method = kind(cfg, classes, heads.zero_shot.device)
+        method.dm = SimpleNamespace(
+            dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names)
+        )
+        assemble_model(method, clip=heads.clip)
+        stepped = isinstance(method, SteppedTrainer)
+        start(method, 1 if stepped else cfg.OPTIM.MAX_EPOCH)
+        size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        items = [self.items[place] for place in places]
+        images = DatasetWrapper(cfg, items, build_transform(cfg, is_train=True), is_train=True)
+        images.sha256 = self.sha256
+        loader: Any = DataLoader(
+            images, size, shuffle=True, drop_last=not stepped and len(places) >= size
+        )
+        method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
+        return method
+
+    def fit(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
+        """The method after it has learned from the images at these places.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        return learned(self.method(candidate, places))
+
+    def pixels(self, paths: Sequence[str]) -> Iterator[Tensor]:
+        """Batches (batch, 3, H, W) of image files, read as for a test."""
+
+        def read(path: str, *options: Any) -> Any:
+            return read_image(path, *options, self.sha256.get(path))
+
+        for first in range(0, len(paths), BATCH):
+            yield self.heads.zero_shot.pixels(paths[first : first + BATCH], read)
+
+    def answers(self, method: PromptTrainer, places: NDArray[Any]) -> Tensor:
+        """Logits (images, classes) for the images at these places."""
+        batches = self.pixels([self.items[place].impath for place in places])
+        return torch.cat(
+            [method.model_inference(batch.to(method.device)).float().cpu() for batch in batches]
+        )
+
+    def held_out(self, candidate: Candidate, row: NDArray[Any]) -> Tensor:
+        """(images, classes): the logits of images whose folds, `row`, were left out. Those of a
+        fold are kept on disk.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        found = torch.full((len(row), len(self.heads.names)), torch.nan)
+        for fold in range(int(row.max()) + 1):
+            places = np.flatnonzero(row != fold)
+            out = np.flatnonzero(row == fold)
+            key = self.key(candidate, places, out)
+            logits = get_tensor(self.cache, key, (len(out), found.shape[1]), torch.float32)
+            if logits is None:
+                logits = self.answers(self.fit(candidate, places), out)
+                put_tensor(self.cache, key, logits)
+            found[out] = logits
+        return found
+
+    def key(self, candidate: Candidate, *places: NDArray[Any]) -> str:
+        """A checksum of all that the logits of a fold depend on."""
+        heads = self.heads
+        images = [
+            [(self.photos[place].pixels_sha256, self.items[place].label) for place in part]
+            for part in places
+        ]
+        weights = weights_sha256(heads.zero_shot.description.backbone)
+        facts = (
+            torch.__version__,
+            heads.zero_shot.device.type,
+            heads.seed,
+            weights,
+            heads.classes,
+            images,
+        )
+        text = f"1 {candidate.method} {self.settings(candidate.method)} {facts}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def seconds(self, candidate: Candidate, row: NDArray[Any]) -> float:
+        """How long the candidate will take for all folds and for the final training, from two steps
+        of it.
+        """
+        method = self.method(candidate, np.arange(len(row)))
+        test = np.arange(min(len(row), BATCH // 4))
+        method.model.train()
+        method.batch_idx, method.num_batches = 0, len(method.train_loader_x)
+        batch = next(iter(method.train_loader_x))
+        step = seconds(lambda: method.forward_backward(batch))
+        image = seconds(lambda: self.answers(method, test)) / len(test)
+        return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(
+            row
+        ) * image
+
+
+def seconds(compute: Callable[[], object]) -> float:
+    """Of the second of two computations: the first also fills caches."""
+    for _ in range(2):
+        start = time.perf_counter()
+        compute()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Numbers about predictions: from arrays, or from the files of finished runs."""

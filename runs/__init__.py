@@ -1,0 +1,1 @@
+"""A run: train or test one method on one dataset (`run`)."""

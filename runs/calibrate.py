@@ -1,0 +1,373 @@
+"""The command `python tools/calibrate.py`: fit calibrations of models, and report what they
+change.
+"""
+
+import argparse
+import io
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from numpy.lib import format as npy
+
+from common.errors import UsageError, check_dataset_name
+from common.names import printable
+from common.results import CALIBRATION, RESULTS_FILE
+from common.start import Parser, path, percent
+from inference.arguments import add_plugin_option, check_exists, model_options
+from inference.calibrated import write_calibration
+from inference.calibration import KINDS, checked
+from inference.classifier import PromptedClassifier
+from inference.images import find_images
+from inference.models import file_of, kind_of, open_models, run_configuration
+from inference.seen import ROLES, SeenImages
+from measures.predictions import LARGEST, PREDICTIONS_FILE, read
+from trainers import methods, predicting
+
+from .calibrating import (
+    COVERAGE,
+    Outputs,
+    check_test_images,
+    count_shared,
+    fit,
+    of_sets,
+    of_transport,
+    report,
+)
+
+NOTHING = SeenImages.of([], [], [], ROLES[0])
+MOST_NEAR = 0.05  # of the images: more near-copies of training images are no chance
+LOGITS = "logits.npy"  # in predictions.npz
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description="Fit the temperature, the threshold for unknown images and the sets of a model "
+        "on held-out images, "
+        f"write them to {CALIBRATION} in its folder, and report ECE, NLL, sets and abstention "
+        "before and after.",
+        epilog="A MODEL is the output folder of a run, a folder with such folders below it, or a "
+        "folder that "
+        "tools/export.py wrote. The images are the validation images of a run or, with --images, "
+        "those in folders "
+        "named after the classes. Images that the model has learned from, near-copies of them, and "
+        "test images are "
+        "refused.",
+    )
+    add = parser.add_argument
+    add("models", type=path, nargs="+", metavar="MODEL")
+    add(
+        "--images",
+        type=path,
+        metavar="FOLDER",
+        help="labelled images instead of the validation images: CLASS/*",
+    )
+    words = "at most so many answers are wrong: 5, 5%% or 0.05 (default: 5, if promised)"
+    add("--error", type=percent, metavar="PERCENT", help=words)
+    add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
+    add(
+        "--by-class",
+        action="store_true",
+        help="also print the coverage and the size of the sets of each class",
+    )
+    add(
+        "--accept-test-images",
+        action="store_true",
+        help="fit on images of the test, and mark the calibration",
+    )
+    words = (
+        "calibrate a model that does not say which images it has learned from, and mark the "
+        "calibration"
+    )
+    add("--accept-unknown-images", action="store_true", help=words)
+    add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
+    add(
+        "--backbone",
+        default="",
+        help="weight file, if the model was learned on one of another machine",
+    )
+    add_plugin_option(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    folders = [folder for model in args.models for folder in models_in(model)]
+    failed = 0
+    for number, folder in enumerate(folders):
+        print("\n" * (number > 0) + printable(folder))
+        try:
+            calibrate(folder, args)
+        except (UsageError, OSError) as error:
+            if len(folders) == 1:
+                raise
+            failed += 1
+            print(printable(f"Not calibrated: {error}"))
+    if failed:
+        raise UsageError(f"{failed} of {len(folders)} models could not be calibrated", "see above")
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The folder of one model, or those of the runs below it that can be calibrated. Raises
+    UsageError for none.
+    """
+    check_exists(folder)
+    if kind_of(folder) in ("exported", "run"):
+        return [folder]
+    runs = sorted(file.parent for file in folder.rglob(RESULTS_FILE))
+    own = [run for run in runs if kind_of(run) == "run" and is_tested_here(run)]
+    if not own:
+        raise UsageError(
+            f"no finished run in {folder}", "give the output folder of a run, or of several", folder
+        )
+    return own
+
+
+def is_tested_here(run: Path) -> bool:
+    """Whether a run has its prompts itself, and is not of new classes alone; also if it is
+    damaged.
+    """
+    try:
+        cfg = run_configuration(run)
+    except UsageError:
+        return True  # `calibrate` says why
+    if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
+        return False
+    return not methods()[cfg.TRAINER.NAME].learns or any(run.glob("*/model*.pth.tar*"))
+
+
+def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
+    """Fit the calibration of one model, write it, and print what it changes on the images of the
+    run's test.
+    """
+    dataset = read_dataset(folder) if kind_of(folder) == "run" else None
+    options = model_options(device=args.device, backbone=args.backbone, refit=True)
+    ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
+    learns = predicting()[classifier.method].learns
+    seen = seen_images(folder, dataset)
+    if seen is None and not learns:
+        seen = NOTHING
+    if seen is None and not args.accept_unknown_images:
+        what = f"{folder} does not say which images it has learned from"
+        remedy = (
+            "give the folder of its run or fit, or accept it by --accept-unknown-images, "
+            "which marks the calibration"
+        )
+        raise UsageError(what, remedy, folder)
+    if args.images:
+        items = items_of(args.images, classifier.class_names)
+        source = f"images in {printable(args.images.name)}"
+    elif dataset is None or not dataset.val:
+        raise UsageError(
+            f"{folder} has no validation images", "give labelled images by --images", folder
+        )
+    else:
+        items = dataset.val
+        source = f"validation images of {dataset.title}"
+    items, asked = without_learned(items, seen or NOTHING, folder)
+    chose = int((seen or NOTHING).of_role("chosen").equal(asked).sum())
+    test_items = dataset.test if dataset else []
+    tested = int((seen or NOTHING).of_role("tested").equal(asked).sum())
+    common = max(tested, count_shared(items, test_items))
+    check_test_images(
+        common, len(items), str(folder), args.accept_test_images, "--accept-test-images"
+    )
+    held = outputs_of(classifier, items)
+    error = None if args.error is None else args.error / 100
+    fitted = fit(
+        held, classifier.class_names, items, source, error, kind=args.kind, test_images=common
+    )
+    fitted = replace(fitted, chosen_images=chose, unknown_images=seen is None)
+    write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
+    if seen is not None:
+        (seen.of_role("learned", "chosen", "tested") + asked).write(folder)
+    print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
+    if dataset is None:
+        return
+    classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
+    # As in a prediction, whose answer the fit is of
+    alone = predicting()[classifier.method].kind != "transductive"
+    # Not of validation images
+    saved = saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None
+    test = saved or outputs_of(classifier, test_items)
+    print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
+    with suppress(UsageError):  # a class without a calibration image
+        print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))
+    if args.by_class:
+        print_classes(fitted.sets.apply(test.logits, COVERAGE), test.labels, classifier.class_names)
+    if classes == "base" and predicting()[classifier.method].transfers:
+        new = read_dataset(folder, "new")
+        test = outputs_of(classifier, new.test, names_of(new))
+        print_report(
+            f"{dataset.title}, new classes",
+            report(fitted, test, classifier.distances(names_of(new))),
+        )
+
+
+def seen_images(folder: Path, dataset: Any) -> SeenImages | None:
+    """What a model has seen, as its folder says or, of a run of an earlier version, its dataset;
+    None if neither.
+    """
+    seen = SeenImages.read(folder)
+    if seen is None and dataset is not None:
+        return SeenImages.of_files(dataset.train_x, "learned")
+    return seen
+
+
+def without_learned(
+    items: Sequence[Datum], seen: SeenImages, folder: Path
+) -> tuple[list[Datum], SeenImages]:
+    """The images without near-copies of those that the model has learned from, and their checksums.
+
+    Raises UsageError if it has learned from one of them, or if near-copies are many.
+    """
+    asked = SeenImages.of_files(items, "calibrated")
+    learned = seen.of_role("learned")
+    if equal := int(learned.equal(asked).sum()):
+        what = (
+            f"{equal:,} of {len(items):,} images for the calibration are training images of "
+            f"{folder}"
+        )
+        raise UsageError(what, "give images that the model has not learned from", folder)
+    if len(asked) < len(items):
+        return list(items), asked  # one cannot be read, which the prediction says
+    near = learned.similar(asked)
+    if near.any():
+        examples = [item.impath for item, is_near in zip(items, near, strict=True) if is_near]
+        what = (
+            f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of "
+            "training images"
+        )
+        if near.mean() > MOST_NEAR:
+            raise UsageError(
+                f"{what} of {folder}, such as {examples[0]}", "give images of other scenes", folder
+            )
+        print(printable(f"Left out: {what}, such as {examples[0]}"))
+    others = [item for item, is_near in zip(items, near, strict=True) if not is_near]
+    return others, asked.part(~near)
+
+
+def read_dataset(run: Path, classes: str = "") -> Any:
+    """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES.
+
+    Raises UsageError if reading it would draw its images or split them: the run may be of another
+    person.
+    """
+    cfg = run_configuration(run)
+    cfg.DATASET.SUBSAMPLE_CLASSES = classes or cfg.DATASET.SUBSAMPLE_CLASSES
+    check_dataset_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    seed = cfg.DATASET.get("SPLIT_SEED", -1)
+    folder = Path(cfg.DATASET.ROOT).expanduser() / dataset.dataset_dir
+    split = folder / (f"split_seed{seed}.json" if seed >= 0 else dataset.split_file)
+    if (dataset.is_synthetic or seed >= 0) and not split.is_file():
+        remedy = "restore the images of the run, or export it and give labelled images by --images"
+        raise UsageError(f"there is no file {split}", remedy, run)
+    return dataset(cfg)
+
+
+def names_of(dataset: Any) -> list[str]:
+    return [name.replace("_", " ") for name in dataset.classnames]
+
+
+def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
+    """The images in folders named after the classes. Raises UsageError for none, or a folder with
+    another name.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no folder {folder}",
+            "give one with a folder of images for each class",
+            folder,
+        )
+    items = []
+    labels = {name: label for label, name in enumerate(names)}
+    for parent in sorted(
+        place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."
+    ):
+        name = parent.name.replace("_", " ")
+        if name not in labels:
+            what = (
+                f"{printable(parent)} is named after no class of the model, whose first is "
+                f"{names[0]!r}"
+            )
+            raise UsageError(what, "give images of the model's classes", folder)
+        items += [
+            Datum(impath=str(file), label=labels[name], classname=name)
+            for file in find_images([parent])
+        ]
+    if not items:
+        raise UsageError(
+            f"no folder of images in {folder}", "give one for each class, named after it", folder
+        )
+    if missing := set(names).difference(item.classname for item in items):
+        print(f"No images of {len(missing)} of the {len(names)} classes, such as {min(missing)!r}")
+    return items
+
+
+def outputs_of(
+    classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None
+) -> Outputs:
+    logits = classifier.logits([item.impath for item in items], names)
+    return Outputs(logits.double().numpy(), np.array([item.label for item in items]))
+
+
+def saved_outputs(run: Path) -> Outputs | None:
+    """The logits that the test of a run has saved (TEST.SAVE_LOGITS), else None; UsageError for a
+    damaged file.
+    """
+    file = run / PREDICTIONS_FILE
+    if not file.is_file():
+        return None
+    labels = read(run)["label"]
+    with zipfile.ZipFile(file) as archive:
+        if LOGITS not in archive.namelist():
+            return None
+        try:
+            entry = archive.getinfo(LOGITS)
+            if entry.file_size > LARGEST + 1024:
+                raise ValueError("too large")
+            logits = npy.read_array(io.BytesIO(archive.read(entry)), allow_pickle=False).astype(
+                float
+            )
+            checked(logits, labels)
+        except Exception as error:  # as in `predictions.read`
+            raise UsageError(f"{file} is damaged", "start its run again", file) from error
+    return Outputs(logits, labels)
+
+
+def print_report(where: str, measures: dict[str, Any]) -> None:
+    """`report` in words."""
+    print(f"{where}:")
+    for key in ("before", "by_temperature", "by_dac", "after"):
+        if values := measures.get(key):
+            print(
+                f"  {key.replace('_', ' '):<14}  ECE {values['ece']:6.2f}%  NLL {values['nll']:.4f}"
+            )
+    for kind, values in measures["sets"].items():
+        print_sets(kind.upper(), values)
+    for values in measures["unknown"]:
+        answered = f"{values['answered']:.1f}% of the images, {values['wrong']:.2f}% of them wrong"
+        print(f"  asked for at most {values['asked']:g}% errors: answers {answered}")
+
+
+def print_sets(name: str, values: dict[str, float]) -> None:
+    sizes = f"{values['size']:.2f} classes on average, {values['empty']:.0f} empty"
+    print(f"  {100 * COVERAGE:g}% sets, {name}: cover {values['coverage']:.2f}%, {sizes}")
+
+
+def print_classes(sets: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    """The coverage and the mean size of the sets (images, classes) of each class, and the mean
+    gap.
+    """
+    gaps = []
+    for label in np.unique(labels):
+        values = of_sets(sets[labels == label], labels[labels == label])
+        gaps.append(abs(values["coverage"] - 100 * COVERAGE))
+        print(f"    {names[label]}: cover {values['coverage']:.1f}%, {values['size']:.2f} classes")
+    print(f"    mean difference from {100 * COVERAGE:g}% over the classes: {np.mean(gaps):.2f}")

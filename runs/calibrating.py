@@ -1,0 +1,283 @@
+"""Calibrations fitted on held-out images, and what they change on the images of a test."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from common.errors import UsageError
+from common.files import checksum
+from common.results import CALIBRATION
+from datasets import title
+from inference.arguments import model_options
+from inference.calibrated import Calibration, sha256_of_images, write_calibration
+from inference.calibration import (
+    KINDS,
+    Distances,
+    Floats,
+    Sets,
+    Temperature,
+    Threshold,
+    checked,
+    comparable,
+    conf_ot,
+    log_softmax,
+)
+from inference.classifier import PromptedClassifier
+from inference.models import calibration_of, file_of, read_model
+from measures.metrics import ece
+from trainers import PromptTrainer
+from trainers.base.data_use import count_common, count_copies
+
+COVERAGE = 0.9  # of the sets in a report
+# Of a threshold, by default
+ERROR = 0.05
+CONFIDENCE = 0.95
+ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2)  # whose thresholds a report has
+
+
+class Outputs(NamedTuple):
+    """Logits (images, classes) and labels (images,)."""
+
+    logits: Floats
+    labels: np.ndarray
+
+
+def fit(
+    held: Outputs,
+    names: Sequence[str],
+    items: Sequence[Any],
+    source: str,
+    error: float | None = None,
+    **facts,
+):
+    """The calibration on held-out images, with a line if these promise no error.
+
+    Args:
+        names: of the classes, in the order of the logits.
+        items: the images, with `impath` and `classname`.
+        error: to promise; ERROR if it is None, or no promise where the images are too few.
+        facts: `kind` of the sets, and `test_images`.
+
+    Raises UsageError if a logit is not finite, or the images cannot promise the given error.
+    """
+    threshold = None
+    try:
+        threshold = Threshold.fit(*held, error or ERROR, CONFIDENCE)
+    except UsageError as problem:
+        checked(*held)
+        if error is not None:
+            raise
+        print(f"No threshold for unknown images: {problem}")
+    sets = Sets.fit(*held, facts.pop("kind", KINDS[0]))
+    temperature = Temperature.fit(*held)
+    checksums = (checksum(Path(item.impath)) if item.impath else "" for item in items)
+    sha256 = sha256_of_images(
+        (of_file, item.classname) for of_file, item in zip(checksums, items, strict=True)
+    )
+    return Calibration(
+        tuple(names), len(items), sha256, source, temperature, sets, threshold, **facts
+    )
+
+
+def count_shared(items: Sequence[Any], others: Sequence[Any]) -> int:
+    """How many of the images are also among the others, by their path, or by their content if not
+    all are.
+    """
+    common = count_common(items, others)
+    return common if common == len(items) else max(common, count_copies(items, others))
+
+
+def check_test_images(count: int, images: int, where: str, accepted: bool, remedy: str) -> None:
+    """Raise UsageError if test images take part in a calibration and that is not accepted."""
+    if count and not accepted:
+        what = f"{count:,} of {images:,} images for the calibration are test images of {where}"
+        raise UsageError(
+            what, f"give others, or accept it by {remedy}, which marks the calibration"
+        )
+
+
+def quality(logits: Floats, labels: np.ndarray) -> dict[str, float]:
+    """`ece` in percent, and `nll`."""
+    log_p = log_softmax(logits)
+    return {
+        "ece": 100 * ece(np.exp(log_p.max(axis=1)), log_p.argmax(axis=1) == labels),
+        "nll": float(-log_p[np.arange(len(log_p)), labels].mean()),
+    }
+
+
+def report(
+    calibration: Calibration,
+    test: Outputs,
+    distances: Distances | None = None,
+    held: Outputs | None = None,
+):
+    """What a calibration changes on the images of a test.
+
+    Args:
+        distances: DAC, for other classes than those of the calibration.
+        held: the images of the calibration, for sets of each kind and for thresholds of several
+            errors.
+
+    Returns:
+        a dict for results.json: the facts of the calibration; ECE and NLL `before`, by
+            `temperature`, by `dac`, and
+        `after` all of what there is; `sets` by kind: coverage in percent, mean size, number of
+        empty sets; `unknown`: for each asked error the share of the answered images and of the
+        wrong ones among these, in percent.
+    """
+    z, labels = test
+    after = cooled = calibration.temperature.apply(z)
+    facts: dict[str, Any] = {
+        key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")
+    }
+    facts |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
+    if distances is not None:
+        facts |= {
+            "by_temperature": quality(cooled, labels),
+            "by_dac": quality(distances.apply(z), labels),
+        }
+        after = distances.apply(cooled)
+    all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
+    thresholds = (
+        {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
+    )
+    if held is not None:
+        for error in ERRORS:
+            with suppress(UsageError):  # the images cannot promise it
+                thresholds.setdefault(
+                    error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE)
+                )
+    return facts | {
+        "after": quality(after, labels),
+        "sets": {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets},
+        "unknown": [of_threshold(threshold, test) for _, threshold in sorted(thresholds.items())],
+    }
+
+
+def of_sets(sets: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    sizes = sets.sum(axis=1)
+    covered = sets[np.arange(len(labels)), labels]
+    return {
+        "coverage": 100 * float(covered.mean()),
+        "size": float(sizes.mean()),
+        "empty": int((sizes == 0).sum()),
+    }
+
+
+def of_threshold(threshold: Threshold, test: Outputs) -> dict[str, float]:
+    answered = threshold.apply(test.logits)
+    wrong = test.logits.argmax(axis=1) != test.labels
+    error = 100 * float(wrong[answered].mean()) if answered.any() else 0.0
+    return {
+        "asked": 100 * threshold.error,
+        "answered": 100 * float(answered.mean()),
+        "wrong": error,
+    }
+
+
+def of_transport(held: Outputs, test: Outputs) -> dict[str, float]:
+    """LAC sets after Conf-OT, which reads all calibration and test images together."""
+    log_p = conf_ot(np.concatenate([held.logits, test.logits]), held.labels)
+    count = len(held.labels)
+    sets = Sets.of_scores(comparable(log_p[:count], "lac"), held.labels, "lac").of(
+        log_p[count:], COVERAGE
+    )
+    return of_sets(sets, test.labels)
+
+
+class Calibrated:
+    """Fits a calibration after a test, and reports its effect (TEST.CALIBRATE): an observer
+    (`run.wanted_observers`).
+
+    A training run fits it on its validation images, and writes calibration.json. A test of the
+    prompts of another run takes that run's, with DAC if its classes are others.
+    """
+
+    def __init__(self, spec: Any, trainer: Any):
+        self.spec = spec
+        self.cfg = spec.cfg
+        self.trainer = trainer
+        self.prompts: Calibration | None = None
+        self.asked = True
+        if not isinstance(trainer, PromptTrainer):
+            raise UsageError("TEST.CALIBRATE needs a method of this project", "leave it out")
+        if trainer.kind == "transductive":
+            print(f"No calibration: {spec.cfg.TRAINER.NAME} learns from the images of a test")
+            self.asked = False
+            return
+        if spec.args.eval_only and spec.args.model_dir:
+            self.prompts = calibration_of(Path(spec.args.model_dir), type(trainer), spec.args)
+        if self.prompts is None:
+            self.check_images(trainer.dm.dataset)
+
+    def check_images(self, dataset: Any) -> None:
+        """Check that there are validation images that are not those of the test."""
+        cfg = self.cfg
+        if cfg.DATASET.SUBSAMPLE_CLASSES == "new":
+            run = self.spec.args.model_dir or "the run"
+            what = f"{run} has no {CALIBRATION}, and new classes have that of the base"
+            raise UsageError(
+                what, "test its base classes with TEST.CALIBRATE True first, or leave it out"
+            )
+        if not dataset.val or cfg.TEST.SPLIT == "val":
+            what = "TEST.CALIBRATE needs validation images that are not tested"
+            raise UsageError(what, "set DATASET.HOLD_OUT True, or leave it out")
+        self.test_images = count_shared(dataset.val, dataset.test)
+        accepted = cfg.TEST.SELECT_ON_TEST
+        check_test_images(
+            self.test_images, len(dataset.val), title(cfg), accepted, "TEST.SELECT_ON_TEST True"
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """`calibration` for results.json: `report`."""
+        columns = self.trainer.evaluator.predictions if self.asked else {}
+        if not columns:
+            return {}
+        test = Outputs(columns["logits"].astype(float), columns["label"].astype(int))
+        names = self.trainer.class_names
+        if self.prompts is None:
+            held, fitted = self.fit(names)
+            # Else the prompts are in another folder
+            if not (self.spec.args.eval_only and self.trainer.learns):
+                folder = Path(self.cfg.OUTPUT_DIR)
+                write_calibration(folder, fitted, file_of(folder, type(self.trainer)))
+            return {"calibration": report(fitted, test, held=held)}
+        distances = (
+            None if list(self.prompts.class_names) == names else self.distances(self.prompts)
+        )
+        return {"calibration": report(self.prompts, test, distances)}
+
+    @torch.no_grad()
+    def fit(self, names: Sequence[str]) -> tuple[Outputs, Calibration]:
+        trainer = self.trainer
+        cfg = self.cfg
+        trainer.set_model_mode("eval")
+        items = trainer.val_loader.dataset.data_source
+        # Observers do not see them
+        batches = list(type(trainer).test_outputs(trainer, trainer.val_loader))
+        logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
+        held = Outputs(logits.astype(float), labels.astype(int))
+        chose = any(choice.split == "val" for choice in trainer.choices)
+        facts = {"test_images": self.test_images, "chosen_images": len(items) if chose else 0}
+        return held, fit(held, names, items, f"validation images of {title(cfg)}", **facts)
+
+    def distances(self, fitted: Calibration) -> Distances | None:
+        """DAC for the classes of the test, some of which are not those of the fit; None for texts
+        without distances.
+        """
+        trainer = self.trainer
+        folder = self.spec.args.model_dir
+        options = model_options(
+            backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch
+        )
+        description, checkpoint, backbone = read_model(Path(folder), options)
+        if not description.class_names:  # of a method that learns none
+            description = replace(description, class_names=list(fitted.class_names))
+        on = {"device": trainer.device.type, "clip": trainer.model.frozen}  # not loaded once more
+        classifier = PromptedClassifier(description, checkpoint, folder, backbone, **on)
+        return classifier.distances(trainer.class_names)

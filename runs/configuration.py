@@ -1,0 +1,396 @@
+"""From arguments and YAML files to the configuration of a run."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache, reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from dassl.config import clean_cfg, flatten, get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY
+from yacs.config import CfgNode
+
+import datasets
+import trainers
+from clip import OF_CLIP, TOWERS, preprocessing, weights_sha256
+from common.errors import UsageError, check_name
+from common.records import SelectionRecord
+from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
+from common.text import read_json
+
+# Settings that may differ when a run is resumed: what it computes stays the same, or as near as
+# another machine allows.
+RESUMABLE_CHANGES = {
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "USE_CUDA",
+    "CACHE",
+    "CACHE_GB",
+    "DATASET.ROOT",
+}
+RESUMABLE_CHANGES |= {"DATASET.SENTENCES"}  # whose checksum may not
+RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB")}
+RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
+RESUMABLE_CHANGES |= {
+    "INPUT.MAX_PIXELS",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TEST.SELECT_ON_TEST",
+}
+WEIGHTS = "MODEL.BACKBONE.SHA256"
+PLUGIN = "MODEL.PLUGIN_SHA256"
+CHOSEN_BYTES = 1 << 22  # of a file of a choice
+
+SETTINGS = {
+    "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
+    "MODEL.BACKBONE.TOWERS": (
+        "fast",
+        Accepts(Literal[tuple(TOWERS)]),
+        "plain: as published, the same results",
+    ),
+    WEIGHTS: (
+        "",
+        TEXT,
+        "SHA-256 of the weights in hexadecimal: others are refused. A run fills it in",
+    ),
+    PLUGIN: (
+        "",
+        TEXT,
+        "SHA-256 of the method's file, if --plugin names it: others are refused. A run fills it in",
+    ),
+    "MODEL.BACKBONE.CHECKPOINT_TEXT": (
+        False,
+        FLAG,
+        "Recompute the text tower in the backward pass: less memory",
+    ),
+    "TEST.SELECT_ON_TEST": (
+        False,
+        FLAG,
+        "Accept a choice or training that uses test images, and mark the results",
+    ),
+    "TEST.SAVE_LOGITS": (False, FLAG, "Write the logits of all classes to predictions.npz, too"),
+    "TEST.CALIBRATE": (
+        False,
+        FLAG,
+        "Fit a calibration on the validation images, and report ECE and NLL after it, too",
+    ),
+    "TEST.OOD": (
+        [],
+        TEXTS,
+        "Datasets of out-of-distribution images: names of their YAML files, or new",
+    ),
+    "TEST.OOD_SCORES": (
+        [],
+        TEXTS,
+        "Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all of these; or NegLabel",
+    ),
+    "TEST.OOD_WORDS": (
+        [],
+        TEXTS,
+        "For NegLabel: files with nouns and adjectives, one on a line; empty: a small list",
+    ),
+    "TEST.OOD_T": (1.0, Accepts(int | float, 1e-6), "Temperature of these scores"),
+}
+
+
+class UndecodedNode(CfgNode):
+    """A group of new keys whose text stays text until it is merged: it may be a number for one
+    setting only.
+    """
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else super()._decode_cfg_value(value)
+
+
+def extend_cfg(cfg: CfgNode, method: str = "") -> None:
+    """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that
+    several share.
+    """
+    add_settings(cfg, SETTINGS)
+    # Values for single datasets: see `merge_by_dataset`
+    cfg.BY_DATASET = UndecodedNode(new_allowed=True)
+    datasets.extend_cfg(cfg)
+    trainers.extend_cfg(cfg, method)
+
+
+def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
+    """Dassl's defaults and this project's, then the content of YAML files
+    (`dassl.config.read_config`).
+    """
+    cfg = defaults(method, *trainers.methods().items()).clone()
+    kind = trainers.methods().get(method)
+    for path, tree in files:
+        for key in kind.published_outside if kind else ():
+            group = tree.get("TRAINER")
+            if kind and isinstance(group, dict) and key in group:
+                cfg.merge_tree({"TRAINER": {kind.section(): {key: group[key]}}}, path)
+                tree = tree | {  # noqa: PLW2901
+                    "TRAINER": {name: value for name, value in group.items() if name != key}
+                }
+        cfg.merge_tree(tree, path)
+    return cfg
+
+
+@cache
+def defaults(method: str, *registered: object) -> CfgNode:
+    """Dassl's defaults and this project's, not to be changed. The registered methods add settings
+    to them.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg, method)
+    return cfg
+
+
+class Given(NamedTuple):
+    """What a command gives for a run, besides the content of its YAML files."""
+
+    options: Mapping[str, Any]  # {key: value} of its options
+    words: Sequence[str]  # KEY, VALUE, ...; the last value of a key counts
+    chosen: Mapping[str, str]  # {key: text} of what the trials of a study have chosen
+    config_file: str
+    dataset_config_file: str
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """{key: text} of KEY VALUE."""
+        return dict(zip(self.words[::2], self.words[1::2], strict=True))
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys that are given."""
+        return [*self.options, *self.pairs, *self.chosen]
+
+
+def set_up(cfg: CfgNode, given: Given) -> list[str]:
+    """Add to the YAML files of a run its options, its KEY VALUE pairs and its chosen settings;
+    check and freeze all. Returns lines about settings that are those of the backbone.
+
+    The method's YAML file may have values for single datasets (`merge_by_dataset`). All errors of
+    keys and values are UsageError.
+    """
+    # Not by yacs, which would take "--output-dir 2024" for a number
+    for key, value in given.options.items():
+        *groups, name = key.split(".")
+        reduce(getitem, groups, cfg)[name] = value
+    cfg.merge_from_list(list(given.words))
+    for key, value in given.chosen.items():
+        if key in given.options or key in given.pairs:
+            raise UsageError(
+                f"--chosen has {key}, which the command line sets, too", "leave one of them out"
+            )
+        check_chosen(key, cfg.TRAINER.NAME)
+        cfg.merge_from_list([key, value])
+    merge_by_dataset(cfg, given.keys)
+    datasets.set_title(cfg, given.dataset_config_file)
+    of_backbone = follow_backbone(cfg, given.keys)
+    cfg.DATASET.SENTENCES_SHA256 = datasets.sentences.file_of(cfg)[1]
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    sha256 = getattr(method, "plugin_sha256", "")
+    if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
+        what = (
+            f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with "
+            f"{cfg.TRAINER.NAME}"
+        )
+        raise UsageError(what, "give that file by --plugin, or leave the checksum out")
+    cfg.MODEL.PLUGIN_SHA256 = sha256
+    clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
+    for name in method.published_sections if method else ():
+        cfg.pop(name, None)  # other names of the section, which has their values
+    cfg.freeze()  # checks the values
+    if method:
+        method.check_settings(cfg)
+    return of_backbone
+
+
+def default_settings(method: str) -> dict[str, Any]:
+    """The default of every setting that a run of this method can have, by its full name."""
+    return flatten(defaults(method, *trainers.methods().items()))
+
+
+def check_chosen(key: str, trainer: str) -> None:
+    """Raise UsageError for a setting that no study can have chosen: it is no value of the method or
+    of its training.
+    """
+    method = trainers.methods().get(trainer)
+    group, _, rest = key.partition(".")
+    sections = method.sections() if method else [trainer.upper()]
+    if (
+        group not in ("OPTIM", "INPUT", "DATALOADER", "TRAIN", "TRAINER")
+        or key in RESUMABLE_CHANGES
+    ):
+        raise UsageError(
+            f"--chosen has {key}, which no study chooses", "set it on the command line"
+        )
+    if group == "TRAINER" and rest.split(".")[0] not in sections:
+        raise UsageError(
+            f"--chosen has {key}, which {trainer} does not read", f"choose settings for {trainer}"
+        )
+
+
+class SelectedSettings(NamedTuple):
+    """Settings that the trials of a study have chosen (`train.py --chosen`)."""
+
+    settings: dict[str, str]  # as words, by key
+    choices: list[SelectionRecord]  # a record for each key and list of images
+
+
+def read_chosen(file: str) -> SelectedSettings:
+    """The content of the file of a choice (UsageError if it is missing or damaged); nothing without
+    a file.
+    """
+    if not file:
+        return SelectedSettings({}, [])
+    if not Path(file).exists():
+        raise UsageError(
+            f"there is no {file}",
+            "tools/study.py run writes it after the trials of its study",
+            file,
+        )
+    content: Any = read_json(file, CHOSEN_BYTES)
+    try:
+        settings = {
+            key: value for key, value in content["settings"].items() if isinstance(value, str)
+        }
+        if settings != content["settings"]:
+            raise ValueError("a value is not text")
+        return SelectedSettings(
+            settings, [SelectionRecord.from_json(choice) for choice in content["choices"]]
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        remedy = "delete it and start its study again (tools/study.py run), which writes it"
+        raise UsageError(f"{file} is not a file of chosen settings", remedy, file) from error
+
+
+def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
+    """Read images as the backbone was trained to, where the YAML files say what OpenAI's CLIP
+    reads; lines for the log.
+
+    Keys that are `given` keep their values, and so do those whose value is neither CLIP's nor the
+    backbone's.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if cfg.TRAINER.NAME not in trainers.methods() or not name:
+        return []
+    try:
+        trained = preprocessing(name)
+    except UsageError:  # `RunSpec.check` will report it
+        return []
+    changed = []
+    for key, value in trained.items():
+        before = cfg.INPUT[key]
+        clips = OF_CLIP[key]
+        if f"INPUT.{key}" not in given and same(before, clips) and not same(before, value):
+            cfg.INPUT[key] = tuple(value) if key == "SIZE" else value
+            changed.append(f"{key} {value}")
+    return (
+        [f"Images are read as {name} was trained (INPUT): {', '.join(changed)}"] if changed else []
+    )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of INPUT are equal; numbers to six digits."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    return len(one) == len(other) and all(
+        abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True)
+    )
+
+
+def weights_of(cfg: CfgNode) -> str:
+    """The SHA-256 of the weights of a method's backbone, in hexadecimal; empty for a trainer of
+    another project.
+
+    Raises UsageError if the configuration states another one (MODEL.BACKBONE.SHA256), ClipError for
+    a missing file.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    stated = cfg.MODEL.BACKBONE.SHA256
+    if cfg.TRAINER.NAME not in trainers.methods() or not name:
+        return stated
+    sha256 = weights_sha256(name)
+    if stated and stated.lower() != sha256:
+        what = f"{WEIGHTS} is {stated}, and {name} has {sha256}"
+        raise UsageError(
+            what, f"give the file with that checksum by --backbone, or leave {WEIGHTS} out"
+        )
+    return sha256
+
+
+def ignored(cfg: CfgNode, given: Given, trees: Iterable[dict]) -> list[str]:
+    """Lines about settings that this method does not read: of KEY VALUE pairs, and of a YAML file
+    for another one.
+
+    `trees` are the content of the YAML file of the method, after that of its bases.
+    """
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    name = cfg.TRAINER.NAME
+    file = given.config_file
+    read = {*cfg.TRAINER, *(method.sections() if method else ())}
+    keys = [
+        key for key in given.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read
+    ]
+    lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
+    if not (file and method and method.Settings.schema().keys() - {"PREC"}):
+        return lines
+    if method.config_folder != name and Path(file).absolute().parent.name == method.config_folder:
+        return lines  # zero-shot CLIP reads the files of CoOp
+    sections: dict[str, dict] = {}
+    for tree in trees:
+        sections |= {
+            key: values
+            for key, values in tree.get("TRAINER", {}).items()
+            if isinstance(values, dict)
+        }
+    now = cfg.TRAINER[method.section()]
+    for section, values in sections.items() if not {*method.sections()} & {*sections} else ():
+        others = [
+            f"{key} {now[key]}, not {values[key]}"
+            for key in values
+            if now.get(key, values[key]) != values[key]
+        ]
+        if others:
+            what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
+            return [f"{what} ({'; '.join(others)}): rename the section if you mean these", *lines]
+    return lines
+
+
+def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
+    """Merge what a YAML file sets under BY_DATASET for the dataset of this run.
+
+    BY_DATASET has the form {dataset: {key: value}}, for all runs; below a key `base2new` the same,
+    for runs on base or new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the
+    log and for config.yaml.
+
+    Keys that the command line has given keep their values.
+    """
+    table = {key: value for key, value in cfg.BY_DATASET.items() if "." not in key}
+    if not table:  # the config.yaml of an earlier run has keys
+        return
+    of_halves = table.pop("base2new", {})
+    values = values_for(cfg.DATASET.NAME, table, "BY_DATASET")
+    of_half = values_for(cfg.DATASET.NAME, of_halves, "BY_DATASET.base2new")
+    values |= of_half if cfg.DATASET.SUBSAMPLE_CLASSES != "all" else {}
+    merged = {key: value for key, value in values.items() if key not in given}
+    cfg.BY_DATASET = CfgNode()  # a closed node: merged values must not add keys here
+    for key, value in merged.items():
+        cfg.merge_from_list([key, value])
+    now = {
+        key: list(value) if isinstance(value, list | tuple) else value
+        for key, value in flatten(cfg).items()
+    }
+    cfg.BY_DATASET = CfgNode({key: now[key] for key in merged}, new_allowed=True)
+
+
+def values_for(dataset: str, table: object, where: str) -> dict:
+    """The values of one dataset in a table {dataset: {key: value}}, all of whose names are
+    checked.
+    """
+    if not isinstance(table, dict):
+        raise UsageError(f"{where} is {table!r}", "give DATASET: {KEY: VALUE}")
+    for name, values in table.items():
+        check_name(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
+        if not isinstance(values, dict):
+            raise UsageError(f"{where}.{name} is {values!r}", "give KEY: VALUE")
+    return flatten(table.get(dataset, {}))

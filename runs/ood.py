@@ -1,0 +1,280 @@
+"""Detection of out-of-distribution images, which show none of a run's classes.
+
+For every method whose answer for an image does not depend on other images of the test.
+
+A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p =
+softmax(z / T):
+
+- MCM: the largest probability of softmax(z / 100 / T), a softmax over cosines (Ming et al., NeurIPS
+  2022)
+- GL-MCM: MCM, plus the same over all patches (Miyai et al., IJCV 2025)
+- MaxLogit: the largest z
+- Energy: T log sum exp(z / T) (Liu et al., NeurIPS 2020)
+- Entropy: sum p log p
+- NegLabel: the probability of the classes beside words that are unlike them (neglabel.py); only if
+  it is asked for
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from dassl.data.datasets import DATASET_REGISTRY
+from torch import Tensor
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from clip import has_local_features
+from common.errors import UsageError, check_name
+from common.names import as_clip_reads
+from configs.files import CONFIGS, known_datasets
+from datasets import title
+from measures.metrics import detection
+from trainers.base import PromptTrainer
+from trainers.base.data_use import list_facts
+from trainers.base.local import local_logits
+from trainers.base.prompted import PromptedCLIP
+
+from .neglabel import NegativeWords, read_words
+from .tested import tested_images
+
+SCORES = ("MCM", "GL-MCM", "MaxLogit", "Energy", "Entropy")
+NEGLABEL = "NegLabel"
+NEW = "new"  # instead of a dataset: the new classes of the run's own, which has base classes
+COSINES = 100.0  # divides logits; CLIP's scale is at most 100
+
+
+@dataclass(frozen=True)
+class OutsideImages:
+    """Out-of-distribution images."""
+
+    name: str  # as in TEST.OOD
+    cfg: CfgNode  # that its dataset was read with
+    images: list
+    shared: list[str]  # names of classes of the run that it has, too
+
+
+def check_settings(cfg: CfgNode) -> None:
+    """Check TEST.OOD and TEST.OOD_SCORES: known names, and `new` for base classes only."""
+    for name in cfg.TEST.OOD:
+        check_name(name, [*known_datasets(), NEW], "dataset for --ood")
+        if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
+            what = (
+                "--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is "
+                f"{cfg.DATASET.SUBSAMPLE_CLASSES}"
+            )
+            raise UsageError(what, "set it to base, or name a dataset")
+    for score in cfg.TEST.OOD_SCORES:
+        check_name(score, (*SCORES, NEGLABEL), "score in TEST.OOD_SCORES")
+    if cfg.TEST.OOD and NEGLABEL in cfg.TEST.OOD_SCORES:
+        read_words(cfg.TEST.OOD_WORDS)
+
+
+def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
+    """The images of TEST.OOD. Classes that both sides have are printed; their images are not left
+    out.
+
+    Raises UsageError if a dataset is missing, or the model does not have a score of
+    TEST.OOD_SCORES.
+    """
+    if getattr(trainer, "kind", "") == "transductive":
+        what = (
+            f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a "
+            "test"
+        )
+        raise UsageError(what, "leave out --ood")
+    datasets = [outside_images(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
+    if NEGLABEL in cfg.TEST.OOD_SCORES and not compares_texts(trainer):
+        what = f"NegLabel compares an image with texts, and {cfg.TRAINER.NAME} does not do that"
+        raise UsageError(what, "leave it out of TEST.OOD_SCORES")
+    if not has_patches(trainer):
+        why = (
+            f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with "
+            f"{cfg.MODEL.BACKBONE.NAME} cannot"
+        )
+        if "GL-MCM" in cfg.TEST.OOD_SCORES:
+            raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES")
+        if not cfg.TEST.OOD_SCORES:
+            print(f"{why}: it is left out")
+    for dataset in datasets:
+        if names := dataset.shared:
+            some = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
+            what = f"{title(dataset.cfg)} shares {len(names)} classes with {title(cfg)}"
+            print(f"{what}, which count as out-of-distribution: {some}")
+    return datasets
+
+
+def compares_texts(trainer: Any) -> bool:
+    """Whether logits are similarities of one image feature with texts: not those of views, nor of a
+    linear probe.
+    """
+    model = getattr(trainer, "model", None)
+    similarities = isinstance(model, PromptedCLIP) and type(model).logits is PromptedCLIP.logits
+    return similarities and getattr(trainer, "kind", "") != "test-time"
+
+
+def has_patches(trainer: Any) -> bool:
+    """Whether patches can be compared with texts, too."""
+    return compares_texts(trainer) and has_local_features(trainer.model.clip)
+
+
+def outside_images(name: str, cfg: CfgNode, trainer: Any) -> OutsideImages:
+    other = cfg.clone()
+    other.defrost()
+    if name == NEW:
+        other.DATASET.SUBSAMPLE_CLASSES = "new"
+    else:
+        other.DATASET.TITLE = ""
+        other.DATASET.TEMPLATE = ""
+        other.DATASET.SUBSAMPLE_CLASSES = "all"
+        other.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
+        other.INPUT = cfg.INPUT
+    # Draws no random numbers
+    other.DATASET.NUM_SHOTS = -1
+    other.DATASET.FEWSHOT_FILE = ""
+    other.DATASET.SENTENCES = ""
+    other.DATASET.HOLD_OUT = False  # which needs two training images of each class
+    dataset = DATASET_REGISTRY.get(other.DATASET.NAME)(other)
+    names = set(map(as_clip_reads, trainer.dm.dataset.classnames))
+    shared = [name for name in dataset.classnames if as_clip_reads(name) in names]
+    return OutsideImages(name, other, dataset.test, shared)
+
+
+class Detection:
+    """Scores of out-of-distribution images (TEST.OOD): an observer (`run.wanted_observers`)."""
+
+    def __init__(self, spec: Any, trainer: Any):
+        self.cfg = spec.cfg
+        self.trainer = trainer
+        self.others = read_outside_images(spec.cfg, trainer)
+        asked = spec.cfg.TEST.OOD_SCORES or SCORES
+        self.local = "GL-MCM" in asked and has_patches(trainer)
+        self.words: NegativeWords | None = None
+        if NEGLABEL in asked:
+            words = spec.cfg.TEST.OOD_WORDS
+            seed = spec.cfg.SEED
+            self.words = NegativeWords(trainer.model, trainer.class_names, words, seed)
+        self.names = [
+            score
+            for score in (*SCORES, NEGLABEL)
+            if score in asked and (self.local or score != "GL-MCM")
+        ]
+        self.tested: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
+        self.reads_features = self.local or self.words is not None
+        own_pass = type(trainer).test_outputs if isinstance(trainer, PromptTrainer) else None
+        if not self.reads_features or own_pass is PromptTrainer.test_outputs:
+            self.test_outputs = trainer.test_outputs
+            trainer.read_outputs_by(self.watched_outputs)
+
+    def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `test_outputs` of the trainer, and keeps the scores: no image is computed twice."""
+        self.tested = []
+        if self.reads_features:
+            rows = outputs(self.trainer, loader, self.local)
+        else:
+            rows = ((*pair, None, None) for pair in self.test_outputs(loader))
+        for logits, labels, of_patches, image in rows:
+            self.tested.append(self.scores(logits, of_patches, image))
+            yield logits, labels
+
+    def scores(
+        self, logits: Tensor, of_patches: Tensor | None, image: Tensor | None
+    ) -> dict[str, Tensor]:
+        negative = {} if self.words is None else {NEGLABEL: self.words.score(logits, image)}
+        return scores(logits, of_patches, self.cfg.TEST.OOD_T) | negative
+
+    def finish(self) -> dict[str, Any]:
+        """How well each score detects out-of-distribution images; printed, too.
+
+        Returns `ood`: for each dataset the record of its images, `name`, `shared_classes`, and
+        `scores`: {score: AUROC, AUPR and FPR95 in percent, images of the classes positive}.
+        """
+        cfg = self.cfg
+        trainer = self.trainer
+        if not trainer.evaluator.batches:  # TEST.NO_TEST
+            return {}
+        trainer.set_model_mode("eval")
+        split, _ = tested_images(cfg, trainer)
+        loader = trainer.val_loader if split == "val" else trainer.test_loader
+        known = self.joined(self.tested or self.scores_of(loader))
+        records = []
+        for outside in self.others:
+            dataset = type(loader.dataset)(cfg, outside.images, transform=loader.dataset.transform)
+            same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
+            others = DataLoader(dataset, **{name: getattr(loader, name) for name in same})
+            unknown = self.joined(self.scores_of(others))
+            detected = {score: detection(known[score], unknown[score]) for score in self.names}
+            half = " (new classes)" if outside.name == NEW else ""
+            print(f"=> {title(outside.cfg)}{half}: {len(outside.images):,} images")
+            for score, values in detected.items():
+                print(
+                    f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 "
+                    f"{values['fpr95']:.2f}"
+                )
+            record = list_facts(outside.cfg, title(outside.cfg), "test", outside.images)
+            records.append(
+                {
+                    "name": outside.name,
+                    **record,
+                    "shared_classes": outside.shared,
+                    "scores": detected,
+                }
+            )
+        return {"ood": records}
+
+    def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
+        """The scores of a loader's images, batch by batch."""
+        computed = outputs(self.trainer, loader, self.local, self.reads_features)
+        return [self.scores(logits, of_patches, image) for logits, _, of_patches, image in computed]
+
+    def joined(self, batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+        return {
+            score: torch.cat([batch[score] for batch in batches]).cpu().numpy()
+            for score in self.names
+        }
+
+
+@torch.no_grad()
+def outputs(
+    trainer: Any, loader: Any, local: bool = True, features: bool = True
+) -> Iterator[tuple[Any, ...]]:
+    """The logits (batch, classes) and labels of a loader's images and, else None: if `local`, the
+    logits of their patches; if `features`, those of the images, (batch, joint)."""
+    one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
+    for batch in loader:
+        images, labels = trainer.parse_batch_test(batch)
+        if not (local or features):
+            yield trainer.model_inference(images), labels, None, None
+            continue
+        # Features of single patches
+        with trainer.model.reading("local") if local else nullcontext():
+            output = trainer.model.output(images)
+        logits = output.logits if one_pass else trainer.model_inference(images)
+        yield logits, labels, local_logits(trainer.model, output) if local else None, output.image
+
+
+def scores(
+    logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """The scores (batch,) of images, in double precision.
+
+    `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM
+    alone.
+    """
+    z = logits.double()
+    mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)
+    p = (z / temperature).softmax(dim=-1)
+    results = {
+        "MCM": mcm,
+        "MaxLogit": z.amax(dim=-1),
+        "Energy": temperature * (z / temperature).logsumexp(dim=-1),
+        # Also for a class that a logit of minus infinity leaves out
+        "Entropy": -torch.special.entr(p).sum(dim=-1),
+    }
+    if of_patches is not None:
+        of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)
+        results["GL-MCM"] = mcm + of_patches.amax(dim=(1, 2))
+    return results

@@ -1,0 +1,190 @@
+"""The record of a run for results.json: what it measured, and its data-use card.
+
+The card says which images the run has seen in which phase, and where its settings come from.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from dassl.config import flatten
+
+import trainers
+from common.records import Phase, SelectionRecord
+from common.results import MEASURES
+from common.version import source
+from datasets import title
+from measures.results import RECORDED, SELECTED
+from trainers.base import data_use
+from trainers.base.build import usable
+
+from .environment import versions
+from .run_spec import RunSpec
+from .tested import tested_images, tests_of
+
+
+class Record:
+    """The record of a run, from before its training to its end.
+
+    Raises UsageError if the run would choose on test images, and TEST.SELECT_ON_TEST is False.
+    """
+
+    def __init__(self, spec: RunSpec, trainer: Any):
+        self.spec = spec
+        self.trainer = trainer
+        # The images behind the prompts that the run starts from, and the choices for them; None if
+        # they are not known.
+        self.earlier: Sequence[Phase] | None = getattr(
+            trainer, "inherited_phases", None if spec.args.eval_only else []
+        )
+        self.choices = self.all_choices()
+
+    def all_choices(self) -> list[SelectionRecord] | None:
+        spec = self.spec
+        trainer = self.trainer
+        evaluates = self.spec.args.eval_only
+        earlier: Sequence[SelectionRecord] | None = getattr(
+            trainer, "inherited_choices", None if evaluates else []
+        )
+        is_ours = isinstance(trainer, trainers.PromptTrainer)
+        new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
+        if new and is_ours:
+            trainer.inherit(new)
+        if (not evaluates and is_trainable(trainer)) or (is_ours and not trainer.learns):
+            new += (
+                trainer.choices
+                if is_ours
+                else data_use.made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
+            )
+        if new and not spec.cfg.TEST.SELECT_ON_TEST:
+            data_use.check_choices(new)
+        choices = None if earlier is None and not new else [*(earlier or ()), *new]
+        if choices and (selecting := data_use.on_test_images(choices)):
+            print(
+                f"{SELECTED}: {'; '.join(map(data_use.selection_text, selecting))} (the results "
+                "are marked)"
+            )
+        return choices
+
+    def epochs(self) -> tuple[int | None, int | None]:
+        """The number of epochs that were trained (of an evaluation: behind the prompts that it
+        loaded), and the epoch that was tested; None if it is not known, or nothing was tested."""
+        spec = self.spec
+        trainer = self.trainer
+        if spec.args.eval_only:  # trainers of this project know what they have loaded
+            asked = None if isinstance(trainer, trainers.PromptTrainer) else spec.args.load_epoch
+            loaded = getattr(trainer, "loaded_epoch", asked)
+            return loaded, loaded
+        if not is_trainable(trainer):
+            return 0, 0
+        epochs = spec.cfg.OPTIM.MAX_EPOCH
+        if spec.cfg.TEST.NO_TEST:
+            return epochs, None
+        return epochs, getattr(
+            trainer, "loaded_epoch", None
+        ) if spec.cfg.TEST.FINAL_MODEL == "best_val" else epochs
+
+    def card(self) -> dict[str, Any]:
+        """The data-use card of a run that has ended.
+
+        - `kind`: of the method (`data_use.METHOD_KINDS`), or `extra text` if it is inductive and
+          has DATASET.SENTENCES; None for a trainer of another project
+        - `fit`: the records of the images behind the prompts that it tests; None if that is not
+          known
+        - `choose`: `choices`
+        - `test`: the record of the tested images, with `evaluations`, how many tests of them ended
+          in this output folder; None without a test
+        - `settings`: those that are not defaults, by their source
+        """
+        cfg = self.spec.cfg
+        trainer = self.trainer
+        test = None
+        if trainer.evaluator.results:
+            split, items = tested_images(cfg, trainer)
+            facts = data_use.list_facts(cfg, title(cfg), split, items)
+            evaluations = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
+            counts = {
+                "labels": len(items),
+                "class_names": trainer.dm.num_classes,
+                "evaluations": evaluations,
+            }
+            test = Phase(**facts, **data_use.text_facts(cfg), **counts).to_json()
+        sources: dict[str, list[str]] = {}
+        for key, origin in sorted(self.spec.sources.items()):
+            sources.setdefault(origin, []).append(key)
+        chosen = [
+            choice.what
+            for choice in self.choices or ()
+            if choice.what not in ("epoch", data_use.TRAINING)
+        ]
+        sources |= {"a choice": list(dict.fromkeys(chosen))} if chosen else {}
+        kind = getattr(trainer, "kind", None)
+        phases = None if self.earlier is None else list(self.earlier)
+        if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
+            phases.append(
+                data_use.fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes)
+            )
+        fit, choose = map(to_json, (phases, self.choices))
+        if kind == "inductive" and any(
+            "sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]
+        ):
+            kind = "extra text"
+        return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
+
+    def to_json(self, observed: dict[str, Any]) -> str:
+        """The content of results.json of a run that has ended, with what observers add; null: it
+        was not measured.
+        """
+        cfg = self.spec.cfg
+        trainer = self.trainer
+        device = self.trainer.device
+        settings = flatten(cfg)
+        measured = trainer.evaluator.results
+        split, _ = tested_images(cfg, trainer)
+        epochs, tested_epoch = self.epochs()
+        content = {
+            **{key: settings[setting] for key, setting in RECORDED.items()},
+            "dataset": title(cfg),
+            "split": split,
+            "n_test": trainer.n_test if measured else None,
+            **{
+                key: measured[key] if math.isfinite(measured.get(key, math.nan)) else None
+                for key in MEASURES
+            },
+            "train_seconds": trainer.train_seconds or None,
+            "test_seconds": trainer.test_seconds if measured else None,
+            "epochs": epochs,
+            "tested_epoch": tested_epoch,
+            **(
+                {"checkpoint_sha256": trainer.loaded_sha256}
+                if hasattr(trainer, "loaded_sha256")
+                else {}
+            ),
+            "data_use": self.card(),
+            **observed,
+            **({"plugin_sha256": cfg.MODEL.PLUGIN_SHA256} if cfg.MODEL.PLUGIN_SHA256 else {}),
+            "precision": usable(trainer.settings.PREC, device)
+            if hasattr(trainer, "settings")
+            else None,
+            "device": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"cpu ({platform.machine()})",
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **source(),
+            "versions": versions(),
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+
+def to_json(records: list[Any] | None) -> list[dict] | None:
+    return None if records is None else [record.to_json() for record in records]
+
+
+def is_trainable(trainer: Any) -> bool:
+    """Whether there is anything to train: zero-shot CLIP has nothing."""
+    return bool(trainer.get_model_names())

@@ -1,0 +1,172 @@
+"""One run: train or test one method on one dataset."""
+
+import sys
+import warnings
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
+
+import trainers
+from common.errors import UsageError
+from common.results import RUN_CONFIG_FILE
+from datasets import title
+from inference.seen import SeenImages
+from measures.results import chance_hint, checked_summary, next_step, summary_line
+
+from . import calibrating, ood, open_world
+from .environment import environment, unused_gpu
+from .output_folder import OutputFolder
+from .record import Record, is_trainable
+from .run_spec import RunSpec
+from .saved_predictions import SavedPredictions
+from .trackers import reporting
+
+MOST_SEEN = 20_000  # training images, and test images: to read more once more would take minutes
+
+
+def train_and_test(spec: RunSpec, wait: bool = False) -> None:
+    """One run in its output folder: training and test, or a test alone. results.json is written
+    last.
+
+    If `wait`, it waits for another run in the same output folder, instead of raising UsageError.
+    """
+    with OutputFolder.claim(spec, wait) as folder, ExitStack() as until_end:
+        if folder.is_finished:
+            line = f"Already done (delete {folder.path} to run it again)"
+            print(
+                checked_summary(folder.path, folder.results)
+                if spec.args.quiet and folder.results
+                else line
+            )
+            return
+        until_end.callback(
+            setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark
+        )
+        with folder.start():
+            print_settings(spec, folder)
+            trainer = build(spec)
+            observers = [observer(spec, trainer) for observer in wanted_observers(spec)]
+            prepare(spec, trainer)
+            # Before a test loads the best epoch, which names its images itself
+            record = Record(spec, trainer)
+            if spec.args.no_train:
+                return
+            if spec.args.report_to:
+                until_end.enter_context(reporting(spec.args.report_to, spec.cfg, trainer))
+        if spec.args.eval_only or not is_trainable(trainer):
+            folder.remove_results()
+        else:
+            trainer.on_start(folder.remove_results)
+        if spec.args.eval_only:
+            trainer.test()
+        else:
+            trainer.train()
+        learned = not spec.args.eval_only and getattr(trainer, "learns", False)
+        if learned and len(trainer.dm.dataset.train_x) <= MOST_SEEN:
+            seen_images(trainer).write(folder.path)
+        observed = {
+            key: value for observer in observers for key, value in observer.finish().items()
+        }
+        folder.finish(record.to_json(observed))
+        is_model = folder.results and getattr(trainer, "learns", False)
+        lines = (
+            [next_step(spec.args.model_dir or folder.path, trainer.plugin_file)] if is_model else []
+        )
+        if folder.results:
+            lines += chance_hint(folder.results["accuracy"], trainer.dm.num_classes)
+        print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
+    if spec.args.quiet and folder.results:
+        print(summary_line(folder.results), *lines, sep="\n")
+
+
+def seen_images(trainer: Any) -> SeenImages:
+    """What the model of a run has seen: training images, validation images that chose something,
+    and test images.
+    """
+    dataset = trainer.dm.dataset
+    most_pixels = trainer.cfg.INPUT.MAX_PIXELS
+    seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
+    if any(choice.split == "val" for choice in trainer.choices):
+        seen += SeenImages.of_files(dataset.val, "chosen", most_pixels)
+    if len(dataset.test) <= MOST_SEEN:
+        seen += SeenImages.of_files(dataset.test, "tested", most_pixels).without_signatures()
+    return seen
+
+
+def wanted_observers(spec: RunSpec) -> list[type]:
+    """What this run does besides training and test."""
+    wanted = {
+        ood.Detection: bool(spec.cfg.TEST.OOD),
+        open_world.OpenWorld: open_world.is_union(spec),
+        SavedPredictions: True,
+        calibrating.Calibrated: spec.cfg.TEST.CALIBRATE,
+    }
+    return [observer for observer, is_wanted in wanted.items() if is_wanted]
+
+
+def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
+    """All settings to log.txt alone; to the terminal those that differ from the YAML files."""
+    args = spec.args
+    cfg = spec.cfg
+    name = spec.cfg.TRAINER.NAME
+    if cfg.VERBOSE:
+        arguments = "".join(f"  {key}: {value}\n" for key, value in sorted(vars(args).items()))
+        machine = "".join(f"  {key}: {value}\n" for key, value in environment().items())
+        # Dassl's logger, with the file as an attribute (so it is in the published one)
+        log: Any = sys.stdout
+        log.file.write(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
+    width = max(map(len, spec.changed), default=0)
+    print(
+        f"{name} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:"
+    )
+    for key, (before, now) in spec.changed.items():
+        print(
+            f"  {key:{width}}  {now}"
+            + (f"  (was {before})" if before not in ("", None, ()) else "")
+        )
+    print(f"All settings: {folder.path / RUN_CONFIG_FILE}")
+    for line in (*spec.ignored, *spec.of_backbone):
+        print(line)
+    if cfg.BY_DATASET:
+        values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
+        print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
+
+
+def build(spec: RunSpec) -> Any:
+    """The trainer on the device of the run, after seeding all random generators."""
+    cfg = spec.cfg
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    elif cfg.USE_CUDA and (why := unused_gpu()):
+        hint = "docs/install.md; USE_CUDA False hides this"
+        print(f"Computing on the CPU, although there is an NVIDIA GPU: {why} ({hint})")
+    with warnings.catch_warnings():
+        # Augmentation depends on the number of workers: a seed gives the same images on a machine
+        # with few cores.
+        warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+        return build_trainer(cfg)
+
+
+def prepare(spec: RunSpec, trainer: Any) -> None:
+    """Load the prompts to test, or check that the training can start."""
+    args = spec.args
+    cfg = spec.cfg
+    if args.eval_only:
+        if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
+            raise UsageError(
+                f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}"
+            )
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    elif is_trainable(trainer):
+        if isinstance(trainer, trainers.PromptTrainer):
+            trainer.check_training()
+        if getattr(trainer.dm.dataset, "test_only", False):
+            print(
+                f"{title(cfg)} has only test images: training on them is a rehearsal, not a result"
+            )

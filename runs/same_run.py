@@ -1,0 +1,188 @@
+"""Whether the run in a folder is the run that somebody asks for: the same settings, and a test of
+the same prompts.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dassl.config import flatten
+from yacs.config import CfgNode
+
+import trainers
+from clip import ClipError
+from common.errors import UsageError
+from common.files import checksum, identity
+from common.lock import ANOTHER
+from common.results import RESULTS_FILE, RUN_CONFIG_FILE
+from common.text import read_json, read_text
+from configs.files import YAML_BYTES, read_yaml
+from datasets import title
+from measures.results import RECORDED
+from trainers.base.partial import FOLDER as PARTIAL_TEST
+
+from .arguments import parse_arguments
+from .configuration import PLUGIN, RESUMABLE_CHANGES, WEIGHTS, default_settings, weights_of
+from .run_spec import setup_cfg
+
+OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
+# Options in which the runs of a study differ
+OF_ONE_RUN = (
+    "--output-dir",
+    "--model-dir",
+    "--seed",
+)
+
+
+def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[tuple]) -> None:
+    """Check that the finished run in a folder is the one that these arguments of train.py ask for.
+
+    Args:
+        results: its results.json.
+        equal: what the calls before have compared. Most runs of a study differ in the seed and in
+            folders alone, so that one of them is compared setting by setting, which takes 10 ms,
+            and the others by the text of config.yaml, which takes 0.3 ms.
+
+    Raises UsageError if the run had other settings, other weights or other prompts.
+    """
+    words: list[str] = []
+    options: dict[str, str] = {}
+    for word in (rest := iter(argv)):
+        if word in OF_ONE_RUN:
+            options[word] = next(rest, "")
+        else:
+            words.append(word)
+    seed = options.get("--seed")
+    file = folder / RUN_CONFIG_FILE
+    text = read_text(file, YAML_BYTES, "replace") if file.is_file() else ""
+    text = re.sub(rf"^(SEED: {seed}|OUTPUT_DIR: .*)\n", "", text, flags=re.MULTILINE)
+    recorded = [results.get(key, "missing") for key in RECORDED if key != "seed"]
+    key = (*words, text, repr(recorded), str(results.get("seed", seed)) == seed)
+    if not text or key not in equal:
+        check_same_settings(setup_cfg(parse_arguments(list(argv))), finished=True)
+        equal.add(key)
+    if "--model-dir" in options:
+        epoch = int(words[words.index("--load-epoch") + 1]) if "--load-epoch" in words else None
+        check_same_prompts(folder, results, options["--model-dir"], epoch)
+
+
+def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:  # noqa: C901, PLR0912, PLR0915
+    """Check that the run in the output folder, if there is one, was started with these settings.
+
+    A setting that it lacks, as its version did not know it, counts as its default. One that only it
+    has is of a newer version, and refused.
+
+    If it is `finished`, its results would count as those of this run: results.json is compared,
+    too. The run in `resumes`, if given, is checked instead.
+    """
+    folder = Path(resumes or cfg.OUTPUT_DIR)
+    before = {}
+    remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
+    file = folder / RUN_CONFIG_FILE
+    try:
+        begun = any(
+            any(folder.glob(kept))
+            for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS_FILE)
+        )
+        if file.is_file() and (finished or begun):
+            before = flatten(read_yaml(file))
+            if not before:
+                raise ValueError("no settings")
+        elif finished:
+            what = f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings"
+            raise UsageError(what, OTHER_FOLDER, folder)
+        if finished:  # the file may have been copied here from another run
+            file = folder / RESULTS_FILE
+            recorded = dict(read_json(file).items())
+            if recorded.get("dataset") == title(cfg):
+                recorded["dataset"] = cfg.DATASET.NAME
+            before |= {
+                setting: recorded[key] for key, setting in RECORDED.items() if key in recorded
+            }
+    except (ValueError, AttributeError, TypeError) as error:
+        if isinstance(error, UsageError) and error.where == folder:
+            raise
+        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
+    if not before:
+        return
+    now = {key: as_read(value) for key, value in flatten(cfg).items()}
+    defaults = default_settings(cfg.TRAINER.NAME) if "TRAINER" in cfg else {}
+    before = {key: as_read(defaults[key]) for key in now.keys() & defaults.keys()} | before
+    try:
+        # Earlier versions lack it
+        now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
+    except ClipError:  # the file is not there: a run that is not finished says so later
+        before.pop(WEIGHTS)
+    may_differ = RESUMABLE_CHANGES
+    if cfg.DATASET.NAME == "ImageFolder":  # its root says which images it has
+        same = os.path.abspath(str(before.get("DATASET.ROOT"))) == os.path.abspath(cfg.DATASET.ROOT)
+        may_differ = RESUMABLE_CHANGES - (set() if same else {"DATASET.ROOT"})
+    changed = [
+        key
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key] and key not in may_differ
+    ]
+    if changed == [WEIGHTS]:
+        name = cfg.MODEL.BACKBONE.NAME
+        hashes = [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
+        what = (
+            f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it "
+            f"has {hashes[1]}"
+        )
+        raise UsageError(what, f"restore {name}, or {remedy}", folder)
+    if changed == [PLUGIN]:
+        remedy = f"restore it, or {remedy}"
+        raise UsageError(
+            f"{folder} holds a run of another version of the file of --plugin", remedy, folder
+        )
+    if changed:
+        key, *others = changed
+        more = f" ({', '.join(others)} also differ)" if others else ""
+        what = f"{folder} holds a run with {key} {before[key]}, this one has {now[key]}{more}"
+        raise UsageError(what, remedy, folder)
+    if unknown := sorted(before.keys() - now.keys()):
+        what = (
+            f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
+        )
+        raise UsageError(what, f"use the version that made it, or {remedy}", folder)
+
+
+def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: int | None) -> None:
+    """Check that a finished evaluation is of the checkpoint that this one names, as far as its
+    results say which.
+    """
+    method = trainers.methods().get(results.get("trainer", ""))
+    path = None
+    tested = results.get("checkpoint_sha256")
+    epoch = results.get("tested_epoch")
+    if tested and method:
+        with suppress(UsageError):  # it is gone
+            path = method.checkpoint_in(model_dir, load_epoch)
+    differs = (
+        checkpoint_sha256(identity(Path(path))) != tested
+        if path
+        else epoch and load_epoch not in (None, epoch)
+    )
+    if differs:
+        what = (
+            f"{folder} holds a test of another checkpoint, of epoch {epoch}, than "
+            f"{path or f'epoch {load_epoch}'}"
+        )
+        raise UsageError(what, OTHER_FOLDER)
+
+
+@lru_cache(4096)
+def checkpoint_sha256(file: tuple) -> str:
+    """The SHA-256 of a checkpoint (`identity`): several runs of a study test the same one."""
+    return checksum(Path(file[0]))
+
+
+def as_read(value: Any) -> Any:
+    """A setting as YAML gives it back: tuples are lists there."""
+    if isinstance(value, dict):
+        return {key: as_read(item) for key, item in value.items()}
+    return [as_read(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,137 @@
+"""The predictions of a run's tests, which it writes to predictions.npz at its end."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UsageError
+from common.results import MEASURES
+from datasets import title
+from measures import metrics
+from measures.predictions import (
+    COLUMNS,
+    LARGEST,
+    PREDICTIONS_FILE,
+    Predictions,
+    predictions_of,
+    save,
+)
+from trainers.base.data_use import list_digest, relative_paths
+
+from .tested import images_of, note_test, tested_images
+
+
+class Recorder:
+    """The evaluator of a trainer, which keeps the predictions of a test and adds measures of them
+    to its results.
+
+    It calls `after_test` with the results of each test. Accuracies are in percent.
+    """
+
+    def __init__(
+        self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]
+    ):
+        self.evaluator = evaluator
+        self.keeps_logits = keeps_logits
+        self.after_test = after_test
+        self.reset()
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+        self.batches: list[Predictions] = []
+        self.results: dict[str, float] = {}
+
+    def process(self, logits: Any, labels: Any) -> None:
+        """Add a batch: logits (batch, classes) and labels (batch,)."""
+        self.evaluator.process(logits, labels)
+        # For an evaluator of another project
+        if not (hasattr(logits, "dim") and logits.dim() == 2):
+            return
+        self.batches.append(predictions_of(logits, labels))
+        if self.keeps_logits:
+            self.batches[-1]["logits"] = logits.float().cpu().numpy()
+
+    @property
+    def predictions(self) -> Predictions:
+        """The columns of all batches; none if there were no batches."""
+        return {
+            key: np.concatenate([batch[key] for batch in self.batches])
+            for key in (self.batches or [{}])[0]
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """The results of the evaluator and those of `metrics.of_predictions`, printed too."""
+        self.results = self.evaluator.evaluate()
+        columns = self.predictions
+        measures = metrics.of_predictions(*(columns[key] for key in COLUMNS)) if columns else {}
+        self.results.update(measures)
+        for key, value in measures.items():
+            name = key.removesuffix("_accuracy")  # parsers of logs look for the word
+            print(f"* {name}: {value:{MEASURES[key].log_form}}{MEASURES[key].unit}")
+        p = columns.get("probabilities", np.empty((0, 0)))
+        if p.size and p.shape[1] > 1 and (p[:, 0] == p[:, -1]).all():
+            print(
+                "All classes are equally likely for every image: do the numbers of the backbone "
+                "overflow?"
+            )
+        self.after_test(self.results)
+        return self.results
+
+
+class SavedPredictions:
+    """Records each test of a run, and writes predictions.npz at its end: an observer
+    (`run.wanted_observers`).
+    """
+
+    def __init__(self, spec: Any, trainer: Any):
+        self.cfg = spec.cfg
+        self.trainer = trainer
+        keeps_logits = spec.cfg.TEST.SAVE_LOGITS or spec.cfg.TEST.CALIBRATE
+        if keeps_logits:
+            check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
+        note = partial(note_test, spec.cfg, trainer)
+        trainer.evaluate_by(lambda evaluator: Recorder(evaluator, keeps_logits, note))
+
+    def finish(self) -> dict[str, Any]:
+        if arrays := test_arrays(self.cfg, self.trainer):
+            save(Path(self.cfg.OUTPUT_DIR, PREDICTIONS_FILE), arrays)
+        return {}
+
+
+def check_logits(images: int, classes: int) -> None:
+    """Raise UsageError if TEST.SAVE_LOGITS would make too large a file."""
+    if 4 * images * classes > LARGEST:
+        what = (
+            f"TEST.SAVE_LOGITS would write {images:,} x {classes:,} logits, "
+            f"{4 * images * classes / 1e9:.1f} GB"
+        )
+        raise UsageError(what, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
+
+
+def test_arrays(cfg: Any, trainer: Any) -> Predictions:
+    """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it
+    made none.
+    """
+    columns = trainer.evaluator.predictions
+    if not columns or not trainer.evaluator.results:
+        return {}
+    split, items = tested_images(cfg, trainer)
+    rows = {id(item): row for row, item in enumerate(images_of(trainer, split))}
+    order = [rows[id(item)] for item in items]  # a method may read them in another one
+    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != [
+        item.label for item in items
+    ]:
+        print(f"No {PREDICTIONS_FILE}: the test did not read each image once, in order")
+        return {}
+    return {key: column[order] for key, column in columns.items()} | {
+        "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
+        "class_names": np.array(
+            [trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]
+        ),
+        "dataset": np.array(title(cfg)),
+        "split": np.array(split),
+        "images_sha256": np.array(list_digest(items, cfg.DATASET.ROOT)),
+    }

@@ -1,0 +1,288 @@
+"""Two methods compared by the predictions of their runs: differences, how sure they are, and what
+could be seen.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from common.names import printable
+from common.results import RESULTS_FILE, read_results
+from common.start import Parser
+from configs.methods import methods
+from measures.predictions import read
+from measures.results import selection_mark
+
+LEVEL = 0.95
+POWER = 0.8
+RESAMPLES = 2000
+# Of the seeds of one method
+IN_COMMON = (
+    "trainer",
+    "dataset",
+    "classes",
+    "shots",
+    "backbone",
+    "weights_sha256",
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The runs of one method."""
+
+    results: dict[int, dict]  # results.json of each run, by seed
+    correct: NDArray[np.bool_]  # (seeds, images), whether each prediction is right; seeds ascend
+    images: tuple  # the checksum of the list of images, and the names of the classes
+    folder: Path
+
+    def for_seeds_of(self, other: "Compared") -> "Compared":
+        """The same, with the only run of a method that does not depend on the seed as that of each
+        seed of `other`.
+        """
+        (run, *more), seeds = self.results.values(), other.results
+        method = methods().get(run["trainer"])
+        if more or method is None or method.seeded:
+            return self
+        return replace(
+            self,
+            results=dict.fromkeys(seeds, run),
+            correct=np.repeat(self.correct, len(seeds), axis=0),
+        )
+
+
+def read_runs(folder: Path) -> Compared:
+    """The run in a folder, or the runs in its folders (seed1, seed2, ...).
+
+    Raises UsageError if there is none, one has no predictions, or they are of different images or
+    seeds.
+    """
+    folders = [file.parent for file in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
+    folders = [folder] if (folder / RESULTS_FILE).is_file() else folders
+    results = {place: run for place in folders if (run := read_results(place))}
+    if not results:
+        raise UsageError(
+            f"there is no finished run in {folder}",
+            "give the output folder of a run, or of its seeds",
+        )
+    tests = [(run, read(place)) for place, run in results.items()]
+    by_seed = {
+        run["seed"]: (run, arrays)
+        for run, arrays in sorted(tests, key=lambda test: test[0]["seed"])
+    }
+    images = {
+        (str(arrays["images_sha256"]), tuple(arrays["class_names"]))
+        for _, arrays in by_seed.values()
+    }
+    if len(images) > 1 or len(by_seed) < len(results):
+        what = (
+            "a seed twice"
+            if len(by_seed) < len(results)
+            else "tests of different images or classes"
+        )
+        raise UsageError(
+            f"{folder} has {what}", "give the runs of one method on one dataset", folder
+        )
+    for key in IN_COMMON:
+        if len(several := {str(run.get(key)) for run in results.values()}) > 1:
+            what = (
+                f"the runs in {folder} differ in {key}: "
+                f"{', '.join(map(printable, sorted(several)))}"
+            )
+            raise UsageError(what, "give the runs of one method on one dataset", folder)
+    correct = np.stack(
+        [arrays["classes"][:, 0] == arrays["label"] for _, arrays in by_seed.values()]
+    )
+    return Compared(
+        {seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder
+    )
+
+
+def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
+    """The seeds that both have, and (seeds, images): 1 where only the first is right, -1 where only
+    the second is.
+
+    Raises UsageError if they have no seed in common, or were tested on different images.
+    """
+    if one.images != other.images:
+        what = "classes" if one.images[0] == other.images[0] else "images"
+        raise UsageError(
+            f"the runs were tested on different {what}",
+            "give runs on one dataset and one part of it",
+        )
+    if one.correct.shape[1] < 2:
+        raise UsageError("the runs were tested on one image", "give runs with more of them")
+    seeds = sorted(one.results.keys() & other.results.keys())
+    if not seeds:
+        raise UsageError("the runs have no seed in common", "give runs with the same seeds")
+    ours, theirs = (
+        method.correct[[list(method.results).index(seed) for seed in seeds]]
+        for method in (one, other)
+    )
+    return seeds, ours.astype(int) - theirs.astype(int)
+
+
+def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
+    """The interval of the mean difference, in points, from resampling seeds and images, each with
+    replacement.
+
+    `differences`, (seeds, images), are from `paired`. With one seed only the images are resampled.
+    """
+    from scipy.stats import bootstrap  # slow to import
+
+    rng = np.random.default_rng(0)
+    options: dict[str, Any] = {
+        "n_resamples": RESAMPLES,
+        "confidence_level": LEVEL,
+        "method": "percentile",
+    }
+    if len(differences) == 1:
+        resampled = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
+    else:
+        ranges = tuple(np.arange(size) for size in differences.shape)
+
+        def mean(seeds: Any, images: Any) -> float:
+            return float(differences[np.ix_(seeds, images)].mean())
+
+        resampled = bootstrap(ranges, mean, vectorized=False, random_state=rng, **options)
+    low, high = resampled.confidence_interval
+    return 100 * float(low), 100 * float(high)
+
+
+def mcnemar(difference: NDArray[Any]) -> tuple[int, int, float]:
+    """McNemar's exact test of two runs, from a row of `paired` (images,).
+
+    Returns how many images only the first gets right, how many only the second, and the two-sided
+    p.
+    """
+    from scipy.stats import binomtest
+
+    ours = int((difference > 0).sum())
+    theirs = int((difference < 0).sum())
+    return ours, theirs, float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+
+
+def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The t-interval of the mean of paired differences, one for each seed; NaN for fewer than
+    two.
+    """
+    from scipy.stats import t
+
+    number = len(differences)
+    if number < 2:
+        return math.nan, math.nan
+    half = t.ppf((1 + LEVEL) / 2, number - 1) * np.std(differences, ddof=1) / math.sqrt(number)
+    return float(np.mean(differences) - half), float(np.mean(differences) + half)
+
+
+def smallest_difference(differences: Sequence[float]) -> float:
+    """The smallest true difference that a paired t-test (5%) would find with probability 0.8, for
+    these seeds.
+
+    Only the standard deviation of the differences (one for each seed) counts. The result is NaN for
+    fewer than two differences, and if all are equal up to rounding errors.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    number = len(differences)
+    if number < 2 or np.ptp(differences) < 1e-9:
+        return math.nan
+    deviation = float(np.std(differences, ddof=1))
+    critical = t.ppf((1 + LEVEL) / 2, number - 1)
+
+    # `shift` is in standard errors. scipy returns NaN for the smallest probabilities.
+    def lacking(shift: float) -> float:
+        wrong_side = np.nan_to_num(nct.cdf(-critical, number - 1, shift))
+        return float(nct.sf(critical, number - 1, shift) + wrong_side) - POWER
+
+    upper = 1.0
+    while lacking(upper) < 0:
+        upper *= 2
+    return float(brentq(lacking, 0, upper)) * deviation / math.sqrt(number)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign; zero, also rounded, has a plus."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def report_lines(one: Compared, other: Compared) -> list[str]:
+    """The comparison in sentences."""
+    one = one.for_seeds_of(other)
+    other = other.for_seeds_of(one)
+    seeds, differences = paired(one, other)
+    first, second = (method.results[seeds[0]] for method in (one, other))
+    by_seed = 100 * differences.mean(axis=1)
+    runs = [[method.results[seed] for seed in seeds] for method in (one, other)]
+    means = [np.mean([run["accuracy"] for run in of_method]) for of_method in runs]
+    # One run with a mark is enough
+    marks = [max(map(selection_mark, of_method)) for of_method in runs]
+    ours, theirs = (run["trainer"] for run in (first, second))
+    if ours == theirs:
+        ours, theirs = (f"{ours} {printable(method.folder)}" for method in (one, other))
+    marked = [
+        f"{name} {mean:.2f}%{mark}"
+        for name, mean, mark in zip((ours, theirs), means, marks, strict=True)
+    ]
+    low, high = bootstrap_interval(differences)
+    several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    place = (
+        f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, "
+        f"{several}"
+    )
+    over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
+    interval = f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})"
+    lines = [
+        f"{marked[0]}, {marked[1]} ({place})",
+        f"Difference: {signed(by_seed.mean())} points; {interval}",
+    ]
+    for name, method in ((ours, one), (theirs, other)):
+        if more := method.results.keys() - seeds:
+            lines.append(f"{name} has seeds that the other lacks: {', '.join(map(str, more))}")
+    for seed, difference in zip(seeds, differences, strict=True):
+        right, others, p = mcnemar(difference)
+        only = f"{right} image{'s' * (right != 1)} only {ours} gets right, {others} only {theirs}"
+        lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
+    why = "the interval includes 0"
+    if len(seeds) > 1:
+        bounds = seed_interval(list(by_seed))
+        least = smallest_difference(list(by_seed))
+        shown = (
+            f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} "
+            f"points (power {POWER})"
+        )
+        lines.append(
+            f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)"
+        )
+        lines.append("All seeds have the same difference" if math.isnan(least) else shown)
+        low = min(low, bounds[0])
+        high = max(high, bounds[1])
+        why = "one of the two intervals includes 0"
+    return (
+        lines
+        if low > 0 or high < 0
+        else [*lines, f"These runs do not show which of the two is better: {why}."]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command `python tools/compare.py ONE OTHER ...`."""
+    text = (
+        "Compare the first method with each other one, by the predictions of their runs on the "
+        "same images."
+    )
+    parser = Parser(description=text)
+    text = "output folder of a run, or a folder with those of several seeds"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=text)
+    args = parser.parse_args(argv)
+    if len(args.runs) < 2:
+        raise UsageError("there is nothing to compare with", "give two folders or more")
+    one, *others = map(read_runs, args.runs)
+    print("\n\n".join("\n".join(report_lines(one, other)) for other in others))

@@ -1,0 +1,329 @@
+"""Execute the runs of a study, several at a time, with one progress bar; and what its processes do.
+
+`LocalExecutor` uses processes of this machine. `Cluster` uses Ray, on one machine or on a cluster
+whose machines share the folders of data and results.
+"""
+
+import io
+import os
+import signal
+import socket
+import sys
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from importlib.util import find_spec
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from threading import Thread
+
+import torch
+from dassl.data.datasets import build_dataset
+from tqdm import tqdm
+
+from clip import keep_backbones
+from common.errors import UsageError
+from common.files import write_text
+from common.names import printable
+from common.start import ROOT
+from configs.files import CONFIGS
+from measures.results import ERROR, RESULTS_FILE, read_results
+from runs.arguments import parse_arguments
+from runs.run import train_and_test
+from runs.run_spec import RunSpec, setup_cfg
+from trainers.base.data_use import count_common
+
+from .choose import HELD_OUT
+from .spec import Run, RunSequence, Study
+
+TRIES = 3  # for a run whose process or machine dies
+START_HINT = "start one with `ray start --head`"
+
+
+def check_datasets(study: Study) -> None:
+    """Build every dataset once, which draws synthetic ones: missing data is reported before the
+    first run.
+
+    Raises UsageError if files are missing, or trials would choose on test images against their
+    rule.
+    """
+    # With all of its classes and images
+    for name in dict.fromkeys(run.dataset for run in study.runs()):
+        arguments = [
+            "--root",
+            str(study.root),
+            "--dataset-config-file",
+            str(CONFIGS / f"datasets/{name}.yaml"),
+        ]
+        with redirect_stdout(io.StringIO()):
+            build_dataset(setup_cfg(parse_arguments(arguments)))
+    for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
+        cfg = setup_cfg(parse_arguments(list(run.arguments)))
+        if cfg.TEST.SPLIT == "val":
+            dataset = build_dataset(cfg)
+            instead = f"leave it out, or choose by {HELD_OUT}"
+            if not dataset.val:
+                raise UsageError(f"{run.dataset} has no validation images to choose on", instead)
+            if common := count_common(dataset.val, dataset.test):
+                what = (
+                    f"{common:,} of {len(dataset.val):,} validation images of {run.dataset} are "
+                    "test images"
+                )
+                raise UsageError(what, instead)
+
+
+def execute_runs(  # noqa: C901
+    sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
+) -> dict[Run, str]:
+    """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to
+    `TRIES` times. Returns the failed runs, each with its error in one line. The runs that follow
+    one in its sequence are skipped.
+    """
+    for trained, *tests in sequences:
+        if read_results(trained.folder) is None:
+            for run in tests:  # their results, if they have any, are of earlier prompts
+                (run.folder / RESULTS_FILE).unlink(missing_ok=True)
+    finished = {
+        run for sequence in sequences for run in sequence if read_results(run.folder) is not None
+    }
+    unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
+    # Long sequences first, so that at the end no core waits for one of them.
+    waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
+    running: dict[Future[str | None], RunSequence] = {}
+    deaths: Counter[Run] = Counter()
+    failed: dict[Run, str] = {}
+    total = sum(map(len, sequences))
+    ended = len(finished)
+    progress = tqdm(
+        total=total, initial=ended, desc=title, unit="run", smoothing=0.05, disable=None
+    )
+    # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
+    with executor if waiting else nullcontext(), progress as bar:
+        while waiting or running:
+            while waiting and len(running) < executor.slots():
+                sequence = waiting.popleft()
+                running[executor.submit(sequence[0])] = sequence
+            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            bar.refresh()  # its clock
+            for future in done:
+                sequence = running.pop(future)
+                run, *rest = sequence
+                death = future.exception()
+                deaths[run] += death is not None
+                if death and deaths[run] < TRIES:
+                    waiting.appendleft(sequence)
+                    continue
+                why = f"its process died {TRIES} times, which often means a full memory ({death})"
+                error = (
+                    record_outcome(run.folder, ChildProcessError(why)) if death else future.result()
+                )
+                if error:
+                    failed[run] = error
+                    bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
+                elif rest:
+                    waiting.appendleft(tuple(rest))
+                skipped = len(rest) if error else 0
+                ended += 1 + skipped  # which a bar without a terminal does not count
+                bar.update(1 + skipped)
+                if bar.disable and not error:  # not on a terminal: a log gets a line for each run
+                    results = read_results(run.folder)
+                    accuracy = f", accuracy {results['accuracy']:.2f}%" if results else ""
+                    print(f"{title}: {ended} of {total} runs: {run.folder}{accuracy}", flush=True)
+    return failed
+
+
+class LocalExecutor:
+    """Executes runs in processes of this machine. Each process executes one run after another; if
+    it dies, the next run gets a new one. A process ends with this one, however that ends.
+
+    Args:
+        workers: number of processes.
+        threads: threads of each; two runs of one thread side by side are faster than one run of
+            two.
+    """
+
+    def __init__(self, workers: int, threads: int = 1):
+        self.workers = workers
+        self.threads = threads
+        # Of each process its last run
+        self.last: dict[ProcessPoolExecutor, Future[str | None]] = {}
+
+    def slots(self) -> int:
+        """How many runs it can execute at a time, now."""
+        return self.workers
+
+    def submit(self, run: Run) -> "Future[str | None]":
+        """Start a run: the result of `execute_run`, or BrokenProcessPool if its process dies."""
+        idle = (pool for pool, last in self.last.items() if last.done() and not last.exception())
+        # A pool of several processes would end them all if one dies.
+        pool = next(idle, None) or ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+        # Ctrl-C reaches every process of a terminal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.last[pool] = pool.submit(
+                execute_in_process, os.getcwd(), self.threads, run.arguments
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return self.last[pool]
+
+    def __enter__(self) -> "LocalExecutor":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        # An idle one ends by itself, and tidies up
+        for process in active_children() if any(exception) else ():
+            process.kill()
+        for pool in self.last:
+            pool.shutdown()
+
+
+def available() -> bool:
+    """Whether Ray is installed."""
+    return find_spec("ray") is not None
+
+
+class Cluster:
+    """Executes runs as `LocalExecutor` does, on all machines of a Ray cluster. Machines may join
+    and leave.
+
+    Args:
+        address: of the cluster's head; by default a cluster on this machine, or else this machine
+            alone.
+        cpus: cores, and threads, of a run.
+        gpus: of a run; 0.5: two runs share one. By default 1 if the cluster has any.
+
+    Raises UsageError if Ray is not installed, nothing listens at the address, or a run needs more
+    than any machine has.
+    """
+
+    def __init__(self, address: str | None = None, cpus: int = 1, gpus: float | None = None):
+        if not available():
+            remedy = "pip install -r requirements-cluster.txt, or run without --address"
+            raise UsageError("Ray is not installed", remedy)
+        host, _, port = (address or "").rpartition(":")
+        if host and "://" not in host:  # Ray itself would try for minutes
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
+        self.address = address
+        self.cpus = cpus
+        self.gpus = gpus
+
+    def __enter__(self) -> "Cluster":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
+        import ray
+        from ray.job_config import JobConfig
+
+        self.ray = ray
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(
+                self.address,
+                log_to_driver=False,
+                logging_level="ERROR",  # type: ignore[arg-type]  # logging takes names as well as numbers
+                include_dashboard=False,
+                # Where workers import this project from
+                job_config=JobConfig(code_search_path=[str(ROOT)]),
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            what = (
+                f"no Ray cluster at {self.address}"
+                if self.address
+                else "Ray does not start on this machine"
+            )
+            raise UsageError(f"{what} ({reason})", START_HINT) from error
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)  # which Ray replaces
+        if self.gpus is None:
+            self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
+        if self.slots() == 1:
+            ray.shutdown()
+            raise UsageError(
+                f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run"
+            )
+        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(
+            execute_in_process
+        )
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.ray.shutdown()
+
+    def slots(self) -> int:
+        """Slots of all live machines, plus one queued run so that no machine waits for the next
+        one.
+        """
+        slots = 0
+        for node in self.ray.nodes():
+            has = node["Resources"] if node["Alive"] else {}
+            by_gpu = has.get("GPU", 0) / self.gpus if self.gpus else float("inf")
+            slots += int(min(has.get("CPU", 0) / self.cpus, by_gpu))
+        return slots + 1
+
+    def submit(self, run: Run) -> "Future[str | None]":
+        return self.task.remote(os.getcwd(), self.cpus, run.arguments).future()
+
+
+# In a process of a study
+
+
+def execute_run(arguments: Sequence[str]) -> str | None:
+    """Execute a run of train.py with these arguments in this process; its output goes to log.txt
+    only.
+
+    If another process executes the run, wait for it. Then skip the run if it is finished, else
+    resume it. Returns None, or the run's error in one line. error.txt in its folder holds it until
+    the run succeeds.
+    """
+    args = parse_arguments(list(arguments))
+    error: BaseException | None = None
+    keep_backbones(1)  # the next run of this process often has the same
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            spec = RunSpec(args)
+            spec.check()
+            train_and_test(spec, wait=True)
+        # Otherwise each start of the study would train it again
+        if read_results(Path(args.output_dir)) is None:
+            raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
+    except (Exception, SystemExit) as caught:  # noqa: BLE001, RUF100
+        error = caught
+    return record_outcome(Path(args.output_dir), error)
+
+
+def end_with_parent() -> None:
+    """Start a thread that ends this process when the one that has started it ends."""
+
+    def wait_for_parent() -> None:
+        parent = parent_process()
+        assert parent
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait_for_parent, daemon=True).start()
+
+
+def execute_in_process(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
+    """`execute_run` in a process of an executor, which gives it further runs."""
+    os.chdir(folder)
+    # Ray's handler raises an exception, as if the run had failed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+    return execute_run(arguments)
+
+
+def record_outcome(folder: Path, error: BaseException | None) -> str | None:
+    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier
+    start. Returns the error in one line."""
+    if error is None:
+        (folder / ERROR).unlink(missing_ok=True)
+        return None
+    line = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    with suppress(OSError):  # for example the full disk that the error reports
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ERROR, line + "\n")
+    return line

@@ -1,0 +1,127 @@
+"""The results of a study for a reader with one minute: sentences, and a table for each protocol."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import pandas as pd
+
+from common.names import printable
+
+from .comparing import seed_interval, signed, smallest_difference
+from .render import MISSING, Cell, Table, about_mark, accuracy, describe_spread, grid, number
+from .tables import Summary, marked
+
+
+def overview(summary: Summary) -> list[Table]:
+    """For each protocol, the best method first: averages over datasets, the training time, the
+    calibration error, and the choices with their images."""
+    tables = []
+    for protocol, cells in summary.cells.query("dataset == 'average'").groupby(
+        "protocol", sort=False
+    ):
+        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]  # noqa: PLW2901
+        if cells.empty:
+            continue
+        main = summary.main_part(protocol)
+        ranked = cells["part"] == main  # this column comes first, and sorts the methods
+        best_first = cells[ranked].sort_values("mean", ascending=False, kind="stable")
+        header, rows = grid(
+            pd.concat([best_first, cells[~ranked]]), "part", partial(accuracy, summary)
+        )
+        times = summary.times[summary.times["protocol"] == protocol]
+        if protocol == "few_shot":  # every number of shots is trained
+            times = times[times["part"] == main]
+        several = times["device"].nunique() > 1
+        devices = ", ".join(times["device"].unique())
+        seconds = {
+            name: ", ".join(
+                f"{time.seconds:.1f}" + f" ({time.device})" * several for time in rows.itertuples()
+            )
+            for name, rows in times.groupby("method")
+        }
+        more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds}
+        measures = summary.measures.query("protocol == @protocol").set_index("method")
+        for part in header[1:]:
+            ece = measures.loc[measures["part"] == part, "ece"]
+            if ece.notna().any():
+                more[f"ECE, {part} (%)"] = ece.map(number)
+        choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
+        if any(choices.values()):
+            more["chosen on images"] = choices
+        rows = [
+            [*row, *(Cell(texts.get(row[0].text, MISSING)) for texts in more.values())]
+            for row in rows
+        ]
+        note = (
+            f"Sorted by {main}. {describe_spread(summary)} Averages over "
+            f"{', '.join(summary.averaged(protocol))}. "
+        )
+        note += (
+            f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+        )
+        tables.append(Table(f"Summary: {protocol}", [*header, *more], rows, note))
+    return tables
+
+
+def chosen_on(summary: Summary, protocol: str, method: str) -> str:
+    """The choices of a method's runs and their images, by the data-use cards; empty without
+    cards.
+    """
+    runs = {run: results for run, results in summary.results.items() if run.protocol == protocol}
+    cards = [results.get("data_use") for run, results in runs.items() if run.variant.name == method]
+    texts = {"not known" for card in filter(None, cards) if card.get("choose") is None}
+    for choice in (choice for card in filter(None, cards) for choice in card.get("choose") or ()):
+        text = f"{printable(choice.get('what'))}: {printable(choice.get('split'))}"
+        texts.add(marked(text, choice["test_images"] > 0))
+    return ", ".join(sorted(texts)) or ("nothing" if any(cards) else "")
+
+
+def headlines(summary: Summary) -> list[str]:
+    """For each protocol and kind of method, how sure it is that the best method is better than the
+    second.
+
+    Methods that were selected on test images take no part.
+    """
+    sentences = []
+    for protocol in summary.study.protocols:
+        part = summary.main_part(protocol)
+        cells = summary.cells.query(
+            "protocol == @protocol and part == @part and dataset == 'average'"
+        )
+        cells = (
+            cells[~cells["selected_on_test"]]
+            .dropna(subset="mean")
+            .sort_values("mean", ascending=False)
+        )
+        for kind, of_kind in cells.groupby("kind", sort=False):
+            if len(of_kind) < 2:
+                continue
+            first, second = list(of_kind.itertuples())[:2]
+            among = f" of the {kind} methods" if cells["kind"].nunique() > 1 else ""
+            if first.rank == second.rank:
+                both = f"{first.method} and {second.method} are both first{among}"
+                sentences.append(f"{protocol}: {both} with {part} {first.mean:.1f}%.")
+                continue
+            text = f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
+            text += f"{first.mean - second.mean:.1f} points above {second.method}. "
+            sentences.append(text + how_sure(summary, protocol, part, first.method, second.method))
+    return sentences
+
+
+def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str) -> str:
+    """A sentence on whether the seeds show that the first method is better than the second."""
+    one, other = (summary.by_seed(protocol, part, method) for method in (first, second))
+    seeds = (one - other)["average"].dropna()
+    low, high = seed_interval(seeds)
+    interval = f"{signed(low, 1)} to {signed(high, 1)}"
+    if pd.isna(low):
+        return (
+            f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure "
+            "this is."
+        )
+    if pd.isna(least := smallest_difference(seeds)):
+        return f"All {len(seeds)} seeds have the same difference."
+    if low > 0:
+        return f"The {len(seeds)} seeds show that it is better (95% interval {interval})."
+    could = f"with {len(seeds)} seeds only a difference above {least:.1f} points would show"
+    return f"The seeds do not show that it is better (95% interval {interval}): {could}."

@@ -1,0 +1,318 @@
+"""The results of a study as pictures. The function of a picture gives its name, and its docstring
+the caption.
+
+A picture without results is a figure without axes. Those from the predictions of tests need a
+predictions.npz.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from common.errors import UsageError
+from common.files import replacing
+from common.pages import all_letters
+from measures import predictions
+from measures.outcomes import Outcome, draw_reliability, draw_risk
+
+from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
+
+TABLE = ["protocol", "part"]  # the names of a table, and of a panel
+Y_LABELS = {
+    "base": "accuracy on base classes (%)",
+    "new": "accuracy on new classes (%)",
+    "H": "harmonic mean (%)",
+}
+KINDS = ("png", "svg", "pdf")
+MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
+LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+# Okabe and Ito's, 2008
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "0.45",
+)
+matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
+
+
+def draw(
+    summary: Summary, folder: Path, kinds: Sequence[str] = KINDS
+) -> Iterator[tuple[str, str, list[Path]]]:
+    """Write every picture that the results allow; yields the name, the caption and the files of
+    each.
+    """
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    for picture in (accuracy_time, few_shot, gains, reliability, risk_coverage):
+        figure = picture(summary)
+        if not figure.axes:
+            continue
+        legend(figure)
+        notes = [f"±: {summary.spread_name}"] if picture in (accuracy_time, few_shot) else []
+        notes += [MARKED] if summary.runs["selected_on_test"].any() else []
+        figure.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9)
+        yield (
+            picture.__name__,
+            " ".join(str(picture.__doc__).split()),
+            save(figure, folder / picture.__name__, kinds),
+        )
+
+
+def save(figure: Figure, place: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Write a figure to `place` with each of these suffixes, and close it. The same figure gives
+    the same bytes.
+    """
+    dates = {"svg": "Date", "pdf": "CreationDate"}
+    files = [place.with_name(f"{place.name}.{kind}") for kind in kinds]
+    for file, kind in zip(files, kinds, strict=True):
+        with replacing(file) as partial, plt.rc_context({"svg.hashsalt": "study"}), all_letters():
+            figure.savefig(
+                partial,
+                format=kind,
+                dpi=150,
+                metadata={dates[kind]: None} if kind in dates else None,
+            )
+        figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
+    plt.close(figure)
+    return files
+
+
+Panels = list[tuple[Any, Any, Any]]  # axes, key and value
+
+
+def subplots_grid(
+    panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4
+) -> tuple[Figure, Panels]:
+    """A figure with a panel of width x height inches for each entry, and its axes with the key and
+    the value.
+    """
+    if not panels:
+        return Figure(), []
+    columns = min(len(panels), columns)
+    rows = math.ceil(len(panels) / columns)
+    layout: Any = ConstrainedLayoutEngine(h_pad=0.1)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout=layout, squeeze=False
+    )
+    for empty in axes.flat[len(panels) :]:
+        empty.remove()
+    return figure, [(ax, *panel) for ax, panel in zip(axes.flat, panels.items(), strict=False)]
+
+
+def plot_styles(summary: Summary) -> dict[str, dict]:
+    """The style of every method, the same in all pictures: `Summary.focus` is black, its line
+    solid.
+    """
+    styles: dict[str, dict] = {}
+    for name, marker, line, colour in zip(
+        summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False
+    ):
+        styles[name] = {
+            "label": name,
+            "marker": marker,
+            "linestyle": line,
+            "color": colour,
+            "markerfacecolor": "white",
+        }
+    if summary.focus:
+        styles[summary.focus] = {
+            "label": summary.focus,
+            "marker": "*",
+            "color": "black",
+            "markersize": 12,
+        }
+    return styles
+
+
+def legend(figure: Figure) -> None:
+    """Add one legend for all panels, to the right of them, and widen the figure for it."""
+    entries: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * max(map(len, entries)))
+        place: Any = "outside right center"
+        figure.legend(entries.values(), entries.keys(), loc=place, frameon=False, handlelength=3)
+
+
+def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
+    """Put the mark next to the points (x, mean) of the cells that were selected on test images."""
+    for at, cell in zip(x, cells.itertuples(), strict=True):
+        if cell.selected_on_test:
+            ax.annotate(MARK, (at, cell.mean), (7, 4), textcoords="offset points")
+
+
+def accuracy_time(summary: Summary) -> Figure:
+    """Average accuracy against the average training time of a run (the paper's Figure 2). A method
+    that is not trained is a line."""
+    cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(
+        subset="mean"
+    )
+    trained = set(summary.times[["protocol", "method"]].itertuples(index=False, name=None))
+    panels = {  # others have no axis of time
+        names: rows
+        for names, rows in cells.set_index("method").groupby(TABLE, sort=False)
+        if any((names[0], method) in trained for method in rows.index)
+    }
+    styles = plot_styles(summary)
+    figure, drawn = subplots_grid(panels, 4.4, 3.8, 3)
+    for ax, (protocol, part), rows in drawn:
+        times = summary.times.query("protocol == @protocol and method in @rows.index")
+        devices = times["device"].unique()
+        mark(ax, rows.loc[times["method"]], times["seconds"])
+        for time in times.itertuples():
+            style = styles[time.method] | {"linestyle": "", "capsize": 3}
+            style["label"] += f" ({time.device})" * (len(devices) > 1)
+            ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", summary.spread]], **style)
+        for name in rows.index.difference(times["method"]):
+            style = styles[name] | {"label": f"{name} (no training)"}
+            ax.axhline(rows.loc[name, "mean"], **style)
+        device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
+        ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
+        ax.margins(x=0.08)
+        ax.set(xlabel=f"training time of a run (seconds)\n{device}", xlim=(0, None))
+    return figure
+
+
+def few_shot(summary: Summary) -> Figure:
+    """Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3)."""
+    cells = summary.cells.query("protocol == 'few_shot'").dropna(subset="mean")
+    if cells["part"].nunique() < 2:
+        return Figure()
+    styles = plot_styles(summary)
+    shots = summary.study.shots
+    # Curves cross: the legend has the mark, too
+    selected = set(cells[cells["selected_on_test"]]["method"])
+    cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
+    of_datasets = dict(list(cells.groupby("dataset")))
+    panels = {
+        name: of_datasets[name]
+        for name in ("average", *summary.study.datasets)
+        if name in of_datasets
+    }
+    figure, drawn = subplots_grid(panels)
+    for ax, dataset, of_dataset in drawn:
+        for method, rows in of_dataset.groupby("method", sort=False):
+            style = styles[method] | {"label": marked(method, method in selected)}
+            ax.errorbar(rows["shots"], rows["mean"], **style)
+            mark(ax, rows, rows["shots"])
+            edges = (rows["mean"] + sign * rows[summary.spread].fillna(0) for sign in (-1, 1))
+            ax.fill_between(rows["shots"], *edges, color=style["color"], alpha=0.15, linewidth=0)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(shots, map(str, shots))
+        ax.set(title=dataset, xlabel="images per class", ylabel="accuracy (%)")
+    return figure
+
+
+def gains(summary: Summary) -> Figure:
+    """Points that one method gains over another on every dataset; each panel names the two."""
+    focus = summary.focus
+    baseline = summary.baseline
+    cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
+    panels = {}
+    for names, rows in cells.groupby(TABLE, sort=False):
+        means = rows.pivot(index="dataset", columns="method", values="mean").reindex(
+            columns=[focus, baseline]
+        )
+        gain = (means[focus] - means[baseline]).dropna().sort_values()
+        if len(gain):
+            # The average is the last bar, at the top
+            order = sorted(gain.index, key="average".__eq__)
+            panels[names] = gain[order], set(rows[rows["selected_on_test"]]["dataset"])
+    height = 1.4 + 0.28 * max((len(gain) for gain, _ in panels.values()), default=0)
+    figure, drawn = subplots_grid(panels, 4.6, height, 3)
+    for ax, (protocol, part), (gain, selected) in drawn:
+        colours = ["0.35" if name == "average" else "0.75" for name in gain.index]
+        bars = ax.barh(
+            [marked(name, name in selected) for name in gain.index],
+            gain,
+            color=colours,
+            edgecolor="black",
+        )
+        ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
+        ax.margins(x=0.25)
+        ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} over {baseline} (points)")
+    return figure
+
+
+# From predictions
+
+Outcomes = dict[tuple[str, str, str, str], Outcome]  # by protocol, part, method and dataset
+
+
+@lru_cache(maxsize=1)
+def read_outcomes(summary: Summary) -> Outcomes:
+    """The predictions of all finished runs, those of all seeds together. Runs without readable
+    predictions, and those of other classes than the first seed's, are left out."""
+    outcomes: Outcomes = {}
+    for run in summary.results:
+        try:
+            arrays = predictions.read(run.folder)
+        except UsageError:
+            continue
+        key = run.protocol, part_of(run), run.variant.name, run.dataset
+        names = [str(name) for name in arrays["class_names"]]
+        if outcomes.setdefault(key, Outcome(names)).names == names:
+            outcomes[key].add(arrays)
+    tables = ((*table, method) for table, method in product(summary.parts, summary.variants))
+    in_order = ((*names, dataset) for names in tables for dataset in summary.datasets(names[0]))
+    return {key: outcomes[key] for key in in_order if key in outcomes}
+
+
+def reliability(summary: Summary) -> Figure:
+    """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below
+    the diagonal a method is too confident, above it not confident enough. Bins with fewer than ten
+    images are left out.
+    """
+    panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
+    for (protocol, part, method, _), outcome in read_outcomes(summary).items():
+        panels[protocol, method][part].append(outcome)
+    looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
+    styles: dict[str, Any] = dict(
+        zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False)
+    )
+    figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
+    for ax, (protocol, method), parts in drawn:
+        for part, outcomes in parts.items():
+            marker, line, colour = styles[part]
+            bins = np.sum([outcome.bins for outcome in outcomes], axis=0)
+            draw_reliability(
+                ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part
+            )
+        ax.set_title(f"{method}\n{protocol}", fontsize=10)
+    return figure
+
+
+def risk_coverage(summary: Summary) -> Figure:
+    """Risk against coverage: the error on the images that a method is most sure of, mean over
+    datasets and seeds. A lower curve knows better which of its predictions are right."""
+    panels: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for (protocol, part, method, _), outcome in read_outcomes(summary).items():
+        panels[protocol, part][method] += outcome.risks
+    styles = plot_styles(summary)
+    figure, drawn = subplots_grid(panels, 4.2, 3.4, 3)
+    for ax, (protocol, part), methods in drawn:
+        for method, risks in methods.items():
+            draw_risk(ax, risks, **styles[method])
+        ax.set_title(f"{protocol}, {part}")
+    return figure

@@ -1,0 +1,98 @@
+"""The protocols, which scripts, studies and the demo read here.
+
+A protocol is a training run and the tests that follow it: which classes, and which folder below the
+folder of results. Folders are laid out as by the scripts of CoOp, CoCoOp and MPL, so that parsers
+of their results find ours.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.files import CONFIGS
+from configs.methods import plugin_of
+
+ELEVEN: tuple[str, ...] = (
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+)
+ELEVEN += ("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a protocol."""
+
+    classes: str  # `base`, `new` or `all`: DATASET.SUBSAMPLE_CLASSES
+    folder: str  # with {dataset}, {name} (METHOD/CFG), {shots} and {seed}
+    optional: bool = False  # only run if it is asked for
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A training run, which also tests its prompts on its own classes; then tests on other classes
+    or datasets.
+    """
+
+    steps: tuple[Step, ...]
+    shots: tuple[int, ...] = (16,)  # images of each class
+
+
+SEEDS = (1, 2, 3)  # of most papers; MPL's has six
+BASE2NEW = "base2new/{part}/{{dataset}}/shots_{{shots}}/{{name}}/seed{{seed}}"
+FEW_SHOT = "{dataset}/{name}_{shots}shots/seed{seed}"
+PROTOCOLS = {
+    "base2new": Protocol(  # CoCoOp's: trained on the first half of the classes
+        (
+            Step("base", BASE2NEW.format(part="train_base")),
+            Step("new", BASE2NEW.format(part="test_new")),
+            # Base and new classes together
+            Step("all", BASE2NEW.format(part="test_all"), optional=True),
+        )
+    ),
+    "cross_dataset": Protocol(  # trained on a source dataset
+        (
+            Step("all", f"crossdataset/{FEW_SHOT}"),
+            Step("all", f"crossdataset/evaluation/{FEW_SHOT}"),
+        )
+    ),
+    "few_shot": Protocol((Step("all", FEW_SHOT),), shots=(1, 2, 4, 8, 16)),  # CoOp's
+}
+
+
+def train_argv(  # noqa: PLR0913
+    *,
+    folder: Path,
+    root: Path,
+    method: str,
+    config_file: Path,
+    dataset: str,
+    configs: Path = CONFIGS,
+    seed: int | None = None,
+    backbone: str = "",
+    options: tuple = (),
+    shots: int | None = None,
+    classes: str = "all",
+    settings: tuple = (),
+) -> list[str]:
+    """The arguments of train.py for one run, with its results in `folder`.
+
+    `dataset` is the name of a YAML file in `configs`/datasets/, which says the shots if they are
+    None. `settings` are KEY, VALUE, ...; the last one of a key counts.
+    """
+    words: list = ["--skip-finished", "--root", root, "--output-dir", folder]
+    words += ["--plugin", plugin] if (plugin := plugin_of(method)) else []
+    words += [] if seed is None else ["--seed", seed]
+    words += ["--trainer", method, "--dataset-config-file", configs / f"datasets/{dataset}.yaml"]
+    words += [
+        "--config-file",
+        config_file,
+        *(("--backbone", backbone) if backbone else ()),
+        *options,
+    ]
+    words += [] if shots is None else ["DATASET.NUM_SHOTS", shots]
+    words += [] if classes == "all" else ["DATASET.SUBSAMPLE_CLASSES", classes]
+    return list(map(str, [*words, *settings]))

@@ -1,0 +1,358 @@
+"""The results of a study as tables to read: Markdown, and LaTeX's tabular."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from common.results import MEASURES, OTHER_MEASURES, Measure
+from runs.configuration import read_chosen
+from trainers import methods
+
+from .choose import ORACLE
+from .comparing import POWER, signed
+from .critical import ranking
+from .tables import MARK, MARKED, Summary, marked, shots_label
+
+MISSING = "-"
+AUROC = Measure("")  # of out-of-distribution images
+FORMS = {key: measure.form for key, measure in (MEASURES | OTHER_MEASURES).items()}
+
+
+class Cell(NamedTuple):
+    """A cell's text, and its rank: 1 marks the best of a column, 2 the second, 0 nothing."""
+
+    text: str
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+
+
+def build_tables(summary: Summary) -> list[Table]:
+    """For each part of each protocol: accuracies, the paper's results, and tests; then the chosen
+    settings.
+    """
+    tables = []
+    for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
+        if cells["mean"].notna().any():
+            tables += [
+                accuracies(summary, protocol, part, cells),
+                *compared_with_paper(protocol, part, cells),
+            ]
+            tables += significance(summary, protocol, part)
+            tables += measured(summary, protocol, part)
+    return tables + chosen(summary)
+
+
+def chosen(summary: Summary) -> list[Table]:
+    """The settings that trials have chosen; no table for a study without `choose`."""
+    tables = []
+    choices = []
+    by = summary.study.choose.by
+    for search in summary.study.searches:
+        if search.file.is_file():
+            settings = read_chosen(str(search.file)).settings
+            words = ", ".join(
+                f"{key.rpartition('.')[2]} {value}" for key, value in settings.items()
+            )
+            name = marked(search.variant.name, by == ORACLE)
+            text = f"{words} (of {len(search.trials)})"
+            choices.append((search.protocol, search.shots, name, search.dataset, text))
+    note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations"
+    note += f". {MARKED}." if by == ORACLE else "."
+    of_tables = pd.DataFrame(choices, columns=["protocol", "shots", "method", "dataset", "text"])
+    for (protocol, shots), cells in of_tables.groupby(["protocol", "shots"], sort=False):
+        title = f"{protocol}, {shots_label(shots)}: chosen settings"
+        tables.append(Table(title, *grid(cells, "dataset", lambda row: Cell(row.text)), note))
+    return tables
+
+
+def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
+    """The other measures of the tests of one table; no table if the runs did not record them."""
+    if part == "H":
+        return []
+    means = summary.measures.query("protocol == @protocol and part == @part").set_index("method")
+    means = (
+        means.drop(columns=["protocol", "part", "error_rate"])
+        .dropna(axis="columns", how="all")
+        .dropna(how="all")
+    )
+    if not {"ece", "nll"} & set(means.columns):
+        return []
+    texts = {
+        key: [number(value, FORMS.get(key, AUROC.form)) for value in means[key]] for key in means
+    }
+    rows = [list(map(Cell, row)) for row in zip(means.index, *texts.values(), strict=True)]
+    note = (
+        f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL "
+        "(nats) and the Brier "
+    )
+    note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
+    if any(column.startswith("AUROC") for column in means):
+        note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
+    if "OpenworldAUC" in means:
+        note += (
+            " OpenworldAUC: how often a base image has a larger probability of a base class "
+            "than a new image, and "
+        )
+        note += "both are classified correctly among their own half of the classes."
+    header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in means)]
+    return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
+
+
+def about_data(summary: Summary, protocol: str, part: str) -> str:
+    """A sentence on the data behind one table, if its runs recorded it."""
+    parts = ["base", "new"] if part == "H" else [part]
+    runs = summary.runs[(summary.runs["protocol"] == protocol) & summary.runs["part"].isin(parts)]
+    known = runs.dropna(subset="images")
+    if known.empty:
+        return ""
+    kinds = {
+        name: variant.kind
+        for name, variant in summary.variants.items()
+        if name in set(runs["method"])
+    }
+    words = "all methods inductive"
+    if set(kinds.values()) != {"inductive"}:
+        words = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive")
+        words += " (other methods inductive); ranked within a kind"
+    most = int(known["evaluations"].max())
+    selected = int(runs["selected_on_test"].sum())
+    often = "once" if most == 1 else f"up to {most} times"
+    note = (
+        f" Data: {words}; test images evaluated {often} by a run; {selected} of {len(runs)} "
+        "runs chose on them"
+    )
+    unknown = len(runs) - len(known)
+    return note + (f"; {unknown} runs did not record their images." if unknown else ".")
+
+
+def number(value: float, form: str = ".2f") -> str:
+    return MISSING if pd.isna(value) else format(value, form)
+
+
+def format_p(p: float) -> str:
+    return "<0.001" if p < 0.0005 else number(p, ".3f")
+
+
+def between(interval: tuple[float, float]) -> str:
+    return "" if pd.isna(interval[0]) else f" ({signed(interval[0])} to {signed(interval[1])})"
+
+
+def grid(
+    cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]
+) -> tuple[list[str], list[list[Cell]]]:
+    """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of
+    `cells`.
+    """
+    at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
+    columns = list(cells[key].unique())
+    rows = [
+        [Cell(name), *(at.get((name, x), Cell(MISSING)) for x in columns)]
+        for name in cells["method"].unique()
+    ]
+    return ["method", *columns], rows
+
+
+def accuracy(summary: Summary, cell: Any) -> Cell:
+    """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the
+    mark.
+    """
+    width = getattr(cell, summary.spread)
+    spread = "" if pd.isna(width) else f" ± {width:.2f}"
+    missing = f" (n={cell.runs})" if cell.runs < cell.seeds and pd.notna(cell.mean) else ""
+    text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
+    return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
+
+
+def about_mark(cells: pd.DataFrame) -> str:
+    """A sentence on the mark, if a cell has it."""
+    selected = cells["selected_on_test"]
+    if not selected.any():
+        return ""
+    return (
+        f" {MARKED}."
+        if selected[cells["mean"].notna()].all()
+        else f" {MARKED}; not ranked with the others."
+    )
+
+
+def describe_spread(summary: Summary) -> str:
+    seeds = len(summary.study.seeds)
+    over = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}, or over the n finished ones (average: on all "
+        "datasets)"
+    )
+    return (
+        f"Accuracy in %: mean of {over}; ±: {summary.spread_name}; first and second best "
+        "marked; -: missing."
+    )
+
+
+def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
+    note = describe_spread(summary)
+    if part == "all":
+        note += " all: base and new classes together."
+    if part == "H":
+        note += (
+            " H: harmonic mean of the mean base and the mean new accuracy; its spread is over "
+            "the H of each seed."
+        )
+    if protocol == "cross_dataset":
+        note += f" Trained on {summary.study.source}, which is not in the average."
+    caveats = {
+        name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()
+    }
+    note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
+    note += about_mark(cells) + about_data(summary, protocol, part)
+    return Table(f"{protocol}, {part}", *grid(cells, "dataset", partial(accuracy, summary)), note)
+
+
+def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
+    """The paper's results and the difference to them in points; no table if it has none."""
+
+    def entry(row) -> Cell:
+        difference = (
+            ""
+            if pd.isna(row.difference)
+            else marked(f" ({signed(row.difference)})", row.selected_on_test)
+        )
+        return Cell(number(row.paper) + difference)
+
+    compared = cells[cells["paper"].notna().groupby(cells["method"]).transform("any")]
+    note = "The paper's accuracy in %, and in brackets how many points the result above exceeds it."
+    if compared["selected_on_test"].any():
+        note += f" {MARKED} of the result above."
+    table = Table(f"{protocol}, {part}: the paper", *grid(compared, "dataset", entry), note)
+    return [table] if table.rows else []
+
+
+def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
+    """The tests of one table; no table if there are none."""
+    if (
+        summary.tests.empty
+        or (tests := summary.tests.query("protocol == @protocol and part == @part")).empty
+    ):
+        return []
+
+    def p_value(p: float, corrected: float, n: int) -> str:
+        return (
+            f"{MISSING} (n={n})"
+            if pd.isna(p)
+            else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})"
+        )
+
+    rows = []
+    for row in tests.itertuples():
+        against = marked(row.against, row.against in row.selected_on_test)
+        texts = [against, signed(row.difference) + between(row.interval), number(row.smallest)]
+        texts += [p_value(row.p_seeds, row.holm_seeds, row.seeds)]
+        texts += [p_value(row.p_datasets, row.holm_datasets, row.datasets)]
+        rows.append(list(map(Cell, texts)))
+    note = (
+        "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. "
+        "Holm: corrected for "
+        "the number of tests in the column. "
+        "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true "
+        "difference that so many "
+        f"seeds with this spread would show ({POWER:.0%} of the time, at p < 0.05). "
+        "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank "
+        "test of their means."
+    )
+    if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
+        note += (
+            f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is "
+            "not fair."
+        )
+    focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
+    note += over_datasets(summary, protocol, part)
+    title = f"{protocol}, {part}: {focus} against the others"
+    return [
+        Table(
+            title,
+            ["against", "difference", "smallest visible", "p, seeds", "p, datasets"],
+            rows,
+            note,
+        )
+    ]
+
+
+def over_datasets(summary: Summary, protocol: str, part: str) -> str:
+    """A sentence for each kind of method on the test of all its methods over datasets, if there are
+    enough.
+    """
+    notes = ""
+    for kind in summary.kinds:
+        if ranked := ranking(summary, protocol, part, kind):
+            of_kind = f" {kind}" * (len(summary.kinds) > 1)
+            ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in ranked.ranks.items())
+            notes += (
+                f" All{of_kind} methods over {ranked.datasets} datasets: average ranks "
+                f"{ranks}; Friedman's test, "
+            )
+            notes += f"p = {format_p(ranked.p)}"
+            apart = f"; average ranks differ if they are {ranked.difference:.2f} apart (Nemenyi)"
+            notes += f"{apart if ranked.p < 0.05 else ''}."
+    return notes
+
+
+def markdown(tables: list[Table]) -> str:
+    """A heading, the grid and the note of each table."""
+    return "\n".join(
+        f"## {table.title}\n\n{markdown_grid(table)}\n\n{table.note}\n" for table in tables
+    )
+
+
+def markdown_grid(table: Table) -> str:
+    """The header and the rows."""
+    marks = {0: "{}", 1: "**{}**", 2: "_{}_"}
+    lines = [[name.replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
+    lines += [
+        [marks[cell.rank].format(cell.text.replace("|", "\\|")) for cell in row]
+        for row in table.rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "†": r"$\dagger$", "\n": " "}
+)
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX; a hyphen before a number becomes a minus. \\\\ must not find [ or *; it skips
+    spaces.
+    """
+    return re.sub(
+        r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^\s*(?=[\[*])", "{}", text.translate(LATEX))
+    )
+
+
+def latex(tables: list[Table]) -> str:
+    """A `tabular` for each table, after a comment with its title. No package is needed."""
+    marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
+    lines = []
+    for table in tables:
+        rows = [
+            " & ".join(marks[cell.rank].format(escape_latex(cell.text)) for cell in row)
+            for row in table.rows
+        ]
+        lines += [
+            f"% {escape_latex(table.title)}",
+            rf"\begin{{tabular}}{{l{'c' * (len(table.header) - 1)}}}",
+            rf"\hline {' & '.join(map(escape_latex, table.header))} \\ \hline",
+            *(rf"{row} \\" for row in rows),
+            r"\hline" + "\n" + r"\end{tabular}" + "\n",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,303 @@
+"""`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to
+the published.
+"""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from common.errors import UsageError, check_dataset_name, check_name
+from common.files import check_folder, write_text
+from common.start import Parser, any_seed, at_least, path
+from configs.files import config_files, known_datasets
+from configs.methods import methods
+from configs.recipes import recipe
+
+from .progress import collect_results
+from .protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step
+from .spec import RunSequence, Study, Training, Variant
+
+if TYPE_CHECKING:
+    from .render import Table
+    from .tables import Summary
+
+DOMAINS = "domain_generalisation"
+DATA = Path(__file__).with_name("published")
+PUBLISHED = json.loads((DATA / "published_results.json").read_text())
+AUTHORS = PUBLISHED["base2new"]
+VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+# By protocol
+LAYOUTS: dict[str, list[str]] = yaml.safe_load((DATA / "layouts.yaml").read_text())
+# Names of methods and datasets in their folders, where these are others than here.
+NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
+NAMES |= {
+    f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")
+}
+FILES = "*/model*.pth.tar*", "lora_weights.pt", "base_model.pt"
+DESCRIPTION = (
+    "Test a published set of checkpoints and print the results next to the published ones."
+)
+EPILOG = """
+CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe,
+PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
+(base2new/train_base/..., crossdataset/imagenet/...). docs/reproduce.md says where authors publish
+them.
+"""
+Key = tuple[str, int, int]  # dataset, shots, seed
+
+
+def find_prompts(
+    folder: Path, protocol: str, method: str, key: Key, alone: bool, cfg: str = ""
+) -> Path | None:
+    """The folder of a training run in a set of checkpoints; None if the set has none.
+
+    Args:
+        key: dataset, shots and seed of the training run.
+        alone: whether the set may be of this dataset only, without its name.
+        cfg: name of the YAML file, if the user has chosen one; of several folders that fit, its own
+            is used.
+
+    Raises UsageError if several folders fit.
+    """
+    dataset, shots, seed = key
+    names = [(NAMES.get(method, method), name) for name in (NAMES.get(dataset, dataset), dataset)]
+    for layout, (of_method, of_dataset) in product(
+        LAYOUTS[protocol], dict.fromkeys([(method, dataset), *names])
+    ):
+        if "{dataset}" not in layout and not alone:
+            continue
+        pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
+        fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
+        runs = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
+        # In MMRL's repository, the prompts of cross_dataset are there, too
+        if protocol == "base2new":
+            runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
+        if len(runs) > 1:
+            of_cfg = {cfg, f"{cfg}_{shots}shots"}
+            runs = [
+                path for path in runs if of_cfg.intersection(path.relative_to(folder).parts)
+            ] or runs
+        if len(runs) > 1:
+            what = f"{runs[0]} and {runs[1]} are both of {dataset}, seed {seed}"
+            raise UsageError(
+                what, "name the YAML file of one by --cfg, or move one elsewhere", folder
+            )
+        if runs:
+            return runs[0]
+    return None
+
+
+@dataclass(frozen=True)
+class PublishedStudy(Study):
+    """A study whose runs test a set of checkpoints."""
+
+    # Folders of training runs by their data
+    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
+    epoch: int | None = None  # of the checkpoints; None for the best or newest
+    # The datasets of cross_dataset to test, which may include the source
+    tested_on: tuple[str, ...] = ()
+
+    def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
+        """The tests of the prompts. From base to new classes, a test of the base classes has its
+        own folder, too.
+        """
+        steps = PROTOCOLS[protocol].steps[-1:]
+        if protocol == "base2new":
+            steps = tuple(
+                Step(classes, BASE2NEW.format(part=f"test_{classes}"))
+                for classes in ("base", "new")
+            )
+        epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
+        for ((trained_on, shots, seed), prompts), variant in product(
+            self.prompts.items(), self.variants
+        ):
+            training = Training(protocol, variant, trained_on, seed, shots)
+            for step, dataset in product(steps, self.tested_on or (trained_on,)):
+                yield (
+                    self.run(
+                        step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch
+                    ),
+                )
+
+
+def study_of(args: argparse.Namespace) -> PublishedStudy:
+    """The tests that a set of checkpoints allows. Raises UsageError if it has none of the datasets
+    and seeds.
+    """
+    place = args.checkpoints
+    check_folder(place, "there is no folder", "check --checkpoints")
+    for protocol in [args.protocol] if args.protocol else LAYOUTS:
+        crossing = protocol in ("cross_dataset", DOMAINS)
+        layout = "cross_dataset" if crossing else protocol
+        trained = [args.source] if crossing else args.datasets or ELEVEN
+        shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
+        # The dataset whose name the layout may lack
+        alone = trained[0] if len(trained) == 1 else place.resolve().name
+        prompts = {}
+        for key in product(trained, shots, args.seeds):
+            if folder := find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg):
+                prompts[key] = folder
+        if prompts:
+            break
+    else:
+        remedy = "see docs/reproduce.md for the layouts; --datasets and --seeds choose some of them"
+        if args.protocol:
+            remedy = f"expected {', '.join(LAYOUTS[layout])}"
+        raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
+    datasets, seen, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
+    others = VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source]
+    tested = tuple(dict.fromkeys(args.datasets or others)) if crossing else ()
+    cfg = args.cfg or recipe(args.method, layout, backbone=args.backbone).cfg
+    return PublishedStudy(
+        (Variant(args.method, args.method, cfg),),
+        () if crossing else datasets,
+        (layout,),
+        tuple(sorted(seeds)),
+        source=args.source if crossing else "",
+        targets=tuple(name for name in tested if name != args.source),
+        shots=tuple(sorted(seen)),
+        backbone=args.backbone,
+        root=args.root,
+        output=args.output,
+        prompts=prompts,
+        epoch=args.epoch,
+        tested_on=tested,
+    )
+
+
+def compared_with_authors(summary: "Summary") -> "list[Table]":
+    """Our averages next to the published ones, from base to new classes or on ImageNet's variants,
+    if there are any.
+    """
+    from .render import Cell, Table, number
+    from .tables import MARKED, marked
+
+    study, (variant,), cells = summary.study, summary.study.variants, summary.cells
+    if (summary.runs["backbone"] != "ViT-B/16").any() or study.shots != (16,):
+        return []
+    if set(study.targets) == set(VARIANTS):
+        title = f"{DOMAINS}: published results"
+        columns = [*VARIANTS, "average"]
+        known = PUBLISHED[DOMAINS].get(variant.method)
+        same = (study.source, variant.cfg) == (
+            "imagenet",
+            recipe(variant.method, "cross_dataset").cfg,
+        )
+        published = [known] if known and same else []
+        ours = cells.set_index("dataset")["mean"]
+        note = "Accuracy in %, trained on ImageNet."
+    else:
+        title = "base2new, average: the authors' results"
+        columns = ["base", "new", "H"]
+        published = [
+            row
+            for row in AUTHORS
+            if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)
+        ]
+        ours = cells[cells["dataset"] == "average"].set_index("part")["mean"]
+        note = "Averages in %, published over eleven datasets."
+        if set(study.datasets) != set(ELEVEN):
+            note += f" These are over {len(study.datasets)}, and do not compare."
+    if not published or not set(columns) <= set(ours.index):
+        return []
+    selected = cells["selected_on_test"].any()
+    named = [
+        (marked("these checkpoints", selected), ours),
+        *(("published", row) for row in published),
+    ]
+    rows = [
+        [Cell(name), *(Cell(number(values[column])) for column in columns)]
+        for name, values in named
+    ]
+    return [Table(title, ["", *columns], rows, note + (f" {MARKED}." if selected else ""))]
+
+
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("method", metavar="METHOD", help="name of the method, such as MaPLe")
+    add(
+        "--checkpoints",
+        type=path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the checkpoints",
+    )
+    text = "protocol of the tests (default: the first that fits the folder)"
+    add("--protocol", choices=[*LAYOUTS, DOMAINS], help=text)
+    add(
+        "--datasets",
+        nargs="+",
+        metavar="NAME",
+        help="datasets to test (default: those of the papers)",
+    )
+    add(
+        "--seeds",
+        type=any_seed,
+        nargs="+",
+        default=[1, 2, 3, 4, 5, 6],
+        help="seeds to test (default: 1 to 6)",
+    )
+    add(
+        "--shots",
+        type=at_least(1),
+        help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)",
+    )
+    add(
+        "--source",
+        default="imagenet",
+        help="for cross_dataset: the training dataset (default: imagenet)",
+    )
+    add(
+        "--epoch",
+        type=at_least(1),
+        help="epoch of the checkpoints (default: the best, else the newest)",
+    )
+    add(
+        "--cfg",
+        help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)",
+    )
+    add(
+        "--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)"
+    )
+    add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
+    add("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
+    add("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = read_arguments(argv)
+    args.method = {name.lower(): name for name in methods()}.get(args.method.lower(), args.method)
+    check_name(args.method, methods(), "method")
+    for name in (args.source, *(args.datasets or ())):
+        check_dataset_name(name, known_datasets())
+    if args.cfg:
+        check_name(args.cfg, [file.stem for file in config_files(args.method)], "YAML file")
+    study = study_of(args)
+    from .executor import LocalExecutor, check_datasets, execute_runs
+    from .render import build_tables, markdown
+    from .tables import Summary
+
+    for (dataset, shots, seed), file in study.prompts.items():
+        print(f"{dataset}, {shots} shots, seed {seed}: {file}")
+    collect_results(study)  # raises for links, damaged results, and those of other settings
+    check_datasets(study)
+    failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
+    if len(failed) < len(study.runs()):
+        summary = Summary(study, collect_results(study))
+        tables = [*build_tables(summary), *compared_with_authors(summary)]
+        text = markdown(tables)
+        write_text(args.output / f"{args.method}_{study.protocols[0]}.md", text)
+        print(f"\n{text}")
+    if failed:
+        print(f"{len(failed)} tests failed, see above; run the same command again to retry")
+        sys.exit(1)
