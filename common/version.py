@@ -30,7 +30,8 @@ def source() -> dict:
     """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings
     differ from it.
 
-    A new YAML file in configs/ or studies/ does not count: the config.yaml of a run has its settings.
+    A new YAML file in configs/ or studies/ does not count: the config.yaml of a run has its
+    settings.
     """
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "-uall", "--", *COMPUTING) if commit else None
