@@ -24,19 +24,25 @@ REPEATS = {2: 3}  # by the number of folds; else 2
 DEPENDENT = 1.5
 MOST_TO_SCALE = 10**6  # logits of a candidate that say how much they are multiplied
 NEVER = -1  # the fold of a group that is alone in its class
+MOSTLY_SINGLE = 0.9  # of the groups, at least
 
 
 def folds(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.int64]:
     """(repeats, images): the fold that holds an image out, stratified by class; (0, images) if no
     class has two groups.
 
-    Images of one group are in one fold.
+    Images of one group are in one fold. If most groups are single images, the others follow their
+    first image: one group more changes the folds of no other image.
     """
-    if len(np.unique(groups)) == len(groups):
-        return deal(labels, seed)
     # A row for each group of a class, however many images it has
     pairs, of_image = np.unique(np.stack([labels, groups]), axis=1, return_inverse=True)
-    return split(pairs[0], pairs[1], seed)[:, of_image.ravel()]
+    of_image = of_image.ravel()
+    if np.mean(np.bincount(of_image) == 1) < MOSTLY_SINGLE:
+        return possible(split(pairs[0], pairs[1], seed)[:, of_image], labels, groups)
+    dealt = deal(labels, seed)
+    _, first, of_group = np.unique(groups, return_index=True, return_inverse=True)
+    together = dealt[:, first][:, of_group.ravel()]
+    return possible(together, labels, groups)
 
 
 def number_of_folds(counts: NDArray[Any]) -> int:
@@ -45,27 +51,23 @@ def number_of_folds(counts: NDArray[Any]) -> int:
 
 
 def deal(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """`folds` of images that are independent."""
+    """Folds of images, one after another for each class; a single image of a class is in none."""
     counts = np.bincount(labels)
     number = number_of_folds(counts)
-    if number < 2:
-        return np.empty((0, len(labels)), dtype=np.int64)
+    dealt = np.full((REPEATS.get(number, 2), len(labels)), NEVER)
     rng = np.random.default_rng(seed)
-    found = np.full((REPEATS.get(number, 2), len(labels)), NEVER)
-    for row in found:
+    for row in dealt:
         start = 0  # so that folds are equally large, also if classes are small
         for label in np.flatnonzero(counts > 1):
             places = rng.permutation(np.flatnonzero(labels == label))
             row[places] = (start + np.arange(len(places))) % number
             start += len(places)
-    return found
+    return dealt
 
 
 def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """`folds` of groups; a group with images of two classes has two places.
-
-    A class keeps a group to learn from in each fold: a group without which there is none is never
-    held out.
+    """Folds of groups; one with images of two classes has two places here. A group with the only
+    place of a class is in none.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -75,7 +77,8 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
     nothing = np.empty((0, len(labels)), dtype=np.int64)
     if not len(held):
         return nothing
-    number = min(number_of_folds(np.bincount(labels[held])), len(np.unique(groups[held])))
+    of_class = number_of_folds(np.bincount(labels[held]))
+    number = min(of_class, len(np.unique(groups[held])))
     if number < 2:
         return nothing
     found = np.full((REPEATS.get(number, 2), len(labels)), NEVER)
@@ -86,15 +89,28 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
             warnings.simplefilter("ignore", UserWarning)
             for fold, (_, out) in enumerate(splitter.split(held, labels[held], groups[held])):
                 row[held[out]] = fold
-    for row in found.copy():
-        for fold in range(number):
+    return found
+
+
+def possible(
+    folds: NDArray[np.int64], labels: NDArray[Any], groups: NDArray[Any]
+) -> NDArray[np.int64]:
+    """The folds (repeats, images) after a group without which a class has no image to learn from is
+    taken out of all of them; (0, images) if fewer than two are left.
+    """
+    found = folds.copy()
+    counts = np.bincount(labels)
+    never = (folds == NEVER).any(axis=0)
+    found[:, np.isin(groups, groups[never])] = NEVER
+    for row in folds:
+        for fold in np.unique(row[row != NEVER]):
             left = np.bincount(labels[row != fold], minlength=len(counts))
             without = np.isin(labels, np.flatnonzero((left == 0) & (counts > 0)))
             found[:, np.isin(groups, groups[without])] = NEVER
-    for row in found:  # folds that are empty now
+    for row in found:
         left = np.unique(row[row != NEVER])
         if len(left) < 2:
-            return nothing
+            return found[:0]
         row[row != NEVER] = np.searchsorted(left, row[row != NEVER])
     return found
 
