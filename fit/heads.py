@@ -24,8 +24,10 @@ from clip import weights_sha256
 from clip.digest import add_tensors
 from common.cache import DiskCache
 from common.errors import UsageError
-from inference.classifier import PromptedClassifier, configuration
+from inference.classifier import PromptedClassifier
+from inference.description import configuration
 from inference.images import one_thread
+from inference.options import LoadOptions
 from trainers.base import TEMPLATE, PromptTrainer
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
@@ -394,10 +396,8 @@ class Heads:
         description = replace(
             self.zero_shot.description, method=name, training=dict(facts), **values
         )
-        device = self.zero_shot.device.type
-        return PromptedClassifier(
-            description, checkpoint, "the fit", description.backbone, device, self.clip
-        )
+        options = LoadOptions(backbone=description.backbone, device=self.zero_shot.device.type)
+        return PromptedClassifier(description, checkpoint, "the fit", options, self.clip)
 
 
 def spread(logits: Tensor) -> float:

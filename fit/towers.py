@@ -24,7 +24,8 @@ from common.cache import DiskCache
 from common.errors import UsageError
 from configs.files import config_folder
 from configs.recipes import recipe
-from inference.classifier import BATCH, configuration
+from inference.classifier import BATCH
+from inference.description import configuration
 from trainers.base import PromptTrainer
 from trainers.base.build import assemble_model
 from trainers.base.compat import build_transform

@@ -3,6 +3,7 @@ given.
 """
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from common.errors import UsageError
 from common.names import check_names
 from common.start import at_least, path, required_packages, share
 from common.text import read_text
+
+from .options import LoadOptions
 
 MODELS = (
     "A MODEL is the output folder of a finished run or a checkpoint in it, a folder that "
@@ -55,10 +58,12 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     add("--config-file", default="", help="YAML file of the method, for a published checkpoint")
     add(
         "--trainer",
+        dest="method",
         default="",
         help="method of a published checkpoint (default: the name of the YAML file's folder)",
     )
-    add("--load-epoch", type=int, help="the epoch to load (default: the best, else the newest)")
+    text = "the epoch to load (default: the best, else the newest)"
+    add("--load-epoch", dest="epoch", type=int, metavar="EPOCH", help=text)
     names = parser.add_mutually_exclusive_group()
     names.add_argument(
         "--classes",
@@ -83,10 +88,14 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     add_plugin_option(parser)
 
 
-def model_options(**given: object) -> argparse.Namespace:
-    """The options of `add_model_options` with their defaults, but for those that are given."""
-    add_model_options(parser := argparse.ArgumentParser())
-    return argparse.Namespace(**vars(parser.parse_args([])) | {"device": ""} | given)
+def load_options(args: argparse.Namespace, calibration: bool | None = None) -> LoadOptions:
+    """What the options of `add_model_options` and `add_image_options` say; errors are those of
+    `given_class_names`.
+    """
+    keys = [item.name for item in fields(LoadOptions)]
+    given = {key: value for key, value in vars(args).items() if key in keys}
+    names = given_class_names(args)
+    return LoadOptions(**given, class_names=names, calibration=calibration)
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:

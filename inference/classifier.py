@@ -3,12 +3,13 @@ test.
 """
 
 import re
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,24 +17,27 @@ from dassl.utils import read_image
 from PIL import Image
 from torch import Tensor
 
-import datasets
 import trainers
 from clip import CLIP, is_published, load_backbone, tokenizer_of, weights_sha256
 from common.errors import UsageError, check_name
-from common.names import check_known_names, check_names, check_template, with_spaces
+from common.names import check_names, with_spaces
 from trainers.base import TEMPLATE
 from trainers.base.build import assemble_model
 from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import INPUT, NO_NAMES, Description, write_artefact
-from .description import configuration, zero_shot_description
+from .artefact import INPUT, Description, write_artefact
+from .description import check_description, predicting_configuration, zero_shot_description
+from .images import FEWEST, in_threads
+from .options import DEFAULTS, LoadOptions
+from .predictions import Predictions
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
     from .calibration import Distances
 
 BATCH = 100  # images at a time, as in the published tests
+ON_GPU = Lock()  # of threads that would compute there at the same time
 OTHER_LISTS = 4  # lists of other class names whose text features are kept
 
 Pixels = str | PathLike | bytes | Image.Image  # an image file, its content, or an image in memory
@@ -52,11 +56,9 @@ class PromptedClassifier:
         checkpoint: the learned tensors, as `Checkpoints.load` takes them; None if nothing is
             learned.
         source: where they are from, for errors.
-        backbone: name or file of the weights; by default the one that the prompts were learned on.
-        device: `cpu` or `cuda`; by default CUDA if there is a GPU.
+        options: of them `backbone`, `device` and `max_pixels`.
         clip: the backbone, if it is loaded already.
         calibration: what `tools/calibrate.py` has fitted for the model.
-        max_pixels: larger images are refused; by default as in the run, or those over 89,478,485.
 
     Attributes:
         cfg: the configuration that a prediction depends on; its values of training are defaults.
@@ -69,49 +71,24 @@ class PromptedClassifier:
             are others.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         description: Description,
         checkpoint: Mapping[str, Any] | None,
         source: str,
-        backbone: str = "",
-        device: str = "",
+        options: LoadOptions = DEFAULTS,
         clip: CLIP | None = None,
         calibration: "Calibration | None" = None,
-        max_pixels: int | None = None,
     ):
         cuda = torch.cuda.is_available()
-        if device:
-            check_name(device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
-        if not description.class_names:
-            raise UsageError(f"{source} holds no class names", NO_NAMES, source)
-        check_known_names(description.class_names, source)
-        for template in filter(None, (description.template, description.dataset_template)):
-            check_template(template, source)
-        if description.sentences:
-            datasets.sentences.check(description.sentences, source)
+        if options.device:
+            check_name(options.device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
+        check_description(description, source)
         self.description = description
         self.checkpoint = checkpoint
         self.source = source
-        self.device = torch.device(device or ("cuda" if cuda else "cpu"))
-
-        cfg = configuration(self.method)
-        section = trainers.predicting()[self.method].section()
-        cfg.merge_from_other_cfg(
-            {"TRAINER": {section: description.settings}, "INPUT": description.input}
-        )
-        cfg.DATASET.NAME = description.dataset_name
-        cfg.DATASET.TITLE = description.dataset
-        cfg.DATASET.TEMPLATE = description.template
-        cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
-        seed = description.training.get("seed")  # of the views of a test-time method
-        cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
-        shots = description.training.get("shots")  # in TRAINER.<NAME>.FEATURES_OF
-        cfg.DATASET.NUM_SHOTS = shots if type(shots) is int else -1
-        if max_pixels is not None:
-            cfg.merge_from_list(["INPUT.MAX_PIXELS", max_pixels])
-        cfg.freeze()  # which checks Dassl's keys
-        self.cfg = cfg
+        self.device = torch.device(options.device or ("cuda" if cuda else "cpu"))
+        self.cfg = predicting_configuration(description, options)
         self.transform = trainers.predicting()[self.method].test_transform(self.cfg)
         self.clip = clip
         self.calibration = calibration
@@ -132,60 +109,28 @@ class PromptedClassifier:
             }
 
     @classmethod
-    def from_pretrained(  # noqa: PLR0913
+    def from_pretrained(
         cls,
         name: str | PathLike,
         backbone: str = "",
         device: str = "",
         revision: str | None = None,
-        *,
         class_names: Sequence[str] = (),
-        epoch: int | None = None,
-        config_file: str | PathLike = "",
-        method: str = "",
-        max_pixels: int | None = None,
+        **options: Any,
     ) -> "PromptedClassifier":
-        """The classifier of an exported folder, of a run, of a checkpoint, or of a folder on the
-        Hugging Face Hub.
-
-        Args:
-            name: a folder or a file; or `user/name`, a repository that `tools/export.py
-                --push-to-hub` wrote.
-            backbone, device: as for the class. A backbone must have the SHA-256 that config.json
-                states.
-            revision: of the repository: a branch, a tag or a commit; by default the newest commit.
-            class_names: for zero-shot CLIP and published checkpoints, which have none.
-            epoch: of a run; by default the tested one.
-            config_file, method: of a published checkpoint; the name is by default that of the
-                folder of the YAML file.
-            max_pixels: as for the class.
+        """`inference.models.load` with these `LoadOptions`.
 
         Raises:
-            UsageError: a file is missing, damaged, too large or changed; the backbone has other
-                weights, or the model other class names; there is no such repository, or no
-                connection to the Hub and no copy of it.
+            UsageError: as for `load`, or the model has other class names than the given ones.
         """
-        from .models import open_models  # which needs this class
+        from .models import load  # which needs this class
 
-        path = Path(name)
-        if not path.exists():
-            from .hub import download  # here, as most users need no Hub
-
-            path = download(str(name), revision)
-        options = {
-            "backbone": backbone,
-            "device": device,
-            "load_epoch": epoch,
-            "config_file": str(config_file),
-        }
-        options |= {"trainer": method, "template": "", "sentences": "", "max_pixels": max_pixels}
-        ((_, classifier),) = open_models([path], Namespace(**options), class_names)
-        if class_names and with_spaces(classifier.class_names) != with_spaces(
-            check_names(class_names)
-        ):
-            raise UsageError(
-                f"{name} has class names of its own", "give other names to `probabilities`", name
-            )
+        names = check_names(class_names) if class_names else []
+        options |= {"backbone": backbone, "device": device, "revision": revision}
+        classifier = load(name, LoadOptions(class_names=names, **options))
+        if names and with_spaces(classifier.class_names) != with_spaces(names):
+            what = f"{name} has class names of its own"
+            raise UsageError(what, "give other names to `predict`", name)
         return classifier
 
     @classmethod
@@ -197,12 +142,13 @@ class PromptedClassifier:
         device: str = "",
         sentences: dict[str, list[str]] | None = None,
     ) -> "PromptedClassifier":
-        """Zero-shot CLIP (`zero_shot_description`); other arguments are as for the class."""
+        """Zero-shot CLIP (`zero_shot_description`) on a backbone."""
         clip = load_backbone(backbone)
         description = zero_shot_description(
             clip, backbone, check_names(class_names), template, sentences or {}
         )
-        return cls(description, None, backbone, backbone, device, clip)
+        options = LoadOptions(backbone=backbone, device=device)
+        return cls(description, None, backbone, options, clip)
 
     @property
     def class_names(self) -> list[str]:
@@ -285,17 +231,48 @@ class PromptedClassifier:
         image = self.cfg.INPUT
         if "normalize" not in image.TRANSFORMS:
             return pixels.clamp(0, 1)
-        mean, std = (
-            torch.tensor(list(values))[:, None, None]
-            for values in (image.PIXEL_MEAN, image.PIXEL_STD)
-        )
+        mean = torch.tensor(list(image.PIXEL_MEAN))[:, None, None]
+        std = torch.tensor(list(image.PIXEL_STD))[:, None, None]
         return (pixels * std + mean).clamp(0, 1)
+
+    def predict(
+        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
+    ) -> Predictions:
+        """What the model says of images; arguments and errors are those of `logits`."""
+        logits = self.logits(images, class_names)
+        names = self.class_names if class_names is None else check_names(class_names)
+        distances = None
+        if self.calibration is not None and with_spaces(names) != with_spaces(self.class_names):
+            distances = self.distances(names)
+        return Predictions(names, logits, self.calibration, distances, self.source)
 
     def probabilities(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
     ) -> Tensor:
-        """The probability of each class: (images, classes), fp32, on the CPU; calibrated by
-        `calibration`, if any.
+        """`predict(...).probabilities`: (images, classes), fp32, on the CPU."""
+        return self.predict(images, class_names).probabilities
+
+    def distances(self, class_names: Sequence[str]) -> "Distances | None":
+        """DAC for other class names; None for a method whose texts depend on the image, or that has
+        none.
+        """
+        return self._distances(*with_spaces(class_names))
+
+    def check_asked(
+        self, unknown: bool, coverage: float | None = None, class_names: Sequence[str] | None = None
+    ) -> None:
+        """Raise UsageError if `Predictions.unknown` or `.sets` are asked for and cannot answer for
+        these class names.
+        """
+        if unknown or coverage is not None:
+            names = class_names or self.class_names
+            nothing = Predictions(names, torch.empty(0), self.calibration, source=self.source)
+            nothing.calibration_for(unknown, coverage)
+
+    def logits(
+        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
+    ) -> Tensor:
+        """The scaled cosine similarities before softmax: (images, classes), fp32, on the CPU.
 
         Args:
             images: files, contents of files or PIL images, or one of them; or a tensor (images,
@@ -307,92 +284,33 @@ class PromptedClassifier:
             UsageError: an image cannot be read, a class name is empty, given twice or too long, or
                 a logit is not finite.
         """
-        return self.repaired(self.logits(images, class_names), class_names).softmax(dim=-1)
-
-    def repaired(self, logits: Tensor, class_names: Sequence[str] | None = None) -> Tensor:
-        """Logits of these class names after the temperature of the calibration and, for other
-        names, DAC.
-
-        They are the same without a calibration. No predicted class changes.
-        """
-        if self.calibration is None or not len(logits):
-            return logits
-        found = self.calibration.temperature.apply(logits)
-        names = self._method_for(class_names).class_names
-        if names != list(with_spaces(self.class_names)) and (distances := self.distances(names)):
-            found = distances.apply(found)
-        return torch.from_numpy(found).float()
-
-    def distances(self, class_names: Sequence[str]) -> "Distances | None":
-        """DAC for other class names; None for a method whose texts depend on the image, or that has
-        none.
-        """
-        return self._distances(*with_spaces(class_names))
-
-    def check_asked(
-        self, unknown: bool, coverage: float | None = None, class_names: Sequence[str] | None = None
-    ) -> None:
-        """Raise UsageError unless `unknown` or `sets` can answer for these class names."""
-        if not unknown and coverage is None:
-            return
-        if self.calibration is None:
-            raise UsageError(
-                f"{self.source} has no calibration", "fit one by tools/calibrate.py", self.source
-            )
-        self.calibration.check_asked(
-            list(class_names or self.class_names), unknown, coverage, self.source
-        )
-
-    def unknown(self, logits: Tensor) -> Tensor:
-        """Which images the model had better not answer, (images,): too many such answers would be
-        wrong.
-
-        Args:
-            logits: of `logits`, for the model's own class names.
-
-        Raises:
-            UsageError: it has no calibration, that promises no error, or the logits are of another
-                number of classes.
-        """
-        self.check_asked(unknown=True)
-        self.check_own(logits)
-        return torch.from_numpy(~self.calibration.threshold.apply(logits))  # type: ignore[union-attr]
-
-    def sets(self, logits: Tensor, coverage: float) -> Tensor:
-        """The set of classes of each image, (images, classes).
-
-        It has the right class for `coverage` of the images, between 0 and 1. Other arguments and
-        errors are those of `unknown`.
-        """
-        self.check_asked(unknown=False, coverage=coverage)
-        self.check_own(logits)
-        return torch.from_numpy(self.calibration.sets.apply(logits, coverage))  # type: ignore[union-attr]
-
-    def check_own(self, logits: Tensor) -> None:
-        """Raise UsageError for logits of another number of classes than the model's own."""
-        own = len(self.class_names)
-        if logits.dim() != 2 or logits.shape[1] != own:
-            what = (
-                f"logits of the shape {tuple(logits.shape)} are not of the {own} classes of "
-                f"{self.source}"
-            )
-            raise UsageError(what, "give those of `logits` without other class names", self.source)
-
-    def logits(
-        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
-    ) -> Tensor:
-        """The scaled cosine similarities before softmax; arguments and errors are those of
-        `probabilities`.
-        """
         method = self._method_for(class_names)
-        batches = (
-            method.model_inference(batch.to(self.device)).cpu() for batch in self._batches(images)
-        )
-        logits = torch.cat([torch.empty(0, len(method.class_names)), *batches])
+        on_gpu = self.device.type == "cuda"
+
+        def compute(pixels: Tensor) -> Tensor:
+            with ON_GPU if on_gpu else nullcontext():
+                return method.model_inference(pixels.to(self.device)).cpu()
+
+        logits = torch.cat([torch.empty(0, len(method.class_names)), *self._each(images, compute)])
         if not logits.isfinite().all():
             remedy = "use the checkpoint of another epoch, or train again"
             raise UsageError(f"{self.source} gives logits that are not finite", remedy, self.source)
         return logits
+
+    def _each(
+        self,
+        images: Pixels | Tensor | Sequence[Pixels],
+        compute: Callable[[Tensor], Tensor],
+    ) -> Iterable[Tensor]:
+        """What is computed of the pixels of one batch of images after another."""
+        if isinstance(images, Tensor):
+            pixels = images[None] if images.dim() == 3 else images
+            return map(compute, pixels.split(BATCH))
+        several = [images] if isinstance(images, Pixels) else list(images)
+        most = max(1, BATCH // self.views)
+        if len(several) <= min(FEWEST, most):
+            return [compute(self.pixels(several))] if several else []
+        return in_threads(lambda part: compute(self.pixels(part)), several, most)
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:
         """Compute the text features of these names, and the logits of one black image; errors are
@@ -403,15 +321,6 @@ class PromptedClassifier:
     def model_for(self, class_names: Sequence[str] | None = None) -> PromptedCLIP:
         """The model that computes the logits of these class names."""
         return self._method_for(class_names).model
-
-    def _batches(self, images: Pixels | Tensor | Sequence[Pixels]) -> Iterator[Tensor]:
-        if isinstance(images, Tensor):
-            yield from (images[None] if images.dim() == 3 else images).split(BATCH)
-            return
-        several = [images] if isinstance(images, Pixels) else list(images)
-        size = max(1, BATCH // self.views)
-        for start in range(0, len(several), size):
-            yield self.pixels(several[start : start + size])
 
     def _fit_distances(self, *class_names: str) -> "Distances | None":
         from .calibrated import distances_of

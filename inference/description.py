@@ -12,10 +12,12 @@ from yacs.config import CfgNode
 import datasets
 import trainers
 from clip import CLIP, OF_CLIP, preprocessing
-from common.errors import check_name
+from common.errors import UsageError, check_name
+from common.names import check_known_names, check_template
 from configs.methods import IN_A_FILE
 
-from .artefact import Description
+from .artefact import NO_NAMES, Description
+from .options import LoadOptions
 
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
@@ -30,6 +32,42 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
     for section in (cfg.INPUT, cfg.TRAINER[trainers.predicting()[method].section()]):
         section.set_new_allowed(False)
     cfg.TRAINER.NAME = method
+    return cfg
+
+
+def check_description(description: Description, source: str) -> None:
+    """Raise UsageError for a model without class names, or with wrong names or sentences."""
+    if not description.class_names:
+        raise UsageError(f"{source} holds no class names", NO_NAMES, source)
+    check_known_names(description.class_names, source)
+    for template in filter(None, (description.template, description.dataset_template)):
+        check_template(template, source)
+    if description.sentences:
+        datasets.sentences.check(description.sentences, source)
+
+
+def predicting_configuration(description: Description, options: LoadOptions) -> CfgNode:
+    """What the predictions of a model depend on; values of training are defaults.
+
+    Raises:
+        UsageError: the prompts do not fit the settings, or the weights are others.
+    """
+    cfg = configuration(description.method)
+    section = trainers.predicting()[description.method].section()
+    cfg.merge_from_other_cfg(
+        {"TRAINER": {section: description.settings}, "INPUT": description.input}
+    )
+    cfg.DATASET.NAME = description.dataset_name
+    cfg.DATASET.TITLE = description.dataset
+    cfg.DATASET.TEMPLATE = description.template
+    cfg.MODEL.BACKBONE.NAME = description.backbone_name(options.backbone)
+    seed = description.training.get("seed")  # of the views of a test-time method
+    cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
+    shots = description.training.get("shots")  # in TRAINER.<NAME>.FEATURES_OF
+    cfg.DATASET.NUM_SHOTS = shots if type(shots) is int else -1
+    if options.max_pixels is not None:
+        cfg.merge_from_list(["INPUT.MAX_PIXELS", options.max_pixels])
+    cfg.freeze()  # which checks Dassl's keys
     return cfg
 
 

@@ -14,7 +14,7 @@ from common.pages import render
 from common.results import CALIBRATION, SEEN
 from common.start import Parser, path, required_packages
 
-from .arguments import MODELS, add_model_options, check_exists, given_class_names
+from .arguments import MODELS, add_model_options, check_exists, load_options
 
 KEY = "config.json"
 MARKUP = r"[\\`*\[\]|~]|\b_|_\b"  # of Markdown; `render` escapes that of HTML
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912, PLR0915
     args = parse(argv)
-    given = given_class_names(args)
+    options = load_options(args)
     if args.model:
         check_exists(args.model)
         if args.to.resolve() == args.model.resolve():
@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912, PLR0915
             hub.check_login(args.push_to_hub)
     forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
     with new_folder(args.to, KEY) as folder:
-        ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
-        names = given or classifier.class_names
+        classifier = models.load(args.model, options)
+        names = list(options.class_names) or classifier.class_names
         for form in forms:
             classifier.require_one_view(form.file)
         if names != classifier.class_names and not forms:

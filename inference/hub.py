@@ -22,7 +22,7 @@ def download(name: str, revision: str | None = None) -> Path:
     (HF_HOME).
 
     Without a connection, these are the files that were downloaded last. Arguments and errors are
-    those of `PromptedClassifier.from_pretrained`.
+    those of `inference.models.load`.
     """
     check_name(name)
     with answers(name):

@@ -1,12 +1,11 @@
-"""Image files on the command line: found, then read and classified by threads."""
+"""Image files: found, then read and classified by threads."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from dassl.utils import read_image
@@ -17,17 +16,19 @@ from common.errors import UsageError
 from datasets.base import spread
 from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
 
-from .classifier import PromptedClassifier
-from .models import Model
-from .predict import Row
+if TYPE_CHECKING:
+    from .classifier import PromptedClassifier
+    from .models import Model
+    from .predictions import Predictions
 
-__all__ = ["Predictor", "find_images", "read_batch", "spread"]
+__all__ = ["find_images", "in_threads", "predict_files", "prepare", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
 MANY = 5000
-Predicted = tuple[list[Row], list[str], int]
 Batch = tuple[list[Path], list[Tensor], list[str]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -59,7 +60,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def read_batch(
     files: Sequence[Path],
-    classifiers: Sequence[PromptedClassifier],
+    classifiers: Sequence["PromptedClassifier"],
     read: Callable[..., Image] = read_image,
 ) -> Batch:
     """The images of some files by `read`. Classifiers with the same transform read an image once.
@@ -76,10 +77,7 @@ def read_batch(
     for file in files:
         try:
             pixels = {key: classifier.pixels([file], read) for key, classifier in distinct.items()}
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # the toolbox's ImageError is both, the published one's an OSError
+        except (OSError, ValueError) as error:  # an ImageError is both, that of Dassl an OSError
             errors.append(str(error))
         else:
             good.append(file)
@@ -100,94 +98,59 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Predictor:
-    """The `k` most probable classes of image files: a row for each model. `names` replace the
-    models' own, if given.
+def in_threads(
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], most: int
+) -> Iterator[Result]:
+    """What `work` returns for one batch of items after another, in their order.
 
-    A row also says whether the image is `unknown` and which classes a set for the share `coverage`
-    has, if asked for.
+    There are as many threads as torch has, and each of them computes with one: small layers are
+    twice as fast as with all threads on one batch, and a busy machine slows them down less. All
+    threads together have `most` items at a time.
     """
-
-    def __init__(
-        self,
-        models: Sequence[Model],
-        names: Sequence[str],
-        k: int,
-        unknown: bool = False,
-        coverage: float | None = None,
-    ):
-        self.models = models
-        self.names = names or None
-        self.k = k
-        self.unknown = unknown
-        self.coverage = coverage
-        for model in models:
-            model.classifier.check_asked(unknown, coverage, self.names)
-        self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
-        self.views = max(model.classifier.views for model in models)
-        self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
-        for model in models:  # text features before the threads, which would each compute them
-            if (count := len(self.names or model.classifier.class_names)) > MANY:
-                print(
-                    f"{model.name}: computing the text features of {count:,} class names, which "
-                    "takes a while"
-                )
-            with one_thread() if count <= FEW else nullcontext():
-                model.classifier.check_logits(self.names)
-
-    def __call__(self, files: Sequence[Path], batch_size: int) -> Iterator[Predicted]:
-        """For one batch after another the rows of its files, the faults of others, and how many
-        could be read.
-
-        There are as many threads as torch has, and each of them computes with one: small layers are
-        twice as fast as with all threads on one batch, and a busy machine slows them down less. On
-        a CPU, the threads together have `batch_size` images, or views of images, at a time.
-        """
-        threads = torch.get_num_threads()
-        most = max(1, batch_size // self.views)
-        size = (
-            most
-            if self.on_gpu
-            else max(min(FEWEST, most), math.ceil(min(most, len(files)) / threads))
-        )
+    threads = torch.get_num_threads()
+    share = math.ceil(min(most, len(items)) / threads)
+    size = max(share, min(FEWEST, most))
+    batches = (items[start : start + size] for start in range(0, len(items), size))
+    try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(
-                self.of_batch, (files[start : start + size] for start in range(0, len(files), size))
-            )
-
-    def of_batch(self, files: Sequence[Path]) -> Predicted:
-        good, batches, errors = read_batch(files, [model.classifier for model in self.models])
-        rows: list[list[Row]] = [[] for _ in good]
-        for (name, classifier), inputs in zip(self.models, batches, strict=bool(good)):
-            classes = self.names or classifier.class_names
-            with self.turn:
-                logits = classifier.logits(inputs, self.names)
-            probabilities = classifier.repaired(logits, self.names).softmax(dim=-1)
-            top = probabilities.topk(min(self.k, len(classes)))
-            unknown = classifier.unknown(logits).tolist() if self.unknown else [None] * len(good)
-            sets = (
-                [None] * len(good)
-                if self.coverage is None
-                else classifier.sets(logits, self.coverage)
-            )
-            for number, pairs in enumerate(
-                zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            ):
-                best = [(classes[index], value) for index, value in zip(*pairs, strict=True)]
-                members = in_set(sets[number], probabilities[number], classes)
-                rows[number].append(Row(str(good[number]), name, best, unknown[number], members))
-        return list(chain(*rows)), errors, len(good)
+            yield from pool.map(work, batches)
+    finally:
+        torch.set_num_threads(threads)  # also of threads that start later
 
 
-def in_set(
-    members: Tensor | None, probabilities: Tensor, classes: Sequence[str]
-) -> list[tuple[str, float]] | None:
-    """The classes of a set (classes,) with their probabilities, the most probable first; None
-    without a set.
+def prepare(models: Sequence["Model"], class_names: Sequence[str] | None) -> None:
+    """Compute text features before the threads, which would each compute them; errors are those of
+    `PromptedClassifier.check_logits`.
     """
-    if members is None:
-        return None
-    order = probabilities.argsort(descending=True, stable=True)
-    return [
-        (classes[index], probabilities[index].item()) for index in order[members[order]].tolist()
-    ]
+    for model in models:
+        count = len(class_names or model.classifier.class_names)
+        if count > MANY:
+            print(
+                f"{model.name}: computing the text features of {count:,} class names, which "
+                "takes a while"
+            )
+        with one_thread() if count <= FEW else nullcontext():
+            model.classifier.check_logits(class_names)
+
+
+def predict_files(
+    models: Sequence["Model"],
+    files: Sequence[Path],
+    class_names: Sequence[str] | None,
+    batch_size: int,
+) -> Iterator[tuple[list[Path], list["Predictions"], list[str]]]:
+    """For one batch of files after another those that can be read, what each model says of them
+    (nothing if there are none), and the faults of the other files.
+    """
+    classifiers = [model.classifier for model in models]
+
+    def of_batch(batch: Sequence[Path]) -> tuple[list[Path], list["Predictions"], list[str]]:
+        good, inputs, faults = read_batch(batch, classifiers)
+        if not good:
+            return good, [], faults
+        pairs = zip(classifiers, inputs, strict=True)
+        answers = [classifier.predict(pixels, class_names) for classifier, pixels in pairs]
+        return good, answers, faults
+
+    views = max(classifier.views for classifier in classifiers)
+    return in_threads(of_batch, files, max(1, batch_size // views))

@@ -1,8 +1,8 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +12,9 @@ from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
 
 import trainers
+from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name
-from common.names import check_names, printable
+from common.names import printable
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from configs.methods import IN_A_FILE
 from datasets import sentences, title
@@ -33,6 +34,7 @@ from .artefact import (
 )
 from .classifier import PromptedClassifier
 from .description import configuration
+from .options import DEFAULTS, LoadOptions
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
@@ -42,6 +44,10 @@ TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for trai
 # Facts of results.json that an exported folder keeps
 TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
 RECORDED = [*TEST_FACTS, "date", "version", "commit", "dirty"]
+
+
+# What `read_model` reads: the description, the checkpoint if it learns any, the backbone to load
+Content = tuple[Description, dict[str, Any] | None, str]
 
 
 class Model(NamedTuple):
@@ -72,85 +78,52 @@ def kind_of(path: Path) -> str:
     )
 
 
-def open_models(
-    paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()
-) -> list[Model]:
-    """The models at these paths; zero-shot CLIP on `options.backbone` if there is no path.
+def load(
+    name: str | PathLike | None, options: LoadOptions = DEFAULTS, clip: CLIP | None = None
+) -> PromptedClassifier:
+    """The classifier of an exported folder, of a run, of a checkpoint, or of a folder on the
+    Hugging Face Hub; zero-shot CLIP without a name.
 
     Args:
-        paths: see `arguments.MODELS`.
-        options: those of `arguments.add_model_options`.
-        class_names: for a model that has none. Without them it takes those of the first model that
-            has some.
+        name: a folder or a file; or `user/name`, a repository that `tools/export.py --push-to-hub`
+            wrote.
+        clip: the backbone, if it is loaded already.
+
+    Raises:
+        UsageError: a file is missing, damaged, too large or changed; the backbone has other
+            weights; there is no such repository, or no connection to the Hub and no copy of it.
+    """
+    if not name:
+        return zero_shot(options)
+    path = Path(name)
+    if not path.exists():
+        from .hub import download  # here, as most users need no Hub
+
+        path = download(str(name), options.revision)
+    check_options([path], options)
+    return classifier_of(path, read_model(path, options), options, clip)
+
+
+def open_models(paths: Sequence[Path], options: LoadOptions) -> list[Model]:
+    """The models at these paths; zero-shot CLIP if there is no path.
+
+    A model without class names takes those of the options or else of the first model that has some.
 
     Raises:
         UsageError: a path is not a model, or its files do not fit together; as for
             `PromptedClassifier`.
     """
     if not paths:
-        if not options.backbone:
-            raise UsageError(
-                "no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP"
-            )
-        if not class_names:
-            raise UsageError("zero-shot CLIP has no class names", NO_NAMES)
-        template = options.template or TEMPLATE
-        given = sentences.read(options.sentences)
-        classifier = PromptedClassifier.zero_shot(
-            options.backbone, class_names, template, options.device, given
-        )
+        classifier = zero_shot(options)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
     found = [read_model(path, options) for path in paths]
-    known = (
-        [check_names(class_names)]
-        if class_names
-        else [description.class_names for description, _, _ in found]
-    )
-    names = next(filter(None, known), [])
-    classifiers = []
-    for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
-        check_name(description.method, trainers.predicting(), "method", path, IN_A_FILE)
-        refit = getattr(options, "refit", False)
-        calibration = (
-            None
-            if refit
-            else calibration_of(path, trainers.predicting()[description.method], options)
-        )
-        if not description.class_names:
-            own = list(calibration.class_names) if calibration else []
-            description = replace(description, class_names=names or own)  # noqa: PLW2901
-        more: dict[str, Any] = {
-            "calibration": calibration,
-            "max_pixels": getattr(options, "max_pixels", None),
-        }
-        classifier = PromptedClassifier(
-            description, checkpoint, str(path), backbone, options.device, **more
-        )
-        classifiers.append(classifier)
-        if not description.backbone_sha256:
-            name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
-            text = (
-                f"{path} does not say on which weights its prompts were learned: check that "
-                f"they are those of {name}"
-            )
-            print(printable(text))
-        if (
-            description.training.get("plugin_sha256", "")
-            != trainers.predicting()[description.method].plugin_sha256
-        ):
-            text = (
-                f"{path} was learned by another version of {description.method}: its file has "
-                "changed"
-            )
-            print(printable(text))
-        sentence = description.template or description.dataset_template
-        if trainers.predicting()[description.method].reads_template and not sentence:
-            text = (
-                f"{path} does not say its dataset: {description.method} reads the class names "
-                f"in {TEMPLATE!r}"
-            )
-            print(printable(text))
+    if not options.class_names:
+        known = (description.class_names for description, _, _ in found)
+        options = replace(options, class_names=next(filter(None, known), ()))
+    classifiers = [
+        classifier_of(path, content, options) for path, content in zip(paths, found, strict=True)
+    ]
     methods = [classifier.method for classifier in classifiers]
     names = [
         name if methods.count(name) == 1 else f"{name} {path}"
@@ -159,24 +132,67 @@ def open_models(
     return list(map(Model, names, classifiers))
 
 
-def calibration_of(path: Path, method: type[Method], options: Namespace) -> "Calibration | None":
+def zero_shot(options: LoadOptions) -> PromptedClassifier:
+    if not options.backbone:
+        what = "no MODEL is given"
+        raise UsageError(what, "name a run's output folder, or --backbone for zero-shot CLIP")
+    if not options.class_names:
+        raise UsageError("zero-shot CLIP has no class names", NO_NAMES)
+    return PromptedClassifier.zero_shot(
+        options.backbone,
+        options.class_names,
+        options.template or TEMPLATE,
+        options.device,
+        sentences.read(options.sentences),
+    )
+
+
+def classifier_of(
+    path: Path, content: Content, options: LoadOptions, clip: CLIP | None = None
+) -> PromptedClassifier:
+    """The classifier of what `read_model` has read, with lines about what its files do not say."""
+    description, checkpoint, backbone = content
+    check_name(description.method, trainers.predicting(), "method", path, IN_A_FILE)
+    method = trainers.predicting()[description.method]
+    calibration = calibration_of(path, method, options)
+    if not description.class_names:
+        of_calibration = calibration.class_names if calibration else ()
+        names = options.class_names or of_calibration
+        description = replace(description, class_names=list(names))
+    options = replace(options, backbone=backbone)
+    classifier = PromptedClassifier(description, checkpoint, str(path), options, clip, calibration)
+    if not description.backbone_sha256:
+        name = classifier.cfg.MODEL.BACKBONE.NAME
+        text = (
+            f"{path} does not say on which weights its prompts were learned: check that "
+            f"they are those of {name}"
+        )
+        print(printable(text))
+    if description.training.get("plugin_sha256", "") != method.plugin_sha256:
+        text = f"{path} was learned by another version of {description.method}"
+        print(printable(f"{text}: its file has changed"))
+    if method.reads_template and not (description.template or description.dataset_template):
+        text = f"{path} does not say its dataset: {description.method} reads the class names"
+        print(printable(f"{text} in {TEMPLATE!r}"))
+    return classifier
+
+
+def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> "Calibration | None":
     """What was fitted for the model at a path, if anything.
 
     Raises:
         UsageError: the file is damaged, or of another model; of another epoch, only if `options`
-            ask for its promises.
+            ask for a calibration.
     """
-    if not (found := calibration_in(path)):
+    found = None if options.calibration is False else calibration_in(path)
+    if not found:
         return None
-    given = options.load_epoch is not None
-    asked = getattr(options, "unknown", False) or getattr(options, "sets", None)
+    given = options.epoch is not None
+    remedy = "leave out --load-epoch (in Python: epoch)" if given else REFIT
     try:
-        found.check_model(
-            file_of(path, method, options.load_epoch),
-            "leave out --load-epoch (in Python: epoch)" if given else REFIT,
-        )
+        found.check_model(file_of(path, method, options.epoch), remedy)
     except UsageError as error:
-        if asked or not given:
+        if options.calibration or not given:
             raise
         print(printable(f"Not calibrated: {error.what}"))
         return None
@@ -192,24 +208,26 @@ def file_of(path: Path, method: type[Method], epoch: int | None = None) -> Path:
     return checkpoint_file(path, method, epoch) if method.learns else path / RUN_CONFIG_FILE
 
 
-def check_options(paths: Sequence[Path], options: Namespace) -> None:
+def check_options(paths: Sequence[Path], options: LoadOptions) -> None:
     """Raise UsageError for an option that none of the models reads."""
-    kinds = [(kind_of(path), path.is_file()) for path in paths]
-    readers = {"load_epoch": any(kind != "exported" and not is_file for kind, is_file in kinds)}
-    checkpoints = [
-        path for (kind, _), path in zip(kinds, paths, strict=True) if kind in ("checkpoint", "")
-    ]
-    readers["config_file"] = bool(checkpoints)
-    configured = bool(checkpoints) and (options.config_file or not all(map(run_of, checkpoints)))
-    readers |= dict.fromkeys(("trainer", "template", "sentences"), configured)
-    for name, is_read in readers.items():
-        if getattr(options, name) not in ("", None) and not is_read:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it"
-            )
+    kinds = {path: kind_of(path) for path in paths}
+    checkpoints = [path for path, kind in kinds.items() if kind in ("checkpoint", "")]
+    has_epochs = any(kind != "exported" and not path.is_file() for path, kind in kinds.items())
+    is_configured = options.config_file or not all(map(run_of, checkpoints))
+    is_published = bool(checkpoints) and bool(is_configured)
+    readers = {
+        "--load-epoch": (options.epoch, has_epochs),
+        "--config-file": (options.config_file, bool(checkpoints)),
+        "--trainer": (options.method, is_published),
+        "--template": (options.template, is_published),
+        "--sentences": (options.sentences, is_published),
+    }
+    for option, (value, is_read) in readers.items():
+        if value not in ("", None) and not is_read:
+            raise UsageError(f"{option} has no use here", "leave it out: no MODEL reads it")
 
 
-def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, Any] | None, str]:
+def read_model(path: Path, options: LoadOptions) -> Content:
     """The description of a model, the checkpoint with its tensors if it learns any, and the
     backbone to load.
     """
@@ -227,16 +245,14 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     if run:
         shots = "by class" if isinstance(cfg.DATASET.NUM_SHOTS, str) else cfg.DATASET.NUM_SHOTS
         training = {"classes": cfg.DATASET.SUBSAMPLE_CLASSES, "shots": shots, "seed": cfg.SEED}
-        training |= recorded_facts(
-            run, epoch_of(path, options.load_epoch) if method.learns else None
-        )
+        training |= recorded_facts(run, epoch_of(path, options.epoch) if method.learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not method.learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
         raise UsageError(
             f"{path} started from the prompts of another run, and does not hold them", remedy, path
         )
-    checkpoint = read_checkpoint(path, cfg, options.load_epoch) if method.learns else None
+    checkpoint = read_checkpoint(path, cfg, options.epoch) if method.learns else None
     return (
         describe(cfg, checkpoint, training),
         checkpoint,
@@ -275,7 +291,7 @@ def run_configuration(run: Path) -> CfgNode:
     return cfg
 
 
-def published_configuration(path: Path, options: Namespace) -> CfgNode:
+def published_configuration(path: Path, options: LoadOptions) -> CfgNode:
     """That of a checkpoint of the published code, or of one of ours without its run: the YAML file
     of its method.
     """
@@ -283,12 +299,12 @@ def published_configuration(path: Path, options: Namespace) -> CfgNode:
         remedy = "name the YAML file of its method by --config-file (in Python: config_file)"
         raise UsageError(f"{path} has no {RUN_CONFIG_FILE}", remedy, path)
     file = Path(options.config_file)
-    name = options.trainer or file.absolute().parent.name
+    name = options.method or file.absolute().parent.name
     check_name(
         name,
         trainers.methods(),
         "trainer",
-        "" if options.trainer else "--trainer (in Python: method) is missing",
+        "" if options.method else "--trainer (in Python: method) is missing",
     )
     cfg = configuration(name, file)
     cfg.merge_from_file(str(file))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from common.errors import UsageError
 from common.names import csv_cell, padded, printable, width
@@ -19,11 +19,14 @@ from .arguments import (
     add_image_options,
     add_model_options,
     check_exists,
-    given_class_names,
+    load_options,
 )
 
+if TYPE_CHECKING:
+    from .models import Model
+    from .predictions import Pairs, Predictions
+
 SHOWN = 5  # classes of a set in the table
-Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
 
 
 class Row(NamedTuple):
@@ -31,9 +34,9 @@ class Row(NamedTuple):
 
     image: str
     model: str
-    top: Pairs
+    top: "Pairs"
     unknown: bool | None = None
-    set: Pairs | None = None
+    set: "Pairs | None" = None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -89,45 +92,79 @@ def main(argv: list[str] | None = None) -> None:
     for file in args.paths:
         if args.form is not as_table and file.suffix in (".csv", ".json") and not file.exists():
             raise UsageError("--csv and --json print, and take no file", f"write to it by > {file}")
-    names = given_class_names(args)
+    options = load_options(args, calibration=True if args.unknown or args.sets else None)
+    names = options.class_names
     stdout = sys.stdout
     check_exists(args.paths[0], "model or image" if args.backbone else "model")
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         with required_packages():
-            from tqdm import tqdm
-
             from . import images, models
-        number = next(
-            (n for n, path in enumerate(args.paths) if not models.kind_of(path)), len(args.paths)
-        )
+        is_image = (not models.kind_of(path) for path in args.paths)
+        number = next((n for n, is_one in enumerate(is_image) if is_one), len(args.paths))
         if not number and not args.backbone:
-            models.read_model(args.paths[0], args)  # which says why it is not a model
+            models.read_model(args.paths[0], options)  # which says why it is not a model
         files = images.find_images(args.paths[number:])
         with images.one_thread():
-            opened = models.open_models(args.paths[:number], args, names)
-        predict = images.Predictor(opened, names, args.topk, args.unknown, args.sets)
-        skipped = 0
-
-        def rows() -> Iterator[Row]:
-            """The rows of all images. Images that cannot be read are reported on stderr."""
-            nonlocal skipped
-            with tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar:
-                for found, errors, read in predict(files, args.batch_size):
-                    if errors and len(files) == 1:
-                        raise UsageError(errors[0])
-                    with bar.external_write_mode(stdout):
-                        for error in errors:
-                            print(f"skipped: {error}", file=sys.stderr)
-                        yield from found
-                        stdout.flush()
-                    bar.update(read + len(errors))
-                    skipped += len(errors)
-            if skipped == len(files):
-                raise UsageError(f"none of the {len(files)} images could be read", "see above")
-
-        args.form(stdout, rows(), files, opened, names, args.unknown, args.sets)
+            opened = models.open_models(args.paths[:number], options)
+        for model in opened:
+            model.classifier.check_asked(args.unknown, args.sets, names or None)
+        images.prepare(opened, names or None)
+        batches = images.predict_files(opened, files, names or None, args.batch_size)
+        skipped: list[str] = []
+        rows = rows_of(batches, opened, args, skipped, len(files), stdout)
+        args.form(stdout, rows, files, opened, names, args.unknown, args.sets)
     if skipped:
         sys.exit(1)
+
+
+def rows_of(
+    batches: Iterable[tuple[list[Path], list["Predictions"], list[str]]],
+    models: Sequence["Model"],
+    args: argparse.Namespace,
+    skipped: list[str],
+    number: int,
+    out: TextIO,
+) -> Iterator[Row]:
+    """The rows of all images. Those that cannot be read are `skipped`, and reported on stderr.
+
+    Args:
+        number: of the images.
+        out: where the rows are written.
+
+    Raises:
+        UsageError: no image could be read.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=number, desc="predicting", unit="image", disable=None) as bar:
+        for files, answers, faults in batches:
+            if faults and number == 1:
+                raise UsageError(faults[0])
+            skipped += faults
+            with bar.external_write_mode(out):
+                for fault in faults:
+                    print(f"skipped: {fault}", file=sys.stderr)
+                columns = [
+                    rows_by(model, said, files, args)
+                    for model, said in zip(models, answers, strict=bool(files))
+                ]
+                for row in zip(*columns, strict=True):
+                    yield from row
+                out.flush()
+            bar.update(len(files) + len(faults))
+    if len(skipped) == number:
+        raise UsageError(f"none of the {number} images could be read", "see above")
+
+
+def rows_by(
+    model: "Model", said: "Predictions", files: Sequence[Path], args: argparse.Namespace
+) -> list[Row]:
+    """What one model says of each file."""
+    nothing = [None] * len(files)
+    unknown = said.unknown.tolist() if args.unknown else nothing
+    sets = nothing if args.sets is None else said.sets(args.sets)
+    answers = zip(files, said.top(args.topk), unknown, sets, strict=True)
+    return [Row(str(file), model.name, *answer) for file, *answer in answers]
 
 
 def as_json(out: TextIO, rows: Iterable[Row], *layout) -> None:
@@ -147,7 +184,7 @@ def as_json(out: TextIO, rows: Iterable[Row], *layout) -> None:
     out.write("\n]\n")
 
 
-def as_objects(pairs: Pairs) -> list[dict[str, Any]]:
+def as_objects(pairs: "Pairs") -> list[dict[str, Any]]:
     return [{"class": name, "probability": value} for name, value in pairs]
 
 

@@ -71,7 +71,7 @@ def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> 
             f"the text features of {classifier.method} depend on the image, so there is no "
             "class matrix to export"
         )
-        raise UsageError(what, "use tools/predict.py, or PromptedClassifier in Python")
+        raise UsageError(what, "use tools/predict.py, or `predict` in Python")
     return features
 
 

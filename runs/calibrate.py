@@ -19,12 +19,13 @@ from common.errors import UsageError, check_dataset_name
 from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, path, percent
-from inference.arguments import add_plugin_option, check_exists, model_options
+from inference.arguments import add_plugin_option, check_exists
 from inference.calibrated import write_calibration
 from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
-from inference.models import file_of, kind_of, open_models, run_configuration
+from inference.models import file_of, kind_of, load, run_configuration
+from inference.options import LoadOptions
 from inference.seen import ROLES, SeenImages
 from measures.predictions import LARGEST, PREDICTIONS_FILE, read
 from trainers import methods, predicting
@@ -146,8 +147,13 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
     run's test.
     """
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
-    options = model_options(device=args.device, backbone=args.backbone, refit=True)
-    ((_, classifier),) = open_models([folder], options, names_of(dataset) if dataset else [])
+    options = LoadOptions(
+        device=args.device,
+        backbone=args.backbone,
+        class_names=names_of(dataset) if dataset else (),
+        calibration=False,
+    )
+    classifier = load(folder, options)
     learns = predicting()[classifier.method].learns
     seen = seen_images(folder, dataset)
     if seen is None and not learns:
@@ -313,8 +319,8 @@ def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
 def outputs_of(
     classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None
 ) -> Outputs:
-    logits = classifier.logits([item.impath for item in items], names)
-    return Outputs(logits.double().numpy(), np.array([item.label for item in items]))
+    said = classifier.predict([item.impath for item in items], names)
+    return Outputs(said.logits.double().numpy(), np.array([item.label for item in items]))
 
 
 def saved_outputs(run: Path) -> Outputs | None:

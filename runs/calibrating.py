@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from common.errors import UsageError
 from common.files import checksum
 from common.results import CALIBRATION
 from datasets import title
-from inference.arguments import model_options
 from inference.calibrated import Calibration, sha256_of_images, write_calibration
 from inference.calibration import (
     KINDS,
@@ -27,8 +25,8 @@ from inference.calibration import (
     conf_ot,
     log_softmax,
 )
-from inference.classifier import PromptedClassifier
-from inference.models import calibration_of, file_of, read_model
+from inference.models import calibration_of, file_of, load
+from inference.options import LoadOptions
 from measures.metrics import ece
 from trainers import PromptTrainer
 from trainers.base.data_use import count_common, count_copies
@@ -211,7 +209,8 @@ class Calibrated:
             self.asked = False
             return
         if spec.args.eval_only and spec.args.model_dir:
-            self.prompts = calibration_of(Path(spec.args.model_dir), type(trainer), spec.args)
+            options = LoadOptions(epoch=spec.args.load_epoch)
+            self.prompts = calibration_of(Path(spec.args.model_dir), type(trainer), options)
         if self.prompts is None:
             self.check_images(trainer.dm.dataset)
 
@@ -271,13 +270,12 @@ class Calibrated:
         without distances.
         """
         trainer = self.trainer
-        folder = self.spec.args.model_dir
-        options = model_options(
-            backbone=self.cfg.MODEL.BACKBONE.NAME, load_epoch=self.spec.args.load_epoch
+        options = LoadOptions(
+            backbone=self.cfg.MODEL.BACKBONE.NAME,
+            device=trainer.device.type,
+            epoch=self.spec.args.load_epoch,
+            class_names=fitted.class_names,
+            calibration=False,
         )
-        description, checkpoint, backbone = read_model(Path(folder), options)
-        if not description.class_names:  # of a method that learns none
-            description = replace(description, class_names=list(fitted.class_names))
-        on = {"device": trainer.device.type, "clip": trainer.model.frozen}  # not loaded once more
-        classifier = PromptedClassifier(description, checkpoint, folder, backbone, **on)
+        classifier = load(self.spec.args.model_dir, options, trainer.model.frozen)
         return classifier.distances(trainer.class_names)

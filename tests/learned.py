@@ -2,7 +2,6 @@
 
 import io
 import json
-from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,9 +18,6 @@ from runs.configuration import extend_cfg
 from train import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT
-OPTIONS = Namespace(
-    backbone="", config_file="", trainer="", load_epoch=None, device="", template="", sentences=None
-)
 SHORT = [
     "DATASET.NUM_SHOTS",
     2,

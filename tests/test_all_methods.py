@@ -6,20 +6,20 @@ The table of docs/what_works.md says which commands refuse a method, and with wh
 
 import json
 import re
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from drawn import NEED_SENTENCES, arguments, section_pairs, sentences_of
 from finished import TIMES
-from learned import NAMES, OPTIONS, images_of
+from learned import NAMES, images_of
 from marks import tables, thorough_but
 
 from common.start import ROOT
 from inference import export, predict
 from inference.classifier import PromptedClassifier
-from inference.models import open_models
+from inference.models import load
+from inference.options import LoadOptions
 from studies import command as study
 from trainers import methods
 from trainers.base import partial
@@ -170,13 +170,9 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
     for folder, options in (("out", ()), ("weights", ("--weights",))):
         done = command(export, run, "--to", tmp_path / folder, *options, "--backbone", deep, *names)
         expect(" ".join(["export", *(f"`{option}`" for option in options)]), done)
-    (own,) = open_models(
-        [run], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}), list(names[1:]) or None
-    )
+    own = load(run, LoadOptions(backbone=str(deep), class_names=list(names[1:])))
     exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
-    torch.testing.assert_close(
-        exported.logits(images), own.classifier.logits(images), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(exported.logits(images), own.logits(images), rtol=0, atol=1e-4)
     if row["predict, other classes"] == "ok":
         assert exported.logits(images, OTHER).isfinite().all()
 

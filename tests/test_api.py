@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 from dassl.utils import ImageError, read_image
-from learned import OPTIONS
 from test_serve import comments
 from visitors import BOUNDARY, FORM, png, served
 
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
-from inference.models import open_models
+from inference.models import load
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
 from inference.serving import api, reading, service  # noqa: E402
@@ -34,7 +33,7 @@ JSON = "application/json"
 
 @pytest.fixture(scope="module")
 def classifier(finished):
-    ((_, classifier),) = open_models([finished("CoOp")], OPTIONS)
+    classifier = load(finished("CoOp"))
     sure = Threshold(0.0, 0.1, 0.95, 20, 0)
     sets = Sets("lac", tuple(np.linspace(0, 30, 20)))
     names = tuple(classifier.class_names)
@@ -76,17 +75,12 @@ def as_form(*images: bytes, **options) -> bytes:
 def test_answers_are_the_classifiers(form, kind, port, classifier, photos):
     file = photos / "e f.bmp"
     status, answer = ask(port, form(file.read_bytes(), top_k=2, sets=0.9), kind)
-    logits = classifier.logits(str(file))
-    expected = classifier.probabilities(str(file))[0]
-    members = {classifier.class_names[index] for index in classifier.sets(logits, 0.9)[0].nonzero()}
-    assert status == 200 and answer["unknown"] == classifier.unknown(logits).item()
-    assert [pair["class"] for pair in answer["top"]] == [
-        classifier.class_names[i] for i in expected.topk(2).indices
-    ]
-    assert [pair["probability"] for pair in answer["top"]] == pytest.approx(
-        expected.topk(2).values.tolist(), abs=1e-6
-    )
-    assert {pair["class"] for pair in answer["set"]} == members
+    said = classifier.predict(str(file))
+    assert status == 200 and answer["unknown"] == said.unknown.item()
+    for found, (expected,) in ((answer["top"], said.top(2)), (answer["set"], said.sets(0.9))):
+        assert [pair["class"] for pair in found] == [name for name, _ in expected]
+        probabilities = [value for _, value in expected]
+        assert [pair["probability"] for pair in found] == pytest.approx(probabilities, abs=1e-6)
     assert ask(port, form(file.read_bytes()), kind)[1]["set"] is None
 
 

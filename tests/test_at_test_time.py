@@ -14,12 +14,13 @@ import torch
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import make_cfg
-from learned import NAMES, OPTIONS, own_test, rows_of
+from learned import NAMES, own_test, rows_of
 from marks import one_line, thorough_but
 from PIL import Image
 
 from inference import predict
-from inference.models import open_models
+from inference.models import load
+from inference.options import LoadOptions
 from trainers import methods
 from trainers.base import partial
 from trainers.base.test_time import ViewsTrainer, entropies, most_confident
@@ -305,8 +306,8 @@ def test_predictions_are_those_of_the_test(method, launch, argv, command, eurosa
     (row,) = rows_of(command, run, photo, "--topk", 1, "--classes", *NAMES)
     files, expected, names = own_test(run, "all")
     assert row["top"][0]["class"] == names[expected[files.index(str(photo))].argmax()]
-    (model,) = open_models([run], OPTIONS, names)
-    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-4)
+    classifier = load(run, LoadOptions(class_names=names))
+    torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-4)
     with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(model.classifier.logits, (files[:12], files[12:])))
+        parts = list(pool.map(classifier.logits, (files[:12], files[12:])))
     torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-4)

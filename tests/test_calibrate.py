@@ -13,16 +13,16 @@ import pytest
 import torch
 import yaml
 from drawn import results
-from learned import OPTIONS, images_of, rows_of, train_run
+from learned import images_of, rows_of, train_run
+from marks import one_line
 
 from clip import load_backbone
-from common.errors import UsageError
 from common.results import CALIBRATION
 from inference import export, predict, programs
 from inference.artefact import calibration_in
 from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
-from inference.models import open_models
+from inference.models import load
 from runs import calibrate
 from trainers.base.prompted import PromptedCLIP
 
@@ -162,17 +162,19 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     ) == json.loads((tmp_path / "out" / CALIBRATION).read_text())
     unknown = ~fit.threshold.apply(logits)
     sets = fit.sets.apply(logits, 0.9)
-    assert (
-        [row["unknown"] for row in rows] == unknown.tolist() == classifier.unknown(logits).tolist()
-    )
+    said = classifier.predict(files)
+    assert [row["unknown"] for row in rows] == unknown.tolist() == said.unknown.tolist()
+    assert [dict(top) for top in said.sets(0.9)] == [
+        {each["class"]: pytest.approx(each["probability"]) for each in row["set"]} for row in rows
+    ]
+    assert said.labels == [row["top"][0]["class"] for row in rows]
     names = classifier.class_names
-    others = classifier.logits(files, [*names, "another"])
-    for ask in (classifier.unknown, lambda logits: classifier.sets(logits, 0.9)):
-        with pytest.raises(UsageError, match="are not of the 3 classes"):
-            ask(others)
-    classifier.check_asked(
-        unknown=True, coverage=0.9, class_names=[name.replace(" ", "_") for name in names]
-    )
+    others = classifier.predict(files[:2], ["a", "b", "c"])  # as many names
+    for ask in (lambda: others.unknown, lambda: others.sets(0.9)):
+        with one_line("is of other class names"):
+            ask()
+    same = classifier.predict(files[:2], [name.replace(" ", "_") for name in names])
+    assert same.unknown.tolist() == said.unknown.tolist()[:2]
     assert [{each["class"] for each in row["set"]} for row in rows] == [
         {names[index] for index in np.flatnonzero(members)} for members in sets
     ]
@@ -188,7 +190,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
 
 def test_other_class_names_get_the_factors_of_dac(fitted, command, eurosat):
     folder, _ = fitted
-    ((_, classifier),) = open_models([folder], OPTIONS)
+    classifier = load(folder)
     files = list(images_of(eurosat, range(6)))
     others = ["grey", "white snow", "red"]
     distances = classifier.distances(others)

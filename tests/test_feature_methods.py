@@ -17,6 +17,7 @@ from common.errors import UsageError
 from datasets.eurosat import EuroSAT
 from inference.classifier import PromptedClassifier
 from inference.models import describe
+from inference.options import LoadOptions
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
 from trainers.base.features import CachedFeatures, Support
 
@@ -441,7 +442,10 @@ def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(
     checkpoint = torch.load(tmp_path / "run/gda/model.pth.tar-1", weights_only=False)
     backbone = trainer.cfg.MODEL.BACKBONE.NAME
     classifier = PromptedClassifier(
-        describe(trainer.cfg, checkpoint, {"shots": 4}), checkpoint, "run", backbone
+        describe(trainer.cfg, checkpoint, {"shots": 4}),
+        checkpoint,
+        "run",
+        LoadOptions(backbone=backbone),
     )
     images = images_of(trainer)
     assert torch.allclose(

@@ -9,7 +9,6 @@ from contextlib import suppress
 import pytest
 import torch
 from drawn import arguments, results, section_pairs
-from learned import OPTIONS
 from marks import thorough_but
 from tiny_models import FAMILIES, both, saved, small_timm, tiny_config, write_tokeniser
 
@@ -18,8 +17,9 @@ import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from inference import export
-from inference.classifier import PromptedClassifier, configuration
-from inference.models import open_models
+from inference.classifier import PromptedClassifier
+from inference.description import configuration
+from inference.models import load
 from trainers.base.method import Classes
 
 pytestmark = pytest.mark.slow
@@ -93,20 +93,18 @@ def test_a_run_and_its_predictions(family, method, onnx, trained, command, euros
         folder
     )
     with small_timm(tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")):
-        (model,) = open_models([tmp_path / "run"], OPTIONS)
+        model = load(tmp_path / "run")
         done = command(
             export, tmp_path / "run", "--to", tmp_path / "out", "--backbone", folder, *onnx.split()
         )
         assert done.status == 0, done
         exported = PromptedClassifier.from_pretrained(tmp_path / "out", str(folder))
     images = [str(file) for file in sorted((eurosat / "eurosat/2750/0").glob("test*"))]
-    torch.testing.assert_close(
-        exported.logits(images), model.classifier.logits(images), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(exported.logits(images), model.logits(images), rtol=0, atol=1e-4)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["backbone_sha256"] == found["weights_sha256"] and config["tokeniser"] == "CLIP"
     assert config["input"]["RESIZE_MODE"] == "squash" and config["input"]["SIZE"] == list(
-        model.classifier.cfg.INPUT.SIZE
+        model.cfg.INPUT.SIZE
     )
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 import yaml
 from drawn import METHODS
-from learned import OPTIONS, own_test, rows_of
+from learned import own_test, rows_of
 from marks import one_line, thorough_but
 from PIL import Image
 from published_files import save_published
@@ -27,7 +26,8 @@ from common.start import ROOT
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.models import open_models
+from inference.models import load
+from inference.options import LoadOptions
 from trainers import methods
 
 pytestmark = pytest.mark.slow
@@ -44,14 +44,14 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     folder = finished(method, "base", *smaller)
     files, expected, names = own_test(folder, "base")
     new_files, new_expected, new_names = own_test(folder, "new")
-    (model,) = open_models([folder], OPTIONS)
-    assert model.classifier.class_names == [name.replace("_", " ") for name in names]
-    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
+    classifier = load(folder)
+    assert classifier.class_names == [name.replace("_", " ") for name in names]
+    torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(
-        model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5
+        classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5
     )
     # And back
-    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
 
 
 def test_sentences_are_those_of_the_dataset_and_not_of_its_title(
@@ -65,9 +65,7 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(
     files, expected, _ = own_test(folder, "base")
     assert command(export, folder, "--to", tmp_path / "out").status == 0
     for model in (folder, tmp_path / "out"):
-        ((_, classifier),) = open_models(
-            [model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)})
-        )
+        classifier = load(model, LoadOptions(backbone=str(deep)))
         torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
         assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == (
             "my pets",
@@ -81,10 +79,10 @@ def test_a_published_lora_file_predicts_as_its_run(finished, tmp_path):
     files, expected, names = own_test(run, "base")
     (checkpoint,) = run.glob("*/model.pth.tar-*")
     write_lora(tmp_path / "set", torch.load(checkpoint, weights_only=True)["state_dict"])
-    options = {"config_file": str(run / "config.yaml"), "trainer": "CLIPLoRA"}
+    options = {"config_file": str(run / "config.yaml"), "method": "CLIPLoRA"}
     for path in (tmp_path / "set", tmp_path / "set/lora_weights.pt"):
-        (model,) = open_models([path], Namespace(**vars(OPTIONS) | options), names)
-        torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
+        classifier = load(path, LoadOptions(class_names=names, **options))
+        torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
 
 
 def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(
@@ -268,7 +266,7 @@ def test_run_without_a_finished_training_is_refused(finished, command, photos, t
 
 def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monkeypatch):
     """Other threads compute with it meanwhile."""
-    ((_, classifier),) = open_models([finished("TCP")], OPTIONS)
+    classifier = load(finished("TCP"))
     lists = (["a cat", "a dog"], ["an oak", "an elm", "a fir"], None)
     expected = [classifier.logits(photos / "a.jpg", names) for names in lists]
     classifier._other.cache_clear()
@@ -397,11 +395,15 @@ def test_methods_say_whether_they_read_the_sentence_of_a_dataset(method, finishe
         pytest.skip("has no checkpoints")
     smaller = ("TRAINER.LOCOOP.TOPK", 0.2) if method == "LoCoOp" else ()
     classes = "base" if kind.transfers else "all"
-    ((_, own),) = open_models([finished(method, classes, *smaller)], OPTIONS)
+    own = load(finished(method, classes, *smaller))
     other = replace(own.description, template="some {} in a long drawing")
     pixels = torch.randn(2, 3, *own.cfg.INPUT.SIZE, generator=torch.manual_seed(0))
     changed = PromptedClassifier(
-        other, own.checkpoint, own.source, own.cfg.MODEL.BACKBONE.NAME, clip=own.clip
+        other,
+        own.checkpoint,
+        own.source,
+        LoadOptions(backbone=own.cfg.MODEL.BACKBONE.NAME),
+        clip=own.clip,
     )
     assert kind.reads_template != torch.allclose(
         changed.logits(pixels), own.logits(pixels), atol=1e-4

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dassl.utils import ImageError, read_image
-from learned import OPTIONS
 from PIL import Image
 from serving import serving
 from visitors import (
@@ -36,7 +35,8 @@ from visitors import (
 
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
-from inference.models import Model, open_models
+from inference.models import Model, load, open_models
+from inference.options import LoadOptions
 from inference.serving import command as serve_command
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
@@ -53,7 +53,8 @@ NAMES = ["red", "green field", "blue lake"]
 
 @pytest.fixture(scope="module")
 def models(finished):
-    return open_models([finished("MPL"), finished("CoOp"), finished("ZeroshotCLIP")], OPTIONS)
+    paths = [finished("MPL"), finished("CoOp"), finished("ZeroshotCLIP")]
+    return open_models(paths, LoadOptions())
 
 
 @pytest.fixture
@@ -86,13 +87,13 @@ def check_bars(page, photo, names, bars, within):
 def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(serve_page, "BARS", 1)
-    ((name, classifier),) = open_models([finished("CoOp")], OPTIONS)
+    classifier = load(finished("CoOp"))
     sure = Threshold(-9.0, 0.1, 0.95, 20, 0)
     sets = Sets("lac", tuple(np.linspace(0, 30, 20)))
     classifier.calibration = Calibration(
         tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure
     )
-    page = Page([Model(name, classifier)], NAMES, [], unknown=True, coverage=0.9)
+    page = Page([Model("CoOp", classifier)], NAMES, [], unknown=True, coverage=0.9)
     _, answer = classified_by(page, photo, "\n".join(NAMES))
     assert answer.startswith("one of 3: ") and all(each in answer for each in NAMES)
     classifier.calibration = replace(

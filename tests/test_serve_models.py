@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 from drawn import arguments
-from learned import OPTIONS
 from visitors import classified_by
 
 from inference.models import open_models
+from inference.options import LoadOptions
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
 from inference.serving.page import Page  # noqa: E402, RUF100
@@ -24,7 +24,7 @@ def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp
     )
     names = checkpoint["metadata"]["class_names"] = ["missile", "lake", "missile"]
     torch.save(checkpoint, tmp_path / "run/prompt_learner/model.pth.tar-1")
-    models = open_models([tmp_path / "run"], OPTIONS)
+    models = open_models([tmp_path / "run"], LoadOptions())
     photo = str(photos / "a.jpg")
     message, bars = classified_by(Page(models, names, []), photo, "missile\nlake")
     (expected,) = models[0].classifier.probabilities(photo).tolist()
@@ -39,7 +39,7 @@ def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(
     own = ["TRAINER.ZERO.VIEWS", 4, "TEST.MAX_IMAGES", 2]
     argv = arguments(eurosat, tiny, tmp_path / "run", *own, trainer="ZERO", config="small")
     assert launch(*argv).status == 0
-    models = open_models([tmp_path / "run"], OPTIONS, ["a", "b"])
+    models = open_models([tmp_path / "run"], LoadOptions(class_names=["a", "b"]))
     pixels = models[0].classifier.pixels([photos / "a.jpg"])
     ((picture, caption),) = Page(models, ["a", "b"], []).roll_outs([pixels])
     assert caption.startswith("CLIP: patches ") and picture.size == (32, 32)

@@ -5,7 +5,6 @@ in one line.
 import json
 import re
 import shutil
-from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 
@@ -15,7 +14,6 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import arguments
 from finished import finish
-from learned import OPTIONS
 from marks import one_line
 from torch import nn
 
@@ -25,7 +23,9 @@ from common.files import checksum
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.models import open_models, read_model
+from inference.models import load as load_classifier
+from inference.models import read_model
+from inference.options import LoadOptions
 from studies.progress import collect_results
 from studies.study_file import load
 from trainers import methods
@@ -153,10 +153,8 @@ def test_predict_inspect_and_export_refuse_other_weights(
         assert ended.printed == ""
     assert not (tmp_path / "exported").exists() and not (tmp_path / "inspected").exists()
     with pytest.raises(UsageError, match="restore that file"):  # as tools/serve.py opens it
-        open_models(
-            [tmp_path / "a"],
-            Namespace(**vars(OPTIONS) | {"backbone": str(backbone)}),
-            ["red", "blue"],
+        load_classifier(
+            tmp_path / "a", LoadOptions(backbone=str(backbone), class_names=["red", "blue"])
         )
 
 
@@ -335,17 +333,17 @@ def test_a_checkpoint_without_class_names_was_not_learned_on_others(
     method, classes, finished, deep, tmp_path
 ):
     """DePT's head may have as many rows as a published checkpoint was given names, or others."""
-    description, checkpoint, _ = read_model(finished(method), OPTIONS)
+    description, checkpoint, _ = read_model(finished(method), LoadOptions())
     published = {key: checkpoint[key] for key in ("state_dict", "epoch")}
     names, others = (
         [f"{kind} {number}" for number in range(classes)] for kind in ("class", "other")
     )
     given = replace(description, class_names=names)
     images = torch.randn(2, 3, 32, 32)
-    opened = PromptedClassifier(given, published, "a file", str(deep))
-    expected = PromptedClassifier(description, checkpoint, "a file", str(deep)).logits(
-        images, others
-    )
+    opened = PromptedClassifier(given, published, "a file", LoadOptions(backbone=str(deep)))
+    expected = PromptedClassifier(
+        description, checkpoint, "a file", LoadOptions(backbone=str(deep))
+    ).logits(images, others)
     torch.testing.assert_close(opened.logits(images, others), expected)
     opened.save(tmp_path)
     exported = PromptedClassifier.from_pretrained(tmp_path, str(deep))
@@ -358,7 +356,7 @@ def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, f
     folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps(results | {"tested_epoch": tested}))
-    ((_, classifier),) = open_models([folder], Namespace(**vars(OPTIONS) | {"load_epoch": 1}))
+    classifier = load_classifier(folder, LoadOptions(epoch=1))
     facts = "epochs", "tested_epoch", "split", "n_test", "accuracy"
     assert [fact in classifier.description.training for fact in ("seed", *facts)] == [
         True,

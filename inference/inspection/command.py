@@ -12,7 +12,7 @@ from ..arguments import (
     add_image_options,
     add_model_options,
     check_exists,
-    given_class_names,
+    load_options,
 )
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
@@ -45,7 +45,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    names = given_class_names(args)
+    options = load_options(args)
+    names = options.class_names or None
     check_exists(args.model)
     with required_packages():
         import torch
@@ -56,10 +57,10 @@ def main(argv: list[str] | None = None) -> None:
         from .measures import Measures
     files = images.find_images(args.images) if args.images else []
     with new_folder(args.output) as folder, torch.no_grad():
-        ((_, classifier),) = models.open_models([args.model], args, names)
+        classifier = models.load(args.model, options)
         classifier.require_one_view("an inspection")
-        classifier.check_logits(names or None)
-        measures = Measures(classifier, names or None)
+        classifier.check_logits(names)
+        measures = Measures(classifier, names)
         good = []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):

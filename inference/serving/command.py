@@ -14,7 +14,7 @@ from ..arguments import (
     add_calibration_options,
     add_model_options,
     check_exists,
-    given_class_names,
+    load_options,
 )
 
 REQUIREMENTS = "requirements-serve.txt"
@@ -80,7 +80,8 @@ def network(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    names = given_class_names(args)
+    options = load_options(args, calibration=True if args.unknown or args.sets else None)
+    names = list(options.class_names)
     for model in args.models:
         check_exists(model)
     with scratch(Path(gettempdir()), UPLOADS) as uploads:
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         examples = images.spread(
             images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES
         )
-        opened = models.open_models(args.models, args, names)
+        opened = models.open_models(args.models, options)
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)
         for model in opened if names else ():

@@ -27,7 +27,7 @@ from common.errors import UsageError
 from common.version import __version__
 
 from ..classifier import BATCH, PromptedClassifier
-from ..images import in_set, read_batch
+from ..images import read_batch
 from ..predict import as_objects
 from .reading import PIXELS, Readers
 
@@ -283,22 +283,19 @@ class Service:
         names: Names,
     ) -> Iterator[Answer]:
         others = other_names(classifier, names or self.names)
-        classes = others or classifier.class_names
-        logits = classifier.logits(pixels, others)
-        probabilities = classifier.repaired(logits, others).softmax(dim=-1)
+        said = classifier.predict(pixels, others)
         unknown: list[Any] = [None] * len(jobs)
         if says_unknown(classifier, others):
-            unknown = classifier.unknown(logits).tolist()
-        for number, (job, row) in enumerate(zip(jobs, probabilities, strict=True)):
-            values, indices = row.topk(min(job.question.top_k, len(classes)))
-            pairs = zip(indices.tolist(), values.tolist(), strict=True)
-            top: Any = as_objects([(classes[index], value) for index, value in pairs])
-            answer = Answer(top=top, unknown=unknown[number], set=None)
-            if (coverage := job.question.sets) is not None and others is None:
-                (chosen,) = classifier.sets(logits[number : number + 1], coverage)
-                members: Any = as_objects(in_set(chosen, row, classes) or [])
-                answer["set"] = members
-            yield answer
+            unknown = said.unknown.tolist()
+        for number, job in enumerate(jobs):
+            of_image = said[number : number + 1]
+            (top,) = of_image.top(job.question.top_k)
+            members: Any = None
+            if job.question.sets is not None and others is None:
+                (pairs,) = of_image.sets(job.question.sets)
+                members = as_objects(pairs)
+            named: Any = as_objects(top)
+            yield Answer(top=named, unknown=unknown[number], set=members)
 
     async def answers_of(
         self, address: str, files: Sequence[bytes], question: Question

@@ -1,0 +1,109 @@
+"""What a model says of images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from common.errors import UsageError
+
+if TYPE_CHECKING:
+    from .calibrated import Calibration
+    from .calibration import Distances
+
+Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of images, with the names of the classes.
+
+    Attributes:
+        class_names: in the order of the logits.
+        logits: (images, classes), fp32, on the CPU: as the model computes them.
+        calibration: what was fitted for the model, if anything.
+        distances: DAC, for other classes than those of the calibration.
+        source: the model, for errors.
+    """
+
+    class_names: Sequence[str]
+    logits: Tensor
+    calibration: "Calibration | None" = None
+    distances: "Distances | None" = None
+    source: str = "the model"
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, images: slice) -> "Predictions":
+        return replace(self, logits=self.logits[images])
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(images, classes), fp32: after the temperature of the calibration and, for other class
+        names, DAC, which change no predicted class.
+        """
+        if self.calibration is None or not len(self):
+            return self.logits.softmax(dim=-1)
+        repaired = self.calibration.temperature.apply(self.logits)
+        if self.distances is not None:
+            repaired = self.distances.apply(repaired)
+        return torch.from_numpy(repaired).float().softmax(dim=-1)
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.class_names[index] for index in self.logits.argmax(dim=-1).tolist()]
+
+    def top(self, k: int) -> list[Pairs]:
+        """The `k` most probable classes of each image; all of them, if there are fewer."""
+        found = self.probabilities.topk(min(k, len(self.class_names)))
+        rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [self._named(indices, values) for indices, values in rows]
+
+    @property
+    def unknown(self) -> Tensor:
+        """(images,): whether the model had better not answer, as too many such answers would be
+        wrong.
+
+        Raises:
+            UsageError: there is no calibration, it promises no error, or it is of other class
+                names.
+        """
+        threshold = self.calibration_for(unknown=True).threshold
+        assert threshold is not None
+        return torch.from_numpy(~threshold.apply(self.logits))
+
+    def sets(self, coverage: float) -> list[Pairs]:
+        """For each image the classes of a set that has the right one for the share `coverage` of
+        the images, between 0 and 1.
+
+        Raises:
+            UsageError: as for `unknown`, or there were too few images for this coverage.
+        """
+        inside = self.calibration_for(coverage=coverage).sets.apply(self.logits, coverage)
+        order = self.probabilities.argsort(descending=True, stable=True)
+        found = []
+        for row, indices, is_inside in zip(self.probabilities, order, inside, strict=True):
+            members = indices[torch.from_numpy(is_inside)[indices]]
+            found.append(self._named(members.tolist(), row[members].tolist()))
+        return found
+
+    def calibration_for(
+        self, unknown: bool = False, coverage: float | None = None
+    ) -> "Calibration":
+        """The calibration; UsageError if it cannot say which images are `unknown`, or which sets
+        cover.
+        """
+        if self.calibration is None:
+            what = f"{self.source} has no calibration"
+            raise UsageError(what, "fit one by tools/calibrate.py", self.source)
+        self.calibration.check_asked(self.class_names, unknown, coverage, self.source)
+        return self.calibration
+
+    def _named(self, indices: Sequence[int], probabilities: Sequence[float]) -> Pairs:
+        names = [self.class_names[index] for index in indices]
+        return list(zip(names, probabilities, strict=True))
