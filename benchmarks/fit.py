@@ -25,17 +25,21 @@ import numpy as np
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
+from numpy.typing import NDArray
 from torch import Tensor
 
 import datasets
 from common.errors import UsageError
 from common.files import checksum
+from fit.decision import Decision, decide
 from fit.features import Features
-from fit.found import Found
 from fit.heads import CANDIDATES, SENTENCES, Heads
 from fit.images import Photo
+from fit.photos import Photos
 from fit.report import suspects
-from fit.story import decide
+from fit.request import FitRequest
+from fit.result import Fit
+from fit.trials import Examples
 from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 
@@ -104,58 +108,63 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     wrong = rng.permutation(len(y))[: round(0.05 * len(y)) if swapped else 0].tolist()
     for place in wrong:
         y[place] = (int(y[place]) + int(rng.integers(1, len(names)))) % len(names)
-    found = Found([Photo(str(place), names[label]) for place, label in enumerate(y)], names)
+    images = [Photo(str(place), names[label]) for place, label in enumerate(y)]
+    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    examples = Examples(x, y, np.arange(len(y)), names)
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
-        decide(
-            found,
-            data.heads,
-            candidates,
-            x,
-            y,
-            argparse.Namespace(seed=seed, max_error=None, prior="folder"),
-        )
+        decision = decide(data.heads, examples, candidates, request)
+    fit = Fit(request, Photos(images, names, {}, []), decision)
     record: dict[str, Any] = {
         "dataset": data.name,
         "shots": shots,
         "seed": seed,
         "swapped": swapped,
     }
-    record |= {"seconds": time.process_time() - began, "chosen": found.name}
+    record |= {"seconds": time.process_time() - began, "chosen": decision.name}
     if swapped:
-        first = [int(one["path"]) for one in suspects(found)[: round(0.1 * len(y))]]
+        first = [int(one["path"]) for one in suspects(fit)[: round(0.1 * len(y))]]
         return record | {"wrong": len(wrong), "found": len({*first} & {*wrong})}
     answers = {one: data.heads.answers(one, (x, y), data.test_x).numpy() for one in candidates}
-    logits: Any = sum(weight * answers[one] for one, weight in found.chosen)
+    logits: Any = sum(weight * answers[one] for one, weight in decision.chosen)
     labels = data.test_y.numpy()
     methods: dict[str, float] = {}
     for one, values in answers.items():  # the first one of a method has its defaults
         methods.setdefault(one.method, 100 * float((values.argmax(axis=1) == labels).mean()))
     record |= {"methods": methods, "fit": 100 * float((logits.argmax(axis=1) == labels).mean())}
-    if found.estimate is None or found.calibration is None:
+    if fit.estimate is None or fit.calibration is None:
         return record
-    estimate = found.estimate
-    sets = found.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
+    estimate = fit.estimate
+    sets = fit.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
     record |= {
         "estimate": estimate.accuracy,
         "low": estimate.low,
         "high": estimate.high,
-        "without_nesting": found.without_nesting,
+        "without_nesting": decision.without_nesting,
     }
     record["sets"] = [100 * float(sets[labels == label].mean()) for label in range(len(names))]
-    record["max_error"] = {}
+    record["max_error"] = kept_promises(decision, logits, logits.argmax(axis=1) == labels)
+    return record
+
+
+def kept_promises(
+    decision: Decision, logits: NDArray[Any], correct: NDArray[np.bool_]
+) -> dict[int, list[float]]:
+    """Of each error that can be promised, in percent: the share of the images that are answered,
+    and the share of wrong answers.
+    """
+    assert decision.trials is not None
+    found = {}
     for error in ERRORS:
         try:
-            given = Threshold.fit(found.logits[0], found.labels, error / 100).apply(logits)
+            fits = decision.logits[0], decision.trials.sample.labels, error / 100
+            given = Threshold.fit(*fits).apply(logits)
         except UsageError:
             continue
-        right = (logits.argmax(axis=1) == labels)[given]
-        record["max_error"][error] = [
-            100 * float(given.mean()),
-            100 * float((~right).mean()) if len(right) else 0.0,
-        ]
-    return record
+        wrong = 100 * float((~correct[given]).mean()) if given.any() else 0.0
+        found[error] = [100 * float(given.mean()), wrong]
+    return found
 
 
 def main() -> None:

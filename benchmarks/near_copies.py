@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
@@ -32,11 +33,12 @@ import datasets
 from common.errors import UsageError
 from datasets import copies
 from fit import groups
+from fit.decision import Decision, decide
 from fit.features import Row
-from fit.found import Found
 from fit.heads import CANDIDATES, SENTENCES, Heads
 from fit.images import Photo
-from fit.story import decide
+from fit.request import FitRequest
+from fit.trials import Examples
 from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 
@@ -130,40 +132,33 @@ def fitted(
         photo.path: Row("", unlike if named else copies.signature(image), copies.Taken(), feature)
         for photo, image, feature in zip(photos, images, x, strict=True)
     }
-    found = Found(photos, heads.names)
-    found.set_groups(*groups.find(found.images, rows))
+    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    scenes, _ = groups.find(photos, rows)
+    examples = Examples(x, y, copies.numbered(scenes), heads.names)
     heads.seed = seed
     candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
-        decide(
-            found,
-            heads,
-            candidates,
-            x,
-            y,
-            argparse.Namespace(seed=seed, max_error=None, prior="folder"),
-        )
+        found = decide(heads, examples, candidates, request)
     logits: Any = sum(
         weight * heads.answers(one, (x, y), test[0]).numpy() for one, weight in found.chosen
     )
     correct = logits.argmax(axis=1) == test[1].numpy()
-    at = found.estimate
-    sure = found.calibration
-    scenes = len({photo.scene for photo in found.images})
+    at = found.estimates.get(request.prior)
+    sure = found.certainty
     record = {
         "kind": kind,
         "copies": number,
         "seed": seed,
         "seconds": time.process_time() - began,
-        "scenes": scenes,
+        "scenes": len(np.unique(scenes)),
     }
     record |= {
         "truth": 100 * float(correct.mean()),
         "ungrouped": found.ungrouped,
         "chosen": found.name,
     }
-    if at is None or sure is None:
+    if at is None or sure is None or found.trials is None:
         return record
     record |= {"estimate": at.accuracy, "low": at.low, "high": at.high}
     record["sets"] = 100 * float(
@@ -173,17 +168,28 @@ def fitted(
     record["confidence"] = 100 * float(
         (probabilities.max(axis=1) / probabilities.sum(axis=1)).mean()
     )
-    record["errors"] = {}
+    record["errors"] = kept_promises(found, logits, correct)
+    return record
+
+
+def kept_promises(
+    decision: Decision, logits: NDArray[Any], correct: NDArray[np.bool_]
+) -> dict[int, float]:
+    """Of each error that can be promised the share of wrong answers among those that are given, in
+    percent.
+    """
+    assert decision.trials is not None
+    sample = decision.trials.sample
+    wrong = {}
     for error in ERRORS:
         try:
-            threshold = Threshold.fit(
-                found.logits[0], found.labels, error / 100, sample=found.sample
-            )
+            fits = decision.logits[0], sample.labels, error / 100
+            threshold = Threshold.fit(*fits, sample=sample)
         except UsageError:
             continue
         given = threshold.apply(logits)
-        record["errors"][error] = 100 * float((~correct[given]).mean()) if given.any() else 0.0
-    return record
+        wrong[error] = 100 * float((~correct[given]).mean()) if given.any() else 0.0
+    return wrong
 
 
 def table(records: list[dict[str, Any]]) -> None:

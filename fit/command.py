@@ -2,29 +2,22 @@
 estimate.
 """
 
-import argparse
-import hashlib
-import json
-import os
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
-from common.errors import UsageError, check_name
+from common.errors import UsageError
 from common.files import checksum
-from common.lock import LOCK
 from common.names import as_clip_reads, printable
 from common.start import Parser, any_seed, between, path, percent
-from common.text import read_json
 from datasets.base import missing_files
 
-from .images import check_named, find
+from .images import Photo, check_named, find
+from .record import FORM, checksums, earlier_record, facts
+from .request import PRIORS, FitRequest
 
-FILE = "fit.json"
-PRIORS = "folder", "equal"
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
-FORM = 2  # of the file; another one is fitted again
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this
 project, ensembles of them and, while the minutes last, prompts and CLIP-LoRA are compared on images
 that they have not learned from."""
@@ -37,7 +30,7 @@ and more images cost only what is new.
 """
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> FitRequest:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("images", type=path, metavar="IMAGES", help="folder of class folders, or a CSV file")
@@ -87,73 +80,56 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="methods to try besides zero-shot CLIP (default: all)",
     )
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
-    return parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
+    options["methods"] = tuple(options["methods"])
+    return FitRequest(**{field.name: options[field.name] for field in fields(FitRequest)})
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files of a model, by their names."""
-    from inference.artefact import EXPORT_CONFIG_FILE, PROMPTS  # imports torch, which takes seconds
-
-    files = [folder / name for name in (EXPORT_CONFIG_FILE, PROMPTS)]
-    return {file.name: checksum(file) for file in files if file.is_file()}
-
-
-def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912
-    args = parse(argv)
-    if args.groups == "none" and args.group_by:
+def main(argv: list[str] | None = None) -> None:
+    request = parse(argv)
+    if request.groups == "none" and request.group_by:
         raise UsageError(
             "--groups none and --group-by contradict each other", "leave out one of them"
         )
-    photos = find(args.images, args.test, args.group_by)
-    if args.groups != "none":
-        check_named(photos, args.images)
-    record: Any = read_json(args.to / FILE) if (args.to / FILE).is_file() else None
-    if not isinstance(record, dict) or "form" not in record:
-        record = {}
-        if args.to.exists() and not (args.to.is_dir() and {LOCK}.issuperset(os.listdir(args.to))):
-            raise UsageError(
-                f"{args.to} is not an empty folder", "choose another one, or delete it", args.to
-            )
-    print(
-        f"{len(photos):,} images in {len({photo.label for photo in photos})} classes: reading "
-        "their checksums"
-    )
-    if args.max_error:
-        print(f"--max-error: at most {args.max_error:g}% of the answers may be wrong")
-    joined = sorted({photo.label for photo in photos if INSIDE.search(photo.label)})
-    if joined and not args.sentences:
+    photos = find(request.images, request.test, request.group_by)
+    if request.groups != "none":
+        check_named(photos, request.images)
+    earlier = earlier_record(request.to)
+    classes = sorted({photo.label for photo in photos})
+    print(f"{len(photos):,} images in {len(classes)} classes: reading their checksums")
+    if request.max_error:
+        print(f"--max-error: at most {request.max_error:g}% of the answers may be wrong")
+    if not request.sentences:
+        note_joined_names(classes)
+    photos = with_checksums(photos)
+    asked = facts(request, photos)
+    same = earlier.get("request") == asked
+    record = earlier if same else {"form": FORM, "finished": False, "request": asked}
+    if record.get("finished") is True:
+        if record.get("model") == checksums(request.to):
+            again = f"delete {request.to} to fit again"
+            print(f"Already done for these images: see {request.to}/report.html ({again})")
+            return
+        print(f"The model in {request.to} is gone or was changed: it is fitted again")
+    from .story import fit  # imports torch, which takes seconds
+
+    for line in fit(request, photos, record).summary():
+        print(printable(line))
+
+
+def note_joined_names(classes: Sequence[str]) -> None:
+    """Print how CLIP reads names in CamelCase."""
+    joined = [name for name in classes if INSIDE.search(name)]
+    if joined:
         reads = ", ".join(repr(as_clip_reads(name)) for name in joined[:3])
         better = INSIDE.sub(" ", joined[0])
         print(printable(f"CLIP reads {reads}: names like {better!r} may give better results"))
+
+
+def with_checksums(photos: Sequence[Photo]) -> list[Photo]:
+    """The photos with the SHA-256 of their files; empty for one that is missing."""
     missing = set(missing_files(photo.path for photo in photos))
-    keys = {
-        photo.path: "" if photo.path in missing else checksum(Path(photo.path)) for photo in photos
-    }
-    photos = [replace(photo, sha256=keys[photo.path]) for photo in photos]
-    from clip import weights_sha256  # imports torch, which takes seconds
-
-    from .story import METHODS, fit
-
-    for name in args.methods:
-        check_name(name, METHODS, "method")
-    rows = [[keys[photo.path], photo.label, photo.part, photo.group] for photo in photos]
-    options = "minutes", "methods", "max_error", "seed", "groups", "prior"
-    asked = {key: getattr(args, key) for key in options}
-    asked |= {
-        "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
-        "weights": weights_sha256(args.backbone),
-    }
-    asked |= {"sentences": checksum(args.sentences) if args.sentences else "", "form": FORM}
-    if record.get("request") != asked:
-        record = {"form": FORM, "finished": False, "request": asked}
-    finished = record.get("finished") is True
-    if finished and record.get("model") != checksums(args.to):
-        print(f"The model in {args.to} is gone or was changed: it is fitted again")
-        finished = False
-    if finished:
-        print(
-            f"Already done for these images: see {args.to}/report.html (delete {args.to} to fit "
-            "again)"
-        )
-    else:
-        fit(args, photos, keys, record)
+    return [
+        photo if photo.path in missing else replace(photo, sha256=checksum(Path(photo.path)))
+        for photo in photos
+    ]

@@ -4,7 +4,6 @@ about it.
 
 import io
 import shlex
-from argparse import Namespace
 from base64 import b64encode
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -24,120 +23,124 @@ from common.pages import render
 from inference.calibrated import Calibration
 from inference.calibration import softmax
 
-from .choice import gain
-from .found import Found
-from .groups import numbers
+from . import choice
+from .result import Fit
 
 MOST = 12  # suspects, and pairs of classes, on the page
 MOST_COLUMNS = 100  # of probabilities in labels.csv
 SIDE = 96  # pixels of a small picture
 
 
-def probabilities(found: Found, calibration: Calibration) -> NDArray[np.float64]:
+def probabilities(fit: Fit, calibration: Calibration) -> NDArray[np.float64]:
     """(held, classes): of the images that were held out, the mean over the repeats."""
-    return np.mean([softmax(calibration.temperature.apply(one)) for one in found.logits], axis=0)
+    repeats = [softmax(calibration.temperature.apply(one)) for one in fit.decision.logits]
+    return np.mean(repeats, axis=0)
 
 
-def suspects(found: Found) -> list[dict[str, Any]]:
+def suspects(fit: Fit) -> list[dict[str, Any]]:
     """The held-out images by how much more probable another class is than their label, those most
     in doubt first.
     """
-    if found.calibration is None:
+    trials = fit.decision.trials
+    if fit.calibration is None or trials is None:
         return []
-    p = probabilities(found, found.calibration)
+    p = probabilities(fit, fit.calibration)
     rows = np.arange(len(p))
-    of_label = p[rows, found.labels]
-    p[rows, found.labels] = -1
+    of_label = p[rows, trials.sample.labels]
+    p[rows, trials.sample.labels] = -1
     doubt = p.max(axis=1) - of_label
+    photos = fit.photos
     return [
-        asdict(found.images[found.held[place]])
-        | {"rather": found.names[p[place].argmax()], "doubt": doubt[place]}
+        asdict(photos.images[trials.held[place]])
+        | {"rather": photos.names[p[place].argmax()], "doubt": doubt[place]}
         for place in np.argsort(-doubt, kind="stable")
         if doubt[place] > 0
     ]
 
 
-def details(found: Found) -> dict[str, Any]:
-    """What fit.json has besides `Found`: accuracies by class, all confused pairs and all
+def details(fit: Fit) -> dict[str, Any]:
+    """What fit.json has besides `Fit.to_json`: accuracies by class, all confused pairs and all
     suspects.
     """
-    if found.calibration is None:
+    if fit.calibration is None:
         return {}
     classes = [
         {"class": name, "images": images, "accuracy": None if np.isnan(accuracy) else accuracy}
-        for name, images, accuracy in by_class(found)
+        for name, images, accuracy in by_class(fit)
     ]
     pairs = [
         {"label": label, "answer": answer, "images": len(paths)}
-        for (label, answer), paths in confused(found)
+        for (label, answer), paths in confused(fit)
     ]
-    doubtful = [
-        {key: one[key] for key in ("path", "label", "rather", "doubt")} for one in suspects(found)
-    ]
+    keys = "path", "label", "rather", "doubt"
+    doubtful = [{key: suspect[key] for key in keys} for suspect in suspects(fit)]
     return {"by_class": classes, "confused": pairs, "suspects": doubtful}
 
 
-def labels_csv(found: Found) -> str:
+def labels_csv(fit: Fit) -> str:
     """A line for each training image, with what the others say of it: labels.csv.
 
     Columns of probabilities have the class in their names; of more than MOST_COLUMNS classes, only
     that of the label and the largest one are written.
     """
-    scenes = numbers(found.training)
+    photos = fit.photos
     content: dict[str, Any] = {
-        "path": [csv_cell(photo.path) for photo in found.training],
-        "label": [csv_cell(photo.label) for photo in found.training],
-        "group": scenes,
+        "path": [csv_cell(photo.path) for photo in photos.training],
+        "label": [csv_cell(photo.label) for photo in photos.training],
+        "group": photos.scenes,
     }
-    if found.calibration is not None:
-        p = np.full((len(scenes), len(found.names)), np.nan)
-        p[found.held] = probabilities(found, found.calibration)
-        labels = np.array(found.label_numbers(found.training))
-        of_label = p[np.arange(len(p)), labels]
-        answers = np.nan_to_num(p).argmax(axis=1)
-        is_held = ~np.isnan(of_label)
+    trials = fit.decision.trials
+    if fit.calibration is not None and trials is not None:
+        p = np.full((len(photos.training), len(photos.names)), np.nan)
+        p[trials.held] = probabilities(fit, fit.calibration)
+        of_label = p[np.arange(len(p)), photos.label_numbers(photos.training)]
+        answers = [photos.names[answer] for answer in np.nan_to_num(p).argmax(axis=1)]
         content["answer"] = [
-            csv_cell(found.names[answer]) if held else ""
-            for answer, held in zip(answers, is_held, strict=True)
+            "" if np.isnan(value) else csv_cell(answer)
+            for answer, value in zip(answers, of_label, strict=True)
         ]
         content["probability_of_label"] = of_label
         content["probability_of_answer"] = p.max(axis=1)
-        if len(found.names) <= MOST_COLUMNS:
-            content |= {
-                f"probability: {name}": p[:, place] for place, name in enumerate(found.names)
-            }
+        if len(photos.names) <= MOST_COLUMNS:
+            for place, name in enumerate(photos.names):
+                content[f"probability: {name}"] = p[:, place]
     return pd.DataFrame(content).to_csv(index=False, float_format="%.6f")
 
 
-def by_class(found: Found) -> list[tuple[str, int, float]]:
+def by_class(fit: Fit) -> list[tuple[str, int, float]]:
     """Of each class its number of training images, and the accuracy of those held out (NaN: none);
     the worst first.
     """
-    right = (found.logits.argmax(axis=-1) == found.labels).mean(axis=0)
-    number = len(found.names)
-    weights = found.sample.weights
+    trials = fit.decision.trials
+    if trials is None:
+        return []
+    sample = trials.sample
+    correct = choice.right(fit.decision.logits, sample.labels)
+    number = len(fit.photos.names)
+    of_class = np.bincount(sample.labels, sample.weights, number)
     with np.errstate(invalid="ignore"):
-        accuracies = np.bincount(found.labels, weights * right, number) / np.bincount(
-            found.labels, weights, number
-        )
-    counts = Counter(photo.label for photo in found.training)
+        accuracies = np.bincount(sample.labels, sample.weights * correct, number) / of_class
+    counts = Counter(photo.label for photo in fit.photos.training)
     rows = [
-        (name, counts[name], 100 * float(value))
-        for name, value in zip(found.names, accuracies, strict=True)
+        (name, counts[name], 100 * float(accuracy))
+        for name, accuracy in zip(fit.photos.names, accuracies, strict=True)
     ]
     return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
 
 
-def confused(found: Found) -> list[tuple[tuple[str, str], list[str]]]:
+def confused(fit: Fit) -> list[tuple[tuple[str, str], list[str]]]:
     """Pairs of classes, and the paths of the held-out images of the first that are taken for the
     second; most first.
     """
+    trials = fit.decision.trials
+    if trials is None:
+        return []
     pairs = defaultdict[tuple[str, str], list[str]](list)
-    for place, label, answer in zip(
-        found.held, found.labels, found.logits[0].argmax(axis=-1), strict=True
-    ):
+    answers = fit.decision.logits[0].argmax(axis=-1)
+    names = fit.photos.names
+    for place, label, answer in zip(trials.held, trials.sample.labels, answers, strict=True):
         if answer != label:
-            pairs[found.names[label], found.names[answer]].append(found.images[place].path)
+            pairs[names[label], names[answer]].append(fit.photos.images[place].path)
     return sorted(pairs.items(), key=lambda item: -len(item[1]))
 
 
@@ -152,27 +155,28 @@ def thumbnail(path: str) -> str:
     return f"data:image/jpeg;base64,{b64encode(content.getvalue()).decode()}"
 
 
-def page(args: Namespace, found: Found) -> str:
+def page(fit: Fit) -> str:
     """The page, as HTML."""
+    decision = fit.decision
+    request = fit.request
+    rows = decision.trials.rows if decision.trials else []
     doubling = None
-    if found.estimate and found.zero_shot is not None:
-        doubling = gain(found.estimate.accuracy, found.zero_shot, found.of_class)
+    if fit.estimate and decision.zero_shot is not None:
+        doubling = choice.gain(fit.estimate.accuracy, decision.zero_shot, decision.of_class)
+    doubtful = suspects(fit)
+    weights = shlex.quote(request.backbone)
     return render(
         Path(__file__).with_name("report.html"),
-        found=found,
-        args=args,
-        other=found.other_estimate(args.prior),
-        groups=found.largest_groups(MOST // 2),
-        rows=sorted(
-            (row for row in found.candidates if "accuracy" in row), key=lambda row: -row["accuracy"]
-        ),
-        faults=[row for row in found.candidates if "fault" in row],
-        classes=by_class(found) if found.estimate else [],
-        suspects=(named := suspects(found))[:MOST],
-        suspected=len(named),
-        confused=confused(found)[: MOST // 2] if found.estimate else [],
+        fit=fit,
+        groups=fit.photos.largest_groups(MOST // 2),
+        rows=sorted((row for row in rows if "accuracy" in row), key=lambda row: -row["accuracy"]),
+        faults=[row for row in rows if "fault" in row],
+        classes=by_class(fit),
+        suspects=doubtful[:MOST],
+        suspected=len(doubtful),
+        confused=confused(fit)[: MOST // 2],
         thumbnail=thumbnail,
-        to=shlex.quote(str(args.to)),
-        backbone="" if is_known(args.backbone) else f" --backbone {shlex.quote(args.backbone)}",
+        to=shlex.quote(str(request.to)),
+        backbone="" if is_known(request.backbone) else f" --backbone {weights}",
         doubling=doubling,
     )

@@ -33,8 +33,8 @@ from trainers.base.features import get_tensor, put_tensor
 from trainers.base.steps import Repeated, SteppedTrainer
 from trainers.base.teacher import cache_folder
 
-from .found import Found
 from .heads import Candidate, Heads, learned, start
+from .photos import Photos
 from .plan import Plan
 
 # The most promising first
@@ -47,16 +47,16 @@ class Towers:
 
     Args:
         heads: of the same CLIP and classes.
-        found: has the training images. Methods take their places.
+        photos: have the training images. Methods take their places.
         keys: the SHA-256 of image files by their paths: another file in the place of one is a
             ChangedImageError.
     """
 
-    def __init__(self, heads: Heads, found: Found, keys: Mapping[str, str] | None = None):
+    def __init__(self, heads: Heads, photos: Photos, keys: Mapping[str, str] | None = None):
         self.sha256 = {path: bytes.fromhex(key) for path, key in (keys or {}).items()}
         self.heads = heads
-        self.photos = found.training
-        labels = found.label_numbers(self.photos)
+        self.photos = photos.training
+        labels = photos.label_numbers(self.photos)
         self.items = [
             Datum(photo.path, label) for photo, label in zip(self.photos, labels, strict=True)
         ]

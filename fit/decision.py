@@ -1,0 +1,224 @@
+"""The choice among the candidates, its estimate and its certainty."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from inference.calibration import Sample, Sets, Temperature, Threshold
+
+from . import choice
+from .choice import Estimate
+from .curve import curve, curve_seconds, full_point, ungrouped
+from .heads import Candidate, Heads, members, spread
+from .plan import Plan
+from .request import PRIORS, FitRequest
+from .trials import Examples, Task, Trials, doubt, try_candidates
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """What is fitted on the logits of held-out images; it knows no class names."""
+
+    temperature: Temperature
+    sets: Sets
+    threshold: Threshold | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The chosen classifier, and what is known of it. Accuracies are in percent.
+
+    Attributes:
+        chosen: candidates and the weights of their logits.
+        trials: what it was chosen on; None if no image could be held out. Nothing else is known
+            then.
+        logits: (repeats, held, classes), of the chosen classifier.
+        estimates: of the accuracy on new images, by how frequent the classes are.
+        of_class: the mean number of scenes of a class.
+        zero_shot: the accuracy of zero-shot CLIP on the images that were held out.
+        without_nesting: what the estimate would be if the choice were not made inside of the folds.
+        curve: scenes of a class, and the accuracy of the chosen heads.
+        ungrouped: what the estimate would be if images of one scene were in several folds.
+        notes: for the user.
+    """
+
+    chosen: Sequence[tuple[Candidate, float]]
+    trials: Trials | None = None
+    logits: Any = None
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    of_class: float = 0.0
+    zero_shot: float | None = None
+    without_nesting: float | None = None
+    curve: Sequence[tuple[float, float]] = ()
+    ungrouped: float | None = None
+    certainty: Certainty | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return " + ".join(candidate.name for candidate, _ in self.chosen)
+
+
+def decide(
+    heads: Heads,
+    examples: Examples,
+    candidates: Sequence[Candidate],
+    request: FitRequest,
+    trained: Callable[[NDArray[Any]], Iterable[Task]] = lambda folds: (),
+    plan: Plan | None = None,
+) -> Decision:
+    """Try the candidates, choose among them, and estimate the accuracy of the choice.
+
+    Args:
+        candidates: heads; the first is zero-shot CLIP.
+        trained: from the fold of each image (images,) to more candidates.
+        plan: how much time there is for heads, and which ones take too long.
+    """
+    plan = plan or Plan()
+    folds = choice.folds(examples.labels, examples.scenes, request.seed)
+    if not len(folds):
+        return untried(heads, examples, candidates)
+    trials = try_candidates(
+        heads, examples, folds, candidates, trained(folds[0]), plan, request.prior
+    )
+    weights = choice.choose(trials.stacked, trials.sample, trials.members())
+    scales = {
+        candidate: spread(heads.answers(candidate, (examples.x, examples.y), examples.x))
+        for candidate, weight in zip(trials.of_heads, weights, strict=False)
+        if weight
+    }
+    chosen = used(trials.logits, weights, scales)
+    decision = estimated(trials, chosen, scales, of_class(examples, folds))
+    decision = with_curve(decision, heads, examples, weights, scales, request, plan.end)
+    return with_certainty(decision, request)
+
+
+def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -> Decision:
+    """The default ensemble, for classes of one scene each."""
+    zero_shot = candidates[0]
+    learned_from = examples.x, examples.y
+    excess = Sample.of(examples.labels, examples.scenes).mean(doubt(heads, zero_shot, examples))
+    shares = {
+        candidates[place]: share for place, share in members(candidates, excess).items() if share
+    }
+    if [*shares] == [zero_shot]:
+        shares = {candidates[-1]: 1.0}
+    scales = {one: spread(heads.answers(one, learned_from, examples.x)) for one in shares}
+    # The sum of the logits has the spread of zero-shot CLIP.
+    scale = spread(heads.answers(zero_shot, learned_from, examples.x))
+    chosen = used(shares, scale * np.array([*shares.values()]), scales)
+    what = f"Each class has one {examples.unit}: none could be held out"
+    note = f"{what}, nothing was chosen or estimated"
+    return Decision(chosen, notes=[note])
+
+
+def used(
+    candidates: Iterable[Candidate], weights: NDArray[Any], scales: Mapping[Candidate, float]
+) -> list[tuple[Candidate, float]]:
+    """The candidates whose weight is not 0, with weights for their own logits; a single one is
+    exported as it is.
+    """
+    chosen = [
+        (candidate, weight / scales.get(candidate, 1.0))
+        for candidate, weight in zip(candidates, weights, strict=False)
+        if weight
+    ]
+    return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
+
+
+def of_class(examples: Examples, folds: NDArray[Any]) -> float:
+    """The mean number of scenes of a class, of the images that can be held out."""
+    inside = folds[0] != choice.NEVER
+    return choice.groups_of_class(examples.labels[inside], examples.scenes[inside])
+
+
+def estimated(
+    trials: Trials,
+    chosen: Sequence[tuple[Candidate, float]],
+    scales: Mapping[Candidate, float],
+    of_class: float,
+) -> Decision:
+    """The decision with its estimates: the choice is made again without the images of each fold."""
+    logits = np.sum(
+        [weight * scales.get(one, 1.0) * trials.logits[one] for one, weight in chosen], axis=0
+    )
+    outside = choice.nested(
+        trials.stacked, trials.sample, trials.folds[:, trials.held], trials.members
+    )
+    correct_by_names = choice.right(trials.stacked[0], trials.sample.labels)
+    folds = trials.number_of_folds
+    estimates = {}
+    for prior in PRIORS:
+        sample = Sample.of(trials.sample.labels, trials.sample.groups, prior)
+        zero_shot = 100 * sample.mean(correct_by_names)
+        estimates[prior] = choice.estimate(outside, sample, folds, zero_shot, of_class)
+    zero_shot = 100 * trials.sample.mean(correct_by_names)
+    same_images = choice.estimate(logits, trials.sample, folds, zero_shot, of_class)
+    return Decision(
+        chosen=chosen,
+        trials=trials,
+        logits=logits,
+        estimates=estimates,
+        of_class=of_class,
+        zero_shot=zero_shot,
+        without_nesting=same_images.accuracy,
+        notes=trials.notes,
+    )
+
+
+def with_curve(
+    decision: Decision,
+    heads: Heads,
+    examples: Examples,
+    weights: NDArray[Any],
+    scales: Mapping[Candidate, float],
+    request: FitRequest,
+    end: float,
+) -> Decision:
+    """The decision with the learning curve of its heads and, if images are in groups, the estimate
+    without these; as far as there is time until `end`.
+    """
+    trials = decision.trials
+    assert trials is not None and decision.zero_shot is not None
+    best = weights[: trials.heads]
+    if not scales:
+        best = choice.stack(trials.stacked[: trials.heads], trials.sample, trials.members())
+    if not best.any():  # only a trained method is better than names that mislead
+        best = np.eye(trials.heads)[0]
+    of_heads = used(trials.logits, best, scales)
+    points = [(0.0, decision.zero_shot)]
+    if time.monotonic() + curve_seconds(trials, of_heads) < end:
+        points += curve(heads, of_heads, examples, trials.folds[0], request.prior)
+    points.append(full_point(trials, of_heads, scales, decision.of_class))
+    without_groups = None
+    if examples.unit == "scene" and scales and time.monotonic() < end:
+        options = decision.zero_shot, request.seed, request.prior
+        without_groups = ungrouped(heads, of_heads, examples, *options)
+    return replace(decision, curve=points, ungrouped=without_groups)
+
+
+def with_certainty(decision: Decision, request: FitRequest) -> Decision:
+    """The decision with a temperature, sets and a threshold, from the logits of held-out images."""
+    trials = decision.trials
+    assert trials is not None
+    logits = decision.logits[0]
+    sample = trials.sample
+    notes = [*decision.notes]
+    threshold = None
+    if request.max_error:
+        try:
+            threshold = Threshold.fit(logits, sample.labels, request.max_error / 100, sample=sample)
+        except UsageError as error:
+            notes.append(f"--max-error {request.max_error:g}: {error}")
+    # The model has learned from more images than those of the folds
+    estimate = decision.estimates[request.prior]
+    gained = (estimate.accuracy - estimate.cross_validated) / 100
+    temperature = Temperature.fit(logits, sample.labels, sample.weights)
+    temperature = temperature.surer(logits, gained, sample.weights)
+    sets = Sets.fit(logits, sample.labels, sample=sample)
+    return replace(decision, certainty=Certainty(temperature, sets, threshold), notes=notes)

@@ -1,0 +1,139 @@
+"""The images that a fit uses: each once, without damaged ones, and in groups of one scene."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from datasets.base import same_names
+
+from .groups import numbers
+from .images import Photo
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Images with their classes and scenes.
+
+    Attributes:
+        images: each image that can be used, once; those for training first.
+        names: of the classes, sorted.
+        damaged: what is wrong with images that are left out, by path.
+        notes: for the user.
+        grouped: how many training images are of one scene, for people; empty if each image is a
+            scene of its own.
+    """
+
+    images: list[Photo]
+    names: list[str]
+    damaged: Mapping[str, str]
+    notes: list[str]
+    grouped: str = ""
+
+    @classmethod
+    def usable(
+        cls, photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]
+    ) -> "Photos":
+        """The images without damaged ones and copies. Of copies the first is kept: one for training
+        before one for a test. An image that has two labels is left out, as one of them must be
+        wrong.
+
+        Args:
+            pixels: the SHA-256 of the decoded pixels, by path; of damaged images there is none.
+
+        Raises:
+            UsageError: fewer than two classes are left.
+        """
+        readable = [
+            replace(photo, pixels_sha256=pixels[photo.path])
+            for photo in photos
+            if photo.path in pixels
+        ]
+        kept, notes = without_copies(readable)
+        names = sorted({photo.label for photo in kept if photo.part != "test"})
+        if len(names) < 2:
+            example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
+            remedy = f"replace damaged images{example}; and images that are in two classes"
+            raise UsageError("fewer than two classes have an image that can be used", remedy)
+        lost = sorted({photo.label for photo in photos}.difference(names))
+        if lost:
+            notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
+        similar = same_names(names)
+        if similar:
+            notes.append(similar)
+        known = [photo for photo in kept if photo.label in names]
+        return cls(known, names, damaged, notes)
+
+    def in_groups(self, groups: NDArray[np.int64], reasons: str) -> "Photos":
+        """The same images with the numbers of their scenes, (images,). `reasons` says how these
+        were found.
+        """
+        images = [
+            replace(photo, scene=scene)
+            for photo, scene in zip(self.images, groups.tolist(), strict=True)
+        ]
+        found = replace(self, images=images)
+        sizes = np.bincount(found.scenes)
+        several = sizes > 1
+        if not several.any():
+            return found
+        grouped = (
+            f"{several.sum():,} groups of images of one scene hold {sizes[several].sum():,} "
+            f"images ({reasons}); each group counts once."
+        )
+        return replace(found, grouped=grouped)
+
+    @cached_property
+    def training(self) -> list[Photo]:
+        return [photo for photo in self.images if photo.part != "test"]
+
+    @cached_property
+    def tested(self) -> list[Photo]:
+        return [photo for photo in self.images if photo.part == "test"]
+
+    @cached_property
+    def scenes(self) -> NDArray[np.int64]:
+        """(training images,): the number of each one's scene."""
+        return numbers(self.training)
+
+    def label_numbers(self, photos: Sequence[Photo]) -> list[int]:
+        """The places of the photos' classes in `names`."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return [places[photo.label] for photo in photos]
+
+    def largest_groups(self, most: int) -> list[list[str]]:
+        """The paths of the training images of the largest groups, of two images or more."""
+        by_scene = defaultdict[int, list[str]](list)
+        for photo, scene in zip(self.training, self.scenes.tolist(), strict=True):
+            by_scene[scene].append(photo.path)
+        several = [paths for paths in by_scene.values() if len(paths) > 1]
+        return sorted(several, key=len, reverse=True)[:most]
+
+
+def without_copies(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:
+    """The first of each image with the same pixels, without those of two classes; and notes about
+    the others.
+    """
+    labels = defaultdict[str, set[str]](set)
+    for photo in photos:
+        labels[photo.pixels_sha256].add(photo.label)
+    kept: dict[str, Photo] = {}
+    left_out = defaultdict[str, list[str]](list)
+    for photo in photos:
+        both = labels[photo.pixels_sha256]
+        if len(both) > 1:
+            classes = " and ".join(sorted(both))
+            left_out["they are in two classes"].append(f"{photo.path} ({classes})")
+        elif photo.pixels_sha256 in kept:
+            left_out["they are copies of other images"].append(photo.path)
+        else:
+            kept[photo.pixels_sha256] = photo
+    notes = [
+        f"Left out as {why}: {len(paths)} images, such as {paths[0]}"
+        for why, paths in left_out.items()
+    ]
+    return list(kept.values()), notes

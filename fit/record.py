@@ -1,0 +1,61 @@
+"""fit.json: what a fit was asked for, and what it has found."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UsageError
+from common.files import checksum
+from common.lock import LOCK
+from common.text import read_json
+
+from .images import Photo
+from .request import FitRequest
+
+FILE = "fit.json"
+FORM = 2  # of the file; another one is fitted again
+
+
+def earlier_record(folder: Path) -> dict[str, Any]:
+    """The content of fit.json of an earlier call; empty if there is none.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    record: Any = read_json(folder / FILE) if (folder / FILE).is_file() else None
+    if isinstance(record, dict) and "form" in record:
+        return record
+    if folder.exists() and not (folder.is_dir() and {LOCK}.issuperset(os.listdir(folder))):
+        what = f"{folder} is not an empty folder"
+        raise UsageError(what, "choose another one, or delete it", folder)
+    return {}
+
+
+def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
+    """What the result of a fit depends on, for fit.json: the same facts give the same result."""
+    from clip import weights_sha256  # imports torch, which takes seconds
+
+    rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
+    return {
+        "minutes": request.minutes,
+        "methods": list(request.methods),
+        "max_error": request.max_error,
+        "seed": request.seed,
+        "groups": request.groups,
+        "prior": request.prior,
+        "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "weights": weights_sha256(request.backbone),
+        "sentences": checksum(request.sentences) if request.sentences else "",
+        "form": FORM,
+    }
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the files of a model, by their names."""
+    from inference.artefact import EXPORT_CONFIG_FILE, PROMPTS  # imports torch, which takes seconds
+
+    files = [folder / name for name in (EXPORT_CONFIG_FILE, PROMPTS)]
+    return {file.name: checksum(file) for file in files if file.is_file()}

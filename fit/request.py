@@ -1,0 +1,35 @@
+"""What a fit is asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PRIORS = "folder", "equal"
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """The options of `tools/fit.py`, whose help explains them.
+
+    Attributes:
+        images: folder of class folders, or a CSV file.
+        to: folder for the model.
+        minutes: for everything; 0 for heads alone, without a limit.
+        max_error: percent of the answers that may be wrong; None for no promise.
+        groups: `auto` or `none`.
+        prior: how frequent the classes are in new images, one of PRIORS.
+        methods: to try besides zero-shot CLIP; empty for all.
+    """
+
+    images: Path
+    to: Path
+    backbone: str = "ViT-B/16"
+    device: str = ""
+    sentences: Path | None = None
+    minutes: float = 5.0
+    test: Path | None = None
+    max_error: float | None = None
+    groups: str = "auto"
+    group_by: str = ""
+    prior: str = PRIORS[0]
+    methods: tuple[str, ...] = ()
+    seed: int = 1

@@ -1,0 +1,201 @@
+"""A fit: its images, its decision, and its test; fit.json and the page show it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.calibrated import Calibration, sha256_of_images
+
+from .choice import Estimate
+from .decision import Decision
+from .photos import Photos
+from .request import PRIORS, FitRequest
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The accuracy on test images, in percent, without those of a scene that was learned from.
+
+    Attributes:
+        images: the number of these images.
+        accuracy: None if there are none.
+        known: the number of images of scenes that were learned from.
+        accuracy_with_known: of all test images.
+        example: the path of an image that is left out; empty if there is none.
+    """
+
+    images: int
+    accuracy: float | None
+    known: int
+    accuracy_with_known: float
+    example: str = ""
+
+    @classmethod
+    def of(cls, photos: Photos, correct: NDArray[np.bool_]) -> "Tested":
+        """The test of (test images,)."""
+        learned = {photo.scene for photo in photos.training}
+        known = np.array(
+            [photo.scene is not None and photo.scene in learned for photo in photos.tested]
+        )
+        example = photos.tested[int(known.argmax())].path if known.any() else ""
+        accuracy = None if known.all() else 100 * float(correct[~known].mean())
+        with_known = 100 * float(correct.mean())
+        return cls(int((~known).sum()), accuracy, int(known.sum()), with_known, example)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out, for the user."""
+        if self.accuracy is None:
+            return ["All test images show scenes of training images: they test nothing"]
+        if not self.known:
+            return []
+        what = (
+            f"Left out of the test: {self.known:,} images that show scenes of training images, "
+            f"such as {self.example}"
+        )
+        with_known = f"{self.accuracy_with_known:.1f}% of the test images are right"
+        return [f"{what}; with them, {with_known}"]
+
+    def to_json(self) -> dict[str, Any]:
+        content = {"images": self.images, "accuracy": self.accuracy, "known": self.known}
+        if self.known and self.accuracy is not None:
+            content["accuracy_with_known"] = self.accuracy_with_known
+        return content
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of a fit."""
+
+    request: FitRequest
+    photos: Photos
+    decision: Decision
+    test: Tested | None = None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Of the accuracy on new images, if classes are as frequent as the user says."""
+        return self.decision.estimates.get(self.request.prior)
+
+    @property
+    def other_estimate(self) -> Estimate | None:
+        """The estimate for the other frequencies, if it differs by more than a point."""
+        (other,) = set(PRIORS) - {self.request.prior}
+        estimate = self.decision.estimates.get(other)
+        if estimate is None or self.estimate is None:
+            return None
+        return estimate if abs(estimate.accuracy - self.estimate.accuracy) > 1 else None
+
+    @property
+    def notes(self) -> list[str]:
+        """For the user."""
+        of_test = self.test.notes if self.test else []
+        return [*self.photos.notes, *self.decision.notes, *of_test]
+
+    @property
+    def grouped(self) -> str:
+        """What groups of images of one scene change, for people; empty if there are none."""
+        grouped = self.photos.grouped
+        without = self.decision.ungrouped
+        if not grouped or self.estimate is None or without is None:
+            return grouped
+        accuracy = self.estimate.accuracy
+        return (
+            f"{grouped} So the estimate is {accuracy:.0f}%. "
+            f"Without that it would be {without:.0f}%."
+        )
+
+    @property
+    def surprise(self) -> str:
+        """A sentence if the accuracy on the test images is outside the interval of the estimate;
+        else empty.
+        """
+        if self.test is None or self.test.accuracy is None or self.estimate is None:
+            return ""
+        accuracy = self.test.accuracy
+        low = self.estimate.low
+        high = self.estimate.high
+        if low <= accuracy <= high:
+            return ""
+        where = "below" if accuracy < low else "above"
+        reasons = "several images of one scene, another mix of classes, or another kind of images"
+        share = accuracy / 100
+        error = 196 * (share * (1 - share) / self.test.images) ** 0.5
+        if low - error <= accuracy <= high + error:
+            reasons = f"chance (there are {self.test.images:,} test images), {reasons}"
+        return (
+            f"The test accuracy of {accuracy:.1f}% is {where} the interval of the estimate. "
+            f"Likely reasons: {reasons}."
+        )
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What the model promises; None if no image could be held out."""
+        trials = self.decision.trials
+        certainty = self.decision.certainty
+        if trials is None or certainty is None:
+            return None
+        held = [self.photos.images[place] for place in trials.held]
+        sha256 = sha256_of_images((photo.sha256, photo.label) for photo in held)
+        fits = certainty.temperature, certainty.sets, certainty.threshold
+        return Calibration(
+            tuple(self.photos.names), len(held), sha256, "held-out training images", *fits
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of fit.json, besides accuracies by class, confused pairs and suspects."""
+        decision = self.decision
+        chosen = [asdict(candidate) | {"weight": weight} for candidate, weight in decision.chosen]
+        estimates = {prior: asdict(one) for prior, one in decision.estimates.items()}
+        return {
+            "images": [asdict(photo) for photo in self.photos.images],
+            "names": self.photos.names,
+            "damaged": dict(self.photos.damaged),
+            "notes": self.notes,
+            "candidates": decision.trials.rows if decision.trials else [],
+            "chosen": chosen,
+            "grouped": self.grouped,
+            "estimate": estimates.get(self.request.prior),
+            "estimates": estimates,
+            "ungrouped": decision.ungrouped,
+            "of_class": decision.of_class,
+            "zero_shot": decision.zero_shot,
+            "without_nesting": decision.without_nesting,
+            "test": self.test.to_json() if self.test else None,
+            "curve": decision.curve,
+        }
+
+    def summary(self) -> list[str]:
+        """The last lines on the terminal."""
+        damaged = [f"Left out: {fault}" for fault in self.photos.damaged.values()]
+        lines = damaged[:5]
+        if len(damaged) > 5:
+            lines.append("...")
+        lines += [*self.notes, f"Chosen: {self.decision.name}"]
+        if self.grouped:
+            lines.append(self.grouped)
+        lines += self.estimate_lines()
+        if self.test and self.test.accuracy is not None:
+            accuracy = self.test.accuracy
+            lines.append(f"Test images: {accuracy:.1f}% of {self.test.images:,} right")
+        if self.surprise:
+            lines.append(self.surprise)
+        return [*lines, f"Written: {self.request.to}, with report.html"]
+
+    def estimate_lines(self) -> Sequence[str]:
+        at = self.estimate
+        if at is None:
+            return []
+        interval = f"(95%: {at.low:.1f} to {at.high:.1f})"
+        before = f"zero-shot CLIP {self.decision.zero_shot:.1f}%"
+        lines = [f"Estimate: {at.accuracy:.1f}% of new images right {interval}; {before}"]
+        other = self.other_estimate
+        if other:
+            mix = "equally frequent" if self.request.prior == PRIORS[0] else "as frequent as here"
+            interval = f"(95%: {other.low:.1f} to {other.high:.1f})"
+            lines.append(f"Estimate if classes are {mix}: {other.accuracy:.1f}% {interval}")
+        return lines

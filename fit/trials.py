@@ -1,0 +1,216 @@
+"""The candidates, each tried on images that it has not learned from."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import inf
+from typing import Any
+
+import numpy as np
+from dassl.utils import ChangedImageError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.errors import UsageError
+from inference.calibration import Sample
+
+from . import choice
+from .heads import Candidate, Heads, TooLong, members
+from .plan import Plan
+
+MOST_LOGITS = 2 * 10**8  # of all candidates, repeats, images and classes together: 0.8 GB
+EXACT = 10**7  # numbers of a candidate that are computed with in double precision
+# A candidate, and what computes its logits or why it is left out
+Task = tuple[Candidate, Callable[[], Tensor] | str]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the candidates learn from.
+
+    Attributes:
+        x: (images, width), their features.
+        y: (images,), the numbers of their classes, on the device of `x`.
+        scenes: (images,), the numbers of their scenes.
+        names: of the classes.
+    """
+
+    x: Tensor
+    y: Tensor
+    scenes: NDArray[np.int64]
+    names: Sequence[str]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """`y` as an array."""
+        return self.y.cpu().numpy()
+
+    @property
+    def unit(self) -> str:
+        """What is held out, for people."""
+        return "image" if len(np.unique(self.scenes)) == len(self.scenes) else "scene"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What the candidates answered for the images that were held out.
+
+    Attributes:
+        folds: (repeats, images), by `choice.folds`.
+        held: (held,), the places of the images whose logits are kept.
+        sample: these images.
+        doubt: (held,), by how many nats the cross-entropy of zero-shot CLIP exceeds guessing.
+        rows: of each candidate its name, accuracy and seconds, or its fault.
+        logits: of each candidate that works, (repeats, held, classes); heads come first.
+        heads: the number of heads among these.
+        notes: for the user.
+    """
+
+    folds: NDArray[np.int64]
+    held: NDArray[np.int64]
+    sample: Sample
+    doubt: NDArray[np.float64]
+    rows: list[dict[str, Any]]
+    logits: dict[Candidate, NDArray[Any]]
+    heads: int
+    notes: list[str]
+
+    @cached_property
+    def stacked(self) -> NDArray[Any]:
+        """(candidates, repeats, held, classes). A trained candidate has one repeat, which counts as
+        all.
+        """
+        shape = next(iter(self.logits.values())).shape
+        return np.stack([np.broadcast_to(one, shape) for one in self.logits.values()])
+
+    @property
+    def of_heads(self) -> list[Candidate]:
+        """The heads that work."""
+        return list(self.logits)[: self.heads]
+
+    @property
+    def number_of_folds(self) -> int:
+        return int(self.folds.max()) + 1
+
+    def members(self, inside: NDArray[np.bool_] | None = None) -> dict[int, float]:
+        """The candidates that an ensemble may have, with their default weights, by images `inside`
+        (held,); None for all.
+        """
+        inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
+        excess = self.sample.part(inside).mean(self.doubt[inside])
+        return members(list(self.logits), excess)
+
+
+def doubt(heads: Heads, candidate: Candidate, examples: Examples) -> NDArray[np.float64]:
+    """(images,): the cross-entropy of zero-shot CLIP less that of guessing, in nats."""
+    logits = heads.answers(candidate, (examples.x, examples.y), examples.x)
+    losses = choice.losses(logits.cpu().double().numpy()[None], examples.labels)
+    return losses - np.log(len(examples.names))
+
+
+def try_candidates(
+    heads: Heads,
+    examples: Examples,
+    folds: NDArray[np.int64],
+    candidates: Sequence[Candidate],
+    trained: Iterable[Task] = (),
+    plan: Plan | None = None,
+    prior: str = "folder",
+) -> Trials:
+    """The trials of heads, and then of trained methods.
+
+    Args:
+        folds: (repeats, images); at least two folds.
+        candidates: heads; the first is zero-shot CLIP.
+        trained: more candidates.
+        plan: how much time there is for heads, and which ones take too long.
+        prior: how frequent the classes of new images are.
+    """
+    plan = plan or Plan()
+    labels = examples.labels
+    held = to_choose_on(folds, examples.scenes, len(examples.names), len(candidates))
+    notes = []
+    if len(held) < (folds[0] != choice.NEVER).sum():
+        notes.append(
+            f"{len(held):,} images choose and estimate, as more would need too much memory"
+        )
+    sample = Sample.of(labels[held], examples.scenes[held], prior)
+    alone = [name for place, name in enumerate(examples.names) if place not in sample.labels]
+    if alone:
+        names = ", ".join(alone)
+        notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
+    print(f"{'candidate':<44} accuracy  seconds")
+    rows, logits = tried(tasks(heads, examples, folds, candidates, plan), held, sample, plan)
+    more_rows, more_logits = tried(trained, held, sample, plan)
+    return Trials(
+        folds=folds,
+        held=held,
+        sample=sample,
+        doubt=doubt(heads, candidates[0], examples)[held],
+        rows=rows + more_rows,
+        logits=logits | more_logits,
+        heads=len(logits),
+        notes=notes,
+    )
+
+
+def to_choose_on(
+    folds: NDArray[Any], scenes: NDArray[Any], classes: int, candidates: int
+) -> NDArray[Any]:
+    """The places of images whose logits are kept: those that are held out, or so many scenes as
+    memory has room for.
+    """
+    places = np.flatnonzero(folds[0] != choice.NEVER)
+    room = MOST_LOGITS // (len(folds) * classes * (candidates + 1))
+    if len(places) <= room:
+        return places
+    of_scenes = np.unique(scenes[places])
+    number = max(2, int(room / len(places) * len(of_scenes)))
+    chosen = np.random.default_rng(0).permutation(of_scenes)[:number]
+    return places[np.isin(scenes[places], chosen)]
+
+
+def tasks(
+    heads: Heads,
+    examples: Examples,
+    folds: NDArray[Any],
+    candidates: Sequence[Candidate],
+    plan: Plan,
+) -> Iterator[Task]:
+    """The heads with what computes their logits of all images."""
+    for candidate in candidates:
+        deadline = inf if candidate.method in heads.fixed else plan.deadline
+        compute = partial(heads.held_out, candidate, examples.x, examples.y, folds, deadline)
+        yield candidate, plan.too_long.get(candidate.name) or compute
+
+
+def tried(
+    tasks: Iterable[Task], held: NDArray[Any], sample: Sample, plan: Plan
+) -> tuple[list[dict[str, Any]], dict[Candidate, NDArray[Any]]]:
+    """A row for each candidate, and the logits (repeats, held, classes) of those that work."""
+    rows: list[dict[str, Any]] = []
+    logits = {}
+    for candidate, compute in tasks:
+        began = time.monotonic()
+        try:
+            if isinstance(compute, str):
+                raise UsageError(compute)
+            computed = compute().numpy()
+        except ChangedImageError:  # no candidate is at fault
+            raise
+        except (FloatingPointError, UsageError) as error:
+            if isinstance(error, TooLong):
+                plan.write(too_long={candidate.name: str(error)})
+            rows.append({"name": candidate.name, "fault": str(error)})
+            print(f"{candidate.name:<44} left out: {error}")
+            continue
+        kept = computed.reshape(-1, *computed.shape[-2:])[:, held]
+        logits[candidate] = kept.astype(float) if kept.size < EXACT else kept
+        accuracy = 100 * sample.mean(choice.right(logits[candidate], sample.labels))
+        low, high = choice.interval(accuracy, sample.size)
+        seconds = time.monotonic() - began
+        row = {"name": candidate.name, "accuracy": accuracy, "low": low, "high": high}
+        rows.append(row | {"seconds": seconds})
+        print(f"{candidate.name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
+    return rows, logits

@@ -1,0 +1,255 @@
+"""The heads of a fit, the choice among them, and its estimate."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UsageError
+from fit import choice, trials
+from fit.decision import decide
+from fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of, spread
+from fit.request import FitRequest
+from fit.trials import Examples
+from inference import export, predict
+from inference.calibration import Sample
+from inference.classifier import PromptedClassifier
+from trainers.base.features import CachedOutput
+
+
+def test_heads_learn_with_one_thread(tiny, monkeypatch):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"]))
+    seen = []
+    monkeypatch.setattr("fit.heads.learned", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    heads.fit(Candidate("RLA"), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]))
+    assert seen == [1, 1, 2]
+
+
+def test_the_exported_ensemble_is_the_sum_of_its_members(eurosat, tiny, command, tmp_path):
+    zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
+    heads = Heads(zero_shot)
+    chance = torch.Generator().manual_seed(0)
+    seen = 3 * torch.randn(12, 64, generator=chance)
+    labels = torch.arange(12) % 3
+    members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in LINEAR]
+    expected = sum(
+        weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members
+    ).detach()
+    ensemble = heads.classifier(members, seen, labels, {})
+    with torch.no_grad():
+        found = ensemble.model_for()(CachedOutput(heads.inputs("Linear", seen[:5])))
+    assert {one.method for one, _ in members} == set(LINEAR)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
+    settings = ensemble.description.settings
+    assert ensemble.method == "Linear" and [*settings["WEIGHTS"]] == [
+        weight for _, weight in members
+    ]
+    assert [*settings["MEMBERS"]] == [one.name for one, _ in members]
+    (tmp_path / "model").mkdir()
+    ensemble.save(tmp_path / "model")
+    image = next(eurosat.glob("eurosat/2750/*/*"))
+    loaded = PromptedClassifier.from_pretrained(tmp_path / "model", str(tiny))
+    assert torch.allclose(loaded.logits([image]), ensemble.logits([image]), rtol=1e-4)
+    assert (
+        "Linear" in command(predict, tmp_path / "model", image, "--backbone", tiny, "--csv").printed
+    )
+    assert (
+        command(export, tmp_path / "model", "--to", tmp_path / "out", "--backbone", tiny).status
+        == 0
+    )
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# Linear for" in card and "CLAP LR 0" in card and "LPPlusPlus for" not in card
+    assert "a cat" not in card  # the model refuses other class names
+    with pytest.raises(UsageError, match="was learned for its own classes"):
+        loaded.probabilities([image], ["a cat", "a dog"])
+
+
+def test_a_configuration_is_made_once_and_never_changes():
+    one = settings_of(Candidate("RLA"))
+    assert one is settings_of(Candidate("RLA")) and one is not settings_of(
+        Candidate("RLA", {"STEPS": 7})
+    )
+    with pytest.raises(AttributeError, match="immutable"):
+        one.TRAINER.RLA.STEPS = 8
+
+
+@pytest.mark.parametrize("methods", [("ZeroshotCLIP",), ("ZeroshotCLIP", "GDA", "TaskRes")])
+def test_certainty_is_fitted_on_the_logits_that_the_model_gives(tiny, methods):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    labels = torch.arange(24) % 3
+    features = (
+        torch.randn(24, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    )
+    examples = Examples(features, labels, np.arange(len(labels)), heads.names)
+    candidates = [one for one in CANDIDATES if one.method in methods]
+    found = decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
+    held = choice.folds(labels.numpy(), np.arange(len(labels)), 1)
+    scales = {
+        one: spread(heads.answers(one, (features, labels), features)) for one, _ in found.chosen
+    }
+    logits = sum(
+        weight * scales[one] * heads.held_out(one, features, labels, held)
+        for one, weight in found.chosen
+    )
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
+    assert found.chosen == [(candidates[0], 1.0)] or len(methods) > 1
+
+
+def test_the_choice_does_not_flatter_its_estimate(random_seed):
+    """Twenty classifiers that guess: the best one looks better than chance, and the estimate does
+    not.
+    """
+    rng = np.random.default_rng(random_seed)
+    labels = np.tile(np.arange(4), 15)
+    best = []
+    outside = []
+    for seed in range(10):
+        held = choice.folds(labels, np.arange(60), seed)
+        logits = rng.normal(size=(20, 1, 60, 4)).repeat(len(held), axis=1)
+        logits[0] = 0
+        scores = [choice.right(one, labels).mean() for one in logits[1:]]
+        best.append(max(scores))
+        chosen = choice.nested(
+            logits, Sample.of(labels), held, lambda inside: dict.fromkeys(range(20), 0.05)
+        )
+        outside.append(choice.right(chosen, labels).mean())
+    assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
+    # zero-shot guesses, the other knows
+    certain = np.eye(4)[labels][None, None] * [
+        [[[0]]],
+        [[[9]]],
+    ]
+    assert choice.choose(certain, Sample.of(labels), {0: 1.0}).nonzero()[0].tolist() == [1]
+    assert choice.choose(certain[:, :, :, ::-1], Sample.of(labels), {0: 1.0}).nonzero()[
+        0
+    ].tolist() == [0]
+
+
+@pytest.mark.parametrize("rival", ["zero-shot CLIP", "the ensemble"])
+def test_a_winner_must_lead_by_more_than_a_standard_error(rival):
+    """The lead of the last candidate, over zero-shot CLIP as an ensemble, or over an ensemble as a
+    single one, rises from none to many errors. Below one the rival is taken."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    sample = Sample.of(labels)
+    margins = rng.normal(0.5, 1, (2, 60))
+    below = above = 0
+    for shift in np.linspace(-0.5, 2, 101):
+        of_candidates = [margins[0], margins[1] + shift]
+        if rival == "the ensemble":
+            of_candidates.insert(0, np.full(60, -9.0))  # zero-shot CLIP, which is far worse
+        logits = np.zeros((len(of_candidates), 1, 60, 2))
+        logits[:, 0, np.arange(60), labels] = of_candidates
+        factors = choice.inverse_temperatures(logits, sample)
+        default = {0: 0.0, 1: 1.0}  # the last candidate of two, and the second of three
+        ensemble = choice.losses(
+            choice.combine(choice.stack(logits, sample, default), logits), labels
+        )
+        last, first = (choice.losses(factors[place] * logits[place], labels) for place in (-1, 0))
+        lead = sample.in_errors(first - ensemble if rival == "zero-shot CLIP" else ensemble - last)
+        taken = choice.choose(logits, sample, default)[-1] > 0
+        assert taken == (lead > 1), (shift, lead)
+        below += 0 < lead <= 1
+        above += lead > 1
+    assert below > 3 and above > 3
+
+
+def test_logits_of_fewer_images_count_as_much(tiny):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    labels = torch.arange(12) % 3
+    features = (
+        torch.randn(12, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    )
+    held = np.arange(12)[None] // 6
+    candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
+    found = heads.held_out(candidate, features, labels, held)
+    for fold in (0, 1):
+        out = held[0] == fold
+        answers = heads.answers(candidate, (features[~out], labels[~out]), features)
+        scale = answers.std(dim=1, correction=0).mean()
+        assert abs(scale - 1) > 0.1
+        torch.testing.assert_close(found[0, out], answers[out] / scale)
+
+
+def test_many_images_choose_the_weights_and_few_keep_the_default(random_seed):
+    rng = np.random.default_rng(random_seed)
+    default = np.array([0.25, 0.5, 0.25])
+    found = {}
+    for images in (4, 400):
+        labels = np.arange(images) % 4
+        logits = rng.normal(size=(3, 2, images, 4))
+        logits[1] += 2 * np.eye(4)[labels]
+        found[images] = weights = choice.stack(logits, Sample.of(labels), dict(enumerate(default)))
+
+        def loss(weights, logits=logits, labels=labels, images=images):
+            fit = choice.losses(choice.combine(weights, logits), labels).mean()
+            return fit + ((weights - default) ** 2).sum() / images
+
+        assert weights.min() >= 0
+        for step in 0.01 * np.array([*np.eye(3), *-np.eye(3)]):  # no step lowers the loss
+            assert loss(np.maximum(weights + step, 0)) > loss(weights) - 1e-6
+    assert found[400][1] > 1 > 0.2 > found[400][[0, 2]].max()
+    assert np.abs(found[4] - default).max() < np.abs(found[400] - default).max()
+
+
+def test_images_that_mislead_zero_shot_clip_take_heads_that_go_far_from_it():
+    defaults = [members(CANDIDATES, excess) for excess in (4, 5)]
+    near, far = (
+        {CANDIDATES[place]: weight for place, weight in weights.items()} for weights in defaults
+    )
+    assert [sum(weights.values()) for weights in (near, far)] == pytest.approx([1, 1])
+    assert near[CANDIDATES[0]] == 0.25 and far[CANDIDATES[0]] == 0
+    assert {one.method for one, weight in near.items() if weight} == {
+        "ZeroshotCLIP",
+        "CLAP",
+        "ZSLP",
+        "TaskRes",
+    }
+    assert {
+        one.training.get("LR") for one, weight in far.items() if weight and one.method != "TaskRes"
+    } == {1.0, None}
+    assert {one.method for one, weight in far.items() if weight} == {
+        "CLAP",
+        "ZSLP",
+        "TaskRes",
+        "SSText",
+    }
+    assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
+
+
+def test_the_estimate_adds_what_more_images_gain():
+    labels = np.repeat(np.arange(5), 20)
+    logits = np.eye(5)[(labels + (np.arange(100) % 5 == 0)) % 5][None]  # 80% are right
+    sample = Sample.of(labels)
+    known = choice.estimate(logits, sample, 5, 80.0, 20)
+    assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
+    assert choice.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(
+        80 + np.log2(5 / 4) * 40 / 6
+    )
+    assert (
+        choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
+    )
+
+
+def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
+    monkeypatch.setattr(trials, "MOST_LOGITS", 1000)
+    monkeypatch.setattr(trials, "EXACT", 1)  # and in single precision
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    labels = torch.arange(120) % 3
+    features = (
+        torch.randn(120, 64, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(64)[labels]
+    )
+    scenes = (torch.arange(120) // 6 * 3 + labels).tolist()
+    examples = Examples(features, labels, np.array(scenes), heads.names)
+    candidates = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "GDA")]
+    found = decide(heads, examples, candidates, FitRequest(Path("photos"), Path("model")))
+    room = 1000 // (2 * 3 * 5)
+    assert 10 < len(found.trials.held) <= room and found.logits.dtype == np.float32
+    assert any("choose and estimate" in note for note in found.notes)
+    # Of all 20, not of those that are kept
+    assert [round(number) for number, _ in found.curve] == [0, 4, 8, 16]
+    scenes = [scenes[place] for place in found.trials.held]
+    assert all(scenes.count(scene) == 2 for scene in scenes)
