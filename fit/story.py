@@ -34,7 +34,7 @@ from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads
 from .images import Photo
 from .photos import Photos
 from .plan import Plan
-from .record import FILE, checksums
+from .record import FILE, FORM, checksums
 from .request import FitRequest
 from .result import Fit, Tested
 from .towers import TRAINED, Towers
@@ -89,7 +89,7 @@ def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> 
         write_model(result, classifier, rows, heads)
         # The same call again does not lack images that have changed
         asked = {} if encoder.changed else record["request"]
-        write_record(result, record | {"finished": True, "request": asked, "made": made})
+        write_record(result, asked, made)
     return result
 
 
@@ -207,9 +207,9 @@ def seen_images(
     return SeenImages.of(sha256, signatures, photos.label_numbers(part), role, scenes)
 
 
-def write_record(result: Fit, record: Mapping[str, Any]) -> None:
+def write_record(result: Fit, asked: Mapping[str, Any], made: Mapping[str, Any]) -> None:
     """fit.json, with every number."""
     folder = result.request.to
-    content = dict(record) | {"model": checksums(folder)}
-    content |= result.to_json() | report.details(result)
+    content = {"form": FORM, "finished": True, "request": asked, "made": made}
+    content |= {"model": checksums(folder)} | result.to_json() | report.details(result)
     write_text(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
