@@ -73,7 +73,7 @@ def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> 
     examples = Examples(x, y, photos.scenes, photos.names)
     towers = Towers(heads, photos, {photo.path: photo.sha256 for photo in found})
     candidates = methods_of(request, CANDIDATES, heads)
-    trained = methods_of(request, TRAINED, heads)
+    trained = methods_of(request, TRAINED, heads) if request.minutes else []
     with locked(request.to, option="--to"):
         write_text(request.to / FILE, json.dumps(record) + "\n")
         limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()

@@ -91,7 +91,10 @@ class Towers:
         """
         if plan.trained is None:
             trained: dict[str, str] = {}
-            for candidate in candidates if time.monotonic() < deadline else ():
+            for candidate in candidates:
+                if time.monotonic() >= deadline:
+                    trained[candidate.method] = "no time is left: raise --minutes"
+                    continue
                 try:
                     minutes = self.seconds(candidate, row) / 60
                     left = (deadline - time.monotonic()) / 60
@@ -108,8 +111,7 @@ class Towers:
             plan.write(trained=trained)
         for candidate in candidates:
             reason = (plan.trained or {}).get(candidate.method)
-            if reason is not None:
-                yield candidate, reason or partial(self.held_out, candidate, row)
+            yield candidate, reason or partial(self.held_out, candidate, row)
 
     def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
         """The method with a model that has seen nothing, and a loader of the training images at

@@ -54,12 +54,10 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
     # Python's last garbage collection takes half a second: torch has a million objects
     atexit.register(gc.freeze)
     # None if the caller has closed it: a file that a run opens would get its number
-    for name in (
-        "stdout",
-        "stderr",
-    ):
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+    hook = threading.excepthook
     threading.excepthook = report_thread
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may lack a letter, and file names may be bytes
@@ -79,6 +77,8 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
         if status is None:
             raise
         sys.exit(status)
+    finally:
+        threading.excepthook = hook
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from datasets.preparing import own_images
 from fit import choice, decision, features, story
 from fit import command as fit
 from fit import heads as heads_module
+from fit import towers as towers_module
 from fit.features import Features
 from fit.heads import Heads
 from fit.images import Photo, find
@@ -383,6 +384,10 @@ def test_trained_methods_and_sentences_are_candidates(
     assert described["sentences"] or described["method"] == "ZeroshotCLIP"
     assert command(fit, *line[:-1], tmp_path / "quick", "--minutes", 0).status == 0
     assert "KgCoOp" not in str(read(tmp_path / "quick")["candidates"])
+    monkeypatch.setattr(towers_module, "time", SimpleNamespace(monotonic=lambda: np.inf))
+    assert command(fit, *line[:-1], tmp_path / "late").status == 0
+    (late,) = (row for row in read(tmp_path / "late")["candidates"] if row["name"] == "KgCoOp")
+    assert late["fault"] == "no time is left: raise --minutes"
 
 
 def test_heads_that_take_too_long_are_left_out_also_after_a_kill(

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -54,8 +55,10 @@ EMFILE = OSError(errno.EMFILE, "Too many open files")
     ],
 )
 def test_shortage_ends_in_one_line(run, what, remedy, ended):
+    hook = threading.excepthook
     error = ended(lambda: run_command(run)).error
     assert error.startswith(f"error: {what} (") and remedy in error
+    assert threading.excepthook is hook
 
 
 class OthersUsageError(Exception):
