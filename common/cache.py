@@ -1,12 +1,12 @@
-"""Arrays that are kept on disk for other runs: one file for each, with a checksum, and a limit on
-the size of all.
+"""Arrays that are kept on disk for other runs, in files with a checksum, and a limit on the size of
+all: single ones (`DiskCache`), or rows of a table, each under a key of its own (`Table`).
 """
 
 import hashlib
 import mmap
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,3 +113,58 @@ class DiskCache:
             if excess > 0 and path != newest:
                 excess -= path.stat().st_size
                 path.unlink()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one type on disk, each under a key of DIGEST bytes. Each call of `put` makes a file.
+
+    Args:
+        cache: of the files.
+        facts: 16 letters, a checksum of all that the rows depend on besides their keys.
+        row_type: a numpy type with a field `key`.
+    """
+
+    cache: DiskCache
+    facts: str
+    row_type: Any
+
+    def put(self, keys: Sequence[bytes], parts: Iterable[Any]) -> None:
+        """Keep rows under these keys, given as arrays of `row_type` one after another."""
+        name = self.facts + hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+        nbytes = len(keys) * self.row_type.itemsize
+        self.cache.put(name, self.form(len(keys)), nbytes, (part.tobytes() for part in parts))
+
+    def get(self, keys: Iterable[bytes]) -> Mapping[bytes, Any]:
+        """The rows that are kept under these keys; files without one are not read to the end."""
+        import numpy as np
+
+        wanted = set(keys)
+        found: dict[bytes, Any] = {}
+        for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
+            count = (file.stat().st_size - DIGEST) // self.row_type.itemsize
+            if count < 1 or wanted.isdisjoint(self.keys_in(file, count)):
+                continue
+            name = file.stem.removeprefix(f"{self.cache.kind}-")
+            nbytes = count * self.row_type.itemsize
+            content = self.cache.get(name, self.form(count), nbytes)
+            if content is None:
+                continue
+            for row in np.frombuffer(content, self.row_type, count):
+                key = row["key"].tobytes()
+                if key in wanted:
+                    found[key] = row
+        return found
+
+    def form(self, count: int) -> str:
+        return f"{self.row_type} {count}"
+
+    def keys_in(self, file: Path, count: int) -> list[bytes]:
+        """The keys in a file of so many rows, before its own checksum is compared."""
+        import numpy as np
+
+        try:
+            rows = np.memmap(file, self.row_type, "r", shape=(count,))
+        except (OSError, ValueError):
+            return []
+        return [key.tobytes() for key in rows["key"]]

@@ -3,12 +3,10 @@ only what is new.
 """
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clip.digest import add_tensors, as_bytes
-from common.cache import DIGEST, DiskCache
+from common.cache import DIGEST, DiskCache, Table
 from datasets import copies
 from inference.classifier import PromptedClassifier
 from trainers.base.build import usable
-from trainers.base.features import get_tensor, put_tensor
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
 
@@ -56,10 +53,9 @@ class Features:
     def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP):
         self.classifier = classifier
         self.model = model
-        self.cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
         versions = {"torch": torch.__version__, **decoders()}
         digest = hashlib.sha256(
-            f"fit 5 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode()
+            f"fit 6 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode()
         )
         add_tensors(digest, self.model.image_tensors())
         noise = torch.randn(
@@ -72,7 +68,8 @@ class Features:
         # These features show the activation, the heads, and how this machine rounds.
         digest.update(as_bytes(fast if self.in_bf16 else exact))
         self.facts = digest.hexdigest()[:16]
-        self.width = exact.shape[1]
+        cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
+        self.table = Table(cache, self.facts, row_type(exact.shape[1]))
         self.changed = False  # whether an image had another checksum when it was decoded
 
     def encode(self, images: Tensor) -> Tensor:
@@ -148,66 +145,34 @@ class Features:
                 None,
             )
 
-    # On the disk: tables with a row of bytes for each image
-
-    @property
-    def row_type(self) -> np.dtype[Any]:
-        hashes = [("file", np.uint8, DIGEST), ("pixels", np.uint8, DIGEST)]
-        facts = [
-            ("signature", np.int8, copies.SHAPE),
-            ("camera", np.uint64),
-            ("second", np.float64),
-        ]
-        return np.dtype([*hashes, *facts, ("feature", np.float32, self.width)])
+    # On the disk: a table with a row for each image
 
     def keep(self, rows: Mapping[str, Row]) -> None:
         if not rows:
             return
-        table = np.zeros(len(rows), self.row_type)
-        table["file"] = [list(bytes.fromhex(key)) for key in rows]
-        table["pixels"] = [list(bytes.fromhex(row.pixels_sha256)) for row in rows.values()]
-        table["signature"] = [row.signature for row in rows.values()]
-        table["camera"] = [row.taken.camera for row in rows.values()]
-        table["second"] = [row.taken.second for row in rows.values()]
-        table["feature"] = torch.stack([row.feature for row in rows.values()]).numpy()
-        name = self.facts + hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-        put_tensor(self.cache, name, torch.from_numpy(table.view(np.uint8).reshape(len(rows), -1)))
+        keys = [bytes.fromhex(key) for key in rows]
+        content = np.zeros(len(rows), self.table.row_type)
+        content["key"] = [list(key) for key in keys]
+        content["pixels"] = [list(bytes.fromhex(row.pixels_sha256)) for row in rows.values()]
+        content["signature"] = [row.signature for row in rows.values()]
+        content["camera"] = [row.taken.camera for row in rows.values()]
+        content["second"] = [row.taken.second for row in rows.values()]
+        content["feature"] = torch.stack([row.feature for row in rows.values()]).numpy()
+        self.table.put(keys, [content])
 
     def kept(self, keys: Iterable[str]) -> dict[str, Row]:
-        """The rows of these files that an earlier call has left; tables without one are not read to
-        the end.
-        """
-        wanted = set(keys)
-        found = dict[str, Row]()
-        for file in sorted(self.cache.folder.glob(f"{self.cache.kind}-{self.facts}*.cache")):
-            count = (file.stat().st_size - DIGEST) // self.row_type.itemsize
-            if count < 1 or wanted.isdisjoint(self.files_of(file, count)):
-                continue
-            name = file.stem.removeprefix(f"{self.cache.kind}-")
-            content = get_tensor(self.cache, name, (count, self.row_type.itemsize), torch.uint8)
-            if content is None:
-                continue
-            for row in content.numpy().view(self.row_type)[:, 0]:
-                if (key := row["file"].tobytes().hex()) in wanted:
-                    taken = copies.Taken(int(row["camera"]), float(row["second"]))
-                    feature = torch.from_numpy(row["feature"].copy())
-                    found[key] = Row(
-                        row["pixels"].tobytes().hex(), row["signature"].copy(), taken, feature
-                    )
+        """The rows of these files that an earlier call has left."""
+        found = {}
+        for key, row in self.table.get(bytes.fromhex(key) for key in keys).items():
+            pixels = row["pixels"].tobytes().hex()
+            taken = copies.Taken(int(row["camera"]), float(row["second"]))
+            feature = torch.from_numpy(row["feature"].copy())
+            found[key.hex()] = Row(pixels, row["signature"].copy(), taken, feature)
         return found
 
-    def files_of(self, file: Path, count: int) -> list[str]:
-        """The SHA-256 of the image files in a table of so many rows, before its own checksum is
-        compared.
-        """
-        try:
-            with (
-                open(file, "rb") as opened,
-                mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            ):
-                table = np.frombuffer(content, self.row_type, count)
-                hashes = table["file"].tobytes().hex()
-                del table  # which holds the file open
-        except (OSError, ValueError):
-            return []
-        return [hashes[start : start + 2 * DIGEST] for start in range(0, len(hashes), 2 * DIGEST)]
+
+def row_type(width: int) -> np.dtype[Any]:
+    """The bytes of an image in the table."""
+    hashes = [("key", np.uint8, DIGEST), ("pixels", np.uint8, DIGEST)]
+    look = [("signature", np.int8, copies.SHAPE), ("camera", np.uint64), ("second", np.float64)]
+    return np.dtype([*hashes, *look, ("feature", np.float32, width)])

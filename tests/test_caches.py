@@ -105,6 +105,20 @@ def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_o
     assert len(kept()) == 2
 
 
+def test_more_images_cost_only_what_is_new_to_the_bit(new, kept, work):
+    """New classes first, then all: full batches have other companions."""
+    half = values(new("DATASET.SUBSAMPLE_CLASSES", "new"))
+    work.clear()
+    found = values(new())
+    fresh = sum(work)
+    work.clear()
+    assert torch.equal(values(new(*OFF)), found)
+    assert fresh < sum(work) and len(half) < len(found)
+    assert len(kept()) == 2
+    work.clear()
+    assert torch.equal(values(new()), found) and sum(work) == 1  # noise
+
+
 def flip_a_bit(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

@@ -4,23 +4,27 @@ same.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import ImageOutput
 from clip.digest import add_tensors, as_bytes
-from common.cache import DiskCache
+from common.cache import DIGEST, DiskCache, Table
 from common.errors import UsageError
 
 from .compat import read_of
 from .prompted import PromptedCLIP
+
+PART = 256  # rows that are copied at a time
 
 
 class CachedOutput(ImageOutput):
@@ -51,6 +55,10 @@ class ViewsDataset(Dataset):
         self.seed = seed
         self.data_source = images.data_source
 
+    @property
+    def cfg(self) -> CfgNode:
+        return self.images.cfg
+
     def __len__(self) -> int:
         return len(self.data_source)
 
@@ -63,15 +71,23 @@ class ViewsDataset(Dataset):
         return {"img": views, "label": item.label}
 
     @property
-    def content(self) -> str:
-        return f"{self.images.content} {self.views} views, seed {self.seed}"
+    def reading(self) -> str:
+        return f"{self.images.reading} {self.views} views, seed {self.seed}"
+
+    @property
+    def digests(self) -> list[bytes]:
+        """Of each image and its place, on which its views depend."""
+        return [
+            hashlib.sha256(digest + str(place).encode()).digest()
+            for place, digest in enumerate(self.images.digests)
+        ]
 
 
 class CachedFeatures:
     """A loader whose batches have the output of the image tower for images that need not be read.
 
-    The features are those of the same images in the same batches, so that results are the same to
-    the bit.
+    A feature is kept by the checksum of its image and the size of its batch, so that other lists
+    of images use it, and results are the same to the bit.
 
     Args:
         model: one whose image features are frozen.
@@ -92,13 +108,15 @@ class CachedFeatures:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        key, kept = self.find()
-        if kept is None:
-            yield from self.compute(key)
+        table = self.table()
+        kept = table.get(self.keys) if table else {}
+        if table is None or not kept:
+            yield from self.compute(table)
             return
-        self.features = kept
+        print(f"Image features of {table.cache.folder}: {len(kept):,} are known")
+        self.complete(table, kept)
         size = self.loader.batch_size
-        for part, label in zip(kept.split(size), self.labels.split(size), strict=True):
+        for part, label in zip(self.features.split(size), self.labels.split(size), strict=True):
             yield {"img": CachedOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
@@ -109,41 +127,112 @@ class CachedFeatures:
             pass
         return self.features
 
-    def find(self) -> tuple[str, Tensor | None]:
-        """The key of the features, empty if they cannot be kept, and those that are kept under
-        it.
-        """
+    def table(self) -> Table | None:
+        """Where the features are kept; None if they cannot be."""
         if self.cache is None:
-            return "", None
+            return None
         try:
-            self.loader.dataset.content  # noqa: B018 - before the first image is read: see `DatasetWrapper`
-            sample = self.encode(self.loader.dataset[0]["img"][None].to(self.device))
-            key = self.key(sample)
+            self.loader.dataset.digests  # noqa: B018 - before the first image is read
         except OSError:  # a missing or damaged image, which the loader reports
-            return "", None
-        features = get_tensor(
-            self.cache, key, (len(self.loader.dataset), *sample.shape[1:]), sample.dtype
-        )
-        if features is not None:
-            print(f"Image features: {self.cache.file(key)}")
-            # Consume one random number, as DataLoader.__iter__ does.
-            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        return key, features
+            return None
+        # numpy has no bfloat16
+        fields = [("key", np.uint8, DIGEST), ("feature", np.uint8, self.sample.nbytes)]
+        return Table(self.cache, self.facts, np.dtype(fields))
 
-    def compute(self, key: str) -> Iterator[dict[str, Any]]:
+    @cached_property
+    def sample(self) -> Tensor:
+        """(1, joint) or (1, views, joint): the feature of noise."""
+        dataset = self.loader.dataset
+        views = [dataset.views] if hasattr(dataset, "views") else []
+        numbers = torch.Generator().manual_seed(0)
+        noise = torch.randn(1, *views, 3, *dataset.cfg.INPUT.SIZE, generator=numbers)
+        return self.encode(noise.to(self.device))
+
+    @cached_property
+    def facts(self) -> str:
+        """16 letters, a checksum of how images are read, the weights and the machine's arithmetic.
+
+        The feature of noise shows the activation, the heads, the form of the towers, and how this
+        machine rounds.
+        """
+        visual = self.model.clip.visual
+        reading = self.loader.dataset.reading
+        facts = torch.__version__, self.device.type, reading, visual, self.sample.dtype
+        digest = hashlib.sha256(f"2 {facts}".encode())
+        add_tensors(digest, self.model.image_tensors())
+        digest.update(as_bytes(self.sample))
+        return digest.hexdigest()[:16]
+
+    @property
+    def full(self) -> int:
+        """The number of images in batches of full size; the others are in a smaller last one."""
+        return len(self.labels) - len(self.labels) % self.loader.batch_size
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """Of each image: its checksum, and the size of its batch."""
+        size = self.loader.batch_size
+        rest = len(self.labels) - self.full
+        sizes = [size if place < self.full else rest for place in range(len(self.labels))]
+        return [
+            hashlib.sha256(digest + str(size).encode()).digest()
+            for digest, size in zip(self.loader.dataset.digests, sizes, strict=True)
+        ]
+
+    def complete(self, table: Table, kept: Mapping[bytes, Any]) -> None:
+        """Fill in all features: those that are kept, and others, which are computed and kept."""
+        shape = len(self.labels), *self.sample.shape[1:]
+        self.features = self.sample.new_empty(shape, device="cpu")
+        missing = []
+        for place, key in enumerate(self.keys):
+            if key in kept:
+                content = torch.from_numpy(kept[key]["feature"].copy())
+                self.features[place] = content.view(self.sample.dtype).reshape(shape[1:])
+            else:
+                missing.append(place)
+        batches = self.batches_with(missing)
+        same = ("num_workers", "collate_fn", "worker_init_fn", "generator")
+        options: Any = {name: getattr(self.loader, name) for name in same}
+        loader = DataLoader(self.loader.dataset, batch_sampler=batches, **options)
+        for places, batch in zip(batches, loader, strict=True):
+            self.features[places] = self.encode(batch["img"].to(self.device)).cpu()
+        if missing:
+            table.put([self.keys[place] for place in missing], self.rows(table, missing))
+
+    def batches_with(self, places: list[int]) -> list[list[int]]:
+        """Batches with these images, each of the size that it has in the loader; other images fill
+        them up.
+        """
+        size = self.loader.batch_size
+        wanted = [place for place in places if place < self.full]
+        others = set(range(self.full)).difference(wanted)
+        wanted += sorted(others)[: -len(wanted) % size]
+        batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        if places and places[-1] >= self.full:
+            batches.append(list(range(self.full, len(self.labels))))
+        return batches
+
+    def compute(self, table: Table | None) -> Iterator[dict[str, Any]]:
         """The batches, whose features are kept after the last one."""
         done = 0
         for batch in self.loader:
             part = self.encode(batch["img"].to(self.device))
             if not done:
-                self.features = torch.empty(
-                    len(self.loader.dataset), *part.shape[1:], dtype=part.dtype
-                )
+                self.features = part.new_empty(len(self.labels), *part.shape[1:], device="cpu")
             self.features[done : done + len(part)] = part
             done += len(part)
             yield {"img": CachedOutput(part), "label": batch["label"]}
-        if key and self.cache is not None:
-            put_tensor(self.cache, key, self.features)
+        if table and done:
+            table.put(self.keys, self.rows(table, list(range(done))))
+
+    def rows(self, table: Table, places: list[int]) -> Iterator[Any]:
+        """The rows of these images, some at a time."""
+        for first in range(0, len(places), PART):
+            some = places[first : first + PART]
+            rows = np.empty(len(some), table.row_type)
+            rows["key"] = [list(self.keys[place]) for place in some]
+            rows["feature"] = as_bytes(self.features[some]).reshape(len(some), -1)
+            yield rows
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -151,21 +240,6 @@ class CachedFeatures:
         return self.model.image_output(images.flatten(0, -4)).feature.unflatten(
             0, images.shape[:-3]
         )
-
-    def key(self, sample: Tensor) -> str:
-        """A checksum of the images, how they are read, the weights, the batches and the machine's
-        arithmetic.
-
-        `sample` is the output for the first image. It shows all else: the activation, the heads,
-        the form of the towers, how this machine rounds. Raises OSError if an image cannot be read.
-        """
-        dataset = self.loader.dataset
-        visual = self.model.clip.visual
-        facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
-        digest = hashlib.sha256(f"1 {facts}".encode())
-        add_tensors(digest, self.model.image_tensors())
-        digest.update(as_bytes(sample))
-        return digest.hexdigest()[:32]
 
 
 def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFeatures | None:
@@ -180,7 +254,7 @@ def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFea
     if (
         not cache
         or not in_order
-        or not hasattr(type(loader.dataset), "content")
+        or not hasattr(type(loader.dataset), "digests")
         or not model.features_are_frozen
     ):
         return None

@@ -215,23 +215,25 @@ class DatasetWrapper(TorchDataset):
             indices = [item.index for item in indices]
         return [self[index] for index in indices]
 
+    @property
+    def reading(self):
+        """What an item depends on besides its file: INPUT, the text of the transform, decoders."""
+        return f"{self.cfg.INPUT} {self.transform} {decoders()}"
+
     @cached_property
-    def content(self):
-        """A SHA-256, in hexadecimal, of the image files, their order, INPUT and the text of the
-        transform.
+    def digests(self):
+        """The SHA-256 of each image file, in bytes.
 
         From then on, an item whose file has changed raises ChangedImageError.
 
         Raises OSError if a file cannot be read, or is not a regular file.
         """
-        digest = hashlib.sha256(f"2 {self.cfg.INPUT} {self.transform} {decoders()}".encode())
         for item in self.data_source:
             if not os.path.isfile(item.impath):  # a named pipe would wait for its writer
                 raise FileNotFoundError(item.impath)
-            sha256 = hashlib.sha256(Path(item.impath).read_bytes()).digest()
-            self.sha256[item.impath] = sha256
-            digest.update(sha256)
-        return digest.hexdigest()
+            content = Path(item.impath).read_bytes()
+            self.sha256[item.impath] = hashlib.sha256(content).digest()
+        return [self.sha256[item.impath] for item in self.data_source]
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""
