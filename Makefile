@@ -1,4 +1,4 @@
-# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, compare,
+# make setup: a .venv with what the project runs on. make demo, scripts, test, test-all, check, lint, style, docs, fuzz, kill, bench, compare,
 # backbones, libraries, gpu-rehearsal.
 # PYTHON chooses the interpreter.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint style docs fuzz kill bench compare gpu-rehearsal backbones libraries
+.PHONY: setup demo scripts test test-all check lint style docs fuzz kill bench compare gpu-rehearsal backbones libraries
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready $(wildcard requirements-*.txt)
 
 demo: setup
 	$(BIN)/python tools/demo.py
+
+# The scripts in scripts/, from studies/scripts.yaml and configs/recipes.yaml
+scripts: setup
+	$(BIN)/python -m studies.scripts
 
 test: $(VENV)/.ready-dev
 	$(PYTEST) -m "not thorough"

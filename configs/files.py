@@ -19,6 +19,9 @@ def config_folder(method: str) -> Path:
     """Where the YAML files of a method are; of one in a file of --plugin, beside that file if not
     in configs/.
     """
+    folder = CONFIGS / "trainers" / method
+    if folder.is_dir():  # no need to import the methods, which takes seconds
+        return folder
     folder = CONFIGS / "trainers" / methods()[method].config_folder
     file = plugin_of(method)
     return folder if file is None or folder.is_dir() else file.parent / folder.name

@@ -52,6 +52,14 @@ for _method, _recipes in yaml.safe_load(
     }
 
 
+def recipes_of(method: str, protocol: str) -> list[Recipe]:
+    """The recipes of a method in a protocol, of a plug-in those of its base; the first that fits is
+    used.
+    """
+    recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})
+    return list(recipes.get(protocol, recipes.get(OTHERWISE, ())))
+
+
 def recipe(
     method: str,
     protocol: str,
@@ -72,13 +80,7 @@ def recipe(
     Raises UsageError if nothing says which of several YAML files is for the protocol, or there is
     none.
     """
-    # Of a plug-in its base's
-    recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})
-    fitting = [
-        entry
-        for entry in recipes.get(protocol, recipes.get(OTHERWISE, ()))
-        if entry.fits(dataset, shots)
-    ]
+    fitting = [entry for entry in recipes_of(method, protocol) if entry.fits(dataset, shots)]
     names = [] if cfg else [file.stem for file in config_files(method)]
     small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
     others = [name for name in names if name not in SMALL]

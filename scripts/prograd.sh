@@ -1,2 +1,20 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/run.sh" "$0" "$@"
+# Few-shot learning on all classes with seeds 1, 2, 3.
+# bash scripts/prograd.sh DATASET CFG CTP NCTX SHOTS CSC [EPOCHS] [KEY VALUE ...]
+# This is a script of ProGrad's repository, with its settings.
+
+ARGUMENTS="DATASET CFG CTP NCTX SHOTS CSC [EPOCHS]"
+source "$(dirname "$0")/start.sh"
+
+cfg=$CFG
+for seed in 1 2 3; do
+    for shots in $SHOTS; do
+        run python train.py --root "$DATA" --seed "$seed" --trainer ProGrad \
+            --dataset-config-file "configs/datasets/$DATASET.yaml" \
+            --config-file "configs/trainers/ProGrad/$cfg.yaml" \
+            --output-dir "$OUT/$DATASET/ProGrad/${cfg}_${shots}shots/nctx${NCTX}_csc${CSC}_ctp$CTP/seed$seed" \
+            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAINER.COOP.N_CTX "$NCTX" \
+            TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
+            LOSS.LAMBDA 1.0 ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+    done
+done

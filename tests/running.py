@@ -19,7 +19,6 @@ from common.results import read_results
 from common.start import ROOT
 from datasets.preparing import main as preparing
 from runs.session import run_command
-from studies.scripts.command import main as run_script
 from train import main as train
 
 
@@ -191,12 +190,11 @@ def refused(launch, tmp_path):
 
 
 @pytest.fixture
-def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
+def script(eurosat, deep, python, tmp_path):
     """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, the programs
     that it would start).
 
-    It is a dry run, started from another folder: in this process, unless something has to be
-    started. `DRY_RUN=""` is the real one.
+    It is a dry run, started from another folder; `DRY_RUN=""` is the real one.
     """
 
     unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "QUIET", "PREPARE", "REPORT_TO"}
@@ -208,24 +206,11 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
         "DRY_RUN": 1,
     }
 
-    def here(path, arguments, env):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "environ", env)
-            patch.chdir(tmp_path)
-            done = ended(lambda: run_command(lambda: run_script([str(path), *arguments])))
-        return subprocess.CompletedProcess(path, done.status, done.printed, "\n".join(done.errors))
-
-    def script(name, *arguments, root=ROOT, **variables):
+    def script(name, *arguments, **variables):
         env = {key: value for key, value in os.environ.items() if key not in unset}
         env |= {key: str(value) for key, value in (given | variables).items()}
-        path = root / "scripts" / name
-        words = list(map(str, arguments))
-        if root == ROOT and env["DRY_RUN"] == "1" and env["PYTHON"] == str(python):
-            ended = here(path, words, env)
-        else:
-            ended = subprocess.run(
-                ["bash", path, *words], env=env, cwd=tmp_path, capture_output=True, text=True
-            )
+        program = ["bash", ROOT / "scripts" / name, *map(str, arguments)]
+        ended = subprocess.run(program, env=env, cwd=tmp_path, capture_output=True, text=True)
         lines = [line for line in ended.stdout.splitlines() if line.startswith("python ")]
         return ended, [shlex.split(line)[1:] for line in lines]
 

@@ -16,10 +16,8 @@ from PIL import Image
 from published import PACKED, all_below, listing
 from trees import NAMES
 
-from common.start import ROOT
 from datasets.eurosat import EuroSAT
 from datasets.preparing.sources import downloadable
-from studies.scripts import command as scripts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,15 +200,3 @@ def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeyp
     before = all_below(given)
     assert prepare("imagenet", "--from", given, mirror="").status == 0
     assert prepare("--check", "imagenet").status == 0 and all_below(given) == before
-
-
-@pytest.mark.parametrize("wanted", ["1", ""])
-def test_scripts_prepare_their_dataset_on_request(wanted, monkeypatch, tmp_path):
-    calls = []
-    monkeypatch.setattr(scripts, "execute", lambda programs, **_: calls.extend(programs))
-    monkeypatch.setattr(scripts, "report", lambda runs: None)
-    for key, value in {"DATA": tmp_path, "OUT": tmp_path / "out", "PREPARE": wanted}.items():
-        monkeypatch.setenv(key, str(value))
-    scripts.main([str(ROOT / "scripts/mpl/base2new_train.sh"), "eurosat", "1"])
-    prepared = [["tools/prepare.py", "eurosat", "--root", str(tmp_path)]] if wanted else []
-    assert calls[:-1] == prepared and calls[-1][0] == "train.py"

@@ -20,7 +20,7 @@ from runs.arguments import parse_arguments
 from runs.configuration import flatten
 from runs.run_spec import setup_cfg
 from studies.reproduce import read_arguments, study_of
-from studies.scripts.table import SCRIPTS
+from studies.scripts import read_table
 
 FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
 # Positional arguments of the tests
@@ -260,6 +260,6 @@ def distinct(runs):
 
 def test_every_published_script_is_compared():
     compared = {script_of(repository, path) for repository, path in SCRIPT_FACTS}
-    claimed = {name for name, script in SCRIPTS.items() if script.repository}
+    claimed = {name for name, script in read_table().items() if script.repository}
     assert compared == claimed
     assert len(SCRIPT_FACTS) == 131 and len(compared) == 74

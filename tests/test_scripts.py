@@ -8,7 +8,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,38 +18,19 @@ from drawn import run_for_real
 from marks import thorough_but
 
 from common.start import ROOT
-from configs.methods import methods
 from configs.recipes import recipe
 from measures import results
-from studies.scripts.table import SCRIPTS
+from studies.scripts import read_table, text
 
 pytestmark = pytest.mark.slow
 
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
-PROJECT = (
-    "scripts",
-    "configs",
-    "tools",
-    "fit",
-    "measures",
-    "runs",
-    "studies",
-    "inference",
-    "common",
-    "clip",
-    "datasets",
-    "trainers",
-)
-SHOTS = (1, 2, 4, 8, 16)
+SCRIPTS = read_table()
 ANY = {
     name[4:]: script
     for name, script in SCRIPTS.items()
     if name.startswith("any/") and script.protocol
 }
-
-
-def wrapper(name):
-    return f'#!/usr/bin/env bash\nexec bash "$(dirname "$0")/{"../" * name.count("/")}run.sh" "$0" "$@"\n'
 
 
 def option(call, key):
@@ -63,23 +46,21 @@ def yaml_file(call):
     return Path(option(call, "--config-file")).stem
 
 
-def test_every_script_is_in_the_table_and_has_its_file():
-    files = {
-        file.relative_to(ROOT / "scripts").as_posix()[:-3]: file
-        for file in (ROOT / "scripts").rglob("*.sh")
-    }
-    assert files.keys() == SCRIPTS.keys() | {"run"}
-    assert {name: files[name].read_text() for name in SCRIPTS} == {
-        name: wrapper(name) for name in SCRIPTS
-    }
+def test_scripts_are_what_make_scripts_writes():
+    folder = ROOT / "scripts"
+    files = {file.relative_to(folder).as_posix()[:-3]: file for file in folder.rglob("*.sh")}
+    start = files.pop("start")
+    written = {name: text(name, script) for name, script in SCRIPTS.items()}
+    assert {name: file.read_text() for name, file in files.items()} == written
+    for file in (start, *files.values()):
+        subprocess.run(["bash", "-n", file], check=True)
 
 
-def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_path):
+def test_script_in_a_path_with_a_space_started_from_another_folder(tmp_path):
     place = tmp_path / "my projects/clone"
-    for folder in PROJECT:
-        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "scripts", place / "scripts")
     command = ["bash", "--posix", "my projects/clone/scripts/mpl/base2new_train.sh", "eurosat", "1"]
-    env = os.environ | {"PYTHON": str(python), "DRY_RUN": "1", "DATA": "my data", "OUT": ""}
+    env = os.environ | {"PYTHON": "bash", "DRY_RUN": "1", "DATA": "my data", "OUT": ""}
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     start, call = map(shlex.split, ended.stdout.splitlines())
@@ -91,21 +72,66 @@ def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_p
     )
 
 
+@pytest.mark.parametrize("wanted", ["1", ""])
+def test_only_train_py_is_started_and_before_it_the_dataset_is_prepared_on_request(
+    wanted, script, eurosat
+):
+    ended, _ = script(
+        "mpl/base2new_train.sh", "dtd", "1 2", PYTHON="echo", DRY_RUN=0, PREPARE=wanted
+    )
+    first, *calls = ended.stdout.splitlines()
+    if wanted:
+        assert first == f"tools/prepare.py dtd --root {eurosat}"
+    else:
+        calls = [first, *calls]
+    assert [call.split()[0] for call in calls] == ["train.py", "train.py"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_program_of_a_script_and_then_the_script(number, tmp_path):
+    program = tmp_path / "program"
+    program.write_text(
+        "#!/bin/bash\ntrap 'echo ended; exit 130' INT TERM\necho started\nwhile :; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    command = ["bash", ROOT / "scripts/mpl/base2new_train.sh", "eurosat", "1 2"]
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHON": str(program)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as script:
+        assert script.stdout.readline() == "started\n"
+        if number == signal.SIGINT:  # as from a terminal
+            os.killpg(script.pid, number)
+        else:
+            script.send_signal(number)
+        assert script.stdout.readline() == "ended\n"
+        assert script.wait(10) == 130
+
+
 # ---------------------------------------------------------------- the commands that they start
 
 
 @pytest.mark.parametrize(
     "method",
-    thorough_but(("MPL", "GDA"), [name for name, facts in methods().items() if facts.learns]),
+    thorough_but(
+        ("MPL", "GDA"),
+        [
+            "DePT+MPL",
+            *(file.name for file in (ROOT / "configs/trainers").iterdir() if file.is_dir()),
+        ],
+    ),
 )
 def test_any_method_uses_its_recipes(method, script):
     for kind, shared in ANY.items():
         tests = kind.endswith(("test", "all"))
-        ended, calls = script(
-            f"any/{kind}.sh", method.lower(), "ucf101", "2 5", 3, "OPTIM.LR", 0.1, BACKBONE=""
-        )
+        shots = (1, 16) if kind == "few_shot" else (16,)
+        variables = {"BACKBONE": "", "PYTHON": sys.executable, "SHOTS": " ".join(map(str, shots))}
+        given = (method.lower(), "ucf101", "2 5", 3, "OPTIM.LR", 0.1)
+        ended, calls = script(f"any/{kind}.sh", *given, **variables)
         assert ended.returncode == 0, ended.stderr
-        shots = SHOTS if kind == "few_shot" else (16,)
         source = "imagenet" if kind == "xd_test" else "ucf101"
         for call, (seed, number) in zip(calls, itertools.product("25", shots), strict=True):
             used = recipe(method, shared.protocol, source, number)
@@ -193,7 +219,7 @@ WRONG = [  # script, arguments, words of the line
     (
         "mpl/base2new_train",
         ["eurosatt", 1],
-        "did you mean eurosat?; for your own images see docs/own_classes.md",
+        "there is no config file configs/datasets/eurosatt.yaml: check the path; did you mean eur",
     ),
     (
         "mpl/base2new_train",
@@ -201,11 +227,10 @@ WRONG = [  # script, arguments, words of the line
         "OUTPUT_DIR is among the KEY VALUE pairs: name",
     ),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
-    (
-        "any/base2new_train",
-        ["tda", "eurosat", 1],
-        "TDA has nothing to train: test it by python train.py --trainer TDA",
-    ),
+    ("any/base2new_train", ["mpll", "eurosat", 1], "there is no method 'mpll': did you mean MPL?"),
+    ("mpl/base2new_train", ["eurosat", "1 x"], "SEED is '1 x': give an integer"),
+    ("mpl/base2new_train", ["eurosat", ""], "takes DATASET SEED [EPOCHS], and got 2 of these: see"),
+    ("mpl/few_shot", ["eurosat", 1, "--quiet"], "the option --quiet is among the KEY VALUE pairs"),
     # which train.py checks
     ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CLASS_TOKEN_POSITION is 'top'"),
 ]

@@ -1,2 +1,19 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Train on the base classes and test on them.
+# bash scripts/cocoop/base2new_train.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+# This is a script of CoOp's repository, with its settings.
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+shots=${SHOTS:-16}
+cfg=${CFG:-vit_b16_c4_ep10_batch1_ctxv1}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small}; fi
+for seed in $SEED; do
+    run python train.py --root "$DATA" --seed "$seed" --trainer CoCoOp \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/CoCoOp/$cfg.yaml" \
+        --output-dir "$OUT/base2new/train_base/$DATASET/shots_$shots/CoCoOp/$cfg/seed$seed" \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+done

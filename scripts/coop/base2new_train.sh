@@ -1,2 +1,21 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Train on the base classes and test on them.
+# bash scripts/coop/base2new_train.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+shots=${SHOTS:-16}
+case $DATASET in
+    imagenet) cfg=${CFG:-vit_b16_ep50_ctxv1} ;;
+    *) cfg=${CFG:-vit_b16_ctxv1} ;;
+esac
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small}; fi
+for seed in $SEED; do
+    run python train.py --root "$DATA" --seed "$seed" --trainer CoOp \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/CoOp/$cfg.yaml" \
+        --output-dir "$OUT/base2new/train_base/$DATASET/shots_$shots/CoOp/$cfg/seed$seed" \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+done

@@ -1,2 +1,18 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Train on all classes of the source dataset.
+# bash scripts/coop/xd_train.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+shots=${SHOTS:-16}
+cfg=${CFG:-vit_b16_ep50_ctxv1}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small_cross_datasets}; fi
+for seed in $SEED; do
+    run python train.py --root "$DATA" --seed "$seed" --trainer CoOp \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/CoOp/$cfg.yaml" \
+        --output-dir "$OUT/crossdataset/$DATASET/CoOp/${cfg}_${shots}shots/seed$seed" \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+done

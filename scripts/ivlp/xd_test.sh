@@ -1,2 +1,22 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Test prompts of the dataset SOURCE on another.
+# bash scripts/ivlp/xd_test.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+SOURCE=${SOURCE:-imagenet}
+shots=${SHOTS:-16}
+cfg=${CFG:-vit_b16_c2_ep5_batch4_2+2ctx}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small_cross_datasets}; fi
+epoch=${EPOCHS:-}
+for seed in $SEED; do
+    trained=$OUT/crossdataset/$SOURCE/IVLP/${cfg}_${shots}shots/seed$seed
+    tested=$OUT/crossdataset/evaluation/$DATASET/IVLP/${cfg}_${shots}shots/seed$seed
+    check_finished "$trained"
+    run python train.py --root "$DATA" --seed "$seed" --trainer IVLP \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/IVLP/$cfg.yaml" --output-dir "$tested" \
+        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" "$@"
+done

@@ -1,2 +1,24 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Test the trained prompts on the new classes.
+# bash scripts/language-prompting/base2new_test_lp.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+# This is a script of MaPLe's repository, with its settings.
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+shots=${SHOTS:-16}
+cfg=${CFG:-vit_b16_c2_ep5_batch4_4ctx_language_only}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small}; fi
+epoch=${EPOCHS:-}
+if [ "$cfg" = vit_b16_c2_ep5_batch4_4ctx_language_only ]; then epoch=${EPOCHS:-5}; fi
+for seed in $SEED; do
+    trained=$OUT/base2new/train_base/$DATASET/shots_$shots/IVLP/$cfg/seed$seed
+    tested=$OUT/base2new/test_new/$DATASET/shots_$shots/IVLP/$cfg/seed$seed
+    check_finished "$trained"
+    run python train.py --root "$DATA" --seed "$seed" --trainer IVLP \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/IVLP/$cfg.yaml" --output-dir "$tested" \
+        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new "$@"
+    harmonic_mean "$trained" "$tested"
+done

@@ -1,2 +1,24 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Test prompts of the dataset SOURCE on another.
+# bash scripts/maple/xd_test_maple.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+# This is a script of MaPLe's repository, with its settings.
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+SOURCE=${SOURCE:-imagenet}
+shots=${SHOTS:-16}
+cfg=${CFG:-vit_b16_c2_ep5_batch4_2ctx_cross_datasets}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small_cross_datasets}; fi
+epoch=${EPOCHS:-}
+if [ "$cfg" = vit_b16_c2_ep5_batch4_2ctx_cross_datasets ]; then epoch=${EPOCHS:-2}; fi
+for seed in $SEED; do
+    trained=$OUT/crossdataset/$SOURCE/MaPLe/${cfg}_${shots}shots/seed$seed
+    tested=$OUT/crossdataset/evaluation/$DATASET/MaPLe/${cfg}_${shots}shots/seed$seed
+    check_finished "$trained"
+    run python train.py --root "$DATA" --seed "$seed" --trainer MaPLe \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/MaPLe/$cfg.yaml" --output-dir "$tested" \
+        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" "$@"
+done

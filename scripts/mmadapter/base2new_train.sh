@@ -1,2 +1,18 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Train on the base classes and test on them.
+# bash scripts/mmadapter/base2new_train.sh DATASET SEED CFG [EPOCHS] [KEY VALUE ...]
+# This is a script of MMA's repository, with its settings.
+
+ARGUMENTS="DATASET SEED CFG [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+shots=${SHOTS:-16}
+cfg=$CFG
+for seed in $SEED; do
+    run python train.py --root "$DATA" --seed "$seed" --trainer MMA \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/MMA/$cfg.yaml" \
+        --output-dir "$OUT/base2new/train_base/$DATASET/shots_$shots/MMA/$cfg/seed$seed" \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+done

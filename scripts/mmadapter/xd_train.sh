@@ -1,2 +1,20 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Train on all classes of the dataset SOURCE.
+# bash scripts/mmadapter/xd_train.sh SEED CFG [EPOCHS] [KEY VALUE ...]
+# This is a script of MMA's repository, with its settings.
+
+ARGUMENTS="SEED CFG [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+SOURCE=${SOURCE:-imagenet}
+DATASET=$SOURCE
+shots=${SHOTS:-16}
+cfg=$CFG
+for seed in $SEED; do
+    run python train.py --root "$DATA" --seed "$seed" --trainer MMA \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/MMA/$cfg.yaml" \
+        --output-dir "$OUT/crossdataset/$DATASET/MMA/${cfg}_${shots}shots/seed$seed" \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+done

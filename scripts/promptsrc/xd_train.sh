@@ -1,2 +1,19 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Train on all classes of the source dataset.
+# bash scripts/promptsrc/xd_train.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
+# This is a script of PromptSRC's repository, with its settings.
+
+ARGUMENTS="DATASET SEED [EPOCHS]"
+source "$(dirname "$0")/../start.sh"
+
+shots=${SHOTS:-16}
+cfg=${CFG:-vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small_cross_datasets}; fi
+for seed in $SEED; do
+    run python train.py --root "$DATA" --seed "$seed" --trainer PromptSRC \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "configs/trainers/PromptSRC/$cfg.yaml" \
+        --output-dir "$OUT/crossdataset/$DATASET/PromptSRC/${cfg}_${shots}shots/seed$seed" \
+        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+done

@@ -1,2 +1,14 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Test the published prompts in the folder WEIGHTS.
+# bash scripts/vpt/reproduce_vpt.sh DATASET SEED WEIGHTS [OPTION ...]
+# This is a script of MaPLe's repository, with its settings.
+
+ARGUMENTS="DATASET SEED WEIGHTS"
+source "$(dirname "$0")/../start.sh"
+
+epoch=5
+if [ -n "$CFG" ] || [ "$BACKBONE" = small ]; then epoch=; fi
+run python tools/reproduce.py VPT --checkpoints "$WEIGHTS" --protocol base2new \
+    --datasets "$DATASET" --seeds $SEED --root "$DATA" --output "$OUT" \
+    ${CFG:+--cfg "$CFG"} ${epoch:+--epoch "$epoch"} \
+    ${BACKBONE:+--backbone "$BACKBONE"} "$@"

@@ -1,2 +1,19 @@
 #!/usr/bin/env bash
-exec bash "$(dirname "$0")/../run.sh" "$0" "$@"
+# Test zero-shot CLIP.
+# bash scripts/zsclip/zeroshot.sh DATASET [CFG] [KEY VALUE ...]
+# This is a script of MaPLe's repository, with its settings.
+
+ARGUMENTS="DATASET [CFG]"
+source "$(dirname "$0")/../start.sh"
+
+cfg=${CFG:-vit_b16}
+if [ "$BACKBONE" = small ]; then cfg=${CFG:-small}; fi
+folder=$OUT/ZeroshotCLIP/$cfg/$DATASET
+case " $* " in
+    *" base "*) folder=$folder/base ;;
+    *" new "*) folder=$folder/new ;;
+esac
+run python train.py --root "$DATA" --trainer ZeroshotCLIP \
+    --dataset-config-file "configs/datasets/$DATASET.yaml" \
+    --config-file "configs/trainers/CoOp/$cfg.yaml" --output-dir "$folder" \
+    --eval-only "${OPTIONS[@]}" "$@"

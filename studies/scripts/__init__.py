@@ -1,1 +1,0 @@
-"""The scripts in scripts/: which runs each of them starts."""
