@@ -72,6 +72,17 @@ def until_closed(connection):
     return found
 
 
+def test_an_address_of_ipv6_is_served():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with served(echo, host="::1") as port, closing(HTTPConnection("::1", port, 10)) as connection:
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == b"::1 0"
+    assert server.address_of("::1", port) == f"[::1]:{port}"
+
+
 def test_connections_of_an_address_have_a_limit_and_new_ones_are_answered(stall):
     with served(echo) as port:
         silent = stall(port, 3 * server.MOST_OF_ADDRESS, HALF, "127.0.0.2")

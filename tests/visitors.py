@@ -23,12 +23,12 @@ Connect = Callable[[], HTTPConnection]
 
 
 @contextmanager
-def served(app: Any, *proxies: str) -> Iterator[int]:
+def served(app: Any, *proxies: str, host: str = "127.0.0.1") -> Iterator[int]:
     """The port at which an application is served, in another thread."""
     from inference.serving import server as serving
 
     server = serving.Server(app, proxies, grace=0)
-    with serving.listen("127.0.0.1", 0) as listening:
+    with serving.listen(host, 0) as listening:
         thread = Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:

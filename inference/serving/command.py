@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
                 from .service import Service
             else:
                 from .page import Page
-            from .server import Server, serve
+            from .server import Server, address_of, serve
         examples = images.spread(
             images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES
         )
@@ -109,12 +109,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.api:
             service = Service([opened[0].classifier], names or None, args.sets)
             server = Server(application(service), args.proxy)
-            where = f"http://{args.host}:{args.port}/predict"
-            greeting = f"POST images to {where} (OpenAPI: /openapi.json)."
+            where = address_of(args.host, args.port)
+            greeting = f"POST images to http://{where}/predict (OpenAPI: /openapi.json)."
         else:
             shown = names or opened[0].classifier.class_names
             page = Page(opened, shown, examples, args.unknown, args.sets)
             server = Server(page.application(), args.proxy, grace=0)
-            host = "localhost" if args.host == "0.0.0.0" else args.host
-            greeting = f"Open http://{host}:{args.port}/ in a browser."
+            host = "localhost" if args.host in ("0.0.0.0", "::") else args.host
+            greeting = f"Open http://{address_of(host, args.port)}/ in a browser."
         serve(server, args.host, args.port, greeting)

@@ -197,14 +197,20 @@ def file_limit() -> int:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket for the server; UsageError if the host or the port cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), backlog=BACKLOG)
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        what = f"cannot serve at {host}:{port} ({error.strerror or 'it is in use'})"
+        what = f"cannot serve at {address_of(host, port)} ({error.strerror or 'it is in use'})"
         raise UsageError(what, "choose another --port, or check --host") from error
     # without it, a client would acknowledge a head after 40 ms
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
+
+
+def address_of(host: str, port: int) -> str:
+    """As in the address of a page, where an address of IPv6 is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def serve(server: Server, host: str, port: int, greeting: str) -> None:
