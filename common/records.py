@@ -1,14 +1,96 @@
-"""Records of images: what a run learned from, chose on and was tested on. Checkpoints and
-results.json hold them.
+"""Records in files, which may be from anyone: dataclasses that are read by their type hints.
+
+The records here are of images: what a run learned from, chose on and was tested on. Checkpoints
+and results.json hold them.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self, get_type_hints
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from .names import CONTROL
+from .schema import Accepts, shown
 
 LARGEST = 2**53  # of a number
+Count = Annotated[int, Accepts(int, 0, LARGEST)]
+Record = TypeVar("Record")
+
+
+def is_setting(value: Any) -> bool:
+    """Whether it is a text, a flag, a number or a list of these."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(
+        isinstance(x, str | None) or (isinstance(x, int | float) and abs(x) < LARGEST)
+        for x in values
+    )
+
+
+Texts = Annotated[
+    dict[str, str],
+    Accepts(
+        dict,
+        note="texts by names",
+        also=lambda texts: all(isinstance(text, str) for pair in texts.items() for text in pair),
+    ),
+]
+# Settings or facts by their names
+Facts = Annotated[
+    dict[str, Any],
+    Accepts(
+        dict,
+        note="texts, flags, numbers and lists of these, by names",
+        also=lambda facts: all(
+            isinstance(key, str) and is_setting(value) for key, value in facts.items()
+        ),
+    ),
+]
+
+
+def read(kind: type[Record], content: Any) -> Record:
+    """A record of this dataclass from the content of a file. Unknown keys are ignored; a value that
+    is None or missing is the default.
+
+    Fields may be what `Accepts` knows, `Annotated` with an `Accepts` of their own, and other
+    dataclasses; lists of these; each of these or None.
+
+    Raises:
+        ValueError: a value is missing or of another type. The text names its key.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError("not a record")
+    hints = get_type_hints(kind, include_extras=True)
+    values = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        value = content.get(item.name)
+        if value is not None:
+            try:
+                values[item.name] = read_value(hints[item.name], value)
+            except ValueError as error:
+                raise ValueError(f"{item.name}: {error}") from error
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{item.name} is missing")
+    return kind(**values)
+
+
+def read_value(hint: Any, value: Any) -> Any:
+    """A value of a record; ValueError for one of another type."""
+    kinds = get_args(hint)
+    if NoneType in kinds:
+        (hint,) = (kind for kind in kinds if kind is not NoneType)
+        return read_value(hint, value)
+    if is_dataclass(hint):
+        return read(hint, value)  # type: ignore[arg-type]
+    if kinds and is_dataclass(kinds[0]):
+        accepts = Accepts(list[Any], most=LARGEST)
+    elif get_origin(hint) is Annotated:
+        accepts = kinds[1]
+    else:
+        accepts = Accepts(hint, -LARGEST, LARGEST, most=LARGEST)
+    if not accepts.accepts(value):
+        raise ValueError(f"{shown(value)} is not {accepts}")
+    if kinds and is_dataclass(kinds[0]):
+        return [read(kinds[0], each) for each in value]  # type: ignore[arg-type]
+    return tuple(value) if get_origin(hint) is tuple else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,52 +100,27 @@ class ImageList:
     dataset: str  # its name in results
     classes: str  # DATASET.SUBSAMPLE_CLASSES
     split: str  # `train`, `val` or `test`; without validation images, an epoch is chosen on `test`
-    images: int  # their number
-    sha256: str | None = (
-        # Of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
-        None
-    )
+    images: Count  # their number
+    # Of the list (`trainers.base.data_use.list_digest`); None, as everywhere: not recorded
+    sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
-
-    @classmethod
-    def from_json(cls, content: Any) -> Self:
-        """Read a record. Its file may be from anyone; unknown keys are ignored. Raises ValueError
-        if a key is missing, or a value has another type, control characters, or is not a count."""
-        if not isinstance(content, Mapping):
-            raise ValueError("not a record")
-        hints = get_type_hints(cls)
-        known = {key: content[key] for key in hints if content.get(key) is not None}
-        for key, value in known.items():
-            fits = (
-                not CONTROL.search(value)
-                if isinstance(value, str)
-                else type(value) is int and 0 <= value < LARGEST
-            )
-            if not fits or not isinstance(value, hints[key]):
-                raise ValueError(f"{key} is {value!r}")
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(ImageList):
     """Learning from images, or a test of them."""
 
-    labels: int  # how many of the images are used with their labels
-    class_names: int  # how many classes are named
-    file: str | None = (
-        None  # DATASET.FEWSHOT_FILE, which chooses the images, below the folder of the datasets
-    )
+    labels: Count  # how many of the images are used with their labels
+    class_names: Count  # how many classes are named
+    # DATASET.FEWSHOT_FILE, which chooses the images, below the folder of the datasets
+    file: str | None = None
     file_sha256: str | None = None
     sentences: str | None = None  # the name of the file DATASET.SENTENCES, the text for the classes
     sentences_sha256: str | None = None
-    evaluations: int | None = (
-        None  # of a test: how many tests of these images ended in the output folder
-    )
+    # Of a test: how many tests of these images ended in the output folder
+    evaluations: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +128,10 @@ class SelectionRecord(ImageList):
     """A choice between epochs or between values of a setting, by images."""
 
     what: str  # `epoch` or the key of a setting; `training`: these train, and some are test images
-    test_images: int  # how many of the images are test images of the dataset of the run
-    trials: int | None = None  # how many epochs or values it chooses from
+    test_images: Count  # how many of the images are test images of the dataset of the run
+    trials: Count | None = None  # how many epochs or values it chooses from
     by: str | None = None  # the rule of a study that has chosen it; None if the run itself has
 
-    @classmethod
-    def from_json(cls, content: Any) -> Self:
-        choice = super().from_json(content)
-        if choice.test_images > choice.images:
-            raise ValueError(f"{choice.test_images} of {choice.images} images are test images")
-        return choice
+    def __post_init__(self) -> None:
+        if self.test_images > self.images:
+            raise ValueError(f"{self.test_images} of {self.images} images are test images")

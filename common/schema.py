@@ -30,6 +30,7 @@ class Accepts:
     high: float = 1_000_000  # the largest; the default keeps a typing error from filling the memory
     note: str = ""  # what else holds, in words
     also: Callable[[Any], object] | None = None  # what else holds; called with a value of the kind
+    most: int = MOST  # values of a list
 
     def __deepcopy__(self, memo: dict) -> "Accepts":
         return self  # it cannot change, and each run copies the limits of all settings
@@ -45,12 +46,11 @@ class Accepts:
         if kind in (Union, UnionType):
             return any(self._part(part).accepts(value) for part in inner)
         if kind in (list, tuple):
-            fits = isinstance(value, list | tuple) and len(value) <= MOST
-            return (
-                fits
-                and (kind is list or len(value) == len(inner))
-                and all(map(self._item.accepts, value))
-            )
+            if not isinstance(value, list | tuple) or len(value) > self.most:
+                return False
+            if self._is_pair and len(value) != len(inner):
+                return False
+            return all(map(self._item.accepts, value))
         if kind is str:
             return isinstance(value, str) and len(value) <= LONGEST and not CONTROL.search(value)
         if kind in (int, float):
@@ -67,10 +67,8 @@ class Accepts:
             parts = [part for part in inner if not (part is int and float in inner)]
             text = " or ".join(str(self._part(part)) for part in parts)
         elif kind in (list, tuple):
-            text = (
-                f"a list of {len(inner) if kind is tuple else f'at most {MOST:,}'} values, each "
-                f"{self._item}"
-            )
+            number = len(inner) if self._is_pair else f"at most {self.most:,}"
+            text = f"a list of {number} values, each {self._item}"
         elif kind in (int, float):
             text = (
                 f"{'an integer' if kind is int else 'a number'} from {self.low:,} to {self.high:,}"
@@ -84,12 +82,17 @@ class Accepts:
         return f"{text} ({self.note})" if self.note else text
 
     @property
+    def _is_pair(self) -> bool:
+        """Whether it is a tuple of so many values."""
+        return get_origin(self.kind) is tuple and Ellipsis not in get_args(self.kind)
+
+    @property
     def _item(self) -> "Accepts":
         """The type of the items of a list."""
         return self._part((*get_args(self.kind), int | float | str)[0])
 
     def _part(self, kind: Any) -> "Accepts":
-        return Accepts(kind, self.low, self.high)
+        return Accepts(kind, self.low, self.high, most=self.most)
 
 
 FLAG = Accepts(bool)

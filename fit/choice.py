@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from inference.calibration import Sample, Temperature
+from inference.calibration import Temperature
+from inference.sample import Sample
 
 Floats = NDArray[np.float64]
 FOLDS = 5  # at most: as many as a class has groups

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inference.calibration import Sample
+from inference.sample import Sample
 
 from . import choice
 from .heads import Candidate, Heads

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
-from inference.calibration import Sample, Sets, Temperature, Threshold
+from inference.calibration import Sets, Temperature, Threshold
+from inference.sample import Sample
 
 from . import choice
 from .choice import Estimate

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import UsageError
-from inference.calibration import Sample
+from inference.sample import Sample
 
 from . import choice
 from .heads import Candidate, Heads, TooLong, members

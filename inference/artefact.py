@@ -8,9 +8,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -19,9 +19,9 @@ from torch import Tensor
 from clip import is_known, weights_sha256
 from common.errors import UsageError
 from common.files import replacing, write_text
+from common.records import Facts, read
 from common.results import CALIBRATION
 from common.text import read_bytes, read_json
-from trainers.base.checkpoints import is_setting
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
@@ -30,11 +30,6 @@ EXPORT_CONFIG_FILE = "config.json"
 PROMPTS = "prompts.safetensors"
 NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
 FORMAT = 1
-# What folders of earlier versions lack
-ADDED: dict[str, Any] = {
-    "tokeniser": "CLIP",
-    "sentences": {},
-}
 LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported
@@ -75,8 +70,8 @@ class Description:
     """
 
     method: str
-    settings: dict[str, Any]
-    input: dict[str, Any]
+    settings: Facts
+    input: Facts
     backbone: str
     backbone_sha256: str = ""
     class_names: list[str] = field(default_factory=list)
@@ -84,7 +79,7 @@ class Description:
     dataset_template: str = ""
     template: str = ""
     prompts_sha256: str = ""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Facts = field(default_factory=dict)
     dataset_name: str = ""
     tokeniser: str = "CLIP"
     sentences: dict[str, list[str]] = field(default_factory=dict)
@@ -182,30 +177,16 @@ def read_config(file: Path) -> Description:
     content = read_json(file, LARGEST_CONFIG)
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise TypeError(f"its format is not {FORMAT}")
-        content = ADDED | content
-        values = {item.name: content[item.name] for item in fields(Description)}
-        for name, kind in get_type_hints(Description).items():
-            if not isinstance(values[name], get_origin(kind) or kind):
-                raise TypeError(f"{name} is not of the type {getattr(kind, '__name__', kind)}")
-        if not all(
-            is_setting(value)
-            for key in ("settings", "input", "training")
-            for value in values[key].values()
-        ):
-            raise TypeError("it holds other values than texts, numbers and lists of them")
-        for name in ("backbone_sha256", "prompts_sha256"):
-            if not re.fullmatch("[0-9a-f]{64}", values[name]):
-                raise TypeError(f"{name} is not a SHA-256")
-    except KeyError as error:
-        raise UsageError(f"{file} lacks {error}", "export it again", file) from error
-    except TypeError as error:
-        raise UsageError(
-            f"{file} is not a description of prompts ({error})", "export it again", file
-        ) from error
-    description = Description(**values | {"input": exported(values["input"])})
+            raise ValueError(f"its format is not {FORMAT}")
+        description = read(Description, content)
+        for sha256 in (description.backbone_sha256, description.prompts_sha256):
+            if not re.fullmatch("[0-9a-f]{64}", sha256):
+                raise ValueError("a SHA-256 is missing or wrong")
+    except ValueError as error:
+        what = f"{file} is not a description of prompts ({error})"
+        raise UsageError(what, "export it again", file) from error
     check_complete(description, str(file))
-    return description
+    return replace(description, input=exported(description.input))
 
 
 def exported(keys: Mapping[str, Any]) -> dict[str, Any]:

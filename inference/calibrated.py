@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from common.errors import UsageError
 from common.files import checksum, write_text
-from common.names import CONTROL, with_spaces
+from common.names import with_spaces
+from common.records import Count, read
 from common.results import CALIBRATION as FILE
+from common.schema import Accepts, shown
 from common.text import read_json
 from trainers.base.method import Method
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import encode_texts
 
 from .artefact import EXPORT_CONFIG_FILE
-from .calibration import HOTTEST, KINDS, Distances, Sets, Temperature, Threshold, check_share
+from .calibration import Distances, Sets, Temperature, Threshold
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
-ADDED = {"chosen_images": 0, "unknown_images": False}  # what files of earlier versions lack
-PARTS = {"temperature": Temperature, "sets": Sets, "threshold": Threshold}
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,24 @@ class Calibration:
     """
 
     class_names: tuple[str, ...]
-    images: int
+    images: Count
     sha256: str
     source: str
     temperature: Temperature
     sets: Sets
     threshold: Threshold | None = None
-    test_images: int = 0
+    test_images: Count = 0
     model: str = ""
     model_sha256: str = ""
-    chosen_images: int = 0
+    chosen_images: Count = 0
     unknown_images: bool = False
+
+    def __post_init__(self) -> None:
+        counts = [self.test_images, self.chosen_images, len(self.sets.label_scores)]
+        if self.threshold:
+            counts += [self.threshold.answered, self.threshold.wrong]
+        if max(counts) > self.images or not self.class_names:
+            raise ValueError("a number of images or classes is out of range")
 
     def __str__(self) -> str:
         text = f"{self.images:,} {self.source}"
@@ -110,56 +117,16 @@ class Calibration:
             ValueError: a key is missing, a value has another type or is out of range, or the file
                 was changed.
         """
-        try:
-            written = {key: value for key, value in content.items() if key != CONTENT}
-            # Earlier versions wrote none
-            if content.get(CONTENT, sha256 := sha256_of(written)) != sha256:
-                raise ValueError(f"its {CONTENT} is of another content")
-            values = {item.name: (ADDED | written)[item.name] for item in fields(cls)}
-            if not values["temperature"] or not isinstance(values["class_names"], list):
-                raise TypeError
-            if values["threshold"] and "above" in values["threshold"]:
-                values["threshold"] = of_probability(**values["threshold"])
-            values |= {
-                key: kind(**values[key]) for key, kind in PARTS.items() if values[key] is not None
-            }
-            values["class_names"] = tuple(values["class_names"])
-            values["sets"] = Sets(values["sets"].kind, tuple(values["sets"].label_scores))
-            found = cls(**values)
-            found.check()
-        except KeyError as error:
-            raise ValueError(f"{error} is missing") from error
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise ValueError("a value is missing, or has a wrong type") from error
-        return found
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError for values that no fit has."""
-        texts = (*self.class_names, self.sha256, self.source, self.model, self.model_sha256)
-        if not self.class_names or not all(
-            isinstance(text, str) and not CONTROL.search(text) for text in texts
-        ):
-            raise ValueError("a text is missing, or has control characters")
-        counts = [self.images, self.test_images, self.chosen_images]
-        if type(self.unknown_images) is not bool:
-            raise TypeError
-        numbers = [*self.sets.label_scores, self.temperature.temperature]
-        if self.threshold:
-            counts += [self.threshold.answered, self.threshold.wrong]
-            numbers.append(self.threshold.least_log_odds)
-            check_share("error", self.threshold.error)
-            check_share("confidence", self.threshold.confidence)
-        if not all(type(count) is int and 0 <= count <= self.images for count in counts):
-            raise ValueError("a number of images is out of range")
-        if (
-            not all(map(math.isfinite, numbers))
-            or not 1 / HOTTEST <= self.temperature.temperature <= HOTTEST
-        ):
-            raise ValueError("a number is out of range")
-        if not 0 < len(self.sets.label_scores) <= self.images or self.sets.kind not in KINDS:
-            raise ValueError("the sets are not of these images")
-        if list(self.sets.label_scores) != sorted(self.sets.label_scores):
-            raise ValueError("the scores do not ascend")
+        if not isinstance(content, dict):
+            raise ValueError("not a record")
+        written = {key: value for key, value in content.items() if key != CONTENT}
+        sha256 = sha256_of(written)
+        if content.get(CONTENT, sha256) != sha256:  # earlier versions wrote none
+            raise ValueError(f"its {CONTENT} is of another content")
+        threshold = written.get("threshold")
+        if isinstance(threshold, dict) and "above" in threshold:
+            written["threshold"] = in_log_odds(threshold)
+        return read(cls, written)
 
 
 def sha256_of_images(images: Iterable[tuple[str, str]]) -> str:
@@ -175,12 +142,15 @@ def sha256_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def of_probability(above: float, **counts: Any) -> dict[str, Any]:
+def in_log_odds(threshold: dict[str, Any]) -> dict[str, Any]:
     """A threshold on the largest probability, as files had it until log-odds told numbers near 1
     apart.
     """
+    above = threshold["above"]
+    if not Accepts(float, 0, 1).accepts(above):
+        raise ValueError(f"above is {shown(above)}")
     within = min(max(above, 1e-15), 1 - 1e-15)
-    return {"least_log_odds": math.log(within / (1 - within)), **counts}
+    return threshold | {"least_log_odds": math.log(within / (1 - within))}
 
 
 def read_calibration(file: Path) -> Calibration:

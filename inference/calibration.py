@@ -6,8 +6,6 @@ applied to logits.
 - `Sets`: several classes for an image, among which is the right one for an asked share of the
   images.
 - `conf_ot`: probabilities of calibration and test images together (transductive), for `Sets`.
-- `Sample`: how much each image counts, if several show one scene, or if classes are to count the
-  same.
 
 All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,).
 They raise UsageError for logits that are not finite and for labels that are no classes. `Threshold`
@@ -17,13 +15,16 @@ which a temperature is fitted.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UsageError, check_name
+from common.records import Count
+from common.schema import Accepts
+
+from .sample import Floats, Sample
 
 HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
@@ -32,7 +33,7 @@ RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
 # No difference between scores; shares of the images that a threshold is tried on
 TRIFLE = 1e-12
 LEVELS = 10
-Floats = NDArray[np.float64]
+Share = Annotated[float, Accepts(float, 0, 1, "and neither", lambda share: 0 < share < 1)]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
 
@@ -83,64 +84,12 @@ def checked(logits: ArrayLike, labels: ArrayLike | None = None) -> Floats:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Images, and what they stand for: new images of new scenes.
-
-    Attributes:
-        labels: (images,), whole numbers.
-        groups: (images,), whole numbers. Images of one group show one scene, and count as one
-            image.
-        weights: (images,), which sum to 1.
-    """
-
-    labels: NDArray[Any]
-    groups: NDArray[Any]
-    weights: Floats
-
-    @classmethod
-    def of(cls, labels: ArrayLike, groups: ArrayLike | None = None, prior: str = "folder") -> Self:
-        """All groups count the same; with the prior `equal`, all classes do, and all groups of a
-        class.
-        """
-        y = np.asarray(labels)
-        of_image = np.arange(len(y)) if groups is None else np.asarray(groups)
-        weights = 1 / np.bincount(of_image)[of_image]
-        if prior == "equal":
-            weights = weights / np.bincount(y, weights)[y]
-        return cls(y, of_image, weights / weights.sum())
-
-    def part(self, inside: NDArray[np.bool_]) -> Self:
-        """The sample of some of the images (images,)."""
-        weights = self.weights[inside]
-        return type(self)(self.labels[inside], self.groups[inside], weights / weights.sum())
-
-    @cached_property
-    def size(self) -> float:
-        """As many independent images say as much. Of groups that count the same, it is their number
-        (Kish, 1965).
-        """
-        of_groups = np.bincount(self.groups, self.weights)
-        return round(float(1 / (of_groups**2).sum()), 6)
-
-    def mean(self, values: Floats) -> float:
-        """The mean of values (images,)."""
-        return float(self.weights @ values)
-
-    def in_errors(self, values: Floats) -> float:
-        """The mean of values (images,), as a multiple of its standard error; 0 if it is 0."""
-        mean = self.mean(values)
-        of_groups = np.bincount(self.groups, self.weights * (values - mean))
-        error = float(np.sqrt((of_groups**2).sum()))
-        return mean / max(error, 1e-12) if mean else 0.0
-
-
-@dataclass(frozen=True)
 class Temperature:
     """One number that divides all logits (Guo et al., ICML 2017); other classes of the model have
     the same one.
     """
 
-    temperature: float = 1.0
+    temperature: Annotated[float, Accepts(float, 1 / HOTTEST, HOTTEST)]
 
     @classmethod
     def fit(cls, logits: ArrayLike, labels: ArrayLike, weights: Floats | None = None) -> Self:
@@ -276,10 +225,10 @@ class Threshold:
     """
 
     least_log_odds: float
-    error: float
-    confidence: float
-    answered: int
-    wrong: int
+    error: Share
+    confidence: Share
+    answered: Count
+    wrong: Count
 
     @classmethod
     def fit(
@@ -392,8 +341,12 @@ class Sets:
     their scores. A set may be empty.
     """
 
-    kind: str
+    kind: Annotated[str, Accepts(Literal["lac", "aps", "raps"])]
     label_scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.label_scores or list(self.label_scores) != sorted(self.label_scores):
+            raise ValueError("the scores of sets do not ascend")
 
     @classmethod
     def fit(

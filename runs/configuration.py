@@ -1,6 +1,7 @@
 """From arguments and YAML files to the configuration of a run."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -14,7 +15,7 @@ import datasets
 import trainers
 from clip import OF_CLIP, TOWERS, preprocessing, weights_sha256
 from common.errors import UsageError, check_name
-from common.records import SelectionRecord
+from common.records import SelectionRecord, Texts, read
 from common.schema import FLAG, TEXT, TEXTS, Accepts, add_settings
 from common.text import read_json
 
@@ -229,10 +230,11 @@ def check_chosen(key: str, trainer: str) -> None:
         )
 
 
-class SelectedSettings(NamedTuple):
+@dataclass(frozen=True)
+class SelectedSettings:
     """Settings that the trials of a study have chosen (`train.py --chosen`)."""
 
-    settings: dict[str, str]  # as words, by key
+    settings: Texts  # as words, by key
     choices: list[SelectionRecord]  # a record for each key and list of images
 
 
@@ -248,17 +250,10 @@ def read_chosen(file: str) -> SelectedSettings:
             "tools/study.py run writes it after the trials of its study",
             file,
         )
-    content: Any = read_json(file, CHOSEN_BYTES)
+    content = read_json(file, CHOSEN_BYTES)
     try:
-        settings = {
-            key: value for key, value in content["settings"].items() if isinstance(value, str)
-        }
-        if settings != content["settings"]:
-            raise ValueError("a value is not text")
-        return SelectedSettings(
-            settings, [SelectionRecord.from_json(choice) for choice in content["choices"]]
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return read(SelectedSettings, content)
+    except ValueError as error:
         remedy = "delete it and start its study again (tools/study.py run), which writes it"
         raise UsageError(f"{file} is not a file of chosen settings", remedy, file) from error
 

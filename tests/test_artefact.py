@@ -101,7 +101,7 @@ BROKEN = {
         "not finite",
     ),
     "a later format": ({"format": 2}, "its format is not 1"),
-    "a nested setting": ({"settings": {"N_CTX": [[1]]}}, "other values than texts"),
+    "a nested setting": ({"settings": {"N_CTX": [[1]]}}, "numbers and lists of these"),
     "no method": ({"method": ""}, "--plugin FILE"),
     "other settings": ({"settings": {"N_CTX": 2}}, "expected is (2, 64)"),
     "other weights": ({"backbone_sha256": "0" * 64}, "with SHA-256 0000000000000000..., "),

@@ -305,8 +305,6 @@ def test_a_fit_is_read_as_it_was_written(population):
         with pytest.raises(ValueError):
             Calibration.from_json(content | change)
     scores = content["sets"] | {"label_scores": ["1"] * 400}
-    for other, line in (([], "wrong type"), (None, "wrong type"), ({}, "'class_names' is missing")):
-        with pytest.raises(ValueError, match=line):
+    for other in ([], None, {}, content | {"sets": scores}):
+        with pytest.raises(ValueError):
             Calibration.from_json(other)
-    with pytest.raises(ValueError, match="wrong type"):
-        Calibration.from_json(content | {"sets": scores})

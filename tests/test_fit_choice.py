@@ -13,8 +13,8 @@ from fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of
 from fit.request import FitRequest
 from fit.trials import Examples
 from inference import export, predict
-from inference.calibration import Sample
 from inference.classifier import PromptedClassifier
+from inference.sample import Sample
 from trainers.base.features import CachedOutput
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,28 @@ from common import checkpoints
 from common.checkpoints import checkpoint_names
 from common.errors import UsageError
 from common.files import check_folder
-from common.names import CONTROL
-from common.records import LARGEST, ImageList, Phase, SelectionRecord
+from common.records import Facts, Phase, SelectionRecord, read
 
 from . import compat
 
-METADATA = {"method": str, "backbone": str, "weights_sha256": str, "dataset": str, "settings": dict}
-METADATA |= {"version": str, "commit": str, "features_sha256": str, "plugin_sha256": str}
-METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a checkpoint says of itself, all of which may be missing."""
+
+    method: str = ""
+    settings: Facts = field(default_factory=dict)
+    backbone: str = ""
+    weights_sha256: str = ""
+    dataset: str = ""
+    class_names: list[str] = field(default_factory=list)
+    choices: list[SelectionRecord] = field(default_factory=list)
+    inherited_choices: list[SelectionRecord] = field(default_factory=list)
+    fit: list[Phase] = field(default_factory=list)
+    version: str = ""
+    commit: str = ""
+    features_sha256: str = ""
+    plugin_sha256: str = ""
 
 
 def find_checkpoint(
@@ -72,40 +87,12 @@ def is_checkpoint(content: Any) -> bool:
 
 
 def is_metadata(metadata: Any) -> bool:
-    """Whether it is the metadata of a checkpoint, all of which may be missing."""
-    return (
-        isinstance(metadata, dict)
-        and all(isinstance(metadata.get(key, kind()), kind) for key, kind in METADATA.items())
-        and all(
-            isinstance(name, str)
-            for name in (*metadata.get("class_names", []), *metadata.get("settings", {}))
-        )
-        and not any(
-            CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str
-        )
-        and all(map(is_setting, metadata.get("settings", {}).values()))
-        and are_records(
-            SelectionRecord, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])]
-        )
-        and are_records(Phase, metadata.get("fit", []))
-    )
-
-
-def are_records(kind: type[ImageList], values: list) -> bool:
-    """Whether values are records of a kind, as `to_json` gives them."""
+    """Whether it is the metadata of a checkpoint."""
     try:
-        return all(map(kind.from_json, values))
+        read(Metadata, metadata)
     except ValueError:
         return False
-
-
-def is_setting(value: Any) -> bool:
-    """Whether it is a text, a flag, a number or a list of these."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return all(
-        isinstance(x, str | None) or (isinstance(x, int | float) and abs(x) < LARGEST)
-        for x in values
-    )
+    return True
 
 
 def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError
 from common.files import checksum
-from common.records import ImageList, Phase, SelectionRecord
+from common.records import ImageList, Phase, SelectionRecord, read
 from common.results import digest_of_rows
 
 Record = TypeVar("Record", bound=ImageList)
@@ -221,12 +221,12 @@ def inherited(
     # Else the run began from prompts that do not name their choices
     says_start = "inherited_choices" in metadata
     choices = (
-        list(map(SelectionRecord.from_json, behind))
+        [read(SelectionRecord, choice) for choice in behind]
         if "choices" in metadata and (behind or says_start)
         else None
     )
     phases = metadata.get("fit") if says_start else None
-    return choices, None if phases is None else list(map(Phase.from_json, phases))
+    return choices, None if phases is None else [read(Phase, phase) for phase in phases]
 
 
 def joined(*parts: Sequence[Record] | None) -> list[Record] | None:
