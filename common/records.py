@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from .schema import Accepts, shown
 
 LARGEST = 2**53  # of a number
-Count = Annotated[int, Accepts(int, 0, LARGEST)]
+Count = Annotated[int, Accepts(int, 0, LARGEST - 1)]
 Record = TypeVar("Record")
 
 

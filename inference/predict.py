@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from common.errors import UsageError
 from common.names import csv_cell, padded, printable, width
@@ -24,19 +24,10 @@ from .arguments import (
 
 if TYPE_CHECKING:
     from .models import Model
-    from .predictions import Pairs, Predictions
+    from .predictions import Predictions
 
 SHOWN = 5  # classes of a set in the table
-
-
-class Row(NamedTuple):
-    """What a model says of an image; `unknown` and `set` are None if they were not asked for."""
-
-    image: str
-    model: str
-    top: "Pairs"
-    unknown: bool | None = None
-    set: "Pairs | None" = None
+Row = dict[str, Any]  # `image`, `model`, and what `Predictions.answers` says of it
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -53,37 +44,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
     add_model_options(parser)
     add_image_options(parser)
-    add(
-        "--topk",
-        type=at_least(1),
-        default=5,
-        metavar="K",
-        help="number of classes to print for each image (default: 5)",
-    )
-    add(
-        "--batch-size",
-        type=at_least(1),
-        default=100,
-        metavar="N",
-        help="images at a time (default: 100)",
-    )
+    text = "number of classes to print for each image (default: 5)"
+    add("--topk", type=at_least(1), default=5, metavar="K", help=text)
+    text = "images at a time (default: 100)"
+    add("--batch-size", type=at_least(1), default=100, metavar="N", help=text)
     add_calibration_options(parser)
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument(
-        "--json",
-        action="store_const",
-        dest="form",
-        const=as_json,
-        help="print JSON and nothing else",
-    )
-    forms.add_argument(
-        "--csv",
-        action="store_const",
-        dest="form",
-        const=as_csv,
-        help="print CSV, a row for each class",
-    )
-    parser.set_defaults(form=as_table)
+    form: dict[str, Any] = {"action": "store_const", "dest": "form", "default": as_table}
+    forms.add_argument("--json", const=as_json, help="print JSON and nothing else", **form)
+    forms.add_argument("--csv", const=as_csv, help="print CSV, a row for each class", **form)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
@@ -125,7 +94,8 @@ def rows_of(
     number: int,
     out: TextIO,
 ) -> Iterator[Row]:
-    """The rows of all images. Those that cannot be read are `skipped`, and reported on stderr.
+    """What each model says of each image. Images that cannot be read are `skipped`, and reported on
+    stderr.
 
     Args:
         number: of the images.
@@ -137,71 +107,49 @@ def rows_of(
     from tqdm import tqdm
 
     with tqdm(total=number, desc="predicting", unit="image", disable=None) as bar:
-        for files, answers, faults in batches:
+        for files, predictions, faults in batches:
             if faults and number == 1:
                 raise UsageError(faults[0])
             skipped += faults
             with bar.external_write_mode(out):
                 for fault in faults:
                     print(f"skipped: {fault}", file=sys.stderr)
-                columns = [
-                    rows_by(model, said, files, args)
-                    for model, said in zip(models, answers, strict=bool(files))
-                ]
-                for row in zip(*columns, strict=True):
-                    yield from row
+                answers = [said.answers(args.topk, args.unknown, args.sets) for said in predictions]
+                for file, *of_models in zip(files, *answers, strict=True):
+                    for model, answer in zip(models, of_models, strict=True):
+                        yield {"image": str(file), "model": model.name} | answer
                 out.flush()
             bar.update(len(files) + len(faults))
     if len(skipped) == number:
         raise UsageError(f"none of the {number} images could be read", "see above")
 
 
-def rows_by(
-    model: "Model", said: "Predictions", files: Sequence[Path], args: argparse.Namespace
-) -> list[Row]:
-    """What one model says of each file."""
-    nothing = [None] * len(files)
-    unknown = said.unknown.tolist() if args.unknown else nothing
-    sets = nothing if args.sets is None else said.sets(args.sets)
-    answers = zip(files, said.top(args.topk), unknown, sets, strict=True)
-    return [Row(str(file), model.name, *answer) for file, *answer in answers]
-
-
 def as_json(out: TextIO, rows: Iterable[Row], *layout) -> None:
     before = "[\n"
     for row in rows:
-        content: dict[str, Any] = {
-            "image": row.image,
-            "model": row.model,
-            "top": as_objects(row.top),
-        }
-        if row.unknown is not None:
-            content["unknown"] = row.unknown
-        if row.set is not None:
-            content["set"] = as_objects(row.set)
+        content = {key: value for key, value in row.items() if value is not None}
         out.write(f"{before} {json.dumps(content)}")
         before = ",\n"
     out.write("\n]\n")
-
-
-def as_objects(pairs: "Pairs") -> list[dict[str, Any]]:
-    return [{"class": name, "probability": value} for name, value in pairs]
 
 
 def as_csv(
     out: TextIO, rows: Iterable[Row], files, models, names, unknown: bool, sets: float | None
 ) -> None:
     """The most probable classes of each image and, with `sets`, all classes of the set."""
-    writer = csv.writer(out, lineterminator="\n")
     header = ["image", "model", "rank", "class", "probability"]
-    writer.writerow(header + ["unknown"] * unknown + ["in_set"] * (sets is not None))
+    if unknown:
+        header.append("unknown")
+    if sets is not None:
+        header.append("in_set")
+    writer = csv.DictWriter(out, header, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for row in rows:
-        members = row.set or []
-        pairs = max(row.top, members, key=len)
+        members = row["set"] or []
+        pairs = members if len(members) > len(row["top"]) else row["top"]
         for rank, pair in enumerate(pairs, start=1):
-            values: list[Any] = [row.image, row.model, rank, *pair]
-            values += [row.unknown] * unknown + [pair in members] * (sets is not None)
-            writer.writerow(map(csv_cell, values))
+            values = row | pair | {"rank": rank, "in_set": pair in members}
+            writer.writerow({key: csv_cell(value) for key, value in values.items()})
 
 
 def as_table(
@@ -212,15 +160,26 @@ def as_table(
     model_width = max(width(printable(model.name)) for model in models)
     class_width = max(map(width, known))
     for row in rows:
-        classes = "   ".join(
-            f"{padded(name, class_width)} {100 * value:5.1f} %" for name, value in row.top
+        cells = [
+            padded(printable(row["image"]), image_width),
+            padded(printable(row["model"]), model_width),
+        ]
+        if row["unknown"] is not None:
+            cells.append("unknown" if row["unknown"] else " " * len("unknown"))
+        cells.append(
+            set_text(row["set"])
+            if row["set"] is not None
+            else "   ".join(
+                f"{padded(pair['class'], class_width)} {100 * pair['probability']:5.1f} %"
+                for pair in row["top"]
+            )
         )
-        if row.set is not None:
-            more = f", and {len(row.set) - SHOWN} more" * (len(row.set) > SHOWN)
-            classes = f"{{{', '.join(name for name, _ in row.set[:SHOWN])}{more}}}"
-        if row.unknown is not None:
-            classes = f"{'unknown' if row.unknown else '':<7}  {classes}"
-        out.write(
-            f"{padded(printable(row.image), image_width)}  "
-            f"{padded(printable(row.model), model_width)}  {classes}\n"
-        )
+        out.write("  ".join(cells) + "\n")
+
+
+def set_text(members: Sequence[dict[str, Any]]) -> str:
+    """The names of a set, of which a table shows the first."""
+    text = ", ".join(pair["class"] for pair in members[:SHOWN])
+    if len(members) > SHOWN:
+        text += f", and {len(members) - SHOWN} more"
+    return f"{{{text}}}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -92,6 +92,21 @@ class Predictions:
             found.append(self._named(members.tolist(), row[members].tolist()))
         return found
 
+    def answers(
+        self, k: int, unknown: bool = False, coverage: float | None = None
+    ) -> list[dict[str, Any]]:
+        """For each image, as JSON has it: `top`, and `unknown` and `set`, which are None if they
+        are not asked for.
+        """
+        nothing: list[Any] = [None] * len(self)
+        columns = {
+            "top": list(map(as_objects, self.top(k))),
+            "unknown": self.unknown.tolist() if unknown else nothing,
+            "set": nothing if coverage is None else list(map(as_objects, self.sets(coverage))),
+        }
+        rows = zip(*columns.values(), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
     def calibration_for(
         self, unknown: bool = False, coverage: float | None = None
     ) -> "Calibration":
@@ -107,3 +122,7 @@ class Predictions:
     def _named(self, indices: Sequence[int], probabilities: Sequence[float]) -> Pairs:
         names = [self.class_names[index] for index in indices]
         return list(zip(names, probabilities, strict=True))
+
+
+def as_objects(pairs: Pairs) -> list[dict[str, Any]]:
+    return [{"class": name, "probability": value} for name, value in pairs]

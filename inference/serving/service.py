@@ -28,7 +28,6 @@ from common.version import __version__
 
 from ..classifier import BATCH, PromptedClassifier
 from ..images import read_batch
-from ..predict import as_objects
 from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
@@ -206,7 +205,7 @@ class Service:
                     read = self.remembered if is_file else self.pixels
                     job.pixels = read(job.image)
                     self.to_classify.add(job)
-            except Exception as error:  # noqa: BLE001, RUF100
+            except Exception as error:
                 self.finish(jobs, [error])
             if not job.pixels:
                 self.room.release()
@@ -238,7 +237,7 @@ class Service:
             for (work, names), group in groups.items():
                 try:
                     self.finish(group, work(group, names))
-                except Exception as error:  # noqa: BLE001, RUF100
+                except Exception as error:
                     self.finish(group, [error] * len(group))
             self.to_classify.done(jobs)
             self.room.release(len(jobs))
@@ -281,21 +280,14 @@ class Service:
         pixels: Tensor,
         jobs: Sequence[Job],
         names: Names,
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Any]:
         others = other_names(classifier, names or self.names)
         said = classifier.predict(pixels, others)
-        unknown: list[Any] = [None] * len(jobs)
-        if says_unknown(classifier, others):
-            unknown = said.unknown.tolist()
+        unknown = says_unknown(classifier, others)
         for number, job in enumerate(jobs):
-            of_image = said[number : number + 1]
-            (top,) = of_image.top(job.question.top_k)
-            members: Any = None
-            if job.question.sets is not None and others is None:
-                (pairs,) = of_image.sets(job.question.sets)
-                members = as_objects(pairs)
-            named: Any = as_objects(top)
-            yield Answer(top=named, unknown=unknown[number], set=members)
+            coverage = job.question.sets if others is None else None
+            asked = job.question.top_k, unknown, coverage
+            yield from said[number : number + 1].answers(*asked)
 
     async def answers_of(
         self, address: str, files: Sequence[bytes], question: Question
