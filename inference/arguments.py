@@ -29,7 +29,7 @@ class Plugin(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, file: Any, *_: Any
     ) -> None:
         with required_packages():
-            import trainers  # noqa: F401 - the methods of the project are registered first
+            # Which also registers the methods of the project
             from trainers.base.method_file import load_method_file
         load_method_file(file)
         namespace.plugin = [*(namespace.plugin or []), file]

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
@@ -15,6 +16,10 @@ from common.results import CALIBRATION, SEEN
 from common.start import Parser, path, required_packages
 
 from .arguments import MODELS, add_model_options, check_exists, load_options
+
+if TYPE_CHECKING:
+    from .classifier import PromptedClassifier
+    from .programs import Form
 
 KEY = "config.json"
 MARKUP = r"[\\`*\[\]|~]|\b_|_\b"  # of Markdown; `render` escapes that of HTML
@@ -46,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912, PLR0915
+def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     options = load_options(args)
     if args.model:
@@ -55,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912, PLR0915
             raise UsageError(f"--to {args.to} is the model itself", "give a new folder", args.to)
     with required_packages():
         from . import models, programs
-        from .seen import SeenImages
 
         if args.push_to_hub:
             from . import hub
@@ -65,54 +69,62 @@ def main(argv: list[str] | None = None) -> None:  # noqa: C901, PLR0912, PLR0915
     with new_folder(args.to, KEY) as folder:
         classifier = models.load(args.model, options)
         names = list(options.class_names) or classifier.class_names
-        for form in forms:
-            classifier.require_one_view(form.file)
-        if names != classifier.class_names and not forms:
-            what = f"{args.model} has class names of its own, which the folder keeps"
-            raise UsageError(
-                what, "add --onnx or --weights, or leave out the class names", args.model
-            )
+        check_forms(classifier, names, forms)
         classifier.check_logits()
         description = classifier.save(folder)
         check_vacant(args.to, KEY, folder)  # before what takes minutes
-        written = {
-            "prompts.safetensors": "the learned tensors",
-            "config.json": "everything that is needed to use them",
-        }
-        if classifier.calibration:
-            images = classifier.calibration.images
-            written[CALIBRATION] = (
-                f"temperature, threshold for unknown images and sets, fitted on {images:,} images"
-            )
-        seen = SeenImages.read(args.model) if args.model else None
-        if seen is not None:
-            if args.push_to_hub:
-                seen = seen.without_signatures()  # which show a trace of the images
-            seen.write(folder)
-            written[SEEN] = (
-                f"checksums of the {len(seen):,} images that the model has seen; calibrations "
-                "compare them"
-            )
+        written = about(classifier) | copy_seen(args.model, folder, bool(args.push_to_hub))
         for form in forms:
-            form.write(classifier, names, folder / form.file)
-            largest = programs.largest_difference(form, classifier, names, folder)
-            print(f"{form.file}: largest difference of a logit on images of noise: {largest:.1e}")
-            written[form.file] = f"{form.about}; logits within {largest:.1e} of the model's"
-        if (folder / programs.FOLDED).is_file():
-            written[programs.FOLDED] = (
-                "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
-            )
+            written |= programs.write(form, classifier, names, folder)
         write_text(folder / "README.md", card(description, written, names, classifier.transfers))
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        others = [
-            *(form.file for form in programs.FORMS.values()),
-            programs.FOLDED,
-            CALIBRATION,
-            SEEN,
-        ]
+        others = [*programs.FILES, CALIBRATION, SEEN]
         print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
+
+
+def check_forms(
+    classifier: "PromptedClassifier", names: Sequence[str], forms: Sequence["Form"]
+) -> None:
+    """Raise UsageError for a model without such forms, or names that the folder would not keep."""
+    for form in forms:
+        classifier.require_one_view(form.file)
+    if names != classifier.class_names and not forms:
+        what = f"{classifier.source} has class names of its own, which the folder keeps"
+        remedy = "add --onnx or --weights, or leave out the class names"
+        raise UsageError(what, remedy, classifier.source)
+
+
+def about(classifier: "PromptedClassifier") -> dict[str, str]:
+    """What `PromptedClassifier.save` has written, for the model card."""
+    written = {
+        "prompts.safetensors": "the learned tensors",
+        "config.json": "everything that is needed to use them",
+    }
+    if classifier.calibration:
+        images = f"{classifier.calibration.images:,} images"
+        text = f"temperature, threshold for unknown images and sets, fitted on {images}"
+        written[CALIBRATION] = text
+    return written
+
+
+def copy_seen(model: Path | None, folder: Path, is_public: bool) -> dict[str, str]:
+    """Copy what the model has seen, if that is known; a public copy shows no trace of the images.
+
+    Returns:
+        what was written, for the model card.
+    """
+    from .seen import SeenImages
+
+    seen = SeenImages.read(model) if model else None
+    if seen is None:
+        return {}
+    if is_public:
+        seen = seen.without_signatures()
+    seen.write(folder)
+    images = f"{len(seen):,} images that the model has seen"
+    return {SEEN: f"checksums of the {images}; calibrations compare them"}
 
 
 def card(description, written: dict[str, str], names: Sequence[str], transfers: bool) -> str:

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,8 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
     """The image program, for batches of any size."""
     with required_packages(REQUIREMENTS):
         import onnx
-        import onnxscript  # noqa: F401 - torch.onnx needs it
+
+        import_module("onnxscript")  # torch.onnx needs it
 
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
         # torch's messages about its own progress and its own future
@@ -171,6 +173,27 @@ FORMS = {
         "class_matrix.safetensors", write_weights, run_weights, "a class matrix for open_clip"
     ),
 }
+
+
+FILES = [*(form.file for form in FORMS.values()), FOLDED]
+
+
+def write(
+    form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path
+) -> dict[str, str]:
+    """Write a form, and compare it with the classifier.
+
+    Returns:
+        what was written, for the model card.
+    """
+    form.write(classifier, class_names, folder / form.file)
+    largest = largest_difference(form, classifier, class_names, folder)
+    print(f"{form.file}: largest difference of a logit on images of noise: {largest:.1e}")
+    written = {form.file: f"{form.about}; logits within {largest:.1e} of the model's"}
+    if (folder / FOLDED).is_file():
+        text = "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
+        written[FOLDED] = text
+    return written
 
 
 def largest_difference(

@@ -20,7 +20,7 @@ from common.names import printable
 from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists
-from inference.calibrated import write_calibration
+from inference.calibrated import Calibration, write_calibration
 from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
 from inference.images import find_images
@@ -62,36 +62,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", type=path, nargs="+", metavar="MODEL")
-    add(
-        "--images",
-        type=path,
-        metavar="FOLDER",
-        help="labelled images instead of the validation images: CLASS/*",
-    )
+    words = "labelled images instead of the validation images: CLASS/*"
+    add("--images", type=path, metavar="FOLDER", help=words)
     words = "at most so many answers are wrong: 5, 5%% or 0.05 (default: 5, if promised)"
     add("--error", type=percent, metavar="PERCENT", help=words)
     add("--kind", choices=KINDS, default=KINDS[0], help="score of the sets (default: lac)")
-    add(
-        "--by-class",
-        action="store_true",
-        help="also print the coverage and the size of the sets of each class",
-    )
-    add(
-        "--accept-test-images",
-        action="store_true",
-        help="fit on images of the test, and mark the calibration",
-    )
+    words = "also print the coverage and the size of the sets of each class"
+    add("--by-class", action="store_true", help=words)
+    words = "fit on images of the test, and mark the calibration"
+    add("--accept-test-images", action="store_true", help=words)
     words = (
         "calibrate a model that does not say which images it has learned from, and mark the "
         "calibration"
     )
     add("--accept-unknown-images", action="store_true", help=words)
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    add(
-        "--backbone",
-        default="",
-        help="weight file, if the model was learned on one of another machine",
-    )
+    words = "weight file, if the model was learned on one of another machine"
+    add("--backbone", default="", help=words)
     add_plugin_option(parser)
     return parser.parse_args(argv)
 
@@ -142,7 +129,7 @@ def is_tested_here(run: Path) -> bool:
     return not methods()[cfg.TRAINER.NAME].learns or any(run.glob("*/model*.pth.tar*"))
 
 
-def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
+def calibrate(folder: Path, args: argparse.Namespace) -> None:
     """Fit the calibration of one model, write it, and print what it changes on the images of the
     run's test.
     """
@@ -154,31 +141,13 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
         calibration=False,
     )
     classifier = load(folder, options)
-    learns = predicting()[classifier.method].learns
-    seen = seen_images(folder, dataset)
-    if seen is None and not learns:
-        seen = NOTHING
-    if seen is None and not args.accept_unknown_images:
-        what = f"{folder} does not say which images it has learned from"
-        remedy = (
-            "give the folder of its run or fit, or accept it by --accept-unknown-images, "
-            "which marks the calibration"
-        )
-        raise UsageError(what, remedy, folder)
-    if args.images:
-        items = items_of(args.images, classifier.class_names)
-        source = f"images in {printable(args.images.name)}"
-    elif dataset is None or not dataset.val:
-        raise UsageError(
-            f"{folder} has no validation images", "give labelled images by --images", folder
-        )
-    else:
-        items = dataset.val
-        source = f"validation images of {dataset.title}"
-    items, asked = without_learned(items, seen or NOTHING, folder)
-    chose = int((seen or NOTHING).of_role("chosen").equal(asked).sum())
+    method = predicting()[classifier.method]
+    known = seen_images(folder, dataset, method.learns, args.accept_unknown_images)
+    seen = known or NOTHING
+    given, source = labelled_images(folder, dataset, args.images, classifier.class_names)
+    items, asked = without_learned(given, seen, folder)
     test_items = dataset.test if dataset else []
-    tested = int((seen or NOTHING).of_role("tested").equal(asked).sum())
+    tested = int(seen.of_role("tested").equal(asked).sum())
     common = max(tested, count_shared(items, test_items))
     check_test_images(
         common, len(items), str(folder), args.accept_test_images, "--accept-test-images"
@@ -188,41 +157,77 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:  # noqa: PLR0915
     fitted = fit(
         held, classifier.class_names, items, source, error, kind=args.kind, test_images=common
     )
-    fitted = replace(fitted, chosen_images=chose, unknown_images=seen is None)
-    write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
-    if seen is not None:
+    chosen = int(seen.of_role("chosen").equal(asked).sum())
+    fitted = replace(fitted, chosen_images=chosen, unknown_images=known is None)
+    write_calibration(folder, fitted, file_of(folder, method))
+    if known is not None:
         (seen.of_role("learned", "chosen", "tested") + asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
-    if dataset is None:
-        return
+    if dataset is not None:
+        print_changes(folder, dataset, classifier, fitted, held, args.by_class)
+
+
+def print_changes(
+    folder: Path,
+    dataset: Any,
+    classifier: PromptedClassifier,
+    fitted: Calibration,
+    held: Outputs,
+    by_class: bool,
+) -> None:
+    """What a calibration changes on the test images of its run, and on those of new classes."""
+    method = predicting()[classifier.method]
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
-    # As in a prediction, whose answer the fit is of
-    alone = predicting()[classifier.method].kind != "transductive"
-    # Not of validation images
-    saved = saved_outputs(folder) if alone and dataset.cfg.TEST.SPLIT == "test" else None
-    test = saved or outputs_of(classifier, test_items)
+    # As in a prediction, whose answer the fit is of; and not of validation images
+    is_saved = method.kind != "transductive" and dataset.cfg.TEST.SPLIT == "test"
+    saved = saved_outputs(folder) if is_saved else None
+    test = saved or outputs_of(classifier, dataset.test)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
     with suppress(UsageError):  # a class without a calibration image
         print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))
-    if args.by_class:
+    if by_class:
         print_classes(fitted.sets.apply(test.logits, COVERAGE), test.labels, classifier.class_names)
-    if classes == "base" and predicting()[classifier.method].transfers:
+    if classes == "base" and method.transfers:
         new = read_dataset(folder, "new")
-        test = outputs_of(classifier, new.test, names_of(new))
-        print_report(
-            f"{dataset.title}, new classes",
-            report(fitted, test, classifier.distances(names_of(new))),
-        )
+        names = names_of(new)
+        test = outputs_of(classifier, new.test, names)
+        measures = report(fitted, test, classifier.distances(names))
+        print_report(f"{dataset.title}, new classes", measures)
 
 
-def seen_images(folder: Path, dataset: Any) -> SeenImages | None:
+def seen_images(
+    folder: Path, dataset: Any, learns: bool, accepts_unknown: bool
+) -> SeenImages | None:
     """What a model has seen, as its folder says or, of a run of an earlier version, its dataset;
-    None if neither.
+    None if neither says it and that is accepted, else UsageError.
     """
     seen = SeenImages.read(folder)
-    if seen is None and dataset is not None:
+    if seen is not None:
+        return seen
+    if dataset is not None:
         return SeenImages.of_files(dataset.train_x, "learned")
-    return seen
+    if not learns:
+        return NOTHING
+    if accepts_unknown:
+        return None
+    what = f"{folder} does not say which images it has learned from"
+    remedy = (
+        "give the folder of its run or fit, or accept it by --accept-unknown-images, "
+        "which marks the calibration"
+    )
+    raise UsageError(what, remedy, folder)
+
+
+def labelled_images(
+    folder: Path, dataset: Any, images: Path | None, names: Sequence[str]
+) -> tuple[Sequence[Datum], str]:
+    """The images to fit on, and where they are from; UsageError for none."""
+    if images:
+        return items_of(images, names), f"images in {printable(images.name)}"
+    if dataset is None or not dataset.val:
+        what = f"{folder} has no validation images"
+        raise UsageError(what, "give labelled images by --images", folder)
+    return dataset.val, f"validation images of {dataset.title}"
 
 
 def without_learned(

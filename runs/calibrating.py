@@ -129,32 +129,34 @@ def report(
         wrong ones among these, in percent.
     """
     z, labels = test
-    after = cooled = calibration.temperature.apply(z)
     facts: dict[str, Any] = {
         key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")
     }
     facts |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
+    after = calibration.temperature.apply(z)
     if distances is not None:
-        facts |= {
-            "by_temperature": quality(cooled, labels),
-            "by_dac": quality(distances.apply(z), labels),
-        }
-        after = distances.apply(cooled)
+        facts["by_temperature"] = quality(after, labels)
+        facts["by_dac"] = quality(distances.apply(z), labels)
+        after = distances.apply(after)
+    facts["after"] = quality(after, labels)
     all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
-    thresholds = (
-        {calibration.threshold.error: calibration.threshold} if calibration.threshold else {}
-    )
+    facts["sets"] = {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets}
+    thresholds = thresholds_of(calibration, held)
+    facts["unknown"] = [of_threshold(threshold, test) for threshold in thresholds]
+    return facts
+
+
+def thresholds_of(calibration: Calibration, held: Outputs | None) -> list[Threshold]:
+    """That of a calibration and, of its images, those of ERRORS that these can promise."""
+    thresholds = {}
+    if calibration.threshold:
+        thresholds[calibration.threshold.error] = calibration.threshold
     if held is not None:
         for error in ERRORS:
             with suppress(UsageError):  # the images cannot promise it
-                thresholds.setdefault(
-                    error, Threshold.fit(held.logits, held.labels, error, CONFIDENCE)
-                )
-    return facts | {
-        "after": quality(after, labels),
-        "sets": {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets},
-        "unknown": [of_threshold(threshold, test) for _, threshold in sorted(thresholds.items())],
-    }
+                threshold = Threshold.fit(held.logits, held.labels, error, CONFIDENCE)
+                thresholds.setdefault(error, threshold)
+    return [threshold for _, threshold in sorted(thresholds.items())]
 
 
 def of_sets(sets: np.ndarray, labels: np.ndarray) -> dict[str, float]:

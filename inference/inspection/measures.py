@@ -177,25 +177,12 @@ def nearest_words(
     word = tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
-        vectors = vectors.double()  # noqa: PLW2901
-        found = torch.cdist(vectors, vocabulary).topk(min(k, len(vocabulary)), largest=False)
-        columns = zip(
-            found.indices.tolist(),
-            found.values.tolist(),
-            vectors.norm(dim=-1).tolist(),
-            strict=True,
-        )
-        for number, (ids, distances, norm) in enumerate(columns):
-            nearest = [
-                [word(token), distance] for token, distance in zip(ids, distances, strict=True)
-            ]
-            rows.append(
-                {
-                    "layer": layer,
-                    "class": class_name,
-                    "vector": number,
-                    "norm": norm,
-                    "nearest": nearest,
-                }
-            )
+        for number, vector in enumerate(vectors.double()):
+            distances = torch.cdist(vector[None], vocabulary)[0]
+            found = distances.topk(min(k, len(vocabulary)), largest=False)
+            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            row: dict[str, Any] = {"layer": layer, "class": class_name, "vector": number}
+            row["norm"] = vector.norm().item()
+            row["nearest"] = [[word(token), distance] for token, distance in pairs]
+            rows.append(row)
     return rows

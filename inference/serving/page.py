@@ -234,8 +234,8 @@ class Page:
     def roll_outs(self, inputs: Sequence[torch.Tensor]) -> list[tuple[Image.Image, str]]:
         """For each backbone alone, then for each model that changes its image tower."""
         found: dict[str, tuple[Image.Image, str]] = {}
-        for (name, classifier), pixels in zip(self.models, inputs, strict=True):
-            pixels = pixels[:, 0] if pixels.dim() == 5 else pixels  # of views, the whole image  # noqa: PLW2901
+        for (name, classifier), views in zip(self.models, inputs, strict=True):
+            pixels = views[:, 0] if views.dim() == 5 else views  # of views, the whole image
             (colours,) = classifier.colours(pixels)
             for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
                 title = tower if tower == CLIP_ALONE else name
