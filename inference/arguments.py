@@ -125,13 +125,11 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
             text.
     """
     file = args.classes_file
-    names = (
-        args.classes
-        if file is None
-        else [line for line in read_text(file).splitlines() if line.strip()]
-    )
-    if file is not None and not names:
-        raise UsageError(f"{file} has no class names", "give one on each line", file)
+    names = args.classes
+    if file is not None:
+        names = [line for line in read_text(file).splitlines() if line.strip()]
+        if not names:
+            raise UsageError(f"{file} has no class names", "give one on each line", file)
     return check_names(names) if names else []
 
 

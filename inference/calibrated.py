@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
 from common.errors import UsageError
 from common.files import checksum, write_text
 from common.names import with_spaces
@@ -18,12 +15,9 @@ from common.records import Count, read
 from common.results import CALIBRATION as FILE
 from common.schema import Accepts, shown
 from common.text import read_json
-from trainers.base.method import Method
-from trainers.base.prompted import PromptedCLIP
-from trainers.base.teacher import encode_texts
 
 from .artefact import EXPORT_CONFIG_FILE
-from .calibration import Distances, Sets, Temperature, Threshold
+from .calibration import Sets, Temperature, Threshold
 
 LARGEST = 8 << 20  # bytes: the scores of 300,000 images
 CONTENT = "content_sha256"  # key of calibration.json: of all its other keys
@@ -171,30 +165,3 @@ def write_calibration(folder: Path, calibration: Calibration, model: Path | None
     write_text(
         folder / FILE, json.dumps(calibration.to_json(), indent=1, ensure_ascii=False) + "\n"
     )
-
-
-@torch.no_grad()
-def distances_of(method: Method, learned: Method, sentence: str) -> Distances | None:
-    """DAC for the classes of a method; None if its texts depend on the image, or it has none.
-
-    Args:
-        learned: the same for the classes that it was learned on.
-        sentence: of zero-shot CLIP, with {} for the class name.
-    """
-    pairs = []
-    for each in (method, learned):
-        tuned = compared_with(each.model)
-        if tuned.dim() != 2 or not tuned.numel():
-            return None
-        texts = [sentence.replace("{}", name) for name in each.class_names]
-        pairs.append((encode_texts(each.model.frozen, texts, each.device).cpu(), tuned.cpu()))
-    (zero_shot, of_method), (base_zero_shot, of_learned) = pairs
-    return Distances.fit(zero_shot, of_method, base_zero_shot, of_learned)
-
-
-def compared_with(model: PromptedCLIP) -> Tensor:
-    """What images are compared with, (classes, joint); of another shape if it depends on the
-    image.
-    """
-    scale = model.clip.logit_scale
-    return model.text_features(torch.zeros(1, model.clip.visual.output_dim, device=scale.device))

@@ -1,7 +1,7 @@
 """Confidence that is repaired, and what a classifier can promise: fitted on held-out images, then
 applied to logits.
 
-- `Temperature` and `Distances` (DAC) change probabilities, and never the predicted class.
+- `Temperature` changes probabilities, and never the predicted class.
 - `Threshold`: which answers to give, so that at most an asked share of the given ones is wrong.
 - `Sets`: several classes for an image, among which is the right one for an asked share of the
   images.
@@ -27,7 +27,6 @@ from common.schema import Accepts
 from .sample import Floats, Sample
 
 HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
-SAME_CLASS = 0.05  # in DAC, the distance below which two texts mean one class
 KINDS = ("lac", "aps", "raps")
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
 # No difference between scores; shares of the images that a threshold is tried on
@@ -147,57 +146,6 @@ class Temperature:
         return np.asarray(logits, dtype=np.float64) / self.temperature
 
 
-@dataclass(frozen=True)
-class Distances:
-    """Distance-aware calibration (DAC; Wang et al., ICML 2024): how much less to trust answers of
-    new classes.
-
-    `factors` has one for each class. The logits of an image are multiplied by that of its most
-    likely class.
-    """
-
-    factors: tuple[float, ...]
-
-    @classmethod
-    def fit(
-        cls,
-        zero_shot: ArrayLike,
-        tuned: ArrayLike,
-        base_zero_shot: ArrayLike,
-        base_tuned: ArrayLike,
-        k: int = 5,
-    ) -> Self:
-        """From text features alone, each of any length.
-
-        Args:
-            zero_shot, tuned: (classes, joint), of the classes to answer, by the frozen CLIP and by
-                the model.
-            base_zero_shot, base_tuned: (base, joint), of the classes that the model was learned on.
-            k: how many of these count, the nearest. Sums of distances are divided by k, also if
-                there are fewer.
-        """
-        before = distances(zero_shot, base_zero_shot)
-        after = distances(tuned, base_tuned)
-        moved = (before[:, :k].sum(axis=1) - after[:, :k].sum(axis=1)) / k
-        return cls(tuple(np.where(after[:, 0] < SAME_CLASS, 1.0, np.exp(moved)).tolist()))
-
-    def apply(self, logits: ArrayLike) -> Floats:
-        """(images, classes) -> the same, multiplied by the factor of the largest logit."""
-        z = np.asarray(logits, dtype=np.float64)
-        return z * np.asarray(self.factors)[z.argmax(axis=1), None]
-
-
-def distances(features: ArrayLike, others: ArrayLike) -> Floats:
-    """(n, others): the Euclidean distances of the unit features, for each feature the least
-    first.
-    """
-    from scipy.spatial.distance import cdist
-
-    pair = (np.asarray(rows, dtype=np.float64) for rows in (features, others))
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in pair]
-    return np.sort(cdist(*unit), axis=1)
-
-
 def upper_bound(errors: ArrayLike, images: ArrayLike, confidence: float) -> Floats:
     """The one-sided bound of Clopper and Pearson on an error rate; it is 1 if all images are
     wrong.
@@ -253,41 +201,52 @@ class Threshold:
         y = np.asarray(labels)
         sample = sample or Sample.of(y)
         n = math.floor(sample.size)
-        doubt = 1 - confidence
         asked = f"an error of at most {100 * error:g}%"
         if n < (needed := fewest_images(error, confidence)):
-            what = f"{n} image{'s' * (n > 1)} cannot promise {asked}"
+            what = f"{n} image{'' if n == 1 else 's'} cannot promise {asked}"
             raise UsageError(what, f"give at least {needed}, or ask for a larger error")
-        counts = [n]
-        for share in range(LEVELS - 1, 0, -1):
-            if (count := n * share // LEVELS) < fewest_images(error, 1 - doubt / (len(counts) + 1)):
-                break
-            counts.append(count)
-        sure = log_odds(z)
+        counts = counts_to_try(n, error, confidence)
+        each_confidence = 1 - (1 - confidence) / len(counts)
+        certainty = log_odds(z)
         is_wrong = z.argmax(axis=1) != y
-        order = np.argsort(-sure, kind="stable")
+        order = np.argsort(-certainty, kind="stable")
         # Images that are at least as certain
         up_to = np.cumsum(sample.weights[order]) * sample.size
         for count in counts:
             least = -math.log(z.shape[1])  # which every image exceeds
             if count < n:
-                least = float(sure[order[np.searchsorted(up_to, count + 1 - 1e-6)]])
-            given = sure > least
+                least = float(certainty[order[np.searchsorted(up_to, count + 1 - 1e-6)]])
+            given = certainty > least
             if not given.any():
                 continue
-            answered = sample.part(given)
-            wrong = answered.mean(is_wrong[given].astype(float)) * answered.size
-            if upper_bound(round(wrong, 6), answered.size, 1 - doubt / len(counts)) <= error:
+            if error_bound(sample.part(given), is_wrong[given], each_confidence) <= error:
                 return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
-        what = (
-            f"no threshold promises {asked}: too many of the {n} images are wrong, also of the "
-            "most certain"
-        )
-        raise UsageError(what, "ask for a larger error, or give more images")
+        what = f"no threshold promises {asked}: too many of the {n} images are wrong"
+        remedy = "ask for a larger error, or give more images"
+        raise UsageError(f"{what}, also of the most certain", remedy)
 
     def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
         """(images, classes) -> (images,): whether to answer."""
         return log_odds(logits) > self.least_log_odds
+
+
+def counts_to_try(images: int, error: float, confidence: float) -> list[int]:
+    """How many of the most certain images a threshold may answer: all, 90%, ..., as long as so many
+    could pass the bound.
+    """
+    counts = [images]
+    for share in range(LEVELS - 1, 0, -1):
+        count = images * share // LEVELS
+        if count < fewest_images(error, 1 - (1 - confidence) / (len(counts) + 1)):
+            break
+        counts.append(count)
+    return counts
+
+
+def error_bound(sample: Sample, is_wrong: NDArray[np.bool_], confidence: float) -> float:
+    """The upper bound on the error rate of images like these, some of which are wrong (images,)."""
+    wrong = sample.mean(is_wrong.astype(float)) * sample.size
+    return float(upper_bound(round(wrong, 6), sample.size, confidence))
 
 
 def check_share(name: str, value: float) -> None:

@@ -34,7 +34,7 @@ from .predictions import Predictions
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
-    from .calibration import Distances
+    from .distances import Distances
 
 BATCH = 100  # images at a time, as in the published tests
 ON_GPU = Lock()  # of threads that would compute there at the same time
@@ -323,7 +323,7 @@ class PromptedClassifier:
         return self._method_for(class_names).model
 
     def _fit_distances(self, *class_names: str) -> "Distances | None":
-        from .calibrated import distances_of
+        from .distances import distances_of
 
         sentence = self.description.template or self.description.dataset_template or TEMPLATE
         return distances_of(self._method_for(class_names), self._own, sentence)

@@ -65,17 +65,13 @@ def kind_of(path: Path) -> str:
         return "exported"
     if (path / RUN_CONFIG_FILE).exists():
         return "run"
-    names = (
-        CHECKPOINTS,
-        *filter(None, {method.published_file for method in trainers.methods().values()}),
-    )
-    if not path.is_dir():
-        return "checkpoint" if any(map(path.match, names)) else ""
-    return (
-        "checkpoint"
-        if any(any(path.glob(name)) for name in (RESULTS_FILE, *names, f"*/{CHECKPOINTS}"))
-        else ""
-    )
+    published = {method.published_file for method in trainers.methods().values()} - {""}
+    if path.is_dir():
+        names = [RESULTS_FILE, CHECKPOINTS, f"*/{CHECKPOINTS}", *published]
+        is_checkpoint_there = any(any(path.glob(name)) for name in names)
+    else:
+        is_checkpoint_there = any(map(path.match, [CHECKPOINTS, *published]))
+    return "checkpoint" if is_checkpoint_there else ""
 
 
 def load(

@@ -12,7 +12,7 @@ from common.errors import UsageError
 
 if TYPE_CHECKING:
     from .calibrated import Calibration
-    from .calibration import Distances
+    from .distances import Distances
 
 Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
 

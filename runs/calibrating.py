@@ -15,8 +15,6 @@ from datasets import title
 from inference.calibrated import Calibration, sha256_of_images, write_calibration
 from inference.calibration import (
     KINDS,
-    Distances,
-    Floats,
     Sets,
     Temperature,
     Threshold,
@@ -25,8 +23,10 @@ from inference.calibration import (
     conf_ot,
     log_softmax,
 )
+from inference.distances import Distances
 from inference.models import calibration_of, file_of, load
 from inference.options import LoadOptions
+from inference.sample import Floats
 from measures.metrics import ece
 from trainers import PromptTrainer
 from trainers.base.data_use import count_common, count_copies

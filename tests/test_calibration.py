@@ -15,7 +15,8 @@ from scipy.stats import binomtest
 
 from inference import calibration
 from inference.calibrated import Calibration
-from inference.calibration import Distances, Sets, Temperature, Threshold
+from inference.calibration import Sets, Temperature, Threshold
+from inference.distances import Distances
 from measures import metrics
 
 
