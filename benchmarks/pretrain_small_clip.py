@@ -1,8 +1,16 @@
-"""Pre-train the small CLIP on drawn images and their captions."""
+"""Pre-train the small CLIP on drawn images and their captions: see
+`python benchmarks/pretrain_small_clip.py --help`.
+"""
 
 import math
+import sys
 import zlib
 from pathlib import Path
+
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "toolbox"),
+]
 
 import numpy as np
 import torch
@@ -20,6 +28,7 @@ from common.files import write_bytes
 from common.start import Parser, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
+from runs.session import run_command
 
 DESCRIPTION = """Pre-train the small CLIP on drawn images and their captions. It takes an hour on
 two CPU cores, and cannot be resumed. The output folder gets small.safetensors, weights for
@@ -196,31 +205,37 @@ def contrastive_loss(model: CLIP, images: np.ndarray, texts: list[str]) -> Tenso
     return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
 
 
+def optimiser_of(
+    model: CLIP, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW without decay of vectors; 100 steps of warm-up, then a cosine."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, LR, betas=(0.9, 0.98))
+
+    def rate(step: int) -> float:
+        warm = min(1, (step + 1) / 100)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+
+
 def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     """A CLIP that has learned from so many drawn images, in `steps` steps of `batch` images and
     captions.
     """
     torch.manual_seed(seed)
     model = build_model().train()
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, LR, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: (
-            min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
-        ),
-    )
+    optimiser, scheduler = optimiser_of(model, steps)
     subjects, pixels = draw_pairs(seed, images)
     for step in (bar := tqdm(range(steps), "training")):
         epoch, position = divmod(step, len(subjects) // batch)
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(subjects))
         chosen = order[position * batch : (position + 1) * batch]
         rng = np.random.default_rng([seed, 2, step])
-        loss = contrastive_loss(
-            model, pixels[chosen], [caption(subjects[index], rng) for index in chosen]
-        )
+        captions = [caption(subjects[index], rng) for index in chosen]
+        loss = contrastive_loss(model, pixels[chosen], captions)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -263,3 +278,7 @@ def main(argv: list[str] | None = None) -> None:
         file, save({name: value.half().contiguous() for name, value in model.state_dict().items()})
     )
     print(f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_command(main, "from the start")
