@@ -56,7 +56,7 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noqa: C901, PLR0912
+def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
     """Print what the runs in a folder reached and their mean.
 
     Returns:
@@ -66,40 +66,23 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noq
         UsageError: the runs are not the seeds of one method, dataset, ...
     """
     print(f"Parsing files in {printable(directory)}")
-    values = []
-    selected = 0
-    common: dict[str, set[str]] = {name: set() for name in IN_COMMON}
+    runs = []
     for folder in sorted(filter(Path.is_dir, directory.iterdir()), key=natural):
-        found = []
-        for file in logs(folder):
-            text = read_text(file, LARGEST_LOG, "replace")
-            if (value := read_log(text, args.signal, args.keyword)) is not None:
-                found.append((file, value, text))
-        if found:
-            file, value, text = found[-1]
-            marked = re.search(f"^{SELECTED}", text, re.MULTILINE) is not None
-            print(
-                f"file: {printable(file)}. {args.keyword}: "
-                f"{value:.2f}%{f' ({SELECTED.lower()})' * marked}"
-            )
-            for name, pattern in IN_COMMON.items():
-                common[name].update(re.findall(pattern, text, re.MULTILINE)[:1])
-            values.append(value)
-            selected += marked
-        elif logs(folder):
-            last = printable(logs(folder)[-1])
-            print(
-                f"file: {last}. no result: the run is unfinished, or --test-log or --keyword is "
-                "wrong"
-            )
-    if not values:
+        run = parse_run(folder, args)
+        if run:
+            runs.append(run)
+    if not runs:
         return None
-    for name, several in common.items():
+    for name, pattern in IN_COMMON.items():
+        several: set[str] = set()
+        for _, text in runs:
+            several.update(re.findall(pattern, text, re.MULTILINE)[:1])
         if len(several) > 1:
             what = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
-            raise UsageError(
-                what, "give the folder of the seeds of one run, or --multi-exp", directory
-            )
+            remedy = "give the folder of the seeds of one run, or --multi-exp"
+            raise UsageError(what, remedy, directory)
+    values = [value for value, _ in runs]
+    selected = sum(is_selected(text) for _, text in runs)
     mean = statistics.fmean(values)
     spread = statistics.pstdev(values)
     if args.ci95:  # half of the interval
@@ -110,6 +93,29 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:  # noq
         print(f"* {SELECTED.lower()}: {selected} of {len(values)} runs")
     print("===")
     return mean, selected > 0
+
+
+def parse_run(folder: Path, args: Namespace) -> tuple[float, str] | None:
+    """Print what one run reached; returns the value and the text of its last log with one."""
+    found = None
+    for file in logs(folder):
+        text = read_text(file, LARGEST_LOG, "replace")
+        value = read_log(text, args.signal, args.keyword)
+        if value is not None:
+            found = value, text
+            line = f"file: {printable(file)}. {args.keyword}: {value:.2f}%"
+    if found:
+        mark = f" ({SELECTED.lower()})" if is_selected(found[1]) else ""
+        print(f"{line}{mark}")
+    elif logs(folder):
+        why = "the run is unfinished, or --test-log or --keyword is wrong"
+        print(f"file: {printable(logs(folder)[-1])}. no result: {why}")
+    return found
+
+
+def is_selected(text: str) -> bool:
+    """Whether a log says that test images chose something."""
+    return re.search(f"^{SELECTED}", text, re.MULTILINE) is not None
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 from dassl.data.datasets import Datum
@@ -103,7 +104,7 @@ def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data:
         return False
 
 
-def read(  # noqa: C901, PLR0912
+def read(
     file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path
 ) -> tuple[Parts, dict[str, str]]:
     """The images that a file chooses.
@@ -124,56 +125,60 @@ def read(  # noqa: C901, PLR0912
     class.
     """
     content = read_bytes(file, MOST)
+    chosen = read_pairs(file, content, sum(map(len, split.values())))
+    places = {
+        below(item.impath, data): (part, item) for part, items in split.items() for item in items
+    }
+    parts: Parts = {}
+    for part, pairs in chosen.items():
+        parts[part] = []
+        for path, label in pairs:
+            where, item = places.get(in_dataset(path, folder, data), ("", None))
+            if item is None or (where, item.label) != (part, label):
+                fact = f"for {where} with the label {item.label}" if item else "without that image"
+                what = f"{file} has {printable(one_line(path))} for {part} with the label {label}"
+                what += f", the split {fact}"
+                raise UsageError(what, "give images and labels of the dataset's own split", file)
+            parts[part].append(item)
+        check_part(file, part, parts[part], split[part])
+    facts = {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
+    return parts, facts
+
+
+def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[str, int]]]:
+    """Path and label of each image of each part, `most` in all; UsageError for another content."""
     try:
         if file.suffix == ".jsonl":
             rows = read_jsonl(file, content)
         else:
             pickled = DatumUnpickler(io.BytesIO(content)).load()
             rows = {part: [vars(row) for row in items] for part, items in pickled.items()}
-        if sum(map(len, rows.values())) > sum(map(len, split.values())):
+        if sum(map(len, rows.values())) > most:
             raise ValueError("it has more rows than the dataset has images")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
         if not chosen["train"] or not {"train"} <= chosen.keys() <= {"train", "val"}:
             raise ValueError("expected images for train, and perhaps for val")
-        if any(
-            type(path) is not str or type(label) is not int
-            for pairs in chosen.values()
-            for path, label in pairs
-        ):
-            raise TypeError("an image has no path or no label")
+        for path, label in chain(*chosen.values()):
+            if type(path) is not str or type(label) is not int:
+                raise TypeError("an image has no path or no label")
     except UsageError:
         raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle
         what = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
-        raise UsageError(
-            what, "replace it, or write one with: python tools/prepare.py splits", file
-        ) from error
-    places = {
-        below(item.impath, data): (part, item) for part, items in split.items() for item in items
-    }
-    parts: Parts = {part: [] for part in chosen}
-    for part, pairs in chosen.items():
-        for path, label in pairs:
-            where, item = places.get(in_dataset(path, folder, data), ("", None))
-            if item is None or (where, item.label) != (part, label):
-                fact = f"for {where} with the label {item.label}" if item else "without that image"
-                what = (
-                    f"{file} has {printable(one_line(path))} for {part} with the label {label}, "
-                    f"the split {fact}"
-                )
-                raise UsageError(what, "give images and labels of the dataset's own split", file)
-            parts[part].append(item)
-        if len({item.impath for item in parts[part]}) < len(pairs):
-            raise UsageError(f"{file} has an image for {part} twice", "give each image once", file)
-        labels = {item.label for item in parts[part]}
-        missing = [item.classname for item in split[part] if item.label not in labels]
-        if missing:
-            what = f"{file} has no image for {part} of the class {missing[0]!r}"
-            raise UsageError(what, "give each class an image", file)
-    return parts, {
-        "file": printable(below(str(file), data)),
-        "file_sha256": sha256(content).hexdigest(),
-    }
+        remedy = "replace it, or write one with: python tools/prepare.py splits"
+        raise UsageError(what, remedy, file) from error
+    return chosen
+
+
+def check_part(file: Path, part: str, items: list[Datum], every: list[Datum]) -> None:
+    """Raise UsageError if a part has an image twice, or none of a class of `every` image."""
+    if len({item.impath for item in items}) < len(items):
+        raise UsageError(f"{file} has an image for {part} twice", "give each image once", file)
+    labels = {item.label for item in items}
+    missing = [item.classname for item in every if item.label not in labels]
+    if missing:
+        what = f"{file} has no image for {part} of the class {missing[0]!r}"
+        raise UsageError(what, "give each class an image", file)
 
 
 def read_jsonl(file: Path, content: bytes) -> dict[str, list[dict]]:

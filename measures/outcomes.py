@@ -73,8 +73,8 @@ class Outcome:
         confidence = arrays["probabilities"][:, 0]
         correct = label == predicted
         place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-        for row, values in zip(self.bins, (None, confidence, correct), strict=True):
-            row += np.bincount(place, values, BINS)  # noqa: PLW2901
+        sums = [np.bincount(place, values, BINS) for values in (None, confidence, correct)]
+        self.bins += np.stack(sums)
         order = np.argsort(-confidence, kind="stable")
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
         self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])
@@ -217,35 +217,40 @@ def draw_answers(
     choose no image: they only sort the images, by the probability of the right class in the last
     test.
     """
-    first, *_, last = (tests[title] for title in (*tests, *tests))
-    rows = np.unique(first["label"], return_index=True)[1][:images]
-    is_right = last["classes"][rows] == last["label"][rows, None]
-    rows = rows[
-        np.argsort(-np.where(is_right, last["probabilities"][rows], 0).max(axis=1), kind="stable")
-    ]
-    names = first["class_names"]
-    figure = Figure(figsize=(2.2 + 1.7 * len(tests), 0.4 + 1.15 * len(rows)), layout="constrained")
-    grid = figure.subplots(
-        len(rows), 1 + len(tests), squeeze=False, width_ratios=(1, *[1.6] * len(tests))
-    )
+    every = list(tests.values())
+    first = every[0]
+    rows = rows_to_draw(first, every[-1], images)
+    size = (2.2 + 1.7 * len(tests), 0.4 + 1.15 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    widths = (1, *[1.6] * len(tests))
+    grid = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
     for (image, *bars), row in zip(grid, rows, strict=True):
-        label = first["label"][row]
         image.imshow(read_image(root / first["image"][row]))
-        image.set_xlabel(textwrap.fill(names[label], 14), fontsize=9)
+        name = first["class_names"][first["label"][row]]
+        image.set_xlabel(textwrap.fill(name, 14), fontsize=9)
         image.set(xticks=[], yticks=[])
-        for axes, (title, predictions) in zip(bars, tests.items(), strict=True):
-            classes, probabilities = (
-                predictions[key][row][:3] for key in ("classes", "probabilities")
-            )
-            axes.barh(
-                range(len(classes)),
-                probabilities,
-                0.9,
-                color=[RIGHT if i == label else WRONG for i in classes],
-            )
-            for place, (index, value) in enumerate(zip(classes, probabilities, strict=True)):
-                axes.text(0.02, place, f"{names[index]} {value:.0%}", va="center", fontsize=9)
-            axes.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])
+        for axes, (title, arrays) in zip(bars, tests.items(), strict=True):
+            draw_bars(axes, arrays, row)
             axes.set_title(title if row == rows[0] else "", fontsize=10)
     with replacing(file) as partial, all_letters():
         figure.savefig(partial, dpi=150, format="png")
+
+
+def rows_to_draw(first: Mapping[str, Array], last: Mapping[str, Array], images: int) -> Array:
+    """The first image of each class; those that the last test is most sure of, and right, first."""
+    rows = np.unique(first["label"], return_index=True)[1][:images]
+    is_right = last["classes"][rows] == last["label"][rows, None]
+    of_label = np.where(is_right, last["probabilities"][rows], 0).max(axis=1)
+    return rows[np.argsort(-of_label, kind="stable")]
+
+
+def draw_bars(axes: Axes, arrays: Mapping[str, Array], row: int) -> None:
+    """A bar for each of the three most likely classes of an image."""
+    classes = arrays["classes"][row][:3]
+    probabilities = arrays["probabilities"][row][:3]
+    colours = [RIGHT if label == arrays["label"][row] else WRONG for label in classes]
+    axes.barh(range(len(classes)), probabilities, 0.9, color=colours)
+    for place, (label, value) in enumerate(zip(classes, probabilities, strict=True)):
+        text = f"{arrays['class_names'][label]} {value:.0%}"
+        axes.text(0.02, place, text, va="center", fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])

@@ -147,37 +147,30 @@ class Record:
         measured = trainer.evaluator.results
         split, _ = tested_images(cfg, trainer)
         epochs, tested_epoch = self.epochs()
-        content = {
-            **{key: settings[setting] for key, setting in RECORDED.items()},
-            "dataset": title(cfg),
-            "split": split,
-            "n_test": trainer.n_test if measured else None,
-            **{
-                key: measured[key] if math.isfinite(measured.get(key, math.nan)) else None
-                for key in MEASURES
-            },
-            "train_seconds": trainer.train_seconds or None,
-            "test_seconds": trainer.test_seconds if measured else None,
-            "epochs": epochs,
-            "tested_epoch": tested_epoch,
-            **(
-                {"checkpoint_sha256": trainer.loaded_sha256}
-                if hasattr(trainer, "loaded_sha256")
-                else {}
-            ),
-            "data_use": self.card(),
-            **observed,
-            **({"plugin_sha256": cfg.MODEL.PLUGIN_SHA256} if cfg.MODEL.PLUGIN_SHA256 else {}),
-            "precision": usable(trainer.settings.PREC, device)
-            if hasattr(trainer, "settings")
-            else None,
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"cpu ({platform.machine()})",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **source(),
-            "versions": versions(),
-        }
+        content = {key: settings[setting] for key, setting in RECORDED.items()}
+        content |= {"dataset": title(cfg), "split": split}
+        content["n_test"] = trainer.n_test if measured else None
+        for key in MEASURES:
+            value = measured.get(key, math.nan)
+            content[key] = value if math.isfinite(value) else None
+        content["train_seconds"] = trainer.train_seconds or None
+        content["test_seconds"] = trainer.test_seconds if measured else None
+        content |= {"epochs": epochs, "tested_epoch": tested_epoch}
+        if hasattr(trainer, "loaded_sha256"):
+            content["checkpoint_sha256"] = trainer.loaded_sha256
+        content["data_use"] = self.card()
+        content |= observed
+        if cfg.MODEL.PLUGIN_SHA256:
+            content["plugin_sha256"] = cfg.MODEL.PLUGIN_SHA256
+        content["precision"] = None
+        if hasattr(trainer, "settings"):
+            content["precision"] = usable(trainer.settings.PREC, device)
+        content["device"] = f"cpu ({platform.machine()})"
+        if device.type == "cuda":
+            content["device"] = torch.cuda.get_device_name(device)
+        content["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        content |= source()
+        content["versions"] = versions()
         return json.dumps(content, indent=1) + "\n"
 
 

@@ -70,7 +70,7 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
         check_same_prompts(folder, results, options["--model-dir"], epoch)
 
 
-def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:  # noqa: C901, PLR0912, PLR0915
+def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
     A setting that it lacks, as its version did not know it, counts as its default. One that only it
@@ -80,33 +80,8 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     too. The run in `resumes`, if given, is checked instead.
     """
     folder = Path(resumes or cfg.OUTPUT_DIR)
-    before = {}
     remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
-    file = folder / RUN_CONFIG_FILE
-    try:
-        begun = any(
-            any(folder.glob(kept))
-            for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*", RESULTS_FILE)
-        )
-        if file.is_file() and (finished or begun):
-            before = flatten(read_yaml(file))
-            if not before:
-                raise ValueError("no settings")
-        elif finished:
-            what = f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings"
-            raise UsageError(what, OTHER_FOLDER, folder)
-        if finished:  # the file may have been copied here from another run
-            file = folder / RESULTS_FILE
-            recorded = dict(read_json(file).items())
-            if recorded.get("dataset") == title(cfg):
-                recorded["dataset"] = cfg.DATASET.NAME
-            before |= {
-                setting: recorded[key] for key, setting in RECORDED.items() if key in recorded
-            }
-    except (ValueError, AttributeError, TypeError) as error:
-        if isinstance(error, UsageError) and error.where == folder:
-            raise
-        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
+    before = recorded_settings(folder, cfg, finished)
     if not before:
         return
     now = {key: as_read(value) for key, value in flatten(cfg).items()}
@@ -117,38 +92,70 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
     except ClipError:  # the file is not there: a run that is not finished says so later
         before.pop(WEIGHTS)
-    may_differ = RESUMABLE_CHANGES
+    may_differ = set(RESUMABLE_CHANGES)
     if cfg.DATASET.NAME == "ImageFolder":  # its root says which images it has
-        same = os.path.abspath(str(before.get("DATASET.ROOT"))) == os.path.abspath(cfg.DATASET.ROOT)
-        may_differ = RESUMABLE_CHANGES - (set() if same else {"DATASET.ROOT"})
-    changed = [
-        key
-        for key in sorted(before.keys() & now.keys())
-        if before[key] != now[key] and key not in may_differ
-    ]
-    if changed == [WEIGHTS]:
-        name = cfg.MODEL.BACKBONE.NAME
-        hashes = [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
-        what = (
-            f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it "
-            f"has {hashes[1]}"
-        )
-        raise UsageError(what, f"restore {name}, or {remedy}", folder)
-    if changed == [PLUGIN]:
-        remedy = f"restore it, or {remedy}"
-        raise UsageError(
-            f"{folder} holds a run of another version of the file of --plugin", remedy, folder
-        )
+        root = os.path.abspath(str(before.get("DATASET.ROOT")))
+        if root != os.path.abspath(cfg.DATASET.ROOT):
+            may_differ.discard("DATASET.ROOT")
+    common = sorted(before.keys() & now.keys() - may_differ)
+    changed = [key for key in common if before[key] != now[key]]
     if changed:
-        key, *others = changed
-        more = f" ({', '.join(others)} also differ)" if others else ""
-        what = f"{folder} holds a run with {key} {before[key]}, this one has {now[key]}{more}"
-        raise UsageError(what, remedy, folder)
-    if unknown := sorted(before.keys() - now.keys()):
-        what = (
-            f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
-        )
+        refuse(folder, changed, before, now, remedy)
+    unknown = sorted(before.keys() - now.keys())
+    if unknown:
+        what = f"{folder} holds a run with the setting {unknown[0]}"
+        what += ", which this version does not have"
         raise UsageError(what, f"use the version that made it, or {remedy}", folder)
+
+
+def recorded_settings(folder: Path, cfg: CfgNode, finished: bool) -> dict[str, Any]:
+    """The settings of the run in a folder, by config.yaml and, if it is `finished`, results.json.
+
+    Empty if no run has begun there. Raises UsageError if a file is damaged, or results have no
+    settings.
+    """
+    file = folder / RUN_CONFIG_FILE
+    begun = (f"{PARTIAL_TEST}/*", RESULTS_FILE, "*/model*.pth.tar*")
+    if not finished and not any(any(folder.glob(pattern)) for pattern in begun):
+        return {}
+    if not file.is_file():
+        if not finished:
+            return {}
+        what = f"{folder} has results and no {RUN_CONFIG_FILE}, which says their settings"
+        raise UsageError(what, OTHER_FOLDER, folder)
+    try:
+        before = flatten(read_yaml(file))
+        if not before:
+            raise ValueError("no settings")
+        if finished:  # the file may have been copied here from another run
+            file = folder / RESULTS_FILE
+            recorded = dict(read_json(file).items())
+            if recorded.get("dataset") == title(cfg):
+                recorded["dataset"] = cfg.DATASET.NAME
+            known = RECORDED.keys() & recorded.keys()
+            before |= {RECORDED[key]: recorded[key] for key in known}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
+    return before
+
+
+def refuse(folder: Path, changed: list[str], before: dict, now: dict, remedy: str) -> None:
+    """Raise UsageError for the settings that have changed."""
+    key, *others = changed
+    what = f"{folder} holds a run "
+    if changed == [WEIGHTS]:
+        name = now["MODEL.BACKBONE.NAME"]
+        what += f"with other weights: {name} had SHA-256 {before[WEIGHTS]!s:.12}..., "
+        what += f"now it has {now[WEIGHTS]!s:.12}..."
+        remedy = f"restore {name}, or {remedy}"
+    elif changed == [PLUGIN]:
+        what += "of another version of the file of --plugin"
+        remedy = f"restore it, or {remedy}"
+    else:
+        what += f"with {key} {before[key]}, this one has {now[key]}"
+        if others:
+            what += f" ({', '.join(others)} also differ)"
+    raise UsageError(what, remedy, folder)
 
 
 def check_same_prompts(folder: Path, results: dict, model_dir: str, load_epoch: int | None) -> None:

@@ -33,6 +33,8 @@ from .arrange import Preparation
 from .own_images import listed, pixels_of
 from .sources import Source, downloadable, find, image_paths, images_by_split, names
 
+TWICE = "in several parts, by their pixels"  # a fault of images
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
@@ -243,7 +245,7 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
         raise UsageError(f"incomplete or wrong: {failed} of {len(sources)} datasets", "see above")
 
 
-def inspect(source: Source, root: Path, read: bool = True) -> str:  # noqa: C901, PLR0912
+def inspect(source: Source, root: Path, read: bool = True) -> str:
     """Compare a dataset with its split and its published counts, and print what was found.
 
     Args:
@@ -258,64 +260,76 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:  # noqa: C901
         dataset = source.read_quietly(root)
     except UsageError as error:
         print(printable(f"  {UsageError(error.what, where=error.where)}"))
-        return (
-            Preparation(source, root).with_command(error).remedy if source.files else error.remedy
-        )
-    here = counts(dataset)
-    published = (
-        dict(zip(here, (*dataset.counts, dataset.n_classes), strict=True))
-        if dataset.counts
-        else here
-    )
-    different = [what for what in here if here[what] != published[what]]
-    wrong = [f"  {here[what]:,} {what} instead of {published[what]:,}" for what in different]
+        if source.files:
+            return Preparation(source, root).with_command(error).remedy
+        return error.remedy
+    wrong = wrong_counts(dataset)
+    print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}")
+    for line in wrong:
+        print(f"  {line}")
+    twins = same_names(dataset.classnames)
+    if twins:
+        print(f"  {twins}")
+    faults = faults_of_images(dataset, read)
+    for fault, images in faults.items():
+        if images:
+            print(f"  images {fault} ({len(images):,}): {listed(images)}")
+    gaps = label_gaps(dataset)
+    if gaps:
+        print(f"  no class has the label {listed(list(map(str, gaps)))}")
+    remedy = remedy_of(source, root, dataset, faults, bool(wrong), bool(gaps))
+    if not remedy:
+        print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
+    return remedy
+
+
+def wrong_counts(dataset: FewShotDataset) -> list[str]:
+    """What a dataset has another number of than published."""
+    if not dataset.counts:
+        return []
+    published = (*dataset.counts, dataset.n_classes)
+    return [
+        f"{number:,} {what} instead of {right:,}"
+        for (what, number), right in zip(counts(dataset).items(), published, strict=True)
+        if number != right
+    ]
+
+
+def faults_of_images(dataset: FewShotDataset, read: bool) -> dict[str, list[str]]:
+    """The images with each fault. Without `read`, none of them is decoded."""
     paths = image_paths(dataset)
     missing = missing_files(paths)
     present = sorted(set(paths).difference(missing)) if read else []
     unreadable = []
     digests = {}
-    for image, (look, reason) in zip(
-        present, pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS), strict=True
-    ):
+    looks = pixels_of(present, dataset.cfg.INPUT.MAX_PIXELS)
+    for image, (look, reason) in zip(present, looks, strict=True):
         if look is None:
             unreadable.append(f"{image} ({reason})")
         else:
             digests[image] = look.digest
     twice = in_several_parts(dataset, digests)
-    gaps = label_gaps(dataset)
-    print(
-        f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}",
-        *wrong,
-        sep="\n",
-    )
-    if twins := same_names(dataset.classnames):
-        print(f"  {twins}")
-    faults = {
-        "missing": missing,
-        "unreadable": unreadable,
-        "in several parts, by their pixels": twice,
-    }
-    for fault, images in faults.items():
-        if images:
-            print(f"  images {fault} ({len(images):,}): {listed(images)}")
-    if gaps:
-        print(f"  no class has the label {listed(list(map(str, gaps)))}")
-    if not (missing or unreadable or wrong):
-        if twice and not dataset.counts:  # a published split is used as it is
-            return (
-                "remove these images from one part of the split: the accuracy of a test would "
-                "be too high"
-            )
-        if gaps and not dataset.counts:
-            return f"number the classes in {dataset.split_file} without gaps"
-        print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
-        return ""
+    return {"missing": missing, "unreadable": unreadable, TWICE: twice}
+
+
+def remedy_of(
+    source: Source, root: Path, dataset: FewShotDataset, faults: dict, wrong: bool, gaps: bool
+) -> str:
+    """What to do about faults of images, a wrong number of them, or gaps between labels."""
+    if not (faults["missing"] or faults["unreadable"] or wrong):
+        if dataset.counts:  # a published split is used as it is
+            return ""
+        if faults[TWICE]:
+            why = "the accuracy of a test would be too high"
+            return f"remove these images from one part of the split: {why}"
+        return f"number the classes in {dataset.split_file} without gaps" if gaps else ""
     if not source.files:
         return f"replace these images, or {dataset.remedy}"
-    if unreadable:
+    if faults["unreadable"]:
         return f"move {dataset.images} elsewhere, then: {source.command(root)}"
     if wrong:
-        split = next((file.name for file in source.files if file.name == dataset.split_file), "")
+        names = [file.name for file in source.files]
+        split = dataset.split_file if dataset.split_file in names else ""
         return f"move {source.folder(root) / split} elsewhere, then: {source.command(root)}"
     return source.command(root)
 
