@@ -1,11 +1,68 @@
-"""`pip install .` ends here: `clip` and `datasets`, whose names CoOp's layout fixes, would hide
-other packages.
+"""The wheel: the folders of this project under one name, so that `clip`, `datasets` and `dassl`
+stay the names of other packages. Its imports of its own folders are rewritten; see pyproject.toml.
 """
 
+import shutil
 import sys
+from pathlib import Path
 
-sys.exit(
-    "This project is used from its folder and is not installed: run `make setup` here, or `pip "
-    "install -r "
-    "requirements.txt`, and start its commands from this folder (docs/install.md)."
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from common.renaming import FOLDERS, NAMES, PACKAGE, renamed, with_commands  # noqa: E402
+
+EXTRAS = {
+    "serve": "serve",
+    "onnx": "export",
+    "hf": "hf",
+    "ray": "cluster",
+    "trackers": "trackers",
+}
+MAIN = "from .tools.mpl import main\n\nmain()\n"
+
+
+class OneName(build_py):
+    """Copies the folders into the package, and rewrites their imports."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            raise SystemExit("error: -e does not work: use the folder of the project as it is")
+        target = Path(self.build_lib, PACKAGE)
+        shutil.rmtree(target, ignore_errors=True)
+        ignored = shutil.ignore_patterns("__pycache__", "*.sh.log")
+        for folder in FOLDERS:
+            shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
+        shutil.copytree(ROOT / "toolbox/dassl", target / "dassl", ignore=ignored)
+        shutil.copy(ROOT / "train.py", target)
+        for file in target.rglob("*.*"):
+            if file.suffix == ".py":
+                source = renamed(file.read_text("utf-8"), PACKAGE, NAMES)
+                file.write_text(with_commands(source), "utf-8")
+            elif file.suffix in (".html", ".md"):
+                file.write_text(with_commands(file.read_text("utf-8")), "utf-8")
+        (target / "__init__.py").write_text(f'"""{DESCRIPTION}."""\n')
+        (target / "__main__.py").write_text(MAIN)
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+
+def requirements(name: str = "") -> list[str]:
+    """The lines of a requirements file that name packages, without their comments."""
+    lines = (ROOT / f"requirements{name}.txt").read_text("utf-8").splitlines()
+    found = [line.partition(" #")[0].strip() for line in lines]
+    return [line for line in found if line and not line.startswith(("#", "-"))]
+
+
+DESCRIPTION = "Modular Prompt Learning and the prompt-learning methods it is compared with"
+setup(
+    packages=[PACKAGE],
+    package_dir={PACKAGE: "."},
+    cmdclass={"build_py": OneName},
+    install_requires=[*requirements(), "tensorboard"],
+    extras_require={name: requirements(f"-{file}") for name, file in EXTRAS.items()},
+    entry_points={"console_scripts": [f"mpl = {PACKAGE}.tools.mpl:main"]},
 )

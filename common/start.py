@@ -31,15 +31,8 @@ def required_packages(extra: str = "") -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
             raise
-        remedy = (
-            f"run `make setup` in {ROOT} and use its .venv/bin/python, or `pip install -r "
-            "requirements.txt` there"
-        )
-        remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}" if extra else remedy
-        print(
-            f"error: the package {package} is not installed for {sys.executable}: {remedy}",
-            file=sys.stderr,
-        )
+        what = f"the package {package} is not installed for {sys.executable}"
+        print(f"error: {what}: {installation(extra)}", file=sys.stderr)
         sys.exit(2)
     except (ImportError, OSError, MemoryError) as error:
         first: BaseException = error
@@ -58,6 +51,16 @@ def required_packages(extra: str = "") -> Iterator[None]:
         sys.exit(130)
     finally:
         gc.enable()
+
+
+def installation(extra: str) -> str:
+    """How to install what a requirements file names; empty for what every command needs."""
+    if not (ROOT / "requirements.txt").is_file():  # pip has installed the project
+        return f"install what {extra or 'requirements.txt'} of the project names"
+    if extra:
+        return f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}"
+    there = "`pip install -r requirements.txt` there"
+    return f"run `make setup` in {ROOT} and use its .venv/bin/python, or {there}"
 
 
 class Parser(ArgumentParser):

@@ -169,15 +169,6 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
 
 
-def test_an_installation_by_pip_ends_with_what_to_do_instead():
-    done = subprocess.run(
-        [sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (
-        done.returncode == 1 and "requirements.txt" in done.stderr and done.stderr.count("\n") == 1
-    )
-
-
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -15,6 +15,7 @@ from types import ModuleType
 from dassl.engine import TRAINER_REGISTRY
 
 from common.errors import UsageError, one_line
+from common.renaming import of_user
 from common.text import read_bytes
 
 from .plugin import MAKERS, register_plugins, registered
@@ -46,7 +47,7 @@ def load_method_file(path: Path) -> None:
     sys.modules[name] = module  # where dataclasses look for the module of a class
     try:
         # What was hashed, not a compiled file beside it
-        exec(compile(content, str(path), "exec"), vars(module))
+        exec(compile(of_user(content), str(path), "exec"), vars(module))
         register_plugins(registered())
         check_names(path, before, makers)
     except BaseException as error:

@@ -1,0 +1,151 @@
+"""The wheel: one import name, one command, and no file of the clone is read."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from common.renaming import NAMES, PACKAGE, renamed, with_commands
+from common.start import ROOT
+
+pytestmark = pytest.mark.slow
+
+OTHERS = ("clip", "datasets", "dassl", "common")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the installed package, beside others that have the names of our folders."""
+    folder = tmp_path_factory.mktemp("installed")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
+            (folder / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "clone" / name)
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, *install, folder / "site", folder / "clone"], env=environment, check=True
+    )
+    shutil.rmtree(folder / "clone")
+    for name in OTHERS:
+        (folder / "others" / name).mkdir(parents=True)
+        (folder / "others" / name / "__init__.py").write_text("owner = 'another project'\n")
+    return folder
+
+
+@pytest.fixture
+def installed(site, tmp_path):
+    """`installed("fit", "photos", ...)` -> what the command has printed; in an empty folder."""
+    environment = os.environ | {"PYTHONPATH": f"{site / 'site'}:{site / 'others'}"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def installed(*words, status=0):
+        arguments = [sys.executable, *map(str, words)]
+        if words[0] != "-c":
+            arguments[1:1] = ["-m", PACKAGE]
+        done = subprocess.run(
+            arguments, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    return installed
+
+
+PYTHON = """
+import sys
+import clip, datasets, dassl, common
+import modular_prompt_learning
+assert "torch" not in sys.modules
+from modular_prompt_learning import trainers
+from modular_prompt_learning.inference.models import load
+assert len(trainers.methods()) > 40
+ours = [name for name in sys.modules if name.partition(".")[0] in {names}]
+assert sorted(ours) == ["clip", "common", "dassl", "datasets"], ours
+assert clip.owner == datasets.owner == dassl.owner == "another project"
+"""
+
+
+def test_only_one_name_is_installed(site, installed):
+    names = {path.name for path in (site / "site").iterdir()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {PACKAGE, "bin"}
+    installed("-c", PYTHON.format(names=NAMES))
+
+
+def test_a_folder_becomes_a_model_that_predicts(installed, tmp_path, site):
+    colours = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
+    for name, colour in colours.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            shade = tuple(max(0, value - 9 * number) for value in colour)
+            Image.new("RGB", (64, 64), shade).save(tmp_path / f"photos/{name}/{number}.png")
+    options = ["--backbone", "small", "--minutes", 0, "--methods", "GDA"]
+    printed = installed("fit", "photos", "--to", "model", *options)
+    assert "Written: model, with report.html" in printed
+    assert "mpl predict model photo.jpg" in (tmp_path / "model/report.html").read_text()
+    assert "red" in installed("predict", "model", "photos/red", "--backbone", "small")
+
+
+def test_commands_name_themselves(installed):
+    assert "  fit  " in installed("--help")
+    assert "did you mean fit?" in installed("fitt", status=2)
+    assert "`mpl calibrate`" in installed("predict", "--help") or "mpl" in installed("fit", "-h")
+
+
+METHOD = """
+from dassl.engine import TRAINER_REGISTRY
+from trainers.coop import CoOp
+import clip
+
+
+@TRAINER_REGISTRY.register()
+class Mine(CoOp):
+    tower = clip.CLIP
+"""
+
+
+def test_a_method_file_of_the_clone_works(installed, tmp_path):
+    (tmp_path / "mine.py").write_text(METHOD)
+    code = (
+        "from pathlib import Path\n"
+        "from modular_prompt_learning import trainers\n"
+        "from modular_prompt_learning.trainers.base.method_file import load_method_file\n"
+        "load_method_file(Path('mine.py'))\n"
+        "assert 'Mine' in trainers.methods()\n"
+    )
+    installed("-c", code)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("import clip", "from p import clip"),
+        ("import clip as c, os", "import p.clip as c; import os"),
+        ("    import clip.x  # why", "    import p.clip.x; from p import clip  # why"),
+        ("from clip.x import (\n    a,\n)", "from p.clip.x import (\n    a,\n)"),
+        ("from . import clip; import clips", "from . import clip; import clips"),
+        (
+            "import os; import clip; from clip import a",
+            "import os; from p import clip; from p.clip import a",
+        ),
+        ("text = 'import clip'", "text = 'import clip'"),
+    ],
+)
+def test_only_imports_of_the_names_change(before, after):
+    head = "if True:\n" if before.startswith(" ") else ""
+    assert renamed(head + before, "p", ["clip"]) == head + after
+
+
+def test_texts_name_the_commands_of_an_installation():
+    text = "run `python tools/fit.py`, or tools/my_own.py, or `python train.py --x`; train.py"
+    assert with_commands(text) == "run `mpl fit`, or mpl my_own, or `mpl train --x`; train.py"

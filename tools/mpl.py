@@ -1,0 +1,61 @@
+"""The command `mpl` of an installation: `mpl fit ...` is `python tools/fit.py ...` of the clone."""
+
+import sys
+
+# The words of a command: its module, where the same command resumes, and what it does
+COMMANDS = {
+    "fit": ("fit.command", "from the images that are done", "the best classifier for a folder"),
+    "predict": ("inference.predict", "from the first image", "the most probable classes of images"),
+    "calibrate": ("runs.calibrate", "", "certainty, sets of classes, unknown images"),
+    "export": ("inference.export", "from the start", "a folder to keep and pass on; ONNX; the Hub"),
+    "serve": ("inference.serving.command", "from the start", "a page, or JSON over HTTP"),
+    "inspect predictions": ("runs.inspecting", "from the start", "the predictions of a run"),
+    "inspect": ("inference.inspection.command", "from the start", "what a model looks at"),
+    "train": ("train", "", "train or test one method on one dataset"),
+    "study": ("studies.command", "", "methods, datasets and seeds side by side"),
+    "compare": ("studies.comparing", "", "two methods by their predictions"),
+    "reproduce": ("studies.reproduce", "", "test published checkpoints"),
+    "base2new": ("measures.results", "", "the results of runs"),
+    "prepare backbone": ("clip.fetch", "where it stopped", "download a backbone"),
+    "prepare": ("datasets.preparing.main", "where it stopped", "download and check datasets"),
+    "demo": ("studies.demo", "", "prompt learning on a laptop"),
+}
+
+
+def main() -> None:
+    """Run the command that the first words name."""
+    from common.start import required_packages
+    from runs.session import RESUMES, run_command
+
+    words = sys.argv[1:]
+    name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), "")
+    if not name:
+        run_command(lambda: explain(words))
+        return
+    module, resumes, _ = COMMANDS[name]
+    sys.argv = [f"mpl {name}", *words[len(name.split()) :]]
+    with required_packages():
+        from importlib import import_module
+
+        package = __package__.removesuffix("tools") if __package__ else ""
+        command = import_module(package + module).main
+    run_command(command, resumes or RESUMES)
+
+
+def explain(words: list[str]) -> None:
+    """Print the commands. Raises UsageError for another one."""
+    from common.errors import check_name
+
+    if words and words[0] not in ("-h", "--help"):
+        check_name(words[0], [name for name in COMMANDS if " " not in name], "command of mpl")
+    print("usage: mpl COMMAND ...; mpl COMMAND --help explains it\n")
+    width = max(map(len, COMMANDS))
+    for name, (_, _, line) in COMMANDS.items():
+        print(f"  {name:{width}}  {line}")
+
+
+if __name__ == "__main__":
+    import os
+
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    main()
