@@ -8,8 +8,11 @@ import torch
 
 from common.errors import UsageError
 from fit import choice, trials
+from fit.curve import curve, ungrouped
 from fit.decision import decide
 from fit.heads import CANDIDATES, LINEAR, Candidate, Heads, members, settings_of, spread
+from fit.images import Photo
+from fit.photos import Photos
 from fit.request import FitRequest
 from fit.trials import Examples
 from inference import export, predict
@@ -253,3 +256,48 @@ def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
     assert [round(number) for number, _ in found.curve] == [0, 4, 8, 16]
     scenes = [scenes[place] for place in found.trials.held]
     assert all(scenes.count(scene) == 2 for scene in scenes)
+
+
+class Answering:
+    """Heads whose logits are the features, plus the number of images that they have seen."""
+
+    def __init__(self):
+        self.seen = []
+        self.asked = []
+
+    def answers(self, candidate, seen, features):
+        self.seen.append(len(seen[1]))
+        self.asked.append(features)
+        return features
+
+
+def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scenes():
+    labels = torch.arange(24) % 2
+    x = torch.eye(2)[labels]
+    x[:4] = 1 - x[:4]  # four images are wrong
+    scenes = np.arange(24) // 4 * 2 + labels.numpy()  # six of each class, of two images
+    examples = Examples(x, labels, scenes, ["red", "blue"])
+    folds = choice.folds(examples.labels, scenes, 1)[0]
+    heads = Answering()
+    points = curve(heads, [(CANDIDATES[0], 2.0)], examples, folds, "folder")
+    assert [accuracy for _, accuracy in points] == pytest.approx([100 * 20 / 24] * 2)
+    number = folds.max() + 1
+    assert len(heads.asked) == 2 * number
+    assert torch.cat(heads.asked[:number]).sum(dim=0).tolist() == x.sum(dim=0).tolist()
+    sizes = [scenes_of_class for scenes_of_class, _ in points]
+    # Of the scenes outside of a fold, 4 or 5 of a class, a quarter and a half
+    assert sizes[0] == 1 and 2 <= sizes[1] <= 2.5
+    assert heads.seen == [4] * number + [2 * 2 * round(4.8 / 2)] * number
+
+    without = ungrouped(heads, [(CANDIDATES[0], 2.0)], examples, 50.0, 1, "folder")
+    alone = Sample.of(examples.labels)
+    expected = choice.estimate(x.numpy()[None], alone, 5, 50.0, 12)
+    assert without == pytest.approx(expected.accuracy)
+
+
+def test_two_classes_are_enough_and_one_is_not():
+    images = [Photo(f"{label}.png", label) for label in ("red", "blue")]
+    pixels = {photo.path: photo.path for photo in images}
+    assert Photos.usable(images, pixels, {}).names == ["blue", "red"]
+    with pytest.raises(UsageError, match="fewer than two classes"):
+        Photos.usable(images[:1], pixels, {})
