@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from common.renaming import FOLDERS, NAMES, PACKAGE, renamed, with_commands  # noqa: E402
+from common.version import __version__  # noqa: E402
 
 EXTRAS = {
     "serve": "serve",
@@ -22,6 +23,21 @@ EXTRAS = {
     "trackers": "trackers",
 }
 MAIN = "from .tools.mpl import main\n\nmain()\n"
+# Nothing is imported before somebody asks for it: torch takes seconds
+INIT = '''"""{description}."""
+
+from importlib import import_module
+
+__version__ = "{version}"
+HOMES = {{"Classifier": "fit.estimator", "load": "inference.models"}}
+HOMES |= {{"LoadOptions": "inference.options"}}
+
+
+def __getattr__(name):
+    if name not in HOMES:
+        raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
+    return getattr(import_module(f"{{__name__}}.{{HOMES[name]}}"), name)
+'''
 
 
 class OneName(build_py):
@@ -43,7 +59,8 @@ class OneName(build_py):
                 file.write_text(with_commands(source), "utf-8")
             elif file.suffix in (".html", ".md"):
                 file.write_text(with_commands(file.read_text("utf-8")), "utf-8")
-        (target / "__init__.py").write_text(f'"""{DESCRIPTION}."""\n')
+        init = INIT.format(description=DESCRIPTION, version=__version__)
+        (target / "__init__.py").write_text(init)
         (target / "__main__.py").write_text(MAIN)
 
     def get_source_files(self) -> list[str]:

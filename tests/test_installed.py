@@ -67,8 +67,8 @@ import sys
 import clip, datasets, dassl, common
 import modular_prompt_learning
 assert "torch" not in sys.modules
-from modular_prompt_learning import trainers
-from modular_prompt_learning.inference.models import load
+from modular_prompt_learning import Classifier, LoadOptions, load, trainers
+assert callable(Classifier) and callable(load)
 assert len(trainers.methods()) > 40
 ours = [name for name in sys.modules if name.partition(".")[0] in {names}]
 assert sorted(ours) == ["clip", "common", "dassl", "datasets"], ours
