@@ -5,7 +5,6 @@ only what is new.
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from multiprocessing.pool import ThreadPool
 from typing import Any, NamedTuple
 
@@ -37,6 +36,15 @@ class Row(NamedTuple):
     signature: NDArray[np.int8]  # `copies.signature`
     taken: copies.Taken  # by which camera, and when
     feature: Tensor  # (width,)
+
+
+class Image(NamedTuple):
+    """What is read of an image."""
+
+    pixels_sha256: str
+    signature: NDArray[np.int8]
+    taken: copies.Taken
+    pixels: Tensor  # (3, H, W)
 
 
 class Features:
@@ -83,8 +91,7 @@ class Features:
             return self.model.image_output(images.to(device)).feature.float().cpu()
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
-        """The row of each image by its path, and the fault of each other image. Threads read the
-        next images meanwhile.
+        """The row of each image by its path, and the fault of each other image.
 
         An image whose file has another checksum by now has the fault that it changed.
 
@@ -97,53 +104,49 @@ class Features:
         bar = tqdm(total=len(new), desc="features", unit="image", disable=None if new else True)
         with bar, ThreadPool(torch.get_num_threads()) as pool:
             for start in range(0, len(new), PART):
+                part = new[start : start + PART]
+                # Threads read the next images while the tower computes
+                images = pool.imap(lambda path: self.read(path, keys[path]), part)
                 rows: dict[str, Row] = {}
-                images = pool.imap(
-                    lambda path: self.read(path, keys[path]), new[start : start + PART]
-                )
-                while batch := list(islice(images, BATCH)):
-                    damaged |= {path: fault for path, fault, _ in batch if isinstance(fault, str)}
-                    good = [
-                        (path, facts, pixels)
-                        for path, facts, pixels in batch
-                        if not isinstance(facts, str)
-                    ]
-                    features = (
-                        self.encode(torch.stack([pixels for *_, pixels in good])) if good else ()
-                    )
-                    for (path, facts, _), feature in zip(good, features, strict=True):
-                        if feature.isfinite().all():
-                            pixels_sha256, signature, taken = facts
-                            rows[keys[path]] = Row(pixels_sha256, signature, taken, feature)
-                        else:
-                            damaged[path] = f"the feature of {path} is not finite"
-                    bar.update(len(batch))
+                for first in range(0, len(part), BATCH):
+                    paths = part[first : first + BATCH]
+                    found = self.rows(dict(zip(paths, images, strict=False)), damaged)
+                    rows |= {keys[path]: row for path, row in found.items()}
+                    bar.update(len(paths))
                 self.keep(rows)
                 kept |= rows
         return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
-    def read(self, path: str, key: str) -> tuple[str, Any, Any]:
-        """An image: its path, the first three facts of its Row, the tensor (3, H, W); or its path,
-        its fault, None.
+    def rows(self, images: Mapping[str, Image | str], damaged: dict[str, str]) -> dict[str, Row]:
+        """The rows of a batch; faults are added to those of damaged images."""
+        damaged |= {path: image for path, image in images.items() if isinstance(image, str)}
+        good = {path: image for path, image in images.items() if not isinstance(image, str)}
+        if not good:
+            return {}
+        rows = {}
+        features = self.encode(torch.stack([image.pixels for image in good.values()]))
+        for (path, image), feature in zip(good.items(), features, strict=True):
+            if feature.isfinite().all():
+                rows[path] = Row(image.pixels_sha256, image.signature, image.taken, feature)
+            else:
+                damaged[path] = f"the feature of {path} is not finite"
+        return rows
 
-        `key` is the SHA-256 that its file must have.
-        """
+    def read(self, path: str, key: str) -> Image | str:
+        """An image, whose file must have the SHA-256 `key`; or its fault."""
         options = self.classifier.cfg.INPUT
         try:
             image = read_image(
                 path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key)
             )
-            facts = copies.pixels_sha256(image), copies.signature(image), copies.taken(image)
-            return path, facts, self.classifier.transform(image)
+            look = copies.pixels_sha256(image), copies.signature(image), copies.taken(image)
+            return Image(*look, self.classifier.transform(image))
         except ChangedImageError:
             self.changed = True
-            return path, f"{path} changed while fit ran", None
+            return f"{path} changed while fit ran"
         except (OSError, ValueError) as error:
-            return (
-                path,
-                str(error) if os.path.exists(path) else f"{path} is a link to a file that is gone",
-                None,
-            )
+            is_there = os.path.exists(path)
+            return str(error) if is_there else f"{path} is a link to a file that is gone"
 
     # On the disk: a table with a row for each image
 
