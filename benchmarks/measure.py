@@ -44,9 +44,9 @@ from configs.files import config_folder
 from configs.recipes import recipe
 from runs.session import run_command
 from trainers import methods
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.feature_method import FeatureMethod
 from trainers.base.settings import PRECISIONS
-from trainers.base.test_time import ViewsTrainer
+from trainers.base.test_time import ViewsMethod
 
 COMMANDS = {"imports": ["-c", "import torch, torchvision, open_clip"]}
 WHAT = ("train_step", "test_batch", "open_clip", "predict", *COMMANDS)
@@ -127,7 +127,7 @@ def records(args: Namespace) -> Iterator[dict]:
     if "all" in trainers:  # whose steps go through the towers
         kinds = methods().items()
         trainers = [
-            name for name, kind in kinds if kind.learns and not issubclass(kind, FeatureTrainer)
+            name for name, kind in kinds if kind.learns and not issubclass(kind, FeatureMethod)
         ]
     for what in args.what:
         if what in COMMANDS:
@@ -202,7 +202,7 @@ def measured(args: Namespace, way: dict) -> dict:
             "settings": list(protocol.settings),
             "section": method.section(),
         }
-        settings["views"] = issubclass(method, ViewsTrainer)
+        settings["views"] = issubclass(method, ViewsMethod)
         if not (checkout / file).is_file():
             raise UsageError(f"{checkout} has no {file}", "leave out this method, or --official")
     done = execute(

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from dassl.engine.base import TrainerBase
 from numpy.typing import NDArray
 from torch import Tensor
 from yacs.config import CfgNode
@@ -28,13 +26,14 @@ from inference.classifier import PromptedClassifier
 from inference.description import configuration
 from inference.images import one_thread
 from inference.options import LoadOptions
-from trainers.base import TEMPLATE, PromptTrainer
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base import TEMPLATE
+from trainers.base.feature_method import FeatureMethod
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
 from trainers.base.method import Classes, Method
 from trainers.base.projection import ProjectedCLIP
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import cache_folder, mean_text_features
+from trainers.base.training import learn
 
 ENSEMBLE = "Linear"  # a sum of those below
 # Which learn nothing: by a template, and by the user's sentences
@@ -61,7 +60,6 @@ LIMIT = 1e9
 MOST_KEPT = 50e6
 SETTLED = 1.0  # seconds of trainings that say how long others take
 Pairs = tuple[tuple[str, Any], ...]
-Trained = TypeVar("Trained", bound=PromptTrainer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +209,7 @@ class Heads:
             ZERO_SHOT: mean_text_features(self.clip, templates),
         }
         try:
-            self.projection: FeatureTrainer | None = self.method(Candidate("RLA"), 1)
+            self.projection: FeatureMethod | None = self.method(Candidate("RLA"), 1)
         except UsageError:
             self.projection = None
 
@@ -230,16 +228,13 @@ class Heads:
             return features
         return self.projection.head.project(features).detach()
 
-    def method(self, candidate: Candidate, images: int) -> FeatureTrainer:
+    def method(self, candidate: Candidate, images: int) -> FeatureMethod:
         """The method of a candidate with a head that has seen nothing, for so many training
         images.
         """
         kind = trainers.predicting()[candidate.method]
-        method = kind(settings_of(candidate), self.classes, self.zero_shot.device)
-        assert isinstance(method, FeatureTrainer)
-        method.dm = SimpleNamespace(
-            dataset=SimpleNamespace(train_x=range(images)), num_classes=len(self.names)
-        )
+        method = kind(settings_of(candidate), self.classes, self.zero_shot.device, images)
+        assert isinstance(method, FeatureMethod)
         with self.zero_shot.device:
             method.model = method.Model(
                 self.clip, method.build_prompts(self.clip, self.names), "fast"
@@ -249,7 +244,7 @@ class Heads:
         return method
 
     @one_thread()  # several wait for one another, above all on a machine that does other work, too
-    def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureTrainer:
+    def fit(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureMethod:
         """The method with a head that has learned from features (images, width) and labels
         (images,).
 
@@ -257,9 +252,11 @@ class Heads:
             FloatingPointError: a loss is not finite.
         """
         torch.manual_seed(self.seed)
-        method = start(self.method(candidate, len(labels)), settings_of(candidate).OPTIM.MAX_EPOCH)
-        method.begin(Support(self.inputs(candidate.method, features)[None], labels))
-        return learned(method, self.clock.check)
+        method = self.method(candidate, len(labels))
+        batches = method.begin(Support(self.inputs(candidate.method, features)[None], labels))
+        with redirect_stdout(io.StringIO()):
+            learn(method, batches, method.cfg.OPTIM.MAX_EPOCH, self.clock.check)
+        return method
 
     def learned(
         self, candidate: Candidate, seen: tuple[Tensor, Tensor]
@@ -379,7 +376,7 @@ class Heads:
         self,
         name: str,
         facts: Mapping[str, Any],
-        method: PromptTrainer | None = None,
+        method: Method | None = None,
         **values: Any,
     ) -> PromptedClassifier:
         """The classifier of a method that has learned, or of a `fixed` one; `facts` are for
@@ -424,28 +421,3 @@ def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
     cfg.freeze()
     return cfg
-
-
-def start(method: Trained, epochs: int) -> Trained:
-    """The method, which has a model, ready for the first step of so many epochs; nothing is read
-    from disk.
-    """
-    TrainerBase.__init__(method)
-    method.scaler = torch.amp.GradScaler(enabled=False)
-    method.epoch = 0
-    method.max_epoch = epochs
-    method.register()
-    return method
-
-
-def learned(method: Trained, after_epoch: Callable[[float], None] = lambda share: None) -> Trained:
-    """The method after all its epochs; nothing is printed or saved. `after_epoch` gets the share
-    that has ended.
-    """
-    with redirect_stdout(io.StringIO()):
-        for epoch in range(method.max_epoch):
-            method.epoch = epoch
-            method.run_epoch()
-            after_epoch((epoch + 1) / method.max_epoch)
-    method.model.eval()
-    return method

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,15 @@ from configs.files import config_folder
 from configs.recipes import recipe
 from inference.classifier import BATCH
 from inference.description import configuration
-from trainers.base import PromptTrainer
 from trainers.base.build import assemble_model
 from trainers.base.compat import build_transform
 from trainers.base.features import get_tensor, put_tensor
-from trainers.base.steps import Repeated, SteppedTrainer
+from trainers.base.method import Method
+from trainers.base.steps import SteppedMethod
 from trainers.base.teacher import cache_folder
+from trainers.base.training import learn
 
-from .heads import Candidate, Heads, learned, start
+from .heads import Candidate, Heads
 from .photos import Photos
 from .plan import Plan
 
@@ -113,39 +113,36 @@ class Towers:
             reason = (plan.trained or {}).get(candidate.method)
             yield candidate, reason or partial(self.held_out, candidate, row)
 
-    def method(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
-        """The method with a model that has seen nothing, and a loader of the training images at
-        these places.
-        """
+    def method(self, candidate: Candidate, images: int) -> Method:
+        """The method with a model that has seen nothing, for so many training images."""
         set_random_seed(self.heads.seed)
         kind = trainers.methods()[candidate.method]
-        cfg = self.settings(candidate.method)
         heads = self.heads
         classes = heads.classes if kind.reads_sentences else heads.classes._replace(sentences={})
-        method = kind(cfg, classes, heads.zero_shot.device)
-        method.dm = SimpleNamespace(
-            dataset=SimpleNamespace(train_x=places), num_classes=len(heads.names)
-        )
+        cfg = self.settings(candidate.method)
+        method = kind(cfg, classes, heads.zero_shot.device, images)
         assemble_model(method, clip=heads.clip)
-        stepped = isinstance(method, SteppedTrainer)
-        start(method, 1 if stepped else cfg.OPTIM.MAX_EPOCH)
-        size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        return method
+
+    def loader(self, method: Method, places: NDArray[Any]) -> DataLoader:
+        """The training images at these places."""
+        cfg = method.cfg
         items = [self.items[place] for place in places]
         images = DatasetWrapper(cfg, items, build_transform(cfg, is_train=True), is_train=True)
         images.sha256 = self.sha256
-        loader: Any = DataLoader(
-            images, size, shuffle=True, drop_last=not stepped and len(places) >= size
-        )
-        method.train_loader_x = Repeated(loader, method.steps) if stepped else loader
-        return method
+        size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        drop_last = not method.keeps_last_batch and len(places) >= size
+        return DataLoader(images, size, shuffle=True, drop_last=drop_last)
 
-    def fit(self, candidate: Candidate, places: NDArray[Any]) -> PromptTrainer:
+    def fit(self, candidate: Candidate, places: NDArray[Any]) -> Method:
         """The method after it has learned from the images at these places.
 
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        return learned(self.method(candidate, places))
+        method = self.method(candidate, len(places))
+        learn(method, self.loader(method, places), epochs_of(method))
+        return method
 
     def pixels(self, paths: Sequence[str]) -> Iterator[Tensor]:
         """Batches (batch, 3, H, W) of image files, read as for a test."""
@@ -156,7 +153,7 @@ class Towers:
         for first in range(0, len(paths), BATCH):
             yield self.heads.zero_shot.pixels(paths[first : first + BATCH], read)
 
-    def answers(self, method: PromptTrainer, places: NDArray[Any]) -> Tensor:
+    def answers(self, method: Method, places: NDArray[Any]) -> Tensor:
         """Logits (images, classes) for the images at these places."""
         batches = self.pixels([self.items[place].impath for place in places])
         return torch.cat(
@@ -205,16 +202,23 @@ class Towers:
         """How long the candidate will take for all folds and for the final training, from two steps
         of it.
         """
-        method = self.method(candidate, np.arange(len(row)))
-        test = np.arange(min(len(row), BATCH // 4))
+        method = self.method(candidate, len(row))
+        loader = self.loader(method, np.arange(len(row)))
+        epochs = epochs_of(method)
+        method.start_training(epochs, len(loader))
         method.model.train()
-        method.batch_idx, method.num_batches = 0, len(method.train_loader_x)
-        batch = next(iter(method.train_loader_x))
-        step = seconds(lambda: method.forward_backward(batch))
+        batches = method.batches(loader)
+        batch = next(iter(batches))
+        step = seconds(lambda: method.training_step(batch))
+        test = np.arange(min(len(row), BATCH // 4))
         image = seconds(lambda: self.answers(method, test)) / len(test)
-        return (int(row.max()) + 2) * step * method.num_batches * method.max_epoch + len(
-            row
-        ) * image
+        trainings = int(row.max()) + 2
+        return trainings * step * len(batches) * epochs + len(row) * image
+
+
+def epochs_of(method: Method) -> int:
+    """The number of epochs; one with all steps for a method that counts steps."""
+    return 1 if isinstance(method, SteppedMethod) else method.cfg.OPTIM.MAX_EPOCH
 
 
 def seconds(compute: Callable[[], object]) -> float:

@@ -28,7 +28,7 @@ from inference.models import calibration_of, file_of, load
 from inference.options import LoadOptions
 from inference.sample import Floats
 from measures.metrics import ece
-from trainers import PromptTrainer
+from trainers import MethodTrainer
 from trainers.base.data_use import count_common, count_copies
 
 COVERAGE = 0.9  # of the sets in a report
@@ -204,15 +204,16 @@ class Calibrated:
         self.trainer = trainer
         self.prompts: Calibration | None = None
         self.asked = True
-        if not isinstance(trainer, PromptTrainer):
+        if not isinstance(trainer, MethodTrainer):
             raise UsageError("TEST.CALIBRATE needs a method of this project", "leave it out")
-        if trainer.kind == "transductive":
+        method = trainer.method
+        if method.kind == "transductive":
             print(f"No calibration: {spec.cfg.TRAINER.NAME} learns from the images of a test")
             self.asked = False
             return
         if spec.args.eval_only and spec.args.model_dir:
             options = LoadOptions(epoch=spec.args.load_epoch)
-            self.prompts = calibration_of(Path(spec.args.model_dir), type(trainer), options)
+            self.prompts = calibration_of(Path(spec.args.model_dir), type(method), options)
         if self.prompts is None:
             self.check_images(trainer.dm.dataset)
 
@@ -240,13 +241,14 @@ class Calibrated:
         if not columns:
             return {}
         test = Outputs(columns["logits"].astype(float), columns["label"].astype(int))
-        names = self.trainer.class_names
+        method = self.trainer.method
+        names = method.class_names
         if self.prompts is None:
             held, fitted = self.fit(names)
             # Else the prompts are in another folder
-            if not (self.spec.args.eval_only and self.trainer.learns):
+            if not (self.spec.args.eval_only and method.learns):
                 folder = Path(self.cfg.OUTPUT_DIR)
-                write_calibration(folder, fitted, file_of(folder, type(self.trainer)))
+                write_calibration(folder, fitted, file_of(folder, type(method)))
             return {"calibration": report(fitted, test, held=held)}
         distances = (
             None if list(self.prompts.class_names) == names else self.distances(self.prompts)
@@ -259,11 +261,10 @@ class Calibrated:
         cfg = self.cfg
         trainer.set_model_mode("eval")
         items = trainer.val_loader.dataset.data_source
-        # Observers do not see them
-        batches = list(type(trainer).test_outputs(trainer, trainer.val_loader))
+        batches = list(trainer.test_outputs(trainer.val_loader))
         logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
         held = Outputs(logits.astype(float), labels.astype(int))
-        chose = any(choice.split == "val" for choice in trainer.choices)
+        chose = any(choice.split == "val" for choice in trainer.method.choices)
         facts = {"test_images": self.test_images, "chosen_images": len(items) if chose else 0}
         return held, fit(held, names, items, f"validation images of {title(cfg)}", **facts)
 
@@ -280,4 +281,4 @@ class Calibrated:
             calibration=False,
         )
         classifier = load(self.spec.args.model_dir, options, trainer.model.frozen)
-        return classifier.distances(trainer.class_names)
+        return classifier.distances(trainer.method.class_names)

@@ -15,7 +15,6 @@ softmax(z / T):
   it is asked for
 """
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +32,10 @@ from common.names import as_clip_reads
 from configs.files import CONFIGS, known_datasets
 from datasets import title
 from measures.metrics import detection
-from trainers.base import PromptTrainer
+from trainers import MethodTrainer
+from trainers.base import Method
 from trainers.base.data_use import list_facts
 from trainers.base.local import local_logits
-from trainers.base.prompted import PromptedCLIP
 
 from .neglabel import NegativeWords, read_words
 from .tested import tested_images
@@ -80,7 +79,7 @@ def read_outside_images(cfg: CfgNode, trainer: Any) -> list[OutsideImages]:
     Raises UsageError if a dataset is missing, or the model does not have a score of
     TEST.OOD_SCORES.
     """
-    if getattr(trainer, "kind", "") == "transductive":
+    if getattr(method_of(trainer), "kind", "") == "transductive":
         what = (
             f"--ood scores each image alone, and {cfg.TRAINER.NAME} learns from the images of a "
             "test"
@@ -111,9 +110,13 @@ def compares_texts(trainer: Any) -> bool:
     """Whether logits are similarities of one image feature with texts: not those of views, nor of a
     linear probe.
     """
-    model = getattr(trainer, "model", None)
-    similarities = isinstance(model, PromptedCLIP) and type(model).logits is PromptedCLIP.logits
-    return similarities and getattr(trainer, "kind", "") != "test-time"
+    method = method_of(trainer)
+    return method is not None and not method.model.own_logits and method.kind != "test-time"
+
+
+def method_of(trainer: Any) -> Method | None:
+    """The method of a trainer; None for a trainer of another project."""
+    return trainer.method if isinstance(trainer, MethodTrainer) else None
 
 
 def has_patches(trainer: Any) -> bool:
@@ -156,35 +159,37 @@ class Detection:
         if NEGLABEL in asked:
             words = spec.cfg.TEST.OOD_WORDS
             seed = spec.cfg.SEED
-            self.words = NegativeWords(trainer.model, trainer.class_names, words, seed)
+            self.words = NegativeWords(trainer.model, trainer.method.class_names, words, seed)
         self.names = [
             score
             for score in (*SCORES, NEGLABEL)
             if score in asked and (self.local or score != "GL-MCM")
         ]
         self.tested: list[dict[str, Tensor]] = []  # the scores of the tested images, batch by batch
-        self.reads_features = self.local or self.words is not None
-        own_pass = type(trainer).test_outputs if isinstance(trainer, PromptTrainer) else None
-        if not self.reads_features or own_pass is PromptTrainer.test_outputs:
-            self.test_outputs = trainer.test_outputs
-            trainer.read_outputs_by(self.watched_outputs)
+        if self.local:
+            self.reads: tuple[str, ...] = ("local",)
+        elif self.words:
+            self.reads = ()
+        trainer.observers.append(self)
 
-    def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `test_outputs` of the trainer, and keeps the scores: no image is computed twice."""
+    def reset(self) -> None:
         self.tested = []
-        if self.reads_features:
-            rows = outputs(self.trainer, loader, self.local)
-        else:
-            rows = ((*pair, None, None) for pair in self.test_outputs(loader))
-        for logits, labels, of_patches, image in rows:
-            self.tested.append(self.scores(logits, of_patches, image))
-            yield logits, labels
 
-    def scores(
-        self, logits: Tensor, of_patches: Tensor | None, image: Tensor | None
-    ) -> dict[str, Tensor]:
-        negative = {} if self.words is None else {NEGLABEL: self.words.score(logits, image)}
-        return scores(logits, of_patches, self.cfg.TEST.OOD_T) | negative
+    def process(self, logits: Tensor, labels: Tensor) -> None:
+        self.tested.append(self.scores(logits))
+
+    def scores(self, logits: Tensor) -> dict[str, Tensor]:
+        """Of the images that the model has just read."""
+        temperature = self.cfg.TEST.OOD_T
+        if not hasattr(self, "reads"):
+            return scores(logits, None, temperature)
+        model = self.trainer.model
+        output = model.last_output
+        of_patches = local_logits(model, output) if self.local else None
+        found = scores(logits, of_patches, temperature)
+        if self.words:
+            found[NEGLABEL] = self.words.score(logits, output.image)
+        return found
 
     def finish(self) -> dict[str, Any]:
         """How well each score detects out-of-distribution images; printed, too.
@@ -199,7 +204,7 @@ class Detection:
         trainer.set_model_mode("eval")
         split, _ = tested_images(cfg, trainer)
         loader = trainer.val_loader if split == "val" else trainer.test_loader
-        known = self.joined(self.tested or self.scores_of(loader))
+        known = self.joined(self.tested)
         records = []
         for outside in self.others:
             dataset = type(loader.dataset)(cfg, outside.images, transform=loader.dataset.transform)
@@ -225,35 +230,22 @@ class Detection:
             )
         return {"ood": records}
 
+    @torch.no_grad()
     def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
         """The scores of a loader's images, batch by batch."""
-        computed = outputs(self.trainer, loader, self.local, self.reads_features)
-        return [self.scores(logits, of_patches, image) for logits, _, of_patches, image in computed]
+        trainer = self.trainer
+        batches = []
+        with trainer.model.reading(*self.reads) if hasattr(self, "reads") else nullcontext():
+            for batch in loader:
+                images, _ = trainer.parse_batch_test(batch)
+                batches.append(self.scores(trainer.model_inference(images)))
+        return batches
 
     def joined(self, batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
         return {
             score: torch.cat([batch[score] for batch in batches]).cpu().numpy()
             for score in self.names
         }
-
-
-@torch.no_grad()
-def outputs(
-    trainer: Any, loader: Any, local: bool = True, features: bool = True
-) -> Iterator[tuple[Any, ...]]:
-    """The logits (batch, classes) and labels of a loader's images and, else None: if `local`, the
-    logits of their patches; if `features`, those of the images, (batch, joint)."""
-    one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
-    for batch in loader:
-        images, labels = trainer.parse_batch_test(batch)
-        if not (local or features):
-            yield trainer.model_inference(images), labels, None, None
-            continue
-        # Features of single patches
-        with trainer.model.reading("local") if local else nullcontext():
-            output = trainer.model.output(images)
-        logits = output.logits if one_pass else trainer.model_inference(images)
-        yield logits, labels, local_logits(trainer.model, output) if local else None, output.image
 
 
 def scores(

@@ -2,7 +2,6 @@
 classes.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ class OpenWorld:
     def __init__(self, spec: Any, trainer: Any):
         self.rows: list[Tensor] = []
         self.base = number_of_base_classes(trainer.dm.num_classes)
-        self.test_outputs = trainer.test_outputs
-        trainer.read_outputs_by(self.watched_outputs)
+        trainer.observers.append(self)
 
-    def watched_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def reset(self) -> None:
         self.rows = []
-        for logits, labels in self.test_outputs(loader):
-            self.rows.append(of_batch(logits, labels, self.base))
-            yield logits, labels
+
+    def process(self, logits: Tensor, labels: Tensor) -> None:
+        self.rows.append(of_batch(logits, labels, self.base))
 
     def finish(self) -> dict[str, Any]:
         if not self.rows:  # TEST.NO_TEST

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from dassl.config import flatten
 
-import trainers
 from common.records import Phase, SelectionRecord
 from common.results import MEASURES
 from common.version import source
@@ -37,30 +36,29 @@ class Record:
     def __init__(self, spec: RunSpec, trainer: Any):
         self.spec = spec
         self.trainer = trainer
+        self.method = getattr(trainer, "method", None)  # None: a trainer of another project
         # The images behind the prompts that the run starts from, and the choices for them; None if
         # they are not known.
         self.earlier: Sequence[Phase] | None = getattr(
-            trainer, "inherited_phases", None if spec.args.eval_only else []
+            self.method, "inherited_phases", None if spec.args.eval_only else []
         )
         self.choices = self.all_choices()
 
     def all_choices(self) -> list[SelectionRecord] | None:
         spec = self.spec
-        trainer = self.trainer
+        method = self.method
         evaluates = self.spec.args.eval_only
         earlier: Sequence[SelectionRecord] | None = getattr(
-            trainer, "inherited_choices", None if evaluates else []
+            method, "inherited_choices", None if evaluates else []
         )
-        is_ours = isinstance(trainer, trainers.PromptTrainer)
         new = [choice for choice in spec.chosen.choices if choice not in (earlier or ())]
-        if new and is_ours:
-            trainer.inherit(new)
-        if (not evaluates and is_trainable(trainer)) or (is_ours and not trainer.learns):
-            new += (
-                trainer.choices
-                if is_ours
-                else data_use.made_choices(spec.cfg, title(spec.cfg), trainer.dm.dataset)
-            )
+        if new and method:
+            method.inherit(new)
+        trains = not evaluates and is_trainable(self.trainer)
+        if method and (trains or not method.learns):
+            new += method.choices
+        elif trains:
+            new += data_use.made_choices(spec.cfg, title(spec.cfg), self.trainer.dm.dataset)
         if new and not spec.cfg.TEST.SELECT_ON_TEST:
             data_use.check_choices(new)
         choices = None if earlier is None and not new else [*(earlier or ()), *new]
@@ -76,18 +74,20 @@ class Record:
         loaded), and the epoch that was tested; None if it is not known, or nothing was tested."""
         spec = self.spec
         trainer = self.trainer
-        if spec.args.eval_only:  # trainers of this project know what they have loaded
-            asked = None if isinstance(trainer, trainers.PromptTrainer) else spec.args.load_epoch
-            loaded = getattr(trainer, "loaded_epoch", asked)
+        if spec.args.eval_only and self.method:  # it knows what it has loaded
+            loaded = getattr(self.method, "loaded_epoch", None)
+            return loaded, loaded
+        if spec.args.eval_only:
+            loaded = getattr(trainer, "loaded_epoch", spec.args.load_epoch)
             return loaded, loaded
         if not is_trainable(trainer):
             return 0, 0
         epochs = spec.cfg.OPTIM.MAX_EPOCH
         if spec.cfg.TEST.NO_TEST:
             return epochs, None
-        return epochs, getattr(
-            trainer, "loaded_epoch", None
-        ) if spec.cfg.TEST.FINAL_MODEL == "best_val" else epochs
+        if spec.cfg.TEST.FINAL_MODEL == "best_val":
+            return epochs, getattr(self.method or trainer, "loaded_epoch", None)
+        return epochs, epochs
 
     def card(self) -> dict[str, Any]:
         """The data-use card of a run that has ended.
@@ -123,7 +123,7 @@ class Record:
             if choice.what not in ("epoch", data_use.TRAINING)
         ]
         sources |= {"a choice": list(dict.fromkeys(chosen))} if chosen else {}
-        kind = getattr(trainer, "kind", None)
+        kind = getattr(self.method, "kind", None)
         phases = None if self.earlier is None else list(self.earlier)
         if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
             phases.append(
@@ -156,15 +156,15 @@ class Record:
         content["train_seconds"] = trainer.train_seconds or None
         content["test_seconds"] = trainer.test_seconds if measured else None
         content |= {"epochs": epochs, "tested_epoch": tested_epoch}
-        if hasattr(trainer, "loaded_sha256"):
-            content["checkpoint_sha256"] = trainer.loaded_sha256
+        if self.method and hasattr(self.method, "loaded_sha256"):
+            content["checkpoint_sha256"] = self.method.loaded_sha256
         content["data_use"] = self.card()
         content |= observed
         if cfg.MODEL.PLUGIN_SHA256:
             content["plugin_sha256"] = cfg.MODEL.PLUGIN_SHA256
         content["precision"] = None
-        if hasattr(trainer, "settings"):
-            content["precision"] = usable(trainer.settings.PREC, device)
+        if self.method:
+            content["precision"] = usable(self.method.settings.PREC, device)
         content["device"] = f"cpu ({platform.machine()})"
         if device.type == "cuda":
             content["device"] = torch.cuda.get_device_name(device)

@@ -64,36 +64,47 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.test()
         else:
             trainer.train()
-        learned = not spec.args.eval_only and getattr(trainer, "learns", False)
-        if learned and len(trainer.dm.dataset.train_x) <= MOST_SEEN:
-            seen_images(trainer).write(folder.path)
+        if not spec.args.eval_only and is_learner(trainer):
+            note_seen(trainer, folder)
         observed = {
             key: value for observer in observers for key, value in observer.finish().items()
         }
         folder.finish(record.to_json(observed))
-        is_model = folder.results and getattr(trainer, "learns", False)
-        lines = (
-            [next_step(spec.args.model_dir or folder.path, trainer.plugin_file)] if is_model else []
-        )
-        if folder.results:
-            lines += chance_hint(folder.results["accuracy"], trainer.dm.num_classes)
+        lines = closing_lines(spec, folder, trainer)
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")
 
 
-def seen_images(trainer: Any) -> SeenImages:
-    """What the model of a run has seen: training images, validation images that chose something,
-    and test images.
+def is_learner(trainer: Any) -> bool:
+    """Whether it is the trainer of a method of this project that learns."""
+    return isinstance(trainer, trainers.MethodTrainer) and trainer.method.learns
+
+
+def closing_lines(spec: RunSpec, folder: OutputFolder, trainer: Any) -> list[str]:
+    """What to do with the results, if there are some."""
+    if not folder.results:
+        return []
+    hint = chance_hint(folder.results["accuracy"], trainer.dm.num_classes)
+    if not is_learner(trainer):
+        return hint
+    return [next_step(spec.args.model_dir or folder.path, trainer.method.plugin_file), *hint]
+
+
+def note_seen(trainer: Any, folder: OutputFolder) -> None:
+    """Write what the model of a run has seen: training images, validation images that chose
+    something, and test images.
     """
     dataset = trainer.dm.dataset
+    if len(dataset.train_x) > MOST_SEEN:
+        return
     most_pixels = trainer.cfg.INPUT.MAX_PIXELS
     seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
-    if any(choice.split == "val" for choice in trainer.choices):
+    if any(choice.split == "val" for choice in trainer.method.choices):
         seen += SeenImages.of_files(dataset.val, "chosen", most_pixels)
     if len(dataset.test) <= MOST_SEEN:
         seen += SeenImages.of_files(dataset.test, "tested", most_pixels).without_signatures()
-    return seen
+    seen.write(folder.path)
 
 
 def wanted_observers(spec: RunSpec) -> list[type]:
@@ -164,8 +175,8 @@ def prepare(spec: RunSpec, trainer: Any) -> None:
             )
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif is_trainable(trainer):
-        if isinstance(trainer, trainers.PromptTrainer):
-            trainer.check_training()
+        if isinstance(trainer, trainers.MethodTrainer):
+            trainer.method.check_training()
         if getattr(trainer.dm.dataset, "test_only", False):
             print(
                 f"{title(cfg)} has only test images: training on them is a rehearsal, not a result"

@@ -19,7 +19,7 @@ from clip import tokenize
 from clip.random_weights import random_tensor
 from common.start import ROOT
 from runs.configuration import extend_cfg
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.feature_method import FeatureMethod
 
 
 def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, size=32) -> Path:
@@ -182,7 +182,7 @@ METHODS = tuple(
     if method.learns
     and method.transfers
     and "+" not in name
-    and not issubclass(method, FeatureTrainer)
+    and not issubclass(method, FeatureMethod)
 )
 NEED_SENTENCES = {
     name for name, method in trainers.methods().items() if getattr(method, "needs_sentences", False)

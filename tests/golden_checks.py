@@ -79,7 +79,7 @@ def check_accuracy(trainer, inputs, expected):
 
 
 def check_search(trainer, inputs, expected):
-    trainer.finish()
+    trainer.method.finish()
     head = trainer.model.prompt_learner
     assert [head.beta.item(), head.alpha.item()] == pytest.approx(
         [expected["beta"], expected["alpha"]], rel=1e-5
@@ -113,8 +113,9 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
     close(logits_of(trainer, inputs.train)[:4], figures["train_logits_first4"], BEFORE)
     sizes = figures["train_batches"]
-    assert len(trainer.train_loader_x) == len(sizes)
-    assert sorted(len(batch["label"]) for batch in trainer.train_loader_x) == sorted(sizes)
+    loader = trainer.method.feature_batches
+    assert len(loader) == len(sizes)
+    assert sorted(len(batch["label"]) for batch in loader) == sorted(sizes)
     batches = list(
         zip(inputs.train.split(sizes), torch.tensor(figures["labels"]).split(sizes), strict=True)
     )
@@ -141,28 +142,28 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
 
 
 def check_clap(trainer, inputs, figures, learned):
-    close(trainer.multipliers, figures["multipliers"], 1e-5)
+    close(trainer.method.multipliers, figures["multipliers"], 1e-5)
     start = learned["adapter.prototypes"].data.clone()
-    given = trainer.settings
+    given = trainer.method.settings
     for variant, expected in figures.get("multipliers_other", {}).items():
-        trainer.settings = replace(given, CONSTRAINT=f"l2_{variant}")
-        trainer.start(trainer.support)
-        assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    trainer.settings = given
-    trainer.start(trainer.support)
+        trainer.method.settings = replace(given, CONSTRAINT=f"l2_{variant}")
+        trainer.method.start(trainer.method.support)
+        assert trainer.method.multipliers.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    trainer.method.settings = given
+    trainer.method.start(trainer.method.support)
     learned["adapter.prototypes"].data = start
     check_training(trainer, inputs, figures, learned)
-    trainer.settings = replace(given, CONSTRAINT="l2_adaptative")
+    trainer.method.settings = replace(given, CONSTRAINT="l2_adaptative")
     trainer.check_finite = trainer._save_epoch = lambda: None
     for expected in figures.get("outer_steps", []):
         trainer.after_epoch()
-        assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-3)
+        assert trainer.method.multipliers.tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def check_lp_plus_plus(trainer, inputs, figures, learned):
     """The steps, and then the whole fit."""
     head = trainer.model.prompt_learner
-    assert [trainer.lr_w, trainer.lr_alpha] == pytest.approx(
+    assert [trainer.method.lr_w, trainer.method.lr_alpha] == pytest.approx(
         [figures["lr_w"], figures["lr_alpha"]], rel=1e-5
     )
     near(head.alpha_vec, [[figures["alpha_start"]] * head.alpha_vec.shape[1]])
@@ -175,10 +176,10 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
     losses = []
     ends = figures["steps"]
     few = len(figures["losses"])
-    images = trainer.support.rows
-    labels = trainer.support.row_labels
+    images = trainer.method.support.rows
+    labels = trainer.method.support.row_labels
     for number in range(1, max(map(int, ends)) + 1):
-        losses.append(trainer.step(number, images, labels))
+        losses.append(trainer.method.step(number, images, labels))
         if number == 1:
             assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-6)
         if number == few:
@@ -192,9 +193,9 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
             close(logits_of(trainer, inputs.test), expected["logits"], AFTER)
     close(losses[:few], figures["losses"], LOSSES)
     head.load_state_dict(start)
-    trainer.start(trainer.support)
-    trainer.fit(trainer.support)
-    assert trainer.chosen_step == figures["chosen_step"]
+    trainer.method.start(trainer.method.support)
+    trainer.method.fit(trainer.method.support)
+    assert trainer.method.chosen_step == figures["chosen_step"]
     check_accuracy(trainer, inputs, figures["chosen_val_accuracy"])
 
 
@@ -215,7 +216,7 @@ def check_gda(trainer, inputs, figures, learned):
     head = trainer.model.prompt_learner
     check_gaussians(head, figures)
     near(logits_of(trainer, inputs.test), figures["logits_before"])
-    trainer.fit(trainer.support)
+    trainer.method.fit(trainer.method.support)
     assert head.alpha.item() == pytest.approx(figures["search"]["alpha"])
     near(logits_of(trainer, inputs.test), figures["logits_after"])
     if "new" in figures:
@@ -224,7 +225,7 @@ def check_gda(trainer, inputs, figures, learned):
             inputs.of_texts(15, f["new_classes"], means=14), dim=1
         )
         trainer.model.class_texts = texts
-        trainer.estimate(texts)
+        trainer.method.estimate(texts)
         check_gaussians(head, figures["new"])
         images = inputs.images(16, f["test_labels_new"], means=14, classes=f["new_classes"])[0]
         near(logits_of(trainer, images), figures["new"]["logits"])
@@ -234,8 +235,8 @@ def check_ss_text(trainer, inputs, figures, learned):
     """All rules; without images of any class it is zero-shot CLIP."""
     head = trainer.model.prompt_learner
     for rule, expected in figures["variants"].items():
-        trainer.settings = replace(trainer.settings, RULE=rule)
-        trainer.start(trainer.support)
+        trainer.method.settings = replace(trainer.method.settings, RULE=rule)
+        trainer.method.start(trainer.method.support)
         assert head.weight.norm(dim=1).tolist() == pytest.approx(expected["w_norms"], rel=1e-5)
         near(head.weight[:, :8], expected["w_first8"], 2e-5)
         near(logits_of(trainer, inputs.test), expected["logits"])
@@ -252,9 +253,9 @@ def check_proker(trainer, inputs, figures, learned):
         torch.nn.functional.normalize(inputs.test, dim=1) @ text.T, figures["logits_zeroshot"], 1e-5
     )
     close(logits_of(trainer, inputs.test), figures["logits_before"], 1e-5)
-    trainer.settings = replace(trainer.settings, BETA=0, LAMBDA=0)
-    assert trainer.trials == np.size(search["accuracies"])
-    trainer.finish()
+    trainer.method.settings = replace(trainer.method.settings, BETA=0, LAMBDA=0)
+    assert trainer.method.trials == np.size(search["accuracies"])
+    trainer.method.finish()
     assert [head.beta.item(), head.lambda_.item()] == pytest.approx(
         [search["beta"], search["lambda"]], rel=1e-6
     )
@@ -270,7 +271,7 @@ def check_projection(trainer, inputs, figures, learned):
     start = {name: value.detach().clone() for name, value in learned.items()}
     rates = []
     logged = []
-    step = trainer.forward_backward
+    step = trainer.method.training_step
 
     def recorded(batch):
         rates.append(trainer.get_current_lr())
@@ -281,8 +282,8 @@ def check_projection(trainer, inputs, figures, learned):
             assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3)
         return logged[-1]
 
-    trainer.forward_backward = recorded
-    trainer.fit(trainer.support)
+    trainer.method.training_step = recorded
+    trainer.method.fit(trainer.method.support)
     assert rates == pytest.approx(figures["lrs"], rel=1e-9)
     close([values["loss"] for values in logged], figures["losses"], LOSSES)
     for values, parts in zip(logged, figures["loss_parts"], strict=True):
@@ -299,7 +300,7 @@ def check_projection(trainer, inputs, figures, learned):
     size = trainer.cfg.INPUT.SIZE[0]
     images = drawn(7, 3, 3, size, size)
     with torch.no_grad():
-        expected = trainer.head.project(trainer.model.image_output(images).feature)
+        expected = trainer.method.head.project(trainer.model.image_output(images).feature)
         torch.testing.assert_close(plain.encode_image(images), expected, rtol=1e-5, atol=1e-5)
     if "new_classnames" in figures["case"]:
         other = for_classes(trainer, figures["case"]["new_classnames"])

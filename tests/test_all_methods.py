@@ -23,8 +23,8 @@ from inference.options import LoadOptions
 from studies import command as study
 from trainers import methods
 from trainers.base import partial
-from trainers.base.feature_trainer import FittedTrainer
-from trainers.base.test_time import ViewsTrainer
+from trainers.base.feature_method import FittedMethod
+from trainers.base.test_time import ViewsMethod
 
 pytestmark = pytest.mark.slow
 
@@ -68,8 +68,8 @@ def train(launch, eurosat, deep, tmp_path):
 
     def train(method, name, classes="all", options=()):
         kind = methods()[method]
-        quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsTrainer) else {})
-        epochs = 1 if issubclass(kind, FittedTrainer) else 3
+        quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsMethod) else {})
+        epochs = 1 if issubclass(kind, FittedMethod) else 3
         settings = [
             "OPTIM.MAX_EPOCH",
             epochs,
@@ -89,26 +89,26 @@ def train(launch, eurosat, deep, tmp_path):
 
 def kill(kind, monkeypatch):
     """Runs of a method end in the second epoch, in the fit, or in the test."""
-    step = "forward_backward"
+    step = "training_step"
     left = iter(())
-    if issubclass(kind, ViewsTrainer):
+    if issubclass(kind, ViewsMethod):
         step = "answer"
         left = iter(range(8))
     elif not kind.learns:
         step = "model_inference"
-    elif issubclass(kind, FittedTrainer):
+    elif issubclass(kind, FittedMethod):
         step = "fit"
     original = getattr(kind, step)
 
     def killed(self, *arguments):
-        if (step != "forward_backward" or self.epoch == 1) and next(left, None) is None:
+        if (step != "training_step" or self.training.epoch == 1) and next(left, None) is None:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
     monkeypatch.setattr(kind, step, killed)
     return {
         "answer": "Resuming the test after 8 images",
-        "forward_backward": "Previous epoch: 1",
+        "training_step": "Previous epoch: 1",
     }.get(step, "")
 
 
@@ -189,7 +189,7 @@ def test_every_method_is_in_one_study_and_its_table(study_file, command, tmp_pat
                 f"TRAINER.{kind.section()}.{key}": value
                 for key, value in QUICK.get(name, {}).items()
             }
-            | ({f"TRAINER.{kind.section()}.VIEWS": 4} if issubclass(kind, ViewsTrainer) else {})
+            | ({f"TRAINER.{kind.section()}.VIEWS": 4} if issubclass(kind, ViewsMethod) else {})
             | ({"DATASET.SENTENCES": str(sentences)} if name in NEED_SENTENCES else {}),
         }
         for name, kind in methods().items()

@@ -23,12 +23,12 @@ from inference.models import load
 from inference.options import LoadOptions
 from trainers import methods
 from trainers.base import partial
-from trainers.base.test_time import ViewsTrainer, entropies, most_confident
+from trainers.base.test_time import ViewsMethod, entropies, most_confident
 from trainers.mta import mean_shift
 
 pytestmark = pytest.mark.slow
 
-METHODS = [name for name, method in methods().items() if issubclass(method, ViewsTrainer)]
+METHODS = [name for name, method in methods().items() if issubclass(method, ViewsMethod)]
 FEW = {"VIEWS": 6, "PREC": "fp32"}
 
 
@@ -68,7 +68,7 @@ def outputs(trainer) -> torch.Tensor:
 
 def interrupted(trainer, after: int) -> None:
     """A test that ends while it computes the answer for the image after these."""
-    answer = trainer.answer
+    answer = trainer.method.answer
     left = iter(range(after))
 
     def answered(*arguments):
@@ -76,7 +76,7 @@ def interrupted(trainer, after: int) -> None:
             raise KeyboardInterrupt
         return answer(*arguments)
 
-    trainer.answer = answered
+    trainer.method.answer = answered
     with pytest.raises(KeyboardInterrupt):
         outputs(trainer)
 
@@ -88,8 +88,8 @@ def test_killed_test_resumes_and_ends_identically(method, make):
     interrupted(make(method), 5)
     resumed = make(method)
     computed = []
-    answer = resumed.answer
-    resumed.answer = lambda *arguments: computed.append(1) or answer(*arguments)
+    answer = resumed.method.answer
+    resumed.method.answer = lambda *arguments: computed.append(1) or answer(*arguments)
     assert torch.equal(outputs(resumed), whole)
     assert len(computed) == len(whole) - 14
 
@@ -173,12 +173,12 @@ def test_tda_reads_images_in_an_order_of_the_seed(make):
 def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method, make):
     trainer = make(method, PREC="amp")
     types = []
-    answer = trainer.answer
+    answer = trainer.method.answer
     image_output = trainer.model.image_output
     trainer.model.image_output = lambda views: (
         types.append(autocast(trainer)) or image_output(views)
     )
-    trainer.answer = lambda *given: (
+    trainer.method.answer = lambda *given: (
         types.append((given[0].dtype, autocast(trainer))) or answer(*given)
     )
     assert outputs(trainer).isfinite().all()
@@ -282,7 +282,7 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
         "token_suffix": torch.zeros(6, 72, 64),
     }
     state = {prefix + name: tensor for name, tensor in state.items()}
-    trainer.checkpoints.load({"state_dict": state, "epoch": 50}, "a file")
+    trainer.method.checkpoints.load({"state_dict": state, "epoch": 50}, "a file")
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
 
 
@@ -290,8 +290,8 @@ def test_a_step_whose_gradient_overflows_is_left_out(make):
     trainer = make("TPT")
     still = make("TPT", LR=0.0, output="still")
     views = trainer.test_loader.dataset[0]["img"][None].to(trainer.device)
-    objective = trainer.objective
-    trainer.objective = lambda *given: torch.inf * objective(*given)
+    objective = trainer.method.objective
+    trainer.method.objective = lambda *given: torch.inf * objective(*given)
     assert torch.equal(trainer.model_inference(views), still.model_inference(views))
 
 

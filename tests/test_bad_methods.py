@@ -15,11 +15,11 @@ import trainers
 from clip import BlockAdapter, WithAdded, adapt
 from datasets.eurosat import EuroSAT
 from trainers import methods
-from trainers.base import PromptTrainer
+from trainers.base import Method
 from trainers.base.checks import assert_method_works
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.prompts import TemplatePrompts, gaussian
-from trainers.base.test_time import ViewsTrainer
+from trainers.base.test_time import ViewsMethod
 
 
 def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, capsys):
@@ -52,7 +52,7 @@ class Sentences(TemplatePrompts):
         return normalize(tower.feature + self.shift)
 
 
-class Correct(PromptTrainer):
+class Correct(Method):
     Learner = Sentences
 
     def build_prompts(self, clip, classnames):
@@ -158,7 +158,7 @@ def own(monkeypatch):
     "name", thorough_but(("CLIPLoRA", "MPL", "TDA"), sorted(methods().keys() - NEED_SENTENCES))
 )
 def test_a_built_in_method_works(name):
-    views = {"VIEWS": 4} if issubclass(methods()[name], ViewsTrainer) else {}
+    views = {"VIEWS": 4} if issubclass(methods()[name], ViewsMethod) else {}
     assert_method_works(name, **QUICK.get(name.rpartition("+")[2], {}) | views)
 
 

@@ -50,7 +50,11 @@ def test_images_that_change_while_their_features_are_computed_are_refused_and_no
         yield from compute(self, key)
 
     def read(trainer):
-        return trainer.features_of(trainer.dm.dataset.test, 2).views if views else values(trainer)
+        return (
+            trainer.method.features_of(trainer.dm.dataset.test, 2).views
+            if views
+            else values(trainer)
+        )
 
     new = partial(new.func, "TipAdapter") if views else new
     with monkeypatch.context() as patched:

@@ -55,7 +55,7 @@ def test_a_published_checkpoint_evaluates_on_other_classes(
     assert not torch.allclose(logits(trainer), logits(expected), atol=1e-3)
     trainer.load_model(str(tmp_path / "published"), epoch=epoch)
     assert logits(trainer).shape == (3, 6) and torch.equal(logits(trainer), logits(expected))
-    assert trainer.loaded_epoch == 5 and "(epoch 5)" in capsys.readouterr().out
+    assert trainer.method.loaded_epoch == 5 and "(epoch 5)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints
         (checkpoints / "checkpoint").write_bytes(text)
     for epoch, loaded in ((None, newest), (10, 10)):
         trainer.load_model(folder, epoch=epoch)
-        assert trainer.loaded_epoch == loaded
+        assert trainer.method.loaded_epoch == loaded
     torch.save({**checkpoint, "epoch": 7}, checkpoints / "model-best.pth.tar")
     trainer.load_model(folder)
-    assert trainer.loaded_epoch == 7
+    assert trainer.method.loaded_epoch == 7
     with pytest.raises(
         UsageError, match=r"no MPL .*tar-3: check --load-epoch \(epochs there: 1, 2, 10"
     ):

@@ -78,15 +78,14 @@ def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
 def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(
     build, monkeypatch, capsys, towers, found, compiles
 ):
-    trainer = build(
-        "CoOp", options=("MODEL.BACKBONE.TOWERS", towers, "MODEL.BACKBONE.CHECKPOINT_TEXT", True)
-    )
+    options = ["MODEL.BACKBONE.TOWERS", towers, "MODEL.BACKBONE.CHECKPOINT_TEXT", True]
+    trainer = build("CoOp", options=[*options, "MODEL.COMPILE", True])
     assert ("CHECKPOINT_TEXT is ignored: it needs the fast" in capsys.readouterr().out) == (
         towers == "plain"
     )
     monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == found or None)
     trainer.device = torch.device("cuda")
-    trainer.compile_towers()
+    trainer.set_towers()
     assert (trainer.model.towers is not TOWERS[towers]) == compiles
     assert (
         "MODEL.COMPILE is ignored: it needs a GPU, Triton and" in capsys.readouterr().out

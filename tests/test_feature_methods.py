@@ -18,13 +18,13 @@ from datasets.eurosat import EuroSAT
 from inference.classifier import PromptedClassifier
 from inference.models import describe
 from inference.options import LoadOptions
-from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
+from trainers.base.feature_method import FeatureMethod, FittedMethod
 from trainers.base.features import CachedFeatures, Support
 
 pytestmark = pytest.mark.slow
 
 METHODS = {
-    name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)
+    name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureMethod)
 }
 TRANSFERRING = [name for name, kind in METHODS.items() if kind.transfers]
 OTHERS = [name for name in METHODS if name not in TRANSFERRING]
@@ -38,7 +38,7 @@ def make(eurosat, tiny, tmp_path):
 
     def make(method, *options, root=eurosat, output="run"):
         section = trainers.methods()[method].section()
-        epochs = 1 if issubclass(METHODS.get(method, FeatureTrainer), FittedTrainer) else 2
+        epochs = 1 if issubclass(METHODS.get(method, FeatureMethod), FittedMethod) else 2
         pairs = {
             "DATASET.NUM_SHOTS": 4,
             "OPTIM.MAX_EPOCH": epochs,
@@ -65,7 +65,7 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
     write_eurosat(tmp_path, ["red", "blue lake", "grey"], train=[1, 4, 4])
     first = make(method, "DATASET.NUM_SHOTS", -1, root=tmp_path)
     first.train()
-    assert first.support.labels.bincount().tolist() == [1, 4, 4]
+    assert first.method.support.labels.bincount().tolist() == [1, 4, 4]
     first.set_model_mode("eval")
     images = images_of(first)
     expected = first.model_inference(images)
@@ -73,7 +73,7 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
     second.load_model(str(tmp_path / "run"))
     second.set_model_mode("eval")
     assert expected.isfinite().all() and torch.equal(second.model_inference(images), expected)
-    folder = tmp_path / "run" / first.saved_as
+    folder = tmp_path / "run" / first.method.saved_as
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint",
         f"model.pth.tar-{first.max_epoch}",
@@ -100,14 +100,13 @@ def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(
 
     for rate, weight in grid:
         tried.append(learned(rate, weight))
-    right = [trainer.correct() for trainer, _ in tried]
+    right = [trainer.method.correct() for trainer, _ in tried]
     chosen, prompts = learned(0.5, "validation")
-    assert len({*right}) > 1 and chosen.correct() == max(right)
+    assert len({*right}) > 1 and chosen.method.correct() == max(right)
     assert differing(prompts, tried[right.index(max(right))][1]) == []
-    assert [choice.what for choice in chosen.choices] == [f"{name}.LAMBDA", "OPTIM.LR"]
-    assert (chosen.choices[0].images, chosen.choices[0].test_images) == (24, 0) and tried[0][
-        0
-    ].choices == []
+    assert [choice.what for choice in chosen.method.choices] == [f"{name}.LAMBDA", "OPTIM.LR"]
+    record = chosen.method.choices[0]
+    assert (record.images, record.test_images) == (24, 0) and tried[0][0].method.choices == []
 
 
 @pytest.mark.parametrize("method", ["ProLIP", "RLA"])
@@ -128,30 +127,31 @@ def test_prec_fp16_learns_a_projection_in_the_arithmetic_of_the_published_code(m
     in_fp32 = make(method, *options, output="fp32")
     in_fp32.train()
     trainer = make(method, *options, f"{name}.PREC", "fp16")
-    start = trainer.head.start.half()
-    projection = trainer.head.vit_proj.detach().half()
+    start = trainer.method.head.start.half()
+    projection = trainer.method.head.vit_proj.detach().half()
     text = trainer.model.class_texts.half()
     trainer.train()
     learned = torch.nn.Parameter(start.clone())
     optimiser = torch.optim.Adam([learned], lr=1e-5, eps=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6)
     for step in range(1, 7):
-        x = trainer.support.views[step % 2].half()
+        x = trainer.method.support.views[step % 2].half()
         x = x @ learned if method == "ProLIP" else F.linear(x @ projection, learned)
         logits = 100.0 * F.normalize(x, dim=-1) @ text.T
         squares = F.mse_loss(learned, start, reduction="sum")
         optimiser.zero_grad()
-        (F.cross_entropy(logits, trainer.support.labels) + 0.25 * squares).backward()
+        (F.cross_entropy(logits, trainer.method.support.labels) + 0.25 * squares).backward()
         optimiser.step()
         schedule.step()
-    (found,) = trainer.head.parameters()
+    (found,) = trainer.method.head.parameters()
     assert found.dtype == torch.float32 and torch.equal(found, learned.float())
     moved, in_fp32 = (
-        (head.start - next(head.parameters())).norm() for head in (trainer.head, in_fp32.head)
+        (head.start - next(head.parameters())).norm()
+        for head in (trainer.method.head, in_fp32.method.head)
     )
     assert moved > 2 * in_fp32
     found.data.fill_(100)
-    assert trainer.head.half().squares().isfinite()  # more than fp16 can hold
+    assert trainer.method.head.half().squares().isfinite()  # more than fp16 can hold
 
 
 def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypatch, tmp_path):
@@ -168,7 +168,7 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
     monkeypatch.setattr(trainer, "test", lambda split: next(results))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    folder = tmp_path / "run" / trainer.saved_as
+    folder = tmp_path / "run" / trainer.method.saved_as
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model-best.pth.tar"]
     best = torch.load(folder / "model-best.pth.tar", weights_only=True)
     assert (best["epoch"], best["val_result"]) == (2, 60.0)
@@ -203,8 +203,8 @@ def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
 def test_clap_adapts_its_weights_by_squared_distances_also_with_a_constraint_of_cosines(make):
     trainer = make("CLAP", "TRAINER.CLAP.CONSTRAINT", "l2_cosine_adaptative", "OPTIM.MAX_EPOCH", 1)
     trainer.train()
-    apart = trainer.head.prototypes.detach() - trainer.head.base_text_features
-    torch.testing.assert_close(trainer.rho, apart.square().sum(dim=1))
+    apart = trainer.method.head.prototypes.detach() - trainer.method.head.base_text_features
+    torch.testing.assert_close(trainer.method.rho, apart.square().sum(dim=1))
 
 
 @pytest.mark.parametrize("method", thorough_but(("TipAdapter", "CLIPAdapter"), TRANSFERRING))
@@ -231,7 +231,7 @@ def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     every.train()
     some.load_model(str(tmp_path / "run"))
     images = images_of(some)
-    places = [every.class_names.index(name) for name in some.class_names]
+    places = [every.method.class_names.index(name) for name in some.method.class_names]
     for trainer in (every, some):
         trainer.set_model_mode("eval")
     torch.testing.assert_close(
@@ -251,13 +251,13 @@ def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(m
     random = torch.manual_seed(0)
     views = (torch.randn(24, 8, generator=random) @ torch.randn(8, 64, generator=random))[None]
     views += 1e-4 * torch.randn(1, 24, 64, generator=random)
-    trainer.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
+    trainer.method.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
     rows = torch.nn.functional.normalize(views[0], dim=1)
     means = torch.stack([rows[labels == label].mean(dim=0) for label in range(6)])
     covariances = [torch.cov(rows[labels == label].T) for label in range(6)]
     weights = torch.linalg.pinv(torch.stack(covariances).mean(dim=0)) @ means.T
     biases = -torch.log(torch.tensor(6.0)) - torch.diagonal(means @ weights) / 2
-    for found, expected in ((trainer.head.W, weights), (trainer.head.b, biases)):
+    for found, expected in ((trainer.method.head.W, weights), (trainer.method.head.b, biases)):
         torch.testing.assert_close(
             found.cpu(), expected, rtol=0, atol=1e-3 * expected.abs().max().item()
         )
@@ -266,7 +266,7 @@ def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(m
 def test_gda_of_one_view_of_a_class_is_refused(make):
     trainer = make("GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 2)
     with pytest.raises(UsageError, match="GDA has 6 views of images"):  # a class has no covariance
-        trainer.begin(
+        trainer.method.begin(
             Support(
                 torch.randn(1, 6, 64, device=trainer.device), torch.arange(6, device=trainer.device)
             )
@@ -291,7 +291,7 @@ def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_bef
             "GDA", "SEED", seed, "DATALOADER.NUM_WORKERS", workers, output=f"{seed}{workers}"
         )
         torch.rand(seed + workers)
-        found.append(trainer.features_of(trainer.dm.dataset.test[:5], 3).views)
+        found.append(trainer.method.features_of(trainer.dm.dataset.test[:5], 3).views)
     assert found[0].shape == (3, 5, 64)
     assert torch.allclose(found[0], found[1], atol=1e-5)
     assert not torch.allclose(found[0], found[2], atol=1e-3)
@@ -313,11 +313,11 @@ def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch)
 
 
 def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
-    whats = [choice.what for choice in make("TipAdapter").choices]
+    whats = [choice.what for choice in make("TipAdapter").method.choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
     half = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, output="half")
     # Of 4,000 cells
-    assert [(choice.what, choice.trials) for choice in half.choices] == [(whats[1], 200)]
+    assert [(choice.what, choice.trials) for choice in half.method.choices] == [(whats[1], 200)]
     given = make(
         "TipAdapter",
         "TRAINER.TIPADAPTER.ALPHA",
@@ -327,7 +327,7 @@ def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
         output="given",
     )
     given.dm.dataset._val = None
-    assert given.choices == []
+    assert given.method.choices == []
     given.train()
     head = given.model.prompt_learner
     assert (head.alpha.item(), head.beta.item()) == (2, 3)
@@ -347,7 +347,7 @@ def test_few_of_imagenets_test_images_choose_settings(shots, images, make, tmp_p
     monkeypatch.setattr(EuroSAT, "val_is_test", True)
     write_eurosat(tmp_path, ["red", "blue lake"], train=6, test=6)
     trainer = make("TipAdapter", "DATASET.NUM_SHOTS", shots, root=tmp_path)
-    assert [item.label for item in trainer.val_images].count(0) == images
+    assert [item.label for item in trainer.method.val_images].count(0) == images
 
 
 def test_batches_of_an_epoch(make):
@@ -358,8 +358,8 @@ def test_batches_of_an_epoch(make):
     views = torch.arange(40.0).reshape(4, 10, 1).expand(-1, -1, 64)
     for method, size, once in (("CLAP", 12, False), ("TaskRes", 10, True)):
         trainer = make(method, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, output=method)
-        trainer.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
-        batch = next(iter(trainer.train_loader_x))
+        trainer.method.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
+        batch = next(iter(trainer.method.feature_batches))
         found = batch["label"].tolist()
         assert len(found) == size and (sorted(found) == sorted(labels.tolist())) == once
         rows = batch["img"].feature[:, 0].long()
@@ -397,7 +397,7 @@ def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
         each.requires_grad for each in head.model.base.parameters()
     )
     head.train()
-    head.head.alpha.zero_()
+    head.method.head.alpha.zero_()
     assert torch.allclose(head.model_inference(images), output.logits, atol=1e-3)
     head, coop = both("new")
     head.load_model(str(tmp_path / "base"))
@@ -461,8 +461,8 @@ def test_residuals_of_a_start_are_added_to_the_texts_of_the_run(make, tmp_path):
     (file,) = (tmp_path / "start").glob("*/model.pth.tar-2")
     head = make(
         "TaskRes", "MODEL.INIT_WEIGHTS", str(file), "DATASET.TEMPLATE", "a bad photo of a {}."
-    ).head
-    own = make("TaskRes", "DATASET.TEMPLATE", "a bad photo of a {}.", output="own").head
+    ).method.head
+    own = make("TaskRes", "DATASET.TEMPLATE", "a bad photo of a {}.", output="own").method.head
     start = torch.load(file, weights_only=True)["state_dict"]
     assert torch.equal(head.base_text_features, own.base_text_features)
     assert not torch.equal(head.base_text_features.cpu(), start["base_text_features"])
@@ -476,9 +476,9 @@ def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, cap
     every.load_model(str(tmp_path / "base"))
     assert "The prompts were learned on 3 of these 6 classes" in capsys.readouterr().out
     images = images_of(every)
-    head = every.head
+    head = every.method.head
     votes = every.model_inference(images)
-    known = [every.class_names.index(name) for name in base.class_names]
+    known = [every.method.class_names.index(name) for name in base.method.class_names]
     others = [label for label in range(6) if label not in known]
     assert torch.allclose(votes[:, known], base.model_inference(images), atol=1e-4)
     assert head.values[:, others].abs().sum() == 0 < head.values[:, known].abs().sum()

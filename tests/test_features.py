@@ -14,8 +14,8 @@ from torch import nn
 
 from common.errors import UsageError
 from trainers import methods
-from trainers.base import PromptTrainer
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base import Method
+from trainers.base.feature_method import FeatureMethod
 from trainers.base.prompted import PromptedCLIP
 from trainers.coop import CoOp
 
@@ -35,7 +35,7 @@ def test_methods_without_vision_prompts_read_each_image_once(method, cached, dee
     trainer = cached(method, backbone=deep)
     assert torch.equal(values(trainer), computed)
     assert trainer.n_test == len(computed) == IMAGES
-    if method in {"ZeroshotCLIP", *TEXT_ONLY} or issubclass(methods()[method], FeatureTrainer):
+    if method in {"ZeroshotCLIP", *TEXT_ONLY} or issubclass(methods()[method], FeatureMethod):
         assert work == [1] and len(kept()) == 1
     else:
         assert not kept()
@@ -88,12 +88,8 @@ def test_method_has_its_own_features_if_it_reads_images_itself(case, cached, wor
 @pytest.mark.parametrize(
     "own",
     [
-        {
-            "model_inference": lambda self, images: PromptTrainer.model_inference(
-                self, images.flip(-1)
-            )
-        },
-        {"parse_batch_test": lambda self, batch: (batch["img"].flip(-1), batch["label"])},
+        {"model_inference": lambda self, images: Method.model_inference(self, images.flip(-1))},
+        {"parse_batch": lambda self, batch: (batch["img"].flip(-1), batch["label"])},
     ],
 )
 def test_new_method_with_its_own_reading_of_images_is_refused(own, cached, mine):

@@ -262,7 +262,7 @@ def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
         heads, Photos(pictures, names, {}, []), {file: checksum(Path(file)) for file in files}
     )
     shutil.copy(files[-1], files[0])
-    batches = towers.method(TRAINED[-1], np.arange(8)).train_loader_x
+    batches = towers.loader(towers.method(TRAINED[-1], 8), np.arange(8))
     for reading in (lambda: list(batches), lambda: list(towers.pixels(files[:2]))):
         with pytest.raises(ChangedImageError, match="changed after its checksum was read"):
             reading()

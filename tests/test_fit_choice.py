@@ -24,7 +24,7 @@ from trainers.base.features import CachedOutput
 def test_heads_learn_with_one_thread(tiny, monkeypatch):
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b"]))
     seen = []
-    monkeypatch.setattr("fit.heads.learned", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr("fit.heads.learn", lambda *_: seen.append(torch.get_num_threads()))
     monkeypatch.setattr(torch, "get_num_threads", iter([2, 1, 2]).__next__)
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     heads.fit(Candidate("RLA"), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]))

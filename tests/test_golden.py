@@ -133,7 +133,7 @@ def build(
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters() if by_recipe else ():
             parameter.copy_(random_tensor(name, tuple(parameter.shape)))
-    trainer.schedule_steps = False
+    trainer.method.schedule_steps = False
     # The learning rate stays
     trainer.batch_idx = 0
     trainer.num_batches = 10**9
@@ -155,9 +155,13 @@ def images_of(batch, size, seed=7):
 def for_classes(trainer, names):
     """The method for other classes, with the tensors of a checkpoint of the trainer."""
     names = [name.replace("_", " ") for name in names]
-    other = type(trainer)(trainer.cfg, Classes(names, trainer.dataset_template), trainer.device)
+    other = type(trainer.method)(
+        trainer.cfg, Classes(names, trainer.method.dataset_template), trainer.device
+    )
     assemble_model(other, trainer.cfg.MODEL.BACKBONE.TOWERS, trainer.model.frozen)
-    state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
+    state = {
+        key: value.clone() for key, value in trainer.method.saved_module().state_dict().items()
+    }
     other.checkpoints.load(
         {"state_dict": state, "epoch": 1, "metadata": trainer.checkpoint_metadata()}, "a file"
     )
@@ -214,7 +218,7 @@ def check_method(figures, towers, backbones, tmp_path, monkeypatch):
         ]
         drawn = iter(case["sentence_of_step"])
         monkeypatch.setattr("random.randint", lambda low, high: next(drawn))
-        trainer.sentences = case["sentences"]
+        trainer.method.sentences = case["sentences"]
     check_logits(trainer, images, figures, "before", BEFORE)
     if "input_grads" in figures:
         check_input_gradients(trainer, batch, figures["input_grads"])
@@ -265,7 +269,7 @@ def check_input_gradients(trainer, batch, expected):
     embedding = trainer.model.clip.token_embedding
     if embedding is not trainer.model.frozen.token_embedding:  # a private copy
         hook = getattr(embedding, "module", embedding).register_forward_hook(kept)
-    loss = trainer.loss(trainer.model.output(images), batch["label"])[0]
+    loss = trainer.method.loss(trainer.model.output(images), batch["label"])[0]
     hook.remove()
     of_image, *of_tokens = torch.autograd.grad(loss, [images, *tokens], allow_unused=True)
     assert of_image.norm().item() == pytest.approx(expected["image"], rel=1e-3)

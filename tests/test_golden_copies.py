@@ -72,7 +72,7 @@ def built(figures, towers, backbones, stand_in, tmp_path, monkeypatch):  # noqa:
         tmp_path,
     )
     trainer = build(*arguments, dataset, by_recipe=False, train=shots)
-    trainer.schedule_steps = "lrs" in figures
+    trainer.method.schedule_steps = "lrs" in figures
     return trainer
 
 
@@ -87,8 +87,8 @@ def learned_in(trainer, figures):
 
 def check_logits(trainer, figures, images, when, tolerance):
     new = figures["case"]["new_classnames"]
-    models = {"logits": (trainer, trainer.class_names), "logits_new": (trainer, new)}
-    models |= {"logits_union": (trainer, trainer.class_names + new)}
+    models = {"logits": (trainer, trainer.method.class_names), "logits_new": (trainer, new)}
+    models |= {"logits_union": (trainer, trainer.method.class_names + new)}
     for name, (method, names) in models.items():
         if expected := figures.get(f"{name}_{when}"):
             method = method if name == "logits" else for_classes(method, names)
@@ -170,7 +170,7 @@ def test_the_classifier_of_two_stages_starts_and_learns_without_dropout(backbone
     trainer = build(
         "TwoStage", "fast", settings, arch, names, optimizer, backbones, tmp_path, train=1
     )
-    trainer.schedule_steps = True
+    trainer.method.schedule_steps = True
     trainer.model.prompt_learner.classifier.data.zero_()
     images = images_of(3, 32).to(trainer.device)
     labels = torch.arange(3, device=trainer.device)

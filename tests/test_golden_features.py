@@ -18,7 +18,7 @@ from test_golden import close
 
 import trainers
 from clip.random_weights import random_clip, random_tensor
-from trainers.base.feature_trainer import FittedTrainer
+from trainers.base.feature_method import FittedMethod
 from trainers.base.features import Support
 
 SLOW = pytest.mark.slow
@@ -87,7 +87,7 @@ def built(figures, backbones, stand_in, tmp_path):
     }
     options |= {"DATASET.NAME": dataset, f"TRAINER.{section}.PREC": "fp32"}
     options["DATALOADER.TRAIN_X.BATCH_SIZE"] = 256
-    if issubclass(kind, FittedTrainer) or not figures.get("losses"):
+    if issubclass(kind, FittedMethod) or not figures.get("losses"):
         options["OPTIM.MAX_EPOCH"] = 1
     given = figures.get("optimizer", {})
     options |= {
@@ -103,16 +103,16 @@ def built(figures, backbones, stand_in, tmp_path):
     pairs = [item for pair in options.items() for item in pair]
     trainer = build_trainer(make_cfg(case["trainer"], tmp_path, backbone, tmp_path / "out", *pairs))
     if case["input"] == "images":
-        assert list(trainer.templates) == case["templates"]
+        assert list(trainer.method.templates) == case["templates"]
     inputs = Inputs(figures, trainer)
     trainer.model.clip.logit_scale.data.fill_(case.get("logit_scale", 4.6052))
     if inputs.texts is not None:
-        trainer.set_texts(inputs.texts)
+        trainer.method.set_texts(inputs.texts)
     val_labels, labels = (
         torch.tensor(each).to(trainer.device) for each in (inputs.val_labels, inputs.support_labels)
     )
-    trainer.val = inputs.val, val_labels
-    trainer.begin(Support(inputs.support, labels))
+    trainer.method.val = inputs.val, val_labels
+    trainer.method.begin(Support(inputs.support, labels))
     trainer.set_model_mode("train")
     # The learning rate stays
     trainer.batch_idx = 0
@@ -133,14 +133,14 @@ def test_method(figures, built):
             learned[name].data = drawn + (learned[name].data if "published" in how else 0)
     text = trainer.model.class_texts if "projection" not in figures["case"] else inputs.texts
     # The file has them before they are made unit
-    if "text_norms" in figures and trainer.spec.unit_text:
+    if "text_norms" in figures and trainer.method.spec.unit_text:
         text = text * torch.tensor(figures["text_norms"], device=text.device)[:, None]
     if "text_first8" in figures:
         close(text[:, :8], figures["text_first8"], 1e-4)
     if "text_norms" in figures:
         assert text.norm(dim=1).tolist() == pytest.approx(figures["text_norms"], rel=1e-4)
     if "checkpoint_keys" in figures:
-        state = trainer.saved_module().state_dict()
+        state = trainer.method.saved_module().state_dict()
         assert {name: list(tensor.shape) for name, tensor in state.items()} == figures[
             "checkpoint_keys"
         ]

@@ -86,11 +86,11 @@ def views_of(case: dict, trainer) -> torch.Tensor:
 
 def test_method(trainer, figures):
     case = figures["case"]
-    state = trainer.new_state()
+    state = trainer.method.new_state()
     checks = CHECKS.get(figures["case"]["trainer"])
     features = [trainer.model.image_features(views) for views in views_of(case, trainer)]
     with torch.no_grad():
-        logits = [trainer.logits(each) for each in features]
+        logits = [trainer.method.logits(each) for each in features]
     if case["kind"] == "test-time":
         close(torch.stack([each[0] for each in logits]), figures["logits_before"], BEFORE)
     if "logits_views" in figures:
@@ -101,7 +101,7 @@ def test_method(trainer, figures):
             most_confident(each, case["cfg"]["SELECTION"]).tolist() for each in logits
         ] == figures["kept"]
     if case["kind"] == "stream":
-        answers = torch.stack([trainer.answer(each, state) for each in features])
+        answers = torch.stack([trainer.method.answer(each, state) for each in features])
     else:
         answers = trainer.model_inference(views_of(case, trainer))
     close(answers, figures["logits_after"], AFTER)
@@ -120,8 +120,8 @@ def check_mta(trainer, figures, features, state):
     steps, the mode.
     """
     close(torch.stack([bandwidths(each).sqrt() for each in features]), figures["bandwidths"], 1e-4)
-    lambdas = trainer.settings.LAMBDA_Y, trainer.settings.LAMBDA_Q
-    found = [mean_shift(each, trainer.logits(each), *lambdas) for each in features]
+    lambdas = trainer.method.settings.LAMBDA_Y, trainer.method.settings.LAMBDA_Q
+    found = [mean_shift(each, trainer.method.logits(each), *lambdas) for each in features]
     close(torch.stack([mode[:8] for mode, _ in found]), figures["mode_first8"], 1e-4)
     close(torch.stack([scores for _, scores in found]), figures["inlierness"], 1e-4)
 
@@ -130,7 +130,9 @@ def check_tda(trainer, figures, features, state):
     """The numbers computed from each image, and the images in the caches at the end, by their
     features.
     """
-    images, logits, p = map(torch.stack, zip(*map(trainer.mean_of_views, features), strict=True))
+    images, logits, p = map(
+        torch.stack, zip(*map(trainer.method.mean_of_views, features), strict=True)
+    )
     close(logits, figures["logits_before"], BEFORE)
     assert logits.argmax(dim=1).tolist() == figures["pseudo_labels"]
     close(-(p * p.log()).sum(dim=1), figures["entropies"], BEFORE)
@@ -146,7 +148,7 @@ def check_tda(trainer, figures, features, state):
 def test_steps_of_tuning(trainer, figures, monkeypatch):
     """Losses, gradients and vectors of every step of every image."""
     name = "prompt_learner.ctx"
-    objective = trainer.objective
+    objective = trainer.method.objective
     step = torch.optim.AdamW.step
     # Of each image, those of its steps
     losses = []
@@ -166,12 +168,12 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
         step(optimizer)
         after[-1].append(ctx.detach().clone())
 
-    monkeypatch.setattr(trainer, "objective", noted)
+    monkeypatch.setattr(trainer.method, "objective", noted)
     monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
     for views in views_of(figures["case"], trainer):
         for record in (losses, gradients, after):
             record.append([])
-        trainer.answer(trainer.model.image_features(views), {})
+        trainer.method.answer(trainer.model.image_features(views), {})
     assert torch.equal(trainer.model.get_buffer(name), start)
     gradients, after = (
         torch.stack(list(map(torch.stack, record))) for record in (gradients, after)

@@ -66,7 +66,7 @@ def test_sentences_and_logits(figures, make, tmp_path):
         trainer, logits = make(method, *given, "SEED", run.get("seed", 1), WORDS=words)
         if method != "CuPL":
             assert (
-                dict(zip(trainer.dm.dataset.classnames, trainer.texts(), strict=True))
+                dict(zip(trainer.dm.dataset.classnames, trainer.method.texts(), strict=True))
                 == run["sentences"]
             )
         if "text_norms" in run:
@@ -76,13 +76,13 @@ def test_sentences_and_logits(figures, make, tmp_path):
         close(logits(), run["logits_before"], BEFORE)
         for name, how in {"logits_merged": "unit", "logits_max": "max"}.items():
             if name in run:
-                trainer.settings = replace(trainer.settings, AGGREGATE=how)
-                trainer.finish_model()
+                trainer.method.settings = replace(trainer.method.settings, AGGREGATE=how)
+                trainer.method.finish_model()
                 close(logits(), run[name], BEFORE)
     if method == "CuPL":  # its code keeps `_` in the class names of templates
         close(trainer.model.class_texts[:, :8], figures["text_first8"], 1e-5)
-        trainer.settings = replace(trainer.settings, TEMPLATES=case["templates"])
-        trainer.finish_model()
+        trainer.method.settings = replace(trainer.method.settings, TEMPLATES=case["templates"])
+        trainer.method.finish_model()
         close(trainer.model.class_texts[:, :8], figures["text_first8_with_templates"], 1e-5)
         close(logits(), figures["logits_with_templates"], BEFORE)
     if method == "DCLIP":

@@ -12,7 +12,7 @@ import pytest
 
 from common.start import ROOT
 from trainers import methods
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.feature_method import FeatureMethod
 
 # In fp32, fp16 and amp. The official code of MPL has 1,350 launches in fp32, MaPLe's 1,254, CoOp's
 # 693.
@@ -40,7 +40,7 @@ def test_steps_have_few_launches_and_never_wait():
     stepped = {
         name
         for name, method in methods().items()
-        if method.learns and not issubclass(method, FeatureTrainer)
+        if method.learns and not issubclass(method, FeatureMethod)
     }
     assert {record["method"] for record in records} == stepped
     for record in records:

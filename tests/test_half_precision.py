@@ -39,7 +39,7 @@ def units(monkeypatch):
 def step(trainer):
     torch.manual_seed(0)  # of dropout
     output = trainer.model.output(IMAGES)
-    loss = trainer.loss(output, LABELS)[0]
+    loss = trainer.method.loss(output, LABELS)[0]
     logits = output.logits
     assert loss.dtype == logits.dtype == torch.float32
     loss.backward()

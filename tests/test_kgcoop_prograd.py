@@ -103,7 +103,9 @@ def test_more_words_than_context_vectors_are_refused(method, words, options, pro
 def test_sentence_of_the_teacher(method, dataset, template, sentence, build, stand_in):
     stand_in(dataset)
     trainer = build(method, "base", options=("DATASET.TEMPLATE", template, "DATASET.NAME", dataset))
-    assert trainer.teacher.texts == [[sentence.format(name)] for name in trainer.class_names]
+    assert trainer.method.teacher.texts == [
+        [sentence.format(name)] for name in trainer.method.class_names
+    ]
 
 
 def test_teacher_of_an_amp_run_computes_in_fp32(build):
@@ -126,7 +128,9 @@ def test_loss_scaling_does_not_change_a_step(method, build):
     after = {}
     for scale in (0, 1024.0):
         trainer = build(method, "base")
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=bool(scale))
+        trainer.method.training.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=scale or 1.0, enabled=bool(scale)
+        )
         step(trainer)
         after[scale] = prompts_of(trainer)["prompt_learner.ctx"]
     assert torch.allclose(after[0], after[1024.0], atol=1e-7)
@@ -134,28 +138,28 @@ def test_loss_scaling_does_not_change_a_step(method, build):
 
 def test_scaler_skips_a_step_if_the_second_gradient_overflows(build):
     trainer = build("ProGrad", "base")
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.method.training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = prompts_of(trainer)
-    loss = trainer.loss
+    loss = trainer.method.loss
 
     def overflowing(output, labels):
         xe, parts = loss(output, labels)
         return xe, parts | {"loss_kl": parts["loss_kl"] * 3e38}
 
-    trainer.loss = overflowing
+    trainer.method.loss = overflowing
     step(trainer)
-    assert differing(prompts_of(trainer), before) == [] and trainer.scaler.get_scale() == 512
+    assert differing(prompts_of(trainer), before) == [] and trainer.method.scaler.get_scale() == 512
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
     """By the formula, on the gradients of the two losses."""
     trainer = build("ProGrad", "base", "LAMBDA", 0.5)
-    xe, parts = trainer.loss(trainer.model.output(BATCH["img"]), BATCH["label"])
+    xe, parts = trainer.method.loss(trainer.model.output(BATCH["img"]), BATCH["label"])
     parts["loss_kl"] = sign * parts["loss_kl"]
     ctx = trainer.model.prompt_learner.ctx
     a, b = (torch.autograd.grad(loss, ctx, retain_graph=True)[0] for loss in (xe, parts["loss_kl"]))
-    trainer.backward(xe, parts)
+    trainer.method.backward(xe, parts)
     product = (a * b).sum()
     expected = a - 0.5 * min(product, torch.tensor(0.0)) / (b * b).sum() * b
     assert torch.allclose(ctx.grad, expected, rtol=1e-4, atol=1e-7)
@@ -168,9 +172,9 @@ def test_a_plugin_keeps_the_schedule_of_its_method(build):
     """
     alone = build("CLIPLoRA", "base", "N_ITERS", 3)
     head = build("DePT+CLIPLoRA", "base", "N_ITERS", 3)
-    for step in range(alone.steps + 1):
+    for step in range(alone.method.steps + 1):
         rates = [group["lr"] for trainer in (alone, head) for group in trainer.optim.param_groups]
-        share = (1 + math.cos(math.pi * step / alone.steps)) / 2
+        share = (1 + math.cos(math.pi * step / alone.method.steps)) / 2
         assert rates == pytest.approx(
             [1e-6 + (factor * alone.cfg.OPTIM.LR - 1e-6) * share for factor in (1, 1, 6.5)]
         )
@@ -207,7 +211,7 @@ def test_tcp_replaces_the_first_words_of_the_sentence_of_a_dataset(
     prompts = learner.text(torch.empty(0))
     ids = tokenize([template.format(name) for name in NAMES])
     assert torch.equal(prompts.ids, ids)
-    assert trainer.teacher.texts == [[taught.format(name)] for name in NAMES]
+    assert trainer.method.teacher.texts == [[taught.format(name)] for name in NAMES]
     assert learner.ctx.shape == (n_ctx, 64)
     if init:
         torch.testing.assert_close(learner.ctx.data, embedding(tokenize("a photo of a")[0, 1:5]))

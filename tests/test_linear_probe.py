@@ -52,7 +52,7 @@ def test_search_prefers_the_weakest_power_and_the_lower_end():
 
 def arrays(trainer, items):
     """Features (images, joint) and labels (images,)."""
-    found = trainer.features_of(items)
+    found = trainer.method.features_of(items)
     return found.rows.cpu().numpy(), found.labels.cpu().numpy()
 
 
@@ -66,7 +66,7 @@ def test_model_predicts_what_scikit_learn_predicts(names, probe, tmp_path):
     images = torch.stack([item["img"] for item in trainer.test_loader.dataset])
     logits = trainer.model_inference(images)
     tested, truth = arrays(trainer, trainer.dm.dataset.test)
-    c = trainer.choose_c(features, labels)
+    c = trainer.method.choose_c(features, labels)
     expected = LogisticRegression(C=c, max_iter=1000).fit(features, labels)  # as CoOp's code
     assert features.shape[1] == 64 and not np.allclose(np.linalg.norm(features, axis=1), 1)
     assert np.allclose(logits.softmax(dim=1), expected.predict_proba(tested), atol=1e-4)

@@ -25,14 +25,14 @@ from trainers.base.method_file import load_method_file
 METHOD = """
 from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
-from trainers.base.prompts import ContextSettings, ContextTrainer
+from trainers.base.prompts import ContextSettings, ContextMethod
 
 @dataclass(frozen=True)
 class OwnSettings(ContextSettings):
     SCALE: float = 1.0
 
 @TRAINER_REGISTRY.register()
-class OwnContext(ContextTrainer):
+class OwnContext(ContextMethod):
     Settings = OwnSettings
 """
 YAML = {

@@ -16,6 +16,7 @@ from trees import build_tree
 
 import trainers
 from runs import ood
+from trainers.base.local import local_logits
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +44,13 @@ def test_scores_of_published_logits(figures):
             ).any()
 
 
+def logits_and_patches(trainer, images):
+    """As `ood.Detection` reads them."""
+    with trainer.model.reading("local"):
+        logits = trainer.model_inference(images)
+        return logits, local_logits(trainer.model, trainer.model.last_output).detach()
+
+
 @pytest.mark.parametrize("towers", thorough_but(("fast",), ("fast", "plain")))
 def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
     case = figures["case"]
@@ -60,7 +68,7 @@ def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
 
     def check(when, tolerance):
         trainer.set_model_mode("eval")
-        logits, _, of_patches, _ = next(ood.outputs(trainer, [batch]))
+        logits, of_patches = logits_and_patches(trainer, images)
         close(logits, figures[f"logits_{when}"], tolerance)
         close(of_patches, figures[f"logits_local_{when}"], 2 * tolerance)
         same_scores(logits, of_patches, figures[f"scores_{when}"], tolerance)
@@ -93,7 +101,7 @@ def test_patches_of_an_image_do_not_depend_on_the_others(method, build):
     trainer.set_model_mode("eval")
 
     def patches(images):
-        return next(ood.outputs(trainer, [{"img": images, "label": torch.zeros(len(images))}]))[2]
+        return logits_and_patches(trainer, images)[1]
 
     images = torch.randn(3, 3, 32, 32)
     together = patches(images)

@@ -405,11 +405,10 @@ def tested(reproduced, monkeypatch, backbone, tmp_path):
 
     def noted(checkpoints, checkpoint, path):
         load(checkpoints, checkpoint, path)
-        trainer = checkpoints.method
-        state = {
-            key: value.cpu().clone() for key, value in trainer.saved_module().state_dict().items()
-        }
-        loaded.append((state, trainer.model.classes_learned))
+        method = checkpoints.method
+        tensors = method.saved_module().state_dict().items()
+        state = {key: value.cpu().clone() for key, value in tensors}
+        loaded.append((state, method.model.classes_learned))
 
     monkeypatch.setattr(Checkpoints, "load", noted)
 

@@ -50,21 +50,21 @@ def test_several_seeds_are_bit_for_bit_the_runs_of_single_seeds(seeds, tmp_path)
 
 def test_an_interrupt_ends_the_command_and_leaves_later_seeds_alone(seeds, monkeypatch, tmp_path):
     mpl = methods()["MPL"]
-    step = mpl.forward_backward
+    step = mpl.training_step
 
     def interrupted(self, batch):
         if self.cfg.SEED == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, batch)
 
-    monkeypatch.setattr(mpl, "forward_backward", interrupted)
+    monkeypatch.setattr(mpl, "training_step", interrupted)
     status, _, errors = seeds(1, 2, 3)
     assert status == 130 and "Interrupted" in errors[-1]
     assert (tmp_path / "seed1/results.json").is_file() and (
         tmp_path / "seed2/config.yaml"
     ).is_file()
     assert not (tmp_path / "seed3").exists() and not any(map(is_locked, tmp_path.glob("seed*")))
-    monkeypatch.setattr(mpl, "forward_backward", step)
+    monkeypatch.setattr(mpl, "training_step", step)
     again = seeds(1, 2, options=["--skip-finished"])
     assert (
         f"Already done (delete {tmp_path}/seed1" in again.printed

@@ -20,7 +20,7 @@ from common.records import SelectionRecord
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
 from measures.results import RESULTS_FILE, SELECTED
-from trainers import methods
+from trainers import MethodTrainer, methods
 from trainers.base.data_use import count_common, inherited
 
 pytestmark = pytest.mark.slow
@@ -52,10 +52,7 @@ def logged(folder):
 @pytest.fixture
 def first_is_best(monkeypatch):
     """The first epoch is the best on validation images."""
-    for kind in methods().values():
-        if "test" in vars(kind):
-            monkeypatch.setattr(kind, "test", falling(kind.test))
-    monkeypatch.setattr("trainers.base.PromptTrainer.test", falling(methods()["MPL"].test))
+    monkeypatch.setattr("trainers.base.trainer.MethodTrainer.test", falling(MethodTrainer.test))
 
 
 def falling(test):
@@ -86,7 +83,7 @@ def test_refusal_comes_before_the_first_step_and_touches_no_other_run(
     assert choices(folder) == [] and results(folder)["tested_epoch"] == 2 and logged(folder) == []
     (folder / "config.yaml").unlink()  # so that its settings do not differ
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(methods()["MPL"], "forward_backward", None)
+    monkeypatch.setattr(methods()["MPL"], "training_step", None)
     assert (
         WHY in launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet"))).error
     )
@@ -184,15 +181,15 @@ def test_what_a_checkpoint_does_not_say_is_unknown(metadata, choices, phases):
 def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(
     on_imagenet, first_is_best, monkeypatch, tmp_path
 ):
-    step = methods()["MPL"].forward_backward
+    step = methods()["MPL"].training_step
 
     def stops(self, batch):
-        if self.epoch == 1:
+        if self.training.epoch == 1:
             raise UsageError("cut off")
         return step(self, batch)
 
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match="cut off"):
-        patch.setattr(methods()["MPL"], "forward_backward", stops)
+        patch.setattr(methods()["MPL"], "training_step", stops)
         on_imagenet("out", *BEST, *ACCEPTED)
     assert not (tmp_path / "out" / RESULTS_FILE).exists()
     folder, through = (on_imagenet(name, *BEST, *ACCEPTED) for name in ("out", "through"))

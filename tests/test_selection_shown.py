@@ -21,7 +21,7 @@ from studies.reproduce import compared_with_authors
 from studies.spec import Study, Variant
 from studies.tables import MARK, MARKED
 from trainers import methods
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.feature_method import FeatureMethod
 from trainers.gda import ALPHAS
 
 pytestmark = pytest.mark.slow
@@ -240,7 +240,7 @@ ACCEPTED = ("TEST.SELECT_ON_TEST", True)
 CHOOSING = [
     name
     for name, kind in methods().items()
-    if issubclass(kind, FeatureTrainer)
+    if issubclass(kind, FeatureMethod)
     and "CHOOSE_ON" in kind.Settings.schema()
     and kind.spec.chosen
 ]
@@ -293,7 +293,7 @@ def test_oracle_has_the_best_test_accuracy_of_the_grid(eurosat, tiny, tmp_path):
     ]
     trainer = build_trainer(make_cfg("GDA", eurosat, tiny, tmp_path, *own))
     trainer.train()
-    alpha = trainer.head.alpha
+    alpha = trainer.method.head.alpha
     accuracies = {}
     chosen = alpha.item()
     for value in ALPHAS:

@@ -53,8 +53,8 @@ def test_a_method_reads_the_mean_of_the_sentences_and_else_its_template(
             features = clip.encode_text(tokenize(texts).to(trainer.device).long()).float()
         return (normalize(features) if unit else features).mean(dim=0)
 
-    teacher = getattr(trainer, "teacher", None)
-    own = getattr(trainer, "texts", None)
+    teacher = getattr(trainer.method, "teacher", None)
+    own = getattr(trainer.method, "texts", None)
     found = (
         teacher.text_features
         if teacher

@@ -96,7 +96,7 @@ def renamed(registered):
     ProGrad's do.
     """
 
-    class Renamed(trainers.PromptTrainer):
+    class Renamed(trainers.Method):
         @dataclass(frozen=True)
         class Settings(MethodSettings):
             W: float = 8.0

@@ -50,8 +50,8 @@ def test_a_class_without_images_keeps_its_text(make):
         for part in (trainer.dm.dataset.train_x, trainer.dm.dataset.val)
         for label in range(6)
     ]
-    assert counts == [4, 1, 0, 2, 8, 1, 4, 1, 0, 2, 4, 1] and len(trainer.class_names) == 6
-    weights = normalize(trainer.head.weight)
+    assert counts == [4, 1, 0, 2, 8, 1, 4, 1, 0, 2, 4, 1] and len(trainer.method.class_names) == 6
+    weights = normalize(trainer.method.head.weight)
     texts = normalize(trainer.model.class_texts)
     assert [
         label for label in range(6) if torch.allclose(weights[label], texts[label], atol=1e-5)

@@ -49,17 +49,21 @@ def test_training_computes_it_once_and_the_next_run_reads_it(build, computed, ca
         "a bad photo of a red.",
         "a bad photo of a green field.",
     } < set(texts)
-    assert torch.equal(first.teacher.text_features, second.teacher.text_features)
+    assert torch.equal(first.method.teacher.text_features, second.method.teacher.text_features)
     assert len(list(cache.iterdir())) == 1
 
 
 def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, deep, tmp_path):
-    features = [build("PromptSRC", classes).teacher.text_features for classes in ("base", "new")]
+    features = [
+        build("PromptSRC", classes).method.teacher.text_features for classes in ("base", "new")
+    ]
     state = load_backbone(str(deep)).state_dict()
     for number, key in enumerate(["ln_final.bias", "visual.ln_post.bias"]):
         torch.save(state | {key: state[key] + 0.5}, tmp_path / f"{number}.pt")
         features.append(
-            build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher.text_features
+            build(
+                "PromptSRC", "base", backbone=tmp_path / f"{number}.pt"
+            ).method.teacher.text_features
         )
     assert len(computed) == 3  # the image tower does not matter
     assert torch.equal(features[3], features[0])
@@ -77,21 +81,21 @@ def test_another_architecture_of_the_same_weights_has_a_teacher_of_its_own(cache
 
 def test_features_do_not_depend_on_the_precision_of_the_run(build, computed, cache):
     """Autocast products are coarse: kept, they would reach a later run in fp32."""
-    exact = build("PromptSRC", "base").teacher.text_features
+    exact = build("PromptSRC", "base").method.teacher.text_features
     next(cache.iterdir()).unlink()
     trainer = build("PromptSRC", "base", "PREC", "amp")
     trainer.batch_idx = 0
     trainer.num_batches = 9
     trainer.forward_backward(next(iter(trainer.train_loader_x)))
-    assert len(computed) == 2 and torch.equal(trainer.teacher.text_features, exact)
+    assert len(computed) == 2 and torch.equal(trainer.method.teacher.text_features, exact)
 
 
 def test_any_templates_have_features_of_their_own(build, computed, cache):
     trainer = build("IVLP", "base")
     templates = ("{} texture.", "a photo of {}.")
     clip = trainer.model.clip
-    names = trainer.class_names
-    several = [trainer.class_sentences(*chosen) for chosen in (templates, templates[:1])]
+    names = trainer.method.class_names
+    several = [trainer.method.class_sentences(*chosen) for chosen in (templates, templates[:1])]
     features = [Teacher(trainer.model, texts).text_features for texts in several]
     assert [len(texts) for texts in computed] == [6, 3] and len(list(cache.iterdir())) == 2
     with torch.no_grad():

@@ -6,7 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import METHODS, NEED_SENTENCES, differing, prompts_of, sentences_of
 from learned import NAMES
@@ -23,10 +23,10 @@ from runs.arguments import parse_arguments
 from runs.run_spec import setup_cfg
 from trainers import methods
 from trainers.base import PromptedCLIP
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.feature_method import FeatureMethod
 from trainers.base.method import Classes
 from trainers.base.prompts import move_class_tokens
-from trainers.base.test_time import ViewsTrainer
+from trainers.base.test_time import ViewsMethod
 
 CONFIGS = ROOT / "configs"
 YAMLS = {
@@ -98,7 +98,7 @@ def test_every_published_setting_learns_and_is_tested(
     set_random_seed(1)
     trainer = build_trainer(configured(file, backbone, size, eurosat, tmp_path, *options))
     before = prompts_of(trainer)
-    if issubclass(method, FeatureTrainer):
+    if issubclass(method, FeatureMethod):
         trainer.train()
         trained = {
             name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad
@@ -120,7 +120,7 @@ def test_every_published_setting_learns_and_is_tested(
 
     trainer.set_model_mode("eval")
     scores, labels = next(trainer.test_outputs(trainer.test_loader))
-    assert len(labels) == (1 if issubclass(method, ViewsTrainer) else 24) and scores.shape == (
+    assert len(labels) == (1 if issubclass(method, ViewsMethod) else 24) and scores.shape == (
         len(labels),
         6,
     )
@@ -131,7 +131,7 @@ def test_every_published_setting_learns_and_is_tested(
 def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, tmp_path):
     """It started at the rate of a warm-up that these methods do not have, and stayed below it."""
     trainer = build_trainer(configured(YAMLS[name], deep, 32, eurosat, tmp_path))
-    if isinstance(trainer, FeatureTrainer):
+    if isinstance(trainer, FeatureMethod):
         trainer.before_train()
     assert trainer.get_current_lr() == trainer.cfg.OPTIM.LR and trainer.cfg.OPTIM.WARMUP_EPOCH == 1
 
@@ -154,7 +154,6 @@ def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
     """
     trainer = build("CLIPLoRA", "base", "N_ITERS", 5)
     found = []
-    assert len(trainer.train_loader_x) == trainer.steps == 10
     trainer.run_epoch = lambda: found.append(
         (len(trainer.train_loader_x), len(list(trainer.train_loader_x)))
     )
@@ -216,7 +215,7 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     with torch.device("meta"):  # sizes without numbers
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"))
     clip.token_embedding = nn.Embedding.from_pretrained(torch.zeros(clip.vocab_size, 512))
-    method = TRAINER_REGISTRY.get(name)
+    method = methods()[name]
     file = YAMLS[f"{name}/{recipe(name, 'few_shot').cfg}"]
     on_eurosat = {
         "MMRL": ["TRAINER.MMRL.REP_DIM", 512],
@@ -225,7 +224,7 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     options = on_eurosat.get(name, [])  # other values than on most datasets
     cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path, *options)
     names = ["forest", "annual crop land"]
-    bare = method(cfg, Classes(names))
+    bare = method(cfg, Classes(names), torch.device("cpu"))
     model = PromptedCLIP(clip, bare.build_prompts(clip, names))
     learned = sum(parameter.numel() for parameter in model.parameters())
     assert DOCUMENTED[name][-1].startswith(f"{learned:,} (")

@@ -29,7 +29,7 @@ from inference.options import LoadOptions
 from studies.progress import collect_results
 from studies.study_file import load
 from trainers import methods
-from trainers.base import PromptTrainer
+from trainers.base import Method
 from trainers.base.prompts import TemplatePrompts
 from trainers.dept import dept
 
@@ -176,7 +176,7 @@ def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
 
 @pytest.mark.parametrize(("dataset", "known"), [("EuroSAT", {0: 1}), ("another", {}), (None, {})])
 def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, known, build):
-    trainer = build("CoOp")
+    trainer = build("CoOp").method
     first, *_ = trainer.class_names
     written = {"class_names": ["other", first]} | ({"dataset": dataset} if dataset else {})
     assert trainer.checkpoints.classes(written).labels == known
@@ -188,16 +188,16 @@ def test_some_classes_of_another_dataset_are_not_taken_by_their_names(dataset, k
 
 
 def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
-    trainer = build("CoOp", "all", "CSC", True)
+    trainer = build("CoOp", "all", "CSC", True).method
     before = torch.get_rng_state()
     assert trainer.checkpoints.class_dims() == {"ctx": (0,)}
     assert torch.equal(before, torch.get_rng_state())
-    assert build("CoOp").checkpoints.class_dims() == {}
+    assert build("CoOp").method.checkpoints.class_dims() == {}
     checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
     trainer.checkpoints.load(
         checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file"
     )
-    published = build("CoOp", "new", "CSC", True), checkpoint
+    published = build("CoOp", "new", "CSC", True).method, checkpoint
     named = (
         (trainer, checkpoint | {"metadata": {"class_names": list(names)}})
         for names in ("abcdef", "ab")
@@ -210,7 +210,7 @@ def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
             refusing.checkpoints.load(content, "a file")
 
 
-class Pairs(PromptTrainer):
+class Pairs(Method):
     """A method with a value for each pair of classes."""
 
     def build_prompts(self, clip, classnames):
@@ -226,8 +226,8 @@ def test_a_tensor_with_values_for_pairs_of_classes_keeps_those_of_learned_pairs(
     """One dimension of it was adapted; the error about the other one blamed the settings."""
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Pairs", Pairs)
     monkeypatch.setattr(Pairs, "of_learned_classes", ("prompt_learner.pairs",) if known else ())
-    base = build("Pairs", "base")
-    every = build("Pairs", "all")
+    base = build("Pairs", "base").method
+    every = build("Pairs", "all").method
     assert every.checkpoints.class_dims() == {"prompt_learner.pairs": (0, 2)}
     learned = torch.randn(3, 2, 3)
     base.model.prompt_learner.pairs.data = learned
@@ -265,10 +265,10 @@ def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(
     method, names, build
 ):
     one = ("OPTIM.MAX_EPOCH", 1)
-    base = build(method, "base", options=one)
-    every = build(method, "all", options=one)
+    base = build(method, "base", options=one).method
+    every = build(method, "all", options=one).method
     if method == "TipAdapter":
-        base.begin(base.features_of(base.dm.dataset.train_x))
+        base.begin(base.features_of(base.images.dataset.train_x))
     state = base.saved_module().state_dict()
     checkpoint = {"epoch": 1, "metadata": base.checkpoints.metadata()}
     every.checkpoints.load(checkpoint | {"state_dict": dict(state)}, "a file")
@@ -286,8 +286,8 @@ def wrapped(state):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build):
-    base = build("DePT+CoOp", "base")
-    every = build("DePT+CoOp", "all")
+    base = build("DePT+CoOp", "base").method
+    every = build("DePT+CoOp", "all").method
     state = base.saved_module().state_dict()
     # A published one does not say its classes
     metadata = {"metadata": base.checkpoints.metadata()} if named else {}
@@ -302,8 +302,8 @@ def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build
 def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
     method = dept(type("Own", (methods()["CoOp"],), {"of_learned_classes": ("ctx",)}))
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "DePT+CoOp", method)
-    base = build("DePT+CoOp", "base", "CSC", True)
-    every = build("DePT+CoOp", "all", "CSC", True)
+    base = build("DePT+CoOp", "base", "CSC", True).method
+    every = build("DePT+CoOp", "all", "CSC", True).method
     base.model.prompt_learner.ctx.data += 1
     checkpoint = {
         "state_dict": base.saved_module().state_dict(),
@@ -315,7 +315,7 @@ def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
 
 
 def test_a_checkpoint_says_which_method_made_it(build):
-    trainer = build("CoOp")
+    trainer = build("CoOp").method
     content = {
         "state_dict": trainer.saved_module().state_dict(),
         "epoch": 1,

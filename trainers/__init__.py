@@ -17,10 +17,11 @@ from yacs.config import CfgNode
 from common.errors import one_line
 from common.schema import add_settings
 
-from .base import PromptTrainer, compat
+from .base import Method, compat
 from .base.linear import Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
+from .base.trainer import MethodTrainer
 
 
 def import_files(folders: Iterable[str], package: str) -> None:
@@ -44,7 +45,7 @@ def import_files(folders: Iterable[str], package: str) -> None:
 import_files(__path__, __name__)
 
 
-def predicting() -> dict[str, type[PromptTrainer]]:
+def predicting() -> dict[str, type[Method]]:
     """The methods of models: those that a run trains, and the sum of heads that tools/fit.py
     makes.
     """
@@ -74,6 +75,6 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[method.section()]
 
 
-register_plugins(methods())
+register_plugins()
 
-__all__ = ["PromptTrainer", "extend_cfg", "methods", "predicting"]
+__all__ = ["Method", "MethodTrainer", "extend_cfg", "methods", "predicting"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer, Support
+from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec, Support
 from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings
@@ -63,7 +63,7 @@ class Prototypes(Head):
 
 
 @TRAINER_REGISTRY.register()
-class ZSLP(FeatureTrainer):
+class ZSLP(FeatureMethod):
     """A linear probe that starts from the text features (Silva-Rodriguez et al., CVPR 2024)."""
 
     Settings: ClassVar[type[MethodSettings]] = ZSLPSettings
@@ -136,6 +136,5 @@ class CLAP(ZSLP):
 
     def load_run_state(self, state):
         super().load_run_state(state)
-        self.multipliers, self.rho = (
-            state[name].to(self.device) for name in ("multipliers", "rho")
-        )
+        self.multipliers = state["multipliers"].to(self.device)
+        self.rho = state["rho"].to(self.device)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 from torch import nn
 
-from .base.feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer
+from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -41,7 +41,7 @@ class FeatureAdapter(Head):
 
 
 @TRAINER_REGISTRY.register()
-class CLIPAdapter(FeatureTrainer):
+class CLIPAdapter(FeatureMethod):
     """A small network on image features; text features stay as they are (Gao et al., IJCV 2024,
     online 2023).
     """

@@ -7,7 +7,7 @@ from clip import CLIP
 
 from .base.copies import CopyLearner, require_clip
 from .base.prompts import ContextSettings
-from .base.teacher import TaughtTrainer, cosine_distance
+from .base.teacher import TaughtMethod, cosine_distance
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def learned(clip: CLIP) -> dict[str, str]:
 
 
 @TRAINER_REGISTRY.register()
-class CLIPFit(TaughtTrainer):
+class CLIPFit(TaughtMethod):
     """Layer norms of the image tower and biases of the text tower's MLPs (Li et al., EMNLP
     2024).
     """

@@ -10,7 +10,7 @@ from .base import require_vit
 from .base.lora import LoRA
 from .base.prompts import TemplatePrompts
 from .base.settings import MethodSettings
-from .base.steps import SteppedTrainer
+from .base.steps import SteppedMethod
 
 # Layers from 0, in towers of 12 layers.
 POSITIONS = {
@@ -109,7 +109,7 @@ def of(value: Any) -> dict[Any, Any]:
 
 
 @TRAINER_REGISTRY.register()
-class CLIPLoRA(SteppedTrainer):
+class CLIPLoRA(SteppedMethod):
     """Low-rank adaptation of CLIP's attention (Zanella and Ben Ayed, CVPRW 2024)."""
 
     Settings = CLIPLoRASettings

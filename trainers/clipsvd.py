@@ -12,7 +12,7 @@ from common.errors import UsageError
 from .base.copies import Spectrum, decomposed, recomposed, register, require_clip, substitute
 from .base.prompts import TemplatePrompts
 from .base.settings import MethodSettings
-from .base.steps import LAST_RATE, SteppedTrainer
+from .base.steps import LAST_RATE, SteppedMethod
 
 # Blocks from 0, the same in towers of any depth.
 LAYERS: dict[str, Sequence[int]] = {
@@ -99,7 +99,7 @@ class SpectralLearner(TemplatePrompts):
 
 
 @TRAINER_REGISTRY.register()
-class CLIPSVD(SteppedTrainer):
+class CLIPSVD(SteppedMethod):
     """The singular values of the linear maps of both towers (Koleilat et al., 2025)."""
 
     Settings = CLIPSVDSettings
@@ -129,9 +129,8 @@ class CLIPSVD(SteppedTrainer):
 
     @property
     def steps(self) -> int:
-        return super().steps or self.max_epoch * len(self.dm.train_loader_x)
+        return super().steps or self.training.max_epoch * self.training.batches
 
     def build_schedule(self, optimizer):
-        return CosineAnnealingLR(
-            optimizer, self.steps if self.settings.N_ITERS else self.max_epoch, LAST_RATE
-        )
+        length = self.steps if self.settings.N_ITERS else self.training.max_epoch
+        return CosineAnnealingLR(optimizer, length, LAST_RATE)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from clip import TextPrompts
 
-from .base import PromptTrainer
+from .base import Method
 from .base.prompts import (
     TemplatePrompts,
     check_words,
@@ -57,7 +57,7 @@ class CoCoOpPrompts(TemplatePrompts):
 
 
 @TRAINER_REGISTRY.register()
-class CoCoOp(PromptTrainer):
+class CoCoOp(Method):
     """Conditional Context Optimization (Zhou et al., CVPR 2022)."""
 
     Settings = CoCoOpSettings

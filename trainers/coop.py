@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.prompts import ContextSettings, ContextTrainer
+from .base.prompts import ContextMethod, ContextSettings
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class CoOpSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(ContextTrainer):
+class CoOp(ContextMethod):
     """Context Optimization (Zhou et al., IJCV 2022)."""
 
     Settings = CoOpSettings

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.coupled import CoupledSettings, CoupledTrainer
+from .base.coupled import CoupledMethod, CoupledSettings
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
 
@@ -71,7 +71,7 @@ class CoPromptCLIP(PromptedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class CoPrompt(CoupledTrainer):
+class CoPrompt(CoupledMethod):
     """Consistency-guided Prompt learning (Roy and Etemad, ICLR 2024)."""
 
     Settings = CoPromptSettings
@@ -79,7 +79,7 @@ class CoPrompt(CoupledTrainer):
     reads_sentences = True
     published_sections = ("TRAINER.CoPrompt",)
     published_outside = ("W", "DISTILL")
-    published = (*CoupledTrainer.published, "adapter_image.*", "adapter_text.*")
+    published = (*CoupledMethod.published, "adapter_image.*", "adapter_text.*")
     caveat = "published with values chosen for each dataset"
 
     def build_prompts(self, clip, classnames):

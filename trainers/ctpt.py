@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.tuning import TuningSettings, TuningTrainer
+from .base.tuning import TuningMethod, TuningSettings
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class CTPTSettings(TuningSettings):
 
 
 @TRAINER_REGISTRY.register()
-class CTPT(TuningTrainer):
+class CTPT(TuningMethod):
     """TPT whose classes keep apart (Yoon et al., ICLR 2024)."""
 
     Settings = CTPTSettings

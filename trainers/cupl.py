@@ -8,7 +8,7 @@ from common.names import plain
 
 from .base.ensemble import EIGHTY
 from .base.settings import MethodSettings
-from .base.texts import TextsTrainer
+from .base.texts import TextsMethod
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class CuPLSettings(MethodSettings):
 
 
 @TRAINER_REGISTRY.register()
-class CuPL(TextsTrainer):
+class CuPL(TextsMethod):
     """Sentences about each class, word for word (Pratt et al., ICCV 2023)."""
 
     Settings = CuPLSettings

@@ -6,7 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from common.names import plain
 
 from .base.descriptors import which
-from .base.texts import SeveralSettings, TextsTrainer
+from .base.texts import SeveralSettings, TextsMethod
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DCLIPSettings(SeveralSettings):
 
 
 @TRAINER_REGISTRY.register()
-class DCLIP(TextsTrainer):
+class DCLIP(TextsMethod):
     """The descriptors of each class, in a sentence each (Menon and Vondrick, ICLR 2023)."""
 
     Settings = DCLIPSettings

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from clip import ImageOutput
 
-from .base import PromptTrainer
+from .base import Method
 from .base.checkpoints import of_other_classes, tensors_of
-from .base.feature_trainer import FeatureTrainer
+from .base.feature_method import FeatureMethod
 from .base.head import FiLM
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
@@ -57,9 +57,9 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
 
 
 @plugin("DePT")
-def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:  # noqa: C901
+def dept(base: type[Method]) -> type[Method] | None:  # noqa: C901
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
-    if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
+    if not (base.learns and base.transfers) or issubclass(base, FeatureMethod):
         return None
     # Of names that are those in the learner alone
     inner = "prompt_learner." if base.saves_learner else ""

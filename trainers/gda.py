@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer, Support
+from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
@@ -71,7 +71,7 @@ def shrunk_inverse(covariance: Tensor, n: int) -> Tensor:
 
 
 @TRAINER_REGISTRY.register()
-class GDA(FittedTrainer):
+class GDA(FittedMethod):
     """Gaussian discriminant analysis of the features, without training (Wang et al., ICLR 2024)."""
 
     Settings = GDASettings

@@ -1,10 +1,10 @@
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.prompts import TwoTowerTrainer
+from .base.prompts import TwoTowerMethod
 
 
 @TRAINER_REGISTRY.register()
-class IVLP(TwoTowerTrainer):
+class IVLP(TwoTowerMethod):
     """Independent vision-language prompting: deep prompts in both towers, not coupled (MaPLe, Sec.
     3.2).
     """

@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.prompts import ContextSettings, ContextTrainer
-from .base.teacher import TaughtTrainer
+from .base.prompts import ContextMethod, ContextSettings
+from .base.teacher import TaughtMethod
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class KgCoOpSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class KgCoOp(TaughtTrainer, ContextTrainer):
+class KgCoOp(TaughtMethod, ContextMethod):
     """Knowledge-guided Context Optimization: text features held near the frozen CLIP's (Yao et al.,
     CVPR 2023).
     """

@@ -11,7 +11,7 @@ from torch import nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer
+from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod
 from .base.head import Head
 
 # Values of C that `search` tries: powers of ten, the ends around the best, and halvings
@@ -79,7 +79,7 @@ def search(accuracy: Callable[[float], float]) -> float:
 
 
 @TRAINER_REGISTRY.register()
-class LinearProbe(FittedTrainer):
+class LinearProbe(FittedMethod):
     """A linear classifier of the frozen image features, without text (Radford et al., 2021; search
     as in CoOp).
     """

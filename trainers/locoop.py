@@ -7,7 +7,7 @@ from clip import has_local_features
 from common.errors import UsageError
 
 from .base.local import local_logits
-from .base.prompts import ContextSettings, ContextTrainer
+from .base.prompts import ContextMethod, ContextSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LoCoOpSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class LoCoOp(ContextTrainer):
+class LoCoOp(ContextMethod):
     """CoOp whose patches without the class are held away from all texts (Miyai et al., NeurIPS
     2023).
     """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer, Support
+from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -52,7 +52,7 @@ class Blended(Head):
 
 
 @TRAINER_REGISTRY.register()
-class LPPlusPlus(FittedTrainer):
+class LPPlusPlus(FittedMethod):
     """LP++: a linear probe with class-wise text weights and learning rates from the data (Huang et
     al., CVPR 2024).
     """
@@ -93,7 +93,7 @@ class LPPlusPlus(FittedTrainer):
         self.head.zero_grad()
         loss = F.cross_entropy(self.model.logits(image, self.model.class_texts), labels)
         loss.backward()
-        self.detect_anomaly(loss)
+        self.training.check_loss(loss)
         self.steps_of_w.step()
         self.gradient_of_alpha += self.head.alpha_vec.grad
         if number % self.settings.ALPHA_EVERY == 0:

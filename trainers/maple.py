@@ -1,8 +1,8 @@
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.coupled import CoupledTrainer
+from .base.coupled import CoupledMethod
 
 
 @TRAINER_REGISTRY.register()
-class MaPLe(CoupledTrainer):
+class MaPLe(CoupledMethod):
     """Multi-modal Prompt Learning (Khattak et al., CVPR 2023)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from clip import BlockAdapter, adapt, adapt_input, image_blocks, text_blocks
 from common.errors import UsageError
 
-from .base import PromptTrainer, require_vit
+from .base import Method, require_vit
 from .base.prompts import TemplatePrompts, text_width, vision_width
 from .base.settings import MethodSettings
 
@@ -98,7 +98,7 @@ class MMALearner(TemplatePrompts):
 
 
 @TRAINER_REGISTRY.register()
-class MMA(PromptTrainer):
+class MMA(Method):
     """Multi-Modal Adapter: small networks parallel to the upper blocks of both towers (Yang et al.,
     CVPR 2024).
     """

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from .base.prompts import mapped
 from .base.representations import (
+    RepresentationMethod,
     RepresentationPrompts,
     RepresentationSettings,
-    RepresentationTrainer,
 )
 
 
@@ -40,7 +40,7 @@ class MMRLPrompts(RepresentationPrompts):
 
 
 @TRAINER_REGISTRY.register()
-class MMRL(RepresentationTrainer):
+class MMRL(RepresentationMethod):
     """Multi-Modal Representation Learning (Guo and Gu, CVPR 2025)."""
 
     Prompts = MMRLPrompts

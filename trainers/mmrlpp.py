@@ -9,9 +9,9 @@ from clip import is_vit
 from common.errors import UsageError
 
 from .base.representations import (
+    RepresentationMethod,
     RepresentationPrompts,
     RepresentationSettings,
-    RepresentationTrainer,
 )
 
 
@@ -87,7 +87,7 @@ class MMRLppPrompts(RepresentationPrompts):
 
 
 @TRAINER_REGISTRY.register()
-class MMRLpp(RepresentationTrainer):
+class MMRLpp(RepresentationMethod):
     """MMRL++: representation tokens with shared maps, which are carried from layer to layer (Guo
     and Gu, 2025).
     """

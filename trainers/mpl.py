@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clip import Edit, Schedule, TextPrompts, image_blocks, prompt_lengths
 
-from .base import PromptTrainer, require_vit
+from .base import Method, require_vit
 from .base.compat import COUPLED
 from .base.prompts import (
     TemplatePrompts,
@@ -118,7 +118,7 @@ class MPLPrompts(TemplatePrompts):
 
 
 @TRAINER_REGISTRY.register()
-class MPL(PromptTrainer):
+class MPL(Method):
     """Modular Prompt Learning (Huang et al., ICASSP 2025)."""
 
     Settings = MPLSettings

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
 from .base.prompted import normalize
-from .base.test_time import ViewsSettings, ViewsTrainer
+from .base.test_time import ViewsMethod, ViewsSettings
 
 STEPS = 5
 INNER_STEPS = 5
@@ -26,7 +26,7 @@ class MTASettings(ViewsSettings):
 
 
 @TRAINER_REGISTRY.register()
-class MTA(ViewsTrainer):
+class MTA(ViewsMethod):
     """The mode of the views' features, weighted by how well the views agree (Zanella and Ben Ayed,
     CVPR 2024).
     """

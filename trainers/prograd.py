@@ -7,8 +7,8 @@ from torch import Tensor
 
 from common.errors import UsageError
 
-from .base.prompts import WORDS_FIRST, ContextSettings, ContextTrainer, zeros_and_words
-from .base.teacher import TaughtTrainer
+from .base.prompts import WORDS_FIRST, ContextMethod, ContextSettings, zeros_and_words
+from .base.teacher import TaughtMethod
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ProGradSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(TaughtTrainer, ContextTrainer):
+class ProGrad(TaughtMethod, ContextMethod):
     """Prompt-aligned Gradient: no step against the frozen CLIP's predictions (Zhu et al., ICCV
     2023).
     """

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer, Support
+from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -92,7 +92,7 @@ class KernelRegression(Head):
 
 
 @TRAINER_REGISTRY.register()
-class ProKeR(FittedTrainer):
+class ProKeR(FittedMethod):
     """Kernel ridge regression of the labels, from the cosines of zero-shot CLIP (Bendou et al.,
     CVPR 2025).
     """

@@ -14,7 +14,7 @@ from clip import is_vit
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import FeatureSettings, FeatureSpec, FittedTrainer, Support
+from .base.feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
 from .base.features import CachedOutput
 from .base.projection import LinearAdapter, ProjectedCLIP, Projection
 from .base.steps import shots_of
@@ -52,7 +52,7 @@ class ProLIPSettings(FeatureSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ProLIP(FittedTrainer):
+class ProLIP(FittedMethod):
     """The projection of the image tower, held near its start (Fahes et al., 2024)."""
 
     Settings = ProLIPSettings
@@ -111,15 +111,16 @@ class ProLIP(FittedTrainer):
                 )
             )
             return
+        training = self.training
         optimiser, schedule, start = (
-            deepcopy(x.state_dict()) for x in (self.optim, self.sched, self.head)
+            deepcopy(x.state_dict()) for x in (training.optim, training.sched, self.head)
         )
         best = -1
         for rate, self.tried in GRID:
             self.head.load_state_dict(start)
-            self.optim.load_state_dict(optimiser)
-            self.sched.load_state_dict(schedule | {"base_lrs": [rate]})
-            self.optim.param_groups[0]["lr"] = rate
+            training.optim.load_state_dict(optimiser)
+            training.sched.load_state_dict(schedule | {"base_lrs": [rate]})
+            training.optim.param_groups[0]["lr"] = rate
             self.learn(support)
             if (right := self.correct()) > best:
                 best = right
@@ -134,7 +135,7 @@ class ProLIP(FittedTrainer):
         """STEPS steps with one view of all images each: 1, 2, ..., 0; what the last one logs."""
         for step in range(1, self.settings.STEPS + 1):
             view = CachedOutput(support.views[step % len(support.views)])
-            logged = self.forward_backward({"img": view, "label": support.labels})
+            logged = self.training_step({"img": view, "label": support.labels})
         return logged
 
 

@@ -7,7 +7,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from common.errors import UsageError
 
-from .base.prompts import TwoTowerSettings, TwoTowerTrainer
+from .base.prompts import TwoTowerMethod, TwoTowerSettings
 from .base.teacher import TEMPLATES, Teacher
 
 
@@ -41,7 +41,7 @@ def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(TwoTowerTrainer):
+class PromptSRC(TwoTowerMethod):
     """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et
     al., ICCV 2023).
     """
@@ -49,11 +49,9 @@ class PromptSRC(TwoTowerTrainer):
     Settings = PromptSRCSettings
     reads_sentences = True
 
-    def build_model(self):
-        super().build_model()
-        self.gpa_weights = gpa_weights(
-            self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD
-        )
+    def start_training(self, epochs, batches):
+        super().start_training(epochs, batches)
+        self.gpa_weights = gpa_weights(epochs, self.settings.GPA_MEAN, self.settings.GPA_STD)
         self.gpa_weight = 0.0
         self.gpa_sum = {
             name: torch.zeros_like(value) for name, value in self.model.state_dict().items()
@@ -83,11 +81,11 @@ class PromptSRC(TwoTowerTrainer):
         """Add the epoch's prompts to the running average; after the last epoch the average is the
         model.
         """
-        weight = self.gpa_weights[self.epoch]
+        weight = self.gpa_weights[self.training.epoch]
         self.gpa_weight += weight
         for name, value in self.model.state_dict().items():
             self.gpa_sum[name] += weight * value
-        if self.epoch + 1 == self.max_epoch:
+        if self.training.is_last_epoch:
             if self.gpa_weight < 0.999:  # resumed from a checkpoint that did not hold the sum
                 print(
                     f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, "

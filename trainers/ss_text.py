@@ -5,7 +5,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from .base.feature_trainer import FeatureSettings, FeatureSpec, FittedTrainer, Support
+from .base.feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -36,7 +36,7 @@ class TextWeights(Head):
 
 
 @TRAINER_REGISTRY.register()
-class SSText(FittedTrainer):
+class SSText(FittedMethod):
     """Text features moved towards the images of their classes in closed form (Silva-Rodriguez et
     al., MICCAI 2025).
 

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 from torch import nn
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer
+from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -36,7 +36,7 @@ class Residuals(Head):
 
 
 @TRAINER_REGISTRY.register()
-class TaskRes(FeatureTrainer):
+class TaskRes(FeatureMethod):
     """Task residuals: text features that move, without a text tower (Yu et al., CVPR 2023)."""
 
     Settings = TaskResSettings
@@ -47,8 +47,8 @@ class TaskRes(FeatureTrainer):
     def build_head(self, classes, width, rows):
         return Residuals(classes, width, self.settings.RESIDUAL_SCALE)
 
-    def build_model(self):
-        super().build_model()
+    def start_training(self, epochs, batches):
+        super().start_training(epochs, batches)
         # MODEL.INIT_WEIGHTS may have loaded those of its run
         self.set_texts(self.model.class_texts)
 

@@ -17,7 +17,7 @@ from .base.prompts import (
     text_width,
     word_embeddings,
 )
-from .base.teacher import TaughtTrainer
+from .base.teacher import TaughtMethod
 
 # Text layer (from 0) of the class-aware prompts, and how many they are
 LAYER = 8
@@ -88,7 +88,7 @@ class TCPPrompts(TemplatePrompts):
 
 
 @TRAINER_REGISTRY.register()
-class TCP(TaughtTrainer):
+class TCP(TaughtMethod):
     """Textual-based Class-aware Prompt tuning (Yao et al., CVPR 2024)."""
 
     Settings = TCPSettings

@@ -8,7 +8,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.data_use import choice
 from .base.ensemble import EIGHTY, SEVEN
-from .base.test_time import TemplatesSettings, ViewsTrainer, most_confident
+from .base.test_time import TemplatesSettings, ViewsMethod, most_confident
 
 SCALE = 100.0  # of the logits, whatever CLIP's own scale is
 CONFIDENT = 0.1  # share of the views that count
@@ -45,7 +45,7 @@ class TDASettings(TemplatesSettings):
 
 
 @TRAINER_REGISTRY.register()
-class TDA(ViewsTrainer):
+class TDA(ViewsMethod):
     """Two caches of test images that grow while they are tested (Karmanov et al., CVPR 2024)."""
 
     Settings = TDASettings
@@ -64,13 +64,13 @@ class TDA(ViewsTrainer):
     def choices(self):
         if self.settings.CHOOSE_ON == "nothing":
             return super().choices
-        images = self.dm.dataset.test
+        dataset = self.images.dataset
         # Nobody says of how many values
         keys = (
             "TRAINER.TDA.POSITIVE_ALPHA",
             "TRAINER.TDA.POSITIVE_BETA",
         )
-        return [choice(key, self.cfg, self.dataset_title, images, self.dm.dataset) for key in keys]
+        return [choice(key, self.cfg, self.dataset_title, dataset.test, dataset) for key in keys]
 
     def order(self, images):
         """At random, by the seed: the caches depend on it."""

@@ -8,11 +8,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import (
+from .base.feature_method import (
     ChoosingSettings,
+    FeatureMethod,
     FeatureSpec,
-    FeatureTrainer,
-    FittedTrainer,
+    FittedMethod,
     Support,
 )
 from .base.head import SCALE, Head
@@ -71,7 +71,7 @@ class CacheHead(Head):
         return SCALE * image @ text.T + self.alpha * self.votes(image, self.beta)
 
 
-class CacheTrainer(FeatureTrainer):
+class CacheMethod(FeatureMethod):
     Settings = TipAdapterSettings
     transfers = True  # new classes have no votes
     saved_as = "tip_adapter"
@@ -128,20 +128,20 @@ class CacheTrainer(FeatureTrainer):
 
 
 @TRAINER_REGISTRY.register()
-class TipAdapter(CacheTrainer, FittedTrainer):
+class TipAdapter(CacheMethod, FittedMethod):
     """The training images as a cache, added to zero-shot CLIP, without training (Zhang et al., ECCV
     2022).
     """
 
 
 @TRAINER_REGISTRY.register()
-class TipAdapterF(CacheTrainer):
+class TipAdapterF(CacheMethod):
     """Tip-Adapter whose keys are learned."""
 
     saved_as = "tip_adapter_f"
     learned = True
     schedule_steps = True
-    spec = replace(CacheTrainer.spec, keeps_last_batch=True)
+    spec = replace(CacheMethod.spec, keeps_last_batch=True)
 
     def build_schedule(self, optimizer):
         return CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)

@@ -1,8 +1,8 @@
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.tuning import TuningTrainer
+from .base.tuning import TuningMethod
 
 
 @TRAINER_REGISTRY.register()
-class TPT(TuningTrainer):
+class TPT(TuningMethod):
     """Test-time prompt tuning: the views of an image should agree (Shu et al., NeurIPS 2022)."""

@@ -14,7 +14,7 @@ from .base.copies import CopyLearner, require_clip
 from .base.lora import LoRA
 from .base.prompts import check_layer
 from .base.settings import MethodSettings
-from .base.steps import SteppedTrainer, cosines
+from .base.steps import SteppedMethod, cosines
 
 # Of a tensor: tower, block, rest
 NAME = re.compile(r"^(visual\.)?(?:transformer\.resblocks\.(\d+)\.)?(.*)$")
@@ -103,7 +103,7 @@ class TwoStageCLIP(PromptedCLIP):
 
 
 @TRAINER_REGISTRY.register()
-class TwoStage(SteppedTrainer):
+class TwoStage(SteppedMethod):
     """2SFS: layer norms of both towers learn first, then a classifier on their features (Farina et
     al., CVPR 2025).
     """
@@ -132,8 +132,8 @@ class TwoStage(SteppedTrainer):
             optimizer, self.cfg.OPTIM.LR, (self.first_steps, self.steps - self.first_steps)
         )
 
-    def forward_backward(self, batch):
-        step = self.sched.last_epoch
+    def training_step(self, batch):
+        step = self.training.sched.last_epoch
         model = self.model
         model.second_stage = step >= self.first_steps
         # The tuned towers are frozen then: without dropout
@@ -145,4 +145,4 @@ class TwoStage(SteppedTrainer):
                 )
         for name, tensor in model.prompt_learner.named_parameters():
             tensor.requires_grad_(name == "classifier" or not model.second_stage)
-        return super().forward_backward(batch)
+        return super().training_step(batch)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clip import Edit, Schedule, TextPrompts, image_blocks, image_tower
 
-from .base import PromptTrainer, require_vit
+from .base import Method, require_vit
 from .base.prompts import ContextPrompts, Position, gaussian, text_width, vision_width
 from .base.settings import MethodSettings
 
@@ -87,7 +87,7 @@ class UPTPrompts(ContextPrompts):
 
 
 @TRAINER_REGISTRY.register()
-class UPT(PromptTrainer):
+class UPT(Method):
     """Unified Prompt Tuning (Zang et al., 2022), whose own repository has no code: this is MVLPT's
     implementation.
     """

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import PromptTrainer, require_vit
+from .base import Method, require_vit
 from .base.compat import VISION
 from .base.prompts import WORDS, IndependentPrompts, check_depth
 from .base.settings import MethodSettings
@@ -19,7 +19,7 @@ class VPTSettings(MethodSettings):
 
 
 @TRAINER_REGISTRY.register()
-class VPT(PromptTrainer):
+class VPT(Method):
     """Visual Prompt Tuning of CLIP's image tower (Jia et al., ECCV 2022); the text is `a photo of a
     {class}.`
     """

@@ -13,7 +13,7 @@ from common.names import plain
 from common.text import read_text
 
 from .base.descriptors import which
-from .base.texts import SeveralSettings, TextsTrainer
+from .base.texts import SeveralSettings, TextsMethod
 
 END = "</w>"  # of a whole word in the vocabulary of CLIP
 
@@ -88,7 +88,7 @@ def letter_sequences(
 
 
 @TRAINER_REGISTRY.register()
-class WaffleCLIP(TextsTrainer):
+class WaffleCLIP(TextsMethod):
     """Random words and letters instead of descriptors (Roth et al., ICCV 2023)."""
 
     Settings = WaffleCLIPSettings

@@ -4,7 +4,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from .base.test_time import TemplatesSettings, ViewsTrainer, entropies
+from .base.test_time import TemplatesSettings, ViewsMethod, entropies
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ZEROSettings(TemplatesSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ZERO(ViewsTrainer):
+class ZERO(ViewsMethod):
     """A vote of the confident views, at temperature zero (Farina et al., NeurIPS 2024)."""
 
     Settings = ZEROSettings

@@ -6,7 +6,7 @@ from common.errors import UsageError
 from common.names import CONTROL
 
 from .base.settings import MethodSettings
-from .base.texts import TextsTrainer
+from .base.texts import TextsMethod
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ZeroshotCLIPSettings(MethodSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(TextsTrainer):
+class ZeroshotCLIP(TextsMethod):
     """CLIP as it is, with one template for each dataset (Radford et al., 2021)."""
 
     Settings = ZeroshotCLIPSettings

@@ -25,7 +25,7 @@ from common.start import ROOT
 from configs.files import config_folder
 from configs.recipes import recipe
 from trainers import methods
-from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.feature_method import FeatureMethod
 
 CLASSES = 5
 BATCH = 4
@@ -51,9 +51,9 @@ def steps(method: str, backbone: str, prec: str, counts: Counts | None = None) -
     }
     trainer = build(Namespace(**way, form="fast", prec=prec, classes=CLASSES, batch=BATCH))
     # Small enough for the first step: by default a GradScaler begins with steps that it skips.
-    trainer.scaler = torch.amp.GradScaler(
-        trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled()
-    )
+    enabled = trainer.scaler.is_enabled()
+    scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=enabled)
+    trainer.method.training.scaler = scaler
     losses = []
     for trainer.batch_idx in range(2):
         generator = torch.Generator().manual_seed(trainer.batch_idx)
@@ -73,7 +73,7 @@ def main(names: list[str]) -> None:
     stepped = [
         name
         for name, method in methods().items()
-        if method.learns and not issubclass(method, FeatureTrainer)
+        if method.learns and not issubclass(method, FeatureMethod)
     ]
     with tempfile.TemporaryDirectory() as folder:
         backbone = f"{folder}/narrow.pt"

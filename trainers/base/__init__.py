@@ -1,10 +1,28 @@
-"""Shared by the methods: the trainer, the prompted model, settings, checkpoints, features and
+"""Shared by the methods: their base, the prompted model, settings, checkpoints, features and
 teachers.
 """
 
-from .build import require_vit
-from .method import TEMPLATE
-from .prompted import PromptedCLIP, PromptLearner
-from .trainer import PromptTrainer
+import sys
 
-__all__ = ["TEMPLATE", "PromptLearner", "PromptTrainer", "PromptedCLIP", "require_vit"]
+from . import feature_method, prompts, teacher, test_time, trainer
+from .build import require_vit
+from .method import TEMPLATE, Method
+from .prompted import PromptedCLIP, PromptLearner
+
+# Method files outside of this project may have these names of before: a method was a trainer
+FORMER = {
+    "PromptTrainer": trainer,
+    "FeatureTrainer": feature_method,
+    "FittedTrainer": feature_method,
+    "ContextTrainer": prompts,
+    "TwoTowerTrainer": prompts,
+    "TaughtTrainer": teacher,
+    "ViewsTrainer": test_time,
+}
+for name, module in FORMER.items():
+    named = name.removeprefix("Prompt").replace("Trainer", "Method")
+    setattr(module, name, getattr(module, named))
+sys.modules[f"{__name__}.feature_trainer"] = feature_method
+PromptTrainer = Method
+
+__all__ = ["TEMPLATE", "Method", "PromptLearner", "PromptTrainer", "PromptedCLIP", "require_vit"]

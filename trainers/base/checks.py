@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from PIL import Image
 from torch import Tensor
@@ -25,7 +25,7 @@ from clip.random_weights import random_clip
 
 from .build import assemble_model, unregistered, untrained
 from .method import Classes
-from .prompted import PromptedCLIP, PromptLearner
+from .prompted import PromptedCLIP
 
 TOLERANCE = 1e-3  # of the largest value
 SIDE = 32  # pixels
@@ -63,8 +63,9 @@ def assert_method_works(name: str, **settings: Any) -> None:
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
         set_random_seed(1)
         trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
-        model = trainer.model
-        kind = type(trainer.model.prompt_learner)
+        trained = trainer.method
+        model = trained.model
+        kind = type(model.prompt_learner)
         added = unregistered(model)
         assert not (loose := untrained(model)), (
             f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
@@ -75,24 +76,24 @@ def assert_method_works(name: str, **settings: Any) -> None:
         trainer.train()
         dataset = trainer.dm.test_loader.dataset
         images = torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(
-            trainer.device
+            trained.device
         )
-        if kind.image is not PromptLearner.image:
+        if kind.changes_image:
             with torch.no_grad():
                 longest = float(model.image_features(images).norm(dim=-1).max())
             remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
             assert longest < 1.01, (
                 f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
             )
-        classes = Classes(trainer.class_names, trainer.dataset_template, trainer.sentences)
-        loaded = type(trainer)(trainer.cfg, classes, trainer.device)
+        classes = Classes(trained.class_names, trained.dataset_template, trained.sentences)
+        loaded = type(trained)(trained.cfg, classes, trained.device)
         assemble_model(loaded, clip=model.frozen)
-        if trainer.learns:
+        if trained.learns:
             loaded.load_model(trainer.output_dir)
         remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
         what = f"{name} gives other logits than a model that reads its checkpoint"
         logits = []
-        for method in (trainer, loaded):
+        for method in (trained, loaded):
             method.model.eval()
             logits.append(method.model_inference(images))
         assert same(*logits), f"{what}: {remedy}"
@@ -106,7 +107,7 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
     """The configuration of the run that `assert_method_works` checks, with its backbone in the same
     folder.
     """
-    from trainers import extend_cfg  # here, as the methods import this package
+    from trainers import extend_cfg, methods  # here, as the methods import this package
 
     backbone = folder / "backbone.pt"
     vision = {"image_size": SIDE, "patch_size": 16, "layers": 12, "width": 64}
@@ -116,7 +117,7 @@ def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
     cfg = get_cfg_default()
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     extend_cfg(cfg, name)
-    section = TRAINER_REGISTRY.get(name).section()
+    section = methods()[name].section()
     cfg.TRAINER[section].update({"PREC": "fp32", **settings})
     cfg.TRAINER.NAME = name
     cfg.DATASET.NAME = "Noise"

@@ -68,10 +68,11 @@ def stated(attribute: str) -> dict[str, tuple[str, ...]]:
     """The `published` or `published_unused` of each method with published checkpoints, by its
     name.
     """
-    methods = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
+    entries = TRAINER_REGISTRY._obj_map.items()
+    methods = {name: getattr(entry, "method_class", entry) for name, entry in entries}
     return {
         name: getattr(method, attribute)
-        for name, method in methods
+        for name, method in methods.items()
         if getattr(method, "published", ())
     }
 

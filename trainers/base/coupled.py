@@ -10,6 +10,7 @@ from clip import Edit, Schedule, TextPrompts
 
 from .build import require_vit
 from .compat import COUPLED
+from .method import Method
 from .prompts import (
     TemplatePrompts,
     check_depth,
@@ -20,7 +21,6 @@ from .prompts import (
     vision_width,
 )
 from .settings import MethodSettings
-from .trainer import PromptTrainer
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CoupledPrompts(TemplatePrompts):
         return [Edit(add=first), *(Edit(len(prompt), prompt) for prompt in deep)]
 
 
-class CoupledTrainer(PromptTrainer):
+class CoupledMethod(Method):
     """A method that learns coupled prompts; its `Settings` are `CoupledSettings`."""
 
     Settings: ClassVar[type[MethodSettings]] = CoupledSettings

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
 
@@ -11,15 +10,14 @@ from common.errors import UsageError
 from .build import assemble_model
 from .checkpoints import find_checkpoint, is_checkpoint
 from .head import HeadCLIP
-from .method import Classes
-from .prompted import PromptedCLIP
-from .trainer import PromptTrainer
+from .method import Classes, Method
+from .plugin import registered
 
 if TYPE_CHECKING:
-    from .feature_trainer import FeatureTrainer
+    from .feature_method import FeatureMethod
 
 
-def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[PromptTrainer, str]:
+def open_features_run(head: "FeatureMethod", folder: str, key: str) -> tuple[Method, str]:
     """The method of the run in a folder with its learned prompts, for the classes of `head`, and
     their checkpoint.
 
@@ -37,13 +35,13 @@ def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[Pr
     if not name:
         what = f"{path} does not say which method learned its features"
         raise UsageError(what, "give FEATURES_OF another", path)
-    kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
-    if not (kind and issubclass(kind, PromptTrainer)) or issubclass(kind.Model, HeadCLIP):
+    kind = registered().get(name)
+    if kind is None or issubclass(kind.Model, HeadCLIP):
         why = "learns no features" if kind else "is unknown"
         raise UsageError(
             f"{path} is of {name[:100]}, which {why}", "give FEATURES_OF another", path
         )
-    if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
+    if kind.Model.own_logits or kind.Model.own_output:
         what = (
             f"{name} has its own `output` or `logits`, so that its image features are not all "
             "that it compares"

@@ -81,9 +81,8 @@ class HeadCLIP(PromptedCLIP):
         if self.base is None or isinstance(images, ImageOutput):
             return super().image_output(images)
         tower = self.base.image_output(images)
-        hooks = type(self.base.prompt_learner).image, type(self.base).of_tower
-        plain = hooks == (PromptLearner.image, PromptedCLIP.of_tower)
-        return ImageOutput(tower.feature if plain else self.base.of_tower(tower))
+        changes = self.base.own_image or self.base.prompt_learner.changes_image
+        return ImageOutput(self.base.of_tower(tower) if changes else tower.feature)
 
     def of_tower(self, tower: ImageOutput) -> Tensor:
         return tower.feature.float()

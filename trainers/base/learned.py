@@ -29,7 +29,6 @@ from .checkpoints import (
     tensors_of,
 )
 from .data_use import fit_phase, inherited
-from .prompted import PromptLearner
 
 if TYPE_CHECKING:
     from .method import Method
@@ -51,9 +50,7 @@ class LearnedClasses:
 
 
 class Checkpoints:
-    """Saves and loads the learned tensors of a method: a trainer, or that of a prediction with its
-    model.
-    """
+    """Saves and loads the learned tensors of a method that has a model."""
 
     def __init__(self, method: "Method"):
         self.method: Any = method
@@ -90,7 +87,7 @@ class Checkpoints:
         """The images that training learns from."""
         method = self.method
         return fit_phase(
-            method.cfg, method.dataset_title, method.dm.dataset, len(method.class_names)
+            method.cfg, method.dataset_title, method.images.dataset, len(method.class_names)
         )
 
     def check_resumed(self, written: Mapping[str, Any]) -> None:
@@ -143,7 +140,7 @@ class Checkpoints:
         checkpoint = load_checkpoint(path)
         if os.path.basename(path) == method.published_file:
             checkpoint = method.of_published_file(checkpoint, path, method.settings) | {
-                "epoch": method.max_epoch
+                "epoch": method.cfg.OPTIM.MAX_EPOCH
             }
         if not is_checkpoint(checkpoint):
             raise UsageError(
@@ -151,7 +148,7 @@ class Checkpoints:
             )
         self.load(checkpoint, path)
         method.loaded_sha256 = checksum(Path(path))
-        if type(method.model.prompt_learner).image is not PromptLearner.image:
+        if method.model.prompt_learner.changes_image:
             kind = "learned" if method.model.classes_learned else "new"
             print(f"Images are read as those of {kind} classes")
         written = checkpoint.get("metadata") or {}

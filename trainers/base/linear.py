@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer
+from .feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .head import Head
 from .prompted import normalize
 
@@ -38,7 +38,7 @@ class LinearHead(Head):
         return F.linear(normalize(image), self.weight, self.bias)
 
 
-class Linear(FeatureTrainer):
+class Linear(FeatureMethod):
     """The weighted sum of linear heads; it is no method that a run trains."""
 
     Settings = LinearSettings

@@ -1,12 +1,21 @@
-"""The base of all methods: their facts and settings, and the classes of a run or a prediction."""
+"""The base of all methods: facts, settings, prompts, loss and training step.
 
-from collections.abc import Callable, Mapping, Sequence
+It knows no trainer of Dassl: `trainer.MethodTrainer` has a method, as a prediction and a fit have.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from clip import CLIP, ImageOutput
@@ -18,11 +27,23 @@ from common.schema import Accepts
 from .checkpoints import find_checkpoint
 from .compat import build_transform
 from .data_use import made_choices
+from .features import cached_features
 from .learned import Checkpoints, LearnedClasses
-from .prompted import PromptedCLIP, PromptLearner
+from .prompted import Declares, Output, PromptedCLIP, PromptLearner
 from .settings import MethodSettings
+from .training import Training
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
+
+# What a method file may still read that was written when a method was a trainer
+OF_TRAINERS = {
+    "dm": "images",
+    "num_classes": "class_names",
+    "epoch": "training.epoch",
+    "max_epoch": "training.max_epoch",
+    "optim": "training.optim",
+    "sched": "training.sched",
+}
 
 
 class Classes(NamedTuple):
@@ -34,17 +55,29 @@ class Classes(NamedTuple):
     sentences: Mapping[str, Sequence[str]] = {}
 
 
-class Method:
-    """A method with its settings, its model and its checkpoints. It predicts; a trainer
-    (`PromptTrainer`) trains it.
+class RunImages(NamedTuple):
+    """The images of a run, for a method that computes their features or chooses on them."""
+
+    dataset: Any  # Dassl's, with the lists train_x, val and test
+    tests: Any  # Dassl's loader of the test images
+
+
+class Method(Declares):
+    """A method with its settings and its model.
+
+    A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may
+    override `loss`, and `backward` where one loss is not enough.
 
     Args:
         cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a
-            configuration.
+            configuration; for training OPTIM and DATALOADER, too.
         classes: to choose from.
         device: of the model, which `build.assemble_model` makes.
+        n_train: the number of training images; 0 for a prediction.
+        images: those of a run.
     """
 
+    declares = {"reads_views": ("parse_batch_train",)}
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     # Other names of its section, in published YAML files
     published_sections: ClassVar[tuple[str, ...]] = ()
@@ -90,30 +123,53 @@ class Method:
     published_unused: ClassVar[tuple[str, ...]] = ()
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
-    cfg: CfgNode
-    device: torch.device
+    schedule_steps: ClassVar[bool] = (
+        False  # whether the learning rate changes after each step, not each epoch
+    )
+    keeps_last_batch: ClassVar[bool] = (
+        False  # whether an epoch has a smaller last batch, which Dassl leaves out
+    )
+    reads_views: ClassVar[bool] = False  # whether a batch may have several views of an image
+    saves_each_epoch: ClassVar[bool] = True  # False: only those that TRAIN.CHECKPOINT_FREQ keeps
+    fits: ClassVar[bool] = False  # whether an epoch is one computation instead of batches
     model: PromptedCLIP
-    dm: Any  # of a trainer alone: Dassl's data manager
+    training: Training  # since `start_training`
     # Behind prompts that were loaded; None: they do not say
     inherited_choices: Sequence[SelectionRecord] | None = ()
     # What these were learned from; None: they do not say
     inherited_phases: Sequence[Phase] | None = ()
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
-    def __init__(self, cfg: CfgNode, classes: Classes, device: torch.device):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        classes: Classes,
+        device: torch.device,
+        n_train: int = 0,
+        images: RunImages | None = None,
+    ):
         self.cfg = cfg
         self.device = device
         self.class_names, self.dataset_template, self.sentences = Classes(*classes)
+        self.n_train = n_train
+        self.images: Any = images
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OF_TRAINERS:
+            what = (
+                f"{type(self).__name__} reads self.{name}, which a trainer has and a method has not"
+            )
+            raise UsageError(what, f"write self.{OF_TRAINERS[name]}")
+        raise AttributeError(f"{type(self).__name__} has no {name}")
 
     # Hooks of a method
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
         """The prompts of this method for a backbone and class names (no underscores), on the
         backbone's device.
-
-        A prediction has no images: `self.dm` does not exist then.
         """
         raise NotImplementedError
 
@@ -166,6 +222,136 @@ class Method:
         """
         return self.model(images)
 
+    # A test
+
+    def test_loader(self, loader: Any) -> Any:
+        """How the images of a test are read, from Dassl's loader of them."""
+        return loader
+
+    def outputs(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
+
+        The features of a frozen image tower without prompts are kept in the folder CACHE for other
+        runs. `folder` is that of the run: a test of single images keeps there what it has done.
+        """
+        for batch in cached_features(self.cfg, self.model, loader) or loader:
+            images, labels = self.parse_batch(batch)
+            yield self.model_inference(images), labels
+
+    # Training
+
+    def check_training(self) -> None:
+        """Check what only training needs: a test or a prediction may have other classes. Raises
+        UsageError if the settings do not fit the classes to learn."""
+
+    def start_training(self, epochs: int, batches: int) -> None:
+        """Make the state of a training of so many epochs, of so many batches each. Raises
+        UsageError if nothing is learned, or the settings do not fit."""
+        if not self.saved_module().state_dict():
+            what = f"{type(self).__name__} has nothing to train with these settings"
+            raise UsageError(what, "change them, or set `learns = False`")
+        self.training = Training(epochs, batches, self.device, self.amp)
+        if any(True for _ in self.model.parameters()):
+            self.training.optim, self.training.sched = self.build_optimizer()
+
+    def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
+        """The optimiser of the learned parameters, and its schedule."""
+        optimizer = build_optimizer(self.model, self.cfg.OPTIM)
+        return optimizer, self.build_schedule(optimizer)
+
+    def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        """The schedule of the learning rate: by steps if `schedule_steps`, else by epochs."""
+        return build_lr_scheduler(optimizer, self.cfg.OPTIM)
+
+    def batches(self, loader: Any) -> Any:
+        """The batches of the present epoch, from a loader of the training images."""
+        return loader
+
+    def run_epoch(self, batches: Iterable[Any]) -> None:
+        """Learn from the batches of an epoch."""
+        for batch in batches:
+            self.training_step(batch)
+        self.training.end_batches(self.schedule_steps)
+
+    def after_epoch(self) -> None:
+        """Called after each epoch, before it is validated and saved."""
+
+    def run_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the model: plain values and tensors."""
+        return {}
+
+    def load_run_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `run_state` returned."""
+
+    def parse_batch(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Images (batch, 3, H, W) and labels (batch,) on the method's device."""
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return images, labels
+
+    def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """`parse_batch` in training."""
+        return self.parse_batch(batch)
+
+    def training_step(self, batch: Mapping[str, Any]) -> dict[str, float | Tensor]:
+        """A step of the optimiser; what is logged is a number or, so that nothing waits for a GPU,
+        a tensor there.
+        """
+        training = self.training
+        logged = self.both_passes(*self.parse_batch_train(batch))
+        training.check_loss(logged["loss"])
+        training.scaler.step(training.optim)
+        training.scaler.update()
+        if self.schedule_steps:
+            training.sched.step()
+        return {name: value if value.is_cuda else value.item() for name, value in logged.items()}
+
+    def both_passes(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The forward and the backward pass: leaves the gradient in the learned parameters, returns
+        what is logged.
+        """
+        with self.autocast():
+            output = self.model.output(images)
+            loss, parts = self.loss(output, labels)
+        self.training.optim.zero_grad()
+        self.backward(loss, parts)
+        logged = {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0], **parts}
+        return {name: value.detach() for name, value in logged.items()}
+
+    def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and parts of it to be logged.
+
+        Args:
+            output: the forward pass of a batch.
+            labels: (batch,).
+        """
+        return F.cross_entropy(output.logits, labels), {}
+
+    def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Leave the gradient of the step, scaled by `self.scaler`, in the learned parameters.
+
+        Args:
+            loss, parts: as `loss()` returned them. A method that combines gradients of several
+                losses overrides this; zeroing, unscaling, the step and the scaler's update stay
+                where they are. What it adds to `parts` is logged.
+        """
+        self.scaler.scale(loss).backward()
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        return self.training.scaler
+
+    @property
+    def amp(self) -> bool:
+        return self.settings.PREC == "amp"
+
+    def autocast(self) -> AbstractContextManager:
+        """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
+        if not self.amp:  # not `enabled=False`, which would end an autocast around the method
+            return nullcontext()
+        return torch.autocast(
+            self.device.type, torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        )
+
     # What follows from the configuration and the dataset
 
     @classmethod
@@ -199,6 +385,15 @@ class Method:
             )
 
     @classmethod
+    def check_run(cls, cfg: CfgNode) -> None:
+        """Check what only a run needs of its configuration. Raises UsageError if it cannot work."""
+        views = cfg.DATALOADER.K_TRANSFORMS
+        if views > 1 and not cls.reads_views:
+            raise UsageError(
+                f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {cls.__name__}"
+            )
+
+    @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:
         """Path of the checkpoint that `load_model` loads; UsageError if there is none."""
         return find_checkpoint(directory, cls.saved_as, epoch, cls.__name__, cls.published_file)
@@ -212,41 +407,25 @@ class Method:
     def checkpoints(self) -> Checkpoints:
         return self.checkpoints_type(self)
 
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load learned prompts from an output folder, as `Checkpoints.read` says; nothing if
+        nothing is learned.
+        """
+        if self.learns:
+            self.checkpoints.read(directory, epoch)
+
     @cached_property
     def choices(self) -> list[SelectionRecord]:
         """What training chooses on images, and on which (data_use.py). A method that chooses a
         setting adds it.
         """
-        return made_choices(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
+        if not self.learns:
+            return []
+        return made_choices(self.cfg, self.dataset_title, self.images.dataset)
 
     def inherit(self, choices: list[SelectionRecord]) -> None:
         """Add choices that were made before this run to those that its checkpoints name."""
         self.inherited_choices = [*(self.inherited_choices or []), *choices]
-
-    @cached_property
-    def class_names(self) -> list[str]:
-        """The names of the run's classes, in the order of their labels, without underscores. Raises
-        UsageError if a label has no name, so that other labels would get wrong names."""
-        names = self.dm.dataset.classnames
-        n_classes = self.dm.num_classes
-        if len(names) != n_classes:
-            what = (
-                f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}"
-            )
-            raise UsageError(what, "number its classes without gaps")
-        return list(map(plain, names))
-
-    @cached_property
-    def dataset_template(self) -> str:
-        """The dataset's sentence with {} for a class name."""
-        return getattr(self.dm.dataset, "template", TEMPLATE)
-
-    @cached_property
-    def sentences(self) -> Mapping[str, Sequence[str]]:
-        """Sentences for each class, by its name in their file (DATASET.SENTENCES); empty without a
-        file.
-        """
-        return getattr(self.dm.dataset, "sentences", {})
 
     @property
     def dataset_title(self) -> str:

@@ -48,7 +48,7 @@ def load_method_file(path: Path) -> None:
     try:
         # What was hashed, not a compiled file beside it
         exec(compile(of_user(content), str(path), "exec"), vars(module))
-        register_plugins(registered())
+        register_plugins()
         check_names(path, before, makers)
     except BaseException as error:
         del sys.modules[name]
@@ -62,9 +62,9 @@ def load_method_file(path: Path) -> None:
             f"{path} cannot be used ({reason(error, path)})", "correct it", path
         ) from error
     for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
-        method = TRAINER_REGISTRY.get(key)
-        method.plugin_file = str(path)
-        method.plugin_sha256 = checksum
+        kind = registered().get(key, TRAINER_REGISTRY.get(key))
+        kind.plugin_file = str(path)
+        kind.plugin_sha256 = checksum
     LOADED[path] = checksum
 
 

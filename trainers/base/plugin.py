@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .trainer import PromptTrainer
+from common.errors import UsageError
 
-Maker = Callable[[type[PromptTrainer]], type[PromptTrainer] | None]
+from .method import Method
+from .trainer import MethodTrainer
+
+Maker = Callable[[type[Method]], type[Method] | None]
 MAKERS: dict[str, Maker] = {}
 
 
@@ -26,20 +29,35 @@ def plugin(name: str) -> Callable[[Maker], Maker]:
     return register
 
 
-def registered() -> dict[str, type[PromptTrainer]]:
-    """The registered methods by name."""
-    entries = TRAINER_REGISTRY._obj_map.items()
-    return {
-        name: kind
-        for name, kind in entries
-        if isinstance(kind, type) and issubclass(kind, PromptTrainer)
-    }
+def registered() -> dict[str, type[Method]]:
+    """The registered methods by name. The trainer of a method takes its place in the registry, for
+    Dassl's `build_trainer`.
+    """
+    methods = {}
+    for name, kind in TRAINER_REGISTRY._obj_map.items():
+        if isinstance(kind, type) and issubclass(kind, Method):
+            check_hooks(kind)
+            facts = {"method_class": kind, "__doc__": kind.__doc__}
+            TRAINER_REGISTRY._obj_map[name] = type(kind.__name__, (MethodTrainer,), facts)
+            methods[name] = kind
+        elif isinstance(kind, type) and issubclass(kind, MethodTrainer):
+            methods[name] = kind.method_class
+    return methods
 
 
-def register_plugins(methods: dict[str, type[PromptTrainer]]) -> None:
-    """Register each plug-in over each of these methods that it works with."""
+def check_hooks(method: type[Method]) -> None:
+    """Raise UsageError if a method defines a hook of Dassl's trainers, which nothing would call."""
+    for parent in method.__mro__:
+        for name in vars(parent):
+            if hasattr(MethodTrainer, name) and not hasattr(Method, name):
+                what = f"{method.__name__} defines {name}, a hook of Dassl's trainers alone"
+                raise UsageError(what, "use the hooks of a method (docs/add_a_method.md)")
+
+
+def register_plugins() -> None:
+    """Register each plug-in over each method that it works with."""
     for name, make in MAKERS.items():
-        for base, method in methods.items():
+        for base, method in registered().items():
             exists = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
             if not exists and "+" not in base and (made := make(method)):
                 if made.config_folder == made.__name__:  # nothing was given
@@ -48,3 +66,4 @@ def register_plugins(methods: dict[str, type[PromptTrainer]]) -> None:
                     made.section = method.section  # type: ignore[method-assign]
                 made.__name__ = made.__qualname__ = f"{name}+{base}"
                 TRAINER_REGISTRY.register()(made)
+    registered()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,30 @@ from clip import (
 )
 
 
-class PromptLearner(nn.Module):
+class Declares:
+    """Facts about the hooks of a class, such as `installs` about `install`. A class that defines a
+    hook has it as a fact, unless it says otherwise.
+    """
+
+    declares: ClassVar[dict[str, tuple[str, ...]]] = {}  # the hooks of each fact
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for fact, hooks in cls.declares.items():
+            if fact not in vars(cls) and not vars(cls).keys().isdisjoint(hooks):
+                setattr(cls, fact, True)
+
+
+class PromptLearner(Declares, nn.Module):
     """The learned vectors of a method and where they go.
 
     Its parameters are learned, and those of `extra_modules`: modules that published checkpoints
     keep next to the prompt learner, by their names there (`image_encoder`, `text_encoder`).
     """
 
+    declares = {"installs": ("install",), "changes_image": ("image",)}
+    installs: ClassVar[bool] = False  # whether `install` changes the CLIP
+    changes_image: ClassVar[bool] = False  # whether `image` is more than the unit feature
     ids: Tensor  # a buffer, (classes, context length): the token ids of the texts
     extra_modules: Mapping[str, nn.Module] = {}
     name: str = "prompt_learner"  # of this module in published checkpoints
@@ -84,7 +101,7 @@ class Output:
     logits: Tensor  # (batch, classes), fp32
 
 
-class PromptedCLIP(nn.Module):
+class PromptedCLIP(Declares, nn.Module):
     """Images -> logits through a frozen CLIP under learned prompts.
 
     The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have
@@ -97,7 +114,17 @@ class PromptedCLIP(nn.Module):
         towers: the form of the towers, a key of `clip.TOWERS`.
     """
 
+    declares = {
+        "own_image": ("image_output", "of_tower"),
+        "own_logits": ("logits",),
+        "own_output": ("output",),
+    }
+    own_image: ClassVar[bool] = False  # whether image features are not those of the prompt learner
+    own_logits: ClassVar[bool] = False  # whether `logits` are not scaled cosine similarities
+    own_output: ClassVar[bool] = False  # whether `output` changes them
     prompt_learner: PromptLearner
+    keeps_output = False
+    last_output: Output | None = None  # of `forward`, within `reading`
 
     def __init__(self, clip: CLIP, prompt_learner: PromptLearner, towers: str = "fast"):
         super().__init__()
@@ -107,7 +134,7 @@ class PromptedCLIP(nn.Module):
         )
         for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
-        self.adapted = type(prompt_learner).install is not PromptLearner.install
+        self.adapted = prompt_learner.installs
         self._clips = (private_copy(clip) if self.adapted else clip, clip)
         if self.adapted:
             prompt_learner.install(self.clip)
@@ -143,14 +170,19 @@ class PromptedCLIP(nn.Module):
         return super().train(mode)
 
     @contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        """Within it, `output` also reads this of the image tower."""
+    def reading(self, *what: str) -> Iterator[None]:
+        """Within it, `output` also reads this of the image tower, and `forward` leaves its
+        `last_output`.
+        """
         before = self.read
-        self.read = {*([before] if isinstance(before, str) else before), what}
+        self.read = {*([before] if isinstance(before, str) else before), *what}
+        self.keeps_output = True
         try:
             yield
         finally:
             self.read = before
+            self.keeps_output = False
+            self.last_output = None
 
     @property
     def features_are_frozen(self) -> bool:
@@ -248,15 +280,17 @@ class PromptedCLIP(nn.Module):
         is none.
         """
         learner = self.prompt_learner
-        model = type(self)
-        names = "image_output", "of_tower", "logits", "output"
-        own = any(getattr(model, name) is not getattr(PromptedCLIP, name) for name in names)
-        own_image = own or type(learner).image is not PromptLearner.image or bool(learner.vision())
-        return None if own_image else folded_weights(self.clip)
+        own_answer = self.own_image or self.own_logits or self.own_output
+        if own_answer or learner.changes_image or learner.vision():
+            return None
+        return folded_weights(self.clip)
 
     def forward(self, images: Tensor | ImageOutput) -> Tensor:
         """(batch, 3, H, W) -> logits (batch, classes)."""
-        return self.output(images).logits
+        output = self.output(images)
+        if self.keeps_output:
+            self.last_output = output
+        return output.logits
 
 
 def normalize(features: Tensor) -> Tensor:

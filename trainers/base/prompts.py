@@ -25,9 +25,9 @@ from common.errors import UsageError
 
 from .build import require_vit
 from .compat import TWO_TOWERS
+from .method import Method
 from .prompted import PromptLearner
 from .settings import MethodSettings
-from .trainer import PromptTrainer
 
 Position = Literal["end", "middle", "front"]  # of the class name among context vectors
 WORDS = "a photo of a"
@@ -94,7 +94,7 @@ def sentence_context(
     return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
 
 
-def unused_n_ctx(trainer: PromptTrainer) -> list[str]:
+def unused_n_ctx(trainer: Method) -> list[str]:
     """For `notes`: a line if the words of CTX_INIT give another number of context vectors than
     N_CTX.
     """
@@ -120,7 +120,7 @@ WORDS_FIRST = {
 }
 
 
-def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.Parameter]:
+def zeros_and_words(trainer: Method, clip: CLIP) -> tuple[list[str], nn.Parameter]:
     """The words before the class name, and the ctx (N_CTX, text width) that replaces all of them.
 
     The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one
@@ -220,7 +220,7 @@ class ContextSettings(MethodSettings):
         check_words(self.CTX_INIT)
 
 
-class ContextTrainer(PromptTrainer):
+class ContextMethod(Method):
     """A method that learns CoOp's context vectors; its `Settings` are `ContextSettings`."""
 
     published = ("ctx",)
@@ -372,7 +372,7 @@ class TwoTowerSettings(MethodSettings):
             )
 
 
-class TwoTowerTrainer(PromptTrainer):
+class TwoTowerMethod(Method):
     """A method that learns independent prompts of both towers; its `Settings` are
     `TwoTowerSettings`.
     """

@@ -14,7 +14,7 @@ from .checkpoints import of_other_classes
 from .prompted import normalize
 from .prompts import TemplatePrompts, check_depth, gaussian, text_width, vision_width
 from .settings import MethodSettings
-from .teacher import TaughtTrainer, cosine_distance
+from .teacher import TaughtMethod, cosine_distance
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RepresentationPrompts(TemplatePrompts):
         return normalize(tokens.mean(dim=1).to(projection.dtype) @ projection)
 
 
-class RepresentationTrainer(TaughtTrainer):
+class RepresentationMethod(TaughtMethod):
     """A method that learns representation tokens; its `Settings` are `RepresentationSettings`."""
 
     Settings: ClassVar[type[MethodSettings]] = RepresentationSettings

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from common.errors import UsageError
 
-from .trainer import PromptTrainer
+from .method import Method
 
 LAST_RATE = 1e-6
 
@@ -29,45 +29,36 @@ class Repeated:
         return islice(chain.from_iterable(repeat(self.loader)), self.steps)
 
 
-class SteppedTrainer(PromptTrainer):
+class SteppedMethod(Method):
     """A method that trains for `steps` steps, divided into OPTIM.MAX_EPOCH parts. Each part ends
     with a checkpoint.
 
-    The learning rate is a cosine over all steps, from OPTIM.LR to 1e-6, without a warm-up.
+    The learning rate is a cosine over all steps, from OPTIM.LR to 1e-6, without a warm-up. As in
+    the official code, the images of the smaller last batch count.
     """
 
     schedule_steps = True
-    train_loader_x: Any
+    keeps_last_batch = True
 
     @property
     def steps(self) -> int:
         """By default N_ITERS for each image of a class."""
         return self.settings.N_ITERS * shots_of(self)
 
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        self.dm.train_loader_x.batch_sampler.drop_last = (
-            False  # the official code has a smaller last batch
-        )
-        if self.steps < self.max_epoch:
-            raise UsageError(
-                f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it"
-            )
-        self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
+    def start_training(self, epochs: int, batches: int) -> None:
+        super().start_training(epochs, batches)
+        if self.steps < epochs:
+            what = f"OPTIM.MAX_EPOCH is {epochs}, and there are {self.steps} steps"
+            raise UsageError(what, "lower it")
 
     def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
         return CosineAnnealingLR(optimizer, self.steps, LAST_RATE)
 
-    def before_epoch(self) -> None:
-        super().before_epoch()
-        first, last = (
-            self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1)
-        )
-        self.train_loader_x = Repeated(self.dm.train_loader_x, last - first)
-
-    def stop_workers(self) -> None:
-        self.train_loader_x = self.dm.train_loader_x  # Dassl's own loader, which has them
-        super().stop_workers()
+    def batches(self, loader: Any) -> Repeated:
+        training = self.training
+        first = self.steps * training.epoch // training.max_epoch
+        last = self.steps * (training.epoch + 1) // training.max_epoch
+        return Repeated(loader, last - first)
 
 
 def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRScheduler:
@@ -87,11 +78,11 @@ def cosines(optimizer: Optimizer, rate: float, lengths: Sequence[int]) -> LRSche
     return LambdaLR(optimizer, factor)
 
 
-def shots_of(trainer: PromptTrainer) -> int:
+def shots_of(method: Method) -> int:
     """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used, or
     numbers by class.
     """
-    shots = trainer.cfg.DATASET.NUM_SHOTS
+    shots = method.cfg.DATASET.NUM_SHOTS
     if isinstance(shots, int) and shots > 0:
         return shots
-    return max(1, round(len(trainer.dm.dataset.train_x) / max(1, trainer.dm.num_classes)))
+    return max(1, round(method.n_train / max(1, len(method.class_names))))

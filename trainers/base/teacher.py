@@ -20,8 +20,8 @@ from common.cache import DiskCache
 
 from .ensemble import EIGHTY
 from .features import get_tensor, put_tensor
+from .method import Method
 from .prompted import Output, PromptedCLIP, normalize
-from .trainer import PromptTrainer
 
 TEMPLATES = EIGHTY[:60]  # of PromptSRC
 ROWS = 256  # texts at a time
@@ -61,7 +61,7 @@ def cosine_distance(ours: Tensor, teachers: Tensor) -> Tensor:
     return 1 - (ours * teachers).sum(dim=-1).mean()
 
 
-class TaughtTrainer(PromptTrainer):
+class TaughtMethod(Method):
     """A method that holds its features near those of the frozen CLIP, which reads one sentence for
     each class.
     """

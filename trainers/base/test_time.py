@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,12 +18,12 @@ from clip.digest import add_tensors
 from common.errors import UsageError
 
 from .compat import require_stream
+from .method import Method
 from .partial import PartialTest
 from .prompted import normalize
 from .prompts import TemplatePrompts
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .trainer import PromptTrainer
 from .views import ViewsTransform
 
 State = dict[str, Tensor]
@@ -50,7 +50,7 @@ class TemplatesSettings(ViewsSettings):
                 raise UsageError(f"TEMPLATES has {template!r}", "put {} where the class name goes")
 
 
-class ViewsTrainer(PromptTrainer):
+class ViewsMethod(Method):
     """A method that answers for each image from features of its views; its `Settings` are
     `ViewsSettings`.
 
@@ -61,8 +61,8 @@ class ViewsTrainer(PromptTrainer):
     learns = False
     reads_sentences = True
     kind = "test-time"
-    test_loader: Any
-    val_loader: Any
+    declares = Method.declares | {"streams": ("new_state",)}
+    streams: ClassVar[bool] = False  # whether an answer depends on the images before (`new_state`)
 
     def answer(self, features: Tensor, state: State) -> Tensor:
         """The logits of an image.
@@ -86,10 +86,11 @@ class ViewsTrainer(PromptTrainer):
         """The order of the images of a test."""
         return list(range(images))
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if type(self).new_state is not ViewsTrainer.new_state:
-            require_stream(type(self).__name__)
+    @classmethod
+    def check_run(cls, cfg: CfgNode) -> None:
+        super().check_run(cfg)
+        if cls.streams:
+            require_stream(cls.__name__)
 
     @property
     def templates(self) -> list[str]:
@@ -113,26 +114,15 @@ class ViewsTrainer(PromptTrainer):
             seed,
         )
 
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        self.test_loader = self.views_of(self.dm.test_loader)
-        self.val_loader = self.dm.val_loader and self.views_of(self.dm.val_loader)
-
-    def views_of(self, loader: Any) -> DataLoader:
-        """A loader of the views of the same images, one image at a time, in the method's order."""
+    def test_loader(self, loader: Any) -> DataLoader:
+        """The views of the same images, one image at a time, in the method's order."""
         items = [loader.dataset.data_source[number] for number in self.order(len(loader.dataset))]
-        return self.loader_of(
-            type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg))
-        )
+        views = type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg))
+        return self.loader_of(views, loader.worker_init_fn)
 
-    def loader_of(self, images: Any) -> DataLoader:
-        start = self.dm.test_loader.worker_init_fn
+    def loader_of(self, images: Any, worker_init_fn: Any) -> DataLoader:
         workers = self.cfg.DATALOADER.NUM_WORKERS
-        return DataLoader(images, batch_size=1, num_workers=workers, worker_init_fn=start)
-
-    def train(self) -> None:
-        print(f"{type(self).__name__} has nothing to train: it is only tested")
-        self.test()
+        return DataLoader(images, batch_size=1, num_workers=workers, worker_init_fn=worker_init_fn)
 
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
@@ -151,9 +141,9 @@ class ViewsTrainer(PromptTrainer):
             features = self.model.image_features(views.to(self.device))
         return self.answer(features, state)
 
-    def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = loader.dataset
-        partial = PartialTest(Path(self.output_dir), self.key(loader.dataset))
+        partial = PartialTest(Path(folder), self.key(images))
         labels = torch.tensor(
             [item.label for item in images.data_source], device=self.device
         ).split(1)
@@ -162,7 +152,8 @@ class ViewsTrainer(PromptTrainer):
         yield from (
             (row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False)
         )
-        rest = self.loader_of(Subset(images, range(len(kept), len(images))))
+        left = Subset(images, range(len(kept), len(images)))
+        rest = self.loader_of(left, loader.worker_init_fn)
         for label, batch in zip(labels[len(kept) :], rest, strict=True):
             logits = self.answer_views(batch["img"][0], state)
             partial.add(logits, state)

@@ -12,11 +12,11 @@ from torch import Tensor
 from clip import ImageOutput, folded_weights
 from common.errors import UsageError
 
+from .method import Method
 from .prompted import Output, PromptedCLIP, normalize
 from .prompts import TemplatePrompts
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .trainer import PromptTrainer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TextsCLIP(PromptedCLIP):
         )
 
 
-class TextsTrainer(PromptTrainer):
+class TextsMethod(Method):
     """A method that defines `texts`; without sentences for classes, and without `texts`, it is
     zero-shot CLIP.
     """
@@ -99,7 +99,3 @@ class TextsTrainer(PromptTrainer):
             texts = [[text] for sentences in texts for text in sentences]
         features = mean_text_features(self.model.frozen, texts, unit=True)
         self.model.class_texts = normalize(features) if how == "unit" else features
-
-    def train(self) -> None:
-        print(f"{type(self).__name__} learns nothing: evaluating")
-        self.test()

@@ -1,234 +1,210 @@
-"""The trainer of every method: Dassl's loop with the training step of prompts on a frozen CLIP."""
+"""The trainer of every method: Dassl's run around it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from dassl.engine import TrainerX
-from dassl.metrics import compute_accuracy
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from clip import TOWERS, compiled_towers
 from clip.anatomy import reads_as_clip
 from clip.blocks import is_standard
 from common.errors import UsageError
-from common.names import check_known_names
+from common.names import check_known_names, plain
 
 from .build import assemble_model, print_backbone
 from .checkpoints import is_checkpoint
 from .data_use import inherited, joined
-from .features import cached_features
-from .method import Classes, Method
-from .prompted import Output
-
-Outputs = Iterator[tuple[Tensor, Tensor]]
+from .method import TEMPLATE, Classes, Method, RunImages
 
 
-class PromptTrainer(Method, TrainerX):
-    """A prompt-learning method on a frozen CLIP, as a trainer of Dassl.
+class MethodTrainer(TrainerX):
+    """Dassl's trainer of a method, `self.method`: data, epochs, checkpoints and tests of a run.
 
-    A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may
-    override `loss`, and `backward` where one loss is not enough.
+    In the registry a subclass with its `method_class` takes the place of each method (`plugin`).
 
     Args:
         cfg: of the run.
-        classes, device: of a prediction. It has neither images nor an optimiser, and only what
-            `Method` has works.
     """
 
+    method_class: ClassVar[type[Method]]
+    method: Method
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
-    optim: Any = None
-    sched: Any = None
-    schedule_steps: ClassVar[bool] = (
-        False  # whether the learning rate changes after each step, not each epoch
-    )
-
-    def __init__(
-        self, cfg: CfgNode, classes: Classes | None = None, device: torch.device | None = None
-    ):
-        if classes is None:
-            TrainerX.__init__(self, cfg)
-        else:
-            Method.__init__(self, cfg, classes, device or torch.device("cpu"))
-
-    def check_training(self) -> None:
-        """Check what only training needs: a test or a prediction may have other classes. Raises
-        UsageError if the settings do not fit the classes to learn."""
-
-    def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, and parts of it to be logged.
-
-        Args:
-            output: the forward pass of a batch.
-            labels: (batch,).
-        """
-        return F.cross_entropy(output.logits, labels), {}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check the settings; Dassl calls this first. Raises UsageError if a value cannot work."""
-        self.cfg = cfg  # Dassl sets it only later
-        self.check_settings(cfg)
-        views = cfg.DATALOADER.K_TRANSFORMS
-        if views > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
-            raise UsageError(
-                f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}"
-            )
+        self.method_class.check_settings(cfg)
+        self.method_class.check_run(cfg)
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        if self.method_class.keeps_last_batch:
+            self.dm.train_loader_x.batch_sampler.drop_last = False
 
     def build_model(self) -> None:
         cfg = self.cfg
-        towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
-        check_known_names(self.class_names, self.dataset_title)
+        dataset = self.dm.dataset
+        images = RunImages(dataset, self.dm.test_loader)
+        classes = classes_of(self.dm, cfg.DATASET.get("TITLE", "") or cfg.DATASET.NAME)
+        method = self.method_class(cfg, classes, self.device, len(dataset.train_x), images)
+        self.method = method
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        assemble_model(self, towers)
-        print_backbone(cfg, self.model.clip, self.settings.PREC, self.device)
-        for note in self.notes():
+        assemble_model(method, cfg.MODEL.BACKBONE.get("TOWERS", "fast"))
+        self.model = method.model
+        print_backbone(cfg, self.model.clip, method.settings.PREC, self.device)
+        for note in method.notes():
             print(note)
-        if cfg.MODEL.get("COMPILE", False):
-            self.compile_towers()
-        recompute = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
-        clip = self.model.clip
-        if recompute and not (
-            towers == "fast" and reads_as_clip(clip) and is_standard(clip.transformer)
-        ):
-            print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
-        clip.transformer.grad_checkpointing = recompute
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.amp and self.device.type != "cpu"
-        )
+        self.set_towers()
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
-            start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
-            choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
-            self.inherited_choices = joined(self.inherited_choices, choices)
-            self.inherited_phases = joined(self.inherited_phases, phases)
-        if self.learns:
-            self.register()
+            self.load_start(cfg.MODEL.INIT_WEIGHTS)
+        self.test_loader = method.test_loader(self.dm.test_loader)
+        self.val_loader = self.dm.val_loader and method.test_loader(self.dm.val_loader)
+        if method.learns:
+            self.start_training()
 
-    def register(self) -> None:
-        """Register what is learned with Dassl: with its optimiser, if it is learned by
-        gradients.
+    def set_towers(self) -> None:
+        """MODEL.COMPILE and CHECKPOINT_TEXT; print where they have no effect."""
+        model = self.model
+        is_fast = model.towers is TOWERS["fast"]
+        if self.cfg.MODEL.get("COMPILE", False):
+            if self.device.type == "cuda" and is_fast and find_spec("triton"):
+                model.towers = compiled_towers()
+            else:
+                print("MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers")
+        clip = model.clip
+        recompute = self.cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        if recompute and not (is_fast and reads_as_clip(clip) and is_standard(clip.transformer)):
+            print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
+        clip.transformer.grad_checkpointing = recompute
+
+    def load_start(self, path: str) -> None:
+        """MODEL.INIT_WEIGHTS: start from the learned tensors of a file, with what is behind
+        them.
         """
-        if not self.saved_module().state_dict():
-            what = f"{type(self).__name__} has nothing to train with these settings"
-            raise UsageError(what, "change them, or set `learns = False`")
-        if any(True for _ in self.model.parameters()):
-            self.optim, self.sched = self.build_optimizer()
-        self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
+        method = self.method
+        load_pretrained_weights(method.saved_module(), path)
+        start = load_checkpoint(path)
+        choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
+        method.inherited_choices = joined(method.inherited_choices, choices)
+        method.inherited_phases = joined(method.inherited_phases, phases)
 
-    def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
-        """The optimiser of the learned parameters, and its schedule."""
-        optimizer = build_optimizer(self.model, self.cfg.OPTIM)
-        return optimizer, self.build_schedule(optimizer)
+    def start_training(self) -> None:
+        """Register what is learned with Dassl."""
+        method = self.method
+        method.start_training(self.max_epoch, len(self.dm.train_loader_x))
+        training = method.training
+        training.check_loss = self.detect_anomaly
+        self.scaler = training.scaler
+        self.optim = training.optim
+        self.sched = training.sched
+        self.train_loader_x = self.dm.train_loader_x
+        self.register_model(method.saved_as, method.saved_module(), self.optim, self.sched)
 
-    def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
-        """The schedule of the learning rate: by steps if `schedule_steps`, else by epochs."""
-        return build_lr_scheduler(optimizer, self.cfg.OPTIM)
+    # The loop
 
-    def compile_towers(self) -> None:
-        """MODEL.COMPILE: put the towers' layers through torch.compile, or print why not."""
-        if (
-            self.device.type != "cuda"
-            or self.model.towers is not TOWERS["fast"]
-            or find_spec("triton") is None
-        ):
-            print("MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers")
+    def train(self) -> None:
+        if self.method.learns:
+            super().train()
         else:
-            self.model.towers = compiled_towers()
+            print(f"{type(self.method).__name__} has nothing to train: it is only tested")
+            self.test()
 
-    @property
-    def amp(self) -> bool:
-        return self.settings.PREC == "amp"
-
-    def autocast(self):
-        """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
-        if not self.amp:  # not `enabled=False`, which would end an autocast around the trainer
-            return nullcontext()
-        return torch.autocast(
-            self.device.type, torch.bfloat16 if self.device.type == "cpu" else torch.float16
-        )
-
-    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Images (batch, 3, H, W) and labels (batch,) on the trainer's device."""
-        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
-        return images, labels
-
-    def forward_backward(self, batch: dict) -> dict[str, float | Tensor]:
-        """A training step; what is logged is a number or, so that nothing waits for a GPU, a tensor
-        there.
-        """
-        logged = self.both_passes(*self.parse_batch_train(batch))
-        self.detect_anomaly(logged["loss"])
-        self.scaler.step(self.optim)
-        self.scaler.update()
-        if self.schedule_steps or self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return {name: value if value.is_cuda else value.item() for name, value in logged.items()}
-
-    def both_passes(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The forward and the backward pass: leaves the gradient in the learned parameters, returns
-        what is logged.
-        """
-        with self.autocast():
-            output = self.model.output(images)
-            loss, parts = self.loss(output, labels)
-        self.optim.zero_grad()
-        self.backward(loss, parts)
-        logged = {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0], **parts}
-        return {name: value.detach() for name, value in logged.items()}
-
-    def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Leave the gradient of the step, scaled by `self.scaler`, in the learned parameters.
-
-        Args:
-            loss, parts: as `loss()` returned them. A method that combines gradients of several
-                losses overrides this; zeroing, unscaling, the step and the scaler's update stay
-                where they are. What it adds to `parts` is logged.
-        """
-        self.scaler.scale(loss).backward()
+    def stop_workers(self) -> None:
+        self.train_loader_x = self.dm.train_loader_x  # Dassl's own loader, which has them
+        super().stop_workers()
 
     def before_train(self) -> None:
-        self.check_training()
+        self.method.check_training()
+        self.train_loader_x = self.method.batches(self.dm.train_loader_x)
         warmup = getattr(self.sched, "warmup_epoch", 0)  # some methods have a schedule without
         if 0 < self.max_epoch <= warmup:
             what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
             print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
         super().before_train()
 
-    def set_model_mode(self, mode: str = "train", names=None) -> None:
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        self.method.training.epoch = self.epoch
+        self.train_loader_x = self.method.batches(self.dm.train_loader_x)
+
+    def run_epoch(self) -> None:
+        if self.method.fits:
+            self.method.run_epoch(self.train_loader_x)
+        else:
+            super().run_epoch()
+
+    def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, float | Tensor]:
+        logged = self.method.training_step(batch)
+        if self.batch_idx + 1 == self.num_batches:
+            self.method.training.end_batches(self.method.schedule_steps)
+        return logged
+
+    def after_epoch(self) -> None:
+        self.method.after_epoch()
+        super().after_epoch()
+
+    def _save_epoch(self) -> None:
+        number = self.epoch + 1
+        every = self.cfg.TRAIN.CHECKPOINT_FREQ
+        is_wanted = number == self.max_epoch or (every > 0 and number % every == 0)
+        if self.method.saves_each_epoch or is_wanted:
+            super()._save_epoch()
+        elif self._best:
+            best = {"val_result": self._best["val_result"], "model_name": "model-best.pth.tar"}
+            self.save_model(self.epoch, self.output_dir, **best)
+
+    def set_model_mode(self, mode: str = "train", names: Any = None) -> None:
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
         super().set_model_mode(mode, names)
 
-    def test_outputs(self, loader: Any) -> Outputs:
-        """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
+    # A test
 
-        The features of a frozen image tower without prompts are kept in the folder CACHE for other
-        runs.
-        """
-        yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
+    def test(self, split: str | None = None) -> Any:
+        """As Dassl's; an observer with `reads` finds these in `model.last_output`."""
+        reads = [observer.reads for observer in self.observers if hasattr(observer, "reads")]
+        with self.model.reading(*chain(*reads)) if reads else nullcontext():
+            return super().test(split)
+
+    def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.method.outputs(loader, self.output_dir)
+
+    def model_inference(self, images: Any) -> Tensor:
+        return self.method.model_inference(images)
 
     # Checkpoints
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load learned prompts from an output folder, as `Checkpoints.read` says; nothing if
-        nothing is learned.
-        """
-        if self.learns:
-            self.checkpoints.read(directory, epoch)
+        self.method.load_model(directory, epoch)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """The facts in a checkpoint besides its learned tensors."""
-        return self.checkpoints.training_metadata()
+        return self.method.checkpoints.training_metadata()
 
     def check_metadata(self, written: Mapping[str, Any]) -> None:
-        """Raise UsageError if a run with this metadata in its checkpoint cannot be resumed."""
-        self.checkpoints.check_resumed(written)
+        self.method.checkpoints.check_resumed(written)
+
+    def run_state(self) -> dict[str, Any]:
+        return super().run_state() | self.method.run_state()
+
+    def load_run_state(self, state: Mapping[str, Any]) -> None:
+        super().load_run_state(state)
+        self.method.load_run_state(state)
+
+
+def classes_of(data: Any, title: str) -> Classes:
+    """The classes of a run, in the order of their labels, from Dassl's data manager. Raises
+    UsageError if a label has no name, so that other labels would get wrong names."""
+    names = data.dataset.classnames
+    if len(names) != data.num_classes:
+        what = f"{title} has {len(names)} class names for labels 0 to {data.num_classes - 1}"
+        raise UsageError(what, "number its classes without gaps")
+    names = list(map(plain, names))
+    check_known_names(names, title)
+    template = getattr(data.dataset, "template", TEMPLATE)
+    return Classes(names, template, getattr(data.dataset, "sentences", {}))

@@ -15,7 +15,7 @@ from common.errors import UsageError
 from .checkpoints import tensors_of
 from .prompts import ContextPrompts, Position, sentence_context, vectors_ahead
 from .settings import MethodSettings
-from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
+from .test_time import State, ViewsMethod, ViewsSettings, most_confident
 
 WEIGHT_DECAY = 0.01  # of AdamW
 WHOLE = "prompt_learner."  # starts the names in a checkpoint of a whole model
@@ -57,7 +57,7 @@ class TuningSettings(ViewsSettings):
         return len(ahead.split()) if cls else self.CLASS_TOKEN_POSITION
 
 
-class TuningTrainer(ViewsTrainer):
+class TuningMethod(ViewsMethod):
     """A method that tunes the context for each image.
 
     Each image begins with the same vectors and an empty AdamW. The text tower alone has a backward
@@ -86,14 +86,14 @@ class TuningTrainer(ViewsTrainer):
             start.fill_(math.nan)  # until a run or MODEL.INIT_WEIGHTS gives vectors
         return ContextPrompts(clip, classnames, words, start, s.position)
 
-    def test_outputs(self, loader):
+    def outputs(self, loader, folder):
         if not self.model.prompt_learner.ctx.isfinite().all():
             key = f"TRAINER.{self.section()}.CTX_INIT"
             raise UsageError(
                 f"{key} is empty, and no context is given",
                 "set it, or give --eval-only --model-dir RUN",
             )
-        return super().test_outputs(loader)
+        return super().outputs(loader, folder)
 
     @property
     def texts(self) -> Tensor:

@@ -48,6 +48,8 @@ class SimpleTrainer(TrainerBase):
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes,
             num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
+        observers (list): objects that see each test besides the evaluator, and have its methods
+            `reset()` and `process(logits, labels)`.
         test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the
         last call of `test`.
         train_seconds (float): time in the training loop, before resumptions included, the final
@@ -71,6 +73,7 @@ class SimpleTrainer(TrainerBase):
         self.test_split = None
         self.n_test = 0
         self.test_seconds = 0.0
+        self.observers = []
         self._best = {}  # of the last epoch, if it is the best one so far: how to save it
         self.time_start = time.time()  # for published trainers, which subtract it from the time
         self._began = self._train_began = time.monotonic()
@@ -199,10 +202,6 @@ class SimpleTrainer(TrainerBase):
         """Evaluate by `wrap(evaluator)`, which has the same methods, from now on."""
         self.evaluator = wrap(self.evaluator)
 
-    def read_outputs_by(self, function):
-        """Use `function(loader)` in the place of `test_outputs` from now on."""
-        self.test_outputs = function
-
     @torch.no_grad()
     def test(self, split=None):
         """Evaluate a split, "val" or "test"; by default TEST.SPLIT. Without validation data the
@@ -212,7 +211,9 @@ class SimpleTrainer(TrainerBase):
         of them.
         """
         self.set_model_mode("eval")
-        self.evaluator.reset()
+        observers = [self.evaluator, *self.observers]
+        for observer in observers:
+            observer.reset()
         validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
         self.test_split = split = "val" if validates else "test"
         print(f"Evaluate on the *{split}* set")
@@ -220,7 +221,8 @@ class SimpleTrainer(TrainerBase):
         self.n_test = 0
         data_loader = self.val_loader if validates else self.test_loader
         for output, label in test_bar(self.test_outputs(data_loader), split, data_loader):
-            self.evaluator.process(output, label)
+            for observer in observers:
+                observer.process(output, label)
             self.n_test += len(label)
         self.test_results = self.evaluator.evaluate()
         self.test_seconds = time.monotonic() - start

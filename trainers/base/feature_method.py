@@ -25,10 +25,10 @@ from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_ca
 from .features_of import open_features_run
 from .head import Head, HeadCLIP
 from .learned import Checkpoints
+from .method import Method
 from .prompted import normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .trainer import PromptTrainer
 
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
@@ -101,7 +101,7 @@ class HeadCheckpoints(Checkpoints):
         }
 
 
-class FeatureTrainer(PromptTrainer):
+class FeatureMethod(Method):
     """A method that learns a head by gradients, in batches of features.
 
     It defines `build_head`, and `start` if the head starts from the training images. A run keeps
@@ -116,8 +116,11 @@ class FeatureTrainer(PromptTrainer):
     saves_learner = True
     reads_template = reads_sentences = True
     checkpoints_type = HeadCheckpoints
+    declares = Method.declares | {"starts_from_images": ("start",)}
     spec: ClassVar[FeatureSpec] = FeatureSpec()
-    support: Support
+    saves_each_epoch = False
+    starts_from_images: ClassVar[bool] = False  # whether `start` has an effect
+    support: Support | None = None  # the features of the training images
     features_sha256 = ""  # of the checkpoint of FEATURES_OF
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
@@ -143,20 +146,21 @@ class FeatureTrainer(PromptTrainer):
             (self.model.logits(features, self.model.class_texts).argmax(dim=1) == labels).sum()
         )
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if not self.transfers and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
-            what = f"{type(self).__name__} has weights for the classes it was trained on"
+    @classmethod
+    def check_run(cls, cfg: CfgNode) -> None:
+        super().check_run(cfg)
+        if not cls.transfers and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            what = f"{cls.__name__} has weights for the classes it was trained on"
             raise UsageError(
                 f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all"
             )
 
     def check_training(self) -> None:
         what = f"{type(self).__name__} computes its weights from the training images"
-        starts = isinstance(self, FittedTrainer) or type(self).start is not FeatureTrainer.start
-        if self.cfg.MODEL.INIT_WEIGHTS and starts:
+        if self.cfg.MODEL.INIT_WEIGHTS and (self.fits or self.starts_from_images):
             raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {what}", "leave it out")
-        missing = {*range(len(self.class_names))} - {item.label for item in self.dm.dataset.train_x}
+        seen = {item.label for item in self.images.dataset.train_x}
+        missing = {*range(len(self.class_names))} - seen
         if missing and self.spec.needs_all:
             what = (
                 f"{type(self).__name__} has no training image of {self.class_names[min(missing)]!r}"
@@ -166,9 +170,7 @@ class FeatureTrainer(PromptTrainer):
     # The model
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:
-        # A prediction has no images
-        rows = len(self.dm.dataset.train_x) if "dm" in vars(self) else 0
-        return self.build_head(len(classnames), clip.visual.output_dim, rows)
+        return self.build_head(len(classnames), clip.visual.output_dim, self.n_train)
 
     def finish_model(self) -> None:
         if self.settings.FEATURES_OF:
@@ -248,7 +250,7 @@ class FeatureTrainer(PromptTrainer):
         if not keys:
             return super().choices
         first = choice(
-            keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials
+            keys[0], self.cfg, self.dataset_title, self.val_images, self.images.dataset, self.trials
         )
         return [*super().choices, *(replace(first, what=key) for key in keys)]
 
@@ -256,7 +258,7 @@ class FeatureTrainer(PromptTrainer):
     def val_images(self) -> list:
         """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are
         as in CoOp's code. Raises UsageError if the dataset has no validation images."""
-        dataset = self.dm.dataset
+        dataset = self.images.dataset
         shots = self.cfg.DATASET.NUM_SHOTS
         shots = shots if isinstance(shots, int) else 4
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
@@ -279,14 +281,14 @@ class FeatureTrainer(PromptTrainer):
     def features_of(self, items: list, views: int = 0) -> Support:
         """The features of images (a list of `Datum`), of augmented views of each or, if that is 0,
         one as in a test. Raises UsageError if a feature is not finite."""
-        tests = self.test_loader.dataset
+        tests = self.images.tests.dataset
         options = self.cfg.DATALOADER
         augment = build_transform(self.cfg, is_train=True) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
         size = max(1, options.TEST.BATCH_SIZE // max(1, views))
-        start = self.test_loader.worker_init_fn
+        start = self.images.tests.worker_init_fn
         loader = DataLoader(
             images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start
         )
@@ -299,56 +301,53 @@ class FeatureTrainer(PromptTrainer):
             features.movedim(1, 0) if views else features[None], cached.labels.to(self.device)
         )
 
-    def begin(self, support: Support) -> None:
-        """Start from the features of the training images."""
+    def begin(self, support: Support) -> Batches:
+        """Start from the features of the training images; returns the batches of an epoch."""
         self.support = support
         self.start(support)
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        self.train_loader_x: Any = Batches(support, size, self.steps, self.spec.mixed_views)
+        self.feature_batches = Batches(support, size, self.steps, self.spec.mixed_views)
+        return self.feature_batches
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        images = len(self.dm.dataset.train_x)
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        return -(-images // size) if self.spec.keeps_last_batch else max(1, images // size)
+        if self.spec.keeps_last_batch:
+            return -(-self.n_train // size)
+        return max(1, self.n_train // size)
 
     # Training
 
-    def before_train(self) -> None:
-        self.begin(self.features_of(self.dm.dataset.train_x, self.settings.AUGMENT_EPOCH))
-        super().before_train()
+    def batches(self, loader: Any) -> Batches:
+        """Batches of features, which are computed before the first epoch."""
+        if self.support is None:
+            images = self.images.dataset.train_x
+            self.begin(self.features_of(images, self.settings.AUGMENT_EPOCH))
+        return self.feature_batches
 
-    def run_epoch(self) -> None:
-        super().run_epoch()
-        if self.epoch + 1 == self.max_epoch:
+    def after_epoch(self) -> None:
+        if self.training.is_last_epoch:
             self.finish()
 
-    def _save_epoch(self) -> None:
-        number = self.epoch + 1
-        every = self.cfg.TRAIN.CHECKPOINT_FREQ
-        if number == self.max_epoch or (every > 0 and number % every == 0):
-            super()._save_epoch()
-        elif self._best:
-            best = {"val_result": self._best["val_result"], "model_name": "model-best.pth.tar"}
-            self.save_model(self.epoch, self.output_dir, **best)
 
-
-class FittedTrainer(FeatureTrainer):
+class FittedMethod(FeatureMethod):
     """A method whose head is computed from all features together, in one epoch, by `start` and
     `fit`.
     """
 
+    fits = True
+
     def fit(self, support: Support) -> None:
         """Set what `start` has not."""
 
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
+    @classmethod
+    def check_run(cls, cfg: CfgNode) -> None:
+        super().check_run(cfg)
         if cfg.OPTIM.MAX_EPOCH != 1:
-            what = f"{type(self).__name__} is fitted once"
+            what = f"{cls.__name__} is fitted once"
             raise UsageError(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}", f"{what}: set it to 1")
 
-    def run_epoch(self) -> None:
-        with torch.no_grad():
-            self.fit(self.support)
-        self.finish()
+    @torch.no_grad()
+    def run_epoch(self, batches: Any) -> None:
+        self.fit(batches.support)
