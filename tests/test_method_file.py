@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 from dassl.engine import TRAINER_REGISTRY
+from marks import thorough_but
 
 from common.start import ROOT
 from inference import export, predict
@@ -181,12 +182,40 @@ def test_every_block_of_the_page_is_an_example_that_runs_here_or_in_test_docs():
     assert PAGE.count("```") == 2 * (len(FILES) + 1) and len(PAGE.splitlines()) <= 280
 
 
-@pytest.mark.parametrize("file", EXAMPLES)
-def test_example_works(file, tmp_path):
+def check_example(files, file, tmp_path):
     name, settings = EXAMPLES[file]
     path = tmp_path / f"{file}.py"
-    path.write_text(FILES[f"mine/{file}.py"])
+    path.write_text(files[f"mine/{file}.py"])
     with new_process():
         load_method_file(path)
         assert_method_works(name, **settings)
         assert methods()[name].plugin_file == str(path)
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_example_works(file, tmp_path):
+    check_example(FILES, file, tmp_path)
+
+
+FORMER = (ROOT / "tests/former_methods.md").read_text()  # when a method was a trainer
+FORMER_FILES = dict(re.findall(r"```python\n# (mine/[\w./]+)\n(.*?)```", FORMER, re.DOTALL))
+
+
+@pytest.mark.parametrize("file", thorough_but(("class_means", "mean_of_views"), EXAMPLES))
+def test_a_method_that_was_a_trainer_works(file, tmp_path):
+    check_example(FORMER_FILES, file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    {
+        "def before_train(self): ...": "OwnContext defines before_train, a hook of Dassl's trainers",
+        "def notes(self): return [self.dm]": "reads self.dm, which a trainer has and a method has not: write self.images",
+    }.items(),
+)
+def test_what_only_a_trainer_has_is_named(code, words, own, launch, argv):
+    own.write_text(f"{METHOD}    {code}\n")
+    config = own.parent / "OwnContext/mine.yaml"
+    given = ["--plugin", own, "--config-file", config, "--trainer", "OwnContext"]
+    with new_process():
+        assert words in launch(*argv("CoOp", options=given)).error
