@@ -60,6 +60,14 @@ def recipes_of(method: str, protocol: str) -> list[Recipe]:
     return list(recipes.get(protocol, recipes.get(OTHERWISE, ())))
 
 
+def small_cfg(method: str, protocol: str) -> str:
+    """The YAML file of a method for the small CLIP; empty if it has none."""
+    names = [file.stem for file in config_files(method)]
+    if protocol == "cross_dataset" and SMALL[1] in names:
+        return SMALL[1]
+    return SMALL[0] if SMALL[0] in names else ""
+
+
 def recipe(
     method: str,
     protocol: str,
@@ -82,10 +90,10 @@ def recipe(
     """
     fitting = [entry for entry in recipes_of(method, protocol) if entry.fits(dataset, shots)]
     names = [] if cfg else [file.stem for file in config_files(method)]
-    small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
+    small = small_cfg(method, protocol)
     others = [name for name in names if name not in SMALL]
     if cfg or (small and (backbone == "small" or not others)):
-        name = cfg or small[0]
+        name = cfg or small
         return next((entry for entry in fitting if entry.cfg == name), Recipe(name))
     if fitting:
         return fitting[0]

@@ -20,10 +20,14 @@ for seed in 1 2 3; do
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer ProGrad \
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
-        --config-file "configs/trainers/ProGrad/$cfg.yaml" --output-dir "$tested" \
-        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new \
-        TRAINER.COOP.N_CTX "$NCTX" TRAINER.COOP.CSC "$CSC" \
-        TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" LOSS.LAMBDA 1.0 "$@"
+        --config-file "configs/trainers/ProGrad/$cfg.yaml" \
+        --output-dir "$tested" --eval-only --model-dir "$trained" \
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new \
+        TRAINER.COOP.N_CTX "$NCTX" \
+        TRAINER.COOP.CSC "$CSC" \
+        TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
+        LOSS.LAMBDA 1.0 "$@"
     harmonic_mean "$trained" "$tested"
 done

@@ -17,8 +17,10 @@ for seed in 1 2 3; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/CoOp/$cfg.yaml" \
         --output-dir "$OUT/base2new/train_base/$DATASET/shots_$shots/CoOp/$cfg/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
-        TRAINER.COOP.N_CTX "$NCTX" TRAINER.COOP.CSC "$CSC" \
-        TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} \
-        "$@"
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
+        TRAINER.COOP.N_CTX "$NCTX" \
+        TRAINER.COOP.CSC "$CSC" \
+        TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

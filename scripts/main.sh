@@ -13,8 +13,11 @@ for seed in 1 2 3; do
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/CoOp/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/CoOp/${cfg}_${shots}shots/nctx${NCTX}_csc${CSC}_ctp$CTP/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAINER.COOP.N_CTX "$NCTX" \
-            TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
+            TRAINER.COOP.N_CTX "$NCTX" \
+            TRAINER.COOP.CSC "$CSC" \
+            TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
             ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

@@ -13,8 +13,12 @@ for seed in 1 2 3; do
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/ProGrad/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/ProGrad/${cfg}_${shots}shots/nctx${NCTX}_csc${CSC}_ctp$CTP/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAINER.COOP.N_CTX "$NCTX" \
-            TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
-            LOSS.LAMBDA 1.0 ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
+            TRAINER.COOP.N_CTX "$NCTX" \
+            TRAINER.COOP.CSC "$CSC" \
+            TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
+            LOSS.LAMBDA 1.0 \
+            ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

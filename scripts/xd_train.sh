@@ -9,19 +9,21 @@ source "$(dirname "$0")/start.sh"
 NCTX=${NCTX:-4}
 CSC=${CSC:-False}
 CTP=${CTP:-end}
-DATASETS="dtd eurosat fgvc_aircraft food101 oxford_flowers oxford_pets \
-    stanford_cars ucf101 caltech101 sun397 imagenet"
 shots=${SHOTS:-4}
 cfg=${CFG:-vit_b16_ep100_ctxv1}
 if [ "$BACKBONE" = small ]; then cfg=${CFG:-small}; fi
-for DATASET in $DATASETS; do
+for DATASET in dtd eurosat fgvc_aircraft food101 oxford_flowers oxford_pets stanford_cars ucf101 caltech101 sun397 imagenet; do
     for seed in 1 2 3; do
         run python train.py --root "$DATA" --seed "$seed" --trainer KgCoOp \
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/KgCoOp/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/KgCoOp/${cfg}_${shots}shots/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAINER.COOP.N_CTX "$NCTX" \
-            TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
-            TRAINER.COOP.W 8.0 ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
+            TRAINER.COOP.N_CTX "$NCTX" \
+            TRAINER.COOP.CSC "$CSC" \
+            TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" \
+            TRAINER.COOP.W 8.0 \
+            ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

@@ -13,9 +13,12 @@ for seed in $SEED; do
     tested=$OUT/base2new/test_new/$DATASET/shots_$shots/$METHOD/$cfg/seed$seed
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer "$METHOD" \
-        --dataset-config-file "configs/datasets/$DATASET.yaml" --config-file "$yaml" \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "$yaml" \
         --output-dir "$tested" --eval-only --model-dir "$trained" \
-        ${epoch:+--load-epoch "$epoch"} "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
-        DATASET.SUBSAMPLE_CLASSES new $settings "$@"
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new \
+        $settings "$@"
     harmonic_mean "$trained" "$tested"
 done

@@ -9,9 +9,12 @@ for seed in $SEED; do
     for shots in ${SHOTS:-1 2 4 8 16}; do
         recipe few_shot "$DATASET" "$shots"
         run python train.py --root "$DATA" --seed "$seed" --trainer "$METHOD" \
-            --dataset-config-file "configs/datasets/$DATASET.yaml" --config-file "$yaml" \
+            --dataset-config-file "configs/datasets/$DATASET.yaml" \
+            --config-file "$yaml" \
             --output-dir "$OUT/$DATASET/$METHOD/${cfg}_${shots}shots/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" $settings \
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
+            $settings \
             ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

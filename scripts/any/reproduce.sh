@@ -7,6 +7,11 @@ source "$(dirname "$0")/../start.sh"
 
 seeds="--seeds $SEED"
 if [ "$PROTOCOL" = few_shot ]; then seeds="--seeds 1 2 3 --shots $SEED"; fi
-run python tools/reproduce.py "$METHOD" --checkpoints "$WEIGHTS" \
-    --protocol "$PROTOCOL" --datasets "$DATASET" $seeds --root "$DATA" \
-    --output "$OUT" ${CFG:+--cfg "$CFG"} ${BACKBONE:+--backbone "$BACKBONE"} "$@"
+run python tools/reproduce.py "$METHOD" \
+    --checkpoints "$WEIGHTS" \
+    --protocol "$PROTOCOL" \
+    --datasets "$DATASET" \
+    $seeds \
+    --root "$DATA" --output "$OUT" \
+    ${CFG:+--cfg "$CFG"} \
+    ${BACKBONE:+--backbone "$BACKBONE"} "$@"

@@ -14,8 +14,11 @@ for seed in $SEED; do
     tested=$OUT/crossdataset/evaluation/$DATASET/$METHOD/${cfg}_${shots}shots/seed$seed
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer "$METHOD" \
-        --dataset-config-file "configs/datasets/$DATASET.yaml" --config-file "$yaml" \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "$yaml" \
         --output-dir "$tested" --eval-only --model-dir "$trained" \
-        ${epoch:+--load-epoch "$epoch"} "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
         $settings "$@"
 done

@@ -9,8 +9,11 @@ shots=${SHOTS:-16}
 recipe cross_dataset "$DATASET" "$shots"
 for seed in $SEED; do
     run python train.py --root "$DATA" --seed "$seed" --trainer "$METHOD" \
-        --dataset-config-file "configs/datasets/$DATASET.yaml" --config-file "$yaml" \
+        --dataset-config-file "configs/datasets/$DATASET.yaml" \
+        --config-file "$yaml" \
         --output-dir "$OUT/crossdataset/$DATASET/$METHOD/${cfg}_${shots}shots/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" $settings \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
+        $settings \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

@@ -13,7 +13,8 @@ for seed in $SEED; do
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/CoCoOp/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/CoCoOp/${cfg}_${shots}shots/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
             ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

@@ -20,8 +20,12 @@ for seed in 1 2 3; do
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer CoOp \
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
-        --config-file "configs/trainers/CoOp/$cfg.yaml" --output-dir "$tested" \
-        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAINER.COOP.N_CTX "$NCTX" \
-        TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" "$@"
+        --config-file "configs/trainers/CoOp/$cfg.yaml" \
+        --output-dir "$tested" --eval-only --model-dir "$trained" \
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
+        TRAINER.COOP.N_CTX "$NCTX" \
+        TRAINER.COOP.CSC "$CSC" \
+        TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP" "$@"
 done

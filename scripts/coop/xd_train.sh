@@ -13,6 +13,7 @@ for seed in $SEED; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/CoOp/$cfg.yaml" \
         --output-dir "$OUT/crossdataset/$DATASET/CoOp/${cfg}_${shots}shots/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

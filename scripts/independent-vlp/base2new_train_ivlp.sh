@@ -14,6 +14,7 @@ for seed in $SEED; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/IVLP/$cfg.yaml" \
         --output-dir "$OUT/base2new/train_base/$DATASET/shots_$shots/IVLP/$cfg/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

@@ -8,7 +8,12 @@ source "$(dirname "$0")/../start.sh"
 
 epoch=5
 if [ -n "$CFG" ] || [ "$BACKBONE" = small ]; then epoch=; fi
-run python tools/reproduce.py IVLP --checkpoints "$WEIGHTS" --protocol base2new \
-    --datasets "$DATASET" --seeds $SEED --root "$DATA" --output "$OUT" \
+run python tools/reproduce.py IVLP \
+    --checkpoints "$WEIGHTS" \
+    --protocol base2new \
+    --datasets "$DATASET" \
+    --seeds $SEED \
+    --root "$DATA" --output "$OUT" \
     --cfg "${CFG:-vit_b16_c2_ep5_batch4_4ctx_language_only}" \
-    ${epoch:+--epoch "$epoch"} ${BACKBONE:+--backbone "$BACKBONE"} "$@"
+    ${epoch:+--epoch "$epoch"} \
+    ${BACKBONE:+--backbone "$BACKBONE"} "$@"

@@ -15,5 +15,8 @@ run python train.py --root "$DATA" --trainer LoCoOp \
     --dataset-config-file "configs/datasets/$DATASET.yaml" \
     --config-file "configs/trainers/LoCoOp/$cfg.yaml" \
     --output-dir "$MODEL_DIR/ood/${OOD}_T$T" --eval-only --model-dir "$MODEL_DIR" \
-    ${epoch:+--load-epoch "$epoch"} --ood "$OOD" "${OPTIONS[@]}" TEST.OOD_T "$T" \
-    TRAINER.LOCOOP.N_CTX 16 TRAINER.LOCOOP.CSC False "$@"
+    ${epoch:+--load-epoch "$epoch"} --ood "$OOD" \
+    "${OPTIONS[@]}" \
+    TEST.OOD_T "$T" \
+    TRAINER.LOCOOP.N_CTX 16 \
+    TRAINER.LOCOOP.CSC False "$@"

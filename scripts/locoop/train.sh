@@ -13,9 +13,13 @@ for seed in 1 2 3; do
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/LoCoOp/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/LoCoOp/${cfg}_${shots}shots/nctx${NCTX}_csc${CSC}_ctp$CTP/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAINER.LOCOOP.N_CTX "$NCTX" \
-            TRAINER.LOCOOP.CSC "$CSC" TRAINER.LOCOOP.CLASS_TOKEN_POSITION "$CTP" \
-            TRAINER.LOCOOP.LAMBDA "$LAMBDA" TRAINER.LOCOOP.TOPK "$TOPK" \
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
+            TRAINER.LOCOOP.N_CTX "$NCTX" \
+            TRAINER.LOCOOP.CSC "$CSC" \
+            TRAINER.LOCOOP.CLASS_TOKEN_POSITION "$CTP" \
+            TRAINER.LOCOOP.LAMBDA "$LAMBDA" \
+            TRAINER.LOCOOP.TOPK "$TOPK" \
             ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

@@ -8,7 +8,12 @@ source "$(dirname "$0")/../start.sh"
 
 epoch=5
 if [ -n "$CFG" ] || [ "$BACKBONE" = small ]; then epoch=; fi
-run python tools/reproduce.py MaPLe --checkpoints "$WEIGHTS" --protocol base2new \
-    --datasets "$DATASET" --seeds $SEED --root "$DATA" --output "$OUT" \
-    ${CFG:+--cfg "$CFG"} ${epoch:+--epoch "$epoch"} \
+run python tools/reproduce.py MaPLe \
+    --checkpoints "$WEIGHTS" \
+    --protocol base2new \
+    --datasets "$DATASET" \
+    --seeds $SEED \
+    --root "$DATA" --output "$OUT" \
+    ${CFG:+--cfg "$CFG"} \
+    ${epoch:+--epoch "$epoch"} \
     ${BACKBONE:+--backbone "$BACKBONE"} "$@"

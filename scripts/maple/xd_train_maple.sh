@@ -14,6 +14,7 @@ for seed in $SEED; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/MaPLe/$cfg.yaml" \
         --output-dir "$OUT/crossdataset/$DATASET/MaPLe/${cfg}_${shots}shots/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

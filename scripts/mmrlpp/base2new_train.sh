@@ -17,6 +17,7 @@ for seed in 1 2 3; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/MMRLpp/$cfg.yaml" \
         --output-dir "$OUT/base2new/train_base/$DATASET/shots_$shots/MMRLpp/$cfg/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

@@ -17,7 +17,9 @@ for seed in 1 2 3; do
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer MMRLpp \
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
-        --config-file "configs/trainers/MMRLpp/$cfg.yaml" --output-dir "$tested" \
-        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" "$@"
+        --config-file "configs/trainers/MMRLpp/$cfg.yaml" \
+        --output-dir "$tested" --eval-only --model-dir "$trained" \
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" "$@"
 done

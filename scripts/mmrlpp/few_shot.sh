@@ -17,7 +17,8 @@ for seed in 1 2 3; do
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/MMRLpp/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/MMRLpp/${cfg}_${shots}shots/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" \
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
             ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

@@ -18,7 +18,9 @@ for seed in $SEED; do
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer MPL \
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
-        --config-file "configs/trainers/MPL/$cfg.yaml" --output-dir "$tested" \
-        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" "$@"
+        --config-file "configs/trainers/MPL/$cfg.yaml" \
+        --output-dir "$tested" --eval-only --model-dir "$trained" \
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" "$@"
 done

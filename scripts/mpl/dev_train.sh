@@ -15,5 +15,7 @@ for seed in $SEED; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/MPL/$cfg.yaml" \
         --output-dir "$OUT/$DATASET/MPL/${cfg}_${shots}shots/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" OPTIM.MAX_EPOCH "$EPOCHS" "$@"
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
+        ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

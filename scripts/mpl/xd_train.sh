@@ -16,6 +16,8 @@ for seed in $SEED; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/MPL/$cfg.yaml" \
         --output-dir "$OUT/crossdataset/$DATASET/MPL/${cfg}_${shots}shots/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" $settings \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
+        $settings \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done

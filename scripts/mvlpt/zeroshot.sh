@@ -14,5 +14,6 @@ case " $* " in
 esac
 run python train.py --root "$DATA" --trainer ZeroshotCLIP \
     --dataset-config-file "configs/datasets/$DATASET.yaml" \
-    --config-file "configs/trainers/CoOp/$cfg.yaml" --output-dir "$folder" \
-    --eval-only "${OPTIONS[@]}" "$@"
+    --config-file "configs/trainers/CoOp/$cfg.yaml" \
+    --output-dir "$folder" --eval-only \
+    "${OPTIONS[@]}" "$@"

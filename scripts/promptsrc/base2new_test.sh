@@ -17,8 +17,10 @@ for seed in $SEED; do
     check_finished "$trained"
     run python train.py --root "$DATA" --seed "$seed" --trainer PromptSRC \
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
-        --config-file "configs/trainers/PromptSRC/$cfg.yaml" --output-dir "$tested" \
-        --eval-only --model-dir "$trained" ${epoch:+--load-epoch "$epoch"} \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new "$@"
+        --config-file "configs/trainers/PromptSRC/$cfg.yaml" \
+        --output-dir "$tested" --eval-only --model-dir "$trained" \
+        ${epoch:+--load-epoch "$epoch"} \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new "$@"
     harmonic_mean "$trained" "$tested"
 done

@@ -18,7 +18,9 @@ for seed in 1 2 3; do
             --dataset-config-file "configs/datasets/$DATASET.yaml" \
             --config-file "configs/trainers/PromptSRC/$cfg.yaml" \
             --output-dir "$OUT/$DATASET/PromptSRC/${cfg}_${shots}shots/seed$seed" \
-            "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" $settings \
+            "${OPTIONS[@]}" \
+            DATASET.NUM_SHOTS "$shots" \
+            $settings \
             ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
     done
 done

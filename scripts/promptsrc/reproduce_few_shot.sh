@@ -8,7 +8,12 @@ source "$(dirname "$0")/../start.sh"
 
 epoch=50
 if [ -n "$CFG" ] || [ "$BACKBONE" = small ]; then epoch=; fi
-run python tools/reproduce.py PromptSRC --checkpoints "$WEIGHTS" \
-    --protocol few_shot --datasets "$DATASET" --seeds 1 2 3 --shots "$SHOTS" \
-    --root "$DATA" --output "$OUT" ${CFG:+--cfg "$CFG"} ${epoch:+--epoch "$epoch"} \
+run python tools/reproduce.py PromptSRC \
+    --checkpoints "$WEIGHTS" \
+    --protocol few_shot \
+    --datasets "$DATASET" \
+    --seeds 1 2 3 --shots "$SHOTS" \
+    --root "$DATA" --output "$OUT" \
+    ${CFG:+--cfg "$CFG"} \
+    ${epoch:+--epoch "$epoch"} \
     ${BACKBONE:+--backbone "$BACKBONE"} "$@"

@@ -8,7 +8,12 @@ source "$(dirname "$0")/../start.sh"
 
 epoch=20
 if [ -n "$CFG" ] || [ "$BACKBONE" = small ]; then epoch=; fi
-run python tools/reproduce.py PromptSRC --checkpoints "$WEIGHTS" \
-    --protocol cross_dataset --datasets "$DATASET" --seeds $SEED --root "$DATA" \
-    --output "$OUT" ${CFG:+--cfg "$CFG"} ${epoch:+--epoch "$epoch"} \
+run python tools/reproduce.py PromptSRC \
+    --checkpoints "$WEIGHTS" \
+    --protocol cross_dataset \
+    --datasets "$DATASET" \
+    --seeds $SEED \
+    --root "$DATA" --output "$OUT" \
+    ${CFG:+--cfg "$CFG"} \
+    ${epoch:+--epoch "$epoch"} \
     ${BACKBONE:+--backbone "$BACKBONE"} "$@"

@@ -14,6 +14,8 @@ for seed in $SEED; do
         --dataset-config-file "configs/datasets/$DATASET.yaml" \
         --config-file "configs/trainers/VPT/$cfg.yaml" \
         --output-dir "$OUT/crossdataset/$DATASET/VPT/${cfg}_${shots}shots/seed$seed" \
-        "${OPTIONS[@]}" DATASET.NUM_SHOTS "$shots" TRAIN.CHECKPOINT_FREQ 2 \
+        "${OPTIONS[@]}" \
+        DATASET.NUM_SHOTS "$shots" \
+        TRAIN.CHECKPOINT_FREQ 2 \
         ${EPOCHS:+OPTIM.MAX_EPOCH "$EPOCHS"} "$@"
 done
