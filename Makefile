@@ -23,7 +23,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready $(wildcard requirements-*.txt)
 demo: setup
 	$(BIN)/python tools/demo.py
 
-# The scripts in scripts/, from studies/scripts.yaml and configs/recipes.yaml
+# The scripts in scripts/, from studies/published/scripts.yaml and configs/recipes.yaml
 scripts: setup
 	$(BIN)/python -m studies.scripts
 

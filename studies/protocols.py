@@ -6,10 +6,6 @@ of their results find ours.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-
-from configs.files import CONFIGS
-from configs.methods import plugin_of
 
 ELEVEN: tuple[str, ...] = (
     "imagenet",
@@ -61,38 +57,3 @@ PROTOCOLS = {
     ),
     "few_shot": Protocol((Step("all", FEW_SHOT),), shots=(1, 2, 4, 8, 16)),  # CoOp's
 }
-
-
-def train_argv(  # noqa: PLR0913
-    *,
-    folder: Path,
-    root: Path,
-    method: str,
-    config_file: Path,
-    dataset: str,
-    configs: Path = CONFIGS,
-    seed: int | None = None,
-    backbone: str = "",
-    options: tuple = (),
-    shots: int | None = None,
-    classes: str = "all",
-    settings: tuple = (),
-) -> list[str]:
-    """The arguments of train.py for one run, with its results in `folder`.
-
-    `dataset` is the name of a YAML file in `configs`/datasets/, which says the shots if they are
-    None. `settings` are KEY, VALUE, ...; the last one of a key counts.
-    """
-    words: list = ["--skip-finished", "--root", root, "--output-dir", folder]
-    words += ["--plugin", plugin] if (plugin := plugin_of(method)) else []
-    words += [] if seed is None else ["--seed", seed]
-    words += ["--trainer", method, "--dataset-config-file", configs / f"datasets/{dataset}.yaml"]
-    words += [
-        "--config-file",
-        config_file,
-        *(("--backbone", backbone) if backbone else ()),
-        *options,
-    ]
-    words += [] if shots is None else ["DATASET.NUM_SHOTS", shots]
-    words += [] if classes == "all" else ["DATASET.SUBSAMPLE_CLASSES", classes]
-    return list(map(str, [*words, *settings]))

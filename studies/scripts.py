@@ -1,7 +1,7 @@
 """Write the scripts in scripts/: `make scripts`.
 
-scripts.yaml has the fields of `Script` for each path: published scripts under their paths, and our
-own. Every script shows the calls of train.py that it makes; scripts/start.sh reads its arguments.
+published/scripts.yaml has the fields of `Script` for each path: published scripts under their
+paths, and our own. script.jinja shows the calls of train.py; scripts/start.sh reads the arguments.
 """
 
 import re
@@ -21,10 +21,9 @@ from configs.recipes import Recipe, recipe, recipes_of, small_cfg
 
 from .protocols import PROTOCOLS, SEEDS, Protocol
 
+HERE = Path(__file__).parent
 FOLDER = ROOT / "scripts"
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
-)
+TEMPLATES = Environment(loader=FileSystemLoader(HERE), trim_blocks=True, lstrip_blocks=True)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ class Script:
 
 def read_table() -> dict[str, Script]:
     """The scripts by their paths below scripts/, without .sh."""
-    table = yaml.safe_load(Path(__file__).with_name("scripts.yaml").read_text())
+    table = yaml.safe_load(
+        Path(__file__).with_name("published").joinpath("scripts.yaml").read_text()
+    )
     scripts: dict[str, Script] = {}
     for name, entry in table.items():
         like = scripts.get(entry.pop("like", f"any/{Path(name).name}"), Script())

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from common.errors import UsageError, check_dataset_name, check_name
 from common.schema import FLAG, Accepts, shown
-from configs.files import config_files, config_folder, known_datasets
-from configs.methods import IN_A_FILE, methods
+from configs.files import CONFIGS, config_files, config_folder, known_datasets
+from configs.methods import IN_A_FILE, methods, plugin_of
 from configs.recipes import Recipe, recipe
 
 from .choose import (
@@ -22,11 +22,12 @@ from .choose import (
     Keys,
     SearchRule,
     Values,
+    by_key,
     check_choose,
     chosen_place,
     trial_place,
 )
-from .protocols import PROTOCOLS, Step, train_argv
+from .protocols import PROTOCOLS, Step
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -200,48 +201,50 @@ class Study:
     root: Path = Path("data")
     output: Path = Path("output")
 
-    def __post_init__(self) -> None:  # noqa: C901, PLR0912
+    def __post_init__(self) -> None:
         for key, accepts in VALUES.items():
-            if not accepts.accepts(value := getattr(self, key)) and (key, value) != ("gpus", None):
+            value = getattr(self, key)
+            if not accepts.accepts(value) and (key, value) != ("gpus", None):
                 raise UsageError(f"{key} has the value {shown(value)}", f"give {accepts}")
+        self.check_names()
+        self.check_protocols()
+        check_choose(self)
+
+    def check_names(self) -> None:
+        """Check that the lists are not empty, and that what they name exists."""
+        for key in ("variants", "protocols", "seeds", "shots"):
+            if not getattr(self, key):
+                name = "trainers" if key == "variants" else key
+                raise UsageError(f"the study has no {name}", "see studies/small.yaml")
         for protocol in self.protocols:
             check_name(protocol, PROTOCOLS, "protocol")
-        lists = {
-            "trainers": self.variants,
-            "protocols": self.protocols,
-            "seeds": self.seeds,
-            "shots": self.shots,
-        }
-        for key, values in lists.items():
-            if not values:
-                raise UsageError(f"the study has no {key}", "see studies/small.yaml")
-        if "base2new" in self.protocols and (
-            names := [v.name for v in self.variants if not v.facts.transfers]
-        ):
-            what = (
-                f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
-                "that it has not learned"
-            )
-            raise UsageError(what, "leave it out, or use few_shot")
-        if not self.datasets and self.protocols != ("cross_dataset",):
-            raise UsageError("the study has no datasets", "see studies/small.yaml")
-        if "cross_dataset" in self.protocols and not (self.source and self.tested_on):
-            raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
-        if self.source in self.targets:
-            raise UsageError(
-                f"the source {self.source} is among the targets", "leave it out of them"
-            )
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
             check_dataset_name(dataset, known_datasets())
         for name in self.ood:
             check_name(name, [*known_datasets(), "new"], "dataset of ood")
-        if self.union and "base2new" not in self.protocols:
+
+    def check_protocols(self) -> None:
+        """Check that the protocols have what they need, and fit the other keys."""
+        base2new = "base2new" in self.protocols
+        crossing = "cross_dataset" in self.protocols
+        names = [variant.name for variant in self.variants if not variant.facts.transfers]
+        if base2new and names:
+            what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
+            what += "that it has not learned"
+            raise UsageError(what, "leave it out, or use few_shot")
+        if not self.datasets and self.protocols != ("cross_dataset",):
+            raise UsageError("the study has no datasets", "see studies/small.yaml")
+        if crossing and not (self.source and self.tested_on):
+            raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
+        if self.source in self.targets:
+            what = f"the source {self.source} is among the targets"
+            raise UsageError(what, "leave it out of them")
+        if self.union and not base2new:
             raise UsageError("union has the value True", "give it with base2new, or leave it out")
         if "new" in self.ood and self.protocols != ("base2new",):
             raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
-        if self.ood and "cross_dataset" in self.protocols:
+        if self.ood and crossing:
             raise UsageError("no table of cross_dataset shows ood", "leave one of them out")
-        check_choose(self)
 
     def sequences(self) -> list[RunSequence]:
         """All runs, seed by seed, so that early results cover all methods: each training run, then
@@ -256,25 +259,21 @@ class Study:
         )
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
-        train, *tests = (
-            step for step in PROTOCOLS[protocol].steps if self.union or not step.optional
-        )
+        train, *tests = PROTOCOLS[protocol].steps
+        if not self.union:
+            tests = [step for step in tests if not step.optional]
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
-        trainings = product(
-            self.seeds, self.trained_on(protocol), self.shots_of(protocol), self.variants
-        )
-        for seed, dataset, shots, variant in trainings:
+        names = self.trained_on(protocol)
+        for seed, dataset, shots, variant in product(
+            self.seeds, names, self.shots_of(protocol), self.variants
+        ):
             training = Training(protocol, variant, dataset, seed, shots)
-            trained = self.run(train, dataset, training, *ood)
+            sequence = [self.run(train, dataset, training, *ood)]
             targets = self.tested_on if protocol == "cross_dataset" else (dataset,)
-            use = ("--eval-only", "--model-dir", trained.folder)
-            yield (
-                trained,
-                *(
-                    self.run(step, target, training, *use)
-                    for step, target in product(tests, targets)
-                ),
-            )
+            use = ("--eval-only", "--model-dir", sequence[0].folder)
+            for step, target in product(tests, targets):
+                sequence.append(self.run(step, target, training, *use))
+            yield tuple(sequence)
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
@@ -304,35 +303,32 @@ class Study:
 
     def searches_of(self, protocol: str) -> Iterator[Search]:
         names = self.trained_on(protocol)
-        step = PROTOCOLS[protocol].steps[0]
         for shots, variant in product(self.shots_of(protocol), self.variants):
-            if not (keys := self.keys_of(variant)):
+            keys = dict(self.keys_of(variant))
+            if not keys:
                 continue
-            tried = [
-                tuple(chain(*zip(dict(keys), values, strict=True)))
-                for values in product(*dict(keys).values())
+            every = [
+                tuple(chain(*zip(keys, values, strict=True))) for values in product(*keys.values())
             ]
-            trials: dict[str, dict[Values, tuple[Run, ...]]] = {}
             for name in names:
-                trainings = [Training(protocol, variant, name, seed, shots) for seed in self.seeds]
-                trials[name] = {
-                    values: tuple(
-                        self.run(step, name, training, values=values) for training in trainings
-                    )
-                    for values in tried
-                }
-            for name in names:
-                choosing = (
-                    [other for other in names if other != name]
-                    if self.choose.by == LEAVE_ONE_OUT
-                    else [name]
-                )
-                chosen = {
-                    values: tuple(chain(*(trials[other][values] for other in choosing)))
-                    for values in tried
+                choosing = [name]
+                if self.choose.by == LEAVE_ONE_OUT:
+                    choosing = [other for other in names if other != name]
+                trainings = [
+                    Training(protocol, variant, other, seed, shots)
+                    for other, seed in product(choosing, self.seeds)
+                ]
+                trials = {
+                    values: tuple(self.trial(training, values) for training in trainings)
+                    for values in every
                 }
                 file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
-                yield Search(protocol, variant, name, shots, file, chosen)
+                yield Search(protocol, variant, name, shots, file, trials)
+
+    def trial(self, training: Training, values: Values) -> Run:
+        """The run that tries values."""
+        step = PROTOCOLS[training.protocol].steps[0]
+        return self.run(step, training.dataset, training, values=values)
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
@@ -394,40 +390,55 @@ class Study:
             values: of a trial; without them, the run has the chosen settings if there is a choice.
         """
         protocol, variant, _, seed, shots = training
-        used = self.recipe(training)
         place = Path()
-        more: Values = ()
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
         if values:
             place = trial_place(self.choose.rule, values)
-            more = values + self.choose.rule.settings
         elif self.keys_of(variant):
             place = chosen_place(self, variant, protocol)
             options = (*options, "--chosen", self.chosen_file(training))
-            more = ACCEPTED if self.choose.by == ORACLE else ()
-        results = self.output / place / self.folder(step, dataset, training)
-        overrides = variant.dataset_overrides
-        own = overrides.get(dataset, ())
+        folder = self.output / place / self.folder(step, dataset, training)
+        words = [*self.options(folder, dataset, training), *options]
+        words += ["DATASET.NUM_SHOTS", shots]
+        if step.classes != "all":
+            words += ["DATASET.SUBSAMPLE_CLASSES", step.classes]
+        words += self.settings(dataset, training, values)
+        arguments = tuple(map(str, words))
+        return Run(protocol, variant, dataset, seed, shots, step.classes, folder, arguments, values)
+
+    def options(self, folder: Path, dataset: str, training: Training) -> list:
+        """The options of train.py that every run has, with its results in `folder`."""
+        method = training.variant.method
+        words: list = ["--skip-finished", "--root", self.root, "--output-dir", folder]
+        plugin = plugin_of(method)
+        if plugin:
+            words += ["--plugin", plugin]
+        words += ["--seed", training.seed, "--trainer", method]
+        words += ["--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"]
+        words += ["--config-file", config_folder(method) / f"{self.recipe(training).cfg}.yaml"]
+        if self.backbone:
+            words += ["--backbone", self.backbone]
+        return words
+
+    def settings(self, dataset: str, training: Training, values: Values) -> list:
+        """KEY, VALUE, ... of a run; the last one of a key counts."""
+        variant = training.variant
+        words: list = []
+        if self.cache:
+            words += ["CACHE", self.cache]
+        if self.calibrate and not values:
+            words += ["TEST.CALIBRATE", True]
+        words += [*self.recipe(training).settings, *variant.overrides]
         # The prompts have their source's settings, without those of its images
         if dataset != training.dataset:
-            pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
-            own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
-        calibrates = ("TEST.CALIBRATE", True) if self.calibrate and not values else ()
-        cache = ("CACHE", self.cache) if self.cache else ()
-        argv = train_argv(
-            folder=results,
-            root=self.root,
-            method=variant.method,
-            config_file=config_folder(variant.method) / f"{used.cfg}.yaml",
-            dataset=dataset,
-            seed=seed,
-            backbone=self.backbone,
-            options=options,
-            shots=shots,
-            classes=step.classes,
-            settings=(*cache, *calibrates, *used.settings, *variant.overrides, *own, *more),
-        )
-        return Run(
-            protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values
-        )
+            of_source = variant.dataset_overrides.get(training.dataset, ())
+            for key, value in by_key(of_source).items():
+                if not key.startswith("DATASET."):
+                    words += [key, value]
+        words += variant.dataset_overrides.get(dataset, ())
+        if values:
+            words += values + self.choose.rule.settings
+        elif self.keys_of(variant) and self.choose.by == ORACLE:
+            words += ACCEPTED
+        return words

@@ -50,6 +50,19 @@ def shots_label(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
+def row_of(run: Run, measured: dict) -> dict[str, Any]:
+    """A run and its results.json as a row."""
+    row: dict[str, Any] = {"protocol": run.protocol, "part": part_of(run)}
+    row |= {"method": run.variant.name, "dataset": run.dataset}
+    row |= {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+    row["selected_on_test"] = selected_on_test(measured)
+    row["images"], row["evaluations"] = test_record(measured) or (None, None)
+    row["learned_from"] = learned_from(measured)
+    row |= {f"AUROC {name}": value for name, value in detected(measured).items()}
+    row |= others(measured)
+    return row | {key: measured.get(key) for key in MEASURED}
+
+
 # What ± may be; the first is that of parse_test_res.py, CoOp's and Dassl's.
 SPREADS = (
     ("spread", "standard deviation over seeds (population)"),
@@ -71,35 +84,25 @@ class Summary:
         self.results = results
         # What ± is: a column of `cells`, and its name
         self.spread, self.spread_name = SPREADS[intervals]
-        rows = []
-        for run, measured in results.items():
-            names = {
-                "protocol": run.protocol,
-                "part": part_of(run),
-                "method": run.variant.name,
-                "dataset": run.dataset,
-            }
-            settings: dict[str, Any] = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
-            settings["selected_on_test"] = selected_on_test(measured)
-            settings["images"], settings["evaluations"] = test_record(measured) or (None, None)
-            settings["learned_from"] = learned_from(measured)
-            settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
-            settings |= others(measured)
-            rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
         # A row for every finished run: settings, and what its results.json has
-        self.runs = runs = pd.DataFrame(rows)
+        self.runs = pd.DataFrame([row_of(run, measured) for run, measured in results.items()])
         self.variants = {variant.name: variant for variant in study.variants}
+        self.averages: dict[tuple[str, str, str], pd.DataFrame] = {}  # what `by_seed` has returned
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """Accuracies in percent, of runs and H of two."""
         columns = [*CELL, "seed", "accuracy"]
-        index = ["protocol", "method", "dataset", "seed"]
-        halves = runs[runs["protocol"] == "base2new"].pivot(
-            index=index, columns="part", values="accuracy"
+        values = self.runs[columns]
+        halves = values[values["protocol"] == "base2new"].pivot(
+            index=["protocol", "method", "dataset", "seed"], columns="part", values="accuracy"
         )
         halves = halves.reindex(columns=["base", "new"]).dropna()
+        if halves.empty:
+            return values
         means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
-        both = halves.assign(accuracy=means, part="H").reset_index()[columns]
-        self.averages: dict[tuple[str, str, str], pd.DataFrame] = {}  # what `by_seed` has returned
-        # Accuracies in percent, of runs and H of two.
-        self.values = pd.concat([runs[columns], both] if len(both) else [runs[columns]])
+        both = halves.assign(accuracy=means, part="H").reset_index()
+        return pd.concat([values, both[columns]])
 
     @cached_property
     def of_methods(self) -> dict[tuple[str, str, str], pd.DataFrame]:
@@ -181,25 +184,22 @@ class Summary:
         accuracies = self.by_seed(protocol, part, variant.name)
         means = self.means(protocol, part, variant.name)
         selected = self.selected(protocol, part, variant.name)
-        selected |= {"average"} if selected.intersection(self.averaged(protocol)) else set()
-        return pd.DataFrame(
-            {
-                "protocol": protocol,
-                "part": part,
-                "method": variant.name,
-                "dataset": accuracies.columns,
-                "mean": means.array,
-                "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
-                "interval": [
-                    np.ptp(seed_interval(accuracies[name].dropna())) / 2 for name in accuracies
-                ],
-                "runs": accuracies.count().array,
-                "seeds": len(self.study.seeds),
-                "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
-                "selected_on_test": means.notna().to_numpy() & accuracies.columns.isin(selected),
-                "kind": variant.kind,
-            }
-        )
+        if selected.intersection(self.averaged(protocol)):
+            selected.add("average")
+        runs = accuracies.count()
+        cells = pd.DataFrame({"dataset": accuracies.columns, "mean": means.array})
+        cells.insert(0, "protocol", protocol)
+        cells.insert(1, "part", part)
+        cells.insert(2, "method", variant.name)
+        cells["spread"] = accuracies.std(ddof=0).where(runs > 1).array
+        intervals = [seed_interval(accuracies[name].dropna()) for name in accuracies]
+        cells["interval"] = np.ptp(intervals, axis=1) / 2
+        cells["runs"] = runs.array
+        cells["seeds"] = len(self.study.seeds)
+        cells["paper"] = [self.paper(protocol, part, variant, name) for name in accuracies]
+        cells["selected_on_test"] = cells["mean"].notna() & cells["dataset"].isin(selected)
+        cells["kind"] = variant.kind
+        return cells
 
     def means(self, protocol: str, part: str, method: str) -> pd.Series:
         """Mean accuracies over seeds by dataset, and their average. H is that of the mean base and
@@ -276,49 +276,44 @@ class Summary:
         `interval` is that of the difference over seeds, and `smallest` the smallest difference that
         these seeds can show (`comparing`).
         """
-        from scipy import stats  # slow to import
-
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):
-            if self.focus is None or name == self.focus:
-                continue
-            ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
-            difference = ours - theirs  # seeds x datasets; NaN where a run is missing
-            of_pairs = difference["average"], difference[self.averaged(protocol)].mean()
-            # Rounding errors would break ties
-            seeds, datasets = (values.dropna().round(9) for values in of_pairs)
-            both = {method: self.selected(protocol, part, method) for method in (self.focus, name)}
-            row: dict[str, Any] = {
-                "protocol": protocol,
-                "part": part,
-                "method": self.focus,
-                "against": name,
-            }
-            row |= {
-                "difference": (seeds if len(seeds) else datasets).mean(),
-                "seeds": len(seeds),
-                "datasets": len(datasets),
-                "interval": seed_interval(seeds),
-                "smallest": smallest_difference(seeds),
-                "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
-                "p_datasets": safe_p_value(stats.wilcoxon, datasets),
-                "selected_on_test": [
-                    method for method in both if both[method].intersection(datasets.index)
-                ],
-            }
-            rows += [row] if len(datasets) else []
-        if not rows:
-            return pd.DataFrame()
+            if self.focus not in (None, name):
+                rows.append(self.test(protocol, part, name))
+        tests = pd.DataFrame(rows)
+        if tests.empty:
+            return tests
         families = ["protocol", "part"]
-        p_values = ["p_seeds", "p_datasets"]
-        tests = (
-            pd.DataFrame(rows)
-            .groupby(families)
-            .filter(lambda family: family[p_values].notna().any(axis=None))
-        )
+        p_values = tests[["p_seeds", "p_datasets"]].notna().any(axis="columns")
+        shown = p_values.groupby([tests[key] for key in families]).transform("any")
+        tests = tests[shown & (tests["datasets"] > 0)].copy()
         for kind in ("seeds", "datasets"):
             tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
+
+    def test(self, protocol: str, part: str, against: str) -> dict[str, Any]:
+        """A row of `tests`."""
+        from scipy import stats  # slow to import
+
+        methods = str(self.focus), against
+        ours, theirs = (self.by_seed(protocol, part, method) for method in methods)
+        difference = ours - theirs  # seeds x datasets; NaN where a run is missing
+        # Rounding errors would break ties
+        seeds = difference["average"].dropna().round(9)
+        datasets = difference[self.averaged(protocol)].mean().dropna().round(9)
+        row: dict[str, Any] = {"protocol": protocol, "part": part}
+        row |= {"method": self.focus, "against": against}
+        row["difference"] = (seeds if len(seeds) else datasets).mean()
+        row |= {"seeds": len(seeds), "datasets": len(datasets)}
+        row["interval"] = seed_interval(seeds)
+        row["smallest"] = smallest_difference(seeds)
+        row["p_seeds"] = safe_p_value(stats.ttest_1samp, seeds, popmean=0)
+        row["p_datasets"] = safe_p_value(stats.wilcoxon, datasets)
+        selected = {method: self.selected(protocol, part, method) for method in methods}
+        row["selected_on_test"] = [
+            method for method in methods if selected[method].intersection(datasets.index)
+        ]
+        return row
 
     @cached_property
     def times(self) -> pd.DataFrame:

@@ -17,8 +17,7 @@ from runs.arguments import parse_arguments
 from runs.environment import versions
 from runs.run_spec import setup_cfg
 from studies import command as study_command
-from studies import executor
-from studies.protocols import train_argv
+from studies import executor, spec
 from studies.study_file import load
 from trainers import methods
 
@@ -117,7 +116,7 @@ def test_yaml_file_that_leaves_out_the_test_is_refused(file, content, write, tmp
     """
     copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.setattr("configs.files.CONFIGS", copy)
-    monkeypatch.setitem(train_argv.__kwdefaults__, "configs", copy)
+    monkeypatch.setattr(spec, "CONFIGS", copy)
     shutil.copy(copy / "trainers/MPL/small.yaml", copy / "trainers/MPL/mine.yaml")
     (copy / file).write_text(content)
     with one_line("TEST.NO_TEST is True"):
