@@ -64,44 +64,29 @@ def read_runs(folder: Path) -> Compared:
     seeds.
     """
     folders = [file.parent for file in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
-    folders = [folder] if (folder / RESULTS_FILE).is_file() else folders
-    results = {place: run for place in folders if (run := read_results(place))}
-    if not results:
-        raise UsageError(
-            f"there is no finished run in {folder}",
-            "give the output folder of a run, or of its seeds",
-        )
-    tests = [(run, read(place)) for place, run in results.items()]
-    by_seed = {
-        run["seed"]: (run, arrays)
-        for run, arrays in sorted(tests, key=lambda test: test[0]["seed"])
-    }
-    images = {
-        (str(arrays["images_sha256"]), tuple(arrays["class_names"]))
-        for _, arrays in by_seed.values()
-    }
-    if len(images) > 1 or len(by_seed) < len(results):
-        what = (
-            "a seed twice"
-            if len(by_seed) < len(results)
-            else "tests of different images or classes"
-        )
-        raise UsageError(
-            f"{folder} has {what}", "give the runs of one method on one dataset", folder
-        )
+    if (folder / RESULTS_FILE).is_file():
+        folders = [folder]
+    tests = [(run, read(place)) for place in folders if (run := read_results(place))]
+    if not tests:
+        remedy = "give the output folder of a run, or of its seeds"
+        raise UsageError(f"there is no finished run in {folder}", remedy)
+    tests.sort(key=lambda test: test[0]["seed"])
+    results = {run["seed"]: run for run, _ in tests}
+    images = [(str(arrays["images_sha256"]), tuple(arrays["class_names"])) for _, arrays in tests]
+    what = ""
+    if len(set(images)) > 1:
+        what = f"{folder} has tests of different images or classes"
+    if len(results) < len(tests):
+        what = f"{folder} has a seed twice"
     for key in IN_COMMON:
-        if len(several := {str(run.get(key)) for run in results.values()}) > 1:
-            what = (
-                f"the runs in {folder} differ in {key}: "
-                f"{', '.join(map(printable, sorted(several)))}"
-            )
-            raise UsageError(what, "give the runs of one method on one dataset", folder)
-    correct = np.stack(
-        [arrays["classes"][:, 0] == arrays["label"] for _, arrays in by_seed.values()]
-    )
-    return Compared(
-        {seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder
-    )
+        several = sorted({str(run.get(key)) for run, _ in tests})
+        if len(several) > 1 and not what:
+            names = ", ".join(map(printable, several))
+            what = f"the runs in {folder} differ in {key}: {names}"
+    if what:
+        raise UsageError(what, "give the runs of one method on one dataset", folder)
+    correct = np.stack([arrays["classes"][:, 0] == arrays["label"] for _, arrays in tests])
+    return Compared(results, correct, images[0], folder)
 
 
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
@@ -218,58 +203,62 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)
     seeds, differences = paired(one, other)
-    first, second = (method.results[seeds[0]] for method in (one, other))
-    by_seed = 100 * differences.mean(axis=1)
-    runs = [[method.results[seed] for seed in seeds] for method in (one, other)]
-    means = [np.mean([run["accuracy"] for run in of_method]) for of_method in runs]
-    # One run with a mark is enough
-    marks = [max(map(selection_mark, of_method)) for of_method in runs]
-    ours, theirs = (run["trainer"] for run in (first, second))
-    if ours == theirs:
-        ours, theirs = (f"{ours} {printable(method.folder)}" for method in (one, other))
-    marked = [
-        f"{name} {mean:.2f}%{mark}"
-        for name, mean, mark in zip((ours, theirs), means, marks, strict=True)
+    first = one.results[seeds[0]]
+    names = [method.results[seeds[0]]["trainer"] for method in (one, other)]
+    if names[0] == names[1]:
+        names = [f"{names[0]} {printable(method.folder)}" for method in (one, other)]
+    means = [
+        mean_accuracy(name, method, seeds) for name, method in zip(names, (one, other), strict=True)
     ]
+    by_seed = 100 * differences.mean(axis=1)
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    place = (
-        f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, "
-        f"{several}"
-    )
+    place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images"
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
     interval = f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})"
     lines = [
-        f"{marked[0]}, {marked[1]} ({place})",
+        f"{means[0]}, {means[1]} ({place}, {several})",
         f"Difference: {signed(by_seed.mean())} points; {interval}",
     ]
-    for name, method in ((ours, one), (theirs, other)):
-        if more := method.results.keys() - seeds:
+    for name, method in zip(names, (one, other), strict=True):
+        more = method.results.keys() - seeds
+        if more:
             lines.append(f"{name} has seeds that the other lacks: {', '.join(map(str, more))}")
     for seed, difference in zip(seeds, differences, strict=True):
-        right, others, p = mcnemar(difference)
-        only = f"{right} image{'s' * (right != 1)} only {ours} gets right, {others} only {theirs}"
-        lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
-    why = "the interval includes 0"
+        lines.append(f"Seed {seed}: {of_one_seed(names[0], names[1], difference)}")
+    bounds = low, high
     if len(seeds) > 1:
         bounds = seed_interval(list(by_seed))
-        least = smallest_difference(list(by_seed))
-        shown = (
-            f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} "
-            f"points (power {POWER})"
-        )
-        lines.append(
-            f"Over other seeds: 95% interval {signed(bounds[0])} to {signed(bounds[1])} (paired t)"
-        )
-        lines.append("All seeds have the same difference" if math.isnan(least) else shown)
-        low = min(low, bounds[0])
-        high = max(high, bounds[1])
-        why = "one of the two intervals includes 0"
-    return (
-        lines
-        if low > 0 or high < 0
-        else [*lines, f"These runs do not show which of the two is better: {why}."]
-    )
+        lines += of_seeds(by_seed, bounds)
+    if min(low, bounds[0]) <= 0 <= max(high, bounds[1]):
+        why = "one of the two intervals includes 0" if len(seeds) > 1 else "the interval includes 0"
+        lines.append(f"These runs do not show which of the two is better: {why}.")
+    return lines
+
+
+def mean_accuracy(name: str, method: Compared, seeds: list[int]) -> str:
+    """The mean accuracy over these seeds, with the mark if one of the runs has it."""
+    runs = [method.results[seed] for seed in seeds]
+    mean = np.mean([run["accuracy"] for run in runs])
+    return f"{name} {mean:.2f}%{max(map(selection_mark, runs))}"
+
+
+def of_one_seed(name: str, other: str, difference: NDArray[Any]) -> str:
+    """On how many images only one of the two is right."""
+    ours, theirs, p = mcnemar(difference)
+    only = f"{ours} image{'s' * (ours != 1)} only {name} gets right, {theirs} only {other}"
+    return f"{only} (McNemar's exact test: p = {p:.3g})"
+
+
+def of_seeds(by_seed: NDArray[Any], bounds: tuple[float, float]) -> list[str]:
+    """What the differences of several seeds, and their t-interval, show."""
+    least = smallest_difference(list(by_seed))
+    shown = "All seeds have the same difference"
+    if not math.isnan(least):
+        shown = f"The smallest difference that {len(by_seed)} such seeds can show: {least:.2f} "
+        shown += f"points (power {POWER})"
+    interval = f"95% interval {signed(bounds[0])} to {signed(bounds[1])}"
+    return [f"Over other seeds: {interval} (paired t)", shown]
 
 
 def main(argv: list[str] | None = None) -> None:

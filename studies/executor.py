@@ -73,7 +73,7 @@ def check_datasets(study: Study) -> None:
                 raise UsageError(what, instead)
 
 
-def execute_runs(  # noqa: C901
+def execute_runs(
     sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str
 ) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to
@@ -84,19 +84,22 @@ def execute_runs(  # noqa: C901
         if read_results(trained.folder) is None:
             for run in tests:  # their results, if they have any, are of earlier prompts
                 (run.folder / RESULTS_FILE).unlink(missing_ok=True)
-    finished = {
-        run for sequence in sequences for run in sequence if read_results(run.folder) is not None
-    }
-    unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
+    unfinished = [
+        tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences
+    ]
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
     running: dict[Future[str | None], RunSequence] = {}
     deaths: Counter[Run] = Counter()
     failed: dict[Run, str] = {}
     total = sum(map(len, sequences))
-    ended = len(finished)
     progress = tqdm(
-        total=total, initial=ended, desc=title, unit="run", smoothing=0.05, disable=None
+        total=total,
+        initial=total - sum(map(len, unfinished)),
+        desc=title,
+        unit="run",
+        smoothing=0.05,
+        disable=None,
     )
     # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
     with executor if waiting else nullcontext(), progress as bar:
@@ -107,30 +110,39 @@ def execute_runs(  # noqa: C901
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             bar.refresh()  # its clock
             for future in done:
-                sequence = running.pop(future)
-                run, *rest = sequence
+                run, *rest = running.pop(future)
                 death = future.exception()
                 deaths[run] += death is not None
                 if death and deaths[run] < TRIES:
-                    waiting.appendleft(sequence)
+                    waiting.appendleft((run, *rest))
                     continue
-                why = f"its process died {TRIES} times, which often means a full memory ({death})"
-                error = (
-                    record_outcome(run.folder, ChildProcessError(why)) if death else future.result()
-                )
+                error = error_of_dead(run, death) if death else future.result()
                 if error:
                     failed[run] = error
-                    bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
                 elif rest:
                     waiting.appendleft(tuple(rest))
-                skipped = len(rest) if error else 0
-                ended += 1 + skipped  # which a bar without a terminal does not count
-                bar.update(1 + skipped)
-                if bar.disable and not error:  # not on a terminal: a log gets a line for each run
-                    results = read_results(run.folder)
-                    accuracy = f", accuracy {results['accuracy']:.2f}%" if results else ""
-                    print(f"{title}: {ended} of {total} runs: {run.folder}{accuracy}", flush=True)
+                advance(bar, title, run, error, len(rest) if error else 0)
     return failed
+
+
+def error_of_dead(run: Run, death: BaseException) -> str | None:
+    """Write the error of a run whose process has died too often; returns it in one line."""
+    why = f"its process died {TRIES} times, which often means a full memory ({death})"
+    return record_outcome(run.folder, ChildProcessError(why))
+
+
+def advance(bar: tqdm, title: str, run: Run, error: str | None, skipped: int) -> None:
+    """Count a run that has ended, and those that are skipped because of its error."""
+    if error:
+        bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
+    if not bar.disable:
+        bar.update(1 + skipped)
+        return
+    bar.n += 1 + skipped
+    if not error:  # not on a terminal: a log gets a line for each run
+        results = read_results(run.folder)
+        accuracy = f", accuracy {results['accuracy']:.2f}%" if results else ""
+        print(f"{title}: {bar.n} of {bar.total} runs: {run.folder}{accuracy}", flush=True)
 
 
 class LocalExecutor:

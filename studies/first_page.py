@@ -16,51 +16,50 @@ def overview(summary: Summary) -> list[Table]:
     """For each protocol, the best method first: averages over datasets, the training time, the
     calibration error, and the choices with their images."""
     tables = []
-    for protocol, cells in summary.cells.query("dataset == 'average'").groupby(
-        "protocol", sort=False
-    ):
-        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]  # noqa: PLW2901
-        if cells.empty:
-            continue
-        main = summary.main_part(protocol)
-        ranked = cells["part"] == main  # this column comes first, and sorts the methods
-        best_first = cells[ranked].sort_values("mean", ascending=False, kind="stable")
-        header, rows = grid(
-            pd.concat([best_first, cells[~ranked]]), "part", partial(accuracy, summary)
-        )
-        times = summary.times[summary.times["protocol"] == protocol]
-        if protocol == "few_shot":  # every number of shots is trained
-            times = times[times["part"] == main]
-        several = times["device"].nunique() > 1
-        devices = ", ".join(times["device"].unique())
-        seconds = {
-            name: ", ".join(
-                f"{time.seconds:.1f}" + f" ({time.device})" * several for time in rows.itertuples()
-            )
-            for name, rows in times.groupby("method")
-        }
-        more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds}
-        measures = summary.measures.query("protocol == @protocol").set_index("method")
-        for part in header[1:]:
-            ece = measures.loc[measures["part"] == part, "ece"]
-            if ece.notna().any():
-                more[f"ECE, {part} (%)"] = ece.map(number)
-        choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
-        if any(choices.values()):
-            more["chosen on images"] = choices
-        rows = [
-            [*row, *(Cell(texts.get(row[0].text, MISSING)) for texts in more.values())]
-            for row in rows
-        ]
-        note = (
-            f"Sorted by {main}. {describe_spread(summary)} Averages over "
-            f"{', '.join(summary.averaged(protocol))}. "
-        )
-        note += (
-            f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
-        )
-        tables.append(Table(f"Summary: {protocol}", [*header, *more], rows, note))
+    averages = summary.cells.query("dataset == 'average'")
+    for protocol in summary.study.protocols:
+        cells = averages[averages["protocol"] == protocol]
+        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
+        if not cells.empty:
+            tables.append(overview_of(summary, protocol, cells))
     return tables
+
+
+def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
+    """The table of one protocol, from its averages."""
+    main = summary.main_part(protocol)
+    ranked = cells["part"] == main  # this column comes first, and sorts the methods
+    best_first = cells[ranked].sort_values("mean", ascending=False, kind="stable")
+    ordered = pd.concat([best_first, cells[~ranked]])
+    header, rows = grid(ordered, "part", partial(accuracy, summary))
+    times = summary.times[summary.times["protocol"] == protocol]
+    if protocol == "few_shot":  # every number of shots is trained
+        times = times[times["part"] == main]
+    more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds(times)}
+    measures = summary.measures.query("protocol == @protocol").set_index("method")
+    for part in header[1:]:
+        ece = measures.loc[measures["part"] == part, "ece"]
+        if ece.notna().any():
+            more[f"ECE, {part} (%)"] = ece.map(number)
+    choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
+    if any(choices.values()):
+        more["chosen on images"] = choices
+    for row in rows:
+        row += [Cell(texts.get(row[0].text, MISSING)) for texts in more.values()]
+    devices = ", ".join(times["device"].unique())
+    note = f"Sorted by {main}. {describe_spread(summary)} Averages over "
+    note += f"{', '.join(summary.averaged(protocol))}. Training time: mean of a run"
+    note += f"{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+    return Table(f"Summary: {protocol}", [*header, *more], rows, note)
+
+
+def seconds(times: pd.DataFrame) -> dict[str, str]:
+    """The training time of each method, on each device."""
+    several = times["device"].nunique() > 1
+    texts = times["seconds"].map("{:.1f}".format)
+    if several:
+        texts += times["device"].map(" ({})".format)
+    return dict(texts.groupby(times["method"]).agg(", ".join))
 
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:

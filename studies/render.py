@@ -55,25 +55,26 @@ def build_tables(summary: Summary) -> list[Table]:
 
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
-    tables = []
-    choices = []
     by = summary.study.choose.by
+    choices = []
     for search in summary.study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings
-            words = ", ".join(
-                f"{key.rpartition('.')[2]} {value}" for key, value in settings.items()
-            )
+            words = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items()]
             name = marked(search.variant.name, by == ORACLE)
-            text = f"{words} (of {len(search.trials)})"
+            text = f"{', '.join(words)} (of {len(search.trials)})"
             choices.append((search.protocol, search.shots, name, search.dataset, text))
     note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations"
     note += f". {MARKED}." if by == ORACLE else "."
     of_tables = pd.DataFrame(choices, columns=["protocol", "shots", "method", "dataset", "text"])
-    for (protocol, shots), cells in of_tables.groupby(["protocol", "shots"], sort=False):
-        title = f"{protocol}, {shots_label(shots)}: chosen settings"
-        tables.append(Table(title, *grid(cells, "dataset", lambda row: Cell(row.text)), note))
-    return tables
+    return [
+        Table(
+            f"{protocol}, {shots_label(shots)}: chosen settings",
+            *grid(cells, "dataset", lambda row: Cell(row.text)),
+            note,
+        )
+        for (protocol, shots), cells in of_tables.groupby(["protocol", "shots"], sort=False)
+    ]
 
 
 def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
@@ -112,7 +113,8 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
 def about_data(summary: Summary, protocol: str, part: str) -> str:
     """A sentence on the data behind one table, if its runs recorded it."""
     parts = ["base", "new"] if part == "H" else [part]
-    runs = summary.runs[(summary.runs["protocol"] == protocol) & summary.runs["part"].isin(parts)]
+    runs = summary.runs[summary.runs["protocol"] == protocol]
+    runs = runs[runs["part"].isin(parts)]
     known = runs.dropna(subset="images")
     if known.empty:
         return ""
@@ -121,17 +123,15 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
         for name, variant in summary.variants.items()
         if name in set(runs["method"])
     }
+    others = [f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive"]
     words = "all methods inductive"
-    if set(kinds.values()) != {"inductive"}:
-        words = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive")
-        words += " (other methods inductive); ranked within a kind"
+    if others:
+        words = f"{', '.join(others)} (other methods inductive); ranked within a kind"
     most = int(known["evaluations"].max())
     selected = int(runs["selected_on_test"].sum())
     often = "once" if most == 1 else f"up to {most} times"
-    note = (
-        f" Data: {words}; test images evaluated {often} by a run; {selected} of {len(runs)} "
-        "runs chose on them"
-    )
+    note = f" Data: {words}; test images evaluated {often} by a run; "
+    note += f"{selected} of {len(runs)} runs chose on them"
     unknown = len(runs) - len(known)
     return note + (f"; {unknown} runs did not record their images." if unknown else ".")
 
@@ -236,54 +236,47 @@ def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[T
     return [table] if table.rows else []
 
 
+PAIRED = (
+    "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. "
+    "Holm: corrected for the number of tests in the column. "
+    "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true "
+    f"difference that so many seeds with this spread would show ({POWER:.0%} of the time, at "
+    "p < 0.05). "
+    "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank "
+    "test of their means."
+)
+
+
 def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     """The tests of one table; no table if there are none."""
-    if (
-        summary.tests.empty
-        or (tests := summary.tests.query("protocol == @protocol and part == @part")).empty
-    ):
+    if summary.tests.empty:
         return []
-
-    def p_value(p: float, corrected: float, n: int) -> str:
-        return (
-            f"{MISSING} (n={n})"
-            if pd.isna(p)
-            else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})"
-        )
-
+    tests = summary.tests.query("protocol == @protocol and part == @part")
+    if tests.empty:
+        return []
     rows = []
     for row in tests.itertuples():
-        against = marked(row.against, row.against in row.selected_on_test)
-        texts = [against, signed(row.difference) + between(row.interval), number(row.smallest)]
+        texts = [marked(row.against, row.against in row.selected_on_test)]
+        texts += [signed(row.difference) + between(row.interval), number(row.smallest)]
         texts += [p_value(row.p_seeds, row.holm_seeds, row.seeds)]
         texts += [p_value(row.p_datasets, row.holm_datasets, row.datasets)]
         rows.append(list(map(Cell, texts)))
-    note = (
-        "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. "
-        "Holm: corrected for "
-        "the number of tests in the column. "
-        "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true "
-        "difference that so many "
-        f"seeds with this spread would show ({POWER:.0%} of the time, at p < 0.05). "
-        "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank "
-        "test of their means."
-    )
-    if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
-        note += (
-            f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is "
-            "not fair."
-        )
-    focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
+    note = PAIRED
+    selected = list(dict.fromkeys(tests["selected_on_test"].sum()))
+    if selected:
+        note += f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is "
+        note += "not fair."
     note += over_datasets(summary, protocol, part)
+    focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
     title = f"{protocol}, {part}: {focus} against the others"
-    return [
-        Table(
-            title,
-            ["against", "difference", "smallest visible", "p, seeds", "p, datasets"],
-            rows,
-            note,
-        )
-    ]
+    header = ["against", "difference", "smallest visible", "p, seeds", "p, datasets"]
+    return [Table(title, header, rows, note)]
+
+
+def p_value(p: float, corrected: float, n: int) -> str:
+    """A p-value, the one corrected for several tests, and the number of pairs."""
+    text = MISSING if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)}"
+    return f"{text} (n={n})"
 
 
 def over_datasets(summary: Summary, protocol: str, part: str) -> str:

@@ -68,31 +68,34 @@ def find_prompts(
     Raises UsageError if several folders fit.
     """
     dataset, shots, seed = key
-    names = [(NAMES.get(method, method), name) for name in (NAMES.get(dataset, dataset), dataset)]
-    for layout, (of_method, of_dataset) in product(
-        LAYOUTS[protocol], dict.fromkeys([(method, dataset), *names])
-    ):
+    of_method = [method, NAMES.get(method, method), NAMES.get(method, method)]
+    of_dataset = [dataset, NAMES.get(dataset, dataset), dataset]
+    spellings = dict.fromkeys(zip(of_method, of_dataset, strict=True))
+    for layout, (method_name, dataset_name) in product(LAYOUTS[protocol], spellings):
         if "{dataset}" not in layout and not alone:
             continue
-        pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
-        fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
-        runs = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
+        words = {"method": method_name, "dataset": dataset_name, "shots": shots, "seed": seed}
+        runs = folders_with_prompts(folder, layout.format(**words))
         # In MMRL's repository, the prompts of cross_dataset are there, too
         if protocol == "base2new":
             runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
         if len(runs) > 1:
             of_cfg = {cfg, f"{cfg}_{shots}shots"}
-            runs = [
-                path for path in runs if of_cfg.intersection(path.relative_to(folder).parts)
-            ] or runs
+            parts = {path: path.relative_to(folder).parts for path in runs}
+            runs = [path for path in runs if of_cfg.intersection(parts[path])] or runs
         if len(runs) > 1:
             what = f"{runs[0]} and {runs[1]} are both of {dataset}, seed {seed}"
-            raise UsageError(
-                what, "name the YAML file of one by --cfg, or move one elsewhere", folder
-            )
+            remedy = "name the YAML file of one by --cfg, or move one elsewhere"
+            raise UsageError(what, remedy, folder)
         if runs:
             return runs[0]
     return None
+
+
+def folders_with_prompts(folder: Path, pattern: str) -> list[Path]:
+    """The folders that fit a pattern and have the files of a checkpoint."""
+    fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
+    return [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
 
 
 @dataclass(frozen=True)
@@ -111,21 +114,16 @@ class PublishedStudy(Study):
         """
         steps = PROTOCOLS[protocol].steps[-1:]
         if protocol == "base2new":
-            steps = tuple(
-                Step(classes, BASE2NEW.format(part=f"test_{classes}"))
-                for classes in ("base", "new")
-            )
-        epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
-        for ((trained_on, shots, seed), prompts), variant in product(
-            self.prompts.items(), self.variants
-        ):
+            folders = {part: BASE2NEW.format(part=f"test_{part}") for part in ("base", "new")}
+            steps = tuple(Step(part, folder) for part, folder in folders.items())
+        (variant,) = self.variants
+        for (trained_on, shots, seed), prompts in self.prompts.items():
             training = Training(protocol, variant, trained_on, seed, shots)
+            options = ["--eval-only", "--model-dir", prompts]
+            if self.epoch is not None:
+                options += ["--load-epoch", self.epoch]
             for step, dataset in product(steps, self.tested_on or (trained_on,)):
-                yield (
-                    self.run(
-                        step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch
-                    ),
-                )
+                yield (self.run(step, dataset, training, *options),)
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:
@@ -137,14 +135,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     for protocol in [args.protocol] if args.protocol else LAYOUTS:
         crossing = protocol in ("cross_dataset", DOMAINS)
         layout = "cross_dataset" if crossing else protocol
-        trained = [args.source] if crossing else args.datasets or ELEVEN
-        shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
-        # The dataset whose name the layout may lack
-        alone = trained[0] if len(trained) == 1 else place.resolve().name
-        prompts = {}
-        for key in product(trained, shots, args.seeds):
-            if folder := find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg):
-                prompts[key] = folder
+        prompts = all_prompts(args, layout)
         if prompts:
             break
     else:
@@ -152,9 +143,13 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         if args.protocol:
             remedy = f"expected {', '.join(LAYOUTS[layout])}"
         raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
-    datasets, seen, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
-    others = VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source]
-    tested = tuple(dict.fromkeys(args.datasets or others)) if crossing else ()
+    datasets, shots, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
+    tested: tuple[str, ...] = ()
+    if crossing:
+        others = [name for name in ELEVEN if name != args.source]
+        if protocol == DOMAINS:
+            others = list(VARIANTS)
+        tested = tuple(dict.fromkeys(args.datasets or others))
     cfg = args.cfg or recipe(args.method, layout, backbone=args.backbone).cfg
     return PublishedStudy(
         (Variant(args.method, args.method, cfg),),
@@ -163,7 +158,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         tuple(sorted(seeds)),
         source=args.source if crossing else "",
         targets=tuple(name for name in tested if name != args.source),
-        shots=tuple(sorted(seen)),
+        shots=tuple(sorted(shots)),
         backbone=args.backbone,
         root=args.root,
         output=args.output,
@@ -173,6 +168,21 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     )
 
 
+def all_prompts(args: argparse.Namespace, layout: str) -> dict[Key, Path]:
+    """The folders of training runs in a set of checkpoints, by their data."""
+    place = args.checkpoints
+    names = [args.source] if layout == "cross_dataset" else args.datasets or ELEVEN
+    shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
+    # The dataset whose name the layout may lack
+    alone = names[0] if len(names) == 1 else place.resolve().name
+    prompts = {}
+    for key in product(names, shots, args.seeds):
+        folder = find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg)
+        if folder:
+            prompts[key] = folder
+    return prompts
+
+
 def compared_with_authors(summary: "Summary") -> "list[Table]":
     """Our averages next to the published ones, from base to new classes or on ImageNet's variants,
     if there are any.
@@ -180,44 +190,42 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
     from .render import Cell, Table, number
     from .tables import MARKED, marked
 
-    study, (variant,), cells = summary.study, summary.study.variants, summary.cells
+    study = summary.study
+    (variant,) = study.variants
     if (summary.runs["backbone"] != "ViT-B/16").any() or study.shots != (16,):
         return []
+    published: list[dict] = []
     if set(study.targets) == set(VARIANTS):
         title = f"{DOMAINS}: published results"
         columns = [*VARIANTS, "average"]
+        ours = summary.cells.set_index("dataset")["mean"]
+        cfg = recipe(variant.method, "cross_dataset").cfg
         known = PUBLISHED[DOMAINS].get(variant.method)
-        same = (study.source, variant.cfg) == (
-            "imagenet",
-            recipe(variant.method, "cross_dataset").cfg,
-        )
-        published = [known] if known and same else []
-        ours = cells.set_index("dataset")["mean"]
+        if known and (study.source, variant.cfg) == ("imagenet", cfg):
+            published = [known]
         note = "Accuracy in %, trained on ImageNet."
     else:
         title = "base2new, average: the authors' results"
         columns = ["base", "new", "H"]
-        published = [
-            row
-            for row in AUTHORS
-            if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)
-        ]
-        ours = cells[cells["dataset"] == "average"].set_index("part")["mean"]
+        ours = summary.cells.query("dataset == 'average'").set_index("part")["mean"]
+        published = [row for row in AUTHORS if row["method"] == variant.method]
+        published = [row for row in published if row["cfg"] in ("*", variant.cfg)]
         note = "Averages in %, published over eleven datasets."
         if set(study.datasets) != set(ELEVEN):
             note += f" These are over {len(study.datasets)}, and do not compare."
     if not published or not set(columns) <= set(ours.index):
         return []
-    selected = cells["selected_on_test"].any()
-    named = [
-        (marked("these checkpoints", selected), ours),
-        *(("published", row) for row in published),
-    ]
+    selected = summary.cells["selected_on_test"].any()
+    if selected:
+        note += f" {MARKED}."
     rows = [
         [Cell(name), *(Cell(number(values[column])) for column in columns)]
-        for name, values in named
+        for name, values in [
+            (marked("these checkpoints", selected), ours),
+            *(("published", row) for row in published),
+        ]
     ]
-    return [Table(title, ["", *columns], rows, note + (f" {MARKED}." if selected else ""))]
+    return [Table(title, ["", *columns], rows, note)]
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
