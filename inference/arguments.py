@@ -50,41 +50,22 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     parser.set_defaults(device=device)
     if device is None:
         add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    add(
-        "--backbone",
-        default="",
-        help="ViT-B/16, small, a weight file, ... (default: the model's own)",
-    )
+    text = "ViT-B/16, small, a weight file, ... (default: the model's own)"
+    add("--backbone", default="", help=text)
     add("--config-file", default="", help="YAML file of the method, for a published checkpoint")
-    add(
-        "--trainer",
-        dest="method",
-        default="",
-        help="method of a published checkpoint (default: the name of the YAML file's folder)",
-    )
+    text = "method of a published checkpoint (default: the name of the YAML file's folder)"
+    add("--trainer", dest="method", default="", help=text)
     text = "the epoch to load (default: the best, else the newest)"
     add("--load-epoch", dest="epoch", type=int, metavar="EPOCH", help=text)
     names = parser.add_mutually_exclusive_group()
-    names.add_argument(
-        "--classes",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="class names instead of the model's",
-    )
-    names.add_argument(
-        "--classes-file",
-        type=path,
-        metavar="FILE",
-        help="text file with one class name on each line",
-    )
-    add(
-        "--template",
-        default="",
-        help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name",
-    )
-    what = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
-    add("--sentences", type=path, metavar="FILE", help=what)
+    text = "class names instead of the model's"
+    names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help=text)
+    text = "text file with one class name on each line"
+    names.add_argument("--classes-file", type=path, metavar="FILE", help=text)
+    text = "sentence for zero-shot CLIP or a published checkpoint, {} is the class name"
+    add("--template", default="", help=text)
+    text = "JSON file with sentences for each class, for zero-shot CLIP or a published checkpoint"
+    add("--sentences", type=path, metavar="FILE", help=text)
     add_plugin_option(parser)
 
 

@@ -201,10 +201,6 @@ class Threshold:
         y = np.asarray(labels)
         sample = sample or Sample.of(y)
         n = math.floor(sample.size)
-        asked = f"an error of at most {100 * error:g}%"
-        if n < (needed := fewest_images(error, confidence)):
-            what = f"{n} image{'' if n == 1 else 's'} cannot promise {asked}"
-            raise UsageError(what, f"give at least {needed}, or ask for a larger error")
         counts = counts_to_try(n, error, confidence)
         each_confidence = 1 - (1 - confidence) / len(counts)
         certainty = log_odds(z)
@@ -212,18 +208,19 @@ class Threshold:
         order = np.argsort(-certainty, kind="stable")
         # Images that are at least as certain
         up_to = np.cumsum(sample.weights[order]) * sample.size
-        for count in counts:
-            least = -math.log(z.shape[1])  # which every image exceeds
-            if count < n:
-                least = float(certainty[order[np.searchsorted(up_to, count + 1 - 1e-6)]])
+        places = np.searchsorted(up_to, np.array(counts[1:]) + 1 - 1e-6)
+        # Every image exceeds the first one
+        for least in (-math.log(z.shape[1]), *certainty[order[places]].tolist()):
             given = certainty > least
             if not given.any():
                 continue
             if error_bound(sample.part(given), is_wrong[given], each_confidence) <= error:
                 return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
-        what = f"no threshold promises {asked}: too many of the {n} images are wrong"
-        remedy = "ask for a larger error, or give more images"
-        raise UsageError(f"{what}, also of the most certain", remedy)
+        what = (
+            f"no threshold promises an error of at most {100 * error:g}%: too many of the {n} "
+            "images are wrong, also of the most certain"
+        )
+        raise UsageError(what, "ask for a larger error, or give more images")
 
     def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
         """(images, classes) -> (images,): whether to answer."""
@@ -232,8 +229,13 @@ class Threshold:
 
 def counts_to_try(images: int, error: float, confidence: float) -> list[int]:
     """How many of the most certain images a threshold may answer: all, 90%, ..., as long as so many
-    could pass the bound.
+    could pass the bound; UsageError if all images are too few.
     """
+    needed = fewest_images(error, confidence)
+    if images < needed:
+        number = "1 image" if images == 1 else f"{images} images"
+        what = f"{number} cannot promise an error of at most {100 * error:g}%"
+        raise UsageError(what, f"give at least {needed}, or ask for a larger error")
     counts = [images]
     for share in range(LEVELS - 1, 0, -1):
         count = images * share // LEVELS

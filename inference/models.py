@@ -208,18 +208,17 @@ def check_options(paths: Sequence[Path], options: LoadOptions) -> None:
     """Raise UsageError for an option that none of the models reads."""
     kinds = {path: kind_of(path) for path in paths}
     checkpoints = [path for path, kind in kinds.items() if kind in ("checkpoint", "")]
-    has_epochs = any(kind != "exported" and not path.is_file() for path, kind in kinds.items())
-    is_configured = options.config_file or not all(map(run_of, checkpoints))
-    is_published = bool(checkpoints) and bool(is_configured)
-    readers = {
-        "--load-epoch": (options.epoch, has_epochs),
-        "--config-file": (options.config_file, bool(checkpoints)),
-        "--trainer": (options.method, is_published),
-        "--template": (options.template, is_published),
-        "--sentences": (options.sentences, is_published),
-    }
-    for option, (value, is_read) in readers.items():
-        if value not in ("", None) and not is_read:
+    unread: dict[str, Any] = {}
+    if not any(kind != "exported" and not path.is_file() for path, kind in kinds.items()):
+        unread["--load-epoch"] = options.epoch
+    if not checkpoints:
+        unread["--config-file"] = options.config_file
+    if all(map(run_of, checkpoints)) and not (checkpoints and options.config_file):
+        unread["--trainer"] = options.method
+        unread["--template"] = options.template
+        unread["--sentences"] = options.sentences
+    for option, value in unread.items():
+        if value not in ("", None):
             raise UsageError(f"{option} has no use here", "leave it out: no MODEL reads it")
 
 

@@ -120,6 +120,7 @@ class Measures:
         if learner.vision():
             schedule["image"] = entry_layers(learner.vision(), len(image_blocks(clip)))
         rolled = compared_roll_outs(self.classifier, pixels)
+        shown = files if rolled else ()
         return {
             "model": {
                 "source": one_line(self.classifier.source),
@@ -133,14 +134,14 @@ class Measures:
             "schedule": {tower: layers for tower, layers in schedule.items() if any(layers)},
             "words": nearest_words(clip, text, self.names, k),
             "layers": attention_by_age(self.tokens, images) if self.tokens else [],
-            "rollout": [
-                {
-                    "image": one_line(file.name),
-                    "shares": {name: shares[n] for name, shares in rolled.items()},
-                }
-                for n, file in enumerate(files if rolled else ())
-            ],
+            "rollout": [shares_of(file, n, rolled) for n, file in enumerate(shown)],
         }
+
+
+def shares_of(file: Path, number: int, rolled: dict[str, list[Any]]) -> dict[str, Any]:
+    """The roll-outs of one image."""
+    shares = {name: of_images[number] for name, of_images in rolled.items()}
+    return {"image": one_line(file.name), "shares": shares}
 
 
 def learned_vectors(

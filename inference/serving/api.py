@@ -36,6 +36,14 @@ def as_error(text: object) -> Fault:
     return {"error": printable(line)[:500]}
 
 
+FAULTS: dict[Any, Any] = {
+    HTTPException: lambda _, error: fault(error.status_code, error.detail),
+    UsageError: lambda _, error: fault(422, error),
+    ClientDisconnect: lambda _, error: fault(400, "the request was cut off"),
+    Exception: lambda _, error: fault(500, "the server has a fault: its log says more"),
+}
+
+
 async def question_of(
     request: Request,
     turn: asyncio.Semaphore,
@@ -105,39 +113,12 @@ def application(service: Service) -> FastAPI:
         lifespan=service.running,
         docs_url=None,
         redoc_url=None,
+        exception_handlers=FAULTS,
     )
     app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
     turn = asyncio.Semaphore()
-    app.add_exception_handler(
-        HTTPException, lambda _, error: fault(error.status_code, error.detail)
-    )  # type: ignore
-    app.add_exception_handler(UsageError, lambda _, error: fault(422, error))
-    app.add_exception_handler(
-        ClientDisconnect, lambda _, error: fault(400, "the request was cut off")
-    )
-    app.add_exception_handler(
-        Exception, lambda _, error: fault(500, "the server has a fault: its log says more")
-    )
-    schema = Question.model_json_schema()
-    files = {
-        "type": "array",
-        "items": {"type": "string", "format": "binary"},
-        "minItems": 1,
-        "maxItems": MOST,
-    }
-    files["description"] = "the image file; or several, which a list in the same order answers"
-    form = schema | {"properties": schema["properties"] | {"image": files}}
-    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
-    body = {"required": True, "content": content}
-    why = {"description": 'Why there is no answer, in one line: {"error": "..."}'}
-    faults: dict[int | str, Any] = dict.fromkeys((408, 411, 413, 415, 422, 429, 503), why)
 
-    @app.post(
-        "/predict",
-        response_model=Answer | list[Answer | Fault],
-        responses=faults,
-        openapi_extra={"requestBody": body},
-    )
+    @app.post("/predict", response_model=Answer | list[Answer | Fault], **descriptions())
     async def predict(request: Request) -> Any:
         """The most probable classes of an image, or of each of several: one that cannot be read has
         its error.
@@ -145,16 +126,12 @@ def application(service: Service) -> FastAPI:
         files, several, question = await question_of(request, turn)
         address = request.client.host if request.client else ""
         results = await service.answers_of(visitor_of(address), files, question)
-        if several:
-            return JSONResponse(
-                [
-                    as_error(result) if isinstance(result, UsageError) else result
-                    for result in results
-                ]
-            )
-        if isinstance(results[0], UsageError):
+        if not several and isinstance(results[0], UsageError):
             raise results[0]
-        return JSONResponse(results[0])  # which FastAPI need not check
+        answers = [
+            as_error(result) if isinstance(result, UsageError) else result for result in results
+        ]
+        return JSONResponse(answers if several else answers[0])  # which FastAPI need not check
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -169,3 +146,22 @@ def application(service: Service) -> FastAPI:
         return service.about()
 
     return app
+
+
+def descriptions() -> dict[str, Any]:
+    """What the OpenAPI text says of /predict besides its answers: the body and the faults."""
+    schema = Question.model_json_schema()
+    files = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": MOST,
+        "description": "the image file; or several, which a list in the same order answers",
+    }
+    form = schema | {"properties": schema["properties"] | {"image": files}}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    why = {"description": 'Why there is no answer, in one line: {"error": "..."}'}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "responses": dict.fromkeys((408, 411, 413, 415, 422, 429, 503), why),
+    }

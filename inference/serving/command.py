@@ -2,9 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import gettempdir
+from typing import TYPE_CHECKING
 
 from common.files import scratch
 from common.start import Parser, at_least, path, required_packages
@@ -16,6 +18,11 @@ from ..arguments import (
     check_exists,
     load_options,
 )
+
+if TYPE_CHECKING:
+    from ..classifier import PromptedClassifier
+    from ..models import Model
+    from .server import Server
 
 REQUIREMENTS = "requirements-serve.txt"
 MOST_EXAMPLES = 8
@@ -33,34 +40,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "ends the server. It "
         "has no password: whoever reaches the host and port can use it.",
     )
-    parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen at (default: 127.0.0.1, this machine)",
-    )
-    parser.add_argument(
-        "--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)"
-    )
-    parser.add_argument(
-        "--proxy",
-        type=network,
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a reverse proxy, or its network, whose X-Forwarded-For is trusted; may be repeated",
-    )
-    parser.add_argument(
-        "--api", action="store_true", help="answer JSON over HTTP instead: see /openapi.json there"
-    )
-    parser.add_argument(
-        "--examples",
-        type=path,
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="images, or their folders",
-    )
+    add = parser.add_argument
+    add("models", type=path, nargs="*", metavar="MODEL")
+    text = "address to listen at (default: 127.0.0.1, this machine)"
+    add("--host", default="127.0.0.1", help=text)
+    text = "port to listen at (default: 7860)"
+    add("--port", type=at_least(1, 65535), default=7860, help=text)
+    text = "a reverse proxy, or its network, whose X-Forwarded-For is trusted; may be repeated"
+    add("--proxy", type=network, action="append", default=[], metavar="ADDRESS", help=text)
+    text = "answer JSON over HTTP instead: see /openapi.json there"
+    add("--api", action="store_true", help=text)
+    text = "images, or their folders"
+    add("--examples", type=path, nargs="+", default=[], metavar="PATH", help=text)
     add_calibration_options(parser)
     add_model_options(parser)
     args = parser.parse_args(argv)
@@ -81,7 +72,7 @@ def network(text: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     options = load_options(args, calibration=True if args.unknown or args.sets else None)
-    names = list(options.class_names)
+    names = options.class_names
     for model in args.models:
         check_exists(model)
     with scratch(Path(gettempdir()), UPLOADS) as uploads:
@@ -92,29 +83,45 @@ def main(argv: list[str] | None = None) -> None:
         with required_packages():
             from .. import images, models
         with required_packages(REQUIREMENTS):
-            if args.api:
-                from .api import application
-                from .service import Service
-            else:
-                from .page import Page
-            from .server import Server, address_of, serve
-        examples = images.spread(
-            images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES
-        )
+            from .server import address_of, serve
+        files = images.find_images(args.examples) if args.examples else []
         opened = models.open_models(args.models, options)
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)
-        for model in opened if names else ():
-            model.classifier.model_for(names)  # reports their faults before the page does
+            if names:
+                model.classifier.model_for(names)  # reports their faults before the page does
+        where = address_of(args.host, args.port)
         if args.api:
-            service = Service([opened[0].classifier], names or None, args.sets)
-            server = Server(application(service), args.proxy)
-            where = address_of(args.host, args.port)
+            server = api_server(opened[0].classifier, names, args)
             greeting = f"POST images to http://{where}/predict (OpenAPI: /openapi.json)."
         else:
-            shown = names or opened[0].classifier.class_names
-            page = Page(opened, shown, examples, args.unknown, args.sets)
-            server = Server(page.application(), args.proxy, grace=0)
-            host = "localhost" if args.host in ("0.0.0.0", "::") else args.host
-            greeting = f"Open http://{address_of(host, args.port)}/ in a browser."
+            server = page_server(opened, names, images.spread(files, MOST_EXAMPLES), args)
+            if args.host in ("0.0.0.0", "::"):
+                where = f"localhost:{args.port}"
+            greeting = f"Open http://{where}/ in a browser."
         serve(server, args.host, args.port, greeting)
+
+
+def api_server(
+    classifier: "PromptedClassifier", names: Sequence[str], args: argparse.Namespace
+) -> "Server":
+    with required_packages(REQUIREMENTS):
+        from .api import application
+        from .server import Server
+        from .service import Service
+    service = Service([classifier], names or None, args.sets)
+    return Server(application(service), args.proxy)
+
+
+def page_server(
+    models: Sequence["Model"],
+    names: Sequence[str],
+    examples: Sequence[Path],
+    args: argparse.Namespace,
+) -> "Server":
+    with required_packages(REQUIREMENTS):
+        from .page import Page
+        from .server import Server
+    shown = names or models[0].classifier.class_names
+    page = Page(models, shown, examples, args.unknown, args.sets)
+    return Server(page.application(), args.proxy, grace=0)

@@ -90,42 +90,42 @@ class Page:
                 f"{BARS} most probable classes, and follow when you edit the class names."
             )
             with gr.Row(elem_id="columns"):
-                with gr.Column(scale=2, min_width=300):
-                    image = gr.Image(
-                        type="filepath",
-                        image_mode=None,
-                        sources=["upload", "clipboard"],
-                        label="Image",
-                        height=280,
-                    )
-                    text = "\n".join(self.names)
-                    edited = gr.Textbox(
-                        text, lines=6, max_lines=12, label="Class names, one on each line"
-                    )
-                    if examples:
-                        files = [[str(file)] for file in examples]
-                        gr.Examples(
-                            files, image, label="Examples", cache_examples=False, elem_id="examples"
-                        )
-                with gr.Column(scale=3, min_width=300):
-                    message = gr.Textbox(
-                        label="Message", visible=False, interactive=False, elem_id="message"
-                    )
-                    with gr.Row():
-                        bars = [
-                            gr.Label(label=with_accuracy(each), num_top_classes=BARS, min_width=200)
-                            for each in models
-                        ]
-                    title = "Attention roll-out: shares in the answer"
-                    looks = gr.HTML(label=title, show_label=True, container=True)
-            gr.on(
-                [image.change, edited.change],
-                self.answer,
-                [image, edited],
-                [message, *bars],
-                **OPTIONS,
-            )
+                image, edited = self.questions(examples)
+                shown, looks = self.results()
+            gr.on([image.change, edited.change], self.answer, [image, edited], shown, **OPTIONS)
             image.change(self.answer_looks, image, looks, **OPTIONS)
+
+    def questions(self, examples: Sequence[Path]) -> tuple[gr.Image, gr.Textbox]:
+        """The column of the image and the class names."""
+        label = "Class names, one on each line"
+        with gr.Column(scale=2, min_width=300):
+            image = gr.Image(
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                label="Image",
+                height=280,
+            )
+            edited = gr.Textbox("\n".join(self.names), lines=6, max_lines=12, label=label)
+            if examples:
+                files = [[str(file)] for file in examples]
+                options: dict[str, Any] = {"label": "Examples", "elem_id": "examples"}
+                gr.Examples(files, image, cache_examples=False, **options)
+        return image, edited
+
+    def results(self) -> tuple[list[Any], gr.HTML]:
+        """The column of the message with the bars of each model, and of the roll-outs."""
+        options: dict[str, Any] = {"visible": False, "interactive": False, "elem_id": "message"}
+        with gr.Column(scale=3, min_width=300):
+            message = gr.Textbox(label="Message", **options)
+            with gr.Row():
+                bars = [
+                    gr.Label(label=with_accuracy(each), num_top_classes=BARS, min_width=200)
+                    for each in self.models
+                ]
+            title = "Attention roll-out: shares in the answer"
+            looks = gr.HTML(label=title, show_label=True, container=True)
+        return [message, *bars], looks
 
     def application(self) -> FastAPI:
         """The page as an application, which serves nothing else."""
