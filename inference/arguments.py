@@ -74,7 +74,8 @@ def load_options(args: argparse.Namespace, calibration: bool | None = None) -> L
     `given_class_names`.
     """
     keys = [item.name for item in fields(LoadOptions)]
-    given = {key: value for key, value in vars(args).items() if key in keys}
+    pairs = vars(args).items()
+    given = {key: value for key, value in pairs if key in keys and value is not None}
     names = given_class_names(args)
     return LoadOptions(**given, class_names=names, calibration=calibration)
 

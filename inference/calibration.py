@@ -189,22 +189,20 @@ class Threshold:
     ) -> Self:
         """The threshold that answers most of the calibration images.
 
-        Up to LEVELS numbers of images, which do not depend on the logits, are tried: the most
-        certain 100%, 90%, ... . Each must pass the bound of Clopper and Pearson at the confidence
-        that is left by Bonferroni's correction; UsageError if none does, or for fewer images than
-        needed. With a `sample`, errors are counted by its weights, of as many images as are
-        independent (Korn and Graubard, 1998).
+        `counts_to_try` does not depend on the logits. Each must pass the bound of Clopper and
+        Pearson at the confidence that Bonferroni's correction leaves; UsageError if none does. With
+        a `sample`, errors are counted by its weights, of as many images as are independent (Korn
+        and Graubard, 1998).
         """
         check_share("the asked error", error)
         check_share("the confidence", confidence)
         z = checked(logits, labels)
-        y = np.asarray(labels)
-        sample = sample or Sample.of(y)
+        sample = sample or Sample.of(labels)
         n = math.floor(sample.size)
         counts = counts_to_try(n, error, confidence)
         each_confidence = 1 - (1 - confidence) / len(counts)
         certainty = log_odds(z)
-        is_wrong = z.argmax(axis=1) != y
+        is_wrong = z.argmax(axis=1) != np.asarray(labels)
         order = np.argsort(-certainty, kind="stable")
         # Images that are at least as certain
         up_to = np.cumsum(sample.weights[order]) * sample.size

@@ -285,10 +285,10 @@ class PromptedClassifier:
                 a logit is not finite.
         """
         method = self._method_for(class_names)
-        on_gpu = self.device.type == "cuda"
+        turn = ON_GPU if self.device.type == "cuda" else nullcontext()
 
         def compute(pixels: Tensor) -> Tensor:
-            with ON_GPU if on_gpu else nullcontext():
+            with turn:
                 return method.model_inference(pixels.to(self.device)).cpu()
 
         logits = torch.cat([torch.empty(0, len(method.class_names)), *self._each(images, compute)])
@@ -310,7 +310,8 @@ class PromptedClassifier:
         most = max(1, BATCH // self.views)
         if len(several) <= min(FEWEST, most):
             return [compute(self.pixels(several))] if several else []
-        return in_threads(lambda part: compute(self.pixels(part)), several, most)
+        on_gpu = self.device.type == "cuda"
+        return in_threads(lambda part: compute(self.pixels(part)), several, most, on_gpu)
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:
         """Compute the text features of these names, and the logits of one black image; errors are

@@ -99,17 +99,19 @@ def one_thread() -> Iterator[None]:
 
 
 def in_threads(
-    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], most: int
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], most: int, on_gpu: bool
 ) -> Iterator[Result]:
     """What `work` returns for one batch of items after another, in their order.
 
     There are as many threads as torch has, and each of them computes with one: small layers are
     twice as fast as with all threads on one batch, and a busy machine slows them down less. All
-    threads together have `most` items at a time.
+    threads together have `most` items at a time; on a GPU, which computes one batch after another,
+    each of them has.
     """
     threads = torch.get_num_threads()
-    share = math.ceil(min(most, len(items)) / threads)
-    size = max(share, min(FEWEST, most))
+    size = most
+    if not on_gpu:
+        size = max(math.ceil(min(most, len(items)) / threads), min(FEWEST, most))
     batches = (items[start : start + size] for start in range(0, len(items), size))
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -153,4 +155,5 @@ def predict_files(
         return good, answers, faults
 
     views = max(classifier.views for classifier in classifiers)
-    return in_threads(of_batch, files, max(1, batch_size // views))
+    on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)
+    return in_threads(of_batch, files, max(1, batch_size // views), on_gpu)

@@ -22,6 +22,7 @@ from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
+from trainers.base.method_file import load_method_file
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import (
@@ -89,6 +90,8 @@ def load(
         UsageError: a file is missing, damaged, too large or changed; the backbone has other
             weights; there is no such repository, or no connection to the Hub and no copy of it.
     """
+    for file in options.plugin:
+        load_method_file(Path(file))
     if not name:
         return zero_shot(options)
     path = Path(name)

@@ -23,6 +23,7 @@ class LoadOptions:
         max_pixels: larger images are refused; by default as in the run, or those over 89,478,485.
         calibration: False ignores what tools/calibrate.py has fitted; True also refuses an epoch
             of which it is not; by default such an epoch is not calibrated.
+        plugin: Python files that register methods: they are run.
     """
 
     backbone: str = ""
@@ -36,6 +37,7 @@ class LoadOptions:
     sentences: str | PathLike | None = None
     max_pixels: int | None = None
     calibration: bool | None = None
+    plugin: Sequence[str | PathLike] = ()
 
 
 DEFAULTS = LoadOptions()

@@ -5,6 +5,7 @@ all.
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from marks import one_line
@@ -22,6 +23,7 @@ from common.names import (
     printable,
     width,
 )
+from common.records import Count, SelectionRecord, read
 from common.text import MAX_MARKS, read_json, read_text
 from studies.study_file import load
 
@@ -207,3 +209,37 @@ def test_hostile_file_is_refused_in_a_line(name, tmp_path):
     with one_line(words) as caught:
         read(tmp_path / "file")
     assert str(caught.value).count(f"{tmp_path}/file") == 1
+
+
+@dataclass
+class Recorded:
+    images: Count
+    choice: SelectionRecord | None = None
+    names: tuple[str, ...] = ("a",)
+
+
+CHOICE = {"dataset": "a", "classes": "all", "split": "val", "images": 2, "what": "epoch"}
+
+
+def test_a_record_is_read_by_its_type_hints():
+    choice = CHOICE | {"test_images": 0, "unknown key": 1}
+    found = read(Recorded, {"images": 3, "choice": choice, "names": ["b", "c"]})
+    assert found == Recorded(3, SelectionRecord(**CHOICE, test_images=0), ("b", "c"))
+    assert read(Recorded, {"images": 3, "choice": None}) == Recorded(3)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({}, "images is missing"),
+        ([], "not a record"),
+        ({"images": True}, "images: "),
+        ({"images": -1}, "images: "),
+        ({"images": 1, "names": ["\n"]}, "names: "),
+        ({"images": 1, "choice": CHOICE}, "choice: test_images is missing"),
+        ({"images": 1, "choice": CHOICE | {"test_images": 3}}, "choice: 3 of 2 images"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_its_key(content, key):
+    with pytest.raises(ValueError, match=key):
+        read(Recorded, content)

@@ -16,6 +16,8 @@ from marks import thorough_but
 
 from common.start import ROOT
 from inference import export, predict
+from inference.models import load
+from inference.options import LoadOptions
 from runs import calibrate
 from studies import command as study
 from trainers import methods
@@ -140,6 +142,8 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
             assert (done.status, done.errors) == (0, [])
             assert len(json.loads(done.printed)) > 10
         assert command(calibrate, run, *given).status == 0
+    with new_process():
+        assert load(run, LoadOptions(plugin=[own])).method == "OwnContext"
     own.write_text(METHOD + "# corrected\n")
     with new_process():
         assert "another version of the file of --plugin" in launch(*arguments).error

@@ -120,9 +120,7 @@ def application(service: Service) -> FastAPI:
 
     @app.post("/predict", response_model=Answer | list[Answer | Fault], **descriptions())
     async def predict(request: Request) -> Any:
-        """The most probable classes of an image, or of each of several: one that cannot be read has
-        its error.
-        """
+        """The most probable classes of an image; of several, of each one, or why there are none."""
         files, several, question = await question_of(request, turn)
         address = request.client.host if request.client else ""
         results = await service.answers_of(visitor_of(address), files, question)
@@ -140,9 +138,7 @@ def application(service: Service) -> FastAPI:
 
     @app.get("/model")
     async def model() -> dict[str, Any]:
-        """The model's class names, how it was trained and tested, and what its calibration
-        promises.
-        """
+        """The model's class names, training and test, and what its calibration promises."""
         return service.about()
 
     return app
