@@ -51,9 +51,11 @@ YAML = {
 def new_process():
     """Within it, methods are registered as in a new process; afterwards as before."""
     with ExitStack() as stack:
-        for names in (TRAINER_REGISTRY._obj_map, plugin.MAKERS, method_file.LOADED, sys.modules):
+        for names in (TRAINER_REGISTRY._obj_map, plugin.MAKERS, method_file.LOADED):
             stack.enter_context(patch.dict(names))
         yield
+    for name in [name for name in sys.modules if name.startswith("plugin_")]:
+        del sys.modules[name]  # not those of packages, which cannot be imported twice
 
 
 @pytest.fixture
