@@ -207,11 +207,28 @@ def mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def report(cells: list[dict[str, Any]]) -> Iterator[str]:  # noqa: PLR0915
+def report(cells: list[dict[str, Any]]) -> Iterator[str]:
     """The lines of the table, and of what it says."""
-    swapped = [each for each in cells if each["swapped"]]
-    cells = [each for each in cells if not each["swapped"]]
-    shots, names = (sorted({each[key] for each in cells}) for key in ("shots", "dataset"))
+    honest = [each for each in cells if not each["swapped"]]
+    told = [each for each in honest if "estimate" in each]
+    shots = sorted({each["shots"] for each in honest})
+    names = sorted({each["dataset"] for each in honest})
+    yield from accuracies(honest, names, shots)
+    yield from estimates(told, shots)
+    yield from promises(told, names)
+    for name in names:
+        here = [each for each in cells if each["swapped"] and each["dataset"] == name]
+        if here:
+            hits = sum(each["found"] for each in here)
+            wrong = sum(each["wrong"] for each in here)
+            yield f"{name}: {hits} of {wrong} swapped labels are among the first 10%"
+    for number in shots:
+        seconds = mean(each["seconds"] for each in honest if each["shots"] == number)
+        yield f"processor seconds of a fit with {number} images: {seconds:.1f}"
+
+
+def accuracies(cells: list[dict[str, Any]], names: list[str], shots: list[int]) -> Iterator[str]:
+    """The table of accuracies, and how often another method would have been better."""
     regrets = {}
     below = {}
     yield f"| data set | zero-shot | {' | '.join(f'{number} images' for number in shots)} |"
@@ -222,70 +239,64 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:  # noqa: PLR0915
             here = [each for each in cells if (each["dataset"], each["shots"]) == (name, number)]
             if not here:
                 continue
-            methods = {
-                method: mean(each["methods"][method] for each in here)
-                for method in here[0]["methods"]
-            }
+            methods = means(here)
             best = max(methods, key=methods.__getitem__)
             fit = mean(each["fit"] for each in here)
             regrets[name, number] = methods[best] - fit
             below[name, number] = methods["ZeroshotCLIP"] - fit
             row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
-    yield (
-        f"{len(cells)} fits; regret: mean {mean(regrets.values()):.2f}, most "
-        f"{max(regrets.values()):.1f}"
-    )
+    regret = mean(regrets.values())
+    yield f"{len(cells)} fits; regret: mean {regret:.2f}, most {max(regrets.values()):.1f}"
     yield f"over 2.5: { {key: round(value, 1) for key, value in regrets.items() if value > 2.5} }"
-    yield (
-        "below zero-shot by more than 1: "
-        f"{ {key: round(value, 1) for key, value in below.items() if value > 1} }"
-    )
-    for method in cells[0]["methods"]:
-        yield f"{method} everywhere: {mean(each['methods'][method] for each in cells):.1f}"
+    worse = {key: round(value, 1) for key, value in below.items() if value > 1}
+    yield f"below zero-shot by more than 1: {worse}"
+    for method, accuracy in means(cells).items():
+        yield f"{method} everywhere: {accuracy:.1f}"
     yield f"fit everywhere: {mean(each['fit'] for each in cells):.1f}"
-    told = [each for each in cells if "estimate" in each]
+
+
+def means(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean accuracy of each method."""
+    names = cells[0]["methods"]
+    return {name: mean(each["methods"][name] for each in cells) for name in names}
+
+
+def estimates(told: list[dict[str, Any]], shots: list[int]) -> Iterator[str]:
+    """How the estimates and their intervals compare with the accuracies."""
     errors = np.array([each["estimate"] - each["fit"] for each in told])
     inside = mean(each["low"] <= each["fit"] <= each["high"] for each in told)
     more = mean(each["without_nesting"] - each["estimate"] for each in told)
     yield f"interval: {100 * inside:.1f}% of {len(told)} contain the accuracy"
-    yield (
-        f"estimate - accuracy: mean {errors.mean():.2f}, mean of absolute values "
-        f"{np.abs(errors).mean():.2f}"
-    )
+    absolute = np.abs(errors).mean()
+    yield f"estimate - accuracy: mean {errors.mean():.2f}, mean of absolute values {absolute:.2f}"
     yield f"without nesting the estimate is {more:.2f} higher"
     for number in shots[1:]:
         width = mean(each["high"] - each["low"] for each in told if each["shots"] == number)
         yield f"width of the interval with {number} images: {width:.1f}"
-    sets = np.concatenate([each["sets"] for each in told])
-    by_set = {
-        name: round(mean(mean(each["sets"]) for each in told if each["dataset"] == name), 1)
-        for name in names
-    }
+
+
+def promises(told: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
+    """How sets of 90% and thresholds keep their promises."""
+    by_set = {}
+    for name in names:
+        by_set[name] = round(
+            mean(mean(each["sets"]) for each in told if each["dataset"] == name), 1
+        )
     yield f"sets for 90%: mean {mean(mean(each['sets']) for each in told):.1f}, {by_set}"
-    yield (
-        "of single classes, 5%, 25%, 50%, 75%, 95% of them: "
-        f"{np.percentile(sets, [5, 25, 50, 75, 95]).round(0)}"
-    )
+    sets = np.concatenate([each["sets"] for each in told])
+    percentiles = np.percentile(sets, [5, 25, 50, 75, 95]).round(0)
+    yield f"of single classes, 5%, 25%, 50%, 75%, 95% of them: {percentiles}"
     for error in map(str, ERRORS):
         given = [each["max_error"][error] for each in told if error in each["max_error"]]
         over = sum(wrong > float(error) for _, wrong in given)
-        share, wrong = (
-            (mean(values) for values in zip(*given, strict=True)) if given else (0.0, 0.0)
-        )
+        share = mean(share for share, _ in given) if given else 0.0
+        wrong = mean(wrong for _, wrong in given) if given else 0.0
         yield (
             f"--max-error {error}: accepted in {len(given)} of {len(told)} fits, more errors in "
             f"{over} of them"
         )
         yield f"  {share:.0f}% of the images answered, {wrong:.1f}% of these wrong"
-    for name in names:
-        here = [each for each in swapped if each["dataset"] == name]
-        if here:
-            hits, wrong = (sum(each[key] for each in here) for key in ("found", "wrong"))
-            yield f"{name}: {hits} of {wrong} swapped labels are among the first 10%"
-    for number in shots:
-        seconds = mean(each["seconds"] for each in cells if each["shots"] == number)
-        yield f"processor seconds of a fit with {number} images: {seconds:.1f}"
 
 
 if __name__ == "__main__":

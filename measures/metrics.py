@@ -33,15 +33,16 @@ def of_predictions(
     confidence = probabilities[:, 0]
     images = np.bincount(labels)
     recalls = np.bincount(labels, correct)[images > 0] / images[images > 0]
-    return {
-        "top5_accuracy": 100 * float((classes == labels[:, None]).any(axis=1).mean()),
-        # 63.125, not 63.12500000000001
-        "mean_class_accuracy": round(100 * float(recalls.mean()), 9),
-        "nll": abs(float(np.mean(log_probability, dtype=np.float64))),  # not -, which makes -0 of 0
-        "brier": float(np.mean(brier, dtype=np.float64)),
-        "ece": 100 * ece(confidence, correct),
-        "adaptive_ece": 100 * adaptive_ece(confidence, correct),
-    }
+    top5 = (classes == labels[:, None]).any(axis=1)
+    measured = {"top5_accuracy": 100 * float(top5.mean())}
+    # 63.125, not 63.12500000000001
+    measured["mean_class_accuracy"] = round(100 * float(recalls.mean()), 9)
+    # not -, which makes -0 of 0
+    measured["nll"] = abs(float(np.mean(log_probability, dtype=np.float64)))
+    measured["brier"] = float(np.mean(brier, dtype=np.float64))
+    measured["ece"] = 100 * ece(confidence, correct)
+    measured["adaptive_ece"] = 100 * adaptive_ece(confidence, correct)
+    return measured
 
 
 def ece(
@@ -158,13 +159,11 @@ def openworld_auc(
     base_accuracy = float(is_base.mean())
     new_accuracy = float(is_new.mean())
     both = base_accuracy + new_accuracy
-    shares = {
-        "openworld_auc": in_order(base[is_base], new[is_new]) / (len(base) * len(new)),
-        "auroc": in_order(base, new) / (len(base) * len(new)),
-        "base_accuracy": base_accuracy,
-        "new_accuracy": new_accuracy,
-        "h": 2 * base_accuracy * new_accuracy / both if both else 0.0,
-    }
+    pairs = len(base) * len(new)
+    shares = {"openworld_auc": in_order(base[is_base], new[is_new]) / pairs}
+    shares["auroc"] = in_order(base, new) / pairs
+    shares |= {"base_accuracy": base_accuracy, "new_accuracy": new_accuracy}
+    shares["h"] = 2 * base_accuracy * new_accuracy / both if both else 0.0
     return {key: 100 * value for key, value in shares.items()}
 
 

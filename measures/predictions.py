@@ -56,13 +56,11 @@ def predictions_of(logits: Any, labels: Any) -> Predictions:
     classes = logits.scatter(1, first, math.inf).topk(min(TOP, logits.shape[1]), dim=1).indices
     of_label = log_p.gather(1, labels[:, None].to(log_p.device)).squeeze(1)
     p = log_p.exp()
-    columns = {
-        "label": labels.int(),
-        "classes": classes.int(),
-        "probabilities": p.gather(1, classes).float(),
-        "log_probability": of_label.float(),
-        "brier": (p.square().sum(dim=1) - 2 * of_label.exp() + 1).float(),
-    }
+    brier = p.square().sum(dim=1) - 2 * of_label.exp() + 1
+    columns = {"label": labels.int(), "classes": classes.int()}
+    columns["probabilities"] = p.gather(1, classes).float()
+    columns["log_probability"] = of_label.float()
+    columns["brier"] = brier.float()
     return {key: column.cpu().numpy() for key, column in columns.items()}
 
 

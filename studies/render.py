@@ -337,15 +337,13 @@ def latex(tables: list[Table]) -> str:
     marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
     lines = []
     for table in tables:
-        rows = [
-            " & ".join(marks[cell.rank].format(escape_latex(cell.text)) for cell in row)
-            for row in table.rows
-        ]
-        lines += [
-            f"% {escape_latex(table.title)}",
-            rf"\begin{{tabular}}{{l{'c' * (len(table.header) - 1)}}}",
-            rf"\hline {' & '.join(map(escape_latex, table.header))} \\ \hline",
-            *(rf"{row} \\" for row in rows),
-            r"\hline" + "\n" + r"\end{tabular}" + "\n",
-        ]
+        columns = "c" * (len(table.header) - 1)
+        header = " & ".join(map(escape_latex, table.header))
+        lines.append(f"% {escape_latex(table.title)}")
+        lines.append(rf"\begin{{tabular}}{{l{columns}}}")
+        lines.append(rf"\hline {header} \\ \hline")
+        for row in table.rows:
+            cells = [marks[cell.rank].format(escape_latex(cell.text)) for cell in row]
+            lines.append(rf"{' & '.join(cells)} \\")
+        lines += [r"\hline", r"\end{tabular}", ""]
     return "\n".join(lines)

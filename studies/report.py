@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from common.pages import data_address, render
 from common.text import read_text
@@ -46,26 +47,19 @@ RUN_KEYS = ("DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "O
 def page(summary: Summary, progress: Progress, file: Path) -> str:
     """The page, as HTML. It quotes the study file."""
     drawn = pictures(summary)
-    return render(
-        Path(__file__).with_name("report.html"),
-        name=file.stem,
-        made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        progress=progress,
-        warnings=summary.warnings,
-        headlines=headlines(summary),
-        overview=overview(summary),
-        lead=[picture for picture in drawn if picture[0] == LEAD],
-        results=build_tables(summary),
-        pictures=[picture for picture in drawn if picture[0] != LEAD],
-        unread=len(summary.results)
-        - sum(len(outcome.risks) for outcome in read_outcomes(summary).values()),
-        commands={
-            run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed
-        },
-        settings=settings(summary.results),
-        versions=versions(summary.results.values()),
-        source=read_text(file, YAML_BYTES),
-    )
+    read = sum(len(outcome.risks) for outcome in read_outcomes(summary).values())
+    commands = {run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed}
+    content: dict[str, Any] = {"name": file.stem, "progress": progress, "commands": commands}
+    content["made"] = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    content |= {"warnings": summary.warnings, "headlines": headlines(summary)}
+    content |= {"overview": overview(summary), "results": build_tables(summary)}
+    content["lead"] = [picture for picture in drawn if picture[0] == LEAD]
+    content["pictures"] = [picture for picture in drawn if picture[0] != LEAD]
+    content["unread"] = len(summary.results) - read
+    content["settings"] = settings(summary.results)
+    content["versions"] = versions(summary.results.values())
+    content["source"] = read_text(file, YAML_BYTES)
+    return render(Path(__file__).with_name("report.html"), **content)
 
 
 def pictures(summary: Summary) -> list[tuple[str, str, str]]:

@@ -102,27 +102,21 @@ def text(name: str, script: Script) -> str:
     loops.append(f"for seed in {'$SEED' if 'SEED' in script.positions else seeds}")
     if several:
         loops.append(f"for shots in {given}")
-    folder = config_folder(script.method).name if script.method else ""
-    return TEMPLATES.get_template("script.jinja").render(
-        name=name,
-        script=script,
-        positions=script.positions,
-        rest="[OPTION ...]" if script.steps == "reproduce" else "[KEY VALUE ...]",
-        source="$SOURCE" if "SOURCE" in script.variables else "$DATASET",
-        recipes=recipes,
-        by_shots=by_shots,
-        pattern=pattern,
-        small=small_cfg(script.method, script.protocol) if script.method else "",
-        tests=script.protocol == "ood" or any(script.steps),
-        seeds=seeds,
-        shots=given,
-        several_shots=several,
-        loops=loops,
-        inside=several and (by_shots or not script.method) or bool(script.epochs),
-        yaml=f"configs/trainers/{folder}/$cfg.yaml" if folder else "$yaml",
-        pairs=pairs_of(script.settings),
-        runs=[run(script, step) for step in script.steps] if script.protocol in PROTOCOLS else [],
-    )
+    words: dict[str, Any] = {"name": name, "script": script, "positions": script.positions}
+    words["rest"] = "[OPTION ...]" if script.steps == "reproduce" else "[KEY VALUE ...]"
+    words |= {"recipes": recipes, "by_shots": by_shots, "pattern": pattern}
+    words |= {"seeds": seeds, "shots": given, "several_shots": several, "loops": loops}
+    words["tests"] = script.protocol == "ood" or any(script.steps)
+    words["inside"] = several and (by_shots or not script.method) or bool(script.epochs)
+    words["source"] = "$SOURCE" if "SOURCE" in script.variables else "$DATASET"
+    words["pairs"] = pairs_of(script.settings)
+    words["yaml"] = "$yaml"
+    if script.method:
+        words["yaml"] = f"configs/trainers/{config_folder(script.method).name}/$cfg.yaml"
+        words["small"] = small_cfg(script.method, script.protocol)
+    if script.protocol in PROTOCOLS:
+        words["runs"] = [run(script, step) for step in script.steps]
+    return TEMPLATES.get_template("script.jinja").render(words)
 
 
 def recipes_of_script(script: Script) -> list[Recipe]:

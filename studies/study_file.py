@@ -91,16 +91,16 @@ def variant_from(name: str, entry: Any) -> Variant:
     for key in entry:
         check_name(key, TRAINER_KEYS, f"key of {name}")
     given = {key: value for key, value in entry.items() if value is not None}
+    method = str(given.get("trainer", name))
+    config = str(given.get("config", ""))
+    cross = str(given.get("cross_dataset", ""))
+    overrides = pairs(given.get("overrides", {}), name)
     datasets = mapping(given.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
-    return Variant(
-        name,
-        str(given.get("trainer", name)),
-        str(given.get("config", "")),
-        str(given.get("cross_dataset", "")),
-        pairs(given.get("overrides", {}), name),
-        {str(dataset): pairs(overrides, name) for dataset, overrides in datasets.items()},
-        keys_from(given["choose"], f"choose of {name}") if "choose" in given else None,
-    )
+    of_datasets = {str(dataset): pairs(content, name) for dataset, content in datasets.items()}
+    keys = None
+    if "choose" in given:
+        keys = keys_from(given["choose"], f"choose of {name}")
+    return Variant(name, method, config, cross, overrides, of_datasets, keys)
 
 
 def pairs(overrides: Any, name: str) -> tuple[str, ...]:
