@@ -103,38 +103,41 @@ class Record:
         """
         cfg = self.spec.cfg
         trainer = self.trainer
-        test = None
-        if trainer.evaluator.results:
-            split, items = tested_images(cfg, trainer)
-            facts = data_use.list_facts(cfg, title(cfg), split, items)
-            evaluations = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
-            counts = {
-                "labels": len(items),
-                "class_names": trainer.dm.num_classes,
-                "evaluations": evaluations,
-            }
-            test = Phase(**facts, **data_use.text_facts(cfg), **counts).to_json()
+        test = self.test_phase()
+        phases = None if self.earlier is None else list(self.earlier)
+        if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
+            data = trainer.dm
+            phases.append(data_use.fit_phase(cfg, title(cfg), data.dataset, data.num_classes))
+        fit = to_json(phases)
+        kind = getattr(self.method, "kind", None)
+        used = [*(fit or ()), *filter(None, [test])]
+        if kind == "inductive" and any("sentences" in phase for phase in used):
+            kind = "extra text"
+        card = {"kind": kind, "fit": fit, "choose": to_json(self.choices), "test": test}
+        return card | {"settings": self.settings_by_source()}
+
+    def test_phase(self) -> dict[str, Any] | None:
+        """The record of the tested images; None without a test."""
+        cfg = self.spec.cfg
+        if not self.trainer.evaluator.results:
+            return None
+        split, items = tested_images(cfg, self.trainer)
+        facts = data_use.list_facts(cfg, title(cfg), split, items)
+        facts |= data_use.text_facts(cfg)
+        facts |= {"labels": len(items), "class_names": self.trainer.dm.num_classes}
+        facts["evaluations"] = tests_of(Path(cfg.OUTPUT_DIR), facts["sha256"])
+        return Phase(**facts).to_json()
+
+    def settings_by_source(self) -> dict[str, list[str]]:
+        """The settings that are not defaults, by what has set them."""
         sources: dict[str, list[str]] = {}
         for key, origin in sorted(self.spec.sources.items()):
             sources.setdefault(origin, []).append(key)
-        chosen = [
-            choice.what
-            for choice in self.choices or ()
-            if choice.what not in ("epoch", data_use.TRAINING)
-        ]
-        sources |= {"a choice": list(dict.fromkeys(chosen))} if chosen else {}
-        kind = getattr(self.method, "kind", None)
-        phases = None if self.earlier is None else list(self.earlier)
-        if phases is not None and not self.spec.args.eval_only and is_trainable(trainer):
-            phases.append(
-                data_use.fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes)
-            )
-        fit, choose = map(to_json, (phases, self.choices))
-        if kind == "inductive" and any(
-            "sentences" in phase for phase in [*(fit or ()), *filter(None, [test])]
-        ):
-            kind = "extra text"
-        return {"kind": kind, "fit": fit, "choose": choose, "test": test, "settings": sources}
+        chosen = [choice.what for choice in self.choices or ()]
+        keys = [what for what in chosen if what not in ("epoch", data_use.TRAINING)]
+        if keys:
+            sources["a choice"] = list(dict.fromkeys(keys))
+        return sources
 
     def to_json(self, observed: dict[str, Any]) -> str:
         """The content of results.json of a run that has ended, with what observers add; null: it

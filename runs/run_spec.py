@@ -162,7 +162,8 @@ class RunSpec:
             cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer", otherwise=IN_A_FILE
         )
         check_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
-        if method := trainers.methods().get(cfg.TRAINER.NAME):
+        method = trainers.methods().get(cfg.TRAINER.NAME)
+        if method:
             if not cfg.MODEL.BACKBONE.NAME:
                 remedy = "name the backbone in the YAML file or by --backbone"
                 raise UsageError("MODEL.BACKBONE.NAME is missing", remedy)
@@ -176,15 +177,18 @@ class RunSpec:
         ood.check_settings(cfg)
         check_trackers(args.report_to)
         if cfg.RESUME:
-            folder = Path(cfg.RESUME)
-            check_folder(folder, "there is no folder", "check --resume")
-            begun = any(
-                any(folder.glob(name)) for name in (RUN_CONFIG_FILE, "*/checkpoint", "*/model*")
-            )
-            # Which a script may have made
-            if not begun and folder.resolve() != Path(cfg.OUTPUT_DIR).resolve():
-                remedy = "give the output folder of a run by --resume, or leave it out"
-                raise UsageError(f"{cfg.RESUME} holds no run", remedy)
+            check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))
+
+
+def check_resumes(folder: Path, output: Path) -> None:
+    """Raise UsageError if a folder to resume has no run; the output folder may have been made."""
+    check_folder(folder, "there is no folder", "check --resume")
+    kept = (RUN_CONFIG_FILE, "*/checkpoint", "*/model*")
+    begun = any(any(folder.glob(name)) for name in kept)
+    # Which a script may have made
+    if not begun and folder.resolve() != output.resolve():
+        remedy = "give the output folder of a run by --resume, or leave it out"
+        raise UsageError(f"{folder} holds no run", remedy)
 
 
 def setup_cfg(args: Namespace) -> CfgNode:

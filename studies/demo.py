@@ -1,5 +1,6 @@
 """Prompt learning on a laptop: a study of methods on a synthetic dataset, with the small CLIP."""
 
+import argparse
 import json
 import os
 import sys
@@ -31,75 +32,59 @@ about ViT-B/16 on photographs.
 """
 
 
-def main(argv: list[str] | None = None) -> None:
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--output",
-        type=path,
-        default=Path("output/demo"),
-        help="folder for the results (default: output/demo)",
-    )
+    text = "folder for the results (default: output/demo)"
+    add("--output", type=path, default=Path("output/demo"), help=text)
     add("--root", type=path, default=Path("data"), help="folder of the dataset")
-    add(
-        "--methods",
-        nargs="+",
-        default=["CoOp", "MaPLe", "MPL"],
-        metavar="NAME",
-        help="methods that transfer",
-    )
-    add(
-        "--seeds",
-        type=any_seed,
-        nargs="+",
-        default=[1, 2, 3],
-        help="seeds of each method (default: 1 2 3)",
-    )
-    add(
-        "--workers",
-        type=at_least(1),
-        default=min(4, os.cpu_count() or 1),
-        help="number of runs at the same time",
-    )
-    args = parser.parse_args(argv)
+    names = ["CoOp", "MaPLe", "MPL"]
+    add("--methods", nargs="+", default=names, metavar="NAME", help="methods that transfer")
+    text = "seeds of each method (default: 1 2 3)"
+    add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3], help=text)
+    workers = min(4, os.cpu_count() or 1)
+    text = "number of runs at the same time"
+    add("--workers", type=at_least(1), default=workers, help=text)
+    return parser.parse_args(argv)
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """Zero-shot CLIP and the methods on the synthetic dataset. Raises UsageError for an unknown
+    one.
+    """
     names = dict.fromkeys(("ZeroshotCLIP", *args.methods))
     for name in names:
         check_name(name, methods(), "method")
-    variants = [
+    variants = tuple(
         Variant(name, name, recipe(name, "base2new", backbone="small").cfg) for name in names
-    ]
-    seeds = tuple(dict.fromkeys(args.seeds))
-    study = Study(
-        tuple(variants), ("small_objects",), seeds=seeds, root=args.root, output=args.output
     )
+    seeds = tuple(dict.fromkeys(args.seeds))
+    return Study(variants, ("small_objects",), seeds=seeds, root=args.root, output=args.output)
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = read_arguments(argv)
+    study = study_of(args)
+    # They import torch, which takes seconds
     from measures.outcomes import draw_answers
     from measures.predictions import read
 
-    # Imports torch, which takes seconds
-    from .executor import (
-        LocalExecutor,
-        check_datasets,
-        execute_runs,
-    )
+    from .executor import LocalExecutor, check_datasets, execute_runs
     from .first_page import overview
     from .render import markdown
     from .tables import Summary
 
     check_datasets(study)
-    if failed := execute_runs(study.sequences(), LocalExecutor(args.workers), "demo"):
+    failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "demo")
+    if failed:
         sys.exit(f"Failed runs: {len(failed)}, see above; run the same command again to retry")
     summary = Summary(study, collect_results(study))
     write_text(args.output / "summary.json", json.dumps(summary.records(), indent=1) + "\n")
-    first, *_, last = (
-        run for run in study.runs() if run.classes == "base" and run.seed == seeds[0]
-    )
+    runs = [run for run in study.runs() if (run.classes, run.seed) == ("base", study.seeds[0])]
     answers = {
-        f"{when}: {run.variant.name}": read(run.folder)
-        for when, run in (("before", first), ("after", last))
+        f"before: {runs[0].variant.name}": read(runs[0].folder),
+        f"after: {runs[-1].variant.name}": read(runs[-1].folder),
     }
     draw_answers(answers, args.root, args.output / "images.png")
-    print(
-        f"\n{markdown(overview(summary))}{CAUTION}\nWritten: {args.output}/summary.json and "
-        "images.png"
-    )
+    written = f"Written: {args.output}/summary.json and images.png"
+    print(f"\n{markdown(overview(summary))}{CAUTION}\n{written}")
