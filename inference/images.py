@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from dassl.utils import read_image
@@ -19,7 +19,6 @@ from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
 if TYPE_CHECKING:
     from .classifier import PromptedClassifier
     from .models import Model
-    from .predictions import Predictions
 
 __all__ = ["find_images", "in_threads", "predict_files", "prepare", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
@@ -140,19 +139,23 @@ def predict_files(
     files: Sequence[Path],
     class_names: Sequence[str] | None,
     batch_size: int,
-) -> Iterator[tuple[list[Path], list["Predictions"], list[str]]]:
-    """For one batch of files after another those that can be read, what each model says of them
-    (nothing if there are none), and the faults of the other files.
+    *asked: Any,
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """For one batch of files after another a row for each file and each model, and the faults of
+    files that cannot be read.
+
+    A row has `image`, `model` and what `Predictions.answers` says of what is `asked`.
     """
     classifiers = [model.classifier for model in models]
 
-    def of_batch(batch: Sequence[Path]) -> tuple[list[Path], list["Predictions"], list[str]]:
+    def of_batch(batch: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         good, inputs, faults = read_batch(batch, classifiers)
-        if not good:
-            return good, [], faults
-        pairs = zip(classifiers, inputs, strict=True)
-        answers = [classifier.predict(pixels, class_names) for classifier, pixels in pairs]
-        return good, answers, faults
+        columns = []
+        for model, pixels in zip(models, inputs, strict=bool(good)):
+            answers = model.classifier.predict(pixels, class_names).answers(*asked)
+            columns.append([{"model": model.name} | answer for answer in answers])
+        rows = zip(good, *columns, strict=True)
+        return [{"image": str(file)} | row for file, *of_file in rows for row in of_file], faults
 
     views = max(classifier.views for classifier in classifiers)
     on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)

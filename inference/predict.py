@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from common.errors import UsageError
 from common.names import csv_cell, padded, printable, width
@@ -22,12 +22,8 @@ from .arguments import (
     load_options,
 )
 
-if TYPE_CHECKING:
-    from .models import Model
-    from .predictions import Predictions
-
 SHOWN = 5  # classes of a set in the table
-Row = dict[str, Any]  # `image`, `model`, and what `Predictions.answers` says of it
+Row = dict[str, Any]  # of `images.predict_files`
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -78,24 +74,19 @@ def main(argv: list[str] | None = None) -> None:
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)
         images.prepare(opened, names or None)
-        batches = images.predict_files(opened, files, names or None, args.batch_size)
+        asked = args.topk, args.unknown, args.sets
+        batches = images.predict_files(opened, files, names or None, args.batch_size, *asked)
         skipped: list[str] = []
-        rows = rows_of(batches, opened, args, skipped, len(files), stdout)
+        rows = rows_of(batches, skipped, len(files), stdout)
         args.form(stdout, rows, files, opened, names, args.unknown, args.sets)
     if skipped:
         sys.exit(1)
 
 
 def rows_of(
-    batches: Iterable[tuple[list[Path], list["Predictions"], list[str]]],
-    models: Sequence["Model"],
-    args: argparse.Namespace,
-    skipped: list[str],
-    number: int,
-    out: TextIO,
+    batches: Iterable[tuple[list[Row], list[str]]], skipped: list[str], number: int, out: TextIO
 ) -> Iterator[Row]:
-    """What each model says of each image. Images that cannot be read are `skipped`, and reported on
-    stderr.
+    """The rows of all images. Images that cannot be read are `skipped`, and reported on stderr.
 
     Args:
         number: of the images.
@@ -107,19 +98,16 @@ def rows_of(
     from tqdm import tqdm
 
     with tqdm(total=number, desc="predicting", unit="image", disable=None) as bar:
-        for files, predictions, faults in batches:
+        for rows, faults in batches:
             if faults and number == 1:
                 raise UsageError(faults[0])
             skipped += faults
             with bar.external_write_mode(out):
                 for fault in faults:
                     print(f"skipped: {fault}", file=sys.stderr)
-                answers = [said.answers(args.topk, args.unknown, args.sets) for said in predictions]
-                for file, *of_models in zip(files, *answers, strict=True):
-                    for model, answer in zip(models, of_models, strict=True):
-                        yield {"image": str(file), "model": model.name} | answer
+                yield from rows
                 out.flush()
-            bar.update(len(files) + len(faults))
+            bar.update(len({row["image"] for row in rows}) + len(faults))
     if len(skipped) == number:
         raise UsageError(f"none of the {number} images could be read", "see above")
 
