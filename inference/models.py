@@ -380,28 +380,33 @@ def describe(
     cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]
 ) -> Description:
     """The description of a configuration's prompts."""
-    name = cfg.DATASET.NAME
+    method = trainers.methods()[cfg.TRAINER.NAME]
     metadata = (checkpoint or {}).get("metadata") or {}
+    sha256 = metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or ""
+    facts = dict(training)
     # Also of a start, or of settings: they hold for each epoch
     choices, _ = inherited(checkpoint or {})
-    selected = {"selected_on_test": True} if on_test_images(choices) else {}
-    dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    if on_test_images(choices):
+        facts["selected_on_test"] = True
     plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
-    keys = [key for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT]
-    transforms = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
-    return Description(
-        method=cfg.TRAINER.NAME,
-        settings=asdict(trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)),
-        input={key: cfg.INPUT[key] for key in keys} | {"TRANSFORMS": transforms},
-        backbone=cfg.MODEL.BACKBONE.NAME,
-        backbone_sha256=str(
-            metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or ""
-        ).lower(),
+    if plugin:
+        facts["plugin_sha256"] = plugin
+    image = {key: cfg.INPUT[key] for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT}
+    image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
+    description = Description(
+        cfg.TRAINER.NAME, asdict(method.settings_of(cfg)), image, cfg.MODEL.BACKBONE.NAME
+    )
+    name = cfg.DATASET.NAME
+    if name in DATASET_REGISTRY.registered_names():
+        template = getattr(DATASET_REGISTRY.get(name), "template", "")
+        description = replace(description, dataset_template=template)
+    return replace(
+        description,
+        backbone_sha256=str(sha256).lower(),
         class_names=metadata.get("class_names", []),
         dataset=title(cfg),
-        dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
-        training=training | selected | ({"plugin_sha256": plugin} if plugin else {}),
+        training=facts,
         dataset_name=name,
         sentences=sentences.read(sentences.file_of(cfg)[0]),
     )

@@ -154,15 +154,15 @@ def as_table(
         ]
         if row["unknown"] is not None:
             cells.append("unknown" if row["unknown"] else " " * len("unknown"))
-        cells.append(
-            set_text(row["set"])
-            if row["set"] is not None
-            else "   ".join(
-                f"{padded(pair['class'], class_width)} {100 * pair['probability']:5.1f} %"
-                for pair in row["top"]
-            )
-        )
+        if row["set"] is not None:
+            cells.append(set_text(row["set"]))
+        else:
+            cells.append("   ".join(bar_text(pair, class_width) for pair in row["top"]))
         out.write("  ".join(cells) + "\n")
+
+
+def bar_text(pair: dict[str, Any], columns: int) -> str:
+    return f"{padded(pair['class'], columns)} {100 * pair['probability']:5.1f} %"
 
 
 def set_text(members: Sequence[dict[str, Any]]) -> str:

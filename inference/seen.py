@@ -8,7 +8,7 @@ import io
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,8 @@ from common.files import write_bytes
 from common.results import SEEN
 from datasets import copies
 
+from .images import in_threads
+
 ROLES = ("learned", "chosen", "calibrated", "tested")
 DIGEST = 16  # bytes of the SHA-256 of an image's pixels
 SHAPES = {
@@ -30,6 +32,7 @@ SHAPES = {
     "label": (np.int32, ()),
 }
 SHAPES |= {"group": (np.int32, ()), "role": (np.uint8, ())}
+AT_A_TIME = 100  # images that are read
 LARGEST = 1 << 30  # bytes of all arrays: two million images
 KNOWN = 0.6  # similarity of the signatures of two images of one scene, at least
 HARDLY = 0.95  # of the images are less similar to any image of another scene
@@ -93,8 +96,8 @@ class SeenImages:
                 copies.colours(image),
             )
 
-        with ThreadPool() as pool:
-            rows = list(filter(None, pool.imap(read, items)))
+        parts = in_threads(lambda part: list(map(read, part)), items, AT_A_TIME, on_gpu=False)
+        rows = list(filter(None, chain.from_iterable(parts)))
         sha256, signatures, labels, colours = zip(*rows, strict=True) if rows else ((), (), (), ())
         if len(set(labels)) < 2:
             return cls.of(sha256, signatures, labels, role)
