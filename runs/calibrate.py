@@ -88,7 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     folders = [folder for model in args.models for folder in models_in(model)]
     failed = 0
     for number, folder in enumerate(folders):
-        print("\n" * (number > 0) + printable(folder))
+        if number:
+            print()
+        print(printable(folder))
         try:
             calibrate(folder, args)
         except (UsageError, OSError) as error:
