@@ -5,7 +5,7 @@ TRAINER.<NAME>.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -54,11 +54,13 @@ class MethodSettings:
 
     @classmethod
     def add_to(cls, cfg: CfgNode, section: str) -> None:
-        """Add the fields to a configuration, as TRAINER.<section>.*"""
+        """Add the fields to a configuration, as TRAINER.<section>.*; a run checks its own."""
         node = cfg.TRAINER.setdefault(section, CfgNode())
-        for name, default in asdict(cls()).items():
-            if name not in node:
-                add_settings(cfg, {f"TRAINER.{section}.{name}": (default, cls.schema()[name])})
+        for item in fields(cls):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if item.name not in node:
+                accepts = cls.schema()[item.name]
+                add_settings(cfg, {f"TRAINER.{section}.{item.name}": (default, accepts)})
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a
