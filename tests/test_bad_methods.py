@@ -18,7 +18,7 @@ from trainers import methods
 from trainers.base import Method
 from trainers.base.checks import assert_method_works
 from trainers.base.prompted import PromptedCLIP, normalize
-from trainers.base.prompts import TemplatePrompts, gaussian
+from trainers.base.prompts import ContextPrompts, TemplatePrompts, gaussian
 from trainers.base.test_time import ViewsMethod
 
 
@@ -93,6 +93,16 @@ class Remembering(Correct):
             return super().logits(image_features, text_features) * (1 + self.seen)
 
 
+class Scaled(PromptedCLIP):
+    def logits(self, image_features, text_features):
+        return 2 * super().logits(image_features, text_features)
+
+
+class Shifted(PromptedCLIP):
+    def of_tower(self, tower):
+        return normalize(super().of_tower(tower) + 1)
+
+
 class Small(BlockAdapter):
     def __init__(self, width):
         super().__init__()
@@ -134,6 +144,25 @@ class UnregisteredAddition(Adapted):
         clip.visual.ln_pre = WithAdded(clip.visual.ln_pre, Small(64).mlp)
 
 
+class Logged(ContextPrompts):
+    """Hooks that change nothing."""
+
+    installs = changes_image = False
+
+    def __init__(self, clip, classnames):
+        super().__init__(clip, classnames, ["X"], gaussian(1, 64), "end")
+
+    def install(self, clip):
+        print("installed")
+
+    def image(self, tower, learned):
+        return super().image(tower, learned)
+
+
+def denying(fact, base=Adapted):
+    return type("Denying", (base,), {fact: False})
+
+
 def learning(learner):
     """A method with this prompt learner."""
     return type("Learning", (Correct,), {"Learner": learner})
@@ -162,7 +191,11 @@ def test_a_built_in_method_works(name):
     assert_method_works(name, **QUICK.get(name.rpartition("+")[2], {}) | views)
 
 
-@pytest.mark.parametrize("method", [learning(Reading), learning(Adapted)], ids=["read", "adapter"])
+@pytest.mark.parametrize(
+    "method",
+    [learning(Reading), learning(Adapted), learning(Logged)],
+    ids=["read", "adapter", "logged"],
+)
 def test_a_correct_method_works(method, own):
     own(method)
     assert_method_works(method.__name__)
@@ -178,6 +211,10 @@ def test_a_correct_method_works(method, own):
         (learning(UnregisteredAddition), "Small.map.weight is not in the prompt learner"),
         (adapting(Mixing), "the fast towers give other logits"),
         (adapting(Dropping), "the fast towers give other logits"),
+        (learning(denying("changes_image")), "Denying says changes_image = False"),
+        (learning(denying("installs")), "Denying says installs = False"),
+        (type("M", (Correct,), {"Model": denying("own_logits", Scaled)}), "says own_logits"),
+        (type("M", (Correct,), {"Model": denying("own_image", Shifted)}), "says own_image"),
     ],
 )
 def test_a_mistake_of_a_method_is_found(method, words, own):

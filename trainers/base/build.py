@@ -4,7 +4,7 @@ computes in.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -115,37 +115,35 @@ def untrained(model: PromptedCLIP) -> list[str]:
     """The tensors of the prompt learner and its parts that require gradients and are no
     Parameters.
     """
-    return [
-        f"{type(part).__name__}.{name}"
-        for part in model.prompt_learner.modules()
-        for name, value in [*vars(part).items(), *part.named_buffers(recurse=False)]
-        for tensor in (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list | tuple)
-            else [value]
-        )
-        if isinstance(tensor, Tensor) and tensor.requires_grad and name != "_parameters"
-    ]
+    loose = []
+    for part in model.prompt_learner.modules():
+        attributes = {**vars(part), **dict(part.named_buffers(recurse=False))}
+        attributes.pop("_parameters")
+        for name, value in attributes.items():
+            values = value.values() if isinstance(value, dict) else value
+            if not isinstance(value, dict | list | tuple):
+                values = [value]
+            if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+                loose.append(f"{type(part).__name__}.{name}")
+    return loose
 
 
 def unregistered(model: PromptedCLIP) -> list[str]:
     """The tensors of a private copy of the backbone that a method has added, and that its prompt
     learner lacks.
     """
-    registered = {
-        id(tensor)
-        for part in (model, model.frozen)
-        for tensor in (*part.parameters(), *part.buffers())
-    }
-    added = [getattr(module, "adapter", None) for module in model.clip.modules()]
-    changes = [module.change for module in model.clip.modules() if isinstance(module, WithAdded)]
-    added += [getattr(change, "__self__", change) for change in changes]
-    return [
-        f"{type(part).__name__}.{name}"
-        for part in (model.clip, *added)
-        if isinstance(part, nn.Module)
-        for name, tensor in (*part.named_parameters(), *part.named_buffers())
-        if id(tensor) not in registered
-    ]
+    registered = set()
+    for part in (model, model.frozen):
+        registered |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+    added: list[Any] = [model.clip]
+    for module in model.clip.modules():
+        added.append(getattr(module, "adapter", None))
+        if isinstance(module, WithAdded):
+            added.append(getattr(module.change, "__self__", module.change))
+    missing = []
+    for part in added:
+        if isinstance(part, nn.Module):
+            tensors = (*part.named_parameters(), *part.named_buffers())
+            names = [name for name, tensor in tensors if id(tensor) not in registered]
+            missing += [f"{type(part).__name__}.{name}" for name in names]
+    return missing

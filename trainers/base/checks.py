@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from clip import TOWERS
+from clip import CLIP, TOWERS, TextPrompts, private_copy, tokenizer_of
 from clip.random_weights import random_clip
 
 from .build import assemble_model, unregistered, untrained
 from .method import Classes
-from .prompted import PromptedCLIP
+from .prompted import PromptedCLIP, normalize
 
 TOLERANCE = 1e-3  # of the largest value
 SIDE = 32  # pixels
@@ -55,52 +55,93 @@ def assert_method_works(name: str, **settings: Any) -> None:
         settings: of its section, such as `N_CTX=4`.
 
     Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires
-    gradients is no Parameter, the features of images are longer than 1, the checkpoint lacks
-    something that a test reads, or the fast towers give other logits than the plain ones. Any other
-    error is one of the method.
+    gradients is no Parameter, the features of images are longer than 1, a fact such as `installs`
+    is not true, the checkpoint lacks something that a test reads, or the fast towers give other
+    logits than the plain ones. Any other error is one of the method.
     """
     noise = patch.dict(DATASET_REGISTRY._obj_map, Noise=Noise)
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
         set_random_seed(1)
         trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
-        trained = trainer.method
-        model = trained.model
-        kind = type(model.prompt_learner)
+        method = trainer.method
+        model = method.model
+        loose = untrained(model)
+        assert not loose, f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
         added = unregistered(model)
-        assert not (loose := untrained(model)), (
-            f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
-        )
-        assert not added, (
-            f"{name}: {added[0]} is not in the prompt learner: it is neither trained nor saved"
-        )
+        what = "is not in the prompt learner: it is neither trained nor saved"
+        assert not added, f"{name}: {added[0]} {what}"
         trainer.train()
         dataset = trainer.dm.test_loader.dataset
-        images = torch.stack([dataset[number]["img"] for number in range(len(dataset))]).to(
-            trained.device
-        )
-        if kind.changes_image:
-            with torch.no_grad():
-                longest = float(model.image_features(images).norm(dim=-1).max())
-            remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
-            assert longest < 1.01, (
-                f"{kind.__name__}.image returns features of length {longest:.3g}: {remedy}"
-            )
-        classes = Classes(trained.class_names, trained.dataset_template, trained.sentences)
-        loaded = type(trained)(trained.cfg, classes, trained.device)
-        assemble_model(loaded, clip=model.frozen)
-        if trained.learns:
-            loaded.load_model(trainer.output_dir)
+        images = torch.stack([dataset[number]["img"] for number in range(len(dataset))])
+        images = images.to(method.device)
+        model.eval()
+        check_facts(method, images)
+        loaded = reloaded(method, trainer.output_dir)
         remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
         what = f"{name} gives other logits than a model that reads its checkpoint"
-        logits = []
-        for method in (trained, loaded):
-            method.model.eval()
-            logits.append(method.model_inference(images))
+        logits = method.model_inference(images), loaded.model_inference(images)
         assert same(*logits), f"{what}: {remedy}"
         remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
-        assert towers_agree(model, images), (
-            f"the fast towers give other logits of {name} than the plain ones: {remedy}"
-        )
+        what = f"the fast towers give other logits of {name} than the plain ones"
+        assert towers_agree(model, images), f"{what}: {remedy}"
+
+
+def reloaded(method: Any, folder: str) -> Any:
+    """The method of a prediction, with what a run of the method has saved in a folder."""
+    classes = Classes(method.class_names, method.dataset_template, method.sentences)
+    loaded = type(method)(method.cfg, classes, method.device)
+    assemble_model(loaded, clip=method.model.frozen)
+    if method.learns:
+        loaded.load_model(folder)
+    loaded.model.eval()
+    return loaded
+
+
+@torch.no_grad()
+def check_facts(method: Any, images: Tensor) -> None:
+    """Raise AssertionError if a method, its model or its prompt learner denies a fact that is true,
+    or image features are longer than 1.
+    """
+    model = method.model
+    learner = model.prompt_learner
+    output = model.output(images)
+    if learner.changes_image:
+        longest = float(output.image.norm(dim=-1).max())
+        what = f"{type(learner).__name__}.image returns features of length {longest:.3g}"
+        remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
+        assert longest < 1.01, f"{what}: {remedy}"
+    frozen = ends(model.frozen, images)
+    own_image = learner.image(output.tower, model.classes_learned)
+    unit_image = normalize(output.tower.feature)
+    if not learner.installs:
+        copy = private_copy(model.frozen)
+        learner.install(copy)
+        deny(learner, "installs", ends(copy, images), frozen)
+    if not learner.changes_image:
+        deny(learner, "changes_image", own_image, unit_image)
+    if not model.own_image:
+        deny(model, "own_image", model.of_tower(output.tower), own_image)
+    if not model.own_logits:
+        similarities = model.scale * (output.text @ unit_image.unsqueeze(-1)).squeeze(-1)
+        deny(model, "own_logits", model.logits(unit_image, output.text), similarities)
+    if not (model.own_output or model.own_logits):
+        deny(model, "own_output", output.logits, model.logits(output.image, output.text))
+    if not getattr(method, "streams", True) and method.new_state():
+        raise AssertionError(f"{type(method).__name__} says streams = False and has a state")
+
+
+def deny(owner: Any, fact: str, found: Tensor, expected: Tensor) -> None:
+    """Raise AssertionError if a fact is true, by what its hook gives and what it would give."""
+    what = f"{type(owner).__name__} says {fact} = False, which is not true"
+    assert same(found, expected), what
+
+
+def ends(clip: CLIP, images: Tensor) -> Tensor:
+    """The features of images and of a text, (images + 1, joint)."""
+    ids = tokenizer_of(clip)(["a photo"]).to(images.device)
+    towers = TOWERS["plain"]
+    text = towers.encode_text(clip, TextPrompts(ids))
+    return torch.cat([towers.encode_image(clip, images).feature, text]).float()
 
 
 def configuration(name: str, settings: dict[str, Any], folder: Path) -> CfgNode:
