@@ -25,3 +25,30 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     sha256 = hashlib.sha256()
     add_tensors(sha256, tensors)
     return sha256.hexdigest()
+
+
+class Key:
+    """What a result on disk depends on, under whose checksum it is kept.
+
+    Args:
+        what: the result.
+        version: of the code that computes it; another one gives another key.
+        parts: what it depends on, by name: their texts count.
+    """
+
+    def __init__(self, what: str, version: int, **parts: Any):
+        self._digest = hashlib.sha256(f"{what} {version}\n".encode())
+        for name, part in parts.items():
+            self.add(f"{name} {part}\n".encode())
+
+    def add(self, content: bytes) -> None:
+        """Add bytes."""
+        self._digest.update(content)
+
+    def add_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add names, types, shapes and contents of tensors."""
+        add_tensors(self._digest, tensors)
+
+    def __str__(self) -> str:
+        """32 letters."""
+        return self._digest.hexdigest()[:32]

@@ -2,7 +2,6 @@
 only what is new.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from multiprocessing.pool import ThreadPool
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from clip.digest import add_tensors, as_bytes
+from clip.digest import Key
 from common.cache import DIGEST, DiskCache, Table
 from datasets import copies
 from inference.classifier import PromptedClassifier
@@ -61,21 +60,23 @@ class Features:
     def __init__(self, classifier: PromptedClassifier, model: PromptedCLIP):
         self.classifier = classifier
         self.model = model
-        versions = {"torch": torch.__version__, **decoders()}
-        digest = hashlib.sha256(
-            f"fit 6 {versions} {classifier.device.type} {classifier.cfg.INPUT}".encode()
-        )
-        add_tensors(digest, self.model.image_tensors())
-        noise = torch.randn(
-            4, 3, *classifier.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(0)
-        )
+        numbers = torch.Generator().manual_seed(0)
+        noise = torch.randn(4, 3, *classifier.cfg.INPUT.SIZE, generator=numbers)
         exact = self.run_tower(noise, False)
         fast = self.run_tower(noise, True)
         has_units = usable("bf16", classifier.device) == "bf16"
         self.in_bf16 = has_units and float(torch.cosine_similarity(exact, fast).min()) > AGREEMENT
-        # These features show the activation, the heads, and how this machine rounds.
-        digest.update(as_bytes(fast if self.in_bf16 else exact))
-        self.facts = digest.hexdigest()[:16]
+        key = Key(
+            "features of a fit",
+            7,
+            versions={"torch": torch.__version__, **decoders()},
+            device=classifier.device.type,
+            reading=classifier.cfg.INPUT,
+        )
+        # The features of noise show the activation, the heads, and how this machine rounds.
+        noise = fast if self.in_bf16 else exact
+        key.add_tensors(self.model.image_tensors() | {"noise": noise})
+        self.facts = str(key)[:16]
         cache = DiskCache(cache_folder(), "features", "image features", LIMIT)
         self.table = Table(cache, self.facts, row_type(exact.shape[1]))
         self.changed = False  # whether an image had another checksum when it was decoded

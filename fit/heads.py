@@ -2,7 +2,6 @@
 settings.
 """
 
-import hashlib
 import io
 import math
 import time
@@ -19,7 +18,7 @@ from yacs.config import CfgNode
 
 import trainers
 from clip import weights_sha256
-from clip.digest import add_tensors
+from clip.digest import Key
 from common.cache import DiskCache
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
@@ -324,20 +323,20 @@ class Heads:
         self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]
     ) -> str:
         """A checksum of all that the logits of held-out images depend on."""
-        weights = weights_sha256(self.zero_shot.description.backbone)
-        facts = (
-            torch.__version__,
-            self.zero_shot.device.type,
-            self.seed,
-            self.classes,
-            weights,
-            settings_of(candidate),
+        key = Key(
+            "logits of a head",
+            2,
+            torch=torch.__version__,
+            device=self.zero_shot.device.type,
+            seed=self.seed,
+            classes=self.classes,
+            weights=weights_sha256(self.zero_shot.description.backbone),
+            method=candidate.method,
+            settings=settings_of(candidate),
         )
-        digest = hashlib.sha256(f"1 {candidate.method} {facts}".encode())
-        add_tensors(
-            digest, {"features": features, "labels": labels, "folds": torch.from_numpy(held)}
-        )
-        return digest.hexdigest()[:32]
+        folds = torch.from_numpy(held)
+        key.add_tensors({"features": features, "labels": labels, "folds": folds})
+        return str(key)
 
     def classifier(
         self,

@@ -2,7 +2,6 @@
 user last.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 
 import trainers
 from clip import weights_sha256
+from clip.digest import Key
 from common.cache import DiskCache
 from common.errors import UsageError
 from configs.files import config_folder
@@ -186,17 +186,19 @@ class Towers:
             [(self.photos[place].pixels_sha256, self.items[place].label) for place in part]
             for part in places
         ]
-        weights = weights_sha256(heads.zero_shot.description.backbone)
-        facts = (
-            torch.__version__,
-            heads.zero_shot.device.type,
-            heads.seed,
-            weights,
-            heads.classes,
-            images,
+        key = Key(
+            "logits of a trained candidate",
+            2,
+            torch=torch.__version__,
+            device=heads.zero_shot.device.type,
+            seed=heads.seed,
+            classes=heads.classes,
+            weights=weights_sha256(heads.zero_shot.description.backbone),
+            method=candidate.method,
+            settings=self.settings(candidate.method),
+            images=images,
         )
-        text = f"1 {candidate.method} {self.settings(candidate.method)} {facts}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return str(key)
 
     def seconds(self, candidate: Candidate, row: NDArray[Any]) -> float:
         """How long the candidate will take for all folds and for the final training, from two steps

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import ImageOutput
-from clip.digest import add_tensors, as_bytes
+from clip.digest import Key, as_bytes
 from common.cache import DIGEST, DiskCache, Table
 from common.errors import UsageError
 
@@ -155,13 +155,17 @@ class CachedFeatures:
         The feature of noise shows the activation, the heads, the form of the towers, and how this
         machine rounds.
         """
-        visual = self.model.clip.visual
-        reading = self.loader.dataset.reading
-        facts = torch.__version__, self.device.type, reading, visual, self.sample.dtype
-        digest = hashlib.sha256(f"2 {facts}".encode())
-        add_tensors(digest, self.model.image_tensors())
-        digest.update(as_bytes(self.sample))
-        return digest.hexdigest()[:16]
+        key = Key(
+            "features",
+            3,
+            torch=torch.__version__,
+            device=self.device.type,
+            reading=self.loader.dataset.reading,
+            tower=self.model.clip.visual,
+            dtype=self.sample.dtype,
+        )
+        key.add_tensors(self.model.image_tensors() | {"noise": self.sample})
+        return str(key)[:16]
 
     @property
     def full(self) -> int:

@@ -2,7 +2,6 @@
 as a teacher.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clip import CLIP, TextPrompts, encode_text, tokenizer_of
-from clip.digest import add_tensors
+from clip.digest import Key
 from common.cache import DiskCache
 
 from .ensemble import EIGHTY
@@ -142,18 +141,17 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
 def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
     """A checksum of the text tower and of texts."""
     heads = [getattr(module, "num_heads", 0) for module in clip.transformer.modules()]
-    facts = (
-        clip.transformer,
-        getattr(clip, "ln_final", None),
-        heads,
-        clip.text_pool_type,
-        tokenizer_of(clip).name,
+    key = Key(
+        "text features",
+        1,
+        transformer=clip.transformer,  # whose text shows the activation
+        norm=getattr(clip, "ln_final", None),
+        heads=heads,
+        pool=clip.text_pool_type,
+        tokeniser=tokenizer_of(clip).name,
     )
-    digest = hashlib.sha256(f"{facts}".encode())  # the activation, for example
-    add_tensors(
-        digest,
-        {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")},
-    )
+    tensors = clip.state_dict().items()
+    key.add_tensors({name: tensor for name, tensor in tensors if not name.startswith("visual.")})
     for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:32]
+        key.add(text.encode() + b"\0")
+    return str(key)

@@ -1,6 +1,5 @@
 """Methods that have nothing to train: they answer for each image of a test from views of it."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
 
-from clip.digest import add_tensors
+from clip.digest import Key
 from common.errors import UsageError
 
 from .compat import require_stream
@@ -163,21 +162,22 @@ class ViewsMethod(Method):
         """A checksum of the images of a test (path, size, times of change), of how they are read,
         and of the model.
         """
-        facts = (
-            self.checkpoints.metadata(),
-            self.cfg.SEED,
-            self.cfg.INPUT,
-            self.templates,
-            self.sentences,
+        key = Key(
+            "answers from views",
+            2,
+            metadata=self.checkpoints.metadata(),
+            seed=self.cfg.SEED,
+            reading=self.cfg.INPUT,
+            templates=self.templates,
+            sentences=self.sentences,
         )
-        digest = hashlib.sha256(f"1 {facts}".encode())
         for item in images.data_source:
             with suppress(OSError):  # the loader names an image that cannot be read
                 file = os.stat(item.impath)
-                digest.update(f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} ".encode())
-            digest.update(f"{item.impath} {item.label}\n".encode())
-        add_tensors(digest, self.model.state_dict())
-        return digest.hexdigest()
+                key.add(f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} ".encode())
+            key.add(f"{item.impath} {item.label}\n".encode())
+        key.add_tensors(self.model.state_dict())
+        return str(key)
 
     @torch.no_grad()
     def model_inference(self, images: Any) -> Tensor:
