@@ -13,6 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import redirect_stdout
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -197,24 +198,11 @@ def table(records: list[dict[str, Any]]) -> None:
     by_cell = defaultdict(list)
     for record in records:
         by_cell[record["copies"], record["kind"]].append(record)
-    print(
-        "| near-copies of each image | groups of 80 | truth | estimate | contained | without "
-        "groups | sets for 90% |"
-    )
+    columns = ["near-copies of each image", "groups of 80", "truth", "estimate", "contained"]
+    print(f"| {' | '.join([*columns, 'without groups', 'sets for 90%'])} |")
     print("| --- " * 7 + "|")
     for (number, kind), cell in sorted(by_cell.items()):
-        mean = {
-            key: np.mean([one[key] for one in cell])
-            for key in ("scenes", "truth", "estimate", "sets")
-        }
-        inside = sum(one["low"] <= one["truth"] <= one["high"] for one in cell)
-        without = np.mean([one["ungrouped"] or one["estimate"] for one in cell])
-        name = f"{number}, {kind}" if number else "none"
-        numbers = (
-            f"{mean['scenes']:.0f} | {mean['truth']:.1f} | {mean['estimate']:.1f} | {inside} "
-            f"of {len(cell)}"
-        )
-        print(f"| {name} | {numbers} | {without:.1f} | {mean['sets']:.1f} |")
+        print(row_of(f"{number}, {kind}" if number else "none", cell))
     differences = np.array([one["estimate"] - one["truth"] for one in records])
     inside = np.mean([one["low"] <= one["truth"] <= one["high"] for one in records])
     print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")
@@ -232,6 +220,17 @@ def table(records: list[dict[str, Any]]) -> None:
             f"at most {error}% wrong: {len(wrong)} fits promise it, {over} have more; mean "
             f"{np.mean(wrong or [0]):.1f}%"
         )
+
+
+def row_of(name: str, cell: list[dict[str, Any]]) -> str:
+    """The row of the fits of one kind."""
+    scenes, truth, estimate, sets = (
+        np.mean([one[key] for one in cell]) for key in ("scenes", "truth", "estimate", "sets")
+    )
+    inside = sum(one["low"] <= one["truth"] <= one["high"] for one in cell)
+    without = np.mean([one["ungrouped"] or one["estimate"] for one in cell])
+    numbers = f"{scenes:.0f} | {truth:.1f} | {estimate:.1f} | {inside} of {len(cell)}"
+    return f"| {name} | {numbers} | {without:.1f} | {sets:.1f} |"
 
 
 def main() -> None:
@@ -257,21 +256,27 @@ def main() -> None:
     dataset: Any = DATASET_REGISTRY.get("EuroSAT")(cfg)
     names = [name.replace("_", " ") for name in dataset.classnames]
     heads = Heads(PromptedClassifier.zero_shot("small", names))
-    labels = np.array([item.label for item in dataset.test])
-    rng = np.random.default_rng(0)
-    places = np.concatenate(
-        [rng.permutation(np.flatnonzero(labels == label))[:TEST] for label in range(len(names))]
-    )
-    images = pictures([dataset.test[place].impath for place in places])
-    test = features(heads, images), torch.from_numpy(labels[places])
-    for seed in range(1, args.seeds + 1):
-        for kind, number in CELLS:
-            if (kind, number, seed) in done:
-                continue
+    test = test_images(heads, dataset.test)
+    for seed, (kind, number) in product(range(1, args.seeds + 1), CELLS):
+        if (kind, number, seed) not in done:
             record = fitted(heads, dataset.train_x, test, kind, number, seed, args.named)
             with open(file, "a") as lines:
                 lines.write(json.dumps(record) + "\n")
             print(f"{kind} {number} {seed}: {record['seconds']:.0f} s", flush=True)
+
+
+def test_images(heads: Heads, items: list[Any]) -> tuple[Tensor, Tensor]:
+    """Features and labels of TEST images of each class."""
+    labels = np.array([item.label for item in items])
+    rng = np.random.default_rng(0)
+    places = np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(labels == label))[:TEST]
+            for label in range(len(heads.names))
+        ]
+    )
+    images = pictures([items[place].impath for place in places])
+    return features(heads, images), torch.from_numpy(labels[places])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -93,14 +94,9 @@ def execute_runs(
     deaths: Counter[Run] = Counter()
     failed: dict[Run, str] = {}
     total = sum(map(len, sequences))
-    progress = tqdm(
-        total=total,
-        initial=total - sum(map(len, unfinished)),
-        desc=title,
-        unit="run",
-        smoothing=0.05,
-        disable=None,
-    )
+    done_before = total - sum(map(len, unfinished))
+    shown: Any = {"unit": "run", "smoothing": 0.05, "disable": None}
+    progress = tqdm(total=total, initial=done_before, desc=title, **shown)
     # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
     with executor if waiting else nullcontext(), progress as bar:
         while waiting or running:
