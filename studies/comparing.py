@@ -207,33 +207,34 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     names = [method.results[seeds[0]]["trainer"] for method in (one, other)]
     if names[0] == names[1]:
         names = [f"{names[0]} {printable(method.folder)}" for method in (one, other)]
-    means = [
-        mean_accuracy(name, method, seeds) for name, method in zip(names, (one, other), strict=True)
-    ]
-    by_seed = 100 * differences.mean(axis=1)
-    low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images"
+    means = [mean_accuracy(names[0], one, seeds), mean_accuracy(names[1], other, seeds)]
+    lines = [f"{means[0]}, {means[1]} ({place}, {several})"]
+    by_seed = 100 * differences.mean(axis=1)
+    intervals = [bootstrap_interval(differences)]
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
-    interval = f"95% interval {signed(low)} to {signed(high)} (bootstrap over {over})"
-    lines = [
-        f"{means[0]}, {means[1]} ({place}, {several})",
-        f"Difference: {signed(by_seed.mean())} points; {interval}",
-    ]
+    interval = f"{between(intervals[0])} (bootstrap over {over})"
+    lines.append(f"Difference: {signed(by_seed.mean())} points; {interval}")
     for name, method in zip(names, (one, other), strict=True):
         more = method.results.keys() - seeds
         if more:
             lines.append(f"{name} has seeds that the other lacks: {', '.join(map(str, more))}")
     for seed, difference in zip(seeds, differences, strict=True):
         lines.append(f"Seed {seed}: {of_one_seed(names[0], names[1], difference)}")
-    bounds = low, high
+    why = "the interval includes 0"
     if len(seeds) > 1:
-        bounds = seed_interval(list(by_seed))
-        lines += of_seeds(by_seed, bounds)
-    if min(low, bounds[0]) <= 0 <= max(high, bounds[1]):
-        why = "one of the two intervals includes 0" if len(seeds) > 1 else "the interval includes 0"
+        intervals.append(seed_interval(list(by_seed)))
+        lines.append(f"Over other seeds: {between(intervals[1])} (paired t)")
+        lines.append(smallest_shown(by_seed))
+        why = "one of the two intervals includes 0"
+    if min(low for low, _ in intervals) <= 0 <= max(high for _, high in intervals):
         lines.append(f"These runs do not show which of the two is better: {why}.")
     return lines
+
+
+def between(interval: tuple[float, float]) -> str:
+    return f"95% interval {signed(interval[0])} to {signed(interval[1])}"
 
 
 def mean_accuracy(name: str, method: Compared, seeds: list[int]) -> str:
@@ -250,15 +251,13 @@ def of_one_seed(name: str, other: str, difference: NDArray[Any]) -> str:
     return f"{only} (McNemar's exact test: p = {p:.3g})"
 
 
-def of_seeds(by_seed: NDArray[Any], bounds: tuple[float, float]) -> list[str]:
-    """What the differences of several seeds, and their t-interval, show."""
+def smallest_shown(by_seed: NDArray[Any]) -> str:
+    """The smallest difference that so many seeds can show."""
     least = smallest_difference(list(by_seed))
-    shown = "All seeds have the same difference"
-    if not math.isnan(least):
-        shown = f"The smallest difference that {len(by_seed)} such seeds can show: {least:.2f} "
-        shown += f"points (power {POWER})"
-    interval = f"95% interval {signed(bounds[0])} to {signed(bounds[1])}"
-    return [f"Over other seeds: {interval} (paired t)", shown]
+    if math.isnan(least):
+        return "All seeds have the same difference"
+    shown = f"The smallest difference that {len(by_seed)} such seeds can show: {least:.2f} points"
+    return f"{shown} (power {POWER})"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -68,21 +68,19 @@ def find_prompts(
     Raises UsageError if several folders fit.
     """
     dataset, shots, seed = key
-    of_method = [method, NAMES.get(method, method), NAMES.get(method, method)]
-    of_dataset = [dataset, NAMES.get(dataset, dataset), dataset]
-    spellings = dict.fromkeys(zip(of_method, of_dataset, strict=True))
-    for layout, (method_name, dataset_name) in product(LAYOUTS[protocol], spellings):
+    published = NAMES.get(method, method)
+    spellings = [(method, dataset), (published, NAMES.get(dataset, dataset)), (published, dataset)]
+    for layout, names in product(LAYOUTS[protocol], dict.fromkeys(spellings)):
         if "{dataset}" not in layout and not alone:
             continue
-        words = {"method": method_name, "dataset": dataset_name, "shots": shots, "seed": seed}
+        words = {"method": names[0], "dataset": names[1], "shots": shots, "seed": seed}
         runs = folders_with_prompts(folder, layout.format(**words))
         # In MMRL's repository, the prompts of cross_dataset are there, too
         if protocol == "base2new":
             runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
         if len(runs) > 1:
-            of_cfg = {cfg, f"{cfg}_{shots}shots"}
-            parts = {path: path.relative_to(folder).parts for path in runs}
-            runs = [path for path in runs if of_cfg.intersection(parts[path])] or runs
+            of_cfg = [path for path in runs if is_of(path, folder, cfg, shots)]
+            runs = of_cfg or runs
         if len(runs) > 1:
             what = f"{runs[0]} and {runs[1]} are both of {dataset}, seed {seed}"
             remedy = "name the YAML file of one by --cfg, or move one elsewhere"
@@ -96,6 +94,12 @@ def folders_with_prompts(folder: Path, pattern: str) -> list[Path]:
     """The folders that fit a pattern and have the files of a checkpoint."""
     fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
     return [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
+
+
+def is_of(path: Path, folder: Path, cfg: str, shots: int) -> bool:
+    """Whether a folder below another one names the YAML file."""
+    parts = path.relative_to(folder).parts
+    return cfg in parts or f"{cfg}_{shots}shots" in parts
 
 
 @dataclass(frozen=True)
