@@ -55,14 +55,14 @@ def by_name(trainers: Any) -> dict:
     """
     if isinstance(trainers, dict) and trainers:
         return trainers
-    items = (
-        trainers if isinstance(trainers, list) else [trainers] if isinstance(trainers, str) else []
-    )
-    pairs = [
-        pair
-        for item in items
-        for pair in (item.items() if isinstance(item, dict) else [(str(item), None)])
-    ]
+    if isinstance(trainers, str):
+        trainers = [trainers]
+    pairs: list[tuple[Any, Any]] = []
+    for item in trainers if isinstance(trainers, list) else []:
+        if isinstance(item, dict):
+            pairs += item.items()
+        else:
+            pairs.append((str(item), None))
     if len(dict(pairs)) < max(1, len(pairs)):
         what = "trainers has a name twice" if pairs else "the study has no trainers"
         raise UsageError(what, "name each once, such as trainers: [CoOp, MPL]")

@@ -90,24 +90,9 @@ class Summary:
         self.averages: dict[tuple[str, str, str], pd.DataFrame] = {}  # what `by_seed` has returned
 
     @cached_property
-    def values(self) -> pd.DataFrame:
-        """Accuracies in percent, of runs and H of two."""
-        columns = [*CELL, "seed", "accuracy"]
-        values = self.runs[columns]
-        halves = values[values["protocol"] == "base2new"].pivot(
-            index=["protocol", "method", "dataset", "seed"], columns="part", values="accuracy"
-        )
-        halves = halves.reindex(columns=["base", "new"]).dropna()
-        if halves.empty:
-            return values
-        means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
-        both = halves.assign(accuracy=means, part="H").reset_index()
-        return pd.concat([values, both[columns]])
-
-    @cached_property
     def of_methods(self) -> dict[tuple[str, str, str], pd.DataFrame]:
-        """The values of each method in each table, by protocol, part and method."""
-        return dict(list(self.values.groupby(["protocol", "part", "method"])))
+        """The runs of each method in each table, by protocol, part and method."""
+        return dict(list(self.runs.groupby(["protocol", "part", "method"])))
 
     @property
     def kinds(self) -> list[str]:
@@ -146,16 +131,15 @@ class Summary:
         key = protocol, part, method
         if key in self.averages:
             return self.averages[key]
-        rows = self.of_methods.get(key, self.values[:0])
-        seeds = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(
-            columns=self.datasets(protocol)
-        )
-        seeds["average"] = seeds[self.averaged(protocol)].mean(axis="columns", skipna=False)
         if part == "H":
-            base, new = (
-                self.by_seed(protocol, half, method)["average"] for half in ("base", "new")
-            )
-            seeds["average"] = base.combine(new, harmonic_mean)
+            base, new = (self.by_seed(protocol, half, method) for half in ("base", "new"))
+            seeds = base.combine(new, lambda one, other: one.combine(other, harmonic_mean))
+        else:
+            runs = self.of_methods.get(key, self.runs[:0])
+            seeds = runs.pivot(index="seed", columns="dataset", values="accuracy")
+            seeds = seeds.reindex(columns=self.datasets(protocol))
+            averaged = seeds[self.averaged(protocol)]
+            seeds["average"] = averaged.mean(axis="columns", skipna=False)
         self.averages[key] = seeds
         return seeds
 
@@ -319,14 +303,8 @@ class Summary:
     def times(self) -> pd.DataFrame:
         """Mean training time of a run in seconds, separately for each device."""
         trained = self.runs[self.runs["trained"]].dropna(subset="train_seconds")
-        groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)[
-            "train_seconds"
-        ]
-        return (
-            groups.agg(["mean", "count"])
-            .rename(columns={"mean": "seconds", "count": "runs"})
-            .reset_index()
-        )
+        groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)
+        return groups["train_seconds"].agg(seconds="mean", runs="count").reset_index()
 
     @cached_property
     def measures(self) -> pd.DataFrame:
