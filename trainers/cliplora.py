@@ -133,18 +133,16 @@ class CLIPLoRA(SteppedMethod):
         for key in ("r", "alpha", "encoder", "position", "params"):
             name = f"TRAINER.CLIPLORA.{key.upper()}"
             here = getattr(settings, key.upper())
+            expected = sorted(here) if isinstance(here, list) else here
             there = written.get(key)
-            there = sorted(map(str, there)) if isinstance(there, list | tuple) else there
-            if there != (sorted(here) if isinstance(here, list) else here):
-                raise UsageError(
-                    f"{path} has {key} {there!r:.40}, and {name} is {here}",
-                    f"give that {name}",
-                    path,
-                )
-        state = {
-            f"{layer}.{part}.{name}": tensor
-            for layer, parts in of(of(content).get("weights")).items()
-            for part, tensors in of(parts).items()
-            for name, tensor in of(tensors).items()
-        }
+            if isinstance(there, list | tuple):
+                there = sorted(map(str, there))
+            if there != expected:
+                what = f"{path} has {key} {there!r:.40}, and {name} is {here}"
+                raise UsageError(what, f"give that {name}", path)
+        state = {}
+        for layer, parts in of(of(content).get("weights")).items():
+            for part, tensors in of(parts).items():
+                for name, tensor in of(tensors).items():
+                    state[f"{layer}.{part}.{name}"] = tensor
         return {"state_dict": state, "epoch": 0}  # it does not say which

@@ -108,14 +108,17 @@ class GDA(FittedMethod):
         self.head.set(means, precision)
 
     def fit(self, support):
-        if not self.settings.ALPHA:
-            self.head.alpha.fill_(
-                max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1])
-            )
-            print(
-                f"{self.correct()} of {len(self.val[1])} validation images with alpha "
-                f"{self.head.alpha:g}"
-            )
+        if self.settings.ALPHA:
+            return
+        counts = {alpha: self.correct_with(alpha) for alpha in ALPHAS}
+        best = max(counts, key=lambda alpha: counts[alpha])
+        self.head.alpha.fill_(best)
+        print(f"{counts[best]} of {len(self.val[1])} validation images with alpha {best:g}")
+
+    def correct_with(self, alpha: float) -> int:
+        """The number of validation images that are classified correctly with this alpha."""
+        self.head.alpha.fill_(alpha)
+        return self.correct()
 
     def after_load(self, classes):
         if not classes.same and len(classes.labels) < len(self.class_names):

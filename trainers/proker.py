@@ -31,23 +31,15 @@ class ProKeRSettings(ChoosingSettings):
     def check(self):
         for key in ("GRID_BETA", "GRID_LAMBDA"):
             grid = getattr(self, key)
-            if (
-                len(grid) != 3
-                or not all(0 < value <= 10_000 for value in grid)
-                or type(grid[2]) is not int
-            ):
-                raise UsageError(
-                    f"{key} is {grid}",
-                    "give the first and the last value and their number: [0.5, 3, 20]",
-                )
+            in_range = len(grid) == 3 and all(0 < value <= 10_000 for value in grid)
+            if not in_range or type(grid[2]) is not int:
+                remedy = "give the first and the last value and their number: [0.5, 3, 20]"
+                raise UsageError(f"{key} is {grid}", remedy)
 
     def values(self, key: str) -> list[float]:
         """Those of BETA or LAMBDA to try: the given one alone, or all of its grid."""
-        return (
-            [given]
-            if (given := getattr(self, key))
-            else torch.linspace(*getattr(self, f"GRID_{key}")).tolist()
-        )
+        given = getattr(self, key)
+        return [given] if given else torch.linspace(*getattr(self, f"GRID_{key}")).tolist()
 
 
 class KernelRegression(Head):
@@ -134,13 +126,11 @@ class ProKeR(FittedMethod):
         """BETA and LAMBDA: the first of the best, with beta in the outer loop."""
         if self.trials == 1:
             return
-        head, text, image, labels, best = (
-            self.head,
-            self.model.class_texts,
-            *self.val,
-            (-1, 0.0, 0.0),
-        )
-        image = normalize(image)
+        head = self.head
+        text = self.model.class_texts
+        image = normalize(self.val[0])
+        labels = self.val[1]
+        counts = {}
         zero_shot = image @ text.T
         residual = head.residual(text)
         for beta in self.settings.values("BETA"):
@@ -150,17 +140,13 @@ class ProKeR(FittedMethod):
             left = head.kernel(image, beta).double() @ vectors
             right = vectors.T @ residual
             for lambda_ in self.settings.values("LAMBDA"):
-                answers = (zero_shot + left * (lambda_ / (eigenvalues + lambda_)) @ right).argmax(
-                    dim=1
-                )
-                best = max(
-                    best, (int((answers == labels).sum()), beta, lambda_), key=lambda cell: cell[0]
-                )
-        head.solve(text, *best[1:])
-        print(
-            f"{best[0]} of {len(labels)} validation images with beta {best[1]:.4g}, lambda "
-            f"{best[2]:.4g}"
-        )
+                scale = lambda_ / (eigenvalues + lambda_)
+                answers = (zero_shot + left * scale @ right).argmax(dim=1)
+                counts[beta, lambda_] = int((answers == labels).sum())
+        beta, lambda_ = best = max(counts, key=lambda pair: counts[pair])
+        head.solve(text, beta, lambda_)
+        values = f"beta {beta:.4g}, lambda {lambda_:.4g}"
+        print(f"{counts[best]} of {len(labels)} validation images with {values}")
 
     def after_load(self, classes):
         self.head.solve(self.model.class_texts, self.head.beta, self.head.lambda_)

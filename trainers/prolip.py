@@ -105,16 +105,13 @@ class ProLIP(FittedMethod):
         the best stays.
         """
         if not self.chosen_keys:
-            print(
-                ", ".join(
-                    f"{name} {float(value):.4f}" for name, value in self.learn(support).items()
-                )
-            )
+            logged = self.learn(support)
+            print(", ".join(f"{name} {float(value):.4f}" for name, value in logged.items()))
             return
         training = self.training
-        optimiser, schedule, start = (
-            deepcopy(x.state_dict()) for x in (training.optim, training.sched, self.head)
-        )
+        optimiser = deepcopy(training.optim.state_dict())
+        schedule = deepcopy(training.sched.state_dict())
+        start = deepcopy(self.head.state_dict())
         best = -1
         for rate, self.tried in GRID:
             self.head.load_state_dict(start)
@@ -122,8 +119,9 @@ class ProLIP(FittedMethod):
             training.sched.load_state_dict(schedule | {"base_lrs": [rate]})
             training.optim.param_groups[0]["lr"] = rate
             self.learn(support)
-            if (right := self.correct()) > best:
-                best = right
+            correct = self.correct()
+            if correct > best:
+                best = correct
                 chosen = (rate, self.tried)
                 learned = deepcopy(self.head.state_dict())
         self.head.load_state_dict(learned)

@@ -37,12 +37,19 @@ class TipAdapterSettings(ChoosingSettings):
 
     def check(self):
         for key in ("SEARCH_SCALE", "SEARCH_STEP"):
-            if len(values := getattr(self, key)) != 2 or not all(
-                1 <= value <= 10_000 for value in values
-            ):
-                raise UsageError(
-                    f"{key} is {values}", "give two numbers from 1 to 10000: of beta and of alpha"
-                )
+            values = getattr(self, key)
+            if len(values) != 2 or not all(1 <= value <= 10_000 for value in values):
+                remedy = "give two numbers from 1 to 10000: of beta and of alpha"
+                raise UsageError(f"{key} is {values}", remedy)
+
+    def values(self, key: str, place: int) -> list[float]:
+        """Those of ALPHA or BETA to try, by its place in the SEARCH settings."""
+        given = getattr(self, key)
+        if given:
+            return [given]
+        steps = self.SEARCH_STEP[place]
+        width = self.SEARCH_SCALE[place] - 0.1
+        return [0.1 + step * width / steps for step in range(steps)]
 
 
 class CacheHead(Head):
@@ -58,9 +65,9 @@ class CacheHead(Head):
     def __init__(self, classes: int, width: int, rows: int, learned: bool):
         super().__init__()
         self.weight: Tensor = (nn.Parameter if learned else nn.Buffer)(torch.zeros(rows, width))
-        self.values, self.alpha, self.beta = (
-            nn.Buffer(torch.ones(shape)) for shape in ((rows, classes), (), ())
-        )
+        self.values = nn.Buffer(torch.ones(rows, classes))
+        self.alpha = nn.Buffer(torch.ones(()))
+        self.beta = nn.Buffer(torch.ones(()))
 
     def votes(self, image: Tensor, beta: Tensor | float) -> Tensor:
         """(batch, classes), of images of unit length."""
@@ -83,8 +90,7 @@ class CacheMethod(FeatureMethod):
 
     @property
     def trials(self) -> int:
-        s = self.settings
-        return (1 if s.BETA else s.SEARCH_STEP[0]) * (1 if s.ALPHA else s.SEARCH_STEP[1])
+        return len(self.settings.values("BETA", 0)) * len(self.settings.values("ALPHA", 1))
 
     def build_head(self, classes, width, rows):
         return CacheHead(classes, width, rows, self.learned)
@@ -101,30 +107,24 @@ class CacheMethod(FeatureMethod):
     @torch.no_grad()
     def finish(self) -> None:
         """ALPHA and BETA: the first of the best, with beta in the outer loop."""
-        s = self.settings
-        best = -1
-        betas, alphas = (
-            [given] if given else [0.1 + i * (end - 0.1) / n for i in range(n)]
-            for given, end, n in zip((s.BETA, s.ALPHA), s.SEARCH_SCALE, s.SEARCH_STEP, strict=True)
-        )
-        chosen = alphas[0], betas[0]
-        if not (s.ALPHA and s.BETA):
-            image = normalize(self.val[0])
-            labels = self.val[1]
-            zero_shot = SCALE * image @ self.model.class_texts.T
-            for beta in betas:
-                votes = self.head.votes(image, beta)
-                for alpha in alphas:
-                    if (
-                        correct := int(((zero_shot + alpha * votes).argmax(dim=1) == labels).sum())
-                    ) > best:
-                        best = correct
-                        chosen = (alpha, beta)
-            print(
-                f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta "
-                f"{chosen[1]:.4g}"
-            )
-        self.use(*chosen)
+        alphas = self.settings.values("ALPHA", 1)
+        betas = self.settings.values("BETA", 0)
+        if self.settings.ALPHA and self.settings.BETA:
+            self.use(self.settings.ALPHA, self.settings.BETA)
+            return
+        image = normalize(self.val[0])
+        labels = self.val[1]
+        zero_shot = SCALE * image @ self.model.class_texts.T
+        counts = {}
+        for beta in betas:
+            votes = self.head.votes(image, beta)
+            for alpha in alphas:
+                answers = (zero_shot + alpha * votes).argmax(dim=1)
+                counts[alpha, beta] = int((answers == labels).sum())
+        alpha, beta = best = max(counts, key=lambda pair: counts[pair])
+        values = f"alpha {alpha:.4g}, beta {beta:.4g}"
+        print(f"{counts[best]} of {len(labels)} validation images with {values}")
+        self.use(alpha, beta)
 
 
 @TRAINER_REGISTRY.register()
