@@ -280,3 +280,11 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
             assert places == [
                 1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length
             ]
+
+
+def test_a_trainer_is_tested_without_observers_too(build):
+    """The published Dassl has none."""
+    trainer = build("CoOp")
+    del trainer.observers
+    trainer.test()
+    assert trainer.n_test == 24

@@ -36,6 +36,7 @@ class MethodTrainer(TrainerX):
     method: Method
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
+    observers: Any = ()  # the published Dassl has none
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check the settings; Dassl calls this first. Raises UsageError if a value cannot work."""
