@@ -18,10 +18,9 @@ from torch import Tensor
 from common.errors import check_name
 from common.files import write_text
 from common.lock import locked
-from common.results import SEEN
+from common.results import CALIBRATION, SEEN
 from common.version import source
 from datasets import sentences as sentence_files
-from inference.artefact import CALIBRATION
 from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
 from trainers.base.features import CachedOutput

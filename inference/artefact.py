@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -20,11 +20,7 @@ from clip import is_known, weights_sha256
 from common.errors import UsageError
 from common.files import replacing, write_text
 from common.records import Facts, read
-from common.results import CALIBRATION
 from common.text import read_bytes, read_json
-
-if TYPE_CHECKING:
-    from .calibrated import Calibration
 
 EXPORT_CONFIG_FILE = "config.json"
 PROMPTS = "prompts.safetensors"
@@ -133,17 +129,6 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     }
     metadata["dataset"] = description.dataset or description.dataset_name
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
-
-
-def calibration_in(folder: Path) -> "Calibration | None":
-    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if
-    it is damaged.
-    """
-    if not (folder / CALIBRATION).is_file():
-        return None
-    from .calibrated import read_calibration  # most predictions do without
-
-    return read_calibration(folder / CALIBRATION)
 
 
 def write_artefact(

@@ -158,6 +158,13 @@ def read_calibration(file: Path) -> Calibration:
         ) from error
 
 
+def calibration_in(folder: Path) -> Calibration | None:
+    """What was fitted for the model in the folder of a run or an export, if anything; UsageError if
+    it is damaged.
+    """
+    return read_calibration(folder / FILE) if (folder / FILE).is_file() else None
+
+
 def write_calibration(folder: Path, calibration: Calibration, model: Path | None = None) -> None:
     """Write it for the model with this file, by default the one of an exported folder."""
     file = model or folder / EXPORT_CONFIG_FILE

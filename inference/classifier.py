@@ -10,7 +10,7 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from dassl.utils import read_image
@@ -27,14 +27,12 @@ from trainers.base.method import Classes, Method
 from trainers.base.prompted import PromptedCLIP
 
 from .artefact import INPUT, Description, write_artefact
+from .calibrated import Calibration, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
+from .distances import Distances, distances_of
 from .images import FEWEST, in_threads
 from .options import DEFAULTS, LoadOptions
 from .predictions import Predictions
-
-if TYPE_CHECKING:
-    from .calibrated import Calibration
-    from .distances import Distances
 
 BATCH = 100  # images at a time, as in the published tests
 ON_GPU = Lock()  # of threads that would compute there at the same time
@@ -78,7 +76,7 @@ class PromptedClassifier:
         source: str,
         options: LoadOptions = DEFAULTS,
         clip: CLIP | None = None,
-        calibration: "Calibration | None" = None,
+        calibration: Calibration | None = None,
     ):
         cuda = torch.cuda.is_available()
         if options.device:
@@ -203,8 +201,6 @@ class PromptedClassifier:
         description = replace(self.description, **facts_of_weights, training=facts)
         written = write_artefact(folder, description, self._own.saved_module().state_dict())
         if self.calibration:
-            from .calibrated import write_calibration
-
             write_calibration(folder, self.calibration)
         return written
 
@@ -252,7 +248,7 @@ class PromptedClassifier:
         """`predict(...).probabilities`: (images, classes), fp32, on the CPU."""
         return self.predict(images, class_names).probabilities
 
-    def distances(self, class_names: Sequence[str]) -> "Distances | None":
+    def distances(self, class_names: Sequence[str]) -> Distances | None:
         """DAC for other class names; None for a method whose texts depend on the image, or that has
         none.
         """
@@ -323,9 +319,7 @@ class PromptedClassifier:
         """The model that computes the logits of these class names."""
         return self._method_for(class_names).model
 
-    def _fit_distances(self, *class_names: str) -> "Distances | None":
-        from .distances import distances_of
-
+    def _fit_distances(self, *class_names: str) -> Distances | None:
         sentence = self.description.template or self.description.dataset_template or TEMPLATE
         return distances_of(self._method_for(class_names), self._own, sentence)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -30,15 +30,12 @@ from .artefact import (
     INPUT,
     NO_NAMES,
     Description,
-    calibration_in,
     read_artefact,
 )
+from .calibrated import Calibration, calibration_in
 from .classifier import PromptedClassifier
 from .description import configuration
 from .options import DEFAULTS, LoadOptions
-
-if TYPE_CHECKING:
-    from .calibrated import Calibration
 
 REFIT = "fit it again by tools/calibrate.py"
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
@@ -176,7 +173,7 @@ def classifier_of(
     return classifier
 
 
-def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> "Calibration | None":
+def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Calibration | None:
     """What was fitted for the model at a path, if anything.
 
     Raises:

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.errors import UsageError
 
-if TYPE_CHECKING:
-    from .calibrated import Calibration
-    from .distances import Distances
+from .calibrated import Calibration
+from .distances import Distances
 
 Pairs = list[tuple[str, float]]  # (class, probability), the most probable first
 
@@ -31,8 +30,8 @@ class Predictions:
 
     class_names: Sequence[str]
     logits: Tensor
-    calibration: "Calibration | None" = None
-    distances: "Distances | None" = None
+    calibration: Calibration | None = None
+    distances: Distances | None = None
     source: str = "the model"
 
     def __len__(self) -> int:
@@ -107,9 +106,7 @@ class Predictions:
         rows = zip(*columns.values(), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    def calibration_for(
-        self, unknown: bool = False, coverage: float | None = None
-    ) -> "Calibration":
+    def calibration_for(self, unknown: bool = False, coverage: float | None = None) -> Calibration:
         """The calibration; UsageError if it cannot say which images are `unknown`, or which sets
         cover.
         """

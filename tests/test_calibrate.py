@@ -19,7 +19,7 @@ from marks import one_line
 from clip import load_backbone
 from common.results import CALIBRATION
 from inference import export, predict, programs
-from inference.artefact import calibration_in
+from inference.calibrated import calibration_in
 from inference.calibration import softmax
 from inference.classifier import PromptedClassifier
 from inference.models import load
