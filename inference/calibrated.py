@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from common.errors import UsageError
 from common.files import checksum, write_text
-from common.names import with_spaces
 from common.records import Count, read
 from common.results import CALIBRATION as FILE
 from common.schema import Accepts, shown
@@ -77,27 +76,6 @@ class Calibration:
             raise UsageError(
                 f"the {FILE} is of {fitted}, not of {file} with {sha256:.12}...", remedy, file
             )
-
-    def check_asked(
-        self, class_names: Sequence[str], unknown: bool, coverage: float | None, model: str
-    ) -> None:
-        """Raise UsageError unless it can say for these classes which images are `unknown`, or which
-        sets cover.
-        """
-        where = f"the calibration of {model} on {self}"
-        again = "fit it again by tools/calibrate.py"
-        if not unknown and coverage is None:
-            return
-        if with_spaces(class_names) != with_spaces(self.class_names):
-            raise UsageError(f"{where} is of other class names", f"leave these out, or {again}")
-        if unknown and self.threshold is None:
-            raise UsageError(
-                f"{where} promises no error", f"{again}, with a larger --error or more images"
-            )
-        if coverage is not None and math.isinf(self.sets.quantile(coverage)):
-            needed = math.ceil(round(coverage / (1 - coverage), 6))
-            what = f"{where} cannot promise sets for {100 * coverage:g}% of the images"
-            raise UsageError(what, f"ask for less, or {again} with at least {needed:,}")
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)

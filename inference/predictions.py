@@ -1,5 +1,6 @@
 """What a model says of images."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
+from common.names import with_spaces
 
 from .calibrated import Calibration
 from .distances import Distances
@@ -110,11 +112,22 @@ class Predictions:
         """The calibration; UsageError if it cannot say which images are `unknown`, or which sets
         cover.
         """
-        if self.calibration is None:
+        found = self.calibration
+        if found is None:
             what = f"{self.source} has no calibration"
             raise UsageError(what, "fit one by tools/calibrate.py", self.source)
-        self.calibration.check_asked(self.class_names, unknown, coverage, self.source)
-        return self.calibration
+        where = f"the calibration of {self.source} on {found}"
+        again = "fit it again by tools/calibrate.py"
+        if with_spaces(self.class_names) != with_spaces(found.class_names):
+            raise UsageError(f"{where} is of other class names", f"leave these out, or {again}")
+        if unknown and found.threshold is None:
+            remedy = f"{again}, with a larger --error or more images"
+            raise UsageError(f"{where} promises no error", remedy)
+        if coverage is not None and math.isinf(found.sets.quantile(coverage)):
+            needed = math.ceil(round(coverage / (1 - coverage), 6))
+            what = f"{where} cannot promise sets for {100 * coverage:g}% of the images"
+            raise UsageError(what, f"ask for less, or {again} with at least {needed:,}")
+        return found
 
     def _named(self, indices: Sequence[int], probabilities: Sequence[float]) -> Pairs:
         names = [self.class_names[index] for index in indices]
