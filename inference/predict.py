@@ -23,7 +23,7 @@ from .arguments import (
 )
 
 SHOWN = 5  # classes of a set in the table
-Row = dict[str, Any]  # of `images.predict_files`
+Row = dict[str, Any]  # of `batches.predict_files`
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     check_exists(args.paths[0], "model or image" if args.backbone else "model")
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         with required_packages():
-            from . import images, models
+            from . import batches, images, models
         is_image = (not models.kind_of(path) for path in args.paths)
         number = next((n for n, is_one in enumerate(is_image) if is_one), len(args.paths))
         if not number and not args.backbone:
@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
             opened = models.open_models(args.paths[:number], options)
         for model in opened:
             model.classifier.check_asked(args.unknown, args.sets, names or None)
-        images.prepare(opened, names or None)
+        batches.prepare(opened, names or None)
         asked = args.topk, args.unknown, args.sets
-        batches = images.predict_files(opened, files, names or None, args.batch_size, *asked)
+        answers = batches.predict_files(opened, files, names or None, args.batch_size, *asked)
         skipped: list[str] = []
-        rows = rows_of(batches, skipped, len(files), stdout)
+        rows = rows_of(answers, skipped, len(files), stdout)
         args.form(stdout, rows, files, opened, names, args.unknown, args.sets)
     if skipped:
         sys.exit(1)

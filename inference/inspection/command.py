@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         import torch
         from tqdm import tqdm
 
-        from .. import images, models
+        from .. import batches, images, models
         from . import page
         from .measures import Measures
     files = images.find_images(args.images) if args.images else []
@@ -64,10 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         good = []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
-                read, batches, faults = images.read_batch(
+                read, inputs, faults = batches.read_batch(
                     files[start : start + BATCH], [classifier]
                 )
-                for pixels in batches:
+                for pixels in inputs:
                     measures.add(pixels)
                 for fault in faults:
                     bar.write(f"skipped: {fault}", file=sys.stderr)

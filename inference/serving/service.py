@@ -26,8 +26,8 @@ from clip import ClipError
 from common.errors import UsageError
 from common.version import __version__
 
+from ..batches import read_batch
 from ..classifier import BATCH, PromptedClassifier
-from ..images import read_batch
 from .reading import PIXELS, Readers
 
 READERS = 3  # processes that read images; one address has at most two of them
