@@ -3,9 +3,8 @@ classes they fit.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from .checkpoints import (
     select_prompts,
     tensors_of,
 )
+from .compat import matches
 from .data_use import fit_phase, inherited
 
 if TYPE_CHECKING:
@@ -59,17 +59,20 @@ class Checkpoints:
 
     def metadata(self) -> dict[str, Any]:
         """The facts in a checkpoint that say what its prompts fit: plain values only."""
-        backbone = self.method.cfg.MODEL.BACKBONE.NAME
-        return {
-            "method": type(self.method).__name__,
-            "settings": asdict(self.method.settings),
+        method = self.method
+        backbone = method.cfg.MODEL.BACKBONE.NAME
+        facts = {
+            "method": type(method).__name__,
+            "settings": asdict(method.settings),
             "backbone": backbone,
             "weights_sha256": weights_sha256(backbone),
-            "dataset": self.method.dataset_title,
-            "class_names": self.method.class_names,
+            "dataset": method.dataset_title,
+            "class_names": method.class_names,
             "version": __version__,
-            **({"plugin_sha256": sha256} if (sha256 := self.method.plugin_sha256) else {}),
         }
+        if method.plugin_sha256:
+            facts["plugin_sha256"] = method.plugin_sha256
+        return facts
 
     def training_metadata(self) -> dict[str, Any]:
         """`metadata`, and what the prompts were learned from and chosen on."""
@@ -180,13 +183,8 @@ class Checkpoints:
         expected = module.state_dict()
         dims = {} if classes.same else self.class_dims()
         by_class = self.by_class(state, expected, dims, classes, path)
-        state, expected = (
-            {key: x for key, x in tensors.items() if key not in dims}
-            for tensors in (state, expected)
-        )
-        shared = select_prompts(
-            {**checkpoint, "state_dict": state}, path, self.metadata(), expected
-        )
+        rest = {**checkpoint, "state_dict": without(state, dims)}
+        shared = select_prompts(rest, path, self.metadata(), without(expected, dims))
         module.load_state_dict({**shared, **by_class}, strict=not dims)
         method.loaded_epoch = checkpoint["epoch"]
         method.inherited_choices, method.inherited_phases = inherited(checkpoint)
@@ -210,36 +208,24 @@ class Checkpoints:
 
         Raises UsageError if a class has no values, or a tensor does not fit.
         """
-        method = self.method
         labels = classes.labels
-        alone = [
-            name
-            for name in dims
-            if not any(fnmatchcase(name, p) for p in method.of_learned_classes)
-        ]
-        if alone and len(labels) < len(method.class_names):
+        count = len(self.method.class_names)
+        alone = [name for name in dims if not matches(name, self.method.of_learned_classes)]
+        if alone and len(labels) < count:
             what = f"{path} has {alone[0]} with values for each class that it was learned on"
             raise UsageError(what, "test it on these classes", path)
         if dims:
-            print(
-                f"The prompts were learned on {len(labels)} of these {len(method.class_names)} "
-                "classes"
-            )
+            print(f"The prompts were learned on {len(labels)} of these {count} classes")
+        remedy = "use the settings and the backbone it was trained with"
         tensors = {}
         for name, class_axes in dims.items() if labels else ():
             start = expected[name]
-            shape = [
-                len(classes.names) if axis in class_axes else size
-                for axis, size in enumerate(start.shape)
-            ]
-            check_tensor(
-                name, state, shape, path, "use the settings and the backbone it was trained with"
-            )
-            tensors[name] = values = state[name].to(start)
-            if class_axes:
-                here = index_of(start.shape, class_axes, list(labels))
-                there = index_of(values.shape, class_axes, list(labels.values()))
-                tensors[name] = start.clone().index_put_(here, values[there])
+            shape = list(start.shape)
+            for axis in class_axes:
+                shape[axis] = len(classes.names)
+            check_tensor(name, state, shape, path, remedy)
+            values = state[name].to(start)
+            tensors[name] = of_labels(start, values, class_axes, labels) if class_axes else values
         return tensors
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
@@ -249,7 +235,7 @@ class Checkpoints:
         A tensor without one may be there too: it is left out of a test on other classes.
         """
         method = self.method
-        clip = self.method.model.frozen
+        clip = method.model.frozen
         names = [*method.class_names, "one more"]
         device = clip.logit_scale.device
         # The generators that `build_prompts` may move
@@ -257,14 +243,13 @@ class Checkpoints:
         with torch.random.fork_rng(devices=drawing), device:
             other = type(method)(method.cfg, (names, method.dataset_template), device)
             other.model = method.Model(clip, other.build_prompts(clip, names))
-        shapes = {name: tensor.shape for name, tensor in other.saved_module().state_dict().items()}
+        others = other.saved_module().state_dict()
         dims = {}
         for name, tensor in method.saved_module().state_dict().items():
-            sizes = zip(tensor.shape, shapes[name], strict=True)
-            if differing := tuple(
-                axis for axis, (here, there) in enumerate(sizes) if here != there
-            ):
-                dims[name] = differing
+            shape = others[name].shape
+            axes = tuple(axis for axis in range(tensor.dim()) if tensor.shape[axis] != shape[axis])
+            if axes:
+                dims[name] = axes
         return dims
 
     # Whose prompts
@@ -303,6 +288,21 @@ class Checkpoints:
             )
             remedy = "give the backbone that they were learned on, by --backbone"
             raise UsageError(f"{what} has prompts for other weights: {others}", remedy)
+
+
+def without(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def of_labels(
+    start: Tensor, values: Tensor, class_axes: Sequence[int], labels: Mapping[int, int]
+) -> Tensor:
+    """`start`, with the values of the classes whose labels are known: that in `start` -> that in
+    `values`.
+    """
+    here = index_of(start.shape, class_axes, list(labels))
+    there = index_of(values.shape, class_axes, list(labels.values()))
+    return start.clone().index_put_(here, values[there])
 
 
 def index_of(
