@@ -3,10 +3,12 @@ backbone.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
 import datasets
@@ -15,9 +17,13 @@ from clip import CLIP, OF_CLIP, preprocessing
 from common.errors import UsageError, check_name
 from common.names import check_known_names, check_template
 from configs.methods import IN_A_FILE
+from datasets import sentences, title
+from trainers.base.data_use import inherited, on_test_images
 
-from .artefact import NO_NAMES, Description
+from .artefact import INPUT, NO_NAMES, Description
 from .options import LoadOptions
+
+TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
@@ -93,4 +99,40 @@ def zero_shot_description(
     texts: dict[str, Any] = {"template": template, "sentences": sentences}
     return Description(
         "ZeroshotCLIP", {"PREC": "fp32"}, image, backbone, class_names=list(class_names), **texts
+    )
+
+
+def describe(
+    cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]
+) -> Description:
+    """The description of a configuration's prompts."""
+    method = trainers.methods()[cfg.TRAINER.NAME]
+    metadata = (checkpoint or {}).get("metadata") or {}
+    sha256 = metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or ""
+    facts = dict(training)
+    # Also of a start, or of settings: they hold for each epoch
+    choices, _ = inherited(checkpoint or {})
+    if on_test_images(choices):
+        facts["selected_on_test"] = True
+    plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
+    if plugin:
+        facts["plugin_sha256"] = plugin
+    image = {key: cfg.INPUT[key] for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT}
+    image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
+    description = Description(
+        cfg.TRAINER.NAME, asdict(method.settings_of(cfg)), image, cfg.MODEL.BACKBONE.NAME
+    )
+    name = cfg.DATASET.NAME
+    if name in DATASET_REGISTRY.registered_names():
+        template = getattr(DATASET_REGISTRY.get(name), "template", "")
+        description = replace(description, dataset_template=template)
+    return replace(
+        description,
+        backbone_sha256=str(sha256).lower(),
+        class_names=metadata.get("class_names", []),
+        dataset=title(cfg),
+        template=cfg.DATASET.TEMPLATE,
+        training=facts,
+        dataset_name=name,
+        sentences=sentences.read(sentences.file_of(cfg)[0]),
     )

@@ -1,7 +1,7 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,28 +17,25 @@ from common.errors import UsageError, check_dataset_name, check_name
 from common.names import printable
 from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from configs.methods import IN_A_FILE
-from datasets import sentences, title
+from datasets import sentences
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
-from trainers.base.data_use import inherited, on_test_images
 from trainers.base.method import Method
 from trainers.base.method_file import load_method_file
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import (
     EXPORT_CONFIG_FILE,
-    INPUT,
     NO_NAMES,
     Description,
     read_artefact,
 )
 from .calibrated import Calibration, calibration_in
 from .classifier import PromptedClassifier
-from .description import configuration
+from .description import configuration, describe
 from .options import DEFAULTS, LoadOptions
 
 REFIT = "fit it again by tools/calibrate.py"
-TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
 TEST_FACTS = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
 RECORDED = [*TEST_FACTS, "date", "version", "commit", "dirty"]
@@ -371,39 +368,3 @@ def read_checkpoint(path: Path, cfg: CfgNode, epoch: int | None) -> dict[str, An
     if not is_checkpoint(checkpoint):
         raise UsageError(f"{file} is not a checkpoint of a training run", "give another", file)
     return checkpoint
-
-
-def describe(
-    cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]
-) -> Description:
-    """The description of a configuration's prompts."""
-    method = trainers.methods()[cfg.TRAINER.NAME]
-    metadata = (checkpoint or {}).get("metadata") or {}
-    sha256 = metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or ""
-    facts = dict(training)
-    # Also of a start, or of settings: they hold for each epoch
-    choices, _ = inherited(checkpoint or {})
-    if on_test_images(choices):
-        facts["selected_on_test"] = True
-    plugin = metadata.get("plugin_sha256") or cfg.MODEL.get("PLUGIN_SHA256", "")
-    if plugin:
-        facts["plugin_sha256"] = plugin
-    image = {key: cfg.INPUT[key] for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT}
-    image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
-    description = Description(
-        cfg.TRAINER.NAME, asdict(method.settings_of(cfg)), image, cfg.MODEL.BACKBONE.NAME
-    )
-    name = cfg.DATASET.NAME
-    if name in DATASET_REGISTRY.registered_names():
-        template = getattr(DATASET_REGISTRY.get(name), "template", "")
-        description = replace(description, dataset_template=template)
-    return replace(
-        description,
-        backbone_sha256=str(sha256).lower(),
-        class_names=metadata.get("class_names", []),
-        dataset=title(cfg),
-        template=cfg.DATASET.TEMPLATE,
-        training=facts,
-        dataset_name=name,
-        sentences=sentences.read(sentences.file_of(cfg)[0]),
-    )

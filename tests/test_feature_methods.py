@@ -16,7 +16,7 @@ from clip import TOWERS
 from common.errors import UsageError
 from datasets.eurosat import EuroSAT
 from inference.classifier import PromptedClassifier
-from inference.models import describe
+from inference.description import describe
 from inference.options import LoadOptions
 from trainers.base.feature_method import FeatureMethod, FittedMethod
 from trainers.base.features import CachedFeatures, Support
