@@ -12,7 +12,7 @@ from .base.checkpoints import of_other_classes, tensors_of
 from .base.feature_method import FeatureMethod
 from .base.head import FiLM
 from .base.plugin import plugin
-from .base.prompted import Output, normalize
+from .base.prompted import Output, PromptedCLIP, normalize
 from .base.settings import Accepts, MethodSettings
 
 FILMS = ("film_lp_img", "film_lp_text")
@@ -56,103 +56,100 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
     return model.linear_probe_proj(torch.cat([film_text(own), image]))
 
 
+class DePTCLIP(PromptedCLIP):
+    """A method's model, whose tests of learned classes mix in the logits of a linear head."""
+
+    dept: DePTSettings
+
+    def output(self, images: Tensor | ImageOutput, text_feature: Tensor | None = None) -> Output:
+        output = super().output(images, text_feature)
+        if self.training or not self.classes_learned:
+            return output
+        head = head_logits(self, output)
+        weight = self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0
+        return replace(output, logits=torch.lerp(output.logits, head, weight))
+
+
+class DePTMethod(Method):
+    """A method, in front of its class, with a linear head for the learned classes."""
+
+    def build_prompts(self, clip, classnames):
+        learner = super().build_prompts(clip, classnames)
+        width = clip.visual.output_dim
+        modules = dict(learner.extra_modules)
+        if self.settings.LINEAR_PROBE:
+            modules |= {name: FiLM(width) for name in FILMS}
+        if self.settings.TYPE == "linear":
+            modules[HEAD] = nn.Linear(width, len(classnames))
+        learner.extra_modules = modules
+        return learner
+
+    def finish_model(self):
+        super().finish_model()
+        self.model.dept = self.settings
+
+    def saved_module(self):
+        return self.model
+
+    def before_load(self, checkpoint, path):
+        bias = tensors_of(checkpoint).get(f"{HEAD}.bias")
+        other = bias is not None and bias.shape != (len(self.class_names),)
+        return super().before_load(of_other_classes(checkpoint) if other else checkpoint, path)
+
+    def after_load(self, classes):
+        super().after_load(classes)
+        self.model.classes_learned = len(classes.labels) == len(self.class_names)
+
+    def build_optimizer(self):
+        options = self.cfg.OPTIM.clone()
+        options.defrost()
+        options.STAGED_LR = False  # this key would compare whole names of modules, and divide
+        of_prompts = {"params": []}
+        of_head = {"params": [], "lr": options.LR * options.LR_EXP}
+        for name, parameter in self.model.named_parameters():
+            group = of_head if name.partition(".")[0] in (*FILMS, HEAD) else of_prompts
+            group["params"].append(parameter)
+        optimizer = build_optimizer(None, options, [of_prompts, of_head])
+        return optimizer, self.build_schedule(optimizer)
+
+    def loss(self, output, labels):
+        loss, parts = super().loss(output, labels)
+        ce = nn.functional.cross_entropy(output.logits, labels)
+        logits = head_logits(self.model, output, labels)
+        head = nn.functional.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
+        parts = parts | {"loss_ce": ce, "loss_head": head}
+        return loss + self.settings.WEIGHT * (head - ce), parts
+
+
 @plugin("DePT")
-def dept(base: type[Method]) -> type[Method] | None:  # noqa: C901
+def dept(base: type[Method]) -> type[Method] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureMethod):
         return None
+    name = base.__name__
     # Of names that are those in the learner alone
     inner = "prompt_learner." if base.saves_learner else ""
-    # CoOp's, too
-    prompts = [f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published]
+    published: tuple[str, ...] = ()
+    if name in FILES:  # CoOp's names, too
+        prompts = [
+            f"prompt_learner.{key.removeprefix('prompt_learner.')}" for key in base.published
+        ]
+        published = (*prompts, *(f"{module}.*" for module in (*FILMS, HEAD)))
+    unused = [f"prompt_learner.{key}" for key in base.published_unused]
+    by_class = [inner + key for key in base.of_learned_classes]
 
     @dataclass(frozen=True)
     class Settings(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
 
-    class Model(base.Model):  # type: ignore[name-defined, misc]
-        """The base's model, whose tests of learned classes mix in the logits of a linear head."""
-
-        dept: DePTSettings
-
-        def output(
-            self, images: Tensor | ImageOutput, text_feature: Tensor | None = None
-        ) -> Output:
-            output = super().output(images, text_feature)
-            if self.training or not self.classes_learned:
-                return output
-            head = head_logits(self, output)
-            weight = self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0
-            return replace(output, logits=torch.lerp(output.logits, head, weight))
-
-    class Trainer(base):  # type: ignore[valid-type, misc]
-        __doc__ = (
-            f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et "
-            "al., CVPR 2024)."
-        )
-        published_sections = (
-            *base.published_sections,
-            "TRAINER.LINEAR_PROBE",
-            "TRAINER.FILM",
-            "TRAINER.DEPT",
-        )
-        published = (
-            (*prompts, *(f"{name}.*" for name in (*FILMS, HEAD))) if base.__name__ in FILES else ()
-        )
-        published_unused = (
-            *(f"prompt_learner.{name}" for name in base.published_unused),
-            "meta_net.*",
-        )
-        saved_as = FILES.get(base.__name__, base.saved_as)
-        config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
-        published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
-        of_learned_classes = (*(inner + name for name in base.of_learned_classes), f"{HEAD}.*")
-
-        def build_prompts(self, clip, classnames):
-            learner = super().build_prompts(clip, classnames)
-            width = clip.visual.output_dim
-            new = {name: FiLM(width) for name in FILMS if self.settings.LINEAR_PROBE}
-            head = (
-                {HEAD: nn.Linear(width, len(classnames))} if self.settings.TYPE == "linear" else {}
-            )
-            learner.extra_modules = {**learner.extra_modules, **new, **head}
-            return learner
-
-        def finish_model(self):
-            super().finish_model()
-            self.model.dept = self.settings
-
-        def saved_module(self):
-            return self.model
-
-        def before_load(self, checkpoint, path):
-            bias = tensors_of(checkpoint).get(f"{HEAD}.bias")
-            other = bias is not None and bias.shape != (len(self.class_names),)
-            return super().before_load(of_other_classes(checkpoint) if other else checkpoint, path)
-
-        def after_load(self, classes):
-            super().after_load(classes)
-            self.model.classes_learned = len(classes.labels) == len(self.class_names)
-
-        def build_optimizer(self):
-            options = self.cfg.OPTIM.clone()
-            options.defrost()
-            options.STAGED_LR = False  # this key would compare whole names of modules, and divide
-            groups = [{"params": []}, {"params": [], "lr": options.LR * options.LR_EXP}]
-            for name, parameter in self.model.named_parameters():
-                groups[name.partition(".")[0] in (*FILMS, HEAD)]["params"].append(parameter)
-            optimizer = build_optimizer(None, options, groups)
-            return optimizer, self.build_schedule(optimizer)
-
-        def loss(self, output, labels):
-            loss, parts = super().loss(output, labels)
-            ce = nn.functional.cross_entropy(output.logits, labels)
-            logits = head_logits(self.model, output, labels)
-            head = nn.functional.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
-            return loss + self.settings.WEIGHT * (head - ce), parts | {
-                "loss_ce": ce,
-                "loss_head": head,
-            }
-
-    Trainer.Settings = Settings
-    Trainer.Model = Model
-    return Trainer
+    sections = ("TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
+    doc = f"{name} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
+    facts: dict[str, Any] = {"__doc__": doc, "Settings": Settings}
+    facts["Model"] = type("Model", (DePTCLIP, base.Model), {})
+    facts["published_sections"] = (*base.published_sections, *sections)
+    facts["published"] = published
+    facts["published_unused"] = (*unused, "meta_net.*")
+    facts["published_keys"] = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
+    facts["saved_as"] = FILES.get(name, base.saved_as)
+    facts["config_folder"] = f"DePT+{name}" if name in FILES else base.config_folder
+    facts["of_learned_classes"] = (*by_class, f"{HEAD}.*")
+    return type("Trainer", (DePTMethod, base), facts)
