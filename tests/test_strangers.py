@@ -140,7 +140,7 @@ def test_an_exported_folder_names_no_repository(
     with one_line(
         "the repository 'hf-hub:stranger/clip': give it by --backbone"
         if sha256
-        else "is not a SHA-256"
+        else "a SHA-256 is missing or wrong"
     ):
         PromptedClassifier.from_pretrained(folder)
 
