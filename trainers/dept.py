@@ -5,8 +5,6 @@ import torch
 from dassl.optim import build_optimizer
 from torch import Tensor, nn
 
-from clip import ImageOutput
-
 from .base import Method
 from .base.checkpoints import of_other_classes, tensors_of
 from .base.feature_method import FeatureMethod
@@ -17,6 +15,7 @@ from .base.settings import Accepts, MethodSettings
 
 FILMS = ("film_lp_img", "film_lp_text")
 HEAD = "linear_probe_proj"
+SECTIONS = ("TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")  # in published YAML files
 # Published
 FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {
     "MaPLe": "MultiModalPromptLearner"
@@ -61,7 +60,7 @@ class DePTCLIP(PromptedCLIP):
 
     dept: DePTSettings
 
-    def output(self, images: Tensor | ImageOutput, text_feature: Tensor | None = None) -> Output:
+    def output(self, images, text_feature=None):
         output = super().output(images, text_feature)
         if self.training or not self.classes_learned:
             return output
@@ -129,27 +128,27 @@ def dept(base: type[Method]) -> type[Method] | None:
     name = base.__name__
     # Of names that are those in the learner alone
     inner = "prompt_learner." if base.saves_learner else ""
-    published: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
     if name in FILES:  # CoOp's names, too
-        prompts = [
-            f"prompt_learner.{key.removeprefix('prompt_learner.')}" for key in base.published
-        ]
-        published = (*prompts, *(f"{module}.*" for module in (*FILMS, HEAD)))
+        names = [key.removeprefix("prompt_learner.") for key in base.published]
+        prompts = [f"prompt_learner.{key}" for key in names]
+        learned = (*prompts, *(f"{module}.*" for module in (*FILMS, HEAD)))
     unused = [f"prompt_learner.{key}" for key in base.published_unused]
     by_class = [inner + key for key in base.of_learned_classes]
 
     @dataclass(frozen=True)
-    class Settings(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
+    class Both(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
 
-    sections = ("TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
-    doc = f"{name} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
-    facts: dict[str, Any] = {"__doc__": doc, "Settings": Settings}
-    facts["Model"] = type("Model", (DePTCLIP, base.Model), {})
-    facts["published_sections"] = (*base.published_sections, *sections)
-    facts["published"] = published
-    facts["published_unused"] = (*unused, "meta_net.*")
-    facts["published_keys"] = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
-    facts["saved_as"] = FILES.get(name, base.saved_as)
-    facts["config_folder"] = f"DePT+{name}" if name in FILES else base.config_folder
-    facts["of_learned_classes"] = (*by_class, f"{HEAD}.*")
-    return type("Trainer", (DePTMethod, base), facts)
+    class Trainer(DePTMethod, base):  # type: ignore[valid-type, misc]
+        __doc__ = f"{name} with a linear head for the learned classes (DePT; CVPR 2024)."
+        Settings = Both
+        Model = type("Model", (DePTCLIP, base.Model), {})
+        published_sections = (*base.published_sections, *SECTIONS)
+        published = learned
+        published_unused = (*unused, "meta_net.*")
+        published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
+        saved_as = FILES.get(name, base.saved_as)
+        config_folder = f"DePT+{name}" if name in FILES else base.config_folder
+        of_learned_classes = (*by_class, f"{HEAD}.*")
+
+    return Trainer
