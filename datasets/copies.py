@@ -51,12 +51,10 @@ NO_PAIRS: Pairs = np.empty((0, 2), dtype=np.int64)
 
 def signature(image: Image.Image) -> NDArray[np.int8]:
     """The signature of an image in RGB, of the shape SHAPE."""
-    import scipy.fft
-
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=3.0)
     pixels = np.asarray(small.convert("L"), dtype=np.float32)
     window = np.hanning(SIDE + 2)[1:-1]
-    waves = scipy.fft.fft2((pixels - pixels.mean()) * np.outer(window, window))
+    waves = np.fft.fft2((pixels - pixels.mean()) * np.outer(window, window))
     rows = np.r_[0 : HIGHEST + 1, SIDE - HIGHEST : SIDE]
     waves = waves[rows, : HIGHEST + 1]
     waves = waves / np.maximum(np.abs(waves), 1e-3) ** WHITENING

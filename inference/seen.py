@@ -35,6 +35,7 @@ SHAPES |= {"group": (np.int32, ()), "role": (np.uint8, ())}
 AT_A_TIME = 100  # images that are read
 LARGEST = 1 << 30  # bytes of all arrays: two million images
 KNOWN = 0.6  # similarity of the signatures of two images of one scene, at least
+SURELY = 0.95  # of near-copies only, whatever the layout of a class
 HARDLY = 0.95  # of the images are less similar to any image of another scene
 MOST_COMPARED = 64  # images of a class that show how similar other scenes of it are
 
@@ -79,32 +80,29 @@ class SeenImages:
         )
 
     @classmethod
-    def of_files(cls, items: Sequence[Any], role: str, max_pixels: int | None = None) -> Self:
+    def of_files(
+        cls, items: Sequence[Any], role: str, max_pixels: int | None = None, look: bool = True
+    ) -> Self:
         """Image files of one role: items with `impath` and `label`. Those that cannot be read are
-        left out.
-        """
+        left out. Each is a group of its own.
 
-        def read(item: Any) -> tuple[str, NDArray[np.int8], int, NDArray[np.float32]] | None:
+        Args:
+            look: whether it is kept how they look, so that near-copies are known, too.
+        """
+        nothing = np.zeros(copies.SHAPE, dtype=np.int8)
+
+        def read(item: Any) -> tuple[str, NDArray[np.int8], int] | None:
             try:
                 image = read_image(item.impath, max_pixels)
             except (OSError, UsageError):
                 return None
-            return (
-                copies.pixels_sha256(image),
-                copies.signature(image),
-                item.label,
-                copies.colours(image),
-            )
+            signature = copies.signature(image) if look else nothing
+            return copies.pixels_sha256(image), signature, item.label
 
         parts = in_threads(lambda part: list(map(read, part)), items, AT_A_TIME, on_gpu=False)
         rows = list(filter(None, chain.from_iterable(parts)))
-        sha256, signatures, labels, colours = zip(*rows, strict=True) if rows else ((), (), (), ())
-        if len(set(labels)) < 2:
-            return cls.of(sha256, signatures, labels, role)
-        found = copies.NearCopies.of(np.stack(signatures), np.stack(colours), np.array(labels))
-        return cls.of(
-            sha256, signatures, labels, role, copies.components(len(labels), [found.pairs]).tolist()
-        )
+        sha256, signatures, labels = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls.of(sha256, signatures, labels, role)
 
     def __len__(self) -> int:
         return len(self.role)
@@ -147,13 +145,15 @@ class SeenImages:
 
     def threshold(self, own: NDArray[np.int64]) -> float:
         """The similarity from which on an image is a near-copy of one of these places, which have
-        one class: what hardly any of them has with an image of another scene."""
+        one class: what hardly any of them has with an image of another scene. Pairs that are surely
+        near-copies are of one scene, also if nobody has looked for groups."""
         if len(own) < 2:
             return KNOWN
         some = own[copies.evenly(len(own), MOST_COMPARED)]
         first, second = np.triu_indices(len(some), 1)
         scores = copies.similarities(self.signature, np.stack([some[first], some[second]], axis=1))
-        scores[self.group[some[first]] == self.group[some[second]]] = 0
+        same_scene = self.group[some[first]] == self.group[some[second]]
+        scores[same_scene | (scores > SURELY)] = 0
         nearest = np.zeros(len(some))
         np.maximum.at(nearest, first, scores)
         np.maximum.at(nearest, second, scores)

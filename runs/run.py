@@ -103,7 +103,7 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
     if any(choice.split == "val" for choice in trainer.method.choices):
         seen += SeenImages.of_files(dataset.val, "chosen", most_pixels)
     if len(dataset.test) <= MOST_SEEN:
-        seen += SeenImages.of_files(dataset.test, "tested", most_pixels).without_signatures()
+        seen += SeenImages.of_files(dataset.test, "tested", most_pixels, look=False)
     seen.write(folder.path)
 
 
