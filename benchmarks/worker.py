@@ -51,7 +51,8 @@ def build(way: Namespace) -> Any:
         import_module("clip.clip")._download = lambda *arguments, **options: way.backbone
         import_module("train").extend_cfg(cfg)
     else:
-        import_module("runs.configuration").extend_cfg(cfg, way.trainer)
+        room = "runs" if Path(way.checkout, "runs").is_dir() else "experiments"  # before 1.1
+        import_module(f"{room}.configuration").extend_cfg(cfg, way.trainer)
     cfg.merge_from_file(str(Path(way.checkout, way.config)))
     cfg.MODEL.BACKBONE.NAME = "ViT-B/16" if way.official else way.backbone
     if not way.official:
