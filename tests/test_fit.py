@@ -58,6 +58,7 @@ def read(folder):
 def test_a_folder_becomes_a_model_and_more_images_cost_only_what_is_new(
     command, photos, tiny, tmp_path, monkeypatch, random_seed
 ):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without features of other tests
     encoded = []
     original = Features.encode
     monkeypatch.setattr(
