@@ -76,10 +76,14 @@ assert clip.owner == datasets.owner == dassl.owner == "another project"
 """
 
 
-def test_only_one_name_is_installed(site, installed):
+@pytest.mark.thorough
+def test_python_finds_the_packages_of_others(installed):
+    installed("-c", PYTHON.format(names=NAMES))
+
+
+def test_only_one_name_is_installed(site):
     names = {path.name for path in (site / "site").iterdir()}
     assert {name for name in names if not name.endswith(".dist-info")} == {PACKAGE, "bin"}
-    installed("-c", PYTHON.format(names=NAMES))
 
 
 def test_a_folder_becomes_a_model_that_predicts(installed, tmp_path, site):
@@ -114,6 +118,7 @@ class Mine(CoOp):
 """
 
 
+@pytest.mark.thorough
 def test_a_method_file_of_the_clone_works(installed, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
     code = (
