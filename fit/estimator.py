@@ -207,10 +207,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
             options: as for the class, such as the backbone. Labels are texts.
         """
         model = cls(**options)
-        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
         for name in (FILE, REPORT):
-            if name not in files:
+            if not Path(folder, name).is_file():
                 raise UsageError(f"{folder} has no {name}", "give the folder of a fit")
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
         names = json.loads(files[FILE])["names"]
         model._take(files, {name: name for name in names})
         return model
@@ -250,6 +250,8 @@ def photos_of(X: Any, y: ArrayLike, labels: dict[str, Any], folder: Path) -> lis
             pixels = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
             pixels.convert("RGB").save(path)
             source = path
+        elif not Path(source).is_file():
+            raise UsageError(f"there is no image {str(source)!r}", "check its path")
         photos.append(Photo(str(source), names[label]))
     return sorted(photos, key=lambda photo: (photo.label, photo.path))
 

@@ -81,14 +81,8 @@ def next_step(model: Path | str, plugin: str) -> str:
     """The line after a result: where its model is, and what it is for. `plugin` is the file of its
     method, if any.
     """
-    words = [
-        "python",
-        "tools/predict.py",
-        str(Path(model)),
-        "IMAGES",
-        *(["--plugin", plugin] if plugin else []),
-    ]
-    return f"Model: {Path(model)}; next: {shlex.join(words)}"
+    words = [str(Path(model)), "IMAGES", *(["--plugin", plugin] if plugin else [])]
+    return f"Model: {Path(model)}; next: python tools/predict.py {shlex.join(words)}"
 
 
 def checked_summary(folder: Path, run: dict) -> str:

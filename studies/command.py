@@ -43,7 +43,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
     trials = study.trials()
     if args.dry_run:
         for planned in (*trials, *study.runs()):
-            print(shlex.join(["python", "train.py", *planned.arguments]))
+            print(f"python train.py {shlex.join(planned.arguments)}")
         return
     from runs.environment import versions
 

@@ -48,7 +48,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     """The page, as HTML. It quotes the study file."""
     drawn = pictures(summary)
     read = sum(len(outcome.risks) for outcome in read_outcomes(summary).values())
-    commands = {run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed}
+    commands = {run: f"python train.py {shlex.join(run.arguments)}" for run in progress.failed}
     content: dict[str, Any] = {"name": file.stem, "progress": progress, "commands": commands}
     content["made"] = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
     content |= {"warnings": summary.warnings, "headlines": headlines(summary)}

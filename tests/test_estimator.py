@@ -100,3 +100,10 @@ def test_a_folder_needs_no_labels(images, tiny, eurosat):
 def test_wrong_arguments_are_value_errors(X, y, what, tiny):
     with pytest.raises(ValueError, match=what):
         quick(tiny).fit(X, y)
+
+
+def test_a_missing_image_or_folder_is_one_line(tiny, tmp_path):
+    with pytest.raises(UsageError, match="there is no image 'gone.png': check its path"):
+        quick(tiny).fit(["gone.png", "lost.png"], ["a", "b"])
+    with pytest.raises(UsageError, match="has no fit.json: give the folder of a fit"):
+        Classifier.load(tmp_path / "nowhere")

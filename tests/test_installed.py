@@ -103,6 +103,8 @@ def test_a_folder_becomes_a_model_that_predicts(installed, tmp_path, site):
 def test_commands_name_themselves(installed):
     assert "  fit  " in installed("--help")
     assert "did you mean fit?" in installed("fitt", status=2)
+    code = f"from {PACKAGE}.measures.results import next_step; print(next_step('a b', ''))"
+    assert installed("-c", code) == "Model: a b; next: mpl predict 'a b' IMAGES\n"
     assert "`mpl calibrate`" in installed("predict", "--help") or "mpl" in installed("fit", "-h")
 
 
