@@ -22,8 +22,9 @@ DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP
 project, ensembles of them and, while the minutes last, prompts and CLIP-LoRA are compared on images
 that they have not learned from."""
 EPILOG = """
-IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or is a CSV file
-with the columns path and label (and split and group). Images of val/ are learned from, too: folds
+IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or metadata.csv
+or metadata.jsonl with file_name and label, as Hugging Face has it; or is a CSV file with the
+columns path and label (and split and group). Images of val/ are learned from, too: folds
 take their place. The folder of --to is a MODEL for tools/predict.py, serve.py and export.py;
 report.html in it explains the result, fit.json has every number. The same command again resumes,
 and more images cost only what is new.

@@ -1,9 +1,10 @@
 """The images of a fit, as they are found in folders or a CSV file."""
 
 import csv
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
 
 FOLDER = "folder"  # of --group-by
+METADATA = "metadata.csv", "metadata.jsonl"
+Row = Mapping[str, str | None]  # of a file, by its columns
 LAYOUT = (
     "give a folder with one folder of images for each class, or a CSV file with the columns "
     "path and label"
@@ -67,14 +70,17 @@ def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Phot
 
 
 def read(place: Path) -> list[Photo]:
-    """The images of a CSV file with the columns path, label and perhaps split, or of class folders.
+    """The images of a CSV file with the columns path, label and perhaps split, of a folder with
+    metadata of Hugging Face, or of class folders.
 
     The class folders are in train/, val/ and test/ if there is a folder train/.
     """
     if place.is_file():
-        return read_csv(place)
+        return photos_of(rows_of(place), place)
     if not place.is_dir():
         raise UsageError(f"there is no folder or file {place}", LAYOUT, place)
+    if photos := read_metadata(place):
+        return photos
     folder = OwnImages(place)
     names = folder.class_folders(place)
     parts = {part: place / part for part in PARTS if part in names}
@@ -110,10 +116,45 @@ def read(place: Path) -> list[Photo]:
     return photos
 
 
-def read_csv(file: Path) -> list[Photo]:
-    rows = csv.DictReader(read_text(file).splitlines(), strict=True)
+def read_metadata(folder: Path) -> list[Photo]:
+    """The images of metadata.csv or metadata.jsonl with file_name and label, as Hugging Face's
+    ImageFolder has them, in the folder or in train/, val/ and test/ of it; empty without such a
+    file.
+    """
+    places = {"": folder, **{part: folder / part for part in PARTS}}
+    photos = []
+    for part, place in places.items():
+        file = next((place / name for name in METADATA if (place / name).is_file()), None)
+        if file is None:
+            continue
+        rows = rows_of(file)
+        if not {"file_name", "label"} <= set(rows[0][1] if rows else ()):
+            print(printable(f"Not read: {file} has no columns file_name and label"))
+            continue
+        check_inside(rows, file)
+        photos += photos_of(rows, file, part)
+        if not part:
+            break
+    return photos
+
+
+def check_inside(rows: Sequence[tuple[int, Row]], file: Path) -> None:
+    """Raise UsageError for an image outside the folder of a file, which may be a stranger's."""
+    for line, row in rows:
+        name = Path(row["file_name"] or "")
+        if name.is_absolute() or ".." in name.parts:
+            what = f"line {line} of {file} leads out of its folder"
+            raise UsageError(what, "give paths inside of it", file)
+
+
+def rows_of(file: Path) -> list[tuple[int, Row]]:
+    """The rows of a CSV file, or of a file with a JSON object on each line, with their lines."""
+    lines = read_text(file).splitlines()
+    if file.suffix == ".jsonl":
+        return [(number, json_row(line, number, file)) for number, line in enumerate(lines, 1)]
+    rows = csv.DictReader(lines, strict=True)
     try:
-        return photos_of(rows, file)
+        return [(rows.line_num, row) for row in rows] or [(1, dict.fromkeys(rows.fieldnames or ()))]
     except csv.Error as error:  # such as a quotation mark that nothing closes
         what = f"{file} is no CSV file after line {rows.line_num} ({error})"
         raise UsageError(
@@ -121,34 +162,32 @@ def read_csv(file: Path) -> list[Photo]:
         ) from error
 
 
-def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
-    """The images in the rows of a CSV file. Raises csv.Error for what is none, and UsageError for a
-    wrong row.
+def json_row(line: str, number: int, file: Path) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise UsageError(f"line {number} of {file} is no JSON object", "fix that line", file)
+    return {key: str(value) for key, value in row.items() if isinstance(value, str | int)}
+
+
+def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> list[Photo]:
+    """The images in the rows of a file.
+
+    Args:
+        part: of the images; by default what the column split says, or in a file of METADATA the
+            first folder of the path.
+
+    Raises:
+        UsageError: columns or values are missing or wrong, or images are missing.
     """
-    if not {"path", "label"} <= set(rows.fieldnames or ()):
-        what = (
-            f"{file} has the columns "
-            f"{', '.join(map(printable, rows.fieldnames or ())) or 'of no table'}"
-        )
+    columns = rows[0][1] if rows else {}
+    column = "path" if "path" in columns else "file_name"
+    if not {column, "label"} <= set(columns):
+        what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
-    photos = []
-    for row in rows:
-        path = row["path"] or ""
-        label = (row["label"] or "").strip()
-        part = row.get("split") or "train"
-        if not path or not label or part not in PARTS:
-            what = (
-                f"line {rows.line_num} of {file} has no path, no label or another split than "
-                f"{', '.join(PARTS)}"
-            )
-            raise UsageError(what, "fix that line", file)
-        group = (row.get("group") or "").strip()
-        if "group" in row and not group:
-            what = f"line {rows.line_num} of {file} has no group"
-            raise UsageError(what, "give each line one, or remove the column", file)
-        top, _, below = path.partition("/")
-        below = below if plain(top) == plain(label) else path
-        photos.append(Photo(str(file.parent / path), plain(label), part, below=below, group=group))
+    photos = [photo_of(row, column, part, line, file) for line, row in rows]
     if missing := missing_files(photo.path for photo in photos):
         what = (
             f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as "
@@ -158,6 +197,27 @@ def photos_of(rows: csv.DictReader, file: Path) -> list[Photo]:
             what, "restore or remove them (paths are relative to the folder of the file)", file
         )
     return photos
+
+
+def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
+    """The image of a row, whose path is in a column."""
+    path = row.get(column) or ""
+    label = (row.get("label") or "").strip()
+    top, _, below = path.partition("/")
+    if not part and file.name in METADATA and top in PARTS:
+        part = top
+    part = part or row.get("split") or "train"
+    if not path or not label or part not in PARTS:
+        what = (
+            f"line {line} of {file} has no path, no label or another split than {', '.join(PARTS)}"
+        )
+        raise UsageError(what, "fix that line", file)
+    group = (row.get("group") or "").strip()
+    if "group" in row and not group:
+        what = f"line {line} of {file} has no group"
+        raise UsageError(what, "give each line one, or remove the column", file)
+    below = below if plain(top) == plain(label) else path
+    return Photo(str(file.parent / path), plain(label), part, below=below, group=group)
 
 
 def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:

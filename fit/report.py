@@ -101,6 +101,11 @@ def labels_csv(fit: Fit) -> str:
         ]
         content["probability_of_label"] = of_label
         content["probability_of_answer"] = p.max(axis=1)
+        # The columns of cleanlab, whose score is low for a label in doubt
+        content["is_label_issue"] = content["probability_of_answer"] > of_label
+        content["label_score"] = of_label
+        content["given_label"] = content["label"]
+        content["predicted_label"] = content["answer"]
         if len(photos.names) <= MOST_COLUMNS:
             for place, name in enumerate(photos.names):
                 content[f"probability: {name}"] = p[:, place]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dassl.utils import ChangedImageError
+from marks import one_line
 from PIL import Image
 
 from common.errors import UsageError
@@ -429,6 +430,49 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
         if "fault" in row
     }
     assert faults["CLAP LR 0.1"].startswith(plan["CLAP LR 0.1"].split(":")[0])
+
+
+def test_metadata_of_hugging_face_names_images_and_labels(photos, tmp_path):
+    images = sorted(file.relative_to(photos).as_posix() for file in photos.rglob("*.*"))
+    rows = [{"file_name": name, "label": name.split("/")[0]} for name in images]
+    expected = [(str(photos / row["file_name"]), row["label"]) for row in rows]
+
+    def found(place=photos):
+        return sorted((photo.path, photo.label) for photo in find(place))
+
+    objects = "\n".join(json.dumps(row | {"caption": [1, None]}) for row in rows)
+    (photos / "metadata.jsonl").write_text(objects)
+    assert found() == found(photos / "metadata.jsonl") == sorted(expected)
+    lines = [f"{row['file_name']},one {number % 2}" for number, row in enumerate(rows)]
+    (photos / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert {label for _, label in found()} == {"one 0", "one 1"}
+    (photos / "metadata.csv").write_text("file_name,caption\na.png,b")
+    assert len({label for _, label in found()}) == len(list(photos.glob("*/")))
+    (photos / "metadata.csv").write_text("file_name,label\n../a.png,b")
+    with one_line("line 2 of", "leads out of its folder"):
+        find(photos)
+    (photos / "metadata.csv").unlink()
+    (photos / "metadata.jsonl").write_text("[1]")
+    with one_line("line 1 of", "no JSON object"):
+        find(photos)
+
+
+def test_parts_of_hugging_face_have_metadata_of_their_own(photos):
+    (photos / "train").mkdir()
+    for place in sorted(set(photos.iterdir()) - {photos / "train"}):
+        place.rename(photos / "train" / place.name)
+    shutil.copytree(photos / "train", photos / "test")
+    for part in ("train", "test"):
+        names = [file.relative_to(photos / part) for file in (photos / part).rglob("*.*")]
+        lines = ["file_name,label", *(f"{name},{name.parts[0]}" for name in names)]
+        (photos / part / "metadata.csv").write_text("\n".join(lines))
+    parts = [photo.part for photo in find(photos)]
+    assert parts.count("train") == parts.count("test") == len(names)
+    for part in ("train", "test"):
+        (photos / part / "metadata.csv").unlink()
+    lines = [f"{part}/{name},{name.parts[0]}" for part in ("train", "test") for name in names]
+    (photos / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert [photo.part for photo in find(photos)] == parts
 
 
 def spoil(photos, kind):

@@ -1,5 +1,6 @@
 """Images of one scene: how they are found, and what they change in a fit."""
 
+import csv
 import io
 import json
 import re
@@ -280,6 +281,13 @@ def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
     assert len(set(scenes.values())) == 18
     table = (tmp_path / "model/labels.csv").read_text().splitlines()
     assert len(table) == 73 and table[0].startswith("path,label,group,answer")
+    labels = list(csv.DictReader(table))
+    issues = [row for row in labels if row["is_label_issue"] == "True"]
+    assert len(issues) == len(record["suspects"]) and all(
+        row["given_label"] == row["label"] != row["predicted_label"] == row["answer"]
+        and row["label_score"] == row["probability_of_label"] < row["probability_of_answer"]
+        for row in issues
+    )
     assert {row["class"] for row in record["by_class"]} == set(CLASSES)
 
     assert command(fit, *line, tmp_path / "named", "--group-by", "folder").status == 0
