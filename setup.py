@@ -20,6 +20,7 @@ EXTRAS = {
     "onnx": "export",
     "hf": "hf",
     "ray": "cluster",
+    "parquet": "parquet",
     "trackers": "trackers",
 }
 MAIN = "from .tools.mpl import main\n\nmain()\n"

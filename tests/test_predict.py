@@ -23,7 +23,7 @@ from test_lora_files import write_lora
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
-from inference import export, predict
+from inference import export, predict, tables
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import load
@@ -127,20 +127,72 @@ def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
     ]
     assert all(row["top"][0]["probability"] >= row["top"][1]["probability"] for row in rows)
     printed = command(predict, finished("CoOp"), photos, "--topk", 2, "--csv").printed
-    assert list(csv.DictReader(io.StringIO(printed))) == [
-        {
-            "image": row["image"],
-            "model": "CoOp",
-            "rank": str(rank),
-            **{key: str(value) for key, value in top.items()},
-        }
+    columns = "path", "model", "answer", "probability", "answer_2", "probability_2"
+    expected = [
+        [row["image"], row["model"], *(str(value) for top in row["top"] for value in top.values())]
         for row in rows
-        for rank, top in enumerate(row["top"], start=1)
     ]
+    table = list(csv.reader(io.StringIO(printed)))
+    assert table == [[*columns], *expected]
     printed = command(predict, finished("CoOp"), photos, "--topk", 2).printed.splitlines()
     for line, row in zip(printed, rows, strict=True):
         columns = [f"{top['class']:<11} {100 * top['probability']:5.1f} %" for top in row["top"]]
         assert line.startswith(row["image"]) and line.endswith("   ".join(columns))
+
+
+def test_the_ending_of_a_file_decides_its_form(finished, command, photos, tmp_path):
+    printed = {
+        form: command(predict, finished("CoOp"), photos, "--format", form).printed
+        for form in ("csv", "json", "jsonl")
+    }
+    rows = json.loads(printed["json"])
+    assert [json.loads(line) for line in printed["jsonl"].splitlines()] == rows
+    for form, text in printed.items():
+        file = tmp_path / f"answers.{form.upper()}"
+        done = command(predict, finished("CoOp"), photos, "--to", file)
+        assert (done.status, done.printed) == (0, f"Written: {file}\n")
+        assert file.read_text() == text
+    timm = ["--results-file", tmp_path / "answers.txt", "--results-format", "csv", "--topk", 1]
+    assert command(predict, finished("CoOp"), photos, *timm).status == 0
+    header, *lines = (tmp_path / "answers.txt").read_text().splitlines()
+    assert header == "path,model,answer,probability" and len(lines) == len(rows)
+
+
+def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
+    reason = "Parquet needs pyarrow (requirements-parquet.txt)"
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    shutil.copy(photos / "b.png", odd := tmp_path / os.fsdecode(b"\xff.png"))
+    files = [photos, odd]
+    rows = rows_of(command, finished("CoOp"), *files)
+    done = command(predict, finished("CoOp"), *files, "--to", tmp_path / "answers.parquet")
+    assert done.status == 0, done.errors
+    found = parquet.read_table(tmp_path / "answers.parquet").to_pylist()
+    assert [row["path"] for row in found] == [
+        *[row["image"] for row in rows[:-1]],
+        f"{tmp_path}/\\udcff.png",
+    ]
+    second = [row["top"][1] for row in rows]
+    assert [row["answer_2"] for row in found] == [pair["class"] for pair in second]
+    assert [row["probability_2"] for row in found] == pytest.approx(
+        [pair["probability"] for pair in second]
+    )
+
+
+def test_an_interrupted_prediction_leaves_what_was_there(
+    finished, command, photos, tmp_path, monkeypatch
+):
+    file = tmp_path / "answers.csv"
+    file.write_text("of before")
+
+    def interrupted(out, rows, _):
+        out.write(str(next(iter(rows))))
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(tables.PRINTED, "csv", interrupted)
+    done = command(predict, finished("CoOp"), photos, "--to", file)
+    assert done.status == 130 and "Written" not in done.printed
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
+    assert file.read_text() == "of before"
 
 
 def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
@@ -193,8 +245,12 @@ PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
 WRONG = {  # the end of the line that each gives has these words
     "predict {photos}": "{photos} is not a model: give a run's output folder, or one of "
     "tools/fit.py or export.py",
-    "predict {run} {photos} --csv out.csv": "--csv and --json print, and take no file: write to it "
-    "by > out.csv",
+    "predict {run} {photos} --csv out.csv": "out.csv is no image: to write the answers there: --to "
+    "out.csv",
+    "predict {run} {photos} --to {out}.txt": "does not end in .csv, .json, .jsonl, .parquet",
+    "predict {run} {photos} --to {out}/a.csv": "is in a folder that does not exist",
+    "predict {run} {photos} --format parquet": "name a file: --to FILE.parquet",
+    "predict {run} {text} --to {out}.csv": "{text}' is damaged",
     "predict {run} {photos} --classes {long}": "77 positions",
     "predict --backbone small {photos}": "--classes",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
@@ -298,10 +354,8 @@ def test_image_names_and_class_names_are_only_shown(finished, command, photos, t
     rows = list(
         csv.reader(command(predict, finished("CoOp"), image, *names, "--csv").printed.splitlines())
     )
-    assert [row[0] for row in rows[1:]] == [shown] * 2 and {row[3] for row in rows[1:]} == {
-        "'=1+1",
-        "'@a",
-    }
+    (row,) = rows[1:]
+    assert row[0] == shown and {row[2], row[4]} == {"'=1+1", "'@a"}
 
 
 # Published checkpoints

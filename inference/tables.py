@@ -1,0 +1,183 @@
+"""The answers of a prediction as a table for people, CSV, JSON, JSON lines or Parquet."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from common.errors import UsageError
+from common.files import replacing
+from common.names import csv_cell, padded, printable, width
+from common.start import required_packages
+
+FORMS = "csv", "json", "jsonl", "parquet"
+REQUIREMENTS = "requirements-parquet.txt"
+SHOWN = 5  # classes of a set in the table
+PART = 10_000  # rows of Parquet in memory
+Row = Mapping[str, Any]  # of `batches.predict_files`
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a row has for an image and a model.
+
+    Attributes:
+        top: number of most probable classes.
+        unknown, sets: whether there are such columns.
+    """
+
+    top: int
+    unknown: bool
+    sets: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """Of CSV and Parquet, which have one row for each image and model."""
+        ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
+        pairs = [f"{name}{rank}" for rank in ranks for name in ("answer", "probability")]
+        asked = ["unknown"] * self.unknown + ["set"] * self.sets
+        return ["path", "model", *pairs, *asked]
+
+    def values(self, row: Row) -> dict[str, Any]:
+        """The values of these columns."""
+        found = [row["image"], row["model"]]
+        for pair in row["top"]:
+            found += pair["class"], pair["probability"]
+        found += [None] * (2 * (self.top - len(row["top"])))
+        if self.unknown:
+            found.append(row["unknown"])
+        if self.sets:
+            found.append([pair["class"] for pair in row["set"]])
+        return dict(zip(self.columns, found, strict=True))
+
+
+def form_of(file: Path | None, form: str) -> str:
+    """The form of the file to write, or of what is printed: one of FORMS, or empty for a table.
+
+    Raises:
+        UsageError: nothing says the form of the file, its folder is missing, or Parquet would be
+            printed.
+    """
+    if file is None:
+        if form == "parquet":
+            raise UsageError("Parquet cannot be printed", "name a file: --to FILE.parquet")
+        return form
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder" if file.is_dir() else "is in a folder that does not exist"
+        raise UsageError(f"{file} {what}", "give --to the name of a file in a folder", file)
+    form = form or file.suffix.lower().removeprefix(".")
+    if form not in FORMS:
+        endings = ", ".join(f".{one}" for one in FORMS)
+        raise UsageError(f"{file} does not end in {endings}", "rename it, or add --format", file)
+    if form == "parquet":
+        with required_packages(REQUIREMENTS):
+            import pyarrow  # noqa: F401 - before anything is computed
+    return form
+
+
+def write(file: Path, form: str, rows: Iterable[Row], layout: Layout) -> None:
+    """Write the rows completely or not at all."""
+    with replacing(file) as partial:
+        if form == "parquet":
+            as_parquet(partial, rows, layout)
+            return
+        with open(partial, "x", encoding="utf-8", errors="backslashreplace") as out:
+            PRINTED[form](out, rows, layout)
+
+
+def as_json(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
+    before = "[\n "
+    for row in rows:
+        out.write(before + json_object(row))
+        before = ",\n "
+    out.write("\n]\n")
+
+
+def as_json_lines(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
+    for row in rows:
+        out.write(json_object(row) + "\n")
+
+
+def json_object(row: Row) -> str:
+    return json.dumps({key: value for key, value in row.items() if value is not None})
+
+
+def as_csv(out: TextIO, rows: Iterable[Row], layout: Layout) -> None:
+    """A set is a JSON list."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(layout.columns)
+    for row in rows:
+        values = layout.values(row)
+        if layout.sets:
+            values["set"] = json.dumps(values["set"])
+        writer.writerow(map(csv_cell, values.values()))
+
+
+PRINTED = {"csv": as_csv, "json": as_json, "jsonl": as_json_lines}
+
+
+def as_parquet(file: Path, rows: Iterable[Row], layout: Layout) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    types = {"probability": pyarrow.float32(), "unknown": pyarrow.bool_()}
+    types["set"] = pyarrow.list_(pyarrow.string())
+    names = layout.columns
+    fields = [(name, types.get(name.partition("_")[0], pyarrow.string())) for name in names]
+    schema = pyarrow.schema(fields)
+    with ParquetWriter(file, schema) as writer:
+        for part in parts(rows):
+            values = [layout.values(row) | {"path": as_unicode(row["image"])} for row in part]
+            writer.write_table(pyarrow.Table.from_pylist(values, schema))
+
+
+def as_unicode(name: str) -> str:
+    """A file name whose bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """At most PART rows at a time."""
+    remaining = iter(rows)
+    while part := list(islice(remaining, PART)):
+        yield part
+
+
+def as_table(
+    out: TextIO,
+    rows: Iterable[Row],
+    files: Sequence[Path],
+    models: Sequence[str],
+    class_names: Sequence[str],
+) -> None:
+    """For people; the widths of the columns are those of all files, models and classes."""
+    image_width = max(width(printable(file)) for file in files)
+    model_width = max(width(printable(model)) for model in models)
+    class_width = max(map(width, class_names))
+    for row in rows:
+        cells = [
+            padded(printable(row["image"]), image_width),
+            padded(printable(row["model"]), model_width),
+        ]
+        if row["unknown"] is not None:
+            cells.append("unknown" if row["unknown"] else " " * len("unknown"))
+        if row["set"] is not None:
+            cells.append(set_text(row["set"]))
+        else:
+            cells.append("   ".join(bar_text(pair, class_width) for pair in row["top"]))
+        out.write("  ".join(cells) + "\n")
+
+
+def bar_text(pair: Mapping[str, Any], columns: int) -> str:
+    return f"{padded(pair['class'], columns)} {100 * pair['probability']:5.1f} %"
+
+
+def set_text(members: Sequence[Mapping[str, Any]]) -> str:
+    """The names of a set, of which a table shows the first."""
+    text = ", ".join(pair["class"] for pair in members[:SHOWN])
+    if len(members) > SHOWN:
+        text += f", and {len(members) - SHOWN} more"
+    return f"{{{text}}}"
