@@ -4,8 +4,10 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from common.errors import UsageError
 from common.names import plain
+from datasets.base import missing_files
 from inference.models import load
 from inference.options import LoadOptions
 
@@ -27,8 +30,12 @@ from .images import Photo, find
 from .record import FILE, FORM, facts
 from .request import PRIORS, FitRequest
 from .story import fit
+from .update import update
 
 REPORT = "report.html"
+# What `partial_fit` has done
+COMPUTED_AGAIN = "heads computed again: the choice and the estimate are of the earlier images"
+FITTED_AGAIN = "fitted and chosen again from all images"
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
@@ -55,6 +62,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             held out.
         leaderboard_: a data frame with the accuracy of each candidate on held-out images.
         report_: the page about the fit, as HTML.
+        notes_: which images were left out, and other remarks, for people.
+        update_: what `partial_fit` has done; empty after `fit`.
 
     Example:
         >>> model = Classifier(backbone="small").fit(paths, labels)
@@ -97,22 +106,53 @@ class Classifier(ClassifierMixin, BaseEstimator):
             UsageError: fewer than two classes have an image that can be used.
         """
         with TemporaryDirectory() as place:
-            folder = Path(place)
-            if y is None:
-                photos = find(Path(X))
-                labels = {photo.label: photo.label for photo in photos}
-            else:
-                labels = class_names(y)
-                photos = photos_of(X, y, labels, folder)
-            self._fit(photos, folder / "model")
-            files = (folder / "model").iterdir()
-            contents = {file.name: file.read_bytes() for file in files if file.is_file()}
-        self._take(contents, labels)
+            photos, labels = photos_of(X, y, Path(place), {})
+            request = self._request(Path(place) / "model")
+            self._fit(request, with_checksums(photos))
+            self._take(contents_of(request.to), labels)
+        self.update_ = ""
         return self
 
-    def _fit(self, photos: list[Photo], folder: Path) -> None:
-        """Fit into a folder."""
-        request = FitRequest(
+    def partial_fit(self, X: Any, y: ArrayLike | None = None, classes: Any = None) -> Self:
+        """Learn more images, also of new classes; images that were learned before cost little, as
+        their features are kept on the disk.
+
+        If all chosen heads are computed and not trained (`fit.heads.COMPUTED`), they are computed
+        again from all images: the choice, the estimate and the calibration stay those of the
+        earlier images, but other classes have no calibration. Else all is fitted and chosen again.
+        `update_` says which.
+
+        Args:
+            X, y: as for `fit`; without an earlier fit, this is `fit`.
+            classes: not used; scikit-learn's form.
+
+        Raises:
+            ValueError, UsageError: as for `fit`; or an image of the earlier fit is gone from its
+                path and from the disk.
+        """
+        if not hasattr(self, "classes_"):
+            return self.fit(X, y)
+        with TemporaryDirectory() as place:
+            photos, labels = photos_of(X, y, Path(place), self._labels)
+            request = self._request(Path(place) / "model")
+            before = [Photo(**row) for row in json.loads(self._files[FILE])["images"]]
+            if missing_files(photo.path for photo in before):
+                request = replace(request, minutes=0.0)  # trainings read the images themselves
+            added = with_checksums(photos)
+            request.to.mkdir()
+            self._write(request.to)
+            with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
+                learned = update(request, before, added)
+            if learned is None:
+                rmtree(request.to)
+                self._fit(request, [*before, *added])
+            self._take(contents_of(request.to), labels)
+        self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
+        return self
+
+    def _request(self, folder: Path) -> FitRequest:
+        """The fit into this folder."""
+        return FitRequest(
             images=Path("images"),
             to=folder,
             backbone=self.backbone,
@@ -125,7 +165,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             methods=tuple(self.methods),
             seed=self.random_state,
         )
-        photos = with_checksums(photos)
+
+    def _fit(self, request: FitRequest, photos: list[Photo]) -> None:
+        """Fit into the folder of the request."""
         record = {"form": FORM, "finished": False, "request": facts(request, photos)}
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
             fit(request, photos, record)
@@ -136,11 +178,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self._labels = labels
         with self._folder() as folder:
             self._model = load(folder, LoadOptions(backbone=self.backbone, device=self.device))
-        self.classes_ = np.array([labels[name] for name in self._model.class_names])
+        of_columns = np.array([labels[name] for name in self._model.class_names])
+        self.classes_, self._columns = np.unique(of_columns, return_index=True)
         record = json.loads(files[FILE])
         estimate = record["estimate"]
         self.estimate_ = Estimate(**estimate) if estimate else None
         self.leaderboard_ = leaderboard(record["candidates"])
+        self.notes_ = [*record["damaged"].values(), *record["notes"]]
         self.report_ = files[REPORT].decode()
 
     @contextmanager
@@ -176,7 +220,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """(images, classes): calibrated probabilities, in the order of `classes_`."""
-        return self._predictions(X).probabilities.double().numpy()
+        return self._predictions(X).probabilities.double().numpy()[:, self._columns]
 
     def predict_sets(self, X: Any, coverage: float = 0.9) -> list[list[Any]]:
         """The labels among which is the right one for `coverage` of the images, of each image; the
@@ -224,23 +268,36 @@ class Classifier(ClassifierMixin, BaseEstimator):
             self._take(state["_files"], state["_labels"])
 
 
-def class_names(y: ArrayLike) -> dict[str, Any]:
-    """The labels by the names of their classes, as CLIP reads them."""
-    labels: dict[str, Any] = {}
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by their names."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
+    """The labels by the names of their classes, as CLIP reads them; `known` ones among them."""
+    labels = dict(known)
     for label in np.unique(np.asarray(y)).tolist():
         name = " ".join(plain(str(label)).split())
-        if name in labels:
+        if labels.get(name, label) != label:
             raise ValueError(f"the labels {labels[name]!r} and {label!r} are one class name")
         labels[name] = label
     return labels
 
 
-def photos_of(X: Any, y: ArrayLike, labels: dict[str, Any], folder: Path) -> list[Photo]:
-    """Labelled images; those that are in memory are written to the folder."""
+def photos_of(
+    X: Any, y: ArrayLike | None, folder: Path, known: dict[str, Any]
+) -> tuple[list[Photo], dict[str, Any]]:
+    """Labelled images, and their labels by the names of their classes; images that are in memory
+    are written to the folder.
+    """
+    if y is None:
+        photos = find(Path(X))
+        return photos, class_names([photo.label for photo in photos], known)
     images = list(X)
     values = np.asarray(y).tolist()
     if len(images) != len(values):
         raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
+    labels = class_names(values, known)
     names = {label: name for name, label in labels.items()}
     photos = []
     for number, (image, label) in enumerate(zip(images, values, strict=True)):
@@ -253,7 +310,7 @@ def photos_of(X: Any, y: ArrayLike, labels: dict[str, Any], folder: Path) -> lis
         elif not Path(source).is_file():
             raise UsageError(f"there is no image {str(source)!r}", "check its path")
         photos.append(Photo(str(source), names[label]))
-    return sorted(photos, key=lambda photo: (photo.label, photo.path))
+    return sorted(photos, key=lambda photo: (photo.label, photo.path)), labels
 
 
 def image_of(image: Any) -> Any:

@@ -49,6 +49,7 @@ LINEAR = (
     "GDA",
     "LPPlusPlus",
 )
+COMPUTED = ZERO_SHOT, SENTENCES, "GDA", "ProKeR"  # from all images at once, without steps
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
 # Of the default ensemble; chosen on other draws than those of docs/own_classes.md
 ZERO_SHOT_SHARE = 1 / 4

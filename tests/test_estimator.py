@@ -1,10 +1,12 @@
 """The verbs of scikit-learn on a fit."""
 
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -87,6 +89,72 @@ def test_images_in_memory_and_numbers_as_labels(images, tiny):
 def test_a_folder_needs_no_labels(images, tiny, eurosat):
     model = quick(tiny).fit(eurosat / "eurosat/2750")
     assert model.classes_.tolist() == ["0", "1", "2", "3", "4", "5"]
+
+
+def chosen(model):
+    return json.loads(model._files["fit.json"])["chosen"]
+
+
+@pytest.fixture(scope="module")
+def grown(tiny, images):
+    """A model of four images of each of five classes, to which the others were added in turn."""
+    paths, labels = images
+    first = (np.arange(48) % 8 < 4) & (np.arange(48) < 40)
+    model = quick(tiny).fit(paths[first], labels[first])
+    estimate = model.estimate_
+    model.partial_fit(paths[:40][~first[:40]], labels[:40][~first[:40]])
+    assert model.classes_.tolist() == sorted(set(labels[:40]))
+    assert model.predict_sets(paths[:2], 0.8) and model.estimate_ == estimate
+    model.partial_fit(paths[40:], labels[40:])
+    assert "computed again" in model.update_ and model.estimate_ == estimate
+    return model
+
+
+def test_computed_heads_learn_more_images_as_if_all_had_come_at_once(grown, tiny, images):
+    paths, labels = images
+    at_once = quick(tiny).fit(paths, labels)
+    assert chosen(grown) == chosen(at_once) and at_once.update_ == ""
+    grown_logits = grown._model.logits([*paths])
+    assert torch.allclose(grown_logits, at_once._model.logits([*paths]), atol=1e-5)
+    with pytest.raises(UsageError, match="has no calibration"):  # of the new class
+        grown.predict_sets(paths[:2])
+
+
+def test_a_saved_model_learns_a_new_class(grown, tiny, images, tmp_path):
+    paths, labels = images
+    grown.save(tmp_path / "model")
+    model = Classifier.load(tmp_path / "model", backbone=str(tiny))
+    with pytest.raises(ValueError, match="'class 3' and 'class_3' are one class name"):
+        model.partial_fit(paths[:1], ["class_3"])
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    model.partial_fit([*noise, *paths[:2]], ["noise"] * 5 + ["class 0"])
+    assert model.classes_.tolist() == [*sorted(set(labels)), "noise"]
+    assert (model.predict(noise) == "noise").all()
+    two_labels, copy = model.notes_
+    assert f"Left out as they are in two classes: 2 images, such as {paths[0]}" in two_labels
+    assert f"Left out as they are copies of other images: 1 images, such as {paths[1]}" in copy
+
+
+def test_other_heads_are_chosen_again(tiny, images):
+    paths, labels = images
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    options = {"backbone": str(tiny), "minutes": 0, "methods": ("LinearProbe",)}
+    model = Classifier(**options).fit(arrays[:40], labels[:40])
+    model.partial_fit(arrays[40:], labels[40:])
+    assert "chosen again" in model.update_ and model.estimate_.images == 48
+    at_once = Classifier(**options).fit(arrays, labels)
+    assert np.array_equal(model.predict_proba(paths), at_once.predict_proba(paths))
+
+
+def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_path):
+    paths, labels = images
+    content = [Path(path).read_bytes() for path in paths]
+    model = quick(tiny).fit(content[:40], labels[:40])
+    before = model.predict_proba(paths)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="40 images of the earlier fit are gone, such as"):
+        model.partial_fit(content[40:], labels[40:])
+    assert np.array_equal(model.predict_proba(paths), before)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""More images for a finished fit whose heads are computed and not trained: its choice stays."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from common.errors import UsageError
+from common.files import write_text
+from common.results import CALIBRATION, SEEN
+from common.text import read_json
+from inference.calibrated import calibration_in
+
+from .features import Features
+from .heads import CANDIDATES, COMPUTED, Candidate
+from .images import Photo
+from .photos import Photos
+from .record import FILE, checksums
+from .request import FitRequest
+from .story import features_of, heads_of, photos_of, provenance, seen_images
+
+
+def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo]) -> Photos | None:
+    """Compute the chosen heads again from these images too, in the folder of the fit.
+
+    The choice and the estimate stay those of the earlier images, and so does the calibration, if no
+    class is new.
+
+    Args:
+        request: `to` is the folder of the fit.
+        before: the images of the fit, which are on the disk, or whose features are.
+        added: more images, with the SHA-256 of their files.
+
+    Returns:
+        The images that the heads have learned; None if one of the heads is trained: then nothing
+        is written.
+
+    Raises:
+        UsageError: as for `fit`; or an image of the fit is gone.
+    """
+    folder = request.to
+    found = [*before, *added]
+    heads = heads_of(request, sorted({photo.label for photo in found}))
+    encoder = Features(heads.zero_shot, heads.tower)
+    rows, damaged = encoder.of({photo.path: photo.sha256 for photo in found})
+    lost = [photo.path for photo in before if photo.path in damaged]
+    if lost:
+        what = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
+        raise UsageError(what, "restore them, or call fit with all images")
+    record = read_json(folder / FILE)
+    chosen = chosen_of(record)
+    if not chosen:
+        return None
+    photos = photos_of(request, found, rows, damaged)
+    if photos.names != heads.names:
+        heads = heads_of(request, photos.names)
+    x = features_of(photos.training, rows).to(heads.zero_shot.device)
+    y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
+    made = provenance(request, heads)
+    classifier = heads.classifier(chosen, x, y, {"images": len(y), **made})
+    if photos.names == record["names"]:
+        classifier.calibration = calibration_in(folder)
+    for name in (CALIBRATION, SEEN):
+        (folder / name).unlink(missing_ok=True)
+    classifier.save(folder)
+    seen = seen_images(photos, photos.training, rows, "learned")
+    seen += seen_images(photos, photos.tested, rows, "tested")
+    seen.write(folder)
+    record["images"] = [asdict(photo) for photo in photos.images]
+    record["names"] = photos.names
+    record["damaged"] = damaged
+    record["notes"] = photos.notes
+    record["request"] = {}  # so that the same call of the command fits again
+    record["made"] = made
+    record["model"] = checksums(folder)
+    write_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return photos
+
+
+def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:
+    """The chosen candidates of a fit with their weights; empty if one of them is trained, or is
+    none of these days.
+    """
+    known = {one.name: one for one in CANDIDATES if one.method in COMPUTED}
+    chosen = []
+    for row in record["chosen"]:
+        asked = Candidate(row["method"], row["settings"], row["training"])
+        if asked.name not in known:
+            return []
+        chosen.append((known[asked.name], float(row["weight"])))
+    return chosen
