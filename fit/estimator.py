@@ -2,9 +2,10 @@
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from shutil import rmtree
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -33,6 +35,7 @@ from .story import fit
 from .update import update
 
 REPORT = "report.html"
+AT_A_TIME = 1000  # images that are in memory for a prediction
 # What `partial_fit` has done
 COMPUTED_AGAIN = "heads computed again: the choice and the estimate are of the earlier images"
 FITTED_AGAIN = "fitted and chosen again from all images"
@@ -42,7 +45,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """The best classifier for labelled images: zero-shot CLIP, heads, ensembles and, while the
     minutes last, trained prompts are compared on images that they have not learned from.
 
-    Images are paths, PIL images, contents of files, or arrays (H, W, 3) of bytes.
+    Images are paths, PIL images, contents of files, or arrays (H, W, 3) of bytes; a column of a
+    Hugging Face `Dataset` has such images.
 
     Args:
         backbone: a name or a file of weights.
@@ -231,7 +235,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _predictions(self, X: Any) -> Any:
         check_is_fitted(self)
-        return self._model.predict([image_of(one) for one in X])
+        images = map(image_of, X)  # which may be read only now
+        logits = []
+        while part := list(islice(images, AT_A_TIME)):
+            logits.append(self._model.logits(part))
+        nothing = self._model.predict([])
+        return replace(nothing, logits=torch.cat([nothing.logits, *logits]))
 
     def save(self, folder: str | PathLike) -> None:
         """Write the files of the fit to a new folder, which is a MODEL of all commands."""
@@ -293,7 +302,7 @@ def photos_of(
     if y is None:
         photos = find(Path(X))
         return photos, class_names([photo.label for photo in photos], known)
-    images = list(X)
+    images = X if hasattr(X, "__len__") else list(X)
     values = np.asarray(y).tolist()
     if len(images) != len(values):
         raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
@@ -314,7 +323,11 @@ def photos_of(
 
 
 def image_of(image: Any) -> Any:
-    """An image as a classifier reads it: an array (H, W, 3) of bytes becomes a PIL image."""
+    """An image as a classifier reads it: an array (H, W, 3) of bytes becomes a PIL image, and a row
+    of a column of Hugging Face that is not decoded becomes its bytes or its path.
+    """
+    if isinstance(image, Mapping):
+        return image["bytes"] or image["path"]
     if not isinstance(image, np.ndarray):
         return image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

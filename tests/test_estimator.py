@@ -84,6 +84,19 @@ def test_images_in_memory_and_numbers_as_labels(images, tiny):
         assert np.allclose(in_memory.predict_proba(arrays), by_path.predict_proba(paths), atol=1e-5)
     content = [Path(path).read_bytes() for path in paths]
     assert (quick(tiny).fit(content, labels).predict(content) == by_path.predict(paths)).all()
+    # As a column of Hugging Face has images that are not decoded
+    rows = [{"bytes": content[0], "path": None}, {"bytes": None, "path": paths[1]}]
+    assert np.array_equal(by_path.predict_proba(rows), by_path.predict_proba(paths[:2]))
+
+
+def test_images_are_read_in_parts(model, images, monkeypatch):
+    paths, _ = images
+    at_once = model.predict_proba(paths)
+    monkeypatch.setattr("fit.estimator.AT_A_TIME", 20)
+    drawn = []
+    in_parts = model.predict_proba(drawn.append(path) or path for path in paths)
+    assert np.allclose(in_parts, at_once, atol=1e-6) and drawn == [*paths]
+    assert model.predict([]).shape == (0,)
 
 
 def test_a_folder_needs_no_labels(images, tiny, eurosat):
