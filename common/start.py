@@ -68,6 +68,8 @@ class Parser(ArgumentParser):
     status 2.
     """
 
+    completes = False
+
     def __init__(self, **options: Any):
         # `--se 1 2` or `--deb` would be understood in part
         super().__init__(allow_abbrev=False, **options)
@@ -83,6 +85,12 @@ class Parser(ArgumentParser):
                 action="store_true",
                 help="show the traceback of an error (also: MPL_DEBUG=1)",
             )
+        # A shell asks for the options of `mpl COMMAND`; argcomplete calls this again
+        if "_ARGCOMPLETE" in os.environ and not Parser.completes:
+            from argcomplete import autocomplete
+
+            Parser.completes = True
+            autocomplete(self)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,7 +38,11 @@ def files_below(folder: Path) -> list[str]:
 
     Links to folders are followed; each folder is searched once.
     """
-    paths: list[str] = []
+    return list(walk_files(folder))
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """The same, one after another: the files of a folder by their names, then those below."""
     searched = {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         visible = sorted(name for name in folders if not name.startswith("."))
@@ -46,8 +50,7 @@ def files_below(folder: Path) -> list[str]:
         folders[:] = [name for place, name in new.items() if place not in searched]
         searched |= new.keys()
         place = f"{os.path.relpath(parent, folder)}/".removeprefix("./")
-        paths += [place + name for name in files if not name.startswith(".")]
-    return paths
+        yield from (place + name for name in sorted(files) if not name.startswith("."))
 
 
 def is_image(name: str) -> bool:

@@ -163,9 +163,14 @@ class PromptedClassifier:
         return self.description.method
 
     @property
+    def width(self) -> int:
+        """Of a feature of an image."""
+        return self._own.model.clip.visual.output_dim
+
+    @property
     def transfers(self) -> bool:
         """Whether it can tell other classes than those that it was learned on."""
-        nothing = torch.zeros(1, self._own.model.clip.visual.output_dim, device=self.device)
+        nothing = torch.zeros(1, self.width, device=self.device)
         return (
             type(self._own).transfers and not self._own.model.prompt_learner.text(nothing).by_class
         )
@@ -264,6 +269,23 @@ class PromptedClassifier:
             names = class_names or self.class_names
             nothing = Predictions(names, torch.empty(0), self.calibration, source=self.source)
             nothing.calibration_for(unknown, coverage)
+
+    def features(self, images: Pixels | Tensor | Sequence[Pixels]) -> Tensor:
+        """The features of images by the image tower: (images, width), fp32, on the CPU; of unit
+        length unless the method says otherwise.
+
+        Raises:
+            UsageError: an image cannot be read, or a test-time method answers from several views.
+        """
+        self.require_one_view("a feature")
+        turn = ON_GPU if self.device.type == "cuda" else nullcontext()
+
+        def compute(pixels: Tensor) -> Tensor:
+            with turn, torch.no_grad():  # also in the threads of `_each`
+                return self._own.model.image_features(pixels.to(self.device)).cpu()
+
+        parts = list(self._each(images, compute))
+        return torch.cat(parts) if parts else torch.empty(0, self.width)
 
     def logits(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None

@@ -3,6 +3,7 @@ study.
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,7 @@ COMMANDS = (
     "inference.inspection.command",
 )
 COMMANDS += (
+    "inference.embed",
     "inference.export",
     "inference.predict",
     "inference.serving.command",
@@ -84,6 +86,7 @@ def test_train_names_what_is_missing_without_torch():
     [
         "predict MODEL",
         "export MODEL --to a",
+        "embed MODEL --to a",
         "inspection.command MODEL --output a",
         "serving.command MODEL",
     ],
@@ -92,3 +95,25 @@ def test_missing_model_is_named_without_torch(command, tmp_path):
     module, *argv = command.replace("MODEL", str(tmp_path / "run")).split()
     _, errors = quick(f"inference.{module}", argv)
     assert errors[0].startswith(f"error: no model at {tmp_path}/run: give the output folder")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("mpl pre", ["predict", "prepare"]),
+        ("mpl predict MODEL --format j", ["json", "jsonl"]),
+        ("mpl fit --max", ["--max-error"]),
+        ("mpl inspect predictions --o", ["--output"]),
+        ("mpl study ru", ["run"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(line, words, tmp_path):
+    pytest.importorskip("argcomplete", reason="completion needs argcomplete")
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    asked |= {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
+    asked["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "words")
+    done = subprocess.run(
+        [sys.executable, "tools/mpl.py"], cwd=ROOT, env=os.environ | asked, capture_output=True
+    )
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    assert (tmp_path / "words").read_text().split() == words

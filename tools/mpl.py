@@ -1,11 +1,13 @@
 """The command `mpl` of an installation: `mpl fit ...` is `python tools/fit.py ...` of the clone."""
 
+import os
 import sys
 
 # The words of a command: its module, where the same command resumes, and what it does
 COMMANDS = {
     "fit": ("fit.command", "from the images that are done", "the best classifier for a folder"),
     "predict": ("inference.predict", "from the first image", "the most probable classes of images"),
+    "embed": ("inference.embed", "from the first file that is missing", "the features of images"),
     "calibrate": ("runs.calibrate", "", "certainty, sets of classes, unknown images"),
     "export": ("inference.export", "from the start", "a folder to keep and pass on; ONNX; the Hub"),
     "serve": ("inference.serving.command", "from the start", "a page, or JSON over HTTP"),
@@ -20,6 +22,7 @@ COMMANDS = {
     "prepare": ("datasets.preparing.main", "where it stopped", "download and check datasets"),
     "demo": ("studies.demo", "", "prompt learning on a laptop"),
 }
+COMPLETION = "_ARGCOMPLETE"  # which argcomplete sets
 
 
 def main() -> None:
@@ -27,11 +30,13 @@ def main() -> None:
     from common.start import required_packages
     from runs.session import RESUMES, run_command
 
-    words = sys.argv[1:]
+    words = typed() if COMPLETION in os.environ else sys.argv[1:]
     name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), "")
     if not name:
         run_command(lambda: explain(words))
         return
+    if COMPLETION in os.environ:  # `common.start.Parser` completes what comes after these words
+        os.environ[COMPLETION] = str(1 + len(name.split()))
     module, resumes, _ = COMMANDS[name]
     sys.argv = [f"mpl {name}", *words[len(name.split()) :]]
     with required_packages():
@@ -42,10 +47,22 @@ def main() -> None:
     run_command(command, resumes or RESUMES)
 
 
+def typed() -> list[str]:
+    """The words in front of the one that a shell asks to complete."""
+    line = os.environ["COMP_LINE"].encode()[: int(os.environ["COMP_POINT"])].decode(errors="ignore")
+    return line.split(" ")[1:-1]
+
+
 def explain(words: list[str]) -> None:
     """Print the commands. Raises UsageError for another one."""
     from common.errors import check_name
 
+    if COMPLETION in os.environ:
+        from common.start import Parser
+
+        parser = Parser()
+        parser.add_argument("command", choices=[name for name in COMMANDS if " " not in name])
+        parser.parse_args()
     if words and words[0] not in ("-h", "--help"):
         check_name(words[0], [name for name in COMMANDS if " " not in name], "command of mpl")
     print("usage: mpl COMMAND ...; mpl COMMAND --help explains it\n")
@@ -55,7 +72,5 @@ def explain(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    import os
-
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     main()

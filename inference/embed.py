@@ -1,0 +1,304 @@
+"""The command `python tools/embed.py`: the features of images, in files for other programs."""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from common.files import PARTIAL, checksum, replacing, write_text
+from common.lock import LOCK, locked
+from common.start import Parser, at_least, path, required_packages
+from common.text import read_bytes, read_text
+from datasets.folders import is_image, walk_files
+
+from .arguments import add_image_options, add_model_options, check_exists, load_options
+from .options import LoadOptions
+from .tables import REQUIREMENTS, as_unicode
+
+if TYPE_CHECKING:
+    from .classifier import PromptedClassifier
+
+SHARD = 10_000  # images of a file
+LAYOUTS = "parquet", "clip-retrieval"
+RECORD = "_embed.json"  # Parquet's readers of folders ignore names with _
+KEY = b"embed"  # of the facts in the metadata of Parquet
+
+
+class Embedded(NamedTuple):
+    """An image: its SHA-256, and its feature or why there is none."""
+
+    path: str
+    sha256: str
+    feature: NDArray[np.float32] | None
+    error: str
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description="Write the features of images: a Parquet file for 10,000 images, with path, "
+        "sha256, feature and error. The same command again continues with the file that is "
+        "missing.",
+        usage="embed.py [options] [MODEL] IMAGE|FOLDER [...] --to FOLDER",
+        epilog="Features are those of the model's image tower, of unit length unless the method "
+        "says otherwise. Without a MODEL, --backbone gives those of CLIP. An image that cannot be "
+        "read has an error instead of a feature.",
+    )
+    add = parser.add_argument
+    add("paths", type=path, nargs="+", metavar="PATH", help="perhaps a model, then the images")
+    add("--to", type=path, required=True, metavar="FOLDER", help="new, or of an earlier call")
+    text = "parquet, or img_emb/*.npy and metadata/*.parquet, as clip-retrieval reads them"
+    add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help=f"{text} (default: parquet)")
+    text = "numbers of a feature (default: float16)"
+    add("--precision", choices=("float16", "float32"), default="float16", help=text)
+    text = "images at a time (default: 100)"
+    add("--batch-size", type=at_least(1), default=100, metavar="N", help=text)
+    add_model_options(parser)
+    add_image_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    options = load_options(args)
+    check_exists(args.paths[0], "model or image" if args.backbone else "model")
+    with required_packages(REQUIREMENTS):
+        import pyarrow  # noqa: F401 - before anything is computed
+    with required_packages():
+        from tqdm import tqdm
+
+        from .models import kind_of, read_model
+    model = args.paths[0] if kind_of(args.paths[0]) else None
+    if model is None and not args.backbone:
+        read_model(args.paths[0], options)  # which says why it is not a model
+    images = images_in(args.paths[1:] if model else args.paths)
+    classifier = opened(model, options)
+    facts = facts_of(classifier, model, options, args)
+    with locked(args.to, option="--to"):
+        check_same(args.to, facts)
+        with tqdm(desc="features", unit="image", disable=None) as bar:
+            number = 0
+            while files := list(islice(images, SHARD)):
+                write_shard(args, number, files, facts, classifier)
+                bar.update(len(files))
+                number += 1
+        if not number:
+            raise UsageError("there are no images", "give another folder, or files", args.paths[-1])
+        remove_from(args.to, args.layout, number)
+    print(f"Written: {args.to}")
+
+
+def images_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files among the paths, and the image files below the folders among them."""
+    for place in paths:
+        if place.is_dir():
+            yield from (place / name for name in walk_files(place) if is_image(name))
+        else:
+            yield place
+
+
+def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":
+    """The model, or CLIP, whose features do not depend on class names."""
+    from .models import load
+
+    if model is None and not options.class_names:
+        options = replace(options, class_names=["image"])
+    classifier = load(model, options)
+    classifier.require_one_view("a feature")
+    return classifier
+
+
+def facts_of(
+    classifier: "PromptedClassifier",
+    model: Path | None,
+    options: LoadOptions,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """What features depend on, for readers who must refuse features of other weights."""
+    from clip import weights_sha256
+
+    from .models import file_of
+
+    name = classifier.cfg.MODEL.BACKBONE.NAME
+    facts = {"form": 1, "method": classifier.method, "input": classifier.input}
+    facts |= {"backbone": Path(name).name if os.path.exists(name) else name}
+    facts |= {"backbone_sha256": weights_sha256(name), "precision": args.precision}
+    facts["layout"] = args.layout
+    if model:
+        kind = type(classifier._own)
+        facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))
+    return facts
+
+
+def check_same(folder: Path, facts: dict[str, Any]) -> None:
+    """Raise UsageError if a folder has other files, or features that depend on other facts."""
+    text = json.dumps(facts, indent=1) + "\n"
+    record = folder / RECORD
+    if record.is_file():
+        if read_text(record) != text:
+            what = f"{folder} has features of another model, other options or another layout"
+            raise UsageError(what, "choose another folder, or delete it", folder)
+        for partial in folder.rglob(".*.partial"):  # of a call that was killed
+            partial.unlink()
+        return
+    names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
+    if not {LOCK}.issuperset(names):
+        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
+    write_text(record, text)
+
+
+def write_shard(
+    args: argparse.Namespace,
+    number: int,
+    files: Sequence[Path],
+    facts: dict[str, Any],
+    classifier: "PromptedClassifier",
+) -> None:
+    """Write the features of some images, unless that is done and the images are the same.
+
+    A file has them completely or not at all. In the layout of clip-retrieval, the row of an image
+    that cannot be read has zeros.
+    """
+    features, metadata = files_of(args.to, args.layout, number)
+    content = json.dumps(facts | {"images": listing(files)}).encode()
+    if features.is_file() and facts_in(metadata) == content:
+        return
+    rows = embedded(files, classifier, args.batch_size)
+    array = array_of(rows, classifier.width).astype(args.precision)
+    metadata.parent.mkdir(exist_ok=True)
+    features.parent.mkdir(exist_ok=True)
+    if args.layout == LAYOUTS[0]:
+        write_parquet(metadata, rows, content, "path", array)
+        return
+    with replacing(features) as partial, open(partial, "xb") as file:
+        np.save(file, array)
+    write_parquet(metadata, rows, content, "image_path")
+
+
+def files_of(folder: Path, layout: str, number: int) -> tuple[Path, Path]:
+    """The files of the features of a shard, and of its metadata."""
+    if layout == LAYOUTS[0]:
+        file = folder / f"{number:05}.parquet"
+        return file, file
+    return (
+        folder / f"img_emb/img_emb_{number:05}.npy",
+        folder / f"metadata/metadata_{number:05}.parquet",
+    )
+
+
+def remove_from(folder: Path, layout: str, number: int) -> None:
+    """Delete the files of an earlier call with more images."""
+    files = [file for file in files_of(folder, layout, number) if file.is_file()]
+    if files:
+        for file in dict.fromkeys(files):
+            file.unlink()
+        remove_from(folder, layout, number + 1)
+
+
+def array_of(rows: Sequence[Embedded], width: int) -> NDArray[np.float32]:
+    """(rows, width): the features; zeros for an image without one."""
+    nothing = np.zeros(width, dtype=np.float32)
+    return np.stack([nothing if row.feature is None else row.feature for row in rows])
+
+
+def listing(files: Sequence[Path]) -> str:
+    """A SHA-256 of paths, sizes and times."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            status = os.stat(file)
+            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        except OSError:
+            digest.update(b"- ")
+        digest.update(os.fsencode(file) + b"\0")
+    return digest.hexdigest()
+
+
+def facts_in(file: Path) -> bytes:
+    """The facts that a Parquet file states; empty if there is no such file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return (parquet.read_schema(file).metadata or {}).get(KEY, b"")
+    except (OSError, pyarrow.ArrowException):
+        return b""
+
+
+def embedded(
+    files: Sequence[Path], classifier: "PromptedClassifier", batch_size: int
+) -> list[Embedded]:
+    """The features of images, and why others have none; in the order of the files."""
+    from dassl.utils import read_image
+    from dassl.utils.images import MAX_BYTES
+
+    from .batches import read_batch
+    from .images import in_threads
+
+    def of_batch(batch: Sequence[Path]) -> list[Embedded]:
+        digests: dict[str, bytes] = {}
+
+        def read(file: Path, *options: Any) -> Any:
+            digest = hashlib.sha256(read_bytes(file, MAX_BYTES)).digest()
+            digests[str(file)] = digest
+            return read_image(file, *options, sha256=digest)
+
+        good, inputs, errors = read_batch(batch, [classifier], read)
+<<<<<<< Updated upstream
+        features = classifier.features(inputs[0]).numpy() if good else []
+        found = dict(zip(map(str, good), features, strict=True))
+=======
+        found: dict[str, NDArray[np.float32]] = {}
+        if good:
+            features = classifier.features(inputs[0]).numpy()
+            found = dict(zip(map(str, good), features, strict=True))
+>>>>>>> Stashed changes
+        faults = iter(errors)
+        return [
+            Embedded(
+                name,
+                digests[name].hex() if name in digests else "",
+                found.get(name),
+                "" if name in found else next(faults),
+            )
+            for name in map(str, batch)
+        ]
+
+    on_gpu = classifier.device.type == "cuda"
+    parts = in_threads(of_batch, files, batch_size, on_gpu)
+    return [row for part in parts for row in part]
+
+
+def write_parquet(
+    file: Path,
+    rows: Sequence[Embedded],
+    facts: bytes,
+    path_column: str,
+    array: NDArray[Any] | None = None,
+) -> None:
+    """Write the rows, with the features (rows, width) if they are given."""
+    import pyarrow
+    from pyarrow import parquet
+
+    columns: dict[str, Any] = {
+        path_column: [as_unicode(row.path) for row in rows],
+        "sha256": [row.sha256 for row in rows],
+        "error": [row.error for row in rows],
+    }
+    if array is not None:
+        is_bad = pyarrow.array([row.feature is None for row in rows])
+        columns["feature"] = pyarrow.FixedSizeListArray.from_arrays(
+            pyarrow.array(array.reshape(-1)), array.shape[1], mask=is_bad
+        )
+    table = pyarrow.table(columns).replace_schema_metadata({KEY: facts})
+    with replacing(file) as partial:
+        parquet.write_table(table, partial)

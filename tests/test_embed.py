@@ -1,0 +1,147 @@
+"""tools/embed.py: the features of images in files for other programs."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from dassl.utils import read_image
+
+from inference import embed
+from inference.models import load
+from inference.options import LoadOptions
+
+parquet = pytest.importorskip(
+    "pyarrow.parquet", reason="Parquet needs pyarrow (requirements-parquet.txt)"
+)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def photos(photos, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(photos, tmp_path / "photos")
+
+
+@pytest.fixture
+def embedded(command, deep, tmp_path):
+    """`embedded(path, ..., option, ...)`: the features of images by a random CLIP, in out/."""
+
+    def embedded(*words, to="out"):
+        done = command(embed, *words, "--to", tmp_path / to, "--backbone", deep)
+        assert done.status == 0, done.errors
+        return tmp_path / to
+
+    return embedded
+
+
+def rows_in(folder):
+    return [row for file in sorted(folder.glob("*.parquet")) for row in rows_of(file)]
+
+
+def rows_of(file):
+    return parquet.read_table(file).to_pylist()
+
+
+def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photos, monkeypatch):
+    monkeypatch.setattr(embed, "SHARD", 2)
+    (photos / "broken.png").write_bytes(b"no image")
+    (photos / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(photos / "pipe.png")
+    folder = embedded(photos, "--precision", "float32")
+    rows = rows_in(folder)
+    assert [len(rows_of(file)) for file in sorted(folder.glob("*.parquet"))] == [2, 2, 2, 2]
+    faults = {row["path"]: row["error"] for row in rows if row["feature"] is None}
+    assert {*faults} == {str(photos / f"{name}.png") for name in ("broken", "gone", "pipe")}
+    assert "broken.png" in faults[str(photos / "broken.png")]
+    good = [row for row in rows if row["feature"] is not None]
+    classifier = load(None, LoadOptions(backbone=str(deep), class_names=["a cat", "a dog"]))
+    features = classifier.features([row["path"] for row in good]).numpy()
+    np.testing.assert_allclose([row["feature"] for row in good], features, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    content = (photos / "a.jpg").read_bytes()
+    (row,) = [row for row in good if row["path"] == str(photos / "a.jpg")]
+    assert row["sha256"] == hashlib.sha256(content).hexdigest() and row["error"] == ""
+
+
+def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, monkeypatch):
+    monkeypatch.setattr(embed, "SHARD", 2)
+    folder = embedded(photos)
+    before = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
+    computed = []
+    original = embed.embedded
+    monkeypatch.setattr(
+        embed, "embedded", lambda files, *how: computed.append(files) or original(files, *how)
+    )
+    embedded(photos)
+    assert computed == []
+    (folder / "00001.parquet").write_bytes(before["00001.parquet"][:100])
+    (folder / ".00001.parquet.1-2.partial").touch()
+    embedded(photos)
+    assert len(computed) == 1 and not list(folder.glob(".*.partial"))
+    assert {file.name: file.read_bytes() for file in folder.glob("*.parquet")} == before
+    shutil.copy(photos / "b.png", photos / "a.jpg")
+    embedded(photos)
+    assert len(computed) == 2
+    shutil.rmtree(photos / "below")
+    (photos / "b.png").unlink()
+    embedded(photos)
+    names = {row["path"] for row in rows_in(folder)}
+    assert names == {str(photos / name) for name in ("a.jpg", "d.webp", "e f.bmp")}
+
+
+def test_features_say_what_they_depend_on_and_others_are_refused(
+    embedded, command, deep, tiny, finished, photos, tmp_path
+):
+    folder = embedded(photos)
+    facts = json.loads(parquet.read_schema(folder / "00000.parquet").metadata[b"embed"])
+    assert facts["backbone"] == deep.name and len(facts["backbone_sha256"]) == 64
+    assert facts["input"]["SIZE"] == [32, 32] and facts["precision"] == "float16"
+    line = [photos, "--to", folder, "--backbone"]
+    assert "has features of another model" in command(embed, *line, tiny).error
+    assert "has features of another" in command(embed, *line, deep, "--precision", "float32").error
+    assert "is not empty" in command(embed, photos, "--to", photos, "--backbone", deep).error
+    run = embedded(finished("MPL"), photos, to="run")
+    of_run = json.loads(parquet.read_schema(run / "00000.parquet").metadata[b"embed"])
+    assert of_run["method"] == "MPL" and len(of_run["model_sha256"]) == 64
+    found = np.array([row["feature"] for row in rows_in(run)])
+    files = [row["path"] for row in rows_in(run)]
+    expected = load(finished("MPL")).features(files).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(found - [row["feature"] for row in rows_in(folder)]).max() > 0.01
+    (tmp_path / "empty").mkdir()
+    done = command(embed, tmp_path / "empty", "--to", tmp_path / "new", "--backbone", deep)
+    assert "there are no images" in done.error
+
+
+def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
+    monkeypatch.setattr(embed, "SHARD", 2)
+    (photos / "broken.png").write_bytes(b"no image")
+    rows = rows_in(embedded(photos))
+    folder = embedded(photos, "--layout", "clip-retrieval", to="retrieval")
+    features = [np.load(file) for file in sorted((folder / "img_emb").iterdir())]
+    metadata = [row for file in sorted((folder / "metadata").iterdir()) for row in rows_of(file)]
+    assert [row["image_path"] for row in metadata] == [row["path"] for row in rows]
+    assert [len(part) for part in features] == [2, 2, 2] and features[0].dtype == np.float16
+    for feature, row in zip(np.concatenate(features), rows, strict=True):
+        assert feature.tolist() == (row["feature"] or [0] * len(feature))
+
+
+def test_an_image_that_changes_while_it_is_read_has_an_error(
+    embedded, photos, monkeypatch, tmp_path
+):
+    original = embed.read_bytes
+
+    def changing(file, most):
+        content = original(file, most)
+        if file.name == "a.jpg":
+            shutil.copy(photos / "b.png", file)
+        return content
+
+    monkeypatch.setattr(embed, "read_bytes", changing)
+    rows = rows_in(embedded(photos))
+    (fault,) = [row for row in rows if row["error"]]
+    assert fault["path"] == str(photos / "a.jpg") and "changed" in fault["error"]
+    assert read_image(photos / "a.jpg")
