@@ -253,15 +253,10 @@ def embedded(
             return read_image(file, *options, sha256=digest)
 
         good, inputs, errors = read_batch(batch, [classifier], read)
-<<<<<<< Updated upstream
-        features = classifier.features(inputs[0]).numpy() if good else []
-        found = dict(zip(map(str, good), features, strict=True))
-=======
         found: dict[str, NDArray[np.float32]] = {}
         if good:
             features = classifier.features(inputs[0]).numpy()
             found = dict(zip(map(str, good), features, strict=True))
->>>>>>> Stashed changes
         faults = iter(errors)
         return [
             Embedded(
