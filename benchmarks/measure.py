@@ -61,12 +61,9 @@ SECTIONS = {
     "Prediction": "--classes 5 --what imports predict --images 1 60 --form fast",
 }
 NOTE = (
-    "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is "
-    "the first way's time"
-)
-NOTE += (
-    " divided by this one's, *mb* the memory that a step needs beyond weights and prompts. "
-    "Weights are random."
+    "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is the "
+    "first way's time divided by this one's, *mb* the memory that a step needs beyond weights and "
+    "prompts. Weights are random."
 )
 
 

@@ -38,11 +38,8 @@ class ImageFolder(FolderDataset):
             if seed >= 0:
                 return self.seeded_split(seed)
             remedy = (
-                "move images to train/CLASS and test/CLASS in it, or split the images of its "
-                "CLASS folders with"
-            )
-            remedy += (
-                " DATASET.SPLIT_SEED 1 (studies, prepare.py: in a YAML file of "
+                "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS "
+                "folders with DATASET.SPLIT_SEED 1 (studies, prepare.py: in a YAML file of "
                 f"configs/datasets; {self.remedy})"
             )
             raise DatasetError(f"no folders train and test in {self.root}", remedy, self.root)

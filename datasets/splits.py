@@ -136,8 +136,10 @@ def read(
             where, item = places.get(in_dataset(path, folder, data), ("", None))
             if item is None or (where, item.label) != (part, label):
                 fact = f"for {where} with the label {item.label}" if item else "without that image"
-                what = f"{file} has {printable(one_line(path))} for {part} with the label {label}"
-                what += f", the split {fact}"
+                what = (
+                    f"{file} has {printable(one_line(path))} for {part} with the label {label}"
+                    f", the split {fact}"
+                )
                 raise UsageError(what, "give images and labels of the dataset's own split", file)
             parts[part].append(item)
         check_part(file, part, parts[part], split[part])

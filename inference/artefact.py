@@ -95,9 +95,8 @@ class Description:
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
             what = (
                 f"the prompts were learned on {self.backbone} with SHA-256 "
-                f"{self.backbone_sha256[:16]}..., "
+                f"{self.backbone_sha256[:16]}..., {name} has {sha256[:16]}..."
             )
-            what += f"{name} has {sha256[:16]}..."
             raise UsageError(
                 what,
                 "give the same weights by --backbone (in Python: backbone), or restore that file",

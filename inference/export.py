@@ -30,10 +30,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Write the learned prompts of a model, and what is needed to use them, to a "
         "folder of their own.",
         epilog=f"{MODELS} --onnx and --weights are for the class names of the model or, if given, "
-        "of "
-        "--classes. Each written file is run and compared with the model. A logit that differs by "
-        "more than 0.001 is "
-        "an error.",
+        "of --classes. Each written file is run and compared with the model. A logit that differs "
+        "by more than 0.001 is an error.",
     )
     add = parser.add_argument
     what = "the model to export (without it: zero-shot CLIP on --backbone)"

@@ -21,18 +21,16 @@ def _parser() -> Parser:
     parser = Parser(
         description="Train or test one method on one dataset.",
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 "
-        "DATASET.NUM_SHOTS 16. "
-        f"Methods (docs/methods.md): {', '.join(folders)}.",
+        f"DATASET.NUM_SHOTS 16. Methods (docs/methods.md): {', '.join(folders)}.",
     )
     add = parser.add_argument
     add("--root", default="", help="folder of the datasets")
     add("--output-dir", default="", help="folder for the results of this run (default: ./output)")
     add("--resume", default="", help="folder of a run to resume (default: the output folder)")
     text = (
-        "choose the few-shot images and fix all randomness. Several seeds train one after "
-        "another: --output-dir "
+        "choose the few-shot images and fix all randomness. Several seeds train one after another: "
+        "--output-dir must then contain {seed} or end in seed1"
     )
-    text += "must then contain {seed} or end in seed1"
     add("--seed", type=seeds, default=-1, metavar="SEED [SEED ...]", help=text)
     add("--source-domains", nargs="+", help=UNUSED)
     add("--target-domains", nargs="+", help=UNUSED)

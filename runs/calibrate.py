@@ -49,16 +49,12 @@ LOGITS = "logits.npy"  # in predictions.npz
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Fit the temperature, the threshold for unknown images and the sets of a model "
-        "on held-out images, "
-        f"write them to {CALIBRATION} in its folder, and report ECE, NLL, sets and abstention "
-        "before and after.",
+        f"on held-out images, write them to {CALIBRATION} in its folder, and report ECE, NLL, sets "
+        "and abstention before and after.",
         epilog="A MODEL is the output folder of a run, a folder with such folders below it, or a "
-        "folder that "
-        "tools/export.py wrote. The images are the validation images of a run or, with --images, "
-        "those in folders "
-        "named after the classes. Images that the model has learned from, near-copies of them, and "
-        "test images are "
-        "refused.",
+        "folder that tools/export.py wrote. The images are the validation images of a run or, with "
+        "--images, those in folders named after the classes. Images that the model has learned "
+        "from, near-copies of them, and test images are refused.",
     )
     add = parser.add_argument
     add("models", type=path, nargs="+", metavar="MODEL")

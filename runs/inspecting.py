@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         prog="inspect.py predictions",
         description="Draw what a test predicted: reliability, risk against coverage, accuracy by "
-        "class, and confused "
-        "classes with their images.",
+        "class, and confused classes with their images.",
         epilog="The folder gets predictions.html, and the pictures as PNG and SVG.",
     )
     parser.add_argument("run", type=path, metavar="RUN", help="output folder of a finished run")
@@ -68,10 +67,9 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
         return figure
 
     caption = (
-        "Accuracy against confidence in 15 bins. Below the diagonal the model is too "
-        "confident. Bins with fewer "
+        "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. "
+        "Bins with fewer than ten images are left out."
     )
-    caption += "than ten images are left out."
     yield (
         "reliability",
         caption,
@@ -79,8 +77,8 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     )
     caption = (
         "The error on the images that the model is most sure of, against their share: at 50%, "
+        "the error if it answered only the half of the images that it is most sure of."
     )
-    caption += "the error if it answered only the half of the images that it is most sure of."
     yield "risk_and_coverage", caption, drawn(3.4, draw_risk, outcome.risks, color="black")
     recalls = outcome.recalls()
     caption = "Sorted, the worst class at the top."
@@ -92,10 +90,9 @@ def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     yield "confusion", caption, drawn(4.2, draw_confusion, outcome)
     if pairs := outcome.pairs():
         caption = (
-            "The most frequent wrong predictions: class, predicted class, how many of the "
-            "images of the class, "
+            "The most frequent wrong predictions: class, predicted class, how many of the images "
+            "of the class, and the images with the highest probability."
         )
-        caption += "and the images with the highest probability."
         yield "confused_pairs", caption, draw_pairs(pairs, root)
 
 

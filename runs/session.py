@@ -27,9 +27,8 @@ RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 BATCH = (
     "lower the batch size (of tools/predict.py: --batch-size; of a run: "
-    "DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
+    "DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE), or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
 )
-BATCH += ", or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
 LOADER_PROCESS = (
     "DataLoader worker"  # torch's error begins so if a process of the data loader has been killed
 )

@@ -47,9 +47,11 @@ def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
     for row in rows:
         row += [Cell(texts.get(row[0].text, MISSING)) for texts in more.values()]
     devices = ", ".join(times["device"].unique())
-    note = f"Sorted by {main}. {describe_spread(summary)} Averages over "
-    note += f"{', '.join(summary.averaged(protocol))}. Training time: mean of a run"
-    note += f"{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+    note = (
+        f"Sorted by {main}. {describe_spread(summary)} Averages over "
+        f"{', '.join(summary.averaged(protocol))}. Training time: mean of a run"
+        f"{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+    )
     return Table(f"Summary: {protocol}", [*header, *more], rows, note)
 
 
@@ -101,8 +103,10 @@ def headlines(summary: Summary) -> list[str]:
                 both = f"{first.method} and {second.method} are both first{among}"
                 sentences.append(f"{protocol}: {both} with {part} {first.mean:.1f}%.")
                 continue
-            text = f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
-            text += f"{first.mean - second.mean:.1f} points above {second.method}. "
+            text = (
+                f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
+                f"{first.mean - second.mean:.1f} points above {second.method}. "
+            )
             sentences.append(text + how_sure(summary, protocol, part, first.method, second.method))
     return sentences
 

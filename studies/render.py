@@ -96,8 +96,8 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     note = (
         f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL "
         "(nats) and the Brier "
+        "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
     )
-    note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
     if any(column.startswith("AUROC") for column in means):
         note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
     if "OpenworldAUC" in means:
@@ -130,8 +130,10 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
     most = int(known["evaluations"].max())
     selected = int(runs["selected_on_test"].sum())
     often = "once" if most == 1 else f"up to {most} times"
-    note = f" Data: {words}; test images evaluated {often} by a run; "
-    note += f"{selected} of {len(runs)} runs chose on them"
+    note = (
+        f" Data: {words}; test images evaluated {often} by a run; "
+        f"{selected} of {len(runs)} runs chose on them"
+    )
     unknown = len(runs) - len(known)
     return note + (f"; {unknown} runs did not record their images." if unknown else ".")
 
@@ -238,12 +240,10 @@ def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[T
 
 PAIRED = (
     "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. "
-    "Holm: corrected for the number of tests in the column. "
-    "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true "
-    f"difference that so many seeds with this spread would show ({POWER:.0%} of the time, at "
-    "p < 0.05). "
-    "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank "
-    "test of their means."
+    "Holm: corrected for the number of tests in the column. Difference: with its 95% t-interval "
+    "over seeds. Smallest visible: the smallest true difference that so many seeds with this "
+    f"spread would show ({POWER:.0%} of the time, at p < 0.05). Seeds: t-test of each seed's "
+    "average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
 )
 
 

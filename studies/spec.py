@@ -229,8 +229,10 @@ class Study:
         crossing = "cross_dataset" in self.protocols
         names = [variant.name for variant in self.variants if not variant.facts.transfers]
         if base2new and names:
-            what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
-            what += "that it has not learned"
+            what = (
+                f"base2new has no meaning for {', '.join(names)}, which cannot tell classes "
+                "that it has not learned"
+            )
             raise UsageError(what, "leave it out, or use few_shot")
         if not self.datasets and self.protocols != ("cross_dataset",):
             raise UsageError("the study has no datasets", "see studies/small.yaml")

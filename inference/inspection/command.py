@@ -25,8 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "each layer, and, over "
         "images, the attention that CLS pays to patches, new prompts and carried prompts.",
         epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and "
-        "SVG. "
-        "`inspect.py predictions RUN` draws what the test of a run predicted.",
+        "SVG. `inspect.py predictions RUN` draws what the test of a run predicted.",
     )
     parser.add_argument("model", type=path, metavar="MODEL")
     parser.add_argument(

@@ -33,12 +33,10 @@ UPLOADS = "mpl-serve.partial-"
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Serve a page in the browser: drop an image, compare the probabilities of all "
-        "models, edit the "
-        "class names, see where the models look.",
+        "models, edit the class names, see where the models look.",
         usage="serve.py [options] [MODEL ...] [--classes NAME ...]",
         epilog=f"{MODELS} Without a MODEL, --backbone and --classes give zero-shot CLIP. Ctrl-C "
-        "ends the server. It "
-        "has no password: whoever reaches the host and port can use it.",
+        "ends the server. It has no password: whoever reaches the host and port can use it.",
     )
     add = parser.add_argument
     add("models", type=path, nargs="*", metavar="MODEL")
