@@ -11,6 +11,19 @@ from common.start import ROOT, Parser
 from inference.arguments import add_plugin_option
 
 UNUSED = "for compatibility with Dassl; not used by the methods here"
+# Settings by the options that give them
+OPTIONS = {
+    "DATASET.ROOT": "root",
+    "OUTPUT_DIR": "output_dir",
+    "RESUME": "resume",
+    "DATASET.SOURCE_DOMAINS": "source_domains",
+    "DATASET.TARGET_DOMAINS": "target_domains",
+    "INPUT.TRANSFORMS": "transforms",
+    "TRAINER.NAME": "trainer",
+    "MODEL.BACKBONE.NAME": "backbone",
+    "MODEL.HEAD.NAME": "head",
+    "TEST.OOD": "ood",
+}
 
 
 @cache
@@ -23,6 +36,16 @@ def _parser() -> Parser:
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 "
         f"DATASET.NUM_SHOTS 16. Methods (docs/methods.md): {', '.join(folders)}.",
     )
+    add_settings(parser)
+    add_behaviour(parser)
+    add_plugin_option(parser)
+    words = "settings to override"
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=words)
+    return parser
+
+
+def add_settings(parser: Parser) -> None:
+    """Options for what a run learns, and from what."""
     add = parser.add_argument
     add("--root", default="", help="folder of the datasets")
     add("--output-dir", default="", help="folder for the results of this run (default: ./output)")
@@ -44,6 +67,11 @@ def _parser() -> Parser:
         help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag",
     )
     add("--head", default="", help=UNUSED)
+
+
+def add_behaviour(parser: Parser) -> None:
+    """Options for what the command does besides training."""
+    add = parser.add_argument
     add("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     add("--model-dir", default="", help="output folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
@@ -67,9 +95,6 @@ def _parser() -> Parser:
     add("--no-train", action="store_true", help="build everything, then stop")
     text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
     add("--report-to", type=trackers, default=[], metavar="A,B", help=text)
-    add_plugin_option(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
-    return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -119,19 +144,9 @@ def check_given(args: argparse.Namespace, trainer: str, dataset: str, cfg: Any) 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that options of the command line give."""
-    options = {
-        "DATASET.ROOT": args.root,
-        "OUTPUT_DIR": args.output_dir,
-        "RESUME": args.resume,
-        "SEED": args.seed if args.seed != -1 else None,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "MODEL.HEAD.NAME": args.head,
-        "TEST.OOD": args.ood,
-    }
+    options = {key: getattr(args, name) for key, name in OPTIONS.items()}
+    if args.seed != -1:
+        options["SEED"] = args.seed
     return {key: value for key, value in options.items() if value not in (None, "", [])}
 
 

@@ -7,7 +7,6 @@ import io
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,31 +131,38 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     run's test.
     """
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
-    options = LoadOptions(
-        device=args.device,
-        backbone=args.backbone,
-        class_names=names_of(dataset) if dataset else (),
-        calibration=False,
+    classifier = load(
+        folder,
+        LoadOptions(
+            device=args.device,
+            backbone=args.backbone,
+            class_names=names_of(dataset) if dataset else (),
+            calibration=False,
+        ),
     )
-    classifier = load(folder, options)
     method = predicting()[classifier.method]
     known = seen_images(folder, dataset, method.learns, args.accept_unknown_images)
     seen = known or NOTHING
-    given, source = labelled_images(folder, dataset, args.images, classifier.class_names)
-    items, asked = without_learned(given, seen, folder)
-    test_items = dataset.test if dataset else []
+    items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
+    items, asked = without_learned(items, seen, folder)
     tested = int(seen.of_role("tested").equal(asked).sum())
-    common = max(tested, count_shared(items, test_items))
+    if dataset:
+        tested = max(tested, count_shared(items, dataset.test))
     check_test_images(
-        common, len(items), str(folder), args.accept_test_images, "--accept-test-images"
+        tested, len(items), str(folder), args.accept_test_images, "--accept-test-images"
     )
     held = outputs_of(classifier, items)
-    error = None if args.error is None else args.error / 100
     fitted = fit(
-        held, classifier.class_names, items, source, error, kind=args.kind, test_images=common
+        held,
+        classifier.class_names,
+        items,
+        source,
+        args.error and args.error / 100,
+        kind=args.kind,
+        test_images=tested,
+        chosen_images=int(seen.of_role("chosen").equal(asked).sum()),
+        unknown_images=known is None,
     )
-    chosen = int(seen.of_role("chosen").equal(asked).sum())
-    fitted = replace(fitted, chosen_images=chosen, unknown_images=known is None)
     write_calibration(folder, fitted, file_of(folder, method))
     if known is not None:
         (seen.of_role("learned", "chosen", "tested") + asked).write(folder)
@@ -176,10 +182,12 @@ def print_changes(
     """What a calibration changes on the test images of its run, and on those of new classes."""
     method = predicting()[classifier.method]
     classes = dataset.cfg.DATASET.SUBSAMPLE_CLASSES
+    test = None
     # As in a prediction, whose answer the fit is of; and not of validation images
-    is_saved = method.kind != "transductive" and dataset.cfg.TEST.SPLIT == "test"
-    saved = saved_outputs(folder) if is_saved else None
-    test = saved or outputs_of(classifier, dataset.test)
+    if method.kind != "transductive" and dataset.cfg.TEST.SPLIT == "test":
+        test = saved_outputs(folder)
+    if test is None:
+        test = outputs_of(classifier, dataset.test)
     print_report(f"{dataset.title}, {classes} classes", report(fitted, test, held=held))
     with suppress(UsageError):  # a class without a calibration image
         print_sets("LAC after Conf-OT (transductive)", of_transport(held, test))
@@ -189,8 +197,8 @@ def print_changes(
         new = read_dataset(folder, "new")
         names = names_of(new)
         test = outputs_of(classifier, new.test, names)
-        measures = report(fitted, test, classifier.distances(names))
-        print_report(f"{dataset.title}, new classes", measures)
+        changes = report(fitted, test, classifier.distances(names))
+        print_report(f"{dataset.title}, new classes", changes)
 
 
 def seen_images(

@@ -130,9 +130,13 @@ def report(
     """
     z, labels = test
     facts: dict[str, Any] = {
-        key: getattr(calibration, key) for key in ("images", "sha256", "source", "test_images")
+        "images": calibration.images,
+        "sha256": calibration.sha256,
+        "source": calibration.source,
+        "test_images": calibration.test_images,
+        "temperature": calibration.temperature.temperature,
+        "before": quality(z, labels),
     }
-    facts |= {"temperature": calibration.temperature.temperature, "before": quality(z, labels)}
     after = calibration.temperature.apply(z)
     if distances is not None:
         facts["by_temperature"] = quality(after, labels)
@@ -141,8 +145,7 @@ def report(
     facts["after"] = quality(after, labels)
     all_sets = [calibration.sets] if held is None else [Sets.fit(*held, kind) for kind in KINDS]
     facts["sets"] = {sets.kind: of_sets(sets.apply(z, COVERAGE), labels) for sets in all_sets}
-    thresholds = thresholds_of(calibration, held)
-    facts["unknown"] = [of_threshold(threshold, test) for threshold in thresholds]
+    facts["unknown"] = [of_threshold(each, test) for each in thresholds_of(calibration, held)]
     return facts
 
 

@@ -29,11 +29,13 @@ RESUMABLE_CHANGES = {
     "CACHE",
     "CACHE_GB",
     "DATASET.ROOT",
-}
-RESUMABLE_CHANGES |= {"DATASET.SENTENCES"}  # whose checksum may not
-RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB")}
-RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT"}
-RESUMABLE_CHANGES |= {
+    "DATASET.SENTENCES",  # whose checksum may not
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.CACHE",
+    "DATALOADER.CACHE_GB",
+    "MODEL.COMPILE",
+    "MODEL.BACKBONE.TOWERS",
+    "MODEL.BACKBONE.CHECKPOINT_TEXT",
     "INPUT.MAX_PIXELS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -321,34 +323,37 @@ def ignored(cfg: CfgNode, given: Given, trees: Iterable[dict]) -> list[str]:
     """
     method = trainers.methods().get(cfg.TRAINER.NAME)
     name = cfg.TRAINER.NAME
-    file = given.config_file
     read = {*cfg.TRAINER, *(method.sections() if method else ())}
     keys = [
         key for key in given.pairs if key.startswith("TRAINER.") and key.split(".")[1] not in read
     ]
     lines = [f"{name} does not read {', '.join(keys)}"] if keys else []
-    if not (file and method and method.Settings.schema().keys() - {"PREC"}):
-        return lines
-    if method.config_folder != name and Path(file).absolute().parent.name == method.config_folder:
-        return lines  # zero-shot CLIP reads the files of CoOp
-    sections: dict[str, dict] = {}
-    for tree in trees:
-        sections |= {
-            key: values
-            for key, values in tree.get("TRAINER", {}).items()
-            if isinstance(values, dict)
-        }
-    now = cfg.TRAINER[method.section()]
-    for section, values in sections.items() if not {*method.sections()} & {*sections} else ():
-        others = [
-            f"{key} {now[key]}, not {values[key]}"
-            for key in values
-            if now.get(key, values[key]) != values[key]
-        ]
-        if others:
-            what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
-            return [f"{what} ({'; '.join(others)}): rename the section if you mean these", *lines]
+    if method and given.config_file and method.Settings.schema().keys() - {"PREC"}:
+        return [*sections_of_others(cfg, method, given.config_file, trees), *lines]
     return lines
+
+
+def sections_of_others(cfg: CfgNode, method: Any, file: str, trees: Iterable[dict]) -> list[str]:
+    """A line about values in the section of another method, which this one has in its own."""
+    name = cfg.TRAINER.NAME
+    if method.config_folder != name and Path(file).absolute().parent.name == method.config_folder:
+        return []  # zero-shot CLIP reads the files of CoOp
+    sections: dict[str, Any] = {}
+    for tree in trees:
+        sections |= tree.get("TRAINER", {})
+    if not sections.keys().isdisjoint(method.sections()):
+        return []
+    now = cfg.TRAINER[method.section()]
+    for section, values in sections.items():
+        keys = values if isinstance(values, dict) else ()
+        differing = [key for key in keys if now.get(key, values[key]) != values[key]]
+        if differing:
+            others = "; ".join(f"{key} {now[key]}, not {values[key]}" for key in differing)
+            return [
+                f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()} "
+                f"({others}): rename the section if you mean these"
+            ]
+    return []
 
 
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:

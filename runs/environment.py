@@ -15,23 +15,26 @@ DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is 
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that the results depend on."""
-    libraries = {"torchvision": torchvision.__version__, "open_clip": open_clip.__version__}
-    return {"python": platform.python_version(), "torch": torch.__version__, **libraries}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "open_clip": open_clip.__version__,
+    }
 
 
 def environment() -> dict[str, str]:
     """The facts that a bug report needs."""
+    facts = versions()
+    facts["numpy"] = np.__version__
+    facts["Pillow"] = PIL.__version__
+    facts["system"] = f"{platform.system()} {platform.release()} ({platform.machine()})"
+    capability = torch.backends.cpu.get_cpu_capability()
+    facts["processor"] = f"{capability}, {torch.get_num_threads()} threads"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        **versions(),
-        "numpy": np.__version__,
-        "Pillow": PIL.__version__,
-        "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "processor": f"{torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads",
-        "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN "
-        f"{torch.backends.cudnn.version()})",
-    }
+    libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    facts["GPU"] = f"{', '.join(gpus) or 'none'} ({libraries})"
+    return facts
 
 
 def unused_gpu() -> str:

@@ -3,6 +3,7 @@ pictures.
 """
 
 import os
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from measures.outcomes import MOST, Outcome, draw_confusion, draw_pairs, draw_re
 from measures.results import summary_line
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> Namespace:
     parser = Parser(
         prog="inspect.py predictions",
         description="Draw what a test predicted: reliability, risk against coverage, accuracy by "
@@ -35,27 +36,32 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--root", type=path, help="folder of the datasets (default: that of the run)"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     arrays = predictions.read(args.run)
-    results = read_results(args.run)
+    about = printable(summary_line(read_results(args.run) or {}))
     outcome = Outcome([str(name) for name in arrays["class_names"]])
     outcome.add(arrays)
-    settings = {} if args.root else read_yaml(args.run / RUN_CONFIG_FILE).get("DATASET")
-    root = args.root or Path(
-        os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else "")
-    )
+    root = args.root or root_of(args.run)
     with new_folder(args.output) as folder:
-        drawn = pictures(outcome, root)
         shown = [
-            (name, caption, save_picture(figure, folder / name)) for name, caption, figure in drawn
+            (name, caption, save_picture(figure, folder / name))
+            for name, caption, figure in pictures(outcome, root)
         ]
-        about = printable(summary_line(results or {}))
-        title = about.partition(":")[0]
         template = Path(__file__).with_name("outcomes.html")
-        write_text(
-            folder / "predictions.html", render(template, title=title, about=about, pictures=shown)
-        )
+        page = render(template, title=about.partition(":")[0], about=about, pictures=shown)
+        write_text(folder / "predictions.html", page)
     print(f"Written: predictions.html and pictures to {args.output}")
+
+
+def root_of(run: Path) -> Path:
+    """The folder of the datasets of a run."""
+    settings = read_yaml(run / RUN_CONFIG_FILE).get("DATASET")
+    root = settings.get("ROOT", "") if isinstance(settings, dict) else ""
+    return Path(os.path.expanduser(str(root)))
 
 
 def pictures(outcome: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:

@@ -106,28 +106,33 @@ class NegativeWords:
     ):
         self.model = model
         nouns, adjectives = read_words(files)
-        device = model.clip.logit_scale.device
-
-        @torch.no_grad()
-        def features(words: Sequence[str], sentence: str) -> Tensor:
-            return normalize(
-                encode_texts(model.frozen, [sentence.replace("{}", word) for word in words], device)
-            )
-
-        of_classes = features(class_names, NOUN)
-        of_nouns = features(nouns, NOUN) if nouns else of_classes[:0]
-        of_adjectives = features(adjectives, ADJECTIVE) if adjectives else of_classes[:0]
-        kept_nouns, kept_adjectives = select(of_classes, of_nouns, of_adjectives)
-        self.features = torch.cat([of_nouns[kept_nouns], of_adjectives[kept_adjectives]])
-        if len(self.features) < FEWEST:
+        self.features = self.kept(class_names, nouns, adjectives)
+        kept = len(self.features)
+        if kept < FEWEST:
             words = len(nouns) + len(adjectives)
-            what = f"NegLabel would keep {len(self.features)} of {words} words, and needs {FEWEST}"
-            raise UsageError(
-                what, f"give more in TEST.OOD_WORDS: {FRACTION:.0%} of the words are kept"
-            )
-        self.groups = min(GROUPS, len(self.features))
-        count = len(self.features) - len(self.features) % self.groups
+            what = f"NegLabel would keep {kept} of {words} words, and needs {FEWEST}"
+            remedy = f"give more in TEST.OOD_WORDS: {FRACTION:.0%} of the words are kept"
+            raise UsageError(what, remedy)
+        self.groups = min(GROUPS, kept)
+        count = kept - kept % self.groups
         self.order = np.random.default_rng(max(0, seed)).permutation(count).tolist()
+
+    def kept(
+        self, class_names: Sequence[str], nouns: Sequence[str], adjectives: Sequence[str]
+    ) -> Tensor:
+        """The features (words, joint) of the words that `select` keeps."""
+        of_classes = self.encode(class_names, NOUN)
+        of_nouns = self.encode(nouns, NOUN) if nouns else of_classes[:0]
+        of_adjectives = self.encode(adjectives, ADJECTIVE) if adjectives else of_classes[:0]
+        kept_nouns, kept_adjectives = select(of_classes, of_nouns, of_adjectives)
+        return torch.cat([of_nouns[kept_nouns], of_adjectives[kept_adjectives]])
+
+    @torch.no_grad()
+    def encode(self, words: Sequence[str], sentence: str) -> Tensor:
+        """The features (words, joint) of words in a sentence, of unit length."""
+        sentences = [sentence.replace("{}", word) for word in words]
+        device = self.model.clip.logit_scale.device
+        return normalize(encode_texts(self.model.frozen, sentences, device))
 
     def score(self, logits: Tensor, image_features: Any) -> Tensor:
         """(batch,), from the logits (batch, classes) and the features (batch, joint) of images."""

@@ -38,7 +38,6 @@ from trainers.base.data_use import list_facts
 from trainers.base.local import local_logits
 
 from .neglabel import NegativeWords, read_words
-from .tested import tested_images
 
 SCORES = ("MCM", "GL-MCM", "MaxLogit", "Energy", "Entropy")
 NEGLABEL = "NegLabel"
@@ -197,43 +196,33 @@ class Detection:
         Returns `ood`: for each dataset the record of its images, `name`, `shared_classes`, and
         `scores`: {score: AUROC, AUPR and FPR95 in percent, images of the classes positive}.
         """
-        cfg = self.cfg
-        trainer = self.trainer
-        if not trainer.evaluator.batches:  # TEST.NO_TEST
+        if not self.trainer.evaluator.batches:  # TEST.NO_TEST
             return {}
-        trainer.set_model_mode("eval")
-        split, _ = tested_images(cfg, trainer)
-        loader = trainer.val_loader if split == "val" else trainer.test_loader
+        self.trainer.set_model_mode("eval")
         known = self.joined(self.tested)
-        records = []
-        for outside in self.others:
-            dataset = type(loader.dataset)(cfg, outside.images, transform=loader.dataset.transform)
-            same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
-            others = DataLoader(dataset, **{name: getattr(loader, name) for name in same})
-            unknown = self.joined(self.scores_of(others))
-            detected = {score: detection(known[score], unknown[score]) for score in self.names}
-            half = " (new classes)" if outside.name == NEW else ""
-            print(f"=> {title(outside.cfg)}{half}: {len(outside.images):,} images")
-            for score, values in detected.items():
-                print(
-                    f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 "
-                    f"{values['fpr95']:.2f}"
-                )
-            record = list_facts(outside.cfg, title(outside.cfg), "test", outside.images)
-            records.append(
-                {
-                    "name": outside.name,
-                    **record,
-                    "shared_classes": outside.shared,
-                    "scores": detected,
-                }
-            )
-        return {"ood": records}
+        return {"ood": [self.detected(outside, known) for outside in self.others]}
+
+    def detected(self, outside: OutsideImages, known: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The record of one dataset; `known` are the scores of the tested images."""
+        unknown = self.joined(self.scores_of(outside.images))
+        detected = {score: detection(known[score], unknown[score]) for score in self.names}
+        half = " (new classes)" if outside.name == NEW else ""
+        print(f"=> {title(outside.cfg)}{half}: {len(outside.images):,} images")
+        for score, values in detected.items():
+            words = f"AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}"
+            print(f"* {score}: {words}, FPR95 {values['fpr95']:.2f}")
+        record = {"name": outside.name}
+        record |= list_facts(outside.cfg, title(outside.cfg), "test", outside.images)
+        return record | {"shared_classes": outside.shared, "scores": detected}
 
     @torch.no_grad()
-    def scores_of(self, loader: Any) -> list[dict[str, Tensor]]:
-        """The scores of a loader's images, batch by batch."""
+    def scores_of(self, images: list) -> list[dict[str, Tensor]]:
+        """The scores of images, batch by batch, which are read as those of the test."""
         trainer = self.trainer
+        tested = trainer.val_loader if trainer.test_split == "val" else trainer.test_loader
+        dataset = type(tested.dataset)(self.cfg, images, transform=tested.dataset.transform)
+        same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
+        loader = DataLoader(dataset, **{name: getattr(tested, name) for name in same})
         batches = []
         with trainer.model.reading(*self.reads) if hasattr(self, "reads") else nullcontext():
             for batch in loader:

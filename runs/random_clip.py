@@ -7,33 +7,46 @@ Its predictions are noise. The weights depend only on the sizes and on the name 
 """
 
 import io
+from argparse import Namespace
 
 from common.errors import UsageError, check_name, one_line
 from common.files import write_bytes
 from common.start import Parser, at_least, path, required_packages
 
+# Of a tower: arguments of the command by settings of open_clip
+VISION = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "width": "vision_width",
+    "layers": "vision_layers",
+}
+TEXT = {"width": "text_width", "layers": "text_layers"}
 
-def main() -> None:
+
+def parse() -> Namespace:
     parser = Parser(description=str(__doc__).splitlines()[0])
     parser.add_argument("file", type=path, help="where to write it: .pt, or .safetensors")
     parser.add_argument(
         "--arch", default="ViT-B-16", metavar="ARCH", help="an architecture of open_clip"
     )
     parser.add_argument("--embed-dim", type=at_least(1))
-    for size in (
-        "image-size",
-        "patch-size",
-        "vision-width",
-        "vision-layers",
-        "text-width",
-        "text-layers",
-    ):
-        parser.add_argument(f"--{size}", type=at_least(1))
+    for size in (*VISION.values(), *TEXT.values()):
+        parser.add_argument(f"--{size.replace('_', '-')}", type=at_least(1))
     args = parser.parse_args()
     if args.file.is_dir():
-        raise UsageError(
-            f"{args.file} is a folder", "give the path of the file to write", args.file
-        )
+        remedy = "give the path of the file to write"
+        raise UsageError(f"{args.file} is a folder", remedy, args.file)
+    return args
+
+
+def sizes_of(tower: dict[str, str], args: Namespace) -> dict[str, int]:
+    """The sizes of a tower that the command gives."""
+    sizes = {key: getattr(args, name) for key, name in tower.items()}
+    return {key: size for key, size in sizes.items() if size}
+
+
+def main() -> None:
+    args = parse()
     with required_packages():
         import open_clip
         import torch
@@ -42,23 +55,16 @@ def main() -> None:
         from clip.random_weights import random_clip
 
     check_name(args.arch, open_clip.list_models(), "architecture")
-    vision = {"image_size": args.image_size, "patch_size": args.patch_size}
-    vision |= {"width": args.vision_width, "layers": args.vision_layers}
-    text = {"width": args.text_width, "layers": args.text_layers}
+    vision = sizes_of(VISION, args)
+    text = sizes_of(TEXT, args)
     torch.manual_seed(0)
-    vision, text = ({key: size for key, size in tower.items() if size} for tower in (vision, text))
     try:
         state = random_clip(args.arch, vision, text, args.embed_dim).state_dict()
-    except (
-        ArithmeticError,
-        AssertionError,
-        TypeError,
-        ValueError,
-    ) as error:  # open_clip checks no sizes
+    # open_clip checks no sizes
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
         what = f"{args.arch} cannot have these sizes ({one_line(error)})"
-        raise UsageError(
-            what, "give others (widths are multiples of 64), or leave them out"
-        ) from error
+        remedy = "give others (widths are multiples of 64), or leave them out"
+        raise UsageError(what, remedy) from error
     args.file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)

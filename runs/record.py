@@ -148,17 +148,16 @@ class Record:
         device = self.trainer.device
         settings = flatten(cfg)
         measured = trainer.evaluator.results
-        split, _ = tested_images(cfg, trainer)
-        epochs, tested_epoch = self.epochs()
         content = {key: settings[setting] for key, setting in RECORDED.items()}
-        content |= {"dataset": title(cfg), "split": split}
+        content["dataset"] = title(cfg)
+        content["split"] = trainer.test_split
         content["n_test"] = trainer.n_test if measured else None
         for key in MEASURES:
             value = measured.get(key, math.nan)
             content[key] = value if math.isfinite(value) else None
         content["train_seconds"] = trainer.train_seconds or None
         content["test_seconds"] = trainer.test_seconds if measured else None
-        content |= {"epochs": epochs, "tested_epoch": tested_epoch}
+        content["epochs"], content["tested_epoch"] = self.epochs()
         if self.method and hasattr(self.method, "loaded_sha256"):
             content["checkpoint_sha256"] = self.method.loaded_sha256
         content["data_use"] = self.card()

@@ -35,12 +35,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
     """
     with OutputFolder.claim(spec, wait) as folder, ExitStack() as until_end:
         if folder.is_finished:
-            line = f"Already done (delete {folder.path} to run it again)"
-            print(
-                checked_summary(folder.path, folder.results)
-                if spec.args.quiet and folder.results
-                else line
-            )
+            print(already_done(spec, folder))
             return
         until_end.callback(
             setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark
@@ -48,7 +43,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
         with folder.start():
             print_settings(spec, folder)
             trainer = build(spec)
-            observers = [observer(spec, trainer) for observer in wanted_observers(spec)]
+            observers = wanted_observers(spec, trainer)
             prepare(spec, trainer)
             # Before a test loads the best epoch, which names its images itself
             record = Record(spec, trainer)
@@ -64,16 +59,19 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer.test()
         else:
             trainer.train()
-        if not spec.args.eval_only and is_learner(trainer):
             note_seen(trainer, folder)
-        observed = {
-            key: value for observer in observers for key, value in observer.finish().items()
-        }
+        observed = dict(pair for observer in observers for pair in observer.finish().items())
         folder.finish(record.to_json(observed))
         lines = closing_lines(spec, folder, trainer)
         print(*lines, sep="\n", end="\n" * len(lines))  # to the log; with --quiet to the log alone
     if spec.args.quiet and folder.results:
         print(summary_line(folder.results), *lines, sep="\n")
+
+
+def already_done(spec: RunSpec, folder: OutputFolder) -> str:
+    if spec.args.quiet and folder.results:
+        return checked_summary(folder.path, folder.results)
+    return f"Already done (delete {folder.path} to run it again)"
 
 
 def is_learner(trainer: Any) -> bool:
@@ -96,7 +94,7 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
     something, and test images.
     """
     dataset = trainer.dm.dataset
-    if len(dataset.train_x) > MOST_SEEN:
+    if not is_learner(trainer) or len(dataset.train_x) > MOST_SEEN:
         return
     most_pixels = trainer.cfg.INPUT.MAX_PIXELS
     seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
@@ -107,7 +105,7 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
     seen.write(folder.path)
 
 
-def wanted_observers(spec: RunSpec) -> list[type]:
+def wanted_observers(spec: RunSpec, trainer: Any) -> list[Any]:
     """What this run does besides training and test."""
     wanted = {
         ood.Detection: bool(spec.cfg.TEST.OOD),
@@ -115,35 +113,33 @@ def wanted_observers(spec: RunSpec) -> list[type]:
         SavedPredictions: True,
         calibrating.Calibrated: spec.cfg.TEST.CALIBRATE,
     }
-    return [observer for observer, is_wanted in wanted.items() if is_wanted]
+    return [observer(spec, trainer) for observer, is_wanted in wanted.items() if is_wanted]
 
 
 def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     """All settings to log.txt alone; to the terminal those that differ from the YAML files."""
-    args = spec.args
     cfg = spec.cfg
-    name = spec.cfg.TRAINER.NAME
     if cfg.VERBOSE:
-        arguments = "".join(f"  {key}: {value}\n" for key, value in sorted(vars(args).items()))
-        machine = "".join(f"  {key}: {value}\n" for key, value in environment().items())
         # Dassl's logger, with the file as an attribute (so it is in the published one)
         log: Any = sys.stdout
-        log.file.write(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
+        log.file.write(f"Arguments:\n{lines_of(dict(sorted(vars(spec.args).items())))}")
+        log.file.write(f"Configuration:\n{cfg}\n\nEnvironment:\n{lines_of(environment())}")
+    defaults = spec.args.config_file or "the defaults"
+    print(f"{cfg.TRAINER.NAME} on {title(cfg)}. Settings that differ from {defaults}:")
     width = max(map(len, spec.changed), default=0)
-    print(
-        f"{name} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:"
-    )
     for key, (before, now) in spec.changed.items():
-        print(
-            f"  {key:{width}}  {now}"
-            + (f"  (was {before})" if before not in ("", None, ()) else "")
-        )
+        was = f"  (was {before})" if before not in ("", None, ()) else ""
+        print(f"  {key:{width}}  {now}{was}")
     print(f"All settings: {folder.path / RUN_CONFIG_FILE}")
     for line in (*spec.ignored, *spec.of_backbone):
         print(line)
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
+
+
+def lines_of(facts: dict[str, Any]) -> str:
+    return "".join(f"  {key}: {value}\n" for key, value in facts.items())
 
 
 def build(spec: RunSpec) -> Any:

@@ -147,10 +147,8 @@ class RunSpec:
         from dassl.engine import TRAINER_REGISTRY
 
         import trainers
-        from clip.backbone import weight_file
 
         from . import ood
-        from .configuration import weights_of
         from .trackers import check_trackers
 
         args = self.args
@@ -164,20 +162,29 @@ class RunSpec:
         check_name(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
         method = trainers.methods().get(cfg.TRAINER.NAME)
         if method:
-            if not cfg.MODEL.BACKBONE.NAME:
-                remedy = "name the backbone in the YAML file or by --backbone"
-                raise UsageError("MODEL.BACKBONE.NAME is missing", remedy)
-            weight_file(cfg.MODEL.BACKBONE.NAME)
-            weights = weights_of(cfg)
-            cfg.defrost()
-            cfg.MODEL.BACKBONE.SHA256 = weights
-            cfg.freeze()
+            self.check_weights()
             if args.eval_only and args.model_dir and method.learns:
                 method.checkpoint_in(args.model_dir, args.load_epoch)
         ood.check_settings(cfg)
         check_trackers(args.report_to)
         if cfg.RESUME:
             check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))
+
+    def check_weights(self) -> None:
+        """Check that there is a weight file, and fill in its checksum."""
+        from clip.backbone import weight_file
+
+        from .configuration import weights_of
+
+        cfg = self.cfg
+        if not cfg.MODEL.BACKBONE.NAME:
+            remedy = "name the backbone in the YAML file or by --backbone"
+            raise UsageError("MODEL.BACKBONE.NAME is missing", remedy)
+        weight_file(cfg.MODEL.BACKBONE.NAME)
+        weights = weights_of(cfg)
+        cfg.defrost()
+        cfg.MODEL.BACKBONE.SHA256 = weights
+        cfg.freeze()
 
 
 def check_resumes(folder: Path, output: Path) -> None:

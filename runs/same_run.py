@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,37 @@ def check_finished(folder: Path, results: dict, argv: Sequence[str], equal: set[
 
     Raises UsageError if the run had other settings, other weights or other prompts.
     """
-    words: list[str] = []
-    options: dict[str, str] = {}
-    for word in (rest := iter(argv)):
-        if word in OF_ONE_RUN:
-            options[word] = next(rest, "")
-        else:
-            words.append(word)
+    options = dict(pair for pair in pairwise(argv) if pair[0].startswith("--"))
     seed = options.get("--seed")
-    file = folder / RUN_CONFIG_FILE
-    text = read_text(file, YAML_BYTES, "replace") if file.is_file() else ""
-    text = re.sub(rf"^(SEED: {seed}|OUTPUT_DIR: .*)\n", "", text, flags=re.MULTILINE)
+    text = text_of_settings(folder, seed)
     recorded = [results.get(key, "missing") for key in RECORDED if key != "seed"]
-    key = (*words, text, repr(recorded), str(results.get("seed", seed)) == seed)
+    is_of_seed = str(results.get("seed", seed)) == seed
+    key = (*words_of_all(argv), text, repr(recorded), is_of_seed)
     if not text or key not in equal:
         check_same_settings(setup_cfg(parse_arguments(list(argv))), finished=True)
         equal.add(key)
     if "--model-dir" in options:
-        epoch = int(words[words.index("--load-epoch") + 1]) if "--load-epoch" in words else None
+        epoch = int(options["--load-epoch"]) if "--load-epoch" in options else None
         check_same_prompts(folder, results, options["--model-dir"], epoch)
+
+
+def words_of_all(argv: Sequence[str]) -> list[str]:
+    """The arguments that the runs of a study share."""
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if word in OF_ONE_RUN:
+            next(rest, "")
+        else:
+            words.append(word)
+    return words
+
+
+def text_of_settings(folder: Path, seed: str | None) -> str:
+    """config.yaml of a run without its seed and its folder; empty if there is none."""
+    file = folder / RUN_CONFIG_FILE
+    text = read_text(file, YAML_BYTES, "replace") if file.is_file() else ""
+    return re.sub(rf"^(SEED: {seed}|OUTPUT_DIR: .*)\n", "", text, flags=re.MULTILINE)
 
 
 def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
@@ -84,7 +97,7 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     before = recorded_settings(folder, cfg, finished)
     if not before:
         return
-    now = {key: as_read(value) for key, value in flatten(cfg).items()}
+    now = as_read(flatten(cfg))
     defaults = default_settings(cfg.TRAINER.NAME) if "TRAINER" in cfg else {}
     before = {key: as_read(defaults[key]) for key in now.keys() & defaults.keys()} | before
     try:
@@ -92,13 +105,10 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)
     except ClipError:  # the file is not there: a run that is not finished says so later
         before.pop(WEIGHTS)
-    may_differ = set(RESUMABLE_CHANGES)
-    if cfg.DATASET.NAME == "ImageFolder":  # its root says which images it has
-        root = os.path.abspath(str(before.get("DATASET.ROOT")))
-        if root != os.path.abspath(cfg.DATASET.ROOT):
-            may_differ.discard("DATASET.ROOT")
-    common = sorted(before.keys() & now.keys() - may_differ)
-    changed = [key for key in common if before[key] != now[key]]
+    common = sorted(before.keys() & now.keys())
+    changed = [
+        key for key in common if before[key] != now[key] and not may_differ(key, cfg, before)
+    ]
     if changed:
         refuse(folder, changed, before, now, remedy)
     unknown = sorted(before.keys() - now.keys())
@@ -107,6 +117,13 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
             f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
         )
         raise UsageError(what, f"use the version that made it, or {remedy}", folder)
+
+
+def may_differ(key: str, cfg: CfgNode, before: dict[str, Any]) -> bool:
+    """Whether a setting may change in a run that is resumed."""
+    if key == "DATASET.ROOT" and cfg.DATASET.NAME == "ImageFolder":  # it says which images it has
+        return os.path.abspath(str(before[key])) == os.path.abspath(cfg.DATASET.ROOT)
+    return key in RESUMABLE_CHANGES
 
 
 def recorded_settings(folder: Path, cfg: CfgNode, finished: bool) -> dict[str, Any]:

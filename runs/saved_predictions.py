@@ -121,17 +121,15 @@ def test_arrays(cfg: Any, trainer: Any) -> Predictions:
     split, items = tested_images(cfg, trainer)
     rows = {id(item): row for row, item in enumerate(images_of(trainer, split))}
     order = [rows[id(item)] for item in items]  # a method may read them in another one
-    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != [
-        item.label for item in items
-    ]:
+    labels = [item.label for item in items]
+    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != labels:
         print(f"No {PREDICTIONS_FILE}: the test did not read each image once, in order")
         return {}
-    return {key: column[order] for key, column in columns.items()} | {
-        "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
-        "class_names": np.array(
-            [trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]
-        ),
-        "dataset": np.array(title(cfg)),
-        "split": np.array(split),
-        "images_sha256": np.array(list_digest(items, cfg.DATASET.ROOT)),
-    }
+    arrays = {key: column[order] for key, column in columns.items()}
+    names = map(trainer.dm.lab2cname.get, range(trainer.dm.num_classes))
+    arrays["image"] = np.array(relative_paths(items, cfg.DATASET.ROOT))
+    arrays["class_names"] = np.array(list(names))
+    arrays["dataset"] = np.array(title(cfg))
+    arrays["split"] = np.array(split)
+    arrays["images_sha256"] = np.array(list_digest(items, cfg.DATASET.ROOT))
+    return arrays
