@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from common.files import check_no_link, write_text
 from measures.results import RESULTS_FILE, read_results
 
 if TYPE_CHECKING:
-    from .spec import Run, Search, Study, Variant
+    from .spec import Run, Search, Study
+    from .variant import Variant
 
 Values = tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ... of a trial
 Keys = tuple[tuple[str, tuple[str, ...]], ...]  # each key with its values
@@ -204,26 +205,29 @@ def decide(study: "Study") -> "list[Search]":
 def outcome(study: "Study", search: "Search") -> dict[str, Any] | None:
     """The content of the file of a choice; None while trials are missing."""
     accuracies = {}
-    records = []
+    lists = {}  # of images, each once
     for values, runs in search.trials.items():
-        results = {run: read_results(run.folder) for run in runs}
-        if not all(results.values()):
-            return None
-        accuracies[values] = fmean(
-            measured["accuracy"] for measured in results.values() if measured
-        )
-        records += [
-            chosen_on(study.choose, run, measured) for run, measured in results.items() if measured
-        ]
-    lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
+        measured = []
+        for run in runs:
+            results = read_results(run.folder)
+            if results is None:
+                return None
+            record = chosen_on(study.choose, run, results)
+            lists[record["dataset"], record["sha256"]] = record
+            measured.append(results["accuracy"])
+        accuracies[values] = fmean(measured)
+    return choice_of(study.choose.by, accuracies, list(lists.values()))
+
+
+def choice_of(by: str, accuracies: dict[Values, float], lists: list[dict]) -> dict[str, Any]:
+    """The record of the best values, by the mean accuracies on lists of images."""
     settings = by_key(best(accuracies))
-    trials = {"trials": len(accuracies)}
-    return {
-        "by": study.choose.by,
-        "settings": settings,
-        "choices": [{"what": key, **record, **trials} for key in settings for record in lists],
-        "accuracies": [by_key(values) | {"accuracy": mean} for values, mean in accuracies.items()],
-    }
+    choices = [
+        {"what": key, **record, "trials": len(accuracies)}
+        for key, record in product(settings, lists)
+    ]
+    means = [by_key(values) | {"accuracy": mean} for values, mean in accuracies.items()]
+    return {"by": by, "settings": settings, "choices": choices, "accuracies": means}
 
 
 def best(accuracies: Mapping[Any, float]) -> Any:

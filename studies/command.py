@@ -20,7 +20,7 @@ from measures.results import several_versions
 
 from .choose import decide
 from .progress import Progress, collect_results
-from .spec import Run, Study
+from .spec import Run, RunSequence, Search, Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
@@ -45,8 +45,6 @@ def run(study: Study, args: argparse.Namespace) -> None:
         for planned in (*trials, *study.runs()):
             print(f"python train.py {shlex.join(planned.arguments)}")
         return
-    from runs.environment import versions
-
     from .executor import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
@@ -54,40 +52,48 @@ def run(study: Study, args: argparse.Namespace) -> None:
     finished = collect_results(study, trials)
     waiting = decide(study)
     finished |= collect_results(study)
-    progress = Progress(study)
-    print(progress.cost())
-    to_come = [{**source(), "versions": versions()}] if progress.left or progress.failed else []
-    if several := several_versions([*finished.values(), *to_come]):
-        print(f"warning: {several}", file=sys.stderr)
+    show_cost(study, list(finished.values()))
     check_datasets(study)
     failed = {}
     if waiting:
         failed = execute_runs([(trial,) for trial in trials], executor, f"{args.file.stem}: trials")
         executor = choose_executor(study, args)
         waiting = decide(study)
-    missing = {str(search.file) for search in waiting}  # which some runs read
-    sequences = [
+    failed |= execute_runs(decided(study, waiting), executor, args.file.stem)
+    if waiting:
+        what = f"The trials of {len(waiting)} choices have failed"
+        print(f"\n{what}, so that the runs that need these have not started")
+    end(failed)
+
+
+def show_cost(study: Study, results: list[dict]) -> None:
+    """Print what the study takes, and warn of runs of different versions."""
+    from runs.environment import versions
+
+    progress = Progress(study)
+    print(progress.cost())
+    if progress.left or progress.failed:
+        results = [*results, {**source(), "versions": versions()}]
+    if several := several_versions(results):
+        print(f"warning: {several}", file=sys.stderr)
+
+
+def decided(study: Study, waiting: list[Search]) -> list[RunSequence]:
+    """The sequences whose settings do not wait for trials."""
+    missing = {str(search.file) for search in waiting}
+    return [
         runs
         for runs in study.sequences()
         if not any(missing.intersection(run.arguments) for run in runs)
     ]
-    failed |= execute_runs(sequences, executor, args.file.stem)
-    if waiting:
-        print(
-            f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these "
-            "have not started"
-        )
-    end(failed)
 
 
 def end(failed: dict[Run, str]) -> None:
     """List failed runs, and exit with status 1 if there are any."""
     if failed:
-        print(
-            f"\nFailed runs: {len(failed)}",
-            *(f"{run.folder}: {error}" for run, error in failed.items()),
-            sep="\n",
-        )
+        print(f"\nFailed runs: {len(failed)}")
+        for run, error in failed.items():
+            print(f"{run.folder}: {error}")
         print("Run the same command again to retry the failed runs and continue")
         sys.exit(1)
 

@@ -3,7 +3,7 @@ could be seen.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,7 @@ LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 2000
 # Of the seeds of one method
-IN_COMMON = (
-    "trainer",
-    "dataset",
-    "classes",
-    "shots",
-    "backbone",
-    "weights_sha256",
-)
+IN_COMMON = ("trainer", "dataset", "classes", "shots", "backbone", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -46,15 +39,12 @@ class Compared:
         """The same, with the only run of a method that does not depend on the seed as that of each
         seed of `other`.
         """
-        (run, *more), seeds = self.results.values(), other.results
+        run, *more = self.results.values()
         method = methods().get(run["trainer"])
         if more or method is None or method.seeded:
             return self
-        return replace(
-            self,
-            results=dict.fromkeys(seeds, run),
-            correct=np.repeat(self.correct, len(seeds), axis=0),
-        )
+        correct = np.repeat(self.correct, len(other.results), axis=0)
+        return replace(self, results=dict.fromkeys(other.results, run), correct=correct)
 
 
 def read_runs(folder: Path) -> Compared:
@@ -71,22 +61,26 @@ def read_runs(folder: Path) -> Compared:
         remedy = "give the output folder of a run, or of its seeds"
         raise UsageError(f"there is no finished run in {folder}", remedy)
     tests.sort(key=lambda test: test[0]["seed"])
-    results = {run["seed"]: run for run, _ in tests}
     images = [(str(arrays["images_sha256"]), tuple(arrays["class_names"])) for _, arrays in tests]
-    what = ""
-    if len(set(images)) > 1:
-        what = f"{folder} has tests of different images or classes"
-    if len(results) < len(tests):
-        what = f"{folder} has a seed twice"
-    for key in IN_COMMON:
-        several = sorted({str(run.get(key)) for run, _ in tests})
-        if len(several) > 1 and not what:
-            names = ", ".join(map(printable, several))
-            what = f"the runs in {folder} differ in {key}: {names}"
+    what = difference_of([run for run, _ in tests], images, folder)
     if what:
         raise UsageError(what, "give the runs of one method on one dataset", folder)
     correct = np.stack([arrays["classes"][:, 0] == arrays["label"] for _, arrays in tests])
-    return Compared(results, correct, images[0], folder)
+    return Compared({run["seed"]: run for run, _ in tests}, correct, images[0], folder)
+
+
+def difference_of(runs: list[dict], images: list[tuple], folder: Path) -> str:
+    """Why runs are not those of one method with other seeds; empty if they are."""
+    if len({run["seed"] for run in runs}) < len(runs):
+        return f"{folder} has a seed twice"
+    if len(set(images)) > 1:
+        return f"{folder} has tests of different images or classes"
+    for key in IN_COMMON:
+        several = sorted({str(run.get(key)) for run in runs})
+        if len(several) > 1:
+            names = ", ".join(map(printable, several))
+            return f"the runs in {folder} differ in {key}: {names}"
+    return ""
 
 
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
@@ -203,34 +197,45 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)
     seeds, differences = paired(one, other)
-    first = one.results[seeds[0]]
     names = [method.results[seeds[0]]["trainer"] for method in (one, other)]
     if names[0] == names[1]:
         names = [f"{names[0]} {printable(method.folder)}" for method in (one, other)]
-    several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images"
-    means = [mean_accuracy(names[0], one, seeds), mean_accuracy(names[1], other, seeds)]
-    lines = [f"{means[0]}, {means[1]} ({place}, {several})"]
-    by_seed = 100 * differences.mean(axis=1)
-    intervals = [bootstrap_interval(differences)]
-    over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
-    interval = f"{between(intervals[0])} (bootstrap over {over})"
-    lines.append(f"Difference: {signed(by_seed.mean())} points; {interval}")
+    lines = [
+        f"{mean_accuracy(names[0], one, seeds)}, {mean_accuracy(names[1], other, seeds)} "
+        f"({place_of(one.results[seeds[0]], seeds, differences.shape[1])})"
+    ]
+    of_difference = list(lines_of_difference(differences))
+    lines.append(of_difference[0])
     for name, method in zip(names, (one, other), strict=True):
         more = method.results.keys() - seeds
         if more:
             lines.append(f"{name} has seeds that the other lacks: {', '.join(map(str, more))}")
     for seed, difference in zip(seeds, differences, strict=True):
         lines.append(f"Seed {seed}: {of_one_seed(names[0], names[1], difference)}")
+    return lines + of_difference[1:]
+
+
+def place_of(run: dict, seeds: list[int], images: int) -> str:
+    """What was compared."""
+    several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"{run['dataset']}, {run['classes']} classes, {images:,} images, {several}"
+
+
+def lines_of_difference(differences: NDArray[Any]) -> Iterator[str]:
+    """The mean difference with its intervals, and whether they include 0."""
+    by_seed = 100 * differences.mean(axis=1)
+    intervals = [bootstrap_interval(differences)]
+    over = "seeds and images" if len(by_seed) > 1 else "images: of this seed only"
+    interval = f"{between(intervals[0])} (bootstrap over {over})"
+    yield f"Difference: {signed(by_seed.mean())} points; {interval}"
     why = "the interval includes 0"
-    if len(seeds) > 1:
+    if len(by_seed) > 1:
         intervals.append(seed_interval(list(by_seed)))
-        lines.append(f"Over other seeds: {between(intervals[1])} (paired t)")
-        lines.append(smallest_shown(by_seed))
+        yield f"Over other seeds: {between(intervals[1])} (paired t)"
+        yield smallest_shown(by_seed)
         why = "one of the two intervals includes 0"
     if min(low for low, _ in intervals) <= 0 <= max(high for _, high in intervals):
-        lines.append(f"These runs do not show which of the two is better: {why}.")
-    return lines
+        yield f"These runs do not show which of the two is better: {why}."
 
 
 def between(interval: tuple[float, float]) -> str:

@@ -13,7 +13,8 @@ from configs.methods import methods
 from configs.recipes import recipe
 
 from .progress import collect_results
-from .spec import Study, Variant
+from .spec import Study
+from .variant import Variant
 
 DESCRIPTION = (
     "Train methods on the base classes of a synthetic dataset and test them on its base "

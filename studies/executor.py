@@ -81,44 +81,72 @@ def execute_runs(
     `TRIES` times. Returns the failed runs, each with its error in one line. The runs that follow
     one in its sequence are skipped.
     """
-    for trained, *tests in sequences:
-        if read_results(trained.folder) is None:
-            for run in tests:  # their results, if they have any, are of earlier prompts
-                (run.folder / RESULTS_FILE).unlink(missing_ok=True)
-    unfinished = [
-        tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences
-    ]
-    # Long sequences first, so that at the end no core waits for one of them.
-    waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
-    running: dict[Future[str | None], RunSequence] = {}
-    deaths: Counter[Run] = Counter()
-    failed: dict[Run, str] = {}
+    unfinished = [unfinished_runs(sequence) for sequence in sequences]
     total = sum(map(len, sequences))
-    done_before = total - sum(map(len, unfinished))
     shown: Any = {"unit": "run", "smoothing": 0.05, "disable": None}
-    progress = tqdm(total=total, initial=done_before, desc=title, **shown)
+    bar = tqdm(total=total, initial=total - sum(map(len, unfinished)), desc=title, **shown)
+    queue = Queue(unfinished, executor, bar, title)
     # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
-    with executor if waiting else nullcontext(), progress as bar:
-        while waiting or running:
-            while waiting and len(running) < executor.slots():
-                sequence = waiting.popleft()
-                running[executor.submit(sequence[0])] = sequence
-            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+    with executor if queue.waiting else nullcontext(), bar:
+        while queue.waiting or queue.running:
+            queue.start()
+            done, _ = wait(queue.running, timeout=1, return_when=FIRST_COMPLETED)
             bar.refresh()  # its clock
             for future in done:
-                run, *rest = running.pop(future)
-                death = future.exception()
-                deaths[run] += death is not None
-                if death and deaths[run] < TRIES:
-                    waiting.appendleft((run, *rest))
-                    continue
-                error = error_of_dead(run, death) if death else future.result()
-                if error:
-                    failed[run] = error
-                elif rest:
-                    waiting.appendleft(tuple(rest))
-                advance(bar, title, run, error, len(rest) if error else 0)
-    return failed
+                queue.end(future)
+    return queue.failed
+
+
+def unfinished_runs(sequence: RunSequence) -> RunSequence:
+    """The runs of a sequence without results. Tests of earlier prompts lose theirs."""
+    trained, *tests = sequence
+    if read_results(trained.folder) is None:
+        for run in tests:
+            (run.folder / RESULTS_FILE).unlink(missing_ok=True)
+    return tuple(run for run in sequence if read_results(run.folder) is None)
+
+
+class Queue:
+    """The sequences that wait and those that run, by the future of their first run; and the failed
+    runs with their errors.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[RunSequence],
+        executor: "LocalExecutor | Cluster",
+        bar: tqdm,
+        title: str,
+    ):
+        self.executor = executor
+        self.bar = bar
+        self.title = title
+        # Long sequences first, so that at the end no core waits for one of them.
+        self.waiting = deque(sorted(filter(None, sequences), key=len, reverse=True))
+        self.running: dict[Future[str | None], RunSequence] = {}
+        self.deaths: Counter[Run] = Counter()
+        self.failed: dict[Run, str] = {}
+
+    def start(self) -> None:
+        """Start as many runs as the executor takes."""
+        while self.waiting and len(self.running) < self.executor.slots():
+            sequence = self.waiting.popleft()
+            self.running[self.executor.submit(sequence[0])] = sequence
+
+    def end(self, future: "Future[str | None]") -> None:
+        """Take a run that has ended, or whose process has died, out of those that run."""
+        run, *rest = self.running.pop(future)
+        death = future.exception()
+        self.deaths[run] += death is not None
+        if death and self.deaths[run] < TRIES:
+            self.waiting.appendleft((run, *rest))
+            return
+        error = error_of_dead(run, death) if death else future.result()
+        if error:
+            self.failed[run] = error
+        elif rest:
+            self.waiting.appendleft(tuple(rest))
+        advance(self.bar, self.title, run, error, len(rest) if error else 0)
 
 
 def error_of_dead(run: Run, death: BaseException) -> str | None:
@@ -231,7 +259,8 @@ class Cluster:
             ray.init(
                 self.address,
                 log_to_driver=False,
-                logging_level="ERROR",  # type: ignore[arg-type]  # logging takes names as well as numbers
+                # logging takes names as well as numbers
+                logging_level="ERROR",  # type: ignore[arg-type]
                 include_dashboard=False,
                 # Where workers import this project from
                 job_config=JobConfig(code_search_path=[str(ROOT)]),

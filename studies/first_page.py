@@ -1,6 +1,6 @@
 """The results of a study for a reader with one minute: sentences, and a table for each protocol."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import partial
 
 import pandas as pd
@@ -28,22 +28,13 @@ def overview(summary: Summary) -> list[Table]:
 def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
     """The table of one protocol, from its averages."""
     main = summary.main_part(protocol)
-    ranked = cells["part"] == main  # this column comes first, and sorts the methods
-    best_first = cells[ranked].sort_values("mean", ascending=False, kind="stable")
-    ordered = pd.concat([best_first, cells[~ranked]])
-    header, rows = grid(ordered, "part", partial(accuracy, summary))
+    header, rows = grid(best_first(cells, main), "part", partial(accuracy, summary))
     times = summary.times[summary.times["protocol"] == protocol]
     if protocol == "few_shot":  # every number of shots is trained
         times = times[times["part"] == main]
-    more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds(times)}
-    measures = summary.measures.query("protocol == @protocol").set_index("method")
-    for part in header[1:]:
-        ece = measures.loc[measures["part"] == part, "ece"]
-        if ece.notna().any():
-            more[f"ECE, {part} (%)"] = ece.map(number)
-    choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
-    if any(choices.values()):
-        more["chosen on images"] = choices
+    more = {"training time (s)": seconds(times)}
+    more |= calibration_errors(summary, protocol)
+    more |= choices_of(summary, protocol, cells["method"].unique())
     for row in rows:
         row += [Cell(texts.get(row[0].text, MISSING)) for texts in more.values()]
     devices = ", ".join(times["device"].unique())
@@ -55,6 +46,22 @@ def overview_of(summary: Summary, protocol: str, cells: pd.DataFrame) -> Table:
     return Table(f"Summary: {protocol}", [*header, *more], rows, note)
 
 
+def best_first(cells: pd.DataFrame, part: str) -> pd.DataFrame:
+    """The cells with those of one part first, which sort the methods."""
+    ranked = cells["part"] == part
+    sorted_cells = cells[ranked].sort_values("mean", ascending=False, kind="stable")
+    return pd.concat([sorted_cells, cells[~ranked]])
+
+
+def calibration_errors(summary: Summary, protocol: str) -> dict[str, dict]:
+    """The ECE of each method in the parts of a protocol that recorded it."""
+    measures = summary.measures.query("protocol == @protocol").dropna(subset="ece")
+    return {
+        f"ECE, {part} (%)": rows.set_index("method")["ece"].map(number).to_dict()
+        for part, rows in measures.groupby("part", sort=False)
+    }
+
+
 def seconds(times: pd.DataFrame) -> dict[str, str]:
     """The training time of each method, on each device."""
     several = times["device"].nunique() > 1
@@ -62,6 +69,12 @@ def seconds(times: pd.DataFrame) -> dict[str, str]:
     if several:
         texts += times["device"].map(" ({})".format)
     return dict(texts.groupby(times["method"]).agg(", ".join))
+
+
+def choices_of(summary: Summary, protocol: str, methods: Iterable[str]) -> dict[str, dict]:
+    """What the methods have chosen, if one of them has a record of it."""
+    choices = {name: chosen_on(summary, protocol, name) for name in methods}
+    return {"chosen on images": choices} if any(choices.values()) else {}
 
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:
@@ -113,7 +126,8 @@ def headlines(summary: Summary) -> list[str]:
 
 def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str) -> str:
     """A sentence on whether the seeds show that the first method is better than the second."""
-    one, other = (summary.by_seed(protocol, part, method) for method in (first, second))
+    one = summary.by_seed(protocol, part, first)
+    other = summary.by_seed(protocol, part, second)
     seeds = (one - other)["average"].dropna()
     low, high = seed_interval(seeds)
     interval = f"{signed(low, 1)} to {signed(high, 1)}"
@@ -126,5 +140,7 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
         return f"All {len(seeds)} seeds have the same difference."
     if low > 0:
         return f"The {len(seeds)} seeds show that it is better (95% interval {interval})."
-    could = f"with {len(seeds)} seeds only a difference above {least:.1f} points would show"
-    return f"The seeds do not show that it is better (95% interval {interval}): {could}."
+    return (
+        f"The seeds do not show that it is better (95% interval {interval}): with {len(seeds)} "
+        f"seeds only a difference above {least:.1f} points would show."
+    )

@@ -7,9 +7,9 @@ predictions.npz.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import cycle, product
+from itertools import chain, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +120,9 @@ def plot_styles(summary: Summary) -> dict[str, dict]:
     """The style of every method, the same in all pictures: `Summary.focus` is black, its line
     solid.
     """
-    styles: dict[str, dict] = {}
-    for name, marker, line, colour in zip(
-        summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False
-    ):
-        styles[name] = {
-            "label": name,
-            "marker": marker,
-            "linestyle": line,
-            "color": colour,
-            "markerfacecolor": "white",
-        }
+    styles = looks(summary.variants, LINES)
+    for name, style in styles.items():
+        style |= {"label": name, "markerfacecolor": "white"}
     if summary.focus:
         styles[summary.focus] = {
             "label": summary.focus,
@@ -138,6 +130,14 @@ def plot_styles(summary: Summary) -> dict[str, dict]:
             "color": "black",
             "markersize": 12,
         }
+    return styles
+
+
+def looks(names: Iterable[str], lines: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """A marker, a line and a colour for each name, which tell them apart."""
+    styles = {}
+    for name, *look in zip(names, cycle(MARKERS), cycle(lines), cycle(COLOURS), strict=False):
+        styles[name] = dict(zip(("marker", "linestyle", "color"), look, strict=True))
     return styles
 
 
@@ -167,29 +167,38 @@ def accuracy_time(summary: Summary) -> Figure:
         subset="mean"
     )
     trained = set(summary.times[["protocol", "method"]].itertuples(index=False, name=None))
-    panels = {  # others have no axis of time
-        names: rows
-        for names, rows in cells.set_index("method").groupby(TABLE, sort=False)
-        if any((names[0], method) in trained for method in rows.index)
-    }
-    styles = plot_styles(summary)
+    panels = {}
+    for (protocol, part), rows in cells.set_index("method").groupby(TABLE, sort=False):
+        if any((protocol, method) in trained for method in rows.index):  # others have no times
+            panels[protocol, part] = rows
     figure, drawn = subplots_grid(panels, 4.4, 3.8, 3)
     for ax, (protocol, part), rows in drawn:
-        times = summary.times.query("protocol == @protocol and method in @rows.index")
-        devices = times["device"].unique()
-        mark(ax, rows.loc[times["method"]], times["seconds"])
-        for time in times.itertuples():
-            style = styles[time.method] | {"linestyle": "", "capsize": 3}
-            style["label"] += f" ({time.device})" * (len(devices) > 1)
-            ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", summary.spread]], **style)
-        for name in rows.index.difference(times["method"]):
-            style = styles[name] | {"label": f"{name} (no training)"}
-            ax.axhline(rows.loc[name, "mean"], **style)
-        device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
+        draw_times(
+            ax,
+            summary,
+            rows,
+            summary.times.query("protocol == @protocol and method in @rows.index"),
+        )
         ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
-        ax.margins(x=0.08)
-        ax.set(xlabel=f"training time of a run (seconds)\n{device}", xlim=(0, None))
     return figure
+
+
+def draw_times(ax: Axes, summary: Summary, rows: pd.DataFrame, times: pd.DataFrame) -> None:
+    """A point for each trained method of one table, a line for each other one."""
+    styles = plot_styles(summary)
+    devices = times["device"].unique()
+    mark(ax, rows.loc[times["method"]], times["seconds"])
+    for time in times.itertuples():
+        style = styles[time.method] | {"linestyle": "", "capsize": 3}
+        if len(devices) > 1:
+            style["label"] += f" ({time.device})"
+        ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", summary.spread]], **style)
+    for name in rows.index.difference(times["method"]):
+        style = styles[name] | {"label": f"{name} (no training)"}
+        ax.axhline(rows.loc[name, "mean"], **style)
+    device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
+    ax.margins(x=0.08)
+    ax.set(xlabel=f"training time of a run (seconds)\n{device}", xlim=(0, None))
 
 
 def few_shot(summary: Summary) -> Figure:
@@ -198,61 +207,72 @@ def few_shot(summary: Summary) -> Figure:
     if cells["part"].nunique() < 2:
         return Figure()
     styles = plot_styles(summary)
-    shots = summary.study.shots
     # Curves cross: the legend has the mark, too
-    selected = set(cells[cells["selected_on_test"]]["method"])
-    cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
+    for method in set(cells[cells["selected_on_test"]]["method"]):
+        styles[method]["label"] = marked(method, True)
+    shots = summary.study.shots
+    cells["shots"] = cells["part"].map(dict(zip(map(shots_label, shots), shots, strict=True)))
     of_datasets = dict(list(cells.groupby("dataset")))
     panels = {
-        name: of_datasets[name]
-        for name in ("average", *summary.study.datasets)
-        if name in of_datasets
+        dataset: of_datasets[dataset]
+        for dataset in ("average", *summary.study.datasets)
+        if dataset in of_datasets
     }
     figure, drawn = subplots_grid(panels)
-    for ax, dataset, of_dataset in drawn:
-        for method, rows in of_dataset.groupby("method", sort=False):
-            style = styles[method] | {"label": marked(method, method in selected)}
-            ax.errorbar(rows["shots"], rows["mean"], **style)
-            mark(ax, rows, rows["shots"])
-            edges = (rows["mean"] + sign * rows[summary.spread].fillna(0) for sign in (-1, 1))
-            ax.fill_between(rows["shots"], *edges, color=style["color"], alpha=0.15, linewidth=0)
+    for ax, dataset, rows in drawn:
+        draw_curves(ax, rows, summary.spread, styles)
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, map(str, shots))
         ax.set(title=dataset, xlabel="images per class", ylabel="accuracy (%)")
     return figure
 
 
+def draw_curves(ax: Axes, cells: pd.DataFrame, spread: str, styles: dict[str, dict]) -> None:
+    """The accuracy of each method on one dataset, in a band of the spread."""
+    for method, rows in cells.groupby("method", sort=False):
+        shots = rows["shots"]
+        ax.errorbar(shots, rows["mean"], **styles[method])
+        mark(ax, rows, shots)
+        width = rows[spread].fillna(0)
+        edges = rows["mean"] - width, rows["mean"] + width
+        colour = styles[method]["color"]
+        ax.fill_between(shots, *edges, color=colour, alpha=0.15, linewidth=0)
+
+
 def gains(summary: Summary) -> Figure:
     """Points that one method gains over another on every dataset; each panel names the two."""
-    focus = summary.focus
-    baseline = summary.baseline
-    cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
     panels = {}
-    for names, rows in cells.groupby(TABLE, sort=False):
-        means = rows.pivot(index="dataset", columns="method", values="mean").reindex(
-            columns=[focus, baseline]
-        )
-        gain = (means[focus] - means[baseline]).dropna().sort_values()
+    for names, rows in summary.cells.groupby(TABLE, sort=False):
+        gain = gain_of(summary, rows)
         if len(gain):
-            # The average is the last bar, at the top
-            order = sorted(gain.index, key="average".__eq__)
-            panels[names] = gain[order], set(rows[rows["selected_on_test"]]["dataset"])
-    height = 1.4 + 0.28 * max((len(gain) for gain, _ in panels.values()), default=0)
+            panels[names] = gain
+    height = 1.4 + 0.28 * max(map(len, panels.values()), default=0)
     figure, drawn = subplots_grid(panels, 4.6, height, 3)
-    for ax, (protocol, part), (gain, selected) in drawn:
-        colours = ["0.35" if name == "average" else "0.75" for name in gain.index]
-        bars = ax.barh(
-            [marked(name, name in selected) for name in gain.index],
-            gain,
-            color=colours,
-            edgecolor="black",
-        )
-        ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
-        ax.axvline(0, color="black", linewidth=0.8)
-        ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
-        ax.margins(x=0.25)
-        ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} over {baseline} (points)")
+    for ax, (protocol, part), gain in drawn:
+        draw_gain(ax, gain)
+        label = f"{summary.focus} over {summary.baseline} (points)"
+        ax.set(title=f"{protocol}, {part}", xlabel=label)
     return figure
+
+
+def gain_of(summary: Summary, cells: pd.DataFrame) -> pd.DataFrame:
+    """`gain` by dataset and whether it is `selected_on_test`, the average last: at the top."""
+    ours = cells[cells["method"] == summary.focus].set_index("dataset")
+    theirs = cells[cells["method"] == summary.baseline].set_index("dataset")
+    gain = pd.DataFrame({"gain": ours["mean"] - theirs["mean"]}).dropna().sort_values("gain")
+    gain["selected_on_test"] = ours["selected_on_test"] | theirs["selected_on_test"]
+    return gain.loc[sorted(gain.index, key="average".__eq__)]
+
+
+def draw_gain(ax: Axes, rows: pd.DataFrame) -> None:
+    """A bar for each dataset."""
+    colours = ["0.35" if name == "average" else "0.75" for name in rows.index]
+    labels = list(map(marked, rows.index, rows["selected_on_test"]))
+    bars = ax.barh(labels, rows["gain"], color=colours, edgecolor="black")
+    ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
+    ax.margins(x=0.25)
 
 
 # From predictions
@@ -287,17 +307,16 @@ def reliability(summary: Summary) -> Figure:
     panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     for (protocol, part, method, _), outcome in read_outcomes(summary).items():
         panels[protocol, method][part].append(outcome)
-    looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
-    styles: dict[str, Any] = dict(
-        zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False)
-    )
+    styles = looks(dict.fromkeys(chain(*panels.values())), ("-", *LINES))
     figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
     for ax, (protocol, method), parts in drawn:
         for part, outcomes in parts.items():
-            marker, line, colour = styles[part]
-            bins = np.sum([outcome.bins for outcome in outcomes], axis=0)
             draw_reliability(
-                ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part
+                ax,
+                np.sum([outcome.bins for outcome in outcomes], axis=0),
+                **styles[part],
+                markersize=4,
+                label=part,
             )
         ax.set_title(f"{method}\n{protocol}", fontsize=10)
     return figure

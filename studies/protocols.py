@@ -7,15 +7,20 @@ of their results find ours.
 
 from dataclasses import dataclass
 
-ELEVEN: tuple[str, ...] = (
+# In the order of the papers' tables
+ELEVEN = (
     "imagenet",
     "caltech101",
     "oxford_pets",
     "stanford_cars",
     "oxford_flowers",
     "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
 )
-ELEVEN += ("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,20 @@ class Protocol:
 SEEDS = (1, 2, 3)  # of most papers; MPL's has six
 BASE2NEW = "base2new/{part}/{{dataset}}/shots_{{shots}}/{{name}}/seed{{seed}}"
 FEW_SHOT = "{dataset}/{name}_{shots}shots/seed{seed}"
+# CoCoOp's: trained on the first half of the classes
+HALVES = (
+    Step("base", BASE2NEW.format(part="train_base")),
+    Step("new", BASE2NEW.format(part="test_new")),
+    # Base and new classes together
+    Step("all", BASE2NEW.format(part="test_all"), optional=True),
+)
+# Trained on a source dataset
+CROSS_DATASET = (
+    Step("all", f"crossdataset/{FEW_SHOT}"),
+    Step("all", f"crossdataset/evaluation/{FEW_SHOT}"),
+)
 PROTOCOLS = {
-    "base2new": Protocol(  # CoCoOp's: trained on the first half of the classes
-        (
-            Step("base", BASE2NEW.format(part="train_base")),
-            Step("new", BASE2NEW.format(part="test_new")),
-            # Base and new classes together
-            Step("all", BASE2NEW.format(part="test_all"), optional=True),
-        )
-    ),
-    "cross_dataset": Protocol(  # trained on a source dataset
-        (
-            Step("all", f"crossdataset/{FEW_SHOT}"),
-            Step("all", f"crossdataset/evaluation/{FEW_SHOT}"),
-        )
-    ),
+    "base2new": Protocol(HALVES),
+    "cross_dataset": Protocol(CROSS_DATASET),
     "few_shot": Protocol((Step("all", FEW_SHOT),), shots=(1, 2, 4, 8, 16)),  # CoOp's
 }

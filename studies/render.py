@@ -15,6 +15,7 @@ from trainers import methods
 from .choose import ORACLE
 from .comparing import POWER, signed
 from .critical import ranking
+from .spec import Search
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
@@ -56,25 +57,25 @@ def build_tables(summary: Summary) -> list[Table]:
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
     by = summary.study.choose.by
-    choices = []
-    for search in summary.study.searches:
-        if search.file.is_file():
-            settings = read_chosen(str(search.file)).settings
-            words = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items()]
-            name = marked(search.variant.name, by == ORACLE)
-            text = f"{', '.join(words)} (of {len(search.trials)})"
-            choices.append((search.protocol, search.shots, name, search.dataset, text))
-    note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations"
-    note += f". {MARKED}." if by == ORACLE else "."
-    of_tables = pd.DataFrame(choices, columns=["protocol", "shots", "method", "dataset", "text"])
-    return [
-        Table(
-            f"{protocol}, {shots_label(shots)}: chosen settings",
-            *grid(cells, "dataset", lambda row: Cell(row.text)),
-            note,
-        )
-        for (protocol, shots), cells in of_tables.groupby(["protocol", "shots"], sort=False)
-    ]
+    choices = [row_of(search) for search in summary.study.searches if search.file.is_file()]
+    note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations."
+    if by == ORACLE:
+        note += f" {MARKED}."
+    frame = pd.DataFrame(choices, columns=["protocol", "shots", "method", "dataset", "text"])
+    frame["method"] = [marked(name, by == ORACLE) for name in frame["method"]]
+    tables = []
+    for (protocol, shots), cells in frame.groupby(["protocol", "shots"], sort=False):
+        title = f"{protocol}, {shots_label(shots)}: chosen settings"
+        tables.append(Table(title, *grid(cells, "dataset", lambda row: Cell(row.text)), note))
+    return tables
+
+
+def row_of(search: Search) -> tuple[str, int, str, str, str]:
+    """A choice that was made: its protocol, shots, method, dataset and settings."""
+    settings = read_chosen(str(search.file)).settings
+    words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+    text = f"{words} (of {len(search.trials)})"
+    return search.protocol, search.shots, search.variant.name, search.dataset, text
 
 
 def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
@@ -95,17 +96,16 @@ def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
     rows = [list(map(Cell, row)) for row in zip(means.index, *texts.values(), strict=True)]
     note = (
         f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL "
-        "(nats) and the Brier "
-        "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
+        "(nats) and the Brier score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and "
+        "the Brier score."
     )
     if any(column.startswith("AUROC") for column in means):
         note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
     if "OpenworldAUC" in means:
         note += (
-            " OpenworldAUC: how often a base image has a larger probability of a base class "
-            "than a new image, and "
+            " OpenworldAUC: how often a base image has a larger probability of a base class than a "
+            "new image, and both are classified correctly among their own half of the classes."
         )
-        note += "both are classified correctly among their own half of the classes."
     header = ["method", *(MEASURES[key].label if key in MEASURES else key for key in means)]
     return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
 
@@ -118,15 +118,7 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
     known = runs.dropna(subset="images")
     if known.empty:
         return ""
-    kinds = {
-        name: variant.kind
-        for name, variant in summary.variants.items()
-        if name in set(runs["method"])
-    }
-    others = [f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive"]
-    words = "all methods inductive"
-    if others:
-        words = f"{', '.join(others)} (other methods inductive); ranked within a kind"
+    words = about_kinds(summary, set(runs["method"]))
     most = int(known["evaluations"].max())
     selected = int(runs["selected_on_test"].sum())
     often = "once" if most == 1 else f"up to {most} times"
@@ -136,6 +128,15 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
     )
     unknown = len(runs) - len(known)
     return note + (f"; {unknown} runs did not record their images." if unknown else ".")
+
+
+def about_kinds(summary: Summary, methods: set[str]) -> str:
+    """The methods of a table that are not inductive."""
+    kinds = {name: variant.kind for name, variant in summary.variants.items() if name in methods}
+    others = [f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive"]
+    if others:
+        return f"{', '.join(others)} (other methods inductive); ranked within a kind"
+    return "all methods inductive"
 
 
 def number(value: float, form: str = ".2f") -> str:
@@ -289,12 +290,13 @@ def over_datasets(summary: Summary, protocol: str, part: str) -> str:
             of_kind = f" {kind}" * (len(summary.kinds) > 1)
             ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in ranked.ranks.items())
             notes += (
-                f" All{of_kind} methods over {ranked.datasets} datasets: average ranks "
-                f"{ranks}; Friedman's test, "
+                f" All{of_kind} methods over {ranked.datasets} datasets: average ranks {ranks}; "
+                f"Friedman's test, p = {format_p(ranked.p)}"
             )
-            notes += f"p = {format_p(ranked.p)}"
-            apart = f"; average ranks differ if they are {ranked.difference:.2f} apart (Nemenyi)"
-            notes += f"{apart if ranked.p < 0.05 else ''}."
+            if ranked.p < 0.05:
+                difference = f"{ranked.difference:.2f}"
+                notes += f"; average ranks differ if they are {difference} apart (Nemenyi)"
+            notes += "."
     return notes
 
 

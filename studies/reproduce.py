@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -23,7 +23,8 @@ from configs.recipes import recipe
 
 from .progress import collect_results
 from .protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step
-from .spec import RunSequence, Study, Training, Variant
+from .spec import RunSequence, Study, Training
+from .variant import Variant
 
 if TYPE_CHECKING:
     from .render import Table
@@ -52,6 +53,8 @@ PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
 them.
 """
 Key = tuple[str, int, int]  # dataset, shots, seed
+# From base to new classes
+TESTS = tuple(Step(part, BASE2NEW.format(part=f"test_{part}")) for part in ("base", "new"))
 
 
 def find_prompts(
@@ -67,27 +70,30 @@ def find_prompts(
 
     Raises UsageError if several folders fit.
     """
-    dataset, shots, seed = key
-    published = NAMES.get(method, method)
-    spellings = [(method, dataset), (published, NAMES.get(dataset, dataset)), (published, dataset)]
-    for layout, names in product(LAYOUTS[protocol], dict.fromkeys(spellings)):
-        if "{dataset}" not in layout and not alone:
-            continue
-        words = {"method": names[0], "dataset": names[1], "shots": shots, "seed": seed}
-        runs = folders_with_prompts(folder, layout.format(**words))
+    for pattern in patterns(protocol, method, key, alone):
+        runs = folders_with_prompts(folder, pattern)
         # In MMRL's repository, the prompts of cross_dataset are there, too
         if protocol == "base2new":
             runs = [path for path in runs if not path.parent.name.endswith("_cross_datasets")]
         if len(runs) > 1:
-            of_cfg = [path for path in runs if is_of(path, folder, cfg, shots)]
-            runs = of_cfg or runs
+            runs = [path for path in runs if is_of(path, folder, cfg, key[1])] or runs
         if len(runs) > 1:
-            what = f"{runs[0]} and {runs[1]} are both of {dataset}, seed {seed}"
+            what = f"{runs[0]} and {runs[1]} are both of {key[0]}, seed {key[2]}"
             remedy = "name the YAML file of one by --cfg, or move one elsewhere"
             raise UsageError(what, remedy, folder)
         if runs:
             return runs[0]
     return None
+
+
+def patterns(protocol: str, method: str, key: Key, alone: bool) -> Iterator[str]:
+    """Where a training run may be in a set of checkpoints, as `find_prompts` has the arguments."""
+    dataset, shots, seed = key
+    published = NAMES.get(method, method)
+    spellings = [(method, dataset), (published, NAMES.get(dataset, dataset)), (published, dataset)]
+    for layout, names in product(LAYOUTS[protocol], dict.fromkeys(spellings)):
+        if "{dataset}" in layout or alone:
+            yield layout.format(method=names[0], dataset=names[1], shots=shots, seed=seed)
 
 
 def folders_with_prompts(folder: Path, pattern: str) -> list[Path]:
@@ -116,10 +122,7 @@ class PublishedStudy(Study):
         """The tests of the prompts. From base to new classes, a test of the base classes has its
         own folder, too.
         """
-        steps = PROTOCOLS[protocol].steps[-1:]
-        if protocol == "base2new":
-            folders = {part: BASE2NEW.format(part=f"test_{part}") for part in ("base", "new")}
-            steps = tuple(Step(part, folder) for part, folder in folders.items())
+        steps = TESTS if protocol == "base2new" else PROTOCOLS[protocol].steps[-1:]
         (variant,) = self.variants
         for (trained_on, shots, seed), prompts in self.prompts.items():
             training = Training(protocol, variant, trained_on, seed, shots)
@@ -134,42 +137,53 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     """The tests that a set of checkpoints allows. Raises UsageError if it has none of the datasets
     and seeds.
     """
-    place = args.checkpoints
-    check_folder(place, "there is no folder", "check --checkpoints")
-    for protocol in [args.protocol] if args.protocol else LAYOUTS:
-        crossing = protocol in ("cross_dataset", DOMAINS)
-        layout = "cross_dataset" if crossing else protocol
-        prompts = all_prompts(args, layout)
-        if prompts:
-            break
-    else:
-        remedy = "see docs/reproduce.md for the layouts; --datasets and --seeds choose some of them"
-        if args.protocol:
-            remedy = f"expected {', '.join(LAYOUTS[layout])}"
-        raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
-    datasets, shots, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
-    tested: tuple[str, ...] = ()
-    if crossing:
-        others = [name for name in ELEVEN if name != args.source]
-        if protocol == DOMAINS:
-            others = list(VARIANTS)
-        tested = tuple(dict.fromkeys(args.datasets or others))
+    protocol, prompts = first_prompts(args)
+    layout = layout_of(protocol)
+    datasets, shots, seeds = map(dict.fromkeys, zip(*prompts, strict=True))
+    data: dict[str, Any] = {"datasets": tuple(datasets)}
+    if layout == "cross_dataset":
+        tested = tested_datasets(args, protocol)
+        targets = tuple(name for name in tested if name != args.source)
+        data = {"source": args.source, "targets": targets, "tested_on": tested}
+    data |= {"root": args.root, "output": args.output}
     cfg = args.cfg or recipe(args.method, layout, backbone=args.backbone).cfg
     return PublishedStudy(
         (Variant(args.method, args.method, cfg),),
-        () if crossing else datasets,
-        (layout,),
-        tuple(sorted(seeds)),
-        source=args.source if crossing else "",
-        targets=tuple(name for name in tested if name != args.source),
+        protocols=(layout,),
+        seeds=tuple(sorted(seeds)),
         shots=tuple(sorted(shots)),
         backbone=args.backbone,
-        root=args.root,
-        output=args.output,
         prompts=prompts,
         epoch=args.epoch,
-        tested_on=tested,
+        **data,
     )
+
+
+def tested_datasets(args: argparse.Namespace, protocol: str) -> tuple[str, ...]:
+    """The datasets to test prompts on that were learned on another one."""
+    others = [name for name in ELEVEN if name != args.source]
+    if protocol == DOMAINS:
+        others = list(VARIANTS)
+    return tuple(dict.fromkeys(args.datasets or others))
+
+
+def layout_of(protocol: str) -> str:
+    """The protocol whose training runs have the prompts."""
+    return "cross_dataset" if protocol == DOMAINS else protocol
+
+
+def first_prompts(args: argparse.Namespace) -> tuple[str, dict[Key, Path]]:
+    """The protocol that is asked for or else the first that fits, and its folders of prompts."""
+    place = args.checkpoints
+    check_folder(place, "there is no folder", "check --checkpoints")
+    for protocol in [args.protocol] if args.protocol else LAYOUTS:
+        prompts = all_prompts(args, layout_of(protocol))
+        if prompts:
+            return protocol, prompts
+    remedy = "see docs/reproduce.md for the layouts; --datasets and --seeds choose some of them"
+    if args.protocol:
+        remedy = f"expected {', '.join(LAYOUTS[layout_of(args.protocol)])}"
+    raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
 
 
 def all_prompts(args: argparse.Namespace, layout: str) -> dict[Key, Path]:
@@ -195,91 +209,79 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
     from .tables import MARKED, marked
 
     study = summary.study
-    (variant,) = study.variants
     if (summary.runs["backbone"] != "ViT-B/16").any() or study.shots != (16,):
         return []
-    published: list[dict] = []
-    if set(study.targets) == set(VARIANTS):
-        title = f"{DOMAINS}: published results"
-        columns = [*VARIANTS, "average"]
-        ours = summary.cells.set_index("dataset")["mean"]
-        cfg = recipe(variant.method, "cross_dataset").cfg
-        known = PUBLISHED[DOMAINS].get(variant.method)
-        if known and (study.source, variant.cfg) == ("imagenet", cfg):
-            published = [known]
-        note = "Accuracy in %, trained on ImageNet."
-    else:
-        title = "base2new, average: the authors' results"
-        columns = ["base", "new", "H"]
-        ours = summary.cells.query("dataset == 'average'").set_index("part")["mean"]
-        published = [row for row in AUTHORS if row["method"] == variant.method]
-        published = [row for row in published if row["cfg"] in ("*", variant.cfg)]
-        note = "Averages in %, published over eleven datasets."
-        if set(study.datasets) != set(ELEVEN):
-            note += f" These are over {len(study.datasets)}, and do not compare."
-    if not published or not set(columns) <= set(ours.index):
+    on_variants = set(study.targets) == set(VARIANTS)
+    known = on_imagenet_variants(summary) if on_variants else on_halves(summary)
+    if not known.rows or not set(known.columns) <= set(known.ours.index):
         return []
     selected = summary.cells["selected_on_test"].any()
-    if selected:
-        note += f" {MARKED}."
+    named = [(marked("these checkpoints", selected), known.ours)]
+    named += [("published", row) for row in known.rows]
     rows = [
-        [Cell(name), *(Cell(number(values[column])) for column in columns)]
-        for name, values in [
-            (marked("these checkpoints", selected), ours),
-            *(("published", row) for row in published),
-        ]
+        [Cell(name), *(Cell(number(values[column])) for column in known.columns)]
+        for name, values in named
     ]
-    return [Table(title, ["", *columns], rows, note)]
+    note = f"{known.note} {MARKED}." if selected else known.note
+    return [Table(known.title, ["", *known.columns], rows, note)]
+
+
+class Known(NamedTuple):
+    """Published results of a method, and what they are compared with."""
+
+    title: str
+    columns: list[str]
+    ours: Any  # a series of accuracies by column
+    rows: list[dict]  # the same of each publication
+    note: str
+
+
+def on_imagenet_variants(summary: "Summary") -> Known:
+    study = summary.study
+    (variant,) = study.variants
+    known = PUBLISHED[DOMAINS].get(variant.method)
+    cfg = recipe(variant.method, "cross_dataset").cfg
+    fits = known and (study.source, variant.cfg) == ("imagenet", cfg)
+    ours = summary.cells.set_index("dataset")["mean"]
+    title = f"{DOMAINS}: published results"
+    note = "Accuracy in %, trained on ImageNet."
+    return Known(title, [*VARIANTS, "average"], ours, [known] if fits else [], note)
+
+
+def on_halves(summary: "Summary") -> Known:
+    (variant,) = summary.study.variants
+    datasets = summary.study.datasets
+    rows = [row for row in AUTHORS if row["method"] == variant.method]
+    rows = [row for row in rows if row["cfg"] in ("*", variant.cfg)]
+    ours = summary.cells.query("dataset == 'average'").set_index("part")["mean"]
+    note = "Averages in %, published over eleven datasets."
+    if set(datasets) != set(ELEVEN):
+        note += f" These are over {len(datasets)}, and do not compare."
+    return Known("base2new, average: the authors' results", ["base", "new", "H"], ours, rows, note)
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("method", metavar="METHOD", help="name of the method, such as MaPLe")
-    add(
-        "--checkpoints",
-        type=path,
-        required=True,
-        metavar="FOLDER",
-        help="folder of the checkpoints",
-    )
+    text = "folder of the checkpoints"
+    add("--checkpoints", type=path, required=True, metavar="FOLDER", help=text)
     text = "protocol of the tests (default: the first that fits the folder)"
     add("--protocol", choices=[*LAYOUTS, DOMAINS], help=text)
-    add(
-        "--datasets",
-        nargs="+",
-        metavar="NAME",
-        help="datasets to test (default: those of the papers)",
-    )
-    add(
-        "--seeds",
-        type=any_seed,
-        nargs="+",
-        default=[1, 2, 3, 4, 5, 6],
-        help="seeds to test (default: 1 to 6)",
-    )
-    add(
-        "--shots",
-        type=at_least(1),
-        help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)",
-    )
-    add(
-        "--source",
-        default="imagenet",
-        help="for cross_dataset: the training dataset (default: imagenet)",
-    )
-    add(
-        "--epoch",
-        type=at_least(1),
-        help="epoch of the checkpoints (default: the best, else the newest)",
-    )
-    add(
-        "--cfg",
-        help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)",
-    )
-    add(
-        "--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)"
-    )
+    text = "datasets to test (default: those of the papers)"
+    add("--datasets", nargs="+", metavar="NAME", help=text)
+    text = "seeds to test (default: 1 to 6)"
+    add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3, 4, 5, 6], help=text)
+    text = "images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)"
+    add("--shots", type=at_least(1), help=text)
+    text = "for cross_dataset: the training dataset (default: imagenet)"
+    add("--source", default="imagenet", help=text)
+    text = "epoch of the checkpoints (default: the best, else the newest)"
+    add("--epoch", type=at_least(1), help=text)
+    text = "YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)"
+    add("--cfg", help=text)
+    text = "ViT-B/16, a weight file, ... (default: as in the YAML file)"
+    add("--backbone", default="", help=text)
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
     add("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from common.errors import UsageError, check_dataset_name, check_name
 from common.schema import FLAG, Accepts, shown
-from configs.files import CONFIGS, config_files, config_folder, known_datasets
-from configs.methods import IN_A_FILE, methods, plugin_of
+from configs.files import CONFIGS, config_folder, known_datasets
+from configs.methods import plugin_of
 from configs.recipes import Recipe, recipe
 
 from .choose import (
@@ -28,16 +28,7 @@ from .choose import (
     trial_place,
 )
 from .protocols import PROTOCOLS, Step
-
-SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
-    "TRAINER.NAME": "trainer",
-    "OUTPUT_DIR": "output",
-    "SEED": "seeds",
-    "DATASET.NAME": "datasets",
-    "DATASET.ROOT": "root",
-    "DATASET.NUM_SHOTS": "shots",
-    "DATASET.SUBSAMPLE_CLASSES": "protocols",
-}
+from .variant import Variant
 
 VALUES = {
     "seeds": Accepts(list[int], 0, 2**32 - 1),
@@ -45,78 +36,6 @@ VALUES = {
     "cpus": Accepts(int, 1, 1024),
 }
 VALUES |= {"gpus": Accepts(int | float, 0, 1), "union": FLAG, "calibrate": FLAG}  # of a study
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method, the YAML file that it uses, and settings that override it.
-
-    Raises UsageError if there is no such method, YAML file or dataset, or the method has no such
-    setting.
-    """
-
-    name: str  # its name in tables and plots
-    method: str  # name of the trainer
-    # Name of a YAML file in configs/trainers/<method>/; empty: that of the recipe for the protocol
-    cfg: str = ""
-    cross_cfg: str = ""  # the YAML file for cross_dataset, if it differs
-    overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
-    # For single datasets
-    dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
-
-    def __post_init__(self) -> None:
-        check_name(self.method, methods(), "trainer", otherwise=IN_A_FILE)
-        plain = self.name.strip() and self.name.isprintable()
-        # It may be part of a folder's name, and legends leave out what begins with an underscore.
-        if not plain or "/" in self.name or self.name.startswith((".", "_")):
-            what = (
-                f"the name {self.name!r} is empty, has a slash or an unprintable letter, or "
-                "starts with . or _"
-            )
-            raise UsageError(what, "use another one")
-        names = [file.stem for file in config_files(self.method)]
-        for config in filter(None, (self.cfg, self.cross_cfg)):
-            check_name(config, names, f"YAML file of {self.name}")
-        for dataset in self.dataset_overrides:
-            check_dataset_name(dataset, known_datasets())
-        for pairs in (self.overrides, *self.dataset_overrides.values()):
-            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-                self.check_key(key, "override", value)
-
-    def check_key(self, key: str, verb: str, value: str = "") -> None:
-        """UsageError if the study sets the key by one of its own, or the method has no such
-        section.
-        """
-        group, _, rest = key.partition(".")
-        # A list or a file, no number
-        by_class = key == "DATASET.NUM_SHOTS" and value.strip("-0123456789")
-        if key in SET_BY_STUDY and not by_class:
-            raise UsageError(
-                f"{self.name} cannot {verb} {key}", f"use the study's own key {SET_BY_STUDY[key]}"
-            )
-        if group == "TRAINER" and rest.split(".")[0] not in self.facts.sections():
-            raise UsageError(
-                f"{self.name} cannot {verb} {key}",
-                f"{self.method} has TRAINER.{self.facts.section()}.*",
-            )
-
-    @cached_property
-    def facts(self) -> Any:
-        return methods()[self.method]
-
-    @property
-    def kind(self) -> str:
-        """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for
-        classes.
-        """
-        keys = {
-            key
-            for pairs in (self.overrides, *self.dataset_overrides.values())
-            for key in pairs[::2]
-        }
-        extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
-        return "extra text" if extra else self.facts.kind
 
 
 @dataclass(frozen=True)
@@ -261,21 +180,23 @@ class Study:
         )
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
-        train, *tests = PROTOCOLS[protocol].steps
-        if not self.union:
-            tests = [step for step in tests if not step.optional]
-        ood = ("--ood", ",".join(self.ood)) if self.ood else ()
         names = self.trained_on(protocol)
         for seed, dataset, shots, variant in product(
             self.seeds, names, self.shots_of(protocol), self.variants
         ):
-            training = Training(protocol, variant, dataset, seed, shots)
-            sequence = [self.run(train, dataset, training, *ood)]
-            targets = self.tested_on if protocol == "cross_dataset" else (dataset,)
-            use = ("--eval-only", "--model-dir", sequence[0].folder)
-            for step, target in product(tests, targets):
-                sequence.append(self.run(step, target, training, *use))
-            yield tuple(sequence)
+            yield self.sequence_of(Training(protocol, variant, dataset, seed, shots))
+
+    def sequence_of(self, training: Training) -> RunSequence:
+        """A training run and its tests."""
+        train, *tests = PROTOCOLS[training.protocol].steps
+        ood = ("--ood", ",".join(self.ood)) if self.ood else ()
+        trained = self.run(train, training.dataset, training, *ood)
+        crosses = training.protocol == "cross_dataset"
+        targets = self.tested_on if crosses else (training.dataset,)
+        use = ("--eval-only", "--model-dir", trained.folder)
+        steps = [step for step in tests if self.union or not step.optional]
+        tested = [self.run(step, name, training, *use) for step, name in product(steps, targets)]
+        return (trained, *tested)
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
@@ -305,27 +226,28 @@ class Study:
 
     def searches_of(self, protocol: str) -> Iterator[Search]:
         names = self.trained_on(protocol)
-        for shots, variant in product(self.shots_of(protocol), self.variants):
-            keys = dict(self.keys_of(variant))
-            if not keys:
-                continue
-            every = [
-                tuple(chain(*zip(keys, values, strict=True))) for values in product(*keys.values())
-            ]
-            for name in names:
-                choosing = [name]
-                if self.choose.by == LEAVE_ONE_OUT:
-                    choosing = [other for other in names if other != name]
-                trainings = [
-                    Training(protocol, variant, other, seed, shots)
-                    for other, seed in product(choosing, self.seeds)
-                ]
-                trials = {
-                    values: tuple(self.trial(training, values) for training in trainings)
-                    for values in every
-                }
-                file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
-                yield Search(protocol, variant, name, shots, file, trials)
+        for shots, variant, name in product(self.shots_of(protocol), self.variants, names):
+            if self.keys_of(variant):
+                training = Training(protocol, variant, name, self.seeds[0], shots)
+                trials = self.trials_of(training)
+                yield Search(protocol, variant, name, shots, self.chosen_file(training), trials)
+
+    def trials_of(self, training: Training) -> dict[Values, tuple[Run, ...]]:
+        """The runs that choose the settings of a training run, by the values that they try."""
+        datasets = [training.dataset]
+        if self.choose.by == LEAVE_ONE_OUT:
+            names = self.trained_on(training.protocol)
+            datasets = [other for other in names if other != training.dataset]
+        trainings = [
+            training._replace(dataset=dataset, seed=seed)
+            for dataset, seed in product(datasets, self.seeds)
+        ]
+        keys = dict(self.keys_of(training.variant))
+        trials = {}
+        for combination in product(*keys.values()):
+            values = tuple(chain(*zip(keys, combination, strict=True)))
+            trials[values] = tuple(self.trial(each, values) for each in trainings)
+        return trials
 
     def trial(self, training: Training, values: Values) -> Run:
         """The run that tries values."""
@@ -371,15 +293,10 @@ class Study:
         """The file of the settings that were chosen for the dataset of a training run; all seeds
         have the same.
         """
-        folder = self.folder(
-            PROTOCOLS[training.protocol].steps[0], training.dataset, training
-        ).parent
-        return (
-            self.output
-            / chosen_place(self, training.variant, training.protocol)
-            / folder
-            / "choice.json"
-        )
+        step = PROTOCOLS[training.protocol].steps[0]
+        folder = self.folder(step, training.dataset, training).parent
+        place = chosen_place(self, training.variant, training.protocol)
+        return self.output / place / folder / "choice.json"
 
     def run(
         self, step: Step, dataset: str, training: Training, *options, values: Values = ()
@@ -391,7 +308,8 @@ class Study:
             options: of train.py.
             values: of a trial; without them, the run has the chosen settings if there is a choice.
         """
-        protocol, variant, _, seed, shots = training
+        protocol = training.protocol
+        variant = training.variant
         place = Path()
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
@@ -402,12 +320,21 @@ class Study:
             options = (*options, "--chosen", self.chosen_file(training))
         folder = self.output / place / self.folder(step, dataset, training)
         words = [*self.options(folder, dataset, training), *options]
-        words += ["DATASET.NUM_SHOTS", shots]
+        words += ["DATASET.NUM_SHOTS", training.shots]
         if step.classes != "all":
             words += ["DATASET.SUBSAMPLE_CLASSES", step.classes]
         words += self.settings(dataset, training, values)
-        arguments = tuple(map(str, words))
-        return Run(protocol, variant, dataset, seed, shots, step.classes, folder, arguments, values)
+        return Run(
+            protocol,
+            variant,
+            dataset,
+            training.seed,
+            training.shots,
+            step.classes,
+            folder,
+            tuple(map(str, words)),
+            values,
+        )
 
     def options(self, folder: Path, dataset: str, training: Training) -> list:
         """The options of train.py that every run has, with its results in `folder`."""

@@ -14,7 +14,8 @@ from configs.files import read_yaml
 from runs.arguments import parse_arguments
 
 from .choose import choose_from, keys_from, mapping
-from .spec import Run, Study, Variant
+from .spec import Run, Study
+from .variant import Variant
 
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
 TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets", "choose")
@@ -91,16 +92,18 @@ def variant_from(name: str, entry: Any) -> Variant:
     for key in entry:
         check_name(key, TRAINER_KEYS, f"key of {name}")
     given = {key: value for key, value in entry.items() if value is not None}
-    method = str(given.get("trainer", name))
-    config = str(given.get("config", ""))
-    cross = str(given.get("cross_dataset", ""))
-    overrides = pairs(given.get("overrides", {}), name)
     datasets = mapping(given.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
     of_datasets = {str(dataset): pairs(content, name) for dataset, content in datasets.items()}
-    keys = None
-    if "choose" in given:
-        keys = keys_from(given["choose"], f"choose of {name}")
-    return Variant(name, method, config, cross, overrides, of_datasets, keys)
+    keys = keys_from(given["choose"], f"choose of {name}") if "choose" in given else None
+    return Variant(
+        name,
+        str(given.get("trainer", name)),
+        str(given.get("config", "")),
+        str(given.get("cross_dataset", "")),
+        pairs(given.get("overrides", {}), name),
+        of_datasets,
+        keys,
+    )
 
 
 def pairs(overrides: Any, name: str) -> tuple[str, ...]:

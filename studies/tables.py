@@ -18,7 +18,8 @@ from configs.recipes import recipe
 from measures.results import harmonic_mean, selected_on_test, several_versions
 
 from .comparing import seed_interval, smallest_difference
-from .spec import Run, Study, Variant
+from .spec import Run, Study
+from .variant import Variant
 
 # The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16
 # images of each class: top-1 accuracy in percent by protocol, part, method, and dataset or
@@ -39,11 +40,9 @@ def marked(name: str | None, selected: bool) -> str:
 
 def part_of(run: Run) -> str:
     """The table of its protocol that a run belongs to."""
-    return {
-        "base2new": run.classes,
-        "cross_dataset": "all classes",
-        "few_shot": shots_label(run.shots),
-    }[run.protocol]
+    if run.protocol == "cross_dataset":
+        return "all classes"
+    return run.classes if run.protocol == "base2new" else shots_label(run.shots)
 
 
 def shots_label(shots: int) -> str:
@@ -240,10 +239,8 @@ class Summary:
         first other one.
         """
         others = [variant for variant in self.study.variants if variant.name != self.focus]
-        return next(
-            (variant.name for variant in sorted(others, key=lambda variant: variant.facts.learns)),
-            None,
-        )
+        first = min(others, key=lambda variant: variant.facts.learns, default=None)
+        return first.name if first else None
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -321,11 +318,8 @@ class Summary:
                 lambda values: values.astype(float).mean(skipna=False)
             )
             averaged = means.reindex(self.averaged(protocol)).mean(skipna=False)
-            rows += (
-                [{"protocol": protocol, "part": part, "method": name, **averaged}]
-                if len(runs)
-                else []
-            )
+            if len(runs):
+                rows.append({"protocol": protocol, "part": part, "method": name, **averaged})
         return pd.DataFrame(rows)
 
     @property

@@ -279,7 +279,7 @@ def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
 
 def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
     transductive = type("Transductive", (facts()["MPL"],), {"kind": "transductive"})
-    monkeypatch.setattr("studies.spec.methods", lambda: facts() | {"MPL": transductive})
+    monkeypatch.setattr("studies.variant.methods", lambda: facts() | {"MPL": transductive})
     values = {"CoOp": 60, "MPL": 90, "VPT": 70}
     summary = summarise(
         study_of(tmp_path, list(values)),
