@@ -54,12 +54,15 @@ class OneName(build_py):
             shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
         shutil.copytree(ROOT / "toolbox/dassl", target / "dassl", ignore=ignored)
         shutil.copy(ROOT / "train.py", target)
+        for file in (target / "tools").glob("*.py"):
+            if file.name not in ("__init__.py", "mpl.py"):  # `mpl` has the other commands
+                file.unlink()
         for file in target.rglob("*.*"):
-            if file.suffix == ".py":
-                source = renamed(file.read_text("utf-8"), PACKAGE, NAMES)
-                file.write_text(with_commands(source), "utf-8")
-            elif file.suffix in (".html", ".md"):
-                file.write_text(with_commands(file.read_text("utf-8")), "utf-8")
+            if file.suffix in (".py", ".html", ".md", ".sh", ".slurm"):
+                text = file.read_text("utf-8")
+                if file.suffix == ".py":
+                    text = renamed(text, PACKAGE, NAMES)
+                file.write_text(with_commands(text), "utf-8")
         init = INIT.format(description=DESCRIPTION, version=__version__)
         (target / "__init__.py").write_text(init)
         (target / "__main__.py").write_text(MAIN)

@@ -8,6 +8,8 @@ import ast
 import re
 from collections.abc import Collection
 
+from .version import INSTALLED
+
 PACKAGE = "modular_prompt_learning"
 # The folders of the project that the package holds
 FOLDERS = ["clip", "common", "configs", "datasets", "fit", "inference", "measures", "runs"]
@@ -17,8 +19,7 @@ NAMES = [*FOLDERS, "dassl", "train"]
 
 def of_user(source: bytes) -> bytes:
     """The source of a file of the user, whose imports of this project work here."""
-    is_installed = __name__.startswith(PACKAGE)
-    return renamed(source.decode(), PACKAGE, NAMES).encode() if is_installed else source
+    return renamed(source.decode(), PACKAGE, NAMES).encode() if INSTALLED else source
 
 
 def with_commands(text: str) -> str:

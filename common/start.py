@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .errors import closest
 from .names import printable
-from .version import ROOT, __version__
+from .version import INSTALLED, ROOT, __version__
 
 
 @contextmanager
@@ -55,12 +55,17 @@ def required_packages(extra: str = "") -> Iterator[None]:
 
 def installation(extra: str) -> str:
     """How to install what a requirements file names; empty for what every command needs."""
-    if not (ROOT / "requirements.txt").is_file():  # pip has installed the project
-        return f"install what {extra or 'requirements.txt'} of the project names"
+    if INSTALLED:
+        name = extra.removeprefix("requirements-").removesuffix(".txt")
+        also = f", with its extra [{EXTRAS.get(name, name)}]" if extra else ""
+        return f"install modular-prompt-learning again{also}"
     if extra:
         return f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}"
     there = "`pip install -r requirements.txt` there"
     return f"run `make setup` in {ROOT} and use its .venv/bin/python, or {there}"
+
+
+EXTRAS = {"export": "onnx", "cluster": "ray"}  # of an installation, by its requirements file
 
 
 class Parser(ArgumentParser):
@@ -109,6 +114,14 @@ def path(text: str) -> Path:
     if not text.strip():
         raise ArgumentTypeError("expected a path (. for the current folder)")
     return Path(os.path.expanduser(text))
+
+
+def of_project(text: str) -> str:
+    """The argparse type of a file that may be one of the project, such as
+    configs/datasets/eurosat.yaml: its path there, unless the user has such a file.
+    """
+    there = ROOT / text
+    return str(there) if text and not os.path.exists(text) and there.is_file() else text
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -23,6 +23,7 @@ COMPUTING = (
 )
 NEW_SETTINGS = re.compile(r'\?\? "?(configs|studies)/.*\.ya?ml"?$')  # in the output of git status
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+INSTALLED = "." in __name__.partition("common")[0]  # whether pip has installed it, under one name
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UsageError
 from common.names import check_names
-from common.start import at_least, path, required_packages, share
+from common.start import at_least, of_project, path, required_packages, share
 from common.text import read_text
 
 from .options import LoadOptions
@@ -52,7 +52,8 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
         add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     text = "ViT-B/16, small, a weight file, ... (default: the model's own)"
     add("--backbone", default="", help=text)
-    add("--config-file", default="", help="YAML file of the method, for a published checkpoint")
+    text = "YAML file of the method, for a published checkpoint"
+    add("--config-file", type=of_project, default="", help=text)
     text = "method of a published checkpoint (default: the name of the YAML file's folder)"
     add("--trainer", dest="method", default="", help=text)
     text = "the epoch to load (default: the best, else the newest)"

@@ -107,6 +107,7 @@ def run_onnx(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tens
     with required_packages(REQUIREMENTS):
         import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     return torch.from_numpy(logits)

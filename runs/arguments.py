@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from common.errors import UsageError
-from common.start import ROOT, Parser
+from common.start import ROOT, Parser, of_project
 from inference.arguments import add_plugin_option
 
 UNUSED = "for compatibility with Dassl; not used by the methods here"
@@ -58,8 +58,8 @@ def add_settings(parser: Parser) -> None:
     add("--source-domains", nargs="+", help=UNUSED)
     add("--target-domains", nargs="+", help=UNUSED)
     add("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
-    add("--config-file", default="", help="YAML file of the method")
-    add("--dataset-config-file", default="", help="YAML file of the dataset")
+    add("--config-file", type=of_project, default="", help="YAML file of the method")
+    add("--dataset-config-file", type=of_project, default="", help="YAML file of the dataset")
     add("--trainer", default="", help="name of the method, see below")
     add(
         "--backbone",

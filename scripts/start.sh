@@ -97,8 +97,13 @@ if [ -n "${PLUGIN:-}" ]; then OPTIONS+=(--plugin "$PLUGIN"); fi
 if [ -n "$BACKBONE" ]; then OPTIONS+=(--backbone "$BACKBONE"); fi
 if [ -n "${REPORT_TO:-}" ]; then OPTIONS+=(--report-to "$REPORT_TO"); fi
 if [ -n "$QUIET" ]; then OPTIONS+=(--quiet); fi
-cd "$ROOT"
-if [ -n "$DRY_RUN" ] && [ "$HERE" != "$ROOT" ]; then printf 'cd %q\n' "$ROOT"; fi
+program=("$PYTHON")
+if [ -f "$ROOT/__init__.py" ]; then # pip has installed the project: its command finds configs/
+    program+=(-m modular_prompt_learning)
+else
+    cd "$ROOT"
+    if [ -n "$DRY_RUN" ] && [ "$HERE" != "$ROOT" ]; then printf 'cd %q\n' "$ROOT"; fi
+fi
 
 run() { # python PROGRAM ...: ends the script if it fails
     if [ -n "$DRY_RUN" ]; then
@@ -108,15 +113,15 @@ run() { # python PROGRAM ...: ends the script if it fails
     fi
     if [ -n "$PREPARE" ] && [ "$DATASET" != "${prepared:-}" ]; then
         prepared=$DATASET
-        start tools/prepare.py "$DATASET" --root "$DATA"
+        start python tools/prepare.py "$DATASET" --root "$DATA"
     fi
-    start "${@:2}"
+    start "$@"
 }
 
 start() { # Ctrl-C reaches the program, too; SIGTERM to the script alone is passed on to it
     (
         trap - INT
-        exec "$PYTHON" "$@"
+        exec "${program[@]}" "${@:2}"
     ) &
     local program=$! status=0
     trap : INT
@@ -131,7 +136,7 @@ start() { # Ctrl-C reaches the program, too; SIGTERM to the script alone is pass
 
 recipe() { # PROTOCOL DATASET SHOTS: the settings of METHOD, and its exact name
     local found
-    found=$("$PYTHON" tools/recipe.py "$METHOD" "$@" --cfg "$CFG" --backbone "$BACKBONE" \
+    found=$(start python tools/recipe.py "$METHOD" "$@" --cfg "$CFG" --backbone "$BACKBONE" \
         ${PLUGIN:+--plugin "$PLUGIN"})
     { read -r METHOD; read -r yaml; read -r settings || true; } <<<"$found"
     cfg=$(basename "$yaml" .yaml)
@@ -144,5 +149,5 @@ check_finished() { # FOLDER of a training run, unless the epoch to test is given
 }
 
 harmonic_mean() { # of the base classes, in the FOLDER of a training run, and the new ones
-    if [ -z "$DRY_RUN" ] && [ -f "$1/results.json" ]; then start tools/base2new.py "$@"; fi
+    if [ -z "$DRY_RUN" ] && [ -f "$1/results.json" ]; then start python tools/base2new.py "$@"; fi
 }

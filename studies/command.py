@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from common.files import check_no_link, write_text
 from common.names import csv_cell, printable
-from common.start import Parser, at_least
+from common.start import Parser, at_least, of_project
 from common.version import source
 from inference.arguments import add_plugin_option
 from measures.results import several_versions
@@ -192,10 +192,15 @@ COMMANDS = {
 READ_BY = {"address": "run", "workers": "run", "dry_run": "run", "intervals": "tables plots report"}
 
 
+def study_file(text: str) -> Path:
+    """The argparse type of a study, of the user or of the project."""
+    return Path(of_project(text))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
+    parser.add_argument("file", type=study_file, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()
     text = "for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
     place.add_argument("--address", help=text)

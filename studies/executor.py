@@ -27,7 +27,7 @@ from clip import keep_backbones
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
-from common.start import ROOT
+from common.version import INSTALLED, ROOT
 from configs.files import CONFIGS
 from measures.results import ERROR, RESULTS_FILE, read_results
 from runs.arguments import parse_arguments
@@ -263,7 +263,7 @@ class Cluster:
                 logging_level="ERROR",  # type: ignore[arg-type]
                 include_dashboard=False,
                 # Where workers import this project from
-                job_config=JobConfig(code_search_path=[str(ROOT)]),
+                job_config=JobConfig(code_search_path=[str(ROOT.parent if INSTALLED else ROOT)]),
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())

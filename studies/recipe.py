@@ -1,6 +1,7 @@
 """The settings of a method in a protocol, printed for the scripts in scripts/any/."""
 
 import os
+from pathlib import Path
 
 from common.errors import check_name
 from common.start import ROOT, Parser
@@ -23,7 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     used_name = exact_name(args.method)
     used = recipe(used_name, args.protocol, args.dataset, args.shots, args.cfg, args.backbone)
     print(used_name)
-    print(os.path.relpath(config_folder(used_name), ROOT), f"{used.cfg}.yaml", sep="/")
+    folder = config_folder(used_name)
+    place = ROOT if folder.is_relative_to(ROOT) else Path()
+    print(os.path.relpath(folder, place), f"{used.cfg}.yaml", sep="/")
     print(*used.settings)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from common.renaming import NAMES, PACKAGE, renamed, with_commands
 from common.start import ROOT
+from tools.mpl import COMMANDS
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +108,37 @@ def test_commands_name_themselves(installed):
     assert "did you mean fit?" in installed("fitt", status=2)
     code = f"from {PACKAGE}.measures.results import next_step; print(next_step('a b', ''))"
     assert installed("-c", code) == "Model: a b; next: mpl predict 'a b' IMAGES\n"
+    words = {file.stem for file in (ROOT / "tools").glob("[a-z]*.py")} - {"mpl"}
+    assert words <= COMMANDS.keys()  # so that texts do not name what is not there
     assert "`mpl calibrate`" in installed("predict", "--help") or "mpl" in installed("fit", "-h")
+
+
+def test_files_of_the_project_are_found_from_any_folder(installed):
+    files = ["--dataset-config-file", "configs/datasets/eurosat.yaml"]
+    files += ["--config-file", "configs/trainers/CoOp/vit_b16.yaml"]
+    assert "--root is missing" in installed("train", "--trainer", "CoOp", *files, status=2)
+    assert "there is no config file configs/x.yaml" in installed(
+        "train", "--config-file", "configs/x.yaml", status=2
+    )
+
+
+def test_scripts_call_the_command_and_write_to_the_folder_of_the_user(site, tmp_path):
+    script = site / f"site/{PACKAGE}/scripts/mpl/base2new_train.sh"
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\npwd; echo "$@"\n')
+    program.chmod(0o755)
+    for dry_run, start in {"1": "mpl train", "": f"{tmp_path}\n-m {PACKAGE} train"}.items():
+        done = subprocess.run(
+            ["bash", script, "eurosat", "1"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHON": str(program), "DRY_RUN": dry_run, "OUT": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.startswith(f"{start} --root data ") and not done.stderr
+        assert " --output-dir output/base2new/train_base/eurosat/" in done.stdout
+    tools = {file.name for file in (site / f"site/{PACKAGE}/tools").iterdir()}
+    assert tools - {"__pycache__"} == {"__init__.py", "mpl.py"}
 
 
 METHOD = """
