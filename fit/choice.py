@@ -253,10 +253,17 @@ def nested(logits: Floats, sample: Sample, held: NDArray[np.int64], members: Mem
     return found
 
 
-def gain(accuracy: float, zero_shot: float, images: float) -> float:
-    """By how much an accuracy rises if the images of each class are doubled: as much as it rose on
-    average since zero-shot CLIP, which counts as a quarter of an image."""
-    return (accuracy - zero_shot) / float(np.log2(4 * images))
+def gain(accuracy: float, zero_shot: float, images: float, doublings: float = 1.0) -> float:
+    """By how much an accuracy rises if the images of each class are doubled, so many times.
+
+    A doubling divides the error by as much as each did on average since zero-shot CLIP, which
+    counts as a quarter of an image: errors fall as a power of the number of images.
+    """
+    error = 100 - accuracy
+    if error <= 0 or zero_shot >= 100:
+        return 0.0
+    ratio = error / (100 - zero_shot)
+    return error * (1 - ratio ** (doublings / float(np.log2(4 * images))))
 
 
 def interval(accuracy: float, images: float) -> tuple[float, float]:
@@ -290,7 +297,7 @@ def estimate(
     """
     cross_validated = 100 * sample.mean(right(logits, sample.labels))
     share = (folds - 1) / folds
-    more = -np.log2(share) * gain(cross_validated, zero_shot, of_class * share)
+    more = gain(cross_validated, zero_shot, of_class * share, -np.log2(share))
     accuracy = float(np.clip(cross_validated + more, 0, 100))
     low, high = interval(accuracy, sample.size)
     return Estimate(accuracy, low, high, len(sample.labels), sample.size, cross_validated)

@@ -229,9 +229,12 @@ def test_the_estimate_adds_what_more_images_gain():
     sample = Sample.of(labels)
     known = choice.estimate(logits, sample, 5, 80.0, 20)
     assert [known.accuracy, known.low, known.high] == pytest.approx([80, 68.89, 87.84], abs=0.01)
+    # Six doublings from a quarter of an image to 16 have divided the error by three
     assert choice.estimate(logits, sample, 5, 40.0, 20).accuracy == pytest.approx(
-        80 + np.log2(5 / 4) * 40 / 6
+        100 - 20 / 3 ** (np.log2(5 / 4) / 6)
     )
+    assert choice.gain(100, 40.0, 20) == choice.gain(100 + 1e-9, 40.0, 20) == 0
+    assert choice.gain(95, 5.0, 16) < choice.gain(65, 5.0, 16) < 100 - 65
     assert (
         choice.estimate(0 * logits + np.eye(5)[(labels + 1) % 5], sample, 5, 90.0, 20).accuracy == 0
     )
