@@ -18,7 +18,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from common.errors import UsageError
 from common.names import plain
@@ -29,6 +31,7 @@ from inference.options import LoadOptions
 from .choice import Estimate
 from .command import with_checksums
 from .images import Photo, find
+from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, facts
 from .request import PRIORS, FitRequest
 from .story import fit
@@ -45,11 +48,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """The best classifier for labelled images: zero-shot CLIP, heads, ensembles and, while the
     minutes last, trained prompts are compared on images that they have not learned from.
 
-    Images are paths, PIL images, contents of files, or arrays (H, W, 3) of bytes; a column of a
-    Hugging Face `Dataset` has such images.
+    X has images: paths, PIL images, contents of files, or arrays (H, W, 3) of bytes; a column
+    of a Hugging Face `Dataset` has such images. Without a backbone X is a matrix of features that
+    were computed elsewhere, (images, width): heads that do not read class names are compared.
 
     Args:
-        backbone: a name or a file of weights.
+        backbone: a name or a file of weights; None for matrices of features.
         minutes: for everything; 0 tries heads alone.
         groups: `auto` finds images of one scene, which count once; `none` does not.
         prior: `folder` or `equal`, how frequent the classes are in new images.
@@ -65,7 +69,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         estimate_: of the accuracy on new images, with an interval of 95%; None if no image could be
             held out.
         leaderboard_: a data frame with the accuracy of each candidate on held-out images.
-        report_: the page about the fit, as HTML.
+        report_: the page about the fit, as HTML; empty for features.
         notes_: which images were left out, and other remarks, for people.
         update_: what `partial_fit` has done; empty after `fit`.
 
@@ -76,7 +80,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def __init__(  # noqa: PLR0913 - scikit-learn's form
         self,
-        backbone: str = "ViT-B/16",
+        backbone: str | None = "ViT-B/16",
         minutes: float = 5.0,
         groups: str = "auto",
         prior: str = PRIORS[0],
@@ -109,6 +113,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
             ValueError: X and y have other lengths, or two labels are one class name.
             UsageError: fewer than two classes have an image that can be used.
         """
+        if self.backbone is None:
+            return self._fit_matrix(*validate_data(self, X, y, dtype=np.float32))
         with TemporaryDirectory() as place:
             photos, labels = photos_of(X, y, Path(place), {})
             request = self._request(Path(place) / "model")
@@ -136,6 +142,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """
         if not hasattr(self, "classes_"):
             return self.fit(X, y)
+        if self.backbone is None:
+            X, y = validate_data(self, X, y, dtype=np.float32, reset=False)
+            rows, labels = self._rows
+            return self._fit_matrix(np.concatenate([rows, X]), np.concatenate([labels, y]), True)
         with TemporaryDirectory() as place:
             photos, labels = photos_of(X, y, Path(place), self._labels)
             request = self._request(Path(place) / "model")
@@ -154,12 +164,37 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
         return self
 
+    def _fit_matrix(self, X: Any, y: Any, again: bool = False) -> Self:
+        """Fit features; `again` keeps the choice, if that is possible."""
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has {len(classes)} class: a classifier needs two")
+        request = self._request(Path("features"))
+        model = update_matrix(request, self._model, X, labels) if again else None
+        self.update_ = COMPUTED_AGAIN if model else FITTED_AGAIN if again else ""
+        if model is None:
+            with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
+                result, model = fit_matrix(request, X, labels)
+            record = result.to_json()
+            record["candidates"][0]["name"] = "guessing"  # zero-shot CLIP, which reads no names
+            self._describe(record, "")
+        self._rows = X, y
+        self._model = model
+        self._labels = dict(zip(model.class_names, classes.tolist(), strict=True))
+        self.classes_ = classes
+        self._columns = np.arange(len(classes))
+        return self
+
     def _request(self, folder: Path) -> FitRequest:
         """The fit into this folder."""
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31)
         return FitRequest(
             images=Path("images"),
             to=folder,
-            backbone=self.backbone,
+            backbone=self.backbone or "",
             device=self.device,
             sentences=Path(self.sentences) if self.sentences else None,
             minutes=self.minutes,
@@ -167,7 +202,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             groups=self.groups,
             prior=self.prior,
             methods=tuple(self.methods),
-            seed=self.random_state,
+            seed=int(seed),
         )
 
     def _fit(self, request: FitRequest, photos: list[Photo]) -> None:
@@ -184,12 +219,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
             self._model = load(folder, LoadOptions(backbone=self.backbone, device=self.device))
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
-        record = json.loads(files[FILE])
+        self._describe(json.loads(files[FILE]), files[REPORT].decode())
+
+    def _describe(self, record: dict[str, Any], page: str) -> None:
+        """Take what was found."""
         estimate = record["estimate"]
         self.estimate_ = Estimate(**estimate) if estimate else None
         self.leaderboard_ = leaderboard(record["candidates"])
         self.notes_ = [*record["damaged"].values(), *record["notes"]]
-        self.report_ = files[REPORT].decode()
+        self.report_ = page
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -235,6 +273,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _predictions(self, X: Any) -> Any:
         check_is_fitted(self)
+        if self.backbone is None:
+            return self._model.predict(validate_data(self, X, dtype=np.float32, reset=False))
         images = map(image_of, X)  # which may be read only now
         logits = []
         while part := list(islice(images, AT_A_TIME)):
@@ -245,6 +285,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def save(self, folder: str | PathLike) -> None:
         """Write the files of the fit to a new folder, which is a MODEL of all commands."""
         check_is_fitted(self)
+        if self.backbone is None:
+            raise UsageError("a classifier of features is no MODEL of images", "pickle it")
         target = Path(folder)
         try:
             target.mkdir(parents=True)
@@ -268,8 +310,18 @@ class Classifier(ClassifierMixin, BaseEstimator):
         model._take(files, {name: name for name in names})
         return model
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.backbone is None
+        tags.input_tags.string = self.backbone is not None
+        return tags
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_model"}
+        state = super().__getstate__()
+        if self.backbone is None:
+            return state
+        # The model of images is in the files
+        return {key: value for key, value in state.items() if key != "_model"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

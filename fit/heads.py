@@ -17,7 +17,6 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 import trainers
-from clip import weights_sha256
 from clip.digest import Key
 from common.cache import DiskCache
 from common.errors import UsageError
@@ -326,17 +325,20 @@ class Heads:
         """A checksum of all that the logits of held-out images depend on."""
         key = Key(
             "logits of a head",
-            2,
+            3,
             torch=torch.__version__,
             device=self.zero_shot.device.type,
             seed=self.seed,
             classes=self.classes,
-            weights=weights_sha256(self.zero_shot.description.backbone),
             method=candidate.method,
             settings=settings_of(candidate),
         )
         folds = torch.from_numpy(held)
         key.add_tensors({"features": features, "labels": labels, "folds": folds})
+        of_clip = {"scale": self.clip.logit_scale, "names": self.fixed[ZERO_SHOT]}
+        of_clip |= {f"texts {unit}": texts for unit, texts in self.texts.items()}
+        of_clip |= self.projection.head.state_dict() if self.projection else {}
+        key.add_tensors(of_clip)
         return str(key)
 
     def classifier(
@@ -348,8 +350,6 @@ class Heads:
     ) -> PromptedClassifier:
         """The chosen classifier, which has learned from all images: a candidate, or an ensemble of
         linear ones.
-
-        The sum of linear heads is one linear head.
         """
         ((first, _), *others) = weights
         if first.method in self.fixed and not others:
@@ -357,6 +357,15 @@ class Heads:
             return self.exported(first.method, facts, sentences=sentences)
         if not others:
             return self.exported(first.method, facts, self.fit(first, features, labels))
+        method = self.ensemble(weights, features, labels)
+        return self.exported(ENSEMBLE, facts, method)
+
+    def ensemble(
+        self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor
+    ) -> FeatureMethod:
+        """The weighted sum of linear candidates that have learned from features and labels, which
+        is one linear head.
+        """
         names = [candidate.name for candidate, _ in weights]
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
         settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
@@ -370,7 +379,7 @@ class Heads:
             )
             method.head.weight += weight * (there - back).T / 2
             method.head.bias += weight * (there + back).mean(dim=0) / 2
-        return self.exported(ENSEMBLE, facts, method)
+        return method
 
     def exported(
         self,
@@ -398,8 +407,10 @@ class Heads:
 
 
 def spread(logits: Tensor) -> float:
-    """The mean over images of the standard deviation of logits (images, classes)."""
-    return float(logits.std(dim=1, correction=0).mean())
+    """The mean over images of the standard deviation of logits (images, classes); 1 if they are
+    all equal.
+    """
+    return float(logits.std(dim=1, correction=0).mean()) or 1.0
 
 
 def settings_of(candidate: Candidate) -> CfgNode:

@@ -1,0 +1,151 @@
+"""A fit of features that were computed elsewhere: there are no images, and no names to read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import trainers
+from clip import CLIP
+from clip.random_weights import random_clip
+from inference.artefact import Description
+from inference.calibrated import Calibration
+from inference.classifier import PromptedClassifier
+from inference.options import LoadOptions
+from inference.predictions import Predictions
+from trainers.base import TEMPLATE
+from trainers.base.feature_method import FeatureMethod
+from trainers.base.head import Head
+
+from .decision import decide
+from .heads import CANDIDATES, COMPUTED, ZERO_SHOT, Candidate, Heads
+from .images import Photo
+from .photos import Photos
+from .request import FitRequest
+from .result import Fit
+from .trials import Examples
+
+SOURCE = "the features"
+Chosen = Sequence[tuple[Candidate, float]]
+
+
+@lru_cache(4)
+def nameless_clip(width: int) -> CLIP:
+    """A CLIP with image features of this width, which nobody asks for, and for which all names are
+    equally probable.
+    """
+    sizes = {"width": 64, "layers": 1}
+    clip = random_clip("ViT-B-16", {"image_size": 16, "patch_size": 16, **sizes}, sizes, width)
+    tower: Any = nn.Conv2d(3, 1, 1)  # which never runs
+    tower.output_dim = width
+    tower.image_size = 16
+    clip.visual = tower
+    clip.logit_scale.data.fill_(-torch.inf)
+    return clip.requires_grad_(False)
+
+
+def guessing(width: int, names: Sequence[str], device: str) -> PromptedClassifier:
+    """The zero-shot classifier of `nameless_clip`."""
+    clip = nameless_clip(width)
+    image = {"SIZE": [16, 16], "TRANSFORMS": []}
+    description = Description(
+        ZERO_SHOT, {"PREC": "fp32"}, image, SOURCE, class_names=list(names), template=TEMPLATE
+    )
+    options = LoadOptions(backbone=SOURCE, device=device)
+    return PromptedClassifier(description, None, SOURCE, options, clip)
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixModel:
+    """A head on features.
+
+    Attributes:
+        chosen: the candidates whose weighted sum it is.
+    """
+
+    head: Head
+    class_names: Sequence[str]
+    chosen: Chosen
+    calibration: Calibration | None = None
+
+    @torch.no_grad()
+    def predict(self, x: NDArray[np.float32]) -> Predictions:
+        """What it says of features (rows, width)."""
+        features = torch.from_numpy(x).to(next(iter(self.head.state_dict().values())).device)
+        nothing = features[:0]  # it reads no names
+        logits = self.head.classify(features, nothing, nothing)
+        return Predictions(self.class_names, logits.float().cpu(), self.calibration, source=SOURCE)
+
+
+def fit_matrix(
+    request: FitRequest, x: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[Fit, MatrixModel]:
+    """The best head for features.
+
+    Args:
+        x: (rows, width).
+        labels: (rows,), from 0; each row is a scene of its own.
+    """
+    heads, examples = prepared(request, x, labels)
+    decision = decide(heads, examples, free_of_names(request), request)
+    rows = [
+        Photo(f"row {place}", examples.names[label], sha256=sha256(row.tobytes()).hexdigest())
+        for place, (label, row) in enumerate(zip(labels, x, strict=True))
+    ]
+    result = Fit(request, Photos(rows, list(examples.names), {}, []), decision)
+    model = model_of(heads, examples, decision.chosen)
+    return result, replace(model, calibration=result.calibration)
+
+
+def update_matrix(
+    request: FitRequest, model: MatrixModel, x: NDArray[np.float32], labels: NDArray[np.int64]
+) -> MatrixModel | None:
+    """The same candidates, computed again from these rows; None if one of them is trained.
+
+    The calibration stays, if no class is new.
+    """
+    if not all(candidate.method in COMPUTED for candidate, _ in model.chosen):
+        return None
+    heads, examples = prepared(request, x, labels)
+    same = examples.names == model.class_names
+    updated = model_of(heads, examples, model.chosen)
+    return replace(updated, calibration=model.calibration if same else None)
+
+
+def prepared(
+    request: FitRequest, x: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[Heads, Examples]:
+    """What learns, and from what."""
+    names = [f"class {label}" for label in np.unique(labels)]
+    heads = Heads(guessing(x.shape[1], names, request.device), request.seed)
+    features = torch.from_numpy(x).to(heads.zero_shot.device)
+    y = torch.from_numpy(labels).to(features.device)
+    return heads, Examples(features, y, np.arange(len(labels)), names)
+
+
+def model_of(heads: Heads, examples: Examples, chosen: Chosen) -> MatrixModel:
+    """The chosen candidates after learning from the examples."""
+    ((first, _), *others) = chosen
+    if others or first.method in heads.fixed:
+        method = heads.ensemble(chosen, examples.x, examples.y)
+    else:
+        method = heads.fit(first, examples.x, examples.y)
+    return MatrixModel(method.head, examples.names, chosen)
+
+
+def free_of_names(request: FitRequest) -> list[Candidate]:
+    """Guessing, and the candidates that do not read the names of classes."""
+    wanted = request.methods or [one.method for one in CANDIDATES]
+    found = [one for one in CANDIDATES if one.method in wanted and not reads_names(one)]
+    return [Candidate(ZERO_SHOT), *found]
+
+
+def reads_names(candidate: Candidate) -> bool:
+    method = trainers.predicting()[candidate.method]
+    return not issubclass(method, FeatureMethod) or method.spec.reads_text
