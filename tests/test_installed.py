@@ -46,11 +46,13 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def installed(site, tmp_path):
-    """`installed("fit", "photos", ...)` -> what the command has printed; in an empty folder."""
-    environment = os.environ | {"PYTHONPATH": f"{site / 'site'}:{site / 'others'}"}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    """`installed("fit", "photos", ...)` -> what the command has printed; in an empty folder, with
+    these folders of other packages `beside`.
+    """
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
-    def installed(*words, status=0):
+    def installed(*words, status=0, beside=("others",)):
+        environment["PYTHONPATH"] = ":".join(str(site / name) for name in ("site", *beside))
         arguments = [sys.executable, *map(str, words)]
         if words[0] != "-c":
             arguments[1:1] = ["-m", PACKAGE]
@@ -139,6 +141,59 @@ def test_scripts_call_the_command_and_write_to_the_folder_of_the_user(site, tmp_
         assert " --output-dir output/base2new/train_base/eurosat/" in done.stdout
     tools = {file.name for file in (site / f"site/{PACKAGE}/tools").iterdir()}
     assert tools - {"__pycache__"} == {"__init__.py", "mpl.py"}
+
+
+ECOSYSTEM = """
+import numpy as np
+from cleanlab import Datalab
+from datasets import Dataset, Image
+from mapie.classification import SplitConformalClassifier
+from modular_prompt_learning import Classifier
+from skactiveml.classifier import SklearnClassifier
+from skactiveml.pool import UncertaintySampling
+from sklearn.datasets import load_digits
+from sklearn.model_selection import cross_val_predict
+
+x, y = load_digits(return_X_y=True)
+order = np.random.default_rng(0).permutation(len(x))
+x, other_x = np.split(x[order[:600]], [200])
+y, other_y = np.split(y[order[:600]], [200])
+model = Classifier(backbone=None, minutes=0).fit(x, y)
+
+conformal = SplitConformalClassifier(estimator=model, confidence_level=0.9, prefit=True)
+_, sets = conformal.conformalize(other_x[:200], other_y[:200]).predict_set(other_x[200:])
+covered = sets[np.arange(200), other_y[200:], 0].mean()
+print("mapie", 0.8 < covered < 1, covered)
+
+given = y.copy()
+given[:10] = (given[:10] + 1) % 10
+probabilities = cross_val_predict(model, x, given, cv=3, method="predict_proba")
+lab = Datalab(data={"label": given}, label_name="label", verbosity=0)
+lab.find_issues(pred_probs=probabilities, issue_types={"label": {}})
+print("cleanlab", lab.get_issues("label")["is_label_issue"][:10].sum() > 5)
+
+partly = np.where(np.arange(200) < 100, y, np.nan)
+learner = SklearnClassifier(Classifier(backbone=None, minutes=0), classes=range(10))
+asked = UncertaintySampling(random_state=0).query(x, partly, clf=learner, batch_size=3)
+print("skactiveml", len(asked) == 3 and asked.min() >= 100)
+
+photos = [f"{name}.png" for name in "abcdefgh"]
+column = Dataset.from_dict({"image": photos}).cast_column("image", Image())["image"]
+images = Classifier(backbone="small", minutes=0, methods=("GDA",)).fit(column, [0, 1] * 4)
+print("datasets", images.predict(column).tolist() == [0, 1] * 4)
+"""
+
+
+@pytest.mark.thorough
+def test_the_estimator_works_with_other_libraries(installed, site, tmp_path):
+    for library in ("cleanlab", "mapie", "skactiveml"):
+        pytest.importorskip(library, reason="requirements-dev.txt has it")
+    for number, name in enumerate("abcdefgh"):
+        shade = (250 - 9 * number, 9, 9) if number % 2 else (9, 9, 250 - 9 * number)
+        Image.new("RGB", (64, 64), shade).save(tmp_path / f"{name}.png")
+    printed = installed("-c", ECOSYSTEM, beside=())
+    for library in ("mapie", "cleanlab", "skactiveml", "datasets"):
+        assert f"{library} True" in printed, printed
 
 
 METHOD = """
