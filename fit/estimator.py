@@ -78,6 +78,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         >>> model.predict(["a.jpg"]), model.estimate_.accuracy
     """
 
+    _model: Any  # a PromptedClassifier, or a MatrixModel
+
     def __init__(  # noqa: PLR0913 - scikit-learn's form
         self,
         backbone: str | None = "ViT-B/16",
