@@ -218,7 +218,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self._files = files
         self._labels = labels
         with self._folder() as folder:
-            self._model = load(folder, LoadOptions(backbone=self.backbone or "", device=self.device))
+            options = LoadOptions(backbone=self.backbone or "", device=self.device)
+            self._model = load(folder, options)
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
         self._describe(json.loads(files[FILE]), files[REPORT].decode())
