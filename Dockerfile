@@ -2,7 +2,7 @@
 FROM python:3.12-slim
 
 WORKDIR /project
-COPY requirements.txt requirements-serve.txt ./
+COPY requirements.txt requirements-api.txt requirements-serve.txt ./
 COPY common common
 COPY toolbox toolbox
 RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu \

@@ -2,6 +2,7 @@
 stay the names of other packages. Its imports of its own folders are rewritten; see pyproject.toml.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from common.renaming import FOLDERS, NAMES, PACKAGE, renamed, with_commands  # n
 from common.version import __version__  # noqa: E402
 
 EXTRAS = {
+    "api": "api",
     "serve": "serve",
     "onnx": "export",
     "hf": "hf",
@@ -72,10 +74,15 @@ class OneName(build_py):
 
 
 def requirements(name: str = "") -> list[str]:
-    """The lines of a requirements file that name packages, without their comments."""
-    lines = (ROOT / f"requirements{name}.txt").read_text("utf-8").splitlines()
-    found = [line.partition(" #")[0].strip() for line in lines]
-    return [line for line in found if line and not line.startswith(("#", "-"))]
+    """The lines of a requirements file that name packages, without their comments, and those of a
+    smaller file that it names.
+    """
+    text = (ROOT / f"requirements{name}.txt").read_text("utf-8")
+    lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
+    found = [line for line in lines if line and not line.startswith(("#", "-"))]
+    for other in re.findall(r"^-r requirements(-.+)\.txt$", text, re.MULTILINE):
+        found += requirements(other)
+    return found
 
 
 DESCRIPTION = "Modular Prompt Learning and the prompt-learning methods it is compared with"

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from itertools import islice
@@ -25,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from common.errors import UsageError
 from common.names import plain
 from datasets.base import missing_files
+from inference.images import image_of
 from inference.models import load
 from inference.options import LoadOptions
 
@@ -375,19 +376,6 @@ def photos_of(
             raise UsageError(f"there is no image {str(source)!r}", "check its path")
         photos.append(Photo(str(source), names[label]))
     return sorted(photos, key=lambda photo: (photo.label, photo.path)), labels
-
-
-def image_of(image: Any) -> Any:
-    """An image as a classifier reads it: an array (H, W, 3) of bytes becomes a PIL image, and a row
-    of a column of Hugging Face that is not decoded becomes its bytes or its path.
-    """
-    if isinstance(image, Mapping):
-        return image["bytes"] or image["path"]
-    if not isinstance(image, np.ndarray):
-        return image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"an array of type {image.dtype} and shape {image.shape} is no image")
-    return Image.fromarray(image)
 
 
 def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:

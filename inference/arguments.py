@@ -104,8 +104,8 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
     """The names of --classes or --classes-file; empty if neither is given.
 
     Raises:
-        UsageError: a name is empty or given twice, or the file is missing, empty, too large, or not
-            text.
+        UsageError: there is one name alone, a name is empty or given twice, or the file is missing,
+            empty, too large, or not text.
     """
     file = args.classes_file
     names = args.classes
@@ -113,6 +113,8 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
         names = [line for line in read_text(file).splitlines() if line.strip()]
         if not names:
             raise UsageError(f"{file} has no class names", "give one on each line", file)
+    if len(names) == 1:
+        raise UsageError("a single class name has the probability 100%", "give two or more")
     return check_names(names) if names else []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from dassl.utils import read_image
 from PIL import Image
@@ -30,7 +31,7 @@ from .artefact import INPUT, Description, write_artefact
 from .calibrated import Calibration, write_calibration
 from .description import check_description, predicting_configuration, zero_shot_description
 from .distances import Distances, distances_of
-from .images import FEWEST, in_threads
+from .images import FEWEST, image_of, in_threads
 from .options import DEFAULTS, LoadOptions
 from .predictions import Predictions
 
@@ -38,7 +39,8 @@ BATCH = 100  # images at a time, as in the published tests
 ON_GPU = Lock()  # of threads that would compute there at the same time
 OTHER_LISTS = 4  # lists of other class names whose text features are kept
 
-Pixels = str | PathLike | bytes | Image.Image  # an image file, its content, or an image in memory
+# An image file, its content, or an image in memory: of Pillow, or (H, W, 3) of bytes in RGB
+Pixels = str | PathLike | bytes | Image.Image | np.ndarray
 
 
 class PromptedClassifier:
@@ -220,11 +222,12 @@ class PromptedClassifier:
         Raises:
             UsageError: a file is missing or not an image, or it has too many pixels.
         """
-        for image in images:
+        found = [image_of(image) for image in images]
+        for image in found:
             if isinstance(image, str | PathLike) and not Path(image).exists():
                 raise UsageError(f"there is no file {str(image)!r}", "check its path")
         options = self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION
-        pixels = [self.transform(read(image, *options)) for image in images]
+        pixels = [self.transform(read(image, *options)) for image in found]
         return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.cfg.INPUT.SIZE)
 
     def colours(self, pixels: Tensor) -> Tensor:
@@ -293,8 +296,8 @@ class PromptedClassifier:
         """The scaled cosine similarities before softmax: (images, classes), fp32, on the CPU.
 
         Args:
-            images: files, contents of files or PIL images, or one of them; or a tensor (images,
-                [views,] 3, H, W).
+            images: files, contents of files, PIL images or arrays (H, W, 3) of bytes in RGB, or one
+                of them; or a tensor (images, [views,] 3, H, W).
             class_names: other names to choose from; by default those that the prompts were learned
                 on.
 
@@ -324,7 +327,9 @@ class PromptedClassifier:
         if isinstance(images, Tensor):
             pixels = images[None] if images.dim() == 3 else images
             return map(compute, pixels.split(BATCH))
-        several = [images] if isinstance(images, Pixels) else list(images)
+        is_array = isinstance(images, np.ndarray)
+        is_one = images.ndim == 3 if is_array else isinstance(images, Pixels)
+        several = [images] if is_one else list(images)
         most = max(1, BATCH // self.views)
         if len(several) <= min(FEWEST, most):
             return [compute(self.pixels(several))] if several else []

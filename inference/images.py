@@ -1,19 +1,22 @@
 """Image files: found, and worked on by threads."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 
 from common.errors import UsageError
 from datasets.base import spread
 from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
 
-__all__ = ["find_images", "in_threads", "one_thread", "spread"]
+__all__ = ["find_images", "image_of", "in_threads", "one_thread", "spread"]
 FEWEST = 8  # items of one batch: each has some cost of its own
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,6 +47,26 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             "no images are given", "name files or folders after the model, before --classes"
         )
     return files
+
+
+def image_of(image: Any) -> Any:
+    """An image as a classifier reads it: a file, its content or a PIL image. An array (H, W, 3) of
+    bytes in RGB becomes a PIL image, and a row of a column of Hugging Face that is not decoded
+    becomes its bytes or its path.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if isinstance(image, Mapping):
+        image = image["bytes"] or image["path"]
+    if isinstance(image, str | PathLike | bytes | Image.Image):
+        return image
+    what = f"{type(image).__name__} is no image"
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            return Image.fromarray(image)
+        what = f"an array of type {image.dtype} and shape {image.shape} is no image"
+    raise UsageError(what, "give a path, bytes, a PIL image, or an array (H, W, 3) of uint8 in RGB")
 
 
 @contextmanager

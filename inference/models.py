@@ -89,6 +89,8 @@ def load(
     if not name:
         return zero_shot(options)
     path = Path(name)
+    if path.is_absolute():
+        check_exists(path)
     if not path.exists():
         from .hub import download  # here, as most users need no Hub
 
@@ -228,7 +230,7 @@ def read_model(path: Path, options: LoadOptions) -> Content:
     if kind == "exported":
         return *read_artefact(path), options.backbone
     if not kind:
-        remedy = "give a run's output folder, or one of tools/fit.py or export.py"
+        remedy = "give a run's output folder, or one of tools/fit.py or export.py; or --backbone"
         raise UsageError(f"{path} is not a model", remedy, path)
     run = path if kind == "run" else None if options.config_file else run_of(path)
     cfg = run_configuration(run) if run else published_configuration(path, options)

@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "and 2 after another error.",
     )
     add = parser.add_argument
-    add("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
+    add("paths", type=path, nargs="*", metavar="PATH", help="models first, then images or folders")
     add_model_options(parser)
     add_image_options(parser)
     text = "number of classes to print for each image (default: 5)"
@@ -59,6 +59,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if not args.paths:
+        raise UsageError("no model and no images are given", "name them before --classes")
     for file in args.paths:
         if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
             raise UsageError(f"{file} is no image", f"to write the answers there: --to {file}")

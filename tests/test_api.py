@@ -5,6 +5,8 @@ HTTP.
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +21,22 @@ from dassl.utils import ImageError, read_image
 from test_serve import comments
 from visitors import BOUNDARY, FORM, png, served
 
+from common.start import ROOT
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
 from inference.models import load
 
-fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
+fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
 from inference.serving import api, reading, service  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 JSON = "application/json"
+
+
+def test_the_api_needs_no_gradio():
+    code = "import sys; sys.modules['gradio'] = None; from inference.serving import api, command"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="module")

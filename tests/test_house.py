@@ -225,7 +225,8 @@ def test_files_exist_and_docker_does_not_ignore_them():
         assert (ROOT / name).exists()
         assert f"!{name}" in ignored or re.match(r"requirements.*\.txt", name), name
     assert (
-        ROOT.joinpath("requirements-serve.txt").read_text().splitlines()[1] == "-r requirements.txt"
+        ROOT.joinpath("requirements-serve.txt").read_text().splitlines()[1]
+        == "-r requirements-api.txt"
     )
     for name in re.findall(r"-r (\S+)", DOCKERFILE):
         assert name in copied()

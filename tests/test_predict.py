@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -114,6 +115,21 @@ def test_from_pretrained_reads_a_run_its_checkpoints_and_published_ones(
     assert command(predict, folder, tmp_path / "large.png", "--max-pixels", 1056).status == 0
     with one_line("is not a model"):
         PromptedClassifier.from_pretrained(tmp_path / "large.png")
+    with one_line("no model at"):
+        PromptedClassifier.from_pretrained(tmp_path / "gone")
+
+
+def test_arrays_are_images_and_other_values_are_named(finished, photos):
+    classifier = load(finished("CoOp"))
+    pixels = np.asarray(Image.open(photos / "b.png").convert("RGB"))
+    expected = classifier.logits(photos / "b.png")
+    assert torch.equal(classifier.logits(pixels), expected)
+    assert torch.equal(classifier.logits(pixels[None]), expected)
+    for image, words in {None: "NoneType", 3: "int", 0.5: "float"}.items():
+        with one_line(f"{words} is no image", "give a path, bytes, a PIL image, or an array"):
+            classifier.logits([image])
+    with one_line("an array of type uint8 and shape (50, 40) is no image"):
+        classifier.logits([pixels[..., 0]])
 
 
 # Forms of output and bad input
@@ -251,7 +267,9 @@ WRONG = {  # the end of the line that each gives has these words
     "predict {run} {photos} --to {out}/a.csv": "is in a folder that does not exist",
     "predict {run} {photos} --format parquet": "name a file: --to FILE.parquet",
     "predict {run} {text} --to {out}.csv": "{text}' is damaged",
-    "predict {run} {photos} --classes {long}": "77 positions",
+    "predict {run} {photos} --classes {long} cat": "77 positions",
+    "predict {run} {photos} --classes cat": "has the probability 100%: give two or more",
+    "predict --classes cat {photos}": "no model and no images are given: name them before --classes",
     "predict --backbone small {photos}": "--classes",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
     "predict {tested} {photos}": "give the output folder of a training run",

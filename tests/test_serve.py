@@ -94,8 +94,14 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
         tuple(NAMES), 20, "0" * 64, "images", Temperature(2.0), sets, sure
     )
     page = Page([Model("CoOp", classifier)], NAMES, [], unknown=True, coverage=0.9)
+    assert "the right one for 90% of images" in page.explanation()
     _, answer = classified_by(page, photo, "\n".join(NAMES))
     assert answer.startswith("one of 3: ") and all(each in answer for each in NAMES)
+    for score, shown in {0.0: "none of the classes", 0.63: {}}.items():
+        sets = Sets("lac", (score,) * 20)
+        classifier.calibration = replace(classifier.calibration, sets=sets)
+        ((members,),) = [[dict(pairs)] for pairs in classifier.predict(photo).sets(0.9)]
+        assert classified_by(page, photo, "\n".join(NAMES))[1] == (shown or pytest.approx(members))
     classifier.calibration = replace(
         classifier.calibration, threshold=replace(sure, least_log_odds=99.0)
     )
@@ -103,6 +109,16 @@ def test_the_page_says_unknown_and_shows_large_sets(finished, photo, monkeypatch
     _, bars = classified_by(page, photo, "red\ngrey")  # other names: only bars
     expected = classifier.probabilities([photo], ["red", "grey"])[0].tolist()
     assert list(bars.values()) == pytest.approx(expected)
+
+
+def test_names_that_a_model_cannot_change_are_read_only(finished, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for method, is_editable in {"CoOp": True, "LinearProbe": False}.items():
+        classifier = load(finished(method, "all"))
+        page = Page([Model(method, classifier)], classifier.class_names, [])
+        boxes = [one for one in page.blocks.blocks.values() if isinstance(one, gradio.Textbox)]
+        (box,) = [one for one in boxes if one.label.startswith("Class names")]
+        assert box.interactive == is_editable == ("edit" in page.explanation())
 
 
 @pytest.mark.parametrize("names", [NAMES, ["a cat", "a dog"]])

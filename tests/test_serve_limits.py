@@ -13,7 +13,7 @@ from http.client import HTTPConnection
 import pytest
 from visitors import served
 
-pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-serve.txt)")
+pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
 from starlette.exceptions import HTTPException  # noqa: E402, RUF100
 from starlette.requests import Request  # noqa: E402, RUF100
 from starlette.responses import PlainTextResponse  # noqa: E402, RUF100

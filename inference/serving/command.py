@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .server import Server
 
 REQUIREMENTS = "requirements-serve.txt"
+OF_API = "requirements-api.txt"
 MOST_EXAMPLES = 8
 # Begins the name of a folder that may be deleted: no user calls a model so
 UPLOADS = "mpl-serve.partial-"
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         with required_packages():
             from .. import images, models
-        with required_packages(REQUIREMENTS):
+        with required_packages(OF_API if args.api else REQUIREMENTS):
             from .server import address_of, serve
         files = images.find_images(args.examples) if args.examples else []
         opened = models.open_models(args.models, options)
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 def api_server(
     classifier: "PromptedClassifier", names: Sequence[str], args: argparse.Namespace
 ) -> "Server":
-    with required_packages(REQUIREMENTS):
+    with required_packages(OF_API):
         from .api import application
         from .server import Server
         from .service import Service

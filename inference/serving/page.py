@@ -78,6 +78,7 @@ class Page:
         self.unknown = unknown
         self.coverage = coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
+        self.is_editable = any(classifier.transfers for classifier in classifiers)
         self.functions = [[is_file, is_text], [is_file]]
         if examples:  # the number of one
             numbers = list(range(len(examples)))
@@ -85,19 +86,26 @@ class Page:
         with gr.Blocks(
             title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)
         ) as self.blocks:
-            gr.Markdown(
-                "# Prompted CLIP\nDrop, paste or choose an image. The bars are the "
-                f"{BARS} most probable classes, and follow when you edit the class names."
-            )
+            gr.Markdown(f"# Prompted CLIP\nDrop, paste or choose an image. {self.explanation()}")
             with gr.Row(elem_id="columns"):
                 image, edited = self.questions(examples)
                 shown, looks = self.results()
             gr.on([image.change, edited.change], self.answer, [image, edited], shown, **OPTIONS)
             image.change(self.answer_looks, image, looks, **OPTIONS)
 
+    def explanation(self) -> str:
+        """Of the bars."""
+        text = f"The bars are the {BARS} most probable classes"
+        if self.coverage is not None:
+            share = f"{100 * self.coverage:g}% of images"
+            text = f"The bars are a set of classes, which has the right one for {share}"
+        edited = ", and follow when you edit the class names" if self.is_editable else ""
+        return f"{text}{edited}."
+
     def questions(self, examples: Sequence[Path]) -> tuple[gr.Image, gr.Textbox]:
         """The column of the image and the class names."""
-        label = "Class names, one on each line"
+        is_editable = self.is_editable
+        label = "Class names, one on each line" if is_editable else "Class names"
         with gr.Column(scale=2, min_width=300):
             image = gr.Image(
                 type="filepath",
@@ -106,10 +114,11 @@ class Page:
                 label="Image",
                 height=280,
             )
-            edited = gr.Textbox("\n".join(self.names), lines=6, max_lines=12, label=label)
+            options: dict[str, Any] = {"label": label, "interactive": is_editable}
+            edited = gr.Textbox("\n".join(self.names), lines=6, max_lines=12, **options)
             if examples:
                 files = [[str(file)] for file in examples]
-                options: dict[str, Any] = {"label": "Examples", "elem_id": "examples"}
+                options = {"label": "Examples", "elem_id": "examples"}
                 gr.Examples(files, image, cache_examples=False, **options)
         return image, edited
 
@@ -205,19 +214,20 @@ class Page:
         """The value of a model's bars.
 
         It is `unknown`, or a set of more classes than there are bars, or the probability of each
-        name, which may be that of several classes.
+        name of a set or else of all names, which may be that of several classes.
         """
         if isinstance(answer, UsageError):
             return None
         if self.unknown and answer["unknown"]:
             return "unknown"
-        members = answer["set"] or []
+        members = answer["set"]
+        if members is None:
+            return summed(answer["top"], names)
+        if not members:
+            return "none of the classes"
         if len(members) > BARS:
             return f"one of {len(members)}: {', '.join(each['class'] for each in members)}"
-        found = dict.fromkeys(names, 0.0)
-        for each in answer["top"]:
-            found[each["class"]] = found.get(each["class"], 0.0) + each["probability"]
-        return found
+        return summed(members, ())
 
     @staticmethod
     def message(text: str, file: str = "") -> Any:
@@ -243,6 +253,14 @@ class Page:
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {shares_text(shares)}"
         return list(found.values())
+
+
+def summed(answers: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """The probability of each name, of which several classes may have one; 0 for other names."""
+    found = dict.fromkeys(names, 0.0)
+    for each in answers:
+        found[each["class"]] = found.get(each["class"], 0.0) + each["probability"]
+    return found
 
 
 def refusal(status: int, text: str) -> ASGIApp:
