@@ -327,9 +327,9 @@ class PromptedClassifier:
         if isinstance(images, Tensor):
             pixels = images[None] if images.dim() == 3 else images
             return map(compute, pixels.split(BATCH))
-        is_array = isinstance(images, np.ndarray)
-        is_one = images.ndim == 3 if is_array else isinstance(images, Pixels)
-        several = [images] if is_one else list(images)
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = list(images)
+        several = [images] if isinstance(images, Pixels) else list(images)
         most = max(1, BATCH // self.views)
         if len(several) <= min(FEWEST, most):
             return [compute(self.pixels(several))] if several else []
