@@ -84,6 +84,22 @@ def is_vit(clip: Any) -> bool:
     )
 
 
+def projection(clip: Any) -> str:
+    """The name of the linear map that ends the image tower: that of a matrix (width, joint), or of
+    a `nn.Linear`; empty if the tower ends otherwise.
+    """
+    visual = clip.visual
+    if is_vit(clip):
+        return "visual.proj"
+    if isinstance(visual, ModifiedResNet):
+        return "visual.attnpool.c_proj"
+    if isinstance(visual, TimmModel):
+        parts = dict(visual.head.named_children())
+        last = list(parts)[-1] if parts else ""
+        return f"visual.head.{last}" if isinstance(parts.get(last), nn.Linear) else ""
+    return ""
+
+
 def has_local_features(clip: Any) -> bool:
     """Whether `local` can be read from the image tower."""
     return takes_prompts(clip) or isinstance(clip.visual, ModifiedResNet)

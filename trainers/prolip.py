@@ -6,11 +6,10 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from clip import is_vit
+from clip import projection
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
@@ -65,8 +64,8 @@ class ProLIP(FittedMethod):
     tried: float | None = None  # the LAMBDA of the grid, while one is chosen
 
     def build_prompts(self, clip, classnames):
-        if not (is_vit(clip) or isinstance(clip.visual, ModifiedResNet)):
-            what = f"{type(self).__name__} needs one of CLIP's own image towers"
+        if not projection(clip):
+            what = f"{type(self).__name__} needs an image tower that ends in a linear projection"
             raise UsageError(
                 f"{what}, and {self.cfg.MODEL.BACKBONE.NAME} has another", "choose another backbone"
             )

@@ -8,17 +8,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, is_vit
+from clip import CLIP, projection
 
 from .copies import substitute
 from .head import SCALE, Head, HeadCLIP
 
 
+def last_map(clip: CLIP) -> Any:
+    """The linear map that ends the image tower: a matrix (width, joint) or a `nn.Linear`."""
+    value: Any = clip
+    for part in projection(clip).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def remove_projection(clip: CLIP) -> None:
+    """Let the tower of a private copy return the features before the projection, by the identity in
+    its place.
+    """
+    name = projection(clip)
+    last = last_map(clip)
+    if not isinstance(last, nn.Linear):
+        eye = torch.eye(len(last))
+        substitute(clip, name, lambda frozen: eye.to(frozen.device))
+        return
+    eye = torch.eye(last.in_features)
+    substitute(clip, f"{name}.weight", lambda frozen: eye.to(frozen.device))
+    if last.bias is not None:
+        zeros = torch.zeros(last.in_features)
+        substitute(clip, f"{name}.bias", lambda frozen: zeros.to(frozen.device))
+
+
 class Projection(Head):
     """The projection, by the names of the official checkpoints of ProLIP.
 
-    `vit_proj` is (width, joint); of a ResNet, `linear.weight` is (joint, width), and `linear.bias`
-    stays as it is.
+    `vit_proj` is (width, joint); of a ResNet and of timm's towers, `linear.weight` is (joint,
+    width), and `linear.bias`, if there is one, stays as it is.
     """
 
     logit_scale = SCALE
@@ -27,18 +52,16 @@ class Projection(Head):
     def __init__(self, clip: CLIP, learns: bool = True):
         super().__init__()
         kind = nn.Parameter if learns else nn.Buffer
-        if is_vit(clip):
-            self.vit_proj = kind(clip.visual.proj.detach().float().clone())
-            self.width = len(self.vit_proj)
-        else:
-            weight, bias = (
-                tensor.detach().float().clone()
-                for tensor in clip.visual.attnpool.c_proj.parameters()
-            )
+        last = last_map(clip)
+        if isinstance(last, nn.Linear):
             self.linear: Any = nn.Module()
-            self.linear.weight = kind(weight)
-            self.linear.bias = nn.Buffer(bias)
-            self.width = weight.shape[1]
+            self.linear.weight = kind(last.weight.detach().float().clone())
+            bias = None if last.bias is None else last.bias.detach().float().clone()
+            self.linear.register_buffer("bias", bias)
+            self.width = last.in_features
+        else:
+            self.vit_proj = kind(last.detach().float().clone())
+            self.width = len(self.vit_proj)
         if learns:
             self.remember()
 
@@ -54,29 +77,17 @@ class Projection(Head):
 
     def project(self, x: Tensor) -> Tensor:
         """Features before the projection (n, width) -> (n, joint), not normalised."""
-        x = x.to(self.start.dtype)
-        return (
-            x @ self.vit_proj
-            if hasattr(self, "vit_proj")
-            else F.linear(x, self.linear.weight, self.linear.bias)
-        )
+        if hasattr(self, "vit_proj"):
+            return x.to(self.vit_proj.dtype) @ self.vit_proj
+        weight = self.linear.weight
+        return F.linear(x.to(weight.dtype), weight, self.linear.bias)
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
         unit = F.normalize(self.project(image), dim=-1)
         return SCALE * unit @ text.T.to(unit.dtype)
 
     def install(self, clip: CLIP) -> None:
-        """Let the tower return the features before the projection, by the identity in its place."""
-        eye = torch.eye(self.width + 1, self.width)  # and zeros, for the bias
-        if is_vit(clip):
-            substitute(clip, "visual.proj", lambda frozen: eye[:-1].to(frozen.device))
-        else:
-            substitute(
-                clip, "visual.attnpool.c_proj.weight", lambda frozen: eye[:-1].to(frozen.device)
-            )
-            substitute(
-                clip, "visual.attnpool.c_proj.bias", lambda frozen: eye[-1].to(frozen.device)
-            )
+        remove_projection(clip)
 
 
 class LinearAdapter(Projection):
@@ -92,21 +103,24 @@ class LinearAdapter(Projection):
         return self.linear2(super().project(x))
 
 
-class ProjectedCLIP(HeadCLIP):
-    """A CLIP with a learned projection. The image features of the model are those before it."""
+class UnprojectedCLIP(HeadCLIP):
+    """A CLIP whose image features are those before the projection of the tower, if it has one."""
+
+
+class ProjectedCLIP(UnprojectedCLIP):
+    """A CLIP with a learned projection."""
 
     prompt_learner: Projection
 
     def folded(self) -> dict[str, Tensor]:
         learner = self.prompt_learner
         state = self.frozen.state_dict()
+        name = projection(self.frozen)
         *rows, bias = learner.project(
             torch.eye(learner.width + 1, learner.width, device=learner.start.device)
         )
         weight = torch.stack(rows) - bias  # (width, joint)
-        if is_vit(self.frozen):
-            return state | {"visual.proj": weight}
-        return state | {
-            "visual.attnpool.c_proj.weight": weight.T,
-            "visual.attnpool.c_proj.bias": bias,
-        }
+        if not isinstance(last_map(self.frozen), nn.Linear):
+            return state | {name: weight}
+        folded = {f"{name}.weight": weight.T, f"{name}.bias": bias}
+        return state | {key: tensor for key, tensor in folded.items() if key in state}
