@@ -31,9 +31,10 @@ from torch import Tensor
 import datasets
 from common.errors import UsageError
 from common.files import checksum
+from fit.candidates import CANDIDATES, SENTENCES
 from fit.decision import Decision, decide
 from fit.features import Features
-from fit.heads import CANDIDATES, SENTENCES, Heads
+from fit.heads import Heads
 from fit.images import Photo
 from fit.photos import Photos
 from fit.report import suspects

@@ -34,9 +34,10 @@ import datasets
 from common.errors import UsageError
 from datasets import copies
 from fit import groups
+from fit.candidates import CANDIDATES, SENTENCES
 from fit.decision import Decision, decide
 from fit.features import Row
-from fit.heads import CANDIDATES, SENTENCES, Heads
+from fit.heads import Heads
 from fit.images import Photo
 from fit.request import FitRequest
 from fit.trials import Examples

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from inference.sample import Sample
 
 from . import choice
-from .heads import Candidate, Heads
+from .candidates import Candidate
+from .heads import Heads
 from .trials import Examples, Trials
 
 SHARES = 0.25, 0.5

@@ -13,12 +13,13 @@ from inference.calibration import Sets, Temperature, Threshold
 from inference.sample import Sample
 
 from . import choice
+from .candidates import Candidate, members
 from .choice import Estimate
 from .curve import curve, curve_seconds, full_point, ungrouped
-from .heads import Candidate, Heads, members, spread
+from .heads import Heads, spread
 from .plan import Plan
 from .request import PRIORS, FitRequest
-from .trials import Examples, Task, Trials, doubt, try_candidates
+from .trials import Examples, Task, Trials, try_candidates
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,19 @@ def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -
     """The default ensemble, for classes of one scene each."""
     zero_shot = candidates[0]
     learned_from = examples.x, examples.y
-    excess = Sample.of(examples.labels, examples.scenes).mean(doubt(heads, zero_shot, examples))
+    by_names = heads.answers(zero_shot, learned_from, examples.x)
+    scale = spread(by_names)
+    sample = Sample.of(examples.labels, examples.scenes)
+    evidence = choice.evidence(by_names.cpu().double().numpy() / scale, sample)
     shares = {
-        candidates[place]: share for place, share in members(candidates, excess).items() if share
+        candidates[place]: share for place, share in members(candidates, evidence).items() if share
     }
     if [*shares] == [zero_shot]:
         shares = {candidates[-1]: 1.0}
     scales = {one: spread(heads.answers(one, learned_from, examples.x)) for one in shares}
     # The sum of the logits has the spread of zero-shot CLIP.
-    scale = spread(heads.answers(zero_shot, learned_from, examples.x))
-    chosen = used(shares, scale * np.array([*shares.values()]), scales)
+    weights = np.array([*shares.values()])
+    chosen = used(shares, scale * weights / weights.sum(), scales)
     what = f"Each class has one {examples.unit}: none could be held out"
     note = f"{what}, nothing was chosen or estimated"
     return Decision(chosen, notes=[note])

@@ -1,13 +1,11 @@
-"""The candidates: zero-shot CLIP, and every head of this project over a small grid of its
-settings.
-"""
+"""Heads on the features of one CLIP: they learn from images, answer, and are exported."""
 
 import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 import trainers
+from clip import projection
 from clip.digest import Key
 from common.cache import DiskCache
 from common.errors import UsageError
@@ -28,115 +27,21 @@ from trainers.base import TEMPLATE
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
 from trainers.base.method import Classes, Method
-from trainers.base.projection import ProjectedCLIP
+from trainers.base.projection import Projection, UnprojectedCLIP
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.teacher import cache_folder, mean_text_features
 from trainers.base.training import learn
 
-ENSEMBLE = "Linear"  # a sum of those below
-# Which learn nothing: by a template, and by the user's sentences
-ZERO_SHOT = "ZeroshotCLIP"
-SENTENCES = "CuPL"
-# In features of unit length
-LINEAR = (
-    ZERO_SHOT,
-    SENTENCES,
-    "CLAP",
-    "ZSLP",
-    "SSText",
-    "TaskRes",
-    "GDA",
-    "LPPlusPlus",
-)
-COMPUTED = ZERO_SHOT, SENTENCES, "GDA", "ProKeR"  # from all images at once, without steps
-CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
-# Of the default ensemble; chosen on other draws than those of docs/own_classes.md
-ZERO_SHOT_SHARE = 1 / 4
-MISLED = 4.0  # nats; likewise
+from .candidates import SENTENCES, VISION, ZERO_SHOT, Candidate
+
+LINEAR_SUM = "Linear"  # of heads on projected features
+ENSEMBLE = "Ensemble"  # of heads, some of them on features before the projection
 BATCH = 256  # features of a step
 # Bytes of the logits of all heads that are kept, and of one
 LIMIT = 1e9
 MOST_KEPT = 50e6
 SETTLED = 1.0  # seconds of trainings that say how long others take
 Pairs = tuple[tuple[str, Any], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A method with settings to try.
-
-    Attributes:
-        method: its registered name.
-        settings: of TRAINER.<NAME>.
-        training: keys of OPTIM, of a head that learns by gradients.
-    """
-
-    method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        values = {**self.settings, **self.training}
-        return " ".join(
-            [self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)]
-        )
-
-
-SHOWN = ("ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUAL_SCALE")
-SGD = {"NAME": "sgd", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
-ADAM = {"NAME": "adam", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
-ONE = {"AUGMENT_EPOCH": 1}
-STEPS = {"NAME": "adam", "ADAM_EPS": 1e-4, "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 1}
-TIP_F = ADAM | {"NAME": "adamw", "LR": 0.001, "ADAM_EPS": 1e-4}
-CANDIDATES = (  # the first one of a method has its defaults
-    Candidate(ZERO_SHOT),
-    Candidate(SENTENCES),
-    *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 0.3, 1.0)),
-    *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.3, 1.0)),
-    *(Candidate("SSText", {"RULE": rule}) for rule in ("SStext", "by_performance")),
-    *(
-        Candidate("TaskRes", {"RESIDUAL_SCALE": scale, **ONE}, ADAM | {"LR": 0.002})
-        for scale in (8.0, 20.0)
-    ),
-    *(Candidate("GDA", {"ALPHA": alpha, **ONE}) for alpha in (1.0, 10.0, 100.0)),
-    *(
-        Candidate("TipAdapter", {"ALPHA": alpha, "BETA": 5.5, **ONE})
-        for alpha in (1.0, 10.0, 100.0)
-    ),
-    Candidate("ProKeR", {"BETA": 2.0, "LAMBDA": 0.1, **ONE}),
-    *(Candidate("LPPlusPlus", {"STEP": step}) for step in (100, 30)),
-    Candidate("LinearProbe", {"C": 0.1}),
-    *(Candidate("CLIPAdapter", ONE, ADAM | {"LR": lr}) for lr in (0.003, 0.01)),
-    *(
-        Candidate("TipAdapterF", {"ALPHA": alpha, "INIT_ALPHA": alpha, "BETA": 1.0, **ONE}, TIP_F)
-        for alpha in (10.0, 50.0)
-    ),
-    Candidate("ProLIP", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.001}),
-    Candidate("RLA", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.003}),
-)
-
-
-def members(candidates: Sequence[Candidate], excess: float) -> dict[int, float]:
-    """The candidates that an ensemble may have, by their places, with their weights if nothing was
-    held out.
-
-    Args:
-        candidates: the first is zero-shot CLIP.
-        excess: the cross-entropy of zero-shot CLIP on the training images, which it has not learned
-            from, less that of guessing, in nats. If it is above MISLED, the default is heads that
-            go far from zero-shot CLIP.
-    """
-    linear = {place: one.method for place, one in enumerate(candidates) if one.method in LINEAR}
-    careful = [place for place, method in linear.items() if method in CAREFUL] or [*linear][1:]
-    weights = dict.fromkeys(linear, 0.0)
-    if excess > MISLED:  # the last candidate of a method takes the largest steps
-        far = {method: place for place, method in linear.items() if method in (*CAREFUL, "SSText")}
-        careful = [*far.values()] or careful
-    share = ZERO_SHOT_SHARE if excess <= MISLED else 0.0
-    if not careful:
-        return weights | {0: 1.0}
-    return weights | {0: share} | dict.fromkeys(careful, (1 - share) / len(careful))
 
 
 class TooLong(UsageError):
@@ -207,25 +112,20 @@ class Heads:
             SENTENCES: self.texts[True],
             ZERO_SHOT: mean_text_features(self.clip, templates),
         }
-        try:
-            self.projection: FeatureMethod | None = self.method(Candidate("RLA"), 1)
-        except UsageError:
-            self.projection = None
-
-    @property
-    def tower(self) -> PromptedCLIP:
-        """The model whose `image_output` has the features that the heads take."""
-        return self.projection.model if self.projection else self.zero_shot.model_for()
+        self.projection: Projection | None = None
+        if projection(self.clip):
+            self.projection = Projection(self.clip, learns=False).to(zero_shot.device)
+        # Its `image_output` has the features that the heads take
+        self.tower: PromptedCLIP = self.method(Candidate(VISION), 1).model
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """What a method reads of features from before the projection: these, or those behind it
         (images, joint).
         """
-        if self.projection is None or issubclass(
-            trainers.predicting()[method].Model, ProjectedCLIP
-        ):
+        kind = trainers.predicting()[method]
+        if self.projection is None or issubclass(kind.Model, UnprojectedCLIP):
             return features
-        return self.projection.head.project(features).detach()
+        return self.projection.project(features).detach()
 
     def method(self, candidate: Candidate, images: int) -> FeatureMethod:
         """The method of a candidate with a head that has seen nothing, for so many training
@@ -357,28 +257,33 @@ class Heads:
             return self.exported(first.method, facts, sentences=sentences)
         if not others:
             return self.exported(first.method, facts, self.fit(first, features, labels))
-        method = self.ensemble(weights, features, labels)
-        return self.exported(ENSEMBLE, facts, method)
+        method = self.ensemble(weights, (features, labels))
+        return self.exported(type(method).__name__, facts, method)
 
     def ensemble(
-        self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor
+        self, weights: Sequence[tuple[Candidate, float]], seen: tuple[Tensor, Tensor]
     ) -> FeatureMethod:
-        """The weighted sum of linear candidates that have learned from features and labels, which
-        is one linear head.
-        """
+        """The weighted sum of linear heads, which is one linear head, after learning."""
         names = [candidate.name for candidate, _ in weights]
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
         settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
-        method = self.method(Candidate(ENSEMBLE, settings), len(labels))
-        axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
+        reads_before = any(candidate.method == VISION for candidate, _ in weights)
+        kind = ENSEMBLE if reads_before else LINEAR_SUM
+        method = self.method(Candidate(kind, settings), len(seen[1]))
+        head = method.head
+        of_projected = head.of_projected if reads_before else head.weight
+        axes = torch.eye(self.clip.visual.output_dim, device=seen[0].device)  # unit features
         for candidate, weight in weights:
-            there, back = (
-                self.learned(candidate, (features, labels))(torch.cat([axes, -axes]))
-                .detach()
-                .chunk(2)
-            )
-            method.head.weight += weight * (there - back).T / 2
-            method.head.bias += weight * (there + back).mean(dim=0) / 2
+            if candidate.method == VISION:
+                learned = self.fit(candidate, *seen).head
+                head.mean.copy_(learned.mean)  # that of all such heads
+                head.weight += weight * learned.weight
+                head.bias += weight * learned.bias
+                continue
+            logits = self.learned(candidate, seen)(torch.cat([axes, -axes])).detach()
+            there, back = logits.chunk(2)
+            of_projected += weight * (there - back).T / 2
+            head.bias += weight * (there + back).mean(dim=0) / 2
         return method
 
     def exported(

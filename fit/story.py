@@ -26,10 +26,11 @@ from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import groups, report
+from .candidates import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate
 from .decision import decide
 from .features import Features, Row
 from .groups import numbers
-from .heads import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate, Heads
+from .heads import Heads
 from .images import Photo
 from .photos import Photos
 from .plan import Plan

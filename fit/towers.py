@@ -33,7 +33,8 @@ from trainers.base.steps import SteppedMethod
 from trainers.base.teacher import cache_folder
 from trainers.base.training import learn
 
-from .heads import Candidate, Heads
+from .candidates import Candidate
+from .heads import Heads
 from .photos import Photos
 from .plan import Plan
 

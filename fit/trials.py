@@ -16,7 +16,8 @@ from common.errors import UsageError
 from inference.sample import Sample
 
 from . import choice
-from .heads import Candidate, Heads, TooLong, members
+from .candidates import Candidate, members
+from .heads import Heads, TooLong
 from .plan import Plan
 
 MOST_LOGITS = 2 * 10**8  # of all candidates, repeats, images and classes together: 0.8 GB
@@ -60,7 +61,6 @@ class Trials:
         folds: (repeats, images), by `choice.folds`.
         held: (held,), the places of the images whose logits are kept.
         sample: these images.
-        doubt: (held,), by how many nats the cross-entropy of zero-shot CLIP exceeds guessing.
         rows: of each candidate its name, accuracy and seconds, or its fault.
         logits: of each candidate that works, (repeats, held, classes); heads come first.
         heads: the number of heads among these.
@@ -70,7 +70,6 @@ class Trials:
     folds: NDArray[np.int64]
     held: NDArray[np.int64]
     sample: Sample
-    doubt: NDArray[np.float64]
     rows: list[dict[str, Any]]
     logits: dict[Candidate, NDArray[Any]]
     heads: int
@@ -98,15 +97,9 @@ class Trials:
         (held,); None for all.
         """
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
-        excess = self.sample.part(inside).mean(self.doubt[inside])
-        return members(list(self.logits), excess)
-
-
-def doubt(heads: Heads, candidate: Candidate, examples: Examples) -> NDArray[np.float64]:
-    """(images,): the cross-entropy of zero-shot CLIP less that of guessing, in nats."""
-    logits = heads.answers(candidate, (examples.x, examples.y), examples.x)
-    losses = choice.losses(logits.cpu().double().numpy()[None], examples.labels)
-    return losses - np.log(len(examples.names))
+        zero_shot = self.stacked[0, 0][inside]
+        evidence = choice.evidence(zero_shot, self.sample.part(inside))
+        return members(list(self.logits), evidence)
 
 
 def try_candidates(
@@ -147,7 +140,6 @@ def try_candidates(
         folds=folds,
         held=held,
         sample=sample,
-        doubt=doubt(heads, candidates[0], examples)[held],
         rows=rows + more_rows,
         logits=logits | more_logits,
         heads=len(logits),

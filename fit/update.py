@@ -13,8 +13,8 @@ from common.results import CALIBRATION, SEEN
 from common.text import read_json
 from inference.calibrated import calibration_in
 
+from .candidates import CANDIDATES, COMPUTED, Candidate
 from .features import Features
-from .heads import CANDIDATES, COMPUTED, Candidate
 from .images import Photo
 from .photos import Photos
 from .record import FILE, checksums

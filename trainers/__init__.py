@@ -18,10 +18,11 @@ from common.errors import one_line
 from common.schema import add_settings
 
 from .base import Method, compat
-from .base.linear import Linear
+from .base.linear import Ensemble, Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
 from .base.trainer import MethodTrainer
+from .base.vision import VisionProbe
 
 
 def import_files(folders: Iterable[str], package: str) -> None:
@@ -45,11 +46,12 @@ def import_files(folders: Iterable[str], package: str) -> None:
 import_files(__path__, __name__)
 
 
+OF_FIT: dict[str, type[Method]] = {one.__name__: one for one in (Ensemble, Linear, VisionProbe)}
+
+
 def predicting() -> dict[str, type[Method]]:
-    """The methods of models: those that a run trains, and the sum of heads that tools/fit.py
-    makes.
-    """
-    return {Linear.__name__: Linear, **methods()}
+    """The methods of models: those that a run trains, and those that only tools/fit.py makes."""
+    return {**OF_FIT, **methods()}
 
 
 def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
@@ -62,7 +64,7 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             as the same node.
     """
     compat.add_settings(cfg)
-    known = predicting() if chosen == Linear.__name__ else methods()
+    known = predicting() if chosen in OF_FIT else methods()
     for name, method in sorted(known.items(), key=lambda item: item[0] != chosen):
         if method.section() not in cfg.TRAINER or not chosen:
             method.Settings.add_to(cfg, method.section())

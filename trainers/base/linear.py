@@ -1,4 +1,4 @@
-"""The linear head that only `tools/fit.py` makes: the weighted sum of linear heads of several
+"""The heads that only `tools/fit.py` makes: the weighted sums of linear heads of several
 methods.
 """
 
@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip import CLIP, projection
+
 from .feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .head import Head
+from .projection import Projection, UnprojectedCLIP
 from .prompted import normalize
+from .vision import VisionHead
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,34 @@ class Linear(FeatureMethod):
 
     def build_head(self, classes: int, width: int, rows: int) -> LinearHead:
         return LinearHead(classes, width)
+
+
+class EnsembleHead(VisionHead):
+    """`VisionHead`, and a weight vector for each class of projected features of unit length."""
+
+    name = "ensemble"
+
+    def __init__(self, classes: int, clip: CLIP):
+        super().__init__(classes, clip)
+        self.projection = Projection(clip, learns=False) if projection(clip) else None
+        self.of_projected = nn.Buffer(torch.zeros(classes, clip.visual.output_dim))
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        projected = self.projection.project(image) if self.projection else image
+        logits = super().classify(image, text, scale)
+        return logits + F.linear(normalize(projected), self.of_projected)
+
+
+class Ensemble(FeatureMethod):
+    """The weighted sum of linear heads on features before the projection, and behind it; it is no
+    method that a run trains.
+    """
+
+    Settings = LinearSettings
+    Model = UnprojectedCLIP
+    saved_as = "ensemble"
+    reads_template = reads_sentences = False
+    spec = FeatureSpec(reads_text=False)
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> EnsembleHead:
+        return EnsembleHead(len(classnames), clip)

@@ -1,0 +1,110 @@
+"""The candidates: zero-shot CLIP, and every head of this project over a small grid of its
+settings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Which learn nothing: by a template, and by the user's sentences
+ZERO_SHOT = "ZeroshotCLIP"
+SENTENCES = "CuPL"
+VISION = "VisionProbe"  # without texts, on features before the projection
+# In features of unit length
+LINEAR = (
+    ZERO_SHOT,
+    VISION,
+    SENTENCES,
+    "CLAP",
+    "ZSLP",
+    "SSText",
+    "TaskRes",
+    "GDA",
+    "LPPlusPlus",
+)
+COMPUTED = ZERO_SHOT, SENTENCES, VISION, "GDA", "ProKeR"  # from all images at once, without steps
+CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
+# Of the default ensemble; chosen on other data sets than those of docs/own_classes.md
+CAREFUL_WEIGHT = 2.0  # of all careful heads, for zero-shot CLIP's weight of 1
+VISION_WEIGHT = 0.5  # of all heads without texts
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A method with settings to try.
+
+    Attributes:
+        method: its registered name.
+        settings: of TRAINER.<NAME>.
+        training: keys of OPTIM, of a head that learns by gradients.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        values = {**self.settings, **self.training}
+        return " ".join(
+            [self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)]
+        )
+
+
+SHOWN = ("RIDGE", "ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUAL_SCALE")
+SGD = {"NAME": "sgd", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
+ADAM = {"NAME": "adam", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
+ONE = {"AUGMENT_EPOCH": 1}
+STEPS = {"NAME": "adam", "ADAM_EPS": 1e-4, "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 1}
+TIP_F = ADAM | {"NAME": "adamw", "LR": 0.001, "ADAM_EPS": 1e-4}
+CANDIDATES = (  # the first one of a method has its defaults
+    Candidate(ZERO_SHOT),
+    Candidate(SENTENCES),
+    *(Candidate(VISION, {"RIDGE": ridge}) for ridge in (0.1, 1.0)),
+    *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 0.3, 1.0)),
+    *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.3, 1.0)),
+    *(Candidate("SSText", {"RULE": rule}) for rule in ("SStext", "by_performance")),
+    *(
+        Candidate("TaskRes", {"RESIDUAL_SCALE": scale, **ONE}, ADAM | {"LR": 0.002})
+        for scale in (8.0, 20.0)
+    ),
+    *(Candidate("GDA", {"ALPHA": alpha, **ONE}) for alpha in (1.0, 10.0, 100.0)),
+    *(
+        Candidate("TipAdapter", {"ALPHA": alpha, "BETA": 5.5, **ONE})
+        for alpha in (1.0, 10.0, 100.0)
+    ),
+    Candidate("ProKeR", {"BETA": 2.0, "LAMBDA": 0.1, **ONE}),
+    *(Candidate("LPPlusPlus", {"STEP": step}) for step in (100, 30)),
+    Candidate("LinearProbe", {"C": 0.1}),
+    *(Candidate("CLIPAdapter", ONE, ADAM | {"LR": lr}) for lr in (0.003, 0.01)),
+    *(
+        Candidate("TipAdapterF", {"ALPHA": alpha, "INIT_ALPHA": alpha, "BETA": 1.0, **ONE}, TIP_F)
+        for alpha in (10.0, 50.0)
+    ),
+    Candidate("ProLIP", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.001}),
+    Candidate("RLA", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.003}),
+)
+
+
+def members(candidates: Sequence[Candidate], evidence: float) -> dict[int, float]:
+    """The candidates that an ensemble may have, by their places, with their weights if nothing was
+    held out.
+
+    Names weigh as much as there is evidence for them: zero-shot CLIP, and heads that start from it.
+
+    Args:
+        candidates: the first is zero-shot CLIP.
+        evidence: of the training images for it (`choice.evidence`).
+    """
+    linear = {place: one.method for place, one in enumerate(candidates) if one.method in LINEAR}
+    careful = [place for place, method in linear.items() if method in CAREFUL]
+    vision = [place for place, method in linear.items() if method == VISION]
+    weights = dict.fromkeys(linear, 0.0) | {0: evidence}
+    learned = vision or careful or [*linear][1:]
+    if not learned:
+        return {0: 1.0}
+    for place in careful:
+        weights[place] += CAREFUL_WEIGHT * evidence / len(careful)
+    for place in learned:
+        weights[place] += VISION_WEIGHT / len(learned)
+    return weights

@@ -1,0 +1,110 @@
+"""Linear classifiers of image features before the projection, without texts, which only
+`tools/fit.py` makes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip import CLIP, projection
+from common.errors import UsageError
+
+from .feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
+from .head import Head
+from .projection import UnprojectedCLIP, last_map, remove_projection
+from .prompted import normalize
+
+
+@dataclass(frozen=True)
+class VisionProbeSettings(FeatureSettings):
+    """RIDGE is the penalty of the regression, relative to the mean square of the features."""
+
+    RIDGE: int | float = 1.0
+    ranges = {"RIDGE": (1e-6, 1e6)}
+
+    def check(self) -> None:
+        if self.FEATURES_OF:
+            remedy = "leave it out: the features are those before CLIP's projection"
+            raise UsageError("FEATURES_OF is given", remedy)
+
+
+def width_of(clip: CLIP) -> int:
+    """Numbers of an image feature before the projection; after it, if the tower has none."""
+    if not projection(clip):
+        return clip.visual.output_dim
+    last = last_map(clip)
+    return last.in_features if isinstance(last, nn.Linear) else len(last)
+
+
+class VisionHead(Head):
+    """A weight vector and a bias for each class, of `centred` features.
+
+    Attributes:
+        mean: (width,), of the unit features of the training images.
+    """
+
+    name = "vision"
+
+    def __init__(self, classes: int, clip: CLIP):
+        super().__init__()
+        width = width_of(clip)
+        self.mean = nn.Buffer(torch.zeros(width))
+        self.weight = nn.Buffer(torch.zeros(classes, width))
+        self.bias = nn.Buffer(torch.zeros(classes))
+
+    def centred(self, image: Tensor) -> Tensor:
+        """Features (n, width) of unit length, less their mean, and again of unit length."""
+        return normalize(normalize(image) - self.mean)
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        return F.linear(self.centred(image), self.weight, self.bias)
+
+    def install(self, clip: CLIP) -> None:
+        if projection(clip):
+            remove_projection(clip)
+
+
+class VisionProbe(FittedMethod):
+    """A ridge regression from centred image features to one-hot labels; it is no method that a run
+    trains.
+    """
+
+    Settings = VisionProbeSettings
+    Model = UnprojectedCLIP
+    saved_as = "vision_probe"
+    reads_template = reads_sentences = False
+    spec = FeatureSpec(reads_text=False)
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> VisionHead:
+        return VisionHead(len(classnames), clip)
+
+    def fit(self, support: Support) -> None:
+        self.head.mean.copy_(normalize(support.rows).mean(dim=0))
+        rows = self.head.centred(support.rows).double()
+        targets = F.one_hot(support.row_labels, len(self.class_names)).double()
+        weight, bias = ridge(rows, targets, self.settings.RIDGE)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
+
+
+def ridge(rows: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """(targets, width) and (targets,): weights and biases of a ridge regression from rows (n,
+    width) to targets (n, targets). The penalty is relative to the mean square of centred rows.
+    """
+    mean = rows.mean(dim=0)
+    shares = targets.mean(dim=0)
+    centred = rows - mean
+    residual = targets - shares
+    own = penalty * centred.square().sum() / len(rows)
+    if len(rows) < len(mean):  # the smaller of two systems with the same solution
+        gram = centred @ centred.T
+        weight = torch.linalg.solve(gram + own * torch.eye(len(gram)).to(gram), residual)
+        weight = centred.T @ weight
+    else:
+        gram = centred.T @ centred
+        weight = torch.linalg.solve(
+            gram + own * torch.eye(len(gram)).to(gram), centred.T @ residual
+        )
+    return weight.T, shares - mean @ weight
