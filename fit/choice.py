@@ -151,8 +151,10 @@ def evidence(logits: Floats, sample: Sample) -> float:
     factor = 1 / Temperature.fit(logits, sample.labels, sample.weights).temperature
     p = softmax(factor * logits, axis=1)
     variance = (p * logits**2).sum(axis=1) - (p * logits).sum(axis=1) ** 2
-    error = (sample.size * sample.mean(variance)) ** -0.5
-    return max(0.0, factor - CAUTION * error)
+    information = sample.size * sample.mean(variance)
+    if not information:  # logits that say nothing
+        return 0.0
+    return max(0.0, factor - CAUTION * information**-0.5)
 
 
 def stack(

@@ -237,7 +237,7 @@ class Heads:
         key.add_tensors({"features": features, "labels": labels, "folds": folds})
         of_clip = {"scale": self.clip.logit_scale, "names": self.fixed[ZERO_SHOT]}
         of_clip |= {f"texts {unit}": texts for unit, texts in self.texts.items()}
-        of_clip |= self.projection.head.state_dict() if self.projection else {}
+        of_clip |= self.projection.state_dict() if self.projection else {}
         key.add_tensors(of_clip)
         return str(key)
 
@@ -257,22 +257,25 @@ class Heads:
             return self.exported(first.method, facts, sentences=sentences)
         if not others:
             return self.exported(first.method, facts, self.fit(first, features, labels))
-        method = self.ensemble(weights, (features, labels))
+        method = self.ensemble(weights, features, labels)
         return self.exported(type(method).__name__, facts, method)
 
     def ensemble(
-        self, weights: Sequence[tuple[Candidate, float]], seen: tuple[Tensor, Tensor]
+        self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor
     ) -> FeatureMethod:
-        """The weighted sum of linear heads, which is one linear head, after learning."""
+        """The weighted sum of linear candidates that have learned from features and labels, which
+        is one linear head.
+        """
+        seen = features, labels
         names = [candidate.name for candidate, _ in weights]
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
         settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
         reads_before = any(candidate.method == VISION for candidate, _ in weights)
         kind = ENSEMBLE if reads_before else LINEAR_SUM
-        method = self.method(Candidate(kind, settings), len(seen[1]))
+        method = self.method(Candidate(kind, settings), len(labels))
         head = method.head
         of_projected = head.of_projected if reads_before else head.weight
-        axes = torch.eye(self.clip.visual.output_dim, device=seen[0].device)  # unit features
+        axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
         for candidate, weight in weights:
             if candidate.method == VISION:
                 learned = self.fit(candidate, *seen).head

@@ -23,8 +23,9 @@ from trainers.base import TEMPLATE
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.head import Head
 
+from .candidates import CANDIDATES, COMPUTED, ZERO_SHOT, Candidate
 from .decision import decide
-from .heads import CANDIDATES, COMPUTED, ZERO_SHOT, Candidate, Heads
+from .heads import Heads
 from .images import Photo
 from .photos import Photos
 from .request import FitRequest

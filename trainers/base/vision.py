@@ -97,7 +97,7 @@ def ridge(rows: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor
     shares = targets.mean(dim=0)
     centred = rows - mean
     residual = targets - shares
-    own = penalty * centred.square().sum() / len(rows)
+    own = penalty * float(centred.square().sum()) / len(rows) or 1.0  # 1 if all rows are equal
     if len(rows) < len(mean):  # the smaller of two systems with the same solution
         gram = centred @ centred.T
         weight = torch.linalg.solve(gram + own * torch.eye(len(gram)).to(gram), residual)
