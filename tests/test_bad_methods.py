@@ -1,5 +1,6 @@
 """A method's own mistakes are found by its test (`assert_method_works`), or end in one line."""
 
+import re
 import sys
 
 import pytest
@@ -9,14 +10,17 @@ from dassl.engine import TRAINER_REGISTRY
 from drawn import NEED_SENTENCES
 from marks import one_line, thorough_but
 from test_all_methods import QUICK
+from test_method_file import new_process
 from torch import nn
 
 import trainers
 from clip import BlockAdapter, WithAdded, adapt
+from common.errors import UsageError
 from datasets.eurosat import EuroSAT
 from trainers import methods
 from trainers.base import Method
 from trainers.base.checks import assert_method_works
+from trainers.base.method_file import load_method_file
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.prompts import ContextPrompts, TemplatePrompts, gaussian
 from trainers.base.test_time import ViewsMethod
@@ -221,6 +225,108 @@ def test_a_mistake_of_a_method_is_found(method, words, own):
     own(method)
     with pytest.raises(AssertionError, match=words):
         assert_method_works(method.__name__)
+
+
+MISTAKES = {
+    "Wide": "Wide of {file} fails: RuntimeError: Sizes of tensors must match",
+    "Tensors": "OfTensors.vision returns a Parameter for a layer: return a list of clip.Edit",
+    "NoParts": "NoParts.loss returns a Tensor: return the loss and a dict of parts",
+    "Detached": "Detached: the parameter prompt_learner.added gets no gradient",
+    "Misspelt": "Misspelt of {file} defines build_prompt, which nothing calls: did you mean build_p",
+    "Lacking": "Lacking.Settings of {file} is Few: derive it from ContextSettings",
+    "Typed": "TRAINER.TYPED.DEPTH is 'three': give an integer",
+}
+CODE = """
+from dataclasses import dataclass
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from clip import Edit
+from trainers.base.prompts import ContextMethod, ContextPrompts, ContextSettings, gaussian
+from trainers.base.settings import MethodSettings
+
+class Learner(ContextPrompts):
+    width = 64
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.added = gaussian(2, self.width)
+    def vision(self):
+        return [Edit(add=self.added)]
+
+class OfTensors(Learner):
+    def vision(self):
+        return [self.added]
+
+class OfDetached(Learner):
+    def vision(self):
+        return [Edit(add=self.added.detach())]
+
+class WideLearner(Learner):
+    width = 65
+
+def registered(kind):
+    return TRAINER_REGISTRY.register()(kind)
+
+class Base(ContextMethod):
+    Learner = Learner
+    def build_prompts(self, clip, classnames):
+        return self.Learner(clip, classnames, *self.start(clip, []), "end")
+
+@registered
+class Fine(Base):
+    pass
+@registered
+class Wide(Base):
+    Learner = WideLearner
+@registered
+class Tensors(Base):
+    Learner = OfTensors
+@registered
+class Detached(Base):
+    Learner = OfDetached
+@registered
+class NoParts(ContextMethod):
+    def loss(self, output, labels):
+        return F.cross_entropy(output.logits, labels)
+@registered
+class Misspelt(ContextMethod):
+    def build_prompt(self, clip, classnames):
+        return Learner(clip, classnames, *self.start(clip, []), "end")
+@dataclass(frozen=True)
+class Few(MethodSettings):
+    N_CTX: int = 4
+@registered
+class Lacking(ContextMethod):
+    Settings = Few
+@dataclass(frozen=True)
+class Wrong(ContextSettings):
+    DEPTH: int = "three"
+@registered
+class Typed(ContextMethod):
+    Settings = Wrong
+"""
+
+
+@pytest.fixture
+def mistakes(tmp_path):
+    """A file with a method for each mistake, and a correct one."""
+    file = tmp_path / "mistakes.py"
+    file.write_text(CODE)
+    with new_process():
+        load_method_file(file)
+        yield file
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_an_error_of_a_method_names_it_and_says_what_to_write(name, mistakes):
+    words = MISTAKES[name].format(file=re.escape(str(mistakes)))
+    with pytest.raises((AssertionError, UsageError), match=words) as caught:
+        assert_method_works(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Fine", "CoOp"])
+def test_mistakes_of_a_method_are_not_those_of_others(name, mistakes):
+    assert_method_works(name)
 
 
 def test_class_names_of_a_dataset_of_its_own_are_checked(build, monkeypatch):

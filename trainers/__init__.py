@@ -8,9 +8,11 @@ Nothing else needs to name a new method: `methods()` reads the registry.
 import sys
 import traceback
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -21,6 +23,7 @@ from .base import Method, compat
 from .base.linear import Ensemble, Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
+from .base.settings import MethodSettings
 from .base.trainer import MethodTrainer
 from .base.vision import VisionProbe
 
@@ -54,6 +57,15 @@ def predicting() -> dict[str, type[Method]]:
     return {**OF_FIT, **methods()}
 
 
+@cache
+def has_right_settings(method: type[Method]) -> bool:
+    """Whether the settings of a method accept their own defaults."""
+    try:
+        return isinstance(method.Settings(), MethodSettings)
+    except Exception:  # of any kind: it is code
+        return False
+
+
 def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
     """Add the settings of every method to a Dassl configuration, as TRAINER.<NAME IN CAPITALS>.
 
@@ -61,11 +73,14 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
         cfg: changed in place.
         chosen: the method that will read it. Where several methods share a section, it has this
             one's keys; its section is also there under the names that its published YAML files use,
-            as the same node.
+            as the same node. Other methods with wrong settings are left out.
     """
     compat.add_settings(cfg)
     known = predicting() if chosen in OF_FIT else methods()
     for name, method in sorted(known.items(), key=lambda item: item[0] != chosen):
+        kind: Any = method
+        if chosen not in ("", name) and not has_right_settings(kind):
+            continue  # of a method that is being written
         if method.section() not in cfg.TRAINER or not chosen:
             method.Settings.add_to(cfg, method.section())
         for key, (default, accepts) in method.published_keys.items():

@@ -22,9 +22,18 @@ from yacs.config import CfgNode
 
 from clip import CLIP, TOWERS, TextPrompts, private_copy, tokenizer_of
 from clip.random_weights import random_clip
+from common.errors import check_name
 
 from .build import assemble_model, unregistered, untrained
 from .method import Classes
+from .mistakes import (
+    check_hooks,
+    check_schedule,
+    check_settings,
+    named,
+    watch_gradients,
+    with_parts,
+)
 from .prompted import PromptedCLIP, normalize
 
 TOLERANCE = 1e-3  # of the largest value
@@ -55,35 +64,62 @@ def assert_method_works(name: str, **settings: Any) -> None:
         settings: of its section, such as `N_CTX=4`.
 
     Raises AssertionError if a learned module is not in the prompt learner, a tensor that requires
-    gradients is no Parameter, the features of images are longer than 1, a fact such as `installs`
-    is not true, the checkpoint lacks something that a test reads, or the fast towers give other
-    logits than the plain ones. Any other error is one of the method.
+    gradients is no Parameter, a parameter gets no gradient, the features of images are longer than
+    1, a fact such as `installs` is not true, the checkpoint lacks something that a test reads, or
+    the fast towers give other logits than the plain ones; a hook is misspelt, or returns something
+    else; or the method raises an error, which it names with the file. UsageError for wrong
+    settings.
     """
+    from trainers import methods  # here, as the methods import this package
+
     noise = patch.dict(DATASET_REGISTRY._obj_map, Noise=Noise)
     with TemporaryDirectory() as folder, noise, redirect_stdout(StringIO()):
         set_random_seed(1)
-        trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
-        method = trainer.method
-        model = method.model
-        loose = untrained(model)
-        assert not loose, f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
-        added = unregistered(model)
-        what = "is not in the prompt learner: it is neither trained nor saved"
-        assert not added, f"{name}: {added[0]} {what}"
-        trainer.train()
-        dataset = trainer.dm.test_loader.dataset
-        images = torch.stack([dataset[number]["img"] for number in range(len(dataset))])
-        images = images.to(method.device)
-        model.eval()
-        check_facts(method, images)
-        loaded = reloaded(method, trainer.output_dir)
-        remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
-        what = f"{name} gives other logits than a model that reads its checkpoint"
-        logits = method.model_inference(images), loaded.model_inference(images)
-        assert same(*logits), f"{what}: {remedy}"
-        remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
-        what = f"the fast towers give other logits of {name} than the plain ones"
-        assert towers_agree(model, images), f"{what}: {remedy}"
+        check_name(name, methods(), "method")
+        kind = methods()[name]
+        check_settings(kind)
+        with named(kind):
+            trainer: Any = build_trainer(configuration(name, settings, Path(folder)))
+            check_code(trainer.method)
+            without = watch_gradients(trainer.method)
+            with patch.object(trainer.method, "loss", with_parts(trainer.method.loss, name)):
+                trainer.train()
+            check_results(trainer)
+            what = f"{name}: the parameter {min(without, default='')} gets no gradient"
+            remedy = "use it in the loss, or make it a Buffer, or set requires_grad=False"
+            assert kind.fits or not without, f"{what}: {remedy}"
+
+
+def check_code(method: Any) -> None:
+    """Raise AssertionError for mistakes that a model shows before it is trained."""
+    name = type(method).__name__
+    check_hooks(method)
+    check_schedule(method.model.prompt_learner)
+    loose = untrained(method.model)
+    assert not loose, f"{name}: {loose[0]} requires a gradient and is no nn.Parameter"
+    added = unregistered(method.model)
+    what = "is not in the prompt learner: it is neither trained nor saved"
+    assert not added, f"{name}: {added[0]} {what}"
+
+
+def check_results(trainer: Any) -> None:
+    """Raise AssertionError for mistakes that a trained model shows."""
+    method = trainer.method
+    name = type(method).__name__
+    model = method.model
+    dataset = trainer.dm.test_loader.dataset
+    images = torch.stack([dataset[number]["img"] for number in range(len(dataset))])
+    images = images.to(method.device)
+    model.eval()
+    check_facts(method, images)
+    loaded = reloaded(method, trainer.output_dir)
+    remedy = "make what a test reads a Parameter or a persistent Buffer of the prompt learner"
+    what = f"{name} gives other logits than a model that reads its checkpoint"
+    logits = method.model_inference(images), loaded.model_inference(images)
+    assert same(*logits), f"{what}: {remedy}"
+    remedy = "an adapter may not mix tokens, nor draw random numbers without `is_stochastic`"
+    what = f"the fast towers give other logits of {name} than the plain ones"
+    assert towers_agree(model, images), f"{what}: {remedy}"
 
 
 def reloaded(method: Any, folder: str) -> Any:

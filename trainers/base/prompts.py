@@ -223,6 +223,7 @@ class ContextSettings(MethodSettings):
 class ContextMethod(Method):
     """A method that learns CoOp's context vectors; its `Settings` are `ContextSettings`."""
 
+    Settings: ClassVar[type[MethodSettings]] = ContextSettings
     published = ("ctx",)
     saves_learner = True
 

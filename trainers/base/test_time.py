@@ -57,6 +57,7 @@ class ViewsMethod(Method):
     interrupted resumes after the images that it has kept results of.
     """
 
+    Settings: ClassVar[type[MethodSettings]] = ViewsSettings
     learns = False
     reads_sentences = True
     kind = "test-time"
