@@ -44,7 +44,8 @@ def make(eurosat, tiny, tmp_path):
     """
 
     def make(method, *pairs, output="run", **settings):
-        own = {f"TRAINER.{method}.{key}": value for key, value in (FEW | settings).items()}
+        section = methods()[method].section()
+        own = {f"TRAINER.{section}.{key}": value for key, value in (FEW | settings).items()}
         set_random_seed(1)
         pairs = [*(item for pair in own.items() for item in pair), *pairs]
         trainer = build_trainer(make_cfg(method, eurosat, tiny, tmp_path / output, *pairs))
@@ -81,7 +82,7 @@ def interrupted(trainer, after: int) -> None:
         outputs(trainer)
 
 
-@pytest.mark.parametrize("method", ["TPT", "TDA"])
+@pytest.mark.parametrize("method", ["TPT", "TDA", "DMN", "BoostAdapter"])
 def test_killed_test_resumes_and_ends_identically(method, make):
     whole = outputs(make(method, output="whole"))
     interrupted(make(method), 9)
@@ -92,6 +93,22 @@ def test_killed_test_resumes_and_ends_identically(method, make):
     resumed.method.answer = lambda *arguments: computed.append(1) or answer(*arguments)
     assert torch.equal(outputs(resumed), whole)
     assert len(computed) == len(whole) - 14
+
+
+def test_training_images_in_the_memory_of_dmn_are_recorded(make):
+    without = outputs(make("DMN"))
+    trainer = make("DMN", output="other", SUPPORT=True)
+    assert not torch.equal(outputs(trainer), without)
+    rows, filled = trainer.method.support
+    labels = [item.label for item in trainer.method.images.dataset.train_x]
+    assert filled.sum(dim=1).tolist() == [labels.count(label) for label in range(6)]
+    assert torch.allclose(rows[filled].norm(dim=1), torch.ones(len(labels)), atol=1e-3)
+    (phase,) = trainer.method.inherited_phases
+    assert phase.labels == phase.images == len(labels) and phase.split == "train"
+    trainer.method.images = None  # as in a prediction
+    del trainer.method.support
+    with one_line("DMN with SUPPORT reads the training images of a run", "SUPPORT False"):
+        trainer.method.answer(torch.randn(6, 64), trainer.method.new_state())
 
 
 def test_unwritten_state_does_not_count(make, tmp_path):

@@ -36,9 +36,7 @@ OPTIMISER = {
 def is_method(figures):
     """Of a method on features; those that change the text alone are in test_golden_texts.py."""
     case = case_of(figures)
-    return (
-        "input" in case and case.get("kind") != "ood" and not {"sentences", "runs"} & figures.keys()
-    )
+    return "input" in case and "kind" not in case and not {"sentences", "runs"} & figures.keys()
 
 
 def pytest_generate_tests(metafunc):

@@ -131,6 +131,10 @@ WITHOUT_DASSL = (
     "ZERO",
     "MTA",
     "TDA",
+    "OTPT",
+    "TPS",
+    "DMN",
+    "BoostAdapter",
 )
 WITHOUT_DASSL += ("SSText", "ProKeR", "CuPL", "DCLIP", "WaffleCLIP")
 OURS = {  # files that nobody published: their names, and why they are here

@@ -1,5 +1,6 @@
 """Methods that have nothing to train: they answer for each image of a test from views of it."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +24,7 @@ from .prompted import normalize
 from .prompts import TemplatePrompts
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .views import ViewsTransform
+from .views import AREA, ViewsTransform
 
 State = dict[str, Tensor]
 
@@ -62,6 +63,7 @@ class ViewsMethod(Method):
     reads_sentences = True
     kind = "test-time"
     declares = Method.declares | {"streams": ("new_state",)}
+    least_area: ClassVar[float] = AREA[0]  # of a view, as a share of the image
     streams: ClassVar[bool] = False  # whether an answer depends on the images before (`new_state`)
 
     def answer(self, features: Tensor, state: State) -> Tensor:
@@ -112,6 +114,7 @@ class ViewsMethod(Method):
             settings.VIEWS,
             settings.AUGMIX,
             seed,
+            cls.least_area,
         )
 
     def test_loader(self, loader: Any) -> DataLoader:
@@ -189,10 +192,24 @@ class ViewsMethod(Method):
         return torch.stack([self.answer_views(image, self.new_state()) for image in views])
 
 
+def in_random_order(images: int, seed: int) -> list[int]:
+    """The numbers of so many images in an order that depends on the seed alone."""
+    chance = torch.Generator().manual_seed(max(0, seed))
+    return torch.randperm(images, generator=chance).tolist()
+
+
 def entropies(logits: Tensor) -> Tensor:
     """(..., classes) -> (...): the entropy of the softmax, in nats."""
     logs = logits.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """(views, classes) -> (): the entropy of the mean over views of their probabilities, in
+    nats.
+    """
+    logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
+    return -(logs.exp() * logs).sum()
 
 
 def most_confident(logits: Tensor, share: float) -> Tensor:

@@ -15,7 +15,7 @@ from common.errors import UsageError
 from .checkpoints import tensors_of
 from .prompts import ContextPrompts, Position, sentence_context, vectors_ahead
 from .settings import MethodSettings
-from .test_time import State, ViewsMethod, ViewsSettings, most_confident
+from .test_time import State, ViewsMethod, ViewsSettings, entropy_of_mean, most_confident
 
 WEIGHT_DECAY = 0.01  # of AdamW
 WHOLE = "prompt_learner."  # starts the names in a checkpoint of a whole model
@@ -75,8 +75,7 @@ class TuningMethod(ViewsMethod):
             logits: (views, classes), of the most confident views.
             text: (classes, joint), of unit length.
         """
-        logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
-        return -(logs.exp() * logs).sum()
+        return entropy_of_mean(logits)
 
     def build_prompts(self, clip, classnames):
         s = self.settings

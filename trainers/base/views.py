@@ -39,6 +39,7 @@ class ViewsTransform:
     count: int = 64  # number of views
     augmix: bool = False  # whether AugMix changes all views but the first
     seed: int = 0  # chooses the random views
+    least_area: float = AREA[0]  # of a crop
 
     def __call__(self, image: Picture) -> Tensor:
         digest = hashlib.sha256(f"{self.seed} {image.size} ".encode() + image.tobytes()).digest()
@@ -52,7 +53,10 @@ class ViewsTransform:
         W).
         """
         crop = F.resized_crop(
-            image, *crop_box(image, chance), list(self.size), InterpolationMode.BILINEAR
+            image,
+            *crop_box(image, chance, self.least_area),
+            list(self.size),
+            InterpolationMode.BILINEAR,
         )
         if torch.rand(1, generator=chance) < 0.5:
             crop = F.hflip(crop)
@@ -67,13 +71,16 @@ class ViewsTransform:
         )
 
 
-def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, int]:
+def crop_box(
+    image: Picture, chance: torch.Generator, least_area: float = AREA[0]
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop: torchvision's RandomResizedCrop with a given
     generator.
     """
+    areas = least_area, AREA[1]
     width, height = image.size
     for _ in range(TRIES):
-        area = width * height * torch.empty(1).uniform_(*AREA, generator=chance).item()
+        area = width * height * torch.empty(1).uniform_(*areas, generator=chance).item()
         logs = torch.log(torch.tensor(RATIO)).tolist()
         ratio = torch.exp(torch.empty(1).uniform_(*logs, generator=chance)).item()
         w = round(math.sqrt(area * ratio))
