@@ -7,6 +7,7 @@ import random
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -197,8 +198,25 @@ class FewShotDataset(DatasetBase):
         (closed later). Names that are equal and numbers of images other than the published ones are
         printed.
         """
+        names = self.names_by_label(
+            {(item.label, item.classname): None for item in chain(train, val, test)}
+        )
+        if twins := same_names(list(names.values())):
+            print(twins)
+        learned = {item.label for item in train}
+        unlearned = names.keys() - learned
+        if learned and unlearned:
+            name = f"class {names[min(unlearned)]!r} (label {min(unlearned)})"
+            what = f"{name} has images for validation or test, and none for training"
+            raise DatasetError(what, self.remedy, self.root / self.split_file)
+        counts = (len(train), len(val), len(test))
+        if self.counts not in (None, counts):
+            here = f"{self.title} has {counts} images for training, validation and test here"
+            print(f"{here}, {self.counts} as published: results do not compare")
+
+    def names_by_label(self, pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
+        """The name of each label; DatasetError if it has two, or one is not printable."""
         where = self.root / self.split_file
-        pairs = {(item.label, item.classname): None for part in (train, val, test) for item in part}
         try:
             check_known_names([name for _, name in pairs], where)
         except UsageError as error:
@@ -206,21 +224,9 @@ class FewShotDataset(DatasetBase):
         names: dict[int, str] = {}
         for label, name in pairs:
             if names.setdefault(label, name) != name:
-                raise DatasetError(
-                    f"label {label} is both {names[label]!r} and {name!r}", self.remedy, where
-                )
-        if twins := same_names(list(names.values())):
-            print(twins)
-        learned = {item.label for item in train}
-        unlearned = {item.label for part in (val, test) for item in part} - learned
-        if learned and unlearned:
-            name = f"class {names[min(unlearned)]!r} (label {min(unlearned)})"
-            what = f"{name} has images for validation or test, and none for training"
-            raise DatasetError(what, self.remedy, where)
-        counts = (len(train), len(val), len(test))
-        if self.counts not in (None, counts):
-            here = f"{self.title} has {counts} images for training, validation and test here"
-            print(f"{here}, {self.counts} as published: results do not compare")
+                what = f"label {label} is both {names[label]!r} and {name!r}"
+                raise DatasetError(what, self.remedy, where)
+        return names
 
     def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
         """The few-shot images, the same as in the literature: CoOp, MaPLe, ...
@@ -238,24 +244,28 @@ class FewShotDataset(DatasetBase):
         elif number >= 1:
             train = self.generate_fewshot_dataset(train, num_shots=number) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(number, 4)) if val else val
-        if (given := self.cfg.DATASET.get("FEWSHOT_FILE", "")) and train:
-            given = given.replace("{shots}", str(number)).replace("{seed}", str(self.cfg.SEED))
-            file = Path(os.path.expanduser(given)).absolute()
-            chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
-            expected = Counter(item.label for item in train)
+        if train and self.cfg.DATASET.get("FEWSHOT_FILE", ""):
+            chosen = self.read_choice(whole, train)
             train = chosen["train"]
             val = chosen.get("val", val)
-            for label, count in Counter(item.label for item in train).items():
-                if number != -1 and count != expected[label]:
-                    name = next(item.classname for item in train if item.label == label)
-                    what = (
-                        f"{file} has {count} images of {name!r}, and DATASET.NUM_SHOTS {number} "
-                        "means"
-                    )
-                    raise DatasetError(
-                        f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file
-                    )
         return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
+
+    def read_choice(self, whole: dict[str, Items], drawn: Items) -> dict[str, Items]:
+        """The few-shot images of DATASET.FEWSHOT_FILE, which must be as many as those drawn."""
+        number = self.cfg.DATASET.NUM_SHOTS
+        given = self.cfg.DATASET.FEWSHOT_FILE.replace("{shots}", str(number))
+        given = given.replace("{seed}", str(self.cfg.SEED))
+        file = Path(os.path.expanduser(given)).absolute()
+        chosen, self.fewshot_file = splits.read(file, whole, self.images, self.data)
+        counts = Counter(item.label for item in chosen["train"])
+        expected = Counter(item.label for item in drawn)
+        for item in chosen["train"]:
+            count = counts[item.label]
+            if number != -1 and count != expected[item.label]:
+                what = f"{file} has {count} images of {item.classname!r}"
+                what = f"{what}, and DATASET.NUM_SHOTS {number} means {expected[item.label]}"
+                raise DatasetError(what, "set NUM_SHOTS to its number, or to -1", file)
+        return chosen
 
     def sample_counts(self, train: Items, val: Items) -> tuple[Items, Items]:
         """The few-shot images if NUM_SHOTS has a number for each class; at most four of each for

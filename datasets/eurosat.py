@@ -21,7 +21,8 @@ class EuroSAT(FewShotDataset):
         File(split_file, drive="1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o", about=2_000_000),
         File(
             "EuroSAT.zip",
-            url="https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+            url="https://huggingface.co/datasets/torchgeo/eurosat/resolve/"
+            "c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
             bytes=94280567,
             md5="c8fa014336c82ac7804f0398fcb19387",
             extract={"2750": "2750"},

@@ -2,6 +2,7 @@ import json
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 
@@ -84,24 +85,20 @@ class ImageFolder(FolderDataset):
         command = f"python tools/prepare.py --add {quote(str(self.root))}"
         self.remedy = f"restore them, or bring the split up to date: {command}"
         split = super().read_split()
-        folders = {
-            self.class_of(item): (item.label, item.classname) for part in split for item in part
-        }
-        if folders != classes:
+        items = list(chain(*split))
+        if {self.class_of(item): (item.label, item.classname) for item in items} != classes:
             remedy = self.remedy.replace("restore them, or bring the split", "bring it")
             raise DatasetError(f"{file} was made from other classes or class names", remedy, file)
-        known = {item.impath for part in split for item in part}
-        if new := sorted(
-            item.impath
-            for item in self.read_classes(self.root, classes)
-            if item.impath not in known
-        ):
-            what = (
-                f"{len(new):,} images in {self.root} are not in {self.split_file}, such as "
-                f"{printable(new[0])}"
-            )
-            print(f"{what}: they are not used. {self.remedy.partition(', or ')[2].capitalize()}")
+        there = {item.impath for item in self.read_classes(self.root, classes)}
+        self.print_unused(there.difference(item.impath for item in items))
         return split
+
+    def print_unused(self, new: set[str]) -> None:
+        """Name images that a saved split lacks."""
+        if new:
+            what = f"{len(new):,} images in {self.root} are not in {self.split_file}"
+            advice = self.remedy.partition(", or ")[2].capitalize()
+            print(f"{what}, such as {printable(min(new))}: they are not used. {advice}")
 
     def class_of(self, item: Datum) -> str:
         """The class folder of an image of a split."""

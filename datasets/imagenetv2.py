@@ -22,7 +22,8 @@ class ImageNetV2(TestFolders):
         CLASSNAMES,
         File(
             "imagenetv2-matched-frequency.tar.gz",
-            url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
+            url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
+            "imagenetv2-matched-frequency.tar.gz",
             bytes=1264079360,
             sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
             extract={image_dir: image_dir},

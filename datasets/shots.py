@@ -3,7 +3,7 @@
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,7 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
         content = read_json(Path(where).expanduser(), LARGEST)
     labels = sorted(names)
     if isinstance(content, dict):
-        known = {plain(name): number for name, number in content.items()}
-        for name in known:
-            check_name(name, map(plain, names.values()), "class", where)
-        content = [known.get(plain(names[label])) for label in labels]
-        if None in content:
-            name = names[labels[content.index(None)]]
-            what = f"{where} has no number for the class {name!r}"
-            raise UsageError(what, "give each class one; 0: no images", where)
+        content = in_order(content, [names[label] for label in labels], where)
     numbers = isinstance(content, list) and all(
         type(number) is int and number >= 0 for number in content
     )
@@ -50,6 +43,18 @@ def read(given: list | str, names: Mapping[int, str], seed: int, title: str) -> 
         what = f"{where} is not a list of {len(labels)} numbers of images, one for each class"
         raise UsageError(what, "give numbers from 0, in the order of the labels", where)
     return dict(zip(labels, content, strict=True))
+
+
+def in_order(by_name: Mapping[str, Any], names: Sequence[str], where: str) -> list[Any]:
+    """The numbers of these classes; UsageError for an unknown class, or one without a number."""
+    known = {plain(name): number for name, number in by_name.items()}
+    for name in known:
+        check_name(name, map(plain, names), "class", where)
+    for name in names:
+        if known.get(plain(name)) is None:
+            what = f"{where} has no number for the class {name!r}"
+            raise UsageError(what, "give each class one; 0: no images", where)
+    return [known[plain(name)] for name in names]
 
 
 def sample(by_label: Mapping[int, list[Datum]], counts: Mapping[int, int]) -> list[Datum]:

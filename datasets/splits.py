@@ -62,23 +62,23 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
     """
     contents = {Path(f"{stem}.pkl"): pickle.dumps(dict(parts), protocol=4)}
     for part, items in parts.items():
-        rows = [vars(item) | {"_impath": below(item.impath, data)} for item in items]
-        text = "".join(json.dumps({key: row[key] for key in FIELDS}) + "\n" for row in rows)
+        text = "".join(line_of(item, data) for item in items)
         contents[Path(f"{stem}_{part}.jsonl")] = text.encode()
     for file, content in contents.items():
-        if (
-            file.exists()
-            and read_bytes(file, MOST) != content
-            and not has_choice(file, parts, folder, data)
-        ):
-            raise UsageError(
-                f"{file} exists and has another choice",
-                "move it elsewhere, or use another seed",
-                file,
-            )
+        if not file.exists() or read_bytes(file, MOST) == content:
+            continue
+        if not has_choice(file, parts, folder, data):
+            what = f"{file} exists and has another choice"
+            raise UsageError(what, "move it elsewhere, or use another seed", file)
     stem.parent.mkdir(exist_ok=True)
     write_missing(contents)
     return list(contents)
+
+
+def line_of(item: Datum, data: Path) -> str:
+    """An image in the form of 2SFS."""
+    row = vars(item) | {"_impath": below(item.impath, data)}
+    return json.dumps({key: row[key] for key in FIELDS}) + "\n"
 
 
 def write_missing(contents: Mapping[Path, bytes]) -> None:
@@ -125,36 +125,44 @@ def read(
     class.
     """
     content = read_bytes(file, MOST)
-    chosen = read_pairs(file, content, sum(map(len, split.values())))
-    places = {
-        below(item.impath, data): (part, item) for part, items in split.items() for item in items
-    }
+    places = places_of(split, data)
     parts: Parts = {}
-    for part, pairs in chosen.items():
+    for part, pairs in read_pairs(file, content, sum(map(len, split.values()))).items():
         parts[part] = []
-        for path, label in pairs:
-            where, item = places.get(in_dataset(path, folder, data), ("", None))
-            if item is None or (where, item.label) != (part, label):
-                fact = f"for {where} with the label {item.label}" if item else "without that image"
-                what = (
-                    f"{file} has {printable(one_line(path))} for {part} with the label {label}"
-                    f", the split {fact}"
-                )
-                raise UsageError(what, "give images and labels of the dataset's own split", file)
-            parts[part].append(item)
+        for pair in pairs:
+            place = in_dataset(pair[0], folder, data)
+            parts[part].append(chosen_image(file, part, pair, places.get(place)))
         check_part(file, part, parts[part], split[part])
     facts = {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
     return parts, facts
 
 
+def places_of(split: Mapping[str, list[Datum]], data: Path) -> dict[str, tuple[str, Datum]]:
+    """The images of a split with their parts, by their paths below the folder of the datasets."""
+    return {
+        below(item.impath, data): (part, item) for part, items in split.items() for item in items
+    }
+
+
+def chosen_image(
+    file: Path, part: str, pair: tuple[str, int], found: tuple[str, Datum] | None
+) -> Datum:
+    """The image that a file chooses by path and label, as it was `found` in the split; UsageError
+    if it is not there, or in another part or with another label.
+    """
+    path, label = pair
+    if found and (found[0], found[1].label) == (part, label):
+        return found[1]
+    fact = f"for {found[0]} with the label {found[1].label}" if found else "without that image"
+    chosen = f"{printable(one_line(path))} for {part} with the label {label}"
+    what = f"{file} has {chosen}, the split {fact}"
+    raise UsageError(what, "give images and labels of the dataset's own split", file)
+
+
 def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[str, int]]]:
     """Path and label of each image of each part, `most` in all; UsageError for another content."""
     try:
-        if file.suffix == ".jsonl":
-            rows = read_jsonl(file, content)
-        else:
-            pickled = DatumUnpickler(io.BytesIO(content)).load()
-            rows = {part: [vars(row) for row in items] for part, items in pickled.items()}
+        rows = read_jsonl(file, content) if file.suffix == ".jsonl" else read_pickle(content)
         if sum(map(len, rows.values())) > most:
             raise ValueError("it has more rows than the dataset has images")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
@@ -170,6 +178,12 @@ def read_pairs(file: Path, content: bytes, most: int) -> dict[str, list[tuple[st
         remedy = "replace it, or write one with: python tools/prepare.py splits"
         raise UsageError(what, remedy, file) from error
     return chosen
+
+
+def read_pickle(content: bytes) -> dict[str, list[dict]]:
+    """The rows of each part of CoOp's file."""
+    pickled = DatumUnpickler(io.BytesIO(content)).load()
+    return {part: [vars(row) for row in items] for part, items in pickled.items()}
 
 
 def check_part(file: Path, part: str, items: list[Datum], every: list[Datum]) -> None:

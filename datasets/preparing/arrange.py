@@ -70,15 +70,7 @@ class Preparation:
         """Get, verify, unpack and rename the missing files. Raises UsageError if one is not
         available or not valid.
         """
-        # This command makes neither links nor pipes
-        for path in (
-            self.work,
-            *self.work.rglob("*"),
-        ):
-            if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
-                raise self.with_command(
-                    UsageError(f"{path} is a link or not a regular file", where=path)
-                )
+        self.refuse_links()
         self.check_space(self.missing_archives())
         created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,22 +83,7 @@ class Preparation:
                 stack.callback(lock.unlink, missing_ok=True)
                 self.work.mkdir(exist_ok=True)
                 stack.callback(shutil.rmtree, self.work / "unpacked", ignore_errors=True)
-                for file in self.missing_texts():
-                    self.install(file)
-                for file in self.missing_archives():
-                    self.unpack(file)
-                _, missing = self.problem()
-                if missing:  # the archives stay
-                    what = (
-                        f"{len(missing)} images of the split are not in the archives, the first "
-                        f"{missing[0]}"
-                    )
-                    split = self.folder / self.source.dataset.split_file
-                    raise UsageError(
-                        what,
-                        f"move {split} or {self.work} elsewhere, then: {self.command}",
-                        self.folder,
-                    )
+                self.install_missing()
                 shutil.rmtree(self.work)
         finally:  # downloads stay, to be resumed
             with suppress(OSError):  # not empty
@@ -115,6 +92,28 @@ class Preparation:
         problem, _ = self.problem()
         if problem:
             raise self.with_command(problem)
+
+    def refuse_links(self) -> None:
+        """Raise UsageError for links and pipes, which this command does not make."""
+        for path in (self.work, *self.work.rglob("*")):
+            if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+                fault = UsageError(f"{path} is a link or not a regular file", where=path)
+                raise self.with_command(fault)
+
+    def install_missing(self) -> None:
+        """Put missing files into their places. Raises UsageError if an archive lacks an image; the
+        archives stay.
+        """
+        for file in self.missing_texts():
+            self.install(file)
+        for file in self.missing_archives():
+            self.unpack(file)
+        _, missing = self.problem()
+        if missing:
+            what = f"{len(missing)} images of the split are not in the archives"
+            split = self.folder / self.source.dataset.split_file
+            remedy = f"move {split} or {self.work} elsewhere, then: {self.command}"
+            raise UsageError(f"{what}, the first {missing[0]}", remedy, self.folder)
 
     def missing_texts(self) -> list[File]:
         """Split files and lists that are missing."""
@@ -149,6 +148,11 @@ class Preparation:
         if Path(problem.where or "").is_file() or not (needed or self.missing_texts()):
             raise self.with_command(problem)
         archives = [file for file in archives if file.name in needed]
+        self.check_available(archives)
+        return archives
+
+    def check_available(self, archives: list[File]) -> None:
+        """Raise UsageError if an archive is not there and cannot be downloaded."""
         manual = [file for file in archives if not (self.local(file) or file.link or self.mirror)]
         if manual:
             names = ", ".join(file.name for file in manual)
@@ -156,7 +160,6 @@ class Preparation:
             put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
             what = f"{self.source.name} needs files that must be downloaded manually"
             raise UsageError(what, "; ".join(filter(None, (self.source.dataset.manual_steps, put))))
-        return archives
 
     def local(self, file: File) -> Path | None:
         """Local path of a file (given or already downloaded), or None; UsageError if it is not a
@@ -265,6 +268,14 @@ def sort_into_classes(images: Path, archive: Path, folder: Path) -> None:
         archive: ImageNet's development kit, which knows the classes.
         folder: where to unpack it; deleted at the end.
     """
+    for number, label in enumerate(validation_labels(archive, folder), start=1):
+        name = f"ILSVRC2012_val_{number:08}.JPEG"
+        (images / label).mkdir(exist_ok=True)
+        (images / name).rename(images / label / name)
+
+
+def validation_labels(archive: Path, folder: Path) -> list[str]:
+    """The class of each validation image, a WordNet id; UsageError if `archive` has none."""
     from scipy.io import loadmat
 
     try:
@@ -278,12 +289,9 @@ def sort_into_classes(images: Path, archive: Path, folder: Path) -> None:
         ]
         if not all(label.isalnum() for label in labels):  # they become names of folders
             raise ValueError("a class is not a WordNet id")
+        return labels
     except Exception as error:  # as many kinds as there are ways to damage a file of MATLAB
         what = f"{archive} does not have the classes of the validation images ({error!r})"
         raise UsageError(what, where=archive) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    for number, label in enumerate(labels, start=1):
-        name = f"ILSVRC2012_val_{number:08}.JPEG"
-        (images / label).mkdir(exist_ok=True)
-        (images / name).rename(images / label / name)

@@ -19,6 +19,7 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -50,54 +51,37 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; download nothing")
-    add(
-        "--add",
-        action="store_true",
-        help="of folders of your own images: add new images to their saved splits",
-    )
+    text = "of folders of your own images: add new images to their saved splits"
+    add("--add", action="store_true", help=text)
     add("--quick", action="store_true", help="with --check: do not read the images")
-    add(
-        "--from",
-        type=path,
-        dest="from_dir",
-        metavar="FOLDER",
-        help="folder with files that you downloaded manually",
-    )
-    help_of_mirror = (
+    text = "folder with files that you downloaded manually"
+    add("--from", type=path, dest="from_dir", metavar="FOLDER", help=text)
+    text = (
         "download every file from URL/DATASET/FILE (default: the environment variable "
         "PREPARE_MIRROR)"
     )
-    add(
-        "--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror
-    )
-    add(
-        "--seed",
-        type=at_least(0),
-        default=1,
-        help="for fewshot and splits: the seed of the run (default: 1)",
-    )
-    add(
-        "--shots",
-        type=at_least(1),
-        help="for fewshot and splits: images per class (default: 16; of --file: all)",
-    )
-    add(
-        "--classes",
-        choices=("all", "base", "new"),
-        default="all",
-        help="for fewshot: which classes",
-    )
-    what = (
+    mirror = os.environ.get("PREPARE_MIRROR", "")
+    add("--mirror", default=mirror, metavar="URL", help=text)
+    text = "for fewshot and splits: the seed of the run (default: 1)"
+    add("--seed", type=at_least(0), default=1, help=text)
+    text = "for fewshot and splits: images per class (default: 16; of --file: all)"
+    add("--shots", type=at_least(1), help=text)
+    parts = ("all", "base", "new")
+    add("--classes", choices=parts, default="all", help="for fewshot: which classes")
+    text = (
         "for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl; for "
         "sentences: a JSON file"
     )
-    add("--file", type=path, help=what)
-    args = parser.parse_intermixed_args(argv)
+    add("--file", type=path, help=text)
+    return checked(parser.parse_intermixed_args(argv))
+
+
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with the default of --shots; UsageError for a folder that is not there."""
     args.shots = args.shots or (-1 if args.file else 16)
     if args.from_dir and not args.from_dir.is_dir():
-        raise UsageError(
-            f"no folder {args.from_dir}", "--from takes the folder with the downloaded files"
-        )
+        remedy = "--from takes the folder with the downloaded files"
+        raise UsageError(f"no folder {args.from_dir}", remedy)
     return args
 
 
@@ -206,20 +190,14 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
     if len(sources) != 1 or not args.file:
         what = "sentences needs one dataset and a file"
         raise UsageError(what, "python tools/prepare.py sentences DATASET --file FILE")
-    from open_clip.tokenizer import SimpleTokenizer  # takes seconds
-
     dataset = sources[0].read(args.root, "DATASET.SENTENCES", str(args.file))
     print(f"{checksum(args.file)}  {args.file}")
-    written = {plain(name): texts for name, texts in dataset.sentences.items() if texts}
-    encode = SimpleTokenizer().encode
+    written = {plain(name): texts for name, texts in dataset.sentences.items()}
     classes = list(map(plain, dataset.classnames))
-    full = [text.replace("{}", name) for name, texts in written.items() for text in texts]
-    missing = [name for name in classes if name not in written]
-    unknown = [name for name in map(plain, dataset.sentences) if name not in classes]
+    missing = [name for name in classes if not written.get(name)]
+    unknown = [name for name in written if name not in classes]
     faults = {
-        "have more than 77 tokens, of which CLIP reads the first ones": [
-            x[:60] for x in full if len(encode(x)) > 75
-        ],
+        "have more than 77 tokens, of which CLIP reads the first ones": long_sentences(written),
         "classes without sentences have the template": missing,
         "are not classes of the dataset": unknown,
     }
@@ -228,8 +206,17 @@ def check_sentences(sources: list[Source], args: argparse.Namespace) -> None:
             print(f"{len(texts):,} {what}: {listed(texts)}")
     if missing or unknown:
         what = f"{args.file} lacks {len(missing):,} classes, and has {len(unknown):,} unknown ones"
-        near = suggestion("".join(unknown[:1]), missing)
-        raise UsageError(what, f"name the classes as the dataset does{near}", args.file)
+        remedy = "name the classes as the dataset does" + suggestion("".join(unknown[:1]), missing)
+        raise UsageError(what, remedy, args.file)
+
+
+def long_sentences(written: Mapping[str, Sequence[str]]) -> list[str]:
+    """The beginnings of sentences that CLIP does not read to their end, by class name."""
+    from open_clip.tokenizer import SimpleTokenizer  # takes seconds
+
+    encode = SimpleTokenizer().encode
+    full = [text.replace("{}", name) for name, texts in written.items() for text in texts]
+    return [text[:60] for text in full if len(encode(text)) > 75]
 
 
 def check(sources: list[Source], args: argparse.Namespace) -> None:

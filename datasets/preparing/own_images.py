@@ -3,9 +3,10 @@ with more images.
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from common.names import as_clip_reads, check_known_names, plain, printable
 from common.text import read_json
 
 from .. import copies
-from ..base import same_names
+from ..base import Items, same_names
 from ..folders import files_below, is_image
 from ..image_folder import PARTS, ImageFolder
 
@@ -78,17 +79,18 @@ def add_images(root: Path) -> None:
     for seed, file in folder.saved_splits.items():
         places = folder.places(file)
         parts = folder.divide(seed, classes, places)
-        now = {item.impath for items in parts.values() for item in items}
-        new = {
-            part: sum(item.impath not in places for item in items) for part, items in parts.items()
-        }
         write_bytes(file, folder.written(parts))
-        counts = ", ".join(f"{number:,} {part}" for part, number in new.items())
-        print(
-            f"{file}: {sum(new.values()):,} images are new ({counts}), "
-            f"{len(places.keys() - now):,} are gone"
-        )
+        print(f"{file}: {changes(parts, places)}")
     print("Finished runs keep their results: train again with another output folder (scripts: OUT)")
+
+
+def changes(parts: dict[str, Items], places: Mapping[str, str]) -> str:
+    """How many images of a split are new, and how many of those it had are gone."""
+    now = {item.impath for item in chain(*parts.values())}
+    new = {part: sum(item.impath not in places for item in items) for part, items in parts.items()}
+    counts = ", ".join(f"{number:,} {part}" for part, number in new.items())
+    gone = places.keys() - now
+    return f"{sum(new.values()):,} images are new ({counts}), {len(gone):,} are gone"
 
 
 @dataclass(frozen=True)
@@ -111,53 +113,73 @@ def check_folder(root: Path, read: bool = True) -> Content:
     Raises UsageError if there are no class folders.
     """
     folder = OwnImages(root)
+    parts = parts_of(folder)
+    classes = sorted({*chain(*map(folder.class_folders, parts.values()))})
+    files = list(files_of(folder, parts))
+    images = [file for file in files if is_image(file.name)]
+    counts = Counter((file.part, file.label) for file in images)
+    names, faults = names_of(folder, classes)
+    print(f"{printable(root)}: {', '.join(parts)}")
+    print_classes(names, counts, parts)
+    faults += few_images(counts, parts, classes)
+    if read:
+        faults += faults_of_pixels(folder, images, split=WHOLE not in parts)
+    for split in folder.saved_splits.values():
+        faults += faults_of_split(folder, split, {file.path for file in images})
+    print_others(files)
+    return Content(faults, *sizes_of(images), list(names.values()))
+
+
+def print_classes(
+    names: Mapping[str, str], counts: Mapping[tuple[str, str], int], parts: Collection[str]
+) -> None:
+    """The images of each class in each part, and its name."""
+    for name, text in names.items():
+        numbers = ", ".join(f"{counts[part, name]:,} {part}" for part in parts)
+        print(f"  {printable(name)}: {numbers}; CLIP reads {printable(as_clip_reads(text))!r}")
+
+
+def print_others(files: Iterable["ClassFile"]) -> None:
+    others = [f"{file.label}/{file.name}" for file in files if not is_image(file.name)]
+    if others:
+        print(f"  not read: {listed(others)}")
+
+
+class ClassFile(NamedTuple):
+    """A file in the folder of a class."""
+
+    part: str
+    label: str  # the name of the class folder
+    name: str  # of the file below it
+    path: str  # absolute
+
+
+def parts_of(folder: OwnImages) -> dict[str, Path]:
+    """The folders of its parts; the folder itself if its images are not split."""
     parts = {part: folder.root / part for part in PARTS if (folder.root / part).is_dir()}
     if {"train", "test"} <= {*parts}:
         folder.name_others(folder.class_folders(folder.root), parts)
-    else:
-        parts = {WHOLE: folder.root}
-        folder.check_classes(folder.class_folders(folder.root))
-    files: dict[str, dict[str, list[str]]] = {part: {} for part in parts}
+        return parts
+    folder.check_classes(folder.class_folders(folder.root))
+    return {WHOLE: folder.root}
+
+
+def files_of(folder: OwnImages, parts: Mapping[str, Path]) -> Iterator[ClassFile]:
+    """The files of all classes in the folders of the parts, those of a class by their names."""
     for part, path in parts.items():
-        files[part] = {name: files_below(path / name) for name in folder.class_folders(path)}
-    classes = sorted({name for by_class in files.values() for name in by_class})
-    images: dict[str, dict[str, list[str]]] = {}
-    for part, by_class in files.items():
-        images[part] = {name: sorted(filter(is_image, by_class.get(name, []))) for name in classes}
-    names, faults = names_of(folder, classes)
-    print(f"{printable(root)}: {', '.join(parts)}")
-    for name in classes:
-        counts = ", ".join(f"{len(of[name]):,} {part}" for part, of in images.items())
-        print(
-            f"  {printable(name)}: {counts}; CLIP reads {printable(as_clip_reads(names[name]))!r}"
-        )
-    faults += few_images(images, classes)
-    paths = [
-        f"{parts[part]}/{name}/{file}"
-        for part, of in images.items()
-        for name in of
-        for file in of[name]
-    ]
-    if read:
-        labels = [classes.index(name) for of in images.values() for name in of for _ in of[name]]
-        faults += faults_of_pixels(folder, paths, labels, split=WHOLE not in parts)
-    for file in folder.saved_splits.values():
-        faults += faults_of_split(folder, file, {*paths})
-    others = [
-        f"{name}/{file}"
-        for of in files.values()
-        for name in of
-        for file in of[name]
-        if not is_image(file)
-    ]
-    if others:
-        print(f"  not read: {listed(others)}")
-    sizes = {part: sum(map(len, of.values())) for part, of in images.items()}
-    whole = sizes.get(WHOLE, 0)
-    tested = sizes.get("test", (3 * whole + 9) // 10)
-    return Content(
-        faults, sizes.get("train", whole - tested - whole // 5), tested, list(names.values())
-    )
+        for label in folder.class_folders(path):
+            for name in sorted(files_below(path / label)):
+                yield ClassFile(part, label, name, f"{path}/{label}/{name}")
+
+
+def sizes_of(images: Sequence[ClassFile]) -> tuple[int, int]:
+    """How many images a run trains on, and how many it tests."""
+    counts = Counter(image.part for image in images)
+    whole = counts[WHOLE]
+    if not whole:
+        return counts["train"], counts["test"]
+    tested = (3 * whole + 9) // 10
+    return whole - tested - whole // 5, tested
 
 
 def names_of(folder: OwnImages, classes: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -177,58 +199,79 @@ def listed(items: Sequence[str]) -> str:
     return f"{', '.join(printable(item) for item in items[:SHOWN])}{more}"
 
 
-def few_images(images: dict[str, dict[str, list[str]]], classes: Sequence[str]) -> list[str]:
-    empty = [name for name in classes if not any(of[name] for of in images.values())]
-    learned, least = (images[WHOLE], 2) if WHOLE in images else (images["train"], 1)
-    few = [name for name in classes if name not in empty and len(learned[name]) < least]
-    what = (
-        "only one image, and a split needs two"
-        if least == 2
-        else "images for val or test, and none for train"
-    )
-    faults = [f"classes without an image: {listed(empty)}"] if empty else []
-    return faults + ([f"classes with {what}: {listed(few)}"] if few else [])
-
-
-def faults_of_pixels(
-    folder: OwnImages, paths: list[str], labels: list[int], split: bool
+def few_images(
+    counts: Mapping[tuple[str, str], int], parts: Collection[str], classes: Sequence[str]
 ) -> list[str]:
+    """Classes without images, or without enough to learn from; `counts` is by part and class."""
+    faults = []
+    empty = [name for name in classes if not any(counts[part, name] for part in parts)]
+    if empty:
+        faults.append(f"classes without an image: {listed(empty)}")
+    learned = "train"
+    least = 1
+    what = "images for val or test, and none for train"
+    if WHOLE in parts:
+        learned = WHOLE
+        least = 2
+        what = "only one image, and a split needs two"
+    few = [name for name in classes if name not in empty and counts[learned, name] < least]
+    if few:
+        faults.append(f"classes with {what}: {listed(few)}")
+    return faults
+
+
+def faults_of_pixels(folder: OwnImages, images: Sequence[ClassFile], split: bool) -> list[str]:
     """Images that cannot be read, and those with the same pixels: in several parts or classes, or
     before a split.
 
     Of a split also near-copies in several parts.
     """
-    unreadable: list[str] = []
-    equal = defaultdict[bytes, list[str]](list)
-    looks = []
-    for path, label, (image, reason) in zip(paths, labels, pixels_of(paths), strict=True):
-        name = os.path.relpath(path, folder.root)
-        if image is None:
-            unreadable.append(f"{name} ({reason})")
-            continue
-        equal[image.digest].append(name)
-        looks.append((name, label, image))
-    faults = (
-        [f"images that cannot be read ({len(unreadable):,}): {listed(unreadable)}"]
-        if unreadable
-        else []
-    )
-    several = [group for group in equal.values() if len(group) > 1]
-    if split:  # a part may have an image twice
-        several = [group for group in several if len({name.split("/")[0] for name in group}) > 1]
-    groups = list(map(" = ".join, several))
-    if split and len({label for _, label, _ in looks}) > 1:
+    looks, unreadable = looks_of(folder, images)
+    faults = []
+    if unreadable:
+        what = "images that cannot be read"
+        faults.append(f"{what} ({len(unreadable):,}): {listed(unreadable)}")
+    if split and len({look.label for look in looks}) > 1:
         near = near_copies(looks)
         what = "near-copies in several parts, so that a test is of what was learned"
         faults += [f"{what} ({len(near):,}): {listed(near)}"] if near else []
-    why = (
-        "in several parts"
-        if split
-        else "more than once, so that a split can train on it and test it"
-    )
-    return faults + (
-        [f"images that are there {why} ({len(groups):,}): {listed(groups)}"] if groups else []
-    )
+    groups = equal_images(looks, split)
+    if groups:
+        why = "more than once, so that a split can train on it and test it"
+        if split:
+            why = "in several parts"
+        faults.append(f"images that are there {why} ({len(groups):,}): {listed(groups)}")
+    return faults
+
+
+def looks_of(folder: OwnImages, images: Sequence[ClassFile]) -> tuple[list["NamedLook"], list[str]]:
+    """What is compared of each image, and the images that cannot be read, with the reason."""
+    looks = []
+    unreadable = []
+    read = pixels_of([image.path for image in images])
+    for image, (look, reason) in zip(images, read, strict=True):
+        name = os.path.relpath(image.path, folder.root)
+        if look is None:
+            unreadable.append(f"{name} ({reason})")
+        else:
+            looks.append(NamedLook(name, image.label, look))
+    return looks, unreadable
+
+
+def equal_images(looks: Sequence["NamedLook"], split: bool) -> list[str]:
+    """Images with equal pixels, those of a group in a text; in several parts, after a split."""
+    names = defaultdict[bytes, list[str]](list)
+    for look in looks:
+        names[look.image.digest].append(look.name)
+    groups = [group for group in names.values() if len(group) > 1]
+    if split:  # a part may have an image twice
+        groups = [group for group in groups if len({part_of(name) for name in group}) > 1]
+    return list(map(" = ".join, groups))
+
+
+def part_of(name: str) -> str:
+    """The part of an image, by its path in the folder."""
+    return name.split("/")[0]
 
 
 class Look(NamedTuple):
@@ -239,17 +282,22 @@ class Look(NamedTuple):
     colours: NDArray[np.float32]
 
 
-def near_copies(looks: Sequence[tuple[str, int, Look]]) -> list[str]:
-    """Pairs of near-copies in different parts, as text: images by name, with their labels."""
-    names, labels, images = zip(*looks, strict=True)
-    signatures = np.stack([image.signature for image in images])
-    colours = np.stack([image.colours for image in images])
-    found = copies.NearCopies.of(signatures, colours, np.array(labels))
+class NamedLook(NamedTuple):
+    name: str  # of the image, in the folder
+    label: str
+    image: Look
+
+
+def near_copies(looks: Sequence[NamedLook]) -> list[str]:
+    """Pairs of near-copies in different parts, as text."""
+    signatures = np.stack([look.image.signature for look in looks])
+    colours = np.stack([look.image.colours for look in looks])
+    _, labels = np.unique([look.label for look in looks], return_inverse=True)
     near = []
-    for first, second in found.pairs:
-        parts = {names[place].split("/")[0] for place in (first, second)}
-        if len(parts) > 1 and images[first].digest != images[second].digest:
-            near.append(f"{names[first]} ~ {names[second]}")
+    for pair in copies.NearCopies.of(signatures, colours, labels).pairs:
+        one, other = (looks[place] for place in pair)
+        if part_of(one.name) != part_of(other.name) and one.image.digest != other.image.digest:
+            near.append(f"{one.name} ~ {other.name}")
     return near
 
 

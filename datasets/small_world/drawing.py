@@ -4,7 +4,7 @@ A `Subject` is the content of an image. A `Style` is its appearance: ranges of s
 and so on, for random values. The same generator state gives the same image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,9 +41,8 @@ class Subject:
     texture: str | None = None
     shape: str | None = None  # `pattern`: colour and texture fill the image
     count: int | None = None  # of objects, 1 to 5
-    ground: str | None = (
-        None  # of a landscape seen from above, which has no attributes but these two
-    )
+    # Of a landscape seen from above, which has no attributes but these two
+    ground: str | None = None
     feature: str | None = None
 
     @property
@@ -80,19 +79,53 @@ class Style:
 
 # --- textures: (u, v in repeats, generator) -> 1 where the ink is, 0 where the paper shows
 
-TEXTURES: dict[str, Callable] = {
-    "plain": lambda u, v, rng: np.ones_like(u),
-    "striped": lambda u, v, rng: u % 1 < 0.55,
-    "checked": lambda u, v, rng: (np.floor(1.3 * u) + np.floor(1.3 * v)) % 2 == 0,
-    "dotted": lambda u, v, rng: np.hypot(u % 1 - 0.5, v % 1 - 0.5) > 0.3,
-    "gridded": lambda u, v, rng: (u % 1 > 0.25) & (v % 1 > 0.25),
-    "wavy": lambda u, v, rng: (u + 0.35 * np.sin(3 * v)) % 1 < 0.55,
-    "zigzag": lambda u, v, rng: (u + np.abs(2 * (0.6 * v % 1) - 1)) % 1 < 0.55,
-    "bricked": lambda u, v, rng: (u % 1 > 0.2) & ((0.5 * v + 0.5 * (np.floor(u) % 2)) % 1 > 0.12),
-    "speckled": lambda u, v, rng: clouds(rng, 26) > 0.42,
-    "shaded": lambda u, v, rng: (u - u.min()) / (np.ptp(u) * 1.01) % 1,
-    "ringed": lambda u, v, rng: 1.4 * np.hypot(u - u.mean(), v - v.mean()) % 1 < 0.55,
-}
+
+def plain(u, v, rng):
+    return np.ones_like(u)
+
+
+def striped(u, v, rng):
+    return u % 1 < 0.55
+
+
+def checked(u, v, rng):
+    return (np.floor(1.3 * u) + np.floor(1.3 * v)) % 2 == 0
+
+
+def dotted(u, v, rng):
+    return np.hypot(u % 1 - 0.5, v % 1 - 0.5) > 0.3
+
+
+def gridded(u, v, rng):
+    return (u % 1 > 0.25) & (v % 1 > 0.25)
+
+
+def wavy(u, v, rng):
+    return (u + 0.35 * np.sin(3 * v)) % 1 < 0.55
+
+
+def zigzag(u, v, rng):
+    return (u + np.abs(2 * (0.6 * v % 1) - 1)) % 1 < 0.55
+
+
+def bricked(u, v, rng):
+    return (u % 1 > 0.2) & ((0.5 * v + 0.5 * (np.floor(u) % 2)) % 1 > 0.12)
+
+
+def speckled(u, v, rng):
+    return clouds(rng, 26) > 0.42
+
+
+def shaded(u, v, rng):
+    return (u - u.min()) / (np.ptp(u) * 1.01) % 1
+
+
+def ringed(u, v, rng):
+    return 1.4 * np.hypot(u - u.mean(), v - v.mean()) % 1 < 0.55
+
+
+INKS = (plain, striped, checked, dotted, gridded, wavy, zigzag, bricked, speckled, shaded, ringed)
+TEXTURES: dict[str, Callable] = {ink.__name__: ink for ink in INKS}
 
 
 def clouds(rng: np.random.Generator, cells: int) -> np.ndarray:
@@ -137,32 +170,46 @@ SHAPES: dict[str, np.ndarray] = {
 # --- lands
 
 
+# The darkest and the brightest colour
+COVERS = {
+    "forest": ((18, 62, 28), (52, 112, 52)),
+    "grassland": ((120, 165, 72), (158, 192, 98)),
+    "snow": ((205, 215, 228), (250, 250, 252)),
+    "sea": ((14, 40, 92), (30, 72, 130)),
+    "desert": ((196, 160, 100), (228, 200, 148)),
+}
+CROPS = ((196, 180, 92), (112, 150, 62), (150, 120, 72), (86, 124, 50), (214, 200, 130))
+ROOFS = ((160, 82, 62), (190, 186, 180), (108, 104, 104), (178, 120, 96))
+
+
 def ground(name: str, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE, 3), 0 to 255: a cover of land from above."""
     coarse = clouds(rng, 6)[..., None]
     fine = clouds(rng, 40)[..., None]
-    flat = {
-        "forest": ((18, 62, 28), (52, 112, 52), fine),
-        "grassland": ((120, 165, 72), (158, 192, 98), coarse),
-        "snow": ((205, 215, 228), (250, 250, 252), coarse),
-        "sea": ((14, 40, 92), (30, 72, 130), fine * 0.3 + coarse * 0.7),
-    }
-    if name == "desert":
-        dunes = 0.5 + 0.5 * np.sin(2 * np.pi * grid(rng, 7, 180)[0][..., None] + 5 * coarse)
-        flat["desert"] = ((196, 160, 100), (228, 200, 148), dunes)
-    if name in flat:
-        low, high, mix = flat[name]
-        return np.array(low) * (1 - mix) + np.array(high) * mix
-    crops = ((196, 180, 92), (112, 150, 62), (150, 120, 72), (86, 124, 50), (214, 200, 130))
-    roofs = ((160, 82, 62), (190, 186, 180), (108, 104, 104), (178, 120, 96))
-    colours, step, gap = (crops, 32, 2) if name == "farmland" else (roofs, 14, 5)
+    if name == "farmland":
+        return plots(CROPS, 32, 2, rng)
+    if name == "town":
+        return plots(ROOFS, 14, 5, rng)
+    mix = coarse
+    if name == "forest":
+        mix = fine
+    elif name == "sea":
+        mix = fine * 0.3 + coarse * 0.7
+    elif name == "desert":
+        mix = 0.5 + 0.5 * np.sin(2 * np.pi * grid(rng, 7, 180)[0][..., None] + 5 * coarse)
+    low, high = COVERS[name]
+    return np.array(low) * (1 - mix) + np.array(high) * mix
+
+
+def plots(
+    colours: Sequence[tuple[int, int, int]], step: int, gap: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(FINE, FINE, 3): squares of these colours with gaps between them, turned."""
     image = Image.new("RGB", (FINE, FINE), (142, 140, 136))
     pen = ImageDraw.Draw(image)
     for x in range(-int(rng.integers(step)), FINE, step):
         for y in range(-int(rng.integers(step)), FINE, step):
-            pen.rectangle(
-                (x, y, x + step - gap, y + step - gap), fill=colours[rng.integers(len(colours))]
-            )
+            pen.rectangle((x, y, x + step - gap, y + step - gap), fill=pick(rng, colours))
     turned = image.rotate(
         rng.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=(142, 140, 136)
     )
@@ -262,12 +309,17 @@ def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.
         cell = np.array([place % cells[0], place // cells[0]]) + 0.5
         centre = cell / cells + rng.uniform(-style.shift, style.shift, 2) * size
         corners = SHAPES[shape] * (size * rng.uniform(*style.scale) / 2)
-        turn = np.radians(rng.uniform(-style.turn, style.turn))
-        c = np.cos(turn)
-        s = np.sin(turn)
-        points = (corners @ np.array([(c, s), (-s, c)]) + centre) * FINE
-        ImageDraw.Draw(inside).polygon([tuple(point) for point in points], fill=1)
+        corners = corners @ rotation(np.radians(rng.uniform(-style.turn, style.turn)))
+        points = (corners + centre) * FINE
+        ImageDraw.Draw(inside).polygon(list(map(tuple, points)), fill=1)
     return np.asarray(inside)
+
+
+def rotation(angle: float) -> np.ndarray:
+    """The matrix that turns the rows of corners (n, 2)."""
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    return np.array([(cosine, sine), (-sine, cosine)])
 
 
 def edges(mask: np.ndarray) -> np.ndarray:
@@ -292,7 +344,7 @@ def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np
     pen = ImageDraw.Draw(image)
     for _ in range(style.clutter):
         x, y, dx, dy = rng.uniform(0, FINE, 4) * (1, 1, 0.5, 0.5)
-        mark = tuple(int(value) for value in rng.integers(20, 236, 3))
+        mark = tuple(map(int, rng.integers(20, 236, 3)))
         pen.line(
             (x, y, x + dx - FINE / 4, y + dy - FINE / 4), fill=mark, width=int(rng.integers(2, 7))
         )
