@@ -58,6 +58,18 @@ class CLIPLoRASettings(MethodSettings):
         return LoRA(width, self.R, self.ALPHA / self.R**0.5, self.PARAMS, self.DROPOUT_RATE)
 
 
+def layers_of(position: str, tower: str, depth: int) -> range:
+    """The layers of a tower at a position; UsageError if that has no meaning in a tower so deep."""
+    if position == "all":
+        return range(depth)
+    if depth > 12 and (position not in OF_24 or depth != 24):
+        what = f"TRAINER.CLIPLORA.POSITION is {position}, and the {tower} tower has {depth} layers"
+        remedy = f"give {', '.join(OF_24)} for 24 layers, or choose another backbone"
+        raise UsageError(what, remedy)
+    first, end = POSITIONS[position]
+    return range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
+
+
 class LoRALearner(TemplatePrompts):
     """The adapters of both towers; `layer_<i>` counts the adapted blocks, those of the text tower
     first.
@@ -70,30 +82,12 @@ class LoRALearner(TemplatePrompts):
         self.adapters: list[tuple[str, int, LoRA]] = []
         towers = ("text", text_width, text_blocks), ("vision", vision_width, image_blocks)
         for tower, width_of, blocks_of in towers:
-            if settings.ENCODER not in ("both", tower):
-                continue
-            depth = len(blocks_of(clip))
-            if (
-                depth > 12
-                and settings.POSITION != "all"
-                and (settings.POSITION not in OF_24 or depth != 24)
-            ):
-                what = (
-                    f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower "
-                    f"has {depth} layers"
-                )
-                raise UsageError(
-                    what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone"
-                )
-            first, end = POSITIONS[settings.POSITION]
-            layers = range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
-            layers = range(depth) if settings.POSITION == "all" else layers
-            self.adapters += [(tower, layer, settings.lora(width_of(clip))) for layer in layers]
+            if settings.ENCODER in ("both", tower):
+                layers = layers_of(settings.POSITION, tower, len(blocks_of(clip)))
+                self.adapters += [(tower, layer, settings.lora(width_of(clip))) for layer in layers]
         if not self.adapters:
-            raise UsageError(
-                f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}",
-                "its layers do not exist: give all",
-            )
+            what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}"
+            raise UsageError(what, "its layers do not exist: give all")
         self.extra_modules = {
             f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)
         }
@@ -130,19 +124,24 @@ class CLIPLoRA(SteppedMethod):
             raise UsageError(
                 f"{path} is not a LoRA file of CLIP-LoRA's code", "check --model-dir", path
             )
-        for key in ("r", "alpha", "encoder", "position", "params"):
-            name = f"TRAINER.CLIPLORA.{key.upper()}"
-            here = getattr(settings, key.upper())
-            expected = sorted(here) if isinstance(here, list) else here
-            there = written.get(key)
-            if isinstance(there, list | tuple):
-                there = sorted(map(str, there))
-            if there != expected:
-                what = f"{path} has {key} {there!r:.40}, and {name} is {here}"
-                raise UsageError(what, f"give that {name}", path)
+        check_same_layers(written, path, settings)
         state = {}
         for layer, parts in of(of(content).get("weights")).items():
             for part, tensors in of(parts).items():
                 for name, tensor in of(tensors).items():
                     state[f"{layer}.{part}.{name}"] = tensor
         return {"state_dict": state, "epoch": 0}  # it does not say which
+
+
+def check_same_layers(written: dict[str, Any], path: str, settings: Any) -> None:
+    """Raise UsageError if the metadata of a file is of other settings."""
+    for key in ("r", "alpha", "encoder", "position", "params"):
+        name = f"TRAINER.CLIPLORA.{key.upper()}"
+        here = getattr(settings, key.upper())
+        expected = sorted(here) if isinstance(here, list) else here
+        there = written.get(key)
+        if isinstance(there, list | tuple):
+            there = sorted(map(str, there))
+        if there != expected:
+            what = f"{path} has {key} {there!r:.40}, and {name} is {here}"
+            raise UsageError(what, f"give that {name}", path)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Literal
 
 from dassl.engine import TRAINER_REGISTRY
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from clip import CLIP, text_width, vision_width
@@ -20,12 +21,11 @@ LAYERS: dict[str, Sequence[int]] = {
     "top": range(8, 12),
     "middle": range(4, 8),
     "bottom": range(4),
-}
-LAYERS |= {
     "top_middle": range(4, 12),
     "bottom_middle": range(8),
     "top_bottom": [*range(4), *range(8, 12)],
 }
+BLOCKS = {"text": "transformer.resblocks", "vision": "visual.transformer.resblocks"}
 # The maps of a tensor of a block, one above the other: each with its letter in PARAMS and its name
 # in official files.
 MAPS = {
@@ -72,26 +72,33 @@ class SpectralLearner(TemplatePrompts):
 
     def __init__(self, clip: CLIP, classnames: list[str], template: str, settings: CLIPSVDSettings):
         super().__init__(template, classnames, clip)
+        self.settings = settings
         self.spectra: dict[str, list[Spectrum | None]] = {}  # by the name of the frozen tensor
-        for tower, blocks in (
-            ("text", "transformer.resblocks"),
-            ("vision", "visual.transformer.resblocks"),
-        ):
+        for tower, blocks in BLOCKS.items():
             for layer, block in enumerate(clip.get_submodule(blocks)):  # type: ignore[arg-type]
                 here = settings.ENCODER in ("both", tower) and layer in LAYERS[settings.LAYERS]
-                for name, maps in MAPS.items():
-                    spectra: list[Spectrum | None] = []
-                    for param, saved in maps:
-                        learned = here and param in settings.PARAMS
-                        if not learned and settings.RANK == 1:
-                            spectra.append(None)
-                            continue
-                        known = decomposed(block.get_parameter(name), len(maps))
-                        spectrum = Spectrum(known[len(spectra)], settings.RANK, learned)
-                        register(self, f"{blocks}.{layer}.{saved}", spectrum)
-                        spectra.append(spectrum)
+                params = settings.PARAMS if here else []
+                for name in MAPS:
+                    spectra = self.spectra_of(f"{blocks}.{layer}", block, name, params)
                     if any(spectra):
                         self.spectra[f"{blocks}.{layer}.{name}"] = spectra
+
+    def spectra_of(
+        self, place: str, block: nn.Module, name: str, params: Sequence[str]
+    ) -> list[Spectrum | None]:
+        """The spectra of the maps of one tensor, registered below `place`; None for a map that
+        stays as it is. Those of `params` learn.
+        """
+        spectra: list[Spectrum | None] = []
+        for number, (param, saved) in enumerate(MAPS[name]):
+            if param not in params and self.settings.RANK == 1:
+                spectra.append(None)
+                continue
+            known = decomposed(block.get_parameter(name), len(MAPS[name]))[number]
+            spectrum = Spectrum(known, self.settings.RANK, param in params)
+            register(self, f"{place}.{saved}", spectrum)
+            spectra.append(spectrum)
+        return spectra
 
     def install(self, clip: CLIP) -> None:
         for name, spectra in self.spectra.items():

@@ -1,6 +1,6 @@
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.prompts import TwoTowerMethod
+from .base.two_towers import TwoTowerMethod
 
 
 @TRAINER_REGISTRY.register()

@@ -126,27 +126,31 @@ class ProKeR(FittedMethod):
         """BETA and LAMBDA: the first of the best, with beta in the outer loop."""
         if self.trials == 1:
             return
+        counts: dict[tuple[float, float], int] = {}
+        for beta in self.settings.values("BETA"):
+            counts |= self.counts_of(beta)
+        beta, lambda_ = best = max(counts, key=lambda pair: counts[pair])
+        self.head.solve(self.model.class_texts, beta, lambda_)
+        values = f"beta {beta:.4g}, lambda {lambda_:.4g}"
+        print(f"{counts[best]} of {len(self.val[1])} validation images with {values}")
+
+    def counts_of(self, beta: float) -> dict[tuple[float, float], int]:
+        """How many validation images are right with this beta and each LAMBDA. With the
+        eigenvectors of the kernel, each LAMBDA only scales what is between two products.
+        """
         head = self.head
         text = self.model.class_texts
         image = normalize(self.val[0])
-        labels = self.val[1]
-        counts = {}
+        eigenvalues, vectors = torch.linalg.eigh(head.kernel(head.rows, beta).double())
+        left = head.kernel(image, beta).double() @ vectors
+        right = vectors.T @ head.residual(text)
         zero_shot = image @ text.T
-        residual = head.residual(text)
-        for beta in self.settings.values("BETA"):
-            # With the eigenvectors of the kernel, each LAMBDA only scales what is between two
-            # products.
-            eigenvalues, vectors = torch.linalg.eigh(head.kernel(head.rows, beta).double())
-            left = head.kernel(image, beta).double() @ vectors
-            right = vectors.T @ residual
-            for lambda_ in self.settings.values("LAMBDA"):
-                scale = lambda_ / (eigenvalues + lambda_)
-                answers = (zero_shot + left * scale @ right).argmax(dim=1)
-                counts[beta, lambda_] = int((answers == labels).sum())
-        beta, lambda_ = best = max(counts, key=lambda pair: counts[pair])
-        head.solve(text, beta, lambda_)
-        values = f"beta {beta:.4g}, lambda {lambda_:.4g}"
-        print(f"{counts[best]} of {len(labels)} validation images with {values}")
+        counts = {}
+        for lambda_ in self.settings.values("LAMBDA"):
+            scale = lambda_ / (eigenvalues + lambda_)
+            logits = zero_shot + left * scale @ right
+            counts[beta, lambda_] = int((logits.argmax(dim=1) == self.val[1]).sum())
+        return counts
 
     def after_load(self, classes):
         self.head.solve(self.model.class_texts, self.head.beta, self.head.lambda_)

@@ -103,10 +103,14 @@ class ProLIP(FittedMethod):
         """Learn with the given values or, each time from the start, with all of GRID: the first of
         the best stays.
         """
-        if not self.chosen_keys:
-            logged = self.learn(support)
-            print(", ".join(f"{name} {float(value):.4f}" for name, value in logged.items()))
+        if self.chosen_keys:
+            self.learn_best(support)
             return
+        logged = self.learn(support)
+        print(", ".join(f"{name} {float(value):.4f}" for name, value in logged.items()))
+
+    def learn_best(self, support: Support) -> None:
+        """Learn with each pair of GRID."""
         training = self.training
         optimiser = deepcopy(training.optim.state_dict())
         schedule = deepcopy(training.sched.state_dict())
@@ -121,10 +125,9 @@ class ProLIP(FittedMethod):
             correct = self.correct()
             if correct > best:
                 best = correct
-                chosen = (rate, self.tried)
+                values = f"learning rate {rate:g}, LAMBDA {self.tried:g}"
                 learned = deepcopy(self.head.state_dict())
         self.head.load_state_dict(learned)
-        values = "learning rate {:g}, LAMBDA {:g}".format(*chosen)
         print(f"{best} of {len(self.val_images)} validation images with {values}")
 
     @torch.enable_grad()

@@ -7,8 +7,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from common.errors import UsageError
 
-from .base.prompts import TwoTowerMethod, TwoTowerSettings
 from .base.teacher import TEMPLATES, Teacher
+from .base.two_towers import TwoTowerMethod, TwoTowerSettings
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ class PromptSRC(TwoTowerMethod):
         teacher_logits = self.model.logits(teacher_image, teacher_text)
         ours = F.log_softmax(logits, dim=1)
         teacher = F.log_softmax(teacher_logits, dim=1)
-        text = F.l1_loss(output.text, teacher_text) * settings.TEXT_LOSS_WEIGHT
-        image = F.l1_loss(output.image, teacher_image) * settings.IMAGE_LOSS_WEIGHT
         kl = F.kl_div(ours, teacher, reduction="sum", log_target=True) / logits.numel()
-        ce = F.cross_entropy(logits, labels)
-        parts = {"loss_ce": ce, "loss_text": text, "loss_image": image, "loss_kl": kl}
+        parts = {
+            "loss_ce": F.cross_entropy(logits, labels),
+            "loss_text": F.l1_loss(output.text, teacher_text) * settings.TEXT_LOSS_WEIGHT,
+            "loss_image": F.l1_loss(output.image, teacher_image) * settings.IMAGE_LOSS_WEIGHT,
+            "loss_kl": kl,
+        }
         return sum(parts.values()), parts
 
     def after_epoch(self):

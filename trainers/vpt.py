@@ -4,8 +4,9 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import Method, require_vit
 from .base.compat import VISION
-from .base.prompts import WORDS, IndependentPrompts, check_depth
+from .base.prompts import WORDS, check_depth
 from .base.settings import MethodSettings
+from .base.two_towers import IndependentPrompts
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,25 @@ class WaffleCLIP(TextsMethod):
         """
         settings = self.settings
         chance = np.random.RandomState(max(0, self.cfg.SEED))
+        names = list(self.sentences)
+        kinds = self.kinds(chance)
+        pairs = int(2 / 3 * settings.COUNT) if settings.MODE == "waffle_and_gpt" else settings.COUNT
+        drawn = {
+            name: [self.text(name, kind()) for _ in range(pairs) for kind in kinds]
+            for name in names
+        }
+        kept = str(chance.choice(names))
+        texts = {
+            name: [text.replace(plain(kept), name) for text in drawn[kept]]
+            for name in [*self.class_names, *map(plain, names)]
+        }
+        if settings.MODE == "waffle_and_gpt":
+            self.mix_descriptors(texts, pairs, chance)
+        return [texts[name] for name in self.class_names]
+
+    def kinds(self, chance: np.random.RandomState) -> list[Callable[[], str]]:
+        """The functions that draw words, and letters."""
+        settings = self.settings
         words = read_text(settings.WORDS).splitlines() if settings.WORDS else vocabulary()
         names = list(self.sentences)
         descriptors = [text for texts in self.sentences.values() for text in texts]
@@ -110,26 +129,17 @@ class WaffleCLIP(TextsMethod):
             return str(chance.choice(values, 1, replace=False)[0])
 
         kinds = [word_sequences(names, words, draw), letter_sequences(names, descriptors, draw)]
-        kinds = kinds[1:] if settings.MODE == "waffle_characters" else kinds
-        pairs = int(2 / 3 * settings.COUNT) if settings.MODE == "waffle_and_gpt" else settings.COUNT
-        drawn = {
-            name: [self.text(name, kind()) for _ in range(pairs) for kind in kinds]
-            for name in names
-        }
-        kept = str(chance.choice(names))
-        common = drawn[kept]
-        old = plain(kept)
-        texts = {
-            name: [text.replace(old, name) for text in common]
-            for name in [*self.class_names, *map(plain, names)]
-        }
-        if settings.MODE == "waffle_and_gpt":
-            for name in names:
-                own = chance.choice(self.sentences[name] or [""], 2 * pairs)
-                texts[plain(name)] += [self.text(name, str(descriptor)) for descriptor in own]
-            for name in map(plain, names):
-                texts[name] = list(map(str, chance.choice(texts[name], 3 * pairs, replace=False)))
-        return [texts[name] for name in self.class_names]
+        return kinds[1:] if settings.MODE == "waffle_characters" else kinds
+
+    def mix_descriptors(
+        self, texts: dict[str, list[str]], pairs: int, chance: np.random.RandomState
+    ) -> None:
+        """Add descriptors of each class to its texts, of which so many are drawn."""
+        for name, sentences in self.sentences.items():
+            own = chance.choice(sentences or [""], 2 * pairs)
+            texts[plain(name)] += [self.text(name, str(descriptor)) for descriptor in own]
+        for name in map(plain, self.sentences):
+            texts[name] = list(map(str, chance.choice(texts[name], 3 * pairs, replace=False)))
 
     def text(self, name: str, descriptor: str) -> str:
         s = self.settings

@@ -4,7 +4,7 @@ teachers.
 
 import sys
 
-from . import feature_method, prompts, teacher, test_time, trainer
+from . import feature_method, prompts, teacher, test_time, trainer, two_towers
 from .build import require_vit
 from .method import TEMPLATE, Method
 from .prompted import PromptedCLIP, PromptLearner
@@ -15,13 +15,16 @@ FORMER = {
     "FeatureTrainer": feature_method,
     "FittedTrainer": feature_method,
     "ContextTrainer": prompts,
-    "TwoTowerTrainer": prompts,
     "TaughtTrainer": teacher,
     "ViewsTrainer": test_time,
 }
 for name, module in FORMER.items():
     named = name.removeprefix("Prompt").replace("Trainer", "Method")
     setattr(module, name, getattr(module, named))
+# They were in `prompts`
+for name in ("TowerPrompts", "IndependentPrompts", "TwoTowerSettings", "TwoTowerMethod"):
+    setattr(prompts, name, getattr(two_towers, name))
+prompts.TwoTowerTrainer = prompts.TwoTowerMethod  # type: ignore[attr-defined]
 sys.modules[f"{__name__}.feature_trainer"] = feature_method
 PromptTrainer = Method
 

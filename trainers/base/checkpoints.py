@@ -16,6 +16,8 @@ from common.records import Facts, Phase, SelectionRecord, read
 
 from . import compat
 
+SAME_SETTINGS = "use the settings and the backbone it was trained with"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
@@ -133,7 +135,24 @@ def select_prompts(
     or are not finite.
     """
     state = checkpoint["state_dict"]
-    method = metadata["method"]
+    learned = learned_tensors(checkpoint, path, metadata["method"], expected)
+    remedy = SAME_SETTINGS
+    if changed := differences(checkpoint.get("metadata") or {}, metadata):
+        remedy += f" ({changed})"
+    for key, tensor in expected.items():
+        check_tensor(key, state, tensor.shape, path, remedy)
+    more = [key for key in learned if key not in expected]
+    if more:
+        what = f"{path} has prompts beyond these settings, such as {more[0]}"
+        raise UsageError(what, remedy, path)
+    return {key: state[key] for key in expected}
+
+
+def learned_tensors(
+    checkpoint: Mapping[str, Any], path: str, method: str, expected: Mapping[str, Tensor]
+) -> list[str]:
+    """The names of the learned tensors in a checkpoint; UsageError if it is of another method."""
+    state = checkpoint["state_dict"]
     written = checkpoint.get("metadata") or {}
     if "method" in written:
         others = [written["method"]] if written["method"] != method else []
@@ -143,23 +162,9 @@ def select_prompts(
         learned = compat.learned(state, method)
     if others:
         names = " or ".join(others)
-        raise UsageError(
-            f"{path} is a checkpoint of {names}, not of {method}",
-            f"test it with --trainer {names}",
-            path,
-        )
-
-    remedy = "use the settings and the backbone it was trained with"
-    if changed := differences(written, metadata):
-        remedy += f" ({changed})"
-    for key, tensor in expected.items():
-        check_tensor(key, state, tensor.shape, path, remedy)
-    more = [key for key in learned if key not in expected]
-    if more:
-        raise UsageError(
-            f"{path} has prompts beyond these settings, such as {more[0]}", remedy, path
-        )
-    return {key: state[key] for key in expected}
+        what = f"{path} is a checkpoint of {names}, not of {method}"
+        raise UsageError(what, f"test it with --trainer {names}", path)
+    return learned
 
 
 def check_tensor(

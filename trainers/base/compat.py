@@ -38,10 +38,10 @@ def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Any], Any]:
     """The transform of the section INPUT, without printing its steps, as the published Dassl
     does.
     """
-    quiet = (
-        {"verbose": False} if "verbose" in signature(transforms.build_transform).parameters else {}
-    )
-    return transforms.build_transform(cfg, is_train=is_train, **quiet)
+    options: dict[str, Any] = {"is_train": is_train}
+    if "verbose" in signature(transforms.build_transform).parameters:
+        options["verbose"] = False
+    return transforms.build_transform(cfg, **options)
 
 
 def read_of(images: Any, path: str) -> Any:
@@ -95,24 +95,25 @@ def other_methods(keys: Collection[str], method: str, expected: Collection[str])
     `expected` are the names of what `method` itself has learned.
     """
     prompts = learned(keys)
-    complete = set(expected) <= set(keys)
     published = stated("published")
-    unused = stated("published_unused")
-    fitting = [
-        name
-        for name in published
-        if all(matches(key, published[name] + unused[name]) for key in prompts)
-    ]
+    fitting = fitting_methods(prompts)
     fewest = min((len(published[name]) for name in fitting), default=0)
     # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's: fewer patterns
     # fit more closely.
     likely = [name for name in fitting if len(published[name]) == fewest]
-    own = (
-        (method in likely or complete)
-        if method in fitting
-        else (complete and method not in published)
-    )
-    return [] if own or not prompts else likely or ["another method"]
+    has_all = set(expected) <= set(keys) and (method in fitting or method not in published)
+    if not prompts or method in likely or has_all:
+        return []
+    return likely or ["another method"]
+
+
+def fitting_methods(prompts: Collection[str]) -> list[str]:
+    """The methods with published checkpoints that have all of these names of learned tensors."""
+    unused = stated("published_unused")
+    known = {name: patterns + unused[name] for name, patterns in stated("published").items()}
+    return [
+        name for name, patterns in known.items() if all(matches(key, patterns) for key in prompts)
+    ]
 
 
 def matches(key: str, patterns: Collection[str]) -> bool:

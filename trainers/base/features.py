@@ -194,14 +194,18 @@ class CachedFeatures:
                 self.features[place] = content.view(self.sample.dtype).reshape(shape[1:])
             else:
                 missing.append(place)
-        batches = self.batches_with(missing)
+        self.encode_some(missing)  # also none: a loader draws a number, as that of the images does
+        if missing:
+            table.put([self.keys[place] for place in missing], self.rows(table, missing))
+
+    def encode_some(self, places: list[int]) -> None:
+        """Compute the features of these images, in batches of the loader's size."""
+        batches = self.batches_with(places)
         same = ("num_workers", "collate_fn", "worker_init_fn", "generator")
         options: Any = {name: getattr(self.loader, name) for name in same}
         loader = DataLoader(self.loader.dataset, batch_sampler=batches, **options)
-        for places, batch in zip(batches, loader, strict=True):
-            self.features[places] = self.encode(batch["img"].to(self.device)).cpu()
-        if missing:
-            table.put([self.keys[place] for place in missing], self.rows(table, missing))
+        for rows, batch in zip(batches, loader, strict=True):
+            self.features[rows] = self.encode(batch["img"].to(self.device)).cpu()
 
     def batches_with(self, places: list[int]) -> list[list[int]]:
         """Batches with these images, each of the size that it has in the loader; other images fill
@@ -255,14 +259,10 @@ def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFea
     """
     cache = feature_cache(cfg)
     in_order = isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
-    if (
-        not cache
-        or not in_order
-        or not hasattr(type(loader.dataset), "digests")
-        or not model.features_are_frozen
-    ):
-        return None
-    return CachedFeatures(model, loader, cache)
+    has_digests = hasattr(type(loader.dataset), "digests")
+    if cache and in_order and has_digests and model.features_are_frozen:
+        return CachedFeatures(model, loader, cache)
+    return None
 
 
 def feature_cache(cfg: CfgNode) -> DiskCache | None:

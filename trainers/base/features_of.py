@@ -32,6 +32,21 @@ def open_features_run(head: "FeatureMethod", folder: str, key: str) -> tuple[Met
         ) from error
     checkpoint = load_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
+    kind = features_method(head, name, path)
+    cfg = head.cfg.clone()
+    cfg.defrost()
+    cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
+    base = kind(cfg, Classes(head.class_names, head.dataset_template, head.sentences), head.device)
+    assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
+    base.checkpoints.load(checkpoint, path)
+    print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
+    return base, path
+
+
+def features_method(head: "FeatureMethod", name: str, path: str) -> type[Method]:
+    """The method of this name, which has learned the checkpoint `path`. Raises UsageError if a head
+    cannot read its features.
+    """
     if not name:
         what = f"{path} does not say which method learned its features"
         raise UsageError(what, "give FEATURES_OF another", path)
@@ -53,11 +68,4 @@ def open_features_run(head: "FeatureMethod", folder: str, key: str) -> tuple[Met
             "reads no sentences"
         )
         raise UsageError(what, "leave it out", path)
-    cfg = head.cfg.clone()
-    cfg.defrost()
-    cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
-    base = kind(cfg, Classes(head.class_names, head.dataset_template, head.sentences), head.device)
-    assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
-    base.checkpoints.load(checkpoint, path)
-    print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
-    return base, path
+    return kind

@@ -20,6 +20,7 @@ from common.records import Phase
 from common.version import __version__, source
 
 from .checkpoints import (
+    SAME_SETTINGS,
     check_tensor,
     differences,
     is_checkpoint,
@@ -77,13 +78,14 @@ class Checkpoints:
     def training_metadata(self) -> dict[str, Any]:
         """`metadata`, and what the prompts were learned from and chosen on."""
         method = self.method
-        choices: dict[str, Any] = {"choices": [choice.to_json() for choice in method.choices]}
+        facts = self.metadata()
+        facts["choices"] = [choice.to_json() for choice in method.choices]
         if method.inherited_choices is not None:
-            choices["inherited_choices"] = [choice.to_json() for choice in method.inherited_choices]
-        fit = {
-            "fit": [phase.to_json() for phase in (*(method.inherited_phases or ()), self.fit_phase)]
-        }
-        return self.metadata() | choices | fit | {"commit": source()["commit"] or ""}
+            facts["inherited_choices"] = [choice.to_json() for choice in method.inherited_choices]
+        phases = (*(method.inherited_phases or ()), self.fit_phase)
+        facts["fit"] = [phase.to_json() for phase in phases]
+        facts["commit"] = source()["commit"] or ""
+        return facts
 
     @cached_property
     def fit_phase(self) -> Phase:
@@ -103,18 +105,13 @@ class Checkpoints:
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase.sha256)
         if images != self.fit_phase.sha256:
             what = (
-                "the training images, their order or their classes are not those that the run "
-                "to resume began with"
+                "the training images, their order or their classes are not those that the run to "
+                "resume began with"
             )
-            raise UsageError(
-                what,
-                "restore the files of the dataset, or choose another --output-dir (scripts: OUT)",
-            )
-        both = (written, {"version": __version__, "commit": source()["commit"] or ""})
-        before, now = (
-            f"version {x.get('version')} (commit {x.get('commit', '')[:9] or 'unknown'})"
-            for x in both
-        )
+            remedy = "restore the files of the dataset, or choose another --output-dir"
+            raise UsageError(what, f"{remedy} (scripts: OUT)")
+        before = shown_version(written)
+        now = shown_version({"version": __version__, "commit": source()["commit"] or ""})
         if written.get("version") and before != now:
             what = "The results will be of two versions of this project"
             print(f"{what}: the run was trained with {before} and with {now}")
@@ -142,9 +139,8 @@ class Checkpoints:
         path = method.checkpoint_in(directory, epoch)
         checkpoint = load_checkpoint(path)
         if os.path.basename(path) == method.published_file:
-            checkpoint = method.of_published_file(checkpoint, path, method.settings) | {
-                "epoch": method.cfg.OPTIM.MAX_EPOCH
-            }
+            checkpoint = method.of_published_file(checkpoint, path, method.settings)
+            checkpoint["epoch"] = method.cfg.OPTIM.MAX_EPOCH
         if not is_checkpoint(checkpoint):
             raise UsageError(
                 f"{path} is not a checkpoint of a training run", "check --model-dir", path
@@ -154,20 +150,19 @@ class Checkpoints:
         if method.model.prompt_learner.changes_image:
             kind = "learned" if method.model.classes_learned else "new"
             print(f"Images are read as those of {kind} classes")
-        written = checkpoint.get("metadata") or {}
+        self.print_differences(checkpoint.get("metadata") or {}, path)
+        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
+
+    def print_differences(self, written: Mapping[str, Any], path: str) -> None:
+        """What the metadata of a checkpoint does not say, or says of another run than this one."""
         if not written.get("weights_sha256"):
-            print(
-                f"{path} does not say on which weights its prompts were learned: check that they "
-                "are these"
-            )
+            what = f"{path} does not say on which weights its prompts were learned"
+            print(f"{what}: check that they are these")
         if changed := differences({"settings": written.get("settings")}, self.metadata()):
             print(f"The prompts were learned with other settings: {one_line(changed)}")
-        if written.get("plugin_sha256", "") != method.plugin_sha256:
-            print(
-                f"The prompts were learned by another version of {type(method).__name__}: its file "
-                "has changed"
-            )
-        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
+        if written.get("plugin_sha256", "") != self.method.plugin_sha256:
+            what = f"The prompts were learned by another version of {type(self.method).__name__}"
+            print(f"{what}: its file has changed")
 
     def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
         """Load the learned prompts in the content of a checkpoint; errors are as for `read`, and
@@ -208,25 +203,32 @@ class Checkpoints:
 
         Raises UsageError if a class has no values, or a tensor does not fit.
         """
-        labels = classes.labels
-        count = len(self.method.class_names)
-        alone = [name for name in dims if not matches(name, self.method.of_learned_classes)]
-        if alone and len(labels) < count:
-            what = f"{path} has {alone[0]} with values for each class that it was learned on"
-            raise UsageError(what, "test it on these classes", path)
-        if dims:
-            print(f"The prompts were learned on {len(labels)} of these {count} classes")
-        remedy = "use the settings and the backbone it was trained with"
+        self.check_known(dims, len(classes.labels), path)
         tensors = {}
-        for name, class_axes in dims.items() if labels else ():
+        for name, class_axes in dims.items() if classes.labels else ():
             start = expected[name]
             shape = list(start.shape)
             for axis in class_axes:
                 shape[axis] = len(classes.names)
-            check_tensor(name, state, shape, path, remedy)
+            check_tensor(name, state, shape, path, SAME_SETTINGS)
             values = state[name].to(start)
-            tensors[name] = of_labels(start, values, class_axes, labels) if class_axes else values
+            if class_axes:
+                values = of_labels(start, values, class_axes, classes.labels)
+            tensors[name] = values
         return tensors
+
+    def check_known(self, dims: Mapping[str, tuple[int, ...]], known: int, path: str) -> None:
+        """Raise UsageError if a class needs values that `path` has of the learned classes only;
+        else print how many classes are `known`.
+        """
+        if not dims:
+            return
+        count = len(self.method.class_names)
+        alone = [name for name in dims if not matches(name, self.method.of_learned_classes)]
+        if alone and known < count:
+            what = f"{path} has {alone[0]} with values for each class that it was learned on"
+            raise UsageError(what, "test it on these classes", path)
+        print(f"The prompts were learned on {known} of these {count} classes")
 
     def class_dims(self) -> dict[str, tuple[int, ...]]:
         """The dimensions that count classes of the learned tensors that have some, by their names
@@ -234,6 +236,17 @@ class Checkpoints:
 
         A tensor without one may be there too: it is left out of a test on other classes.
         """
+        others = self.with_one_more_class().saved_module().state_dict()
+        dims = {}
+        for name, tensor in self.method.saved_module().state_dict().items():
+            shape = others[name].shape
+            axes = tuple(axis for axis in range(tensor.dim()) if tensor.shape[axis] != shape[axis])
+            if axes:
+                dims[name] = axes
+        return dims
+
+    def with_one_more_class(self) -> "Method":
+        """The same method for one class more, with a model on the same frozen CLIP."""
         method = self.method
         clip = method.model.frozen
         names = [*method.class_names, "one more"]
@@ -243,14 +256,7 @@ class Checkpoints:
         with torch.random.fork_rng(devices=drawing), device:
             other = type(method)(method.cfg, (names, method.dataset_template), device)
             other.model = method.Model(clip, other.build_prompts(clip, names))
-        others = other.saved_module().state_dict()
-        dims = {}
-        for name, tensor in method.saved_module().state_dict().items():
-            shape = others[name].shape
-            axes = tuple(axis for axis in range(tensor.dim()) if tensor.shape[axis] != shape[axis])
-            if axes:
-                dims[name] = axes
-        return dims
+        return other
 
     # Whose prompts
 
@@ -288,6 +294,10 @@ class Checkpoints:
             )
             remedy = "give the backbone that they were learned on, by --backbone"
             raise UsageError(f"{what} has prompts for other weights: {others}", remedy)
+
+
+def shown_version(facts: Mapping[str, Any]) -> str:
+    return f"version {facts.get('version')} (commit {facts.get('commit', '')[:9] or 'unknown'})"
 
 
 def without(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:

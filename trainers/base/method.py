@@ -22,15 +22,14 @@ from clip import CLIP, ImageOutput
 from common.errors import UsageError
 from common.names import plain
 from common.records import Phase, SelectionRecord
-from common.schema import Accepts
 
 from .checkpoints import find_checkpoint
 from .compat import build_transform
 from .data_use import made_choices
+from .facts import Facts
 from .features import cached_features
 from .learned import Checkpoints, LearnedClasses
-from .prompted import Declares, Output, PromptedCLIP, PromptLearner
-from .settings import MethodSettings
+from .prompted import Output, PromptedCLIP, PromptLearner
 from .training import Training
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
@@ -62,7 +61,7 @@ class RunImages(NamedTuple):
     tests: Any  # Dassl's loader of the test images
 
 
-class Method(Declares):
+class Method(Facts):
     """A method with its settings and its model.
 
     A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may
@@ -78,70 +77,15 @@ class Method(Declares):
     """
 
     declares = {"reads_views": ("parse_batch_train",)}
-    Settings: ClassVar[type[MethodSettings]] = MethodSettings
-    # Other names of its section, in published YAML files
-    published_sections: ClassVar[tuple[str, ...]] = ()
-    # More keys of its published YAML files; defaults
-    published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}
-    # Its settings that these files have directly below TRAINER
-    published_outside: ClassVar[tuple[str, ...]] = ()
-    learns: ClassVar[bool] = True  # False: there is nothing to train
-    seeded: ClassVar[bool] = True  # False: its results are the same for every seed
-    reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
-    reads_sentences: ClassVar[bool] = (
-        False  # True: it reads sentences for each class where it reads a template
-    )
-    needs_sentences: ClassVar[bool] = False  # True: it means nothing without them
-    transfers: ClassVar[bool] = (
-        True  # False: what it learns is of its own classes, so that it cannot tell new ones
-    )
-    kind: ClassVar[str] = (
-        # Its other data, besides labelled images and class names: data_use.METHOD_KINDS
-        "inductive"
-    )
-    caveat: ClassVar[str] = (
-        ""  # what of its published results does not compare; tables show it, with a full stop
-    )
-    config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
-    plugin_file: ClassVar[str] = (
-        ""  # of --plugin, with the method (`method_file`); empty for one of this project
-    )
-    plugin_sha256: ClassVar[str] = ""
-    saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
-    saves_learner: ClassVar[bool] = (
-        False  # whether a checkpoint has the prompt learner alone, not the whole model
-    )
-    # Names of tensors with values for each class: other classes have those that the method starts
-    # from.
-    of_learned_classes: ClassVar[tuple[str, ...]] = ()
-    # Names of its learned tensors in published checkpoints; * is any text
-    published: ClassVar[tuple[str, ...]] = ()
-    published_file: ClassVar[str] = (
-        ""  # written by its published code instead of checkpoints (`of_published_file`)
-    )
-    # Tensors there that look learned, and take no part in it
-    published_unused: ClassVar[tuple[str, ...]] = ()
+    reads_views: ClassVar[bool] = False  # whether a batch may have several views of an image
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     checkpoints_type: ClassVar[type[Checkpoints]] = Checkpoints
-    schedule_steps: ClassVar[bool] = (
-        False  # whether the learning rate changes after each step, not each epoch
-    )
-    keeps_last_batch: ClassVar[bool] = (
-        False  # whether an epoch has a smaller last batch, which Dassl leaves out
-    )
-    reads_views: ClassVar[bool] = False  # whether a batch may have several views of an image
-    saves_each_epoch: ClassVar[bool] = True  # False: only those that TRAIN.CHECKPOINT_FREQ keeps
-    fits: ClassVar[bool] = False  # whether an epoch is one computation instead of batches
     model: PromptedCLIP
     training: Training  # since `start_training`
     # Behind prompts that were loaded; None: they do not say
     inherited_choices: Sequence[SelectionRecord] | None = ()
     # What these were learned from; None: they do not say
     inherited_phases: Sequence[Phase] | None = ()
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
     def __init__(
         self,
@@ -353,36 +297,6 @@ class Method(Declares):
         )
 
     # What follows from the configuration and the dataset
-
-    @classmethod
-    def section(cls) -> str:
-        """The method's key under TRAINER."""
-        return cls.__name__.upper()
-
-    @classmethod
-    def sections(cls) -> list[str]:
-        """The method's key under TRAINER, and its other names in published YAML files."""
-        return [cls.section(), *(name.removeprefix("TRAINER.") for name in cls.published_sections)]
-
-    @classmethod
-    def settings_of(cls, cfg: CfgNode) -> Any:
-        """The method's settings in a configuration. Raises UsageError if a value cannot work."""
-        return cls.Settings.from_cfg(cfg.TRAINER.get(cls.section(), {}), cls.section())
-
-    @classmethod
-    def check_settings(cls, cfg: CfgNode) -> None:
-        """Raise UsageError if the settings cannot work, or it reads no sentences and has some, or
-        needs them.
-        """
-        cls.settings_of(cfg)
-        given = cfg.DATASET.get("SENTENCES", "")
-        if given and not cls.reads_sentences:
-            what = f"DATASET.SENTENCES has no effect: {cls.__name__} reads no sentences for classes"
-            raise UsageError(what, "leave it out")
-        if cls.needs_sentences and not given:
-            raise UsageError(
-                f"{cls.__name__} has no sentences for the classes", "give DATASET.SENTENCES FILE"
-            )
 
     @classmethod
     def check_run(cls, cfg: CfgNode) -> None:

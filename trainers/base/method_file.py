@@ -40,8 +40,18 @@ def load_method_file(path: Path) -> None:
             f"{path} has changed since this command has started", "start the command again", path
         )
     before = dict(TRAINER_REGISTRY._obj_map)
+    run_file(path, content, f"plugin_{checksum[:16]}")
+    for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
+        kind = registered().get(key, TRAINER_REGISTRY.get(key))
+        kind.plugin_file = str(path)
+        kind.plugin_sha256 = checksum
+    LOADED[path] = checksum
+
+
+def run_file(path: Path, content: bytes, name: str) -> None:
+    """Run the content of a file as a module of this name; if it fails, nothing is registered."""
+    before = dict(TRAINER_REGISTRY._obj_map)
     makers = dict(MAKERS)
-    name = f"plugin_{checksum[:16]}"
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # where dataclasses look for the module of a class
@@ -58,14 +68,8 @@ def load_method_file(path: Path) -> None:
         MAKERS.update(makers)
         if isinstance(error, UsageError) or not isinstance(error, Exception | SystemExit):
             raise
-        raise UsageError(
-            f"{path} cannot be used ({reason(error, path)})", "correct it", path
-        ) from error
-    for key in TRAINER_REGISTRY._obj_map.keys() - before.keys():
-        kind = registered().get(key, TRAINER_REGISTRY.get(key))
-        kind.plugin_file = str(path)
-        kind.plugin_sha256 = checksum
-    LOADED[path] = checksum
+        what = f"{path} cannot be used ({reason(error, path)})"
+        raise UsageError(what, "correct it", path) from error
 
 
 def check_names(path: Path, before: Mapping[str, object], makers: Mapping[str, object]) -> None:

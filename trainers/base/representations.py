@@ -39,12 +39,10 @@ class RepresentationSettings(MethodSettings):
 
     def check(self):
         layers = list(self.REP_LAYERS)
-        if not layers or layers not in [
-            list(range(first, first + len(layers))) for first in range(1, 101)
-        ]:
-            raise UsageError(
-                f"REP_LAYERS is {layers}", "give layers from 1 in order and without gaps: [6, 7, 8]"
-            )
+        first = layers[0] if layers else 0
+        if not 1 <= first <= 100 or layers != list(range(first, first + len(layers))):
+            remedy = "give layers from 1 in order and without gaps: [6, 7, 8]"
+            raise UsageError(f"REP_LAYERS is {layers}", remedy)
         if self.TASK not in ("", "B2N", "FS", "CD"):
             raise UsageError(f"TASK is {self.TASK!r}", "it can be B2N, FS, CD or empty")
 
@@ -93,11 +91,9 @@ class RepresentationPrompts(TemplatePrompts):
         tokens.
         """
         feature = normalize(tower.feature)
-        return (
-            self.alpha * feature + (1 - self.alpha) * self.representation(tower)
-            if learned
-            else feature
-        )
+        if not learned:
+            return feature
+        return self.alpha * feature + (1 - self.alpha) * self.representation(tower)
 
     def representation(self, tower: ImageOutput) -> Tensor:
         """The unit feature (batch, joint) of the mean of the representation tokens."""
@@ -130,20 +126,17 @@ class RepresentationMethod(TaughtMethod):
         """Cross-entropy of both features, and the first one and the text's held near the frozen
         CLIP's.
         """
-        model = self.model
+        model: Any = self.model
         alpha = self.settings.ALPHA
         text = output.text
-        learner: Any = model.prompt_learner
         image = normalize(output.tower.feature)
-        image_rep = learner.representation(output.tower)
-        logits = model.logits(image, text)
-        logits_rep = model.logits(image_rep, text)
+        image_rep = model.prompt_learner.representation(output.tower)
         parts = {
-            "loss_ce": F.cross_entropy(logits, labels),
-            "loss_ce_rep": F.cross_entropy(logits_rep, labels),
+            "loss_ce": F.cross_entropy(model.logits(image, text), labels),
+            "loss_ce_rep": F.cross_entropy(model.logits(image_rep, text), labels),
             "loss_reg_image": cosine_distance(image, self.teacher.image_features(output.images)),
             "loss_reg_text": cosine_distance(text, self.teacher.text_features),
         }
         ce, ce_rep, *distances = parts.values()
-        loss = alpha * ce + (1 - alpha) * ce_rep + self.settings.REG_WEIGHT * sum(distances)
-        return loss, parts
+        near = self.settings.REG_WEIGHT * sum(distances)
+        return alpha * ce + (1 - alpha) * ce_rep + near, parts

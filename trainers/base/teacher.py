@@ -5,6 +5,7 @@ as a teacher.
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -100,24 +101,29 @@ def mean_text_features(clip: CLIP, texts: Sequence[Sequence[str]], unit: bool = 
     Returns:
         (C, joint), fp32, not normalised.
     """
-    flat = [text for sentences in texts for text in sentences]
-    counts = torch.tensor([len(sentences) for sentences in texts])
+    flat = list(chain(*texts))
+    counts = list(map(len, texts))
     cache = DiskCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
-    key = fingerprint(clip, [*flat, *map(str, counts.tolist()), "mean of unit" if unit else "mean"])
+    key = fingerprint(clip, [*flat, *map(str, counts), "mean of unit" if unit else "mean"])
     device = clip.logit_scale.device
     shape = len(texts), clip.visual.output_dim
     if (cached := get_tensor(cache, key, shape, torch.float32)) is not None:
         return cached.to(device)
     # In fp32 even in an amp run: other runs will read it
     with torch.autocast(device.type, enabled=False):
-        different = sorted(set(flat))  # texts that begin alike come together
-        features = encode_texts(clip, different, device)
+        features = encode_each_once(clip, flat, device)
     features = normalize(features) if unit else features
-    rows = {text: row for row, text in enumerate(different)}
-    of_texts = features[[rows[text] for text in flat]].split(counts.tolist())
-    features = torch.stack([sentences.mean(dim=0) for sentences in of_texts])
+    features = torch.stack([part.mean(dim=0) for part in features.split(counts)])
     put_tensor(cache, key, features)
     return features
+
+
+def encode_each_once(clip: CLIP, texts: Sequence[str], device: torch.device) -> Tensor:
+    """`encode_texts` for texts of which some are equal."""
+    different = sorted(set(texts))  # texts that begin alike come together
+    features = encode_texts(clip, different, device)
+    rows = {text: row for row, text in enumerate(different)}
+    return features[[rows[text] for text in texts]]
 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:

@@ -147,17 +147,13 @@ class ViewsMethod(Method):
     def outputs(self, loader: Any, folder: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = loader.dataset
         partial = PartialTest(Path(folder), self.key(images))
-        labels = torch.tensor(
-            [item.label for item in images.data_source], device=self.device
-        ).split(1)
         state = self.new_state()
         kept = partial.read(state)
-        yield from (
-            (row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False)
-        )
-        left = Subset(images, range(len(kept), len(images)))
-        rest = self.loader_of(left, loader.worker_init_fn)
-        for label, batch in zip(labels[len(kept) :], rest, strict=True):
+        labels = torch.tensor([item.label for item in images.data_source], device=self.device)
+        for logits, label in zip(kept, labels.split(1), strict=False):
+            yield logits[None].to(self.device), label
+        rest = self.loader_of(Subset(images, range(len(kept), len(images))), loader.worker_init_fn)
+        for batch, label in zip(rest, labels[len(kept) :].split(1), strict=True):
             logits = self.answer_views(batch["img"][0], state)
             partial.add(logits, state)
             yield logits[None], label

@@ -102,12 +102,11 @@ def mixed(image: Picture, to_tensor: Callable[[Picture], Tensor], draw: Draw) ->
     """
     weights = draw.dirichlet([1.0] * CHAINS).tolist()
     keep = draw.beta(1.0, 1.0)
-    operations = list(OPERATIONS.values())
     mix = torch.zeros(())
     for weight in weights:
         changed = image.copy()
         for _ in range(draw.randint(1, LONGEST_CHAIN + 1)):
-            changed = operations[draw.choice(len(operations))](changed, draw)
+            changed = OPERATIONS[draw.choice(len(OPERATIONS))](changed, draw)
         mix = mix + weight * to_tensor(changed)
     return keep * to_tensor(image) + (1 - keep) * mix
 
@@ -133,16 +132,53 @@ def shift(draw: Draw, side: int) -> float:
     return signed(int(level(draw) * side / 30), draw)
 
 
-OPERATIONS: dict[str, Callable[[Picture, Draw], Picture]] = {
-    "autocontrast": lambda image, draw: ImageOps.autocontrast(image),
-    "equalize": lambda image, draw: ImageOps.equalize(image),
-    "posterize": lambda image, draw: ImageOps.posterize(image, 4 - int(0.4 * level(draw))),
-    "rotate": lambda image, draw: image.rotate(
-        signed(int(3 * level(draw)), draw), Image.Resampling.BILINEAR
-    ),
-    "solarize": lambda image, draw: ImageOps.solarize(image, 256 - int(25.6 * level(draw))),
-    "shear_x": lambda image, draw: affine(image, 1, signed(0.03 * level(draw), draw), 0, 0, 1, 0),
-    "shear_y": lambda image, draw: affine(image, 1, 0, 0, signed(0.03 * level(draw), draw), 1, 0),
-    "translate_x": lambda image, draw: affine(image, 1, 0, shift(draw, image.width), 0, 1, 0),
-    "translate_y": lambda image, draw: affine(image, 1, 0, 0, 0, 1, shift(draw, image.height)),
-}
+# The operations, by their names there
+
+
+def autocontrast(image: Picture, draw: Draw) -> Picture:
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Picture, draw: Draw) -> Picture:
+    return ImageOps.equalize(image)
+
+
+def posterize(image: Picture, draw: Draw) -> Picture:
+    return ImageOps.posterize(image, 4 - int(0.4 * level(draw)))
+
+
+def rotate(image: Picture, draw: Draw) -> Picture:
+    return image.rotate(signed(int(3 * level(draw)), draw), Image.Resampling.BILINEAR)
+
+
+def solarize(image: Picture, draw: Draw) -> Picture:
+    return ImageOps.solarize(image, 256 - int(25.6 * level(draw)))
+
+
+def shear_x(image: Picture, draw: Draw) -> Picture:
+    return affine(image, 1, signed(0.03 * level(draw), draw), 0, 0, 1, 0)
+
+
+def shear_y(image: Picture, draw: Draw) -> Picture:
+    return affine(image, 1, 0, 0, signed(0.03 * level(draw), draw), 1, 0)
+
+
+def translate_x(image: Picture, draw: Draw) -> Picture:
+    return affine(image, 1, 0, shift(draw, image.width), 0, 1, 0)
+
+
+def translate_y(image: Picture, draw: Draw) -> Picture:
+    return affine(image, 1, 0, 0, 0, 1, shift(draw, image.height))
+
+
+OPERATIONS = (
+    autocontrast,
+    equalize,
+    posterize,
+    rotate,
+    solarize,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+)
