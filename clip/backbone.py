@@ -31,8 +31,18 @@ OF_CLIP: dict[str, Any] = {
     "SIZE": (224, 224),
     "INTERPOLATION": "bicubic",
     "RESIZE_MODE": "shortest",
+    "PIXEL_MEAN": OPENAI_DATASET_MEAN,
+    "PIXEL_STD": OPENAI_DATASET_STD,
 }
-OF_CLIP |= {"PIXEL_MEAN": OPENAI_DATASET_MEAN, "PIXEL_STD": OPENAI_DATASET_STD}
+
+
+# These keys in open_clip's configurations
+STATED = {
+    "PIXEL_MEAN": "mean",
+    "PIXEL_STD": "std",
+    "INTERPOLATION": "interpolation",
+    "RESIZE_MODE": "resize_mode",
+}
 
 
 def available_models() -> list[str]:
@@ -108,9 +118,8 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         model.tokenizer = hub.tokenizer(words, path.parent, repo)
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
         what = f"the text tower of {name} reads other tokens than CLIP's"
-        raise ClipError(
-            what, "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)"
-        )
+        remedy = "choose a backbone whose configuration names its tokeniser (hf_tokenizer_name)"
+        raise ClipError(what, remedy)
     size = model.visual.image_size
     if config and is_pair(name):
         open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"] | {"size": size})
@@ -183,10 +192,7 @@ def preprocessing(name: str, cache: str | None = None) -> dict[str, Any]:
     try:
         size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
         stated = config.get("preprocess_cfg", {})
-        keys = {"PIXEL_MEAN": "mean", "PIXEL_STD": "std"} | {
-            key: key.lower() for key in ("INTERPOLATION", "RESIZE_MODE")
-        }
-        image = {key: stated[name] for key, name in keys.items() if name in stated}
+        image = {key: stated[name] for key, name in STATED.items() if name in stated}
         return {"SIZE": [size, size] if isinstance(size, int) else list(size)} | image
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{hub.CONFIG} of {name} is damaged ({one_line(error)})"

@@ -157,14 +157,15 @@ def block_output(
     projected = applied(block.attn.out_proj, attended)
     x = x + block.ls_1(plus(projected, adapter_delta(block, "attention_output", attended, packing)))
     hidden = normed(block.ln_2, x, products)
-    mlp = block.mlp
-    quick = isinstance(mlp.gelu, QuickGELU) and all(
-        is_frozen_linear(layer) for layer in (mlp.c_fc, mlp.c_proj)
-    )
-    output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
-    return plus(
-        x + block.ls_2(plus(output, adapter_delta(block, "mlp", hidden, packing))), parallel
-    )
+    output = plus(mlp_output(block.mlp, hidden), adapter_delta(block, "mlp", hidden, packing))
+    return plus(x + block.ls_2(output), parallel)
+
+
+def mlp_output(mlp: Any, x: Tensor) -> Tensor:
+    """The output of a block's MLP, by a faster form if it is OpenAI's and nothing in it learns."""
+    if isinstance(mlp.gelu, QuickGELU) and all(map(is_frozen_linear, (mlp.c_fc, mlp.c_proj))):
+        return quick_gelu_mlp(mlp, x)
+    return mlp(x)
 
 
 def not_half(x: Tensor) -> Tensor:
@@ -189,7 +190,8 @@ def local_features(clip: Any, x: Tensor) -> Tensor:
         block and `proj`.
     """
     visual = clip.visual
-    block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size
+    block = visual.transformer.resblocks[-1]
+    rows, columns = visual.grid_size
     x = x[:, 1 : 1 + rows * columns]
     x = block_output(block, x, qkv(block, x, "v"))
     return normed(visual.ln_post, x, matmul_dtype(x, visual.proj.dtype)) @ visual.proj

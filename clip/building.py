@@ -150,7 +150,7 @@ def build(
     return deepcopy(model) if build_cached.cache_parameters()["maxsize"] else model
 
 
-def build_uncached(  # noqa: C901
+def build_uncached(
     file: tuple, precision: str, source: str, config_text: str, resize: bool
 ) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's:
@@ -176,51 +176,56 @@ def build_uncached(  # noqa: C901
     state = read_state_dict(Path(file[0]))
     remedy = "give another file"
     try:
-        model = empty_clip(
-            of_clip(config["model_cfg"]) if config else openai_config(state), precision
-        )
-        weights = model.state_dict()
+        arguments = of_clip(config["model_cfg"]) if config else openai_config(state)
+        model = empty_clip(arguments, precision)
         state = unpacked(convert_state_dict(model, state), model)
-        state = {
-            key: value
-            for key, value in state.items()
-            if key in weights or key.split(".")[-1] not in NOT_WEIGHTS
-        }
-        for name in {"logit_scale", "logit_bias"} & {*weights} & {*state}:
-            state[name] = state[name].reshape(weights[name].shape)
-        if resize:
-            for key, weight in weights.items():
-                if not key.endswith("positional_embedding"):
-                    check(key, weight, state[key])
-            state |= {
-                key: value.float()
-                for key, value in state.items()
-                if key.endswith("positional_embedding")
-            }
-            resize_pos_embed(state, model)
-            resize_text_pos_embed(state, model)
-        for key, weight in weights.items():
-            # One tensor at a time, so that memory never holds all twice
-            fill(key, weight, state.pop(key))
-        if state:
-            raise ValueError(f"it has more tensors than this model, such as {min(state)}")
-        for key, value in (config or {}).get("preprocess_cfg", {}).items():
-            if key in ("mean", "std"):
-                setattr(model.visual, f"image_{key}", three_numbers(key, value))
+        fill_model(model, state, resize)
+        set_statistics(model, (config or {}).get("preprocess_cfg", {}))
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: {error} is missing", remedy) from error
-    except (
-        Exception
-    ) as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
+    # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
+    except Exception as error:
         # It may also be a bug, or another open_clip
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ClipError(
-            f"{source} is not a CLIP that open_clip can build ({reason})", remedy
-        ) from error
+        what = f"{source} is not a CLIP that open_clip can build ({reason})"
+        raise ClipError(what, remedy) from error
     return model
 
 
 build_cached = lru_cache(0)(build_uncached)
+
+
+def fill_model(model: CLIP, state: dict[str, Tensor], resize: bool) -> None:
+    """Move the tensors of a file to the weights of these names, one at a time, so that memory never
+    holds all twice.
+
+    Raises:
+        KeyError: one is missing; ValueError: one is too many, or as for `fill`.
+    """
+    weights = model.state_dict()
+    for key in state.keys() - weights.keys():
+        if key.split(".")[-1] in NOT_WEIGHTS:
+            del state[key]
+    for key in state.keys() & weights.keys() & {"logit_scale", "logit_bias"}:
+        state[key] = state[key].reshape(weights[key].shape)
+    if resize:
+        for key, weight in weights.items():
+            if key.endswith("positional_embedding"):
+                state[key] = state[key].float()
+            else:
+                check(key, weight, state[key])
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+    for key, weight in weights.items():
+        fill(key, weight, state.pop(key))
+    if state:
+        raise ValueError(f"it has more tensors than this model, such as {min(state)}")
+
+
+def set_statistics(model: CLIP, preprocess_cfg: Mapping[str, Any]) -> None:
+    """Keep the mean and the standard deviation of the images; ValueError if they are none."""
+    for key in preprocess_cfg.keys() & {"mean", "std"}:
+        setattr(model.visual, f"image_{key}", three_numbers(key, preprocess_cfg[key]))
 
 
 def check(name: str, weight: Tensor, value: Tensor) -> None:

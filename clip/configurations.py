@@ -30,9 +30,16 @@ KWARGS: dict[str, Any] = {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": 
 SPLITTING = {"tokenizer_kwargs": {"clean": "lower", "strip_sep_token": False, "language": None}}
 VISION = {field.name: field.default for field in fields(CLIPVisionCfg)} | KWARGS
 TEXT = {field.name: field.default for field in fields(CLIPTextCfg)} | KWARGS | SPLITTING
-MODEL = {"vision_cfg": VISION, "text_cfg": TEXT, "embed_dim": 1, "quick_gelu": False}
-MODEL |= {"init_logit_scale": 1.0, "init_logit_bias": None, "nonscalar_logit_scale": False}
-MODEL |= {"custom_text": False}
+MODEL = {
+    "vision_cfg": VISION,
+    "text_cfg": TEXT,
+    "embed_dim": 1,
+    "quick_gelu": False,
+    "init_logit_scale": 1.0,
+    "init_logit_bias": None,
+    "nonscalar_logit_scale": False,
+    "custom_text": False,
+}
 LISTS = ("layers", "image_size")
 OPTIONAL = ("patch_size", "timm_proj", *KWARGS, *SPLITTING)
 NAMES = ("hf_model_name", "hf_tokenizer_name")  # `hub` decides whose files they mean
@@ -49,10 +56,15 @@ M2M = """vocab_size d_model encoder_layers encoder_attention_heads encoder_ffn_d
 TOWERS = {"bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "mt5": MT5, "m2m_100": M2M}
 ACTIVATIONS = "gelu gelu_new relu silu tanh gated-gelu gated-silu"
 
-VOCABULARIES = ["tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"]
-VOCABULARIES += ["vocab.json"]
-MORE_TOKENS = ["merges.txt", "added_tokens.json"]
+VOCABULARIES = [
+    "tokenizer.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+]
 OPTION_FILES = ["tokenizer_config.json", "special_tokens_map.json", "config.json"]
+TOKENISER_FILES = [*VOCABULARIES, "merges.txt", "added_tokens.json", *OPTION_FILES]
 TOKENISERS = "Bert|CLIP|Gemma|M2M100|MT5|Nllb|PreTrained|Roberta|Siglip|T5|XLMRoberta"
 CLASSES = re.compile(f"(({TOKENISERS})Tokenizer(Fast)?|TokenizersBackend)?")
 OPTIONS = """tokenizer_class model_type bos_token eos_token unk_token sep_token pad_token cls_token
@@ -155,7 +167,7 @@ def tokeniser_data(folder: Path) -> Iterator[dict[str, Any]]:
     config = PretrainedConfig()  # without one, a name in the path would choose the class
     with TemporaryDirectory() as name:
         here = Path(name)
-        for file in (*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES):
+        for file in TOKENISER_FILES:
             if not (folder / file).is_file():
                 continue
             if file not in OPTION_FILES:

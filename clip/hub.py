@@ -19,14 +19,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from common.errors import one_line
 from common.files import identity
 
-from .configurations import (
-    MORE_TOKENS,
-    NAMES,
-    OPTION_FILES,
-    VOCABULARIES,
-    text_tower,
-    tokeniser_data,
-)
+from .configurations import NAMES, TOKENISER_FILES, VOCABULARIES, text_tower, tokeniser_data
 from .errors import ClipError
 from .tokenizer import OtherTokenizer, Tokenizer
 from .weights import sha256
@@ -34,13 +27,12 @@ from .weights import sha256
 PREFIX = "hf-hub:"
 CONFIG = "open_clip_config.json"
 # Names of weights in a repository or a folder of open_clip's form, the best first.
-WEIGHTS: tuple[str, ...] = (
-    *(
-        "open_clip_model.safetensors",
-        "open_clip_pytorch_model.safetensors",
-        "open_clip_pytorch_model.bin",
-    ),
-    *("model.safetensors", "pytorch_model.bin"),
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
 )
 PACKAGE = "pip install -r requirements-hf.txt"
 
@@ -156,8 +148,7 @@ def tokenizer(text_cfg: dict, folder: Path, repo: str | None) -> Tokenizer:
     options["tokenizer_mode"] = text_cfg.get("tokenizer_mode")
 
     def make(only_here: bool) -> Any:
-        patterns = [*VOCABULARIES, *MORE_TOKENS, *OPTION_FILES]
-        how: dict[str, Any] = {"allow_patterns": patterns, "local_files_only": only_here}
+        how: dict[str, Any] = {"allow_patterns": TOKENISER_FILES, "local_files_only": only_here}
         files = here or Path(snapshot_download(source, **how))
         # It has no more than its options, after a download that was interrupted
         if not has_tokeniser(files):

@@ -282,9 +282,7 @@ def token_layout(prompts: TextPrompts) -> Layout:
     of BMW, of S4 and of S5, and lengths = [3, 3, 2].
     """
     contents = row_contents(prompts)  # C lists
-    # P: the tokens that all rows begin with, without EOT: it is read, so each row needs its own.
-    columns = zip(*(content[:-1] for content in contents), strict=False)
-    prefix = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    prefix = common_length(contents)  # P
     suffixes = [content[prefix:] for content in contents]  # C lists
     nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
 
@@ -300,6 +298,12 @@ def token_layout(prompts: TextPrompts) -> Layout:
         slots=prompts.ctx_positions[0],
         has_suffix_ctx=any(item < 0 for suffix in suffixes for item in suffix),
     )
+
+
+def common_length(contents: list[list[int]]) -> int:
+    """How many tokens all rows begin with, without EOT: it is read, so each row needs its own."""
+    columns = zip(*(content[:-1] for content in contents), strict=False)
+    return len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
 def row_contents(prompts: TextPrompts) -> list[list[int]]:
