@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampl
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
 
+NO_TRANSFORM = "INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False"
+
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
     """A "RandomSampler" or "SequentialSampler" over `data_source`; UsageError for another
@@ -60,22 +62,16 @@ def build_data_loader(  # noqa: PLR0913
     Raises UsageError if there is no data, the sampler is unknown, or neither a transform nor a
     dataset wrapper makes tensors of the images.
     """
-    if not data_source:
-        split = "training" if is_train else "test"
-        raise UsageError(
-            f"cannot build a data loader for a {split} split without images; check the dataset's "
-            "splits"
-        )
+    check_images(data_source, is_train)
     if tfm is None and dataset_wrapper is None:
-        raise UsageError(
-            "INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False"
-        )
-    dataset = (dataset_wrapper or DatasetWrapper)(
-        cfg, data_source, transform=tfm, is_train=is_train
-    )
+        raise UsageError(NO_TRANSFORM)
+    make = dataset_wrapper or DatasetWrapper
+    dataset = make(cfg, data_source, transform=tfm, is_train=is_train)
+    make = DataLoader
     # Test images are usually read once in a run, so persistent workers would save nothing.
-    steady = persistent_workers and is_train and isinstance(dataset, DatasetWrapper)
-    return (SteadyLoader if steady else DataLoader)(
+    if persistent_workers and is_train and isinstance(dataset, DatasetWrapper):
+        make = SteadyLoader
+    return make(
         dataset,
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, data_source=data_source),
@@ -84,6 +80,13 @@ def build_data_loader(  # noqa: PLR0913
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
+
+
+def check_images(items, is_train):
+    """Raise UsageError for a split without images."""
+    if not items:
+        what = f"cannot build a data loader for a {'training' if is_train else 'test'} split"
+        raise UsageError(f"{what} without images; check the dataset's splits")
 
 
 class DataManager:
@@ -108,26 +111,26 @@ class DataManager:
         dataset_wrapper=None,
         persistent_workers=False,
     ):
-        self.dataset = dataset = build_dataset(cfg)
-        self._num_classes = dataset.num_classes
+        self.dataset = build_dataset(cfg)
+        self._num_classes = self.dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
-        self._lab2cname = dataset.lab2cname
-        tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
-        tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
+        self._lab2cname = self.dataset.lab2cname
+        tfm = custom_tfm_train or build_transform(cfg, is_train=True)
         options = {"dataset_wrapper": dataset_wrapper, "persistent_workers": persistent_workers}
-        train = partial(build_data_loader, cfg, is_train=True, tfm=tfm_train, **options)
-        test = partial(build_data_loader, cfg, is_train=False, tfm=tfm_test, **options)
+        train = partial(build_data_loader, cfg, is_train=True, tfm=tfm, **options)
+        tfm = custom_tfm_test or build_transform(cfg, is_train=False)
+        test = partial(build_data_loader, cfg, is_train=False, tfm=tfm, **options)
         x = cfg.DATALOADER.TRAIN_X
         u = x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
         tested = cfg.DATALOADER.TEST
-        self.train_loader_x = train(x.SAMPLER, dataset.train_x, x.BATCH_SIZE)
-        self.train_loader_u = (
-            train(u.SAMPLER, dataset.train_u, u.BATCH_SIZE) if dataset.train_u else None
-        )
-        self.val_loader = (
-            test(tested.SAMPLER, dataset.val, tested.BATCH_SIZE) if dataset.val else None
-        )
-        self.test_loader = test(tested.SAMPLER, dataset.test, tested.BATCH_SIZE)
+        self.train_loader_x = train(x.SAMPLER, self.dataset.train_x, x.BATCH_SIZE)
+        self.train_loader_u = None
+        if self.dataset.train_u:
+            self.train_loader_u = train(u.SAMPLER, self.dataset.train_u, u.BATCH_SIZE)
+        self.val_loader = None
+        if self.dataset.val:
+            self.val_loader = test(tested.SAMPLER, self.dataset.val, tested.BATCH_SIZE)
+        self.test_loader = test(tested.SAMPLER, self.dataset.test, tested.BATCH_SIZE)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 

@@ -17,15 +17,10 @@ def rng_state():
     """The state of the random generators of Python, numpy, torch and all CUDA devices."""
     version, words, gauss_next = random.getstate()
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    facts = str(name), torch.tensor(keys.tolist()), int(position)
     return {
         "python": (version, torch.tensor(words), gauss_next),
-        "numpy": (
-            str(name),
-            torch.tensor(keys.tolist()),
-            int(position),
-            int(has_gauss),
-            float(cached_gaussian),
-        ),
+        "numpy": (*facts, int(has_gauss), float(cached_gaussian)),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -269,21 +269,16 @@ class TrainerX(SimpleTrainer):
                 self.batch_idx = batch_idx
                 data_seconds = time.monotonic() - end
                 number = batch_idx + 1
-                logged = self.forward_backward(batch)
                 # Values on a GPU are read when they are shown, so that the CPU does not wait for it
-                # in every step. They are copied: a parameter changes until then, and the graph of a
-                # loss fills the memory.
-                copies = {name: value.detach().clone() for name, value in on_gpu(logged).items()}
-                unread.append(
-                    (self.epoch * self.num_batches + batch_idx, logged and {**logged, **copies})
-                )
-                if number % frequency == 0 or number == self.num_batches or not copies:
+                # in every step.
+                logged = kept(self.forward_backward(batch))
+                step = self.epoch * self.num_batches + batch_idx
+                unread.append((step, logged))
+                if number % frequency == 0 or number == self.num_batches or not on_gpu(logged):
                     self.log(unread, losses)
                     unread = []
                 display.show(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
-                self.write_scalar(
-                    "train/lr", self.get_current_lr(), self.epoch * self.num_batches + batch_idx
-                )
+                self.write_scalar("train/lr", self.get_current_lr(), step)
                 end = time.monotonic()
 
     def log(self, steps, losses):
@@ -309,6 +304,14 @@ def on_gpu(logged):
     return {
         name: value for name, value in (logged or {}).items() if getattr(value, "is_cuda", False)
     }
+
+
+def kept(logged):
+    """What `forward_backward` returned, with copies of tensors on a GPU: a parameter changes until
+    they are read, and the graph of a loss fills the memory.
+    """
+    copies = {name: value.detach().clone() for name, value in on_gpu(logged).items()}
+    return logged and {**logged, **copies}
 
 
 class EpochDisplay:
@@ -342,28 +345,29 @@ class EpochDisplay:
         self.data_time.update(data_seconds)
         self.batch_time.update(seconds)
         number = self.batch_time.count
-        left = int(
-            self.batch_time.avg * ((self.max_epoch - self.epoch + 1) * self.num_batches - number)
-        )
-        eta = datetime.timedelta(seconds=left)
+        batches = (self.max_epoch - self.epoch + 1) * self.num_batches - number
+        eta = datetime.timedelta(seconds=int(self.batch_time.avg * batches))
         if number % self.print_freq == 0 or number == self.num_batches < self.print_freq:
-            times = {"time": self.batch_time, "data": self.data_time}
-            seconds = " ".join(
-                f"{name} {meter.val:.3f} ({meter.avg:.3f})" for name, meter in times.items()
-            )
-            place = f"epoch [{self.epoch}/{self.max_epoch}] batch [{number}/{self.num_batches}]"
-            print_detail(f"{place} {seconds} {losses} lr {lr:.4e} eta {eta}")
-        if self.bar is None:
-            return
+            print_detail(f"{self.place()} {losses} lr {lr:.4e} eta {eta}")
+        if self.bar is not None:
+            self.show_bar(losses, lr, eta)
+
+    def place(self):
+        """The number of the batch, and its times."""
+        batch = f"batch [{self.batch_time.count}/{self.num_batches}]"
+        times = {"time": self.batch_time, "data": self.data_time}
+        words = (f"{name} {meter.val:.3f} ({meter.avg:.3f})" for name, meter in times.items())
+        return f"epoch [{self.epoch}/{self.max_epoch}] {batch} {' '.join(words)}"
+
+    def show_bar(self, losses, lr, eta):
         means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
         self.bar.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
         self.bar.update()
-        if number == self.num_batches:
+        if self.batch_time.count == self.num_batches:
             took = datetime.timedelta(seconds=round(self.batch_time.sum))
             self.bar.close()
-            print_on_terminal(
-                f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}"
-            )
+            epoch = f"epoch {self.epoch}/{self.max_epoch}"
+            print_on_terminal(f"{epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
 
 
 def test_bar(outputs, split, loader):

@@ -23,17 +23,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     """
     name = optim_cfg.NAME
     check_availability(name, OPTIMISERS)
-    if param_groups is not None:
-        if optim_cfg.STAGED_LR:
-            warnings.warn(
-                "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr", stacklevel=2
-            )
-    elif optim_cfg.STAGED_LR:
-        param_groups = _staged_groups(model, optim_cfg)
-    else:
-        param_groups = model.parameters() if isinstance(model, nn.Module) else model
-    param_groups = list(param_groups)
-
+    param_groups = list(_param_groups(model, optim_cfg, param_groups))
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     adam = {
         "betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2),
@@ -41,16 +31,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         **common,
     }
     if name == "sgd":
-        if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
-            raise UsageError(
-                "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0"
-            )
-        sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV, **common}
-        fused = _on_cuda(param_groups) and optim_cfg.SGD_DAMPNING == 0 or None
-        optimizer = torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=fused, **sgd)
-        if fused and optim_cfg.MOMENTUM:
-            optimizer.register_step_pre_hook(_start_momentum)
-        return optimizer
+        return _sgd(param_groups, optim_cfg, common)
     if name == "rmsprop":
         return torch.optim.RMSprop(
             param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
@@ -61,6 +42,29 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if name == "adamw":
         return torch.optim.AdamW(param_groups, **adam)
     return torch.optim.Adam(param_groups, amsgrad=name == "amsgrad", **adam)
+
+
+def _param_groups(model, optim_cfg, param_groups):
+    """The groups that are given, or else those of the model."""
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            what = "OPTIM.STAGED_LR is ignored: give each of param_groups its own lr"
+            warnings.warn(what, stacklevel=3)
+        return param_groups
+    if optim_cfg.STAGED_LR:
+        return _staged_groups(model, optim_cfg)
+    return model.parameters() if isinstance(model, nn.Module) else model
+
+
+def _sgd(param_groups, optim_cfg, common):
+    if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
+        raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
+    sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV, **common}
+    fused = _on_cuda(param_groups) and optim_cfg.SGD_DAMPNING == 0 or None
+    optimizer = torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=fused, **sgd)
+    if fused and optim_cfg.MOMENTUM:
+        optimizer.register_step_pre_hook(_start_momentum)
+    return optimizer
 
 
 def _on_cuda(param_groups):
@@ -110,5 +114,5 @@ def _staged_groups(model, optim_cfg):
         (new if name.partition(".")[0] in optim_cfg.NEW_LAYERS else base).append(param)
     if not new:
         what = "OPTIM.NEW_LAYERS names no layer of the model"
-        warnings.warn(f"{what}, so STAGED_LR only lowers the learning rate", stacklevel=3)
+        warnings.warn(f"{what}, so STAGED_LR only lowers the learning rate", stacklevel=4)
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]

@@ -54,13 +54,13 @@ OPTIMISERS = "sgd.SGD adam.Adam adamw.AdamW rmsprop.RMSprop radam.RAdam"
 SCHEDULERS = "StepLR MultiStepLR CosineAnnealingLR LambdaLR"
 WARMUPS = "ConstantWarmupScheduler LinearWarmupScheduler"
 STUBS = {
-    **{f"torch.optim.{name}": PickledObject for name in OPTIMISERS.split()},
-    **{f"torch.optim.lr_scheduler.{name}": PickledObject for name in SCHEDULERS.split()},
-    **{f"dassl.optim.lr_scheduler.{name}": PickledObject for name in WARMUPS.split()},
     "dassl.optim.radam.RAdam": PickledObject,
     "collections.defaultdict": _plain_dict,
     "builtins.dict": dict,
 }
+STUBS |= {f"torch.optim.{name}": PickledObject for name in OPTIMISERS.split()}
+STUBS |= {f"torch.optim.lr_scheduler.{name}": PickledObject for name in SCHEDULERS.split()}
+STUBS |= {f"dassl.optim.lr_scheduler.{name}": PickledObject for name in WARMUPS.split()}
 
 
 def _strip_module(state_dict):
@@ -316,20 +316,22 @@ def matching_state(current, value, name=""):
             matching_state(*pair, f"{name}.{i}")
             for i, pair in enumerate(zip(current, value, strict=True))
         )
-    if isinstance(current, torch.Tensor):
-        fits = isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (
-            current.shape,
-            current.dtype,
-        )
-    elif isinstance(current, numbers.Real | None):
-        fits = isinstance(value, numbers.Real) or (
-            value is None and isinstance(current, bool | None)
-        )
-    else:
-        fits = isinstance(current, str) and value == current
-    if not fits:
+    if not _fits(current, value):
         raise ValueError(f"{name} has another form")
     return value
+
+
+def _fits(current, value):
+    """Whether a tensor, number, flag or string of a checkpoint may replace the present one."""
+    if isinstance(current, torch.Tensor):
+        if not isinstance(value, torch.Tensor):
+            return False
+        return value.shape == current.shape and value.dtype == current.dtype
+    if isinstance(current, bool | None) and value is None:
+        return True
+    if isinstance(current, numbers.Real | None):
+        return isinstance(value, numbers.Real)
+    return isinstance(current, str) and value == current
 
 
 def load_pretrained_weights(model, weight_path):

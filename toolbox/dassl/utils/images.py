@@ -59,55 +59,54 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     name = "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
-        if isinstance(path, Image.Image):
-            _check_size(path, name, limit)
-            image = path.copy()
-            image.format = path.format  # which a copy lacks
-            return _convert(image, exif_orientation)
-        content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        # Of the bytes that are decoded below
-        if sha256 is not None and hashlib.sha256(content).digest() != sha256:
-            raise ChangedImageError(
-                f"the image {name} changed after its checksum was read: run the command again"
-            )
-        with opening:  # Pillow has one limit for the whole process, which does not apply here
-            usual = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = None
-            try:
-                # Reads the header
-                image = Image.open(io.BytesIO(content), formats=_formats(content))
-            finally:
-                Image.MAX_IMAGE_PIXELS = usual
-        with image:
+        with _opened(path, name, sha256) as image:
             _check_size(image, name, limit)  # before its pixels are decoded
-            if (
-                image.format in ("JPEG", "MPO")
-                and (scans := content.count(b"\xff\xda")) > MAX_SCANS
-            ):
-                raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
             return _convert(image, exif_orientation)
     except ImageError:
         raise
     except MissingFileError:
-        raise ImageError(
-            f"there is no image at {name}: check DATASET.ROOT and that the dataset is complete"
-        ) from None
+        remedy = "check DATASET.ROOT and that the dataset is complete"
+        raise ImageError(f"there is no image at {name}: {remedy}") from None
     except UnidentifiedImageError:
-        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise ImageError(
-            f"{name} is damaged or not a {kinds} image: convert, replace or remove it"
-        ) from None
+        what = f"{name} is damaged or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+        raise ImageError(f"{what}: convert, replace or remove it") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
-        reason = (
-            error.what.replace(str(path), "it")
-            if isinstance(error, UsageError)
-            else one_line(error)
-        )
-        raise ImageError(
-            f"cannot read the image {name} ({reason}): replace or remove it"
-        ) from error
+        is_ours = isinstance(error, UsageError)
+        reason = error.what.replace(str(path), "it") if is_ours else one_line(error)
+        what = f"cannot read the image {name} ({reason})"
+        raise ImageError(f"{what}: replace or remove it") from error
+
+
+def _content(path, name, sha256):
+    """The bytes of a file, or those that are given."""
+    content = path if isinstance(path, bytes) else read_bytes(path, MAX_BYTES)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    # Of the bytes that are decoded
+    if sha256 is not None and hashlib.sha256(content).digest() != sha256:
+        what = f"the image {name} changed after its checksum was read"
+        raise ChangedImageError(f"{what}: run the command again")
+    return content
+
+
+def _opened(path, name, sha256):
+    """An image whose header is read, or a copy of an image of Pillow."""
+    if isinstance(path, Image.Image):
+        image = path.copy()
+        image.format = path.format  # which a copy lacks
+        return image
+    content = _content(path, name, sha256)
+    with opening:  # Pillow has one limit for the whole process, which does not apply here
+        usual = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            image = Image.open(io.BytesIO(content), formats=_formats(content))
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+    if scans > MAX_SCANS:
+        raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
+    return image
 
 
 def decoders():

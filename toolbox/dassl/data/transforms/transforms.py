@@ -23,58 +23,66 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     Raises UsageError if a choice or the interpolation is unknown, or the kernel of the Gaussian
     blur is too large.
     """
-    if cfg.INPUT.NO_TRANSFORM:
+    options = cfg.INPUT
+    if options.NO_TRANSFORM:
         print("Note: no transform is applied!")
         return None
-    choices = cfg.INPUT.TRANSFORMS if choices is None else choices
+    choices = options.TRANSFORMS if choices is None else choices
     for choice in choices:
         check_availability(choice, TRANSFORMS)
-    check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATIONS)
-    size = tuple(cfg.INPUT.SIZE)
-    kernel = cfg.INPUT.GB_K
-    # The blur mirrors images at their border
-    if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):
-        raise UsageError(
-            f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}"
-        )
-    interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-    if not is_train and cfg.INPUT.RESIZE_MODE == "squash":
-        steps = [T.Resize(size, interpolation=interpolation)]
-    elif not is_train:
-        # The shorter side
-        steps = [
-            T.Resize(max(size), interpolation=interpolation),
-            T.CenterCrop(size),
-        ]
-    else:
-        options = cfg.INPUT
-        jitter = (
-            options.COLORJITTER_B,
-            options.COLORJITTER_C,
-            options.COLORJITTER_S,
-            options.COLORJITTER_H,
-        )
-        augmentations = {
-            "random_crop": lambda: T.RandomCrop(size, padding=options.CROP_PADDING),
-            "random_resized_crop": lambda: T.RandomResizedCrop(
-                size, options.RRCROP_SCALE, interpolation=interpolation
-            ),
-            "center_crop": lambda: T.CenterCrop(size),
-            "random_flip": T.RandomHorizontalFlip,
-            "randaugment": lambda: RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
-            "colorjitter": lambda: T.ColorJitter(*jitter),
-            "randomgrayscale": lambda: T.RandomGrayscale(p=options.RGS_P),
-            "gaussian_blur": lambda: T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
-        }
-        cropped = "random_crop" in choices or "random_resized_crop" in choices
-        steps = [] if cropped else [T.Resize(size, interpolation=interpolation)]
-        steps += [make() for name, make in augmentations.items() if name in choices]
-    steps += to_tensor(cfg.INPUT, choices)
+    check_availability(options.INTERPOLATION, INTERPOLATIONS)
+    steps = augmentations(options, choices) if is_train else centre(options)
+    steps += to_tensor(options, choices)
     if verbose:
         print(f"Building transform_{'train' if is_train else 'test'}")
         for step in steps:
             print(f"+ {' '.join(str(step).split())}")
     return T.Compose(steps)
+
+
+def centre(options):
+    """The first steps of a test: the resized centre of an image, or all of it."""
+    size = tuple(options.SIZE)
+    interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
+    if options.RESIZE_MODE == "squash":
+        return [T.Resize(size, interpolation=interpolation)]
+    # The shorter side
+    return [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]
+
+
+def augmentations(options, choices):
+    """The first steps of training: those that are chosen, after a resize if none crops."""
+    size = tuple(options.SIZE)
+    interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
+    steps = {}
+    if "random_crop" not in choices and "random_resized_crop" not in choices:
+        steps["resize"] = T.Resize(size, interpolation=interpolation)
+    steps["random_crop"] = T.RandomCrop(size, padding=options.CROP_PADDING)
+    steps["random_resized_crop"] = T.RandomResizedCrop(
+        size, options.RRCROP_SCALE, interpolation=interpolation
+    )
+    steps["center_crop"] = T.CenterCrop(size)
+    steps["random_flip"] = T.RandomHorizontalFlip()
+    steps["randaugment"] = RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M)
+    steps["colorjitter"] = T.ColorJitter(
+        options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H
+    )
+    steps["randomgrayscale"] = T.RandomGrayscale(p=options.RGS_P)
+    if "gaussian_blur" in choices:
+        steps["gaussian_blur"] = blur(options)
+    return [step for name, step in steps.items() if name in ("resize", *choices)]
+
+
+def blur(options):
+    """The Gaussian blur; UsageError if its kernel is too large: it mirrors images at their
+    border.
+    """
+    size = tuple(options.SIZE)
+    most = 2 * min(size) - 1
+    if most < options.GB_K:
+        what = f"INPUT.GB_K is {options.GB_K}"
+        raise UsageError(f"{what}: for INPUT.SIZE {size} give at most {most}")
+    return T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P)
 
 
 def to_tensor(options, choices):
