@@ -126,15 +126,17 @@ class ProKeR(FittedMethod):
         """BETA and LAMBDA: the first of the best, with beta in the outer loop."""
         if self.trials == 1:
             return
-        counts: dict[tuple[float, float], int] = {}
-        for beta in self.settings.values("BETA"):
-            counts |= self.counts_of(beta)
+        counts = {
+            pair: correct
+            for beta in self.settings.values("BETA")
+            for pair, correct in self.counts_of(beta).items()
+        }
         beta, lambda_ = best = max(counts, key=lambda pair: counts[pair])
         self.head.solve(self.model.class_texts, beta, lambda_)
         values = f"beta {beta:.4g}, lambda {lambda_:.4g}"
         print(f"{counts[best]} of {len(self.val[1])} validation images with {values}")
 
-    def counts_of(self, beta: float) -> dict[tuple[float, float], int]:
+    def counts_of(self, beta: float) -> dict:
         """How many validation images are right with this beta and each LAMBDA. With the
         eigenvectors of the kernel, each LAMBDA only scales what is between two products.
         """
