@@ -113,7 +113,11 @@ def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -
     }
     if [*shares] == [zero_shot]:
         shares = {candidates[-1]: 1.0}
-    scales = {one: spread(heads.answers(one, learned_from, examples.x)) for one in shares}
+    scales = {
+        one: spread(heads.answers(one, learned_from, examples.x))
+        * heads.freshness(one, *learned_from)
+        for one in shares
+    }
     # The sum of the logits has the spread of zero-shot CLIP.
     weights = np.array([*shares.values()])
     chosen = used(shares, scale * weights / weights.sum(), scales)

@@ -37,6 +37,7 @@ from .candidates import SENTENCES, VISION, ZERO_SHOT, Candidate
 LINEAR_SUM = "Linear"  # of heads on projected features
 ENSEMBLE = "Ensemble"  # of heads, some of them on features before the projection
 BATCH = 256  # features of a step
+PARTS = 5  # of the images, of which `freshness` leaves out one
 # Bytes of the logits of all heads that are kept, and of one
 LIMIT = 1e9
 MOST_KEPT = 50e6
@@ -176,6 +177,21 @@ class Heads:
         """
         return self.learned(candidate, seen)(self.inputs(candidate.method, features)).detach()
 
+    def freshness(self, candidate: Candidate, features: Tensor, labels: Tensor) -> float:
+        """The spread of the candidate's logits on images that it has not learned from, as a
+        multiple of that on others. Each fifth image is left out, also if it is alone in its class;
+        only heads without texts can learn so, and others count as 1.
+        """
+        if candidate.method != VISION:
+            return 1.0
+        ratios = []
+        for part in range(PARTS):
+            out = torch.arange(len(labels), device=labels.device) % PARTS == part
+            if out.any() and not out.all():
+                answers = self.answers(candidate, (features[~out], labels[~out]), features)
+                ratios.append(spread(answers[out]) / spread(answers[~out]))
+        return sum(ratios) / len(ratios)
+
     def held_out(
         self,
         candidate: Candidate,
@@ -187,8 +203,8 @@ class Heads:
         """(repeats, images, classes): the logits of images whose folds `held` were left out
         (`choice.folds`).
 
-        They are divided by the head's spread: heads of fewer images have others, up to a hundred
-        times smaller ones.
+        They are divided by the head's spread on the images that it has learned from: heads of fewer
+        images have others, up to a hundred times smaller ones.
 
         Args:
             deadline: of `time.monotonic`.
@@ -209,7 +225,7 @@ class Heads:
                 for fold in range(folds):
                     out = row == fold
                     answers = self.answers(candidate, (features[~out], labels[~out]), features)
-                    logits[out] = (answers[out] / spread(answers)).cpu()
+                    logits[out] = (answers[out] / spread(answers[~out])).cpu()
                     self.clock.next()
         finally:
             self.clock = Clock()  # other trainings have no deadline
@@ -225,7 +241,7 @@ class Heads:
         """A checksum of all that the logits of held-out images depend on."""
         key = Key(
             "logits of a head",
-            3,
+            4,
             torch=torch.__version__,
             device=self.zero_shot.device.type,
             seed=self.seed,

@@ -83,6 +83,11 @@ class Trials:
         shape = next(iter(self.logits.values())).shape
         return np.stack([np.broadcast_to(one, shape) for one in self.logits.values()])
 
+    @cached_property
+    def spreads(self) -> list[float]:
+        """Of the logits of each candidate: a default weight is for logits of spread 1."""
+        return [float(one.std(axis=-1).mean()) or 1.0 for one in self.logits.values()]
+
     @property
     def of_heads(self) -> list[Candidate]:
         """The heads that work."""
@@ -99,7 +104,8 @@ class Trials:
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
-        return members(list(self.logits), evidence)
+        weights = members(list(self.logits), evidence)
+        return {place: weight / self.spreads[place] for place, weight in weights.items()}
 
 
 def try_candidates(

@@ -173,7 +173,7 @@ def test_logits_of_fewer_images_count_as_much(tiny):
     for fold in (0, 1):
         out = held[0] == fold
         answers = heads.answers(candidate, (features[~out], labels[~out]), features)
-        scale = answers.std(dim=1, correction=0).mean()
+        scale = answers[~out].std(dim=1, correction=0).mean()
         assert abs(scale - 1) > 0.1
         torch.testing.assert_close(found[0, out], answers[out] / scale)
 
@@ -208,12 +208,12 @@ def test_names_weigh_as_much_as_images_agree_with_them():
     of_method = dict.fromkeys(LINEAR, 0.0)
     for one, weight in agreeing.items():
         of_method[one.method] += weight
-    assert of_method[VISION] == pytest.approx(sum(without.values())) == 0.5
+    assert of_method[VISION] == pytest.approx(sum(without.values())) == 0.3
     assert of_method["ZeroshotCLIP"] == 2
     assert of_method["CLAP"] + of_method["ZSLP"] + of_method["TaskRes"] == pytest.approx(4)
     assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
     others = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "CLAP", "GDA")]
-    assert sum(members(others, 0.0).values()) == pytest.approx(0.5)
+    assert sum(members(others, 0.0).values()) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("images", [10, 40])
