@@ -1,0 +1,186 @@
+"""What `tools/fit.py` finds on real images beside recipes of scikit-learn: `python -m
+benchmarks.real --sources DIR --output DIR`.
+
+The encoders are the small CLIP and one that is built from installed wheels (`encoders`), the data
+sets those of `images`. Each cell is a fit of the heads on so many images of each class, drawn by a
+seed, with some of the labels swapped, and a test on images that it never saw. A line of cells.jsonl
+has one cell, so that the same command resumes. `--table` prints what the cells say.
+"""
+
+import argparse
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.fit import kept_promises
+from common.errors import UsageError
+from common.files import checksum
+from fit.candidates import CANDIDATES, SENTENCES, ZERO_SHOT
+from fit.decision import Decision, decide
+from fit.features import Features
+from fit.heads import Heads
+from fit.request import FitRequest
+from fit.trials import Examples
+from inference.classifier import PromptedClassifier
+
+from . import encoders, images, recipes
+from .table import table
+
+SMALL = "small"
+SHOTS = 1, 2, 4, 8, 16, 40
+SWAPPED = 0, 5, 15  # percent of the labels
+FEWEST_WITH_SWAPS = 16  # images of a class
+
+
+class Data:
+    """The features of a data set by an encoder.
+
+    Attributes:
+        x, y: of training images: features (images, width) and labels (images,).
+        test_x, test_y: of test images.
+    """
+
+    def __init__(self, folder: Path, backbone: str):
+        names = sorted(path.name for path in (folder / "train").iterdir())
+        zero_shot = PromptedClassifier.zero_shot(backbone, names)
+        self.heads = Heads(zero_shot)
+        self.encoder = Features(zero_shot, self.heads.tower)
+        self.x, self.y = self.of(folder / "train")
+        self.test_x, self.test_y = self.of(folder / "test")
+
+    def of(self, folder: Path) -> tuple[Tensor, NDArray[np.int64]]:
+        """Features and labels of the images in class folders."""
+        paths = sorted(folder.rglob("*.png"))
+        rows, _ = self.encoder.of({str(path): checksum(path) for path in paths})
+        features = torch.stack([rows[str(path)].feature for path in paths])
+        return features, np.array([self.heads.names.index(path.parent.name) for path in paths])
+
+    def draw(self, shots: int, seed: int, swapped: int) -> tuple[Tensor, NDArray[np.int64]]:
+        """Features and labels of training images, some percent of the labels wrong."""
+        rng = np.random.default_rng([seed, shots])
+        classes = range(len(self.heads.names))
+        of_class = [np.flatnonzero(self.y == label) for label in classes]
+        chosen = np.concatenate([rng.permutation(places)[:shots] for places in of_class])
+        labels = self.y[chosen]
+        for place in rng.permutation(len(labels))[: round(swapped / 100 * len(labels))]:
+            labels[place] = (labels[place] + rng.integers(1, len(classes))) % len(classes)
+        return self.x[chosen], labels
+
+
+def cell(data: Data, shots: int, seed: int, swapped: int) -> dict[str, Any]:
+    """The record of one fit and of its rivals."""
+    heads = data.heads
+    heads.seed = seed
+    x, labels = data.draw(shots, seed, swapped)
+    y = torch.from_numpy(labels)
+    candidates = [one for one in CANDIDATES if one.method != SENTENCES]
+    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    examples = Examples(x, y, np.arange(len(y)), heads.names)
+    began = time.process_time()
+    with redirect_stdout(io.StringIO()):
+        decision = decide(heads, examples, candidates, request)
+    seconds = time.process_time() - began
+    answers = {one: heads.answers(one, (x, y), data.test_x).numpy() for one in candidates}
+    logits: Any = sum(weight * answers[one] for one, weight in decision.chosen)
+    correct = logits.argmax(axis=1) == data.test_y
+    singles = {
+        one.name: 100 * float(np.mean(values.argmax(axis=1) == data.test_y))
+        for one, values in answers.items()
+    }
+    record = {"fit": 100 * float(correct.mean()), "singles": singles, "seconds": seconds}
+    record["chosen"] = decision.name
+    record["recipes"] = rivals(data, x, labels)
+    return record | promises(decision, logits, data.test_y)
+
+
+def rivals(data: Data, x: Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
+    """The accuracies of the recipes, on features before the projection and behind it."""
+    found = {}
+    for where, method in (("before", "VisionProbe"), ("behind", ZERO_SHOT)):
+        inputs, test = (data.heads.inputs(method, part).numpy() for part in (x, data.test_x))
+        accuracies = recipes.accuracies(inputs, labels, test, data.test_y)
+        found |= {f"{name} {where}": accuracy for name, accuracy in accuracies.items()}
+    return found
+
+
+def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+    """The estimate, and how sets and thresholds keep what they promise."""
+    if decision.certainty is None or decision.trials is None:
+        return {}
+    estimate = decision.estimates["folder"]
+    inside = decision.certainty.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
+    by_class = [100 * float(inside[labels == label].mean()) for label in np.unique(labels)]
+    return {
+        "estimate": estimate.accuracy,
+        "low": estimate.low,
+        "high": estimate.high,
+        "sets": 100 * float(inside.mean()),
+        "sets_of_classes": by_class,
+        "max_error": kept_promises(decision, logits, logits.argmax(axis=1) == labels),
+    }
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="for cells, encoders and sets")
+    parser.add_argument("--sources", type=Path, nargs="+", default=[], help="opened packages")
+    parser.add_argument("--sets", nargs="+", default=[*images.SETS])
+    parser.add_argument("--encoders", nargs="+", default=[SMALL, "lite2"])
+    parser.add_argument("--shots", nargs="+", type=int, default=SHOTS)
+    parser.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
+    parser.add_argument("--table", action="store_true", help="print what the cells say")
+    return parser.parse_args()
+
+
+def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What names each cell, seed after seed."""
+    names = "seed", "set", "encoder", "shots", "swapped"
+    for values in product(args.seeds, args.sets, args.encoders, args.shots, args.swapped):
+        one = dict(zip(names, values, strict=True))
+        if not one["swapped"] or one["shots"] >= FEWEST_WITH_SWAPS:
+            yield one
+
+
+def main() -> None:
+    args = parsed()
+    file = args.output / "cells.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if args.table:
+        print("\n".join(table(done)))
+        return
+    torch.set_num_threads(1)
+    loaded: dict[tuple[str, str], Data] = {}
+    for one in cells(args):
+        if any(one.items() <= record.items() for record in done):
+            continue
+        place = one["set"], one["encoder"]
+        if place not in loaded:
+            folder = images.build(one["set"], args.sources, args.output / "sets")
+            backbone = one["encoder"]
+            if backbone != SMALL:
+                backbone = str(encoders.build(backbone, args.output / "encoders" / backbone))
+            loaded[place] = Data(folder, backbone)
+        record = one | cell(loaded[place], one["shots"], one["seed"], one["swapped"])
+        with open(file, "a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        print(f"{one}: {record['fit']:.1f}, {record['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,268 @@
+"""Data sets as folders: `SET/train/CLASS/*.png` and `SET/test/CLASS/*.png`.
+
+`fashion_mnist`, `stamps` and `openclipart` are read from opened Debian packages, `emoji` from
+opened npm packages, EuroSAT from its folder. Synthetic sets are drawn.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from common.errors import UsageError
+
+MOST = {"train": 48, "test": 60}  # images of a class
+SIDE = 256  # pixels; larger images are made smaller
+Picture = tuple[str, str, str, Image.Image]  # part, class, name, image
+
+GARMENTS = (
+    "T-shirt", "trousers", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+STAMPS = (
+    "animals", "clothes", "food", "household", "people",
+    "plants", "seasonal", "symbols", "town", "vehicles",
+)  # fmt: skip
+FINE_STAMPS = {
+    "animals/birds": "bird",
+    "animals/fish": "fish",
+    "animals/insects": "insect",
+    "animals/mammals": "mammal",
+    "clothes/hats": "hat",
+    "food/fruit": "fruit",
+    "food/vegetables": "vegetable",
+    "household/dishes": "dishes",
+    "household/tools": "tool",
+    "plants/flowers": "flower",
+    "town/houses": "house",
+    "vehicles": "vehicle",
+}
+CLIPART = {
+    "animals/birds": "bird",
+    "animals/bugs": "insect",
+    "animals/mammals": "mammal",
+    "computer/hardware": "computer hardware",
+    "food/beverages": "drink",
+    "food/desserts": "dessert",
+    "food/fruit": "fruit",
+    "people/clothing": "clothing",
+    "recreation/music": "musical instrument",
+    "recreation/sports": "sport",
+    "signs_and_symbols/flags": "flag",
+    "transportation/vehicles": "vehicle",
+}
+EMOJI = {
+    "animal-bird": "bird",
+    "animal-mammal": "mammal",
+    "clothing": "clothing",
+    "drink": "drink",
+    "food-fruit": "fruit",
+    "food-prepared": "meal",
+    "household": "household item",
+    "office": "office item",
+    "place-building": "building",
+    "sky & weather": "weather",
+    "sport": "sport",
+    "tool": "tool",
+    "transport-ground": "vehicle",
+}
+STYLES = {"train": ("google", "apple"), "test": ("twitter",)}
+EUROSAT = {
+    "AnnualCrop": "annual crop land",
+    "Forest": "forest",
+    "HerbaceousVegetation": "herbaceous vegetation land",
+    "Highway": "highway or road",
+    "Industrial": "industrial buildings",
+    "Pasture": "pasture land",
+    "PermanentCrop": "permanent crop land",
+    "Residential": "residential buildings",
+    "River": "river",
+    "SeaLake": "sea or lake",
+}
+
+
+def eurosat(sources: Sequence[Path]) -> Iterator[Picture]:
+    """EuroSAT, from its folder `2750`."""
+    folder = only(sources, "2750/AnnualCrop").parent
+    for directory, name in EUROSAT.items():
+        files = some((folder / directory).glob("*.jpg"), sum(MOST.values()))
+        for place, file in enumerate(files):
+            part = "train" if place < MOST["train"] else "test"
+            yield part, name, file.stem, Image.open(file)
+
+
+def fashion_mnist(sources: Sequence[Path]) -> Iterator[Picture]:
+    """Fashion-MNIST, from its four files; its own parts."""
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = (
+            read_idx(only(sources, f"{prefix}-{kind}-idx*-ubyte.gz"))
+            for kind in ("images", "labels")
+        )
+        for label, name in enumerate(GARMENTS):
+            places = np.flatnonzero(labels == label)
+            chosen = np.random.default_rng(0).permutation(places)[: MOST[part]]
+            for place in chosen:
+                yield part, name, str(place), Image.fromarray(images[place])
+
+
+def stamps(sources: Sequence[Path]) -> Iterator[Picture]:
+    """Tux Paint's stamps by their top folders."""
+    folder = only(sources, "tuxpaint/stamps")
+    yield from halves(folder, {name: name for name in STAMPS})
+
+
+def stamps_fine(sources: Sequence[Path]) -> Iterator[Picture]:
+    """Kinds of Tux Paint's stamps."""
+    yield from halves(only(sources, "tuxpaint/stamps"), FINE_STAMPS)
+
+
+def openclipart(sources: Sequence[Path]) -> Iterator[Picture]:
+    """Kinds of the Open Clip Art Library."""
+    yield from halves(only(sources, "openclipart/png"), CLIPART)
+
+
+def emoji(sources: Sequence[Path]) -> Iterator[Picture]:
+    """Kinds of emoji; those of a test are of another style."""
+    for part, styles in STYLES.items():
+        for style in styles:
+            folder = only(sources, f"emoji-datasource-{style}/package")
+            for one in json.loads((folder / "emoji.json").read_text()):
+                file = folder / "img" / style / "64" / one["image"]
+                if one["subcategory"] in EMOJI and file.is_file():
+                    yield part, EMOJI[one["subcategory"]], f"{style}_{file.stem}", Image.open(file)
+
+
+def digits(sources: Sequence[Path]) -> Iterator[Picture]:
+    """scikit-learn's handwritten digits."""
+    from sklearn.datasets import load_digits
+
+    names = "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
+    data: Any = load_digits()
+    for label, name in enumerate(names):
+        for number, place in enumerate(np.flatnonzero(data.target == label)):
+            part = "train" if number < MOST["train"] else "test"
+            pixels = (data.images[place] * 255 / 16).astype(np.uint8)
+            yield part, f"the digit {name}", str(place), Image.fromarray(pixels)
+
+
+def synthetic(name: str) -> Callable[[Sequence[Path]], Iterator[Picture]]:
+    """A data set of the small world, with other images than those of a run."""
+
+    def draw(sources: Sequence[Path]) -> Iterator[Picture]:
+        from tempfile import TemporaryDirectory
+
+        from dassl.config import get_cfg_default
+        from dassl.data.datasets import DATASET_REGISTRY
+
+        import datasets
+
+        cfg = get_cfg_default()
+        datasets.extend_cfg(cfg)
+        kind: Any = DATASET_REGISTRY.get(name)
+        counts = {"train": 48, "val": 0, "test": 30}
+        own = {"per_class": counts, "dataset_dir": f"{kind.dataset_dir}_real"}
+        with TemporaryDirectory() as root:
+            cfg.DATASET.ROOT = root
+            dataset = type(f"{name}Real", (kind,), own)(cfg)
+            for part, items in (("train", dataset.train_x), ("test", dataset.test)):
+                for item in items:
+                    file = Path(item.impath)
+                    label = item.classname.replace("_", " ")
+                    yield part, label, file.stem, Image.open(file)
+
+    return draw
+
+
+SETS: dict[str, Callable[[Sequence[Path]], Iterator[Picture]]] = {
+    "eurosat": eurosat,
+    "fashion_mnist": fashion_mnist,
+    "stamps": stamps,
+    "stamps_fine": stamps_fine,
+    "emoji": emoji,
+    "small_land": synthetic("SmallLand"),
+    "small_objects": synthetic("SmallObjects"),
+    "small_shapes": synthetic("SmallShapes"),
+}
+TUNING = {
+    "openclipart": openclipart,
+    "digits": digits,
+    "small_counts": synthetic("SmallCounts"),
+    "small_textures": synthetic("SmallTextures"),
+}
+
+
+def build(name: str, sources: Sequence[Path], folder: Path) -> Path:
+    """Write a data set to FOLDER/NAME, if it is not there; returns that folder.
+
+    Args:
+        sources: folders with the opened packages.
+
+    Raises:
+        UsageError: a package is not there.
+    """
+    target = folder / name
+    if (target / "finished").is_file():
+        return target
+    counts: dict[tuple[str, str], int] = {}
+    for part, label, stem, image in (SETS | TUNING)[name](sources):
+        number = counts.get((part, label), 0)
+        if number == MOST[part]:
+            continue
+        counts[part, label] = number + 1
+        path = target / part / label / f"{re.sub('[^A-Za-z0-9_-]', '_', stem)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        on_white(image).save(path)
+    (target / "finished").touch()
+    return target
+
+
+def only(sources: Sequence[Path], pattern: str) -> Path:
+    """The first path below `sources`; UsageError if there is none."""
+    for folder in sources:
+        for found in sorted(folder.rglob(pattern)):
+            return found
+    what = f"no folder of --sources has {pattern}"
+    raise UsageError(what, "open the package that benchmarks/README.md names")
+
+
+def some(files: Iterable[Path], most: int) -> list[Path]:
+    """Random ones of these files, the same in each call."""
+    ordered = sorted(files)
+    chosen = np.random.default_rng(0).permutation(len(ordered))[:most]
+    return [ordered[place] for place in chosen]
+
+
+def halves(folder: Path, names: dict[str, str]) -> Iterator[Picture]:
+    """The images below folders of classes. Those whose names differ in digits alone, as `lion` and
+    `lion-2` do, are in one part.
+    """
+    for directory, name in names.items():
+        files = some((folder / directory).rglob("*.png"), 10**6)
+        stems = sorted({re.sub("[^a-z]", "", file.stem.lower()) for file in files})
+        order = np.random.default_rng(0).permutation(len(stems))
+        trained = {stems[place] for place in order[: len(stems) // 2]}
+        for number, file in enumerate(files):
+            stem = re.sub("[^a-z]", "", file.stem.lower())
+            part = "train" if stem in trained else "test"
+            yield part, name, f"{number}_{file.stem}"[:60], Image.open(file)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """In RGB, on white where it is transparent, of at most SIDE pixels."""
+    image = image.convert("RGBA")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of a file of MNIST's form."""
+    content = gzip.decompress(path.read_bytes())
+    axes = content[3]
+    shape = np.frombuffer(content, ">u4", axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
