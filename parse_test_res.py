@@ -73,14 +73,7 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
             runs.append(run)
     if not runs:
         return None
-    for name, pattern in IN_COMMON.items():
-        several: set[str] = set()
-        for _, text in runs:
-            several.update(re.findall(pattern, text, re.MULTILINE)[:1])
-        if len(several) > 1:
-            what = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
-            remedy = "give the folder of the seeds of one run, or --multi-exp"
-            raise UsageError(what, remedy, directory)
+    check_alike([text for _, text in runs], directory)
     values = [value for value, _ in runs]
     selected = sum(is_selected(text) for _, text in runs)
     mean = statistics.fmean(values)
@@ -93,6 +86,18 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
         print(f"* {SELECTED.lower()}: {selected} of {len(values)} runs")
     print("===")
     return mean, selected > 0
+
+
+def check_alike(logs: list[str], directory: Path) -> None:
+    """Raise UsageError if logs are not of the seeds of one method, dataset, ..."""
+    for name, pattern in IN_COMMON.items():
+        several: set[str] = set()
+        for text in logs:
+            several.update(re.findall(pattern, text, re.MULTILINE)[:1])
+        if len(several) > 1:
+            what = f"the runs in {directory} differ in the {name}: {', '.join(sorted(several))}"
+            remedy = "give the folder of the seeds of one run, or --multi-exp"
+            raise UsageError(what, remedy, directory)
 
 
 def parse_run(folder: Path, args: Namespace) -> tuple[float, str] | None:

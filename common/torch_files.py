@@ -57,12 +57,8 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
             if file.read(2) == b"PK":
                 check_archive(file)
             file.seek(0)
-            with (
-                LOADING,
-                torch.serialization.safe_globals(
-                    [(stub, name) for name, stub in (stubs or {}).items()]
-                ),
-            ):
+            known: list[Any] = [(stub, name) for name, stub in (stubs or {}).items()]
+            with LOADING, torch.serialization.safe_globals(known):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, DamagedError):
         raise
@@ -71,19 +67,17 @@ def read_torch_file(path: Path, stubs: Mapping[str, Any] | None = None) -> Any:
             raise
         if "allocate memory" in str(error):
             raise MemoryError(one_line(error)) from error
-        refused = (
-            re.search(r"GLOBAL (\S+)", str(error))
-            if isinstance(error, pickle.UnpicklingError)
-            else None
-        )
-        if refused:
-            reason = (
-                f"it contains {refused[1]}, which is neither a tensor nor a plain value, and "
-                "is not loaded"
-            )
-        else:
-            reason = str(error).rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
-        raise DamagedError(one_line(reason)) from error
+        raise DamagedError(one_line(reason_of(error))) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why torch does not load a file."""
+    is_refusal = isinstance(error, pickle.UnpicklingError)
+    refused = re.search(r"GLOBAL (\S+)", str(error)) if is_refusal else None
+    if refused:
+        what = f"it contains {refused[1]}, which is neither a tensor nor a plain value"
+        return f"{what}, and is not loaded"
+    return str(error).rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
 
 
 def is_torchscript(path: Path) -> bool:

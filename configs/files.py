@@ -27,9 +27,9 @@ def config_folder(method: str) -> Path:
     return folder if file is None or folder.is_dir() else file.parent / folder.name
 
 
-def config_files(method: str) -> list[Path]:
-    """The YAML files of a method, in the order of their names."""
-    return sorted(config_folder(method).glob("*.yaml"))
+def config_names(method: str) -> list[str]:
+    """The names of the YAML files of a method."""
+    return sorted(file.stem for file in config_folder(method).glob("*.yaml"))
 
 
 def known_datasets() -> tuple[str, ...]:

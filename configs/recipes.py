@@ -10,7 +10,7 @@ import yaml
 
 from common.errors import UsageError
 
-from .files import config_files, config_folder
+from .files import config_folder, config_names
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def recipes_of(method: str, protocol: str) -> list[Recipe]:
 
 def small_cfg(method: str, protocol: str) -> str:
     """The YAML file of a method for the small CLIP; empty if it has none."""
-    names = [file.stem for file in config_files(method)]
+    names = config_names(method)
     if protocol == "cross_dataset" and SMALL[1] in names:
         return SMALL[1]
     return SMALL[0] if SMALL[0] in names else ""
@@ -89,18 +89,21 @@ def recipe(
     none.
     """
     fitting = [entry for entry in recipes_of(method, protocol) if entry.fits(dataset, shots)]
-    names = [] if cfg else [file.stem for file in config_files(method)]
-    small = small_cfg(method, protocol)
+    names = [] if cfg else config_names(method)
     others = [name for name in names if name not in SMALL]
-    if cfg or (small and (backbone == "small" or not others)):
-        name = cfg or small
-        return next((entry for entry in fitting if entry.cfg == name), Recipe(name))
+    if not cfg and (backbone == "small" or not others):
+        cfg = small_cfg(method, protocol)
+    if cfg:
+        return next((entry for entry in fitting if entry.cfg == cfg), Recipe(cfg))
     if fitting:
         return fitting[0]
-    if protocol in names or len(others) == 1:
-        return Recipe(protocol if protocol in names else others[0])
+    if protocol in names:
+        return Recipe(protocol)
+    if len(others) == 1:
+        return Recipe(others[0])
     remedy = f"add one to {config_folder(method)}"
-    remedy = f"choose one with CFG (in a study: config): {', '.join(names)}" if names else remedy
+    if names:
+        remedy = f"choose one with CFG (in a study: config): {', '.join(names)}"
     raise UsageError(
         f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy
     )

@@ -14,6 +14,7 @@ which a temperature is fitted.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -198,31 +199,35 @@ class Threshold:
         check_share("the confidence", confidence)
         z = checked(logits, labels)
         sample = sample or Sample.of(labels)
-        n = math.floor(sample.size)
-        counts = counts_to_try(n, error, confidence)
+        counts = counts_to_try(math.floor(sample.size), error, confidence)
         each_confidence = 1 - (1 - confidence) / len(counts)
         certainty = log_odds(z)
         is_wrong = z.argmax(axis=1) != np.asarray(labels)
-        order = np.argsort(-certainty, kind="stable")
-        # Images that are at least as certain
-        up_to = np.cumsum(sample.weights[order]) * sample.size
-        places = np.searchsorted(up_to, np.array(counts[1:]) + 1 - 1e-6)
         # Every image exceeds the first one
-        for least in (-math.log(z.shape[1]), *certainty[order[places]].tolist()):
+        for least in (-math.log(z.shape[1]), *least_certain(certainty, sample, counts[1:])):
             given = certainty > least
             if not given.any():
                 continue
             if error_bound(sample.part(given), is_wrong[given], each_confidence) <= error:
                 return cls(least, error, confidence, int(given.sum()), int(is_wrong[given].sum()))
-        what = (
-            f"no threshold promises an error of at most {100 * error:g}%: too many of the {n} "
-            "images are wrong, also of the most certain"
+        raise UsageError(
+            f"no threshold promises an error of at most {100 * error:g}%: too many of the "
+            f"{math.floor(sample.size)} images are wrong, also of the most certain",
+            "ask for a larger error, or give more images",
         )
-        raise UsageError(what, "ask for a larger error, or give more images")
 
     def apply(self, logits: ArrayLike) -> NDArray[np.bool_]:
         """(images, classes) -> (images,): whether to answer."""
         return log_odds(logits) > self.least_log_odds
+
+
+def least_certain(certainty: Floats, sample: Sample, counts: Sequence[int]) -> list[float]:
+    """The certainty of the image after so many of the most certain ones, for each count."""
+    order = np.argsort(-certainty, kind="stable")
+    # Images that are at least as certain
+    up_to = np.cumsum(sample.weights[order]) * sample.size
+    places = np.searchsorted(up_to, np.array(counts) + 1 - 1e-6)
+    return certainty[order[places]].tolist()
 
 
 def counts_to_try(images: int, error: float, confidence: float) -> list[int]:

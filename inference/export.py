@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 KEY = "config.json"
 MARKUP = r"[\\`*\[\]|~]|\b_|_\b"  # of Markdown; `render` escapes that of HTML
+
+
+# In the model card
+FORMS_OF_TEXT: dict[str, Any] = {
+    "text": lambda value: re.sub(MARKUP, r"\\\g<0>", printable(value)),
+    "word": lambda value: shlex.quote(printable(value)),
+    "string": lambda value: json.dumps(printable(value)),
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -63,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             from . import hub
 
             hub.check_login(args.push_to_hub)
-    forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
+    forms = [programs.FORMS[form] for form in programs.FORMS if getattr(args, form)]
     with new_folder(args.to, KEY) as folder:
         classifier = models.load(args.model, options)
         names = list(options.class_names) or classifier.class_names
@@ -78,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     files = [*written, "README.md"]
     print(f"Written: {', '.join(files)} to {args.to}")
     if args.push_to_hub:
-        others = [*programs.FILES, CALIBRATION, SEEN]
-        print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
+        optional = [*programs.FILES, CALIBRATION, SEEN]
+        print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, optional)}")
 
 
 def check_forms(
@@ -137,15 +145,8 @@ def card(description, written: dict[str, str], names: Sequence[str], transfers: 
     backbone = description.backbone
     arch, colon, name = backbone.rpartition(":")
     file = backbone if arch == "hf-hub" else f"{arch}{colon}FOLDER/{name}"  # of the reader
-    return render(
-        Path(__file__).with_name("model_card.md"),
-        of=description,
-        text=lambda value: re.sub(MARKUP, r"\\\g<0>", printable(value)),
-        word=lambda value: shlex.quote(printable(value)),
-        string=lambda value: json.dumps(printable(value)),
-        kind=trainers.predicting()[description.method],
-        transfers=transfers,
-        written=written,
-        file="" if is_known(backbone) else file,
-        names=names if names != description.class_names else (),
-    )
+    facts: dict[str, Any] = {"of": description, "transfers": transfers, "written": written}
+    facts["kind"] = trainers.predicting()[description.method]
+    facts["file"] = "" if is_known(backbone) else file
+    facts["names"] = names if names != description.class_names else ()
+    return render(Path(__file__).with_name("model_card.md"), **FORMS_OF_TEXT, **facts)

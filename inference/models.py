@@ -1,6 +1,6 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -151,25 +151,25 @@ def classifier_of(
     method = trainers.predicting()[description.method]
     calibration = calibration_of(path, method, options)
     if not description.class_names:
-        of_calibration = calibration.class_names if calibration else ()
-        names = options.class_names or of_calibration
+        names = options.class_names or (calibration.class_names if calibration else ())
         description = replace(description, class_names=list(names))
     options = replace(options, backbone=backbone)
     classifier = PromptedClassifier(description, checkpoint, str(path), options, clip, calibration)
-    if not description.backbone_sha256:
-        name = classifier.cfg.MODEL.BACKBONE.NAME
-        text = (
-            f"{path} does not say on which weights its prompts were learned: check that "
-            f"they are those of {name}"
-        )
-        print(printable(text))
-    if description.training.get("plugin_sha256", "") != method.plugin_sha256:
-        text = f"{path} was learned by another version of {description.method}"
-        print(printable(f"{text}: its file has changed"))
-    if method.reads_template and not (description.template or description.dataset_template):
-        text = f"{path} does not say its dataset: {description.method} reads the class names"
-        print(printable(f"{text} in {TEMPLATE!r}"))
+    for line in doubts(description, method, classifier.cfg.MODEL.BACKBONE.NAME):
+        print(printable(f"{path} {line}"))
     return classifier
+
+
+def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:
+    """What the files of a model do not say, or say of another version."""
+    if not description.backbone_sha256:
+        what = "does not say on which weights its prompts were learned"
+        yield f"{what}: check that they are those of {backbone}"
+    if description.training.get("plugin_sha256", "") != method.plugin_sha256:
+        yield f"was learned by another version of {description.method}: its file has changed"
+    if method.reads_template and not (description.template or description.dataset_template):
+        reads = f"{description.method} reads the class names in {TEMPLATE!r}"
+        yield f"does not say its dataset: {reads}"
 
 
 def calibration_of(path: Path, method: type[Method], options: LoadOptions) -> Calibration | None:

@@ -86,12 +86,12 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
         # torch's messages about its own progress and its own future
         warnings.simplefilter("ignore")
+        batch = torch.export.Dim("batch", max=1 << 30)  # torch 2.6 needs a maximum
         program = torch.onnx.export(
             ImageProgram(classifier, class_names).eval(),
             (example(classifier, 2),),
             dynamo=True,
-            # Torch 2.6 needs a maximum
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", max=1 << 30)}},
+            dynamic_shapes={"images": {0: batch}},
             opset_version=OPSET,
             input_names=["images"],
             output_names=["logits"],

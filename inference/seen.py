@@ -71,13 +71,11 @@ class SeenImages:
         """Images of one role, by the SHA-256 of their pixels (`copies.pixels_sha256`)."""
         bytes_of_images = [list(bytes.fromhex(each)[:DIGEST]) for each in sha256]
         count = len(bytes_of_images)
-        return cls(
-            np.array(bytes_of_images, dtype=np.uint8).reshape(count, DIGEST),
-            np.array(signatures, dtype=np.int8).reshape(count, *copies.SHAPE),
-            np.array(list(labels), dtype=np.int32),
-            np.array(range(count) if groups is None else list(groups), dtype=np.int32),
-            np.full(count, ROLES.index(role), dtype=np.uint8),
-        )
+        digests = np.array(bytes_of_images, dtype=np.uint8).reshape(count, DIGEST)
+        looks = np.array(signatures, dtype=np.int8).reshape(count, *copies.SHAPE)
+        numbers = np.fromiter(range(count) if groups is None else groups, np.int32)
+        roles = np.full(count, ROLES.index(role), dtype=np.uint8)
+        return cls(digests, looks, np.fromiter(labels, np.int32), numbers, roles)
 
     @classmethod
     def of_files(

@@ -154,26 +154,22 @@ def openworld_auc(
     """
     base = np.asarray(base_scores, dtype=np.float64)
     new = np.asarray(new_scores, dtype=np.float64)
-    is_base = np.asarray(base_right, dtype=bool)
-    is_new = np.asarray(new_right, dtype=bool)
-    base_accuracy = float(is_base.mean())
-    new_accuracy = float(is_new.mean())
+    right = np.asarray(base_right, dtype=bool), np.asarray(new_right, dtype=bool)
+    pairs = len(base) * len(new) / 100
+    base_accuracy, new_accuracy = (100 * float(answers.mean()) for answers in right)
     both = base_accuracy + new_accuracy
-    pairs = len(base) * len(new)
-    shares = {"openworld_auc": in_order(base[is_base], new[is_new]) / pairs}
-    shares["auroc"] = in_order(base, new) / pairs
-    shares |= {"base_accuracy": base_accuracy, "new_accuracy": new_accuracy}
-    shares["h"] = 2 * base_accuracy * new_accuracy / both if both else 0.0
-    return {key: 100 * value for key, value in shares.items()}
+    return {
+        "openworld_auc": in_order(base[right[0]], new[right[1]]) / pairs,
+        "auroc": in_order(base, new) / pairs,
+        "base_accuracy": base_accuracy,
+        "new_accuracy": new_accuracy,
+        "h": 2 * base_accuracy * new_accuracy / both if both else 0.0,
+    }
 
 
 def in_order(higher: Floats, lower: Floats) -> float:
     """How many pairs are in order, those of equal values half."""
     ordered = np.sort(lower)
-    return (
-        float(
-            np.searchsorted(ordered, higher, "left").sum()
-            + np.searchsorted(ordered, higher, "right").sum()
-        )
-        / 2
-    )
+    above = np.searchsorted(ordered, higher, "left")
+    at_least = np.searchsorted(ordered, higher, "right")
+    return float(above.sum() + at_least.sum()) / 2

@@ -27,6 +27,7 @@ FEW = 10  # images: a bin with fewer is not drawn
 PAIRS = 5
 EXAMPLES = 3
 PIXELS = 48
+ANSWERS = 6  # images whose answers are drawn
 # Letters of a name, and classes with a name in a picture
 LONGEST = 24
 MOST = 40
@@ -79,9 +80,8 @@ class Outcome:
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
         self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])
         self.tested = np.concatenate([self.tested, [label, predicted]], axis=1)
-        at = np.flatnonzero(~correct)
-        rows = zip(label[at], predicted[at], confidence[at], arrays["image"][at], strict=True)
-        self.wrong += [(int(one), int(other), float(p), str(path)) for one, other, p, path in rows]
+        columns = (label, predicted, confidence, arrays["image"])
+        self.wrong += zip(*(column[~correct].tolist() for column in columns), strict=True)
 
     @property
     def images(self) -> Array:
@@ -92,11 +92,8 @@ class Outcome:
         """Name and accuracy in % of each class that has images, ascending."""
         label, predicted = self.tested
         tested = np.flatnonzero(self.images)
-        values = (
-            100
-            * np.bincount(label, label == predicted, len(self.names))[tested]
-            / self.images[tested]
-        )
+        correct = np.bincount(label, label == predicted, len(self.names))
+        values = 100 * correct[tested] / self.images[tested]
         return [
             (self.name(tested[place]), float(values[place]))
             for place in np.argsort(values, kind="stable")
@@ -109,15 +106,17 @@ class Outcome:
         confused = []
         for place in np.argsort(-numbers, kind="stable")[:most]:
             one, other = pairs[:, place]
-            examples = sorted(
-                (row for row in self.wrong if row[:2] == (one, other)), key=lambda row: -row[2]
-            )
-            paths = list(dict.fromkeys(path for *_, path in examples if path))[:EXAMPLES]
-            images = int(self.images[one])
-            confused.append(
-                Pair(self.name(one), self.name(other), int(numbers[place]), images, paths)
-            )
+            names = self.name(one), self.name(other)
+            number = int(numbers[place])
+            examples = self.examples(one, other)
+            confused.append(Pair(*names, number, int(self.images[one]), examples))
         return confused
+
+    def examples(self, label: int, predicted: int) -> list[str]:
+        """Paths of images with this wrong prediction, those with the highest probability first."""
+        rows = [row for row in self.wrong if row[:2] == (label, predicted)]
+        rows.sort(key=lambda row: -row[2])
+        return list(dict.fromkeys(path for *_, path in rows if path))[:EXAMPLES]
 
     def name(self, label: int) -> str:
         name = printable(self.names[label])
@@ -207,9 +206,7 @@ def thumbnail(root: Path, path: str) -> Any:
     return image
 
 
-def draw_answers(
-    tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path, images: int = 6
-) -> None:
+def draw_answers(tests: Mapping[str, Mapping[str, Array]], root: Path, file: Path) -> None:
     """Draw the first test image of each of the first classes, with the three most likely classes of
     each test.
 
@@ -218,27 +215,38 @@ def draw_answers(
     test.
     """
     every = list(tests.values())
-    first = every[0]
-    rows = rows_to_draw(first, every[-1], images)
-    size = (2.2 + 1.7 * len(tests), 0.4 + 1.15 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    widths = (1, *[1.6] * len(tests))
-    grid = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
-    for (image, *bars), row in zip(grid, rows, strict=True):
-        image.imshow(read_image(root / first["image"][row]))
-        name = first["class_names"][first["label"][row]]
-        image.set_xlabel(textwrap.fill(name, 14), fontsize=9)
-        image.set(xticks=[], yticks=[])
-        for axes, (title, arrays) in zip(bars, tests.items(), strict=True):
+    rows = rows_to_draw(every[0], every[-1])
+    figure, grid = grid_of(list(tests), len(rows))
+    for place, row in enumerate(rows):
+        draw_image(grid[place, 0], every[0], root, row)
+        for axes, arrays in zip(grid[place, 1:], every, strict=True):
             draw_bars(axes, arrays, row)
-            axes.set_title(title if row == rows[0] else "", fontsize=10)
     with replacing(file) as partial, all_letters():
         figure.savefig(partial, dpi=150, format="png")
 
 
-def rows_to_draw(first: Mapping[str, Array], last: Mapping[str, Array], images: int) -> Array:
+def grid_of(titles: Sequence[str], rows: int) -> tuple[Figure, Any]:
+    """A figure, and its axes (rows, 1 + titles): an image, and a column for each title."""
+    size = (2.2 + 1.7 * len(titles), 0.4 + 1.15 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    widths = (1, *[1.6] * len(titles))
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for axes, title in zip(grid[0, 1:], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    return figure, grid
+
+
+def draw_image(axes: Axes, arrays: Mapping[str, Array], root: Path, row: int) -> None:
+    """A test image over the name of its class."""
+    axes.imshow(read_image(root / arrays["image"][row]))
+    name = arrays["class_names"][arrays["label"][row]]
+    axes.set_xlabel(textwrap.fill(name, 14), fontsize=9)
+    axes.set(xticks=[], yticks=[])
+
+
+def rows_to_draw(first: Mapping[str, Array], last: Mapping[str, Array]) -> Array:
     """The first image of each class; those that the last test is most sure of, and right, first."""
-    rows = np.unique(first["label"], return_index=True)[1][:images]
+    rows = np.unique(first["label"], return_index=True)[1][:ANSWERS]
     is_right = last["classes"][rows] == last["label"][rows, None]
     of_label = np.where(is_right, last["probabilities"][rows], 0).max(axis=1)
     return rows[np.argsort(-of_label, kind="stable")]

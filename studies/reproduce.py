@@ -17,7 +17,7 @@ import yaml
 from common.errors import UsageError, check_dataset_name, check_name
 from common.files import check_folder, write_text
 from common.start import Parser, any_seed, at_least, path
-from configs.files import config_files, known_datasets
+from configs.files import config_names, known_datasets
 from configs.methods import methods
 from configs.recipes import recipe
 
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in (args.source, *(args.datasets or ())):
         check_dataset_name(name, known_datasets())
     if args.cfg:
-        check_name(args.cfg, [file.stem for file in config_files(args.method)], "YAML file")
+        check_name(args.cfg, config_names(args.method), "YAML file")
     study = study_of(args)
     from .executor import LocalExecutor, check_datasets, execute_runs
     from .render import build_tables, markdown

@@ -199,10 +199,9 @@ class Summary:
         """The datasets on which a run of a part of a table was selected on test images."""
         runs = self.runs[self.runs["selected_on_test"]]
         parts = ["base", "new"] if part == "H" else [part]
-        chosen = (
-            (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)
+        return set(
+            runs.query("protocol == @protocol and part in @parts and method == @method")["dataset"]
         )
-        return set(runs[chosen]["dataset"])
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
         """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of
@@ -211,13 +210,13 @@ class Summary:
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
         others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
         source = protocol != "cross_dataset" or self.study.source == "imagenet"
-        same = (
-            (self.runs["backbone"] == "ViT-B/16").all()
-            and self.study.shots[-1] == 16
-            and source
-            and not others
-        )
-        if not same or (table and config and config != recipe(variant.method, protocol).cfg):
+        paper = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16
+        if (
+            not paper
+            or not source
+            or others
+            or (table and config and config != recipe(variant.method, protocol).cfg)
+        ):
             return math.nan
         if dataset == "average" and {*self.averaged(protocol), "average"} != table.keys():
             return math.nan

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from common.errors import UsageError, check_dataset_name, check_name
-from configs.files import config_files, known_datasets
+from configs.files import config_names, known_datasets
 from configs.methods import IN_A_FILE, methods
 
 from .choose import Keys
@@ -49,7 +49,7 @@ class Variant:
                 "starts with . or _"
             )
             raise UsageError(what, "use another one")
-        names = [file.stem for file in config_files(self.method)]
+        names = config_names(self.method)
         for config in filter(None, (self.cfg, self.cross_cfg)):
             check_name(config, names, f"YAML file of {self.name}")
         for dataset in self.dataset_overrides:

@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files import new_folder
@@ -14,6 +17,9 @@ from ..arguments import (
     check_exists,
     load_options,
 )
+
+if TYPE_CHECKING:
+    from .measures import Measures
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
 ROLLED_OUT = 6  # images of the roll-out
@@ -49,9 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     check_exists(args.model)
     with required_packages():
         import torch
-        from tqdm import tqdm
 
-        from .. import batches, images, models
+        from .. import images, models
         from . import page
         from .measures import Measures
     files = images.find_images(args.images) if args.images else []
@@ -60,22 +65,32 @@ def main(argv: list[str] | None = None) -> None:
         classifier.require_one_view("an inspection")
         classifier.check_logits(names)
         measures = Measures(classifier, names)
-        good = []
-        with tqdm(total=len(files), unit="image", disable=None) as bar:
-            for start in range(0, len(files), BATCH):
-                read, inputs, faults = batches.read_batch(
-                    files[start : start + BATCH], [classifier]
-                )
-                for pixels in inputs:
-                    measures.add(pixels)
-                for fault in faults:
-                    bar.write(f"skipped: {fault}", file=sys.stderr)
-                good += read
-                bar.update(len(read) + len(faults))
+        good = add_images(files, measures)
         if files and not good:
             raise UsageError(f"none of the {len(files)} images could be read", "see above")
-        pixels = classifier.pixels(some := images.spread(good, ROLLED_OUT))
+        some = images.spread(good, ROLLED_OUT)
+        pixels = classifier.pixels(some)
         page.write(measures.summary(args.topk, some, pixels), classifier.colours(pixels), folder)
     print(f"Written: inspect.html, inspect.json and pictures to {args.output}")
     if len(good) < len(files):
         sys.exit(1)
+
+
+def add_images(files: Sequence[Path], measures: "Measures") -> list[Path]:
+    """Measure image files in batches; returns those that can be read, and names the others."""
+    from tqdm import tqdm
+
+    from ..batches import read_batch
+
+    good = []
+    with tqdm(total=len(files), unit="image", disable=None) as bar:
+        for start in range(0, len(files), BATCH):
+            some = files[start : start + BATCH]
+            read, inputs, faults = read_batch(some, [measures.classifier])
+            for pixels in inputs:
+                measures.add(pixels)
+            for fault in faults:
+                bar.write(f"skipped: {fault}", file=sys.stderr)
+            good += read
+            bar.update(len(some))
+    return good

@@ -14,7 +14,7 @@ from torch import Tensor
 from clip import CLIP, TextPrompts, image_blocks, text_blocks, tokenizer_of, word_table
 from clip.anatomy import hugging_face
 from common.errors import one_line
-from trainers.base.prompted import PromptedCLIP, PromptLearner
+from trainers.base.prompted import PromptedCLIP
 
 from ..classifier import PromptedClassifier
 from .tower import compared_roll_outs, entry_layers, layers_of, shows_attention
@@ -36,26 +36,32 @@ def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
         model: one whose image tower `shows_attention`.
         images: (batch, 3, H, W).
     """
-    frames = []
+    rows = []
     at_entry = torch.empty(0)
-    for layer, (tokens, attention, entered) in enumerate(
-        layers_of(model.clip, images, model.prompt_learner.vision())
-    ):
-        others = tokens.shape[1] - len(entered)  # CLS and patches
-        prompts = tokens[:, others:].float()  # (batch, prompts, width)
-        carried = len(entered) - entered.count(layer)
-        at_entry = (
-            torch.cat([at_entry[:, :carried], prompts[:, carried:]], dim=1) if layer else prompts
-        )
-        cosine = F.cosine_similarity(prompts, at_entry, dim=-1).sum(dim=0)
-        frame = {
-            "layer": layer,
-            "age": [CLS, *[PATCH] * (others - 1), *(layer - origin for origin in entered)],
-            "share": attention[:, :, 0].mean(dim=1).sum(dim=0).double().cpu(),
-            "cosine": F.pad(cosine, (others, 0)).double().cpu(),
-        }
-        frames.append(pd.DataFrame(frame))
-    return pd.concat(frames, ignore_index=True)
+    for layer, inputs in enumerate(layers_of(model.clip, images, model.prompt_learner.vision())):
+        tokens, attention, entered = inputs
+        prompts = tokens[:, tokens.shape[1] - len(entered) :].float()  # (batch, prompts, width)
+        if layer:
+            carried = len(entered) - entered.count(layer)
+            at_entry = torch.cat([at_entry[:, :carried], prompts[:, carried:]], dim=1)
+        else:
+            at_entry = prompts
+        cosines = F.cosine_similarity(prompts, at_entry, dim=-1)
+        rows.append(rows_of(layer, entered, attention, cosines))
+    return pd.concat(rows, ignore_index=True)
+
+
+def rows_of(layer: int, entered: list[int], attention: Tensor, cosines: Tensor) -> pd.DataFrame:
+    """The rows of a layer's tokens: CLS, patches, and prompts with their `cosines` (batch,
+    prompts).
+    """
+    shares = attention[:, :, 0].mean(dim=1).sum(dim=0)
+    others = len(shares) - len(entered)
+    ages = [CLS, *[PATCH] * (others - 1), *(layer - origin for origin in entered)]
+    frame = pd.DataFrame({"layer": layer, "age": ages})
+    frame["share"] = shares.double().cpu()
+    frame["cosine"] = F.pad(cosines.sum(dim=0), (others, 0)).double().cpu()
+    return frame
 
 
 def attention_by_age(batches: Sequence[pd.DataFrame], images: int) -> list[dict[str, Any]]:
@@ -107,35 +113,52 @@ class Measures:
             k: words for each text vector.
             files, pixels: the images of the roll-out, and the same as `add` takes them.
         """
-        description = self.classifier.description
-        clip = self.model.clip
-        learner = self.model.prompt_learner
         images = sum(map(len, self.features))
-        text = TextPrompts(torch.empty(0))  # of a method without text, such as a linear probe
-        if type(learner).text is not PromptLearner.text:  # CoCoOp's depends on the images
-            nothing = torch.zeros(1, clip.visual.output_dim, device=self.classifier.device)
-            text = learner.text(torch.cat(self.features or [nothing]))
+        text = self.text()
+        rolled = compared_roll_outs(self.classifier, pixels)
+        shown = enumerate(files if rolled else ())
+        rollout = [shares_of(file, place, rolled) for place, file in shown]
+        return {
+            "model": self.facts(),
+            "images": images,
+            "schedule": self.schedule(text),
+            "words": nearest_words(self.model.clip, text, self.names, k),
+            "layers": attention_by_age(self.tokens, images) if self.tokens else [],
+            "rollout": rollout,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What the model says of itself, and the class names."""
+        description = self.classifier.description
+        return {
+            "source": one_line(self.classifier.source),
+            "method": description.method,
+            "settings": description.settings,
+            "backbone": description.backbone,
+            "dataset": description.dataset,
+            "classes": self.names,
+        }
+
+    def text(self) -> TextPrompts:
+        """The input of the text tower; CoCoOp's depends on the images. Empty for a method without
+        text, such as a linear probe.
+        """
+        width = self.model.clip.visual.output_dim
+        nothing = torch.zeros(1, width, device=self.classifier.device)
+        try:
+            return self.model.prompt_learner.text(torch.cat(self.features or [nothing]))
+        except NotImplementedError:
+            return TextPrompts(torch.empty(0))
+
+    def schedule(self, text: TextPrompts) -> dict[str, list[list[int]]]:
+        """The layers at which the prompts in each layer's input have entered, by tower."""
+        clip = self.model.clip
+        vision = self.model.prompt_learner.vision()
         layers = 1 if hugging_face(clip) is not None else len(text_blocks(clip))
         schedule = {"text": entry_layers(text.deep, layers, text.n_ctx)}
-        if learner.vision():
-            schedule["image"] = entry_layers(learner.vision(), len(image_blocks(clip)))
-        rolled = compared_roll_outs(self.classifier, pixels)
-        shown = files if rolled else ()
-        return {
-            "model": {
-                "source": one_line(self.classifier.source),
-                "method": description.method,
-                "settings": description.settings,
-                "backbone": description.backbone,
-                "dataset": description.dataset,
-                "classes": self.names,
-            },
-            "images": images,
-            "schedule": {tower: layers for tower, layers in schedule.items() if any(layers)},
-            "words": nearest_words(clip, text, self.names, k),
-            "layers": attention_by_age(self.tokens, images) if self.tokens else [],
-            "rollout": [shares_of(file, n, rolled) for n, file in enumerate(shown)],
-        }
+        if vision:
+            schedule["image"] = entry_layers(vision, len(image_blocks(clip)))
+        return {tower: layers for tower, layers in schedule.items() if any(layers)}
 
 
 def shares_of(file: Path, number: int, rolled: dict[str, list[Any]]) -> dict[str, Any]:
@@ -175,15 +198,22 @@ def nearest_words(
     CoOp's `interpret_prompt.py` lists the same. Tokens are as `Tokenizer.word` writes them.
     """
     vocabulary = word_table(clip).weight.double()
-    word = tokenizer_of(clip).word
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
         for number, vector in enumerate(vectors.double()):
-            distances = torch.cdist(vector[None], vocabulary)[0]
-            found = distances.topk(min(k, len(vocabulary)), largest=False)
-            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
             row: dict[str, Any] = {"layer": layer, "class": class_name, "vector": number}
             row["norm"] = vector.norm().item()
-            row["nearest"] = [[word(token), distance] for token, distance in pairs]
+            row["nearest"] = words_near(clip, vocabulary, vector, k)
             rows.append(row)
     return rows
+
+
+def words_near(clip: CLIP, vocabulary: Tensor, vector: Tensor, k: int) -> list[list[Any]]:
+    """The k tokens of a vocabulary (tokens, width) that are nearest to a vector (width,), with
+    their distances.
+    """
+    word = tokenizer_of(clip).word
+    distances = torch.cdist(vector[None], vocabulary)[0]
+    found = distances.topk(min(k, len(vocabulary)), largest=False)
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [[word(token), distance] for token, distance in pairs]

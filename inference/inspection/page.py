@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -51,31 +52,26 @@ def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
     figure = Figure(figsize=(2.2 + 0.55 * width, 0.3 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for panel, (title, values) in zip(axes, panels.items(), strict=True):
-        largest = max(np.nanmax(values), 1e-6)
-        panel.imshow(
-            values,
-            cmap="Greys",
-            aspect="auto",
-            norm=PowerNorm(0.5, vmin=0, vmax=largest, clip=True),
-        )
-        panel.set(title=title, xticks=range(len(values.columns)))
-        panel.set_yticks(range(len(values)), values.index)
-        panel.tick_params(length=0)
-        panel.spines[:].set_visible(False)
-        for (row, column), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                color = "white" if value > 0.3 * largest else "black"
-                panel.text(
-                    column,
-                    row,
-                    format(value, form),
-                    ha="center",
-                    va="center",
-                    color=color,
-                    fontsize=8,
-                )
+        draw_map(panel, values, form)
+        panel.set_title(title)
     axes[-1].set_xlabel("layer")
     return figure
+
+
+def draw_map(panel: Axes, values: pd.DataFrame, form: str) -> None:
+    """One of the maps, with its numbers."""
+    largest = max(np.nanmax(values), 1e-6)
+    norm = PowerNorm(0.5, vmin=0, vmax=largest, clip=True)
+    panel.imshow(values, cmap="Greys", aspect="auto", norm=norm)
+    panel.set_xticks(range(len(values.columns)))
+    panel.set_yticks(range(len(values)), values.index)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    style: Any = {"ha": "center", "va": "center", "fontsize": 8}
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            color = "white" if value > 0.3 * largest else "black"
+            panel.text(column, row, format(value, form), color=color, **style)
 
 
 def schedule(towers: Mapping[str, Sequence[Sequence[int]]]) -> Figure:

@@ -36,12 +36,20 @@ def as_error(text: object) -> Fault:
     return {"error": printable(line)[:500]}
 
 
-FAULTS: dict[Any, Any] = {
-    HTTPException: lambda _, error: fault(error.status_code, error.detail),
-    UsageError: lambda _, error: fault(422, error),
-    ClientDisconnect: lambda _, error: fault(400, "the request was cut off"),
-    Exception: lambda _, error: fault(500, "the server has a fault: its log says more"),
-}
+def answer_of(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that cannot be served."""
+    if isinstance(error, HTTPException):
+        return fault(error.status_code, error.detail)
+    if isinstance(error, UsageError):
+        return fault(422, error)
+    if isinstance(error, ClientDisconnect):
+        return fault(400, "the request was cut off")
+    return fault(500, "the server has a fault: its log says more")
+
+
+FAULTS: dict[Any, Any] = dict.fromkeys(
+    (HTTPException, UsageError, ClientDisconnect, Exception), answer_of
+)
 
 
 async def question_of(
@@ -57,15 +65,7 @@ async def question_of(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            body = bytearray()
-            marks = 0
-            async for part in request.stream():
-                if marks <= MARKS:  # the rest of a refused text is not kept
-                    marks += sum(part.count(mark) for mark in b",[{")
-                    body += part
-            if marks > MARKS:
-                what = "the body has too many values"
-                raise UsageError(f"{what}: send 1 to {MOST} images in a request")
+            body = await body_of(request)
             async with turn if len(body) > LONG else nullcontext():
                 return await asyncio.to_thread(from_json, body)
         if kind == "multipart/form-data":
@@ -80,6 +80,20 @@ async def question_of(
         place = first["loc"][0] if first["loc"] else "the body"
         raise UsageError(f"{place}: {first['msg']}") from error
     raise HTTPException(415, "send application/json, or multipart/form-data")
+
+
+async def body_of(request: Request) -> bytearray:
+    """The JSON text of a request; UsageError for one of many values."""
+    body = bytearray()
+    marks = 0
+    async for part in request.stream():
+        if marks <= MARKS:  # the rest of a refused text is not kept
+            marks += sum(part.count(mark) for mark in b",[{")
+            body += part
+    if marks > MARKS:
+        what = "the body has too many values"
+        raise UsageError(f"{what}: send 1 to {MOST} images in a request")
+    return body
 
 
 def from_json(body: bytearray) -> tuple[list[bytes], bool, Question]:

@@ -78,7 +78,7 @@ class Page:
         self.unknown = unknown
         self.coverage = coverage
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
-        self.is_editable = any(classifier.transfers for classifier in classifiers)
+        self.is_editable = any(model.classifier.transfers for model in models)
         self.functions = [[is_file, is_text], [is_file]]
         if examples:  # the number of one
             numbers = list(range(len(examples)))
@@ -180,13 +180,7 @@ class Page:
         if not file:
             return [self.message(""), *nothing]
         try:
-            if len(text) > MOST_TEXT:
-                what = f"the class names have {len(text):,} characters"
-                raise UsageError(what, f"give at most {MOST_TEXT:,}")
-            names = [line for line in text.splitlines() if line.strip()]
-            if not 0 < len(names) <= MOST_NAMES:
-                what = f"there are {len(names) or 'no'} class names"
-                raise UsageError(what, f"give 1 to {MOST_NAMES:,}")
+            names = names_in(text)
             given = None if names == self.names else tuple(check_names(names))
             answers = await self.ask(file, self.service.answers, visitor, given)
         except UsageError as error:
@@ -297,3 +291,15 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     return (
         f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{found}</div>'
     )
+
+
+def names_in(text: str) -> list[str]:
+    """The class names in the lines of a text; UsageError for none, or too many."""
+    if len(text) > MOST_TEXT:
+        what = f"the class names have {len(text):,} characters"
+        raise UsageError(what, f"give at most {MOST_TEXT:,}")
+    names = [line for line in text.splitlines() if line.strip()]
+    if not 0 < len(names) <= MOST_NAMES:
+        what = f"there are {len(names) or 'no'} class names"
+        raise UsageError(what, f"give 1 to {MOST_NAMES:,}")
+    return names

@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 from queue import LifoQueue
 from select import poll
-from typing import Any
+from typing import IO, Any
 
 from dassl.utils.images import MAX_BYTES, ImageError, read_image
 from PIL import Image
@@ -94,21 +94,7 @@ class Reader:
             answer.register(process.stdout)
             if not answer.poll(PATIENCE * 1000):
                 process.send_signal(signal.SIGXCPU)
-            kind = process.stdout.readline()
-            if kind == b"fault\n":
-                raise ImageError(process.stdout.readline().decode().strip())
-            if kind != b"P6\n":
-                raise ValueError("the process has ended")
-            width, height = map(int, process.stdout.readline().split())
-            process.stdout.readline()  # the largest value, 255
-            image = Image.new("RGB", (width, height))
-            for top in range(0, height, rows := max(1, STRIP // (3 * width))):
-                size = width, min(rows, height - top)
-                image.paste(
-                    Image.frombytes("RGB", size, process.stdout.read(3 * size[0] * size[1])),
-                    (0, top),
-                )
-            return image
+            return image_from(process.stdout)
         except ImageError:
             raise
         except (OSError, ValueError) as error:
@@ -125,6 +111,24 @@ class Reader:
             self.process = None
             process.kill()
             process.communicate()
+
+
+def image_from(stream: IO[bytes]) -> Image.Image:
+    """The image that a process has written, as PPM; ImageError for its fault."""
+    kind = stream.readline()
+    if kind == b"fault\n":
+        raise ImageError(stream.readline().decode().strip())
+    if kind != b"P6\n":
+        raise ValueError("the process has ended")
+    width, height = map(int, stream.readline().split())
+    stream.readline()  # the largest value, 255
+    image = Image.new("RGB", (width, height))
+    rows = max(1, STRIP // (3 * width))
+    for top in range(0, height, rows):
+        size = width, min(rows, height - top)
+        strip = Image.frombytes("RGB", size, stream.read(3 * size[0] * size[1]))
+        image.paste(strip, (0, top))
+    return image
 
 
 def _read_all(memory: int) -> None:
