@@ -198,10 +198,8 @@ class Summary:
     def selected(self, protocol: str, part: str, method: str) -> set[str]:
         """The datasets on which a run of a part of a table was selected on test images."""
         runs = self.runs[self.runs["selected_on_test"]]
-        parts = ["base", "new"] if part == "H" else [part]
-        return set(
-            runs.query("protocol == @protocol and part in @parts and method == @method")["dataset"]
-        )
+        runs = runs[runs["part"].isin(["base", "new"] if part == "H" else [part])]
+        return set(runs.query("protocol == @protocol and method == @method")["dataset"])
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
         """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of
@@ -211,12 +209,9 @@ class Summary:
         others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
         source = protocol != "cross_dataset" or self.study.source == "imagenet"
         paper = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16
-        if (
-            not paper
-            or not source
-            or others
-            or (table and config and config != recipe(variant.method, protocol).cfg)
-        ):
+        if not paper or not source or others:
+            return math.nan
+        if table and config and config != recipe(variant.method, protocol).cfg:
             return math.nan
         if dataset == "average" and {*self.averaged(protocol), "average"} != table.keys():
             return math.nan
