@@ -84,6 +84,9 @@ class PromptedClassifier:
         if options.device:
             check_name(options.device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
         check_description(description, source)
+        if trainers.predicting()[description.method].together:
+            what = f"{description.method} answers for all images of a test together"
+            raise UsageError(what, "test it by train.py, or give a model that reads one image")
         self.description = description
         self.checkpoint = checkpoint
         self.source = source

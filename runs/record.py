@@ -19,7 +19,7 @@ from common.results import MEASURES
 from common.version import source
 from datasets import title
 from measures.results import RECORDED, SELECTED
-from trainers.base import data_use
+from trainers.base import data_use, streams
 from trainers.base.build import usable
 
 from .environment import versions
@@ -161,6 +161,8 @@ class Record:
         if self.method and hasattr(self.method, "loaded_sha256"):
             content["checkpoint_sha256"] = self.method.loaded_sha256
         content["data_use"] = self.card()
+        if stream := streams.facts(cfg):
+            content["stream"] = stream
         content |= observed
         if cfg.MODEL.PLUGIN_SHA256:
             content["plugin_sha256"] = cfg.MODEL.PLUGIN_SHA256

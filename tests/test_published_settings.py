@@ -135,6 +135,11 @@ WITHOUT_DASSL = (
     "TPS",
     "DMN",
     "BoostAdapter",
+    "TransCLIP",
+    "StatA",
+    "EMDirichlet",
+    "HardEMDirichlet",
+    "ZLaP",
 )
 WITHOUT_DASSL += ("SSText", "ProKeR", "CuPL", "DCLIP", "WaffleCLIP")
 OURS = {  # files that nobody published: their names, and why they are here

@@ -32,6 +32,7 @@ class Facts(Declares):
     transfers: ClassVar[bool] = True
     # Its other data, besides labelled images and class names: data_use.METHOD_KINDS
     kind: ClassVar[str] = "inductive"
+    together: ClassVar[bool] = False  # True: it answers for all images of a test together
     # What of its published results does not compare; tables show it, with a full stop
     caveat: ClassVar[str] = ""
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name

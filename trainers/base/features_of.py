@@ -1,6 +1,6 @@
 """FEATURES_OF: the trained run whose features a head reads."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
@@ -24,6 +24,27 @@ def open_features_run(head: "FeatureMethod", folder: str, key: str) -> tuple[Met
     `key` is the setting that names the folder. Raises UsageError if there is none, or it has other
     weights or no prompts for these classes.
     """
+    kind, checkpoint, path = trained_run(folder, key)
+    name = kind.__name__
+    if issubclass(kind.Model, HeadCLIP):
+        what = f"{path} is of {name}, which learns no features"
+        raise UsageError(what, "give FEATURES_OF another", path)
+    if kind.Model.own_logits or kind.Model.own_output:
+        what = (
+            f"{name} has its own `output` or `logits`, so that its image features are not all "
+            "that it compares"
+        )
+        raise UsageError(what, "give FEATURES_OF a run of another method", path)
+    base = learned_method(head, kind, checkpoint, path)
+    print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
+    return base, path
+
+
+def trained_run(folder: str, key: str) -> tuple[type[Method], dict[str, Any], str]:
+    """The method of the run in a folder, its checkpoint, and the path of that.
+
+    `key` is the setting that names the folder. Raises UsageError if there is none.
+    """
     try:
         path = find_checkpoint(folder, "", None, "trained")
     except UsageError as error:
@@ -32,40 +53,35 @@ def open_features_run(head: "FeatureMethod", folder: str, key: str) -> tuple[Met
         ) from error
     checkpoint = load_checkpoint(path)
     name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
-    kind = features_method(head, name, path)
-    cfg = head.cfg.clone()
-    cfg.defrost()
-    cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
-    base = kind(cfg, Classes(head.class_names, head.dataset_template, head.sentences), head.device)
-    assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
-    base.checkpoints.load(checkpoint, path)
-    print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
-    return base, path
-
-
-def features_method(head: "FeatureMethod", name: str, path: str) -> type[Method]:
-    """The method of this name, which has learned the checkpoint `path`. Raises UsageError if a head
-    cannot read its features.
-    """
     if not name:
         what = f"{path} does not say which method learned its features"
-        raise UsageError(what, "give FEATURES_OF another", path)
+        raise UsageError(what, f"give {key} another", path)
     kind = registered().get(name)
-    if kind is None or issubclass(kind.Model, HeadCLIP):
-        why = "learns no features" if kind else "is unknown"
+    if kind is None:
         raise UsageError(
-            f"{path} is of {name[:100]}, which {why}", "give FEATURES_OF another", path
+            f"{path} is of {name[:100]}, which is unknown", f"give {key} another", path
         )
-    if kind.Model.own_logits or kind.Model.own_output:
+    return kind, checkpoint, path
+
+
+def learned_method(
+    over: Method, kind: type[Method], checkpoint: dict[str, Any], path: str
+) -> Method:
+    """A method with what it has learned, on the backbone and for the classes of another one.
+
+    Raises UsageError if it has other weights, or cannot tell these classes.
+    """
+    if over.sentences and not kind.reads_sentences:
         what = (
-            f"{name} has its own `output` or `logits`, so that its image features are not all "
-            "that it compares"
-        )
-        raise UsageError(what, "give FEATURES_OF a run of another method", path)
-    if head.sentences and not kind.reads_sentences:
-        what = (
-            f"DATASET.SENTENCES has no effect: the features of {path} are of {name}, which "
-            "reads no sentences"
+            f"DATASET.SENTENCES has no effect: the features of {path} are of {kind.__name__}, "
+            "which reads no sentences"
         )
         raise UsageError(what, "leave it out", path)
-    return kind
+    cfg = over.cfg.clone()
+    cfg.defrost()
+    cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
+    classes = Classes(over.class_names, over.dataset_template, over.sentences)
+    base = kind(cfg, classes, over.device)
+    assemble_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), over.model.frozen)
+    base.checkpoints.load(checkpoint, path)
+    return base

@@ -23,6 +23,7 @@ from common.errors import UsageError
 from common.names import plain
 from common.records import Phase, SelectionRecord
 
+from . import streams
 from .checkpoints import find_checkpoint
 from .compat import build_transform
 from .data_use import made_choices
@@ -306,6 +307,7 @@ class Method(Facts):
             raise UsageError(
                 f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {cls.__name__}"
             )
+        streams.check(cfg, cls.__name__, cls.together, getattr(cls, "streams", False))
 
     @classmethod
     def checkpoint_in(cls, directory: str, epoch: int | None) -> str:

@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from clip.digest import Key
 from common.errors import UsageError
 
+from . import streams
 from .compat import require_stream
 from .method import Method
 from .partial import PartialTest
@@ -119,7 +120,11 @@ class ViewsMethod(Method):
 
     def test_loader(self, loader: Any) -> DataLoader:
         """The views of the same images, one image at a time, in the method's order."""
-        items = [loader.dataset.data_source[number] for number in self.order(len(loader.dataset))]
+        source = loader.dataset.data_source
+        order = self.order(len(source))
+        if self.cfg.TEST.get("STREAM", ""):
+            order = streams.order(self.cfg, [item.label for item in source])
+        items = [source[number] for number in order]
         views = type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg))
         return self.loader_of(views, loader.worker_init_fn)
 

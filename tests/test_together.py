@@ -1,0 +1,139 @@
+"""Methods that answer for many images together: runs, streams, and what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
+from drawn import arguments, make_cfg, section_pairs
+from marks import golden_cases, one_line, thorough_but
+
+from trainers import methods
+from trainers.base import streams
+from trainers.base.together import Task
+
+pytestmark = pytest.mark.slow
+METHODS = [name for name, method in methods().items() if method.together]
+
+
+def pytest_generate_tests(metafunc):
+    golden_cases(metafunc, "samplers")
+
+
+def test_batches_streams_and_tasks_are_those_of_the_published_samplers(samplers):
+    case = samplers
+    labels = np.random.default_rng(case["label_seed"]).integers(0, case["classes"], case["n"])
+    seed = case["seed"]
+    if case["kind"] == "batch":
+        k = case.get("num_class_eff", case["classes"])
+        k_eff = case.get("num_class_eff_min", k), case.get("num_class_eff_max", k)
+        found = streams.batches(labels, case["batch_size"], k_eff, case["batches"], seed)
+        assert [part.tolist() for part in found] == case["indices"]
+    elif case["kind"] == "task":
+        found = streams.tasks(labels, case["n_query"], (3, 10), case["tasks"], seed)
+        assert [part.tolist() for part in found] == case["indices"]
+    else:
+        shares_seed = case.get("dirichlet_seed", 0)
+        found = streams.dirichlet(labels, case["batch_size"], case["gamma"], seed, shares_seed)
+        assert found.tolist() == case["stream"]
+
+
+@pytest.fixture
+def make(eurosat, tiny, tmp_path):
+    def make(method, *pairs, output="run"):
+        set_random_seed(1)
+        trainer = build_trainer(make_cfg(method, eurosat, tiny, tmp_path / output, *pairs))
+        trainer.set_model_mode("eval")
+        return trainer
+
+    return make
+
+
+def answers_of(trainer):
+    """The logits of a test by the path of their image, and the labels."""
+    with torch.no_grad():
+        parts = list(trainer.test_outputs(trainer.test_loader))
+    items = trainer.test_loader.dataset.data_source
+    logits = torch.cat([logits for logits, _ in parts])
+    labels = torch.cat([labels for _, labels in parts])
+    assert labels.tolist() == [item.label for item in items]
+    return {item.impath: row for item, row in zip(items, logits, strict=True)}, parts
+
+
+@pytest.mark.parametrize("method", thorough_but(("StatA", "ZLaP"), METHODS))
+def test_another_order_gives_the_same_answers(method, make):
+    trainer = make(method)
+    expected, _ = answers_of(trainer)
+    loader = trainer.test_loader
+    loader.dataset.data_source = loader.dataset.data_source[::-1]
+    found, _ = answers_of(trainer)
+    for path, row in expected.items():
+        assert torch.allclose(found[path].exp(), row.exp(), atol=1e-4)
+
+
+def test_a_batch_is_answered_without_the_others(make):
+    trainer = make(
+        "StatA", "TEST.STREAM", "batches", "TEST.STREAM_BATCH", 6, "TEST.STREAM_TASKS", 3
+    )
+    _, parts = answers_of(trainer)
+    assert [len(labels) for _, labels in parts] == [6, 6, 4]
+    items = trainer.test_loader.dataset.data_source
+    method = trainer.method
+    features, _ = method.labelled(items[:6], trainer.test_loader)
+    alone = method.answer(Task.of(features, method.texts))
+    assert torch.allclose(parts[0][0].exp(), alone.exp(), atol=1e-5)
+
+
+def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
+    coop = ["OPTIM.MAX_EPOCH", 2, *section_pairs("CoOp", {"N_CTX": 4})]
+    run = arguments(eurosat, tiny, tmp_path / "coop", *coop, trainer="CoOp", config="small")
+    assert launch(*run).status == 0
+    over = section_pairs("TransCLIP", {"OVER": str(tmp_path / "coop")})
+    trainer = make("TransCLIP", *over, output="over")
+    prior = trainer.method.prior_of(trainer.test_loader.dataset.data_source, trainer.test_loader)
+    base = trainer.method.base
+    with torch.no_grad():
+        batch = next(iter(trainer.test_loader))["img"]
+        logits = base.model_inference(batch)
+    assert torch.allclose(prior[: len(logits)], logits.softmax(dim=1), atol=1e-5)
+    own = arguments(eurosat, tiny, tmp_path / "own", *over, trainer="TransCLIP", config="small")
+    assert launch(*own).status == 0
+    results = json.loads((tmp_path / "own/results.json").read_text())
+    (phase,) = results["data_use"]["fit"]
+    assert results["data_use"]["kind"] == "transductive" and phase["split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("method", "pairs", "words"),
+    [
+        ("StatA", ("TEST.STREAM_BATCH", 3), ("StatA needs 4 images", "raise TEST.STREAM_BATCH")),
+        ("StatA", ("TEST.STREAM_K_EFF", [2, 9]), ("the test has 6 classes: lower it",)),
+        ("StatA", ("TEST.STREAM_K_EFF", [3, 2]), ("give the least and the most number",)),
+        ("CoOp", (), ("CoOp answers for each image alone: leave it out",)),
+        ("TDA", (), ("answers for one image after another: set it to in order or dirichlet",)),
+    ],
+)
+def test_refused(method, pairs, words, launch, eurosat, tiny, tmp_path):
+    settings = ["TEST.STREAM", "batches", *pairs]
+    run = arguments(eurosat, tiny, tmp_path / "run", *settings, trainer=method, config="small")
+    ended = launch(*run)
+    assert ended.status == 2 and len(ended.errors) == 1
+    assert all(word in ended.errors[0] for word in words), ended.errors
+
+
+def test_too_few_images_for_a_task_are_refused():
+    labels = np.arange(40) % 4
+    with one_line("no 2 classes have 30 test images", "lower TEST.STREAM_BATCH"):
+        streams.tasks(labels, 30, (2, 2), 3, 1)
+
+
+def test_a_stream_may_have_another_order(make):
+    orders = {}
+    for kind in ("in order", "dirichlet"):
+        trainer = make("TDA", "TEST.STREAM", kind, "TEST.STREAM_BATCH", 4, output=kind)
+        orders[kind] = [item.impath for item in trainer.test_loader.dataset.data_source]
+    assert sorted(orders["in order"]) == sorted(orders["dirichlet"])
+    listed = [item.impath for item in trainer.dm.test_loader.dataset.data_source]
+    assert orders["in order"] == listed != orders["dirichlet"]

@@ -1,0 +1,180 @@
+"""Which test images are answered together, or one after another: TEST.STREAM.
+
+The draws are those of the published samplers of StatA and EM-Dirichlet, each from generators of
+their own, so that a seed gives the same batches on every machine.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+from common.schema import Accepts
+
+Kind = Literal["", "in order", "batches", "tasks", "dirichlet"]
+TRIES = 1000  # draws of classes for a task
+SETTINGS: dict[str, tuple] = {
+    "TEST.STREAM": (
+        "",
+        Accepts(Kind),
+        "Images that are answered together, or their order: batches and tasks of few classes, "
+        "dirichlet for classes that come in clusters; empty: the whole test set, or the method's",
+    ),
+    "TEST.STREAM_BATCH": (64, Accepts(int, 1), "Images of a batch, a task, or a step of a stream"),
+    "TEST.STREAM_TASKS": (1000, Accepts(int, 1), "How many batches or tasks"),
+    "TEST.STREAM_K_EFF": ([1, 4], Accepts(list[int], 1), "Least and most classes of one"),
+    "TEST.STREAM_GAMMA": (
+        0.1,
+        Accepts(int | float, -1),
+        "Of the Dirichlet distribution: the smaller, the more do classes cluster; -1: one class "
+        "after another",
+    ),
+}
+Parts = list[NDArray[np.int64]]
+
+
+def facts(cfg: CfgNode) -> dict[str, Any]:
+    """What results say of the stream of a test; empty without one."""
+    test = cfg.TEST
+    kind = test.get("STREAM", "")
+    if kind in ("", "in order"):
+        return {"kind": kind} if kind else {}
+    found = {"kind": kind, "batch": test.STREAM_BATCH}
+    if kind == "dirichlet":
+        return found | {"gamma": test.STREAM_GAMMA}
+    return found | {"tasks": test.STREAM_TASKS, "k_eff": list(test.STREAM_K_EFF)}
+
+
+def parts(cfg: CfgNode, labels: Sequence[int]) -> Parts:
+    """The places of the images that are answered together, of each batch.
+
+    Raises:
+        UsageError: K_EFF is more than there are classes, or no classes have enough images.
+    """
+    test = cfg.TEST
+    kind = test.get("STREAM", "")
+    y = np.asarray(labels)
+    if kind in ("", "in order"):
+        return [np.arange(len(y))]
+    size = test.STREAM_BATCH
+    seed = max(0, cfg.SEED)
+    if kind == "dirichlet":
+        whole = dirichlet(y, size, test.STREAM_GAMMA, seed, seed)
+        return [whole[start : start + size] for start in range(0, len(whole) - size + 1, size)]
+    few, many = least_and_most(test.STREAM_K_EFF, len(np.unique(y)))
+    if kind == "batches":
+        return batches(y, size, (few, many), test.STREAM_TASKS, seed)
+    return tasks(y, size, (few, many), test.STREAM_TASKS, seed)
+
+
+def order(cfg: CfgNode, labels: Sequence[int]) -> list[int]:
+    """The order of the images of a stream (TEST.STREAM `in order` or `dirichlet`)."""
+    if cfg.TEST.STREAM == "in order":
+        return list(range(len(labels)))
+    test = cfg.TEST
+    seed = max(0, cfg.SEED)
+    found = dirichlet(np.asarray(labels), test.STREAM_BATCH, test.STREAM_GAMMA, seed, seed)
+    return found.tolist()
+
+
+def check(cfg: CfgNode, method: str, together: bool, streams: bool) -> None:
+    """Raise UsageError if the method cannot be tested as TEST.STREAM says."""
+    kind = cfg.TEST.get("STREAM", "")
+    kinds: tuple[str, ...] = ()
+    if together:
+        kinds = get_args(Kind)
+    elif streams:
+        kinds = ("", "in order", "dirichlet")
+    if kind and kind not in kinds:
+        what = f"TEST.STREAM is {kind!r}, and {method} answers for each image alone"
+        if streams:
+            what = f"TEST.STREAM is {kind!r}, and {method} answers for one image after another"
+        allowed = " or ".join(kind for kind in kinds if kind)
+        raise UsageError(what, f"set it to {allowed}" if allowed else "leave it out")
+
+
+def least_and_most(k_eff: Sequence[int], classes: int) -> tuple[int, int]:
+    if len(k_eff) != 2 or k_eff[0] > k_eff[1]:
+        remedy = "give the least and the most number of classes: [1, 4]"
+        raise UsageError(f"TEST.STREAM_K_EFF is {list(k_eff)}", remedy)
+    if k_eff[1] > classes:
+        what = f"TEST.STREAM_K_EFF is {list(k_eff)}, and the test has {classes} classes"
+        raise UsageError(what, "lower it")
+    return k_eff[0], k_eff[1]
+
+
+def batches(
+    labels: NDArray[Any], size: int, k_eff: tuple[int, int], count: int, seed: int
+) -> Parts:
+    """Batches of few classes, without replacement inside of a batch; large classes dominate, and a
+    batch is smaller if its classes have fewer images (StatA's `BatchSampler`).
+    """
+    rng = np.random.RandomState(seed)
+    classes = int(labels.max()) + 1
+    few, many = k_eff
+    found = []
+    for _ in range(count):
+        k = rng.randint(few, many + 1) if few < many else few
+        chosen = rng.choice(classes, k, replace=False) if k < classes else np.arange(classes)
+        pool = np.concatenate([np.flatnonzero(labels == label) for label in chosen])
+        if len(pool) > size:
+            pool = rng.choice(pool, size, replace=False)
+        rng.shuffle(pool)
+        found.append(pool)
+    return found
+
+
+def dirichlet(
+    labels: NDArray[Any], size: int, gamma: float, seed: int, shares_seed: int
+) -> NDArray[np.int64]:
+    """All images in an order in which classes come in clusters (StatA's `OnlineSampler`).
+
+    There are as many slots as full batches, at most as many as classes. The images of a class are
+    cut into shares of a Dirichlet distribution over the slots; each slot is shuffled.
+    """
+    rng = np.random.RandomState(seed)
+    classes = int(labels.max()) + 1
+    if gamma <= 0:
+        in_turn = [np.flatnonzero(labels == label) for label in rng.permutation(classes)]
+        return np.concatenate([rng.permutation(of_class) for of_class in in_turn])
+    slots = max(1, min(len(labels) // size, classes))
+    shares = np.random.default_rng(shares_seed).dirichlet([gamma] * slots, classes)
+    of_slot: list[Parts] = [[] for _ in range(slots)]
+    for label, share in enumerate(shares):
+        places = np.flatnonzero(labels == label)
+        cuts = (np.cumsum(share) * len(places)).astype(int)[:-1]
+        for slot, part in zip(of_slot, np.split(places, cuts), strict=True):
+            slot.append(part)
+    return np.concatenate([rng.permutation(np.concatenate(slot)) for slot in of_slot])
+
+
+def tasks(labels: NDArray[Any], size: int, k_eff: tuple[int, int], count: int, seed: int) -> Parts:
+    """Tasks of `size` images of few classes, without replacement (EM-Dirichlet's sampler); classes
+    with fewer images together are drawn again.
+
+    Raises:
+        UsageError: no classes have so many images.
+    """
+    chance = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    classes = int(labels.max()) + 1
+    found = []
+    for _ in range(count):
+        k = chance.randint(*k_eff)
+        for _ in range(TRIES):
+            chosen = torch.randperm(classes, generator=generator)[:k].tolist()
+            pool = np.concatenate([np.flatnonzero(labels == label) for label in chosen])
+            # Also of a pool that is too small, as published
+            mixed = torch.randperm(len(pool), generator=generator).numpy()
+            if len(pool) >= size:
+                break
+        else:
+            what = f"no {k} classes have {size} test images"
+            raise UsageError(what, "lower TEST.STREAM_BATCH, or raise TEST.STREAM_K_EFF")
+        found.append(pool[mixed[:size]])
+    return found

@@ -1,0 +1,224 @@
+"""Methods that answer for many test images together: each answer depends on all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+
+from . import streams
+from .compat import require_stream
+from .data_use import fit_phase
+from .features import CachedFeatures, feature_cache
+from .features_of import learned_method, trained_run
+from .method import Method
+from .prompted import normalize
+from .prompts import TemplatePrompts
+from .settings import MethodSettings
+from .teacher import mean_text_features
+
+SCALE = 100.0  # of the cosines in the published code, whatever CLIP's own scale is
+Labelled = tuple[Tensor, Tensor]  # unit features (images, joint) and labels (images,)
+
+
+@dataclass(frozen=True)
+class TogetherSettings(MethodSettings):
+    """OVER is the output folder of a run whose answers are the prior instead of zero-shot CLIP's;
+    {seed} and {shots} in it are those of this run.
+    """
+
+    OVER: str = ""
+
+
+@dataclass(frozen=True)
+class SupportSettings(TogetherSettings):
+    """SUPPORT adds the training images with their labels, and validation images that choose."""
+
+    SUPPORT: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Images that are answered together.
+
+    Attributes:
+        features: (images, joint), fp32, of unit length.
+        texts: (classes, joint), fp32, of unit length.
+        cosines: (images, classes).
+        prior: (images, classes), the probabilities by the texts or by another method.
+        support: training images, if the method reads them.
+        val: validation images, likewise.
+    """
+
+    features: Tensor
+    texts: Tensor
+    cosines: Tensor
+    prior: Tensor
+    support: Labelled | None = None
+    val: Labelled | None = None
+
+    @classmethod
+    def of(cls, features: Tensor, texts: Tensor, **others: Any) -> "Task":
+        """A task whose prior is zero-shot CLIP."""
+        cosines = features @ texts.T
+        return cls(features, texts, cosines, (SCALE * cosines).softmax(dim=1), **others)
+
+
+class TogetherMethod(Method):
+    """A method that answers for all images of a test together; its `Settings` are
+    `TogetherSettings`.
+    """
+
+    Settings = TogetherSettings
+    learns = False
+    reads_sentences = True
+    reads_template = True
+    kind = "transductive"
+    together = True
+    least_images: int = 1  # of a task
+    base: Method | None = None  # of OVER
+
+    def answer(self, images: Task) -> Tensor:
+        """The logits of the images of a task, (images, classes)."""
+        raise NotImplementedError
+
+    def build_prompts(self, clip, classnames):
+        return TemplatePrompts(self.template(), classnames, clip)
+
+    @cached_property
+    def texts(self) -> Tensor:
+        """(classes, joint), fp32, of unit length: the mean of a class's sentences."""
+        sentences = self.class_sentences(self.template())
+        return normalize(mean_text_features(self.model.frozen, sentences, unit=True))
+
+    @classmethod
+    def check_run(cls, cfg: CfgNode) -> None:
+        super().check_run(cfg)
+        require_stream(cls.__name__)
+
+    def parts(self, items: list) -> streams.Parts:
+        """The places of the images (a list of `Datum`) that are answered together."""
+        found = streams.parts(self.cfg, [item.label for item in items])
+        fewest = min(found, key=len, default=())
+        if len(fewest) < self.least_images:
+            what = f"{type(self).__name__} needs {self.least_images} images at a time"
+            remedy = "raise TEST.STREAM_BATCH, or leave out TEST.STREAM"
+            raise UsageError(f"{what}, and a part of the test has {len(fewest)}", remedy)
+        return found
+
+    def test_loader(self, loader: Any) -> DataLoader:
+        """The images of all parts, in turn: an image of several parts is there several times."""
+        items = loader.dataset.data_source
+        parts = self.parts(items)
+        listed = self.loader_of([items[place] for part in parts for place in part], loader)
+        images: Any = listed.dataset
+        images.part_sizes = [len(part) for part in parts]
+        return listed
+
+    def loader_of(self, items: list, loader: Any) -> DataLoader:
+        images = type(loader.dataset)(self.cfg, items, transform=loader.dataset.transform)
+        options = self.cfg.DATALOADER
+        return DataLoader(
+            images,
+            batch_size=options.TEST.BATCH_SIZE,
+            num_workers=options.NUM_WORKERS,
+            worker_init_fn=loader.worker_init_fn,
+        )
+
+    def outputs(self, loader: Any, folder: str) -> Iterator[Labelled]:
+        listed = loader.dataset.data_source
+        once = list({id(item): item for item in listed}.values())
+        features, labels = self.labelled(once, loader)
+        prior = self.prior_of(once, loader)
+        # The parts again, by the places among the images that are there once
+        places = {id(item): place for place, item in enumerate(once)}
+        numbers = torch.tensor([places[id(item)] for item in listed], device=self.device)
+        for part in numbers.split(loader.dataset.part_sizes):
+            task = Task.of(features[part], self.texts, support=self.support, val=self.val)
+            if prior is not None:
+                task = replace(task, prior=prior[part])
+            yield self.answer(task), labels[part]
+
+    def labelled(self, items: list, loader: Any) -> Labelled:
+        """The unit features and the labels of images (a list of `Datum`), read as in a test."""
+        images = self.loader_of(items, loader)
+        cached = CachedFeatures(self.model, images, feature_cache(self.cfg))
+        features = cached.tensor().to(self.device).float()
+        return normalize(features), cached.labels.to(self.device)
+
+    def finish_model(self) -> None:
+        if self.settings.OVER:
+            self.open_base()
+        if self.reads_support and self.images is not None:
+            dataset = self.images.dataset
+            own = fit_phase(self.cfg, self.dataset_title, dataset, len(self.class_names))
+            if not getattr(self.settings, "SUPPORT", False):
+                own = replace(own, labels=0)
+            self.inherited_phases = [*(self.inherited_phases or ()), own]
+
+    def open_base(self) -> None:
+        """Open the run of OVER, with what is behind it."""
+        key = f"TRAINER.{self.section()}.OVER"
+        folder = self.settings.OVER.replace("{seed}", str(self.cfg.get("SEED", "")))
+        folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
+        kind, checkpoint, path = trained_run(folder, key)
+        if kind.kind in ("test-time", "transductive"):
+            what = f"{path} is of {kind.__name__}, which answers from test images itself"
+            raise UsageError(what, f"give {key} a run of another method", path)
+        self.base = learned_method(self, kind, checkpoint, path)
+        self.inherited_choices = self.base.inherited_choices
+        self.inherited_phases = self.base.inherited_phases
+        print(f"On top of {kind.__name__}, {path} (epoch {checkpoint['epoch']})")
+
+    @torch.no_grad()
+    def prior_of(self, items: list, loader: Any) -> Tensor | None:
+        """(images, classes): the probabilities by the method of OVER; None without one."""
+        if self.base is None:
+            return None
+        base = self.base
+        batches = self.loader_of(items, loader)
+        logits = [base.model_inference(batch["img"].to(self.device)) for batch in batches]
+        return torch.cat(logits).float().softmax(dim=1)
+
+    @property
+    def reads_support(self) -> bool:
+        """Whether it reads the training images."""
+        return getattr(self.settings, "SUPPORT", False)
+
+    @cached_property
+    def support(self) -> Labelled | None:
+        if not self.reads_support:
+            return None
+        return self.labelled(self.images.dataset.train_x, self.images.tests)
+
+    @cached_property
+    def val(self) -> Labelled | None:
+        if not getattr(self.settings, "SUPPORT", False):
+            return None
+        if not self.images.dataset.val:
+            what = f"{self.dataset_title} has no validation images for {type(self).__name__}"
+            raise UsageError(what, f"set TRAINER.{self.section()}.SUPPORT False")
+        return self.labelled(self.images.dataset.val, self.images.tests)
+
+    def model_inference(self, images: Any) -> Tensor:
+        """(batch, 3, H, W) -> (batch, classes), answered together."""
+        return self.answer(Task.of(normalize(self.model.image_features(images)), self.texts))
+
+
+def squared_distances(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """(images, classes): the sum over the features of (x - mean)^2 / variance.
+
+    Args:
+        x: (images, joint).
+        means: (classes, joint).
+        variances: (classes, joint), or (joint,) for all classes.
+    """
+    weights = (1 / variances).expand_as(means)
+    squares = x.square() @ weights.T + (means.square() * weights).sum(dim=1)
+    return squares - 2 * x @ (means * weights).T

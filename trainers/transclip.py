@@ -1,0 +1,119 @@
+from dataclasses import dataclass
+
+import torch
+from dassl.engine import TRAINER_REGISTRY
+
+from .base.neighbours import affinity, nearest
+from .base.prompted import normalize
+from .base.together import SupportSettings, TogetherMethod, squared_distances
+
+SMOOTH = 50.0  # divides the evidence of a z step
+NEAREST = 3  # images that speak for an image
+ROUNDS = 10
+UPDATES = 5  # of a z step
+FIRST = 8  # images that start a mean, if there are so many
+GAMMAS = 0.002, 0.01, 0.02, 0.2  # weights of the support, of which validation images choose
+
+
+@dataclass(frozen=True)
+class TransCLIPSettings(SupportSettings):
+    """LAMBDA is the weight of the texts; 0 stands for 1 or, with SUPPORT, for 0.5. ALIGNED False
+    mixes up the rows of the support and of the test, as the published code does.
+    """
+
+    LAMBDA: int | float = 0.0
+    ALIGNED: bool = True
+    ranges = {"LAMBDA": (0, 100)}
+
+
+@TRAINER_REGISTRY.register()
+class TransCLIP(TogetherMethod):
+    """A mixture of Gaussians with one variance, a graph over the images, and the texts as prior
+    (Zanella et al., NeurIPS 2024).
+    """
+
+    Settings = TransCLIPSettings
+    least_images = NEAREST + 1
+
+    def answer(self, images):
+        mixture = Mixture(images, self.settings)
+        if images.support is None:
+            return mixture.rounds(0.0).log()
+        val, val_labels = images.val
+        _, near = nearest(val, images.features, 1)
+        best = -1.0
+        chosen = None
+        for gamma in GAMMAS:  # each one goes on from the one before
+            z = mixture.rounds(gamma)
+            correct = float((z[near[:, 0]].argmax(dim=1) == val_labels).float().mean())
+            if correct > best:
+                best = correct
+                chosen = z
+        return chosen.log()
+
+
+class Mixture:
+    """The assignments z (images, classes), the means and the variance.
+
+    Attributes:
+        means: (classes, joint), of unit length.
+        variance: (joint,), one for all classes.
+    """
+
+    def __init__(self, images, settings):
+        self.x = images.features
+        count, width = self.x.shape
+        classes = images.prior.shape[1]
+        self.s = self.x[:0]  # the support
+        self.y = self.x.new_zeros(0, classes)
+        if images.support is not None:
+            self.s, labels = images.support
+            self.y = torch.nn.functional.one_hot(labels, classes).to(self.x)
+        parts = [affinity(self.x, self.x, NEAREST)]
+        if len(self.s):
+            parts.append(affinity(self.s, self.x, NEAREST))
+        self.rows = torch.cat(parts if settings.ALIGNED else parts[::-1]).coalesce()
+        self.columns = self.rows.T.coalesce()
+        weight = settings.LAMBDA or (0.5 if len(self.s) else 1.0)
+        self.prior = weight * images.prior.clamp(min=torch.finfo(self.x.dtype).tiny).log()
+        self.z = images.prior
+        self.variance = self.x.new_full((width,), 1 / width)
+        if len(self.s):
+            self.means = normalize(self.y.T @ self.s)
+        else:
+            first = self.z.topk(min(FIRST, count), dim=0)
+            self.means = normalize((first.values[..., None] * self.x[first.indices]).mean(dim=0))
+
+    def rounds(self, gamma):
+        """z after some rounds, with this weight of the support."""
+        for _ in range(ROUNDS):
+            self.assign()
+            self.fit(gamma)
+        self.assign()
+        return self.z
+
+    def assign(self):
+        """The z step."""
+        evidence = -squared_distances(self.x, self.means, self.variance) / 2
+        for _ in range(UPDATES):
+            known = torch.cat([self.z, self.y])
+            graph = self.columns @ known + (self.rows @ self.z)[: len(self.x)]
+            total = evidence + SMOOTH / (2 * NEAREST) * graph
+            self.z = (self.prior + total / SMOOTH).softmax(dim=1)
+
+    def fit(self, gamma):
+        """The means, and then the variance."""
+        support = SMOOTH * gamma / max(1, len(self.s))
+        of_class = self.z.mean(dim=0) + support * self.y.sum(dim=0)
+        sums = self.z.T @ self.x / len(self.x) + support * self.y.T @ self.s
+        self.means = normalize(sums / of_class[:, None])
+        spread = spread_of(self.x, self.z, self.means) / len(self.x)
+        spread = spread + support * spread_of(self.s, self.y, self.means)
+        self.variance = (spread / of_class.double().sum()).to(self.x)
+
+
+def spread_of(x, z, means):
+    """(joint,): the sum over images and classes of z times the squared distance to the mean."""
+    x, z, means = x.double(), z.double(), means.double()
+    squares = z.sum(dim=1) @ x.square() + z.sum(dim=0) @ means.square()
+    return squares - 2 * (means * (z.T @ x)).sum(dim=0)

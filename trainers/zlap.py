@@ -1,0 +1,102 @@
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+
+from .base.neighbours import matrix, nearest, sparse
+from .base.together import TogetherMethod, TogetherSettings
+
+LEAST = 1e-12  # of a change of the scores, as a share of the largest: the end of the iterations
+
+
+@dataclass(frozen=True)
+class ZLaPSettings(TogetherSettings):
+    """Each image has K - 1 nearest images and K nearest texts; cosines with texts are raised to
+    GAMMA. ALPHA is how much of a label goes on to the neighbours. SCALE_SIM scales the cosines to
+    0..1. INDUCTIVE answers for each image alone, by a graph of the training images without their
+    labels; sparse keeps the best class of each of these only.
+    """
+
+    K: int = 5
+    GAMMA: int | float = 5.0
+    ALPHA: float = 0.3
+    SCALE_SIM: bool = False
+    INDUCTIVE: Literal["", "dense", "sparse"] = ""
+    ranges = {"K": (2, 1000), "GAMMA": (0, 100), "ALPHA": (0, 0.99)}
+
+
+@TRAINER_REGISTRY.register()
+class ZLaP(TogetherMethod):
+    """Labels that go from the texts over a graph of the images (Stojnic et al., CVPR 2024)."""
+
+    Settings = ZLaPSettings
+
+    @property
+    def least_images(self):
+        return self.settings.K
+
+    @property
+    def reads_support(self):
+        return bool(self.settings.INDUCTIVE)
+
+    def answer(self, images):
+        classes = len(images.texts)
+        known = images.features if images.support is None else images.support[0]
+        scores = propagated(self.graph(known, images.texts), classes, self.settings.ALPHA)
+        if images.support is None:
+            return scores[classes:].log()
+        if self.settings.INDUCTIVE == "sparse":
+            best = scores.argmax(dim=1, keepdim=True)
+            scores = torch.zeros_like(scores).scatter(1, best, scores.gather(1, best))
+        weights, places = self.edges(images.features, known, images.texts, clips_first=True)
+        return (sparse(weights, places, len(scores)) @ scores).log()
+
+    def edges(self, x, known, texts, clips_first=False):
+        """The weights of the nearest texts and known images of each image, fp64, and the nodes that
+        these are: the texts come first. Both are (images, neighbours).
+        """
+        s = self.settings
+        near, places = nearest(x, known, s.K)
+        of_text, text_places = nearest(x, texts, min(s.K, len(texts)))
+        both = torch.cat([near, of_text], dim=1)
+        if clips_first:
+            both = both.clamp(min=0)
+        if s.SCALE_SIM:
+            low, high = both.aminmax()
+            both = (both - low) / (high - low)
+        weights = both.clamp(min=0).double()
+        weights[:, near.shape[1] :] **= s.GAMMA
+        return weights, torch.cat([places + len(texts), text_places], dim=1)
+
+    def graph(self, x, texts):
+        """(nodes, nodes), sparse: the texts and then the images, normalised by their degrees."""
+        weights, columns = self.edges(x, x, texts)
+        own = torch.arange(len(x), device=x.device)[:, None] + len(texts)
+        weights = weights.masked_fill(columns == own, 0)
+        # A text has no edges but those of the images
+        rows = F.pad(weights, (0, 0, len(texts), 0))
+        half = sparse(rows, F.pad(columns, (0, 0, len(texts), 0)), len(rows))
+        whole = (half + half.T).coalesce()
+        degrees = torch.sparse.sum(whole, dim=1).to_dense()
+        scale = degrees.masked_fill(degrees == 0, 1).rsqrt()
+        start, end = whole.indices()
+        values = scale[start] * whole.values() * scale[end]
+        return matrix(whole.indices(), values, whole.shape)
+
+
+def propagated(graph, classes, alpha):
+    """(nodes, classes), fp64: the solution of (1 - alpha graph) x = labels, of which the first
+    nodes have one each.
+
+    The eigenvalues of the graph are at most 1, so that each iteration divides the error by alpha.
+    """
+    labels = torch.eye(len(graph), classes, dtype=torch.float64, device=graph.device)
+    scores = labels
+    while True:
+        following = labels + alpha * (graph @ scores)
+        change = (following - scores).abs().max()
+        scores = following
+        if change <= LEAST * scores[classes:].abs().max():
+            return scores
