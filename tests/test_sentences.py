@@ -118,7 +118,9 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
     changed = "is not the file with the checksum DATASET.SENTENCES_SHA256"
     assert (
         changed
-        in command(predict, folders[1], *images, "--backbone", tiny, "--classes", "red").error
+        in command(
+            predict, folders[1], *images, "--backbone", tiny, "--classes", "red", "blue"
+        ).error
     )
     again = launch(*argv("TipAdapter", *own, *given, output="tip"))
     assert "DATASET.SENTENCES_SHA256" in again.error
