@@ -7,12 +7,9 @@ command resumes. `--table` prints the table of docs/own_classes.md from them.
 """
 
 import argparse
-import io
-import json
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +22,19 @@ import numpy as np
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from numpy.typing import NDArray
 from torch import Tensor
 
 import datasets
-from common.errors import UsageError
+from benchmarks.fits import (
+    HEADS,
+    add_record,
+    decided,
+    of_each_class,
+    percent,
+    promised,
+    read_records,
+)
 from common.files import checksum
-from fit.candidates import CANDIDATES, SENTENCES
-from fit.decision import Decision, decide
 from fit.features import Features
 from fit.heads import Heads
 from fit.images import Photo
@@ -41,7 +43,6 @@ from fit.report import suspects
 from fit.request import FitRequest
 from fit.result import Fit
 from fit.trials import Examples
-from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 
 SETS = ("EuroSAT", "SmallCounts", "SmallLand", "SmallObjects", "SmallShapes", "SmallTextures")
@@ -83,11 +84,7 @@ class Data:
 
     def of(self, items: list, most: int) -> tuple[Tensor, Tensor]:
         labels = np.array([item.label for item in items])
-        rng = np.random.default_rng(0)
-        places = [
-            rng.permutation(np.flatnonzero(labels == label))[:most] for label in np.unique(labels)
-        ]
-        chosen = np.sort(np.concatenate(places))
+        chosen = np.sort(of_each_class(labels, most, np.random.default_rng(0)))
         paths = [items[place].impath for place in chosen]
         rows, _ = Features(self.heads.zero_shot, self.heads.tower).of(
             {path: checksum(Path(path)) for path in paths}
@@ -95,77 +92,56 @@ class Data:
         return torch.stack([rows[path].feature for path in paths]), torch.from_numpy(labels[chosen])
 
 
-def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
-    """The record of one fit; if `swapped`, 5% of its labels are wrong."""
+def examples_of(data: Data, shots: int, seed: int, swapped: bool) -> tuple[Examples, list[int]]:
+    """So many images of each class, and the places of wrong labels; if `swapped`, 5% are."""
     rng = np.random.default_rng([seed, shots])
     names = data.heads.names
-    data.heads.seed = seed
-    places = [
-        rng.permutation(np.flatnonzero(data.y == label))[:shots] for label in range(len(names))
-    ]
-    chosen = np.concatenate(places)
-    x = data.x[chosen]
+    chosen = of_each_class(data.y.numpy(), shots, rng)
     y = data.y[chosen].clone()
     wrong = rng.permutation(len(y))[: round(0.05 * len(y)) if swapped else 0].tolist()
     for place in wrong:
         y[place] = (int(y[place]) + int(rng.integers(1, len(names)))) % len(names)
-    images = [Photo(str(place), names[label]) for place, label in enumerate(y)]
+    return Examples(data.x[chosen], y, np.arange(len(y)), names), wrong
+
+
+def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
+    """The record of one fit; if `swapped`, 5% of its labels are wrong."""
+    examples, wrong = examples_of(data, shots, seed, swapped)
     request = FitRequest(Path("images"), Path("model"), seed=seed)
-    examples = Examples(x, y, np.arange(len(y)), names)
-    candidates = [one for one in CANDIDATES if one.method != SENTENCES]
-    began = time.process_time()
-    with redirect_stdout(io.StringIO()):
-        decision = decide(data.heads, examples, candidates, request)
+    decision, seconds = decided(data.heads, examples, request)
+    names = data.heads.names
+    images = [Photo(str(place), names[label]) for place, label in enumerate(examples.y)]
     fit = Fit(request, Photos(images, names, {}, []), decision)
-    record: dict[str, Any] = {
-        "dataset": data.name,
-        "shots": shots,
-        "seed": seed,
-        "swapped": swapped,
-    }
-    record |= {"seconds": time.process_time() - began, "chosen": decision.name}
+    record: dict[str, Any] = {"dataset": data.name, "shots": shots, "seed": seed}
+    record |= {"swapped": swapped, "seconds": seconds, "chosen": decision.name}
     if swapped:
-        first = [int(one["path"]) for one in suspects(fit)[: round(0.1 * len(y))]]
+        first = [int(one["path"]) for one in suspects(fit)[: round(0.1 * len(images))]]
         return record | {"wrong": len(wrong), "found": len({*first} & {*wrong})}
-    answers = {one: data.heads.answers(one, (x, y), data.test_x).numpy() for one in candidates}
-    logits: Any = sum(weight * answers[one] for one, weight in decision.chosen)
+    return record | tested(data, examples, fit)
+
+
+def tested(data: Data, examples: Examples, fit: Fit) -> dict[str, Any]:
+    """What the fit and each method answer for the test images, and what the fit promised."""
+    learned = (examples.x, examples.y)
+    answers = {one: data.heads.answers(one, learned, data.test_x).numpy() for one in HEADS}
+    logits: Any = sum(weight * answers[one] for one, weight in fit.decision.chosen)
     labels = data.test_y.numpy()
     methods: dict[str, float] = {}
     for one, values in answers.items():  # the first one of a method has its defaults
-        methods.setdefault(one.method, 100 * float((values.argmax(axis=1) == labels).mean()))
-    record |= {"methods": methods, "fit": 100 * float((logits.argmax(axis=1) == labels).mean())}
+        methods.setdefault(one.method, percent(values.argmax(axis=1) == labels))
+    correct = logits.argmax(axis=1) == labels
+    record = {"methods": methods, "fit": percent(correct)}
     if fit.estimate is None or fit.calibration is None:
         return record
-    estimate = fit.estimate
+    record |= {"estimate": fit.estimate.accuracy, "low": fit.estimate.low}
+    record |= {"high": fit.estimate.high, "without_nesting": fit.decision.without_nesting}
     sets = fit.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
-    record |= {
-        "estimate": estimate.accuracy,
-        "low": estimate.low,
-        "high": estimate.high,
-        "without_nesting": decision.without_nesting,
+    record["sets"] = [percent(sets[labels == label]) for label in np.unique(labels)]
+    record["max_error"] = {
+        error: [percent(given), percent(~correct[given])]
+        for error, given in promised(fit.decision, logits, ERRORS)
     }
-    record["sets"] = [100 * float(sets[labels == label].mean()) for label in range(len(names))]
-    record["max_error"] = kept_promises(decision, logits, logits.argmax(axis=1) == labels)
     return record
-
-
-def kept_promises(
-    decision: Decision, logits: NDArray[Any], correct: NDArray[np.bool_]
-) -> dict[int, list[float]]:
-    """Of each error that can be promised, in percent: the share of the images that are answered,
-    and the share of wrong answers.
-    """
-    assert decision.trials is not None
-    found = {}
-    for error in ERRORS:
-        try:
-            fits = decision.logits[0], decision.trials.sample.labels, error / 100
-            given = Threshold.fit(*fits).apply(logits)
-        except UsageError:
-            continue
-        wrong = 100 * float((~correct[given]).mean()) if given.any() else 0.0
-        found[error] = [100 * float(given.mean()), wrong]
-    return found
 
 
 def main() -> None:
@@ -180,28 +156,31 @@ def main() -> None:
     )
     args = parser.parse_args()
     file = args.output / "cells.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    done = read_records(file)
     if args.table:
         print("\n".join(report(done)))
         return
     finished = {(each["dataset"], each["shots"], each["seed"], each["swapped"]) for each in done}
-    loaded: dict[str, Data] = {}
     args.output.mkdir(parents=True, exist_ok=True)
-    cells = [
-        (name, shots, seed)
-        for seed in range(1, args.seeds + 1)
-        for name in args.datasets
-        for shots in args.shots
-    ]
-    for name, shots, seed in cells:
-        for swapped in (False, True) if shots == 16 and seed <= 3 else (False,):
-            if (name, shots, seed, swapped) in finished:
-                continue
-            data = loaded.setdefault(name, loaded.get(name) or Data(name, args.root))
-            record = cell(data, shots, seed, swapped)
-            with open(file, "a") as lines:
-                lines.write(json.dumps(record) + "\n")
-            print(f"{name} {shots} {seed}: {record['seconds']:.1f} s", flush=True)
+    loaded: dict[str, Data] = {}
+    for key in cells(args):
+        if key in finished:
+            continue
+        name, *values = key
+        if name not in loaded:
+            loaded[name] = Data(name, args.root)
+        record = cell(loaded[name], *values)
+        add_record(file, record)
+        print(f"{name} {key[1]} {key[2]}: {record['seconds']:.1f} s", flush=True)
+
+
+def cells(args: argparse.Namespace) -> Iterator[tuple[str, int, int, bool]]:
+    """Data set, images of each class, seed, and whether labels are swapped, of each fit."""
+    for seed in range(1, args.seeds + 1):
+        for name, shots in product(args.datasets, args.shots):
+            yield name, shots, seed, False
+            if shots == 16 and seed <= 3:
+                yield name, shots, seed, True
 
 
 def mean(values: Any) -> float:
@@ -230,31 +209,40 @@ def report(cells: list[dict[str, Any]]) -> Iterator[str]:
 
 def accuracies(cells: list[dict[str, Any]], names: list[str], shots: list[int]) -> Iterator[str]:
     """The table of accuracies, and how often another method would have been better."""
-    regrets = {}
-    below = {}
     yield f"| data set | zero-shot | {' | '.join(f'{number} images' for number in shots)} |"
     yield "| --- " * (2 + len(shots)) + "|"
+    regrets = {}
+    below = {}
     for name in names:
         row = []
         for number in shots:
             here = [each for each in cells if (each["dataset"], each["shots"]) == (name, number)]
-            if not here:
-                continue
-            methods = means(here)
-            best = max(methods, key=methods.__getitem__)
-            fit = mean(each["fit"] for each in here)
-            regrets[name, number] = methods[best] - fit
-            below[name, number] = methods["ZeroshotCLIP"] - fit
-            row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
+            if here:
+                methods = means(here)
+                best = max(methods, key=methods.__getitem__)
+                fit = mean(each["fit"] for each in here)
+                regrets[name, number] = methods[best] - fit
+                below[name, number] = methods["ZeroshotCLIP"] - fit
+                row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
-    regret = mean(regrets.values())
-    yield f"{len(cells)} fits; regret: mean {regret:.2f}, most {max(regrets.values()):.1f}"
-    yield f"over 2.5: { {key: round(value, 1) for key, value in regrets.items() if value > 2.5} }"
-    worse = {key: round(value, 1) for key, value in below.items() if value > 1}
-    yield f"below zero-shot by more than 1: {worse}"
+    yield from losses(regrets, below, len(cells))
     for method, accuracy in means(cells).items():
         yield f"{method} everywhere: {accuracy:.1f}"
     yield f"fit everywhere: {mean(each['fit'] for each in cells):.1f}"
+
+
+def losses(
+    regrets: dict[tuple[str, int], float], below: dict[tuple[str, int], float], fits: int
+) -> Iterator[str]:
+    """How much better the best method and zero-shot CLIP would have been than the fits."""
+    most = max(regrets.values())
+    yield f"{fits} fits; regret: mean {mean(regrets.values()):.2f}, most {most:.1f}"
+    yield f"over 2.5: {above(regrets, 2.5)}"
+    yield f"below zero-shot by more than 1: {above(below, 1)}"
+
+
+def above(values: dict[tuple[str, int], float], least: float) -> dict[tuple[str, int], float]:
+    return {key: round(value, 1) for key, value in values.items() if value > least}
 
 
 def means(cells: list[dict[str, Any]]) -> dict[str, float]:

@@ -74,45 +74,22 @@ def parser() -> Parser:
     add("--trainer", nargs="+", default=["MPL"], choices=[*methods(), "all"], metavar="METHOD")
     add("--classes", nargs="+", default=[50], type=number)
     add("--what", nargs="+", default=["train_step"], choices=WHAT)
-    add(
-        "--form",
-        nargs="+",
-        default=["fast", "plain"],
-        choices=("fast", "plain"),
-        help="of the towers",
-    )
+    forms = ["fast", "plain"]
+    add("--form", nargs="+", default=forms, choices=forms, help="of the towers")
     add("--prec", nargs="+", default=["fp32"], choices=PRECISIONS)
-    add(
-        "--against",
-        nargs="*",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="other checkouts of this project",
-    )
-    add(
-        "--official",
-        type=Path,
-        metavar="DIR",
-        help="a checkout of official code in the form of CoOp's, which is run",
-    )
+    text = "other checkouts of this project"
+    add("--against", nargs="*", default=[], type=Path, metavar="DIR", help=text)
+    text = "a checkout of official code in the form of CoOp's, which is run"
+    add("--official", type=Path, metavar="DIR", help=text)
     add("--batch", type=number, default=4, help="images in a training step")
     add("--test-batch", type=number, default=100, help="images in a test batch")
-    add(
-        "--images",
-        nargs="+",
-        type=number,
-        default=[1],
-        help="image files of a command tools/predict.py",
-    )
+    text = "image files of a command tools/predict.py"
+    add("--images", nargs="+", type=number, default=[1], help=text)
     add("--rounds", type=number, default=3, help="how often the ways to compare take turns")
     add("--seconds", type=float, default=3, help="least time of measuring in one process")
     add("--threads", type=number, default=torch.get_num_threads())
-    add(
-        "--backbone",
-        default="",
-        help="a weight file; by default random weights are written to a temporary one",
-    )
+    text = "a weight file; by default random weights are written to a temporary one"
+    add("--backbone", default="", help=text)
     add("--json", type=Path, help="write the records there as well")
     add("--page", type=Path, help="measure all sections of RESULTS.md, and write that page there")
     return made

@@ -8,14 +8,11 @@ the same command resumes; `--table` prints the table of docs/own_classes.md from
 
 import argparse
 import io
-import json
 import sys
-import time
 from collections import defaultdict
-from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path[:0] = [
     str(Path(__file__).resolve().parent.parent),
@@ -31,17 +28,15 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 import datasets
-from common.errors import UsageError
+from benchmarks.fits import add_record, decided, of_each_class, percent, promised, read_records
 from datasets import copies
 from fit import groups
-from fit.candidates import CANDIDATES, SENTENCES
-from fit.decision import Decision, decide
+from fit.decision import Decision
 from fit.features import Row
 from fit.heads import Heads
 from fit.images import Photo
 from fit.request import FitRequest
 from fit.trials import Examples
-from inference.calibration import Threshold
 from inference.classifier import PromptedClassifier
 
 # Of each class
@@ -101,97 +96,78 @@ def features(heads: Heads, images: list[Image.Image]) -> Tensor:
     return torch.cat([heads.tower.image_output(batch).feature.float() for batch in pixels])
 
 
-def fitted(
-    heads: Heads,
-    items: list[Any],
-    test: tuple[Tensor, Tensor],
-    kind: str,
-    number: int,
-    seed: int,
-    named: bool,
-) -> Any:
-    """The record of one fit. If groups are `named`, as by a folder or a CSV file, no near-copies
-    are looked for.
-    """
+class Drawn(NamedTuple):
+    """Images with near-copies."""
+
+    images: list[Image.Image]
+    labels: Tensor  # (images,)
+    source: NDArray[Any]  # (images,): the number of the image that each is a near-copy of
+
+
+def drawn(items: list[Any], kind: str, number: int, seed: int) -> Drawn:
+    """IMAGES of each class, and so many near-copies of each of them."""
     rng = np.random.default_rng([seed, number])
     labels = np.array([item.label for item in items])
-    places = [
-        rng.permutation(np.flatnonzero(labels == label))[:IMAGES]
-        for label in range(len(heads.names))
-    ]
-    chosen = np.concatenate(places)
-    images = pictures([items[place].impath for place in chosen])
-    source = np.concatenate([np.arange(len(chosen)), np.arange(len(chosen)).repeat(number)])
-    images += [KINDS[kind](images[place], rng) for place in source[len(chosen) :]]
-    x = features(heads, images)
-    y = torch.from_numpy(labels[chosen][source])
-    names = [str(place) if named else "" for place in source]
-    photos = [
-        Photo(str(place), heads.names[label], group=names[place]) for place, label in enumerate(y)
-    ]
+    places = of_each_class(labels, IMAGES, rng)
+    images = pictures([items[place].impath for place in places])
+    source = np.concatenate([np.arange(len(places)), np.arange(len(places)).repeat(number)])
+    images += [KINDS[kind](images[place], rng) for place in source[len(places) :]]
+    return Drawn(images, torch.from_numpy(labels[places][source]), source)
+
+
+def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
+    """What a fit learns from. If groups are `named`, as by a folder or a CSV file, no near-copies
+    are looked for.
+    """
+    x = features(heads, found.images)
     unlike = np.zeros(copies.SHAPE, dtype=np.int8)
-    rows = {
-        photo.path: Row("", unlike if named else copies.signature(image), copies.Taken(), feature)
-        for photo, image, feature in zip(photos, images, x, strict=True)
-    }
-    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    photos = []
+    rows = {}
+    for place, (image, label) in enumerate(zip(found.images, found.labels, strict=True)):
+        group = str(found.source[place]) if named else ""
+        photo = Photo(str(place), heads.names[label], group=group)
+        signature = unlike if named else copies.signature(image)
+        rows[photo.path] = Row("", signature, copies.Taken(), x[place])
+        photos.append(photo)
     scenes, _ = groups.find(photos, rows)
-    examples = Examples(x, y, copies.numbered(scenes), heads.names)
-    heads.seed = seed
-    candidates = [one for one in CANDIDATES if one.method != SENTENCES]
-    began = time.process_time()
-    with redirect_stdout(io.StringIO()):
-        found = decide(heads, examples, candidates, request)
+    return Examples(x, found.labels, copies.numbered(scenes), heads.names)
+
+
+def fitted(
+    heads: Heads, examples: Examples, test: tuple[Tensor, Tensor], seed: int
+) -> dict[str, Any]:
+    """The record of one fit, with a test on features and labels."""
+    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    decision, seconds = decided(heads, examples, request)
+    learned = (examples.x, examples.y)
     logits: Any = sum(
-        weight * heads.answers(one, (x, y), test[0]).numpy() for one, weight in found.chosen
+        weight * heads.answers(one, learned, test[0]).numpy() for one, weight in decision.chosen
     )
-    correct = logits.argmax(axis=1) == test[1].numpy()
-    at = found.estimates.get(request.prior)
-    sure = found.certainty
-    record = {
-        "kind": kind,
-        "copies": number,
-        "seed": seed,
-        "seconds": time.process_time() - began,
-        "scenes": len(np.unique(scenes)),
-    }
-    record |= {
-        "truth": 100 * float(correct.mean()),
-        "ungrouped": found.ungrouped,
-        "chosen": found.name,
-    }
-    if at is None or sure is None or found.trials is None:
+    labels = test[1].numpy()
+    record = {"seed": seed, "seconds": seconds, "scenes": len(np.unique(examples.scenes))}
+    record["truth"] = percent(logits.argmax(axis=1) == labels)
+    record |= {"ungrouped": decision.ungrouped, "chosen": decision.name}
+    at = decision.estimates.get(request.prior)
+    if at is None or decision.certainty is None or decision.trials is None:
         return record
     record |= {"estimate": at.accuracy, "low": at.low, "high": at.high}
-    record["sets"] = 100 * float(
-        sure.sets.apply(logits, 0.9)[np.arange(len(logits)), test[1]].mean()
-    )
+    return record | certainty_of(decision, logits, labels)
+
+
+def certainty_of(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+    """How sets, confidences and promises of a fit hold on a test, in percent."""
+    sure: Any = decision.certainty
+    trials: Any = decision.trials
+    sets = sure.sets.apply(logits, 0.9)[np.arange(len(logits)), labels]
     probabilities = np.exp(sure.temperature.apply(logits))
-    record["confidence"] = 100 * float(
-        (probabilities.max(axis=1) / probabilities.sum(axis=1)).mean()
-    )
-    record["errors"] = kept_promises(found, logits, correct)
-    return record
-
-
-def kept_promises(
-    decision: Decision, logits: NDArray[Any], correct: NDArray[np.bool_]
-) -> dict[int, float]:
-    """Of each error that can be promised the share of wrong answers among those that are given, in
-    percent.
-    """
-    assert decision.trials is not None
-    sample = decision.trials.sample
-    wrong = {}
-    for error in ERRORS:
-        try:
-            fits = decision.logits[0], sample.labels, error / 100
-            threshold = Threshold.fit(*fits, sample=sample)
-        except UsageError:
-            continue
-        given = threshold.apply(logits)
-        wrong[error] = 100 * float((~correct[given]).mean()) if given.any() else 0.0
-    return wrong
+    confidence = probabilities.max(axis=1) / probabilities.sum(axis=1)
+    wrong = logits.argmax(axis=1) != labels
+    answered = promised(decision, logits, ERRORS, trials.sample)
+    return {
+        "sets": percent(sets),
+        "confidence": 100 * float(confidence.mean()),
+        "errors": {error: percent(wrong[given]) for error, given in answered},
+    }
 
 
 def table(records: list[dict[str, Any]]) -> None:
@@ -204,6 +180,11 @@ def table(records: list[dict[str, Any]]) -> None:
     print("| --- " * 7 + "|")
     for (number, kind), cell in sorted(by_cell.items()):
         print(row_of(f"{number}, {kind}" if number else "none", cell))
+    print_summary(records)
+
+
+def print_summary(records: list[dict[str, Any]]) -> None:
+    """What all fits say together."""
     differences = np.array([one["estimate"] - one["truth"] for one in records])
     inside = np.mean([one["low"] <= one["truth"] <= one["high"] for one in records])
     print(f"{len(records)} fits: {100 * inside:.1f}% of the intervals contain the truth")
@@ -217,10 +198,8 @@ def table(records: list[dict[str, Any]]) -> None:
     for error in map(str, ERRORS):
         wrong = [one["errors"][error] for one in records if error in one["errors"]]
         over = sum(value > float(error) for value in wrong)
-        print(
-            f"at most {error}% wrong: {len(wrong)} fits promise it, {over} have more; mean "
-            f"{np.mean(wrong or [0]):.1f}%"
-        )
+        kept = f"{len(wrong)} fits promise it, {over} have more"
+        print(f"at most {error}% wrong: {kept}; mean {np.mean(wrong or [0]):.1f}%")
 
 
 def row_of(name: str, cell: list[dict[str, Any]]) -> str:
@@ -245,37 +224,35 @@ def main() -> None:
     )
     args = parser.parse_args()
     file = args.output / "near_copies.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    records = read_records(file)
     if args.table:
         table(records)
         return
     args.output.mkdir(parents=True, exist_ok=True)
     done = {(record["kind"], record["copies"], record["seed"]) for record in records}
-    cfg = get_cfg_default()
-    datasets.extend_cfg(cfg)
-    cfg.DATASET.ROOT = str(args.root)
-    dataset: Any = DATASET_REGISTRY.get("EuroSAT")(cfg)
+    dataset = eurosat(args.root)
     names = [name.replace("_", " ") for name in dataset.classnames]
     heads = Heads(PromptedClassifier.zero_shot("small", names))
     test = test_images(heads, dataset.test)
     for seed, (kind, number) in product(range(1, args.seeds + 1), CELLS):
         if (kind, number, seed) not in done:
-            record = fitted(heads, dataset.train_x, test, kind, number, seed, args.named)
-            with open(file, "a") as lines:
-                lines.write(json.dumps(record) + "\n")
+            found = drawn(dataset.train_x, kind, number, seed)
+            record = fitted(heads, examples_of(heads, found, args.named), test, seed)
+            add_record(file, {"kind": kind, "copies": number, **record})
             print(f"{kind} {number} {seed}: {record['seconds']:.0f} s", flush=True)
+
+
+def eurosat(root: Path) -> Any:
+    cfg = get_cfg_default()
+    datasets.extend_cfg(cfg)
+    cfg.DATASET.ROOT = str(root)
+    return DATASET_REGISTRY.get("EuroSAT")(cfg)
 
 
 def test_images(heads: Heads, items: list[Any]) -> tuple[Tensor, Tensor]:
     """Features and labels of TEST images of each class."""
     labels = np.array([item.label for item in items])
-    rng = np.random.default_rng(0)
-    places = np.concatenate(
-        [
-            rng.permutation(np.flatnonzero(labels == label))[:TEST]
-            for label in range(len(heads.names))
-        ]
-    )
+    places = of_each_class(labels, TEST, np.random.default_rng(0))
     images = pictures([items[place].impath for place in places])
     return features(heads, images), torch.from_numpy(labels[places])
 

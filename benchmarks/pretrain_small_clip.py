@@ -221,6 +221,13 @@ def optimiser_of(
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
+def batch_of(step: int, size: int, images: int, seed: int) -> np.ndarray:
+    """The numbers of the images of a step; each epoch has an order of its own."""
+    epoch, position = divmod(step, images // size)
+    order = np.random.default_rng([seed, 1, epoch]).permutation(images)
+    return order[position * size : (position + 1) * size]
+
+
 def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     """A CLIP that has learned from so many drawn images, in `steps` steps of `batch` images and
     captions.
@@ -230,9 +237,7 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     optimiser, scheduler = optimiser_of(model, steps)
     subjects, pixels = draw_pairs(seed, images)
     for step in (bar := tqdm(range(steps), "training")):
-        epoch, position = divmod(step, len(subjects) // batch)
-        order = np.random.default_rng([seed, 1, epoch]).permutation(len(subjects))
-        chosen = order[position * batch : (position + 1) * batch]
+        chosen = batch_of(step, batch, len(subjects), seed)
         rng = np.random.default_rng([seed, 2, step])
         captions = [caption(subjects[index], rng) for index in chosen]
         loss = contrastive_loss(model, pixels[chosen], captions)
