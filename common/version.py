@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def source() -> dict:
         "commit": commit,
         "dirty": None if status is None else bool(changed),
     }
+
+
+def made() -> dict:
+    """`source`, and `date`, of what is written now."""
+    return source() | {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
 def git(*arguments: str) -> str | None:

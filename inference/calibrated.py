@@ -14,6 +14,7 @@ from common.records import Count, read
 from common.results import CALIBRATION as FILE
 from common.schema import Accepts, shown
 from common.text import read_json
+from common.version import made
 
 from .artefact import EXPORT_CONFIG_FILE
 from .calibration import Sets, Temperature, Threshold
@@ -37,6 +38,7 @@ class Calibration:
         unknown_images: whether nobody knows which images the model has learned from.
         model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once
             it is written.
+        date, version, commit: of the fit, once it is written; empty in files of earlier versions.
     """
 
     class_names: tuple[str, ...]
@@ -51,6 +53,9 @@ class Calibration:
     model_sha256: str = ""
     chosen_images: Count = 0
     unknown_images: bool = False
+    date: str = ""
+    version: str = ""
+    commit: str = ""
 
     def __post_init__(self) -> None:
         counts = [self.test_images, self.chosen_images, len(self.sets.label_scores)]
@@ -146,7 +151,12 @@ def calibration_in(folder: Path) -> Calibration | None:
 def write_calibration(folder: Path, calibration: Calibration, model: Path | None = None) -> None:
     """Write it for the model with this file, by default the one of an exported folder."""
     file = model or folder / EXPORT_CONFIG_FILE
+    if not calibration.model:  # it is not a copy
+        facts = made()
+        commit = facts["commit"] or ""
+        calibration = replace(
+            calibration, date=facts["date"], version=facts["version"], commit=commit
+        )
     calibration = replace(calibration, model=file.name, model_sha256=checksum(file))
-    write_text(
-        folder / FILE, json.dumps(calibration.to_json(), indent=1, ensure_ascii=False) + "\n"
-    )
+    content = json.dumps(calibration.to_json(), indent=1, ensure_ascii=False)
+    write_text(folder / FILE, content + "\n")

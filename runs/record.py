@@ -7,7 +7,6 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dassl.config import flatten
 
 from common.records import Phase, SelectionRecord
 from common.results import MEASURES
-from common.version import source
+from common.version import made
 from datasets import title
 from measures.results import RECORDED, SELECTED
 from trainers.base import data_use, streams
@@ -172,8 +171,7 @@ class Record:
         content["device"] = f"cpu ({platform.machine()})"
         if device.type == "cuda":
             content["device"] = torch.cuda.get_device_name(device)
-        content["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        content |= source()
+        content |= made()
         content["versions"] = versions()
         return json.dumps(content, indent=1) + "\n"
 

@@ -18,6 +18,7 @@ from marks import one_line
 
 from clip import load_backbone
 from common.results import CALIBRATION
+from common.version import __version__
 from inference import export, predict, programs
 from inference.calibrated import calibration_in
 from inference.calibration import softmax
@@ -231,6 +232,7 @@ def test_wrong_requests_are_refused_and_change_nothing(
         name: tmp_path / name for name in ("copies", "learned", "missing")
     }
     before = (calibrated / CALIBRATION).read_bytes()
+    assert json.loads(before)["version"] == __version__ and json.loads(before)["date"]
     done = command(calibrate, calibrated, *(str(option).format(**places) for option in options))
     assert done.status == 2 and words in done.errors[-1], done.errors
     assert (calibrated / CALIBRATION).read_bytes() == before

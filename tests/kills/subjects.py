@@ -78,6 +78,10 @@ def content(folder: Path) -> dict[str, object]:
             }
             assert results.get("data_use", {}).get("test", {}).pop("evaluations", 1) >= 1
             found[name] = results
+        elif path.name == "calibration.json":
+            fitted = json.loads(path.read_text())
+            left_out = ("date", "content_sha256")
+            found[name] = {key: value for key, value in fitted.items() if key not in left_out}
         elif path.name == "tests.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines() if line]
             found[name] = {
