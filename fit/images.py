@@ -141,7 +141,7 @@ def read_metadata(folder: Path) -> list[Photo]:
 def check_inside(rows: Sequence[tuple[int, Row]], file: Path) -> None:
     """Raise UsageError for an image outside the folder of a file, which may be a stranger's."""
     for line, row in rows:
-        name = Path(row["file_name"] or "")
+        name = Path(row.get("file_name") or "")
         if name.is_absolute() or ".." in name.parts:
             what = f"line {line} of {file} leads out of its folder"
             raise UsageError(what, "give paths inside of it", file)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from dassl.utils import ChangedImageError
+from hostile import damaged
+from hypothesis import given, settings
 from marks import one_line
 from PIL import Image
 
@@ -455,6 +457,29 @@ def test_metadata_of_hugging_face_names_images_and_labels(photos, tmp_path):
     (photos / "metadata.jsonl").write_text("[1]")
     with one_line("line 1 of", "no JSON object"):
         find(photos)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_damaged_metadata_is_read_or_refused_in_one_line(ending, photos):
+    names = [file.relative_to(photos).as_posix() for file in photos.rglob("*.*")]
+    rows = [{"file_name": name, "label": name.split("/")[0]} for name in names]
+    lines = [json.dumps(row) for row in rows]
+    if ending == "csv":
+        lines = ["file_name,label", *(",".join(row.values()) for row in rows)]
+    file = photos / f"metadata.{ending}"
+
+    @settings(max_examples=100, deadline=None, database=None, derandomize=True)
+    @given(content=damaged("\n".join(lines).encode()))
+    def read(content):
+        file.write_bytes(content)
+        try:
+            found = find(photos)
+        except UsageError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(Path(photo.path).resolve().is_relative_to(photos) for photo in found)
+
+    read()
 
 
 def test_parts_of_hugging_face_have_metadata_of_their_own(photos):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -187,6 +188,14 @@ def export(shared: Path, run: Path) -> Subject:
     return Subject("export", [*tool, *backbone], files={"out/notes.txt": "It stays as it is.\n"})
 
 
+def embedding(shared: Path) -> Subject:
+    """The features of 80 images."""
+    tool = [sys.executable, str(ROOT / "tools/embed.py"), "--to", "out"]
+    backbone = ["--backbone", str(shared / "tiny.safetensors")]
+    images = str(shared / "data/eurosat/2750")
+    return Subject("embed", [*tool, *backbone, "--layout", "clip-retrieval", images])
+
+
 def study(shared: Path) -> Subject:
     quick = {"OPTIM.MAX_EPOCH": 2, "DATALOADER.NUM_WORKERS": 0}
     content = {
@@ -247,7 +256,9 @@ def subjects(shared: Path, server) -> list[Subject]:
     shallow = ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3)
     learned = training("CoOp", shared, "DATALOADER.NUM_WORKERS", 0)
     subprocess.run(learned.command, cwd=shared, check=True, capture_output=True)
+    parquet = [embedding(shared)] if find_spec("pyarrow") else []
     return [
+        *parquet,
         export(shared, shared / "out"),
         evaluation(shared, shared / "out"),
         training(
