@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
+from numpy.typing import NDArray
 from torch import Tensor
 
 import datasets
@@ -35,6 +36,7 @@ from benchmarks.fits import (
     read_records,
 )
 from common.files import checksum
+from common.names import plain
 from fit.features import Features
 from fit.heads import Heads
 from fit.images import Photo
@@ -73,9 +75,7 @@ class Data:
         dataset = kind(cfg)
         self.name = name
         self.heads = Heads(
-            PromptedClassifier.zero_shot(
-                "small", [each.replace("_", " ") for each in dataset.classnames]
-            )
+            PromptedClassifier.zero_shot("small", list(map(plain, dataset.classnames)))
         )
         (self.x, self.y), (self.test_x, self.test_y) = (
             self.of(part, most)
@@ -109,21 +109,30 @@ def cell(data: Data, shots: int, seed: int, swapped: bool) -> dict[str, Any]:
     examples, wrong = examples_of(data, shots, seed, swapped)
     request = FitRequest(Path("images"), Path("model"), seed=seed)
     decision, seconds = decided(data.heads, examples, request)
-    names = data.heads.names
-    images = [Photo(str(place), names[label]) for place, label in enumerate(examples.y)]
-    fit = Fit(request, Photos(images, names, {}, []), decision)
+    fit = Fit(request, photos_of(examples), decision)
     record: dict[str, Any] = {"dataset": data.name, "shots": shots, "seed": seed}
     record |= {"swapped": swapped, "seconds": seconds, "chosen": decision.name}
     if swapped:
-        first = [int(one["path"]) for one in suspects(fit)[: round(0.1 * len(images))]]
-        return record | {"wrong": len(wrong), "found": len({*first} & {*wrong})}
+        return record | {"wrong": len(wrong), "found": len(first_suspects(fit) & {*wrong})}
     return record | tested(data, examples, fit)
+
+
+def first_suspects(fit: Fit) -> set[int]:
+    """The places of the tenth of the photos whose labels are least likely."""
+    tenth = round(0.1 * len(fit.photos.training))
+    return {int(one["path"]) for one in suspects(fit)[:tenth]}
+
+
+def photos_of(examples: Examples) -> Photos:
+    """Photos whose paths are their places."""
+    names = list(examples.names)
+    images = [Photo(str(place), names[label]) for place, label in enumerate(examples.y)]
+    return Photos(images, names, {}, [])
 
 
 def tested(data: Data, examples: Examples, fit: Fit) -> dict[str, Any]:
     """What the fit and each method answer for the test images, and what the fit promised."""
-    learned = (examples.x, examples.y)
-    answers = {one: data.heads.answers(one, learned, data.test_x).numpy() for one in HEADS}
+    answers = answers_of(data, examples)
     logits: Any = sum(weight * answers[one] for one, weight in fit.decision.chosen)
     labels = data.test_y.numpy()
     methods: dict[str, float] = {}
@@ -133,13 +142,31 @@ def tested(data: Data, examples: Examples, fit: Fit) -> dict[str, Any]:
     record = {"methods": methods, "fit": percent(correct)}
     if fit.estimate is None or fit.calibration is None:
         return record
-    record |= {"estimate": fit.estimate.accuracy, "low": fit.estimate.low}
-    record |= {"high": fit.estimate.high, "without_nesting": fit.decision.without_nesting}
+    return record | kept_promises(fit, logits, labels)
+
+
+def answers_of(data: Data, examples: Examples) -> dict[Any, NDArray[Any]]:
+    """The logits (images, classes) of each head for the test images."""
+    learned = (examples.x, examples.y)
+    return {one: data.heads.answers(one, learned, data.test_x).numpy() for one in HEADS}
+
+
+def kept_promises(fit: Any, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+    """The estimate of a fit; the share of each class whose sets have it; and of each error that can
+    be promised the shares of answered images and of wrong answers; in percent.
+    """
     sets = fit.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
+    wrong = logits.argmax(axis=1) != labels
+    answered = promised(fit.decision, logits, ERRORS)
+    record: dict[str, Any] = {
+        "estimate": fit.estimate.accuracy,
+        "low": fit.estimate.low,
+        "high": fit.estimate.high,
+        "without_nesting": fit.decision.without_nesting,
+    }
     record["sets"] = [percent(sets[labels == label]) for label in np.unique(labels)]
     record["max_error"] = {
-        error: [percent(given), percent(~correct[given])]
-        for error, given in promised(fit.decision, logits, ERRORS)
+        error: [percent(given), percent(wrong[given])] for error, given in answered
     }
     return record
 
@@ -211,8 +238,7 @@ def accuracies(cells: list[dict[str, Any]], names: list[str], shots: list[int]) 
     """The table of accuracies, and how often another method would have been better."""
     yield f"| data set | zero-shot | {' | '.join(f'{number} images' for number in shots)} |"
     yield "| --- " * (2 + len(shots)) + "|"
-    regrets = {}
-    below = {}
+    worse = {}  # than the best method, and than zero-shot CLIP
     for name in names:
         row = []
         for number in shots:
@@ -221,20 +247,19 @@ def accuracies(cells: list[dict[str, Any]], names: list[str], shots: list[int]) 
                 methods = means(here)
                 best = max(methods, key=methods.__getitem__)
                 fit = mean(each["fit"] for each in here)
-                regrets[name, number] = methods[best] - fit
-                below[name, number] = methods["ZeroshotCLIP"] - fit
+                worse[name, number] = methods[best] - fit, methods["ZeroshotCLIP"] - fit
                 row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
-    yield from losses(regrets, below, len(cells))
-    for method, accuracy in means(cells).items():
-        yield f"{method} everywhere: {accuracy:.1f}"
+    yield from losses(worse, len(cells))
+    for name, accuracy in means(cells).items():
+        yield f"{name} everywhere: {accuracy:.1f}"
     yield f"fit everywhere: {mean(each['fit'] for each in cells):.1f}"
 
 
-def losses(
-    regrets: dict[tuple[str, int], float], below: dict[tuple[str, int], float], fits: int
-) -> Iterator[str]:
+def losses(worse: dict[tuple[str, int], tuple[float, float]], fits: int) -> Iterator[str]:
     """How much better the best method and zero-shot CLIP would have been than the fits."""
+    regrets = {key: pair[0] for key, pair in worse.items()}
+    below = {key: pair[1] for key, pair in worse.items()}
     most = max(regrets.values())
     yield f"{fits} fits; regret: mean {mean(regrets.values()):.2f}, most {most:.1f}"
     yield f"over 2.5: {above(regrets, 2.5)}"

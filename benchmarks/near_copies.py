@@ -10,6 +10,7 @@ import argparse
 import io
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from torch import Tensor
 
 import datasets
 from benchmarks.fits import add_record, decided, of_each_class, percent, promised, read_records
+from common.names import plain
 from datasets import copies
 from fit import groups
 from fit.decision import Decision
@@ -120,13 +122,14 @@ def examples_of(heads: Heads, found: Drawn, named: bool) -> Examples:
     are looked for.
     """
     x = features(heads, found.images)
-    unlike = np.zeros(copies.SHAPE, dtype=np.int8)
     photos = []
     rows = {}
-    for place, (image, label) in enumerate(zip(found.images, found.labels, strict=True)):
-        group = str(found.source[place]) if named else ""
-        photo = Photo(str(place), heads.names[label], group=group)
-        signature = unlike if named else copies.signature(image)
+    for place, label in enumerate(found.labels):
+        photo = Photo(str(place), heads.names[label])
+        signature = copies.signature(found.images[place])
+        if named:
+            photo = replace(photo, group=str(found.source[place]))
+            signature = np.zeros(copies.SHAPE, dtype=np.int8)
         rows[photo.path] = Row("", signature, copies.Taken(), x[place])
         photos.append(photo)
     scenes, _ = groups.find(photos, rows)
@@ -139,10 +142,7 @@ def fitted(
     """The record of one fit, with a test on features and labels."""
     request = FitRequest(Path("images"), Path("model"), seed=seed)
     decision, seconds = decided(heads, examples, request)
-    learned = (examples.x, examples.y)
-    logits: Any = sum(
-        weight * heads.answers(one, learned, test[0]).numpy() for one, weight in decision.chosen
-    )
+    logits = logits_of(heads, decision, examples, test[0])
     labels = test[1].numpy()
     record = {"seed": seed, "seconds": seconds, "scenes": len(np.unique(examples.scenes))}
     record["truth"] = percent(logits.argmax(axis=1) == labels)
@@ -152,6 +152,13 @@ def fitted(
         return record
     record |= {"estimate": at.accuracy, "low": at.low, "high": at.high}
     return record | certainty_of(decision, logits, labels)
+
+
+def logits_of(heads: Heads, decision: Decision, examples: Examples, x: Tensor) -> NDArray[Any]:
+    """(images, classes): the answers of the chosen heads for features (images, width)."""
+    learned = (examples.x, examples.y)
+    weighted = (weight * heads.answers(one, learned, x).numpy() for one, weight in decision.chosen)
+    return np.sum(list(weighted), axis=0)
 
 
 def certainty_of(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
@@ -213,7 +220,7 @@ def row_of(name: str, cell: list[dict[str, Any]]) -> str:
     return f"| {name} | {numbers} | {without:.1f} | {sets:.1f} |"
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of near_copies.jsonl")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
@@ -222,7 +229,11 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="print what the fits say, and run nothing"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     file = args.output / "near_copies.jsonl"
     records = read_records(file)
     if args.table:
@@ -231,8 +242,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     done = {(record["kind"], record["copies"], record["seed"]) for record in records}
     dataset = eurosat(args.root)
-    names = [name.replace("_", " ") for name in dataset.classnames]
-    heads = Heads(PromptedClassifier.zero_shot("small", names))
+    heads = Heads(PromptedClassifier.zero_shot("small", list(map(plain, dataset.classnames))))
     test = test_images(heads, dataset.test)
     for seed, (kind, number) in product(range(1, args.seeds + 1), CELLS):
         if (kind, number, seed) not in done:

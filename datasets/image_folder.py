@@ -8,7 +8,7 @@ from shlex import quote
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from common.names import printable
+from common.names import plain, printable
 from common.text import read_json
 
 from . import splits
@@ -161,7 +161,7 @@ class ImageFolder(FolderDataset):
                 )
                 return self.name_folders(folders, names, str(file))
         return self.name_folders(
-            folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root)
+            folders, {folder: plain(folder) for folder in folders}, str(self.root)
         )
 
     def read_names(self, file: Path) -> dict[str, str]:

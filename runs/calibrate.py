@@ -7,6 +7,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from numpy.lib import format as npy
 
 from common.errors import UsageError, check_dataset_name
-from common.names import printable
+from common.names import plain, printable
 from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists
@@ -131,23 +132,13 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     run's test.
     """
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
-    classifier = load(
-        folder,
-        LoadOptions(
-            device=args.device,
-            backbone=args.backbone,
-            class_names=names_of(dataset) if dataset else (),
-            calibration=False,
-        ),
-    )
-    method = predicting()[classifier.method]
-    known = seen_images(folder, dataset, method.learns, args.accept_unknown_images)
+    classifier = model_in(folder, dataset, args)
+    learns = predicting()[classifier.method].learns
+    known = seen_images(folder, dataset, learns, args.accept_unknown_images)
     seen = known or NOTHING
     items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
     items, asked = without_learned(items, seen, folder)
-    tested = int(seen.of_role("tested").equal(asked).sum())
-    if dataset:
-        tested = max(tested, count_shared(items, dataset.test))
+    tested = max(count(seen, "tested", asked), count_shared(items, dataset.test if dataset else []))
     check_test_images(
         tested, len(items), str(folder), args.accept_test_images, "--accept-test-images"
     )
@@ -160,15 +151,28 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
         args.error and args.error / 100,
         kind=args.kind,
         test_images=tested,
-        chosen_images=int(seen.of_role("chosen").equal(asked).sum()),
+        chosen_images=count(seen, "chosen", asked),
         unknown_images=known is None,
     )
-    write_calibration(folder, fitted, file_of(folder, method))
+    write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     if known is not None:
         (seen.of_role("learned", "chosen", "tested") + asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is not None:
         print_changes(folder, dataset, classifier, fitted, held, args.by_class)
+
+
+def count(seen: SeenImages, role: str, asked: SeenImages) -> int:
+    """How many of the asked images the model has seen in this role."""
+    return int(seen.of_role(role).equal(asked).sum())
+
+
+def model_in(folder: Path, dataset: Any, args: argparse.Namespace) -> PromptedClassifier:
+    """The model of a folder, for the classes of its run."""
+    options = LoadOptions(device=args.device, backbone=args.backbone, calibration=False)
+    if dataset:
+        options = replace(options, class_names=tuple(names_of(dataset)))
+    return load(folder, options)
 
 
 def print_changes(
@@ -289,7 +293,7 @@ def read_dataset(run: Path, classes: str = "") -> Any:
 
 
 def names_of(dataset: Any) -> list[str]:
-    return [name.replace("_", " ") for name in dataset.classnames]
+    return list(map(plain, dataset.classnames))
 
 
 def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
@@ -307,7 +311,7 @@ def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
     for parent in sorted(
         place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."
     ):
-        name = parent.name.replace("_", " ")
+        name = plain(parent.name)
         if name not in labels:
             what = (
                 f"{printable(parent)} is named after no class of the model, whose first is "

@@ -347,15 +347,17 @@ def sections_of_others(cfg: CfgNode, method: Any, file: str, trees: Iterable[dic
         return []
     now = cfg.TRAINER[method.section()]
     for section, values in sections.items():
-        keys = values if isinstance(values, dict) else ()
-        differing = [key for key in keys if now.get(key, values[key]) != values[key]]
-        if differing:
-            others = "; ".join(f"{key} {now[key]}, not {values[key]}" for key in differing)
-            return [
-                f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()} "
-                f"({others}): rename the section if you mean these"
-            ]
+        others = differing(now, values) if isinstance(values, dict) else []
+        if others:
+            what = f"{file} sets TRAINER.{section}, but {name} reads TRAINER.{method.section()}"
+            return [f"{what} ({'; '.join(others)}): rename the section if you mean these"]
     return []
+
+
+def differing(now: CfgNode, values: dict) -> list[str]:
+    """The values that a section would have otherwise, as text."""
+    keys = [key for key in values if now.get(key, values[key]) != values[key]]
+    return [f"{key} {now[key]}, not {values[key]}" for key in keys]
 
 
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:

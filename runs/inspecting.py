@@ -45,14 +45,13 @@ def main(argv: list[str] | None = None) -> None:
     about = printable(summary_line(read_results(args.run) or {}))
     outcome = Outcome([str(name) for name in arrays["class_names"]])
     outcome.add(arrays)
-    root = args.root or root_of(args.run)
     with new_folder(args.output) as folder:
         shown = [
             (name, caption, save_picture(figure, folder / name))
-            for name, caption, figure in pictures(outcome, root)
+            for name, caption, figure in pictures(outcome, args.root or root_of(args.run))
         ]
-        template = Path(__file__).with_name("outcomes.html")
-        page = render(template, title=about.partition(":")[0], about=about, pictures=shown)
+        facts = {"title": about.partition(":")[0], "about": about, "pictures": shown}
+        page = render(Path(__file__).with_name("outcomes.html"), **facts)
         write_text(folder / "predictions.html", page)
     print(f"Written: predictions.html and pictures to {args.output}")
 

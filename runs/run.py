@@ -128,8 +128,8 @@ def print_settings(spec: RunSpec, folder: OutputFolder) -> None:
     print(f"{cfg.TRAINER.NAME} on {title(cfg)}. Settings that differ from {defaults}:")
     width = max(map(len, spec.changed), default=0)
     for key, (before, now) in spec.changed.items():
-        was = f"  (was {before})" if before not in ("", None, ()) else ""
-        print(f"  {key:{width}}  {now}{was}")
+        print(f"  {key:{width}}  {now}", end="")
+        print(f"  (was {before})" if before not in ("", None, ()) else "")
     print(f"All settings: {folder.path / RUN_CONFIG_FILE}")
     for line in (*spec.ignored, *spec.of_backbone):
         print(line)

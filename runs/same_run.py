@@ -113,10 +113,11 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         refuse(folder, changed, before, now, remedy)
     unknown = sorted(before.keys() - now.keys())
     if unknown:
-        what = (
-            f"{folder} holds a run with the setting {unknown[0]}, which this version does not have"
+        raise UsageError(
+            f"{folder} holds a run with the setting {unknown[0]}, which this version does not have",
+            f"use the version that made it, or {remedy}",
+            folder,
         )
-        raise UsageError(what, f"use the version that made it, or {remedy}", folder)
 
 
 def may_differ(key: str, cfg: CfgNode, before: dict[str, Any]) -> bool:

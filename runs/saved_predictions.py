@@ -119,17 +119,28 @@ def test_arrays(cfg: Any, trainer: Any) -> Predictions:
     if not columns or not trainer.evaluator.results:
         return {}
     split, items = tested_images(cfg, trainer)
-    rows = {id(item): row for row, item in enumerate(images_of(trainer, split))}
-    order = [rows[id(item)] for item in items]  # a method may read them in another one
-    labels = [item.label for item in items]
-    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != labels:
+    order = order_of(items, images_of(trainer, split), columns["label"].tolist())
+    if order is None:
         print(f"No {PREDICTIONS_FILE}: the test did not read each image once, in order")
         return {}
     arrays = {key: column[order] for key, column in columns.items()}
-    names = map(trainer.dm.lab2cname.get, range(trainer.dm.num_classes))
     arrays["image"] = np.array(relative_paths(items, cfg.DATASET.ROOT))
-    arrays["class_names"] = np.array(list(names))
+    labels = range(trainer.dm.num_classes)
+    arrays["class_names"] = np.array([trainer.dm.lab2cname[label] for label in labels])
     arrays["dataset"] = np.array(title(cfg))
     arrays["split"] = np.array(split)
     arrays["images_sha256"] = np.array(list_digest(items, cfg.DATASET.ROOT))
     return arrays
+
+
+def order_of(items: list, read: list, labels: list[int]) -> list[int] | None:
+    """The rows of the images in the order in which they were read, with these labels; a method may
+    have another order. None unless each was read once.
+    """
+    rows = {id(item): row for row, item in enumerate(read)}
+    order = [rows[id(item)] for item in items]
+    if len(labels) != len(order) or any(
+        labels[row] != item.label for row, item in zip(order, items, strict=True)
+    ):
+        return None
+    return order

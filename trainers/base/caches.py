@@ -99,17 +99,16 @@ class CacheMethod(ViewsMethod):
         entry = {"FEATURES": feature, "ENTROPIES": entropy}
         if s.POSITIVE_ENABLED:
             keep("POSITIVE", of_class, entry, state)
-            positives = self.positives(features, state)
-            z = z + s.POSITIVE_ALPHA * self.near("POSITIVE", feature, positives).sum(dim=1)
-        lower = s.NEGATIVE_ENTROPY_THRESHOLD_LOWER
-        upper = s.NEGATIVE_ENTROPY_THRESHOLD_UPPER
+            near = self.near("POSITIVE", feature, self.positives(features, state))
+            z = z + s.POSITIVE_ALPHA * near.sum(dim=1)
         if s.NEGATIVE_ENABLED:
             # Of nats and bits, as published
-            if lower < entropy / math.log2(max(2, len(z))) < upper:
+            share = entropy / math.log2(max(2, len(z)))
+            if s.NEGATIVE_ENTROPY_THRESHOLD_LOWER < share < s.NEGATIVE_ENTROPY_THRESHOLD_UPPER:
                 mask = (p > s.NEGATIVE_MASK_THRESHOLD_LOWER) & (p < s.NEGATIVE_MASK_THRESHOLD_UPPER)
                 self.keep_negative(of_class, entry | {"MASKS": mask}, state)
-            weights = self.near("NEGATIVE", feature, state).flatten()
-            z = z - s.NEGATIVE_ALPHA * weights @ state["NEGATIVE_MASKS"].flatten(0, 1).to(z.dtype)
+            near = self.near("NEGATIVE", feature, state).flatten()
+            z = z - s.NEGATIVE_ALPHA * near @ state["NEGATIVE_MASKS"].flatten(0, 1).to(z.dtype)
         return z
 
     def image(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -146,13 +146,12 @@ def check_facts(method: Any, images: Tensor) -> None:
         what = f"{type(learner).__name__}.image returns features of length {longest:.3g}"
         remedy = "return them of unit length, by `trainers.base.prompted.normalize`"
         assert longest < 1.01, f"{what}: {remedy}"
-    frozen = ends(model.frozen, images)
     own_image = learner.image(output.tower, model.classes_learned)
     unit_image = normalize(output.tower.feature)
     if not learner.installs:
         copy = private_copy(model.frozen)
         learner.install(copy)
-        deny(learner, "installs", ends(copy, images), frozen)
+        deny(learner, "installs", ends(copy, images), ends(model.frozen, images))
     if not learner.changes_image:
         deny(learner, "changes_image", own_image, unit_image)
     if not model.own_image:

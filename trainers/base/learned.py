@@ -16,6 +16,7 @@ from torch import Tensor
 from clip import weights_sha256
 from common.errors import UsageError, one_line
 from common.files import checksum
+from common.names import plain
 from common.records import Phase
 from common.version import __version__, source
 
@@ -269,7 +270,7 @@ class Checkpoints:
         here = self.method.class_names
         names = here if method.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new" else []
         if isinstance(written.get("class_names"), list):
-            names = [name.replace("_", " ") for name in written["class_names"]]
+            names = list(map(plain, written["class_names"]))
         same_dataset = written.get("dataset", method.dataset_title) in (
             method.dataset_title,
             method.cfg.DATASET.NAME,

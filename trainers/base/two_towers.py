@@ -60,12 +60,12 @@ class IndependentPrompts(TemplatePrompts):
         vision: tuple[int, int],
         ctx_init: str,
     ):
-        (n_text, depth_text), (n_vision, depth_vision) = text, vision
-        words, ctx = (
-            start_context(clip, n_text, ctx_init)
-            if depth_text
-            else (ctx_init.replace("_", " "), None)
-        )
+        n_text, depth_text = text
+        n_vision, depth_vision = vision
+        words = ctx_init.replace("_", " ")
+        ctx = None
+        if depth_text:
+            words, ctx = start_context(clip, n_text, ctx_init)
         super().__init__("{}.", classnames, clip, f"{words} ")
         self.ctx = ctx
         self.extra_modules: dict[str, Any] = {

@@ -20,6 +20,7 @@ from torchvision.transforms import functional as F
 
 AREA = 0.08, 1.0  # of a crop, as a share of the image
 RATIO = 3 / 4, 4 / 3  # of the sides of a crop
+LOG_RATIO = torch.log(torch.tensor(RATIO)).tolist()
 TRIES = 10
 # Of AugMix's operations
 CHAINS = 3
@@ -77,12 +78,11 @@ def crop_box(
     """(top, left, height, width) of a random crop: torchvision's RandomResizedCrop with a given
     generator.
     """
-    areas = least_area, AREA[1]
     width, height = image.size
     for _ in range(TRIES):
-        area = width * height * torch.empty(1).uniform_(*areas, generator=chance).item()
-        logs = torch.log(torch.tensor(RATIO)).tolist()
-        ratio = torch.exp(torch.empty(1).uniform_(*logs, generator=chance)).item()
+        area = torch.empty(1).uniform_(least_area, AREA[1], generator=chance).item()
+        area *= width * height
+        ratio = torch.exp(torch.empty(1).uniform_(*LOG_RATIO, generator=chance)).item()
         w = round(math.sqrt(area * ratio))
         h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
