@@ -86,6 +86,15 @@ def test_a_batch_is_answered_without_the_others(make):
     assert torch.allclose(parts[0][0].exp(), alone.exp(), atol=1e-5)
 
 
+def test_a_stream_is_of_the_tested_split(make):
+    pairs = "TEST.STREAM", "batches", "TEST.STREAM_BATCH", 6, "TEST.STREAM_TASKS", 2
+    trainer = make("StatA", *pairs)
+    assert len(trainer.val_loader.dataset) == len(trainer.dm.val_loader.dataset)
+    assert trainer.test_loader.dataset.part_sizes == [6, 6]
+    trainer = make("StatA", *pairs, "TEST.SPLIT", "val", output="val")
+    assert trainer.val_loader.dataset.part_sizes == [6, 6]
+
+
 def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
     coop = ["OPTIM.MAX_EPOCH", 2, *section_pairs("CoOp", {"N_CTX": 4})]
     run = arguments(eurosat, tiny, tmp_path / "coop", *coop, trainer="CoOp", config="small")

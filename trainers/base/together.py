@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -102,9 +103,14 @@ class TogetherMethod(Method):
         super().check_run(cfg)
         require_stream(cls.__name__)
 
-    def parts(self, items: list) -> streams.Parts:
-        """The places of the images (a list of `Datum`) that are answered together."""
-        found = streams.parts(self.cfg, [item.label for item in items])
+    def parts(self, loader: Any) -> streams.Parts:
+        """The places of the images of a loader that are answered together. TEST.STREAM is for the
+        split of TEST.SPLIT alone.
+        """
+        labels = [item.label for item in loader.dataset.data_source]
+        if (loader is self.images.tests) != (self.cfg.TEST.SPLIT == "test"):
+            return [np.arange(len(labels))]
+        found = streams.parts(self.cfg, labels)
         fewest = min(found, key=len, default=())
         if len(fewest) < self.least_images:
             what = f"{type(self).__name__} needs {self.least_images} images at a time"
@@ -115,7 +121,7 @@ class TogetherMethod(Method):
     def test_loader(self, loader: Any) -> DataLoader:
         """The images of all parts, in turn: an image of several parts is there several times."""
         items = loader.dataset.data_source
-        parts = self.parts(items)
+        parts = self.parts(loader)
         listed = self.loader_of([items[place] for part in parts for place in part], loader)
         images: Any = listed.dataset
         images.part_sizes = [len(part) for part in parts]
