@@ -98,6 +98,8 @@ class Anchored:
 
 def spread_by_class(x, z, means):
     """(classes, joint): the sum over images of z times the squared distance to the mean."""
-    x, z, means = x.double(), z.double(), means.double()
+    x = x.double()
+    z = z.double()
+    means = means.double()
     squares = z.T @ x.square() + z.sum(dim=0)[:, None] * means.square()
     return (squares - 2 * means * (z.T @ x)).clamp(min=0)

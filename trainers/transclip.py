@@ -114,6 +114,8 @@ class Mixture:
 
 def spread_of(x, z, means):
     """(joint,): the sum over images and classes of z times the squared distance to the mean."""
-    x, z, means = x.double(), z.double(), means.double()
+    x = x.double()
+    z = z.double()
+    means = means.double()
     squares = z.sum(dim=1) @ x.square() + z.sum(dim=0) @ means.square()
     return squares - 2 * (means * (z.T @ x)).sum(dim=0)

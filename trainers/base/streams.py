@@ -5,7 +5,7 @@ their own, so that a seed gives the same batches on every machine.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -116,17 +116,21 @@ def batches(
     """
     rng = np.random.RandomState(seed)
     classes = int(labels.max()) + 1
-    few, many = k_eff
     found = []
     for _ in range(count):
-        k = rng.randint(few, many + 1) if few < many else few
+        k = rng.randint(k_eff[0], k_eff[1] + 1) if k_eff[0] < k_eff[1] else k_eff[0]
         chosen = rng.choice(classes, k, replace=False) if k < classes else np.arange(classes)
-        pool = np.concatenate([np.flatnonzero(labels == label) for label in chosen])
+        pool = images_of(labels, chosen)
         if len(pool) > size:
             pool = rng.choice(pool, size, replace=False)
         rng.shuffle(pool)
         found.append(pool)
     return found
+
+
+def images_of(labels: NDArray[Any], classes: Iterable[int]) -> NDArray[np.int64]:
+    """The places of the images of these classes, class after class."""
+    return np.concatenate([np.flatnonzero(labels == label) for label in classes])
 
 
 def dirichlet(
@@ -140,17 +144,22 @@ def dirichlet(
     rng = np.random.RandomState(seed)
     classes = int(labels.max()) + 1
     if gamma <= 0:
-        in_turn = [np.flatnonzero(labels == label) for label in rng.permutation(classes)]
-        return np.concatenate([rng.permutation(of_class) for of_class in in_turn])
+        in_turn = rng.permutation(classes)
+        return np.concatenate([rng.permutation(images_of(labels, [label])) for label in in_turn])
     slots = max(1, min(len(labels) // size, classes))
     shares = np.random.default_rng(shares_seed).dirichlet([gamma] * slots, classes)
-    of_slot: list[Parts] = [[] for _ in range(slots)]
+    return np.concatenate([rng.permutation(slot) for slot in cut(labels, shares)])
+
+
+def cut(labels: NDArray[Any], shares: NDArray[np.float64]) -> Parts:
+    """The places of the images of each slot, by the shares (classes, slots) of each class."""
+    of_slot: list[Parts] = [[] for _ in shares[0]]
     for label, share in enumerate(shares):
         places = np.flatnonzero(labels == label)
         cuts = (np.cumsum(share) * len(places)).astype(int)[:-1]
         for slot, part in zip(of_slot, np.split(places, cuts), strict=True):
             slot.append(part)
-    return np.concatenate([rng.permutation(np.concatenate(slot)) for slot in of_slot])
+    return list(map(np.concatenate, of_slot))
 
 
 def tasks(labels: NDArray[Any], size: int, k_eff: tuple[int, int], count: int, seed: int) -> Parts:
@@ -162,19 +171,18 @@ def tasks(labels: NDArray[Any], size: int, k_eff: tuple[int, int], count: int, s
     """
     chance = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
+    return [task(labels, size, chance.randint(*k_eff), generator) for _ in range(count)]
+
+
+def task(labels: NDArray[Any], size: int, k: int, generator: torch.Generator) -> NDArray[np.int64]:
+    """The places of `size` images of k classes; UsageError as for `tasks`."""
     classes = int(labels.max()) + 1
-    found = []
-    for _ in range(count):
-        k = chance.randint(*k_eff)
-        for _ in range(TRIES):
-            chosen = torch.randperm(classes, generator=generator)[:k].tolist()
-            pool = np.concatenate([np.flatnonzero(labels == label) for label in chosen])
-            # Also of a pool that is too small, as published
-            mixed = torch.randperm(len(pool), generator=generator).numpy()
-            if len(pool) >= size:
-                break
-        else:
-            what = f"no {k} classes have {size} test images"
-            raise UsageError(what, "lower TEST.STREAM_BATCH, or raise TEST.STREAM_K_EFF")
-        found.append(pool[mixed[:size]])
-    return found
+    for _ in range(TRIES):
+        chosen = torch.randperm(classes, generator=generator)[:k].tolist()
+        pool = images_of(labels, chosen)
+        # Also of a pool that is too small, as published
+        mixed = torch.randperm(len(pool), generator=generator).numpy()
+        if len(pool) >= size:
+            return pool[mixed[:size]]
+    what = f"no {k} classes have {size} test images"
+    raise UsageError(what, "lower TEST.STREAM_BATCH, or raise TEST.STREAM_K_EFF")

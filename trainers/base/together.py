@@ -143,8 +143,7 @@ class TogetherMethod(Method):
         features, labels = self.labelled(once, loader)
         prior = self.prior_of(once, loader)
         # The parts again, by the places among the images that are there once
-        places = {id(item): place for place, item in enumerate(once)}
-        numbers = torch.tensor([places[id(item)] for item in listed], device=self.device)
+        numbers = torch.tensor(places_in(once, listed), device=self.device)
         for part in numbers.split(loader.dataset.part_sizes):
             task = Task.of(features[part], self.texts, support=self.support, val=self.val)
             if prior is not None:
@@ -228,3 +227,9 @@ def squared_distances(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     weights = (1 / variances).expand_as(means)
     squares = x.square() @ weights.T + (means.square() * weights).sum(dim=1)
     return squares - 2 * x @ (means * weights).T
+
+
+def places_in(items: list, listed: list) -> list[int]:
+    """The place of each listed item in a list without repeats."""
+    places = {id(item): place for place, item in enumerate(items)}
+    return [places[id(item)] for item in listed]
