@@ -79,8 +79,11 @@ def read(place: Path) -> list[Photo]:
         return photos_of(rows_of(place), place)
     if not place.is_dir():
         raise UsageError(f"there is no folder or file {place}", LAYOUT, place)
-    if photos := read_metadata(place):
-        return photos
+    return read_metadata(place) or read_folders(place)
+
+
+def read_folders(place: Path) -> list[Photo]:
+    """The images of class folders."""
     folder = OwnImages(place)
     names = folder.class_folders(place)
     parts = {part: place / part for part in PARTS if part in names}
@@ -93,27 +96,27 @@ def read(place: Path) -> list[Photo]:
         if not os.path.exists(place / name):
             print(printable(f"Left out: {place / name} is a link that leads nowhere"))
     inside = [
-        (part, path, name) for part, path in parts.items() for name in folder.class_folders(path)
+        (part, path / name) for part, path in parts.items() for name in folder.class_folders(path)
     ]
-    classes = folder.classes(sorted({name for _, _, name in inside}))
+    classes = folder.classes(sorted({path.name for _, path in inside}))
     photos = []
-    not_read = []
-    for part, path, name in inside:
-        files = files_below(path / name)
-        images = [file for file in files if is_image(file)]
-        photos += [
-            Photo(f"{path}/{name}/{file}", classes[name][1], part, below=file) for file in images
-        ]
-        not_read += [f"{path}/{name}/{file}" for file in files if not is_image(file)]
-        if not images:
-            print(printable(f"Left out: no images in {path}/{name}, but {kinds(files)}"))
+    not_read: list[str] = []
+    for part, path in inside:
+        photos += photos_below(path, classes[path.name][1], part, not_read)
     if not_read:
-        print(
-            printable(
-                f"Left out: files that are not images: {kinds(not_read)}, such as {min(not_read)}"
-            )
-        )
+        what = f"files that are not images: {kinds(not_read)}, such as {min(not_read)}"
+        print(printable(f"Left out: {what}"))
     return photos
+
+
+def photos_below(folder: Path, label: str, part: str, not_read: list[str]) -> list[Photo]:
+    """The images of a class; other files are added to those that are not read."""
+    files = files_below(folder)
+    images = [file for file in files if is_image(file)]
+    not_read += [f"{folder}/{file}" for file in files if not is_image(file)]
+    if not images:
+        print(printable(f"Left out: no images in {folder}, but {kinds(files)}"))
+    return [Photo(f"{folder}/{file}", label, part, below=file) for file in images]
 
 
 def read_metadata(folder: Path) -> list[Photo]:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -147,8 +148,8 @@ def check_same(folder: Path, facts: dict[str, Any]) -> None:
         if read_text(record) != text:
             what = f"{folder} has features of another model, other options or another layout"
             raise UsageError(what, "choose another folder, or delete it", folder)
-        for partial in folder.rglob(".*.partial"):  # of a call that was killed
-            partial.unlink()
+        for left in folder.rglob(".*.partial"):  # of a call that was killed
+            left.unlink()
         return
     names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
     if not {LOCK}.issuperset(names):
@@ -179,7 +180,7 @@ def write_shard(
     if args.layout == LAYOUTS[0]:
         write_parquet(metadata, rows, content, "path", array)
         return
-    with replacing(features) as partial, open(partial, "xb") as file:
+    with replacing(features) as unfinished, open(unfinished, "xb") as file:
         np.save(file, array)
     write_parquet(metadata, rows, content, "image_path")
 
@@ -238,39 +239,37 @@ def embedded(
     files: Sequence[Path], classifier: "PromptedClassifier", batch_size: int
 ) -> list[Embedded]:
     """The features of images, and why others have none; in the order of the files."""
+    from .images import in_threads
+
+    on_gpu = classifier.device.type == "cuda"
+    parts = in_threads(partial(of_batch, classifier), files, batch_size, on_gpu)
+    return [row for part in parts for row in part]
+
+
+def of_batch(classifier: "PromptedClassifier", files: Sequence[Path]) -> list[Embedded]:
+    from .batches import read_batch
+
+    digests: dict[str, bytes] = {}
+    good, inputs, errors = read_batch(files, [classifier], partial(read_known, digests))
+    found: dict[str, NDArray[np.float32]] = {}
+    if good:
+        features = classifier.features(inputs[0]).numpy()
+        found = dict(zip(map(str, good), features, strict=True))
+    faults = iter(errors)
+    rows = []
+    for name in map(str, files):
+        error = "" if name in found else next(faults)
+        rows.append(Embedded(name, digests.get(name, b"").hex(), found.get(name), error))
+    return rows
+
+
+def read_known(digests: dict[str, bytes], file: Path, *options: Any) -> Any:
+    """The image in a file, whose SHA-256 is added to the digests."""
     from dassl.utils import read_image
     from dassl.utils.images import MAX_BYTES
 
-    from .batches import read_batch
-    from .images import in_threads
-
-    def of_batch(batch: Sequence[Path]) -> list[Embedded]:
-        digests: dict[str, bytes] = {}
-
-        def read(file: Path, *options: Any) -> Any:
-            digest = hashlib.sha256(read_bytes(file, MAX_BYTES)).digest()
-            digests[str(file)] = digest
-            return read_image(file, *options, sha256=digest)
-
-        good, inputs, errors = read_batch(batch, [classifier], read)
-        found: dict[str, NDArray[np.float32]] = {}
-        if good:
-            features = classifier.features(inputs[0]).numpy()
-            found = dict(zip(map(str, good), features, strict=True))
-        faults = iter(errors)
-        return [
-            Embedded(
-                name,
-                digests[name].hex() if name in digests else "",
-                found.get(name),
-                "" if name in found else next(faults),
-            )
-            for name in map(str, batch)
-        ]
-
-    on_gpu = classifier.device.type == "cuda"
-    parts = in_threads(of_batch, files, batch_size, on_gpu)
-    return [row for part in parts for row in part]
+    digests[str(file)] = hashlib.sha256(read_bytes(file, MAX_BYTES)).digest()
+    return read_image(file, *options, sha256=digests[str(file)])
 
 
 def write_parquet(
@@ -295,5 +294,5 @@ def write_parquet(
             pyarrow.array(array.reshape(-1)), array.shape[1], mask=is_bad
         )
     table = pyarrow.table(columns).replace_schema_metadata({KEY: facts})
-    with replacing(file) as partial:
-        parquet.write_table(table, partial)
+    with replacing(file) as unfinished:
+        parquet.write_table(table, unfinished)

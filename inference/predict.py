@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -85,19 +85,24 @@ def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextI
     for model in opened:
         model.classifier.check_asked(args.unknown, args.sets, names)
     prepare(opened, names)
-    asked = args.topk, args.unknown, args.sets
     skipped: list[str] = []
-    answers = predict_files(opened, files, names, args.batch_size, *asked)
-    rows = rows_of(answers, skipped, len(files), out)
-    lists = [names or model.classifier.class_names for model in opened]
-    layout = Layout(min(args.topk, max(map(len, lists))), args.unknown, args.sets is not None)
+    asked = args.batch_size, args.topk, args.unknown, args.sets
+    rows = rows_of(predict_files(opened, files, names, *asked), skipped, len(files), out)
+    if not form:
+        as_table(out, rows, files, opened, names)
+        return skipped
+    layout = layout_of(args, [names or model.classifier.class_names for model in opened])
     if args.to:
         write(args.to, form, rows, layout)
-    elif form:
-        PRINTED[form](out, rows, layout)
     else:
-        as_table(out, rows, files, [model.name for model in opened], sum(lists, []))
+        PRINTED[form](out, rows, layout)
     return skipped
+
+
+def layout_of(args: argparse.Namespace, class_lists: Sequence[Sequence[str]]) -> Layout:
+    """What the rows of models with these classes have."""
+    most = max(map(len, class_lists))
+    return Layout(min(args.topk, most), args.unknown, args.sets is not None)
 
 
 def models_and_images(

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from common.errors import UsageError
 from common.files import replacing
 from common.names import csv_cell, padded, printable, width
 from common.start import required_packages
+
+if TYPE_CHECKING:
+    from .models import Model
 
 FORMS = "csv", "json", "jsonl", "parquet"
 REQUIREMENTS = "requirements-parquet.txt"
@@ -150,25 +153,33 @@ def as_table(
     out: TextIO,
     rows: Iterable[Row],
     files: Sequence[Path],
-    models: Sequence[str],
-    class_names: Sequence[str],
+    models: Sequence["Model"],
+    class_names: Sequence[str] | None,
 ) -> None:
-    """For people; the widths of the columns are those of all files, models and classes."""
+    """For people; the widths of the columns are those of all files, models and classes.
+
+    `class_names` are those that the user gives, if any.
+    """
     image_width = max(width(printable(file)) for file in files)
-    model_width = max(width(printable(model)) for model in models)
-    class_width = max(map(width, class_names))
+    model_width = max(width(printable(model.name)) for model in models)
+    class_width = max(max(map(width, class_names or names_of(model))) for model in models)
     for row in rows:
-        cells = [
-            padded(printable(row["image"]), image_width),
-            padded(printable(row["model"]), model_width),
-        ]
+        cells = [padded(printable(row["image"]), image_width)]
+        cells.append(padded(printable(row["model"]), model_width))
         if row["unknown"] is not None:
             cells.append("unknown" if row["unknown"] else " " * len("unknown"))
-        if row["set"] is not None:
-            cells.append(set_text(row["set"]))
-        else:
-            cells.append("   ".join(bar_text(pair, class_width) for pair in row["top"]))
+        cells.append(classes_text(row, class_width))
         out.write("  ".join(cells) + "\n")
+
+
+def names_of(model: "Model") -> Sequence[str]:
+    return model.classifier.class_names
+
+
+def classes_text(row: Row, columns: int) -> str:
+    if row["set"] is not None:
+        return set_text(row["set"])
+    return "   ".join(bar_text(pair, columns) for pair in row["top"])
 
 
 def bar_text(pair: Mapping[str, Any], columns: int) -> str:
