@@ -24,6 +24,7 @@ from test_lora_files import write_lora
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
+from fit.images import find
 from inference import export, predict, tables
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
@@ -172,6 +173,20 @@ def test_the_ending_of_a_file_decides_its_form(finished, command, photos, tmp_pa
     assert command(predict, finished("CoOp"), photos, *timm).status == 0
     header, *lines = (tmp_path / "answers.txt").read_text().splitlines()
     assert header == "path,model,answer,probability" and len(lines) == len(rows)
+
+
+def test_corrected_answers_are_labels_of_a_fit(finished, command, photos, tmp_path):
+    file = tmp_path / "answers.csv"
+    assert command(predict, finished("CoOp"), photos, "--to", file).status == 0
+    header, *lines = file.read_text().splitlines()
+    names = "grey", "white snow"
+    rows = [line.split(",") for line in lines]
+    for number, row in enumerate(rows):
+        row[2] = names[number % 2]
+    text = [header.replace("answer,", "label,", 1), *map(",".join, rows)]
+    file.write_text("\n".join(text))
+    found = {photo.path: photo.label for photo in find(file)}
+    assert found == {row[0]: row[2] for row in rows}
 
 
 def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
