@@ -86,11 +86,12 @@ def requirements(name: str = "") -> list[str]:
 
 
 DESCRIPTION = "Modular Prompt Learning and the prompt-learning methods it is compared with"
+extras = {name: requirements(f"-{file}") for name, file in EXTRAS.items()}
 setup(
     packages=[PACKAGE],
     package_dir={PACKAGE: "."},
     cmdclass={"build_py": OneName},
     install_requires=[*requirements(), "tensorboard"],
-    extras_require={name: requirements(f"-{file}") for name, file in EXTRAS.items()},
+    extras_require=extras,
     entry_points={"console_scripts": [f"mpl = {PACKAGE}.tools.mpl:main"]},
 )

@@ -34,17 +34,9 @@ def build(way: Namespace) -> Any:
     images.
     """
     from dassl.config import get_cfg_default
-    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
     from dassl.engine import build_trainer
-    from open_clip import IMAGENET_CLASSNAMES
 
-    @DATASET_REGISTRY.register(force=True)
-    class Names(DatasetBase):
-        def __init__(self, cfg):
-            names = list(IMAGENET_CLASSNAMES[: way.classes])
-            items = [Datum(label=label, classname=name) for label, name in enumerate(names)]
-            super().__init__(train_x=items * way.batch, test=items)
-
+    register_names(way)
     cfg = get_cfg_default()
     if way.official:
         sys.path.insert(0, way.checkout)
@@ -70,6 +62,19 @@ def build(way: Namespace) -> Any:
     trainer.num_batches = 10**9
     trainer.set_model_mode("train")
     return trainer
+
+
+def register_names(way: Namespace) -> None:
+    """Register the dataset `Names`."""
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+    from open_clip import IMAGENET_CLASSNAMES
+
+    @DATASET_REGISTRY.register(force=True)
+    class Names(DatasetBase):
+        def __init__(self, cfg):
+            names = list(IMAGENET_CLASSNAMES[: way.classes])
+            items = [Datum(label=label, classname=name) for label, name in enumerate(names)]
+            super().__init__(train_x=items * way.batch, test=items)
 
 
 def work_of(way: Namespace) -> tuple[Callable[[], object], Any]:

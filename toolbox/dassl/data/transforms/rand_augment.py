@@ -20,6 +20,22 @@ def signed(value):
     return -value if random.random() > 0.5 else value
 
 
+def autocontrast(image, _):
+    return ImageOps.autocontrast(image)
+
+
+def equalise(image, _):
+    return ImageOps.equalize(image)
+
+
+def invert(image, _):
+    return ImageOps.invert(image)
+
+
+def posterise(image, bits):
+    return ImageOps.posterize(image, int(bits))
+
+
 def rotate(image, degrees):
     return image.rotate(signed(degrees))
 
@@ -61,21 +77,17 @@ def paint_square(image, side):
 # Each operation with its value at strength 0 and at the largest, in the order in which Dassl draws
 # them.
 OPERATIONS = (
-    (lambda image, _: ImageOps.autocontrast(image), 0, 1),
-    (lambda image, _: ImageOps.equalize(image), 0, 1),
-    (lambda image, _: ImageOps.invert(image), 0, 1),
+    (autocontrast, 0, 1),
+    (equalise, 0, 1),
+    (invert, 0, 1),
     (rotate, 0, 30),
-    (lambda image, bits: ImageOps.posterize(image, int(bits)), 4, 8),
+    (posterise, 4, 8),
     (ImageOps.solarize, 0, 256),
     (solarise_brighter, 0, 110),
-    *(
-        (partial(enhance, kind=getattr(ImageEnhance, kind)), 0.1, 1.9)
-        for kind in ("Color", "Contrast")
-    ),
-    *(
-        (partial(enhance, kind=getattr(ImageEnhance, kind)), 0.1, 1.9)
-        for kind in ("Brightness", "Sharpness")
-    ),
+    (partial(enhance, kind=ImageEnhance.Color), 0.1, 1.9),
+    (partial(enhance, kind=ImageEnhance.Contrast), 0.1, 1.9),
+    (partial(enhance, kind=ImageEnhance.Brightness), 0.1, 1.9),
+    (partial(enhance, kind=ImageEnhance.Sharpness), 0.1, 1.9),
     (partial(shear, axis=0), 0, 0.3),
     (partial(shear, axis=1), 0, 0.3),
     (paint_square, 0, 40),
