@@ -110,6 +110,8 @@ def test_commands_name_themselves(installed):
     assert "did you mean fit?" in installed("fitt", status=2)
     code = f"from {PACKAGE}.measures.results import next_step; print(next_step('a b', ''))"
     assert installed("-c", code) == "Model: a b; next: mpl predict 'a b' IMAGES\n"
+    code = f"from {PACKAGE}.common.start import installation as how; print(how('{{}}'))"
+    assert "with its extra [onnx]" in installed("-c", code.format("requirements-export.txt"))
     words = {file.stem for file in (ROOT / "tools").glob("[a-z]*.py")} - {"mpl"}
     assert words <= COMMANDS.keys()  # so that texts do not name what is not there
     assert "`mpl calibrate`" in installed("predict", "--help") or "mpl" in installed("fit", "-h")
