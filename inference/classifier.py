@@ -330,7 +330,7 @@ class PromptedClassifier:
         if isinstance(images, Tensor):
             pixels = images[None] if images.dim() == 3 else images
             return map(compute, pixels.split(BATCH))
-        if isinstance(images, np.ndarray) and images.ndim == 4:
+        if isinstance(images, np.ndarray) and images.ndim in (1, 4):  # of paths, or of images
             images = list(images)
         several = [images] if isinstance(images, Pixels) else list(images)
         most = max(1, BATCH // self.views)
