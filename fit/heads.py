@@ -28,7 +28,7 @@ from trainers.base.feature_method import FeatureMethod
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
 from trainers.base.method import Classes, Method
 from trainers.base.projection import Projection, UnprojectedCLIP
-from trainers.base.prompted import PromptedCLIP, normalize
+from trainers.base.prompted import normalize
 from trainers.base.teacher import cache_folder, mean_text_features
 from trainers.base.training import learn
 
@@ -117,7 +117,10 @@ class Heads:
         if projection(self.clip):
             self.projection = Projection(self.clip, learns=False).to(zero_shot.device)
         # Its `image_output` has the features that the heads take
-        self.tower: PromptedCLIP = self.method(Candidate(VISION), 1).model
+        vision = self.method(Candidate(VISION), 1)
+        with zero_shot.device:
+            head = vision.build_prompts(self.clip, self.names)
+            self.tower = UnprojectedCLIP(self.clip, head)
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """What a method reads of features from before the projection: these, or those behind it
@@ -136,9 +139,9 @@ class Heads:
         method = kind(settings_of(candidate), self.classes, self.zero_shot.device, images)
         assert isinstance(method, FeatureMethod)
         with self.zero_shot.device:
-            method.model = method.Model(
-                self.clip, method.build_prompts(self.clip, self.names), "fast"
-            )
+            head = method.build_prompts(self.clip, self.names)
+            head.__dict__["installs"] = False  # it reads features: no copy of the towers
+            method.model = method.Model(self.clip, head, "fast")
         if method.spec.reads_text:
             method.set_texts(self.texts[method.spec.unit_text])
         return method

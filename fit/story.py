@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
+from clip import is_vit
 from common.errors import check_name
 from common.files import write_text
 from common.lock import locked
@@ -41,7 +43,9 @@ from .towers import TRAINED, Towers
 from .trials import Examples
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
-OF_PROJECTION = {"RLA", "ProLIP"}  # they need a backbone with a projection of image features
+# They need a backbone with a projection of image features. Wide features, which other towers than
+# those of CLIP often have, make them the slowest heads: then they are tried if they are named
+OF_PROJECTION = {"RLA", "ProLIP"}
 # Of the minutes, for trying heads; the others are for the choice, its estimate and the export
 HEADS_SHARE = 0.7
 
@@ -129,7 +133,8 @@ def methods_of(
     wanted = {ZERO_SHOT, SENTENCES, *(request.methods or METHODS)}
     if not request.sentences:
         wanted.remove(SENTENCES)
-    if not heads.projection:
+    own_tower = is_vit(heads.clip) or isinstance(heads.clip.visual, ModifiedResNet)
+    if not heads.projection or not (own_tower or request.methods):
         wanted -= OF_PROJECTION
     return [candidate for candidate in candidates if candidate.method in wanted]
 

@@ -26,11 +26,12 @@ from torch import Tensor
 from benchmarks.fit import kept_promises
 from common.errors import UsageError
 from common.files import checksum
-from fit.candidates import CANDIDATES, SENTENCES, ZERO_SHOT
+from fit.candidates import CANDIDATES, ZERO_SHOT
 from fit.decision import Decision, decide
 from fit.features import Features
 from fit.heads import Heads
 from fit.request import FitRequest
+from fit.story import methods_of
 from fit.trials import Examples
 from inference.classifier import PromptedClassifier
 
@@ -84,8 +85,8 @@ def cell(data: Data, shots: int, seed: int, swapped: int) -> dict[str, Any]:
     heads.seed = seed
     x, labels = data.draw(shots, seed, swapped)
     y = torch.from_numpy(labels)
-    candidates = [one for one in CANDIDATES if one.method != SENTENCES]
     request = FitRequest(Path("images"), Path("model"), seed=seed)
+    candidates = methods_of(request, CANDIDATES, heads)
     examples = Examples(x, y, np.arange(len(y)), heads.names)
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
