@@ -26,6 +26,7 @@ DEPENDENT = 1.5
 MOST_TO_SCALE = 10**6  # logits of a candidate that say how much they are multiplied
 NEVER = -1  # the fold of a group that is alone in its class
 CAUTION = 0.75  # standard errors; chosen on other data sets than those of docs/own_classes.md
+RIGOUR = 10.0  # likewise
 MOSTLY_SINGLE = 0.9  # of the groups, at least
 
 
@@ -163,8 +164,9 @@ def stack(
     """(candidates,): weights of the members, none below 0, whose sum of logits has the least
     cross-entropy (stacking).
 
-    A penalty holds them near the default: the sum of the squared differences, divided by the number
-    of independent images. So few images choose little, and many choose freely.
+    A penalty holds them near the default ones times their best common factor: the sum of the
+    squared differences, times RIGOUR, divided by the number of independent images. So few images
+    choose little, and many choose freely.
 
     Args:
         members: the default weight of each candidate that an ensemble may have, by its place.
@@ -176,7 +178,11 @@ def stack(
     y = np.tile(sample.labels, repeats)
     of_row = np.tile(sample.weights, repeats) / repeats
     rows = np.arange(len(y))
-    prior = np.array(list(members.values()))
+    default = np.zeros(len(logits))
+    default[places] = list(members.values())
+    combined = combine(default, logits)[None]
+    prior = default[places] * inverse_temperatures(combined, sample)
+    rigour = RIGOUR / sample.size
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         log_p = log_softmax(np.tensordot(weights.astype(z.dtype), z, axes=1), axis=-1)
@@ -184,8 +190,8 @@ def stack(
         residual[rows, y] -= 1
         residual *= of_row[:, None].astype(z.dtype)
         apart = weights - prior
-        slope = np.tensordot(z, residual, axes=2) + 2 * apart / sample.size
-        return float(-of_row @ log_p[rows, y] + apart @ apart / sample.size), slope
+        slope = np.tensordot(z, residual, axes=2) + 2 * rigour * apart
+        return float(-of_row @ log_p[rows, y] + rigour * apart @ apart), slope
 
     first = prior if start is None else start[places]
     solved = minimize(loss, first, jac=True, bounds=[(0, None)] * len(places), method="L-BFGS-B")

@@ -90,7 +90,8 @@ def decide(
     )
     weights = choice.choose(trials.stacked, trials.sample, trials.members())
     scales = {
-        candidate: spread(heads.answers(candidate, (examples.x, examples.y), examples.x))
+        candidate: trials.spreads[candidate]
+        * spread(heads.answers(candidate, (examples.x, examples.y), examples.x))
         for candidate, weight in zip(trials.of_heads, weights, strict=False)
         if weight
     }
@@ -154,7 +155,8 @@ def estimated(
 ) -> Decision:
     """The decision with its estimates: the choice is made again without the images of each fold."""
     logits = np.sum(
-        [weight * scales.get(one, 1.0) * trials.logits[one] for one, weight in chosen], axis=0
+        [float(weight * scales.get(one, 1.0)) * trials.logits[one] for one, weight in chosen],
+        axis=0,
     )
     outside = choice.nested(
         trials.stacked, trials.sample, trials.folds[:, trials.held], trials.members

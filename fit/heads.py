@@ -334,10 +334,10 @@ class Heads:
 
 
 def spread(logits: Tensor) -> float:
-    """The mean over images of the standard deviation of logits (images, classes); 1 if they are
-    all equal.
+    """The mean over images of the standard deviation of logits (..., images, classes); 1 if they
+    are all equal.
     """
-    return float(logits.std(dim=1, correction=0).mean()) or 1.0
+    return float(logits.std(dim=-1, correction=0).mean()) or 1.0
 
 
 def settings_of(candidate: Candidate) -> CfgNode:

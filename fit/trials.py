@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
+import torch
 from dassl.utils import ChangedImageError
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +18,7 @@ from inference.sample import Sample
 
 from . import choice
 from .candidates import Candidate, members
-from .heads import Heads, TooLong
+from .heads import Heads, TooLong, spread
 from .plan import Plan
 
 MOST_LOGITS = 2 * 10**8  # of all candidates, repeats, images and classes together: 0.8 GB
@@ -62,8 +63,10 @@ class Trials:
         held: (held,), the places of the images whose logits are kept.
         sample: these images.
         rows: of each candidate its name, accuracy and seconds, or its fault.
-        logits: of each candidate that works, (repeats, held, classes); heads come first.
-        heads: the number of heads among these.
+        logits: of each candidate that works, (repeats, held, classes); heads come first, and have
+            the spread 1.
+        spreads: of the heads' logits before that; if a head had learned from these images, it would
+            have been 1, too.
         notes: for the user.
     """
 
@@ -72,7 +75,7 @@ class Trials:
     sample: Sample
     rows: list[dict[str, Any]]
     logits: dict[Candidate, NDArray[Any]]
-    heads: int
+    spreads: dict[Candidate, float]
     notes: list[str]
 
     @cached_property
@@ -83,15 +86,15 @@ class Trials:
         shape = next(iter(self.logits.values())).shape
         return np.stack([np.broadcast_to(one, shape) for one in self.logits.values()])
 
-    @cached_property
-    def spreads(self) -> list[float]:
-        """Of the logits of each candidate: a default weight is for logits of spread 1."""
-        return [float(one.std(axis=-1).mean()) or 1.0 for one in self.logits.values()]
+    @property
+    def heads(self) -> int:
+        """The number of heads that work."""
+        return len(self.spreads)
 
     @property
     def of_heads(self) -> list[Candidate]:
         """The heads that work."""
-        return list(self.logits)[: self.heads]
+        return list(self.spreads)
 
     @property
     def number_of_folds(self) -> int:
@@ -104,8 +107,7 @@ class Trials:
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
-        weights = members(list(self.logits), evidence)
-        return {place: weight / self.spreads[place] for place, weight in weights.items()}
+        return members(list(self.logits), evidence)
 
 
 def try_candidates(
@@ -141,6 +143,8 @@ def try_candidates(
         notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
     rows, logits = tried(tasks(heads, examples, folds, candidates, plan), held, sample, plan)
+    spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}
+    logits = {one: values / spreads[one] for one, values in logits.items()}
     more_rows, more_logits = tried(trained, held, sample, plan)
     return Trials(
         folds=folds,
@@ -148,7 +152,7 @@ def try_candidates(
         sample=sample,
         rows=rows + more_rows,
         logits=logits | more_logits,
-        heads=len(logits),
+        spreads=spreads,
         notes=notes,
     )
 
