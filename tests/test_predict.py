@@ -126,6 +126,7 @@ def test_arrays_are_images_and_other_values_are_named(finished, photos):
     expected = classifier.logits(photos / "b.png")
     assert torch.equal(classifier.logits(pixels), expected)
     assert torch.equal(classifier.logits(pixels[None]), expected)
+    assert torch.equal(classifier.logits(np.array([str(photos / "b.png")])), expected)
     for image, words in {None: "NoneType", 3: "int", 0.5: "float"}.items():
         with one_line(f"{words} is no image", "give a path, bytes, a PIL image, or an array"):
             classifier.logits([image])
