@@ -9,7 +9,6 @@ has one cell, so that the same command resumes. `--table` prints what the cells 
 
 import argparse
 import io
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.fit import kept_promises
+from benchmarks.fits import add_record, percent, promised, read_records
 from common.errors import UsageError
 from common.files import checksum
 from fit.candidates import CANDIDATES, ZERO_SHOT
@@ -42,6 +41,7 @@ SMALL = "small"
 SHOTS = 1, 2, 4, 8, 16, 40
 SWAPPED = 0, 5, 15  # percent of the labels
 FEWEST_WITH_SWAPS = 16  # images of a class
+ERRORS = 5, 20, 50  # of `--max-error`
 
 
 class Data:
@@ -120,6 +120,7 @@ def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> 
     if decision.certainty is None or decision.trials is None:
         return {}
     estimate = decision.estimates["folder"]
+    wrong = logits.argmax(axis=1) != labels
     inside = decision.certainty.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
     by_class = [100 * float(inside[labels == label].mean()) for label in np.unique(labels)]
     return {
@@ -128,7 +129,10 @@ def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> 
         "high": estimate.high,
         "sets": 100 * float(inside.mean()),
         "sets_of_classes": by_class,
-        "max_error": kept_promises(decision, logits, logits.argmax(axis=1) == labels),
+        "max_error": {
+            error: [percent(given), percent(wrong[given])]
+            for error, given in promised(decision, logits, ERRORS)
+        },
     }
 
 
@@ -157,7 +161,7 @@ def cells(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     args = parsed()
     file = args.output / "cells.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    done = read_records(file)
     if args.table:
         print("\n".join(table(done)))
         return
@@ -174,8 +178,7 @@ def main() -> None:
                 backbone = str(encoders.build(backbone, args.output / "encoders" / backbone))
             loaded[place] = Data(folder, backbone)
         record = one | cell(loaded[place], one["shots"], one["seed"], one["swapped"])
-        with open(file, "a") as lines:
-            lines.write(json.dumps(record) + "\n")
+        add_record(file, record)
         print(f"{one}: {record['fit']:.1f}, {record['seconds']:.0f} s", flush=True)
 
 
