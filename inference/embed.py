@@ -82,18 +82,19 @@ def main(argv: list[str] | None = None) -> None:
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
     images = images_in(args.paths[1:] if model else args.paths)
+    files = list(islice(images, SHARD))
+    if not files:
+        raise UsageError("there are no images", "give another folder, or files", args.paths[-1])
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options, args)
-    with locked(args.to, option="--to"):
+    number = 0
+    with locked(args.to, option="--to"), tqdm(desc="features", unit="image", disable=None) as bar:
         check_same(args.to, facts)
-        with tqdm(desc="features", unit="image", disable=None) as bar:
-            number = 0
-            while files := list(islice(images, SHARD)):
-                write_shard(args, number, files, facts, classifier)
-                bar.update(len(files))
-                number += 1
-        if not number:
-            raise UsageError("there are no images", "give another folder, or files", args.paths[-1])
+        while files:
+            write_shard(args, number, files, facts, classifier)
+            bar.update(len(files))
+            files = list(islice(images, SHARD))
+            number += 1
         remove_from(args.to, args.layout, number)
     print(f"Written: {args.to}")
 

@@ -113,7 +113,7 @@ def test_features_say_what_they_depend_on_and_others_are_refused(
     assert np.abs(found - [row["feature"] for row in rows_in(folder)]).max() > 0.01
     (tmp_path / "empty").mkdir()
     done = command(embed, tmp_path / "empty", "--to", tmp_path / "new", "--backbone", deep)
-    assert "there are no images" in done.error
+    assert "there are no images" in done.error and not (tmp_path / "new").exists()
 
 
 def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
