@@ -27,12 +27,13 @@ from torch import Tensor
 
 import datasets
 from benchmarks.fits import (
+    ERRORS,
     HEADS,
     add_record,
     decided,
+    kept_promises,
     of_each_class,
     percent,
-    promised,
     read_records,
 )
 from common.files import checksum
@@ -48,7 +49,7 @@ from fit.trials import Examples
 from inference.classifier import PromptedClassifier
 
 SETS = ("EuroSAT", "SmallCounts", "SmallLand", "SmallObjects", "SmallShapes", "SmallTextures")
-ERRORS = 5, 20, 50  # of `--max-error`
+
 MOST = {"train": 100, "test": 200}  # images of a class, of EuroSAT
 
 
@@ -142,7 +143,7 @@ def tested(data: Data, examples: Examples, fit: Fit) -> dict[str, Any]:
     record = {"methods": methods, "fit": percent(correct)}
     if fit.estimate is None or fit.calibration is None:
         return record
-    return record | kept_promises(fit, logits, labels)
+    return record | certainty_of(fit, logits, labels)
 
 
 def answers_of(data: Data, examples: Examples) -> dict[Any, NDArray[Any]]:
@@ -151,13 +152,11 @@ def answers_of(data: Data, examples: Examples) -> dict[Any, NDArray[Any]]:
     return {one: data.heads.answers(one, learned, data.test_x).numpy() for one in HEADS}
 
 
-def kept_promises(fit: Any, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+def certainty_of(fit: Any, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
     """The estimate of a fit; the share of each class whose sets have it; and of each error that can
     be promised the shares of answered images and of wrong answers; in percent.
     """
     sets = fit.calibration.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
-    wrong = logits.argmax(axis=1) != labels
-    answered = promised(fit.decision, logits, ERRORS)
     record: dict[str, Any] = {
         "estimate": fit.estimate.accuracy,
         "low": fit.estimate.low,
@@ -165,9 +164,7 @@ def kept_promises(fit: Any, logits: NDArray[Any], labels: NDArray[Any]) -> dict[
         "without_nesting": fit.decision.without_nesting,
     }
     record["sets"] = [percent(sets[labels == label]) for label in np.unique(labels)]
-    record["max_error"] = {
-        error: [percent(given), percent(wrong[given])] for error, given in answered
-    }
+    record["max_error"] = kept_promises(fit.decision, logits, labels)
     return record
 
 
@@ -251,8 +248,7 @@ def accuracies(cells: list[dict[str, Any]], names: list[str], shots: list[int]) 
                 row.append(f"{fit:.1f} ({fit - methods[best]:+.1f}, {best})")
         yield f"| {name} | {methods['ZeroshotCLIP']:.1f} | {' | '.join(row)} |"
     yield from losses(worse, len(cells))
-    for name, accuracy in means(cells).items():
-        yield f"{name} everywhere: {accuracy:.1f}"
+    yield from (f"{name} everywhere: {fit:.1f}" for name, fit in means(cells).items())
     yield f"fit everywhere: {mean(each['fit'] for each in cells):.1f}"
 
 

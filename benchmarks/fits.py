@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
-from fit.candidates import CANDIDATES, SENTENCES
+from fit.candidates import CANDIDATES, SENTENCES, Candidate
 from fit.decision import Decision, decide
 from fit.heads import Heads
 from fit.request import FitRequest
 from fit.trials import Examples
 from inference.calibration import Sample, Threshold
 
+ERRORS = 5, 20, 50  # percent that are promised
 HEADS = [one for one in CANDIDATES if one.method != SENTENCES]
 
 
@@ -29,12 +30,17 @@ def of_each_class(labels: NDArray[Any], number: int, rng: np.random.Generator) -
     return np.concatenate(places)
 
 
-def decided(heads: Heads, examples: Examples, request: FitRequest) -> tuple[Decision, float]:
-    """The decision, and the processor seconds that it took."""
+def decided(
+    heads: Heads,
+    examples: Examples,
+    request: FitRequest,
+    candidates: Sequence[Candidate] = tuple(HEADS),
+) -> tuple[Decision, float]:
+    """The decision among heads, and the processor seconds that it took."""
     heads.seed = request.seed
     began = time.process_time()
     with redirect_stdout(io.StringIO()):
-        decision = decide(heads, examples, HEADS, request)
+        decision = decide(heads, examples, candidates, request)
     return decision, time.process_time() - began
 
 
@@ -50,6 +56,17 @@ def promised(
         except UsageError:
             continue
         yield error, threshold.apply(logits)
+
+
+def kept_promises(
+    decision: Decision, logits: NDArray[Any], labels: NDArray[Any]
+) -> dict[int, list[float]]:
+    """Of each of ERRORS that can be promised, in percent: the share of answered images, and of
+    wrong answers.
+    """
+    wrong = logits.argmax(axis=1) != labels
+    answered = promised(decision, logits, ERRORS)
+    return {error: [percent(given), percent(wrong[given])] for error, given in answered}
 
 
 def percent(flags: NDArray[np.bool_]) -> float:
