@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import one_hot
 
-from .base.together import SupportSettings, TogetherMethod
+from .base.together import SupportSettings, TogetherMethod, log_of
 
 PUBLISHED_K_EFF = 5  # without support, whatever the number of classes of a task
 TINY = 1e-15  # added to probabilities, and less than the weight of a class that is there
@@ -42,10 +42,10 @@ class EMDirichlet(TogetherMethod):
         if images.support is not None:
             features, labels = images.support
             shown = (self.settings.T * (features @ images.texts.T).double()).softmax(dim=1)
-            return self.rounds(z, shown, labels)[0].log()
+            return log_of(self.rounds(z, shown, labels)[0])
         u, _ = self.rounds(z, z[:0], torch.zeros(0, dtype=torch.long, device=z.device))
         labels = matched(u.argmax(dim=1), z, self.settings.MATCHING)
-        return one_hot(labels, z.shape[1]).to(z).log()
+        return log_of(one_hot(labels, z.shape[1]).to(z))
 
     def rounds(self, z, shown, labels):
         """The probabilities of clusters (images, classes), and the parameters of their Dirichlet

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import affinity
 from .base.prompted import normalize
-from .base.together import TogetherMethod, TogetherSettings, squared_distances
+from .base.together import TogetherMethod, TogetherSettings, log_of, squared_distances
 
 SMOOTH = 50.0  # divides the evidence of a z step
 ROUNDS = 10
@@ -38,7 +38,7 @@ class StatA(TogetherMethod):
         return self.settings.N_NEIGHBORS + 1
 
     def answer(self, images):
-        return Anchored(images, self.settings).rounds().log()
+        return log_of(Anchored(images, self.settings).rounds())
 
 
 class Anchored:

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import affinity, nearest
 from .base.prompted import normalize
-from .base.together import SupportSettings, TogetherMethod, squared_distances
+from .base.together import SupportSettings, TogetherMethod, log_of, squared_distances
 
 SMOOTH = 50.0  # divides the evidence of a z step
 NEAREST = 3  # images that speak for an image
@@ -38,7 +38,7 @@ class TransCLIP(TogetherMethod):
     def answer(self, images):
         mixture = Mixture(images, self.settings)
         if images.support is None:
-            return mixture.rounds(0.0).log()
+            return log_of(mixture.rounds(0.0))
         val, val_labels = images.val
         _, near = nearest(val, images.features, 1)
         best = -1.0
@@ -49,7 +49,7 @@ class TransCLIP(TogetherMethod):
             if correct > best:
                 best = correct
                 chosen = z
-        return chosen.log()
+        return log_of(chosen)
 
 
 class Mixture:

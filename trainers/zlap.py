@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import matrix, nearest, sparse
-from .base.together import TogetherMethod, TogetherSettings
+from .base.together import TogetherMethod, TogetherSettings, log_of
 
 LEAST = 1e-12  # of a change of the scores, as a share of the largest: the end of the iterations
 
@@ -46,12 +46,12 @@ class ZLaP(TogetherMethod):
         known = images.features if images.support is None else images.support[0]
         scores = propagated(self.graph(known, images.texts), classes, self.settings.ALPHA)
         if images.support is None:
-            return scores[classes:].log()
+            return log_of(scores[classes:])
         if self.settings.INDUCTIVE == "sparse":
             best = scores.argmax(dim=1, keepdim=True)
             scores = torch.zeros_like(scores).scatter(1, best, scores.gather(1, best))
         weights, places = self.edges(images.features, known, images.texts, clips_first=True)
-        return (sparse(weights, places, len(scores)) @ scores).log()
+        return log_of(sparse(weights, places, len(scores)) @ scores)
 
     def edges(self, x, known, texts, clips_first=False):
         """The weights of the nearest texts and known images of each image, fp64, and the nodes that

@@ -216,6 +216,11 @@ class TogetherMethod(Method):
         return self.answer(Task.of(normalize(self.model.image_features(images)), self.texts))
 
 
+def log_of(p: Tensor) -> Tensor:
+    """The logarithms of probabilities or scores as logits: fp32 and finite, also of 0."""
+    return p.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
 def squared_distances(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     """(images, classes): the sum over the features of (x - mean)^2 / variance.
 
