@@ -221,11 +221,15 @@ def optimiser_of(
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
 
 
-def batch_of(step: int, size: int, images: int, seed: int) -> np.ndarray:
-    """The numbers of the images of a step; each epoch has an order of its own."""
-    epoch, position = divmod(step, images // size)
-    order = np.random.default_rng([seed, 1, epoch]).permutation(images)
-    return order[position * size : (position + 1) * size]
+def batch_of(
+    step: int, size: int, subjects: list[Subject], seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """The numbers of the images of a step, and captions; each epoch has an order of its own."""
+    epoch, position = divmod(step, len(subjects) // size)
+    order = np.random.default_rng([seed, 1, epoch]).permutation(len(subjects))
+    chosen = order[position * size : (position + 1) * size]
+    rng = np.random.default_rng([seed, 2, step])
+    return chosen, [caption(subjects[index], rng) for index in chosen]
 
 
 def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
@@ -237,9 +241,7 @@ def train(images: int, steps: int, batch: int, seed: int) -> CLIP:
     optimiser, scheduler = optimiser_of(model, steps)
     subjects, pixels = draw_pairs(seed, images)
     for step in (bar := tqdm(range(steps), "training")):
-        chosen = batch_of(step, batch, len(subjects), seed)
-        rng = np.random.default_rng([seed, 2, step])
-        captions = [caption(subjects[index], rng) for index in chosen]
+        chosen, captions = batch_of(step, batch, subjects, seed)
         loss = contrastive_loss(model, pixels[chosen], captions)
         optimiser.zero_grad()
         loss.backward()

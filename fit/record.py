@@ -39,6 +39,8 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     from clip import weights_sha256  # imports torch, which takes seconds
 
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
+    images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    sentences = checksum(request.sentences) if request.sentences else ""
     return {
         "minutes": request.minutes,
         "methods": list(request.methods),
@@ -46,9 +48,9 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         "seed": request.seed,
         "groups": request.groups,
         "prior": request.prior,
-        "images": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "images": images,
         "weights": weights_sha256(request.backbone),
-        "sentences": checksum(request.sentences) if request.sentences else "",
+        "sentences": sentences,
         "form": FORM,
     }
 

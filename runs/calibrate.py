@@ -133,8 +133,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     """
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
     classifier = model_in(folder, dataset, args)
-    learns = predicting()[classifier.method].learns
-    known = seen_images(folder, dataset, learns, args.accept_unknown_images)
+    known = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)
     seen = known or NOTHING
     items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
     items, asked = without_learned(items, seen, folder)
@@ -206,7 +205,7 @@ def print_changes(
 
 
 def seen_images(
-    folder: Path, dataset: Any, learns: bool, accepts_unknown: bool
+    folder: Path, dataset: Any, method: str, accepts_unknown: bool
 ) -> SeenImages | None:
     """What a model has seen, as its folder says or, of a run of an earlier version, its dataset;
     None if neither says it and that is accepted, else UsageError.
@@ -216,7 +215,7 @@ def seen_images(
         return seen
     if dataset is not None:
         return SeenImages.of_files(dataset.train_x, "learned")
-    if not learns:
+    if not predicting()[method].learns:
         return NOTHING
     if accepts_unknown:
         return None

@@ -58,8 +58,7 @@ class EMDirichlet(TogetherMethod):
         """
         classes = z.shape[1]
         few = classes // (self.settings.K_EFF if len(shown) else PUBLISHED_K_EFF)
-        rows = (z + TINY).log()
-        known = torch.cat([rows, (shown + TINY).log()])
+        known = (torch.cat([z, shown]) + TINY).log()
         of_support = one_hot(labels, classes).to(z)
         u = z
         a = torch.ones_like(z[:1]).repeat(classes, 1)
@@ -68,12 +67,18 @@ class EMDirichlet(TogetherMethod):
             total = weights.sum(dim=0)[:, None]
             means = weights.T @ known / total.clamp(min=TINY)
             a = fitted(a, means, total > TINY)
-            constant = a.sum(dim=1).lgamma() - a.lgamma().sum(dim=1)
-            share = (u.mean(dim=0) + TINY).log() + 1
-            u = (rows @ (a - 1).T + constant + few * share).softmax(dim=1)
+            u = clusters(known[: len(z)], a, few * ((u.mean(dim=0) + TINY).log() + 1))
             if self.hard:
                 u = one_hot(u.argmax(dim=1), classes).to(z)
         return u, a
+
+
+def clusters(rows, a, bonus):
+    """(images, classes): the probabilities of logarithms (images, classes) under Dirichlet
+    distributions, with a bonus (classes,) for large clusters.
+    """
+    constant = a.sum(dim=1).lgamma() - a.lgamma().sum(dim=1)
+    return (rows @ (a - 1).T + constant + bonus).softmax(dim=1)
 
 
 @TRAINER_REGISTRY.register()

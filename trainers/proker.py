@@ -149,8 +149,7 @@ class ProKeR(FittedMethod):
         zero_shot = image @ text.T
         counts = {}
         for lambda_ in self.settings.values("LAMBDA"):
-            scale = lambda_ / (eigenvalues + lambda_)
-            logits = zero_shot + left * scale @ right
+            logits = zero_shot + left * (lambda_ / (eigenvalues + lambda_)) @ right
             counts[beta, lambda_] = int((logits.argmax(dim=1) == self.val[1]).sum())
         return counts
 

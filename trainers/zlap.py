@@ -66,9 +66,9 @@ class ZLaP(TogetherMethod):
         if s.SCALE_SIM:
             low, high = both.aminmax()
             both = (both - low) / (high - low)
-        weights = both.clamp(min=0).double()
-        weights[:, near.shape[1] :] **= s.GAMMA
-        return weights, torch.cat([places + len(texts), text_places], dim=1)
+        both = both.clamp(min=0).double()
+        both[:, near.shape[1] :] **= s.GAMMA
+        return both, torch.cat([places + len(texts), text_places], dim=1)
 
     def graph(self, x, texts):
         """(nodes, nodes), sparse: the texts and then the images, normalised by their degrees."""
@@ -82,8 +82,7 @@ class ZLaP(TogetherMethod):
         degrees = torch.sparse.sum(whole, dim=1).to_dense()
         scale = degrees.masked_fill(degrees == 0, 1).rsqrt()
         start, end = whole.indices()
-        values = scale[start] * whole.values() * scale[end]
-        return matrix(whole.indices(), values, whole.shape)
+        return matrix(whole.indices(), scale[start] * whole.values() * scale[end], whole.shape)
 
 
 def propagated(graph, classes, alpha):
