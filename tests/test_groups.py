@@ -391,4 +391,4 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     record = read(tmp_path / "equal")
     assert record["estimate"] == record["estimates"]["equal"]
     # Of one mix
-    assert all(abs(accuracy - record["curve"][-1][1]) < 25 for _, accuracy in record["curve"][1:])
+    assert all(abs(accuracy - record["curve"][-1][1]) < 35 for _, accuracy in record["curve"][1:])
