@@ -284,13 +284,7 @@ class PromptedClassifier:
             UsageError: an image cannot be read, or a test-time method answers from several views.
         """
         self.require_one_view("a feature")
-        turn = ON_GPU if self.device.type == "cuda" else nullcontext()
-
-        def compute(pixels: Tensor) -> Tensor:
-            with turn, torch.no_grad():  # also in the threads of `_each`
-                return self._own.model.image_features(pixels.to(self.device)).cpu()
-
-        parts = list(self._each(images, compute))
+        parts = list(self._each(images, self._own.model.image_features))
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
     def logits(
@@ -309,13 +303,8 @@ class PromptedClassifier:
                 a logit is not finite.
         """
         method = self._method_for(class_names)
-        turn = ON_GPU if self.device.type == "cuda" else nullcontext()
-
-        def compute(pixels: Tensor) -> Tensor:
-            with turn:
-                return method.model_inference(pixels.to(self.device)).cpu()
-
-        logits = torch.cat([torch.empty(0, len(method.class_names)), *self._each(images, compute)])
+        parts = self._each(images, method.model_inference)
+        logits = torch.cat([torch.empty(0, len(method.class_names)), *parts])
         if not logits.isfinite().all():
             remedy = "use the checkpoint of another epoch, or train again"
             raise UsageError(f"{self.source} gives logits that are not finite", remedy, self.source)
@@ -324,9 +313,15 @@ class PromptedClassifier:
     def _each(
         self,
         images: Pixels | Tensor | Sequence[Pixels],
-        compute: Callable[[Tensor], Tensor],
+        function: Callable[[Tensor], Tensor],
     ) -> Iterable[Tensor]:
-        """What is computed of the pixels of one batch of images after another."""
+        """What a function computes of the pixels of one batch of images after another."""
+        turn = ON_GPU if self.device.type == "cuda" else nullcontext()
+
+        def compute(pixels: Tensor) -> Tensor:
+            with turn, torch.no_grad():  # also in the threads
+                return function(pixels.to(self.device)).cpu()
+
         if isinstance(images, Tensor):
             pixels = images[None] if images.dim() == 3 else images
             return map(compute, pixels.split(BATCH))

@@ -110,11 +110,15 @@ class Progress:
         if not self.done:
             self.measured.add_others(study.output, study.backbone)
 
+    @property
+    def runs(self) -> list[Run]:
+        return [*self.done, *self.running, *self.failed, *self.left]
+
     def cost(self) -> str:
         """What the study takes: its runs, and the hours and the disk of those that are not
         finished, in one line.
         """
-        runs = [*self.done, *self.running, *self.failed, *self.left]
+        runs = self.runs
         trainings = sum(run.trains for run in runs)
         waiting = len(runs) - len(self.done)
         text = f"{len(runs):,} runs, {trainings:,} of which train"
@@ -140,7 +144,7 @@ class Progress:
         return self.measured.seconds([*self.running, *self.left]) / max(1, len(self.running))
 
     def __str__(self) -> str:
-        runs = [*self.done, *self.running, *self.failed, *self.left]
+        runs = self.runs
         counts = (
             f"{len(self.running)} are running, {len(self.failed)} have failed, "
             f"{len(self.left)} are left"

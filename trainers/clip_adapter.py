@@ -1,10 +1,10 @@
 from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
-from torch import nn
 
 from .base.feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .base.head import Head
+from .base.projection import bottleneck
 from .base.prompted import normalize
 
 
@@ -28,13 +28,7 @@ class FeatureAdapter(Head):
     def __init__(self, width: int, hidden: int, ratio: float):
         super().__init__()
         self.ratio = ratio
-        layers = (
-            nn.Linear(width, hidden, bias=False),
-            nn.ReLU(),
-            nn.Linear(hidden, width, bias=False),
-            nn.ReLU(),
-        )
-        self.fc = nn.Sequential(*layers)
+        self.fc = bottleneck(width, hidden)
 
     def classify(self, image, text, scale):
         return scale * normalize(image.lerp(self.fc(image), self.ratio)) @ normalize(text).T

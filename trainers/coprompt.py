@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.coupled import CoupledMethod, CoupledSettings
+from .base.projection import bottleneck
 from .base.prompted import PromptedCLIP, normalize
 from .base.teacher import Teacher, cosine_distance, encode_texts
 
@@ -37,14 +38,7 @@ class Adapter(nn.Module):
     def __init__(self, width: int, share: float):
         super().__init__()
         self.share = share
-        hidden = max(1, width // 4)
-        layers = (
-            nn.Linear(width, hidden, bias=False),
-            nn.ReLU(),
-            nn.Linear(hidden, width, bias=False),
-            nn.ReLU(),
-        )
-        self.fc = nn.Sequential(*layers)
+        self.fc = bottleneck(width, max(1, width // 4))
 
     def forward(self, feature: Tensor) -> Tensor:
         feature = feature.float()

@@ -174,8 +174,7 @@ class FeatureMethod(Method):
 
     def finish_model(self) -> None:
         if self.settings.FEATURES_OF:
-            folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", "")))
-            folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
+            folder = self.folder_of_run(self.settings.FEATURES_OF)
             base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
             self.features_sha256 = checksum(Path(path))
             self.model.use_features_of(base.model)

@@ -323,6 +323,11 @@ class Method(Facts):
     def checkpoints(self) -> Checkpoints:
         return self.checkpoints_type(self)
 
+    def folder_of_run(self, text: str) -> str:
+        """The path of another run in a setting, whose {seed} and {shots} are those of this run."""
+        folder = text.replace("{seed}", str(self.cfg.get("SEED", "")))
+        return folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
+
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts from an output folder, as `Checkpoints.read` says; nothing if
         nothing is learned.

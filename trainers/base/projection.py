@@ -124,3 +124,10 @@ class ProjectedCLIP(UnprojectedCLIP):
             return state | {name: weight}
         folded = {f"{name}.weight": weight.T, f"{name}.bias": bias}
         return state | {key: tensor for key, tensor in folded.items() if key in state}
+
+
+def bottleneck(width: int, hidden: int) -> nn.Sequential:
+    """Two linear maps without bias on features (..., width), each with ReLU."""
+    inner = nn.Linear(width, hidden, bias=False)
+    outer = nn.Linear(hidden, width, bias=False)
+    return nn.Sequential(inner, nn.ReLU(), outer, nn.ReLU())

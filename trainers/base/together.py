@@ -170,9 +170,7 @@ class TogetherMethod(Method):
     def open_base(self) -> None:
         """Open the run of OVER, with what is behind it."""
         key = f"TRAINER.{self.section()}.OVER"
-        folder = self.settings.OVER.replace("{seed}", str(self.cfg.get("SEED", "")))
-        folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
-        kind, checkpoint, path = trained_run(folder, key)
+        kind, checkpoint, path = trained_run(self.folder_of_run(self.settings.OVER), key)
         if kind.kind in ("test-time", "transductive"):
             what = f"{path} is of {kind.__name__}, which answers from test images itself"
             raise UsageError(what, f"give {key} a run of another method", path)
