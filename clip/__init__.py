@@ -8,7 +8,7 @@ them. `TOWERS` has two forms of these: "plain", step by step, and "fast" (the de
 work that cannot change the result.
 """
 
-from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
+from . import imports, plain  # `imports` before open_clip is imported elsewhere
 from .adapters import (
     BlockAdapter,
     WithAdded,
@@ -51,49 +51,3 @@ from .tokenizer import Tokenizer, tokenize, tokenizer_of
 from .towers import ImageOutput, Read, Towers
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": PLAIN}
-
-__all__ = [
-    "TOWERS",
-    "CLIP",
-    "OF_CLIP",
-    "BlockAdapter",
-    "ClipError",
-    "Edit",
-    "ImageOutput",
-    "Read",
-    "Schedule",
-    "TextPrompts",
-    "Tokenizer",
-    "Towers",
-    "WithAdded",
-    "adapt",
-    "adapt_input",
-    "available_models",
-    "compiled_towers",
-    "encode_image",
-    "encode_text",
-    "folded_weights",
-    "has_local_features",
-    "image_blocks",
-    "image_tower",
-    "is_known",
-    "is_published",
-    "is_vit",
-    "keep_backbones",
-    "load",
-    "load_backbone",
-    "private_copy",
-    "local_features",
-    "preprocessing",
-    "projection",
-    "prompt_lengths",
-    "takes_prompts",
-    "text_blocks",
-    "text_width",
-    "token_dropout",
-    "tokenize",
-    "tokenizer_of",
-    "vision_width",
-    "weights_sha256",
-    "word_table",
-]

@@ -70,5 +70,3 @@ def title(cfg: CfgNode) -> str:
 
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
-
-__all__ = ["DatasetError", "extend_cfg", "sentences", "set_title", "title"]

@@ -93,5 +93,3 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
 
 
 register_plugins()
-
-__all__ = ["Method", "MethodTrainer", "extend_cfg", "methods", "predicting"]

@@ -27,5 +27,3 @@ for name in ("TowerPrompts", "IndependentPrompts", "TwoTowerSettings", "TwoTower
 prompts.TwoTowerTrainer = prompts.TwoTowerMethod  # type: ignore[attr-defined]
 sys.modules[f"{__name__}.feature_trainer"] = feature_method
 PromptTrainer = Method
-
-__all__ = ["TEMPLATE", "Method", "PromptLearner", "PromptTrainer", "PromptedCLIP", "require_vit"]
