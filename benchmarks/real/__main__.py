@@ -11,7 +11,7 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
@@ -79,13 +79,13 @@ class Data:
         return self.x[chosen], labels
 
 
-def cell(data: Data, shots: int, seed: int, swapped: int) -> dict[str, Any]:
-    """The record of one fit and of its rivals."""
+def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> dict[str, Any]:
+    """The record of one fit, of all heads or those of some methods, and of its rivals."""
     heads = data.heads
     heads.seed = seed
     x, labels = data.draw(shots, seed, swapped)
     y = torch.from_numpy(labels)
-    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    request = FitRequest(Path("images"), Path("model"), methods=tuple(methods), seed=seed)
     candidates = methods_of(request, CANDIDATES, heads)
     examples = Examples(x, y, np.arange(len(y)), heads.names)
     began = time.process_time()
@@ -145,6 +145,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shots", nargs="+", type=int, default=SHOTS)
     parser.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
+    parser.add_argument("--methods", nargs="+", default=[], help="heads to try (default: all)")
     parser.add_argument("--table", action="store_true", help="print what the cells say")
     return parser.parse_args()
 
@@ -177,7 +178,8 @@ def main() -> None:
             if backbone != SMALL:
                 backbone = str(encoders.build(backbone, args.output / "encoders" / backbone))
             loaded[place] = Data(folder, backbone)
-        record = one | cell(loaded[place], one["shots"], one["seed"], one["swapped"])
+        draw = one["shots"], one["seed"], one["swapped"]
+        record = one | cell(loaded[place], *draw, args.methods)
         add_record(file, record)
         print(f"{one}: {record['fit']:.1f}, {record['seconds']:.0f} s", flush=True)
 

@@ -94,8 +94,9 @@ def certainty(told: Cells) -> Iterator[str]:
 
 
 def by_name(cells: Cells, key: str) -> dict[str, float]:
-    """The mean accuracy of each of the recipes, or of the singles."""
-    return {name: mean(cells, lambda one, name=name: one[key][name]) for name in cells[0][key]}
+    """The mean accuracy of each of the recipes, or of the singles that all cells have."""
+    names = set.intersection(*(set(one[key]) for one in cells))
+    return {name: mean(cells, lambda one, name=name: one[key][name]) for name in sorted(names)}
 
 
 def mean(cells: Cells, value: Callable[..., float]) -> float:
