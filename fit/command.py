@@ -15,7 +15,7 @@ from datasets.base import missing_files
 
 from .images import Photo, check_named, find
 from .record import FORM, checksums, earlier_record, facts
-from .request import PRIORS, FitRequest
+from .request import COVERAGES, PRIORS, FitRequest
 
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this
@@ -73,6 +73,8 @@ def parse(argv: list[str] | None) -> FitRequest:
         "how frequent the classes are in new images: as in these, or all equally (default: folder)"
     )
     add("--prior", choices=PRIORS, default=PRIORS[0], help=words)
+    words = "whether sets (`predict --sets`) cover a share of all images, or of those of each class"
+    add("--coverage-by", choices=COVERAGES, default=COVERAGES[0], help=f"{words} (default: images)")
     add(
         "--methods",
         nargs="+",

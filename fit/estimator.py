@@ -34,7 +34,7 @@ from .command import with_checksums
 from .images import Photo, find
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, facts
-from .request import PRIORS, FitRequest
+from .request import COVERAGES, PRIORS, FitRequest
 from .story import fit
 from .update import update
 
@@ -64,6 +64,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         device: `cpu`, `cuda`, or empty for CUDA if there is a GPU.
         random_state: of the folds and of the training.
         verbose: whether progress is printed.
+        coverage_by: `images` or `class`, of which `predict_sets` covers a share.
 
     Attributes:
         classes_: (classes,), the labels in the order of `predict_proba`.
@@ -93,12 +94,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
         device: str = "",
         random_state: int = 1,
         verbose: bool = False,
+        coverage_by: str = COVERAGES[0],
     ):
         self.backbone = backbone
         self.minutes = minutes
         self.groups = groups
         self.prior = prior
         self.max_error = max_error
+        self.coverage_by = coverage_by
         self.methods = methods
         self.sentences = sentences
         self.device = device
@@ -202,6 +205,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             sentences=Path(self.sentences) if self.sentences else None,
             minutes=self.minutes,
             max_error=self.max_error,
+            coverage_by=self.coverage_by,
             groups=self.groups,
             prior=self.prior,
             methods=tuple(self.methods),

@@ -38,6 +38,7 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     """What the result of a fit depends on, for fit.json: the same facts give the same result."""
     from clip import weights_sha256  # imports torch, which takes seconds
 
+    by_class = {"coverage_by": "class"} if request.coverage_by == "class" else {}
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     sentences = checksum(request.sentences) if request.sentences else ""
@@ -52,6 +53,7 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         "weights": weights_sha256(request.backbone),
         "sentences": sentences,
         "form": FORM,
+        **by_class,
     }
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRIORS = "folder", "equal"
+COVERAGES = "images", "class"
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class FitRequest:
         max_error: percent of the answers that may be wrong; None for no promise.
         groups: `auto` or `none`.
         prior: how frequent the classes are in new images, one of PRIORS.
+        coverage_by: whether sets cover a share of all images, or of those of each class.
         methods: to try besides zero-shot CLIP; empty for all.
     """
 
@@ -31,5 +33,6 @@ class FitRequest:
     groups: str = "auto"
     group_by: str = ""
     prior: str = PRIORS[0]
+    coverage_by: str = COVERAGES[0]
     methods: tuple[str, ...] = ()
     seed: int = 1

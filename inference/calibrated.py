@@ -61,7 +61,10 @@ class Calibration:
         counts = [self.test_images, self.chosen_images, len(self.sets.label_scores)]
         if self.threshold:
             counts += [self.threshold.answered, self.threshold.wrong]
-        if max(counts) > self.images or not self.class_names:
+        counts += [len(cluster.label_scores) for cluster in self.sets.clusters]
+        numbers = {number for cluster in self.sets.clusters for number in cluster.classes}
+        unknown = not numbers <= {*range(len(self.class_names))}
+        if max(counts) > self.images or not self.class_names or unknown:
             raise ValueError("a number of images or classes is out of range")
 
     def __str__(self) -> str:

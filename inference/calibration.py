@@ -15,7 +15,7 @@ which a temperature is fitted.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -29,6 +29,7 @@ from .sample import Floats, Sample
 
 HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 KINDS = ("lac", "aps", "raps")
+FEWEST_OF_CLASS = 20  # calibration images of a class with sets of its own
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
 # No difference between scores; shares of the images that a threshold is tried on
 TRIFLE = 1e-12
@@ -295,6 +296,23 @@ def comparable(log_p: Floats, kind: str) -> Floats:
     return -log_p if kind == "lac" else scores(np.exp(log_p), kind) - TRIFLE * log_p
 
 
+def check_ascending(scores: Sequence[float]) -> None:
+    """Raise ValueError unless there are scores, in ascending order."""
+    if not scores or list(scores) != sorted(scores):
+        raise ValueError("the scores of sets do not ascend")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Classes, by their numbers, that share the scores of their calibration images."""
+
+    classes: tuple[int, ...]
+    label_scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_ascending(self.label_scores)
+
+
 @dataclass(frozen=True)
 class Sets:
     """Sets of classes with the label in them for an asked share of the images (conformal
@@ -302,15 +320,16 @@ class Sets:
 
     Scores are `comparable`, and not random: the weights of APS and RAPS are 0. `label_scores` are
     those of the calibration images, ascending; of images that do not count the same, quantiles of
-    their scores. A set may be empty.
+    their scores. Of the images of each cluster of classes, the asked share is covered, too. A set
+    may be empty.
     """
 
     kind: Annotated[str, Accepts(Literal["lac", "aps", "raps"])]
     label_scores: tuple[float, ...]
+    clusters: list[Cluster] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not self.label_scores or list(self.label_scores) != sorted(self.label_scores):
-            raise ValueError("the scores of sets do not ascend")
+        check_ascending(self.label_scores)
 
     @classmethod
     def fit(
@@ -319,6 +338,29 @@ class Sets:
         return cls.of_scores(
             comparable(log_softmax(checked(logits, labels)), kind), labels, kind, sample
         )
+
+    @classmethod
+    def fit_by_class(
+        cls, logits: ArrayLike, labels: ArrayLike, kind: str = "lac", sample: Sample | None = None
+    ) -> Self:
+        """Sets that have the label for the asked share of the images of each class (Vovk, 2012).
+
+        Classes with fewer than FEWEST_OF_CLASS images or groups are one cluster, if that has so
+        many; else they have no share of their own.
+        """
+        found = comparable(log_softmax(checked(logits, labels)), kind)
+        y = np.asarray(labels)
+        sample = sample or Sample.of(y)
+        clusters = []
+        rest: list[int] = []
+        for classes in (*([label] for label in range(found.shape[1])), rest):
+            inside = np.isin(y, classes)
+            if inside.any() and sample.part(inside).size >= FEWEST_OF_CLASS:
+                part = cls.of_scores(found[inside], y[inside], kind, sample.part(inside))
+                clusters.append(Cluster(tuple(classes), part.label_scores))
+            else:
+                rest.extend(classes)
+        return cls(kind, cls.of_scores(found, y, kind, sample).label_scores, clusters)
 
     @classmethod
     def of_scores(
@@ -343,8 +385,7 @@ class Sets:
         this coverage.
         """
         check_share("the asked coverage", coverage)
-        rank = max(1, math.ceil(round((len(self.label_scores) + 1) * coverage, 10)))
-        return self.label_scores[rank - 1] if rank <= len(self.label_scores) else math.inf
+        return exact_quantile(self.label_scores, coverage)
 
     def apply(self, logits: ArrayLike, coverage: float) -> NDArray[np.bool_]:
         """(images, classes): whether a class is in the set of an image."""
@@ -352,7 +393,16 @@ class Sets:
 
     def of(self, log_p: Floats, coverage: float) -> NDArray[np.bool_]:
         """`apply` for logarithms of probabilities, such as those of `conf_ot`."""
-        return comparable(log_p, self.kind) <= self.quantile(coverage)
+        largest = np.full(log_p.shape[1], self.quantile(coverage))
+        for cluster in self.clusters:
+            largest[list(cluster.classes)] = exact_quantile(cluster.label_scores, coverage)
+        return comparable(log_p, self.kind) <= largest
+
+
+def exact_quantile(ascending: Sequence[float], coverage: float) -> float:
+    """The score that a new one does not exceed with this probability; infinite for few scores."""
+    rank = max(1, math.ceil(round((len(ascending) + 1) * coverage, 10)))
+    return ascending[rank - 1] if rank <= len(ascending) else math.inf
 
 
 def conf_ot(

@@ -189,6 +189,30 @@ def test_sets_cover_what_is_asked_over_random_splits(population, kind, scale):
     assert np.mean(covered) == pytest.approx(90, abs=0.5)
 
 
+def test_sets_by_class_cover_hard_classes_too():
+    rng = np.random.default_rng(0)
+    hardness = np.array([0.2, 1, 2, 3])  # of four classes; the last one has few images
+
+    def draw(counts):
+        labels = np.repeat(np.arange(4), counts)
+        noise = rng.normal(size=(len(labels), 4)) * hardness[labels, None]
+        return 2 * np.eye(4)[labels] + noise, labels
+
+    z, labels = draw([200, 200, 200, 8])
+    test_z, test_labels = draw([2000] * 4)
+    covered = {}
+    for fit in (Sets.fit, Sets.fit_by_class):
+        inside = fit(z, labels).apply(test_z, 0.9)[np.arange(8000), test_labels]
+        covered[fit.__name__] = [inside[test_labels == label].mean() for label in range(4)]
+    assert min(covered["fit"][:3]) < 0.8 and max(covered["fit"]) > 0.98
+    assert all(0.85 < share < 0.95 for share in covered["fit_by_class"][:3])
+    by_class = Sets.fit_by_class(z, labels)
+    assert by_class.label_scores == Sets.fit(z, labels).label_scores
+    assert [one.classes for one in by_class.clusters] == [(0,), (1,), (2,)]
+    shared = Sets.fit_by_class(*draw([200, 200, 15, 15]))
+    assert shared.clusters[2].classes == (2, 3) and len(shared.clusters[2].label_scores) == 30
+
+
 def test_a_threshold_keeps_the_asked_error_in_the_promised_share_of_splits(population):
     z, labels = population
     wrong = z.argmax(axis=1) != labels
@@ -302,6 +326,12 @@ def test_a_fit_is_read_as_it_was_written(population):
         {"class_names": [1]},
     ]
     changes += [{"temperature": {}}, {"class_names": "ten chars."}]
+    cluster = {"classes": [1, 9], "label_scores": [0.5, 2.0]}
+    sets = content["sets"] | {"clusters": [cluster]}
+    found = Calibration.from_json(content | {"sets": sets}).sets.clusters
+    assert found == [calibration.Cluster((1, 9), (0.5, 2.0))]
+    wrong = {"classes": [10]}, {"classes": [-1]}, {"label_scores": [2, 1]}, {"label_scores": ["1"]}
+    changes += [{"sets": sets | {"clusters": [cluster | one]}} for one in wrong]
     for change in changes:
         with pytest.raises(ValueError):
             Calibration.from_json(content | change)
