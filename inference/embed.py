@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Write the features of images: a Parquet file for 10,000 images, with path, "
         "sha256, feature and error. The same command again continues with the file that is "
         "missing.",
-        usage="embed.py [options] [MODEL] IMAGE|FOLDER [...] --to FOLDER",
+        usage="%(prog)s [options] [MODEL] IMAGE|FOLDER [...] --to FOLDER",
         epilog="Features are those of the model's image tower, of unit length unless the method "
         "says otherwise. Without a MODEL, --backbone gives those of CLIP. An image that cannot be "
         "read has an error instead of a feature.",

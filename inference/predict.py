@@ -30,7 +30,7 @@ Row = dict[str, Any]  # of `batches.predict_files`
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Print the most probable classes of images.",
-        usage="predict.py [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
+        usage="%(prog)s [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
         epilog=f"{MODELS} Several models are compared. Without a MODEL, --backbone and --classes "
         "give "
         "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are "

@@ -105,6 +105,15 @@ def test_a_folder_becomes_a_model_that_predicts(predicts, installed, tmp_path):
         assert "red" in installed("predict", "model", "photos/red", "--backbone", "small")
 
 
+HELPED = "fit predict embed calibrate export serve inspect train study prepare compare".split()
+
+
+@pytest.mark.parametrize("command", HELPED)
+def test_each_command_of_an_installation_has_its_help(command, installed):
+    printed = installed(command, "--help")
+    assert f"mpl {command}" in printed and "tools/" not in printed and "train.py" not in printed
+
+
 def test_commands_name_themselves(installed):
     assert "  fit  " in installed("--help")
     assert "did you mean fit?" in installed("fitt", status=2)

@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Serve a page in the browser: drop an image, compare the probabilities of all "
         "models, edit the class names, see where the models look.",
-        usage="serve.py [options] [MODEL ...] [--classes NAME ...]",
+        usage="%(prog)s [options] [MODEL ...] [--classes NAME ...]",
         epilog=f"{MODELS} Without a MODEL, --backbone and --classes give zero-shot CLIP. Ctrl-C "
         "ends the server. It has no password: whoever reaches the host and port can use it.",
     )
