@@ -105,7 +105,19 @@ def test_a_folder_becomes_a_model_that_predicts(predicts, installed, tmp_path):
         assert "red" in installed("predict", "model", "photos/red", "--backbone", "small")
 
 
-HELPED = "fit predict embed calibrate export serve inspect train study prepare compare".split()
+HELPED = [
+    "fit",
+    "predict",
+    "embed",
+    "calibrate",
+    "export",
+    "serve",
+    "inspect",
+    "train",
+    "study",
+    "prepare",
+    "compare",
+]
 
 
 @pytest.mark.parametrize("command", HELPED)
