@@ -2,6 +2,7 @@
 
 import json
 
+import naive
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,10 @@ from dassl.utils import set_random_seed
 from drawn import arguments, make_cfg, section_pairs
 from marks import golden_cases, one_line, thorough_but
 
+from inference.description import configuration
 from trainers import methods
 from trainers.base import streams
+from trainers.base.method import Classes
 from trainers.base.together import Task
 
 pytestmark = pytest.mark.slow
@@ -71,6 +74,22 @@ def test_another_order_gives_the_same_answers(method, make):
     found, _ = answers_of(trainer)
     for path, row in expected.items():
         assert torch.allclose(found[path].exp(), row.exp(), atol=1e-4)
+
+
+@pytest.mark.parametrize("images", thorough_but((300,), (300, 2000)))
+@pytest.mark.parametrize("name", ["TransCLIP", "StatA", "ZLaP"])
+def test_a_whole_set_is_answered_as_by_a_plain_computation(name, images):
+    rng = np.random.default_rng(images)
+    means = rng.standard_normal((6, 64))
+    labels = rng.integers(0, 6, images)
+    centre = rng.standard_normal((2, 64))
+    rows = centre[0] + 0.45 * means[labels] + 0.55 * rng.standard_normal((images, 64))
+    texts = centre[1] + 0.3 * means + 0.5 * rng.standard_normal((6, 64))
+    x, t = (naive.unit(part).astype(np.float32) for part in (rows, texts))
+    method = methods()[name](configuration(name), Classes(list("abcdef")), torch.device("cpu"))
+    answers = method.answer(Task.of(torch.from_numpy(x), torch.from_numpy(t))).exp().numpy()
+    expected = getattr(naive, name.lower())(x.astype(float), t.astype(float))
+    assert np.abs(answers - expected).max() < 1e-5 * expected.max()
 
 
 def test_a_batch_is_answered_without_the_others(make):
