@@ -20,7 +20,8 @@ class FGVCAircraft(FewShotDataset):
     files = (
         File(
             "fgvc-aircraft-2013b.tar.gz",
-            url="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+            url="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
+            "fgvc-aircraft-2013b.tar.gz",
             about=2_750_000_000,
             extract={"data": "."},
         ),

@@ -1,6 +1,6 @@
 """From arguments and YAML files to the configuration of a run."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import getitem
@@ -127,15 +127,22 @@ def merged(files: Iterable[tuple[str, dict]], method: str) -> CfgNode:
     cfg = defaults(method, *trainers.methods().items()).clone()
     kind = trainers.methods().get(method)
     for path, tree in files:
-        for key in kind.published_outside if kind else ():
-            group = tree.get("TRAINER")
-            if kind and isinstance(group, dict) and key in group:
-                cfg.merge_tree({"TRAINER": {kind.section(): {key: group[key]}}}, path)
-                tree = tree | {  # noqa: PLW2901
-                    "TRAINER": {name: value for name, value in group.items() if name != key}
-                }
-        cfg.merge_tree(tree, path)
+        for part in in_section(tree, kind) if kind else [tree]:
+            cfg.merge_tree(part, path)
     return cfg
+
+
+def in_section(tree: dict, method: type[trainers.Method]) -> Iterator[dict]:
+    """The content of a YAML file, with settings of the method that are directly below TRAINER in
+    its section.
+    """
+    group = tree.get("TRAINER")
+    if isinstance(group, dict):
+        group = dict(group)
+        for key in group.keys() & set(method.published_outside):
+            yield {"TRAINER": {method.section(): {key: group.pop(key)}}}
+        tree = tree | {"TRAINER": group}
+    yield tree
 
 
 @cache
@@ -182,9 +189,8 @@ def set_up(cfg: CfgNode, given: Given) -> list[str]:
     cfg.merge_from_list(list(given.words))
     for key, value in given.chosen.items():
         if key in given.options or key in given.pairs:
-            raise UsageError(
-                f"--chosen has {key}, which the command line sets, too", "leave one of them out"
-            )
+            what = f"--chosen has {key}, which the command line sets, too"
+            raise UsageError(what, "leave one of them out")
         check_chosen(key, cfg.TRAINER.NAME)
         cfg.merge_from_list([key, value])
     merge_by_dataset(cfg, given.keys)
@@ -194,10 +200,8 @@ def set_up(cfg: CfgNode, given: Given) -> list[str]:
     method = trainers.methods().get(cfg.TRAINER.NAME)
     sha256 = getattr(method, "plugin_sha256", "")
     if cfg.MODEL.PLUGIN_SHA256 not in ("", sha256):
-        what = (
-            f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}... is not that of the file with "
-            f"{cfg.TRAINER.NAME}"
-        )
+        stated = f"{PLUGIN} {cfg.MODEL.PLUGIN_SHA256:.12}..."
+        what = f"{stated} is not that of the file with {cfg.TRAINER.NAME}"
         raise UsageError(what, "give that file by --plugin, or leave the checksum out")
     cfg.MODEL.PLUGIN_SHA256 = sha256
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
@@ -249,11 +253,8 @@ def read_chosen(file: str) -> SelectedSettings:
     if not file:
         return SelectedSettings({}, [])
     if not Path(file).exists():
-        raise UsageError(
-            f"there is no {file}",
-            "tools/study.py run writes it after the trials of its study",
-            file,
-        )
+        remedy = "tools/study.py run writes it after the trials of its study"
+        raise UsageError(f"there is no {file}", remedy, file)
     content = read_json(file, CHOSEN_BYTES)
     try:
         return read(SelectedSettings, content)
@@ -283,18 +284,18 @@ def follow_backbone(cfg: CfgNode, given: Collection[str]) -> list[str]:
         if f"INPUT.{key}" not in given and same(before, clips) and not same(before, value):
             cfg.INPUT[key] = tuple(value) if key == "SIZE" else value
             changed.append(f"{key} {value}")
-    return (
-        [f"Images are read as {name} was trained (INPUT): {', '.join(changed)}"] if changed else []
-    )
+    if not changed:
+        return []
+    return [f"Images are read as {name} was trained (INPUT): {', '.join(changed)}"]
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values of INPUT are equal; numbers to six digits."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
-    return len(one) == len(other) and all(
-        abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True)
-    )
+    if len(one) != len(other):
+        return False
+    return all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
 
 
 def weights_of(cfg: CfgNode) -> str:
@@ -311,9 +312,8 @@ def weights_of(cfg: CfgNode) -> str:
     sha256 = weights_sha256(name)
     if stated and stated.lower() != sha256:
         what = f"{WEIGHTS} is {stated}, and {name} has {sha256}"
-        raise UsageError(
-            what, f"give the file with that checksum by --backbone, or leave {WEIGHTS} out"
-        )
+        remedy = f"give the file with that checksum by --backbone, or leave {WEIGHTS} out"
+        raise UsageError(what, remedy)
     return sha256
 
 

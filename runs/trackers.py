@@ -9,7 +9,7 @@ MLFLOW_EXPERIMENT_NAME, ...
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,21 +108,19 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
         yield
         results = json.loads((folder / RESULTS_FILE).read_text())
     finally:
-        files = {
-            folder / name: ""
-            for name in (RUN_CONFIG_FILE, RESULTS_FILE)
-            if (folder / name).is_file()
-        }
-        for name in trainer.get_model_names():
-            files |= {
-                file: name for file in sorted((folder / name).glob("model*")) if file.is_file()
-            }
+        files = left_files(folder, trainer.get_model_names())
         for name, tracker in started.items():
             try:
                 tracker.finish(results, files)
-            except Exception as error:  # noqa: BLE001, RUF100
+            except Exception as error:
                 if name != failed:
-                    print(
-                        f"{name} has failed ({one_line(error)}): the run continues without it",
-                        file=sys.stderr,
-                    )
+                    what = f"{name} has failed ({one_line(error)})"
+                    print(f"{what}: the run continues without it", file=sys.stderr)
+
+
+def left_files(folder: Path, models: Iterable[str]) -> dict[Path, str]:
+    """What a run has left, by the folder in which a tracker has it."""
+    files = {folder / name: "" for name in (RUN_CONFIG_FILE, RESULTS_FILE)}
+    for name in models:
+        files |= dict.fromkeys(sorted((folder / name).glob("model*")), name)
+    return {file: inside for file, inside in files.items() if file.is_file()}

@@ -327,7 +327,7 @@ def execute_run(arguments: Sequence[str]) -> str | None:
         # Otherwise each start of the study would train it again
         if read_results(Path(args.output_dir)) is None:
             raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
-    except (Exception, SystemExit) as caught:  # noqa: BLE001, RUF100
+    except (Exception, SystemExit) as caught:
         error = caught
     return record_outcome(Path(args.output_dir), error)
 

@@ -132,7 +132,7 @@ class CachedFeatures:
         if self.cache is None:
             return None
         try:
-            self.loader.dataset.digests  # noqa: B018 - before the first image is read
+            len(self.loader.dataset.digests)  # before the first image is read
         except OSError:  # a missing or damaged image, which the loader reports
             return None
         # numpy has no bfloat16

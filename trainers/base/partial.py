@@ -57,7 +57,8 @@ class PartialTest:
     def read_files(self, state: dict[str, Tensor]) -> list[Tensor]:
         with safe_open(self.folder / STATE, "pt") as content:
             facts = content.metadata() or {}
-            saved = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            names = content.keys()
+            saved = {name: content.get_tensor(name) for name in names}
         done = int(facts["images"])
         classes = int(facts["classes"])
         logits = bytearray((self.folder / LOGITS).read_bytes()[: 4 * done * classes])
