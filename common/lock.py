@@ -19,7 +19,9 @@ ANOTHER = f"choose another {OPTION}"
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[None]:
+def locked(
+    folder: Path, wait: bool = False, option: str = OPTION, name: str = LOCK
+) -> Iterator[None]:
     """Keep other runs out of an output folder, which is made if it is missing.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a
@@ -27,13 +29,14 @@ def locked(folder: Path, wait: bool = False, option: str = OPTION) -> Iterator[N
 
     Args:
         option: names the folder in the command, for the errors.
+        name: of the file; runs with other names may be there.
 
     Raises:
         UsageError: another run is there, or the folder is not writable.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, poll_interval=0.5)
+    lock = FileLock(folder / name, poll_interval=0.5)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else PATIENCE)

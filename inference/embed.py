@@ -2,37 +2,31 @@
 
 import argparse
 import hashlib
-import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import UsageError
-from common.files import PARTIAL, checksum, replacing, write_text
-from common.lock import LOCK, locked
+from common.files import checksum, replacing
 from common.start import Parser, at_least, path, required_packages
-from common.text import read_bytes, read_text
-from datasets.folders import is_image, walk_files
+from common.text import read_bytes
 
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .options import LoadOptions
+from .shards import Output, add_shard_option, images_in, write_shards
 from .tables import REQUIREMENTS, as_unicode
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from .classifier import PromptedClassifier
 
-SHARD = 10_000  # images of a file
 LAYOUTS = "parquet", "clip-retrieval"
-RECORD = "_embed.json"  # Parquet's readers of folders ignore names with _
-KEY = b"embed"  # of the facts in the metadata of Parquet
 
 
 class Embedded(NamedTuple):
@@ -63,6 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=("float16", "float32"), default="float16", help=text)
     text = "images at a time (default: 100)"
     add("--batch-size", type=at_least(1), default=100, metavar="N", help=text)
+    add_shard_option(parser)
     add_model_options(parser)
     add_image_options(parser)
     return parser.parse_args(argv)
@@ -82,30 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
     images = images_in(args.paths[1:] if model else args.paths)
-    files = list(islice(images, SHARD))
-    if not files:
-        raise UsageError("there are no images", "give another folder, or files", args.paths[-1])
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options, args)
-    number = 0
-    with locked(args.to, option="--to"), tqdm(desc="features", unit="image", disable=None) as bar:
-        check_same(args.to, facts)
-        while files:
-            write_shard(args, number, files, facts, classifier)
-            bar.update(len(files))
-            files = list(islice(images, SHARD))
-            number += 1
-        remove_from(args.to, args.layout, number)
+    with tqdm(desc="features", unit="image", disable=None) as bar:
+        write_shards(Features(args, facts, classifier, bar), images, args.shard)
     print(f"Written: {args.to}")
-
-
-def images_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files among the paths, and the image files below the folders among them."""
-    for place in paths:
-        if place.is_dir():
-            yield from (place / name for name in walk_files(place) if is_image(name))
-        else:
-            yield place
 
 
 def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":
@@ -141,99 +117,48 @@ def facts_of(
     return facts
 
 
-def check_same(folder: Path, facts: dict[str, Any]) -> None:
-    """Raise UsageError if a folder has other files, or features that depend on other facts."""
-    text = json.dumps(facts, indent=1) + "\n"
-    record = folder / RECORD
-    if record.is_file():
-        if read_text(record) != text:
-            what = f"{folder} has features of another model, other options or another layout"
-            raise UsageError(what, "choose another folder, or delete it", folder)
-        for left in folder.rglob(".*.partial"):  # of a call that was killed
-            left.unlink()
-        return
-    names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
-    if not {LOCK}.issuperset(names):
-        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
-    write_text(record, text)
-
-
-def write_shard(
-    args: argparse.Namespace,
-    number: int,
-    files: Sequence[Path],
-    facts: dict[str, Any],
-    classifier: "PromptedClassifier",
-) -> None:
-    """Write the features of some images, unless that is done and the images are the same.
-
-    A file has them completely or not at all. In the layout of clip-retrieval, the row of an image
-    that cannot be read has zeros.
+class Features(Output):
+    """Files with features. In the layout of clip-retrieval, the row of an image that cannot be read
+    has zeros.
     """
-    features, metadata = files_of(args.to, args.layout, number)
-    content = json.dumps(facts | {"images": listing(files)}).encode()
-    if features.is_file() and facts_in(metadata) == content:
-        return
-    rows = embedded(files, classifier, args.batch_size)
-    array = array_of(rows, classifier.width).astype(args.precision)
-    metadata.parent.mkdir(exist_ok=True)
-    features.parent.mkdir(exist_ok=True)
-    if args.layout == LAYOUTS[0]:
-        write_parquet(metadata, rows, content, "path", array)
-        return
-    with replacing(features) as unfinished, open(unfinished, "xb") as file:
-        np.save(file, array)
-    write_parquet(metadata, rows, content, "image_path")
 
+    name = "embed"
 
-def files_of(folder: Path, layout: str, number: int) -> tuple[Path, Path]:
-    """The files of the features of a shard, and of its metadata."""
-    if layout == LAYOUTS[0]:
-        file = folder / f"{number:05}.parquet"
-        return file, file
-    return (
-        folder / f"img_emb/img_emb_{number:05}.npy",
-        folder / f"metadata/metadata_{number:05}.parquet",
-    )
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        facts: dict[str, Any],
+        classifier: "PromptedClassifier",
+        bar: "tqdm",
+    ):
+        super().__init__(args.to, facts)
+        self.args = args
+        self.classifier = classifier
+        self.bar = bar
 
+    def files(self, number: int) -> list[Path]:
+        if self.args.layout == LAYOUTS[0]:
+            return super().files(number)
+        features = self.folder / f"img_emb/img_emb_{number:05}.npy"
+        return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
-def remove_from(folder: Path, layout: str, number: int) -> None:
-    """Delete the files of an earlier call with more images."""
-    files = [file for file in files_of(folder, layout, number) if file.is_file()]
-    if files:
-        for file in dict.fromkeys(files):
-            file.unlink()
-        remove_from(folder, layout, number + 1)
+    def write(self, number: int, images: Sequence[Path], facts: bytes) -> None:
+        rows = embedded(images, self.classifier, self.args.batch_size)
+        array = array_of(rows, self.classifier.width).astype(self.args.precision)
+        *features, metadata = self.files(number)
+        if features:
+            with replacing(features[0]) as unfinished, open(unfinished, "xb") as file:
+                np.save(file, array)
+            write_parquet(metadata, rows, facts, "image_path")
+        else:
+            write_parquet(metadata, rows, facts, "path", array)
+        self.bar.update(len(images))
 
 
 def array_of(rows: Sequence[Embedded], width: int) -> NDArray[np.float32]:
     """(rows, width): the features; zeros for an image without one."""
     nothing = np.zeros(width, dtype=np.float32)
     return np.stack([nothing if row.feature is None else row.feature for row in rows])
-
-
-def listing(files: Sequence[Path]) -> str:
-    """A SHA-256 of paths, sizes and times."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            status = os.stat(file)
-            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-        except OSError:
-            digest.update(b"- ")
-        digest.update(os.fsencode(file) + b"\0")
-    return digest.hexdigest()
-
-
-def facts_in(file: Path) -> bytes:
-    """The facts that a Parquet file states; empty if there is no such file."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return (parquet.read_schema(file).metadata or {}).get(KEY, b"")
-    except (OSError, pyarrow.ArrowException):
-        return b""
 
 
 def embedded(
@@ -294,6 +219,6 @@ def write_parquet(
         columns["feature"] = pyarrow.FixedSizeListArray.from_arrays(
             pyarrow.array(array.reshape(-1)), array.shape[1], mask=is_bad
         )
-    table = pyarrow.table(columns).replace_schema_metadata({KEY: facts})
+    table = pyarrow.table(columns).replace_schema_metadata({Features.name: facts})
     with replacing(file) as unfinished:
         parquet.write_table(table, unfinished)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dassl.utils import read_image
 
-from inference import embed
+from inference import embed, shards
 from inference.models import load
 from inference.options import LoadOptions
 
@@ -46,7 +46,7 @@ def rows_of(file):
 
 
 def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photos, monkeypatch):
-    monkeypatch.setattr(embed, "SHARD", 2)
+    monkeypatch.setattr(shards, "SHARD", 2)
     (photos / "broken.png").write_bytes(b"no image")
     (photos / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(photos / "pipe.png")
@@ -67,7 +67,7 @@ def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photo
 
 
 def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, monkeypatch):
-    monkeypatch.setattr(embed, "SHARD", 2)
+    monkeypatch.setattr(shards, "SHARD", 2)
     folder = embedded(photos)
     before = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
     computed = []
@@ -117,7 +117,7 @@ def test_features_say_what_they_depend_on_and_others_are_refused(
 
 
 def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
-    monkeypatch.setattr(embed, "SHARD", 2)
+    monkeypatch.setattr(shards, "SHARD", 2)
     (photos / "broken.png").write_bytes(b"no image")
     rows = rows_in(embedded(photos))
     folder = embedded(photos, "--layout", "clip-retrieval", to="retrieval")
@@ -145,3 +145,22 @@ def test_an_image_that_changes_while_it_is_read_has_an_error(
     (fault,) = [row for row in rows if row["error"]]
     assert fault["path"] == str(photos / "a.jpg") and "changed" in fault["error"]
     assert read_image(photos / "a.jpg")
+
+
+def test_shares_of_machines_are_together_what_one_writes(embedded, command, photos, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 2)
+    whole = embedded(photos)
+    folder = embedded(photos, "--shard", "2/2", to="parts")
+    assert [file.name for file in folder.glob("*.parquet")] == ["00001.parquet"]
+    other = folder / ".00000.parquet.1-2.partial"
+    other.touch()  # which another machine is writing
+    embedded(photos, "--shard", "2/2", to="parts")
+    assert other.exists()
+    embedded(photos, "--shard", "1/2", to="parts")
+    assert not other.exists()
+    files = sorted(whole.glob("*.parquet"))
+    assert len(files) == len([*folder.glob("*.parquet")]) == 3
+    for file in files:
+        assert (folder / file.name).read_bytes() == file.read_bytes()
+    done = command(embed, photos, "--to", folder, "--shard", "3/2")
+    assert "expected 1/16 to 16/16" in done.error

@@ -1,0 +1,184 @@
+"""Answers for many images in shards of 10,000, which are skipped when they are finished."""
+
+import hashlib
+import json
+import os
+import re
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import UsageError
+from common.files import PARTIAL, write_text
+from common.lock import LOCK, locked
+from common.text import read_text
+from datasets.folders import is_image, walk_files
+
+SHARD = 10_000  # images
+
+
+class Share(NamedTuple):
+    """The shards that one of several machines writes: the `number`-th, from 1, of each `of`."""
+
+    number: int
+    of: int
+
+    def has(self, shard: int) -> bool:
+        return shard % self.of == self.number - 1
+
+
+WHOLE = Share(1, 1)
+
+
+def share(text: str) -> Share:
+    """The argparse type of a share, such as 3/16."""
+    found = re.fullmatch(r"([1-9]\d{0,4})/([1-9]\d{0,4})", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise ArgumentTypeError(f"expected 1/16 to 16/16 for 16 machines, got {text!r}")
+    return Share(int(found[1]), int(found[2]))
+
+
+def add_shard_option(parser: ArgumentParser) -> None:
+    text = "the files of one of several machines, such as 3/16; all have the same images and --to"
+    parser.add_argument("--shard", type=share, default=WHOLE, metavar="K/N", help=text)
+
+
+class Output:
+    """A folder of shards.
+
+    Attributes:
+        name: of the command; the file `_NAME.json` and the metadata of each shard state the facts.
+        facts: what the content of the shards depends on, besides the images.
+    """
+
+    name: str
+
+    def __init__(self, folder: Path, facts: dict[str, Any]):
+        self.folder = folder
+        self.facts = facts
+
+    def files(self, number: int) -> list[Path]:
+        """The files of a shard, in the order in which they are written."""
+        return [self.folder / f"{number:05}.parquet"]
+
+    def write(self, number: int, images: Sequence[Path], facts: bytes) -> None:
+        """Write the files of a shard; the last one is Parquet with the facts in its metadata."""
+        raise NotImplementedError
+
+
+def write_shards(output: Output, images: Iterator[Path], part: Share) -> None:
+    """Write the shards of a share, but those that are finished and whose images are the same.
+
+    Raises:
+        UsageError: there are no images, the folder has other files or shards of other facts, or
+            another command writes this share.
+    """
+    shard = list(islice(images, SHARD))
+    if not shard:
+        raise UsageError("there are no images", "give another folder, or files")
+    number = 0
+    with only_one(output, part):
+        while shard:
+            if part.has(number):
+                write_shard(output, number, shard)
+            shard = list(islice(images, SHARD))
+            number += 1
+        remove_from(output, number, part)
+
+
+@contextmanager
+def only_one(output: Output, part: Share) -> Iterator[None]:
+    """Keep other commands out of the share of a folder, whose facts are checked."""
+    if part == WHOLE:
+        with locked(output.folder, option="--to"):
+            check_same(output)
+            yield
+        return
+    # The commands of all shares check the folder, one after another
+    with locked(output.folder, wait=True, option="--to"):
+        check_same(output)
+    name = f"{LOCK}-{part.number}-of-{part.of}"
+    with locked(output.folder, option="--to", name=name):
+        yield
+
+
+def check_same(output: Output) -> None:
+    """Raise UsageError if a folder has other files, or shards that depend on other facts."""
+    folder = output.folder
+    text = json.dumps(output.facts, indent=1) + "\n"
+    record = folder / f"_{output.name}.json"  # Parquet's readers of folders ignore names with _
+    remedy = "choose another folder, or delete it"
+    if record.is_file():
+        if read_text(record) != text:
+            what = f"{folder} has features of another model, other options or another layout"
+            raise UsageError(what, remedy, folder)
+        remove_partial(record)
+        return
+    names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
+    if any(not name.startswith(LOCK) for name in names):
+        raise UsageError(f"{folder} is not empty", remedy, folder)
+    write_text(record, text)
+    remove_partial(record)
+
+
+def write_shard(output: Output, number: int, images: Sequence[Path]) -> None:
+    """Write a shard, unless that is done and the images are the same."""
+    files = output.files(number)
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        remove_partial(file)
+    facts = json.dumps(output.facts | {"images": listing(images)}).encode()
+    is_done = all(file.is_file() for file in files)
+    if not is_done or facts_in(files[-1], output.name) != facts:
+        output.write(number, images, facts)
+
+
+def remove_partial(file: Path) -> None:
+    """Delete what commands that were killed have left of a file."""
+    for left in file.parent.glob(f".{file.name}.*.partial"):
+        left.unlink(missing_ok=True)
+
+
+def remove_from(output: Output, number: int, part: Share) -> None:
+    """Delete the shards of this number and later, which an earlier call with more images wrote."""
+    while files := [file for file in output.files(number) if file.is_file()]:
+        if part.has(number):
+            for file in files:
+                file.unlink()
+        number += 1
+
+
+def listing(files: Sequence[Path]) -> str:
+    """A SHA-256 of paths, sizes and times."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            status = os.stat(file)
+            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        except OSError:
+            digest.update(b"- ")
+        digest.update(os.fsencode(file) + b"\0")
+    return digest.hexdigest()
+
+
+def facts_in(file: Path, name: str) -> bytes:
+    """The facts that a Parquet file states; empty if there is no such file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return (parquet.read_schema(file).metadata or {}).get(name.encode(), b"")
+    except (OSError, pyarrow.ArrowException):
+        return b""
+
+
+def images_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files among the paths, and the image files below the folders among them."""
+    for place in paths:
+        if place.is_dir():
+            yield from (place / name for name in walk_files(place) if is_image(name))
+        else:
+            yield place
