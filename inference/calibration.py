@@ -1,11 +1,8 @@
-"""Confidence that is repaired, and what a classifier can promise: fitted on held-out images, then
-applied to logits.
+"""Repaired confidence, and what a classifier can promise: fitted on held-out images.
 
 - `Temperature` changes probabilities, and never the predicted class.
 - `Threshold`: which answers to give, so that at most an asked share of the given ones is wrong.
-- `Sets`: several classes for an image, among which is the right one for an asked share of the
-  images.
-- `conf_ot`: probabilities of calibration and test images together (transductive), for `Sets`.
+- `Sets`: classes for an image, among which is the right one for an asked share of the images.
 
 All functions take arrays or tensors on the CPU: logits (images, classes), and labels (images,).
 They raise UsageError for logits that are not finite and for labels that are no classes. `Threshold`
@@ -31,9 +28,8 @@ HOTTEST = 1e6  # the largest temperature; the smallest is its inverse
 KINDS = ("lac", "aps", "raps")
 FEWEST_OF_CLASS = 20  # calibration images of a class with sets of its own
 RAPS = 0.001, 1  # the penalty for a rank, and the number of ranks without one
-# No difference between scores; shares of the images that a threshold is tried on
-TRIFLE = 1e-12
-LEVELS = 10
+TRIFLE = 1e-12  # no difference between scores
+LEVELS = 10  # shares of the images that a threshold is tried on
 Share = Annotated[float, Accepts(float, 0, 1, "and neither", lambda share: 0 < share < 1)]
 # scipy is imported where something is fitted: a prediction does not wait for it.
 
@@ -290,9 +286,7 @@ def scores(
 
 
 def comparable(log_p: Floats, kind: str) -> Floats:
-    """`scores` without the ties of a model that is too sure: -log p instead of 1 - p (LAC), or a
-    trifle of it added.
-    """
+    """`scores` without the ties of a sure model: -log p instead of 1 - p (LAC), or added."""
     return -log_p if kind == "lac" else scores(np.exp(log_p), kind) - TRIFLE * log_p
 
 
@@ -392,7 +386,7 @@ class Sets:
         return self.of(log_softmax(logits), coverage)
 
     def of(self, log_p: Floats, coverage: float) -> NDArray[np.bool_]:
-        """`apply` for logarithms of probabilities, such as those of `conf_ot`."""
+        """`apply` for logarithms of probabilities, such as those of `transport.conf_ot`."""
         largest = np.full(log_p.shape[1], self.quantile(coverage))
         for cluster in self.clusters:
             largest[list(cluster.classes)] = exact_quantile(cluster.label_scores, coverage)
@@ -403,39 +397,3 @@ def exact_quantile(ascending: Sequence[float], coverage: float) -> float:
     """The score that a new one does not exceed with this probability; infinite for few scores."""
     rank = max(1, math.ceil(round((len(ascending) + 1) * coverage, 10)))
     return ascending[rank - 1] if rank <= len(ascending) else math.inf
-
-
-def conf_ot(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    observed: bool = True,
-    epsilon: float = 1.0,
-    iterations: int = 3,
-) -> Floats:
-    """Log-probabilities by optimal transport of images to classes (Conf-OT; Silva-Rodriguez et al.,
-    CVPR 2025).
-
-    They are transductive: those of an image depend on all other images.
-
-    Args:
-        logits: (images, classes), of the calibration images and then of the test images.
-        labels: of the calibration images.
-        observed: take the shares of the classes from the labels; else all classes have the same.
-
-    Raises:
-        UsageError: a class has no label, whose share would be 0.
-    """
-    z = checked(logits)
-    y = np.asarray(labels)
-    checked(z[: len(y)], y)
-    classes = z.shape[1]
-    counts = np.bincount(y, minlength=classes) if observed else np.ones(classes)
-    if not counts.all():
-        what = f"{int((counts == 0).sum())} of {classes} classes have no calibration image"
-        raise UsageError(what, "give one for each class, or let all classes have the same share")
-    log_shares = np.log(counts / counts.sum())
-    log_plan = z / epsilon  # logarithms, as exp(z) may overflow; its sum cancels in the first step
-    for _ in range(iterations):
-        log_plan += log_shares - np.logaddexp.reduce(log_plan, axis=0)
-        log_plan -= np.logaddexp.reduce(log_plan, axis=1)[:, None]
-    return log_plan

@@ -20,13 +20,13 @@ from inference.calibration import (
     Threshold,
     checked,
     comparable,
-    conf_ot,
     log_softmax,
 )
 from inference.distances import Distances
 from inference.models import calibration_of, file_of, load
 from inference.options import LoadOptions
 from inference.sample import Floats
+from inference.transport import conf_ot
 from measures.metrics import ece
 from trainers import MethodTrainer
 from trainers.base.data_use import count_common, count_copies

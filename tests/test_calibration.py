@@ -13,7 +13,7 @@ from marks import golden_cases, one_line
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
-from inference import calibration
+from inference import calibration, transport
 from inference.calibrated import Calibration
 from inference.calibration import Sets, Temperature, Threshold
 from inference.distances import Distances
@@ -149,7 +149,7 @@ def test_conf_ot_equals_published(conf_ot, marginal):
         "epsilon": case["epsilon"],
         "iterations": case["iters"],
     }
-    log_codes = calibration.conf_ot(z, labels[:n], **options)
+    log_codes = transport.conf_ot(z, labels[:n], **options)
     codes = np.exp(log_codes)
     assert codes == pytest.approx(np.array(expected["codes"]), abs=1e-5)
     assert 100 * (codes.argmax(axis=1) == labels)[n:].mean() == pytest.approx(
@@ -283,9 +283,9 @@ def test_few_images_promise_little(population):
     ],
 )
 def test_wrong_arrays_are_refused(logits, labels, words):
-    for fit in (Temperature.fit, Sets.fit, Threshold.fit, calibration.conf_ot):
+    for fit in (Temperature.fit, Sets.fit, Threshold.fit, transport.conf_ot):
         # It has the logits of test images, too
-        if fit is not calibration.conf_ot or len(logits) == len(labels):
+        if fit is not transport.conf_ot or len(logits) == len(labels):
             with one_line(words):
                 fit(np.array(logits), np.array(labels, dtype=int))
 
@@ -293,8 +293,8 @@ def test_wrong_arrays_are_refused(logits, labels, words):
 def test_conf_ot_needs_a_label_of_each_class_and_no_small_logits():
     z = np.array([[900.0, 0], [0, 900], [900, 0]])
     with one_line("1 of 2 classes have no calibration image"):
-        calibration.conf_ot(z, [0])
-    codes = np.exp(calibration.conf_ot(z, [0], observed=False))
+        transport.conf_ot(z, [0])
+    codes = np.exp(transport.conf_ot(z, [0], observed=False))
     assert np.isfinite(codes).all() and codes.sum(axis=1) == pytest.approx(1)
 
 
