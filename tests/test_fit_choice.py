@@ -1,13 +1,14 @@
 """The heads of a fit, the choice among them, and its estimate."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from common.errors import UsageError
-from fit import choice, trials
+from fit import choice, report, trials
 from fit.candidates import CANDIDATES, LINEAR, VISION, Candidate, members
 from fit.curve import curve, ungrouped
 from fit.decision import decide
@@ -68,6 +69,22 @@ def test_the_exported_ensemble_is_the_sum_of_its_members(name, eurosat, tiny, co
     assert "a cat" not in card  # the model refuses other class names
     with pytest.raises(UsageError, match="was learned for its own classes"):
         loaded.probabilities([image], ["a cat", "a dog"])
+
+
+def test_labels_in_doubt_are_those_whose_rivals_are_many_times_more_probable(monkeypatch):
+    p = np.array([[0.4, 0.6, 0, 0], [0.3, 0.01, 0.4, 0.29], [0.2, 0.8, 0, 0], [0.8, 0.1, 0.1, 0]])
+    monkeypatch.setattr(report, "probabilities", lambda *_: p)
+    images = [Photo(str(place), "a") for place in range(5)]
+    sample = Sample.of(np.array([0, 1, 0, 0]))
+    trials = SimpleNamespace(sample=sample, held=np.array([0, 1, 3, 4]))
+    fit = SimpleNamespace(
+        calibration=True,
+        decision=SimpleNamespace(trials=trials),
+        photos=SimpleNamespace(images=images, names=["a", "b", "c", "d"]),
+    )
+    found = report.suspects(fit)
+    assert [(one["path"], one["rather"]) for one in found] == [("1", "c"), ("3", "b"), ("0", "b")]
+    assert [one["doubt"] for one in found] == pytest.approx(np.log([40, 4, 3 / 2]))
 
 
 def test_a_configuration_is_made_once_and_never_changes():
