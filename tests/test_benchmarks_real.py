@@ -94,5 +94,8 @@ def test_a_run_resumes_and_its_table(tmp_path, monkeypatch, capsys):
     assert lines[0] == "4 fits, 2 cells" and any("| tones | small | 0% |" in one for one in lines)
     assert any(line.startswith("0% swapped: regret mean") for line in lines)
     data = real.Data(tmp_path / "sets/tones", "small")
-    right, swapped = (data.draw(4, 1, share)[1] for share in (0, 50))
-    assert (right != swapped).sum() == 6
+    _, right, nothing = data.draw(4, 1, 0)
+    _, swapped, wrong = data.draw(4, 1, 50)
+    assert not nothing and {*np.flatnonzero(right != swapped)} == wrong and len(wrong) == 6
+    record = real.cell(data, 4, 1, 25, ["VisionProbe"])
+    assert record["wrong"] == 3 >= record["found"]

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.fit import first_suspects, photos_of
 from benchmarks.fits import add_record, percent, promised, read_records
 from common.errors import UsageError
 from common.files import checksum
@@ -30,6 +31,7 @@ from fit.decision import Decision, decide
 from fit.features import Features
 from fit.heads import Heads
 from fit.request import FitRequest
+from fit.result import Fit
 from fit.story import methods_of
 from fit.trials import Examples
 from inference.classifier import PromptedClassifier
@@ -67,23 +69,28 @@ class Data:
         features = torch.stack([rows[str(path)].feature for path in paths])
         return features, np.array([self.heads.names.index(path.parent.name) for path in paths])
 
-    def draw(self, shots: int, seed: int, swapped: int) -> tuple[Tensor, NDArray[np.int64]]:
-        """Features and labels of training images, some percent of the labels wrong."""
+    def draw(
+        self, shots: int, seed: int, swapped: int
+    ) -> tuple[Tensor, NDArray[np.int64], set[int]]:
+        """Features and labels of training images, and the places of those percent of the labels
+        that are wrong.
+        """
         rng = np.random.default_rng([seed, shots])
         classes = range(len(self.heads.names))
         of_class = [np.flatnonzero(self.y == label) for label in classes]
         chosen = np.concatenate([rng.permutation(places)[:shots] for places in of_class])
         labels = self.y[chosen]
-        for place in rng.permutation(len(labels))[: round(swapped / 100 * len(labels))]:
+        wrong = rng.permutation(len(labels))[: round(swapped / 100 * len(labels))].tolist()
+        for place in wrong:
             labels[place] = (labels[place] + rng.integers(1, len(classes))) % len(classes)
-        return self.x[chosen], labels
+        return self.x[chosen], labels, {*wrong}
 
 
 def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> dict[str, Any]:
     """The record of one fit, of all heads or those of some methods, and of its rivals."""
     heads = data.heads
     heads.seed = seed
-    x, labels = data.draw(shots, seed, swapped)
+    x, labels, wrong = data.draw(shots, seed, swapped)
     y = torch.from_numpy(labels)
     request = FitRequest(Path("images"), Path("model"), methods=tuple(methods), seed=seed)
     candidates = methods_of(request, CANDIDATES, heads)
@@ -101,6 +108,9 @@ def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]
     }
     record = {"fit": 100 * float(correct.mean()), "singles": singles, "seconds": seconds}
     record["chosen"] = decision.name
+    if swapped:
+        found = first_suspects(Fit(request, photos_of(examples), decision)) & wrong
+        record |= {"wrong": len(wrong), "found": len(found)}
     record["recipes"] = rivals(data, x, labels)
     return record | promises(decision, logits, data.test_y)
 
