@@ -286,7 +286,7 @@ def scores(
 
 
 def comparable(log_p: Floats, kind: str) -> Floats:
-    """`scores` without the ties of a sure model: -log p instead of 1 - p (LAC), or added."""
+    """`scores` without ties: -log p instead of 1 - p (LAC), or a trifle of -log p added."""
     return -log_p if kind == "lac" else scores(np.exp(log_p), kind) - TRIFLE * log_p
 
 
