@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,8 @@ from common.text import read_bytes
 
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .options import LoadOptions
-from .shards import Output, add_shard_option, images_in, write_shards
+from .shards import Output, add_shard_option, write_shards
+from .sources import images_in
 from .tables import REQUIREMENTS, as_unicode
 
 if TYPE_CHECKING:
@@ -43,10 +45,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Write the features of images: a Parquet file for 10,000 images, with path, "
         "sha256, feature and error. The same command again continues with the file that is "
         "missing.",
-        usage="%(prog)s [options] [MODEL] IMAGE|FOLDER [...] --to FOLDER",
+        usage="%(prog)s [options] [MODEL] IMAGE|FOLDER|LIST [...] --to FOLDER",
         epilog="Features are those of the model's image tower, of unit length unless the method "
         "says otherwise. Without a MODEL, --backbone gives those of CLIP. An image that cannot be "
-        "read has an error instead of a feature.",
+        "read has an error instead of a feature, and the exit status is 1. A LIST is a .txt file "
+        "with a path on each line, or .csv or .parquet with a column path; paths are absolute or "
+        "relative to its folder.",
     )
     add = parser.add_argument
     add("paths", type=path, nargs="+", metavar="PATH", help="perhaps a model, then the images")
@@ -80,8 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options, args)
     with tqdm(desc="features", unit="image", disable=None) as bar:
-        write_shards(Features(args, facts, classifier, bar), images, args.shard)
+        errors = write_shards(Features(args, facts, classifier, bar), images, args.shard)
     print(f"Written: {args.to}")
+    if errors:
+        print(f"{errors:,} images could not be read: see the column error", file=sys.stderr)
+        sys.exit(1)
 
 
 def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":

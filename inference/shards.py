@@ -15,7 +15,6 @@ from common.errors import UsageError
 from common.files import PARTIAL, write_text
 from common.lock import LOCK, locked
 from common.text import read_text
-from datasets.folders import is_image, walk_files
 
 SHARD = 10_000  # images
 
@@ -69,8 +68,10 @@ class Output:
         raise NotImplementedError
 
 
-def write_shards(output: Output, images: Iterator[Path], part: Share) -> None:
+def write_shards(output: Output, images: Iterator[Path], part: Share) -> int:
     """Write the shards of a share, but those that are finished and whose images are the same.
+
+    Returns how many images of the share have an error.
 
     Raises:
         UsageError: there are no images, the folder has other files or shards of other facts, or
@@ -80,13 +81,15 @@ def write_shards(output: Output, images: Iterator[Path], part: Share) -> None:
     if not shard:
         raise UsageError("there are no images", "give another folder, or files")
     number = 0
+    errors = 0
     with only_one(output, part):
         while shard:
             if part.has(number):
-                write_shard(output, number, shard)
+                errors += write_shard(output, number, shard)
             shard = list(islice(images, SHARD))
             number += 1
         remove_from(output, number, part)
+    return errors
 
 
 @contextmanager
@@ -124,8 +127,8 @@ def check_same(output: Output) -> None:
     remove_partial(record)
 
 
-def write_shard(output: Output, number: int, images: Sequence[Path]) -> None:
-    """Write a shard, unless that is done and the images are the same."""
+def write_shard(output: Output, number: int, images: Sequence[Path]) -> int:
+    """Write a shard, unless that is done and the images are the same; returns its errors."""
     files = output.files(number)
     for file in files:
         file.parent.mkdir(exist_ok=True)
@@ -134,6 +137,7 @@ def write_shard(output: Output, number: int, images: Sequence[Path]) -> None:
     is_done = all(file.is_file() for file in files)
     if not is_done or facts_in(files[-1], output.name) != facts:
         output.write(number, images, facts)
+    return errors_in(files[-1])
 
 
 def remove_partial(file: Path) -> None:
@@ -158,7 +162,7 @@ def listing(files: Sequence[Path]) -> str:
         try:
             status = os.stat(file)
             digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
-        except OSError:
+        except (OSError, ValueError):  # ValueError: NUL in the path
             digest.update(b"- ")
         digest.update(os.fsencode(file) + b"\0")
     return digest.hexdigest()
@@ -175,10 +179,9 @@ def facts_in(file: Path, name: str) -> bytes:
         return b""
 
 
-def images_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files among the paths, and the image files below the folders among them."""
-    for place in paths:
-        if place.is_dir():
-            yield from (place / name for name in walk_files(place) if is_image(name))
-        else:
-            yield place
+def errors_in(file: Path) -> int:
+    """How many rows have an error."""
+    from pyarrow import parquet
+
+    column = parquet.read_table(file, columns=["error"])["error"]
+    return sum(map(bool, column.to_pylist()))

@@ -13,9 +13,9 @@ from inference import embed, shards
 from inference.models import load
 from inference.options import LoadOptions
 
-parquet = pytest.importorskip(
-    "pyarrow.parquet", reason="Parquet needs pyarrow (requirements-parquet.txt)"
-)
+REASON = "Parquet needs pyarrow (requirements-parquet.txt)"
+pyarrow = pytest.importorskip("pyarrow", reason=REASON)
+parquet = pytest.importorskip("pyarrow.parquet", reason=REASON)
 pytestmark = pytest.mark.slow
 
 
@@ -29,9 +29,10 @@ def photos(photos, tmp_path):
 def embedded(command, deep, tmp_path):
     """`embedded(path, ..., option, ...)`: the features of images by a random CLIP, in out/."""
 
-    def embedded(*words, to="out"):
+    def embedded(*words, to="out", errors=0):
         done = command(embed, *words, "--to", tmp_path / to, "--backbone", deep)
-        assert done.status == 0, done.errors
+        assert done.status == bool(errors), done.errors
+        assert not errors or f"{errors} images could not be read" in done.errors[-1]
         return tmp_path / to
 
     return embedded
@@ -50,7 +51,7 @@ def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photo
     (photos / "broken.png").write_bytes(b"no image")
     (photos / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(photos / "pipe.png")
-    folder = embedded(photos, "--precision", "float32")
+    folder = embedded(photos, "--precision", "float32", errors=3)
     rows = rows_in(folder)
     assert [len(rows_of(file)) for file in sorted(folder.glob("*.parquet"))] == [2, 2, 2, 2]
     faults = {row["path"]: row["error"] for row in rows if row["feature"] is None}
@@ -119,8 +120,8 @@ def test_features_say_what_they_depend_on_and_others_are_refused(
 def test_the_layout_of_clip_retrieval(embedded, photos, monkeypatch):
     monkeypatch.setattr(shards, "SHARD", 2)
     (photos / "broken.png").write_bytes(b"no image")
-    rows = rows_in(embedded(photos))
-    folder = embedded(photos, "--layout", "clip-retrieval", to="retrieval")
+    rows = rows_in(embedded(photos, errors=1))
+    folder = embedded(photos, "--layout", "clip-retrieval", to="retrieval", errors=1)
     features = [np.load(file) for file in sorted((folder / "img_emb").iterdir())]
     metadata = [row for file in sorted((folder / "metadata").iterdir()) for row in rows_of(file)]
     assert [row["image_path"] for row in metadata] == [row["path"] for row in rows]
@@ -141,7 +142,7 @@ def test_an_image_that_changes_while_it_is_read_has_an_error(
         return content
 
     monkeypatch.setattr(embed, "read_bytes", changing)
-    rows = rows_in(embedded(photos))
+    rows = rows_in(embedded(photos, errors=1))
     (fault,) = [row for row in rows if row["error"]]
     assert fault["path"] == str(photos / "a.jpg") and "changed" in fault["error"]
     assert read_image(photos / "a.jpg")
@@ -164,3 +165,29 @@ def test_shares_of_machines_are_together_what_one_writes(embedded, command, phot
         assert (folder / file.name).read_bytes() == file.read_bytes()
     done = command(embed, photos, "--to", folder, "--shard", "3/2")
     assert "expected 1/16 to 16/16" in done.error
+
+
+def test_lists_name_images(embedded, command, deep, photos, tmp_path):
+    names = ["a.jpg", "gone.png", "below/c.PNG", str(photos / "b.png")]
+    (photos / "list.txt").write_text("\n\n".join(names))
+    (photos / "list.csv").write_text("\n".join(["label,path", *(f"x,{name}" for name in names)]))
+    parquet.write_table(pyarrow.table({"path": names}), photos / "list.parquet")
+    expected = [(str(photos / name), name == "gone.png") for name in names]
+    for ending in ("txt", "csv", "parquet"):
+        rows = rows_in(embedded(photos / f"list.{ending}", to=ending, errors=1))
+        assert [(row["path"], bool(row["error"])) for row in rows] == expected
+    again = embedded(photos / "list.csv", to="csv", errors=1)
+    assert len(rows_in(again)) == 4
+    line = ["--to", tmp_path / "new", "--backbone", deep]
+    (photos / "names.csv").write_text("name\na.jpg\n")
+    (photos / "long.txt").write_text("a" * 70_000)
+    (photos / "damaged.parquet").write_bytes(b"PAR1")
+    for name, words in {
+        "names.csv": "no column path",
+        "long.txt": "a line has more than 65,536",
+        "damaged.parquet": "is no list of images",
+        "gone.csv": "there is no list",
+    }.items():
+        done = command(embed, photos / "a.jpg", photos / name, *line)
+        assert done.status == 2 and words in done.error
+    assert not (tmp_path / "new").exists()

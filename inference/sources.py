@@ -1,0 +1,82 @@
+"""Images of a command, one after another: of files, of folders, and of lists of files."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from common.errors import UsageError, one_line
+from common.start import required_packages
+from datasets.folders import is_image, walk_files
+
+from .tables import REQUIREMENTS
+
+LISTS = ".txt", ".csv", ".parquet"
+LONGEST = 1 << 16  # characters of a line
+COLUMN = "path"
+
+
+def images_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files among the paths, the image files below the folders, and the files in the lists.
+
+    A list is text with a path on each line, or CSV or Parquet with a column `path`; paths are
+    absolute or relative to its folder.
+
+    Raises:
+        UsageError: a list cannot be read, or has no such column.
+    """
+    for place in paths:
+        if place.is_dir():
+            yield from (place / name for name in walk_files(place) if is_image(name))
+        elif place.suffix.lower() in LISTS:
+            yield from (place.parent / name for name in names_in(place))
+        else:
+            yield place
+
+
+def names_in(file: Path) -> Iterator[str]:
+    """The paths in a list, which is read part by part."""
+    if not file.is_file():
+        raise UsageError(f"there is no list {file}", "check its path", file)
+    with required_packages(REQUIREMENTS):
+        from pyarrow import ArrowException
+    try:
+        if file.suffix.lower() == ".parquet":
+            yield from names_in_parquet(file)
+            return
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as text:
+            lines = lines_of(text)
+            is_csv = file.suffix.lower() == ".csv"
+            yield from names_in_csv(lines) if is_csv else names_in_text(lines)
+    except (OSError, ValueError, csv.Error, ArrowException) as error:
+        what = f"{file} is no list of images ({one_line(error)})"
+        raise UsageError(what, f"give one with the column {COLUMN}, or text", file) from error
+
+
+def lines_of(text: TextIO) -> Iterator[str]:
+    while line := text.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise ValueError(f"a line has more than {LONGEST:,} characters")
+        yield line
+
+
+def names_in_text(lines: Iterable[str]) -> Iterator[str]:
+    names = (line.removesuffix("\n") for line in lines)
+    return (name for name in names if name.strip())
+
+
+def names_in_csv(lines: Iterable[str]) -> Iterator[str]:
+    reader = csv.DictReader(lines)
+    if COLUMN not in (reader.fieldnames or ()):
+        raise ValueError(f"it has no column {COLUMN}")
+    return (row[COLUMN] or "" for row in reader)
+
+
+def names_in_parquet(file: Path) -> Iterator[str]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(file) as table:
+        if COLUMN not in table.schema_arrow.names:
+            raise ValueError(f"it has no column {COLUMN}")
+        for part in table.iter_batches(columns=[COLUMN]):
+            yield from (str(name or "") for name in part[COLUMN].to_pylist())
