@@ -1,7 +1,7 @@
 """More images for a finished fit whose heads are computed and not trained: its choice stays."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -45,10 +45,7 @@ def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo])
     heads = heads_of(request, sorted({photo.label for photo in found}))
     encoder = Features(heads.zero_shot, heads.tower)
     rows, damaged = encoder.of({photo.path: photo.sha256 for photo in found})
-    lost = [photo.path for photo in before if photo.path in damaged]
-    if lost:
-        what = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
-        raise UsageError(what, "restore them, or call fit with all images")
+    check_found(before, damaged)
     record = read_json(folder / FILE)
     chosen = chosen_of(record)
     if not chosen:
@@ -68,15 +65,28 @@ def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo])
     seen = seen_images(photos, photos.training, rows, "learned")
     seen += seen_images(photos, photos.tested, rows, "tested")
     seen.write(folder)
-    record["images"] = [asdict(photo) for photo in photos.images]
-    record["names"] = photos.names
-    record["damaged"] = damaged
-    record["notes"] = photos.notes
-    record["request"] = {}  # so that the same call of the command fits again
-    record["made"] = made
-    record["model"] = checksums(folder)
+    # Without the request, the same call of the command fits again
+    record |= {"request": {}, "made": made, "model": checksums(folder), **facts_of(photos)}
     write_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return photos
+
+
+def facts_of(photos: Photos) -> dict[str, Any]:
+    """What fit.json says of the images."""
+    return {
+        "images": [asdict(photo) for photo in photos.images],
+        "names": photos.names,
+        "damaged": dict(photos.damaged),
+        "notes": photos.notes,
+    }
+
+
+def check_found(before: Sequence[Photo], damaged: Mapping[str, str]) -> None:
+    """Raise UsageError if an image of the earlier fit is gone."""
+    lost = [photo.path for photo in before if photo.path in damaged]
+    if lost:
+        what = f"{len(lost)} images of the earlier fit are gone, such as {lost[0]}"
+        raise UsageError(what, "restore them, or call fit with all images")
 
 
 def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:
