@@ -65,8 +65,9 @@ def regrets(groups: dict[tuple, Cells]) -> Iterator[str]:
         here = [value for place, value in regret.items() if place[3] == swapped]
         yield f"{swapped}% swapped: regret mean {np.mean(here):.2f}, most {max(here):.1f}"
     for number in sorted({place[2] for place in groups}):
-        here = [value for place, value in regret.items() if place[2] == number]
-        yield f"{number} images: regret mean {np.mean(here):.2f}"
+        here = [value for place, value in regret.items() if place[2:] == (number, 0)]
+        if here:
+            yield f"{number} images, none swapped: regret mean {np.mean(here):.2f}"
     yield f"more than 1 below the best recipe: {len(below)} of {len(groups)}"
     yield from (f"  {place}: {value}" for place, value in below.items())
     yield f"more than 1 below zero-shot: {below_names}"
