@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dassl.utils import read_image
+from dassl.utils.images import MAX_BYTES, Content, read_image
 from PIL.Image import Image
 from torch import Tensor
+
+from common.errors import MissingFileError, UsageError
+from common.text import read_bytes
 
 from .classifier import PromptedClassifier
 from .images import in_threads, one_thread
@@ -17,34 +20,45 @@ from .models import Model
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
 MANY = 5000
-Batch = tuple[list[Path], list[Tensor], list[str]]
+Row = dict[str, Any]
+
+
+def content_of(file: Path) -> Content:
+    """The content of an image file; UsageError if it cannot be read."""
+    try:
+        content = Content(read_bytes(file, MAX_BYTES))
+    except MissingFileError:
+        raise UsageError(f"there is no file {str(file)!r}", "check its path") from None
+    content.name = repr(str(file))
+    return content
 
 
 def read_batch(
     files: Sequence[Path],
     classifiers: Sequence[PromptedClassifier],
+    content: Callable[[Path], Any] = content_of,
     read: Callable[..., Image] = read_image,
-) -> Batch:
-    """The images of some files by `read`. Classifiers with the same transform read an image once.
+) -> tuple[list[str], list[Tensor]]:
+    """The images of some files, whose `content` is opened once, and decoded by `read`.
 
     Returns:
-        the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0;
-        other files' faults.
+        for each file why it has no image, or an empty text; for each classifier (N, [views,] 3, H,
+        W) of the N files that have one, nothing if N is 0.
     """
     keys = [f"{c.cfg.INPUT} {c.transform}" for c in classifiers]
-    good = []
     rows = []
-    errors = []
+    faults = []
     distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
         try:
-            pixels = {key: classifier.pixels([file], read) for key, classifier in distinct.items()}
+            opened = [content(file)]
+            pixels = {key: classifier.pixels(opened, read) for key, classifier in distinct.items()}
         except (OSError, ValueError) as error:  # an ImageError is both, that of Dassl an OSError
-            errors.append(str(error))
+            faults.append(str(error))
         else:
-            good.append(file)
+            faults.append("")
             rows.append([pixels[key] for key in keys])
-    return good, [torch.cat(column) for column in zip(*rows, strict=True)], errors
+    return faults, [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 def prepare(models: Sequence[Model], class_names: Sequence[str] | None) -> None:
@@ -68,22 +82,26 @@ def predict_files(
     class_names: Sequence[str] | None,
     batch_size: int,
     *asked: Any,
-) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """For one batch of files after another a row for each file and each model, and the faults of
-    files that cannot be read.
+) -> Iterator[list[Row]]:
+    """For one batch of files after another a row for each file and each model.
 
-    A row has `image`, `model` and what `Predictions.answers` says of what is `asked`.
+    A row has `image`, `model` and what `Predictions.answers` says of what is `asked`. A file that
+    cannot be read has one row, with `image` and `error`.
     """
     classifiers = [model.classifier for model in models]
 
-    def of_batch(batch: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-        good, inputs, faults = read_batch(batch, classifiers)
+    def of_batch(batch: Sequence[Path]) -> list[Row]:
+        faults, inputs = read_batch(batch, classifiers)
         columns = []
-        for model, pixels in zip(models, inputs, strict=bool(good)):
+        for model, pixels in zip(models, inputs, strict=bool(inputs)):
             answers = model.classifier.predict(pixels, class_names).answers(*asked)
             columns.append([{"model": model.name} | answer for answer in answers])
-        rows = zip(good, *columns, strict=True)
-        return [{"image": str(file)} | row for file, *of_file in rows for row in of_file], faults
+        of_good = zip(*columns, strict=True)
+        rows: list[Row] = []
+        for file, fault in zip(batch, faults, strict=True):
+            found = [{"error": fault}] if fault else next(of_good)
+            rows += [{"image": str(file)} | part for part in found]
+        return rows
 
     views = max(classifier.views for classifier in classifiers)
     on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)

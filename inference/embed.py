@@ -2,8 +2,6 @@
 
 import argparse
 import hashlib
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,17 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import checksum, replacing
+from common.files import replacing
 from common.start import Parser, at_least, path, required_packages
-from common.text import read_bytes
 
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .options import LoadOptions
-from .shards import Output, add_shard_option, write_shards
+from .shards import Output, add_shard_option, end, facts_of, write_shards, write_table
 from .sources import images_in
 from .tables import REQUIREMENTS, as_unicode
 
 if TYPE_CHECKING:
+    from dassl.utils.images import Content
     from tqdm import tqdm
 
     from .classifier import PromptedClassifier
@@ -82,13 +80,11 @@ def main(argv: list[str] | None = None) -> None:
         read_model(args.paths[0], options)  # which says why it is not a model
     images = images_in(args.paths[1:] if model else args.paths)
     classifier = opened(model, options)
-    facts = facts_of(classifier, model, options, args)
+    facts = facts_of(classifier, model, options)
+    facts |= {"precision": args.precision, "layout": args.layout}
     with tqdm(desc="features", unit="image", disable=None) as bar:
         errors = write_shards(Features(args, facts, classifier, bar), images, args.shard)
-    print(f"Written: {args.to}")
-    if errors:
-        print(f"{errors:,} images could not be read: see the column error", file=sys.stderr)
-        sys.exit(1)
+    end(args.to, errors)
 
 
 def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":
@@ -102,34 +98,13 @@ def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":
     return classifier
 
 
-def facts_of(
-    classifier: "PromptedClassifier",
-    model: Path | None,
-    options: LoadOptions,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """What features depend on, for readers who must refuse features of other weights."""
-    from clip import weights_sha256
-
-    from .models import file_of
-
-    name = classifier.cfg.MODEL.BACKBONE.NAME
-    facts = {"form": 1, "method": classifier.method, "input": classifier.input}
-    facts |= {"backbone": Path(name).name if os.path.exists(name) else name}
-    facts |= {"backbone_sha256": weights_sha256(name), "precision": args.precision}
-    facts["layout"] = args.layout
-    if model:
-        kind = type(classifier._own)
-        facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))
-    return facts
-
-
 class Features(Output):
     """Files with features. In the layout of clip-retrieval, the row of an image that cannot be read
     has zeros.
     """
 
     name = "embed"
+    content = "features"
 
     def __init__(
         self,
@@ -182,27 +157,23 @@ def embedded(
 def of_batch(classifier: "PromptedClassifier", files: Sequence[Path]) -> list[Embedded]:
     from .batches import read_batch
 
-    digests: dict[str, bytes] = {}
-    good, inputs, errors = read_batch(files, [classifier], partial(read_known, digests))
-    found: dict[str, NDArray[np.float32]] = {}
-    if good:
-        features = classifier.features(inputs[0]).numpy()
-        found = dict(zip(map(str, good), features, strict=True))
-    faults = iter(errors)
+    digests: dict[Path, str] = {}
+    faults, inputs = read_batch(files, [classifier], partial(read_known, digests))
+    features = iter(classifier.features(inputs[0]).numpy() if inputs else ())
     rows = []
-    for name in map(str, files):
-        error = "" if name in found else next(faults)
-        rows.append(Embedded(name, digests.get(name, b"").hex(), found.get(name), error))
+    for file, fault in zip(files, faults, strict=True):
+        feature = None if fault else next(features)
+        rows.append(Embedded(str(file), digests.get(file, ""), feature, fault))
     return rows
 
 
-def read_known(digests: dict[str, bytes], file: Path, *options: Any) -> Any:
-    """The image in a file, whose SHA-256 is added to the digests."""
-    from dassl.utils import read_image
-    from dassl.utils.images import MAX_BYTES
+def read_known(digests: dict[Path, str], file: Path) -> "Content":
+    """The content of a file, whose SHA-256 is added to the digests."""
+    from .batches import content_of
 
-    digests[str(file)] = hashlib.sha256(read_bytes(file, MAX_BYTES)).digest()
-    return read_image(file, *options, sha256=digests[str(file)])
+    content = content_of(file)
+    digests[file] = hashlib.sha256(content).hexdigest()
+    return content
 
 
 def write_parquet(
@@ -214,7 +185,6 @@ def write_parquet(
 ) -> None:
     """Write the rows, with the features (rows, width) if they are given."""
     import pyarrow
-    from pyarrow import parquet
 
     columns: dict[str, Any] = {
         path_column: [as_unicode(row.path) for row in rows],
@@ -226,6 +196,4 @@ def write_parquet(
         columns["feature"] = pyarrow.FixedSizeListArray.from_arrays(
             pyarrow.array(array.reshape(-1)), array.shape[1], mask=is_bad
         )
-    table = pyarrow.table(columns).replace_schema_metadata({Features.name: facts})
-    with replacing(file) as unfinished:
-        parquet.write_table(table, unfinished)
+    write_table(file, pyarrow.table(columns), {Features.name: facts})

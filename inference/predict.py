@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
+from dataclasses import asdict, replace
+from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any, TextIO
 
 from common.errors import UsageError
@@ -19,12 +20,22 @@ from .arguments import (
     load_options,
 )
 from .options import LoadOptions
-from .tables import FORMS, PRINTED, Layout, as_table, form_of, write
+from .shards import WHOLE, Output, add_shard_option, end, facts_of, write_shards, write_table
+from .sources import images_in
+from .tables import (
+    FORMS,
+    PRINTED,
+    REQUIREMENTS,
+    Layout,
+    arrow_table,
+    as_table,
+    form_of,
+    write,
+)
 
 if TYPE_CHECKING:
+    from .batches import Row
     from .models import Model
-
-Row = dict[str, Any]  # of `batches.predict_files`
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,21 +63,39 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for form in ("json", "csv"):
         options: dict[str, Any] = {"action": "store_const", "const": form, "dest": "format"}
         forms.add_argument(f"--{form}", **options, help=f"the same as --format {form}")
-    text = f"write the answers to a file, whose ending says the form: {', '.join(FORMS)}"
-    add("--to", "--results-file", type=path, metavar="FILE", help=text)
+    text = (
+        f"write the answers to a file, whose ending says the form: {', '.join(FORMS)}; or, if it "
+        "ends with /, to a folder, in a Parquet file for 10,000 images: the same command again "
+        "continues with the file that is missing"
+    )
+    add("--to", "--results-file", type=destination, metavar="FILE|FOLDER/", help=text)
+    add_shard_option(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
+
+
+class Folder(PosixPath):
+    """A path that ends with a slash."""
+
+
+def destination(text: str) -> Path:
+    """The argparse type of a file or, with a slash at its end, of a folder."""
+    return Folder(path(text)) if text.endswith("/") else path(text)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if not args.paths:
         raise UsageError("no model and no images are given", "name them before --classes")
+    if isinstance(args.to, Folder):
+        answer_in_shards(args)
+        return
+    if args.shard != WHOLE:
+        raise UsageError("--shard is for answers in a folder", "end --to with /")
     for file in args.paths:
         if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
             raise UsageError(f"{file} is no image", f"to write the answers there: --to {file}")
     form = form_of(args.to, args.format)
-    options = load_options(args, calibration=True if args.unknown or args.sets else None)
-    check_exists(args.paths[0], "model or image" if args.backbone else "model")
+    options = options_of(args)
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         skipped = answer(args, options, form, stdout)
@@ -76,15 +105,88 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
 
 
+def answer_in_shards(args: argparse.Namespace) -> None:
+    """Write the answers to files in a folder."""
+    if args.format not in ("", "parquet"):
+        raise UsageError(f"{args.to}/ gets Parquet, not {args.format}", "leave the format out")
+    options = options_of(args)
+    with required_packages(REQUIREMENTS):
+        import pyarrow  # noqa: F401 - before anything is computed
+    with required_packages():
+        from .models import open_models
+    with redirect_stdout(sys.stderr):
+        number = number_of_models(args, options)
+        models = args.paths[:number]
+        opened = open_models(models, options)
+        names = checked_names(args, options, opened)
+        answers = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
+        errors = write_shards(answers, images_in(args.paths[number:]), args.shard)
+    end(args.to, errors)
+
+
+def facts_of_answers(
+    args: argparse.Namespace,
+    options: LoadOptions,
+    paths: Sequence[Path],
+    opened: Sequence["Model"],
+) -> dict[str, Any]:
+    from .calibrated import sha256_of
+
+    models = []
+    files: list[Path | None] = [*paths] or [None]
+    for file, (name, classifier) in zip(files, opened, strict=True):
+        calibration = classifier.calibration
+        content = {
+            "description": asdict(classifier.description),
+            "calibration": calibration.to_json() if calibration else None,
+        }
+        facts = facts_of(classifier, file, options)
+        models.append(facts | {"name": name, "content_sha256": sha256_of(content)})
+    asked = {"topk": args.topk, "unknown": args.unknown, "sets": args.sets}
+    return {"models": models, "class_names": list(options.class_names), **asked}
+
+
+class Answers(Output):
+    """Parquet files with a row for each image and model, and one for an image with an error."""
+
+    name = "predict"
+    content = "answers"
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        models: Sequence["Model"],
+        class_names: Sequence[str] | None,
+        facts: dict[str, Any],
+    ):
+        super().__init__(args.to, facts)
+        self.models = models
+        self.class_names = class_names
+        self.asked = args.batch_size, args.topk, args.unknown, args.sets
+        class_lists = [class_names or model.classifier.class_names for model in models]
+        self.layout = replace(layout_of(args, class_lists), errors=True)
+
+    def write(self, number: int, images: Sequence[Path], facts: bytes) -> None:
+        from .batches import predict_files
+
+        batches = predict_files(self.models, images, self.class_names, *self.asked)
+        rows = [row for batch in batches for row in batch]
+        (file,) = self.files(number)
+        write_table(file, arrow_table(rows, self.layout), {self.name: facts})
+
+
+def options_of(args: argparse.Namespace) -> LoadOptions:
+    options = load_options(args, calibration=True if args.unknown or args.sets else None)
+    check_exists(args.paths[0], "model or image" if args.backbone else "model")
+    return options
+
+
 def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextIO) -> list[str]:
     """Write or print the answers; returns the faults of images that could not be read."""
     with required_packages():
-        from .batches import predict_files, prepare
+        from .batches import predict_files
     opened, files = models_and_images(args, options)
-    names = list(options.class_names) or None
-    for model in opened:
-        model.classifier.check_asked(args.unknown, args.sets, names)
-    prepare(opened, names)
+    names = checked_names(args, options, opened)
     skipped: list[str] = []
     asked = args.batch_size, args.topk, args.unknown, args.sets
     rows = rows_of(predict_files(opened, files, names, *asked), skipped, len(files), out)
@@ -99,6 +201,19 @@ def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextI
     return skipped
 
 
+def checked_names(
+    args: argparse.Namespace, options: LoadOptions, opened: Sequence["Model"]
+) -> list[str] | None:
+    """The class names of the options, if any, for which the models are prepared."""
+    from .batches import prepare
+
+    names = list(options.class_names) or None
+    for model in opened:
+        model.classifier.check_asked(args.unknown, args.sets, names)
+    prepare(opened, names)
+    return names
+
+
 def layout_of(args: argparse.Namespace, class_lists: Sequence[Sequence[str]]) -> Layout:
     """What the rows of models with these classes have."""
     most = max(map(len, class_lists))
@@ -111,18 +226,26 @@ def models_and_images(
     """The models that come first among the paths, and the image files of the others."""
     from . import images, models
 
-    is_image = (not models.kind_of(path) for path in args.paths)
-    number = next((n for n, is_one in enumerate(is_image) if is_one), len(args.paths))
-    if not number and not args.backbone:
-        models.read_model(args.paths[0], options)  # which says why it is not a model
+    number = number_of_models(args, options)
     files = images.find_images(args.paths[number:])
     with images.one_thread():
         return models.open_models(args.paths[:number], options), files
 
 
+def number_of_models(args: argparse.Namespace, options: LoadOptions) -> int:
+    """How many of the paths are models; the others are images."""
+    from . import models
+
+    is_image = (not models.kind_of(path) for path in args.paths)
+    number = next((n for n, is_one in enumerate(is_image) if is_one), len(args.paths))
+    if not number and not args.backbone:
+        models.read_model(args.paths[0], options)  # which says why it is not a model
+    return number
+
+
 def rows_of(
-    batches: Iterable[tuple[list[Row], list[str]]], skipped: list[str], number: int, out: TextIO
-) -> Iterator[Row]:
+    batches: Iterable[list["Row"]], skipped: list[str], number: int, out: TextIO
+) -> Iterator["Row"]:
     """The rows of all images. Images that cannot be read are `skipped`, and reported on stderr.
 
     Args:
@@ -135,15 +258,16 @@ def rows_of(
     from tqdm import tqdm
 
     with tqdm(total=number, desc="predicting", unit="image", disable=None) as bar:
-        for rows, faults in batches:
+        for rows in batches:
+            faults = [row["error"] for row in rows if "error" in row]
             if faults and number == 1:
                 raise UsageError(faults[0])
             skipped += faults
             with bar.external_write_mode(out):
                 for fault in faults:
                     print(f"skipped: {fault}", file=sys.stderr)
-                yield from rows
+                yield from (row for row in rows if "error" not in row)
                 out.flush()
-            bar.update(len({row["image"] for row in rows}) + len(faults))
+            bar.update(len({row["image"] for row in rows}))
     if len(skipped) == number:
         raise UsageError(f"none of the {number} images could be read", "see above")

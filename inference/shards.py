@@ -4,17 +4,23 @@ import hashlib
 import json
 import os
 import re
+import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import UsageError
-from common.files import PARTIAL, write_text
+from common.files import PARTIAL, checksum, replacing, write_text
 from common.lock import LOCK, locked
-from common.text import read_text
+from common.text import read_json
+
+from .options import LoadOptions
+
+if TYPE_CHECKING:
+    from .classifier import PromptedClassifier
 
 SHARD = 10_000  # images
 
@@ -50,14 +56,16 @@ class Output:
 
     Attributes:
         name: of the command; the file `_NAME.json` and the metadata of each shard state the facts.
+        content: of the shards, for errors.
         facts: what the content of the shards depends on, besides the images.
     """
 
     name: str
+    content: str
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
         self.folder = folder
-        self.facts = facts
+        self.facts = json.loads(json.dumps(facts))  # as they are read again
 
     def files(self, number: int) -> list[Path]:
         """The files of a shard, in the order in which they are written."""
@@ -111,19 +119,20 @@ def only_one(output: Output, part: Share) -> Iterator[None]:
 def check_same(output: Output) -> None:
     """Raise UsageError if a folder has other files, or shards that depend on other facts."""
     folder = output.folder
-    text = json.dumps(output.facts, indent=1) + "\n"
     record = folder / f"_{output.name}.json"  # Parquet's readers of folders ignore names with _
     remedy = "choose another folder, or delete it"
     if record.is_file():
-        if read_text(record) != text:
-            what = f"{folder} has features of another model, other options or another layout"
+        if read_json(record) != output.facts:
+            what = (
+                f"{folder} has {output.content} of another model, other options or another layout"
+            )
             raise UsageError(what, remedy, folder)
         remove_partial(record)
         return
     names = [name for name in os.listdir(folder) if not re.fullmatch(PARTIAL, name)]
     if any(not name.startswith(LOCK) for name in names):
         raise UsageError(f"{folder} is not empty", remedy, folder)
-    write_text(record, text)
+    write_text(record, json.dumps(output.facts, indent=1) + "\n")
     remove_partial(record)
 
 
@@ -133,10 +142,10 @@ def write_shard(output: Output, number: int, images: Sequence[Path]) -> int:
     for file in files:
         file.parent.mkdir(exist_ok=True)
         remove_partial(file)
-    facts = json.dumps(output.facts | {"images": listing(images)}).encode()
+    facts = output.facts | {"images": listing(images)}
     is_done = all(file.is_file() for file in files)
     if not is_done or facts_in(files[-1], output.name) != facts:
-        output.write(number, images, facts)
+        output.write(number, images, json.dumps(facts).encode())
     return errors_in(files[-1])
 
 
@@ -168,15 +177,24 @@ def listing(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def facts_in(file: Path, name: str) -> bytes:
-    """The facts that a Parquet file states; empty if there is no such file."""
+def facts_in(file: Path, name: str) -> Any:
+    """The facts that a Parquet file states; None if there is no such file."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return (parquet.read_schema(file).metadata or {}).get(name.encode(), b"")
-    except (OSError, pyarrow.ArrowException):
-        return b""
+        metadata = parquet.read_schema(file).metadata or {}
+        return json.loads(metadata.get(name.encode(), b"null"))
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return None
+
+
+def write_table(file: Path, table: Any, metadata: dict[str, bytes]) -> None:
+    """Write a table of pyarrow completely or not at all."""
+    from pyarrow import parquet
+
+    with replacing(file) as unfinished:
+        parquet.write_table(table.replace_schema_metadata(metadata), unfinished)
 
 
 def errors_in(file: Path) -> int:
@@ -185,3 +203,29 @@ def errors_in(file: Path) -> int:
 
     column = parquet.read_table(file, columns=["error"])["error"]
     return sum(map(bool, column.to_pylist()))
+
+
+def end(folder: Path, errors: int) -> None:
+    """Say what a command wrote; the exit status is 1 if images have an error."""
+    print(f"Written: {folder}")
+    if errors:
+        print(f"{errors:,} images could not be read: see the column error", file=sys.stderr)
+        sys.exit(1)
+
+
+def facts_of(
+    classifier: "PromptedClassifier", model: Path | None, options: LoadOptions
+) -> dict[str, Any]:
+    """What the features and the logits of a model depend on, but for class names."""
+    from clip import weights_sha256
+
+    from .models import file_of
+
+    name = classifier.cfg.MODEL.BACKBONE.NAME
+    facts = {"form": 1, "method": classifier.method, "input": classifier.input}
+    facts |= {"backbone": Path(name).name if os.path.exists(name) else name}
+    facts["backbone_sha256"] = weights_sha256(name)
+    if model:
+        kind = type(classifier._own)
+        facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))
+    return facts

@@ -29,23 +29,26 @@ class Layout:
 
     Attributes:
         top: number of most probable classes.
-        unknown, sets: whether there are such columns.
+        unknown, sets, errors: whether there are such columns.
     """
 
     top: int
     unknown: bool
     sets: bool
+    errors: bool = False
 
     @property
     def columns(self) -> list[str]:
         """Of CSV and Parquet, which have one row for each image and model."""
         ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
         pairs = [f"{name}{rank}" for rank in ranks for name in ("answer", "probability")]
-        asked = ["unknown"] * self.unknown + ["set"] * self.sets
+        asked = ["unknown"] * self.unknown + ["set"] * self.sets + ["error"] * self.errors
         return ["path", "model", *pairs, *asked]
 
     def values(self, row: Row) -> dict[str, Any]:
         """The values of these columns."""
+        if "error" in row:
+            return dict.fromkeys(self.columns) | {"path": row["image"], "error": row["error"]}
         found = [row["image"], row["model"]]
         for pair in row["top"]:
             found += pair["class"], pair["probability"]
@@ -54,6 +57,8 @@ class Layout:
             found.append(row["unknown"])
         if self.sets:
             found.append([pair["class"] for pair in row["set"]])
+        if self.errors:
+            found.append("")
         return dict(zip(self.columns, found, strict=True))
 
 
@@ -123,18 +128,24 @@ PRINTED = {"csv": as_csv, "json": as_json, "jsonl": as_json_lines}
 
 
 def as_parquet(file: Path, rows: Iterable[Row], layout: Layout) -> None:
-    import pyarrow
     from pyarrow.parquet import ParquetWriter
+
+    schema = arrow_table([], layout).schema
+    with ParquetWriter(file, schema) as writer:
+        for part in parts(rows):
+            writer.write_table(arrow_table(part, layout))
+
+
+def arrow_table(rows: Iterable[Row], layout: Layout) -> Any:
+    """The rows as a table of pyarrow."""
+    import pyarrow
 
     types = {"probability": pyarrow.float32(), "unknown": pyarrow.bool_()}
     types["set"] = pyarrow.list_(pyarrow.string())
     names = layout.columns
     fields = [(name, types.get(name.partition("_")[0], pyarrow.string())) for name in names]
-    schema = pyarrow.schema(fields)
-    with ParquetWriter(file, schema) as writer:
-        for part in parts(rows):
-            values = [layout.values(row) | {"path": as_unicode(row["image"])} for row in part]
-            writer.write_table(pyarrow.Table.from_pylist(values, schema))
+    values = [layout.values(row) | {"path": as_unicode(row["image"])} for row in rows]
+    return pyarrow.Table.from_pylist(values, pyarrow.schema(fields))
 
 
 def as_unicode(name: str) -> str:

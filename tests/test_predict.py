@@ -25,7 +25,7 @@ from test_lora_files import write_lora
 from clip import load_backbone, tokenize
 from common.start import ROOT
 from fit.images import find
-from inference import export, predict, tables
+from inference import batches, export, predict, shards, tables
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import load
@@ -210,6 +210,39 @@ def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
     )
 
 
+def test_a_folder_has_answers_in_shards(finished, command, photos, tmp_path, monkeypatch):
+    reason = "Parquet needs pyarrow (requirements-parquet.txt)"
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    monkeypatch.setattr(shards, "SHARD", 2)
+    shutil.copytree(photos, images := tmp_path / "photos")
+    (images / "broken.png").write_bytes(b"no image")
+    models = [finished("CoOp"), finished("MPL")]
+    opened = []
+    original = batches.read_bytes
+    monkeypatch.setattr(
+        batches, "read_bytes", lambda file, most: opened.append(file) or original(file, most)
+    )
+    line = [*models, images, "--topk", 2, "--to", f"{tmp_path}/answers/"]
+    for part in ("2/2", "1/2"):
+        done = command(predict, *line, "--shard", part)
+        assert done.status == int(part == "2/2"), done.errors
+    assert len(opened) == 6  # by two models
+    files = sorted((tmp_path / "answers").glob("*.parquet"))
+    before = [file.read_bytes() for file in files]
+    found = [row for file in files for row in parquet.read_table(file).to_pylist()]
+    (bad,) = [row for row in found if row["error"]]
+    assert bad["path"] == str(images / "broken.png") and bad["answer"] is None
+    good = {(row["path"], row["model"]): row["answer"] for row in found if not row["error"]}
+    rows = rows_of(command, *models, *sorted({path for path, _ in good}))
+    assert good == {(row["image"], row["model"]): row["top"][0]["class"] for row in rows}
+    opened.clear()
+    files[1].unlink()
+    assert command(predict, *line).status == 1
+    assert len(opened) == 2 and [file.read_bytes() for file in files] == before
+    done = command(predict, *line[:-4], "--topk", 1, "--to", f"{tmp_path}/answers/")
+    assert "has answers of another model, other options" in done.error
+
+
 def test_an_interrupted_prediction_leaves_what_was_there(
     finished, command, photos, tmp_path, monkeypatch
 ):
@@ -281,6 +314,8 @@ WRONG = {  # the end of the line that each gives has these words
     "out.csv",
     "predict {run} {photos} --to {out}.txt": "does not end in .csv, .json, .jsonl, .parquet",
     "predict {run} {photos} --to {out}/a.csv": "is in a folder that does not exist",
+    "predict {run} {photos} --shard 1/2": "--shard is for answers in a folder: end --to with /",
+    "predict {run} {photos} --to {out}/ --csv": "gets Parquet, not csv",
     "predict {run} {photos} --format parquet": "name a file: --to FILE.parquet",
     "predict {run} {text} --to {out}.csv": "{text}' is damaged",
     "predict {run} {photos} --classes {long} cat": "77 positions",

@@ -86,11 +86,13 @@ def add_images(files: Sequence[Path], measures: "Measures") -> list[Path]:
     with tqdm(total=len(files), unit="image", disable=None) as bar:
         for start in range(0, len(files), BATCH):
             some = files[start : start + BATCH]
-            read, inputs, faults = read_batch(some, [measures.classifier])
+            faults, inputs = read_batch(some, [measures.classifier])
             for pixels in inputs:
                 measures.add(pixels)
-            for fault in faults:
-                bar.write(f"skipped: {fault}", file=sys.stderr)
-            good += read
+            for file, fault in zip(some, faults, strict=True):
+                if fault:
+                    bar.write(f"skipped: {fault}", file=sys.stderr)
+                else:
+                    good.append(file)
             bar.update(len(some))
     return good

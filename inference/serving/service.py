@@ -214,8 +214,10 @@ class Service:
     def pixels(self, image: bytes | Path) -> list[Tensor]:
         """The image as each model wants it, read once; UsageError if that cannot be done."""
         files: Any = [image]
-        _, pixels, faults = read_batch(files, self.classifiers, self.readers.read)
-        for fault in faults:
+        (fault,), pixels = read_batch(
+            files, self.classifiers, content=lambda file: file, read=self.readers.read
+        )
+        if fault:
             raise UsageError(fault)
         return pixels
 

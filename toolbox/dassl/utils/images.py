@@ -35,6 +35,12 @@ opening = Lock()
 Image.preinit()  # imports the usual formats once, not in every worker of a data loader
 
 
+class Content(bytes):
+    """The content of an image file, with the name that errors give it."""
+
+    name = "in memory"
+
+
 def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     """Read an image file. Its content decides what it is, not its name; of an animation, the first
     frame is read.
@@ -56,7 +62,8 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
     another SHA-256.
     """
     # In one line and printable
-    name = "in memory" if isinstance(path, bytes | Image.Image) else repr(os.fspath(path))
+    in_memory = isinstance(path, bytes | Image.Image)
+    name = getattr(path, "name", "in memory") if in_memory else repr(os.fspath(path))
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         with _opened(path, name, sha256) as image:
