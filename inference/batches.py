@@ -16,6 +16,7 @@ from common.text import read_bytes
 from .classifier import PromptedClassifier
 from .images import in_threads, one_thread
 from .models import Model
+from .tars import Member
 
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
@@ -23,20 +24,21 @@ MANY = 5000
 Row = dict[str, Any]
 
 
-def content_of(file: Path) -> Content:
+def content_of(file: Path | Member) -> Content:
     """The content of an image file; UsageError if it cannot be read."""
     try:
-        content = Content(read_bytes(file, MAX_BYTES))
+        raw = file.read() if isinstance(file, Member) else read_bytes(file, MAX_BYTES)
     except MissingFileError:
         raise UsageError(f"there is no file {str(file)!r}", "check its path") from None
+    content = Content(raw)
     content.name = repr(str(file))
     return content
 
 
 def read_batch(
-    files: Sequence[Path],
+    files: Sequence[Path | Member],
     classifiers: Sequence[PromptedClassifier],
-    content: Callable[[Path], Any] = content_of,
+    content: Callable[[Any], Any] = content_of,
     read: Callable[..., Image] = read_image,
 ) -> tuple[list[str], list[Tensor]]:
     """The images of some files, whose `content` is opened once, and decoded by `read`.
@@ -78,7 +80,7 @@ def prepare(models: Sequence[Model], class_names: Sequence[str] | None) -> None:
 
 def predict_files(
     models: Sequence[Model],
-    files: Sequence[Path],
+    files: Sequence[Path | Member],
     class_names: Sequence[str] | None,
     batch_size: int,
     *asked: Any,
@@ -90,7 +92,7 @@ def predict_files(
     """
     classifiers = [model.classifier for model in models]
 
-    def of_batch(batch: Sequence[Path]) -> list[Row]:
+    def of_batch(batch: Sequence[Path | Member]) -> list[Row]:
         faults, inputs = read_batch(batch, classifiers)
         columns = []
         for model, pixels in zip(models, inputs, strict=bool(inputs)):

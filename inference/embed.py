@@ -16,9 +16,9 @@ from common.start import Parser, at_least, path, required_packages
 
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .options import LoadOptions
-from .shards import Output, add_shard_option, end, facts_of, write_shards, write_table
-from .sources import images_in
+from .shards import Output, add_shard_option, end, facts_of, shards_in, write_shards, write_table
 from .tables import REQUIREMENTS, as_unicode
+from .tars import Member, expanded
 
 if TYPE_CHECKING:
     from dassl.utils.images import Content
@@ -43,12 +43,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Write the features of images: a Parquet file for 10,000 images, with path, "
         "sha256, feature and error. The same command again continues with the file that is "
         "missing.",
-        usage="%(prog)s [options] [MODEL] IMAGE|FOLDER|LIST [...] --to FOLDER",
+        usage="%(prog)s [options] [MODEL] IMAGE|FOLDER|LIST|TAR [...] --to FOLDER",
         epilog="Features are those of the model's image tower, of unit length unless the method "
         "says otherwise. Without a MODEL, --backbone gives those of CLIP. An image that cannot be "
         "read has an error instead of a feature, and the exit status is 1. A LIST is a .txt file "
         "with a path on each line, or .csv or .parquet with a column path; paths are absolute or "
-        "relative to its folder.",
+        "relative to its folder. A TAR, or '{00000..00009}.tar', is of webdataset: it becomes one "
+        "file, with keys for paths.",
     )
     add = parser.add_argument
     add("paths", type=path, nargs="+", metavar="PATH", help="perhaps a model, then the images")
@@ -68,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     options = load_options(args)
-    check_exists(args.paths[0], "model or image" if args.backbone else "model")
+    check_exists(next(expanded(args.paths[0])), "model or image" if args.backbone else "model")
     with required_packages(REQUIREMENTS):
         import pyarrow  # noqa: F401 - before anything is computed
     with required_packages():
@@ -78,12 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     model = args.paths[0] if kind_of(args.paths[0]) else None
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
-    images = images_in(args.paths[1:] if model else args.paths)
+    shards = shards_in(args.paths[1:] if model else args.paths)
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options)
     facts |= {"precision": args.precision, "layout": args.layout}
     with tqdm(desc="features", unit="image", disable=None) as bar:
-        errors = write_shards(Features(args, facts, classifier, bar), images, args.shard)
+        errors = write_shards(Features(args, facts, classifier, bar), shards, args.shard)
     end(args.to, errors)
 
 
@@ -124,7 +125,7 @@ class Features(Output):
         features = self.folder / f"img_emb/img_emb_{number:05}.npy"
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
-    def write(self, number: int, images: Sequence[Path], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
         rows = embedded(images, self.classifier, self.args.batch_size)
         array = array_of(rows, self.classifier.width).astype(self.args.precision)
         *features, metadata = self.files(number)
@@ -139,12 +140,15 @@ class Features(Output):
 
 def array_of(rows: Sequence[Embedded], width: int) -> NDArray[np.float32]:
     """(rows, width): the features; zeros for an image without one."""
-    nothing = np.zeros(width, dtype=np.float32)
-    return np.stack([nothing if row.feature is None else row.feature for row in rows])
+    features = np.zeros((len(rows), width), dtype=np.float32)
+    for number, row in enumerate(rows):
+        if row.feature is not None:
+            features[number] = row.feature
+    return features
 
 
 def embedded(
-    files: Sequence[Path], classifier: "PromptedClassifier", batch_size: int
+    files: Sequence[Path | Member], classifier: "PromptedClassifier", batch_size: int
 ) -> list[Embedded]:
     """The features of images, and why others have none; in the order of the files."""
     from .images import in_threads
@@ -154,10 +158,10 @@ def embedded(
     return [row for part in parts for row in part]
 
 
-def of_batch(classifier: "PromptedClassifier", files: Sequence[Path]) -> list[Embedded]:
+def of_batch(classifier: "PromptedClassifier", files: Sequence[Path | Member]) -> list[Embedded]:
     from .batches import read_batch
 
-    digests: dict[Path, str] = {}
+    digests: dict[Path | Member, str] = {}
     faults, inputs = read_batch(files, [classifier], partial(read_known, digests))
     features = iter(classifier.features(inputs[0]).numpy() if inputs else ())
     rows = []
@@ -167,7 +171,7 @@ def of_batch(classifier: "PromptedClassifier", files: Sequence[Path]) -> list[Em
     return rows
 
 
-def read_known(digests: dict[Path, str], file: Path) -> "Content":
+def read_known(digests: dict[Path | Member, str], file: Path | Member) -> "Content":
     """The content of a file, whose SHA-256 is added to the digests."""
     from .batches import content_of
 

@@ -20,8 +20,16 @@ from .arguments import (
     load_options,
 )
 from .options import LoadOptions
-from .shards import WHOLE, Output, add_shard_option, end, facts_of, write_shards, write_table
-from .sources import images_in
+from .shards import (
+    WHOLE,
+    Output,
+    add_shard_option,
+    end,
+    facts_of,
+    shards_in,
+    write_shards,
+    write_table,
+)
 from .tables import (
     FORMS,
     PRINTED,
@@ -32,6 +40,7 @@ from .tables import (
     form_of,
     write,
 )
+from .tars import Member, expanded
 
 if TYPE_CHECKING:
     from .batches import Row
@@ -120,7 +129,7 @@ def answer_in_shards(args: argparse.Namespace) -> None:
         opened = open_models(models, options)
         names = checked_names(args, options, opened)
         answers = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
-        errors = write_shards(answers, images_in(args.paths[number:]), args.shard)
+        errors = write_shards(answers, shards_in(args.paths[number:]), args.shard)
     end(args.to, errors)
 
 
@@ -166,7 +175,7 @@ class Answers(Output):
         class_lists = [class_names or model.classifier.class_names for model in models]
         self.layout = replace(layout_of(args, class_lists), errors=True)
 
-    def write(self, number: int, images: Sequence[Path], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
         from .batches import predict_files
 
         batches = predict_files(self.models, images, self.class_names, *self.asked)
@@ -177,7 +186,7 @@ class Answers(Output):
 
 def options_of(args: argparse.Namespace) -> LoadOptions:
     options = load_options(args, calibration=True if args.unknown or args.sets else None)
-    check_exists(args.paths[0], "model or image" if args.backbone else "model")
+    check_exists(next(expanded(args.paths[0])), "model or image" if args.backbone else "model")
     return options
 
 

@@ -18,6 +18,8 @@ from common.lock import LOCK, locked
 from common.text import read_json
 
 from .options import LoadOptions
+from .sources import images_in
+from .tars import Member, expanded, is_tar, members_in
 
 if TYPE_CHECKING:
     from .classifier import PromptedClassifier
@@ -71,12 +73,32 @@ class Output:
         """The files of a shard, in the order in which they are written."""
         return [self.folder / f"{number:05}.parquet"]
 
-    def write(self, number: int, images: Sequence[Path], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
         """Write the files of a shard; the last one is Parquet with the facts in its metadata."""
         raise NotImplementedError
 
 
-def write_shards(output: Output, images: Iterator[Path], part: Share) -> int:
+class Shard(NamedTuple):
+    """Some files with images, or one tar."""
+
+    files: Sequence[Path]
+    is_tar: bool = False
+
+    def images(self) -> Sequence[Path | Member]:
+        return members_in(self.files[0]) if self.is_tar else self.files
+
+
+def shards_in(paths: Sequence[Path]) -> Iterator[Shard]:
+    """The images of `images_in`, 10,000 at a time, then one shard for each tar."""
+    places = [place for path in paths for place in expanded(path)]
+    images = images_in([place for place in places if not is_tar(place)])
+    while files := list(islice(images, SHARD)):
+        yield Shard(files)
+    for place in filter(is_tar, places):
+        yield Shard([place], is_tar=True)
+
+
+def write_shards(output: Output, shards: Iterator[Shard], part: Share) -> int:
     """Write the shards of a share, but those that are finished and whose images are the same.
 
     Returns how many images of the share have an error.
@@ -85,7 +107,7 @@ def write_shards(output: Output, images: Iterator[Path], part: Share) -> int:
         UsageError: there are no images, the folder has other files or shards of other facts, or
             another command writes this share.
     """
-    shard = list(islice(images, SHARD))
+    shard = next(shards, None)
     if not shard:
         raise UsageError("there are no images", "give another folder, or files")
     number = 0
@@ -94,7 +116,7 @@ def write_shards(output: Output, images: Iterator[Path], part: Share) -> int:
         while shard:
             if part.has(number):
                 errors += write_shard(output, number, shard)
-            shard = list(islice(images, SHARD))
+            shard = next(shards, None)
             number += 1
         remove_from(output, number, part)
     return errors
@@ -136,16 +158,16 @@ def check_same(output: Output) -> None:
     remove_partial(record)
 
 
-def write_shard(output: Output, number: int, images: Sequence[Path]) -> int:
+def write_shard(output: Output, number: int, shard: Shard) -> int:
     """Write a shard, unless that is done and the images are the same; returns its errors."""
     files = output.files(number)
     for file in files:
         file.parent.mkdir(exist_ok=True)
         remove_partial(file)
-    facts = output.facts | {"images": listing(images)}
+    facts = output.facts | {"images": listing(shard.files)}
     is_done = all(file.is_file() for file in files)
     if not is_done or facts_in(files[-1], output.name) != facts:
-        output.write(number, images, json.dumps(facts).encode())
+        output.write(number, shard.images(), json.dumps(facts).encode())
     return errors_in(files[-1])
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -188,3 +189,32 @@ def test_lists_name_images(embedded, command, deep, photos, tmp_path):
         done = command(embed, photos / "a.jpg", photos / name, *line)
         assert done.status == 2 and words in done.error
     assert not (tmp_path / "new").exists()
+
+
+def test_each_tar_becomes_one_file_with_keys(embedded, photos, tmp_path):
+    names = ["a.jpg", "b.png", "d.webp"]
+    for number in range(2):
+        with tarfile.open(tmp_path / f"0{number}.tar", "w") as archive:
+            archive.add(photos / "notes.txt", "0/notes.txt")
+            for name in names:
+                archive.add(photos / name, f"{number}/{name}")
+    before = sorted(tmp_path.rglob("*"))
+    folder = embedded(tmp_path / "{00..01}.tar")
+    assert sorted(set(tmp_path.rglob("*")) - set(before) - set(folder.iterdir())) == [folder]
+    of_files = {row["path"]: row for row in rows_in(embedded(photos, to="files"))}
+    for number, file in enumerate(sorted(folder.glob("*.parquet"))):
+        rows = rows_of(file)
+        assert [row["path"] for row in rows] == [f"{number}/{name[0]}" for name in names]
+        for name, row in zip(names, rows, strict=True):
+            expected = of_files[str(photos / name)]
+            assert row["sha256"] == expected["sha256"]
+            np.testing.assert_allclose(row["feature"], expected["feature"], atol=1e-3)
+    whole = (tmp_path / "01.tar").read_bytes()
+    (tmp_path / "02.tar").write_bytes(b"no tar")
+    ends = 1, 512 + 10, whole.rindex(b"RIFF") + 9, whole.rindex(b"RIFF") + 1000
+    for end in ends:
+        (tmp_path / "01.tar").write_bytes(whole[:end])
+        rows = rows_in(embedded(tmp_path / "{01..03}.tar", to=f"cut{end}", errors=3))
+        faults = [row["error"] for row in rows if row["error"]]
+        assert all("is cut short or no tar" in fault for fault in faults)
+        assert ["01.tar" in fault for fault in faults] == [True, False, False]
