@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,12 @@ from common.start import Parser, at_least, path, required_packages
 
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .options import LoadOptions
-from .shards import Output, add_shard_option, end, facts_of, shards_in, write_shards, write_table
+from .shards import Output, add_shard_option, end, facts_of, write_shards, write_table
 from .tables import REQUIREMENTS, as_unicode
 from .tars import Member, expanded
 
 if TYPE_CHECKING:
     from dassl.utils.images import Content
-    from tqdm import tqdm
 
     from .classifier import PromptedClassifier
 
@@ -73,18 +72,15 @@ def main(argv: list[str] | None = None) -> None:
     with required_packages(REQUIREMENTS):
         import pyarrow  # noqa: F401 - before anything is computed
     with required_packages():
-        from tqdm import tqdm
-
         from .models import kind_of, read_model
     model = args.paths[0] if kind_of(args.paths[0]) else None
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
-    shards = shards_in(args.paths[1:] if model else args.paths)
+    images = args.paths[1:] if model else args.paths
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options)
     facts |= {"precision": args.precision, "layout": args.layout}
-    with tqdm(desc="features", unit="image", disable=None) as bar:
-        errors = write_shards(Features(args, facts, classifier, bar), shards, args.shard)
+    errors = write_shards(Features(args, facts, classifier), images, args.shard)
     end(args.to, errors)
 
 
@@ -108,16 +104,11 @@ class Features(Output):
     content = "features"
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        facts: dict[str, Any],
-        classifier: "PromptedClassifier",
-        bar: "tqdm",
+        self, args: argparse.Namespace, facts: dict[str, Any], classifier: "PromptedClassifier"
     ):
         super().__init__(args.to, facts)
         self.args = args
         self.classifier = classifier
-        self.bar = bar
 
     def files(self, number: int) -> list[Path]:
         if self.args.layout == LAYOUTS[0]:
@@ -126,7 +117,10 @@ class Features(Output):
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
     def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
-        rows = embedded(images, self.classifier, self.args.batch_size)
+        rows = []
+        for part in embedded(images, self.classifier, self.args.batch_size):
+            rows += part
+            self.advance(len(part), sum(bool(row.error) for row in part))
         array = array_of(rows, self.classifier.width).astype(self.args.precision)
         *features, metadata = self.files(number)
         if features:
@@ -135,7 +129,6 @@ class Features(Output):
             write_parquet(metadata, rows, facts, "image_path")
         else:
             write_parquet(metadata, rows, facts, "path", array)
-        self.bar.update(len(images))
 
 
 def array_of(rows: Sequence[Embedded], width: int) -> NDArray[np.float32]:
@@ -149,13 +142,12 @@ def array_of(rows: Sequence[Embedded], width: int) -> NDArray[np.float32]:
 
 def embedded(
     files: Sequence[Path | Member], classifier: "PromptedClassifier", batch_size: int
-) -> list[Embedded]:
-    """The features of images, and why others have none; in the order of the files."""
+) -> Iterator[list[Embedded]]:
+    """The features of one batch of images after another, and why others have none."""
     from .images import in_threads
 
     on_gpu = classifier.device.type == "cuda"
-    parts = in_threads(partial(of_batch, classifier), files, batch_size, on_gpu)
-    return [row for part in parts for row in part]
+    return in_threads(partial(of_batch, classifier), files, batch_size, on_gpu)
 
 
 def of_batch(classifier: "PromptedClassifier", files: Sequence[Path | Member]) -> list[Embedded]:

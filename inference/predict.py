@@ -26,7 +26,6 @@ from .shards import (
     add_shard_option,
     end,
     facts_of,
-    shards_in,
     write_shards,
     write_table,
 )
@@ -129,7 +128,7 @@ def answer_in_shards(args: argparse.Namespace) -> None:
         opened = open_models(models, options)
         names = checked_names(args, options, opened)
         answers = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
-        errors = write_shards(answers, shards_in(args.paths[number:]), args.shard)
+        errors = write_shards(answers, args.paths[number:], args.shard)
     end(args.to, errors)
 
 
@@ -178,8 +177,11 @@ class Answers(Output):
     def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
         from .batches import predict_files
 
-        batches = predict_files(self.models, images, self.class_names, *self.asked)
-        rows = [row for batch in batches for row in batch]
+        rows = []
+        for part in predict_files(self.models, images, self.class_names, *self.asked):
+            rows += part
+            errors = sum("error" in row for row in part)
+            self.advance(errors + (len(part) - errors) // len(self.models), errors)
         (file,) = self.files(number)
         write_table(file, arrow_table(rows, self.layout), {self.name: facts})
 

@@ -22,6 +22,8 @@ from .sources import images_in
 from .tars import Member, expanded, is_tar, members_in
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from .classifier import PromptedClassifier
 
 SHARD = 10_000  # images
@@ -59,14 +61,17 @@ class Output:
     Attributes:
         name: of the command; the file `_NAME.json` and the metadata of each shard state the facts.
         content: of the shards, for errors.
+        errors: of the images so far.
         facts: what the content of the shards depends on, besides the images.
     """
 
     name: str
     content: str
+    bar: "tqdm"  # of `write_shards`
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
         self.folder = folder
+        self.errors = 0
         self.facts = json.loads(json.dumps(facts))  # as they are read again
 
     def files(self, number: int) -> list[Path]:
@@ -76,6 +81,21 @@ class Output:
     def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
         """Write the files of a shard; the last one is Parquet with the facts in its metadata."""
         raise NotImplementedError
+
+    def advance(self, images: int, errors: int) -> None:
+        """Show that images are done, of which some have an error."""
+        self.errors += errors
+        self.bar.set_postfix_str(f"errors={self.errors}", refresh=False)
+        self.bar.update(images)
+
+    def skip(self, file: Path) -> None:
+        """The same for a shard that was finished before, which makes this command no faster."""
+        from pyarrow import parquet
+
+        column = parquet.read_table(file, columns=["error"])["error"].to_pylist()
+        if not self.bar.disable:
+            self.bar.initial += len(column)
+        self.advance(len(column), sum(map(bool, column)))
 
 
 class Shard(NamedTuple):
@@ -98,7 +118,7 @@ def shards_in(paths: Sequence[Path]) -> Iterator[Shard]:
         yield Shard([place], is_tar=True)
 
 
-def write_shards(output: Output, shards: Iterator[Shard], part: Share) -> int:
+def write_shards(output: Output, paths: Sequence[Path], part: Share) -> int:
     """Write the shards of a share, but those that are finished and whose images are the same.
 
     Returns how many images of the share have an error.
@@ -107,19 +127,33 @@ def write_shards(output: Output, shards: Iterator[Shard], part: Share) -> int:
         UsageError: there are no images, the folder has other files or shards of other facts, or
             another command writes this share.
     """
+    from tqdm import tqdm
+
+    shards = shards_in(paths)
     shard = next(shards, None)
     if not shard:
         raise UsageError("there are no images", "give another folder, or files")
     number = 0
-    errors = 0
-    with only_one(output, part):
+    with (
+        only_one(output, part),
+        tqdm(desc=output.content, unit="image", disable=None, postfix="errors=0") as bar,
+    ):
+        output.bar = bar
+        if not bar.disable:
+            bar.total = total_of(shards_in(paths), part)
         while shard:
             if part.has(number):
-                errors += write_shard(output, number, shard)
+                write_shard(output, number, shard)
             shard = next(shards, None)
             number += 1
         remove_from(output, number, part)
-    return errors
+    return output.errors
+
+
+def total_of(shards: Iterator[Shard], part: Share) -> int:
+    """How many images a share has; those in tars are found by their headers."""
+    of_part = (shard for number, shard in enumerate(shards) if part.has(number))
+    return sum(len(shard.images()) for shard in of_part)
 
 
 @contextmanager
@@ -158,8 +192,8 @@ def check_same(output: Output) -> None:
     remove_partial(record)
 
 
-def write_shard(output: Output, number: int, shard: Shard) -> int:
-    """Write a shard, unless that is done and the images are the same; returns its errors."""
+def write_shard(output: Output, number: int, shard: Shard) -> None:
+    """Write a shard, unless that is done and the images are the same."""
     files = output.files(number)
     for file in files:
         file.parent.mkdir(exist_ok=True)
@@ -168,7 +202,8 @@ def write_shard(output: Output, number: int, shard: Shard) -> int:
     is_done = all(file.is_file() for file in files)
     if not is_done or facts_in(files[-1], output.name) != facts:
         output.write(number, shard.images(), json.dumps(facts).encode())
-    return errors_in(files[-1])
+    else:
+        output.skip(files[-1])
 
 
 def remove_partial(file: Path) -> None:
@@ -217,14 +252,6 @@ def write_table(file: Path, table: Any, metadata: dict[str, bytes]) -> None:
 
     with replacing(file) as unfinished:
         parquet.write_table(table.replace_schema_metadata(metadata), unfinished)
-
-
-def errors_in(file: Path) -> int:
-    """How many rows have an error."""
-    from pyarrow import parquet
-
-    column = parquet.read_table(file, columns=["error"])["error"]
-    return sum(map(bool, column.to_pylist()))
 
 
 def end(folder: Path, errors: int) -> None:

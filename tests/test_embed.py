@@ -1,6 +1,7 @@
 """tools/embed.py: the features of images in files for other programs."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import tqdm
 
 from inference import batches, embed, shards
 from inference.models import load
@@ -218,3 +220,22 @@ def test_each_tar_becomes_one_file_with_keys(embedded, photos, tmp_path):
         faults = [row["error"] for row in rows if row["error"]]
         assert all("is cut short or no tar" in fault for fault in faults)
         assert ["01.tar" in fault for fault in faults] == [True, False, False]
+
+
+def test_a_bar_counts_images_and_errors(embedded, photos, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 2)
+    (photos / "broken.png").write_bytes(b"no image")
+    bars = []
+
+    class Shown(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Shown)
+    folder = embedded(photos, errors=1)
+    (folder / "00001.parquet").unlink()
+    embedded(photos, errors=1)
+    embedded(photos, "--shard", "1/3", to="part")
+    assert [(bar.n, bar.total, bar.initial) for bar in bars] == [(6, 6, 0), (6, 6, 4), (2, 2, 0)]
+    assert [bar.postfix for bar in bars] == ["errors=1", "errors=1", "errors=0"]
