@@ -66,7 +66,8 @@ def expanded(path: Path) -> Iterator[Path]:
         yield path
         return
     first, last = found.groups()
-    before, after = str(path)[: found.start()], str(path)[found.end() :]
+    before = str(path)[: found.start()]
+    after = str(path)[found.end() :]
     for number in range(int(first), int(last) + 1):
         yield from expanded(Path(f"{before}{number:0{len(first)}}{after}"))
 
