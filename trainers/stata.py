@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import affinity
 from .base.prompted import normalize
-from .base.together import TogetherMethod, TogetherSettings, log_of, squared_distances
+from .base.together import OverSettings, TogetherMethod, log_of, squared_distances
 
 SMOOTH = 50.0  # divides the evidence of a z step
 ROUNDS = 10
@@ -13,7 +13,7 @@ UPDATES = 5  # of a z step
 
 
 @dataclass(frozen=True)
-class StatASettings(TogetherSettings):
+class StatASettings(OverSettings):
     """ALPHA is how many images of a class weigh as much as its text; SOFT_BETA counts them by their
     probabilities. LAMBDA_LAPLACIAN weighs the graph of N_NEIGHBORS nearest images.
     """

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import affinity, nearest
 from .base.prompted import normalize
-from .base.together import SupportSettings, TogetherMethod, log_of, squared_distances
+from .base.together import OverSettings, SupportSettings, TogetherMethod, log_of, squared_distances
 
 SMOOTH = 50.0  # divides the evidence of a z step
 NEAREST = 3  # images that speak for an image
@@ -16,7 +16,7 @@ GAMMAS = 0.002, 0.01, 0.02, 0.2  # weights of the support, of which validation i
 
 
 @dataclass(frozen=True)
-class TransCLIPSettings(SupportSettings):
+class TransCLIPSettings(SupportSettings, OverSettings):
     """LAMBDA is the weight of the texts; 0 stands for 1 or, with SUPPORT, for 0.5. ALIGNED False
     mixes up the rows of the support and of the test, as the published code does.
     """

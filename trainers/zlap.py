@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import matrix, nearest, sparse
-from .base.together import TogetherMethod, TogetherSettings, log_of
+from .base.settings import MethodSettings
+from .base.together import TogetherMethod, log_of
 
 LEAST = 1e-12  # of a change of the scores, as a share of the largest: the end of the iterations
 
 
 @dataclass(frozen=True)
-class ZLaPSettings(TogetherSettings):
+class ZLaPSettings(MethodSettings):
     """Each image has K - 1 nearest images and K nearest texts; cosines with texts are raised to
     GAMMA. ALPHA is how much of a label goes on to the neighbours. SCALE_SIM scales the cosines to
     0..1. INDUCTIVE answers for each image alone, by a graph of the training images without their

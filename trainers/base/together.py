@@ -29,7 +29,7 @@ Labelled = tuple[Tensor, Tensor]  # unit features (images, joint) and labels (im
 
 
 @dataclass(frozen=True)
-class TogetherSettings(MethodSettings):
+class OverSettings(MethodSettings):
     """OVER is the output folder of a run whose answers are the prior instead of zero-shot CLIP's;
     {seed} and {shots} in it are those of this run.
     """
@@ -38,7 +38,7 @@ class TogetherSettings(MethodSettings):
 
 
 @dataclass(frozen=True)
-class SupportSettings(TogetherSettings):
+class SupportSettings(MethodSettings):
     """SUPPORT adds the training images with their labels, and validation images that choose."""
 
     SUPPORT: bool = False
@@ -72,11 +72,10 @@ class Task:
 
 
 class TogetherMethod(Method):
-    """A method that answers for all images of a test together; its `Settings` are
-    `TogetherSettings`.
+    """A method that answers for all images of a test together. Its `Settings` may be
+    `SupportSettings` and, if it reads the prior of a task, `OverSettings`.
     """
 
-    Settings = TogetherSettings
     learns = False
     reads_sentences = True
     reads_template = True
@@ -158,7 +157,7 @@ class TogetherMethod(Method):
         return normalize(features), cached.labels.to(self.device)
 
     def finish_model(self) -> None:
-        if self.settings.OVER:
+        if getattr(self.settings, "OVER", ""):
             self.open_base()
         if self.reads_support and self.images is not None:
             dataset = self.images.dataset
