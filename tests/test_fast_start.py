@@ -117,3 +117,10 @@ def test_a_shell_completes_commands_and_options(line, words, tmp_path):
     )
     assert done.returncode == 0 and not done.stdout, done.stderr
     assert (tmp_path / "words").read_text().split() == words
+
+
+def test_importing_the_methods_waits_for_torch_alone():
+    slow = "{'scipy', 'sklearn', 'pandas', 'matplotlib'}"
+    code = f"import sys, trainers; print(sorted({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

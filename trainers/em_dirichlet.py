@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
-from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import one_hot
 
 from .base.together import SupportSettings, TogetherMethod, log_of
@@ -115,6 +114,8 @@ def matched(clusters, z, one_to_one):
     means = torch.stack([z[clusters == number].mean(dim=0) for number in numbers])
     classes = means.argmax(dim=1)
     if one_to_one:
+        from scipy.optimize import linear_sum_assignment  # which takes a while
+
         _, best = linear_sum_assignment(means.cpu().numpy(), maximize=True)
         classes = torch.from_numpy(best)
     found = torch.empty_like(clusters)
