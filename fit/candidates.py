@@ -22,7 +22,8 @@ LINEAR = (
     "GDA",
     "LPPlusPlus",
 )
-COMPUTED = ZERO_SHOT, SENTENCES, VISION, "GDA", "ProKeR"  # from all images at once, without steps
+# Methods that are computed from all images at once, without training steps
+COMPUTED = ZERO_SHOT, SENTENCES, VISION, "GDA", "ProKeR"
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
 # Of the default ensemble; chosen on other data sets than those of docs/own_classes.md
 CAREFUL_WEIGHT = 2.0  # of all careful heads, for zero-shot CLIP's weight of 1

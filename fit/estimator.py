@@ -22,7 +22,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from common.errors import UsageError
+from common.errors import UsageError, one_line
 from common.names import plain
 from datasets.base import missing_files
 from inference.images import image_of
@@ -133,7 +133,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Learn more images, also of new classes; images that were learned before cost little, as
         their features are kept on the disk.
 
-        If all chosen heads are computed and not trained (`fit.heads.COMPUTED`), they are computed
+        If all chosen heads are computed and not trained (`fit.candidates.COMPUTED`), they are computed
         again from all images: the choice, the estimate and the calibration stay those of the
         earlier images, but other classes have no calibration. Else all is fitted and chosen again.
         `update_` says which.
@@ -178,13 +178,15 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None
-        self.update_ = COMPUTED_AGAIN if model else FITTED_AGAIN if again else ""
+        update = COMPUTED_AGAIN
         if model is None:
+            update = FITTED_AGAIN if again else ""
             with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
                 result, model = fit_matrix(request, X, labels)
             record = result.to_json()
             record["candidates"][0]["name"] = "guessing"  # zero-shot CLIP, which reads no names
             self._describe(record, "")
+        self.update_ = update
         self._rows = X, y
         self._model = model
         self._labels = dict(zip(model.class_names, classes.tolist(), strict=True))
@@ -314,8 +316,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
             if not Path(folder, name).is_file():
                 raise UsageError(f"{folder} has no {name}", "give the folder of a fit")
         files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
-        names = json.loads(files[FILE])["names"]
-        model._take(files, {name: name for name in names})
+        try:
+            names = json.loads(files[FILE])["names"]
+            model._take(files, {name: name for name in names})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = f"{FILE} of {folder} is damaged ({one_line(error)})"
+            raise UsageError(what, "restore it, or fit again") from error
         return model
 
     def __sklearn_tags__(self) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +184,15 @@ def test_wrong_arguments_are_value_errors(X, y, what, tiny):
         quick(tiny).fit(X, y)
 
 
-def test_a_missing_image_or_folder_is_one_line(tiny, tmp_path):
+def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
     with pytest.raises(UsageError, match="there is no image 'gone.png': check its path"):
         quick(tiny).fit(["gone.png", "lost.png"], ["a", "b"])
+    for content in ("{", "[]", "{}", '{"names": ["a", "b"]}', '{"names": [1]}'):
+        broken = tmp_path / "broken"
+        model.save(broken)
+        (broken / "fit.json").write_text(content)
+        with pytest.raises(UsageError, match="is damaged .*: restore it, or fit again"):
+            Classifier.load(broken, backbone=str(tiny))
+        shutil.rmtree(broken)
     with pytest.raises(UsageError, match="has no fit.json: give the folder of a fit"):
         Classifier.load(tmp_path / "nowhere")
