@@ -133,9 +133,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Learn more images, also of new classes; images that were learned before cost little, as
         their features are kept on the disk.
 
-        If all chosen heads are computed and not trained (`fit.candidates.COMPUTED`), they are computed
-        again from all images: the choice, the estimate and the calibration stay those of the
-        earlier images, but other classes have no calibration. Else all is fitted and chosen again.
+        If all chosen heads are computed and not trained (`fit.candidates.COMPUTED`), they are
+        computed again from all images. The choice, the estimate and the calibration stay those of
+        the earlier images, but a new class ends the calibration. Else everything is fitted and
+        chosen again.
         `update_` says which.
 
         Args:
