@@ -22,6 +22,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from clip import CLIP
 from common.errors import UsageError, one_line
 from common.names import plain
 from datasets.base import missing_files
@@ -160,14 +161,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
             if missing_files(photo.path for photo in before):
                 request = replace(request, minutes=0.0)  # trainings read the images themselves
             added = with_checksums(photos)
+            same = self.backbone == self._model.cfg.MODEL.BACKBONE.NAME
+            clip = self._model.clip if same else None
             request.to.mkdir()
             self._write(request.to)
             with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-                learned = update(request, before, added)
+                learned = update(request, before, added, clip)
             if learned is None:
                 rmtree(request.to)
                 self._fit(request, [*before, *added])
-            self._take(contents_of(request.to), labels)
+            self._take(contents_of(request.to), labels, clip)
         self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
         return self
 
@@ -221,13 +224,17 @@ class Classifier(ClassifierMixin, BaseEstimator):
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
             fit(request, photos, record)
 
-    def _take(self, files: dict[str, bytes], labels: dict[str, Any]) -> None:
-        """Take the files of a fit: they are the model, also for pickle and `save`."""
+    def _take(
+        self, files: dict[str, bytes], labels: dict[str, Any], clip: CLIP | None = None
+    ) -> None:
+        """Take the files of a fit: they are the model, also for pickle and `save`; the backbone
+        may be loaded already.
+        """
         self._files = files
         self._labels = labels
         with self._folder() as folder:
             options = LoadOptions(backbone=self.backbone or "", device=self.device)
-            self._model = load(folder, options)
+            self._model = load(folder, options, clip)
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
         self._describe(json.loads(files[FILE]), files[REPORT].decode())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
-from clip import is_vit
+from clip import CLIP, is_vit
 from common.errors import check_name
 from common.files import write_text
 from common.lock import locked
@@ -71,7 +71,7 @@ def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> 
     rows, damaged = encoder.of({photo.path: photo.sha256 for photo in found})
     photos = photos_of(request, found, rows, damaged)
     if photos.names != names:
-        heads = heads_of(request, photos.names)
+        heads = heads_of(request, photos.names, heads.clip)
     x = features_of(photos.training, rows).to(heads.zero_shot.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
     examples = Examples(x, y, photos.scenes, photos.names)
@@ -97,11 +97,11 @@ def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> 
     return result
 
 
-def heads_of(request: FitRequest, names: Sequence[str]) -> Heads:
-    """The heads on zero-shot CLIP for these classes."""
+def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:
+    """The heads on zero-shot CLIP for these classes; the backbone may be loaded already."""
     sentences = sentence_files.read(request.sentences, names)
     zero_shot = PromptedClassifier.zero_shot(
-        request.backbone, names, device=request.device, sentences=sentences
+        request.backbone, names, device=request.device, sentences=sentences, clip=clip
     )
     return Heads(zero_shot, request.seed)
 

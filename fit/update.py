@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from clip import CLIP
 from common.errors import UsageError
 from common.files import write_text
 from common.results import CALIBRATION, SEEN
@@ -22,7 +23,12 @@ from .request import FitRequest
 from .story import features_of, heads_of, photos_of, provenance, seen_images
 
 
-def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo]) -> Photos | None:
+def update(
+    request: FitRequest,
+    before: Sequence[Photo],
+    added: Sequence[Photo],
+    clip: CLIP | None = None,
+) -> Photos | None:
     """Compute the chosen heads again from these images too, in the folder of the fit.
 
     The choice and the estimate stay those of the earlier images, and so does the calibration, if no
@@ -32,6 +38,7 @@ def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo])
         request: `to` is the folder of the fit.
         before: the images of the fit, which are on the disk, or whose features are.
         added: more images, with the SHA-256 of their files.
+        clip: the backbone, if it is loaded already.
 
     Returns:
         The images that the heads have learned; None if one of the heads is trained: then nothing
@@ -42,7 +49,7 @@ def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo])
     """
     folder = request.to
     found = [*before, *added]
-    heads = heads_of(request, sorted({photo.label for photo in found}))
+    heads = heads_of(request, sorted({photo.label for photo in found}), clip)
     encoder = Features(heads.zero_shot, heads.tower)
     rows, damaged = encoder.of({photo.path: photo.sha256 for photo in found})
     check_found(before, damaged)
@@ -52,7 +59,7 @@ def update(request: FitRequest, before: Sequence[Photo], added: Sequence[Photo])
         return None
     photos = photos_of(request, found, rows, damaged)
     if photos.names != heads.names:
-        heads = heads_of(request, photos.names)
+        heads = heads_of(request, photos.names, heads.clip)
     x = features_of(photos.training, rows).to(heads.zero_shot.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
     made = provenance(request, heads)

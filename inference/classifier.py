@@ -144,9 +144,10 @@ class PromptedClassifier:
         template: str = TEMPLATE,
         device: str = "",
         sentences: dict[str, list[str]] | None = None,
+        clip: CLIP | None = None,
     ) -> "PromptedClassifier":
-        """Zero-shot CLIP (`zero_shot_description`) on a backbone."""
-        clip = load_backbone(backbone)
+        """Zero-shot CLIP (`zero_shot_description`) on a backbone, which may be loaded already."""
+        clip = clip or load_backbone(backbone)
         description = zero_shot_description(
             clip, backbone, check_names(class_names), template, sentences or {}
         )

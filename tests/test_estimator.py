@@ -116,12 +116,19 @@ def grown(tiny, images):
     first = (np.arange(48) % 8 < 4) & (np.arange(48) < 40)
     model = quick(tiny).fit(paths[first], labels[first])
     estimate = model.estimate_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.classifier.load_backbone", None)  # it is loaded already
+        patch.setattr("trainers.base.build.load_backbone", None)
+        add_in_turn(model, paths, labels, first, estimate)
+    return model
+
+
+def add_in_turn(model, paths, labels, first, estimate):
     model.partial_fit(paths[:40][~first[:40]], labels[:40][~first[:40]])
     assert model.classes_.tolist() == sorted(set(labels[:40]))
     assert model.predict_sets(paths[:2], 0.8) and model.estimate_ == estimate
     model.partial_fit(paths[40:], labels[40:])
     assert "computed again" in model.update_ and model.estimate_ == estimate
-    return model
 
 
 def test_computed_heads_learn_more_images_as_if_all_had_come_at_once(grown, tiny, images):

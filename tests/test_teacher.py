@@ -70,6 +70,25 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
 
 
+def test_weights_that_change_in_memory_have_other_features(cache):
+    clip = small_clip()
+    before = mean_text_features(clip, [["red"]])
+    with torch.no_grad():
+        clip.ln_final.bias += 0.5
+    edited = mean_text_features(clip, [["red"]])
+    clip.ln_final.bias.data = clip.ln_final.bias.data - 0.5
+    replaced = mean_text_features(clip, [["red"]])
+    assert not torch.allclose(edited, before, atol=1e-3)
+    assert torch.allclose(replaced, before, atol=1e-5)
+
+
+def test_the_text_tower_is_hashed_once(cache, monkeypatch):
+    clip = small_clip()
+    mean_text_features(clip, [["red"]])
+    monkeypatch.setattr("clip.digest.as_bytes", None)
+    mean_text_features(clip, [["red"], ["green"]])
+
+
 def test_another_architecture_of_the_same_weights_has_a_teacher_of_its_own(cache):
     """As with an open_clip_config.json next to the file, or without it."""
     forms = [

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from .prompted import Output, PromptedCLIP, normalize
 TEMPLATES = EIGHTY[:60]  # of PromptSRC
 ROWS = 256  # texts at a time
 LIMIT = 5e8  # bytes of all files of text features: a thousand classes have 2 MB
+# Backbone -> (its state, the checksum of its text tower, its tensors in this state)
+_keys = WeakKeyDictionary[CLIP, tuple[Any, Key, list[Tensor]]]()
 
 
 def cache_folder() -> Path:
@@ -146,6 +149,14 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
 
 def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
     """A checksum of the text tower and of texts."""
+    key = text_tower_key(clip).copy()
+    for text in texts:
+        key.add(text.encode() + b"\0")
+    return str(key)
+
+
+def text_tower_key(clip: CLIP) -> Key:
+    """A checksum of the text tower, computed again after the tower has changed."""
     heads = [getattr(module, "num_heads", 0) for module in clip.transformer.modules()]
     key = Key(
         "text features",
@@ -156,8 +167,15 @@ def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
         pool=clip.text_pool_type,
         tokeniser=tokenizer_of(clip).name,
     )
-    tensors = clip.state_dict().items()
-    key.add_tensors({name: tensor for name, tensor in tensors if not name.startswith("visual.")})
-    for text in texts:
-        key.add(text.encode() + b"\0")
-    return str(key)
+    tensors = clip.state_dict(keep_vars=True).items()
+    own = {name: tensor for name, tensor in tensors if not name.startswith("visual.")}
+    if any(tensor.is_inference() for tensor in own.values()):
+        key.add_tensors(own)  # whose changes are not counted
+        return key
+    changes = [(tensor.data_ptr(), tensor._version) for tensor in own.values()]
+    state = str(key), changes
+    if clip not in _keys or _keys[clip][0] != state:
+        key.add_tensors(own)
+        # The tensors are kept, so that no other tensor gets the place of one
+        _keys[clip] = state, key, [tensor.detach() for tensor in own.values()]
+    return _keys[clip][1]
