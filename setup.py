@@ -23,6 +23,7 @@ EXTRAS = {
     "hf": "hf",
     "ray": "cluster",
     "parquet": "parquet",
+    "corruptions": "corruptions",
     "trackers": "trackers",
 }
 MAIN = "from .tools.mpl import main\n\nmain()\n"

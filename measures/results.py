@@ -64,9 +64,11 @@ def summary_line(run: dict) -> str:
     shots = f" {run['shots']} shots" if isinstance(run["shots"], int) else " with shots by class"
     shots = "" if run["shots"] == -1 else shots
     seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
+    corruption = f" with {run['corruption']}" if run.get("corruption") else ""
     return (
         f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
-        f"on {run['n_test']:,} test images of {run['classes']} classes{selection_mark(run)}"
+        f"on {run['n_test']:,} test images of {run['classes']} classes{corruption}"
+        f"{selection_mark(run)}"
     )
 
 
@@ -118,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         print(checked_summary(folder, run))
     runs = list(by_folder.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
-        keys = ("trainer", "dataset", "shots", "seed", "backbone", "weights_sha256")
+        keys = ("trainer", "dataset", "shots", "seed", "backbone", "weights_sha256", "corruption")
         if others := [key for key in keys if runs[0].get(key) != runs[1].get(key)]:
             print(f"No harmonic mean: {', '.join(others)} of these runs differ")
             return

@@ -147,6 +147,7 @@ class RunSpec:
         from dassl.engine import TRAINER_REGISTRY
 
         import trainers
+        from trainers.base import corruptions
 
         from . import ood
         from .trackers import check_trackers
@@ -166,6 +167,7 @@ class RunSpec:
             if args.eval_only and args.model_dir and method.learns:
                 method.checkpoint_in(args.model_dir, args.load_epoch)
         ood.check_settings(cfg)
+        corruptions.check(cfg, method is not None)
         check_trackers(args.report_to)
         if cfg.RESUME:
             check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))

@@ -56,6 +56,8 @@ def row_of(run: Run, measured: dict) -> dict[str, Any]:
     row |= {"shots": run.shots, "seed": run.seed, "trained": run.trains}
     row["selected_on_test"] = selected_on_test(measured)
     row["images"], row["evaluations"] = test_record(measured) or (None, None)
+    if measured.get("corruption"):
+        row["images"] = f"{row['images']} {measured['corruption']}"
     row["learned_from"] = learned_from(measured)
     row |= {f"AUROC {name}": value for name, value in detected(measured).items()}
     row |= others(measured)
@@ -253,7 +255,7 @@ class Summary:
         """
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):
-            if self.focus not in (None, name):
+            if self.focus not in (None, name) and self.same_images(name):
                 rows.append(self.test(protocol, part, name))
         tests = pd.DataFrame(rows)
         if tests.empty:
@@ -265,6 +267,10 @@ class Summary:
         for kind in ("seeds", "datasets"):
             tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
+
+    def same_images(self, name: str) -> bool:
+        """Whether a method has the corruption of `focus`."""
+        return self.variants[name].corruption == self.variants[str(self.focus)].corruption
 
     def test(self, protocol: str, part: str, against: str) -> dict[str, Any]:
         """A row of `tests`."""

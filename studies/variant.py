@@ -80,9 +80,16 @@ class Variant:
         return methods()[self.method]
 
     @property
+    def corruption(self) -> str:
+        """The corruption of the test images, such as `fog 5`; empty without one."""
+        given = dict(zip(self.overrides[::2], self.overrides[1::2], strict=True))
+        name = given.get("TEST.CORRUPTION", "")
+        return f"{name} {given.get('TEST.SEVERITY', 5)}" if name else ""
+
+    @property
     def kind(self) -> str:
         """The kind of the method (`Method.kind`), or `extra text` if a setting adds sentences for
-        classes.
+        classes; with the corruption of the test images.
         """
         keys = {
             key
@@ -90,4 +97,5 @@ class Variant:
             for key in pairs[::2]
         }
         extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
-        return "extra text" if extra else self.facts.kind
+        kind = "extra text" if extra else self.facts.kind
+        return f"{kind}, {self.corruption}" if self.corruption else kind

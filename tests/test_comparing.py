@@ -12,7 +12,9 @@ from studies import comparing
 from studies.comparing import bootstrap_interval, seed_interval, smallest_difference
 
 
-def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="old", test_images=0):
+def write_run(
+    folder, correct, method="MPL", seed=1, names=("a", "b"), images="old", test_images=0, **facts
+):
     """A finished run of two classes; label 0 is right."""
     classes = np.stack([1 - np.asarray(correct), np.asarray(correct)], axis=1)
     number = len(classes)
@@ -42,7 +44,7 @@ def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="o
         "n_test": number,
         "accuracy": accuracy,
     }
-    run |= {"shots": 4, "data_use": {"choose": [{"test_images": test_images}]}}
+    run |= {"shots": 4, "data_use": {"choose": [{"test_images": test_images}]}} | facts
     (folder / "results.json").write_text(json.dumps(run))
 
 
@@ -150,6 +152,7 @@ def test_too_few_seeds_for_a_conclusion():
     ("other", "words"),
     [
         ({"images": "new"}, "the runs were tested on different images: give runs on one dataset"),
+        ({"corruption": "fog 5"}, "the runs were tested on different images"),
         ({"names": ("a", "c")}, "the runs were tested on different classes"),
         ({"seed": 9}, "the runs have no seed in common"),
     ],

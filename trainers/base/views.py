@@ -65,11 +65,14 @@ class ViewsTransform:
 
     @property
     def to_tensor(self) -> T.Compose:
-        """The steps of `centre` from `ToTensor` on."""
-        steps = self.centre.transforms
-        return T.Compose(
-            steps[next(n for n, step in enumerate(steps) if isinstance(step, T.ToTensor)) :]
-        )
+        return from_tensor_on(self.centre)
+
+
+def from_tensor_on(transform: T.Compose) -> T.Compose:
+    """The steps of the transform of a test from `ToTensor` on."""
+    steps = transform.transforms
+    first = next(n for n, step in enumerate(steps) if isinstance(step, T.ToTensor))
+    return T.Compose(steps[first:])
 
 
 def crop_box(
