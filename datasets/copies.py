@@ -94,6 +94,18 @@ def taken(image: Image.Image) -> Taken:
     return Taken()
 
 
+class Look(NamedTuple):
+    """What is known of an image by its pixels and its EXIF data."""
+
+    pixels_sha256: str
+    signature: NDArray[np.int8]
+    taken: Taken
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Look":
+        return cls(pixels_sha256(image), signature(image), taken(image))
+
+
 def bursts(photos: Sequence[Taken], labels: Sequence[Any]) -> Pairs:
     """Pairs of images of one class that one camera took within BURST seconds, one after the other.
 

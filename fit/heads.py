@@ -15,7 +15,6 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 import trainers
-from clip import projection
 from clip.digest import Key
 from common.cache import DiskCache
 from common.errors import UsageError
@@ -27,10 +26,10 @@ from trainers.base import TEMPLATE
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.features import CachedOutput, Support, get_tensor, put_tensor
 from trainers.base.method import Classes, Method
-from trainers.base.projection import Projection, UnprojectedCLIP
 from trainers.base.prompted import normalize
 from trainers.base.teacher import cache_folder, mean_text_features
 from trainers.base.training import learn
+from trainers.base.vision import FrozenTower
 
 from .candidates import SENTENCES, VISION, ZERO_SHOT, Candidate
 
@@ -113,23 +112,15 @@ class Heads:
             SENTENCES: self.texts[True],
             ZERO_SHOT: mean_text_features(self.clip, templates),
         }
-        self.projection: Projection | None = None
-        if projection(self.clip):
-            self.projection = Projection(self.clip, learns=False).to(zero_shot.device)
-        # Its `image_output` has the features that the heads take
-        vision = self.method(Candidate(VISION), 1)
-        with zero_shot.device:
-            head = vision.build_prompts(self.clip, self.names)
-            self.tower = UnprojectedCLIP(self.clip, head)
+        self.frozen_tower = FrozenTower(self.clip)
+        self.projection = self.frozen_tower.projection
+        self.tower = self.frozen_tower.model  # its image features are those that the heads take
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """What a method reads of features from before the projection: these, or those behind it
         (images, joint).
         """
-        kind = trainers.predicting()[method]
-        if self.projection is None or issubclass(kind.Model, UnprojectedCLIP):
-            return features
-        return self.projection.project(features).detach()
+        return self.frozen_tower.inputs(trainers.predicting()[method].Model, features)
 
     def method(self, candidate: Candidate, images: int) -> FeatureMethod:
         """The method of a candidate with a head that has seen nothing, for so many training

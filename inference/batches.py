@@ -13,9 +13,12 @@ from torch import Tensor
 from common.errors import MissingFileError, UsageError
 from common.text import read_bytes
 
+from .bank import BankFiles
+from .behind_tower import BehindTower
 from .classifier import PromptedClassifier
 from .images import in_threads, one_thread
 from .models import Model
+from .predictions import Predictions
 from .tars import Member
 
 # Class names: until here one thread is as fast, and from here on their text features take long
@@ -80,31 +83,58 @@ def prepare(models: Sequence[Model], class_names: Sequence[str] | None) -> None:
 
 def predict_files(
     models: Sequence[Model],
-    files: Sequence[Path | Member],
+    files: Sequence[Path | Member] | BankFiles,
     class_names: Sequence[str] | None,
     batch_size: int,
     *asked: Any,
 ) -> Iterator[list[Row]]:
     """For one batch of files after another a row for each file and each model.
 
-    A row has `image`, `model` and what `Predictions.answers` says of what is `asked`. A file that
-    cannot be read has one row, with `image` and `error`.
+    Files may be those of a bank. A row has `image`, `model` and what `Predictions.answers` says of
+    what is `asked`. A file that cannot be read has one row, with `image` and `error`.
     """
+    if isinstance(files, BankFiles):
+        return predict_rows(models, files, class_names, *asked)
     classifiers = [model.classifier for model in models]
 
     def of_batch(batch: Sequence[Path | Member]) -> list[Row]:
         faults, inputs = read_batch(batch, classifiers)
-        columns = []
-        for model, pixels in zip(models, inputs, strict=bool(inputs)):
-            answers = model.classifier.predict(pixels, class_names).answers(*asked)
-            columns.append([{"model": model.name} | answer for answer in answers])
-        of_good = zip(*columns, strict=True)
-        rows: list[Row] = []
-        for file, fault in zip(batch, faults, strict=True):
-            found = [{"error": fault}] if fault else next(of_good)
-            rows += [{"image": str(file)} | part for part in found]
-        return rows
+        said = [
+            classifier.predict(pixels, class_names)
+            for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
+        ]
+        return answers_of(models, batch, faults, said, asked)
 
     views = max(classifier.views for classifier in classifiers)
     on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)
     return in_threads(of_batch, files, max(1, batch_size // views), on_gpu)
+
+
+def predict_rows(
+    models: Sequence[Model], files: BankFiles, class_names: Sequence[str] | None, *asked: Any
+) -> Iterator[list[Row]]:
+    """`predict_files` by the features in a bank."""
+    behind = [BehindTower(model.classifier) for model in models]
+    for part in files.rows("path"):
+        before = torch.from_numpy(part.before)
+        said = [one.predict(before, class_names) for one in behind] if len(before) else []
+        yield answers_of(models, part.columns["path"], part.faults, said, asked)
+
+
+def answers_of(
+    models: Sequence[Model],
+    images: Sequence[Any],
+    faults: Sequence[str],
+    said: Sequence[Predictions],
+    asked: Sequence[Any],
+) -> list[Row]:
+    """The rows of images, of which those without a fault have predictions by each model."""
+    columns = []
+    for model, predictions in zip(models, said, strict=bool(said)):
+        columns.append([{"model": model.name} | one for one in predictions.answers(*asked)])
+    of_good = zip(*columns, strict=True)
+    rows: list[Row] = []
+    for image, fault in zip(images, faults, strict=True):
+        found = [{"error": fault}] if fault else next(of_good)
+        rows += [{"image": str(image)} | part for part in found]
+    return rows

@@ -247,7 +247,10 @@ class PromptedClassifier:
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
     ) -> Predictions:
         """What the model says of images; arguments and errors are those of `logits`."""
-        logits = self.logits(images, class_names)
+        return self.predictions(self.logits(images, class_names), class_names)
+
+    def predictions(self, logits: Tensor, class_names: Sequence[str] | None = None) -> Predictions:
+        """What logits (images, classes) of these class names say."""
         names = self.class_names if class_names is None else check_names(class_names)
         distances = None
         if self.calibration is not None and with_spaces(names) != with_spaces(self.class_names):
@@ -304,7 +307,9 @@ class PromptedClassifier:
                 a logit is not finite.
         """
         method = self._method_for(class_names)
-        parts = self._each(images, method.model_inference)
+        return self._joined(method, self._each(images, method.model_inference))
+
+    def _joined(self, method: Method, parts: Iterable[Tensor]) -> Tensor:
         logits = torch.cat([torch.empty(0, len(method.class_names)), *parts])
         if not logits.isfinite().all():
             remedy = "use the checkpoint of another epoch, or train again"
@@ -339,7 +344,11 @@ class PromptedClassifier:
         """Compute the text features of these names, and the logits of one black image; errors are
         those of `logits`.
         """
-        self.logits(torch.zeros(1, 3, *self.cfg.INPUT.SIZE), class_names)
+        self.logits(self.black(), class_names)
+
+    def black(self) -> Tensor:
+        """(1, 3, H, W): an image without light."""
+        return torch.zeros(1, 3, *self.cfg.INPUT.SIZE)
 
     def model_for(self, class_names: Sequence[str] | None = None) -> PromptedCLIP:
         """The model that computes the logits of these class names."""

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import UsageError
 from common.files import replacing
 from common.start import Parser, at_least, path, required_packages
+from datasets.copies import SHAPE, Look, Taken
 
 from .arguments import add_image_options, add_model_options, check_exists, load_options
+from .bank import FORM, is_bank
 from .options import LoadOptions
 from .shards import Output, add_shard_option, end, facts_of, write_shards, write_table
 from .tables import REQUIREMENTS, as_unicode
@@ -23,18 +27,27 @@ from .tars import Member, expanded
 if TYPE_CHECKING:
     from dassl.utils.images import Content
 
+    from .behind_tower import BehindTower
     from .classifier import PromptedClassifier
 
 LAYOUTS = "parquet", "clip-retrieval"
 
 
 class Embedded(NamedTuple):
-    """An image: its SHA-256, and its feature or why there is none."""
+    """An image: its SHA-256, and its feature or why there is none.
+
+    Attributes:
+        tower: (width,), what the frozen image tower computes before its projection; None if the
+            method has an image tower of its own.
+        look: how it looks, for `fit`; None if that is not asked for.
+    """
 
     path: str
     sha256: str
-    feature: NDArray[np.float32] | None
     error: str
+    feature: NDArray[np.float32] | None
+    tower: NDArray[np.float32] | None = None
+    look: Look | None = None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -57,6 +70,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help=f"{text} (default: parquet)")
     text = "numbers of a feature (default: float16)"
     add("--precision", choices=("float16", "float32"), default="float16", help=text)
+    text = "also keep how images look, by which `fit` finds near-copies and bursts"
+    add("--look", action="store_true", help=text)
     text = "images at a time (default: 100)"
     add("--batch-size", type=at_least(1), default=100, metavar="N", help=text)
     add_shard_option(parser)
@@ -77,9 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
     images = args.paths[1:] if model else args.paths
+    if any(map(is_bank, images)):
+        raise UsageError("a bank has features already", "give images")
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options)
     facts |= {"precision": args.precision, "layout": args.layout}
+    if args.look:
+        facts["look"] = True
     errors = write_shards(Features(args, facts, classifier), images, args.shard)
     end(args.to, errors)
 
@@ -106,9 +125,17 @@ class Features(Output):
     def __init__(
         self, args: argparse.Namespace, facts: dict[str, Any], classifier: "PromptedClassifier"
     ):
+        from .behind_tower import BehindTower
+
+        self.behind: BehindTower | None = None
+        if args.layout == LAYOUTS[0]:
+            with suppress(UsageError):  # an image tower of its own has no features for heads
+                self.behind = BehindTower(classifier)
+                facts = facts | {"form": FORM}
         super().__init__(args.to, facts)
         self.args = args
         self.classifier = classifier
+        self.width = classifier.features(classifier.black()).shape[1]
 
     def files(self, number: int) -> list[Path]:
         if self.args.layout == LAYOUTS[0]:
@@ -117,79 +144,143 @@ class Features(Output):
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
     def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
-        rows = []
-        for part in embedded(images, self.classifier, self.args.batch_size):
+        import pyarrow
+
+        rows: list[Embedded] = []
+        how = self.classifier, self.behind, self.args.look, self.args.batch_size
+        for part in embedded(images, *how):
             rows += part
             self.advance(len(part), sum(bool(row.error) for row in part))
-        array = array_of(rows, self.classifier.width).astype(self.args.precision)
+        array = self.array([row.feature for row in rows], self.width)
         *features, metadata = self.files(number)
         if features:
             with replacing(features[0]) as unfinished, open(unfinished, "xb") as file:
                 np.save(file, array)
-            write_parquet(metadata, rows, facts, "image_path")
+            columns = table_of(rows, "image_path")
         else:
-            write_parquet(metadata, rows, facts, "path", array)
+            columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
+            columns |= self.columns_for_heads(rows)
+        write_table(metadata, pyarrow.table(columns), {self.name: facts})
+
+    def columns_for_heads(self, rows: Sequence[Embedded]) -> dict[str, Any]:
+        """What `fit` and heads read."""
+        columns = {}
+        if self.behind:
+            towers = self.array([row.tower for row in rows], self.behind.width)
+            columns["tower"] = fixed_lists(towers, rows)
+        return columns | (columns_of_looks(rows) if self.args.look else {})
+
+    def array(self, features: Sequence[NDArray[np.float32] | None], width: int) -> NDArray[Any]:
+        return array_of(features, width).astype(self.args.precision)
 
 
-def array_of(rows: Sequence[Embedded], width: int) -> NDArray[np.float32]:
-    """(rows, width): the features; zeros for an image without one."""
-    features = np.zeros((len(rows), width), dtype=np.float32)
-    for number, row in enumerate(rows):
-        if row.feature is not None:
-            features[number] = row.feature
-    return features
+def array_of(features: Sequence[NDArray[np.float32] | None], width: int) -> NDArray[np.float32]:
+    """(features, width); zeros for an image without one."""
+    rows = np.zeros((len(features), width), dtype=np.float32)
+    for number, feature in enumerate(features):
+        if feature is not None:
+            rows[number] = feature
+    return rows
+
+
+class Reader:
+    """Reads the images of a batch one after another, and keeps what is known of each file.
+
+    Args:
+        looks: whether that is also how an image looks.
+    """
+
+    def __init__(self, looks: bool):
+        self.wants_looks = looks
+        self.file: Path | Member | None = None
+        self.digests: dict[Any, str] = {}
+        self.looks: dict[Any, Look] = {}
+
+    def content(self, file: Path | Member) -> "Content":
+        from .batches import content_of
+
+        self.file = file
+        content = content_of(file)
+        self.digests[file] = hashlib.sha256(content).hexdigest()
+        return content
+
+    def image(self, *how: Any) -> Any:
+        from dassl.utils import read_image
+
+        image = read_image(*how)
+        if self.wants_looks:
+            self.looks[self.file] = Look.of(image)
+        return image
 
 
 def embedded(
-    files: Sequence[Path | Member], classifier: "PromptedClassifier", batch_size: int
+    files: Sequence[Path | Member],
+    classifier: "PromptedClassifier",
+    behind: "BehindTower | None",
+    looks: bool,
+    batch_size: int,
 ) -> Iterator[list[Embedded]]:
     """The features of one batch of images after another, and why others have none."""
     from .images import in_threads
 
     on_gpu = classifier.device.type == "cuda"
-    return in_threads(partial(of_batch, classifier), files, batch_size, on_gpu)
+    return in_threads(partial(of_batch, classifier, behind, looks), files, batch_size, on_gpu)
 
 
-def of_batch(classifier: "PromptedClassifier", files: Sequence[Path | Member]) -> list[Embedded]:
+def of_batch(
+    classifier: "PromptedClassifier",
+    behind: "BehindTower | None",
+    looks: bool,
+    files: Sequence[Path | Member],
+) -> list[Embedded]:
     from .batches import read_batch
 
-    digests: dict[Path | Member, str] = {}
-    faults, inputs = read_batch(files, [classifier], partial(read_known, digests))
-    features = iter(classifier.features(inputs[0]).numpy() if inputs else ())
+    reader = Reader(looks)
+    faults, inputs = read_batch(files, [classifier], reader.content, reader.image)
+    towers: Any = [None] * len(files)
+    features: Any = []
+    if inputs and behind:
+        before = behind.before(inputs[0])
+        towers = before.numpy()
+        features = behind.features(before).numpy()
+    elif inputs:
+        features = classifier.features(inputs[0]).numpy()
+    of_good = zip(features, towers, strict=False)
     rows = []
     for file, fault in zip(files, faults, strict=True):
-        feature = None if fault else next(features)
-        rows.append(Embedded(str(file), digests.get(file, ""), feature, fault))
+        found = (None, None) if fault else next(of_good)
+        sha256 = reader.digests.get(file, "")
+        feature, tower = found
+        rows.append(Embedded(str(file), sha256, fault, feature, tower, reader.looks.get(file)))
     return rows
 
 
-def read_known(digests: dict[Path | Member, str], file: Path | Member) -> "Content":
-    """The content of a file, whose SHA-256 is added to the digests."""
-    from .batches import content_of
-
-    content = content_of(file)
-    digests[file] = hashlib.sha256(content).hexdigest()
-    return content
-
-
-def write_parquet(
-    file: Path,
-    rows: Sequence[Embedded],
-    facts: bytes,
-    path_column: str,
-    array: NDArray[Any] | None = None,
-) -> None:
-    """Write the rows, with the features (rows, width) if they are given."""
-    import pyarrow
-
-    columns: dict[str, Any] = {
+def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:
+    """The columns of all layouts."""
+    return {
         path_column: [as_unicode(row.path) for row in rows],
         "sha256": [row.sha256 for row in rows],
         "error": [row.error for row in rows],
     }
-    if array is not None:
-        is_bad = pyarrow.array([row.feature is None for row in rows])
-        columns["feature"] = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(array.reshape(-1)), array.shape[1], mask=is_bad
-        )
-    write_table(file, pyarrow.table(columns), {Features.name: facts})
+
+
+def fixed_lists(array: NDArray[Any], rows: Sequence[Embedded]) -> Any:
+    """A column of lists of one size; rows with an error have none."""
+    import pyarrow
+
+    is_bad = pyarrow.array([bool(row.error) for row in rows])
+    numbers = pyarrow.array(array.reshape(-1))
+    return pyarrow.FixedSizeListArray.from_arrays(numbers, array.shape[1], mask=is_bad)
+
+
+def columns_of_looks(rows: Sequence[Embedded]) -> dict[str, Any]:
+    """How the images look; empty rows for those with an error."""
+    nothing = Look("", np.zeros(SHAPE, dtype=np.int8), Taken())
+    looks = [row.look if row.look and not row.error else nothing for row in rows]
+    signatures = np.stack([look.signature for look in looks]).reshape(len(rows), -1)
+    return {
+        "pixels_sha256": [look.pixels_sha256 for look in looks],
+        "signature": fixed_lists(signatures, rows),
+        "camera": np.array([look.taken.camera for look in looks], dtype=np.uint64),
+        "second": np.array([look.taken.second for look in looks]),
+    }

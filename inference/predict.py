@@ -19,6 +19,7 @@ from .arguments import (
     check_exists,
     load_options,
 )
+from .bank import Bank, BankFiles, is_bank
 from .options import LoadOptions
 from .shards import (
     WHOLE,
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Print the most probable classes of images.",
         usage="%(prog)s [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
-        epilog=f"{MODELS} Several models are compared. Without a MODEL, --backbone and --classes "
+        epilog=f"{MODELS} A folder of tools/embed.py takes the place of its images. Several models are compared. Without a MODEL, --backbone and --classes "
         "give "
         "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are "
         "reported and skipped), "
@@ -126,6 +127,7 @@ def answer_in_shards(args: argparse.Namespace) -> None:
         number = number_of_models(args, options)
         models = args.paths[:number]
         opened = open_models(models, options)
+        check_banks(opened, args.paths[number:])
         names = checked_names(args, options, opened)
         answers = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
         errors = write_shards(answers, args.paths[number:], args.shard)
@@ -231,16 +233,31 @@ def layout_of(args: argparse.Namespace, class_lists: Sequence[Sequence[str]]) ->
     return Layout(min(args.topk, most), args.unknown, args.sets is not None)
 
 
-def models_and_images(
-    args: argparse.Namespace, options: LoadOptions
-) -> tuple[list["Model"], list[Path]]:
-    """The models that come first among the paths, and the image files of the others."""
+def models_and_images(args: argparse.Namespace, options: LoadOptions) -> tuple[list["Model"], Any]:
+    """The models that come first among the paths, and the image files of the others, or the files
+    of their banks.
+    """
     from . import images, models
 
     number = number_of_models(args, options)
-    files = images.find_images(args.paths[number:])
+    places = args.paths[number:]
+    banks = [Bank(place) for place in places if is_bank(place)]
+    if banks and len(banks) < len(places):
+        raise UsageError("banks and images are given", "name one kind, or end --to with /")
+    files: Any = BankFiles([file for bank in banks for file in bank.files])
+    if not banks:
+        files = images.find_images(places)
     with images.one_thread():
-        return models.open_models(args.paths[:number], options), files
+        opened = models.open_models(args.paths[:number], options)
+    check_banks(opened, places)
+    return opened, files
+
+
+def check_banks(opened: Sequence["Model"], places: Sequence[Path]) -> None:
+    """Raise UsageError unless the models read the features of all banks among the places."""
+    for place in filter(is_bank, places):
+        for model in opened:
+            Bank(place).check(model.classifier)
 
 
 def number_of_models(args: argparse.Namespace, options: LoadOptions) -> int:

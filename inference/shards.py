@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from common.files import PARTIAL, checksum, replacing, write_text
 from common.lock import LOCK, locked
 from common.text import read_json
 
+from .bank import Bank, BankFiles, is_bank
 from .options import LoadOptions
 from .sources import images_in
 from .tars import Member, expanded, is_tar, members_in
@@ -99,23 +100,28 @@ class Output:
 
 
 class Shard(NamedTuple):
-    """Some files with images, or one tar."""
+    """Some files with images; or one tar or file of a bank, of which `read` gives the images."""
 
     files: Sequence[Path]
-    is_tar: bool = False
+    read: Callable[[Path], Any] | None = None
 
-    def images(self) -> Sequence[Path | Member]:
-        return members_in(self.files[0]) if self.is_tar else self.files
+    def images(self) -> Any:
+        return self.read(self.files[0]) if self.read else self.files
 
 
 def shards_in(paths: Sequence[Path]) -> Iterator[Shard]:
-    """The images of `images_in`, 10,000 at a time, then one shard for each tar."""
+    """The images of `images_in`, 10,000 at a time, then one shard for each tar and each file of a
+    bank.
+    """
     places = [place for path in paths for place in expanded(path)]
-    images = images_in([place for place in places if not is_tar(place)])
+    images = images_in([place for place in places if not (is_tar(place) or is_bank(place))])
     while files := list(islice(images, SHARD)):
         yield Shard(files)
     for place in filter(is_tar, places):
-        yield Shard([place], is_tar=True)
+        yield Shard([place], members_in)
+    for place in filter(is_bank, places):
+        for file in Bank(place).files:
+            yield Shard([file], lambda file: BankFiles([file]))
 
 
 def write_shards(output: Output, paths: Sequence[Path], part: Share) -> int:
@@ -266,15 +272,20 @@ def facts_of(
     classifier: "PromptedClassifier", model: Path | None, options: LoadOptions
 ) -> dict[str, Any]:
     """What the features and the logits of a model depend on, but for class names."""
-    from clip import weights_sha256
-
     from .models import file_of
 
-    name = classifier.cfg.MODEL.BACKBONE.NAME
-    facts = {"form": 1, "method": classifier.method, "input": classifier.input}
-    facts |= {"backbone": Path(name).name if os.path.exists(name) else name}
-    facts["backbone_sha256"] = weights_sha256(name)
+    facts = {"form": 1, "method": classifier.method, **facts_of_tower(classifier)}
     if model:
         kind = type(classifier._own)
         facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))
     return facts
+
+
+def facts_of_tower(classifier: "PromptedClassifier") -> dict[str, Any]:
+    """What the features of a frozen image tower depend on."""
+    from clip import weights_sha256
+
+    name = classifier.cfg.MODEL.BACKBONE.NAME
+    shown = Path(name).name if os.path.exists(name) else name
+    sha256 = weights_sha256(name)
+    return {"input": classifier.input, "backbone": shown, "backbone_sha256": sha256}

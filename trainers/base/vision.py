@@ -13,7 +13,7 @@ from common.errors import UsageError
 
 from .feature_method import FeatureSettings, FeatureSpec, FittedMethod, Support
 from .head import Head
-from .projection import UnprojectedCLIP, last_map, remove_projection
+from .projection import Projection, UnprojectedCLIP, last_map, remove_projection
 from .prompted import normalize
 
 
@@ -64,6 +64,31 @@ class VisionHead(Head):
     def install(self, clip: CLIP) -> None:
         if projection(clip):
             remove_projection(clip)
+
+
+class FrozenTower:
+    """The image tower of a CLIP, as heads on its features read it.
+
+    Attributes:
+        model: its image features are those before the projection (images, width).
+        projection: None if the tower has none.
+    """
+
+    def __init__(self, clip: CLIP):
+        device = clip.logit_scale.device
+        with device:
+            self.model = UnprojectedCLIP(clip, VisionHead(1, clip))
+        self.projection: Projection | None = None
+        if projection(clip):
+            self.projection = Projection(clip, learns=False).to(device)
+
+    def inputs(self, model: type, features: Tensor) -> Tensor:
+        """What a class of models reads of features from before the projection: these, or those
+        behind it (images, joint).
+        """
+        if self.projection is None or issubclass(model, UnprojectedCLIP):
+            return features
+        return self.projection.project(features).detach()
 
 
 class VisionProbe(FittedMethod):

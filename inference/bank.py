@@ -1,0 +1,141 @@
+"""A bank: the folder that `tools/embed.py` has written, which is read in place of its images."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError, one_line
+from common.start import required_packages
+from common.text import read_json
+
+from .tables import REQUIREMENTS
+
+if TYPE_CHECKING:
+    from .behind_tower import BehindTower
+    from .classifier import PromptedClassifier
+
+RECORD = "_embed.json"
+FORM = 2  # of the files; earlier ones had no column `tower`
+ROWS = 1000  # at a time
+
+
+def is_bank(path: Path) -> bool:
+    return (path / RECORD).is_file()
+
+
+class Rows(NamedTuple):
+    """Some rows of a bank.
+
+    Attributes:
+        columns: the values of each column that was asked for.
+        faults: why an image has no feature, or an empty text.
+        before: (rows without a fault, width), the features of their towers.
+    """
+
+    columns: dict[str, list[Any]]
+    faults: list[str]
+    before: NDArray[np.float32]
+
+
+class BankFiles:
+    """Some files of a bank. Its items are the paths of the images."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
+
+    def __len__(self) -> int:
+        rows = 0
+        for file in self.files:
+            with opened(file) as table:
+                rows += table.metadata.num_rows
+        return rows
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self.parts("path"):
+            yield from part["path"].to_pylist()
+
+    def parts(self, *columns: str) -> Iterator[Any]:
+        """At most ROWS rows at a time, with those of the columns that there are."""
+        for file in self.files:
+            with opened(file) as table:
+                known = [name for name in columns if name in table.schema_arrow.names]
+                yield from table.iter_batches(ROWS, columns=known)
+
+    def rows(self, *columns: str) -> Iterator[Rows]:
+        """At most ROWS rows at a time, with those of the columns that there are."""
+        for part in self.parts(*columns, "error", "tower"):
+            values = {name: part[name].to_pylist() for name in columns if name in part.schema.names}
+            yield Rows(values, part["error"].to_pylist(), before_of(part["tower"]))
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A file of a bank; UsageError if it is damaged."""
+    with required_packages(REQUIREMENTS):
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    try:
+        with ParquetFile(file) as table:
+            yield table
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        what = f"{file} is damaged ({one_line(error)})"
+        raise UsageError(what, "delete it, and embed again", file) from error
+
+
+def before_of(column: Any) -> NDArray[np.float32]:
+    """(rows with a feature, width), fp32: a column of features."""
+    width = column.type.list_size
+    numbers = column.flatten().to_numpy(zero_copy_only=False)
+    before = numbers.reshape(-1, width).astype(np.float32)
+    if not np.isfinite(before).all():
+        raise ValueError("a feature is not finite")
+    return before
+
+
+class Bank:
+    """A bank, whose files are opened later.
+
+    Attributes:
+        facts: what its features depend on.
+        files: of its shards, in their order.
+
+    Raises:
+        UsageError: it has no features for heads.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.facts = read_json(folder / RECORD)
+        self.files = sorted(folder.glob("[0-9]*.parquet"))
+        if not isinstance(self.facts, dict) or self.facts.get("form") != FORM:
+            what = f"{folder} has no features for heads"
+            remedy = "embed the images again, by a model with CLIP's own tower, as parquet"
+            raise UsageError(what, remedy, folder)
+        numbers = [file.name for file in self.files]
+        if numbers != [f"{number:05}.parquet" for number in range(len(numbers))] or not numbers:
+            raise UsageError(f"{folder} lacks files", "finish it by the same command", folder)
+
+    def check(self, classifier: "PromptedClassifier") -> "BehindTower":
+        """What follows the tower of a classifier, which must be that of the bank.
+
+        Raises:
+            UsageError: it has other weights, or reads images in another way.
+        """
+        from .behind_tower import BehindTower
+        from .shards import facts_of_tower
+
+        behind = BehindTower(classifier)
+        here = json.loads(json.dumps(facts_of_tower(classifier)))
+        name = one_line(self.facts.get("backbone"))
+        kinds = {"backbone_sha256": "other weights", "input": "another transform"}
+        for key, kind in kinds.items():
+            if self.facts.get(key) != here[key]:
+                what = f"{self.folder} has features of {kind} than {classifier.source} reads"
+                remedy = f"embed the images by that model, or give --backbone {name}"
+                raise UsageError(what, remedy, self.folder)
+        return behind

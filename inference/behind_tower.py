@@ -1,0 +1,62 @@
+"""A classifier of images whose tower has run before: `tools/embed.py` keeps what it computed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common.errors import UsageError
+from trainers.base.features import CachedOutput
+from trainers.base.prompted import PromptedCLIP
+from trainers.base.vision import FrozenTower, width_of
+
+from .classifier import PromptedClassifier
+from .predictions import Predictions
+
+
+class BehindTower:
+    """What follows the image tower of a classifier.
+
+    Raises:
+        UsageError: the method changes the tower, or reads more of it than its feature.
+    """
+
+    def __init__(self, classifier: PromptedClassifier):
+        model = classifier.model_for()
+        reads_run = getattr(model, "base", None) is not None
+        is_frozen = model.features_are_frozen and not hasattr(classifier.transform, "count")
+        if reads_run or not is_frozen:
+            what = f"{classifier.method} has an image tower of its own"
+            raise UsageError(what, "give it the images, and no bank of CLIP's features")
+        self.classifier = classifier
+        self.tower = FrozenTower(model.frozen)
+        self.width = width_of(model.frozen)  # of the features before the projection
+
+    def before(self, pixels: Tensor) -> Tensor:
+        """Images (images, 3, H, W) -> their features before the projection of the tower, if it has
+        one: (images, width).
+        """
+        model = self.tower.model
+        parts = self.classifier._each(pixels, lambda part: model.image_output(part).feature.float())
+        return torch.cat(list(parts))
+
+    def features(self, before: Tensor) -> Tensor:
+        """`PromptedClassifier.features`, from those of `before`."""
+        model = self.classifier.model_for()
+        parts = self.classifier._each(
+            before, lambda part: model.image_features(self.output(model, part))
+        )
+        return torch.cat(list(parts))
+
+    def predict(self, before: Tensor, class_names: Sequence[str] | None = None) -> Predictions:
+        """`PromptedClassifier.predict`, from the features of `before`."""
+        method = self.classifier._method_for(class_names)
+
+        def answer(part: Tensor) -> Tensor:
+            return method.model_inference(self.output(method.model, part))
+
+        logits = self.classifier._joined(method, self.classifier._each(before, answer))
+        return self.classifier.predictions(logits, class_names)
+
+    def output(self, model: PromptedCLIP, before: Tensor) -> CachedOutput:
+        return CachedOutput(self.tower.inputs(type(model), before))
