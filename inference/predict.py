@@ -51,8 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Print the most probable classes of images.",
         usage="%(prog)s [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
-        epilog=f"{MODELS} A folder of tools/embed.py takes the place of its images. Several models are compared. Without a MODEL, --backbone and --classes "
-        "give "
+        epilog=f"{MODELS} A folder of tools/embed.py takes the place of its images. Several models "
+        "are compared. Without a MODEL, --backbone and --classes give "
         "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are "
         "reported and skipped), "
         "and 2 after another error.",
