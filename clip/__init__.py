@@ -39,6 +39,7 @@ from .backbone import (
     load,
     load_backbone,
     preprocessing,
+    weight_file,
     weights_sha256,
 )
 from .blocks import local_features

@@ -6,7 +6,7 @@ counts.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,23 +254,62 @@ class Estimate:
 Members = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 
 
-def nested(logits: Floats, sample: Sample, held: NDArray[np.int64], members: Members) -> Floats:
-    """(repeats, images, classes): logits of the images of each fold, by the choice that the other
-    images make.
+@dataclass(frozen=True)
+class Option:
+    """What the candidates of a backbone say.
 
-    Args:
-        held: (repeats, images), their folds.
+    Attributes:
+        logits: (candidates, repeats, images, classes).
         members: from the images that choose (images,) to the members of an ensemble and their
             default weights.
     """
-    found = np.empty(logits.shape[1:], logits.dtype)
-    start = stack(logits, sample, members(np.ones(len(sample.labels), dtype=bool)))
+
+    logits: Floats
+    members: Members
+
+
+def choose_option(
+    options: Sequence[Option],
+    sample: Sample,
+    inside: NDArray[np.bool_],
+    starts: Sequence[Floats | None],
+) -> tuple[int, list[Floats]]:
+    """The place of the backbone whose choice has the least cross-entropy, and the choice for each
+    (`choose`), by the images `inside` (images,) of the sample.
+    """
+    part = sample.part(inside)
+    weights = []
+    scores = []
+    for option, start in zip(options, starts, strict=True):
+        logits = option.logits[:, :, inside]
+        chosen = choose(logits, part, option.members(inside), start)
+        weights.append(chosen)
+        scores.append(part.mean(losses(combine(chosen, logits), part.labels)))
+    return int(np.argmin(scores)), weights
+
+
+def nested(
+    options: Sequence[Option], sample: Sample, held: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """The logits of the images of each fold by the choice that the other images make, for each
+    backbone: (backbones, repeats, images, classes); and the backbone that these choose (repeats,
+    images).
+
+    Args:
+        held: (repeats, images), their folds.
+    """
+    everything = np.ones(len(sample.labels), dtype=bool)
+    starts = [stack(one.logits, sample, one.members(everything)) for one in options]
+    found = np.stack([np.empty(one.logits.shape[1:], one.logits.dtype) for one in options])
+    backbones = np.zeros(held.shape, dtype=np.int64)
     for repeat, row in enumerate(held):
         for fold in np.unique(row):
             out = row == fold
-            weights = choose(logits[:, :, ~out], sample.part(~out), members(~out), start)
-            found[repeat, out] = combine(weights, logits[:, repeat, out])
-    return found
+            best, weights = choose_option(options, sample, ~out, starts)
+            backbones[repeat, out] = best
+            for place, option in enumerate(options):
+                found[place, repeat, out] = combine(weights[place], option.logits[:, repeat, out])
+    return found, backbones
 
 
 def gain(accuracy: float, zero_shot: float, images: float, doublings: float = 1.0) -> float:

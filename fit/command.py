@@ -42,11 +42,10 @@ def parse(argv: list[str] | None) -> FitRequest:
         metavar="MODEL",
         help="folder for the model: new, or of an earlier call",
     )
-    add(
-        "--backbone",
-        default="ViT-B/16",
-        help="ViT-B/16, small, a weight file, ... (default: ViT-B/16)",
-    )
+    words = "ViT-B/16, small, a weight file, ..., or several to choose among"
+    add("--backbone", nargs="+", default=["ViT-B/16"], help=f"{words} (default: ViT-B/16)")
+    words = "leave out backbones whose image tower takes longer for an image on this machine"
+    add("--max-ms", type=between(0, 1e6, "a number of milliseconds"), metavar="MS", help=words)
     add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
     add("--sentences", type=path, metavar="FILE", help="JSON file with sentences for each class")
     words = "train prompts and CLIP-LoRA, too, if they end in time (default: 5)"
@@ -85,6 +84,8 @@ def parse(argv: list[str] | None) -> FitRequest:
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     options = vars(parser.parse_args(argv))
     options["methods"] = tuple(options["methods"])
+    options["backbone"], *others = options["backbone"]
+    options["others"] = tuple(others)
     return FitRequest(**{field.name: options[field.name] for field in fields(FitRequest)})
 
 

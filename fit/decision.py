@@ -1,7 +1,7 @@
 """The choice among the candidates, its estimate and its certainty."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .curve import curve, curve_seconds, full_point, ungrouped
 from .heads import Heads, spread
 from .plan import Plan
 from .request import PRIORS, FitRequest
-from .trials import Examples, Task, Trials, try_candidates
+from .trials import Backbone, Examples, Trials, try_candidates
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Decision:
         without_nesting: what the estimate would be if the choice were not made inside of the folds.
         curve: scenes of a class, and the accuracy of the chosen heads.
         ungrouped: what the estimate would be if images of one scene were in several folds.
+        backbones: if there are several, the name of each with the accuracy of the choice among its
+            candidates on held-out images, and its price.
         notes: for the user.
     """
 
@@ -59,6 +61,7 @@ class Decision:
     curve: Sequence[tuple[float, float]] = ()
     ungrouped: float | None = None
     certainty: Certainty | None = None
+    backbones: Sequence[dict[str, Any]] = ()
     notes: Sequence[str] = ()
 
     @property
@@ -67,38 +70,93 @@ class Decision:
 
 
 def decide(
-    heads: Heads,
-    examples: Examples,
-    candidates: Sequence[Candidate],
-    request: FitRequest,
-    trained: Callable[[NDArray[Any]], Iterable[Task]] = lambda folds: (),
-    plan: Plan | None = None,
+    heads: Heads, examples: Examples, candidates: Sequence[Candidate], request: FitRequest
 ) -> Decision:
+    """`decide_among` the candidates of one backbone."""
+    return decide_among([Backbone("", heads, examples, candidates)], request)[1]
+
+
+def decide_among(
+    backbones: Sequence[Backbone], request: FitRequest, plan: Plan | None = None
+) -> tuple[int, Decision]:
     """Try the candidates, choose among them, and estimate the accuracy of the choice.
 
     Args:
-        candidates: heads; the first is zero-shot CLIP.
-        trained: from the fold of each image (images,) to more candidates.
         plan: how much time there is for heads, and which ones take too long.
+
+    Returns:
+        The place of the chosen backbone, and the decision.
     """
     plan = plan or Plan()
+    examples = backbones[0].examples
     folds = choice.folds(examples.labels, examples.scenes, request.seed)
     if not len(folds):
-        return untried(heads, examples, candidates)
-    trials = try_candidates(
-        heads, examples, folds, candidates, trained(folds[0]), plan, request.prior
-    )
-    weights = choice.choose(trials.stacked, trials.sample, trials.members())
-    scales = {
+        return 0, untried(backbones[0].heads, examples, backbones[0].candidates)
+    trials = tried(backbones, folds, plan, request.prior)
+    options = [one.option for one in trials]
+    sample = trials[0].sample
+    everything = np.ones(len(sample.labels), dtype=bool)
+    best, weights = choice.choose_option(options, sample, everything, [None] * len(options))
+    found, chosen_backbones = choice.nested(options, sample, trials[0].of_folds)
+    outside = np.take_along_axis(found, chosen_backbones[None, :, :, None], axis=0)[0]
+    heads = backbones[best].heads
+    examples = backbones[best].examples
+    scales = scales_of(trials[best], weights[best], heads, examples)
+    chosen = used(trials[best].logits, weights[best], scales)
+    decision = estimated(trials[best], chosen, scales, of_class(examples, folds), outside)
+    decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
+    decision = with_certainty(decision, request)
+    if len(backbones) > 1:
+        decision = compared(decision, backbones, trials, found)
+    return best, decision
+
+
+def tried(
+    backbones: Sequence[Backbone], folds: NDArray[np.int64], plan: Plan, prior: str
+) -> list[Trials]:
+    """The trials of the candidates of each backbone."""
+    number = sum(len(one.candidates) for one in backbones)
+    found = []
+    for one in backbones:
+        if one.name:
+            print(f"Backbone {one.name}")
+        found.append(try_candidates(one, folds, plan.of(one.name), prior, number))
+    return found
+
+
+def scales_of(
+    trials: Trials, weights: NDArray[Any], heads: Heads, examples: Examples
+) -> dict[Candidate, float]:
+    """By how much the logits of the heads that are used are larger than those of the trials."""
+    return {
         candidate: trials.spreads[candidate]
         * spread(heads.answers(candidate, (examples.x, examples.y), examples.x))
         for candidate, weight in zip(trials.of_heads, weights, strict=False)
         if weight
     }
-    chosen = used(trials.logits, weights, scales)
-    decision = estimated(trials, chosen, scales, of_class(examples, folds))
-    decision = with_curve(decision, heads, examples, weights, scales, request, plan.end)
-    return with_certainty(decision, request)
+
+
+def compared(
+    decision: Decision,
+    backbones: Sequence[Backbone],
+    trials: Sequence[Trials],
+    found: NDArray[Any],
+) -> Decision:
+    """The decision with what the other backbones reach.
+
+    Args:
+        found: (backbones, repeats, held, classes), by `choice.nested`.
+    """
+    assert decision.trials is not None
+    sample = decision.trials.sample
+    rows = []
+    candidates = []
+    for backbone, own, logits in zip(backbones, trials, found, strict=True):
+        accuracy = 100 * sample.mean(choice.right(logits, sample.labels))
+        low, high = choice.interval(accuracy, sample.size)
+        rows.append({"backbone": backbone.name, "accuracy": accuracy, "low": low, "high": high})
+        candidates += [row | {"backbone": backbone.name} for row in own.rows]
+    return replace(decision, trials=replace(decision.trials, rows=candidates), backbones=rows)
 
 
 def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -> Decision:
@@ -152,14 +210,16 @@ def estimated(
     chosen: Sequence[tuple[Candidate, float]],
     scales: Mapping[Candidate, float],
     of_class: float,
+    outside: NDArray[Any],
 ) -> Decision:
-    """The decision with its estimates: the choice is made again without the images of each fold."""
+    """The decision with its estimates.
+
+    Args:
+        outside: (repeats, held, classes), the logits by a choice without the images of each fold.
+    """
     logits = np.sum(
         [float(weight * scales.get(one, 1.0)) * trials.logits[one] for one, weight in chosen],
         axis=0,
-    )
-    outside = choice.nested(
-        trials.stacked, trials.sample, trials.folds[:, trials.held], trials.members
     )
     correct_by_names = choice.right(trials.stacked[0], trials.sample.labels)
     folds = trials.number_of_folds

@@ -16,23 +16,23 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from clip import CLIP
+from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
-from common.names import plain
 from datasets.base import missing_files
+from inference.artefact import EXPORT_CONFIG_FILE
 from inference.images import image_of
 from inference.models import load
 from inference.options import LoadOptions
 
 from .choice import Estimate
 from .command import with_checksums
-from .images import Photo, find
+from .images import Photo
+from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, facts
 from .request import COVERAGES, PRIORS, FitRequest
@@ -55,7 +55,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     were computed elsewhere, (images, width): heads that do not read class names are compared.
 
     Args:
-        backbone: a name or a file of weights; None for matrices of features.
+        backbone: a name or a file of weights, or a list of them to choose among; None for
+            matrices of features.
         minutes: for everything; 0 tries heads alone.
         groups: `auto` finds images of one scene, which count once; `none` does not.
         prior: `folder` or `equal`, how frequent the classes are in new images.
@@ -66,9 +67,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         random_state: of the folds and of the training.
         verbose: whether progress is printed.
         coverage_by: `images` or `class`, of which `predict_sets` covers a share.
+        max_ms: most milliseconds of the image tower for an image on this machine; None for any.
 
     Attributes:
         classes_: (classes,), the labels in the order of `predict_proba`.
+        backbone_: the chosen backbone; empty for features.
         estimate_: of the accuracy on new images, with an interval of 95%; None if no image could be
             held out.
         leaderboard_: a data frame with the accuracy of each candidate on held-out images.
@@ -85,7 +88,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def __init__(  # noqa: PLR0913 - scikit-learn's form
         self,
-        backbone: str | None = "ViT-B/16",
+        backbone: str | Sequence[str] | None = "ViT-B/16",
         minutes: float = 5.0,
         groups: str = "auto",
         prior: str = PRIORS[0],
@@ -96,6 +99,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         random_state: int = 1,
         verbose: bool = False,
         coverage_by: str = COVERAGES[0],
+        max_ms: float | None = None,
     ):
         self.backbone = backbone
         self.minutes = minutes
@@ -103,6 +107,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.prior = prior
         self.max_error = max_error
         self.coverage_by = coverage_by
+        self.max_ms = max_ms
         self.methods = methods
         self.sentences = sentences
         self.device = device
@@ -157,19 +162,23 @@ class Classifier(ClassifierMixin, BaseEstimator):
         with TemporaryDirectory() as place:
             photos, labels = photos_of(X, y, Path(place), self._labels)
             request = self._request(Path(place) / "model")
+            one = request
+            if self.backbone_ in request.backbones:
+                one = replace(request, backbone=self.backbone_, others=(), max_ms=None)
             before = [Photo(**row) for row in json.loads(self._files[FILE])["images"]]
             if missing_files(photo.path for photo in before):
                 request = replace(request, minutes=0.0)  # trainings read the images themselves
             added = with_checksums(photos)
-            same = self.backbone == self._model.cfg.MODEL.BACKBONE.NAME
+            same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
             clip = self._model.clip if same else None
             request.to.mkdir()
             self._write(request.to)
             with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-                learned = update(request, before, added, clip)
+                learned = update(one, before, added, clip)
             if learned is None:
                 rmtree(request.to)
                 self._fit(request, [*before, *added])
+                clip = None if request.others else clip  # another one may be chosen
             self._take(contents_of(request.to), labels, clip)
         self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
         return self
@@ -191,6 +200,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             record["candidates"][0]["name"] = "guessing"  # zero-shot CLIP, which reads no names
             self._describe(record, "")
         self.update_ = update
+        self.backbone_ = ""
         self._rows = X, y
         self._model = model
         self._labels = dict(zip(model.class_names, classes.tolist(), strict=True))
@@ -203,10 +213,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
+        first, *others = self._backbones()
         return FitRequest(
             images=Path("images"),
             to=folder,
-            backbone=self.backbone or "",
+            backbone=first,
+            others=tuple(others),
+            max_ms=self.max_ms,
             device=self.device,
             sentences=Path(self.sentences) if self.sentences else None,
             minutes=self.minutes,
@@ -217,6 +230,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
             methods=tuple(self.methods),
             seed=int(seed),
         )
+
+    def _backbones(self) -> list[str]:
+        """All that are named."""
+        named = "" if self.backbone is None else self.backbone
+        names = [named] if isinstance(named, str) else [*named]
+        if not names:
+            raise ValueError("backbone is an empty list: name one")
+        return names
 
     def _fit(self, request: FitRequest, photos: list[Photo]) -> None:
         """Fit into the folder of the request."""
@@ -232,12 +253,20 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """
         self._files = files
         self._labels = labels
+        self.backbone_ = self._backbone_of(files)
         with self._folder() as folder:
-            options = LoadOptions(backbone=self.backbone or "", device=self.device)
+            options = LoadOptions(backbone=self.backbone_, device=self.device)
             self._model = load(folder, options, clip)
         of_columns = np.array([labels[name] for name in self._model.class_names])
         self.classes_, self._columns = np.unique(of_columns, return_index=True)
         self._describe(json.loads(files[FILE]), files[REPORT].decode())
+
+    def _backbone_of(self, files: dict[str, bytes]) -> str:
+        """That of the backbones which a fit has chosen; the first if it has chosen another one."""
+        names = self._backbones()
+        chosen = json.loads(files[EXPORT_CONFIG_FILE]).get("backbone_sha256")
+        same = (name for name in names[1:] if weights_sha256(name) == chosen)
+        return next(same, names[0])
 
     def _describe(self, record: dict[str, Any], page: str) -> None:
         """Take what was found."""
@@ -356,48 +385,10 @@ def contents_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
-def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
-    """The labels by the names of their classes, as CLIP reads them; `known` ones among them."""
-    labels = dict(known)
-    for label in np.unique(np.asarray(y)).tolist():
-        name = " ".join(plain(str(label)).split())
-        if labels.get(name, label) != label:
-            raise ValueError(f"the labels {labels[name]!r} and {label!r} are one class name")
-        labels[name] = label
-    return labels
-
-
-def photos_of(
-    X: Any, y: ArrayLike | None, folder: Path, known: dict[str, Any]
-) -> tuple[list[Photo], dict[str, Any]]:
-    """Labelled images, and their labels by the names of their classes; images that are in memory
-    are written to the folder.
-    """
-    if y is None:
-        photos = find(Path(X))
-        return photos, class_names([photo.label for photo in photos], known)
-    images = X if hasattr(X, "__len__") else list(X)
-    values = np.asarray(y).tolist()
-    if len(images) != len(values):
-        raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
-    labels = class_names(values, known)
-    names = {label: name for name, label in labels.items()}
-    photos = []
-    for number, (image, label) in enumerate(zip(images, values, strict=True)):
-        source = image_of(image)
-        if not isinstance(source, str | PathLike):
-            path = folder / f"{number:08}.png"
-            pixels = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
-            pixels.convert("RGB").save(path)
-            source = path
-        elif not Path(source).is_file():
-            raise UsageError(f"there is no image {str(source)!r}", "check its path")
-        photos.append(Photo(str(source), names[label]))
-    return sorted(photos, key=lambda photo: (photo.label, photo.path)), labels
-
-
 def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The candidates, the most accurate first; those that were left out have a fault."""
     columns = ["name", "accuracy", "low", "high", "seconds", "fault"]
+    if any("backbone" in row for row in rows):
+        columns.insert(1, "backbone")
     frame = pd.DataFrame(rows, columns=columns)
     return frame.sort_values("accuracy", ascending=False, ignore_index=True)

@@ -4,6 +4,7 @@ it were not.
 
 import json
 import math
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ class Plan:
         record: its content; that of a fit that was killed has decisions already.
         deadline: of `time.monotonic`, for the heads.
         end: the same, after which nothing is measured that the model does not need.
+
+    Attributes:
+        backbone: whose candidates it is about; empty if there is only one.
+        ms: milliseconds of an image, by backbone, if they were measured.
     """
+
+    backbone = ""
 
     def __init__(
         self,
@@ -35,6 +42,17 @@ class Plan:
         known: dict[str, Any] = written if isinstance(written, dict) else {}
         self.trained: dict[str, str] | None = texts(known.get("trained"))
         self.too_long: dict[str, str] = texts(known.get("too_long")) or {}
+        self.ms: dict[str, float] = numbers(known.get("ms"))
+
+    def of(self, backbone: str) -> "Plan":
+        """The same plan, for the candidates of one of several backbones."""
+        plan = copy(self)
+        plan.backbone = backbone
+        return plan
+
+    def key(self, candidate: str) -> str:
+        """The name of a candidate among those of all backbones."""
+        return f"{self.backbone} {candidate}" if self.backbone else candidate
 
     def write(
         self, trained: dict[str, str] | None = None, too_long: dict[str, str] | None = None
@@ -43,15 +61,18 @@ class Plan:
 
         Args:
             trained: for each trained method why it is left out; empty if it is tried.
-            too_long: for each head that takes too long, how long.
+            too_long: for each head that takes too long, by its `key`, how long.
         """
         self.trained = self.trained if trained is None else trained
         self.too_long |= too_long or {}
-        if self.file:
-            plan = {"too_long": self.too_long} | (
-                {} if self.trained is None else {"trained": self.trained}
-            )
-            write_text(self.file, json.dumps(self.record | {"plan": plan}) + "\n")
+        if not self.file:
+            return
+        plan: dict[str, Any] = {"too_long": self.too_long}
+        if self.trained is not None:
+            plan["trained"] = self.trained
+        if self.ms:
+            plan["ms"] = self.ms
+        write_text(self.file, json.dumps(self.record | {"plan": plan}) + "\n")
 
 
 def texts(content: Any) -> dict[str, str] | None:
@@ -59,3 +80,10 @@ def texts(content: Any) -> dict[str, str] | None:
     if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
         return content
     return None
+
+
+def numbers(content: Any) -> dict[str, float]:
+    """The same for numbers; empty if it is something else."""
+    if isinstance(content, dict) and all(isinstance(value, float) for value in content.values()):
+        return content
+    return {}

@@ -38,7 +38,13 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     """What the result of a fit depends on, for fit.json: the same facts give the same result."""
     from clip import weights_sha256  # imports torch, which takes seconds
 
-    by_class = {"coverage_by": "class"} if request.coverage_by == "class" else {}
+    later: dict[str, Any] = {}  # options that earlier versions lack
+    if request.coverage_by == "class":
+        later["coverage_by"] = "class"
+    if request.others:
+        later["others"] = [weights_sha256(name) for name in request.others]
+    if request.max_ms:
+        later["max_ms"] = request.max_ms
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     sentences = checksum(request.sentences) if request.sentences else ""
@@ -53,7 +59,7 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         "weights": weights_sha256(request.backbone),
         "sentences": sentences,
         "form": FORM,
-        **by_class,
+        **later,
     }
 
 

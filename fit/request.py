@@ -14,6 +14,9 @@ class FitRequest:
     Attributes:
         images: folder of class folders, or a CSV file.
         to: folder for the model.
+        backbone: the only one, or the first to choose among.
+        others: more backbones to choose among.
+        max_ms: most milliseconds of the image tower for an image; None for any.
         minutes: for everything; 0 for heads alone, without a limit.
         max_error: percent of the answers that may be wrong; None for no promise.
         groups: `auto` or `none`.
@@ -25,6 +28,8 @@ class FitRequest:
     images: Path
     to: Path
     backbone: str = "ViT-B/16"
+    others: tuple[str, ...] = ()
+    max_ms: float | None = None
     device: str = ""
     sentences: Path | None = None
     minutes: float = 5.0
@@ -36,3 +41,8 @@ class FitRequest:
     coverage_by: str = COVERAGES[0]
     methods: tuple[str, ...] = ()
     seed: int = 1
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """All that are named."""
+        return self.backbone, *self.others

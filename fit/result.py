@@ -154,6 +154,7 @@ class Fit:
         return {
             "images": [asdict(photo) for photo in self.photos.images],
             "names": self.photos.names,
+            "backbones": decision.backbones,
             "damaged": dict(self.photos.damaged),
             "notes": self.notes,
             "candidates": decision.trials.rows if decision.trials else [],
@@ -175,7 +176,11 @@ class Fit:
         lines = damaged[:5]
         if len(damaged) > 5:
             lines.append("...")
-        lines += [*self.notes, f"Chosen: {self.decision.name}"]
+        for row in self.decision.backbones:
+            cost = f"{row['ms']:.1f} ms an image, {row['megabytes']:.0f} MB"
+            lines.append(f"{row['backbone']}: {row['accuracy']:.1f}% on held-out images, {cost}")
+        on = f" on {self.request.backbone}" if self.decision.backbones else ""
+        lines += [*self.notes, f"Chosen: {self.decision.name}{on}"]
         if self.grouped:
             lines.append(self.grouped)
         lines += self.estimate_lines()

@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
-from clip import CLIP, is_vit
+from clip import is_vit
+from common import version
 from common.errors import check_name
 from common.files import write_text
 from common.lock import locked
 from common.results import CALIBRATION, SEEN
-from common.version import source
-from datasets import sentences as sentence_files
 from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import groups, report
 from .candidates import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate
-from .decision import decide
-from .features import Features, Row
+from .decision import Decision, decide_among
+from .features import Row
 from .groups import numbers
 from .heads import Heads
 from .images import Photo
@@ -39,8 +38,9 @@ from .plan import Plan
 from .record import FILE, FORM, checksums
 from .request import FitRequest
 from .result import Fit, Tested
+from .sources import Source, price, seen_by_all, sources_of
 from .towers import TRAINED, Towers
-from .trials import Examples
+from .trials import Backbone, Examples
 
 METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 # They need a backbone with a projection of image features. Wide features, which other towers than
@@ -65,45 +65,67 @@ def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> 
         check_name(name, METHODS, "method")
     began = time.monotonic()
     end = began + 60 * request.minutes
-    names = sorted({photo.label for photo in found if photo.part != "test"})
-    heads = heads_of(request, names)
-    encoder = Features(heads.zero_shot, heads.tower)
-    rows, damaged = encoder.of({photo.path: photo.sha256 for photo in found})
-    photos = photos_of(request, found, rows, damaged)
-    if photos.names != names:
-        heads = heads_of(request, photos.names, heads.clip)
-    x = features_of(photos.training, rows).to(heads.zero_shot.device)
-    y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
-    examples = Examples(x, y, photos.scenes, photos.names)
-    towers = Towers(heads, photos, {photo.path: photo.sha256 for photo in found})
-    candidates = methods_of(request, CANDIDATES, heads)
-    trained = methods_of(request, TRAINED, heads) if request.minutes else []
+    limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()
+    plan = Plan(request.to / FILE, record, *limits)
+    sources = sources_of(request, found, plan)
+    photos = photos_of(request, found, *seen_by_all(sources))
+    changed = any(source.encoder.changed for source in sources)
     with locked(request.to, option="--to"):
         write_text(request.to / FILE, json.dumps(record) + "\n")
-        limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()
-        plan = Plan(request.to / FILE, record, *limits)
-        planned = partial(towers.planned, trained, end, plan)
-        result = Fit(request, photos, decide(heads, examples, candidates, request, planned, plan))
-        made = provenance(request, heads)
-        classifier = final_classifier(result, made, heads, towers, examples)
+        if plan.ms:
+            plan.write()
+        source, towers, decision = decided(request, sources, photos, plan)
+        result = Fit(source.request, photos, decision)
+        made = provenance(request, towers.heads)
+        examples = examples_of(source, towers.heads, photos)
+        classifier = final_classifier(result, made, towers, examples)
         if photos.tested:
-            answers = answers_for_tests(result, classifier, heads, towers, rows)
+            answers = answers_for_tests(result, classifier, towers, source.rows)
             labels = np.array(photos.label_numbers(photos.tested))
             result = replace(result, test=Tested.of(photos, answers == labels))
-        write_model(result, classifier, rows, heads)
+        write_model(result, classifier, source.rows, towers.heads)
         # The same call again does not lack images that have changed
-        asked = {} if encoder.changed else record["request"]
+        asked = {} if changed else record["request"]
         write_record(result, asked, made)
     return result
 
 
-def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:
-    """The heads on zero-shot CLIP for these classes; the backbone may be loaded already."""
-    sentences = sentence_files.read(request.sentences, names)
-    zero_shot = PromptedClassifier.zero_shot(
-        request.backbone, names, device=request.device, sentences=sentences, clip=clip
-    )
-    return Heads(zero_shot, request.seed)
+def examples_of(source: Source, heads: Heads, photos: Photos) -> Examples:
+    """What the heads on a backbone learn from."""
+    x = features_of(photos.training, source.rows).to(heads.zero_shot.device)
+    y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
+    return Examples(x, y, photos.scenes, photos.names)
+
+
+def decided(
+    request: FitRequest, sources: Sequence[Source], photos: Photos, plan: Plan
+) -> tuple[Source, Towers, Decision]:
+    """The chosen backbone, its towers, and the decision.
+
+    With several backbones, heads alone are tried: prompts and adapters would have to be trained for
+    each of them.
+    """
+    several = len(sources) > 1
+    towers = []
+    backbones = []
+    for source in sources:
+        heads = source.of_classes(photos.names)
+        of_source = Towers(heads, photos, {one.path: one.sha256 for one in photos.images})
+        trained = methods_of(request, TRAINED, heads) if request.minutes and not several else []
+        candidates = methods_of(request, CANDIDATES, heads)
+        planned = partial(of_source.planned, trained, plan.end, plan)
+        name = source.request.backbone if several else ""
+        examples = examples_of(source, heads, photos)
+        backbones.append(Backbone(name, heads, examples, candidates, planned))
+        towers.append(of_source)
+    place, decision = decide_among(backbones, request, plan)
+    priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
+    notes = [*decision.notes]
+    if several and request.minutes:
+        notes.append(
+            "Of several backbones heads alone were compared: name one to train prompts, too"
+        )
+    return sources[place], towers[place], replace(decision, backbones=priced, notes=notes)
 
 
 def photos_of(
@@ -143,13 +165,14 @@ def provenance(request: FitRequest, heads: Heads) -> dict[str, Any]:
     """By which version, when, and on what the fit was made."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     device = heads.zero_shot.device.type
-    return {**source(), "date": date, "seed": request.seed, "device": device}
+    return {**version.source(), "date": date, "seed": request.seed, "device": device}
 
 
 def final_classifier(
-    result: Fit, made: Mapping[str, Any], heads: Heads, towers: Towers, examples: Examples
+    result: Fit, made: Mapping[str, Any], towers: Towers, examples: Examples
 ) -> PromptedClassifier:
     """The chosen classifier after learning from all training images, with its calibration."""
+    heads = towers.heads
     decision = result.decision
     facts = {"fit": decision.name, "images": len(examples.labels), **made}
     if result.estimate:
@@ -167,11 +190,11 @@ def final_classifier(
 def answers_for_tests(
     result: Fit,
     classifier: PromptedClassifier,
-    heads: Heads,
     towers: Towers,
     rows: Mapping[str, Row],
 ) -> NDArray[np.int64]:
     """(test images,): the numbers of the classes that the classifier answers."""
+    heads = towers.heads
     photos = result.photos.tested
     candidate, _ = result.decision.chosen[0]
     if candidate in TRAINED:

@@ -55,6 +55,23 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """One of the backbones to choose among.
+
+    Attributes:
+        name: empty if there is only one.
+        candidates: heads; the first is zero-shot CLIP.
+        trained: from the fold of each image (images,) to more candidates.
+    """
+
+    name: str
+    heads: Heads
+    examples: Examples
+    candidates: Sequence[Candidate]
+    trained: Callable[[NDArray[Any]], Iterable[Task]] = lambda folds: ()
+
+
+@dataclass(frozen=True)
 class Trials:
     """What the candidates answered for the images that were held out.
 
@@ -100,6 +117,16 @@ class Trials:
     def number_of_folds(self) -> int:
         return int(self.folds.max()) + 1
 
+    @property
+    def option(self) -> choice.Option:
+        """What they say, for a choice among backbones."""
+        return choice.Option(self.stacked, self.members)
+
+    @property
+    def of_folds(self) -> NDArray[np.int64]:
+        """(repeats, held): the folds of the images whose logits are kept."""
+        return self.folds[:, self.held]
+
     def members(self, inside: NDArray[np.bool_] | None = None) -> dict[int, float]:
         """The candidates that an ensemble may have, with their default weights, by images `inside`
         (held,); None for all.
@@ -111,26 +138,19 @@ class Trials:
 
 
 def try_candidates(
-    heads: Heads,
-    examples: Examples,
-    folds: NDArray[np.int64],
-    candidates: Sequence[Candidate],
-    trained: Iterable[Task] = (),
-    plan: Plan | None = None,
-    prior: str = "folder",
+    backbone: Backbone, folds: NDArray[np.int64], plan: Plan, prior: str, number: int
 ) -> Trials:
     """The trials of heads, and then of trained methods.
 
     Args:
         folds: (repeats, images); at least two folds.
-        candidates: heads; the first is zero-shot CLIP.
-        trained: more candidates.
         plan: how much time there is for heads, and which ones take too long.
         prior: how frequent the classes of new images are.
+        number: of the candidates of all backbones, which share the memory.
     """
-    plan = plan or Plan()
+    examples = backbone.examples
     labels = examples.labels
-    held = to_choose_on(folds, examples.scenes, len(examples.names), len(candidates))
+    held = to_choose_on(folds, examples.scenes, len(examples.names), number)
     notes = []
     if len(held) < (folds[0] != choice.NEVER).sum():
         notes.append(
@@ -142,10 +162,10 @@ def try_candidates(
         names = ", ".join(alone)
         notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
-    rows, logits = tried(tasks(heads, examples, folds, candidates, plan), held, sample, plan)
+    rows, logits = tried(tasks(backbone, folds, plan), held, sample, plan)
     spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}
     logits = {one: values / spreads[one] for one, values in logits.items()}
-    more_rows, more_logits = tried(trained, held, sample, plan)
+    more_rows, more_logits = tried(backbone.trained(folds[0]), held, sample, plan)
     return Trials(
         folds=folds,
         held=held,
@@ -173,18 +193,14 @@ def to_choose_on(
     return places[np.isin(scenes[places], chosen)]
 
 
-def tasks(
-    heads: Heads,
-    examples: Examples,
-    folds: NDArray[Any],
-    candidates: Sequence[Candidate],
-    plan: Plan,
-) -> Iterator[Task]:
+def tasks(backbone: Backbone, folds: NDArray[Any], plan: Plan) -> Iterator[Task]:
     """The heads with what computes their logits of all images."""
-    for candidate in candidates:
+    heads = backbone.heads
+    examples = backbone.examples
+    for candidate in backbone.candidates:
         deadline = inf if candidate.method in heads.fixed else plan.deadline
         compute = partial(heads.held_out, candidate, examples.x, examples.y, folds, deadline)
-        yield candidate, plan.too_long.get(candidate.name) or compute
+        yield candidate, plan.too_long.get(plan.key(candidate.name)) or compute
 
 
 def tried(
@@ -203,7 +219,7 @@ def tried(
             raise
         except (FloatingPointError, UsageError) as error:
             if isinstance(error, TooLong):
-                plan.write(too_long={candidate.name: str(error)})
+                plan.write(too_long={plan.key(candidate.name): str(error)})
             rows.append({"name": candidate.name, "fault": str(error)})
             print(f"{candidate.name:<44} left out: {error}")
             continue

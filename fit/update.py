@@ -20,7 +20,8 @@ from .images import Photo
 from .photos import Photos
 from .record import FILE, checksums
 from .request import FitRequest
-from .story import features_of, heads_of, photos_of, provenance, seen_images
+from .sources import heads_of
+from .story import features_of, photos_of, provenance, seen_images
 
 
 def update(

@@ -132,10 +132,9 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         logits[0] = 0
         scores = [choice.right(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
-        chosen = choice.nested(
-            logits, Sample.of(labels), held, lambda inside: dict.fromkeys(range(20), 0.05)
-        )
-        outside.append(choice.right(chosen, labels).mean())
+        option = choice.Option(logits, lambda inside: dict.fromkeys(range(20), 0.05))
+        chosen, _ = choice.nested([option], Sample.of(labels), held)
+        outside.append(choice.right(chosen[0], labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     # zero-shot guesses, the other knows
     certain = np.eye(4)[labels][None, None] * [

@@ -1,0 +1,56 @@
+"""Labelled images that are given to `Classifier`: paths, or images in memory."""
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from common.errors import UsageError
+from common.names import plain
+from inference.images import image_of
+
+from .images import Photo, find
+
+
+def class_names(y: ArrayLike, known: dict[str, Any]) -> dict[str, Any]:
+    """The labels by the names of their classes, as CLIP reads them; `known` ones among them."""
+    labels = dict(known)
+    for label in np.unique(np.asarray(y)).tolist():
+        name = " ".join(plain(str(label)).split())
+        if labels.get(name, label) != label:
+            raise ValueError(f"the labels {labels[name]!r} and {label!r} are one class name")
+        labels[name] = label
+    return labels
+
+
+def photos_of(
+    X: Any, y: ArrayLike | None, folder: Path, known: dict[str, Any]
+) -> tuple[list[Photo], dict[str, Any]]:
+    """Labelled images, and their labels by the names of their classes; images that are in memory
+    are written to the folder.
+    """
+    if y is None:
+        photos = find(Path(X))
+        return photos, class_names([photo.label for photo in photos], known)
+    images = X if hasattr(X, "__len__") else list(X)
+    values = np.asarray(y).tolist()
+    if len(images) != len(values):
+        raise ValueError(f"X has {len(images)} images, and y has {len(values)} labels")
+    labels = class_names(values, known)
+    names = {label: name for name, label in labels.items()}
+    photos = []
+    for number, (image, label) in enumerate(zip(images, values, strict=True)):
+        source = image_of(image)
+        if not isinstance(source, str | PathLike):
+            path = folder / f"{number:08}.png"
+            pixels = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+            pixels.convert("RGB").save(path)
+            source = path
+        elif not Path(source).is_file():
+            raise UsageError(f"there is no image {str(source)!r}", "check its path")
+        photos.append(Photo(str(source), names[label]))
+    return sorted(photos, key=lambda photo: (photo.label, photo.path)), labels

@@ -1,0 +1,120 @@
+"""The backbones of a fit: the features of the images by each of them, and its price."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from clip import CLIP, weight_file, weights_sha256
+from common.errors import UsageError
+from datasets import sentences as sentence_files
+from inference.classifier import PromptedClassifier
+
+from .features import Features, Row
+from .heads import Heads
+from .images import Photo
+from .plan import Plan
+from .request import FitRequest
+
+TIMED = 8  # images of a measurement
+ROUNDS = 3  # of which the fastest counts
+
+
+@dataclass
+class Source:
+    """A backbone, and what it says of the images.
+
+    Attributes:
+        request: the fit with this backbone alone.
+        rows: of the images that can be read, by path.
+        damaged: what is wrong with the others, by path.
+    """
+
+    request: FitRequest
+    heads: Heads
+    rows: Mapping[str, Row]
+    damaged: Mapping[str, str]
+    encoder: Features
+
+    def of_classes(self, names: Sequence[str]) -> Heads:
+        """The heads for these classes."""
+        if self.heads.names == names:
+            return self.heads
+        return heads_of(self.request, names, self.heads.clip)
+
+
+def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:
+    """The heads on zero-shot CLIP for these classes; the backbone may be loaded already."""
+    sentences = sentence_files.read(request.sentences, names)
+    zero_shot = PromptedClassifier.zero_shot(
+        request.backbone, names, device=request.device, sentences=sentences, clip=clip
+    )
+    return Heads(zero_shot, request.seed)
+
+
+def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[Source]:
+    """Each backbone that is fast enough, with the features of the images.
+
+    Raises:
+        UsageError: two backbones have the same weights, or none is fast enough.
+    """
+    check_different(request.backbones)
+    names = sorted({photo.label for photo in found if photo.part != "test"})
+    keys = {photo.path: photo.sha256 for photo in found}
+    sources = []
+    for name in request.backbones:
+        own = replace(request, backbone=name, others=())
+        heads = heads_of(own, names)
+        encoder = Features(heads.zero_shot, heads.tower)
+        if (request.others or request.max_ms) and name not in plan.ms:
+            plan.ms[name] = milliseconds(encoder)
+        if request.max_ms and plan.ms[name] > request.max_ms:
+            print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
+            continue
+        sources.append(Source(own, heads, *encoder.of(keys), encoder))
+    if not sources:
+        fastest = min(plan.ms, key=plan.ms.__getitem__)
+        what = f"no backbone takes at most {request.max_ms:g} ms for an image here"
+        remedy = f"raise --max-ms: {fastest} takes {plan.ms[fastest]:.1f}"
+        raise UsageError(what, remedy)
+    return sources
+
+
+def check_different(backbones: Sequence[str]) -> None:
+    """Raise UsageError if two names mean the same weights."""
+    known: dict[str, str] = {}
+    for name in backbones if len(backbones) > 1 else ():
+        sha256 = weights_sha256(name)
+        if sha256 in known:
+            what = f"{known[sha256]} and {name} have the same weights"
+            raise UsageError(what, "name each backbone once")
+        known[sha256] = name
+
+
+def milliseconds(encoder: Features) -> float:
+    """The time of the image tower for an image, in batches of TIMED, on this machine."""
+    size = encoder.classifier.cfg.INPUT.SIZE
+    images = torch.zeros(TIMED, 3, *size)
+    encoder.encode(images)  # which also fills caches
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        encoder.encode(images)  # its result is on the CPU: a GPU has finished
+        seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds) / TIMED
+
+
+def price(name: str, ms: float) -> dict[str, Any]:
+    """What a backbone costs, for people: its weight file and its time."""
+    megabytes = weight_file(name).stat().st_size / 1e6
+    return {"megabytes": megabytes, "ms": ms, "images_per_second": 1000 / ms}
+
+
+def seen_by_all(sources: Sequence[Source]) -> tuple[dict[str, Row], dict[str, str]]:
+    """The rows of the first backbone, of images that all can use; and what is wrong with others."""
+    first = sources[0].rows
+    rows = {path: row for path, row in first.items() if all(path in one.rows for one in sources)}
+    damaged = {path: fault for one in sources for path, fault in one.damaged.items()}
+    return rows, damaged
