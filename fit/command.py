@@ -24,8 +24,9 @@ that they have not learned from."""
 EPILOG = """
 IMAGES has one folder for each class, or train/, val/ and test/ with such folders, or metadata.csv
 or metadata.jsonl with file_name and label, as Hugging Face has it; or is a CSV file with the
-columns path and label (and split and group). Images of val/ are learned from, too: folds
-take their place. The folder of --to is a MODEL for tools/predict.py, serve.py and export.py;
+columns path and label (and split and group); or is a bank, a folder of tools/embed.py: then heads
+are tried, and no image is opened. Images of val/ are learned from, too: folds take their place. The
+folder of --to is a MODEL for tools/predict.py, serve.py and export.py;
 report.html in it explains the result, fit.json has every number. The same command again resumes,
 and more images cost only what is new.
 """
@@ -81,6 +82,8 @@ def parse(argv: list[str] | None) -> FitRequest:
         metavar="NAME",
         help="methods to try besides zero-shot CLIP (default: all)",
     )
+    words = "CSV file with path and label, for a bank"
+    add("--labels", type=path, metavar="FILE", help=words)
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     options = vars(parser.parse_args(argv))
     options["methods"] = tuple(options["methods"])
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(
             "--groups none and --group-by contradict each other", "leave out one of them"
         )
-    photos = find(request.images, request.test, request.group_by)
+    photos = find(request.images, request.test, request.group_by, request.labels)
     if request.groups != "none":
         check_named(photos, request.images)
     earlier = earlier_record(request.to)
@@ -132,8 +135,10 @@ def note_joined_names(classes: Sequence[str]) -> None:
 
 def with_checksums(photos: Sequence[Photo]) -> list[Photo]:
     """The photos with the SHA-256 of their files; empty for one that is missing."""
-    missing = set(missing_files(photo.path for photo in photos))
+    missing = set(missing_files(photo.path for photo in photos if not photo.bank))
     return [
-        photo if photo.path in missing else replace(photo, sha256=checksum(Path(photo.path)))
+        photo
+        if photo.bank or photo.path in missing
+        else replace(photo, sha256=checksum(Path(photo.path)))
         for photo in photos
     ]

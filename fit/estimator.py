@@ -25,6 +25,7 @@ from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
+from inference.bank import Bank, is_bank
 from inference.images import image_of
 from inference.models import load
 from inference.options import LoadOptions
@@ -118,7 +119,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Find the classifier.
 
         Args:
-            X: images; or, without `y`, a folder of class folders or a CSV file.
+            X: images; or, without `y`, a folder of class folders, a CSV file, or a bank.
             y: (images,), their labels: texts, which CLIP reads, or numbers.
 
         Raises:
@@ -322,6 +323,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if self.backbone is None:
             return self._model.predict(validate_data(self, X, dtype=np.float32, reset=False))
+        if isinstance(X, str | PathLike) and is_bank(Path(X)):
+            return Bank(Path(X)).predictions(self._model)
         images = map(image_of, X)  # which may be read only now
         logits = []
         while part := list(islice(images, AT_A_TIME)):

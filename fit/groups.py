@@ -12,7 +12,9 @@ from .features import Row
 from .images import Photo
 
 
-def find(photos: Sequence[Photo], rows: Mapping[str, Row]) -> tuple[NDArray[np.int64], str]:
+def find(
+    photos: Sequence[Photo], rows: Mapping[str, Row], looks: bool = True
+) -> tuple[NDArray[np.int64], str]:
     """The group of each photo, numbered from 0; and how many training images were joined for which
     reason.
 
@@ -21,26 +23,29 @@ def find(photos: Sequence[Photo], rows: Mapping[str, Row]) -> tuple[NDArray[np.i
 
     Args:
         rows: what is known of each photo, by its path.
+        looks: whether it is known how they look and when they were taken.
     """
-    labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
-    own = [rows[photo.path] for photo in photos]
-    signatures = np.stack([row.signature for row in own])
-    features = np.stack([row.feature.numpy() for row in own])
     in_training = np.array([photo.part != "test" for photo in photos])
-    links = {
-        "by the names of groups": same_name(photos),
-        "by the time when they were taken": copies.bursts(
-            [row.taken for row in own], labels.tolist()
-        ),
-        "as near-copies": copies.NearCopies.of(signatures, features, labels).with_strays(
-            in_training
-        ),
-    }
+    links = {"by the names of groups": same_name(photos)}
+    if looks:
+        links |= links_of_looks(photos, [rows[photo.path] for photo in photos], in_training)
     reasons = []
     for reason, pairs in links.items():
         if count := len(np.unique(pairs[in_training[pairs].all(axis=1)])):
             reasons.append(f"{count:,} {reason}")
     return copies.components(len(photos), list(links.values())), ", ".join(reasons)
+
+
+def links_of_looks(
+    photos: Sequence[Photo], rows: Sequence[Row], in_training: NDArray[np.bool_]
+) -> dict[str, copies.Pairs]:
+    """Pairs of photos of one scene, by the reason to think so."""
+    labels = np.unique([photo.label for photo in photos], return_inverse=True)[1]
+    signatures = np.stack([row.signature for row in rows])
+    features = np.stack([row.feature.numpy() for row in rows])
+    by_time = copies.bursts([row.taken for row in rows], labels.tolist())
+    near_copies = copies.NearCopies.of(signatures, features, labels).with_strays(in_training)
+    return {"by the time when they were taken": by_time, "as near-copies": near_copies}
 
 
 def same_name(photos: Sequence[Photo]) -> copies.Pairs:

@@ -15,6 +15,7 @@ from datasets.base import missing_files
 from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
+from inference.bank import is_bank
 
 FOLDER = "folder"  # of --group-by
 METADATA = "metadata.csv", "metadata.jsonl"
@@ -37,23 +38,27 @@ class Photo:
     below: str = ""  # its path below the folder of its class
     group: str = ""  # the name that the user gives its group
     scene: int | None = None  # the number of its group, once it was found
+    bank: str = ""  # the folder with its feature, if the image is not read
 
 
-def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Photo]:
+def find(
+    place: Path, test: Path | None = None, group_by: str = "", labels: Path | None = None
+) -> list[Photo]:
     """The labelled images of a folder or a CSV file, and the test images of another one, sorted by
     class and path.
 
     Args:
         group_by: as for `named`; empty if only a column may name groups.
+        labels: a CSV file with path and label for the images of a bank.
 
     Raises:
         UsageError: there are fewer than two classes with images, an image of a CSV file is missing,
             a class has only test images, or the names of groups cannot be used.
     """
-    photos = read(place)
+    photos = read(place, labels)
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
-        photos += [replace(photo, part="test") for photo in read(test)]
+        photos += [replace(photo, part="test") for photo in read(test, labels)]
     # As a model's class names
     photos = [replace(photo, label=" ".join(photo.label.split())) for photo in photos]
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
@@ -69,12 +74,18 @@ def find(place: Path, test: Path | None = None, group_by: str = "") -> list[Phot
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
 
 
-def read(place: Path) -> list[Photo]:
-    """The images of a CSV file with the columns path, label and perhaps split, of a folder with
-    metadata of Hugging Face, or of class folders.
+def read(place: Path, labels: Path | None = None) -> list[Photo]:
+    """The images of a bank, of a CSV file with the columns path, label and perhaps split, of a
+    folder with metadata of Hugging Face, or of class folders.
 
     The class folders are in train/, val/ and test/ if there is a folder train/.
     """
+    if is_bank(place):
+        from .banked import photos_in  # which needs this module
+
+        return photos_in(place, labels)
+    if labels:
+        raise UsageError(f"{place} is no bank", "leave out --labels", place)
     if place.is_file():
         return photos_of(rows_of(place), place)
     if not place.is_dir():
@@ -185,12 +196,7 @@ def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> li
     Raises:
         UsageError: columns or values are missing or wrong, or images are missing.
     """
-    columns = rows[0][1] if rows else {}
-    column = "path" if "path" in columns else "file_name"
-    if not {column, "label"} <= set(columns):
-        what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
-        raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
-    photos = [photo_of(row, column, part, line, file) for line, row in rows]
+    photos = photos_in_rows(rows, file, part)
     if missing := missing_files(photo.path for photo in photos):
         what = (
             f"{len(missing)} of {len(photos)} images of {file} are missing or no files, such as "
@@ -200,6 +206,16 @@ def photos_of(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> li
             what, "restore or remove them (paths are relative to the folder of the file)", file
         )
     return photos
+
+
+def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") -> list[Photo]:
+    """`photos_of`, whether the images are there or not."""
+    columns = rows[0][1] if rows else {}
+    column = "path" if "path" in columns else "file_name"
+    if not {column, "label"} <= set(columns):
+        what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
+        raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
+    return [photo_of(row, column, part, line, file) for line, row in rows]
 
 
 def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:

@@ -26,6 +26,7 @@ class Photos:
         notes: for the user.
         grouped: how many training images are of one scene, for people; empty if each image is a
             scene of its own.
+        looks: whether it is known of each image how it looks.
     """
 
     images: list[Photo]
@@ -33,6 +34,7 @@ class Photos:
     damaged: Mapping[str, str]
     notes: list[str]
     grouped: str = ""
+    looks: bool = True
 
     @classmethod
     def usable(

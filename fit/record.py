@@ -45,6 +45,8 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         later["others"] = [weights_sha256(name) for name in request.others]
     if request.max_ms:
         later["max_ms"] = request.max_ms
+    if any(photo.bank for photo in photos):
+        later["bank"] = True
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     sentences = checksum(request.sentences) if request.sentences else ""

@@ -12,7 +12,7 @@ class FitRequest:
     """The options of `tools/fit.py`, whose help explains them.
 
     Attributes:
-        images: folder of class folders, or a CSV file.
+        images: folder of class folders, a CSV file, or a bank, with `labels` or class folders.
         to: folder for the model.
         backbone: the only one, or the first to choose among.
         others: more backbones to choose among.
@@ -41,6 +41,7 @@ class FitRequest:
     coverage_by: str = COVERAGES[0]
     methods: tuple[str, ...] = ()
     seed: int = 1
+    labels: Path | None = None
 
     @property
     def backbones(self) -> tuple[str, ...]:

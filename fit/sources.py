@@ -12,6 +12,7 @@ from common.errors import UsageError
 from datasets import sentences as sentence_files
 from inference.classifier import PromptedClassifier
 
+from . import banked
 from .features import Features, Row
 from .heads import Heads
 from .images import Photo
@@ -62,7 +63,6 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
     """
     check_different(request.backbones)
     names = sorted({photo.label for photo in found if photo.part != "test"})
-    keys = {photo.path: photo.sha256 for photo in found}
     sources = []
     for name in request.backbones:
         own = replace(request, backbone=name, others=())
@@ -73,7 +73,7 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
         if request.max_ms and plan.ms[name] > request.max_ms:
             print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
             continue
-        sources.append(Source(own, heads, *encoder.of(keys), encoder))
+        sources.append(Source(own, heads, *banked.features_of(found, encoder), encoder))
     if not sources:
         fastest = min(plan.ms, key=plan.ms.__getitem__)
         what = f"no backbone takes at most {request.max_ms:g} ms for an image here"

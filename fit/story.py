@@ -106,12 +106,14 @@ def decided(
     each of them.
     """
     several = len(sources) > 1
+    has_bank = any(photo.bank for photo in photos.images)
+    reads_images = request.minutes and not (several or has_bank)
     towers = []
     backbones = []
     for source in sources:
         heads = source.of_classes(photos.names)
         of_source = Towers(heads, photos, {one.path: one.sha256 for one in photos.images})
-        trained = methods_of(request, TRAINED, heads) if request.minutes and not several else []
+        trained = methods_of(request, TRAINED, heads) if reads_images else []
         candidates = methods_of(request, CANDIDATES, heads)
         planned = partial(of_source.planned, trained, plan.end, plan)
         name = source.request.backbone if several else ""
@@ -137,10 +139,16 @@ def photos_of(
     """The images that can be used, in groups."""
     pixels = {path: row.pixels_sha256 for path, row in rows.items()}
     photos = Photos.usable(found, pixels, damaged)
+    if request.minutes and any(photo.bank for photo in found):
+        photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
+    looks = all(photo.pixels_sha256 for photo in found if photo.bank)
     if request.groups == "auto":
-        return photos.in_groups(*groups.find(photos.images, rows))
-    note = "GROUPS ARE OFF (--groups none): near-copies count as if they were of different scenes"
-    return replace(photos, notes=[*photos.notes, note])
+        photos = photos.in_groups(*groups.find(photos.images, rows, looks))
+    if looks and request.groups == "auto":
+        return photos
+    why = "--groups none" if looks else "a bank that was written without --look"
+    note = f"GROUPS ARE OFF ({why}): near-copies count as if they were of different scenes"
+    return replace(photos, notes=[*photos.notes, note], looks=looks)
 
 
 def features_of(photos: Sequence[Photo], rows: Mapping[str, Row]) -> Tensor:
@@ -220,7 +228,8 @@ def write_model(
     photos = result.photos
     seen = seen_images(photos, photos.training, rows, role)
     seen += seen_images(photos, photos.tested, rows, "tested")
-    seen.write(folder)
+    if photos.looks:
+        seen.write(folder)
     write_text(folder / "report.html", report.page(result))
     write_text(folder / "labels.csv", report.labels_csv(result))
 

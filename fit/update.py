@@ -14,6 +14,7 @@ from common.results import CALIBRATION, SEEN
 from common.text import read_json
 from inference.calibrated import calibration_in
 
+from . import banked
 from .candidates import CANDIDATES, COMPUTED, Candidate
 from .features import Features
 from .images import Photo
@@ -52,7 +53,7 @@ def update(
     found = [*before, *added]
     heads = heads_of(request, sorted({photo.label for photo in found}), clip)
     encoder = Features(heads.zero_shot, heads.tower)
-    rows, damaged = encoder.of({photo.path: photo.sha256 for photo in found})
+    rows, damaged = banked.features_of(found, encoder)
     check_found(before, damaged)
     record = read_json(folder / FILE)
     chosen = chosen_of(record)
@@ -72,7 +73,8 @@ def update(
     classifier.save(folder)
     seen = seen_images(photos, photos.training, rows, "learned")
     seen += seen_images(photos, photos.tested, rows, "tested")
-    seen.write(folder)
+    if photos.looks:
+        seen.write(folder)
     # Without the request, the same call of the command fits again
     record |= {"request": {}, "made": made, "model": checksums(folder), **facts_of(photos)}
     write_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -18,6 +18,7 @@ from .tables import REQUIREMENTS
 if TYPE_CHECKING:
     from .behind_tower import BehindTower
     from .classifier import PromptedClassifier
+    from .predictions import Predictions
 
 RECORD = "_embed.json"
 FORM = 2  # of the files; earlier ones had no column `tower`
@@ -139,3 +140,15 @@ class Bank:
                 remedy = f"embed the images by that model, or give --backbone {name}"
                 raise UsageError(what, remedy, self.folder)
         return behind
+
+    def predictions(self, classifier: "PromptedClassifier") -> "Predictions":
+        """What a classifier says of all images of the bank; UsageError if one has no feature."""
+        import torch
+
+        behind = self.check(classifier)
+        logits = [classifier.predict([]).logits]
+        for part in BankFiles(self.files).rows():
+            if any(part.faults):
+                raise UsageError(next(filter(None, part.faults)), "embed without that image")
+            logits.append(behind.predict(torch.from_numpy(part.before)).logits)
+        return classifier.predictions(torch.cat(logits))

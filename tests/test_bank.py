@@ -1,11 +1,17 @@
 """A bank in place of images: what `tools/embed.py` wrote is read by heads, and no image is."""
 
+import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common.errors import UsageError
+from fit import command as fit
+from fit.banked import photos_in
+from fit.estimator import Classifier
 from inference import bank, embed, predict
 
 REASON = "Parquet needs pyarrow (requirements-parquet.txt)"
@@ -27,14 +33,26 @@ def photos(photos, tmp_path):
 def banked(command, deep, tmp_path):
     """`banked(path, option, ...)`: a bank of exact features by a random CLIP."""
 
-    def banked(*words):
-        folder = tmp_path / "bank"
+    def banked(*words, to="bank"):
+        folder = tmp_path / to
         how = "--to", folder, "--backbone", deep, "--precision", "float32"
         done = command(embed, *words, *how)
         assert done.status in (0, 1), done.errors
         return folder
 
     return banked
+
+
+@pytest.fixture
+def classes(eurosat, tmp_path):
+    """Class folders with 8 images each, one of them there twice."""
+    for folder in (eurosat / "eurosat/2750").iterdir():
+        for file in sorted(folder.iterdir())[:8]:
+            target = tmp_path / "classes" / folder.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    shutil.copy(target, target.with_name("copy.jpg"))
+    return tmp_path / "classes"
 
 
 def answers(command, *words):
@@ -111,3 +129,77 @@ def test_banks_of_others_are_refused(
     assert "lacks files" in command(predict, folder, *of_deep).error
     (folder / "00000.parquet").write_bytes(b"PAR1")
     assert "is damaged" in command(predict, folder, *of_deep).error
+
+
+def fitted(folder):
+    """What fit.json says, without what depends on the machine."""
+    record = json.loads((folder / "fit.json").read_text())
+    chosen = [(row["method"], row["settings"]) for row in record["chosen"]]
+    accuracies = [round(row["accuracy"], 3) for row in record["candidates"]]
+    return record["names"], chosen, accuracies, record["estimate"], record["grouped"]
+
+
+def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
+    banked, command, deep, classes, tmp_path
+):
+    folder = banked(classes, "--look")
+    how = "--backbone", deep, "--methods", "GDA", "SSText", "VisionProbe", "--minutes", "0"
+    assert command(fit, classes, "--to", tmp_path / "of_images", *how).status == 0
+    shutil.move(classes, tmp_path / "gone")
+    done = command(fit, folder, "--to", tmp_path / "of_bank", *how)
+    assert done.status == 0, done.errors
+    assert fitted(tmp_path / "of_bank") == fitted(tmp_path / "of_images")
+    assert "copies of other images" in (tmp_path / "of_bank/report.html").read_text()
+    again = command(fit, folder, "--to", tmp_path / "of_bank", *how)
+    assert "Already done" in again.printed
+    tops = answers(command, tmp_path / "of_bank", folder, *how[:2])
+    shutil.move(tmp_path / "gone", classes)
+    of_images = answers(command, tmp_path / "of_bank", classes, *how[:2])
+    assert {key: top[0]["class"] for key, top in tops.items()} == {
+        key: top[0]["class"] for key, top in of_images.items()
+    }
+
+
+def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, classes, tmp_path):
+    folder = banked(classes)
+    shutil.rmtree(classes)
+    model = Classifier(backbone=str(deep), methods=["GDA"], minutes=1).fit(folder)
+    assert any("written without --look" in note for note in model.notes_)
+    assert any("Prompts and CLIP-LoRA were not tried" in note for note in model.notes_)
+    assert set(model.leaderboard_["name"]) == {
+        "ZeroshotCLIP",
+        *(f"GDA ALPHA {a}" for a in (1.0, 10.0, 100.0)),
+    }
+    assert len(model.predict(folder)) == 49 and model.predict_proba(str(folder)).shape == (49, 6)
+    model.save(tmp_path / "model")
+    assert not (tmp_path / "model/seen.npz").exists()  # it could not tell which images it has seen
+    wrong = Classifier(backbone="small", methods=["GDA"])
+    with pytest.raises(UsageError, match="of other weights"):
+        wrong.fit(folder)
+
+
+def test_labels_of_a_bank_are_those_of_a_file_or_of_folders(
+    banked, command, deep, classes, tmp_path
+):
+    for name in ("train", "test"):
+        shutil.copytree(classes, tmp_path / "parts" / name)
+    found = photos_in(banked(tmp_path / "parts", to="parts_bank"))
+    assert len(found) == 98 and {photo.part for photo in found} == {"train", "test"}
+    assert {photo.label for photo in found} == {photo.label for photo in photos_in(banked(classes))}
+    folder = tmp_path / "bank"
+    paths = [photo.path for photo in photos_in(folder)]
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        rows.writerows(
+            [Path(path).relative_to(tmp_path), f"of {number % 3}"]
+            for number, path in enumerate(paths[:9])
+        )
+    labelled = photos_in(folder, tmp_path / "labels.csv")
+    assert [(photo.path, photo.label) for photo in labelled] == [
+        (path, f"of {number % 3}") for number, path in enumerate(paths[:9])
+    ]
+    line = "--to", tmp_path / "model", "--backbone", deep
+    (tmp_path / "others.csv").write_text("path,label\nx.jpg,a\n")
+    assert "no image of" in command(fit, folder, *line, "--labels", tmp_path / "others.csv").error
+    assert "is no bank" in command(fit, classes, *line, "--labels", tmp_path / "labels.csv").error

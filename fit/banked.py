@@ -1,0 +1,115 @@
+"""The labelled images of a bank (`inference/bank.py`), whose files are not opened."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.errors import UsageError
+from common.names import plain, printable
+from datasets import copies
+from datasets.image_folder import PARTS
+from inference.bank import Bank, BankFiles
+
+from .images import Photo, photos_in_rows, rows_of
+
+if TYPE_CHECKING:
+    from .features import Features, Row
+
+COLUMNS = "path", "sha256", "label", "pixels_sha256"
+LOOK = "sha256", "pixels_sha256", "signature", "camera", "second"
+
+
+def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
+    """The images of a bank with their classes: those of a CSV file with path and label, else of the
+    column label of the bank, else of the folders in the paths.
+
+    Raises:
+        UsageError: two images have one path, or no image has a label.
+    """
+    rows = [
+        row for part in BankFiles(Bank(folder).files).parts(*COLUMNS) for row in part.to_pylist()
+    ]
+    paths = [row["path"] for row in rows]
+    if len(set(paths)) < len(paths):
+        remedy = "embed images with paths of their own"
+        raise UsageError(f"{folder} has several images of one path", remedy, folder)
+    if labels:
+        known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
+        photos = [known.get(os.path.abspath(path)) for path in paths]
+    elif rows and "label" in rows[0]:
+        photos = [Photo(row["path"], plain(row["label"])) if row["label"] else None for row in rows]
+    else:
+        photos = list(by_folders(paths))
+    found = [
+        replace(
+            photo,
+            path=row["path"],
+            sha256=row["sha256"],
+            pixels_sha256=row.get("pixels_sha256", ""),
+            bank=str(folder),
+        )
+        for photo, row in zip(photos, rows, strict=True)
+        if photo
+    ]
+    if not found:
+        raise UsageError(f"no image of {folder} has a label", "give --labels CSV", folder)
+    if len(found) < len(rows):
+        print(printable(f"Left out: {len(rows) - len(found):,} images of {folder} without a label"))
+    return found
+
+
+def by_folders(paths: Sequence[str]) -> Iterator[Photo | None]:
+    """The images by the names of their class folders, which are perhaps in train/, val/ and test/;
+    None for an image in no folder.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    top = os.path.commonpath(folders) if len(set(map(os.path.isabs, folders))) == 1 else ""
+    places = [os.path.relpath(path, top or ".").split(os.sep) for path in paths]
+    has_parts = any(place[0] == PARTS[0] and len(place) > 2 for place in places)
+    for path, place in zip(paths, places, strict=True):
+        part = place[0] if has_parts else "train"
+        label, *below = place[has_parts:]
+        known = part in PARTS and below
+        yield Photo(path, plain(label), part, below="/".join(below)) if known else None
+
+
+def features_of(
+    photos: Sequence[Photo], encoder: "Features"
+) -> tuple[dict[str, "Row"], dict[str, str]]:
+    """`Features.of` the photos; of those in a bank, it is read there."""
+    rows, damaged = encoder.of({photo.path: photo.sha256 for photo in photos if not photo.bank})
+    for folder in sorted({Path(photo.bank) for photo in photos if photo.bank}):
+        bank = Bank(folder)
+        bank.check(encoder.classifier)
+        wanted = {photo.path for photo in photos if photo.bank == str(folder)}
+        for part in BankFiles(bank.files).rows("path", *LOOK):
+            features = iter(part.before)
+            for place, path in enumerate(part.columns["path"]):
+                fault = part.faults[place]
+                feature = None if fault else next(features)
+                if path not in wanted:
+                    continue
+                if feature is None:
+                    damaged[path] = fault
+                else:
+                    known = {name: values[place] for name, values in part.columns.items()}
+                    rows[path] = row_of(known, feature)
+    return rows, damaged
+
+
+def row_of(known: Mapping[str, Any], feature: Any) -> "Row":
+    """What a bank knows of an image."""
+    import torch
+
+    from .features import Row
+
+    signature = np.zeros(copies.SHAPE, dtype=np.int8)
+    if "signature" in known:
+        signature = np.array(known["signature"], dtype=np.int8).reshape(copies.SHAPE)
+    taken = copies.Taken(known.get("camera", 0), known.get("second", float("nan")))
+    pixels = known.get("pixels_sha256") or known["sha256"]
+    return Row(pixels, signature, taken, torch.from_numpy(feature.copy()))
