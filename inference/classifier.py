@@ -86,7 +86,7 @@ class PromptedClassifier:
         check_description(description, source)
         if trainers.predicting()[description.method].together:
             what = f"{description.method} answers for all images of a test together"
-            raise UsageError(what, "test it by train.py, or give a model that reads one image")
+            raise UsageError(what, "give another model, or see tools/predict.py --together")
         self.description = description
         self.checkpoint = checkpoint
         self.source = source

@@ -78,6 +78,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "continues with the file that is missing"
     )
     add("--to", "--results-file", type=destination, metavar="FILE|FOLDER/", help=text)
+    text = (
+        "answer for all images together by this method (TransCLIP, StatA, EMDirichlet, "
+        "HardEMDirichlet or ZLaP) over zero-shot CLIP or, by the first two, over the answers of a "
+        "MODEL: each answer depends on all images"
+    )
+    add("--together", default="", metavar="METHOD", help=text)
     add_shard_option(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
@@ -95,6 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if not args.paths:
         raise UsageError("no model and no images are given", "name them before --classes")
+    if args.together and (args.unknown or args.sets or isinstance(args.to, Folder)):
+        what = "--together has no calibration and no files of 10,000 images"
+        raise UsageError(what, "leave out --unknown and --sets, and name a file by --to")
     if isinstance(args.to, Folder):
         answer_in_shards(args)
         return
@@ -198,11 +207,18 @@ def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextI
     """Write or print the answers; returns the faults of images that could not be read."""
     with required_packages():
         from .batches import predict_files
+        from .together import Together
     opened, files = models_and_images(args, options)
     names = checked_names(args, options, opened)
     skipped: list[str] = []
-    asked = args.batch_size, args.topk, args.unknown, args.sets
-    rows = rows_of(predict_files(opened, files, names, *asked), skipped, len(files), out)
+    if args.together:
+        joint = Together(args.together, opened, names)
+        opened = [joint.model]
+        batches = joint.predict_files(files, args.batch_size, args.topk)
+    else:
+        asked = args.batch_size, args.topk, args.unknown, args.sets
+        batches = predict_files(opened, files, names, *asked)
+    rows = rows_of(batches, skipped, len(files), out)
     if not form:
         as_table(out, rows, files, opened, names)
         return skipped
@@ -230,7 +246,8 @@ def checked_names(
 def layout_of(args: argparse.Namespace, class_lists: Sequence[Sequence[str]]) -> Layout:
     """What the rows of models with these classes have."""
     most = max(map(len, class_lists))
-    return Layout(min(args.topk, most), args.unknown, args.sets is not None)
+    joint = bool(args.together)
+    return Layout(min(args.topk, most), args.unknown, args.sets is not None, together=joint)
 
 
 def models_and_images(args: argparse.Namespace, options: LoadOptions) -> tuple[list["Model"], Any]:

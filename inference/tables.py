@@ -29,13 +29,14 @@ class Layout:
 
     Attributes:
         top: number of most probable classes.
-        unknown, sets, errors: whether there are such columns.
+        unknown, sets, errors, together: whether there are such columns.
     """
 
     top: int
     unknown: bool
     sets: bool
     errors: bool = False
+    together: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -43,6 +44,7 @@ class Layout:
         ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
         pairs = [f"{name}{rank}" for rank in ranks for name in ("answer", "probability")]
         asked = ["unknown"] * self.unknown + ["set"] * self.sets + ["error"] * self.errors
+        asked += ["together"] * self.together
         return ["path", "model", *pairs, *asked]
 
     def values(self, row: Row) -> dict[str, Any]:
@@ -59,6 +61,8 @@ class Layout:
             found.append([pair["class"] for pair in row["set"]])
         if self.errors:
             found.append("")
+        if self.together:
+            found.append(row["together"])
         return dict(zip(self.columns, found, strict=True))
 
 
@@ -141,6 +145,7 @@ def arrow_table(rows: Iterable[Row], layout: Layout) -> Any:
     import pyarrow
 
     types = {"probability": pyarrow.float32(), "unknown": pyarrow.bool_()}
+    types["together"] = pyarrow.int32()
     types["set"] = pyarrow.list_(pyarrow.string())
     names = layout.columns
     fields = [(name, types.get(name.partition("_")[0], pyarrow.string())) for name in names]

@@ -144,10 +144,17 @@ class TogetherMethod(Method):
         # The parts again, by the places among the images that are there once
         numbers = torch.tensor(places_in(once, listed), device=self.device)
         for part in numbers.split(loader.dataset.part_sizes):
-            task = Task.of(features[part], self.texts, support=self.support, val=self.val)
-            if prior is not None:
-                task = replace(task, prior=prior[part])
-            yield self.answer(task), labels[part]
+            yield self.answers(features[part], None if prior is None else prior[part]), labels[part]
+
+    def answers(self, features: Tensor, prior: Tensor | None = None) -> Tensor:
+        """The logits (images, classes) of images that are answered together.
+
+        Args:
+            features: (images, joint), fp32, of unit length.
+            prior: (images, classes), the probabilities by another method; None: by zero-shot CLIP.
+        """
+        task = Task.of(features, self.texts, support=self.support, val=self.val)
+        return self.answer(task if prior is None else replace(task, prior=prior))
 
     def labelled(self, items: list, loader: Any) -> Labelled:
         """The unit features and the labels of images (a list of `Datum`), read as in a test."""
@@ -170,13 +177,21 @@ class TogetherMethod(Method):
         """Open the run of OVER, with what is behind it."""
         key = f"TRAINER.{self.section()}.OVER"
         kind, checkpoint, path = trained_run(self.folder_of_run(self.settings.OVER), key)
-        if kind.kind in ("test-time", "transductive"):
-            what = f"{path} is of {kind.__name__}, which answers from test images itself"
-            raise UsageError(what, f"give {key} a run of another method", path)
+        self.check_base(kind, path, f"give {key} a run of another method")
         self.base = learned_method(self, kind, checkpoint, path)
         self.inherited_choices = self.base.inherited_choices
         self.inherited_phases = self.base.inherited_phases
         print(f"On top of {kind.__name__}, {path} (epoch {checkpoint['epoch']})")
+
+    @classmethod
+    def check_base(cls, kind: type[Method], path: str, remedy: str) -> None:
+        """Raise UsageError if the answers of a method cannot be the prior of this one."""
+        if not issubclass(cls.Settings, OverSettings):
+            what = f"{cls.__name__} reads the answers of no other method"
+            raise UsageError(what, "leave out the model, or name TransCLIP or StatA", path)
+        if kind.kind in ("test-time", "transductive"):
+            what = f"{path} is of {kind.__name__}, which answers from test images itself"
+            raise UsageError(what, remedy, path)
 
     @torch.no_grad()
     def prior_of(self, items: list, loader: Any) -> Tensor | None:

@@ -1,0 +1,120 @@
+"""The images of a folder, answered together by a transductive method."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import trainers
+from common.errors import UsageError, check_name
+from common.names import with_spaces
+from trainers.base import TEMPLATE
+from trainers.base.build import assemble_model
+from trainers.base.method import Classes
+from trainers.base.prompted import normalize
+
+from .batches import Row, read_batch
+from .classifier import ON_GPU, PromptedClassifier
+from .description import predicting_configuration
+from .images import in_threads
+from .models import Model
+from .options import LoadOptions
+from .predictions import Predictions
+
+ZEROSHOT = "ZeroshotCLIP"
+
+
+class Together:
+    """A transductive method over the answers of one model, or over zero-shot CLIP.
+
+    Args:
+        name: of the method.
+        models: one.
+        class_names: other names than those of the model.
+
+    Attributes:
+        model: that model, under the name of both, such as `TransCLIP+CoOp`.
+        learned: whether its answers are the prior, instead of zero-shot CLIP's.
+
+    Raises:
+        UsageError: there is no such method, there are several models, or the answers cannot be the
+            prior.
+    """
+
+    def __init__(self, name: str, models: Sequence[Model], class_names: Sequence[str] | None):
+        known = {key: kind for key, kind in trainers.methods().items() if kind.together}
+        check_name(name, known, "method for --together")
+        if len(models) > 1:
+            raise UsageError("--together answers over one model", "leave out the others")
+        ((base, classifier),) = models
+        kind: Any = known[name]
+        self.learned = classifier.method != ZEROSHOT
+        if self.learned:
+            own = trainers.predicting()[classifier.method]
+            kind.check_base(own, classifier.source, "give another model")
+        self.model = Model(f"{name}+{base}" if self.learned else name, classifier)
+        self.class_names = class_names
+        self.method = method_for(kind, classifier, class_names or classifier.class_names)
+
+    @torch.no_grad()
+    def read(self, files: Sequence[Path]) -> tuple[list[str], Tensor, Tensor | None]:
+        """Of each file why it has no image, or an empty text; of the others the unit features
+        (images, joint), and the prior (images, classes) if it is the model's.
+        """
+        classifier = self.model.classifier
+        faults, inputs = read_batch(files, [classifier])
+        pixels = inputs[0] if inputs else classifier.pixels([])
+        prior = classifier.logits(pixels, self.class_names).softmax(dim=1)
+        with ON_GPU if classifier.device.type == "cuda" else nullcontext():
+            features = self.method.model.image_features(pixels.to(classifier.device))
+        return faults, normalize(features.float()), prior if self.learned else None
+
+    def predict_files(self, files: Sequence[Path], batch_size: int, k: int) -> Iterator[list[Row]]:
+        """The rows of all images, as of `batches.predict_files`; `together` in each is how many
+        images were answered together.
+
+        Raises:
+            UsageError: the method needs more images.
+        """
+        on_gpu = self.model.classifier.device.type == "cuda"
+        faults, features, priors = zip(
+            *in_threads(self.read, files, batch_size, on_gpu), strict=True
+        )
+        found = torch.cat(features)
+        name = self.model.name
+        least = self.method.least_images
+        if len(found) < least:
+            what = f"{name} answers for at least {least} images together"
+            raise UsageError(f"{what}, and {len(found)} could be read", "give more images")
+        prior = torch.cat(priors).to(found.device) if self.learned else None
+        with torch.no_grad():
+            logits = self.method.answers(found, prior).cpu()
+        answers = iter(Predictions(self.method.class_names, logits, source=name).answers(k))
+        facts = {"model": name, "together": len(found)}
+        rows: list[Row] = []
+        for file, fault in zip(files, sum(faults, []), strict=True):
+            row = {"error": fault} if fault else facts | next(answers)
+            rows.append({"image": str(file)} | row)
+        print(
+            f"{name} answered {len(found):,} images together: beside other images, an image may "
+            "have another answer"
+        )
+        yield rows
+
+
+def method_for(kind: Any, classifier: PromptedClassifier, class_names: Sequence[str]) -> Any:
+    """A transductive method with its defaults, on the backbone and the texts of a classifier."""
+    of = classifier.description
+    settings = {"PREC": "fp32"}
+    description = replace(of, method=kind.__name__, settings=settings)
+    options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME)
+    template = of.template or of.dataset_template or TEMPLATE
+    classes = Classes(list(with_spaces(class_names)), template, of.sentences)
+    method = kind(predicting_configuration(description, options), classes, classifier.device)
+    assemble_model(method, clip=classifier.clip)
+    method.model.eval()
+    return method
