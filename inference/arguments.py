@@ -16,7 +16,7 @@ from .options import LoadOptions
 
 MODELS = (
     "A MODEL is the output folder of a finished run or a checkpoint in it, a folder that "
-    "tools/export.py wrote, or a "
+    "tools/export.py or PEFT wrote, or a "
     "published checkpoint (its file or its run's folder), which needs --config-file and --classes."
 )
 CHECKPOINTS = "model*.pth.tar*"

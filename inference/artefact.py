@@ -21,12 +21,11 @@ from common.errors import UsageError
 from common.files import replacing, write_text
 from common.records import Facts, read
 from common.text import read_bytes, read_json
+from trainers.base.checkpoints import LARGEST_CONFIG, PROMPTS
 
 EXPORT_CONFIG_FILE = "config.json"
-PROMPTS = "prompts.safetensors"
 NO_NAMES = "give them by --classes or --classes-file (in Python: class_names)"
 FORMAT = 1
-LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 LARGEST_PROMPTS = 4 << 30  # bytes
 # The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported
 # folder raises it.

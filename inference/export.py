@@ -51,6 +51,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write class_matrix.safetensors, for users of open_clip",
     )
+    what = (
+        "also write adapter_config.json and adapter_model.safetensors for PEFT, on the CLIP of "
+        "transformers (default) or of open_clip; for CLIPLoRA"
+    )
+    libraries = ("transformers", "open_clip")
+    add("--peft", nargs="?", const=libraries[0], default="", choices=libraries, help=what)
     what = "also upload the folder to this repository of the Hugging Face Hub; a new one is private"
     add("--push-to-hub", default="", metavar="USER/NAME", help=what)
     add_model_options(parser, device="cpu")
@@ -75,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     with new_folder(args.to, KEY) as folder:
         classifier = models.load(args.model, options)
         names = list(options.class_names) or classifier.class_names
+        if args.peft:
+            forms.append(programs.peft_form(args.peft, names))
         check_forms(classifier, names, forms)
         classifier.check_logits()
         description = classifier.save(folder)

@@ -23,10 +23,12 @@ from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 from trainers.base.method import Method
 from trainers.base.method_file import load_method_file
 
+from . import peft
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import (
     EXPORT_CONFIG_FILE,
     NO_NAMES,
+    PROMPTS,
     Description,
     read_artefact,
 )
@@ -53,9 +55,11 @@ class Model(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a model at a path: `exported` (by tools/export.py), `run`, `checkpoint` (also a
-    folder), or empty.
+    """The kind of a model at a path: `exported` (by tools/export.py), `peft` (an adapter), `run`,
+    `checkpoint` (also a folder), or empty.
     """
+    if (path / peft.CONFIG).exists() and not (path / PROMPTS).exists():
+        return "peft"
     if (path / EXPORT_CONFIG_FILE).exists():
         return "exported"
     if (path / RUN_CONFIG_FILE).exists():
@@ -200,6 +204,8 @@ def file_of(path: Path, method: type[Method], epoch: int | None = None) -> Path:
     """
     if kind_of(path) == "exported":
         return path / EXPORT_CONFIG_FILE
+    if kind_of(path) == "peft":
+        return path / peft.TENSORS
     return checkpoint_file(path, method, epoch) if method.learns else path / RUN_CONFIG_FILE
 
 
@@ -208,7 +214,8 @@ def check_options(paths: Sequence[Path], options: LoadOptions) -> None:
     kinds = {path: kind_of(path) for path in paths}
     checkpoints = [path for path, kind in kinds.items() if kind in ("checkpoint", "")]
     unread: dict[str, Any] = {}
-    if not any(kind != "exported" and not path.is_file() for path, kind in kinds.items()):
+    folders = ("exported", "peft")
+    if not any(kind not in folders and not path.is_file() for path, kind in kinds.items()):
         unread["--load-epoch"] = options.epoch
     if not checkpoints:
         unread["--config-file"] = options.config_file
@@ -229,6 +236,8 @@ def read_model(path: Path, options: LoadOptions) -> Content:
     kind = kind_of(path)
     if kind == "exported":
         return *read_artefact(path), options.backbone
+    if kind == "peft":
+        return peft.read_adapter(path, options)
     if not kind:
         remedy = "give a run's output folder, or one of tools/fit.py or export.py; or --backbone"
         raise UsageError(f"{path} is not a model", remedy, path)

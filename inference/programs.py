@@ -17,7 +17,9 @@ from clip import load_backbone
 from common.errors import UsageError
 from common.start import required_packages
 
+from . import peft
 from .classifier import PromptedClassifier
+from .options import LoadOptions
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference of a logit; more if their standard deviation is over TYPICAL
@@ -176,7 +178,31 @@ FORMS = {
 }
 
 
-FILES = [*(form.file for form in FORMS.values()), FOLDED]
+FILES = [*(form.file for form in FORMS.values()), FOLDED, peft.CONFIG, peft.TENSORS]
+
+
+def peft_form(library: str, class_names: Sequence[str]) -> Form:
+    """An adapter of PEFT, for the CLIP of a library (`peft.LIBRARIES`)."""
+
+    def write_adapter(classifier: PromptedClassifier, names: Sequence[str], file: Path) -> None:
+        peft.write(classifier, file.parent, library)
+
+    def run(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
+        return run_peft(classifier, class_names, file, images)
+
+    return Form(peft.TENSORS, write_adapter, run, f"an adapter of PEFT for the CLIP of {library}")
+
+
+def run_peft(
+    classifier: PromptedClassifier, class_names: Sequence[str], file: Path, images: Tensor
+) -> Tensor:
+    """As the adapter is read again, with its configuration beside it."""
+    backbone = classifier.cfg.MODEL.BACKBONE.NAME
+    device = classifier.device.type
+    options = LoadOptions(backbone=backbone, class_names=class_names, device=device)
+    description, checkpoint, backbone = peft.read_adapter(file.parent, options)
+    again = PromptedClassifier(description, checkpoint, str(file), options, classifier.clip)
+    return again.logits(images)
 
 
 def write(
@@ -194,6 +220,8 @@ def write(
     if (folder / FOLDED).is_file():
         text = "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
         written[FOLDED] = text
+    if form.file == peft.TENSORS:
+        written[peft.CONFIG] = "the configuration of the adapter"
     return written
 
 

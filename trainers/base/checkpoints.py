@@ -13,9 +13,12 @@ from common.checkpoints import checkpoint_names
 from common.errors import UsageError
 from common.files import check_folder
 from common.records import Facts, Phase, SelectionRecord, read
+from common.text import read_json
 
 from . import compat
 
+PROMPTS = "prompts.safetensors"  # of an exported folder, which config.json describes
+LARGEST_CONFIG = 24 << 20  # bytes: the names of 100,000 classes, and as many sentences
 SAME_SETTINGS = "use the settings and the backbone it was trained with"
 
 
@@ -54,6 +57,12 @@ def find_checkpoint(
 
     Raises UsageError if there is no checkpoint.
     """
+    exported = os.path.join(directory, PROMPTS)
+    if epoch is None and os.path.isfile(exported):
+        return exported
+    if os.path.isfile(os.path.join(directory, "adapter_config.json")):
+        what = f"{directory} is an adapter of PEFT"
+        raise UsageError(what, "make it a model by tools/export.py, and give that folder")
     others = (
         sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
         if os.path.isdir(directory)
@@ -76,6 +85,26 @@ def find_checkpoint(
     else:
         remedy = f"check --load-epoch (epochs there: {', '.join(dict.fromkeys(there))})"
     raise UsageError(f"no {method} checkpoint {expected}", remedy, expected)
+
+
+def described(prompts: str) -> dict[str, Any]:
+    """The metadata of the prompts of an exported folder.
+
+    Raises UsageError if its config.json is missing, damaged or another file.
+    """
+    file = Path(prompts).with_name("config.json")
+    content = read_json(file, LARGEST_CONFIG)
+    if not isinstance(content, dict):
+        content = {}
+    keys = {key: key for key in ("method", "settings", "backbone", "dataset", "class_names")}
+    keys |= {"weights_sha256": "backbone_sha256"}
+    metadata = {key: content[name] for key, name in keys.items() if name in content}
+    if "method" not in metadata or not is_metadata(metadata):
+        raise UsageError(f"{file} is not a description of prompts", "export it again", file)
+    training = content.get("training")
+    if isinstance(training, dict) and training.get("classes_learned") is False:
+        metadata["class_names"] = []
+    return metadata
 
 
 def is_checkpoint(content: Any) -> bool:

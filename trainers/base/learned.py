@@ -21,8 +21,10 @@ from common.records import Phase
 from common.version import __version__, source
 
 from .checkpoints import (
+    PROMPTS,
     SAME_SETTINGS,
     check_tensor,
+    described,
     differences,
     is_checkpoint,
     is_metadata,
@@ -142,6 +144,8 @@ class Checkpoints:
         if os.path.basename(path) == method.published_file:
             checkpoint = method.of_published_file(checkpoint, path, method.settings)
             checkpoint["epoch"] = method.cfg.OPTIM.MAX_EPOCH
+        if os.path.basename(path) == PROMPTS:
+            checkpoint["metadata"] = described(path)
         if not is_checkpoint(checkpoint):
             raise UsageError(
                 f"{path} is not a checkpoint of a training run", "check --model-dir", path

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from common.checkpoints import is_checkpoint, newest_name
@@ -123,8 +125,10 @@ def load_checkpoint(fpath):
     if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
     try:
+        if os.fspath(fpath).endswith(".safetensors"):  # tensors alone
+            return {"state_dict": load_file(fpath), "epoch": 0}
         return read_torch_file(Path(fpath), STUBS)
-    except (DamagedError, OSError) as error:
+    except (DamagedError, SafetensorError, OSError) as error:
         what = (
             f'"{fpath}" is not a whole checkpoint ({one_line(error)}): '
             "it is damaged or another kind of file"

@@ -1,0 +1,385 @@
+"""CLIP-LoRA in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+
+PEFT adapts transformers' CLIP, whose q, k, v and output maps are modules, or open_clip's, whose q,
+k and v are one packed map. Formats as of PEFT 0.21.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip.timm_model import TimmModel
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from timm.models.vision_transformer import Attention
+from torch import Tensor
+
+from clip import CLIP, image_blocks, is_known, is_vit, load_backbone, text_blocks
+from common.errors import UsageError
+from common.files import write_text
+from common.records import read
+from common.text import read_bytes, read_json
+from trainers.base.build import require_vit
+from trainers.cliplora import POSITIONS, CLIPLoRASettings, LoRALearner, layers_of
+
+from .artefact import LARGEST_PROMPTS, Description
+from .classifier import PromptedClassifier
+from .description import zero_shot_description
+from .options import LoadOptions
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+LIBRARIES = "transformers", "open_clip"
+PREFIX = "base_model.model."
+# In transformers
+REPOSITORIES = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+# A map of attention, in either library. No group before the layer: the text tower of open_clip
+KEY = re.compile(
+    r"base_model\.model\.(?P<tower>vision_model\.|visual\.|text_model\.|text\.)?"
+    r"(?:encoder\.layers|transformer\.resblocks|trunk\.blocks)\.(?P<layer>\d{1,4})\."
+    r"(?:self_attn|attn)(?P<part>\.q_proj|\.k_proj|\.v_proj|\.out_proj|\.qkv|\.proj"
+    r"|\.base_layer\.out_proj|)\.lora_(?P<half>[AB])\.weight"
+)
+PACKED = ("", ".qkv")  # parts of KEY: q, k and v in one map
+TWICE = ".base_layer.out_proj"  # PEFT 0.21 adds this change two times, in each forward pass
+PARTS = ("q_proj", "k_proj", "v_proj", "proj")  # of `trainers.base.lora.LoRA`
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The keys of adapter_config.json that matter here."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    base_model_name_or_path: str = ""
+    alpha_pattern: dict = field(default_factory=dict)
+
+    def check(self, file: Path) -> None:
+        """Raise UsageError for another kind of adapter."""
+        found = {"peft_type": self.peft_type, "bias": self.bias}
+        for key, expected in {"peft_type": "LORA", "bias": "none"}.items():
+            if found[key] != expected:
+                what = f"{file} has {key} {found[key]!r:.40}"
+                raise UsageError(what, f"only {expected!r} is a model here", file)
+        if self.alpha_pattern:
+            what = f"{file} has alpha_pattern: other scales for some modules"
+            raise UsageError(what, "train an adapter with one lora_alpha", file)
+        if not 1 <= self.r <= 1024 or not 0 <= self.lora_dropout <= 0.95:
+            what = f"{file} has r {self.r} and lora_dropout {self.lora_dropout}"
+            raise UsageError(what, "r is 1 to 1024, lora_dropout 0 to 0.95", file)
+
+    def scale(self, rank: int) -> float:
+        """Of B A x."""
+        return self.lora_alpha / (rank**0.5 if self.use_rslora else rank)
+
+
+class Place(NamedTuple):
+    """A low-rank map of attention."""
+
+    tower: str  # text or vision
+    layer: int
+    part: str  # one of PARTS
+
+
+# (A, B) of each map, (rank, width) and (width, rank); B with its scale
+Maps = dict[Place, tuple[Tensor, Tensor]]
+
+
+def write(classifier: PromptedClassifier, folder: Path, library: str) -> None:
+    """Write both files to a folder.
+
+    Args:
+        library: whose CLIP they adapt, one of LIBRARIES.
+
+    Raises:
+        UsageError: the model is not CLIP-LoRA, or PEFT would compute something else.
+    """
+    model = classifier.model_for()
+    learner = model.prompt_learner
+    if not isinstance(learner, LoRALearner):
+        what = f"{classifier.method} does not learn low-rank adapters alone, which PEFT has"
+        raise UsageError(what, "use --weights or --onnx, or export a model of CLIPLoRA")
+    settings = CLIPLoRASettings(**classifier.description.settings)
+    convert = for_transformers if library == "transformers" else for_open_clip
+    config, tensors = convert(learner, settings, model.frozen, classifier.description.backbone)
+    tensors = {PREFIX + key: value.detach().float().contiguous() for key, value in tensors.items()}
+    (folder / TENSORS).write_bytes(save(tensors, {"format": "pt"}))
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "inference_mode": True,
+        "lora_dropout": settings.DROPOUT_RATE,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "layers_to_transform": None,
+        **config,
+    }
+    write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+def for_transformers(
+    learner: LoRALearner, settings: CLIPLoRASettings, clip: CLIP, backbone: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors for transformers' CLIPModel or SiglipModel."""
+    tensors: dict[str, Tensor] = {}
+    modules = []
+    for tower, layer, lora in learner.adapters:
+        layers = f"{tower}_model.encoder.layers"
+        for part, change in lora.named_children():
+            name = "out_proj" if part == "proj" else part
+            module = f"{layers}.{layer}.self_attn.{name}"
+            modules.append(module)
+            for half in "AB":
+                tensor = change.get_parameter(f"w_lora_{half}")
+                tensors[f"{module}.lora_{half}.weight"] = tensor
+    if is_everywhere(settings):
+        modules = list({module.rpartition(".")[2] for module in modules})
+    config = {
+        "r": settings.R,
+        "lora_alpha": settings.ALPHA,
+        "use_rslora": True,  # ALPHA / sqrt(R) is CLIP-LoRA's scale
+        "target_modules": sorted(modules),
+        "base_model_name_or_path": REPOSITORIES.get(backbone),
+    }
+    return config, tensors
+
+
+def for_open_clip(
+    learner: LoRALearner, settings: CLIPLoRASettings, clip: CLIP, backbone: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors for open_clip's model: the maps of q, k and v one below
+    the other are one map of three times the rank.
+    """
+    if "o" in settings.PARAMS:
+        what = "PEFT 0.21 adds the change of an output projection of open_clip two times"
+        raise UsageError(what, "use --peft transformers")
+    config = open_clip.get_model_config(backbone.partition(":")[0]) or {}
+    is_custom = config.get("custom_text", isinstance(clip.visual, TimmModel))
+    places = {
+        "text": "text.transformer.resblocks" if is_custom else "transformer.resblocks",
+        "vision": "visual.transformer.resblocks",
+    }
+    tensors = {}
+    modules = []
+    for tower, layer, lora in learner.adapters:
+        is_packed_linear = tower == "vision" and isinstance(clip.visual, TimmModel)
+        module = f"{places[tower]}.{layer}.attn"
+        if is_packed_linear:
+            check_reads_packed(image_blocks(clip)[layer].attn, backbone)
+            module = f"visual.trunk.blocks.{layer}.attn.qkv"
+        modules.append(module)
+        down, up = packed(lora)
+        tensors[f"{module}.lora_A.weight"] = down
+        tensors[f"{module}.lora_B.weight"] = up
+        if not is_packed_linear:  # PEFT wants a change of the output projection, too
+            out = f"{module}.base_layer.out_proj"
+            tensors[f"{out}.lora_A.weight"] = torch.zeros_like(down)
+            tensors[f"{out}.lora_B.weight"] = torch.zeros(lora.width, len(down))
+    everywhere = is_everywhere(settings) and is_vit(clip) and not is_custom
+    config = {
+        "r": 3 * settings.R,
+        "lora_alpha": 3 * settings.R,  # the scale is in B
+        "use_rslora": False,
+        # One text is a regular expression: names in a list would match the other tower, too
+        "target_modules": ["attn"] if everywhere else "|".join(map(re.escape, modules)),
+        "base_model_name_or_path": backbone if is_known(backbone) else None,
+    }
+    return config, tensors
+
+
+def check_reads_packed(attention: Any, backbone: str) -> None:
+    """Raise UsageError for an attention that reads the weights of its packed map past PEFT, as
+    EVA's does.
+    """
+    if type(attention) is not Attention:
+        what = f"PEFT does not reach q, k and v in the image tower of {backbone}"
+        raise UsageError(what, "use the exported folder itself, or export a ViT or SigLIP")
+
+
+def is_everywhere(settings: CLIPLoRASettings) -> bool:
+    return settings.ENCODER == "both" and settings.POSITION == "all"
+
+
+def packed(lora: Any) -> tuple[Tensor, Tensor]:
+    """A (3 rank, width) and B (3 width, 3 rank) of q, k and v, B with its scale."""
+    rank = len(next(lora.children()).w_lora_A)
+    down = torch.zeros(3 * rank, lora.width)
+    up = torch.zeros(3 * lora.width, 3 * rank)
+    for number, part in enumerate(PARTS[:3]):
+        change = lora._modules.get(part)
+        if change is not None:
+            ranks = slice(number * rank, (number + 1) * rank)
+            rows = slice(number * lora.width, (number + 1) * lora.width)
+            down[ranks] = change.w_lora_A.detach()
+            up[rows, ranks] = lora.scale * change.w_lora_B.detach()
+    return down, up
+
+
+def read_adapter(folder: Path, options: LoadOptions) -> tuple[Description, dict[str, Any], str]:
+    """A folder of PEFT's form as a model of CLIPLoRA: its description, its checkpoint, and the
+    backbone to load.
+
+    Raises:
+        UsageError: a file is missing or damaged, holds more than low-rank maps of attention, or
+            does not fit the backbone, which must be given if its name is not known.
+    """
+    try:
+        config = read(AdapterConfig, read_json(folder / CONFIG))
+    except ValueError as error:
+        what = f"{folder / CONFIG} is not a configuration of PEFT ({error})"
+        raise UsageError(what, "copy it again", folder / CONFIG) from error
+    config.check(folder / CONFIG)
+    known = {repository: name for name, repository in REPOSITORIES.items()}
+    base = config.base_model_name_or_path
+    backbone = options.backbone or known.get(base, base)
+    if not options.backbone and not is_known(backbone):
+        what = f"{folder} adapts the model {base!r:.80}"
+        raise UsageError(what, "give it by --backbone (in Python: backbone)", folder)
+    clip = load_backbone(backbone)
+    require_vit(clip, "CLIPLoRA", backbone)
+    maps = maps_of(folder / TENSORS, config)
+    settings, learner = learner_for(maps, config, clip, backbone)
+    state = {
+        f"layer_{number}.{key}": tensor
+        for number, (*_, lora) in enumerate(learner.adapters)
+        for key, tensor in lora.state_dict().items()
+    }
+    values = asdict(settings)
+    zero_shot = zero_shot_description(clip, backbone, list(options.class_names), "", {})
+    description = replace(zero_shot, method="CLIPLoRA", settings=values)
+    metadata = {"method": "CLIPLoRA", "settings": values, "class_names": []}
+    return description, {"state_dict": state, "epoch": 0, "metadata": metadata}, backbone
+
+
+def maps_of(file: Path, config: AdapterConfig) -> Maps:
+    """The low-rank maps in adapter_model.safetensors."""
+    try:
+        tensors = load(read_bytes(file, LARGEST_PROMPTS))
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{file} is damaged ({error})", "copy it again", file) from error
+    maps: Maps = {}
+    for key, down in tensors.items():
+        match = KEY.fullmatch(key)
+        if not match:
+            what = f"{file} holds more than low-rank maps of attention: {key[:120]}"
+            raise UsageError(what, "train LoRA on q, k, v or the output projection alone", file)
+        if match["half"] == "A":
+            up = tensors.get(key.replace("lora_A", "lora_B"), down[:0])
+            check_map(key, down, up, match["part"], file)
+            scale = config.scale(len(down))
+            maps |= dict(split(match, down.float(), scale * up.float()))
+    if not maps:
+        raise UsageError(f"{file} holds no low-rank map", "copy it again", file)
+    return maps
+
+
+def check_map(key: str, down: Tensor, up: Tensor, part: str, file: Path) -> None:
+    """Raise UsageError if A and B are not a low-rank map of a tower's width, or not finite."""
+    fits = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
+    rows = (3 if part in PACKED else 1) * down.shape[-1]
+    if not fits or len(up) != rows or not (down.isfinite().all() and up.isfinite().all()):
+        what = f"{key[:120]} in {file} and its lora_B are not a low-rank map"
+        raise UsageError(what, "copy it again, or train it again", file)
+
+
+def split(
+    match: re.Match[str], down: Tensor, up: Tensor
+) -> Iterator[tuple[Place, tuple[Tensor, Tensor]]]:
+    """The maps of q, k, v or the output projection, without ranks that add nothing, if there are
+    others.
+    """
+    tower = "vision" if (match["tower"] or "").startswith("vis") else "text"
+    parts = dict.fromkeys([match["part"].removeprefix(".")], up)
+    if match["part"] in PACKED:
+        parts = dict(zip(PARTS, up.chunk(3), strict=False))
+    elif match["part"].endswith("proj") and match["part"][1:] not in PARTS[:3]:
+        parts = {"proj": 2 * up if match["part"] == TWICE else up}
+    for part, rows in parts.items():
+        used = rows.any(dim=0)
+        if used.any():
+            yield Place(tower, int(match["layer"]), part), (down[used], rows[:, used])
+
+
+def learner_for(
+    maps: Maps, config: AdapterConfig, clip: CLIP, backbone: str
+) -> tuple[CLIPLoRASettings, LoRALearner]:
+    """The fewest adapted blocks that have all maps, with these maps; the others change nothing."""
+    rank = max(len(down) for down, _ in maps.values())
+    parts = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
+    alpha = float(f"{config.scale(rank) * rank**0.5:.9g}") or 1.0
+    encoder, position = covering({(place.tower, place.layer) for place in maps}, clip, backbone)
+    values: dict[str, Any] = {"ENCODER": encoder, "POSITION": position}
+    used = {place.part for place in maps}
+    settings = CLIPLoRASettings(
+        R=rank,
+        ALPHA=int(alpha) if alpha == int(alpha) else alpha,
+        DROPOUT_RATE=config.lora_dropout,
+        PARAMS=[letter for part, letter in parts.items() if part in used],
+        **values,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # A of maps that change nothing
+        learner = LoRALearner(clip, ["class"], settings)
+    for tower, layer, lora in learner.adapters:
+        for part, change in lora.named_children():
+            if found := maps.get(Place(tower, layer, part)):
+                fill(change, *found, lora.scale, f"layer {layer} of the {tower} tower")
+    return settings, learner
+
+
+@torch.no_grad()
+def fill(change: Any, down: Tensor, up: Tensor, scale: float, where: str) -> None:
+    """Put A and B, B with its scale, into a map of the same or of a larger rank."""
+    if down.shape[1] != change.w_lora_A.shape[1]:
+        what = f"{where} has width {change.w_lora_A.shape[1]}, and the adapter has {down.shape[1]}"
+        raise UsageError(what, "give the backbone that it adapts by --backbone")
+    change.w_lora_A.zero_()
+    change.w_lora_A[: len(down)] = down
+    change.w_lora_B[:, : len(down)] = up / scale
+
+
+def covering(adapted: set[tuple[str, int]], clip: CLIP, backbone: str) -> tuple[str, str]:
+    """ENCODER and POSITION of CLIPLoRA with the fewest blocks that have all these.
+
+    Args:
+        adapted: tower and layer.
+    """
+    depths = {"text": len(text_blocks(clip)), "vision": len(image_blocks(clip))}
+    found = {}
+    for encoder, position in product(["text", "vision", "both"], POSITIONS):
+        blocks = set()
+        for tower in depths if encoder == "both" else [encoder]:
+            try:
+                layers = layers_of(position, tower, depths[tower])
+            except UsageError:  # it has no meaning in a tower so deep
+                break
+            blocks |= {(tower, layer) for layer in layers}
+        else:
+            if adapted <= blocks:
+                found[encoder, position] = len(blocks)
+    if not found:
+        tower, layer = max(adapted, key=lambda block: block[1])
+        what = f"the adapter changes layer {layer} of the {tower} tower; {backbone} has no such one"
+        raise UsageError(what, "give the backbone that it adapts by --backbone")
+    return min(found, key=lambda pair: found[pair])

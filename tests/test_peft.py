@@ -1,0 +1,342 @@
+"""Adapters in PEFT's format: those of the published CLIP-LoRA, and those that PEFT itself writes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from learned import images_of as images_of_dataset
+from marks import case_of, golden, one_line
+from safetensors.torch import load_file, save_file
+from test_golden import build, images_of
+from tiny_models import both
+
+from clip import load_backbone
+from inference import export, models, peft, predict
+from inference.classifier import PromptedClassifier
+from inference.description import describe
+from inference.options import LoadOptions
+from trainers.base.prompted import PromptedCLIP
+from trainers.cliplora import CLIPLoRASettings, LoRALearner
+
+NAMES = ["red", "green field", "blue"]
+
+
+def pytest_generate_tests(metafunc):
+    golden(metafunc, "figures", lambda figures: "peft" in case_of(figures))
+
+
+def classifier_of(trainer):
+    """The trainer's model as a classifier."""
+    state = trainer.method.saved_module().state_dict()
+    metadata = trainer.checkpoint_metadata()
+    checkpoint = {"state_dict": state, "epoch": 1, "metadata": metadata}
+    description = describe(trainer.cfg, checkpoint, {})
+    options = LoadOptions(backbone=trainer.cfg.MODEL.BACKBONE.NAME)
+    return PromptedClassifier(description, checkpoint, "the run", options, trainer.model.frozen)
+
+
+@pytest.fixture
+def learn(backbones, tmp_path):
+    """`learn(**settings)`: a classifier of CLIPLoRA with weights of the recipe."""
+
+    def learned(arch, names=NAMES, **settings):
+        optimizer = {"name": "adamw", "lr": 1e-3}
+        return classifier_of(
+            build("CLIPLoRA", "fast", settings, arch, names, optimizer, backbones, tmp_path)
+        )
+
+    return learned
+
+
+def test_golden_files_of_peft(figures, learn, tmp_path, request):
+    source = request.config.getoption("golden") / f"{case_of(figures)['from']}.json"
+    case = json.loads(source.read_text())["case"]
+    settings = case["cfg"] | {"DROPOUT_RATE": 0.25}
+    classifier = learn(case["arch"], case["classnames"], **settings)
+    for library in set(figures) & set(peft.LIBRARIES):
+        expected = figures[library]
+        folder = tmp_path / library
+        folder.mkdir()
+        peft.write(classifier, folder, library)
+        config = json.loads((folder / peft.CONFIG).read_text())
+        assert {key: config[key] for key in expected["config"]} == expected["config"]
+        tensors = load_file(folder / peft.TENSORS)
+        assert tensors.keys() == expected["tensors"].keys()
+        for key, tensor in tensors.items():
+            of_key = expected["tensors"][key]
+            assert list(tensor.shape) == of_key["shape"]
+            assert tensor.norm().item() == pytest.approx(of_key["norm"], rel=1e-5, abs=1e-7)
+            first = tensor.flatten()[:4].tolist()
+            assert first == pytest.approx(of_key["first4"], abs=1e-6)
+        backbone = classifier.cfg.MODEL.BACKBONE.NAME
+        again = models.load(folder, LoadOptions(backbone=backbone, class_names=case["classnames"]))
+        images = images_of(case["batch"], case["arch"]["image_resolution"])
+        close = torch.allclose(
+            again.logits(images), torch.tensor(expected["logits_before"]), atol=3e-5
+        )
+        assert close, library
+
+
+ARCH = {"image_resolution": 32, "patch_size": 16, "vision_layers": 3, "text_layers": 2}
+
+
+def as_transformers(clip):
+    """The same CLIP as one of transformers."""
+    transformers = pytest.importorskip("transformers")
+    tower = {"intermediate_size": 4 * clip.transformer.width, "hidden_act": "quick_gelu"}
+    width = clip.transformer.width
+    text = tower | {"hidden_size": width, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": clip.transformer.resblocks[0].attn.num_heads}
+    text |= {"projection_dim": 512, "eos_token_id": 49407}
+    width = clip.visual.conv1.out_channels
+    vision = tower | {"hidden_size": width, "intermediate_size": 4 * width}
+    heads = clip.visual.transformer.resblocks[0].attn.num_heads
+    vision |= {"num_hidden_layers": 3, "num_attention_heads": heads}
+    vision |= {"image_size": 32, "patch_size": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)
+    model = transformers.CLIPModel(config).eval()
+    own = clip.state_dict()
+    state = {"logit_scale": own["logit_scale"]}
+    for here, there in OTHER_NAMES.items():
+        state[there] = own[here].T if "projection" in there else own[here]
+    for key, value in own.items():
+        tower = "vision_model" if key.startswith("visual.") else "text_model"
+        layer, _, rest = key.partition("resblocks.")[2].partition(".")
+        for part, name in PARTS.items():
+            if rest.startswith((f"{part}_", f"{part}.")):
+                values = value.chunk(3) if part == "attn.in_proj" else [value]
+                kind = rest.removeprefix(part)[1:]
+                for each, one in zip(name, values, strict=True):
+                    state[f"{tower}.encoder.layers.{layer}.{each}.{kind}"] = one
+    missing = model.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys
+    assert {key for key in missing.missing_keys if "position_ids" not in key} == set()
+    return model
+
+
+PARTS = {
+    "attn.in_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.out_proj": ["self_attn.out_proj"],
+    "ln_1": ["layer_norm1"],
+    "ln_2": ["layer_norm2"],
+    "mlp.c_fc": ["mlp.fc1"],
+    "mlp.c_proj": ["mlp.fc2"],
+}
+OTHER_NAMES = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+
+
+@torch.no_grad()
+def logits_of(model, ids, images):
+    """Of open_clip's or transformers' model, with CLIP-LoRA's scale."""
+    if hasattr(model, "get_image_features"):
+        texts = model.get_text_features(input_ids=ids)
+        image = model.get_image_features(pixel_values=images)
+        texts, image = (getattr(found, "pooler_output", found) for found in (texts, image))
+    else:
+        texts, image = model.encode_text(ids), model.encode_image(images)
+    texts, image = (torch.nn.functional.normalize(found, dim=-1) for found in (texts, image))
+    return 100 * image @ texts.T
+
+
+SETTINGS = {
+    "all": {"R": 2, "PARAMS": ["q", "k", "v"]},
+    "text": {"R": 3, "ALPHA": 2, "PARAMS": ["q", "v"], "ENCODER": "text"},
+    "vision": {"R": 2, "PARAMS": ["q", "k", "v", "o"], "ENCODER": "vision", "POSITION": "bottom"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("library", peft.LIBRARIES)
+def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, learn, tmp_path):
+    library_of_peft = pytest.importorskip("peft")
+    classifier = learn(ARCH, **SETTINGS[name])
+    backbone = classifier.cfg.MODEL.BACKBONE.NAME
+    if library == "open_clip" and name == "vision":
+        with one_line("two times", "--peft transformers"):
+            peft.write(classifier, tmp_path, library)
+        return
+    peft.write(classifier, tmp_path, library)
+    clip = load_backbone(backbone)
+    base = clip if library == "open_clip" else as_transformers(clip)
+    images = images_of(2, 32)
+    ids = clip.tokenizer([f"a photo of a {name}." for name in NAMES]).long()
+    before = logits_of(base, ids, images)
+    model = library_of_peft.PeftModel.from_pretrained(base, tmp_path)
+    found = logits_of(model.base_model.model, ids, images)
+    expected = classifier.logits(images)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(before, expected, atol=0.05)
+    model.save_pretrained(tmp_path / "by peft")
+    options = LoadOptions(backbone=backbone, class_names=NAMES)
+    again = models.load(tmp_path / "by peft", options)
+    assert torch.allclose(again.logits(images), expected, atol=1e-4)
+    for key in ("R", "PARAMS", "ENCODER"):
+        assert getattr(again._own.settings, key) == getattr(classifier._own.settings, key)
+
+
+def written(folder, learner, settings, clip, backbone):
+    config, tensors = peft.for_open_clip(learner, settings, clip, backbone)
+    config |= {"peft_type": "LORA", "bias": "none"}
+    (folder / peft.CONFIG).write_text(json.dumps(config))
+    state = {f"{peft.PREFIX}{key}": value.detach() for key, value in tensors.items()}
+    save_file(state, folder / peft.TENSORS)
+
+
+def test_towers_of_timm_with_packed_maps(tmp_path):
+    """open_clip's own model of SigLIP, whose text tower has another name."""
+    library_of_peft = pytest.importorskip("peft")
+    arch = "ViT-B-16-SigLIP"
+    theirs, ours = both(arch)
+    settings = CLIPLoRASettings(R=2)
+    learner = LoRALearner(ours, NAMES, settings)
+    for number, parameter in enumerate(learner.extra_modules.values()):
+        for name, tensor in parameter.named_parameters():
+            torch.manual_seed(number)
+            tensor.data = torch.randn(tensor.shape) * (0.3 if name.endswith("B") else 0.1)
+    written(tmp_path, learner, settings, ours, arch)
+    images = images_of(2, 32)
+    with torch.no_grad():
+        expected = PromptedCLIP(ours, learner, "fast").eval().image_features(images)
+        model = library_of_peft.PeftModel.from_pretrained(theirs, tmp_path)
+        found = model.base_model.model.encode_image(images, normalize=True)
+        assert torch.allclose(found, expected, atol=1e-5)
+        texts = PromptedCLIP(ours, learner, "fast").eval().encode_text(expected[:1])
+        ids = ours.tokenizer([f"a photo of a {name}." for name in NAMES]).long()
+        assert torch.allclose(model.base_model.model.encode_text(ids), texts, atol=1e-5)
+
+
+def test_attention_that_peft_does_not_reach_is_refused():
+    _, ours = both("EVA02-B-16")
+    settings = CLIPLoRASettings(R=2)
+    with one_line("PEFT does not reach q, k and v in the image tower of EVA02-B-16"):
+        peft.for_open_clip(LoRALearner(ours, NAMES, settings), settings, ours, "EVA02-B-16")
+
+
+@pytest.fixture
+def adapter(learn, tmp_path):
+    """A folder of PEFT's form, and the options to load it."""
+    classifier = learn(ARCH, R=2)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    peft.write(classifier, folder, "transformers")
+    options = LoadOptions(backbone=classifier.cfg.MODEL.BACKBONE.NAME, class_names=NAMES)
+    return folder, options
+
+
+def changed_config(folder, **values):
+    file = folder / peft.CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_some_layers_with_other_ranks_are_a_model(adapter, tiny):
+    folder, options = adapter
+    expected = models.load(folder, options)
+    state = load_file(folder / peft.TENSORS)
+    kept = {key: value for key, value in state.items() if ".1." in key and "text" in key}
+    more = {key: torch.cat([value, value], int("lora_B" in key)) for key, value in kept.items()}
+    save_file(more, folder / peft.TENSORS)
+    changed_config(folder, r=8, lora_alpha=3, use_rslora=False, rank_pattern={"text": 4})
+    classifier = models.load(folder, options)
+    learned = classifier._own.model.prompt_learner.extra_modules
+    found = torch.cat([lora.q_proj.w_lora_B @ lora.q_proj.w_lora_A for lora in learned.values()])
+    before = expected._own.model.prompt_learner.extra_modules["layer_1"].q_proj
+    assert classifier._own.settings.R == 4 and classifier._own.settings.ENCODER == "text"
+    scale = learned["layer_1"].scale
+    product = 2 * 3 / 4 * before.w_lora_B @ before.w_lora_A
+    assert torch.allclose(scale * found, torch.cat([0 * product, product]), atol=1e-6)
+
+
+REFUSED = {
+    "DoRA": ({}, {"lora_magnitude_vector": (64,)}, "more than low-rank maps of attention"),
+    "an MLP": ({}, {"lora_A.weight": (2, 64)}, "more than low-rank maps of attention"),
+    "biases": ({"bias": "all"}, {}, "bias 'all'"),
+    "another kind": ({"peft_type": "IA3"}, {}, "peft_type 'IA3'"),
+    "scales": ({"alpha_pattern": {"q_proj": 4}}, {}, "alpha_pattern"),
+    "a rank": ({"r": 0}, {}, "r is 1 to 1024"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_is_more_than_lora_is_refused(case, adapter):
+    values, tensors, words = case
+    folder, options = adapter
+    changed_config(folder, **values)
+    state = load_file(folder / peft.TENSORS)
+    more = {
+        f"{peft.PREFIX}text_model.encoder.layers.0.mlp.fc1.{key}": torch.zeros(shape)
+        for key, shape in tensors.items()
+    }
+    save_file(state | more, folder / peft.TENSORS)
+    with one_line(words):
+        models.load(folder, options)
+
+
+def test_an_adapter_of_another_backbone_is_refused(adapter, tiny):
+    folder, options = adapter
+    with one_line("has width 64, and the adapter has"):
+        models.load(folder, LoadOptions(backbone=str(tiny), class_names=NAMES))
+    with one_line("adapts the model", "give it by --backbone"):
+        models.load(folder, LoadOptions(class_names=NAMES))
+    changed_config(folder, base_model_name_or_path="/etc/passwd")
+    with one_line("adapts the model '/etc/passwd'"):
+        models.load(folder, LoadOptions(class_names=NAMES))
+    state = load_file(folder / peft.TENSORS)
+    far = {key.replace("layers.1", "layers.7"): value for key, value in state.items()}
+    save_file(far, folder / peft.TENSORS)
+    with one_line("changes layer 7 of the"):
+        models.load(folder, options)
+
+
+def test_the_commands_write_and_read_adapters(
+    finished, command, launch, argv, deep, eurosat, tmp_path
+):
+    steps = "TRAINER.CLIPLORA.N_ITERS", 4, "TRAINER.CLIPLORA.PREC", "fp32"
+    run = finished("CLIPLoRA", "base", *steps)
+    out = tmp_path / "out"
+    done = command(export, run, "--to", out, "--peft")
+    assert done.status == 0 and peft.TENSORS in done.printed, done
+    assert "an adapter of PEFT for the CLIP of transformers" in (out / "README.md").read_text()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in (peft.CONFIG, peft.TENSORS):
+        shutil.copy(out / name, adapter)
+    images = images_of_dataset(eurosat, range(6))
+    options = LoadOptions(backbone=str(deep), class_names=["grey", "red"])
+    expected = models.load(run).logits(images, ["grey", "red"])
+    torch.testing.assert_close(models.load(adapter, options).logits(images), expected)
+    error = command(predict, adapter, *images, "--backbone", deep).error
+    assert f"{adapter} holds no class names" in error
+    words = "--backbone", deep, "--classes", "grey", "red"
+    assert command(predict, adapter, *images, *words).status == 0
+    # A test and a training start from its exported folder, which a soup has, too
+    again = tmp_path / "again"
+    assert command(export, adapter, "--to", again, *words).status == 0
+    words = argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", adapter])
+    assert "is an adapter of PEFT: make it a model by tools/export.py" in launch(*words).error
+    words = argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", again])
+    tested = launch(*words)
+    assert tested.status == 0, tested
+    start = "MODEL.INIT_WEIGHTS", again / "prompts.safetensors"
+    trained = launch(*argv("CLIPLoRA", *steps, *start, backbone=deep, output="trained"))
+    assert trained.status == 0 and "Successfully loaded pretrained weights" in trained.printed
+
+
+def test_other_methods_have_no_adapter(finished, command, tmp_path):
+    error = command(export, finished("CoOp"), "--to", tmp_path / "out", "--peft").error
+    assert "CoOp does not learn low-rank adapters alone" in error
+    assert list(tmp_path.iterdir()) == []
