@@ -20,10 +20,10 @@ from common.names import plain, printable
 from common.results import CALIBRATION, RESULTS_FILE
 from common.start import Parser, path, percent
 from inference.arguments import add_plugin_option, check_exists
+from inference.bank import Bank, is_bank
 from inference.calibrated import Calibration, write_calibration
 from inference.calibration import KINDS, checked
 from inference.classifier import PromptedClassifier
-from inference.images import find_images
 from inference.models import file_of, kind_of, load, run_configuration
 from inference.options import LoadOptions
 from inference.seen import ROLES, SeenImages
@@ -40,6 +40,7 @@ from .calibrating import (
     of_transport,
     report,
 )
+from .labelled import labelled_images, outputs_of, seen_of
 
 NOTHING = SeenImages.of([], [], [], ROLES[0])
 MOST_NEAR = 0.05  # of the images: more near-copies of training images are no chance
@@ -58,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", type=path, nargs="+", metavar="MODEL")
-    words = "labelled images instead of the validation images: CLASS/*"
+    words = "labelled images instead of the validation images: CLASS/*, or a bank of them"
     add("--images", type=path, metavar="FOLDER", help=words)
     words = "at most so many answers are wrong: 5, 5%% or 0.05 (default: 5, if promised)"
     add("--error", type=percent, metavar="PERCENT", help=words)
@@ -134,6 +135,10 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     dataset = read_dataset(folder) if kind_of(folder) == "run" else None
     classifier = model_in(folder, dataset, args)
     known = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)
+    if args.images and is_bank(args.images):
+        bank = Bank(args.images)
+        bank.check(classifier)
+        known = known if has_looks(bank, args.accept_unknown_images) else None
     seen = known or NOTHING
     items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
     items, asked = without_learned(items, seen, folder)
@@ -227,16 +232,17 @@ def seen_images(
     raise UsageError(what, remedy, folder)
 
 
-def labelled_images(
-    folder: Path, dataset: Any, images: Path | None, names: Sequence[str]
-) -> tuple[Sequence[Datum], str]:
-    """The images to fit on, and where they are from; UsageError for none."""
-    if images:
-        return items_of(images, names), f"images in {printable(images.name)}"
-    if dataset is None or not dataset.val:
-        what = f"{folder} has no validation images"
-        raise UsageError(what, "give labelled images by --images", folder)
-    return dataset.val, f"validation images of {dataset.title}"
+def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
+    """Whether a bank says how its images look, so that learned ones are known; UsageError if it
+    does not and that is not accepted.
+    """
+    if bank.facts.get("look") is True or accepts_unknown:
+        return bank.facts.get("look") is True
+    what = f"{bank.folder} does not say how its images look: the model may have learned from them"
+    remedy = (
+        "embed with --look, or accept it by --accept-unknown-images, which marks the calibration"
+    )
+    raise UsageError(what, remedy, bank.folder)
 
 
 def without_learned(
@@ -246,7 +252,7 @@ def without_learned(
 
     Raises UsageError if it has learned from one of them, or if near-copies are many.
     """
-    asked = SeenImages.of_files(items, "calibrated")
+    asked = seen_of(items)
     learned = seen.of_role("learned")
     if equal := int(learned.equal(asked).sum()):
         what = (
@@ -293,48 +299,6 @@ def read_dataset(run: Path, classes: str = "") -> Any:
 
 def names_of(dataset: Any) -> list[str]:
     return list(map(plain, dataset.classnames))
-
-
-def items_of(folder: Path, names: Sequence[str]) -> list[Datum]:
-    """The images in folders named after the classes. Raises UsageError for none, or a folder with
-    another name.
-    """
-    if not folder.is_dir():
-        raise UsageError(
-            f"there is no folder {folder}",
-            "give one with a folder of images for each class",
-            folder,
-        )
-    items = []
-    labels = {name: label for label, name in enumerate(names)}
-    for parent in sorted(
-        place for place in folder.iterdir() if place.is_dir() and place.name[0] != "."
-    ):
-        name = plain(parent.name)
-        if name not in labels:
-            what = (
-                f"{printable(parent)} is named after no class of the model, whose first is "
-                f"{names[0]!r}"
-            )
-            raise UsageError(what, "give images of the model's classes", folder)
-        items += [
-            Datum(impath=str(file), label=labels[name], classname=name)
-            for file in find_images([parent])
-        ]
-    if not items:
-        raise UsageError(
-            f"no folder of images in {folder}", "give one for each class, named after it", folder
-        )
-    if missing := set(names).difference(item.classname for item in items):
-        print(f"No images of {len(missing)} of the {len(names)} classes, such as {min(missing)!r}")
-    return items
-
-
-def outputs_of(
-    classifier: PromptedClassifier, items: Sequence[Datum], names: Sequence[str] | None = None
-) -> Outputs:
-    said = classifier.predict([item.impath for item in items], names)
-    return Outputs(said.logits.double().numpy(), np.array([item.label for item in items]))
 
 
 def saved_outputs(run: Path) -> Outputs | None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UsageError
 from fit import command as fit
 from fit.banked import photos_in
 from fit.estimator import Classifier
 from inference import bank, embed, predict
+from runs import calibrate
 
 REASON = "Parquet needs pyarrow (requirements-parquet.txt)"
 pyarrow = pytest.importorskip("pyarrow", reason=REASON)
@@ -203,3 +205,39 @@ def test_labels_of_a_bank_are_those_of_a_file_or_of_folders(
     (tmp_path / "others.csv").write_text("path,label\nx.jpg,a\n")
     assert "no image of" in command(fit, folder, *line, "--labels", tmp_path / "others.csv").error
     assert "is no bank" in command(fit, classes, *line, "--labels", tmp_path / "labels.csv").error
+
+
+def test_calibrate_reads_a_bank_that_says_how_its_images_look(
+    banked, command, deep, classes, photos, tmp_path
+):
+    others = tmp_path / "others"
+    for number, file in enumerate(sorted(classes.glob("*/*"))):
+        target = others / file.parent.name / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(target)
+    how = "--backbone", deep
+    model = tmp_path / "model"
+    done = command(
+        fit, banked(classes, "--look"), "--to", model, *how, "--methods", "GDA", "--minutes", "0"
+    )
+    assert done.status == 0, done.errors
+    line = model, *how, "--accept-test-images", "--images"
+    seen = command(calibrate, *line, banked(classes, "--look", to="same"))
+    assert "are training images of" in seen.error
+    folder = banked(others, "--look", to="new")
+    unknown = banked(others, to="unknown")
+    shutil.rmtree(others)
+    done = command(calibrate, *line, folder)
+    assert done.status == 0, done.errors
+    first = json.loads((model / "calibration.json").read_text())
+    assert "does not say how its images look" in command(calibrate, *line, unknown).error
+    done = command(calibrate, *line, unknown, "--accept-unknown-images")
+    assert done.status == 0, done.errors
+    second = json.loads((model / "calibration.json").read_text())
+    assert second["unknown_images"] and not first["unknown_images"]
+    assert second["sha256"] == first["sha256"] and second["temperature"] == first["temperature"]
+    assert (
+        "is in no folder named after a class"
+        in command(calibrate, *line, banked(photos, "--look", to="x")).error
+    )
