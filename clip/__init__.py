@@ -50,5 +50,6 @@ from .plain import PLAIN
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
 from .tokenizer import Tokenizer, tokenize, tokenizer_of
 from .towers import ImageOutput, Read, Towers
+from .vision_only import reads_texts, without_texts
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": PLAIN}

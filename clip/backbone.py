@@ -17,7 +17,7 @@ from common.errors import closest, one_line
 from common.files import identity
 from common.names import printable
 
-from . import hub
+from . import hub, vision_only
 from .building import CLIP, build
 from .configurations import checked
 from .errors import ClipError
@@ -93,8 +93,8 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     Args:
         name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded to it), `small` (this
             project's own), a path to a weight file (`weights.read_state_dict`), an open_clip pair
-            `architecture:tag` or `architecture:file`, `hf-hub:OWNER/NAME`, or a folder of the form
-            of such a repository.
+            `architecture:tag` or `architecture:file`, `hf-hub:OWNER/NAME`, a folder of the form
+            of such a repository, or `timm:NAME` or `timm:NAME:FILE`, an image tower alone.
         precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
 
@@ -104,7 +104,9 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """
     path = weight_file(name, cache)
     config: Any = open_clip_config(name, cache)
-    if config is None:
+    if name.startswith(vision_only.PREFIX):
+        model = vision_only.build(name, path, precision)
+    elif config is None:
         model = build(path, precision, name)
         model.tokenizer = Tokenizer(model.context_length)
     else:
@@ -142,6 +144,8 @@ def weight_file(name: str, cache: str | None = None) -> Path:
         return small_file()
     if name.startswith(hub.PREFIX):
         return hub.repository(name, cache)
+    if name.startswith(vision_only.PREFIX):
+        return vision_only.weight_file(name, cache)
     if is_pair(name):
         return open_clip_file(name, cache)
     path = Path(os.path.expanduser(name))
@@ -214,7 +218,8 @@ def is_pair(name: str) -> bool:
 
 def is_published(name: str) -> bool:
     """Whether the weights of a name are published ones, and not a file of this machine."""
-    return is_known(name) or name.startswith(hub.PREFIX)
+    of_timm = name.startswith(vision_only.PREFIX) and name.count(":") == 1
+    return is_known(name) or of_timm or name.startswith(hub.PREFIX)
 
 
 def is_known(name: str) -> bool:
@@ -269,6 +274,8 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
     """
     if name in URLS or name == "small":
         return None
+    if name.startswith(vision_only.PREFIX):
+        return vision_only.configuration(name)
     if is_pair(name):
         arch, tag = name.split(":", 1)
         pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty

@@ -8,6 +8,7 @@ from typing import Any
 
 # Which learn nothing: by a template, and by the user's sentences
 ZERO_SHOT = "ZeroshotCLIP"
+GUESSING = "guessing"  # its name on a backbone without texts
 SENTENCES = "CuPL"
 VISION = "VisionProbe"  # without texts, on features before the projection
 # In features of unit length

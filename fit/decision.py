@@ -43,6 +43,7 @@ class Decision:
         estimates: of the accuracy on new images, by how frequent the classes are.
         of_class: the mean number of scenes of a class.
         zero_shot: the accuracy of zero-shot CLIP on the images that were held out.
+        reads_names: whether the backbone does; else zero-shot CLIP guesses.
         without_nesting: what the estimate would be if the choice were not made inside of the folds.
         curve: scenes of a class, and the accuracy of the chosen heads.
         ungrouped: what the estimate would be if images of one scene were in several folds.
@@ -57,6 +58,7 @@ class Decision:
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     of_class: float = 0.0
     zero_shot: float | None = None
+    reads_names: bool = True
     without_nesting: float | None = None
     curve: Sequence[tuple[float, float]] = ()
     ungrouped: float | None = None
@@ -105,7 +107,7 @@ def decide_among(
     chosen = used(trials[best].logits, weights[best], scales)
     decision = estimated(trials[best], chosen, scales, of_class(examples, folds), outside)
     decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
-    decision = with_certainty(decision, request)
+    decision = replace(with_certainty(decision, request), reads_names=heads.reads_names)
     if len(backbones) > 1:
         decision = compared(decision, backbones, trials, found)
     return best, decision

@@ -197,9 +197,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             update = FITTED_AGAIN if again else ""
             with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
                 result, model = fit_matrix(request, X, labels)
-            record = result.to_json()
-            record["candidates"][0]["name"] = "guessing"  # zero-shot CLIP, which reads no names
-            self._describe(record, "")
+            self._describe(result.to_json(), "")
         self.update_ = update
         self.backbone_ = ""
         self._rows = X, y

@@ -15,6 +15,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 import trainers
+from clip import reads_texts
 from clip.digest import Key
 from common.cache import DiskCache
 from common.errors import UsageError
@@ -103,18 +104,21 @@ class Heads:
         self.cache = DiskCache(cache_folder(), "heads", "logits of heads", LIMIT)
         self.names = zero_shot.class_names
         self.classes = Classes(self.names, TEMPLATE, zero_shot.description.sentences)
+        self.reads_names = reads_texts(self.clip)
         sentences = Method(zero_shot.cfg, self.classes, zero_shot.device).class_sentences(TEMPLATE)
-        self.texts = {
-            unit: mean_text_features(self.clip, sentences, unit) for unit in (False, True)
-        }
+        self.texts = {unit: self.encoded(sentences, unit) for unit in (False, True)}
         templates = [[TEMPLATE.replace("{}", name)] for name in self.names]
-        self.fixed = {
-            SENTENCES: self.texts[True],
-            ZERO_SHOT: mean_text_features(self.clip, templates),
-        }
+        self.fixed = {SENTENCES: self.texts[True], ZERO_SHOT: self.encoded(templates)}
         self.frozen_tower = FrozenTower(self.clip)
         self.projection = self.frozen_tower.projection
         self.tower = self.frozen_tower.model  # its image features are those that the heads take
+
+    def encoded(self, texts: Sequence[Sequence[str]], unit: bool = False) -> Tensor:
+        """`mean_text_features`; zeros without a text tower, so that zero-shot CLIP guesses."""
+        if self.reads_names:
+            return mean_text_features(self.clip, texts, unit)
+        width = self.clip.visual.output_dim
+        return torch.zeros(len(texts), width, device=self.zero_shot.device)
 
     def inputs(self, method: str, features: Tensor) -> Tensor:
         """What a method reads of features from before the projection: these, or those behind it
@@ -262,10 +266,10 @@ class Heads:
         linear ones.
         """
         ((first, _), *others) = weights
-        if first.method in self.fixed and not others:
+        if first.method in self.fixed and not others and self.reads_names:
             sentences = self.zero_shot.description.sentences if first.method == SENTENCES else {}
             return self.exported(first.method, facts, sentences=sentences)
-        if not others:
+        if not others and first.method not in self.fixed:
             return self.exported(first.method, facts, self.fit(first, features, labels))
         method = self.ensemble(weights, features, labels)
         return self.exported(type(method).__name__, facts, method)
@@ -329,6 +333,12 @@ def spread(logits: Tensor) -> float:
     are all equal.
     """
     return float(logits.std(dim=-1, correction=0).mean()) or 1.0
+
+
+def reads_names(method: str) -> bool:
+    """Whether a method reads the names of classes."""
+    kind = trainers.predicting()[method]
+    return not issubclass(kind, FeatureMethod) or kind.spec.reads_text
 
 
 def settings_of(candidate: Candidate) -> CfgNode:

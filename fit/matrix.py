@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -11,21 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-import trainers
-from clip import CLIP
-from clip.random_weights import random_clip
+from clip import without_texts
 from inference.artefact import Description
 from inference.calibrated import Calibration
 from inference.classifier import PromptedClassifier
 from inference.options import LoadOptions
 from inference.predictions import Predictions
 from trainers.base import TEMPLATE
-from trainers.base.feature_method import FeatureMethod
 from trainers.base.head import Head
 
-from .candidates import CANDIDATES, COMPUTED, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, COMPUTED, VISION, ZERO_SHOT, Candidate
 from .decision import decide
-from .heads import Heads
+from .heads import Heads, reads_names
 from .images import Photo
 from .photos import Photos
 from .request import FitRequest
@@ -36,29 +32,17 @@ SOURCE = "the features"
 Chosen = Sequence[tuple[Candidate, float]]
 
 
-@lru_cache(4)
-def nameless_clip(width: int) -> CLIP:
-    """A CLIP with image features of this width, which nobody asks for, and for which all names are
-    equally probable.
-    """
-    sizes = {"width": 64, "layers": 1}
-    clip = random_clip("ViT-B-16", {"image_size": 16, "patch_size": 16, **sizes}, sizes, width)
+def guessing(width: int, names: Sequence[str], device: str) -> PromptedClassifier:
+    """A backbone with image features of this width, which nobody asks for, and without texts."""
     tower: Any = nn.Conv2d(3, 1, 1)  # which never runs
     tower.output_dim = width
     tower.image_size = 16
-    clip.visual = tower
-    clip.logit_scale.data.fill_(-torch.inf)
-    return clip.requires_grad_(False)
-
-
-def guessing(width: int, names: Sequence[str], device: str) -> PromptedClassifier:
-    """The zero-shot classifier of `nameless_clip`."""
-    clip = nameless_clip(width)
     image = {"SIZE": [16, 16], "TRANSFORMS": []}
     description = Description(
-        ZERO_SHOT, {"PREC": "fp32"}, image, SOURCE, class_names=list(names), template=TEMPLATE
+        VISION, {"PREC": "fp32"}, image, SOURCE, class_names=list(names), template=TEMPLATE
     )
     options = LoadOptions(backbone=SOURCE, device=device)
+    clip = without_texts(tower, SOURCE)
     return PromptedClassifier(description, None, SOURCE, options, clip)
 
 
@@ -143,10 +127,5 @@ def model_of(heads: Heads, examples: Examples, chosen: Chosen) -> MatrixModel:
 def free_of_names(request: FitRequest) -> list[Candidate]:
     """Guessing, and the candidates that do not read the names of classes."""
     wanted = request.methods or [one.method for one in CANDIDATES]
-    found = [one for one in CANDIDATES if one.method in wanted and not reads_names(one)]
+    found = [one for one in CANDIDATES if one.method in wanted and not reads_names(one.method)]
     return [Candidate(ZERO_SHOT), *found]
-
-
-def reads_names(candidate: Candidate) -> bool:
-    method = trainers.predicting()[candidate.method]
-    return not issubclass(method, FeatureMethod) or method.spec.reads_text

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from inference.calibrated import Calibration, sha256_of_images
 
+from .candidates import GUESSING
 from .choice import Estimate
 from .decision import Decision
 from .photos import Photos
@@ -89,6 +90,11 @@ class Fit:
         if estimate is None or self.estimate is None:
             return None
         return estimate if abs(estimate.accuracy - self.estimate.accuracy) > 1 else None
+
+    @property
+    def baseline(self) -> str:
+        """What answers without learning, for people."""
+        return "zero-shot CLIP" if self.decision.reads_names else GUESSING
 
     @property
     def notes(self) -> list[str]:
@@ -196,7 +202,7 @@ class Fit:
         if at is None:
             return []
         interval = f"(95%: {at.low:.1f} to {at.high:.1f})"
-        before = f"zero-shot CLIP {self.decision.zero_shot:.1f}%"
+        before = f"{self.baseline} {self.decision.zero_shot:.1f}%"
         lines = [f"Estimate: {at.accuracy:.1f}% of new images right {interval}; {before}"]
         other = self.other_estimate
         if other:

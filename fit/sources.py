@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 
-from clip import CLIP, weight_file, weights_sha256
+from clip import CLIP, load_backbone, reads_texts, weight_file, weights_sha256
 from common.errors import UsageError
 from datasets import sentences as sentence_files
 from inference.classifier import PromptedClassifier
+from inference.description import zero_shot_description
+from inference.options import LoadOptions
+from trainers.base import TEMPLATE
 
 from . import banked
+from .candidates import VISION
 from .features import Features, Row
-from .heads import Heads
+from .heads import Heads, reads_names
 from .images import Photo
 from .plan import Plan
 from .request import FitRequest
@@ -49,10 +53,17 @@ class Source:
 def heads_of(request: FitRequest, names: Sequence[str], clip: CLIP | None = None) -> Heads:
     """The heads on zero-shot CLIP for these classes; the backbone may be loaded already."""
     sentences = sentence_files.read(request.sentences, names)
-    zero_shot = PromptedClassifier.zero_shot(
-        request.backbone, names, device=request.device, sentences=sentences, clip=clip
-    )
-    return Heads(zero_shot, request.seed)
+    name = request.backbone
+    clip = clip or load_backbone(name)
+    if reads_texts(clip):
+        zero_shot = PromptedClassifier.zero_shot(
+            name, names, device=request.device, sentences=sentences, clip=clip
+        )
+        return Heads(zero_shot, request.seed)
+    description = zero_shot_description(clip, name, names, TEMPLATE, {})
+    options = LoadOptions(backbone=name, device=request.device)
+    nameless = replace(description, method=VISION)
+    return Heads(PromptedClassifier(nameless, None, name, options, clip), request.seed)
 
 
 def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[Source]:
@@ -74,12 +85,24 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
             print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
             continue
         sources.append(Source(own, heads, *banked.features_of(found, encoder), encoder))
+    check_texts(request, sources)
     if not sources:
         fastest = min(plan.ms, key=plan.ms.__getitem__)
         what = f"no backbone takes at most {request.max_ms:g} ms for an image here"
         remedy = f"raise --max-ms: {fastest} takes {plan.ms[fastest]:.1f}"
         raise UsageError(what, remedy)
     return sources
+
+
+def check_texts(request: FitRequest, sources: Sequence[Source]) -> None:
+    """Raise UsageError for an option that needs texts, if no backbone reads any."""
+    if not sources or any(source.heads.reads_names for source in sources):
+        return
+    asked = [name for name in request.methods if reads_names(name)]
+    asked += ["--sentences"] if request.sentences else []
+    if asked:
+        what = f"{asked[0]} needs texts, and {request.backbone} has no text tower"
+        raise UsageError(what, "leave it out, or choose a CLIP as --backbone")
 
 
 def check_different(backbones: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from .candidates import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate
 from .decision import Decision, decide_among
 from .features import Row
 from .groups import numbers
-from .heads import Heads
+from .heads import Heads, reads_names
 from .images import Photo
 from .photos import Photos
 from .plan import Plan
@@ -166,6 +166,8 @@ def methods_of(
     own_tower = is_vit(heads.clip) or isinstance(heads.clip.visual, ModifiedResNet)
     if not heads.projection or not (own_tower or request.methods):
         wanted -= OF_PROJECTION
+    if not heads.reads_names:
+        wanted = {ZERO_SHOT, *(name for name in wanted if not reads_names(name))}
     return [candidate for candidate in candidates if candidate.method in wanted]
 
 

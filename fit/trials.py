@@ -17,7 +17,7 @@ from common.errors import UsageError
 from inference.sample import Sample
 
 from . import choice
-from .candidates import Candidate, members
+from .candidates import GUESSING, Candidate, members
 from .heads import Heads, TooLong, spread
 from .plan import Plan
 
@@ -69,6 +69,11 @@ class Backbone:
     examples: Examples
     candidates: Sequence[Candidate]
     trained: Callable[[NDArray[Any]], Iterable[Task]] = lambda folds: ()
+
+    def name_of(self, candidate: Candidate) -> str:
+        """For people."""
+        guesses = candidate.method in self.heads.fixed and not self.heads.reads_names
+        return GUESSING if guesses else candidate.name
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,10 @@ def try_candidates(
         names = ", ".join(alone)
         notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
-    rows, logits = tried(tasks(backbone, folds, plan), held, sample, plan)
+    rows, logits = tried(backbone, tasks(backbone, folds, plan), held, sample, plan)
     spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}
     logits = {one: values / spreads[one] for one, values in logits.items()}
-    more_rows, more_logits = tried(backbone.trained(folds[0]), held, sample, plan)
+    more_rows, more_logits = tried(backbone, backbone.trained(folds[0]), held, sample, plan)
     return Trials(
         folds=folds,
         held=held,
@@ -204,13 +209,14 @@ def tasks(backbone: Backbone, folds: NDArray[Any], plan: Plan) -> Iterator[Task]
 
 
 def tried(
-    tasks: Iterable[Task], held: NDArray[Any], sample: Sample, plan: Plan
+    backbone: Backbone, tasks: Iterable[Task], held: NDArray[Any], sample: Sample, plan: Plan
 ) -> tuple[list[dict[str, Any]], dict[Candidate, NDArray[Any]]]:
     """A row for each candidate, and the logits (repeats, held, classes) of those that work."""
     rows: list[dict[str, Any]] = []
     logits = {}
     for candidate, compute in tasks:
         began = time.monotonic()
+        name = backbone.name_of(candidate)
         try:
             if isinstance(compute, str):
                 raise UsageError(compute)
@@ -220,15 +226,15 @@ def tried(
         except (FloatingPointError, UsageError) as error:
             if isinstance(error, TooLong):
                 plan.write(too_long={plan.key(candidate.name): str(error)})
-            rows.append({"name": candidate.name, "fault": str(error)})
-            print(f"{candidate.name:<44} left out: {error}")
+            rows.append({"name": name, "fault": str(error)})
+            print(f"{name:<44} left out: {error}")
             continue
         kept = computed.reshape(-1, *computed.shape[-2:])[:, held]
         logits[candidate] = kept.astype(float) if kept.size < EXACT else kept
         accuracy = 100 * sample.mean(choice.right(logits[candidate], sample.labels))
         low, high = choice.interval(accuracy, sample.size)
         seconds = time.monotonic() - began
-        row = {"name": candidate.name, "accuracy": accuracy, "low": low, "high": high}
+        row = {"name": name, "accuracy": accuracy, "low": low, "high": high}
         rows.append(row | {"seconds": seconds})
-        print(f"{candidate.name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
+        print(f"{name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
     return rows, logits

@@ -1,0 +1,108 @@
+"""Backbones of timm without a text tower."""
+
+import json
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import clip
+from common.errors import UsageError
+from fit import command as fit
+from inference import export, predict
+from inference.classifier import PromptedClassifier
+
+pytestmark = pytest.mark.slow
+MODELS = "test_resnet", "test_vit"  # tiny ones of timm, for images of 160 pixels
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def backbone(request, tmp_path_factory):
+    """A name with a file of random weights, a classifier among them."""
+    return saved(request.param, tmp_path_factory.mktemp("timm"))
+
+
+def saved(name, folder):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=7)
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return f"timm:{name}:{folder}/weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three colours, five images each."""
+    place = tmp_path_factory.mktemp("photos")
+    for channel, name in enumerate(("red", "green", "blue")):
+        (place / name).mkdir()
+        for number in range(5):
+            colour = [20 * number] * 3
+            colour[channel] = 230
+            Image.new("RGB", (40, 40), tuple(colour)).save(place / name / f"{number}.png")
+    return place
+
+
+def test_features_are_those_of_timm(backbone):
+    _, name, file = backbone.split(":")
+    ours = clip.load_backbone(backbone)
+    theirs = timm.create_model(name, num_classes=7, checkpoint_path=file).eval()
+    theirs.reset_classifier(0)
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_image(images), theirs(images))
+        features = clip.encode_image(ours, images).feature
+        torch.testing.assert_close(features, theirs(images), rtol=1e-4, atol=1e-4)
+    assert ours.visual.output_dim == theirs(images).shape[1] and not clip.reads_texts(ours)
+    stated = clip.preprocessing(backbone)
+    data = timm.data.resolve_model_data_config(theirs)
+    assert stated["SIZE"] == [160, 160] and stated["PIXEL_MEAN"] == data["mean"]
+    with pytest.raises(UsageError, match="reads no class names"):
+        PromptedClassifier.zero_shot(backbone, ["a", "b"])
+
+
+def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, tmp_path):
+    line = [photos, "--to", tmp_path / "model", "--backbone", backbone, "--minutes", "0"]
+    printed = command(fit, *line).printed
+    assert "; guessing " in printed and "ZeroshotCLIP" not in printed
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["backbone"] == f"{backbone.rpartition(':')[0]}:weights.safetensors"
+    assert config["tokeniser"] == "none"
+    image = photos / "red/3.png"
+    done = command(predict, tmp_path / "model", image, "--backbone", backbone, "--csv")
+    assert "red" in done.printed.splitlines()[1]
+    assert "learned on the weight file" in command(predict, tmp_path / "model", image).error
+    out = ["--to", tmp_path / "onnx", "--onnx", "--backbone", backbone]
+    assert command(export, tmp_path / "model", *out).status == 0
+    assert (tmp_path / "onnx/model.onnx").is_file()
+
+
+def test_texts_are_asked_of_a_clip_alone(command, photos, tiny, tmp_path):
+    backbone = saved("test_resnet", tmp_path)
+    line = [photos, "--to", tmp_path / "model", "--minutes", "0", "--backbone"]
+    words = f"CLAP needs texts, and {backbone} has no text tower"
+    assert words in command(fit, *line, backbone, "--methods", "CLAP").error
+    (tmp_path / "s.json").write_text(json.dumps({"red": ["a red {}"]}))
+    with_sentences = [*line, backbone, "--sentences", tmp_path / "s.json"]
+    assert "--sentences needs texts" in command(fit, *with_sentences).error
+    done = command(fit, *line, backbone, tiny, "--methods", "CLAP", "VisionProbe")
+    assert "guessing" in done.printed and "CLAP" in done.printed
+    what = command(predict, "--backbone", backbone, photos / "red/3.png", "--classes", "a", "b")
+    assert "has no text tower" in what.error
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("timm:resnet1", "did you mean timm:resnet18?"),
+        ("timm:test_resnet:none.pt", "none.pt cannot be read"),
+        ("timm:test_vit:{file}", "does not have the weights of timm's test_vit"),
+    ],
+)
+def test_what_is_no_backbone_is_one_line(name, words, tmp_path):
+    file = saved("test_resnet", tmp_path).rpartition(":")[2]
+    with pytest.raises(UsageError) as error:
+        clip.load_backbone(name.format(file=file))
+    assert words in str(error.value)
