@@ -52,7 +52,7 @@ SECONDS = (
     "train_seconds",
     "test_seconds",
 )
-TEXTS = ("trainer", "dataset", "classes", "device", "backbone", "corruption")
+TEXTS = ("trainer", "method", "dataset", "classes", "device", "backbone", "corruption")
 
 
 def read_results(folder: Path) -> dict | None:

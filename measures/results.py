@@ -59,6 +59,11 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
+def name_of(run: dict) -> str:
+    """The method of a run, with the one whose answers it reads: `TransCLIP+CoOp`."""
+    return run.get("method") or run["trainer"]
+
+
 def summary_line(run: dict) -> str:
     """The result of a run in one line."""
     shots = f" {run['shots']} shots" if isinstance(run["shots"], int) else " with shots by class"
@@ -66,7 +71,7 @@ def summary_line(run: dict) -> str:
     seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
     corruption = f" with {run['corruption']}" if run.get("corruption") else ""
     return (
-        f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
+        f"{name_of(run)} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
         f"on {run['n_test']:,} test images of {run['classes']} classes{corruption}"
         f"{selection_mark(run)}"
     )
@@ -120,7 +125,16 @@ def main(argv: list[str] | None = None) -> None:
         print(checked_summary(folder, run))
     runs = list(by_folder.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
-        keys = ("trainer", "dataset", "shots", "seed", "backbone", "weights_sha256", "corruption")
+        keys = (
+            "trainer",
+            "method",
+            "dataset",
+            "shots",
+            "seed",
+            "backbone",
+            "weights_sha256",
+            "corruption",
+        )
         if others := [key for key in keys if runs[0].get(key) != runs[1].get(key)]:
             print(f"No harmonic mean: {', '.join(others)} of these runs differ")
             return

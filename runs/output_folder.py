@@ -15,7 +15,7 @@ from dassl.utils import setup_logger
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
-from common.lock import ANOTHER, locked, not_writable
+from common.lock import ANOTHER, LOCK, locked, not_writable
 from common.results import CALIBRATION, RESULTS_FILE, RUN_CONFIG_FILE, SEEN, read_results
 from measures import predictions
 from trainers.base.partial import FOLDER as PARTIAL_TEST
@@ -54,12 +54,17 @@ class OutputFolder:
             folder.look()
             yield folder
             return
+        is_new = not folder.path.exists()
         with locked(folder.path, wait):
             try:
                 folder.look()
                 if not folder.is_finished:
                     folder.clean()
                 yield folder
+            except BaseException:
+                if is_new:
+                    folder.remove_empty()
+                raise
             finally:
                 log: Any = sys.stdout
                 sys.stdout = stdout
@@ -69,6 +74,15 @@ class OutputFolder:
                     # must not be stdout.
                     log.console = getattr(log, "file", log)
                     log.console.close()
+
+    def remove_empty(self) -> None:
+        """Delete the folder, unless it has more than its lock, which a run that waits makes
+        again.
+        """
+        if [entry.name for entry in self.path.iterdir()] == [LOCK]:
+            (self.path / LOCK).unlink()
+            with suppress(OSError):
+                self.path.rmdir()
 
     def look(self) -> None:
         """Find out what it holds; raises UsageError if the folder, or that of --resume, holds

@@ -99,6 +99,7 @@ class Record:
         - `choose`: `choices`
         - `test`: the record of the tested images, with `evaluations`, how many tests of them ended
           in this output folder; None without a test
+        - `method`: of a method over another one, the names of both
         - `settings`: those that are not defaults, by their source
         """
         cfg = self.spec.cfg
@@ -114,7 +115,14 @@ class Record:
         if kind == "inductive" and any("sentences" in phase for phase in used):
             kind = "extra text"
         card = {"kind": kind, "fit": fit, "choose": to_json(self.choices), "test": test}
+        if name := self.pair():
+            card["method"] = name
         return card | {"settings": self.settings_by_source()}
+
+    def pair(self) -> str:
+        """The name of a method with the one whose answers it reads; empty without one."""
+        method: Any = self.method
+        return method.pair if getattr(method, "base", None) else ""
 
     def test_phase(self) -> dict[str, Any] | None:
         """The record of the tested images; None without a test."""
@@ -149,6 +157,8 @@ class Record:
         settings = flatten(cfg)
         measured = trainer.evaluator.results
         content = {key: settings[setting] for key, setting in RECORDED.items()}
+        if name := self.pair():
+            content["method"] = name
         content["dataset"] = title(cfg)
         content["split"] = trainer.test_split
         content["n_test"] = trainer.n_test if measured else None

@@ -17,13 +17,13 @@ from common.results import RESULTS_FILE, read_results
 from common.start import Parser
 from configs.methods import methods
 from measures.predictions import read
-from measures.results import selection_mark
+from measures.results import name_of, selection_mark
 
 LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 2000
 # Of the seeds of one method
-IN_COMMON = ("trainer", "dataset", "classes", "shots", "backbone", "weights_sha256")
+IN_COMMON = ("trainer", "method", "dataset", "classes", "shots", "backbone", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def report_lines(one: Compared, other: Compared) -> list[str]:
     one = one.for_seeds_of(other)
     other = other.for_seeds_of(one)
     seeds, differences = paired(one, other)
-    names = [method.results[seeds[0]]["trainer"] for method in (one, other)]
+    names = [name_of(method.results[seeds[0]]) for method in (one, other)]
     if names[0] == names[1]:
         names = [f"{names[0]} {printable(method.folder)}" for method in (one, other)]
     lines = [

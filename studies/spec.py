@@ -141,6 +141,11 @@ class Study:
             check_dataset_name(dataset, known_datasets())
         for name in self.ood:
             check_name(name, [*known_datasets(), "new"], "dataset of ood")
+        learning = [variant.name for variant in self.variants if variant.facts.learns]
+        for variant in self.variants:
+            if variant.over and variant.over not in learning:
+                what = f"{variant.name} reads the answers of {variant.over}"
+                raise UsageError(f"{what}, which is no trainer that learns here", "add it")
 
     def check_protocols(self) -> None:
         """Check that the protocols have what they need, and fit the other keys."""
@@ -181,10 +186,14 @@ class Study:
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         names = self.trained_on(protocol)
+        variants = [variant for variant in self.variants if not variant.over]
         for seed, dataset, shots, variant in product(
-            self.seeds, names, self.shots_of(protocol), self.variants
+            self.seeds, names, self.shots_of(protocol), variants
         ):
-            yield self.sequence_of(Training(protocol, variant, dataset, seed, shots))
+            training = Training(protocol, variant, dataset, seed, shots)
+            over_it = [each for each in self.variants if each.over == variant.name]
+            trainings = [training, *(training._replace(variant=each) for each in over_it)]
+            yield tuple(chain.from_iterable(map(self.sequence_of, trainings)))
 
     def sequence_of(self, training: Training) -> RunSequence:
         """A training run and its tests."""
@@ -267,7 +276,8 @@ class Study:
         overridden.
         """
         _, variant, _, seed, shots = training
-        name = variant.name.replace(" ", "_") if variant.overrides else self.recipe(training).cfg
+        own = variant.overrides or variant.over
+        name = variant.name.replace(" ", "_") if own else self.recipe(training).cfg
         return Path(
             step.folder.format(
                 dataset=dataset, name=f"{variant.method}/{name}", shots=shots, seed=seed
@@ -336,6 +346,12 @@ class Study:
             values,
         )
 
+    def run_below(self, training: Training) -> Run:
+        """The training run whose answers a variant reads."""
+        (base,) = (each for each in self.variants if each.name == training.variant.over)
+        step = PROTOCOLS[training.protocol].steps[0]
+        return self.run(step, training.dataset, training._replace(variant=base))
+
     def options(self, folder: Path, dataset: str, training: Training) -> list:
         """The options of train.py that every run has, with its results in `folder`."""
         method = training.variant.method
@@ -359,6 +375,8 @@ class Study:
         if self.calibrate and not values:
             words += ["TEST.CALIBRATE", True]
         words += [*self.recipe(training).settings, *variant.overrides]
+        if variant.over:
+            words += [f"TRAINER.{variant.facts.section()}.OVER", self.run_below(training).folder]
         # The prompts have their source's settings, without those of its images
         if dataset != training.dataset:
             of_source = variant.dataset_overrides.get(training.dataset, ())

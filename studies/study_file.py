@@ -11,6 +11,7 @@ from typing import Any, get_origin, get_type_hints
 from common.errors import UsageError, check_name
 from common.files import check_no_link
 from configs.files import read_yaml
+from configs.methods import methods
 from runs.arguments import parse_arguments
 
 from .choose import choose_from, keys_from, mapping
@@ -95,15 +96,26 @@ def variant_from(name: str, entry: Any) -> Variant:
     datasets = mapping(given.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
     of_datasets = {str(dataset): pairs(content, name) for dataset, content in datasets.items()}
     keys = keys_from(given["choose"], f"choose of {name}") if "choose" in given else None
+    method, over = pair_of(name) if "trainer" not in given else (str(given["trainer"]), "")
     return Variant(
         name,
-        str(given.get("trainer", name)),
+        method,
         str(given.get("config", "")),
         str(given.get("cross_dataset", "")),
         pairs(given.get("overrides", {}), name),
         of_datasets,
+        over,
         keys,
     )
+
+
+def pair_of(name: str) -> tuple[str, str]:
+    """The method of an entry, and the entry whose answers it reads: those of TransCLIP+CoOp, if
+    TransCLIP has the setting OVER.
+    """
+    method, _, over = name.partition("+")
+    kind = methods().get(method)
+    return (method, over) if kind and "OVER" in kind.Settings.schema() else (name, "")
 
 
 def pairs(overrides: Any, name: str) -> tuple[str, ...]:

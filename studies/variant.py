@@ -37,6 +37,7 @@ class Variant:
     overrides: tuple[str, ...] = ()  # KEY, VALUE, KEY, VALUE, ...
     # For single datasets
     dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    over: str = ""  # the name of the variant whose answers it reads
     choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
 
     def __post_init__(self) -> None:

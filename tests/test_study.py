@@ -183,6 +183,23 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
         assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
 
 
+def test_a_method_over_another_one_follows_its_training(write, tmp_path):
+    trainers = ["TransCLIP+CoOp", {"CoOp": "small"}, "TransCLIP", {"StatA+CoOp": "small"}]
+    study = load(write(trainers=trainers, protocols=["base2new"], seeds=[1]))
+    of_coop, alone = study.sequences()[:2]
+    names = [run.variant.name for run in of_coop]
+    assert names == 2 * ["CoOp"] + 2 * ["TransCLIP+CoOp"] + 2 * ["StatA+CoOp"]
+    assert {run.variant.name for run in alone} == {"TransCLIP"}
+    for run in of_coop[2:]:
+        key = f"TRAINER.{run.variant.method.upper()}.OVER"
+        assert run.option(key) == str(of_coop[0].folder)
+        assert run.option("--trainer") == run.variant.method and not run.trains
+        assert run.folder.parent.name == run.variant.name
+    for trainers in (["TransCLIP+CoOp"], ["TransCLIP+TDA", "TDA"]):
+        with one_line("TransCLIP+", "which is no trainer that learns here: add it"):
+            load(write(trainers=trainers), settings=False)
+
+
 def test_text_of_a_study_is_a_number_where_a_number_is_wanted(write):
     """'2024' was taken for a number, and KgCoOp's published name of its settings was unknown."""
     keys = {"TRAINER.COOP.CTX_INIT": ["2024", "a photo"], "OPTIM.LR": ["0.1", 1e-3]}

@@ -12,6 +12,7 @@ from drawn import arguments, make_cfg, section_pairs
 from marks import golden_cases, one_line, thorough_but
 
 from inference.description import configuration
+from measures.results import summary_line
 from trainers import methods
 from trainers.base import streams
 from trainers.base.method import Classes
@@ -131,6 +132,16 @@ def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
     results = json.loads((tmp_path / "own/results.json").read_text())
     (phase,) = results["data_use"]["fit"]
     assert results["data_use"]["kind"] == "transductive" and phase["split"] == "train"
+    assert results["method"] == results["data_use"]["method"] == "TransCLIP+CoOp"
+    assert summary_line(results).startswith("TransCLIP+CoOp on ")
+    over = section_pairs("StatA", {"OVER": str(tmp_path / "own")})
+    folder = tmp_path / "refused"
+    ended = launch(*arguments(eurosat, tiny, folder, *over, trainer="StatA", config="small"))
+    assert ended.status == 2 and "check TRAINER.STATA.OVER" in ended.error
+    assert not folder.exists()
+    folder.mkdir()
+    ended = launch(*arguments(eurosat, tiny, folder, *over, trainer="StatA", config="small"))
+    assert ended.status == 2 and folder.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,12 @@ class TogetherMethod(Method):
         self.inherited_phases = self.base.inherited_phases
         print(f"On top of {kind.__name__}, {path} (epoch {checkpoint['epoch']})")
 
+    @property
+    def pair(self) -> str:
+        """Its name, with that of the method of OVER, such as `TransCLIP+CoOp`."""
+        names = [type(method).__name__ for method in (self, self.base) if method]
+        return "+".join(names)
+
     @classmethod
     def check_base(cls, kind: type[Method], path: str, remedy: str) -> None:
         """Raise UsageError if the answers of a method cannot be the prior of this one."""
