@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import UsageError
 
-from .base.data_use import choice, fit_phase
+from .base.data_use import fit_phase
 from .base.features import CachedFeatures, by_class
 from .base.prompted import normalize
 from .base.test_time import TemplatesSettings, ViewsMethod, in_random_order
@@ -48,6 +48,7 @@ class DMN(ViewsMethod):
     Settings = DMNSettings
     kind = "transductive"
     least_area = 0.5
+    found_by_oracle = ("WEIGHTS",)
     caveat = "its published weights were searched on the test images of each dataset"
 
     @property
@@ -125,10 +126,3 @@ class DMN(ViewsMethod):
             return ()
         dataset = self.images.dataset
         return [fit_phase(self.cfg, self.dataset_title, dataset, len(self.class_names))]
-
-    @cached_property
-    def choices(self):
-        if self.settings.CHOOSE_ON == "nothing":
-            return super().choices
-        dataset = self.images.dataset
-        return [choice("TRAINER.DMN.WEIGHTS", self.cfg, self.dataset_title, dataset.test, dataset)]

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import affinity
 from .base.prompted import normalize
-from .base.together import OverSettings, TogetherMethod, log_of, squared_distances
+from .base.together import OverSettings, TogetherMethod, log_of, spread, squared_distances
 
 SMOOTH = 50.0  # divides the evidence of a z step
 ROUNDS = 10
@@ -56,9 +56,9 @@ class Anchored:
         self.z = images.prior
         self.means = self.texts
         # That of all classes at the start: (joint,)
-        of_all = (spread_by_class(self.x, self.z, self.texts).sum(dim=0) / len(self.x)).to(self.x)
-        self.start = of_all
-        self.variances = of_all.expand_as(self.texts)
+        of_all = spread(self.x, self.z, self.texts, of_all=True)[0] / len(self.x)
+        self.start = of_all.to(self.x)
+        self.variances = self.start.expand_as(self.texts)
         self.shares = None
 
     def rounds(self):
@@ -90,16 +90,7 @@ class Anchored:
         share = (counts / (self.settings.ALPHA + counts).clamp(min=1e-12))[:, None]
         seen = normalize(z.T @ self.x / sums)
         self.means = normalize(share * seen + (1 - share) * self.texts)
-        spread = (spread_by_class(self.x, z, self.means) / sums.double()).to(z)
+        around = (spread(self.x, z, self.means) / sums.double()).to(z)
         apart = (self.texts - self.means).square()
-        self.variances = share * spread + (1 - share) * (self.start + apart)
+        self.variances = share * around + (1 - share) * (self.start + apart)
         self.shares = share[:, 0]
-
-
-def spread_by_class(x, z, means):
-    """(classes, joint): the sum over images of z times the squared distance to the mean."""
-    x = x.double()
-    z = z.double()
-    means = means.double()
-    squares = z.T @ x.square() + z.sum(dim=0)[:, None] * means.square()
-    return (squares - 2 * means * (z.T @ x)).clamp(min=0)

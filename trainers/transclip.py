@@ -5,7 +5,14 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base.neighbours import affinity, nearest
 from .base.prompted import normalize
-from .base.together import OverSettings, SupportSettings, TogetherMethod, log_of, squared_distances
+from .base.together import (
+    OverSettings,
+    SupportSettings,
+    TogetherMethod,
+    log_of,
+    spread,
+    squared_distances,
+)
 
 SMOOTH = 50.0  # divides the evidence of a z step
 NEAREST = 3  # images that speak for an image
@@ -107,15 +114,6 @@ class Mixture:
         of_class = self.z.mean(dim=0) + support * self.y.sum(dim=0)
         sums = self.z.T @ self.x / len(self.x) + support * self.y.T @ self.s
         self.means = normalize(sums / of_class[:, None])
-        spread = spread_of(self.x, self.z, self.means) / len(self.x)
-        spread = spread + support * spread_of(self.s, self.y, self.means)
-        self.variance = (spread / of_class.double().sum()).to(self.x)
-
-
-def spread_of(x, z, means):
-    """(joint,): the sum over images and classes of z times the squared distance to the mean."""
-    x = x.double()
-    z = z.double()
-    means = means.double()
-    squares = z.sum(dim=1) @ x.square() + z.sum(dim=0) @ means.square()
-    return squares - 2 * (means * (z.T @ x)).sum(dim=0)
+        total = spread(self.x, self.z, self.means, of_all=True)[0] / len(self.x)
+        total = total + support * spread(self.s, self.y, self.means, of_all=True)[0]
+        self.variance = (total / of_class.double().sum()).to(self.x)

@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from .data_use import choice
 from .ensemble import EIGHTY, SEVEN
 from .settings import MethodSettings
 from .test_time import State, TemplatesSettings, ViewsMethod, in_random_order, most_confident
@@ -54,6 +52,7 @@ class CacheMethod(ViewsMethod):
 
     Settings: ClassVar[type[MethodSettings]] = CacheSettings
     kind = "transductive"
+    found_by_oracle = ("POSITIVE_ALPHA", "POSITIVE_BETA")
     caveat = (
         "its published ALPHA and BETA differ by dataset, and were presumably chosen on test images"
     )
@@ -63,16 +62,6 @@ class CacheMethod(ViewsMethod):
         data = self.cfg.DATASET
         published = () if data.get("TEMPLATE", "") else ENSEMBLES.get(data.NAME, ())
         return list(self.settings.TEMPLATES or published or [self.dataset_template])
-
-    @cached_property
-    def choices(self):
-        if self.settings.CHOOSE_ON == "nothing":
-            return super().choices
-        dataset = self.images.dataset
-        # Nobody says of how many values
-        section = f"TRAINER.{self.section()}"
-        keys = f"{section}.POSITIVE_ALPHA", f"{section}.POSITIVE_BETA"
-        return [choice(key, self.cfg, self.dataset_title, dataset.test, dataset) for key in keys]
 
     def order(self, images):
         return in_random_order(images, self.cfg.SEED)

@@ -16,9 +16,11 @@ from yacs.config import CfgNode
 
 from clip.digest import Key
 from common.errors import UsageError
+from common.records import SelectionRecord
 
 from . import streams
 from .compat import require_stream
+from .data_use import choice
 from .method import Method
 from .partial import PartialTest
 from .prompted import normalize
@@ -65,6 +67,8 @@ class ViewsMethod(Method):
     kind = "test-time"
     declares = Method.declares | {"streams": ("new_state",)}
     least_area: ClassVar[float] = AREA[0]  # of a view, as a share of the image
+    # Settings that were found on test images if CHOOSE_ON is oracle
+    found_by_oracle: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[bool] = False  # whether an answer depends on the images before (`new_state`)
 
     def answer(self, features: Tensor, state: State) -> Tensor:
@@ -101,6 +105,15 @@ class ViewsMethod(Method):
         CTX_INIT.
         """
         return list(getattr(self.settings, "TEMPLATES", ())) or [f"{self.settings.CTX_INIT} {{}}."]
+
+    @cached_property
+    def choices(self) -> list[SelectionRecord]:
+        if getattr(self.settings, "CHOOSE_ON", "nothing") == "nothing":
+            return super().choices
+        dataset = self.images.dataset
+        keys = [f"TRAINER.{self.section()}.{key}" for key in self.found_by_oracle]
+        # Nobody says of how many values
+        return [choice(key, self.cfg, self.dataset_title, dataset.test, dataset) for key in keys]
 
     def build_prompts(self, clip, classnames):
         return TemplatePrompts(self.templates[0], classnames, clip)

@@ -252,6 +252,26 @@ def squared_distances(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     return squares - 2 * x @ (means * weights).T
 
 
+def spread(x: Tensor, z: Tensor, means: Tensor, of_all: bool = False) -> Tensor:
+    """(classes, joint), fp64: the sum over images of z times the squared distance to the mean of
+    the class; `of_all` sums over the classes, too: (1, joint).
+
+    Args:
+        x: (images, joint).
+        z: (images, classes), how much of an image belongs to a class.
+        means: (classes, joint).
+    """
+    x = x.double()
+    z = z.double()
+    means = means.double()
+    of_means = z.sum(dim=0)[:, None] * means.square() - 2 * means * (z.T @ x)
+    weights = z.T
+    if of_all:
+        of_means = of_means.sum(dim=0, keepdim=True)
+        weights = z.sum(dim=1)[None]
+    return (weights @ x.square() + of_means).clamp(min=0)
+
+
 def places_in(items: list, listed: list) -> list[int]:
     """The place of each listed item in a list without repeats."""
     places = {id(item): place for place, item in enumerate(items)}
