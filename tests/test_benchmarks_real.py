@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks.real import __main__ as real
-from benchmarks.real import encoders, images
+from benchmarks.real import backbones, encoders, images
 from benchmarks.real.table import table
 from common.errors import UsageError
 from common.files import checksum
@@ -62,14 +62,16 @@ def test_a_missing_wheel_is_named_and_another_file_is_refused(tmp_path, monkeypa
 
 
 def test_tensors_in_order_become_an_image_tower(tmp_path):
-    model = real.encoders.timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model = encoders.timm.create_model("tf_efficientnet_lite0", pretrained=False)
     other = {f"another.{place}": x for place, x in enumerate(model.state_dict().values())}
     torch.save(other, tmp_path / "x.pth")
     found = encoders.image_tower("tf_efficientnet_lite0", tmp_path / "x.pth").state_dict()
     assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
 
 
-def test_a_run_resumes_and_its_table(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tones(tmp_path):
+    """The output folder of runs with a built data set of three colours."""
     for part, name, place in np.ndindex(2, 3, 4):
         folder = tmp_path / "sets/tones" / ("train", "test")[part] / ("red", "green", "blue")[name]
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +79,26 @@ def test_a_run_resumes_and_its_table(tmp_path, monkeypatch, capsys):
         colour = tuple(200 if channel == name else tone for channel in range(3))
         Image.new("RGB", (32, 32), colour).save(folder / f"{place}.png")
     (tmp_path / "sets/tones/finished").touch()
+    return tmp_path
+
+
+def test_fits_of_several_encoders_resume(tones, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(encoders, "build", lambda name, folder: tiny)
+    argv = ["backbones", "--output", tones, "--sets", "tones", "--encoders", "small", "tiny"]
+    argv += ["--methods", "GDA", "--shots", "3", "--seeds"]
+    for seeds in (["1"], ["1", "2"]):
+        monkeypatch.setattr(sys, "argv", [*map(str, argv), *seeds])
+        backbones.main()
+    cells = [json.loads(line) for line in (tones / "backbones.jsonl").open()]
+    assert [one["seed"] for one in cells] == [1, 2]
+    assert all(one["chosen"] in one["accuracies"] for one in cells)
+    monkeypatch.setattr(sys, "argv", [*map(str, argv), "1", "--table"])
+    backbones.main()
+    assert "2 fits; encoders differ by more than 3 points in" in capsys.readouterr().out
+
+
+def test_a_run_resumes_and_its_table(tones, monkeypatch, capsys):
+    tmp_path = tones
     wanted = {"ZeroshotCLIP", "VisionProbe", "ZSLP"}
     some = [one for one in real.CANDIDATES if one.method in wanted]
     monkeypatch.setattr(real, "CANDIDATES", some)

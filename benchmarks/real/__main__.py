@@ -25,65 +25,21 @@ from torch import Tensor
 from benchmarks.fit import first_suspects, photos_of
 from benchmarks.fits import add_record, percent, promised, read_records
 from common.errors import UsageError
-from common.files import checksum
 from fit.candidates import CANDIDATES, ZERO_SHOT
 from fit.decision import Decision, decide
-from fit.features import Features
-from fit.heads import Heads
 from fit.request import FitRequest
 from fit.result import Fit
 from fit.story import methods_of
 from fit.trials import Examples
-from inference.classifier import PromptedClassifier
 
-from . import encoders, images, recipes
+from . import images, recipes
+from .data import SMALL, Data, loaded
 from .table import table
 
-SMALL = "small"
 SHOTS = 1, 2, 4, 8, 16, 40
 SWAPPED = 0, 5, 15  # percent of the labels
 FEWEST_WITH_SWAPS = 16  # images of a class
 ERRORS = 5, 20, 50  # of `--max-error`
-
-
-class Data:
-    """The features of a data set by an encoder.
-
-    Attributes:
-        x, y: of training images: features (images, width) and labels (images,).
-        test_x, test_y: of test images.
-    """
-
-    def __init__(self, folder: Path, backbone: str):
-        names = sorted(path.name for path in (folder / "train").iterdir())
-        zero_shot = PromptedClassifier.zero_shot(backbone, names)
-        self.heads = Heads(zero_shot)
-        self.encoder = Features(zero_shot, self.heads.tower)
-        self.x, self.y = self.of(folder / "train")
-        self.test_x, self.test_y = self.of(folder / "test")
-
-    def of(self, folder: Path) -> tuple[Tensor, NDArray[np.int64]]:
-        """Features and labels of the images in class folders."""
-        paths = sorted(folder.rglob("*.png"))
-        rows, _ = self.encoder.of({str(path): checksum(path) for path in paths})
-        features = torch.stack([rows[str(path)].feature for path in paths])
-        return features, np.array([self.heads.names.index(path.parent.name) for path in paths])
-
-    def draw(
-        self, shots: int, seed: int, swapped: int
-    ) -> tuple[Tensor, NDArray[np.int64], set[int]]:
-        """Features and labels of training images, and the places of those percent of the labels
-        that are wrong.
-        """
-        rng = np.random.default_rng([seed, shots])
-        classes = range(len(self.heads.names))
-        of_class = [np.flatnonzero(self.y == label) for label in classes]
-        chosen = np.concatenate([rng.permutation(places)[:shots] for places in of_class])
-        labels = self.y[chosen]
-        wrong = rng.permutation(len(labels))[: round(swapped / 100 * len(labels))].tolist()
-        for place in wrong:
-            labels[place] = (labels[place] + rng.integers(1, len(classes))) % len(classes)
-        return self.x[chosen], labels, {*wrong}
 
 
 def cell(data: Data, shots: int, seed: int, swapped: int, methods: Sequence[str]) -> dict[str, Any]:
@@ -177,19 +133,15 @@ def main() -> None:
         print("\n".join(table(done)))
         return
     torch.set_num_threads(1)
-    loaded: dict[tuple[str, str], Data] = {}
+    kept: dict[tuple[str, str], Data] = {}
     for one in cells(args):
         if any(one.items() <= record.items() for record in done):
             continue
         place = one["set"], one["encoder"]
-        if place not in loaded:
-            folder = images.build(one["set"], args.sources, args.output / "sets")
-            backbone = one["encoder"]
-            if backbone != SMALL:
-                backbone = str(encoders.build(backbone, args.output / "encoders" / backbone))
-            loaded[place] = Data(folder, backbone)
+        if place not in kept:
+            kept[place] = loaded(*place, args.sources, args.output)
         draw = one["shots"], one["seed"], one["swapped"]
-        record = one | cell(loaded[place], *draw, args.methods)
+        record = one | cell(kept[place], *draw, args.methods)
         add_record(file, record)
         print(f"{one}: {record['fit']:.1f}, {record['seconds']:.0f} s", flush=True)
 
