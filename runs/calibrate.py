@@ -246,19 +246,17 @@ def has_looks(bank: Bank, accepts_unknown: bool) -> bool:
 
 
 def without_learned(
-    items: Sequence[Datum], seen: SeenImages, folder: Path
+    items: Sequence[Datum], seen: SeenImages, folder: Path, use: str = "calibration"
 ) -> tuple[list[Datum], SeenImages]:
     """The images without near-copies of those that the model has learned from, and their checksums.
+    They are for this use.
 
     Raises UsageError if it has learned from one of them, or if near-copies are many.
     """
     asked = seen_of(items)
     learned = seen.of_role("learned")
     if equal := int(learned.equal(asked).sum()):
-        what = (
-            f"{equal:,} of {len(items):,} images for the calibration are training images of "
-            f"{folder}"
-        )
+        what = f"{equal:,} of {len(items):,} images for the {use} are training images of {folder}"
         raise UsageError(what, "give images that the model has not learned from", folder)
     if len(asked) < len(items):
         return list(items), asked  # one cannot be read, which the prediction says
@@ -266,7 +264,7 @@ def without_learned(
     if near.any():
         examples = [item.impath for item, is_near in zip(items, near, strict=True) if is_near]
         what = (
-            f"{near.sum():,} of {len(items):,} images for the calibration are near-copies of "
+            f"{near.sum():,} of {len(items):,} images for the {use} are near-copies of "
             "training images"
         )
         if near.mean() > MOST_NEAR:

@@ -1,0 +1,360 @@
+"""The command `python tools/merge.py`: models of one method become one model."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clip import CLIP
+from clip.digest import digest
+from common.errors import UsageError
+from common.files import new_folder, write_text
+from common.names import printable
+from common.start import Parser, path
+from common.version import source
+from inference.arguments import add_plugin_option, check_exists
+from inference.artefact import EXPORT_CONFIG_FILE
+from inference.classifier import PromptedClassifier
+from inference.export import about, card
+from inference.models import kind_of, load
+from inference.options import LoadOptions
+from inference.seen import ROLES, SeenImages
+
+from . import merging
+from .calibrate import (
+    NOTHING,
+    count,
+    labelled_images,
+    outputs_of,
+    read_dataset,
+    seen_images,
+    without_learned,
+)
+from .calibrating import check_test_images, count_shared
+from .merging import How, State
+
+Learned = tuple[State, dict[str, Any]]  # with settings that differ from those of the first model
+SHARES = [number / 10 for number in range(11)]  # at which WiSE-FT is tried
+# Settings of a training, which say nothing of the learned tensors
+OF_TRAINING = {"PREC", "N_ITERS", "STEPS", "DROPOUT_RATE", "LAMBDA"}
+OF_LORA = {"R", "ALPHA"}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description="Make one model of several that learned with one method on one backbone, for "
+        "the same classes.",
+        epilog="mean: what they have learned on average; of low-rank maps the mean of the "
+        "products. greedy: the mean of those that raise the accuracy on validation images, tried "
+        "in the order of their own (model soups). wise-ft:0.5: half of the way from CLIP to one "
+        "model; without a number, the share that is best on validation images. task:0.7: CLIP and "
+        "0.7 times the sum of all changes. ties and dare: rules for changes that disagree; "
+        "ties:0.2 keeps a fifth of each, dare:0.9 leaves out nine tenths. All but mean and greedy "
+        "are for methods that change CLIP's weights. Validation images are those of the first "
+        "run, or --images; test images and training images are refused.",
+    )
+    add = parser.add_argument
+    add("models", type=path, nargs="+", metavar="MODEL")
+    add("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
+    words = "mean, greedy, wise-ft[:SHARE], task:FACTOR, ties[:SHARE] or dare[:SHARE]"
+    add("--how", type=how, default=How("mean"), metavar="HOW", help=words + " (default: mean)")
+    words = "labelled validation images instead of those of the first run: CLASS/*"
+    add("--images", type=path, metavar="FOLDER", help=words)
+    add("--seed", type=int, default=1, help="of what dare leaves out (default: 1)")
+    words = "choose on images of the test, and mark the model"
+    add("--accept-test-images", action="store_true", help=words)
+    words = "choose for models that do not say which images they have learned from"
+    add("--accept-unknown-images", action="store_true", help=words)
+    add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
+    words = "weight file, if the models were learned on one of another machine"
+    add("--backbone", default="", help=words)
+    add_plugin_option(parser)
+    return parser.parse_args(argv)
+
+
+def how(text: str) -> How:
+    try:
+        return How.read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    for model in args.models:
+        check_exists(model)
+    members = Members(args.models, LoadOptions(backbone=args.backbone, device=args.device))
+    single = args.how.name == "wise-ft"
+    if single != (len(args.models) == 1):
+        number = "one model" if single else "two models or more"
+        what = f"--how {args.how.name} is for {number}"
+        raise UsageError(what, f"give {number}")
+    with new_folder(args.to, EXPORT_CONFIG_FILE) as folder:
+        merged = merge(members, args)
+        merged.classifier.check_logits()
+        description = merged.classifier.save(folder)
+        if merged.seen is not None:
+            merged.seen.write(folder)
+        names = merged.classifier.class_names
+        text = card(description, about(merged.classifier), names, merged.classifier.transfers)
+        write_text(folder / "README.md", text)
+    print(f"Written: {args.to}")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model, and what its members and the choice have seen, if that is known."""
+
+    classifier: PromptedClassifier
+    seen: SeenImages | None
+
+
+class Members:
+    """Models of one method, one backbone and the same classes, one in memory at a time.
+
+    Args:
+        paths: of the models.
+
+    Raises:
+        UsageError: they are not of one kind, or one is given twice.
+    """
+
+    def __init__(self, paths: Sequence[Path], options: LoadOptions):
+        self.paths = paths
+        self.options = replace(options, calibration=False)
+        first = load(paths[0], self.options)
+        self.clip: CLIP | None = first.clip
+        self.first = first
+        self.settings = [first.description.settings]
+        self.selected_on_test = "selected_on_test" in first.description.training
+        learned = {digest(state_of(first)): paths[0]}
+        for other in paths[1:]:
+            classifier = load(other, self.options, self.clip)
+            check_same(first, classifier, paths[0], other)
+            self.settings.append(classifier.description.settings)
+            self.selected_on_test |= "selected_on_test" in classifier.description.training
+            content = digest(state_of(classifier))
+            if content in learned:
+                what = f"{learned[content]} and {other} are the same model"
+                raise UsageError(what, "give each model once", other)
+            learned[content] = other
+
+    def state(self, place: int) -> State:
+        """What a model has learned, on the CPU."""
+        return state_of(load(self.paths[place], self.options, self.clip))
+
+    def states(self) -> Iterator[State]:
+        for place in range(len(self.paths)):
+            yield self.state(place)
+
+    def start(self) -> State | None:
+        """What the method starts from; None for low-rank maps, which start from no change."""
+        is_low_rank = merging.is_low_rank(self.first.model_for())
+        return None if is_low_rank else merging.untrained(self.first)
+
+    def sum(self, weights: dict[int, float], start: State | None = None) -> Learned:
+        """The weighted sum of the models at these places; `start` has what is left to 1."""
+        if merging.is_low_rank(self.first.model_for()):
+            found = [(weight, self.state(n), self.settings[n]) for n, weight in weights.items()]
+            return merging.low_rank_sum(found)
+        states = ((weight, self.state(place)) for place, weight in weights.items())
+        return merging.weighted(states, start), {}
+
+    def classifier(
+        self, state: State, settings: dict[str, Any], facts: dict[str, Any] | None = None
+    ) -> PromptedClassifier:
+        """The model that has learned this, with other settings than the first where they differ."""
+        values = {**self.first.description.settings, **settings}
+        metadata = (self.first.checkpoint or {}).get("metadata") or {}
+        checkpoint = {"state_dict": state, "epoch": 0, "metadata": {**metadata, "settings": values}}
+        description = replace(self.first.description, settings=values, training=facts or {})
+        options = replace(self.options, backbone=self.first.cfg.MODEL.BACKBONE.NAME)
+        return PromptedClassifier(description, checkpoint, "the merge", options, self.clip)
+
+
+def state_of(classifier: PromptedClassifier) -> State:
+    """What a model has learned; UsageError for nothing, or for factors without their settings."""
+    if classifier.checkpoint is None:
+        what = f"{classifier.source} has learned nothing"
+        raise UsageError(what, "merge models that have learned", classifier.source)
+    state = {key: tensor.cpu() for key, tensor in classifier.checkpoint["state_dict"].items()}
+    has_factors = any(key.endswith(merging.LOW_RANK) for key in state)
+    if has_factors and not merging.is_low_rank(classifier.model_for()):
+        what = f"{classifier.method} has low-rank maps, whose mean is not that of their factors"
+        raise UsageError(what, "merge models of CLIPLoRA", classifier.source)
+    return state
+
+
+def check_same(
+    first: PromptedClassifier, other: PromptedClassifier, at: Path, other_at: Path
+) -> None:
+    """Raise UsageError if two models cannot become one."""
+    pair = f"{at} and {other_at}"
+    if first.method != other.method:
+        what = f"{pair} are of {first.method} and {other.method}"
+        raise UsageError(what, "merge models of one method", other_at)
+    weights = [each.description.backbone_sha256 for each in (first, other)]
+    if all(weights) and weights[0] != weights[1]:
+        raise UsageError(f"{pair} stand on other weights", "merge models of one backbone", other_at)
+    names = [each.class_names for each in (first, other)]
+    if names[0] != names[1]:
+        same = sorted(names[0]) == sorted(names[1])
+        what = f"{pair} have {'another order of the classes' if same else 'other classes'}"
+        raise UsageError(what, "merge models of the same classes in one order", other_at)
+    free = OF_TRAINING | (OF_LORA if merging.is_low_rank(first.model_for()) else set())
+    settings = [each.description.settings for each in (first, other)]
+    for key in sorted(set(settings[0]) - free):
+        if settings[0][key] != settings[1].get(key):
+            values = " and ".join(str(each.get(key)) for each in settings)
+            what = f"{pair} have {key} {values}"
+            raise UsageError(what, "merge models of the same settings", other_at)
+    texts = [
+        (each.description.template, each.description.dataset_template, each.description.sentences)
+        for each in (first, other)
+    ]
+    if texts[0] != texts[1]:
+        raise UsageError(f"{pair} have other sentences", "merge models of the same texts", other_at)
+
+
+def merge(members: Members, args: argparse.Namespace) -> Merged:
+    """The merged model that is asked for."""
+    how: How = args.how
+    chooses = how.name == "greedy" or (how.name == "wise-ft" and how.value is None)
+    seen = seen_by(members, args.accept_unknown_images or not chooses)
+    facts: dict[str, Any] = {
+        "merge": str(how),
+        "models": [printable(each.name) for each in members.paths],
+        **source(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    if members.selected_on_test:
+        facts["selected_on_test"] = True
+    if chooses:
+        judge = Judge(members, args, seen)
+        seen = None if seen is None else seen + judge.asked
+        facts |= judge.facts
+        state, settings, found = (greedy if how.name == "greedy" else best_share)(members, judge)
+        facts |= found
+    else:
+        state, settings = combined(members, how, args.seed)
+    seen = None if seen is None else without_repeats(seen)
+    return Merged(members.classifier(state, settings, facts), seen)
+
+
+def combined(members: Members, how: How, seed: int) -> Learned:
+    """A model that needs no validation images."""
+    places = range(len(members.paths))
+    if how.name == "mean":
+        return members.sum(dict.fromkeys(places, 1 / len(places)))
+    start = members.start()
+    if how.name in ("wise-ft", "task"):
+        return members.sum(dict.fromkeys(places, float(how.value or 0)), start)
+    if start is None:
+        what = f"--how {how.name} is for the entries of weights, and the models are low-rank maps"
+        raise UsageError(what, "use --how mean, greedy or task")
+    if how.name == "ties":
+        share = merging.DENSITY if how.value is None else how.value
+        return merging.ties(members.states, start, share), {}
+    share = merging.DROPPED if how.value is None else how.value
+    generator = torch.Generator().manual_seed(seed)
+    parts = (merging.dropped(state, start, share, generator) for state in members.states())
+    return merging.weighted((1 / len(places), part) for part in parts), {}
+
+
+def greedy(members: Members, judge: "Judge") -> tuple[State, dict[str, Any], dict[str, Any]]:
+    """A greedy soup (Wortsman et al., 2022): the best model, and each next one that does not lower
+    the accuracy of the mean.
+    """
+    alone = [judge.accuracy(*members.sum({n: 1.0})) for n in range(len(members.paths))]
+    order = sorted(range(len(alone)), key=lambda place: -alone[place])
+    chosen = order[:1]
+    best = alone[order[0]]
+    for place in order[1:]:
+        tried = [*chosen, place]
+        accuracy = judge.accuracy(*members.sum(dict.fromkeys(tried, 1 / len(tried))))
+        if accuracy >= best:
+            chosen = tried
+            best = accuracy
+    for place in order:
+        stays = "in the mean" if place in chosen else "left out"
+        print(printable(f"{alone[place]:5.1f}%  {members.paths[place]}: {stays}"))
+    print(f"{best:5.1f}%  the mean, on {len(judge.items):,} validation images")
+    learned, settings = members.sum(dict.fromkeys(chosen, 1 / len(chosen)))
+    names = [printable(members.paths[place].name) for place in chosen]
+    return learned, settings, {"chosen": names, "validation_accuracy": round(best, 2)}
+
+
+def best_share(members: Members, judge: "Judge") -> tuple[State, dict[str, Any], dict[str, Any]]:
+    """WiSE-FT (Wortsman et al., CVPR 2022) with the share of the learned change that is best on
+    validation images; the smallest of several.
+    """
+    start = members.start()
+    accuracies = {share: judge.accuracy(*members.sum({0: share}, start)) for share in SHARES}
+    for share, accuracy in accuracies.items():
+        print(f"{accuracy:5.1f}%  wise-ft:{share:g}")
+    best = max(SHARES, key=lambda share: accuracies[share])
+    print(f"wise-ft:{best:g} is the best on {len(judge.items):,} validation images")
+    learned, settings = members.sum({0: best}, start)
+    accuracy = round(accuracies[best], 2)
+    return learned, settings, {"merge": f"wise-ft:{best:g}", "validation_accuracy": accuracy}
+
+
+class Judge:
+    """Accuracies on validation images, which no model has learned from.
+
+    Args:
+        seen: what the models have seen; None if that is not known.
+
+    Raises:
+        UsageError: there are none, a model has learned from one, or they are test images.
+    """
+
+    def __init__(self, members: Members, args: argparse.Namespace, seen: SeenImages | None):
+        where = members.paths[0]
+        self.members = members
+        dataset = read_dataset(where) if kind_of(where) == "run" else None
+        names = members.first.class_names
+        items, _ = labelled_images(where, dataset, args.images, names)
+        known = NOTHING if seen is None else seen
+        self.items, asked = without_learned(items, known, where, "choice")
+        test = dataset.test if dataset else []
+        tested = max(count(known, "tested", asked), count_shared(self.items, test))
+        option = "--accept-test-images"
+        accepted = args.accept_test_images
+        check_test_images(tested, len(items), str(where), accepted, option, "choice")
+        role = np.full_like(asked.role, ROLES.index("chosen"))
+        self.asked = replace(asked, role=role)
+        self.facts: dict[str, Any] = {"validation_images": len(self.items)}
+        if tested:
+            self.facts["selected_on_test"] = True
+
+    def accuracy(self, state: State, settings: dict[str, Any]) -> float:
+        """In percent, of a model that has learned this."""
+        outputs = outputs_of(self.members.classifier(state, settings), self.items)
+        return 100 * float((outputs.logits.argmax(axis=1) == outputs.labels).mean())
+
+
+def seen_by(members: Members, accepts_unknown: bool) -> SeenImages | None:
+    """What the models have seen together; None if one does not say it, which must be accepted."""
+    union = NOTHING
+    for place in members.paths:
+        dataset = read_dataset(place) if kind_of(place) == "run" else None
+        seen = seen_images(place, dataset, members.first.method, accepts_unknown)
+        if seen is None:
+            return None
+        union = union + seen
+    return union
+
+
+def without_repeats(seen: SeenImages) -> SeenImages:
+    """Each image once for each role."""
+    rows = np.column_stack([seen.digest, seen.role])
+    _, first = np.unique(rows, axis=0, return_index=True)
+    inside = np.zeros(len(seen), dtype=bool)
+    inside[first] = True
+    return seen.part(inside)

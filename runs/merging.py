@@ -1,0 +1,192 @@
+"""Models of one method that become one model: sums of what they have learned."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import UsageError
+from inference.classifier import PromptedClassifier
+from trainers.base.projection import ProjectedCLIP
+from trainers.base.prompted import PromptedCLIP
+from trainers.cliplora import LoRALearner
+
+State = dict[str, Tensor]
+LOW_RANK = "w_lora_A", "w_lora_B"
+DENSITY = 0.2  # of the entries that TIES keeps, as published
+DROPPED = 0.9  # of the entries that DARE leaves out
+LARGEST_RANK = 1024  # of CLIPLoRA
+
+
+@dataclass(frozen=True)
+class How:
+    """How models are merged.
+
+    Attributes:
+        name: one of HOWS.
+        value: of wise-ft, the share of the learned change; of task, the factor of the sum of
+            changes; of ties, the share of entries that stay; of dare, the share that goes. None if
+            it is not given.
+    """
+
+    name: str
+    value: float | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "How":
+        """From `name` or `name:value`; ValueError for another text."""
+        name, colon, number = text.partition(":")
+        if name not in HOWS or (colon and not HOWS[name]):
+            raise ValueError(f"{text!r} is none of {', '.join(HOWS)}")
+        value = float(number) if colon else None
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{number} is not from 0 to 1")
+        if name == "task" and value is None:
+            raise ValueError("task needs a factor, such as task:0.7")
+        if name == "dare" and value == 1:
+            raise ValueError("dare:1 leaves nothing")
+        return cls(name, value)
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}:{self.value:g}"
+
+
+# Whether a value may follow
+HOWS = {"mean": False, "greedy": False, "wise-ft": True, "task": True, "ties": True, "dare": True}
+
+
+def untrained(classifier: PromptedClassifier) -> State:
+    """What a method learns, before it has learned: for a method of weights, those of CLIP.
+
+    Raises:
+        UsageError: its start is not CLIP itself, so that a change from it has no meaning.
+    """
+    method = classifier.start()
+    model = method.model
+    of_weights = model.adapted and model.folded() is not None
+    if not (of_weights or isinstance(model, ProjectedCLIP)):
+        what = f"{classifier.method} does not start from CLIP's weights"
+        raise UsageError(what, "use --how mean or greedy")
+    start = cloned(method.saved_module().state_dict())
+    for name in method.of_learned_classes:
+        if not start[name].any():
+            what = f"{classifier.method} has a {name} that does not start from CLIP's weights"
+            raise UsageError(what, "use --how mean or greedy")
+    return start
+
+
+def cloned(state: Mapping[str, Tensor]) -> State:
+    return {key: tensor.detach().clone() for key, tensor in state.items()}
+
+
+def weighted(states: Iterable[tuple[float, State]], start: State | None = None) -> State:
+    """The weighted sum of states, one in memory at a time; `start` has what is left to 1."""
+    total: State = {}
+    left = 1.0
+    for weight, state in states:
+        left -= weight
+        for key, tensor in state.items():
+            part = tensor.float() * weight if tensor.is_floating_point() else tensor
+            total[key] = part if key not in total else added(total[key], part, key)
+    if start is not None:
+        for key, tensor in start.items():
+            if tensor.is_floating_point():
+                total[key] += left * tensor.float()
+    return total
+
+
+def added(total: Tensor, part: Tensor, key: str) -> Tensor:
+    """Their sum in place; whole numbers must be equal."""
+    if total.is_floating_point():
+        return total.add_(part)
+    if not torch.equal(total, part):
+        raise UsageError(f"the models differ in {key}", "merge models of the same settings")
+    return total
+
+
+def ties(states: Callable[[], Iterator[State]], start: State, density: float) -> State:
+    """TIES (Yadav et al., 2023): of each model's change the largest entries, their elected sign,
+    and the mean of those that have it.
+
+    Args:
+        states: gives the states of all models, once in each of two passes.
+        density: the share of the entries of a model that stay.
+    """
+    totals = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
+    for state in states():
+        for key, change in trimmed(state, start, density):
+            totals[key] += change
+    sums = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
+    counts = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
+    for state in states():
+        for key, change in trimmed(state, start, density):
+            agrees = change.sign() * totals[key].sign() > 0
+            sums[key] += change * agrees
+            counts[key] += agrees
+    return {
+        key: tensor + sums[key] / counts[key].clamp(min=1) if tensor.is_floating_point() else tensor
+        for key, tensor in start.items()
+    }
+
+
+def trimmed(state: State, start: State, density: float) -> Iterator[tuple[str, Tensor]]:
+    """The change of each tensor, with its largest entries only: a share of those of the model."""
+    changes = {
+        key: state[key].float() - tensor
+        for key, tensor in start.items()
+        if tensor.is_floating_point()
+    }
+    sizes = torch.cat([change.abs().flatten() for change in changes.values()])
+    kept = max(1, round(density * len(sizes)))
+    least = sizes.kthvalue(len(sizes) - kept + 1).values
+    for key, change in changes.items():
+        yield key, change * (change.abs() >= least)
+
+
+def dropped(state: State, start: State, share: float, generator: torch.Generator) -> State:
+    """DARE (Yu et al., 2024): entries of the change go by chance, the others grow instead."""
+    found = {}
+    for key, tensor in start.items():
+        if not tensor.is_floating_point():
+            found[key] = state[key]
+            continue
+        stays = torch.rand(tensor.shape, generator=generator) >= share
+        found[key] = tensor + (state[key].float() - tensor) * stays / (1 - share)
+    return found
+
+
+def low_rank_sum(
+    members: Sequence[tuple[float, State, Mapping[str, Any]]],
+) -> tuple[State, dict[str, Any]]:
+    """The weighted sum of the products of low-rank maps: their factors one beside the other.
+
+    Args:
+        members: weight, state and settings of CLIPLoRA.
+
+    Returns:
+        the state, and R and ALPHA of it.
+    """
+    rank = sum(settings["R"] for _, _, settings in members)
+    if rank > LARGEST_RANK:
+        what = f"the sum of the ranks is {rank}, and CLIPLoRA has at most {LARGEST_RANK}"
+        raise UsageError(what, "merge fewer models")
+    # The scale of the first, whatever the rank
+    scale = scale_of(members[0][2]) or 1.0
+    state = {}
+    for key in members[0][1]:
+        factors = [member[key] for _, member, _ in members]
+        if key.endswith(LOW_RANK[1]):
+            shares = [weight * scale_of(settings) / scale for weight, _, settings in members]
+            factors = [share * factor for share, factor in zip(shares, factors, strict=True)]
+        state[key] = torch.cat(factors, dim=int(key.endswith(LOW_RANK[1])))
+    return state, {"R": rank, "ALPHA": scale * rank**0.5}
+
+
+def scale_of(settings: Mapping[str, Any]) -> float:
+    return settings["ALPHA"] / settings["R"] ** 0.5
+
+
+def is_low_rank(model: PromptedCLIP) -> bool:
+    return isinstance(model.prompt_learner, LoRALearner)

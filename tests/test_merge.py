@@ -1,0 +1,239 @@
+"""Merged models: WiSE-FT's published numbers, and sums of what methods have learned."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from learned import images_of
+from marks import case_of, golden
+from test_golden import backbone_of
+from test_golden import images_of as noise_of
+from torch.nn.functional import normalize
+
+from clip import load_backbone
+from clip.random_weights import random_tensor
+from inference import models
+from inference.options import LoadOptions
+from inference.seen import SeenImages
+from runs import merge, merging
+
+STEPS = {
+    "CLIPLoRA": ("TRAINER.CLIPLORA.N_ITERS", 4, "TRAINER.CLIPLORA.PREC", "fp32"),
+    "CLIPFit": ("TRAINER.CLIPFIT.PREC", "fp32"),
+    "CoOp": (),
+    "TwoStage": ("TRAINER.TWOSTAGE.N_ITERS", 4, "TRAINER.TWOSTAGE.PREC", "fp32"),
+    "ProLIP": ("TRAINER.PROLIP.STEPS", 4, "TRAINER.PROLIP.AUGMENT_EPOCH", 2),
+}
+
+
+def pytest_generate_tests(metafunc):
+    golden(metafunc, "figures", lambda figures: case_of(figures).get("trainer") == "WiSE-FT")
+
+
+def test_golden_interpolation(figures, backbones):
+    case = figures["case"]
+    clip = load_backbone(str(backbone_of(case["arch"], backbones)))
+    names = [name.replace("_", " ") for name in case["classnames"]]
+    both = case["interpolated"] == "both towers"
+    images = noise_of(case["batch"], case["arch"]["image_resolution"])
+
+    @torch.no_grad()
+    def texts():
+        found = [
+            clip.encode_text(clip.tokenizer([text.format(name) for name in names]).long(), True)
+            for text in case["templates"]
+        ]
+        return normalize(torch.stack(found).mean(dim=0), dim=1)
+
+    start = {
+        key: value.clone()
+        for key, value in clip.state_dict().items()
+        if key != "logit_scale" and (both or key.startswith("visual."))
+    }
+    scale = clip.logit_scale.exp()
+    if not both:
+        start |= {"weight": scale * texts(), "bias": torch.zeros(len(names))}
+    factors = {"weight": "classification_head.weight", "bias": "classification_head.bias"}
+    tuned = {}
+    for key, value in start.items():
+        factor = case["head_delta_scale" if key in factors else "delta_scale"]
+        change = random_tensor(f"{factors.get(key, key)}.delta", tuple(value.shape))
+        tuned[key] = value + factor * change
+    for point in figures["points"]:
+        state = merging.weighted([(point["alpha"], tuned)], start)
+        clip.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            features = clip.encode_image(images, True)
+            weight = scale * texts() if both else state["weight"]
+            logits = features @ weight.T + (0 if both else state["bias"])
+        torch.testing.assert_close(logits, torch.tensor(point["logits"]), rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def load(deep):
+    return lambda path: models.load(path, LoadOptions(backbone=str(deep)))
+
+
+@pytest.fixture
+def learned(load):
+    return lambda path: load(path)._own.saved_module().state_dict()
+
+
+@pytest.fixture
+def runs(finished):
+    """`runs(METHOD, 2)`: finished runs with other seeds."""
+    return lambda method, number=2: [
+        finished(method, "base", *STEPS[method], "SEED", seed) for seed in range(1, number + 1)
+    ]
+
+
+@pytest.fixture
+def merged(command, deep, tmp_path):
+    """`merged(how, *models, OPTION, ...)`: the folder of a merged model, and what was printed."""
+
+    def merged(how, *models, options=()):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        done = command(merge, *models, "--to", folder, "--how", how, "--backbone", deep, *options)
+        assert done.status == 0, done
+        return folder, done.printed
+
+    return merged
+
+
+def products(classifier):
+    """The change of each map."""
+    learned = classifier._own.model.prompt_learner.extra_modules.values()
+    return torch.stack(
+        [lora.scale * part.w_lora_B @ part.w_lora_A for lora in learned for part in lora.children()]
+    )
+
+
+def test_the_mean_of_low_rank_maps_is_that_of_their_products(runs, merged, load):
+    paths = runs("CLIPLoRA")
+    first, second = (products(load(path)) for path in paths)
+    folder, _ = merged("mean", *paths)
+    found = load(folder)
+    assert torch.allclose(products(found), (first + second) / 2, atol=1e-7)
+    assert found._own.settings.R == 4 and found.description.training["merge"] == "mean"
+    half, _ = merged("wise-ft:0.5", paths[0])
+    assert torch.allclose(products(load(half)), first / 2, atol=1e-7)
+    task, _ = merged("task:0.7", *paths)
+    assert torch.allclose(products(load(task)), 0.7 * (first + second), atol=1e-7)
+    again, _ = merged("mean", folder, paths[0])  # other ranks
+    assert torch.allclose(products(load(again)), (3 * first + second) / 4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["CoOp", "CLIPFit", "ProLIP"])
+def test_the_mean_of_learned_tensors(method, runs, merged, learned):
+    paths = runs(method)
+    first, second = map(learned, paths)
+    found = learned(merged("mean", *paths)[0])
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    for key, tensor in found.items():
+        torch.testing.assert_close(tensor, (first[key] + second[key]) / 2)
+
+
+def test_changes_from_clip_are_scaled_or_joined(runs, merged, load, learned, eurosat):
+    paths = runs("CLIPFit")
+    first, second = map(learned, paths)
+    start = {
+        key: tensor.clone()
+        for key, tensor in load(paths[0]).start().saved_module().state_dict().items()
+    }
+    quarter = learned(merged("wise-ft:0.25", paths[0])[0])
+    task = learned(merged("task:1", *paths)[0])
+    ties = learned(merged("ties:1", *paths)[0])
+    dare = learned(merged("dare:0", *paths)[0])
+    for key, zero in start.items():
+        torch.testing.assert_close(quarter[key], 0.75 * zero + 0.25 * first[key])
+        torch.testing.assert_close(task[key], first[key] + second[key] - zero)
+        torch.testing.assert_close(dare[key], (first[key] + second[key]) / 2)
+        changes = torch.stack([first[key] - zero, second[key] - zero])
+        agrees = (changes.sign() * changes.sum(dim=0).sign() > 0).float()
+        mean = (changes * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
+        torch.testing.assert_close(ties[key], zero + mean, rtol=1e-5, atol=1e-6)
+    # The whole of CLIP: with a share of 0 the model is zero-shot CLIP
+    images = list(images_of(eurosat, range(6)))
+    none = load(merged("wise-ft:0", paths[0])[0])
+    expected = none.start().model.image_features(none.pixels(images))
+    torch.testing.assert_close(none.model_for().image_features(none.pixels(images)), expected)
+
+
+def test_ties_keeps_the_largest_entries_and_dare_drops_by_seed():
+    start = {"a": torch.zeros(4), "b": torch.zeros(6)}
+    state = {"a": torch.tensor([5.0, -1, 0.5, 4]), "b": torch.tensor([1.0, 9, -8, 0, 2, 3])}
+    kept = dict(merging.trimmed(state, start, 0.4))
+    assert kept["a"].tolist() == [5, 0, 0, 4] and kept["b"].tolist() == [0, 9, -8, 0, 0, 0]
+    large = {"a": torch.ones(10_000)}
+    draws = [
+        merging.dropped(large, {"a": torch.zeros(10_000)}, 0.9, torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0]["a"], draws[1]["a"]) and not torch.equal(
+        draws[0]["a"], draws[2]["a"]
+    )
+    assert sorted(set(draws[0]["a"].tolist())) == [0, pytest.approx(10)]
+    assert 0.08 < (draws[0]["a"] > 0).float().mean() < 0.12
+
+
+def test_a_greedy_soup_is_chosen_on_validation_images(runs, merged, load, monkeypatch):
+    paths = runs("CLIPLoRA", 3)
+    accuracies = iter([50, 70, 60, 65, 80])  # alone; the second with the third, then with the first
+    monkeypatch.setattr(merge.Judge, "accuracy", lambda *given: next(accuracies))
+    folder, printed = merged("greedy", *paths)
+    training = load(folder).description.training
+    assert training["chosen"] == [paths[1].name, paths[0].name]
+    assert training["validation_accuracy"] == 80 and training["validation_images"] == 6
+    second, first = (products(load(path)) for path in (paths[1], paths[0]))
+    assert torch.allclose(products(load(folder)), (first + second) / 2, atol=1e-7)
+    assert f"60.0%  {paths[2]}: left out" in printed
+    seen = SeenImages.read(folder)
+    rows = [SeenImages.read(path).of_role("learned").digest for path in paths]
+    images = len({row.tobytes() for row in np.concatenate(rows)})
+    assert len(seen.of_role("chosen")) == 6 and len(seen.of_role("learned")) == images
+
+
+def test_the_share_of_wise_ft_is_chosen_on_validation_images(runs, merged, load, learned):
+    (path,) = runs("CLIPFit", 1)
+    folder, printed = merged("wise-ft", path)
+    training = load(folder).description.training
+    best = float(training["merge"].removeprefix("wise-ft:"))
+    rows = [line.split() for line in printed.splitlines() if "%  wise-ft:" in line]
+    accuracies = {float(name[8:]): float(value[:-1]) for value, name in rows}
+    assert len(accuracies) == 11 and accuracies[best] == max(accuracies.values())
+    state = learned(folder)
+    start = load(path).start().saved_module().state_dict()
+    for key, tensor in learned(path).items():
+        torch.testing.assert_close(state[key], (1 - best) * start[key] + best * tensor)
+
+
+def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosat, tmp_path):
+    def refused(*words, models, how="mean", options=()):
+        error = command(merge, *models, "--to", tmp_path / "out", "--how", how, *options).error
+        assert [word for word in words if word not in error] == [], error
+        assert list(tmp_path.iterdir()) == []
+
+    lora = runs("CLIPLoRA")
+    coop = runs("CoOp")
+    refused("are the same model", models=[lora[0], lora[0]])
+    refused("are of CLIPLoRA and CoOp", models=[lora[0], coop[0]])
+    refused("two models or more", models=lora[:1])
+    refused("is for one model", models=lora, how="wise-ft:0.5")
+    refused("1.5 is not from 0 to 1", models=lora[:1], how="wise-ft:1.5")
+    refused("is none of mean, greedy", models=lora, how="soup")
+    refused("is for the entries of weights", models=lora, how="ties")
+    refused("CoOp does not start from CLIP's weights", models=coop[:1], how="wise-ft:0.5")
+    refused("TwoStage has a classifier", models=runs("TwoStage", 1), how="wise-ft:0.5")
+    new = finished("CLIPLoRA", "new", *STEPS["CLIPLoRA"])
+    refused("have other classes", models=[lora[0], new])
+    wide = finished("CLIPLoRA", "base", *STEPS["CLIPLoRA"], "TRAINER.CLIPLORA.PARAMS", "['q']")
+    refused("have PARAMS ['q', 'k', 'v'] and ['q']", models=[lora[0], wide])
+    test = ["--images", tmp_path.parent / "test"]
+    for source, words in (("test", "are test images"), ("train", "are training images")):
+        shutil.rmtree(test[1], ignore_errors=True)
+        for number, name in enumerate(load(lora[0]).class_names):
+            (test[1] / name).mkdir(parents=True)
+            for file in (eurosat / f"eurosat/2750/{number}").glob(f"{source}_*"):
+                shutil.copy(file, test[1] / name)
+        refused(words, models=lora, how="greedy", options=test)
