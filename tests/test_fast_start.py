@@ -102,7 +102,7 @@ def test_missing_model_is_named_without_torch(command, tmp_path):
     [
         ("mpl pre", ["predict", "prepare"]),
         ("mpl predict MODEL --format j", ["json", "jsonl"]),
-        ("mpl fit --max", ["--max-error"]),
+        ("mpl fit --max-e", ["--max-error"]),
         ("mpl inspect predictions --o", ["--output"]),
         ("mpl study ru", ["run"]),
     ],
