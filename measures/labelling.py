@@ -1,0 +1,480 @@
+"""Which images of a pool to label next.
+
+Features and logits in, places of images out, in the order in which to ask for their labels. Ties go
+to the first image.
+"""
+
+import heapq
+import random as python_random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.neighbors import NearestNeighbors
+
+FEW_LABELS = 4  # of a class, up to which typical images are asked for
+MOST_CLUSTERS = 500
+FEW_CLUSTERS = 50  # up to which k-means reads all images in each step
+SMALL_CLUSTER = 5  # images; such clusters are left out
+NEIGHBOURS = 20  # of an image, which say how typical it is
+KERNEL = 15_000  # images whose distances to one another are kept, or which stand for a cluster
+RADII = 2_000  # images whose neighbours say how large a ball is
+LEAST_RADIUS = 0.05  # below it, copies of an image would be the only ones in its ball
+PURE = 0.95  # the share of images in whose ball all images are of one cluster
+OVERSAMPLE = 25  # candidates of DropQuery for each label
+DROPOUT = 0.75
+PASSES = 3  # of DropQuery's head
+Floats = NDArray[np.floating[Any]]
+Places = list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Images, some of which are labelled.
+
+    Attributes:
+        features: (images, width), of unit length.
+        logits: (images, classes), of the classifier as it is now; at first zero-shot CLIP.
+        labelled: places of images, in the order in which they were asked for.
+        seed: of k-means and of random draws.
+        classes: the labels of the labelled images; PCB balances them.
+        texts: (classes, width), of unit length, or the weights of a linear head.
+    """
+
+    features: Floats
+    logits: Floats
+    labelled: Sequence[int] = ()
+    seed: int = 0
+    classes: Sequence[int] = ()
+    texts: Floats | None = None
+
+    @cached_property
+    def free(self) -> NDArray[np.bool_]:
+        """(images,): whether an image has no label."""
+        free = np.ones(len(self.features), dtype=bool)
+        free[list(self.labelled)] = False
+        return free
+
+    @cached_property
+    def logs(self) -> Floats:
+        """(images, classes): the logarithms of the probabilities."""
+        return log_softmax(self.logits.astype(np.float64), axis=1)
+
+    def after(self, picks: Sequence[int]) -> "Pool":
+        """The same pool once these images have labels."""
+        return replace(self, labelled=[*self.labelled, *picks])
+
+
+def choose(
+    features: Floats,
+    logits: Floats,
+    labelled: Sequence[int],
+    budget: int,
+    seed: int = 0,
+    method: str = "typical-then-uncertain",
+) -> Places:
+    """The places of `budget` images to label next, by a method of METHODS.
+
+    Raises:
+        ValueError: fewer images than that have no label.
+    """
+    pool = Pool(features, logits, labelled, seed)
+    if budget > pool.free.sum():
+        raise ValueError(f"{budget} labels are more than {pool.free.sum()} images")
+    return METHODS[method](pool, budget)
+
+
+def typical_then_uncertain(pool: Pool, budget: int) -> Places:
+    """TypiClust while there are fewer than FEW_LABELS labels for each class, then UHerding."""
+    few = len(pool.labelled) < FEW_LABELS * pool.logits.shape[1]
+    return typiclust(pool, budget) if few else u_herding(pool, budget)
+
+
+def clusters_of(rows: Floats, number: int, seed: int, start: Any = "k-means++") -> NDArray[Any]:
+    """(rows,): the number of the cluster of each row, by k-means."""
+    if number <= FEW_CLUSTERS:
+        means = KMeans(number, init=start, n_init=1, max_iter=100, random_state=seed)
+    else:
+        means = MiniBatchKMeans(number, batch_size=5000, n_init=1, random_state=seed)
+    return means.fit_predict(rows)
+
+
+def nearest_to_centres(rows: Floats, clusters: NDArray[Any]) -> Places:
+    """Of each cluster the row that is nearest to its mean."""
+    found = []
+    for cluster in np.unique(clusters):
+        members = np.flatnonzero(clusters == cluster)
+        centre = rows[members].mean(axis=0, dtype=np.float64, keepdims=True)
+        found.append(members[distances(rows[members], centre)[:, 0].argmin()])
+    return [int(place) for place in found]
+
+
+def distances(rows: Floats, others: Floats) -> Floats:
+    """(rows, others), Euclidean."""
+    return euclidean_distances(rows, others)
+
+
+# By scores
+
+
+def random(pool: Pool, budget: int) -> Places:
+    rng = np.random.default_rng([pool.seed, len(pool.labelled)])
+    return rng.permutation(np.flatnonzero(pool.free))[:budget].tolist()
+
+
+def confidence(pool: Pool) -> Floats:
+    return -np.exp(pool.logs.max(axis=1))
+
+
+def margin(pool: Pool) -> Floats:
+    largest = np.exp(np.partition(pool.logs, -2, axis=1)[:, -2:])
+    return largest[:, 0] - largest[:, 1]
+
+
+def entropy(pool: Pool) -> Floats:
+    return -(np.exp(pool.logs) * pool.logs).sum(axis=1)
+
+
+def uncertain(pool: Pool, budget: int, score: Callable[[Pool], Floats] = margin) -> Places:
+    """The images without a label of the largest score."""
+    places = np.flatnonzero(pool.free)
+    order = (-score(pool)[places]).argsort(kind="stable")
+    return places[order[:budget]].tolist()
+
+
+# By features
+
+
+def k_center(
+    pool: Pool, budget: int, rows: Floats | None = None, first: int | None = None
+) -> Places:
+    """The image that is farthest from all labelled ones, again and again (Sener and Savarese, ICLR
+    2018); without labels, the `first` is the one nearest to the mean.
+    """
+    rows = pool.features if rows is None else rows
+    near = np.full(len(rows), np.inf)
+    if len(pool.labelled):
+        near = pairwise_distances_argmin_min(rows, rows[list(pool.labelled)])[1]
+    elif first is None:
+        first = int(distances(rows, rows.mean(axis=0, keepdims=True)).argmin())
+    near[~pool.free] = -1
+    picks: Places = []
+    while len(picks) < budget:
+        place = int(near.argmax()) if first is None or picks else first
+        picks.append(place)
+        near = np.minimum(near, distances(rows, rows[place : place + 1])[:, 0])
+        near[place] = -1
+    return picks
+
+
+def typiclust(
+    pool: Pool,
+    budget: int,
+    clusters: NDArray[Any] | None = None,
+) -> Places:
+    """The most typical image of each cluster without a label, then of clusters with few (Hacohen et
+    al., ICML 2022).
+    """
+    if clusters is None:
+        number = min(len(pool.labelled) + budget, MOST_CLUSTERS)
+        clusters = clusters_of(pool.features, number, pool.seed)
+    sizes = np.bincount(clusters)
+    labels = np.bincount(clusters[list(pool.labelled)], minlength=len(sizes))
+    order = [one for one in np.lexsort((-sizes, labels)) if sizes[one] > SMALL_CLUSTER]
+    free = pool.free.copy()
+    picks: Places = []
+    while len(picks) < budget and order:
+        for cluster in list(order):
+            members = np.flatnonzero((clusters == cluster) & free)
+            if not len(members):
+                order.remove(cluster)
+            elif len(picks) < budget:
+                picks.append(int(members[typicality(pool.features[members]).argmax()]))
+                free[picks[-1]] = False
+    return picks + (herding(pool.after(picks), budget - len(picks)) if len(picks) < budget else [])
+
+
+def typicality(rows: Floats) -> Floats:
+    """(rows,): the inverse of the mean squared distance to the nearest other rows."""
+    count = min(NEIGHBOURS, len(rows) // 2)
+    if not count:
+        return np.ones(len(rows))
+    others = rows
+    if len(rows) > KERNEL:
+        others = rows[np.random.default_rng(0).choice(len(rows), KERNEL, replace=False)]
+    near = NearestNeighbors(n_neighbors=count + 1).fit(others).kneighbors(rows)[0]
+    return 1 / (1e-5 + np.square(near[:, 1:]).mean(axis=1))
+
+
+def probcover(pool: Pool, budget: int, radius: float | None = None) -> Places:
+    """The image in whose ball most images are in no ball of a labelled one (Yehuda et al., NeurIPS
+    2022); k-center, once all images are in one.
+    """
+    if radius is None:
+        radius = pure_radius(pool)
+    graph = NearestNeighbors(radius=radius).fit(pool.features).radius_neighbors_graph()
+    graph.setdiag(1)
+    graph = graph.tocsr()
+    open_places = np.ones(len(pool.features))
+    open_places[graph[list(pool.labelled)].indices] = 0
+    picks: Places = []
+    while len(picks) < budget and open_places.any():
+        place = int(np.where(pool.free, graph @ open_places, -1).argmax())
+        picks.append(place)
+        open_places[graph[place].indices] = 0
+    rest = budget - len(picks)
+    return picks + (k_center(pool.after(picks), rest) if rest else [])
+
+
+def pure_radius(pool: Pool) -> float:
+    """The largest radius at which the balls of the share PURE of the images are in one of as many
+    clusters as there are classes.
+    """
+    clusters = clusters_of(pool.features, pool.logits.shape[1], pool.seed)
+    to_others = np.empty(len(clusters))
+    for cluster in np.unique(clusters):
+        own = clusters == cluster
+        rows = pool.features[own]
+        to_others[own] = pairwise_distances_argmin_min(rows, pool.features[~own])[1]
+    return float(np.quantile(to_others, 1 - PURE, method="lower"))
+
+
+def herding(
+    pool: Pool, budget: int, radius: float | None = None, weights: Floats | None = None
+) -> Places:
+    """The image whose ball covers the pool most, again and again (MaxHerding, Bae et al., ECCV
+    2024), computed lazily: what an image adds only falls.
+
+    Args:
+        radius: of a soft ball; None for `auto_radius`.
+        weights: (images,), how much an image counts.
+    """
+    radius = max(LEAST_RADIUS, auto_radius(pool, budget) if radius is None else radius)
+    count = len(pool.features)
+    drawn = np.arange(count)
+    if count > KERNEL:
+        drawn = np.sort(np.random.default_rng(pool.seed).choice(count, KERNEL, replace=False))
+    rows = pool.features[drawn]
+    free = pool.free[drawn]
+    kernel = ball(rows, rows, radius)
+    np.fill_diagonal(kernel, 1)
+    covered = np.zeros(len(rows))
+    if len(pool.labelled):
+        of_labels = ball(rows, pool.features[list(pool.labelled)], radius).max(axis=1)
+        covered = np.where(free, of_labels, 1)
+    counts = np.ones(len(rows)) if weights is None else weights[drawn]
+    picks = drawn[greedy(kernel, covered, counts, np.flatnonzero(free), budget)].tolist()
+    rest = budget - len(picks)
+    return picks + (k_center(pool.after(picks), rest) if rest else [])
+
+
+def greedy(
+    kernel: Floats, covered: Floats, counts: Floats, candidates: NDArray[Any], budget: int
+) -> Places:
+    """The rows that cover most, one after another.
+
+    Args:
+        kernel: (rows, rows), how much a row covers another one.
+        covered: (rows,), how much of each is covered already.
+        counts: (rows,), how much each counts.
+    """
+
+    def gain(row: int) -> float:
+        return float(counts @ np.maximum(kernel[row] - covered, 0))
+
+    heap = [(-gain(row), row) for row in candidates.tolist()]
+    heapq.heapify(heap)
+    picks: Places = []
+    while len(picks) < budget and heap:
+        before, row = heap[0]
+        now = -gain(row)
+        if now > before:
+            heapq.heapreplace(heap, (now, row))
+        else:
+            heapq.heappop(heap)
+            picks.append(row)
+            covered = np.maximum(covered, kernel[row])
+    return picks
+
+
+def u_herding(
+    pool: Pool, budget: int, radius: float | None = None, temperature: float = 1.0
+) -> Places:
+    """MaxHerding in which images count as far as the classifier is unsure of them (UHerding, ICLR
+    2025); without labels all count.
+    """
+    if not len(pool.labelled):
+        return herding(pool, budget, radius)
+    unsure = 1 + margin(replace(pool, logits=pool.logits / temperature))
+    return herding(pool, budget, radius, np.where(pool.free, unsure, 0))
+
+
+def ball(rows: Floats, others: Floats, radius: float) -> Floats:
+    """(rows, others): how far other rows are in the soft ball of a row."""
+    found = distances(rows, others)
+    found /= radius
+    np.square(found, out=found)
+    np.negative(found, out=found)
+    return np.exp(found, out=found)
+
+
+def auto_radius(pool: Pool, budget: int) -> float:
+    """The radius of a ball with as many images as each label stands for."""
+    count = len(pool.features)
+    number = min(count - 1, max(1, count // (len(pool.labelled) + budget)))
+    rows = pool.features
+    if count > KERNEL:
+        rows = rows[np.random.default_rng(pool.seed).choice(count, RADII, replace=False)]
+    near = NearestNeighbors(n_neighbors=number + 1).fit(pool.features).kneighbors(rows)[0]
+    return float(np.median(near[:, number]))
+
+
+def adaptive_radius(pool: Pool) -> float:
+    """UHerding's: the smallest distance between two labelled images."""
+    rows = pool.features[list(pool.labelled)]
+    apart = distances(rows, rows)[np.triu_indices(len(rows), 1)]
+    return float(apart[apart > 0].min(initial=1.0))
+
+
+# By features and logits
+
+
+def badge(pool: Pool, budget: int) -> Places:
+    """k-means++ over the gradients that guessed labels would give (Ash et al., ICLR 2020), whose
+    products are those of errors and of features.
+    """
+    places = np.flatnonzero(pool.free)
+    rows = pool.features[places].astype(np.float64)
+    errors = -np.exp(pool.logs[places])
+    errors[np.arange(len(places)), pool.logs[places].argmax(axis=1)] += 1
+    lengths = np.square(errors).sum(axis=1) * np.square(rows).sum(axis=1)
+    draws = np.random.RandomState(pool.seed)
+    picks = [int(lengths.argmax())]
+    near = np.full(len(places), np.inf)
+    while len(picks) < budget:
+        last = picks[-1]
+        products = (errors @ errors[last]) * (rows @ rows[last])
+        near = np.minimum(near, np.maximum(lengths + lengths[last] - 2 * products, 0))
+        near[picks] = 0
+        if not near.any():
+            found = places[picks].tolist()
+            return found + k_center(pool.after(found), budget - len(found))
+        sums = np.cumsum(near / near.sum())
+        while (drawn := int(np.searchsorted(sums, draws.uniform()))) in picks:
+            pass
+        picks.append(min(drawn, len(places) - 1))
+    return places[picks].tolist()
+
+
+def dropquery(
+    pool: Pool, budget: int, start: Sequence[int] | None = None, dropout: float = DROPOUT
+) -> Places:
+    """Images whose answer changes if features are dropped, of each of their clusters the middle one
+    (Gupte et al., TMLR 2024). Its head is `Pool.texts`.
+    """
+    assert pool.texts is not None
+    places = np.flatnonzero(pool.free)
+    rows = pool.features[places]
+    answers = pool.logits[places].argmax(axis=1)
+    draws = np.random.default_rng(pool.seed)
+    changed = np.zeros(len(places), dtype=int)
+    for _ in range(PASSES):
+        kept = draws.random(rows.shape) >= dropout
+        changed += ((rows * kept) @ pool.texts.T).argmax(axis=1) != answers
+    level = 1
+    while level and (changed > level).sum() < OVERSAMPLE * budget:
+        level -= 1
+    found = places[changed > level]
+    if len(found) >= budget:
+        rows = pool.features[found]
+        begin = "k-means++" if start is None else rows[list(start)]
+        middle = nearest_to_centres(rows, clusters_of(rows, budget, pool.seed, begin))
+        return found[middle].tolist()
+    picks = found.tolist()
+    return picks + random(pool.after(picks), budget - len(picks))
+
+
+def class_guided(pool: Pool, budget: int, clusters: NDArray[Any] | None = None) -> Places:
+    """The middle images of clusters with few labels, in features beside the texts that the answers
+    mean (Kim et al.).
+    """
+    assert pool.texts is not None
+    rows = np.concatenate([pool.features, np.exp(pool.logs) @ pool.texts], axis=1)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    if clusters is None:
+        number = pool.logits.shape[1] + len(pool.labelled)
+        clusters = clusters_of(rows, number, pool.seed)
+    sizes = np.bincount(clusters)
+    asked = np.bincount(clusters[list(pool.labelled)], minlength=len(sizes))
+    left = np.bincount(clusters[pool.free], minlength=len(sizes))
+    quota = np.zeros(len(sizes), dtype=int)
+    for _ in range(budget):
+        share = np.where(left > quota, (asked + quota) / np.maximum(sizes, 1), np.inf)
+        quota[np.lexsort((-sizes, share))[0]] += 1
+    picks: Places = []
+    for cluster in np.flatnonzero(quota):
+        centre = rows[clusters == cluster].mean(axis=0)
+        members = np.flatnonzero((clusters == cluster) & pool.free)
+        order = (-rows[members] @ centre).argsort(kind="stable")
+        picks += members[order[: quota[cluster]]].tolist()
+    return picks
+
+
+# By logits
+
+
+def pcoreset(pool: Pool, budget: int) -> Places:
+    """k-center among the probabilities; without labels it begins with a random image."""
+    first = None if len(pool.labelled) else random(pool, 1)[0]
+    return k_center(pool, budget, np.exp(pool.logs), first)
+
+
+def pseudo(pool: Pool, budget: int) -> Places:
+    """Random images, balanced by the classifier's guesses."""
+    return pcb(pool, budget, np.flatnonzero(pool.free).tolist())
+
+
+def pcb(pool: Pool, budget: int, candidates: Sequence[int] | None = None) -> Places:
+    """Candidates, balanced by the classifier's guesses (Bang et al., CVPR 2024); a class without a
+    candidate is passed over.
+
+    Args:
+        candidates: by default the images of largest entropy.
+    """
+    if candidates is None:
+        most = min(len(pool.features) // 10, 20 * budget)
+        candidates = uncertain(pool, max(most, budget), entropy)
+    guesses = pool.logs.argmax(axis=1)
+    counts = np.bincount(pool.classes, minlength=pool.logits.shape[1]).astype(float)
+    chance = python_random.Random(pool.seed)
+    picks: Places = []
+    while len(picks) < budget:
+        label = int(counts.argmin())
+        listed = [place for place in candidates if guesses[place] == label]
+        chance.shuffle(listed)
+        left = [place for place in listed if place not in picks]
+        if left:
+            picks.append(left[0])
+            counts[label] += 1
+        elif np.isinf(counts).all():
+            return picks + random(pool.after(picks), budget - len(picks))
+        else:
+            counts[label] = np.inf
+    return picks
+
+
+METHODS: dict[str, Callable[[Pool, int], Places]] = {
+    "typical-then-uncertain": typical_then_uncertain,
+    "typiclust": typiclust,
+    "herding": herding,
+    "uherding": u_herding,
+    "random": random,
+    "pseudo": pseudo,
+}
