@@ -4,6 +4,7 @@ have.
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -286,12 +287,29 @@ def open_clip_config(name: str, cache: str | None = None) -> dict | None:
             model["vision_cfg"]["image_size"] = trunk.input_size[-1]
         # The activation that the weights were trained with.
         model["quick_gelu"] = model.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
+        stated = pretrained or common_preprocessing(arch)
         return {
             "model_cfg": model,
-            "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), pretrained),
+            "preprocess_cfg": merge_preprocess_dict(PreprocessCfg(), stated),
         }
     is_hub = name.startswith(hub.PREFIX)
     file = (
         hub.config_file(name, cache) if is_hub else weight_file(name, cache).with_name(hub.CONFIG)
     )
     return checked(file) if file.is_file() else None
+
+
+@cache  # it is printed once
+def common_preprocessing(arch: str) -> dict[str, Any]:
+    """How all published weights of an architecture read images, for a file with others; empty if
+    they differ, which is printed, or if there are none.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    stated = [open_clip.get_pretrained_cfg(arch, tag) for tag in tags]
+    keys = STATED.values()
+    read = [{key: cfg[key] for key in keys if key in cfg} for cfg in stated]
+    of_tags = [merge_preprocess_dict(PreprocessCfg(), one) for one in read]
+    if all(one == of_tags[0] for one in of_tags):
+        return read[0] if read else {}
+    print(f"Weights of {arch} read images in several ways: INPUT is that of OpenAI's CLIP")
+    return {}

@@ -17,6 +17,8 @@ from .files import write_bytes
 
 DIGEST = hashlib.sha256().digest_size  # bytes
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
+# Of a folder and a kind: bytes that may be written before the files are counted again
+room_left: dict[tuple[Path, str], float] = {}
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ class DiskCache:
         except (OSError, ValueError) as error:
             print(f"The {self.what} are not kept for other runs ({error})")
             return False
+        place = self.folder, self.kind
+        left = room_left.get(place, 0.0) - nbytes
         with suppress(OSError):  # another process deletes them too
-            self.make_room(self.file(key))
+            if left <= 0:
+                left = self.make_room(self.file(key)) / 2  # other processes write, too
+        room_left[place] = left
         return True
 
     def sealed(self, key: str, form: str, parts: Iterable[Any]) -> Iterable[Any]:
@@ -99,8 +105,11 @@ class DiskCache:
     def digest(self, key: str, form: str) -> Any:
         return hashlib.sha256(f"{self.kind} {key} {form}\n".encode())
 
-    def make_room(self, newest: Path) -> None:
-        """Delete unfinished files that were given up, and old ones until the limit is kept."""
+    def make_room(self, newest: Path) -> float:
+        """Delete unfinished files that were given up, and old ones until the limit is kept.
+
+        Returns the bytes that are left below the limit.
+        """
         for path in self.folder.glob(f".{self.kind}-*.partial"):
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
@@ -113,6 +122,7 @@ class DiskCache:
             if excess > 0 and path != newest:
                 excess -= path.stat().st_size
                 path.unlink()
+        return -excess
 
 
 @dataclass(frozen=True)

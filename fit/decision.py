@@ -130,9 +130,10 @@ def scales_of(
     trials: Trials, weights: NDArray[Any], heads: Heads, examples: Examples
 ) -> dict[Candidate, float]:
     """By how much the logits of the heads that are used are larger than those of the trials."""
+    answered = examples.x if trials.some is None else examples.x[trials.some]
     return {
         candidate: trials.spreads[candidate]
-        * spread(heads.answers(candidate, (examples.x, examples.y), examples.x))
+        * spread(heads.answers(candidate, (examples.x, examples.y), answered))
         for candidate, weight in zip(trials.of_heads, weights, strict=False)
         if weight
     }

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,6 +38,7 @@ from .candidates import SENTENCES, VISION, ZERO_SHOT, Candidate
 LINEAR_SUM = "Linear"  # of heads on projected features
 ENSEMBLE = "Ensemble"  # of heads, some of them on features before the projection
 BATCH = 256  # features of a step
+ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one
 # Bytes of the logits of all heads that are kept, and of one
 LIMIT = 1e9
@@ -165,7 +167,12 @@ class Heads:
             matrix = self.clip.logit_scale.exp() * normalize(self.fixed[candidate.method]).T
             return lambda features: normalize(features) @ matrix
         method = self.fit(candidate, *seen)
-        return lambda features: method.model_inference(CachedOutput(features))
+
+        def answer(features: Tensor) -> Tensor:
+            parts = features.split(ANSWERED)
+            return torch.cat([method.model_inference(CachedOutput(part)) for part in parts])
+
+        return answer
 
     def answers(
         self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor
@@ -197,6 +204,7 @@ class Heads:
         labels: Tensor,
         held: NDArray[Any],
         deadline: float = math.inf,
+        some: NDArray[np.int64] | None = None,
     ) -> Tensor:
         """(repeats, images, classes): the logits of images whose folds `held` were left out
         (`choice.folds`).
@@ -206,13 +214,15 @@ class Heads:
 
         Args:
             deadline: of `time.monotonic`.
+            some: the places of the images that are answered, by default all.
 
         Raises:
             FloatingPointError: a loss or a logit is not finite.
             TooLong: the trainings would not end before the deadline.
         """
-        found = torch.full((*held.shape, len(self.names)), torch.nan)
-        key = self.key(candidate, features, labels, held)
+        asked = torch.arange(len(labels)) if some is None else torch.from_numpy(some)
+        found = torch.full((len(held), len(asked), len(self.names)), torch.nan)
+        key = self.key(candidate, features, labels, held, some)
         kept = get_tensor(self.cache, key, tuple(found.shape), found.dtype)
         if kept is not None:
             return kept
@@ -221,20 +231,27 @@ class Heads:
         try:
             for row, logits in zip(torch.from_numpy(held), found, strict=True):
                 for fold in range(folds):
-                    out = row == fold
-                    answers = self.answers(candidate, (features[~out], labels[~out]), features)
+                    learned_from = row != fold
+                    seen = features[learned_from], labels[learned_from]
+                    answers = self.answers(candidate, seen, features[asked])
+                    out = row[asked] == fold
                     logits[out] = (answers[out] / spread(answers[~out])).cpu()
                     self.clock.next()
         finally:
             self.clock = Clock()  # other trainings have no deadline
-        if not found[:, torch.from_numpy(held[0] >= 0)].isfinite().all():
+        if not found[:, torch.from_numpy(held[0] >= 0)[asked]].isfinite().all():
             raise FloatingPointError(f"{candidate.name} gives logits that are not finite")
         if found.nbytes <= MOST_KEPT:
             put_tensor(self.cache, key, found)
         return found
 
     def key(
-        self, candidate: Candidate, features: Tensor, labels: Tensor, held: NDArray[Any]
+        self,
+        candidate: Candidate,
+        features: Tensor,
+        labels: Tensor,
+        held: NDArray[Any],
+        some: NDArray[np.int64] | None,
     ) -> str:
         """A checksum of all that the logits of held-out images depend on."""
         key = Key(
@@ -248,6 +265,8 @@ class Heads:
             settings=settings_of(candidate),
         )
         folds = torch.from_numpy(held)
+        if some is not None:
+            key.add_tensors({"some": torch.from_numpy(some)})
         key.add_tensors({"features": features, "labels": labels, "folds": folds})
         of_clip = {"scale": self.clip.logit_scale, "names": self.fixed[ZERO_SHOT]}
         of_clip |= {f"texts {unit}": texts for unit, texts in self.texts.items()}

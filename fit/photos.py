@@ -67,7 +67,8 @@ class Photos:
         similar = same_names(names)
         if similar:
             notes.append(similar)
-        known = [photo for photo in kept if photo.label in names]
+        known_names = set(names)
+        known = [photo for photo in kept if photo.label in known_names]
         return cls(known, names, damaged, notes)
 
     def in_groups(self, groups: NDArray[np.int64], reasons: str) -> "Photos":

@@ -27,7 +27,7 @@ from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import groups, report
-from .candidates import CANDIDATES, SENTENCES, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
 from .decision import Decision, decide_among
 from .features import Row
 from .groups import numbers
@@ -48,6 +48,9 @@ METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
 OF_PROJECTION = {"RLA", "ProLIP"}
 # Of the minutes, for trying heads; the others are for the choice, its estimate and the export
 HEADS_SHARE = 0.7
+# Images times classes: with more, each epoch of a head takes minutes, and heads that are computed
+# at once are tried
+MOST_TRAINED = 5 * 10**6
 
 
 def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> Fit:
@@ -106,6 +109,7 @@ def decided(
     each of them.
     """
     several = len(sources) > 1
+    images = len(photos.training)
     has_bank = any(photo.bank for photo in photos.images)
     reads_images = request.minutes and not (several or has_bank)
     towers = []
@@ -113,8 +117,8 @@ def decided(
     for source in sources:
         heads = source.of_classes(photos.names)
         of_source = Towers(heads, photos, {one.path: one.sha256 for one in photos.images})
-        trained = methods_of(request, TRAINED, heads) if reads_images else []
-        candidates = methods_of(request, CANDIDATES, heads)
+        trained = methods_of(request, TRAINED, heads, images) if reads_images else []
+        candidates = methods_of(request, CANDIDATES, heads, images)
         planned = partial(of_source.planned, trained, plan.end, plan)
         name = source.request.backbone if several else ""
         examples = examples_of(source, heads, photos)
@@ -123,6 +127,11 @@ def decided(
     place, decision = decide_among(backbones, request, plan)
     priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
     notes = [*decision.notes]
+    if images * len(photos.names) > MOST_TRAINED and not request.methods:
+        what = (
+            f"Heads that train were not tried on {images:,} images of {len(photos.names):,} classes"
+        )
+        notes.append(f"{what}: name some by --methods to try them")
     if several and request.minutes:
         notes.append(
             "Of several backbones heads alone were compared: name one to train prompts, too"
@@ -157,12 +166,14 @@ def features_of(photos: Sequence[Photo], rows: Mapping[str, Row]) -> Tensor:
 
 
 def methods_of(
-    request: FitRequest, candidates: Sequence[Candidate], heads: Heads
+    request: FitRequest, candidates: Sequence[Candidate], heads: Heads, images: int = 0
 ) -> list[Candidate]:
     """The candidates that the user asks for, and that the backbone and the sentences permit."""
     wanted = {ZERO_SHOT, SENTENCES, *(request.methods or METHODS)}
     if not request.sentences:
         wanted.remove(SENTENCES)
+    if images * len(heads.names) > MOST_TRAINED and not request.methods:
+        wanted.intersection_update(COMPUTED)
     own_tower = is_vit(heads.clip) or isinstance(heads.clip.visual, ModifiedResNet)
     if not heads.projection or not (own_tower or request.methods):
         wanted -= OF_PROJECTION

@@ -90,6 +90,7 @@ class Trials:
         spreads: of the heads' logits before that; if a head had learned from these images, it would
             have been 1, too.
         notes: for the user.
+        some: `held`, if memory has no room for all images; else None.
     """
 
     folds: NDArray[np.int64]
@@ -99,6 +100,7 @@ class Trials:
     logits: dict[Candidate, NDArray[Any]]
     spreads: dict[Candidate, float]
     notes: list[str]
+    some: NDArray[np.int64] | None = None
 
     @cached_property
     def stacked(self) -> NDArray[Any]:
@@ -157,17 +159,20 @@ def try_candidates(
     labels = examples.labels
     held = to_choose_on(folds, examples.scenes, len(examples.names), number)
     notes = []
-    if len(held) < (folds[0] != choice.NEVER).sum():
+    can_be_held = folds[0] != choice.NEVER
+    some = held if len(held) < can_be_held.sum() else None
+    if some is not None:
         notes.append(
             f"{len(held):,} images choose and estimate, as more would need too much memory"
         )
     sample = Sample.of(labels[held], examples.scenes[held], prior)
-    alone = [name for place, name in enumerate(examples.names) if place not in sample.labels]
+    several = set(labels[can_be_held].tolist())
+    alone = [name for place, name in enumerate(examples.names) if place not in several]
     if alone:
         names = ", ".join(alone)
         notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
-    rows, logits = tried(backbone, tasks(backbone, folds, plan), held, sample, plan)
+    rows, logits = tried(backbone, tasks(backbone, folds, plan, some), held, sample, plan)
     spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}
     logits = {one: values / spreads[one] for one, values in logits.items()}
     more_rows, more_logits = tried(backbone, backbone.trained(folds[0]), held, sample, plan)
@@ -179,6 +184,7 @@ def try_candidates(
         logits=logits | more_logits,
         spreads=spreads,
         notes=notes,
+        some=some,
     )
 
 
@@ -198,13 +204,15 @@ def to_choose_on(
     return places[np.isin(scenes[places], chosen)]
 
 
-def tasks(backbone: Backbone, folds: NDArray[Any], plan: Plan) -> Iterator[Task]:
-    """The heads with what computes their logits of all images."""
+def tasks(
+    backbone: Backbone, folds: NDArray[Any], plan: Plan, some: NDArray[np.int64] | None
+) -> Iterator[Task]:
+    """The heads with what computes their logits, of all images or of `some`."""
     heads = backbone.heads
     examples = backbone.examples
     for candidate in backbone.candidates:
         deadline = inf if candidate.method in heads.fixed else plan.deadline
-        compute = partial(heads.held_out, candidate, examples.x, examples.y, folds, deadline)
+        compute = partial(heads.held_out, candidate, examples.x, examples.y, folds, deadline, some)
         yield candidate, plan.too_long.get(plan.key(candidate.name)) or compute
 
 
@@ -229,7 +237,9 @@ def tried(
             rows.append({"name": name, "fault": str(error)})
             print(f"{name:<44} left out: {error}")
             continue
-        kept = computed.reshape(-1, *computed.shape[-2:])[:, held]
+        kept = computed.reshape(-1, *computed.shape[-2:])
+        if kept.shape[1] > len(held):
+            kept = kept[:, held]
         logits[candidate] = kept.astype(float) if kept.size < EXACT else kept
         accuracy = 100 * sample.mean(choice.right(logits[candidate], sample.labels))
         low, high = choice.interval(accuracy, sample.size)

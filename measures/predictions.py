@@ -20,7 +20,7 @@ from .results import checked_summary
 PREDICTIONS_FILE = "predictions.npz"
 TOP = 5
 LARGEST = 1 << 30  # bytes of the logits
-LARGEST_READ = 256 << 20  # bytes of all other arrays: a million images with paths of 60 letters
+LARGEST_READ = 1 << 30  # bytes of all other arrays: three million images with paths of 60 letters
 # The columns, a row for each image: type and number of dimensions.
 COLUMNS = {
     "label": ("i", 1),
@@ -94,6 +94,8 @@ def read(folder: Path) -> Predictions:
     try:
         arrays = read_arrays(file)
         check(arrays)
+    except UsageError:  # too large
+        raise
     except (
         Exception
     ) as error:  # a damaged file makes zipfile, its decompressors and numpy fail in any way
@@ -122,7 +124,8 @@ def read_arrays(file: Path) -> Predictions:
     with zipfile.ZipFile(file) as archive:
         entries = {key: archive.getinfo(f"{key}.npy") for key in COLUMNS | WORDS}
         if sum(entry.file_size for entry in entries.values()) > LARGEST_READ:
-            raise ValueError("the arrays are too large")
+            what = f"{file} has more than {LARGEST_READ / 1e9:.1f} GB of arrays"
+            raise UsageError(what, "it is too large for this command: read it by numpy", file)
         contents = {key: io.BytesIO(archive.read(entry)) for key, entry in entries.items()}
     return {key: npy.read_array(content, allow_pickle=False) for key, content in contents.items()}
 

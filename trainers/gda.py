@@ -91,7 +91,8 @@ class GDA(FittedMethod):
         """
         rows = normalize(support.rows).double()
         labels = support.row_labels
-        of_class = [rows[labels == label] for label in range(len(self.head.b))]
+        counts = labels.bincount(minlength=len(self.head.b)).tolist()
+        of_class = rows[labels.argsort(stable=True)].split(counts)
         means = torch.stack([part.mean(dim=0) for part in of_class])
         self.head.alpha.fill_(self.settings.ALPHA or 1)
         auto = "few_shots" if self.cfg.DATASET.SUBSAMPLE_CLASSES == "all" else "base2new"

@@ -88,7 +88,13 @@ class LinearProbe(FittedMethod):
     saved_as = "linear_probe"
     saves_learner = False
     reads_template = reads_sentences = False
-    spec = FeatureSpec(reads_text=False, chosen={"C": "1.0"}, trials=TRIALS, needs_all=True)
+    spec = FeatureSpec(
+        reads_text=False,
+        chosen={"C": "1.0"},
+        trials=TRIALS,
+        needs_all=True,
+        keeps_pairs=True,
+    )
 
     def build_head(self, classes, width, rows):
         if classes < 2:

@@ -11,7 +11,7 @@ from .base.feature_method import ChoosingSettings, FeatureSpec, FittedMethod, Su
 from .base.head import Head
 from .base.prompted import normalize
 
-MOST_ROWS = 20_000  # of training images: their kernel takes 3.2 GB
+MOST_ROWS = 20_000  # of training images: their kernels take 7.2 GB
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,10 @@ class CacheMethod(FeatureMethod):
     saved_as = "tip_adapter"
     of_learned_classes = ("weight", "values")
     spec = FeatureSpec(
-        SEVEN, row_tensors=of_learned_classes, chosen={"ALPHA": "1.0", "BETA": "1.0"}
+        SEVEN,
+        row_tensors=of_learned_classes,
+        chosen={"ALPHA": "1.0", "BETA": "1.0"},
+        keeps_pairs=True,
     )
     learned = False
 

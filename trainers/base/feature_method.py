@@ -32,6 +32,8 @@ from .teacher import mean_text_features
 
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
+MOST_PAIRS = 250_000_000  # of a training image and a class, in memory at a time
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -55,6 +57,7 @@ class FeatureSpec:
     chosen: Mapping[str, str] = field(default_factory=dict)
     trials: int = 1  # from how many values they choose
     needs_all: bool = False  # whether each class must have a training image
+    keeps_pairs: bool = False  # whether there are numbers for each training image and class
 
 
 @dataclass(frozen=True)
@@ -301,7 +304,19 @@ class FeatureMethod(Method):
         )
 
     def begin(self, support: Support) -> Batches:
-        """Start from the features of the training images; returns the batches of an epoch."""
+        """Start from the features of the training images; returns the batches of an epoch.
+
+        Raises UsageError if a head with numbers for each image and class would need too many.
+        """
+        images = len(support.rows)
+        pairs = images * len(self.class_names)
+        if self.spec.keeps_pairs and pairs > MOST_PAIRS:
+            what = (
+                f"{type(self).__name__} has numbers for {images:,} views of images and "
+                f"{len(self.class_names):,} classes, {4 * pairs / 1e9:.1f} GB"
+            )
+            remedy = f"use fewer images, or GDA: {4 * MOST_PAIRS / 1e9:g} GB are the most"
+            raise UsageError(what, remedy)
         self.support = support
         self.start(support)
         size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE

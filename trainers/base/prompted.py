@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,8 @@ from clip import (
     folded_weights,
     private_copy,
 )
+
+CLASSES = 2048  # whose texts are encoded at a time, if nothing is learned
 
 
 class Declares:
@@ -232,7 +234,9 @@ class PromptedCLIP(Declares, nn.Module):
         )
         if self._text and self._text[0] == state:
             return self._text[1]
-        text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
+        prompts = self.prompt_learner.text(image_features)
+        parts = [prompts] if training else parts_of(prompts)
+        text = torch.cat([self.towers.encode_text(self.clip, part) for part in parts])
         changes = training and self.prompt_learner.random_text
         if (
             text.dim() == 2
@@ -291,6 +295,24 @@ class PromptedCLIP(Declares, nn.Module):
         if self.keeps_output:
             self.last_output = output
         return output.logits
+
+
+def parts_of(prompts: TextPrompts) -> list[TextPrompts]:
+    """The prompts of CLASSES classes at a time; all together if they differ by image."""
+    rows = len(prompts.ids)
+    if prompts.by_image or rows <= CLASSES:
+        return [prompts]
+    parts = []
+    for first in range(0, rows, CLASSES):
+        some = slice(first, first + CLASSES)
+        ctx = prompts.ctx[some] if prompts.ctx is not None and prompts.by_class else prompts.ctx
+        slots = None if prompts.slots is None else prompts.slots[some]
+        deep = [
+            replace(edit, add=edit.add[some]) if edit.add is not None and edit.by_sequence else edit
+            for edit in prompts.deep
+        ]
+        parts.append(replace(prompts, ids=prompts.ids[some], ctx=ctx, slots=slots, deep=deep))
+    return parts
 
 
 def normalize(features: Tensor) -> Tensor:

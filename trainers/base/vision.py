@@ -16,6 +16,8 @@ from .head import Head
 from .projection import Projection, UnprojectedCLIP, last_map, remove_projection
 from .prompted import normalize
 
+MOST_TARGETS = 2 * 10**7  # numbers of a regression at a time: classes are independent
+
 
 @dataclass(frozen=True)
 class VisionProbeSettings(FeatureSettings):
@@ -108,10 +110,12 @@ class VisionProbe(FittedMethod):
     def fit(self, support: Support) -> None:
         self.head.mean.copy_(normalize(support.rows).mean(dim=0))
         rows = self.head.centred(support.rows).double()
-        targets = F.one_hot(support.row_labels, len(self.class_names)).double()
-        weight, bias = ridge(rows, targets, self.settings.RIDGE)
-        self.head.weight.copy_(weight)
-        self.head.bias.copy_(bias)
+        classes = torch.arange(len(self.class_names), device=rows.device)
+        for part in classes.split(max(1, MOST_TARGETS // len(rows))):
+            targets = (support.row_labels[:, None] == part).double()
+            weight, bias = ridge(rows, targets, self.settings.RIDGE)
+            self.head.weight[part] = weight.float()
+            self.head.bias[part] = bias.float()
 
 
 def ridge(rows: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:

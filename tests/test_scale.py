@@ -1,0 +1,131 @@
+"""Many images and many classes: memory is bounded, or a line says what is too much."""
+
+from contextlib import redirect_stdout
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from marks import one_line
+
+from clip.backbone import common_preprocessing, preprocessing
+from common import cache
+from common.cache import DiskCache
+from fit import story, trials
+from fit.candidates import CANDIDATES, COMPUTED, Candidate
+from fit.estimator import Classifier
+from fit.heads import Heads
+from inference.classifier import PromptedClassifier
+from inference.models import load
+from measures import predictions
+from trainers.base import feature_method, prompted, vision
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def heads(tiny):
+    return Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+
+
+@pytest.fixture
+def examples():
+    """Features (30, 64) and labels (30,)."""
+    labels = torch.arange(30) % 3
+    noise = torch.randn(30, 64, generator=torch.Generator().manual_seed(1))
+    return noise + 3 * torch.eye(64)[labels], labels
+
+
+@pytest.mark.parametrize("method", ["CoOp", "MPL", "KgCoOp"])
+def test_texts_of_many_classes_are_encoded_in_parts(method, finished, monkeypatch):
+    names = [f"class {number}" for number in range(7)]
+    classifier = load(finished(method))
+    expected = classifier.logits(classifier.black(), names)
+    sizes = []
+    original = prompted.parts_of
+    monkeypatch.setattr(prompted, "CLASSES", 3)
+    monkeypatch.setattr(
+        prompted, "parts_of", lambda texts: sizes.append(len(original(texts))) or original(texts)
+    )
+    again = load(finished(method))
+    torch.testing.assert_close(again.logits(again.black(), names), expected, rtol=0, atol=1e-5)
+    assert max(sizes) == 3
+
+
+def test_held_out_logits_of_some_images_are_those_of_all(heads, examples):
+    held = np.arange(30)[None] // 15
+    candidate = Candidate("GDA", {"ALPHA": 10.0, "AUGMENT_EPOCH": 1})
+    of_all = heads.held_out(candidate, *examples, held)
+    everything = heads.held_out(candidate, *examples, held, some=np.arange(30))
+    torch.testing.assert_close(everything, of_all)
+    some = np.array([0, 1, 5, 16, 20, 29])
+    found = heads.held_out(candidate, *examples, held, some=some)
+    assert found.shape == (1, 6, 3)
+    cosines = torch.cosine_similarity(found[0], of_all[0, some], dim=1)
+    assert (cosines > 0.999).all()  # the spread is of fewer images
+
+
+def test_a_regression_of_many_classes_is_solved_in_parts(heads, examples, monkeypatch):
+    answers = heads.answers(Candidate("VisionProbe"), examples, examples[0])
+    monkeypatch.setattr(vision, "MOST_TARGETS", 30)
+    in_parts = heads.answers(Candidate("VisionProbe"), examples, examples[0])
+    torch.testing.assert_close(in_parts, answers)
+
+
+@pytest.mark.parametrize("method", ["TipAdapter", "LPPlusPlus", "LinearProbe"])
+def test_heads_with_numbers_for_each_image_and_class_have_a_limit(
+    method, heads, examples, monkeypatch
+):
+    candidate = next(one for one in CANDIDATES if one.method == method)
+    heads.answers(candidate, examples, examples[0])
+    monkeypatch.setattr(feature_method, "MOST_PAIRS", 89)
+    with one_line(f"{method} has numbers for 30 views of images and 3 classes", "or GDA"):
+        heads.answers(candidate, examples, examples[0])
+
+
+def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeypatch):
+    monkeypatch.setattr(story, "MOST_TRAINED", 10)
+    monkeypatch.setattr(trials, "MOST_LOGITS", 1500)
+    model = Classifier(backbone=str(tiny), minutes=0, groups="none")
+    model.fit(eurosat / "eurosat/2750")
+    assert {name.split()[0] for name in model.leaderboard_["name"]} <= {*COMPUTED}
+    notes = " ".join(model.notes_)
+    assert "Heads that train were not tried" in notes and "images choose and estimate" in notes
+    named = Classifier(backbone=str(tiny), minutes=0, methods=["SSText"], groups="none")
+    named.fit(eurosat / "eurosat/2750")
+    assert any(name.startswith("SSText") for name in named.leaderboard_["name"])
+
+
+def test_a_cache_counts_its_files_when_it_may_be_full(tmp_path, monkeypatch):
+    counted = []
+    original = DiskCache.make_room
+    monkeypatch.setattr(
+        DiskCache, "make_room", lambda self, file: counted.append(file) or original(self, file)
+    )
+    monkeypatch.setattr(cache, "room_left", {})
+    kept = DiskCache(tmp_path, "rows", "rows", limit=4000)
+    for number in range(40):
+        assert kept.put(f"{number:032}", "form", 100, [b"x" * 100])
+        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 4000
+    assert 3 < len(counted) < 25
+
+
+def test_predictions_that_are_too_large_are_not_called_damaged(run, monkeypatch):
+    folder = run("out", trainer="ZeroshotCLIP")
+    predictions.read(folder)
+    monkeypatch.setattr(predictions, "LARGEST_READ", 100)
+    with one_line("of arrays: it is too large for this command"):
+        predictions.read(folder)
+
+
+def test_a_file_of_an_architecture_is_read_as_its_published_weights(tmp_path):
+    (tmp_path / "w.pt").touch()
+    found = preprocessing(f"ViT-B-16-SigLIP:{tmp_path}/w.pt")
+    assert found["PIXEL_MEAN"] == (0.5, 0.5, 0.5) and found["RESIZE_MODE"] == "squash"
+    assert preprocessing(f"ViT-B-32:{tmp_path}/w.pt")["RESIZE_MODE"] == "shortest"
+    common_preprocessing.cache_clear()
+    printed = StringIO()
+    with redirect_stdout(printed):
+        for _ in range(2):
+            preprocessing(f"ViT-H-14:{tmp_path}/w.pt")
+    assert printed.getvalue().count("read images in several ways") == 1
