@@ -21,6 +21,8 @@ from .plan import Plan
 from .request import PRIORS, FitRequest
 from .trials import Backbone, Examples, Trials, try_candidates
 
+LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
+
 
 @dataclass(frozen=True)
 class Certainty:
@@ -105,12 +107,39 @@ def decide_among(
     examples = backbones[best].examples
     scales = scales_of(trials[best], weights[best], heads, examples)
     chosen = used(trials[best].logits, weights[best], scales)
-    decision = estimated(trials[best], chosen, scales, of_class(examples, folds), outside)
-    decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
+    scenes = of_class(examples, folds)
+    if examples.drawn is None:
+        decision = estimated(trials[best], chosen, scales, scenes, outside)
+        decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
+    else:
+        inside = examples.drawn[trials[best].held]
+        number = len(np.unique(sample.groups[inside]))
+        if number < LEAST_DRAWN:
+            return best, Decision(chosen, notes=[without_draws(number)])
+        decision = estimated(trials[best].part(inside), chosen, scales, scenes, outside[:, inside])
+        decision = replace(decision, notes=[*decision.notes, of_some(examples.drawn)])
+        found = found[:, :, inside]
     decision = replace(with_certainty(decision, request), reads_names=heads.reads_names)
     if len(backbones) > 1:
         decision = compared(decision, backbones, trials, found)
     return best, decision
+
+
+def without_draws(number: int) -> str:
+    """Why there is no estimate."""
+    return (
+        f"NO ESTIMATE, no calibration and no sets: {number} of the scenes that could be held out "
+        f"were drawn at random, and {LEAST_DRAWN} are needed. The others were chosen to be labelled"
+    )
+
+
+def of_some(drawn: NDArray[np.bool_]) -> str:
+    """What the estimate is of."""
+    return (
+        f"The estimate, the calibration and the sets are of the {drawn.sum():,} images that were "
+        f"drawn at random: the other {(~drawn).sum():,} were chosen to be labelled, and new images "
+        "are not like them. There is no learning curve"
+    )
 
 
 def tried(

@@ -19,6 +19,7 @@ from inference.bank import is_bank
 
 FOLDER = "folder"  # of --group-by
 METADATA = "metadata.csv", "metadata.jsonl"
+ASKED = "chosen", "random"
 Row = Mapping[str, str | None]  # of a file, by its columns
 LAYOUT = (
     "give a folder with one folder of images for each class, or a CSV file with the columns "
@@ -39,6 +40,7 @@ class Photo:
     group: str = ""  # the name that the user gives its group
     scene: int | None = None  # the number of its group, once it was found
     bank: str = ""  # the folder with its feature, if the image is not read
+    asked: str = ""  # why `tools/label.py` asked for its label: one of ASKED
 
 
 def find(
@@ -215,6 +217,15 @@ def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") 
     if not {column, "label"} <= set(columns):
         what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
+    if "asked" in columns:
+        labelled = [(line, row) for line, row in rows if (row.get("label") or "").strip()]
+        if len(labelled) < len(rows):
+            print(
+                printable(
+                    f"Left out: {len(rows) - len(labelled):,} lines of {file} without a label"
+                )
+            )
+        rows = labelled
     return [photo_of(row, column, part, line, file) for line, row in rows]
 
 
@@ -235,8 +246,13 @@ def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
     if "group" in row and not group:
         what = f"line {line} of {file} has no group"
         raise UsageError(what, "give each line one, or remove the column", file)
+    asked = (row.get("asked") or "").strip()
+    if asked and asked not in ASKED:
+        what = f"line {line} of {file} has {asked[:80]!r} in the column asked"
+        raise UsageError(what, f"write {' or '.join(ASKED)}, or nothing", file)
     below = below if plain(top) == plain(label) else path
-    return Photo(str(file.parent / path), plain(label), part, below=below, group=group)
+    place = str(file.parent / path)
+    return Photo(place, plain(label), part, below=below, group=group, asked=asked)
 
 
 def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:

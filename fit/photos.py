@@ -12,7 +12,7 @@ from common.errors import UsageError
 from datasets.base import same_names
 
 from .groups import numbers
-from .images import Photo
+from .images import ASKED, Photo
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,14 @@ class Photos:
     @cached_property
     def training(self) -> list[Photo]:
         return [photo for photo in self.images if photo.part != "test"]
+
+    @property
+    def drawn(self) -> NDArray[np.bool_] | None:
+        """(training images,): whether an image is like new ones, and was not chosen to be labelled;
+        None if none was.
+        """
+        drawn = np.array([photo.asked != ASKED[0] for photo in self.training])
+        return None if drawn.all() else drawn
 
     @cached_property
     def tested(self) -> list[Photo]:

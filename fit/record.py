@@ -47,6 +47,9 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
         later["max_ms"] = request.max_ms
     if any(photo.bank for photo in photos):
         later["bank"] = True
+    if any(photo.asked for photo in photos):
+        asked = json.dumps([photo.asked for photo in photos])
+        later["asked"] = hashlib.sha256(asked.encode()).hexdigest()
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     sentences = checksum(request.sentences) if request.sentences else ""

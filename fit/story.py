@@ -97,7 +97,7 @@ def examples_of(source: Source, heads: Heads, photos: Photos) -> Examples:
     """What the heads on a backbone learn from."""
     x = features_of(photos.training, source.rows).to(heads.zero_shot.device)
     y = torch.tensor(photos.label_numbers(photos.training), device=x.device)
-    return Examples(x, y, photos.scenes, photos.names)
+    return Examples(x, y, photos.scenes, photos.names, photos.drawn)
 
 
 def decided(

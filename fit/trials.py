@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf
 from typing import Any
@@ -36,12 +36,15 @@ class Examples:
         y: (images,), the numbers of their classes, on the device of `x`.
         scenes: (images,), the numbers of their scenes.
         names: of the classes.
+        drawn: (images,), whether an image is like new ones, and was not chosen to be labelled; None
+            if all are.
     """
 
     x: Tensor
     y: Tensor
     scenes: NDArray[np.int64]
     names: Sequence[str]
+    drawn: NDArray[np.bool_] | None = None
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -133,6 +136,11 @@ class Trials:
     def of_folds(self) -> NDArray[np.int64]:
         """(repeats, held): the folds of the images whose logits are kept."""
         return self.folds[:, self.held]
+
+    def part(self, inside: NDArray[np.bool_]) -> "Trials":
+        """The same of some of the images that were held out (held,)."""
+        logits = {one: values[:, inside] for one, values in self.logits.items()}
+        return replace(self, held=self.held[inside], sample=self.sample.part(inside), logits=logits)
 
     def members(self, inside: NDArray[np.bool_] | None = None) -> dict[int, float]:
         """The candidates that an ensemble may have, with their default weights, by images `inside`
