@@ -32,6 +32,7 @@ COMMANDS = (
     "inference.inspection.command",
 )
 COMMANDS += (
+    "fit.labelling",
     "inference.embed",
     "inference.export",
     "inference.predict",

@@ -1,0 +1,210 @@
+"""Images without labels: their features, what a model says of them, and which are of one scene."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.errors import UsageError, check_name
+from inference.bank import Bank, BankFiles, is_bank
+from inference.behind_tower import BehindTower
+from inference.classifier import PromptedClassifier
+from inference.models import load
+from inference.options import LoadOptions
+from inference.seen import SeenImages
+from inference.sources import images_in
+from measures.labelling import METHODS, choose
+from trainers.base.prompted import normalize
+
+from . import banked, groups
+from .command import with_checksums
+from .features import Features, Row
+from .images import Photo
+
+DEFAULT = "typical-then-uncertain"
+
+
+class Asked(NamedTuple):
+    """An image whose label is asked for."""
+
+    path: str
+    guess: str
+    is_drawn: bool  # at random
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabelledPool:
+    """Images, each of which can be read, in the order of their pixels.
+
+    Attributes:
+        features: (images, joint), of unit length.
+        logits: (images, classes), of the model.
+        scenes: (images,): images of one scene have one number.
+        seen: (images,): whether the model has learned from an image.
+    """
+
+    photos: Sequence[Photo]
+    class_names: Sequence[str]
+    features: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    scenes: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, place: Path, model: Path | None, options: LoadOptions) -> "UnlabelledPool":
+        """The images of a folder, a list or a bank. Those that cannot be read are in the notes.
+
+        Raises:
+            UsageError: there are no images that can be read, or the model cannot be opened.
+        """
+        classifier = load(model, options)
+        classifier.require_one_view("--model")
+        behind = tower_of(classifier)
+        photos = photos_in(place)
+        encoder = Features(behind.classifier, behind.tower.model)
+        rows, damaged = banked.features_of(photos, encoder)
+        photos = [photo for photo in photos if photo.path in rows]
+        if not photos:
+            fault = next(iter(damaged.values()), "it is empty")
+            raise UsageError(f"{place} has no image that can be read ({fault})", "give another")
+        photos.sort(key=lambda photo: (rows[photo.path].pixels_sha256, photo.path))
+        of_pool = [rows[photo.path] for photo in photos]
+        before = torch.stack([row.feature for row in of_pool])
+        logits = logits_of(classifier, behind, photos, before)
+        guesses = [classifier.class_names[place] for place in logits.argmax(axis=1)]
+        photos = [replace(one, label=guess) for one, guess in zip(photos, guesses, strict=True)]
+        looks = all(photo.pixels_sha256 for photo in photos if photo.bank)
+        notes = [f"Left out: {fault}" for fault in list(damaged.values())[:5]]
+        if not looks:
+            notes.append("Near-copies are not known: the bank was written without --look")
+        return cls(
+            photos,
+            classifier.class_names,
+            normalize(behind.features(before)).numpy(),
+            logits,
+            groups.find(photos, rows, looks)[0],
+            seen_by(model, of_pool),
+            notes,
+        )
+
+    def ask(
+        self, labels: Mapping[str, str], budget: int, drawn: int, seed: int, method: str = ""
+    ) -> list[Asked]:
+        """The images whose labels help most, and then some at random; one of each scene.
+
+        Args:
+            labels: those so far, by absolute paths, in the order in which they were asked for.
+
+        Raises:
+            UsageError: the pool has fewer images without labels, the model has learned from one of
+                them, or there is no such method.
+        """
+        check_name(method or DEFAULT, METHODS, "method")
+        place_of = {absolute(photo): place for place, photo in enumerate(self.photos)}
+        labelled = [place_of[path] for path in labels if path in place_of]
+        self.check_seen(labelled)
+        places = self.one_of_each_scene(labelled)
+        number = sum(path in place_of for path in labels)
+        free = len(places) - number
+        if budget > free:
+            what = f"--ask is {budget:,}, and {free:,} scenes of the pool have no label"
+            raise UsageError(what, "ask for fewer")
+        rows = self.features[places]
+        logits = self.logits[places]
+        known = list(range(number))
+        at_random = choose(rows, logits, known, drawn, seed, "random")
+        # The chosen ones help most beside the random ones
+        known += at_random
+        picks = choose(rows, logits, known, budget - drawn, seed, method or DEFAULT)
+        found = [(place, False) for place in picks] + [(place, True) for place in at_random]
+        return [
+            Asked(absolute(photo), photo.label, is_drawn)
+            for photo, is_drawn in ((self.photos[places[place]], one) for place, one in found)
+        ]
+
+    def check_seen(self, labelled: Sequence[int]) -> None:
+        """Raise UsageError if the model has learned from an image that has no label here."""
+        seen = self.seen.copy()
+        seen[list(labelled)] = False
+        if seen.any():
+            example = self.photos[int(seen.argmax())].path
+            what = (
+                f"the model has learned from {seen.sum():,} images of the pool, such as {example}"
+            )
+            raise UsageError(what, "take them out, or give the CSV file with their labels as --to")
+
+    def one_of_each_scene(self, labelled: Sequence[int]) -> list[int]:
+        """The places of the labelled images, in their order, and of the first image of each scene
+        without a label.
+        """
+        with_label = set(self.scenes[list(labelled)].tolist())
+        firsts = np.unique(self.scenes, return_index=True)[1]
+        others = [place for place in np.sort(firsts) if self.scenes[place] not in with_label]
+        return [*labelled, *map(int, others)]
+
+
+def absolute(photo: Photo) -> str:
+    """The path of an image, as the CSV file has it."""
+    return os.path.abspath(photo.path)
+
+
+def tower_of(classifier: PromptedClassifier) -> BehindTower:
+    """The frozen tower of a classifier; of one with a tower of its own, that of zero-shot CLIP."""
+    try:
+        return BehindTower(classifier)
+    except UsageError:
+        name = classifier.cfg.MODEL.BACKBONE.NAME
+        clip = classifier.clip
+        device = classifier.device.type
+        names = classifier.class_names
+        return BehindTower(PromptedClassifier.zero_shot(name, names, device=device, clip=clip))
+
+
+def logits_of(
+    classifier: PromptedClassifier, behind: BehindTower, photos: Sequence[Photo], before: Tensor
+) -> NDArray[np.float32]:
+    """(images, classes): the logits of a classifier, which reads the images if it has a tower of
+    its own.
+    """
+    if behind.classifier is classifier:
+        return behind.predict(before).logits.numpy()
+    if any(photo.bank for photo in photos):
+        BehindTower(classifier)  # which says why it cannot read a bank
+    return classifier.logits([photo.path for photo in photos]).numpy()
+
+
+def photos_in(place: Path) -> list[Photo]:
+    """The images of a folder, a list or a bank, each once."""
+    if not is_bank(place):
+        files = dict.fromkeys(str(file) for file in images_in([place]))
+        return with_checksums([Photo(file, "") for file in files])
+    columns = BankFiles(Bank(place).files).parts(*banked.COLUMNS)
+    rows = [row for part in columns for row in part.to_pylist()]
+    return [
+        Photo(
+            row["path"],
+            "",
+            sha256=row["sha256"],
+            pixels_sha256=row.get("pixels_sha256", ""),
+            bank=str(place),
+        )
+        for row in rows
+    ]
+
+
+def seen_by(model: Path | None, rows: Sequence[Row]) -> NDArray[np.bool_]:
+    """(images,): whether a model says that it has learned from an image."""
+    seen = SeenImages.read(model) if model and model.is_dir() else None
+    if seen is None:
+        return np.zeros(len(rows), dtype=bool)
+    sha256 = [row.pixels_sha256 for row in rows]
+    signatures = [row.signature for row in rows]
+    images = SeenImages.of(sha256, signatures, [0] * len(rows), "learned")
+    return seen.of_role("learned", "chosen").equal(images)

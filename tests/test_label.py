@@ -1,0 +1,200 @@
+"""tools/label.py: which images to label next; and what tools/fit.py makes of such labels."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from fit import command as fit
+from fit import labelling as label
+from fit.images import find
+from inference import embed
+from measures.labelling import METHODS
+
+pytestmark = pytest.mark.slow
+NAMES = ["red", "green field", "blue lake", "grey", "white snow", "black"]
+CLASSES = ["--classes", *NAMES]
+
+
+@pytest.fixture
+def pool(eurosat, tmp_path):
+    """A folder with 8 images of each class, whose names say it, and a copy of the first one."""
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    for place, name in enumerate(NAMES):
+        files = sorted((eurosat / f"eurosat/2750/{place}").iterdir())[:8]
+        for file in files:
+            shutil.copy(file, folder / f"{name.replace(' ', '_')}-{file.name}")
+    first = min(folder.iterdir())
+    shutil.copy(first, folder / f"copy-{first.name}")
+    return folder
+
+
+def read(file):
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def fill(file, change=lambda row: row):
+    """Write the label of each image, which is in its name."""
+    rows = read(file)
+    for row in rows:
+        name = row["path"].rpartition("/")[2].removeprefix("copy-").split("-")[0]
+        row["label"] = name.replace("_", " ")
+    rows = list(map(change, rows))
+    with open(file, "w", newline="") as text:
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def ask(command, pool, tiny, tmp_path):
+    """`ask(budget, ...)` -> how the command ended, whose file is asked.csv."""
+
+    def ask(budget, *words, place=pool, model=("--backbone", tiny, *CLASSES)):
+        return command(
+            label, place, "--ask", budget, "--to", tmp_path / "asked.csv", *model, *words
+        )
+
+    return ask
+
+
+def test_rounds_of_labels(ask, command, tiny, tmp_path):
+    file = tmp_path / "asked.csv"
+    assert ask(12).status == 0
+    rows = read(file)
+    assert [row["asked"] for row in rows] == 9 * ["chosen"] + 3 * ["random"]
+    assert {row["label"] for row in rows} == {""} and {row["guess"] for row in rows} <= {*NAMES}
+    before = file.read_text()
+    done = ask(12)
+    assert "12 lines of" in done.error and "have no label, such as that of" in done.error
+    assert done.status == 2 and file.read_text() == before
+    fill(file, lambda row: row | {"comment": "mine"})
+    assert ask(8).status == 0
+    fill(file)
+    quick = ["--backbone", tiny, "--minutes", 0, "--methods", "GDA", "SSText"]
+    done = command(fit, file, "--to", tmp_path / "model", *quick)
+    assert done.status == 0 and "NO ESTIMATE" in done.printed and "Estimate:" not in done.printed
+    assert not (tmp_path / "model/calibration.json").exists()
+    model = "--model", tmp_path / "model", "--backbone", tiny
+    assert ask(20, model=model).status == 0
+    rows = read(file)
+    assert len({row["path"] for row in rows}) == len(rows) == 40
+    assert len([row for row in rows if row["asked"] == "random"]) == 3 + 2 + 5
+    assert rows[0]["comment"] == "mine" and rows[-1]["comment"] == ""
+    # The copy is of the same scene
+    names = [row["path"].rpartition("/")[2].removeprefix("copy-") for row in rows]
+    assert len(set(names)) == 40
+    fill(file)
+    done = ask(9, model=model)
+    assert done.status == 2 and "--ask is 9, and 8 scenes of the pool have no label" in done.error
+
+
+def test_the_same_call_asks_for_the_same_images(ask, pool, tmp_path):
+    file = tmp_path / "asked.csv"
+    assert ask(10).status == 0
+    first = read(file)
+    file.unlink()
+    (pool / "broken.png").write_text("no image")
+    done = ask(10)
+    assert done.status == 0 and "broken.png" in done.printed and read(file) == first
+    for method in METHODS:
+        file.unlink()
+        assert ask(10, "--method", method).status == 0 and len(read(file)) == 10
+
+
+def test_a_bank_and_a_list_are_pools(ask, command, pool, tiny, tmp_path):
+    pytest.importorskip("pyarrow", reason="requirements-parquet.txt")
+    file = tmp_path / "asked.csv"
+    assert ask(10).status == 0
+    expected = [row["path"] for row in read(file)]
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{image}\n" for image in sorted(pool.iterdir())))
+    bank = tmp_path / "bank"
+    words = ["--backbone", tiny, "--look", "--precision", "float32"]
+    assert command(embed, pool, "--to", bank, *words).status == 0
+    file.unlink()
+    assert ask(10, place=listed).status == 0
+    assert [row["path"] for row in read(file)] == expected
+    file.unlink()
+    assert ask(48, place=bank).status == 0  # whose features may be rounded otherwise
+    assert len({row["path"] for row in read(file)}) == 48
+
+
+def test_what_cannot_work_is_one_line(ask, command, pool, finished, tiny, tmp_path):
+    file = tmp_path / "asked.csv"
+    done = ask(60)
+    assert done.status == 2 and "--ask is 60, and 48 scenes" in done.error and not file.exists()
+    lines = {
+        ("--method", "margin"): "there is no method 'margin'",
+        ("--model", tmp_path / "nothing"): "no model at",
+    }
+    for words, line in lines.items():
+        done = ask(4, *words)
+        assert done.status == 2 and line in done.error, done
+    done = ask(4, place=tmp_path / "nothing")
+    assert done.status == 2 and "there is no pool" in done.error
+    (tmp_path / "empty").mkdir()
+    done = ask(4, place=tmp_path / "empty")
+    assert done.status == 2 and "has no image that can be read" in done.error
+    assert ask(4).status == 0
+    fill(file, lambda row: row | {"label": "reed"})
+    done = ask(4)
+    assert done.status == 2 and "there is no class in" in done.error and "mean red" in done.error
+    file.write_text("path,label\na.png,red\n")
+    assert "has no columns path, label and asked: choose another" in ask(4).error
+
+
+def test_a_pool_that_the_model_has_learned_from_is_refused(ask, command, pool, tiny, tmp_path):
+    file = tmp_path / "asked.csv"
+    assert ask(20).status == 0
+    fill(file)
+    quick = ["--backbone", tiny, "--minutes", 0, "--methods", "GDA"]
+    assert command(fit, file, "--to", tmp_path / "model", *quick).status == 0
+    file.unlink()
+    done = ask(4, model=("--model", tmp_path / "model", "--backbone", tiny))
+    assert done.status == 2 and "the model has learned from " in done.error
+
+
+def test_a_model_with_a_tower_of_its_own_answers_from_the_images(ask, pool, finished, deep):
+    for image in pool.glob("*train*"):  # which it has learned from
+        image.unlink()
+    done = ask(8, model=("--model", finished("TDA"), "--backbone", deep, *CLASSES))
+    assert done.status == 2 and "TDA answers from views of an image" in done.error
+    assert ask(8, model=("--model", finished("VPT"), "--backbone", deep)).status == 0
+
+
+def test_only_images_drawn_at_random_estimate_and_calibrate(command, pool, tiny, tmp_path):
+    images = sorted(image for image in pool.iterdir() if not image.name.startswith("copy"))
+    lines = ["path,label,asked"]
+    for number, image in enumerate(images):
+        name = image.name.split("-")[0].replace("_", " ")
+        lines.append(f"{image},{name},{'random' if number % 2 else 'chosen'}")
+    file = tmp_path / "asked.csv"
+    quick = ["--to", tmp_path / "model", "--backbone", tiny, "--minutes", 0]
+    quick += ["--methods", "GDA", "SSText", "--groups", "none"]
+    file.write_text("\n".join([*lines, f"{images[0]},,chosen"]))
+    done = command(fit, file, *quick)
+    assert done.status == 0, done
+    assert "Left out: 1 lines of" in done.printed
+    assert "are of the 24 images that were drawn at random" in done.printed
+    found = json.loads((tmp_path / "model/fit.json").read_text())
+    assert found["estimate"]["images"] == 24 and found["curve"] == []
+    assert json.loads((tmp_path / "model/calibration.json").read_text())["images"] == 24
+    report = (tmp_path / "model/report.html").read_text()
+    assert "were drawn at random" in report
+    # The same without the column
+    plain = tmp_path / "plain.csv"
+    plain.write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    other = ["--to", tmp_path / "plain", *quick[2:]]
+    assert command(fit, plain, *other).status == 0
+    whole = json.loads((tmp_path / "plain/fit.json").read_text())
+    assert whole["estimate"]["images"] == 48 and whole["request"] != found["request"]
+    assert {photo.asked for photo in find(plain)} == {""}
+    file.write_text("\n".join([*lines, f"{images[0]},red,perhaps"]))
+    assert (
+        "has 'perhaps' in the column asked: write chosen or random"
+        in command(fit, file, *quick).error
+    )
