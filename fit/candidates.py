@@ -28,7 +28,7 @@ COMPUTED = ZERO_SHOT, SENTENCES, VISION, "GDA", "ProKeR"
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
 # Of the default ensemble; chosen on other data sets than those of docs/own_classes.md
 CAREFUL_WEIGHT = 2.0  # of all careful heads, for zero-shot CLIP's weight of 1
-VISION_WEIGHT = 0.3  # of all heads without texts
+VISION_WEIGHT = 0.75  # of all heads without texts
 
 
 @dataclass(frozen=True, eq=False)

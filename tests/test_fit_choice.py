@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UsageError
 from fit import choice, report, trials
-from fit.candidates import CANDIDATES, LINEAR, VISION, Candidate, members
+from fit.candidates import CANDIDATES, LINEAR, VISION, VISION_WEIGHT, Candidate, members
 from fit.curve import curve, ungrouped
 from fit.decision import decide
 from fit.heads import Heads, settings_of, spread
@@ -228,12 +228,12 @@ def test_names_weigh_as_much_as_images_agree_with_them():
     of_method = dict.fromkeys(LINEAR, 0.0)
     for one, weight in agreeing.items():
         of_method[one.method] += weight
-    assert of_method[VISION] == pytest.approx(sum(without.values())) == 0.3
+    assert of_method[VISION] == pytest.approx(sum(without.values())) == VISION_WEIGHT
     assert of_method["ZeroshotCLIP"] == 2
     assert of_method["CLAP"] + of_method["ZSLP"] + of_method["TaskRes"] == pytest.approx(4)
     assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble
     others = [one for one in CANDIDATES if one.method in ("ZeroshotCLIP", "CLAP", "GDA")]
-    assert sum(members(others, 0.0).values()) == pytest.approx(0.3)
+    assert sum(members(others, 0.0).values()) == pytest.approx(VISION_WEIGHT)
 
 
 @pytest.mark.parametrize("images", [10, 40])
