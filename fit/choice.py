@@ -268,14 +268,14 @@ class Option:
     members: Members
 
 
-def choose_option(
+def choose_each(
     options: Sequence[Option],
     sample: Sample,
     inside: NDArray[np.bool_],
     starts: Sequence[Floats | None],
-) -> tuple[int, list[Floats]]:
-    """The place of the backbone whose choice has the least cross-entropy, and the choice for each
-    (`choose`), by the images `inside` (images,) of the sample.
+) -> tuple[list[float], list[Floats]]:
+    """For each backbone the cross-entropy of the choice among its candidates, and that choice
+    (`choose`), by the images `inside` (images,) of the sample. The lowest one wins.
     """
     part = sample.part(inside)
     weights = []
@@ -285,7 +285,7 @@ def choose_option(
         chosen = choose(logits, part, option.members(inside), start)
         weights.append(chosen)
         scores.append(part.mean(losses(combine(chosen, logits), part.labels)))
-    return int(np.argmin(scores)), weights
+    return scores, weights
 
 
 def nested(
@@ -305,8 +305,8 @@ def nested(
     for repeat, row in enumerate(held):
         for fold in np.unique(row):
             out = row == fold
-            best, weights = choose_option(options, sample, ~out, starts)
-            backbones[repeat, out] = best
+            scores, weights = choose_each(options, sample, ~out, starts)
+            backbones[repeat, out] = np.argmin(scores)
             for place, option in enumerate(options):
                 found[place, repeat, out] = combine(weights[place], option.logits[:, repeat, out])
     return found, backbones

@@ -100,7 +100,8 @@ def decide_among(
     options = [one.option for one in trials]
     sample = trials[0].sample
     everything = np.ones(len(sample.labels), dtype=bool)
-    best, weights = choice.choose_option(options, sample, everything, [None] * len(options))
+    scores, weights = choice.choose_each(options, sample, everything, [None] * len(options))
+    best = int(np.argmin(scores))
     found, chosen_backbones = choice.nested(options, sample, trials[0].of_folds)
     outside = np.take_along_axis(found, chosen_backbones[None, :, :, None], axis=0)[0]
     heads = backbones[best].heads
@@ -121,7 +122,7 @@ def decide_among(
         found = found[:, :, inside]
     decision = replace(with_certainty(decision, request), reads_names=heads.reads_names)
     if len(backbones) > 1:
-        decision = compared(decision, backbones, trials, found)
+        decision = compared(decision, backbones, trials, found, scores)
     return best, decision
 
 
@@ -173,20 +174,23 @@ def compared(
     backbones: Sequence[Backbone],
     trials: Sequence[Trials],
     found: NDArray[Any],
+    scores: Sequence[float],
 ) -> Decision:
     """The decision with what the other backbones reach.
 
     Args:
         found: (backbones, repeats, held, classes), by `choice.nested`.
+        scores: the cross-entropies that the choice among backbones was made by.
     """
     assert decision.trials is not None
     sample = decision.trials.sample
     rows = []
     candidates = []
-    for backbone, own, logits in zip(backbones, trials, found, strict=True):
+    for backbone, own, logits, score in zip(backbones, trials, found, scores, strict=True):
         accuracy = 100 * sample.mean(choice.right(logits, sample.labels))
         low, high = choice.interval(accuracy, sample.size)
-        rows.append({"backbone": backbone.name, "accuracy": accuracy, "low": low, "high": high})
+        row = {"backbone": backbone.name, "accuracy": accuracy, "low": low, "high": high}
+        rows.append(row | {"cross_entropy": score})
         candidates += [row | {"backbone": backbone.name} for row in own.rows]
     return replace(decision, trials=replace(decision.trials, rows=candidates), backbones=rows)
 

@@ -10,7 +10,8 @@ import argparse
 import io
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from itertools import product
+from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 
 from benchmarks.fits import add_record, read_records
 from fit.candidates import CANDIDATES
-from fit.decision import Decision, decide, decide_among
+from fit.decision import Decision, decide_among
+from fit.plan import Plan
 from fit.request import FitRequest
 from fit.story import methods_of
 from fit.trials import Backbone, Examples
@@ -41,9 +43,10 @@ def cell(data: dict[str, Data], shots: int, seed: int, methods: list[str]) -> di
         candidates = methods_of(request, CANDIDATES, one.heads)
         backbones.append(Backbone(name, one.heads, examples, candidates))
     with redirect_stdout(io.StringIO()):
-        place, decision = decide_among(backbones, request)
+        no_curve = Plan(end=0.0)
+        place, decision = decide_among(backbones, request, no_curve)
         alone = {
-            one.name: decide(one.heads, one.examples, one.candidates, request)
+            one.name: decide_among([replace(one, name="")], request, no_curve)[1]
             for one in backbones
             if one is not backbones[place]
         }
@@ -52,6 +55,7 @@ def cell(data: dict[str, Data], shots: int, seed: int, methods: list[str]) -> di
     accuracies = {one.name: tested(one, decisions[one.name], data[one.name]) for one in backbones}
     estimate = decision.estimates["folder"]
     record = {"chosen": chosen, "accuracies": accuracies, "estimate": estimate.accuracy}
+    record["scores"] = {row["backbone"]: row["cross_entropy"] for row in decision.backbones}
     return record | {"low": estimate.low, "high": estimate.high}
 
 
@@ -79,6 +83,8 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
         right = sum(one["lost"] == 0 for one in here)
         yield f"{shots} images: right in {right} of {len(here)}"
     yield f"right in {sum(one['lost'] == 0 for one in apart)} of {len(apart)}"
+    right = [pair for one in cells for pair in pairs(one)]
+    yield f"of each two encoders that differ so much: right in {sum(right)} of {len(right)}"
     for one in cells:
         if one["lost"] > APART:
             place = f"{one['set']}, {one['shots']} images, seed {one['seed']}"
@@ -88,6 +94,14 @@ def table(cells: list[dict[str, Any]]) -> Iterator[str]:
     yield f"intervals that contain the accuracy: {100 * np.mean(inside):.1f}%"
     bias = [one["estimate"] - one["accuracies"][one["chosen"]] for one in cells]
     yield f"estimate - accuracy: {np.mean(bias):+.1f}"
+
+
+def pairs(cell: dict[str, Any]) -> Iterator[bool]:
+    """Whether a fit of two encoders would choose the better one, for each two that are apart."""
+    for one, other in combinations(cell["scores"], 2):
+        lead = cell["accuracies"][one] - cell["accuracies"][other]
+        if abs(lead) > APART:
+            yield (lead > 0) == (cell["scores"][one] < cell["scores"][other])
 
 
 def parsed() -> argparse.Namespace:
