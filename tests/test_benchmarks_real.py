@@ -120,4 +120,4 @@ def test_a_run_resumes_and_its_table(tones, monkeypatch, capsys):
     _, swapped, wrong = data.draw(4, 1, 50)
     assert not nothing and {*np.flatnonzero(right != swapped)} == wrong and len(wrong) == 6
     record = real.cell(data, 4, 1, 25, ["VisionProbe"])
-    assert record["wrong"] == 3 >= record["found"]
+    assert record["wrong"] == 3 >= max(record["found"], record["cleanlab"])

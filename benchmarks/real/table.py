@@ -84,9 +84,11 @@ def certainty(told: Cells) -> Iterator[str]:
             f"{swapped}% swapped: {inside:.1f}% of {len(here)} intervals contain the accuracy; "
             f"estimate - accuracy {bias:+.1f}; sets for 90%: {sets:.1f}"
         )
-        found = sum(one.get("found", 0) for one in here)
-        wrong = sum(one.get("wrong", 0) for one in here)
-        yield f"  {found} of {wrong} swapped labels are among the first 10% to check"
+        found, cleanlab, wrong = (
+            sum(one.get(key, 0) for one in here) for key in ("found", "cleanlab", "wrong")
+        )
+        places = f"{found} of {wrong} swapped labels are among the first 10% to check"
+        yield f"  {places}, by cleanlab's order {cleanlab}"
     honest = [one for one in told if not one["swapped"]]
     for error in ("5", "20", "50"):
         kept = [one["max_error"][error] for one in honest if error in one["max_error"]]
