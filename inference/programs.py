@@ -128,7 +128,7 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
             "plain image tower"
         )
         raise UsageError(what, "use --onnx")
-    scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())
+    scale = torch.as_tensor(model.scale).detach()
     file.write_bytes(
         save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names))
     )

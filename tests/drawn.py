@@ -196,7 +196,14 @@ def sentences_of(names, folder):
     return file
 
 
-ADAPTED = {"CLIPFit", "CLIPLoRA", "CLIPSVD", "MMA", "TwoStage"}  # which learn inside the towers
+ADAPTED = {
+    "CLIPFit",
+    "CLIPLoRA",
+    "CLIPSVD",
+    "FineTune",
+    "MMA",
+    "TwoStage",
+}  # which learn inside the towers
 
 
 def results(folder: Path) -> dict:

@@ -62,6 +62,15 @@ CHANGED = {
     "CLIPSVD": {"in_proj_weight", "weight"},
     "ProLIP": {"proj"},
     "RLA": {"proj"},
+    "FineTune": {
+        "class_embedding",
+        "weight",
+        "bias",
+        "in_proj_weight",
+        "in_proj_bias",
+        "positional_embedding",
+        "proj",
+    },
     "TwoStage": {"weight", "bias"},
 }
 

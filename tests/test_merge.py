@@ -22,6 +22,7 @@ STEPS = {
     "CLIPLoRA": ("TRAINER.CLIPLORA.N_ITERS", 4, "TRAINER.CLIPLORA.PREC", "fp32"),
     "CLIPFit": ("TRAINER.CLIPFIT.PREC", "fp32"),
     "CoOp": (),
+    "FineTune": ("TRAINER.FINETUNE.PREC", "fp32"),
     "TwoStage": ("TRAINER.TWOSTAGE.N_ITERS", 4, "TRAINER.TWOSTAGE.PREC", "fp32"),
     "ProLIP": ("TRAINER.PROLIP.STEPS", 4, "TRAINER.PROLIP.AUGMENT_EPOCH", 2),
 }
@@ -124,7 +125,7 @@ def test_the_mean_of_low_rank_maps_is_that_of_their_products(runs, merged, load)
     assert torch.allclose(products(load(again)), (3 * first + second) / 4, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["CoOp", "CLIPFit", "ProLIP"])
+@pytest.mark.parametrize("method", ["CoOp", "CLIPFit", "FineTune", "ProLIP"])
 def test_the_mean_of_learned_tensors(method, runs, merged, learned):
     paths = runs(method)
     first, second = map(learned, paths)

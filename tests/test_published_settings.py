@@ -141,7 +141,7 @@ WITHOUT_DASSL = (
     "HardEMDirichlet",
     "ZLaP",
 )
-WITHOUT_DASSL += ("SSText", "ProKeR", "CuPL", "DCLIP", "WaffleCLIP")
+WITHOUT_DASSL += ("FineTune", "SSText", "ProKeR", "CuPL", "DCLIP", "WaffleCLIP")
 OURS = {  # files that nobody published: their names, and why they are here
     "*/small.yaml": "for the small CLIP of this project",
     "*/small_cross_datasets.yaml": "for the small CLIP of this project",

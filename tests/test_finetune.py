@@ -1,0 +1,112 @@
+"""Fine-tuning of the whole image tower, beside plain PyTorch."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dassl.engine import build_trainer
+from drawn import make_cfg, write_eurosat
+from test_golden import images_of
+
+import trainers
+from clip import load_backbone
+
+NAMES = ["red", "green field", "blue lake"]
+
+
+@pytest.fixture
+def build(tiny, tmp_path):
+    """`build(KEY, VALUE, ...)`: a trainer of FineTune."""
+
+    def built(**settings):
+        write_eurosat(tmp_path, NAMES)
+        pairs = {"PREC": "fp32", "CUTMIX": 0.0, "TOWER_RATE": 0.1} | settings
+        options = [x for key, value in pairs.items() for x in (f"TRAINER.FINETUNE.{key}", value)]
+        options += ["OPTIM.NAME", "adamw", "OPTIM.LR", 0.01, "OPTIM.WEIGHT_DECAY", 0.01]
+        options += ["OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 2]
+        cfg = make_cfg("FineTune", tmp_path, tiny, tmp_path / "out", *options)
+        torch.manual_seed(1)
+        return build_trainer(cfg)
+
+    return built
+
+
+def texts_of(clip):
+    sentences = [f"a centered satellite photo of {name}." for name in NAMES]
+    return clip.encode_text(clip.tokenizer(sentences).long(), True)
+
+
+@pytest.mark.parametrize("encoder", ["vision", "both"])
+def test_steps_are_those_of_adamw_on_all_weights(encoder, build, tiny):
+    trainer = build(ENCODER=encoder)
+    method = trainer.method
+    clip = load_backbone(str(tiny))
+    images = images_of(3, 32)
+    labels = torch.tensor([0, 2, 1])
+    with torch.no_grad():
+        rows = texts_of(clip)
+    classifier = torch.nn.Parameter(rows.clone())
+    log_scale = torch.nn.Parameter(torch.tensor(-math.log(0.07)))
+    names = [name for name, _ in clip.named_parameters() if name != "logit_scale"]
+    names = [name for name in names if encoder == "both" or name.startswith("visual.")]
+    own = {name: clip.get_parameter(name).requires_grad_() for name in names}
+    head = [log_scale, classifier] if encoder == "vision" else [log_scale]
+    groups = [{"params": own.values(), "lr": 1e-3}, {"params": head, "lr": 1e-2}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    steps = 2 * trainer.method.training.batches
+    for step in range(2):
+        factor = 1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * step / steps)) / 2
+        for group, rate in zip(optimizer.param_groups, (1e-3, 1e-2), strict=True):
+            group["lr"] = rate * factor
+        features = clip.encode_image(images, True)
+        weights = F.normalize(classifier, dim=1) if encoder == "vision" else texts_of(clip)
+        loss = F.cross_entropy(log_scale.exp() * features @ weights.T, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found = method.training_step({"img": images, "label": labels})["loss"]
+        assert found == pytest.approx(loss.item(), rel=1e-4)
+    learner = method.model.prompt_learner
+    for name, tensor in own.items():
+        found = learner.get_parameter(name)
+        if name.endswith("in_proj_bias"):  # keys have no gradient but that of rounding
+            found, tensor = (
+                torch.cat([each.chunk(3)[0], each.chunk(3)[2]]) for each in (found, tensor)
+            )
+        torch.testing.assert_close(found, tensor, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(learner.log_scale, log_scale)
+
+
+def test_a_share_of_the_change_stays_at_the_end(build):
+    trainer = build(WISE_FT=0.25)
+    method = trainer.method
+    learner = method.model.prompt_learner
+    start = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    method.training_step({"img": images_of(3, 32), "label": torch.tensor([0, 2, 1])})
+    tuned = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    method.training.epoch = 0
+    method.after_epoch()
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in learner.state_dict().items())
+    method.training.epoch = 1  # the last
+    method.after_epoch()
+    for name, tensor in learner.state_dict().items():
+        expected = start[name] + 0.25 * (tuned[name] - start[name])
+        if name in ("classifier", *learner.copies):
+            torch.testing.assert_close(tensor, expected)
+    torch.testing.assert_close(learner.log_scale, tuned["log_scale"])
+
+
+def test_mixed_batches_have_the_shares_of_their_images(build):
+    method = build(CUTMIX=1.0).method
+    images = torch.stack([torch.full((3, 32, 32), float(number)) for number in range(3)])
+    torch.manual_seed(0)
+    mixed, labels = method.parse_batch_train({"img": images, "label": torch.tensor([0, 1, 2])})
+    for image, target in zip(mixed, method.targets, strict=True):
+        shares = torch.stack([(image == number).float().mean() for number in range(3)])
+        torch.testing.assert_close(target, shares)
+    assert labels.tolist() == [0, 1, 2] and not torch.equal(mixed, images)
+    never = build(CUTMIX=0.0).method
+    same, _ = never.parse_batch_train({"img": images, "label": torch.tensor([0, 1, 2])})
+    assert torch.equal(same, images) and never.targets is None
+    assert trainers.methods()["FineTune"].reads_views is False
