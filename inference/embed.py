@@ -20,7 +20,7 @@ from datasets.copies import SHAPE, Look, Taken
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .bank import FORM, is_bank
 from .options import LoadOptions
-from .shards import Output, add_shard_option, end, facts_of, write_shards, write_table
+from .shards import Output, add_shard_options, end, facts_of, write_shards, write_table
 from .tables import REQUIREMENTS, as_unicode
 from .tars import Member, expanded
 
@@ -74,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--look", action="store_true", help=text)
     text = "images at a time (default: 100)"
     add("--batch-size", type=at_least(1), default=100, metavar="N", help=text)
-    add_shard_option(parser)
+    add_shard_options(parser)
     add_model_options(parser)
     add_image_options(parser)
     return parser.parse_args(argv)
@@ -82,25 +82,36 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    options = load_options(args)
     check_exists(next(expanded(args.paths[0])), "model or image" if args.backbone else "model")
     with required_packages(REQUIREMENTS):
         import pyarrow  # noqa: F401 - before anything is computed
+    output = output_of_args(args)
+    errors = write_shards(output, args.paths[output.first_image :], args, argv)
+    end(args.to, errors)
+
+
+def output_of(words: Sequence[str]) -> "Features":
+    """What a command with these words writes."""
+    return output_of_args(parse([*words]))
+
+
+def output_of_args(args: argparse.Namespace) -> "Features":
+    options = load_options(args)
     with required_packages():
         from .models import kind_of, read_model
     model = args.paths[0] if kind_of(args.paths[0]) else None
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
-    images = args.paths[1:] if model else args.paths
-    if any(map(is_bank, images)):
+    if any(map(is_bank, args.paths)):
         raise UsageError("a bank has features already", "give images")
     classifier = opened(model, options)
     facts = facts_of(classifier, model, options)
     facts |= {"precision": args.precision, "layout": args.layout}
     if args.look:
         facts["look"] = True
-    errors = write_shards(Features(args, facts, classifier), images, args.shard)
-    end(args.to, errors)
+    output = Features(args, facts, classifier)
+    output.first_image = int(model is not None)
+    return output
 
 
 def opened(model: Path | None, options: LoadOptions) -> "PromptedClassifier":

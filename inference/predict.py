@@ -24,7 +24,7 @@ from .options import LoadOptions
 from .shards import (
     WHOLE,
     Output,
-    add_shard_option,
+    add_shard_options,
     end,
     facts_of,
     write_shards,
@@ -84,7 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "MODEL: each answer depends on all images"
     )
     add("--together", default="", metavar="METHOD", help=text)
-    add_shard_option(parser)
+    add_shard_options(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
@@ -105,10 +105,11 @@ def main(argv: list[str] | None = None) -> None:
         what = "--together has no calibration and no files of 10,000 images"
         raise UsageError(what, "leave out --unknown and --sets, and name a file by --to")
     if isinstance(args.to, Folder):
-        answer_in_shards(args)
+        answer_in_shards(args, argv)
         return
-    if args.shard != WHOLE:
-        raise UsageError("--shard is for answers in a folder", "end --to with /")
+    if args.shard != WHOLE or args.engine:
+        what = "--engine is" if args.engine else "--shard is"
+        raise UsageError(f"{what} for answers in a folder", "end --to with /")
     for file in args.paths:
         if file.suffix.removeprefix(".") in FORMS and not file.is_dir():
             raise UsageError(f"{file} is no image", f"to write the answers there: --to {file}")
@@ -123,24 +124,35 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def answer_in_shards(args: argparse.Namespace) -> None:
+def answer_in_shards(args: argparse.Namespace, words: Sequence[str] | None) -> None:
     """Write the answers to files in a folder."""
     if args.format not in ("", "parquet"):
         raise UsageError(f"{args.to}/ gets Parquet, not {args.format}", "leave the format out")
-    options = options_of(args)
     with required_packages(REQUIREMENTS):
         import pyarrow  # noqa: F401 - before anything is computed
+    with redirect_stdout(sys.stderr):
+        output = output_of_args(args)
+        errors = write_shards(output, args.paths[output.first_image :], args, words)
+    end(args.to, errors)
+
+
+def output_of(words: Sequence[str]) -> "Answers":
+    """What a command with these words writes to a folder."""
+    return output_of_args(parse([*words]))
+
+
+def output_of_args(args: argparse.Namespace) -> "Answers":
+    options = options_of(args)
     with required_packages():
         from .models import open_models
-    with redirect_stdout(sys.stderr):
-        number = number_of_models(args, options)
-        models = args.paths[:number]
-        opened = open_models(models, options)
-        check_banks(opened, args.paths[number:])
-        names = checked_names(args, options, opened)
-        answers = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
-        errors = write_shards(answers, args.paths[number:], args.shard)
-    end(args.to, errors)
+    number = number_of_models(args, options)
+    models = args.paths[:number]
+    opened = open_models(models, options)
+    check_banks(opened, args.paths[number:])
+    names = checked_names(args, options, opened)
+    output = Answers(args, opened, names, facts_of_answers(args, options, models, opened))
+    output.first_image = number
+    return output
 
 
 def facts_of_answers(

@@ -5,10 +5,10 @@ import json
 import os
 import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from common.lock import LOCK, locked
 from common.text import read_json
 
 from .bank import Bank, BankFiles, is_bank
+from .engine import written
 from .options import LoadOptions
 from .sources import images_in
 from .tars import Member, expanded, is_tar, members_in
@@ -51,9 +52,13 @@ def share(text: str) -> Share:
     return Share(int(found[1]), int(found[2]))
 
 
-def add_shard_option(parser: ArgumentParser) -> None:
+def add_shard_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     text = "the files of one of several machines, such as 3/16; all have the same images and --to"
-    parser.add_argument("--shard", type=share, default=WHOLE, metavar="K/N", help=text)
+    add("--shard", type=share, default=WHOLE, metavar="K/N", help=text)
+    text = "write the files by workers of a Ray cluster, whose machines share all folders"
+    add("--engine", choices=("ray",), help=text)
+    add("--address", metavar="HOST:PORT", help="of the cluster (default: one on this machine)")
 
 
 class Output:
@@ -64,11 +69,13 @@ class Output:
         content: of the shards, for errors.
         errors: of the images so far.
         facts: what the content of the shards depends on, besides the images.
+        first_image: its place among the paths of the command, after those of models.
     """
 
     name: str
     content: str
     bar: "tqdm"  # of `write_shards`
+    first_image = 0
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
         self.folder = folder
@@ -121,11 +128,20 @@ def shards_in(paths: Sequence[Path]) -> Iterator[Shard]:
         yield Shard([place], members_in)
     for place in filter(is_bank, places):
         for file in Bank(place).files:
-            yield Shard([file], lambda file: BankFiles([file]))
+            yield Shard([file], rows_in)
 
 
-def write_shards(output: Output, paths: Sequence[Path], part: Share) -> int:
+def rows_in(file: Path) -> BankFiles:
+    return BankFiles([file])
+
+
+def write_shards(
+    output: Output, paths: Sequence[Path], args: Namespace, words: Sequence[str] | None
+) -> int:
     """Write the shards of a share, but those that are finished and whose images are the same.
+
+    Args:
+        args, words: of the command; `args` are what `add_shard_options` reads from the words.
 
     Returns how many images of the share have an error.
 
@@ -135,11 +151,19 @@ def write_shards(output: Output, paths: Sequence[Path], part: Share) -> int:
     """
     from tqdm import tqdm
 
+    part = args.shard
     shards = shards_in(paths)
-    shard = next(shards, None)
-    if not shard:
+    first = next(shards, None)
+    if not first:
         raise UsageError("there are no images", "give another folder, or files")
-    number = 0
+    numbers = [0]
+
+    def own() -> Iterator[tuple[int, Shard]]:
+        for number, shard in enumerate(chain([first], shards)):
+            numbers[0] = number + 1
+            if part.has(number):
+                yield number, shard
+
     with (
         only_one(output, part),
         tqdm(desc=output.content, unit="image", disable=None, postfix="errors=0") as bar,
@@ -147,12 +171,13 @@ def write_shards(output: Output, paths: Sequence[Path], part: Share) -> int:
         output.bar = bar
         if not bar.disable:
             bar.total = total_of(shards_in(paths), part)
-        while shard:
-            if part.has(number):
+        if args.engine:
+            for images, errors in written(output, words, own(), args.address):
+                output.advance(images, errors)
+        else:
+            for number, shard in own():
                 write_shard(output, number, shard)
-            shard = next(shards, None)
-            number += 1
-        remove_from(output, number, part)
+        remove_from(output, numbers[0], part)
     return output.errors
 
 

@@ -102,7 +102,9 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | 
     """Ray if it is installed or --address is given; local processes if it is not, or --workers is
     given.
     """
-    from .executor import Cluster, LocalExecutor, available
+    from common.cluster import available
+
+    from .executor import Cluster, LocalExecutor
 
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)

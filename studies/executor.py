@@ -7,13 +7,11 @@ whose machines share the folders of data and results.
 import io
 import os
 import signal
-import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
-from importlib.util import find_spec
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -24,10 +22,10 @@ from dassl.data.datasets import build_dataset
 from tqdm import tqdm
 
 from clip import keep_backbones
+from common.cluster import check_cluster, connect, gpus_each, no_room, places
 from common.errors import UsageError
 from common.files import write_text
 from common.names import printable
-from common.version import INSTALLED, ROOT
 from configs.files import CONFIGS
 from measures.results import ERROR, RESULTS_FILE, read_results
 from runs.arguments import parse_arguments
@@ -39,7 +37,6 @@ from .choose import HELD_OUT
 from .spec import Run, RunSequence, Study
 
 TRIES = 3  # for a run whose process or machine dies
-START_HINT = "start one with `ray start --head`"
 
 
 def check_datasets(study: Study) -> None:
@@ -215,11 +212,6 @@ class LocalExecutor:
             pool.shutdown()
 
 
-def available() -> bool:
-    """Whether Ray is installed."""
-    return find_spec("ray") is not None
-
-
 class Cluster:
     """Executes runs as `LocalExecutor` does, on all machines of a Ray cluster. Machines may join
     and leave.
@@ -235,53 +227,18 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None, cpus: int = 1, gpus: float | None = None):
-        if not available():
-            remedy = "pip install -r requirements-cluster.txt, or run without --address"
-            raise UsageError("Ray is not installed", remedy)
-        host, _, port = (address or "").rpartition(":")
-        if host and "://" not in host:  # Ray itself would try for minutes
-            try:
-                socket.create_connection((host, int(port)), timeout=10).close()
-            except (OSError, ValueError) as error:
-                raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
+        check_cluster(address)
         self.address = address
         self.cpus = cpus
         self.gpus = gpus
 
     def __enter__(self) -> "Cluster":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
-        import ray
-        from ray.job_config import JobConfig
-
-        self.ray = ray
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(
-                self.address,
-                log_to_driver=False,
-                # logging takes names as well as numbers
-                logging_level="ERROR",  # type: ignore[arg-type]
-                include_dashboard=False,
-                # Where workers import this project from
-                job_config=JobConfig(code_search_path=[str(ROOT.parent if INSTALLED else ROOT)]),
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            what = (
-                f"no Ray cluster at {self.address}"
-                if self.address
-                else "Ray does not start on this machine"
-            )
-            raise UsageError(f"{what} ({reason})", START_HINT) from error
-        finally:
-            signal.signal(signal.SIGTERM, on_sigterm)  # which Ray replaces
+        ray = self.ray = connect(self.address)
         if self.gpus is None:
-            self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
+            self.gpus = gpus_each(ray)
         if self.slots() == 1:
             ray.shutdown()
-            raise UsageError(
-                f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run"
-            )
+            raise no_room(self.cpus, self.gpus)
         self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(
             execute_in_process
         )
@@ -294,12 +251,7 @@ class Cluster:
         """Slots of all live machines, plus one queued run so that no machine waits for the next
         one.
         """
-        slots = 0
-        for node in self.ray.nodes():
-            has = node["Resources"] if node["Alive"] else {}
-            by_gpu = has.get("GPU", 0) / self.gpus if self.gpus else float("inf")
-            slots += int(min(has.get("CPU", 0) / self.cpus, by_gpu))
-        return slots + 1
+        return places(self.ray, self.cpus, self.gpus or 0) + 1
 
     def submit(self, run: Run) -> "Future[str | None]":
         return self.task.remote(os.getcwd(), self.cpus, run.arguments).future()

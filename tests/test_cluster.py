@@ -1,13 +1,20 @@
-"""Studies as tasks of Ray, on a simulated cluster of two machines."""
+"""Studies and shards as tasks of Ray, on a simulated cluster of two machines."""
 
+import io
+import os
 import sys
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 from finished import figures, wait_until
+from PIL import Image
 
 from common.errors import UsageError
 from common.start import ROOT
+from inference import embed, engine, predict, shards
+from inference.tars import members_in
 from studies.executor import Cluster
 from studies.progress import Progress
 from studies.study_file import load
@@ -97,3 +104,62 @@ def test_run_larger_than_any_machine_and_wrong_address_are_refused(monkeypatch):
     )
     with pytest.raises(UsageError, match=r"^Ray does not start on this machine \(no port\)"):
         Cluster().__enter__()
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Ten tars of 30 images."""
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for image in range(30):
+                content = io.BytesIO()
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(content, "png")
+                entry = tarfile.TarInfo(f"{image:03}.png")
+                entry.size = content.tell()
+                content.seek(0)
+                archive.addfile(entry, content)
+    return tmp_path / "{0..9}.tar"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
+
+
+def test_a_worker_writes_a_shard_as_the_command_does(command, tars, deep, tmp_path, monkeypatch):
+    words = [str(tars), "--backbone", str(deep), "--to", str(tmp_path / "out")]
+    assert command(embed, *words).status == 0
+    expected = contents(tmp_path / "out")
+    (tmp_path / "out/00004.parquet").unlink()
+    (tmp_path / "out/.00004.parquet.1-2.partial").touch()
+    writer = engine.Writer(os.getcwd(), 1, "inference.embed", words)
+    assert writer.write(4, shards.Shard([tmp_path / "4.tar"], members_in)) == (30, 0)
+    assert writer.write(5, shards.Shard([tmp_path / "5.tar"], members_in)) == (30, 0)
+    assert contents(tmp_path / "out") == expected
+    done = command(predict, "--backbone", deep, tars, "--classes", "a", "b", "--engine", "ray")
+    assert "--engine is for answers in a folder" in done.error
+    monkeypatch.setattr("common.cluster.available", lambda: False)
+    assert "Ray is not installed" in command(embed, *words, "--engine", "ray").error
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["embed", "predict"])
+def test_a_killed_worker_leaves_the_files_of_one_process(
+    name, command, begin, tars, deep, tmp_path, monkeypatch
+):
+    psutil = pytest.importorskip("psutil")
+    pytest.importorskip("ray", reason=NO_RAY)
+    words = [str(tars), "--backbone", str(deep)]
+    words += ["--classes", "a", "b"] if name == "predict" else []
+    module = {"embed": embed, "predict": predict}[name]
+    assert command(module, *words, "--to", f"{tmp_path}/whole/").status == 0
+    tool = [sys.executable, str(ROOT / f"tools/{name}.py"), *words]
+    process = begin([*tool, "--engine", "ray", "--to", f"{tmp_path}/out/"], cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "out/00000.parquet").exists(), process)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    own = [one for one in workers if "Writer" in " ".join(one.cmdline())]
+    own[0].kill()
+    assert process.wait(timeout=300) == 0, process.communicate()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "out")) == 10
