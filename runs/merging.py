@@ -118,11 +118,13 @@ def ties(states: Callable[[], Iterator[State]], start: State, density: float) ->
     for state in states():
         for key, change in trimmed(state, start, density):
             totals[key] += change
+    signs = {key: total.sign().to(torch.int8) for key, total in totals.items()}
+    del totals  # of the size of a model
     sums = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
-    counts = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
+    counts = {key: torch.zeros_like(tensor, dtype=torch.int16) for key, tensor in start.items()}
     for state in states():
         for key, change in trimmed(state, start, density):
-            agrees = change.sign() * totals[key].sign() > 0
+            agrees = change * signs[key] > 0
             sums[key] += change * agrees
             counts[key] += agrees
     return {
@@ -138,9 +140,11 @@ def trimmed(state: State, start: State, density: float) -> Iterator[tuple[str, T
         for key, tensor in start.items()
         if tensor.is_floating_point()
     }
-    sizes = torch.cat([change.abs().flatten() for change in changes.values()])
-    kept = max(1, round(density * len(sizes)))
-    least = sizes.kthvalue(len(sizes) - kept + 1).values
+    sizes = torch.cat([change.abs().flatten() for change in changes.values()]).numpy()
+    place = len(sizes) - max(1, round(density * len(sizes)))
+    sizes.partition(place)
+    least = float(sizes[place])
+    del sizes
     for key, change in changes.items():
         yield key, change * (change.abs() >= least)
 
