@@ -25,8 +25,8 @@ FORM = 2  # of the files; earlier ones had no column `tower`
 ROWS = 1000  # at a time
 
 
-def is_bank(path: Path) -> bool:
-    return (path / RECORD).is_file()
+def is_bank(path: Any) -> bool:
+    return isinstance(path, Path) and (path / RECORD).is_file()
 
 
 class Rows(NamedTuple):

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from dassl.utils.images import MAX_BYTES, Content, read_image
-from PIL.Image import Image
+from PIL.Image import Image as Picture
 from torch import Tensor
 
 from common.errors import MissingFileError, UsageError
 from common.text import read_bytes
 
+from .addresses import Address
 from .bank import BankFiles
 from .behind_tower import BehindTower
 from .classifier import PromptedClassifier
@@ -25,12 +26,13 @@ from .tars import Member
 FEW = 100
 MANY = 5000
 Row = dict[str, Any]
+Image = Path | Member | Address
 
 
-def content_of(file: Path | Member) -> Content:
+def content_of(file: Image) -> Content:
     """The content of an image file; UsageError if it cannot be read."""
     try:
-        raw = file.read() if isinstance(file, Member) else read_bytes(file, MAX_BYTES)
+        raw = read_bytes(file, MAX_BYTES) if isinstance(file, Path) else file.read()
     except MissingFileError:
         raise UsageError(f"there is no file {str(file)!r}", "check its path") from None
     content = Content(raw)
@@ -39,10 +41,10 @@ def content_of(file: Path | Member) -> Content:
 
 
 def read_batch(
-    files: Sequence[Path | Member],
+    files: Sequence[Image],
     classifiers: Sequence[PromptedClassifier],
     content: Callable[[Any], Any] = content_of,
-    read: Callable[..., Image] = read_image,
+    read: Callable[..., Picture] = read_image,
 ) -> tuple[list[str], list[Tensor]]:
     """The images of some files, whose `content` is opened once, and decoded by `read`.
 
@@ -83,7 +85,7 @@ def prepare(models: Sequence[Model], class_names: Sequence[str] | None) -> None:
 
 def predict_files(
     models: Sequence[Model],
-    files: Sequence[Path | Member] | BankFiles,
+    files: Sequence[Image] | BankFiles,
     class_names: Sequence[str] | None,
     batch_size: int,
     *asked: Any,
@@ -97,7 +99,7 @@ def predict_files(
         return predict_rows(models, files, class_names, *asked)
     classifiers = [model.classifier for model in models]
 
-    def of_batch(batch: Sequence[Path | Member]) -> list[Row]:
+    def of_batch(batch: Sequence[Image]) -> list[Row]:
         faults, inputs = read_batch(batch, classifiers)
         said = [
             classifier.predict(pixels, class_names)

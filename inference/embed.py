@@ -17,6 +17,7 @@ from common.files import replacing
 from common.start import Parser, at_least, path, required_packages
 from datasets.copies import SHAPE, Look, Taken
 
+from .addresses import Address, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .bank import FORM, is_bank
 from .options import LoadOptions
@@ -64,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "file, with keys for paths.",
     )
     add = parser.add_argument
-    add("paths", type=path, nargs="+", metavar="PATH", help="perhaps a model, then the images")
+    add("paths", type=source, nargs="+", metavar="PATH", help="perhaps a model, then the images")
     add("--to", type=path, required=True, metavar="FOLDER", help="new, or of an earlier call")
     text = "parquet, or img_emb/*.npy and metadata/*.parquet, as clip-retrieval reads them"
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help=f"{text} (default: parquet)")
@@ -99,7 +100,8 @@ def output_of_args(args: argparse.Namespace) -> "Features":
     options = load_options(args)
     with required_packages():
         from .models import kind_of, read_model
-    model = args.paths[0] if kind_of(args.paths[0]) else None
+    first = args.paths[0]
+    model = first if isinstance(first, Path) and kind_of(first) else None
     if model is None and not args.backbone:
         read_model(args.paths[0], options)  # which says why it is not a model
     if any(map(is_bank, args.paths)):
@@ -154,7 +156,7 @@ class Features(Output):
         features = self.folder / f"img_emb/img_emb_{number:05}.npy"
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
-    def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
         import pyarrow
 
         rows: list[Embedded] = []
@@ -203,11 +205,11 @@ class Reader:
 
     def __init__(self, looks: bool):
         self.wants_looks = looks
-        self.file: Path | Member | None = None
+        self.file: Path | Member | Address | None = None
         self.digests: dict[Any, str] = {}
         self.looks: dict[Any, Look] = {}
 
-    def content(self, file: Path | Member) -> "Content":
+    def content(self, file: Path | Member | Address) -> "Content":
         from .batches import content_of
 
         self.file = file
@@ -225,7 +227,7 @@ class Reader:
 
 
 def embedded(
-    files: Sequence[Path | Member],
+    files: Sequence[Path | Member | Address],
     classifier: "PromptedClassifier",
     behind: "BehindTower | None",
     looks: bool,
@@ -242,7 +244,7 @@ def of_batch(
     classifier: "PromptedClassifier",
     behind: "BehindTower | None",
     looks: bool,
-    files: Sequence[Path | Member],
+    files: Sequence[Path | Member | Address],
 ) -> list[Embedded]:
     from .batches import read_batch
 

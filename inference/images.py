@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,13 +15,15 @@ from common.errors import UsageError
 from datasets.base import spread
 from datasets.folders import IMG_EXTENSIONS, files_below, is_image, kinds
 
+from .addresses import Address
+
 __all__ = ["find_images", "image_of", "in_threads", "one_thread", "spread"]
 FEWEST = 8  # items of one batch: each has some cost of its own
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[Any]) -> list[Any]:
     """The files among the paths, and the image files in the folders and below, sorted within a
     folder.
 
@@ -32,10 +33,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UsageError: a folder has no images, or there are no paths.
     """
-    files: list[Path] = []
+    files: list[Any] = []
     for path in paths:
         images = [path]
-        if path.is_dir():
+        seen: list[str] = []
+        if isinstance(path, Address):
+            images = [*path.images()]
+        elif path.is_dir():
             seen = files_below(path)
             images = sorted(path / file for file in seen if is_image(file))
         if not images:

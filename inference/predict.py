@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from common.errors import UsageError
 from common.start import Parser, at_least, path, required_packages
 
+from .addresses import Address, source
 from .arguments import (
     MODELS,
     add_calibration_options,
@@ -58,7 +59,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "and 2 after another error.",
     )
     add = parser.add_argument
-    add("paths", type=path, nargs="*", metavar="PATH", help="models first, then images or folders")
+    add(
+        "paths", type=source, nargs="*", metavar="PATH", help="models first, then images or folders"
+    )
     add_model_options(parser)
     add_image_options(parser)
     text = "number of classes to print for each image (default: 5)"
@@ -197,7 +200,7 @@ class Answers(Output):
         class_lists = [class_names or model.classifier.class_names for model in models]
         self.layout = replace(layout_of(args, class_lists), errors=True)
 
-    def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
         from .batches import predict_files
 
         rows = []
@@ -293,7 +296,7 @@ def number_of_models(args: argparse.Namespace, options: LoadOptions) -> int:
     """How many of the paths are models; the others are images."""
     from . import models
 
-    is_image = (not models.kind_of(path) for path in args.paths)
+    is_image = (isinstance(one, Address) or not models.kind_of(one) for one in args.paths)
     number = next((n for n, is_one in enumerate(is_image) if is_one), len(args.paths))
     if not number and not args.backbone:
         models.read_model(args.paths[0], options)  # which says why it is not a model

@@ -17,6 +17,7 @@ from common.files import PARTIAL, checksum, replacing, write_text
 from common.lock import LOCK, locked
 from common.text import read_json
 
+from .addresses import Address
 from .bank import Bank, BankFiles, is_bank
 from .engine import written
 from .options import LoadOptions
@@ -86,7 +87,7 @@ class Output:
         """The files of a shard, in the order in which they are written."""
         return [self.folder / f"{number:05}.parquet"]
 
-    def write(self, number: int, images: Sequence[Path | Member], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
         """Write the files of a shard; the last one is Parquet with the facts in its metadata."""
         raise NotImplementedError
 
@@ -109,14 +110,14 @@ class Output:
 class Shard(NamedTuple):
     """Some files with images; or one tar or file of a bank, of which `read` gives the images."""
 
-    files: Sequence[Path]
+    files: Sequence[Any]
     read: Callable[[Path], Any] | None = None
 
     def images(self) -> Any:
         return self.read(self.files[0]) if self.read else self.files
 
 
-def shards_in(paths: Sequence[Path]) -> Iterator[Shard]:
+def shards_in(paths: Sequence[Any]) -> Iterator[Shard]:
     """The images of `images_in`, 10,000 at a time, then one shard for each tar and each file of a
     bank.
     """
@@ -136,7 +137,7 @@ def rows_in(file: Path) -> BankFiles:
 
 
 def write_shards(
-    output: Output, paths: Sequence[Path], args: Namespace, words: Sequence[str] | None
+    output: Output, paths: Sequence[Any], args: Namespace, words: Sequence[str] | None
 ) -> int:
     """Write the shards of a share, but those that are finished and whose images are the same.
 
@@ -252,16 +253,16 @@ def remove_from(output: Output, number: int, part: Share) -> None:
         number += 1
 
 
-def listing(files: Sequence[Path]) -> str:
-    """A SHA-256 of paths, sizes and times."""
+def listing(files: Sequence[Any]) -> str:
+    """A SHA-256 of paths, sizes and times; of addresses alone, whose images are not asked for."""
     digest = hashlib.sha256()
     for file in files:
         try:
-            status = os.stat(file)
+            status = os.stat(str(file))
             digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
         except (OSError, ValueError):  # ValueError: NUL in the path
             digest.update(b"- ")
-        digest.update(os.fsencode(file) + b"\0")
+        digest.update(os.fsencode(str(file)) + b"\0")
     return digest.hexdigest()
 
 

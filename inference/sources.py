@@ -9,27 +9,30 @@ from common.errors import UsageError, one_line
 from common.start import required_packages
 from datasets.folders import is_image, walk_files
 
+from .addresses import Address, place_of
 from .tables import REQUIREMENTS
 
 LISTS = ".txt", ".csv", ".parquet"
 LONGEST = 1 << 16  # characters of a line
-COLUMN = "path"
+COLUMNS = "path", "url"
 
 
-def images_in(paths: Sequence[Path]) -> Iterator[Path]:
+def images_in(paths: Sequence[Path | Address]) -> Iterator[Path | Address]:
     """The files among the paths, the image files below the folders, and the files in the lists.
 
-    A list is text with a path on each line, or CSV or Parquet with a column `path`; paths are
-    absolute or relative to its folder.
+    A list is text with a path on each line, or CSV or Parquet with a column `path` or `url`; paths
+    are addresses, absolute, or relative to its folder.
 
     Raises:
         UsageError: a list cannot be read, or has no such column.
     """
     for place in paths:
-        if place.is_dir():
+        if isinstance(place, Address):
+            yield from place.images()
+        elif place.is_dir():
             yield from (place / name for name in walk_files(place) if is_image(name))
         elif place.suffix.lower() in LISTS:
-            yield from (place.parent / name for name in names_in(place))
+            yield from (place_of(name, place.parent) for name in names_in(place))
         else:
             yield place
 
@@ -50,7 +53,7 @@ def names_in(file: Path) -> Iterator[str]:
             yield from names_in_csv(lines) if is_csv else names_in_text(lines)
     except (OSError, ValueError, csv.Error, ArrowException) as error:
         what = f"{file} is no list of images ({one_line(error)})"
-        raise UsageError(what, f"give one with the column {COLUMN}, or text", file) from error
+        raise UsageError(what, f"give one with the column {COLUMNS[0]}, or text", file) from error
 
 
 def lines_of(text: TextIO) -> Iterator[str]:
@@ -67,16 +70,22 @@ def names_in_text(lines: Iterable[str]) -> Iterator[str]:
 
 def names_in_csv(lines: Iterable[str]) -> Iterator[str]:
     reader = csv.DictReader(lines)
-    if COLUMN not in (reader.fieldnames or ()):
-        raise ValueError(f"it has no column {COLUMN}")
-    return (row[COLUMN] or "" for row in reader)
+    column = column_of(reader.fieldnames or ())
+    return (row[column] or "" for row in reader)
 
 
 def names_in_parquet(file: Path) -> Iterator[str]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(file) as table:
-        if COLUMN not in table.schema_arrow.names:
-            raise ValueError(f"it has no column {COLUMN}")
-        for part in table.iter_batches(columns=[COLUMN]):
-            yield from (str(name or "") for name in part[COLUMN].to_pylist())
+        column = column_of(table.schema_arrow.names)
+        for part in table.iter_batches(columns=[column]):
+            yield from (str(name or "") for name in part[column].to_pylist())
+
+
+def column_of(names: Sequence[str]) -> str:
+    """The column with the images; ValueError if there is none."""
+    found = next((name for name in COLUMNS if name in names), None)
+    if found is None:
+        raise ValueError(f"it has no column {' or '.join(COLUMNS)}")
+    return found

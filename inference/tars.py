@@ -5,7 +5,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import UsageError, one_line
 from datasets.folders import is_image
@@ -55,14 +55,14 @@ class Headers(io.FileIO):
         return super().read(size)
 
 
-def is_tar(path: Path) -> bool:
+def is_tar(path: Any) -> bool:
     return path.suffix.lower() == ".tar"
 
 
-def expanded(path: Path) -> Iterator[Path]:
+def expanded(path: Any) -> Iterator[Any]:
     """The paths that a range such as {00000..00009} in a path stands for."""
     found = RANGE.search(str(path))
-    if not found or path.exists():
+    if not found or not isinstance(path, Path) or path.exists():
         yield path
         return
     first, last = found.groups()

@@ -1,0 +1,128 @@
+"""Images of other machines, by addresses such as s3://bucket/a.jpg and https://host/a.jpg.
+
+Commands read them; the page and the API never do.
+"""
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from common.errors import UsageError, one_line
+from common.start import path
+from datasets.folders import is_image
+
+from .tars import MAX_BYTES
+
+WEB = "http", "https"
+KNOWN = (*WEB, "s3", "gs", "gcs", "abfs", "az", "hdfs", "file", "memory")
+SECONDS = 10, 60  # to connect, and for each part of an answer
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an image is; or, with a slash at its end, a folder of images."""
+
+    url: str
+    suffix: ClassVar[str] = ""  # it is no list and no tar
+
+    def __str__(self) -> str:
+        return self.url
+
+    def exists(self) -> bool:
+        """Whether there may be something: reading it says so."""
+        return True
+
+    def is_dir(self) -> bool:
+        return False
+
+    def images(self) -> Iterator["Address"]:
+        """The image, or the images in the folder and below it, sorted."""
+        protocol = protocol_of(self.url)
+        if not self.url.endswith("/"):
+            yield self
+            return
+        if protocol in WEB:
+            what = f"{self.url} may have any images"
+            raise UsageError(what, "give the address of each, or a list of them")
+        try:
+            names = filesystem(protocol).find(self.url)
+        except Exception as error:  # of any library behind fsspec
+            raise unreadable(self.url, error) from error
+        for name in sorted(names):
+            if is_image(name):
+                yield Address(f"{protocol}://{name.lstrip('/') if protocol != 'file' else name}")
+
+    def read(self) -> bytes:
+        """The content of the image; UsageError if it cannot be read."""
+        protocol = protocol_of(self.url)
+        try:
+            content = of_web(self.url) if protocol in WEB else of_filesystem(self.url, protocol)
+        except Exception as error:  # of any library behind fsspec
+            raise unreadable(self.url, error) from error
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"{self.url} has more than {MAX_BYTES:,} bytes", "shorten it")
+        return content
+
+
+def source(text: str) -> Any:
+    """The argparse type of a path or an address."""
+    if not is_address(text):
+        return path(text)
+    try:
+        protocol_of(text)
+    except UsageError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return Address(text)
+
+
+def is_address(text: str) -> bool:
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text))
+
+
+def place_of(name: str, folder: Path) -> "Path | Address":
+    """What a list in a folder names."""
+    return Address(name) if is_address(name) else folder / name
+
+
+def protocol_of(url: str) -> str:
+    """The protocol of an address, for which there is a library; else UsageError."""
+    protocol = url.partition("://")[0].lower()
+    if protocol not in KNOWN:
+        raise UsageError(f"{one_line(url)} is not read", f"known are {', '.join(KNOWN)}")
+    if protocol not in WEB:
+        filesystem(protocol)
+    return protocol
+
+
+@cache
+def filesystem(protocol: str) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.filesystem(protocol)
+    except (ImportError, ValueError) as error:
+        what = f"{protocol}:// is not read ({one_line(error)})"
+        raise UsageError(what, "install its library, such as pip install s3fs or gcsfs") from error
+
+
+def of_web(url: str) -> bytes:
+    import requests
+
+    with requests.get(url, stream=True, timeout=SECONDS) as answer:
+        answer.raise_for_status()
+        return answer.raw.read(MAX_BYTES + 1, decode_content=True)
+
+
+def of_filesystem(url: str, protocol: str) -> bytes:
+    with filesystem(protocol).open(url, "rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def unreadable(url: str, error: Exception) -> UsageError:
+    if isinstance(error, UsageError):
+        return error
+    return UsageError(f"cannot read {url} ({one_line(error)})", "check the address")
