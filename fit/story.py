@@ -4,7 +4,7 @@ leaves.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -109,34 +109,46 @@ def decided(
     each of them.
     """
     several = len(sources) > 1
-    images = len(photos.training)
     has_bank = any(photo.bank for photo in photos.images)
-    reads_images = request.minutes and not (several or has_bank)
-    towers = []
-    backbones = []
-    for source in sources:
-        heads = source.of_classes(photos.names)
-        of_source = Towers(heads, photos, {one.path: one.sha256 for one in photos.images})
-        trained = methods_of(request, TRAINED, heads, images) if reads_images else []
-        candidates = methods_of(request, CANDIDATES, heads, images)
-        planned = partial(of_source.planned, trained, plan.end, plan)
-        name = source.request.backbone if several else ""
-        examples = examples_of(source, heads, photos)
-        backbones.append(Backbone(name, heads, examples, candidates, planned))
-        towers.append(of_source)
+    reads_images = bool(request.minutes) and not (several or has_bank)
+    keys = {photo.path: photo.sha256 for photo in photos.images}
+    towers = [Towers(one.of_classes(photos.names), photos, keys) for one in sources]
+    backbones = [
+        backbone_of(source, one, photos, plan, reads_images)
+        for source, one in zip(sources, towers, strict=True)
+    ]
+    if not several:
+        backbones = [replace(backbones[0], name="")]
     place, decision = decide_among(backbones, request, plan)
     priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
-    notes = [*decision.notes]
+    notes = [*decision.notes, *left_out(request, photos, several)]
+    return sources[place], towers[place], replace(decision, backbones=priced, notes=notes)
+
+
+def backbone_of(
+    source: Source, towers: Towers, photos: Photos, plan: Plan, reads_images: bool
+) -> Backbone:
+    """A backbone with its candidates; methods that train on images only if these can be read."""
+    request = source.request
+    heads = towers.heads
+    images = len(photos.training)
+    trained = methods_of(request, TRAINED, heads, images) if reads_images else []
+    candidates = methods_of(request, CANDIDATES, heads, images)
+    planned = partial(towers.planned, trained, plan.end, plan)
+    examples = examples_of(source, heads, photos)
+    return Backbone(request.backbone, heads, examples, candidates, planned)
+
+
+def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str]:
+    """Which candidates were not tried, for the user."""
+    images = len(photos.training)
     if images * len(photos.names) > MOST_TRAINED and not request.methods:
         what = (
             f"Heads that train were not tried on {images:,} images of {len(photos.names):,} classes"
         )
-        notes.append(f"{what}: name some by --methods to try them")
+        yield f"{what}: name some by --methods to try them"
     if several and request.minutes:
-        notes.append(
-            "Of several backbones heads alone were compared: name one to train prompts, too"
-        )
-    return sources[place], towers[place], replace(decision, backbones=priced, notes=notes)
+        yield "Of several backbones heads alone were compared: name one to train prompts, too"
 
 
 def photos_of(
