@@ -12,9 +12,11 @@ network then.
 import argparse
 import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import open_clip
+from torch import Tensor
 
 from common.errors import UsageError, one_line
 from common.start import Parser
@@ -86,20 +88,24 @@ def show_changes(name: str, base: str) -> None:
     if other:
         what = f"{name} has other tensors than {base}, such as {other[0]}"
         raise UsageError(what, "give the backbone that it was tuned from by --base")
-    squares: dict[str, list[float]] = {}
+    changes: dict[str, float] = defaultdict(float)
+    sizes: dict[str, float] = defaultdict(float)
     for key, tensor in before.items():
-        if not tensor.is_floating_point():
-            continue
-        change = (tuned[key].double() - tensor.double()).square().sum()
-        found = squares.setdefault(block_of(key), [0.0, 0.0])
-        found[0] += float(change)
-        found[1] += float(tensor.double().square().sum())
-    if not any(change for change, _ in squares.values()):
+        if tensor.is_floating_point():
+            changes[block_of(key)] += square(tuned[key].double() - tensor)
+            sizes[block_of(key)] += square(tensor.double())
+    if not any(changes.values()):
         print(f"{name}: its weights are those of {base}")
         return
     print(f"{name}: change of the weights of {base}")
-    for block, (change, size) in squares.items():
-        print(f"  {block:32} {100 * (change / size) ** 0.5 if size else 0:8.3f} %")
+    for block, size in sizes.items():
+        share = (changes[block] / size) ** 0.5 if size else 0.0
+        print(f"  {block:32} {100 * share:8.3f} %")
+
+
+def square(tensor: Tensor) -> float:
+    """The sum of the squares of its entries."""
+    return float(tensor.square().sum())
 
 
 def block_of(key: str) -> str:

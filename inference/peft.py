@@ -53,7 +53,9 @@ KEY = re.compile(
 )
 PACKED = ("", ".qkv")  # parts of KEY: q, k and v in one map
 TWICE = ".base_layer.out_proj"  # PEFT 0.21 adds this change two times, in each forward pass
-PARTS = ("q_proj", "k_proj", "v_proj", "proj")  # of `trainers.base.lora.LoRA`
+# Parts of `trainers.base.lora.LoRA`, and their letters in PARAMS
+LETTERS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
+PARTS = tuple(LETTERS)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,26 @@ class AdapterConfig:
     fan_in_fan_out: bool = False
     base_model_name_or_path: str = ""
     alpha_pattern: dict = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, file: Path) -> "AdapterConfig":
+        """UsageError if it is damaged, or of another kind of adapter."""
+        try:
+            config = read(cls, read_json(file))
+        except ValueError as error:
+            what = f"{file} is not a configuration of PEFT ({error})"
+            raise UsageError(what, "copy it again", file) from error
+        config.check(file)
+        return config
+
+    def backbone(self, folder: Path) -> str:
+        """The name of the backbone here; UsageError for another than OpenAI's or open_clip's."""
+        known = {repository: name for name, repository in REPOSITORIES.items()}
+        name = known.get(self.base_model_name_or_path, self.base_model_name_or_path)
+        if not is_known(name):
+            what = f"{folder} adapts the model {name!r:.80}"
+            raise UsageError(what, "give it by --backbone (in Python: backbone)", folder)
+        return name
 
     def check(self, file: Path) -> None:
         """Raise UsageError for another kind of adapter."""
@@ -145,14 +167,11 @@ def for_transformers(
     tensors: dict[str, Tensor] = {}
     modules = []
     for tower, layer, lora in learner.adapters:
-        layers = f"{tower}_model.encoder.layers"
         for part, change in lora.named_children():
             name = "out_proj" if part == "proj" else part
-            module = f"{layers}.{layer}.self_attn.{name}"
+            module = f"{tower}_model.encoder.layers.{layer}.self_attn.{name}"
             modules.append(module)
-            for half in "AB":
-                tensor = change.get_parameter(f"w_lora_{half}")
-                tensors[f"{module}.lora_{half}.weight"] = tensor
+            tensors |= factors(module, change.w_lora_A, change.w_lora_B)
     if is_everywhere(settings):
         modules = list({module.rpartition(".")[2] for module in modules})
     config = {
@@ -165,6 +184,11 @@ def for_transformers(
     return config, tensors
 
 
+def factors(module: str, down: Any, up: Any) -> dict[str, Tensor]:
+    """A and B of a module by their names."""
+    return {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+
+
 def for_open_clip(
     learner: LoRALearner, settings: CLIPLoRASettings, clip: CLIP, backbone: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -174,29 +198,17 @@ def for_open_clip(
     if "o" in settings.PARAMS:
         what = "PEFT 0.21 adds the change of an output projection of open_clip two times"
         raise UsageError(what, "use --peft transformers")
-    config = open_clip.get_model_config(backbone.partition(":")[0]) or {}
-    is_custom = config.get("custom_text", isinstance(clip.visual, TimmModel))
-    places = {
-        "text": "text.transformer.resblocks" if is_custom else "transformer.resblocks",
-        "vision": "visual.transformer.resblocks",
-    }
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     modules = []
     for tower, layer, lora in learner.adapters:
-        is_packed_linear = tower == "vision" and isinstance(clip.visual, TimmModel)
-        module = f"{places[tower]}.{layer}.attn"
-        if is_packed_linear:
-            check_reads_packed(image_blocks(clip)[layer].attn, backbone)
-            module = f"visual.trunk.blocks.{layer}.attn.qkv"
+        module = open_clip_module(clip, backbone, tower, layer)
         modules.append(module)
         down, up = packed(lora)
-        tensors[f"{module}.lora_A.weight"] = down
-        tensors[f"{module}.lora_B.weight"] = up
-        if not is_packed_linear:  # PEFT wants a change of the output projection, too
-            out = f"{module}.base_layer.out_proj"
-            tensors[f"{out}.lora_A.weight"] = torch.zeros_like(down)
-            tensors[f"{out}.lora_B.weight"] = torch.zeros(lora.width, len(down))
-    everywhere = is_everywhere(settings) and is_vit(clip) and not is_custom
+        tensors |= factors(module, down, up)
+        if module.endswith(".attn"):  # PEFT wants a change of the output projection, too
+            no_change = torch.zeros_like(down), torch.zeros(lora.width, len(down))
+            tensors |= factors(f"{module}.base_layer.out_proj", *no_change)
+    everywhere = is_everywhere(settings) and modules[0].startswith("transformer.") and is_vit(clip)
     config = {
         "r": 3 * settings.R,
         "lora_alpha": 3 * settings.R,  # the scale is in B
@@ -206,6 +218,19 @@ def for_open_clip(
         "base_model_name_or_path": backbone if is_known(backbone) else None,
     }
     return config, tensors
+
+
+def open_clip_module(clip: CLIP, backbone: str, tower: str, layer: int) -> str:
+    """The name of the module with the packed maps of q, k and v in open_clip's own model."""
+    of_timm = isinstance(clip.visual, TimmModel)
+    if tower == "vision" and of_timm:
+        check_reads_packed(image_blocks(clip)[layer].attn, backbone)
+        return f"visual.trunk.blocks.{layer}.attn.qkv"
+    if tower == "vision":
+        return f"visual.transformer.resblocks.{layer}.attn"
+    config = open_clip.get_model_config(backbone.partition(":")[0]) or {}
+    is_custom = config.get("custom_text", of_timm)
+    return f"{'text.' if is_custom else ''}transformer.resblocks.{layer}.attn"
 
 
 def check_reads_packed(attention: Any, backbone: str) -> None:
@@ -244,22 +269,13 @@ def read_adapter(folder: Path, options: LoadOptions) -> tuple[Description, dict[
         UsageError: a file is missing or damaged, holds more than low-rank maps of attention, or
             does not fit the backbone, which must be given if its name is not known.
     """
-    try:
-        config = read(AdapterConfig, read_json(folder / CONFIG))
-    except ValueError as error:
-        what = f"{folder / CONFIG} is not a configuration of PEFT ({error})"
-        raise UsageError(what, "copy it again", folder / CONFIG) from error
-    config.check(folder / CONFIG)
-    known = {repository: name for name, repository in REPOSITORIES.items()}
-    base = config.base_model_name_or_path
-    backbone = options.backbone or known.get(base, base)
-    if not options.backbone and not is_known(backbone):
-        what = f"{folder} adapts the model {base!r:.80}"
-        raise UsageError(what, "give it by --backbone (in Python: backbone)", folder)
+    config = AdapterConfig.of_file(folder / CONFIG)
+    backbone = options.backbone or config.backbone(folder)
     clip = load_backbone(backbone)
     require_vit(clip, "CLIPLoRA", backbone)
     maps = maps_of(folder / TENSORS, config)
-    settings, learner = learner_for(maps, config, clip, backbone)
+    settings = settings_for(maps, config, clip, backbone)
+    learner = learner_with(maps, settings, clip)
     state = {
         f"layer_{number}.{key}": tensor
         for number, (*_, lora) in enumerate(learner.adapters)
@@ -321,23 +337,20 @@ def split(
             yield Place(tower, int(match["layer"]), part), (down[used], rows[:, used])
 
 
-def learner_for(
-    maps: Maps, config: AdapterConfig, clip: CLIP, backbone: str
-) -> tuple[CLIPLoRASettings, LoRALearner]:
-    """The fewest adapted blocks that have all maps, with these maps; the others change nothing."""
+def settings_for(maps: Maps, config: AdapterConfig, clip: CLIP, backbone: str) -> CLIPLoRASettings:
+    """The settings of CLIPLoRA with the fewest adapted blocks that have all maps."""
     rank = max(len(down) for down, _ in maps.values())
-    parts = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
     alpha = float(f"{config.scale(rank) * rank**0.5:.9g}") or 1.0
     encoder, position = covering({(place.tower, place.layer) for place in maps}, clip, backbone)
-    values: dict[str, Any] = {"ENCODER": encoder, "POSITION": position}
     used = {place.part for place in maps}
-    settings = CLIPLoRASettings(
-        R=rank,
-        ALPHA=int(alpha) if alpha == int(alpha) else alpha,
-        DROPOUT_RATE=config.lora_dropout,
-        PARAMS=[letter for part, letter in parts.items() if part in used],
-        **values,
-    )
+    values: dict[str, Any] = {"ENCODER": encoder, "POSITION": position}
+    values["PARAMS"] = [letter for part, letter in LETTERS.items() if part in used]
+    values["ALPHA"] = int(alpha) if alpha == int(alpha) else alpha
+    return CLIPLoRASettings(R=rank, DROPOUT_RATE=config.lora_dropout, **values)
+
+
+def learner_with(maps: Maps, settings: CLIPLoRASettings, clip: CLIP) -> LoRALearner:
+    """The adapters with these maps; the other maps of their blocks change nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(0)  # A of maps that change nothing
         learner = LoRALearner(clip, ["class"], settings)
@@ -345,7 +358,7 @@ def learner_for(
         for part, change in lora.named_children():
             if found := maps.get(Place(tower, layer, part)):
                 fill(change, *found, lora.scale, f"layer {layer} of the {tower} tower")
-    return settings, learner
+    return learner
 
 
 @torch.no_grad()

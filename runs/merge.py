@@ -157,6 +157,10 @@ class Members:
         is_low_rank = merging.is_low_rank(self.first.model_for())
         return None if is_low_rank else merging.untrained(self.first)
 
+    def mean(self, places: Sequence[int]) -> Learned:
+        """The mean of the models at these places."""
+        return self.sum(dict.fromkeys(places, 1 / len(places)))
+
     def sum(self, weights: dict[int, float], start: State | None = None) -> Learned:
         """The weighted sum of the models at these places; `start` has what is left to 1."""
         if merging.is_low_rank(self.first.model_for()):
@@ -194,31 +198,30 @@ def check_same(
     first: PromptedClassifier, other: PromptedClassifier, at: Path, other_at: Path
 ) -> None:
     """Raise UsageError if two models cannot become one."""
-    pair = f"{at} and {other_at}"
-    if first.method != other.method:
-        what = f"{pair} are of {first.method} and {other.method}"
-        raise UsageError(what, "merge models of one method", other_at)
-    weights = [each.description.backbone_sha256 for each in (first, other)]
-    if all(weights) and weights[0] != weights[1]:
-        raise UsageError(f"{pair} stand on other weights", "merge models of one backbone", other_at)
-    names = [each.class_names for each in (first, other)]
-    if names[0] != names[1]:
-        same = sorted(names[0]) == sorted(names[1])
-        what = f"{pair} have {'another order of the classes' if same else 'other classes'}"
-        raise UsageError(what, "merge models of the same classes in one order", other_at)
+    for what, remedy in differences(first, other):
+        raise UsageError(f"{at} and {other_at} {what}", f"merge models of {remedy}", other_at)
+
+
+def differences(first: PromptedClassifier, other: PromptedClassifier) -> Iterator[tuple[str, str]]:
+    """Why two models cannot become one, and what can."""
+    one = first.description
+    two = other.description
+    if one.method != two.method:
+        yield f"are of {one.method} and {two.method}", "one method"
+        return
+    weights = {one.backbone_sha256, two.backbone_sha256} - {""}
+    if len(weights) > 1:
+        yield "stand on other weights", "one backbone"
+    if first.class_names != other.class_names:
+        same = sorted(first.class_names) == sorted(other.class_names)
+        yield f"have {'another order of' if same else 'other'} classes", "the same classes in order"
     free = OF_TRAINING | (OF_LORA if merging.is_low_rank(first.model_for()) else set())
-    settings = [each.description.settings for each in (first, other)]
-    for key in sorted(set(settings[0]) - free):
-        if settings[0][key] != settings[1].get(key):
-            values = " and ".join(str(each.get(key)) for each in settings)
-            what = f"{pair} have {key} {values}"
-            raise UsageError(what, "merge models of the same settings", other_at)
-    texts = [
-        (each.description.template, each.description.dataset_template, each.description.sentences)
-        for each in (first, other)
-    ]
-    if texts[0] != texts[1]:
-        raise UsageError(f"{pair} have other sentences", "merge models of the same texts", other_at)
+    for key in sorted(set(one.settings) - free):
+        if one.settings[key] != two.settings.get(key):
+            yield f"have {key} {one.settings[key]} and {two.settings.get(key)}", "the same settings"
+    texts = {(each.template, each.dataset_template, str(each.sentences)) for each in (one, two)}
+    if len(texts) > 1:
+        yield "have other sentences", "the same texts"
 
 
 def merge(members: Members, args: argparse.Namespace) -> Merged:
@@ -250,7 +253,7 @@ def combined(members: Members, how: How, seed: int) -> Learned:
     """A model that needs no validation images."""
     places = range(len(members.paths))
     if how.name == "mean":
-        return members.sum(dict.fromkeys(places, 1 / len(places)))
+        return members.mean(places)
     start = members.start()
     if how.name in ("wise-ft", "task"):
         return members.sum(dict.fromkeys(places, float(how.value or 0)), start)
@@ -270,23 +273,21 @@ def greedy(members: Members, judge: "Judge") -> tuple[State, dict[str, Any], dic
     """A greedy soup (Wortsman et al., 2022): the best model, and each next one that does not lower
     the accuracy of the mean.
     """
-    alone = [judge.accuracy(*members.sum({n: 1.0})) for n in range(len(members.paths))]
+    alone = [judge.accuracy(*members.mean([place])) for place in range(len(members.paths))]
     order = sorted(range(len(alone)), key=lambda place: -alone[place])
     chosen = order[:1]
     best = alone[order[0]]
     for place in order[1:]:
-        tried = [*chosen, place]
-        accuracy = judge.accuracy(*members.sum(dict.fromkeys(tried, 1 / len(tried))))
+        accuracy = judge.accuracy(*members.mean([*chosen, place]))
         if accuracy >= best:
-            chosen = tried
+            chosen.append(place)
             best = accuracy
     for place in order:
         stays = "in the mean" if place in chosen else "left out"
         print(printable(f"{alone[place]:5.1f}%  {members.paths[place]}: {stays}"))
     print(f"{best:5.1f}%  the mean, on {len(judge.items):,} validation images")
-    learned, settings = members.sum(dict.fromkeys(chosen, 1 / len(chosen)))
     names = [printable(members.paths[place].name) for place in chosen]
-    return learned, settings, {"chosen": names, "validation_accuracy": round(best, 2)}
+    return *members.mean(chosen), {"chosen": names, "validation_accuracy": round(best, 2)}
 
 
 def best_share(members: Members, judge: "Judge") -> tuple[State, dict[str, Any], dict[str, Any]]:
@@ -322,13 +323,14 @@ class Judge:
         items, _ = labelled_images(where, dataset, args.images, names)
         known = NOTHING if seen is None else seen
         self.items, asked = without_learned(items, known, where, "choice")
-        test = dataset.test if dataset else []
-        tested = max(count(known, "tested", asked), count_shared(self.items, test))
-        option = "--accept-test-images"
+        tested = count(known, "tested", asked)
+        if dataset:
+            tested = max(tested, count_shared(self.items, dataset.test))
         accepted = args.accept_test_images
-        check_test_images(tested, len(items), str(where), accepted, option, "choice")
-        role = np.full_like(asked.role, ROLES.index("chosen"))
-        self.asked = replace(asked, role=role)
+        check_test_images(
+            tested, len(items), str(where), accepted, "--accept-test-images", "choice"
+        )
+        self.asked = replace(asked, role=np.full_like(asked.role, ROLES.index("chosen")))
         self.facts: dict[str, Any] = {"validation_images": len(self.items)}
         if tested:
             self.facts["selected_on_test"] = True

@@ -57,12 +57,8 @@ def find_checkpoint(
 
     Raises UsageError if there is no checkpoint.
     """
-    exported = os.path.join(directory, PROMPTS)
-    if epoch is None and os.path.isfile(exported):
+    if exported := exported_prompts(directory, epoch):
         return exported
-    if os.path.isfile(os.path.join(directory, "adapter_config.json")):
-        what = f"{directory} is an adapter of PEFT"
-        raise UsageError(what, "make it a model by tools/export.py, and give that folder")
     others = (
         sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
         if os.path.isdir(directory)
@@ -85,6 +81,20 @@ def find_checkpoint(
     else:
         remedy = f"check --load-epoch (epochs there: {', '.join(dict.fromkeys(there))})"
     raise UsageError(f"no {method} checkpoint {expected}", remedy, expected)
+
+
+def exported_prompts(directory: str, epoch: int | None) -> str:
+    """The prompts in an exported folder; empty for a folder of another kind.
+
+    Raises UsageError for an adapter of PEFT.
+    """
+    exported = os.path.join(directory, PROMPTS)
+    if epoch is None and os.path.isfile(exported):
+        return exported
+    if os.path.isfile(os.path.join(directory, "adapter_config.json")):
+        what = f"{directory} is an adapter of PEFT"
+        raise UsageError(what, "make it a model by tools/export.py, and give that folder")
+    return ""
 
 
 def described(prompts: str) -> dict[str, Any]:
