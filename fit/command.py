@@ -35,7 +35,8 @@ and more images cost only what is new.
 def parse(argv: list[str] | None) -> FitRequest:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
-    add("images", type=path, metavar="IMAGES", help="folder of class folders, or a CSV file")
+    words = "folder of class folders, or a CSV file"
+    add("images", type=path, nargs="?", metavar="IMAGES", help=words)
     add(
         "--to",
         type=path,
@@ -87,6 +88,11 @@ def parse(argv: list[str] | None) -> FitRequest:
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     options = vars(parser.parse_args(argv))
     options["methods"] = tuple(options["methods"])
+    if options["images"] is None and options["backbone"][1:]:
+        # `--backbone small birds --to ...`, from when there was one backbone
+        options["images"] = path(options["backbone"].pop())
+    if options["images"] is None:
+        parser.error("the following arguments are required: IMAGES")
     options["backbone"], *others = options["backbone"]
     options["others"] = tuple(others)
     return FitRequest(**{field.name: options[field.name] for field in fields(FitRequest)})

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,13 @@ def test_slow_backbones_are_left_out_and_a_killed_fit_knows_their_times(
             fit.main([*map(str, line), "--max-ms", "20"])
     printed = command(fit, *line, "--max-ms", "20").printed  # no third time is measured
     assert "Left out: small takes 50.0 ms" in printed
+
+
+def test_images_may_follow_one_backbone():
+    request = fit.parse(["--backbone", "small", "birds", "--to", "model"])
+    assert (request.backbone, request.others, request.images) == ("small", (), Path("birds"))
+    request = fit.parse(["birds", "--to", "model", "--backbone", "small", "RN50"])
+    assert (request.backbones, request.images) == (("small", "RN50"), Path("birds"))
 
 
 @pytest.mark.parametrize(
