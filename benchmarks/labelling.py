@@ -1,10 +1,98 @@
-"""What labels buy: the methods of `measures/labelling.py` on pools of EuroSAT and SmallLand."""
+"""What labels buy: `python benchmarks/labelling.py --output DIR`.
 
-from collections.abc import Sequence
+The methods of `measures/labelling.py` ask for labels of pools of EuroSAT and of drawn landscapes,
+with the small CLIP. A line of labelling.jsonl in DIR has one method on one pool, so that the same
+command resumes; `--table` prints the tables of docs/labelling.md from them.
+"""
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(__file__).resolve().parent.parent / "toolbox"),
+]
 
 import numpy as np
+import torch
+from dassl.config import get_cfg_default
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+import datasets
+from benchmarks.fits import add_record, decided, of_each_class, percent, read_records
+from benchmarks.near_copies import eurosat, features, logits_of, pictures
+from common.names import plain
+from datasets.small_world import SmallLand
+from fit.candidates import CANDIDATES, Candidate
+from fit.heads import Heads
+from fit.labelling import DRAWN
+from fit.request import FitRequest
+from fit.trials import Examples
+from inference.classifier import PromptedClassifier
+from measures.labelling import METHODS, Pool, choose, uncertain
+from trainers.base.prompted import normalize
+
+TRAIN = 400  # images of each class, of which pools are drawn
+OF_POOL = 200
+TEST = 100
+POOLS = "EuroSAT", "EuroSAT, 1/rank", "landscapes"
+POINTS = 0.5, 1, 2, 4, 8, 16  # labels for each class
+COMMAND = "the command"  # the default, and the last quarter at random
+BALANCED = "balanced by true labels"  # which nobody has
+ALL = (*METHODS, "margin", COMMAND, BALANCED)
+HEAD = Candidate("SSText", {"RULE": "SStext"})
+OF_FIT = "ZeroshotCLIP", "SSText", "GDA", "VisionProbe"
+
+
+class Landscapes(SmallLand):
+    """SmallLand with more training images."""
+
+    dataset_dir = "labelling_land"
+    per_class = {"train": OF_POOL, "val": 1, "test": TEST}
+
+
+class Images(NamedTuple):
+    """Features from before the projection (images, width), and labels (images,)."""
+
+    x: Tensor
+    labels: NDArray[np.int64]
+
+
+class Data(NamedTuple):
+    """The images that pools are drawn from, and those of the test."""
+
+    heads: Heads
+    train: Images
+    test: Images
+
+
+def images_of(heads: Heads, items: Sequence[Any], number: int) -> Images:
+    """So many images of each class."""
+    labels = np.array([item.label for item in items])
+    places = of_each_class(labels, number, np.random.default_rng(0))
+    return Images(features(heads, pictures([items[one].impath for one in places])), labels[places])
+
+
+def data_of(root: Path, kind: str) -> Data:
+    if kind == POOLS[2]:
+        cfg = get_cfg_default()
+        datasets.extend_cfg(cfg)
+        cfg.DATASET.ROOT = str(root)
+        dataset = Landscapes(cfg)
+    else:
+        dataset = eurosat(root)
+    heads = Heads(PromptedClassifier.zero_shot("small", list(map(plain, dataset.classnames))))
+    train = images_of(heads, dataset.train_x, TRAIN)
+    return Data(heads, train, images_of(heads, dataset.test, TEST))
 
 
 def imbalanced(labels: NDArray[np.int64], largest: int, seed: int) -> NDArray[np.int64]:
@@ -17,7 +105,174 @@ def imbalanced(labels: NDArray[np.int64], largest: int, seed: int) -> NDArray[np
     return np.sort(np.concatenate(kept))
 
 
+def drawn(data: Data, kind: str, seed: int) -> Data:
+    """The data with one pool instead of all training images."""
+    labels = data.train.labels
+    if kind == POOLS[1]:
+        places = imbalanced(labels, TRAIN, seed)
+    else:
+        number = OF_POOL if kind == POOLS[0] else 3 * OF_POOL // 4
+        places = np.sort(of_each_class(labels, number, np.random.default_rng(seed)))
+    return data._replace(train=Images(data.train.x[places], labels[places]))
+
+
 def area(labels: Sequence[int], accuracy: Sequence[float]) -> float:
     """The mean accuracy over the logarithm of the number of labels."""
     logs = np.log2(labels)
     return float(trapezoid(accuracy, logs) / (logs[-1] - logs[0]))
+
+
+def asked(method: str, pool: Pool, budget: int, labels: NDArray[np.int64]) -> list[int]:
+    """The places of the next images."""
+    if method == BALANCED:
+        rng = np.random.default_rng([pool.seed, len(pool.labelled)])
+        counts = np.bincount(labels[list(pool.labelled)], minlength=pool.logits.shape[1])
+        left = rng.permutation(np.flatnonzero(pool.free)).tolist()
+        picks = []
+        for _ in range(budget):
+            place = min(left, key=lambda one: counts[labels[one]])
+            counts[labels[place]] += 1
+            left.remove(place)
+            picks.append(place)
+        return picks
+    if method == "margin":
+        return uncertain(pool, budget)
+    at_random = choose(*given(pool), budget // DRAWN, pool.seed, "random")
+    if method != COMMAND:
+        return choose(*given(pool), budget, pool.seed, method)
+    beside = pool.after(at_random)
+    return choose(*given(beside), budget - len(at_random), pool.seed) + at_random
+
+
+def given(pool: Pool) -> tuple[Any, Any, Sequence[int]]:
+    return pool.features, pool.logits, pool.labelled
+
+
+def rounds(data: Data, method: str, seed: int) -> dict[str, Any]:
+    """The record of a method on a pool."""
+    heads, train, test = data
+    zero_shot = heads.answers(CANDIDATES[0], (train.x, torch.tensor([])), train.x).numpy()
+    projected = heads.inputs("ZeroshotCLIP", train.x)
+    pool = Pool(normalize(projected).numpy(), zero_shot, (), seed)
+    record: dict[str, Any] = defaultdict(list)
+    random: list[int] = []
+    for point in POINTS:
+        budget = int(point * len(heads.names)) - len(pool.labelled)
+        began = time.process_time()
+        picks = asked(method, pool, budget, train.labels)
+        record["seconds"].append(time.process_time() - began)
+        random += picks[budget - budget // DRAWN :]
+        pool = pool.after(picks)
+        known = list(pool.labelled)
+        y = torch.from_numpy(train.labels[known])
+        seen = train.x[known], y
+        pool = Pool(pool.features, heads.answers(HEAD, seen, train.x).numpy(), known, seed)
+        answers = heads.answers(HEAD, seen, test.x).argmax(dim=1).numpy()
+        record["SSText"].append(percent(answers == test.labels))
+        rows = heads.inputs("ZeroshotCLIP", test.x).numpy()
+        record["logistic"].append(percent(logistic(projected[known], y, rows) == test.labels))
+        record["classes"].append(len(set(y.tolist())))
+    if method == COMMAND:
+        flags = np.isin(known, random)
+        record |= {name: estimated(data, known, seed, mask) for name, mask in masks(flags)}
+    return {"labels": [int(point * len(heads.names)) for point in POINTS], **record}
+
+
+def logistic(x: Tensor, y: Tensor, rows: NDArray[Any]) -> NDArray[np.int64]:
+    """(rows,): the classes by a logistic regression."""
+    if len(y.unique()) == 1:
+        return np.full(len(rows), int(y[0]))
+    return LogisticRegression(C=0.1, max_iter=500).fit(x.numpy(), y.numpy()).predict(rows)
+
+
+def masks(flags: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_] | None]]:
+    yield "estimate of random", flags
+    yield "estimate of all", None
+
+
+def estimated(
+    data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
+) -> dict[str, float]:
+    """What a fit says of its accuracy, from images in a mask or from all, and the truth."""
+    heads, train, test = data
+    y = torch.from_numpy(train.labels[known])
+    names = [heads.names[label] for label in y.unique().tolist()]
+    of_names = Heads(PromptedClassifier.zero_shot("small", names, clip=heads.clip))
+    numbers = torch.searchsorted(y.unique(), y)
+    examples = Examples(train.x[known], numbers, np.arange(len(known)), names, mask)
+    candidates = [one for one in CANDIDATES if one.method in OF_FIT]
+    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    decision, _ = decided(of_names, examples, request, candidates)
+    answers = logits_of(of_names, decision, examples, test.x).argmax(axis=1)
+    truth = percent(y.unique().numpy()[answers] == test.labels)
+    at = decision.estimates["folder"]
+    return {"estimate": at.accuracy, "low": at.low, "high": at.high, "truth": truth}
+
+
+def tables(records: list[dict[str, Any]]) -> None:
+    """Print what the records say."""
+    by_cell = {(one["pool"], one["seed"], one["method"]): one for one in records}
+    seeds = sorted({seed for _, seed, _ in by_cell})
+    for learner in ("SSText", "logistic"):
+        print(f"\n{learner}: area, difference to random\n\n| method | {' | '.join(POOLS)} |")
+        for method in ALL:
+            cells = [difference(by_cell, kind, method, seeds, learner) for kind in POOLS]
+            print(f"| {method} | {' | '.join(cells)} |")
+    for kind, method in product(POOLS, ("random", "typical-then-uncertain", COMMAND, BALANCED)):
+        own = [by_cell[kind, seed, method] for seed in seeds if (kind, seed, method) in by_cell]
+        if own:
+            means = np.mean([one["SSText"] for one in own], axis=0)
+            print(f"| {kind} | {method} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    for kind, name in product(POOLS, ("estimate of random", "estimate of all")):
+        own = [one[name] for one in records if one["pool"] == kind and name in one]
+        errors = np.array([one["estimate"] - one["truth"] for one in own])
+        inside = sum(one["low"] <= one["truth"] <= one["high"] for one in own)
+        numbers = f"{errors.mean():+.1f} | {errors.std():.1f} | {inside} of {len(own)}"
+        print(f"| {kind} | {name} | {numbers} |")
+
+
+def difference(
+    by_cell: dict[Any, Any], kind: str, method: str, seeds: Sequence[int], learner: str
+) -> str:
+    """The mean of the paired differences to random, and its standard error."""
+    pairs = [
+        [by_cell[kind, seed, name] for name in (method, "random")]
+        for seed in seeds
+        if {(kind, seed, method), (kind, seed, "random")} <= by_cell.keys()
+    ]
+    areas = np.array([[area(one["labels"], one[learner]) for one in pair] for pair in pairs])
+    if len(areas) < 2:
+        return "-"
+    if method == "random":
+        return f"{areas[:, 0].mean():.1f}"
+    differences = areas[:, 0] - areas[:, 1]
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    return f"{differences.mean():+.1f} ({error:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder of labelling.jsonl")
+    add("--root", type=Path, default=Path("data"), help="folder of the datasets")
+    add("--pools", type=int, default=10)
+    add("--only", choices=POOLS, nargs="+", default=POOLS)
+    add("--table", action="store_true", help="print what the records say, and run nothing")
+    args = parser.parse_args()
+    file = args.output / "labelling.jsonl"
+    records = read_records(file)
+    if args.table:
+        tables(records)
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    done = {(record["pool"], record["seed"], record["method"]) for record in records}
+    data = {kind: data_of(args.root, kind) for kind in args.only}
+    for seed, kind, method in product(range(1, args.pools + 1), args.only, ALL):
+        if (kind, seed, method) not in done:
+            record = rounds(drawn(data[kind], kind, seed), method, seed)
+            add_record(file, {"pool": kind, "seed": seed, "method": method, **record})
+            print(f"{kind} {seed} {method}: {sum(record['seconds']):.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -113,17 +113,31 @@ def decide_among(
         decision = estimated(trials[best], chosen, scales, scenes, outside)
         decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
     else:
-        inside = examples.drawn[trials[best].held]
-        number = len(np.unique(sample.groups[inside]))
-        if number < LEAST_DRAWN:
-            return best, Decision(chosen, notes=[without_draws(number)])
-        decision = estimated(trials[best].part(inside), chosen, scales, scenes, outside[:, inside])
-        decision = replace(decision, notes=[*decision.notes, of_some(examples.drawn)])
-        found = found[:, :, inside]
+        decision = of_draws(trials[best], chosen, scales, scenes, outside, examples.drawn)
+        if decision.trials is None:
+            return best, decision
+        found = found[:, :, examples.drawn[trials[best].held]]
     decision = replace(with_certainty(decision, request), reads_names=heads.reads_names)
     if len(backbones) > 1:
         decision = compared(decision, backbones, trials, found, scores)
     return best, decision
+
+
+def of_draws(
+    trials: Trials,
+    chosen: Sequence[tuple[Candidate, float]],
+    scales: Mapping[Candidate, float],
+    of_class: float,
+    outside: NDArray[Any],
+    drawn: NDArray[np.bool_],
+) -> Decision:
+    """`estimated`, on the images that were drawn at random; without an estimate if they are few."""
+    inside = drawn[trials.held]
+    number = len(np.unique(trials.sample.groups[inside]))
+    if number < LEAST_DRAWN:
+        return Decision(chosen, notes=[without_draws(number)])
+    decision = estimated(trials.part(inside), chosen, scales, of_class, outside[:, inside])
+    return replace(decision, notes=[*decision.notes, of_some(drawn)])
 
 
 def without_draws(number: int) -> str:

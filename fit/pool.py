@@ -67,21 +67,12 @@ class UnlabelledPool:
         classifier = load(model, options)
         classifier.require_one_view("--model")
         behind = tower_of(classifier)
-        photos = photos_in(place)
-        encoder = Features(behind.classifier, behind.tower.model)
-        rows, damaged = banked.features_of(photos, encoder)
-        photos = [photo for photo in photos if photo.path in rows]
-        if not photos:
-            fault = next(iter(damaged.values()), "it is empty")
-            raise UsageError(f"{place} has no image that can be read ({fault})", "give another")
-        photos.sort(key=lambda photo: (rows[photo.path].pixels_sha256, photo.path))
+        photos, rows, notes = readable(place, behind)
         of_pool = [rows[photo.path] for photo in photos]
         before = torch.stack([row.feature for row in of_pool])
         logits = logits_of(classifier, behind, photos, before)
-        guesses = [classifier.class_names[place] for place in logits.argmax(axis=1)]
-        photos = [replace(one, label=guess) for one, guess in zip(photos, guesses, strict=True)]
+        photos = with_guesses(photos, classifier.class_names, logits)
         looks = all(photo.pixels_sha256 for photo in photos if photo.bank)
-        notes = [f"Left out: {fault}" for fault in list(damaged.values())[:5]]
         if not looks:
             notes.append("Near-copies are not known: the bank was written without --look")
         return cls(
@@ -111,23 +102,21 @@ class UnlabelledPool:
         labelled = [place_of[path] for path in labels if path in place_of]
         self.check_seen(labelled)
         places = self.one_of_each_scene(labelled)
-        number = sum(path in place_of for path in labels)
-        free = len(places) - number
+        free = len(places) - len(labelled)
         if budget > free:
             what = f"--ask is {budget:,}, and {free:,} scenes of the pool have no label"
             raise UsageError(what, "ask for fewer")
-        rows = self.features[places]
-        logits = self.logits[places]
-        known = list(range(number))
-        at_random = choose(rows, logits, known, drawn, seed, "random")
+        given = self.features[places], self.logits[places]
+        known = list(range(len(labelled)))
+        at_random = choose(*given, known, drawn, seed, "random")
         # The chosen ones help most beside the random ones
-        known += at_random
-        picks = choose(rows, logits, known, budget - drawn, seed, method or DEFAULT)
-        found = [(place, False) for place in picks] + [(place, True) for place in at_random]
-        return [
-            Asked(absolute(photo), photo.label, is_drawn)
-            for photo, is_drawn in ((self.photos[places[place]], one) for place, one in found)
-        ]
+        picks = choose(*given, known + at_random, budget - drawn, seed, method or DEFAULT)
+        chosen = [self.asked(places[pick], False) for pick in picks]
+        return chosen + [self.asked(places[pick], True) for pick in at_random]
+
+    def asked(self, place: int, is_drawn: bool) -> Asked:
+        photo = self.photos[place]
+        return Asked(absolute(photo), photo.label, is_drawn)
 
     def check_seen(self, labelled: Sequence[int]) -> None:
         """Raise UsageError if the model has learned from an image that has no label here."""
@@ -153,6 +142,32 @@ class UnlabelledPool:
 def absolute(photo: Photo) -> str:
     """The path of an image, as the CSV file has it."""
     return os.path.abspath(photo.path)
+
+
+def readable(place: Path, behind: BehindTower) -> tuple[list[Photo], dict[str, Row], list[str]]:
+    """The images that can be read, in the order of their pixels; what is known of each by its path;
+    and notes about others.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = photos_in(place)
+    encoder = Features(behind.classifier, behind.tower.model)
+    rows, damaged = banked.features_of(found, encoder)
+    photos = [photo for photo in found if photo.path in rows]
+    if not photos:
+        fault = next(iter(damaged.values()), "it is empty")
+        raise UsageError(f"{place} has no image that can be read ({fault})", "give another")
+    photos.sort(key=lambda photo: (rows[photo.path].pixels_sha256, photo.path))
+    return photos, rows, [f"Left out: {fault}" for fault in list(damaged.values())[:5]]
+
+
+def with_guesses(
+    photos: Sequence[Photo], class_names: Sequence[str], logits: NDArray[np.float32]
+) -> list[Photo]:
+    """The images with the answers of the model as their labels."""
+    guesses = [class_names[place] for place in logits.argmax(axis=1)]
+    return [replace(photo, label=guess) for photo, guess in zip(photos, guesses, strict=True)]
 
 
 def tower_of(classifier: PromptedClassifier) -> BehindTower:

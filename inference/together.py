@@ -81,29 +81,36 @@ class Together:
             UsageError: the method needs more images.
         """
         on_gpu = self.model.classifier.device.type == "cuda"
-        faults, features, priors = zip(
-            *in_threads(self.read, files, batch_size, on_gpu), strict=True
-        )
-        found = torch.cat(features)
+        parts = list(in_threads(self.read, files, batch_size, on_gpu))
+        found = torch.cat([features for _, features, _ in parts])
+        prior = None
+        if self.learned:
+            priors = [prior for *_, prior in parts if prior is not None]
+            prior = torch.cat(priors).to(found.device)
+        answers = iter(self.answers(found, prior, k))
+        facts = {"model": self.model.name, "together": len(found)}
+        faults = [fault for of_part, *_ in parts for fault in of_part]
+        yield [
+            {"image": str(file)} | ({"error": fault} if fault else facts | next(answers))
+            for file, fault in zip(files, faults, strict=True)
+        ]
+
+    def answers(self, found: Tensor, prior: Tensor | None, k: int) -> list[Row]:
+        """The k most probable classes of each image; UsageError for fewer images than the method
+        needs.
+        """
         name = self.model.name
         least = self.method.least_images
         if len(found) < least:
             what = f"{name} answers for at least {least} images together"
             raise UsageError(f"{what}, and {len(found)} could be read", "give more images")
-        prior = torch.cat(priors).to(found.device) if self.learned else None
         with torch.no_grad():
             logits = self.method.answers(found, prior).cpu()
-        answers = iter(Predictions(self.method.class_names, logits, source=name).answers(k))
-        facts = {"model": name, "together": len(found)}
-        rows: list[Row] = []
-        for file, fault in zip(files, sum(faults, []), strict=True):
-            row = {"error": fault} if fault else facts | next(answers)
-            rows.append({"image": str(file)} | row)
         print(
             f"{name} answered {len(found):,} images together: beside other images, an image may "
             "have another answer"
         )
-        yield rows
+        return Predictions(self.method.class_names, logits, source=name).answers(k)
 
 
 def method_for(kind: Any, classifier: PromptedClassifier, class_names: Sequence[str]) -> Any:
