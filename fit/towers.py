@@ -39,7 +39,7 @@ from .photos import Photos
 from .plan import Plan
 
 # The most promising first
-TRAINED = tuple(map(Candidate, ("TwoStage", "CLIPLoRA", "MPL", "KgCoOp")))
+TRAINED = tuple(map(Candidate, ("TwoStage", "FineTune", "CLIPLoRA", "MPL", "KgCoOp")))
 LIMIT = 1e9  # bytes of all logits that are kept
 
 

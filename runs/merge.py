@@ -88,12 +88,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for model in args.models:
         check_exists(model)
-    members = Members(args.models, LoadOptions(backbone=args.backbone, device=args.device))
     single = args.how.name == "wise-ft"
     if single != (len(args.models) == 1):
         number = "one model" if single else "two models or more"
         what = f"--how {args.how.name} is for {number}"
         raise UsageError(what, f"give {number}")
+    if args.images and not args.how.chooses:
+        what = f"--images has no use here: --how {args.how} chooses nothing"
+        raise UsageError(what, "leave it out, or use --how greedy or wise-ft")
+    members = Members(args.models, LoadOptions(backbone=args.backbone, device=args.device))
     with new_folder(args.to, EXPORT_CONFIG_FILE) as folder:
         merged = merge(members, args)
         merged.classifier.check_logits()
@@ -227,8 +230,7 @@ def differences(first: PromptedClassifier, other: PromptedClassifier) -> Iterato
 def merge(members: Members, args: argparse.Namespace) -> Merged:
     """The merged model that is asked for."""
     how: How = args.how
-    chooses = how.name == "greedy" or (how.name == "wise-ft" and how.value is None)
-    seen = seen_by(members, args.accept_unknown_images or not chooses)
+    seen = seen_by(members, args.accept_unknown_images or not how.chooses)
     facts: dict[str, Any] = {
         "merge": str(how),
         "models": [printable(each.name) for each in members.paths],
@@ -237,7 +239,7 @@ def merge(members: Members, args: argparse.Namespace) -> Merged:
     }
     if members.selected_on_test:
         facts["selected_on_test"] = True
-    if chooses:
+    if how.chooses:
         judge = Judge(members, args, seen)
         seen = None if seen is None else seen + judge.asked
         facts |= judge.facts

@@ -40,7 +40,10 @@ class How:
         name, colon, number = text.partition(":")
         if name not in HOWS or (colon and not HOWS[name]):
             raise ValueError(f"{text!r} is none of {', '.join(HOWS)}")
-        value = float(number) if colon else None
+        try:
+            value = float(number) if colon else None
+        except ValueError:
+            raise ValueError(f"{number!r} is no number") from None
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{number} is not from 0 to 1")
         if name == "task" and value is None:
@@ -48,6 +51,11 @@ class How:
         if name == "dare" and value == 1:
             raise ValueError("dare:1 leaves nothing")
         return cls(name, value)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it needs validation images."""
+        return self.name == "greedy" or (self.name == "wise-ft" and self.value is None)
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}:{self.value:g}"
