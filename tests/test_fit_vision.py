@@ -27,7 +27,7 @@ def test_ridge_is_that_of_scikit_learn_with_a_relative_penalty(rows):
     chance = np.random.default_rng(0)
     x = chance.normal(size=(rows, 20)) + 1
     targets = np.eye(3)[np.arange(rows) % 3]
-    weight, bias = ridge(torch.from_numpy(x), torch.from_numpy(targets), 0.5)
+    weight, bias = ridge(torch.from_numpy(x), [torch.from_numpy(targets)], 0.5)
     penalty = 0.5 * np.square(x - x.mean(axis=0)).sum(axis=1).mean()
     expected = Ridge(alpha=penalty).fit(x, targets)
     np.testing.assert_allclose(weight, expected.coef_, atol=1e-10)

@@ -2,6 +2,7 @@
 `tools/fit.py` makes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -111,29 +112,33 @@ class VisionProbe(FittedMethod):
         self.head.mean.copy_(normalize(support.rows).mean(dim=0))
         rows = self.head.centred(support.rows).double()
         classes = torch.arange(len(self.class_names), device=rows.device)
-        for part in classes.split(max(1, MOST_TARGETS // len(rows))):
-            targets = (support.row_labels[:, None] == part).double()
-            weight, bias = ridge(rows, targets, self.settings.RIDGE)
-            self.head.weight[part] = weight.float()
-            self.head.bias[part] = bias.float()
+        parts = classes.split(max(1, MOST_TARGETS // len(rows)))
+        targets = ((support.row_labels[:, None] == part).double() for part in parts)
+        weight, bias = ridge(rows, targets, self.settings.RIDGE)
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
 
 
-def ridge(rows: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+def ridge(rows: Tensor, targets: Iterable[Tensor], penalty: float) -> tuple[Tensor, Tensor]:
     """(targets, width) and (targets,): weights and biases of a ridge regression from rows (n,
-    width) to targets (n, targets). The penalty is relative to the mean square of centred rows.
+    width) to targets, which come in parts (n, some). The penalty is relative to the mean square of
+    centred rows.
     """
     mean = rows.mean(dim=0)
-    shares = targets.mean(dim=0)
     centred = rows - mean
-    residual = targets - shares
     own = penalty * float(centred.square().sum()) / len(rows) or 1.0  # 1 if all rows are equal
-    if len(rows) < len(mean):  # the smaller of two systems with the same solution
-        gram = centred @ centred.T
-        weight = torch.linalg.solve(gram + own * torch.eye(len(gram)).to(gram), residual)
-        weight = centred.T @ weight
-    else:
-        gram = centred.T @ centred
-        weight = torch.linalg.solve(
-            gram + own * torch.eye(len(gram)).to(gram), centred.T @ residual
-        )
-    return weight.T, shares - mean @ weight
+    is_wide = len(rows) < len(mean)  # the smaller of two systems with the same solution
+    gram = centred @ centred.T if is_wide else centred.T @ centred
+    system = gram + own * torch.eye(len(gram)).to(gram)
+    weights = []
+    biases = []
+    for part in targets:
+        shares = part.mean(dim=0)
+        residual = part - shares
+        if is_wide:
+            weight = centred.T @ torch.linalg.solve(system, residual)
+        else:
+            weight = torch.linalg.solve(system, centred.T @ residual)
+        weights.append(weight.T)
+        biases.append(shares - mean @ weight)
+    return torch.cat(weights), torch.cat(biases)
