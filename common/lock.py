@@ -62,14 +62,14 @@ def not_writable(folder: Path, error: OSError, option: str = OPTION) -> UsageErr
     )
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a run is in the folder now."""
+def is_locked(folder: Path, name: str = LOCK) -> bool:
+    """Whether a run is in the folder now, with a lock of this name."""
     from filelock import FileLock, Timeout
 
-    if not (folder / LOCK).is_file():
+    if not (folder / name).is_file():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with FileLock(folder / name, timeout=0):
             return False
     except Timeout:
         return True

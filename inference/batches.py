@@ -1,5 +1,6 @@
 """Image files in batches: read, and classified by one or several models."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from common.errors import MissingFileError, UsageError
 from common.text import read_bytes
+from datasets.copies import Look
 
 from .addresses import Address
 from .bank import BankFiles
@@ -68,6 +70,39 @@ def read_batch(
     return faults, [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
+class Reader:
+    """Reads the images of a batch one after another, and keeps what is known of each file.
+
+    Args:
+        digests, looks: whether that is also the SHA-256 of the file, and how the image looks.
+
+    Attributes:
+        sizes: (width, height) by file.
+    """
+
+    def __init__(self, digests: bool = False, looks: bool = False):
+        self.wants_digests = digests
+        self.wants_looks = looks
+        self.file: Any = None
+        self.sizes: dict[Any, tuple[int, int]] = {}
+        self.digests: dict[Any, str] = {}
+        self.looks: dict[Any, Look] = {}
+
+    def content(self, file: Image) -> Content:
+        self.file = file
+        content = content_of(file)
+        if self.wants_digests:
+            self.digests[file] = hashlib.sha256(content).hexdigest()
+        return content
+
+    def image(self, *how: Any) -> Picture:
+        image = read_image(*how)
+        self.sizes[self.file] = image.size
+        if self.wants_looks:
+            self.looks[self.file] = Look.of(image)
+        return image
+
+
 def prepare(models: Sequence[Model], class_names: Sequence[str] | None) -> None:
     """Compute text features before the threads, which would each compute them; errors are those of
     `PromptedClassifier.check_logits`.
@@ -92,20 +127,22 @@ def predict_files(
 ) -> Iterator[list[Row]]:
     """For one batch of files after another a row for each file and each model.
 
-    Files may be those of a bank. A row has `image`, `model` and what `Predictions.answers` says of
-    what is `asked`. A file that cannot be read has one row, with `image` and `error`.
+    Files may be those of a bank. A row has `image`, `size`, `model` and what `Predictions.answers`
+    says of what is `asked`. A file that cannot be read has one row, with `image` and `error`.
     """
     if isinstance(files, BankFiles):
         return predict_rows(models, files, class_names, *asked)
     classifiers = [model.classifier for model in models]
 
     def of_batch(batch: Sequence[Image]) -> list[Row]:
-        faults, inputs = read_batch(batch, classifiers)
+        reader = Reader()
+        faults, inputs = read_batch(batch, classifiers, reader.content, reader.image)
         said = [
             classifier.predict(pixels, class_names)
             for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
         ]
-        return answers_of(models, batch, faults, said, asked)
+        sizes = [reader.sizes.get(file) for file in batch]
+        return answers_of(models, batch, faults, sizes, said, asked)
 
     views = max(classifier.views for classifier in classifiers)
     on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)
@@ -117,16 +154,19 @@ def predict_rows(
 ) -> Iterator[list[Row]]:
     """`predict_files` by the features in a bank."""
     behind = [BehindTower(model.classifier) for model in models]
-    for part in files.rows("path"):
+    for part in files.rows("path", "width", "height"):
         before = torch.from_numpy(part.before)
         said = [one.predict(before, class_names) for one in behind] if len(before) else []
-        yield answers_of(models, part.columns["path"], part.faults, said, asked)
+        images, *sides = part.columns.values()
+        sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
+        yield answers_of(models, images, part.faults, sizes, said, asked)
 
 
 def answers_of(
     models: Sequence[Model],
     images: Sequence[Any],
     faults: Sequence[str],
+    sizes: Sequence[Any],
     said: Sequence[Predictions],
     asked: Sequence[Any],
 ) -> list[Row]:
@@ -136,7 +176,7 @@ def answers_of(
         columns.append([{"model": model.name} | one for one in predictions.answers(*asked)])
     of_good = zip(*columns, strict=True)
     rows: list[Row] = []
-    for image, fault in zip(images, faults, strict=True):
+    for image, fault, size in zip(images, faults, sizes, strict=True):
         found = [{"error": fault}] if fault else next(of_good)
-        rows += [{"image": str(image)} | part for part in found]
+        rows += [{"image": str(image), "size": size} | part for part in found]
     return rows

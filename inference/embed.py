@@ -1,7 +1,6 @@
 """The command `python tools/embed.py`: the features of images, in files for other programs."""
 
 import argparse
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,8 +25,6 @@ from .tables import REQUIREMENTS, as_unicode
 from .tars import Member, expanded
 
 if TYPE_CHECKING:
-    from dassl.utils.images import Content
-
     from .behind_tower import BehindTower
     from .classifier import PromptedClassifier
 
@@ -40,6 +37,7 @@ class Embedded(NamedTuple):
     Attributes:
         tower: (width,), what the frozen image tower computes before its projection; None if the
             method has an image tower of its own.
+        size: width and height in pixels; None if there is no image.
         look: how it looks, for `fit`; None if that is not asked for.
     """
 
@@ -48,14 +46,15 @@ class Embedded(NamedTuple):
     error: str
     feature: NDArray[np.float32] | None
     tower: NDArray[np.float32] | None = None
+    size: tuple[int, int] | None = None
     look: Look | None = None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Write the features of images: a Parquet file for 10,000 images, with path, "
-        "sha256, feature and error. The same command again continues with the file that is "
-        "missing.",
+        "sha256, width, height, feature and error. The same command again continues with the file "
+        "that is missing.",
         usage="%(prog)s [options] [MODEL] IMAGE|FOLDER|LIST|TAR [...] --to FOLDER",
         epilog="Features are those of the model's image tower, of unit length unless the method "
         "says otherwise. Without a MODEL, --backbone gives those of CLIP. An image that cannot be "
@@ -196,36 +195,6 @@ def array_of(features: Sequence[NDArray[np.float32] | None], width: int) -> NDAr
     return rows
 
 
-class Reader:
-    """Reads the images of a batch one after another, and keeps what is known of each file.
-
-    Args:
-        looks: whether that is also how an image looks.
-    """
-
-    def __init__(self, looks: bool):
-        self.wants_looks = looks
-        self.file: Path | Member | Address | None = None
-        self.digests: dict[Any, str] = {}
-        self.looks: dict[Any, Look] = {}
-
-    def content(self, file: Path | Member | Address) -> "Content":
-        from .batches import content_of
-
-        self.file = file
-        content = content_of(file)
-        self.digests[file] = hashlib.sha256(content).hexdigest()
-        return content
-
-    def image(self, *how: Any) -> Any:
-        from dassl.utils import read_image
-
-        image = read_image(*how)
-        if self.wants_looks:
-            self.looks[self.file] = Look.of(image)
-        return image
-
-
 def embedded(
     files: Sequence[Path | Member | Address],
     classifier: "PromptedClassifier",
@@ -246,9 +215,9 @@ def of_batch(
     looks: bool,
     files: Sequence[Path | Member | Address],
 ) -> list[Embedded]:
-    from .batches import read_batch
+    from .batches import Reader, read_batch
 
-    reader = Reader(looks)
+    reader = Reader(True, looks)
     faults, inputs = read_batch(files, [classifier], reader.content, reader.image)
     towers: Any = [None] * len(files)
     features: Any = []
@@ -264,7 +233,9 @@ def of_batch(
         found = (None, None) if fault else next(of_good)
         sha256 = reader.digests.get(file, "")
         feature, tower = found
-        rows.append(Embedded(str(file), sha256, fault, feature, tower, reader.looks.get(file)))
+        size = reader.sizes.get(file)
+        look = reader.looks.get(file)
+        rows.append(Embedded(str(file), sha256, fault, feature, tower, size, look))
     return rows
 
 
@@ -274,7 +245,16 @@ def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:
         path_column: [as_unicode(row.path) for row in rows],
         "sha256": [row.sha256 for row in rows],
         "error": [row.error for row in rows],
+        "width": sides(rows, 0),
+        "height": sides(rows, 1),
     }
+
+
+def sides(rows: Sequence[Embedded], which: int) -> Any:
+    """A column of widths or of heights."""
+    import pyarrow
+
+    return pyarrow.array([row.size and row.size[which] for row in rows], pyarrow.int32())
 
 
 def fixed_lists(array: NDArray[Any], rows: Sequence[Embedded]) -> Any:

@@ -177,7 +177,7 @@ def facts_of_answers(
         facts = facts_of(classifier, file, options)
         models.append(facts | {"name": name, "content_sha256": sha256_of(content)})
     asked = {"topk": args.topk, "unknown": args.unknown, "sets": args.sets}
-    return {"models": models, "class_names": list(options.class_names), **asked}
+    return {"form": 2, "models": models, "class_names": list(options.class_names), **asked}
 
 
 class Answers(Output):

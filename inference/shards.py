@@ -7,14 +7,14 @@ import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import UsageError
 from common.files import PARTIAL, checksum, replacing, write_text
-from common.lock import LOCK, locked
+from common.lock import LOCK, is_locked, locked
 from common.text import read_json
 
 from .addresses import Address
@@ -191,17 +191,30 @@ def total_of(shards: Iterator[Shard], part: Share) -> int:
 @contextmanager
 def only_one(output: Output, part: Share) -> Iterator[None]:
     """Keep other commands out of the share of a folder, whose facts are checked."""
+    folder = output.folder
     if part == WHOLE:
-        with locked(output.folder, option="--to"):
+        with locked(folder, option="--to"):
+            check_split(folder, part)
             check_same(output)
             yield
         return
-    # The commands of all shares check the folder, one after another
-    with locked(output.folder, wait=True, option="--to"):
-        check_same(output)
-    name = f"{LOCK}-{part.number}-of-{part.of}"
-    with locked(output.folder, option="--to", name=name):
+    with ExitStack() as own:
+        # The commands of all shares check the folder, one after another
+        with locked(folder, wait=True, option="--to"):
+            check_split(folder, part)
+            name = f"{LOCK}-{part.number}-of-{part.of}"
+            own.enter_context(locked(folder, option="--to", name=name))
+            check_same(output)
         yield
+
+
+def check_split(folder: Path, part: Share) -> None:
+    """Raise UsageError if a command with other shares is running: both would have some shards."""
+    for lock in folder.glob(f"{LOCK}-*-of-*"):
+        if not lock.name.endswith(f"-of-{part.of}") and is_locked(folder, lock.name):
+            other = lock.name.removeprefix(f"{LOCK}-").replace("-of-", "/")
+            what = f"{folder} is being written with --shard {other}"
+            raise UsageError(what, "wait until it has ended, or split in the same way", folder)
 
 
 def check_same(output: Output) -> None:

@@ -29,7 +29,8 @@ class Layout:
 
     Attributes:
         top: number of most probable classes.
-        unknown, sets, errors, together: whether there are such columns.
+        unknown, sets, together: whether there are such columns.
+        errors: whether there are columns for the error and the size of an image.
     """
 
     top: int
@@ -43,7 +44,9 @@ class Layout:
         """Of CSV and Parquet, which have one row for each image and model."""
         ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
         pairs = [f"{name}{rank}" for rank in ranks for name in ("answer", "probability")]
-        asked = ["unknown"] * self.unknown + ["set"] * self.sets + ["error"] * self.errors
+        asked = ["unknown"] * self.unknown + ["set"] * self.sets
+        if self.errors:
+            asked += "error", "width", "height"
         asked += ["together"] * self.together
         return ["path", "model", *pairs, *asked]
 
@@ -60,7 +63,7 @@ class Layout:
         if self.sets:
             found.append([pair["class"] for pair in row["set"]])
         if self.errors:
-            found.append("")
+            found += "", *(row["size"] or (None, None))
         if self.together:
             found.append(row["together"])
         return dict(zip(self.columns, found, strict=True))
@@ -114,7 +117,8 @@ def as_json_lines(out: TextIO, rows: Iterable[Row], _: Layout) -> None:
 
 
 def json_object(row: Row) -> str:
-    return json.dumps({key: value for key, value in row.items() if value is not None})
+    shown = {key: value for key, value in row.items() if key != "size" and value is not None}
+    return json.dumps(shown)
 
 
 def as_csv(out: TextIO, rows: Iterable[Row], layout: Layout) -> None:
@@ -145,7 +149,7 @@ def arrow_table(rows: Iterable[Row], layout: Layout) -> Any:
     import pyarrow
 
     types = {"probability": pyarrow.float32(), "unknown": pyarrow.bool_()}
-    types["together"] = pyarrow.int32()
+    types |= dict.fromkeys(("together", "width", "height"), pyarrow.int32())
     types["set"] = pyarrow.list_(pyarrow.string())
     names = layout.columns
     fields = [(name, types.get(name.partition("_")[0], pyarrow.string())) for name in names]

@@ -99,7 +99,7 @@ def test_a_bank_becomes_a_folder_of_answers_with_one_file_for_each(
     for row in of_all:
         if not row["error"]:
             (top,) = (top for (path, _), top in expected.items() if path == row["path"])
-            assert row["answer"] == top[0]["class"]
+            assert row["answer"] == top[0]["class"] and row["height"] == 50
 
 
 def test_banks_of_others_are_refused(

@@ -10,7 +10,9 @@ import tarfile
 import numpy as np
 import pytest
 import tqdm
+from PIL import Image
 
+from common.lock import locked
 from inference import batches, embed, shards
 from inference.models import load
 from inference.options import LoadOptions
@@ -67,6 +69,8 @@ def test_a_row_for_each_image_has_its_feature_or_its_error(embedded, deep, photo
     content = (photos / "a.jpg").read_bytes()
     (row,) = [row for row in good if row["path"] == str(photos / "a.jpg")]
     assert row["sha256"] == hashlib.sha256(content).hexdigest() and row["error"] == ""
+    assert (row["width"], row["height"]) == Image.open(photos / "a.jpg").size
+    assert {row["width"] for row in rows if row["feature"] is None} == {None}
 
 
 def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, monkeypatch):
@@ -165,6 +169,18 @@ def test_shares_of_machines_are_together_what_one_writes(embedded, command, phot
         assert (folder / file.name).read_bytes() == file.read_bytes()
     done = command(embed, photos, "--to", folder, "--shard", "3/2")
     assert "expected 1/16 to 16/16" in done.error
+
+
+def test_other_shares_wait_until_those_of_a_running_command_have_ended(
+    embedded, command, deep, photos
+):
+    folder = embedded(photos, "--shard", "1/2")
+    words = photos, "--to", folder, "--backbone", deep
+    with locked(folder, name=".lock-2-of-2"):
+        for other in (["--shard", "1/3"], []):
+            assert "written with --shard 2/2" in command(embed, *words, *other).error
+    with locked(folder):
+        assert "another run is in" in command(embed, *words).error
 
 
 def test_lists_name_images(embedded, command, deep, photos, tmp_path):
