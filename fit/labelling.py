@@ -37,8 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--to", type=path, required=True, metavar="CSV", help="new, or with the labels so far")
     text = "whose answers say what is uncertain (default: zero-shot CLIP of --backbone, --classes)"
     add("--model", type=path, metavar="MODEL", help=text)
-    text = "typical-then-uncertain (default), typiclust, herding, uherding, random or pseudo"
-    add("--method", default="", metavar="NAME", help=text)
+    text = "typiclust, herding, uherding, random, pseudo (default: typical-then-uncertain)"
+    add("--method", dest="rule", default="typical-then-uncertain", metavar="NAME", help=text)
     add("--seed", type=any_seed, default=1, help="of k-means and of random draws (default: 1)")
     add_model_options(parser)
     add_image_options(parser)
@@ -52,13 +52,18 @@ def main(argv: list[str] | None = None) -> None:
         check_exists(args.model)
     if not args.pool.exists():
         raise UsageError(f"there is no pool {args.pool}", "give a folder, a list or a bank")
-    with required_packages():
-        from .pool import UnlabelledPool
     lines = lines_of(args.to)
-    pool = UnlabelledPool.read(args.pool, args.model, options)
+    with required_packages():
+        from inference.models import load
+        from measures.labelling import METHODS
+
+        from .pool import UnlabelledPool
+    check_name(args.rule, METHODS, "method")
+    classifier = load(args.model, options)
     labels = {os.path.abspath(args.to.parent / row["path"]): row["label"] for row in lines}
-    check_labels(labels, pool.class_names, args.to)
-    asked = pool.ask(labels, args.ask, args.ask // DRAWN, args.seed, args.method)
+    check_labels(labels, classifier.class_names, args.to)
+    pool = UnlabelledPool.read(args.pool, classifier, args.model)
+    asked = pool.ask(labels, args.ask, args.ask // DRAWN, args.seed, args.rule)
     rows = [
         {"path": image, "label": "", "asked": ASKED[is_drawn], "guess": guess}
         for image, guess, is_drawn in asked

@@ -11,23 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.errors import UsageError, check_name
+from common.errors import UsageError
 from inference.bank import Bank, BankFiles, is_bank
 from inference.behind_tower import BehindTower
 from inference.classifier import PromptedClassifier
-from inference.models import load
-from inference.options import LoadOptions
 from inference.seen import SeenImages
 from inference.sources import images_in
-from measures.labelling import METHODS, choose
+from measures.labelling import choose
 from trainers.base.prompted import normalize
 
 from . import banked, groups
 from .command import with_checksums
 from .features import Features, Row
 from .images import Photo
-
-DEFAULT = "typical-then-uncertain"
 
 
 class Asked(NamedTuple):
@@ -58,13 +54,17 @@ class UnlabelledPool:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, place: Path, model: Path | None, options: LoadOptions) -> "UnlabelledPool":
+    def read(
+        cls, place: Path, classifier: PromptedClassifier, model: Path | None
+    ) -> "UnlabelledPool":
         """The images of a folder, a list or a bank. Those that cannot be read are in the notes.
 
+        Args:
+            model: the folder of the classifier, which says what it has learned from.
+
         Raises:
-            UsageError: there are no images that can be read, or the model cannot be opened.
+            UsageError: there are no images that can be read, or the model answers from views.
         """
-        classifier = load(model, options)
         classifier.require_one_view("--model")
         behind = tower_of(classifier)
         photos, rows, notes = readable(place, behind)
@@ -86,7 +86,7 @@ class UnlabelledPool:
         )
 
     def ask(
-        self, labels: Mapping[str, str], budget: int, drawn: int, seed: int, method: str = ""
+        self, labels: Mapping[str, str], budget: int, drawn: int, seed: int, method: str
     ) -> list[Asked]:
         """The images whose labels help most, and then some at random; one of each scene.
 
@@ -94,10 +94,9 @@ class UnlabelledPool:
             labels: those so far, by absolute paths, in the order in which they were asked for.
 
         Raises:
-            UsageError: the pool has fewer images without labels, the model has learned from one of
-                them, or there is no such method.
+            UsageError: the pool has fewer images without labels, or the model has learned from one
+                of them.
         """
-        check_name(method or DEFAULT, METHODS, "method")
         place_of = {absolute(photo): place for place, photo in enumerate(self.photos)}
         labelled = [place_of[path] for path in labels if path in place_of]
         self.check_seen(labelled)
@@ -110,7 +109,7 @@ class UnlabelledPool:
         known = list(range(len(labelled)))
         at_random = choose(*given, known, drawn, seed, "random")
         # The chosen ones help most beside the random ones
-        picks = choose(*given, known + at_random, budget - drawn, seed, method or DEFAULT)
+        picks = choose(*given, known + at_random, budget - drawn, seed, method)
         chosen = [self.asked(places[pick], False) for pick in picks]
         return chosen + [self.asked(places[pick], True) for pick in at_random]
 

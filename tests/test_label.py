@@ -79,7 +79,7 @@ def test_rounds_of_labels(ask, command, tiny, tmp_path):
     assert done.status == 0 and "NO ESTIMATE" in done.printed and "Estimate:" not in done.printed
     assert not (tmp_path / "model/calibration.json").exists()
     model = "--model", tmp_path / "model", "--backbone", tiny
-    assert ask(20, model=model).status == 0
+    assert ask(20, "--method", "herding", model=model).status == 0
     rows = read(file)
     assert len({row["path"] for row in rows}) == len(rows) == 40
     assert len([row for row in rows if row["asked"] == "random"]) == 3 + 2 + 5

@@ -205,6 +205,7 @@ def test_the_default_asks_for_typical_images_and_then_for_unsure_ones():
     assert second == u_herding(given.after(labelled), 10)
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_copies_of_an_image_do_not_end_a_choice():
     rows = np.repeat(np.eye(2, 4, dtype=np.float32), 30, axis=0)
     for method in METHODS:
