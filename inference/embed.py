@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,8 +43,8 @@ class Embedded(NamedTuple):
     path: str
     sha256: str
     error: str
-    feature: NDArray[np.float32] | None
-    tower: NDArray[np.float32] | None = None
+    feature: NDArray[Any] | None
+    tower: NDArray[Any] | None = None
     size: tuple[int, int] | None = None
     look: Look | None = None
 
@@ -159,8 +158,8 @@ class Features(Output):
         import pyarrow
 
         rows: list[Embedded] = []
-        how = self.classifier, self.behind, self.args.look, self.args.batch_size
-        for part in embedded(images, *how):
+        how = self.classifier, self.behind, self.args.look, self.args.precision
+        for part in embedded(images, self.args.batch_size, *how):
             rows += part
             self.advance(len(part), sum(bool(row.error) for row in part))
         array = self.array([row.feature for row in rows], self.width)
@@ -182,38 +181,36 @@ class Features(Output):
             columns["tower"] = fixed_lists(towers, rows)
         return columns | (columns_of_looks(rows) if self.args.look else {})
 
-    def array(self, features: Sequence[NDArray[np.float32] | None], width: int) -> NDArray[Any]:
-        return array_of(features, width).astype(self.args.precision)
-
-
-def array_of(features: Sequence[NDArray[np.float32] | None], width: int) -> NDArray[np.float32]:
-    """(features, width); zeros for an image without one."""
-    rows = np.zeros((len(features), width), dtype=np.float32)
-    for number, feature in enumerate(features):
-        if feature is not None:
-            rows[number] = feature
-    return rows
+    def array(self, features: Sequence[NDArray[Any] | None], width: int) -> NDArray[Any]:
+        """(features, width); zeros for an image without one."""
+        rows = np.zeros((len(features), width), dtype=self.args.precision)
+        for number, feature in enumerate(features):
+            if feature is not None:
+                rows[number] = feature
+        return rows
 
 
 def embedded(
     files: Sequence[Path | Member | Address],
-    classifier: "PromptedClassifier",
-    behind: "BehindTower | None",
-    looks: bool,
     batch_size: int,
+    classifier: "PromptedClassifier",
+    *how: Any,
 ) -> Iterator[list[Embedded]]:
-    """The features of one batch of images after another, and why others have none."""
+    """The features of one batch of images after another, and why others have none; `how` is for
+    `of_batch`.
+    """
     from .images import in_threads
 
     on_gpu = classifier.device.type == "cuda"
-    return in_threads(partial(of_batch, classifier, behind, looks), files, batch_size, on_gpu)
+    return in_threads(lambda part: of_batch(part, classifier, *how), files, batch_size, on_gpu)
 
 
 def of_batch(
+    files: Sequence[Path | Member | Address],
     classifier: "PromptedClassifier",
     behind: "BehindTower | None",
     looks: bool,
-    files: Sequence[Path | Member | Address],
+    precision: str,
 ) -> list[Embedded]:
     from .batches import Reader, read_batch
 
@@ -223,10 +220,10 @@ def of_batch(
     features: Any = []
     if inputs and behind:
         before = behind.before(inputs[0])
-        towers = before.numpy()
-        features = behind.features(before).numpy()
+        towers = before.numpy().astype(precision)
+        features = behind.features(before).numpy().astype(precision)
     elif inputs:
-        features = classifier.features(inputs[0]).numpy()
+        features = classifier.features(inputs[0]).numpy().astype(precision)
     of_good = zip(features, towers, strict=False)
     rows = []
     for file, fault in zip(files, faults, strict=True):
