@@ -35,8 +35,8 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     ]
     paths = [row["path"] for row in rows]
     if len(set(paths)) < len(paths):
-        remedy = "embed images with paths of their own"
-        raise UsageError(f"{folder} has several images of one path", remedy, folder)
+        what = f"{folder} has several images of one path"
+        raise UsageError(what, "embed images with paths of their own", folder)
     if labels:
         known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
         photos = [known.get(os.path.abspath(path)) for path in paths]
@@ -86,22 +86,16 @@ def features_of(
         bank = Bank(folder)
         bank.check(encoder.classifier)
         wanted = {photo.path for photo in photos if photo.bank == str(folder)}
-        for part in BankFiles(bank.files).rows("path", *LOOK):
-            features = iter(part.before)
-            for place, path in enumerate(part.columns["path"]):
-                fault = part.faults[place]
-                feature = None if fault else next(features)
-                if path not in wanted:
-                    continue
-                if feature is None:
-                    damaged[path] = fault
-                else:
-                    known = {name: values[place] for name, values in part.columns.items()}
-                    rows[path] = row_of(known, feature)
+        for row in BankFiles(bank.files).images("path", *LOOK):
+            path = row["path"]
+            if path in wanted and row["fault"]:
+                damaged[path] = row["fault"]
+            elif path in wanted:
+                rows[path] = row_of(row)
     return rows, damaged
 
 
-def row_of(known: Mapping[str, Any], feature: Any) -> "Row":
+def row_of(known: Mapping[str, Any]) -> "Row":
     """What a bank knows of an image."""
     import torch
 
@@ -112,4 +106,4 @@ def row_of(known: Mapping[str, Any], feature: Any) -> "Row":
         signature = np.array(known["signature"], dtype=np.int8).reshape(copies.SHAPE)
     taken = copies.Taken(known.get("camera", 0), known.get("second", float("nan")))
     pixels = known.get("pixels_sha256") or known["sha256"]
-    return Row(pixels, signature, taken, torch.from_numpy(feature.copy()))
+    return Row(pixels, signature, taken, torch.from_numpy(known["before"].copy()))

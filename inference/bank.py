@@ -73,6 +73,16 @@ class BankFiles:
             values = {name: part[name].to_pylist() for name in columns if name in part.schema.names}
             yield Rows(values, part["error"].to_pylist(), before_of(part["tower"]))
 
+    def images(self, *columns: str) -> Iterator[dict[str, Any]]:
+        """Each image with these columns, its `fault`, and what its tower computed `before` the
+        projection, None if there is a fault.
+        """
+        for part in self.rows(*columns):
+            features = iter(part.before)
+            for place, fault in enumerate(part.faults):
+                row = {name: values[place] for name, values in part.columns.items()}
+                yield row | {"fault": fault, "before": None if fault else next(features)}
+
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:

@@ -1,8 +1,9 @@
 """Image files in batches: read, and classified by one or several models."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +134,27 @@ def predict_files(
     if isinstance(files, BankFiles):
         return predict_rows(models, files, class_names, *asked)
     classifiers = [model.classifier for model in models]
-
-    def of_batch(batch: Sequence[Image]) -> list[Row]:
-        reader = Reader()
-        faults, inputs = read_batch(batch, classifiers, reader.content, reader.image)
-        said = [
-            classifier.predict(pixels, class_names)
-            for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
-        ]
-        sizes = [reader.sizes.get(file) for file in batch]
-        return answers_of(models, batch, faults, sizes, said, asked)
-
     views = max(classifier.views for classifier in classifiers)
     on_gpu = any(classifier.device.type == "cuda" for classifier in classifiers)
-    return in_threads(of_batch, files, max(1, batch_size // views), on_gpu)
+    work = partial(predict_batch, models, class_names, asked)
+    return in_threads(work, files, max(1, batch_size // views), on_gpu)
+
+
+def predict_batch(
+    models: Sequence[Model],
+    class_names: Sequence[str] | None,
+    asked: Sequence[Any],
+    batch: Sequence[Image],
+) -> list[Row]:
+    reader = Reader()
+    classifiers = [model.classifier for model in models]
+    faults, inputs = read_batch(batch, classifiers, reader.content, reader.image)
+    said = [
+        classifier.predict(pixels, class_names)
+        for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
+    ]
+    sizes = map(reader.sizes.get, batch)
+    return answers_of(models, zip(batch, faults, sizes, strict=True), said, asked)
 
 
 def predict_rows(
@@ -159,24 +167,28 @@ def predict_rows(
         said = [one.predict(before, class_names) for one in behind] if len(before) else []
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
-        yield answers_of(models, images, part.faults, sizes, said, asked)
+        known = zip(images, part.faults, sizes, strict=True)
+        yield answers_of(models, known, said, asked)
 
 
 def answers_of(
     models: Sequence[Model],
-    images: Sequence[Any],
-    faults: Sequence[str],
-    sizes: Sequence[Any],
+    images: Iterable[tuple[Any, str, Any]],
     said: Sequence[Predictions],
     asked: Sequence[Any],
 ) -> list[Row]:
-    """The rows of images, of which those without a fault have predictions by each model."""
-    columns = []
-    for model, predictions in zip(models, said, strict=bool(said)):
-        columns.append([{"model": model.name} | one for one in predictions.answers(*asked)])
+    """The rows of images, each with its fault and its size. Those without a fault have predictions
+    by each model.
+    """
+    columns = [predictions.answers(*asked) for predictions in said]
+    names = [model.name for model in models]
     of_good = zip(*columns, strict=True)
     rows: list[Row] = []
-    for image, fault, size in zip(images, faults, sizes, strict=True):
-        found = [{"error": fault}] if fault else next(of_good)
-        rows += [{"image": str(image), "size": size} | part for part in found]
+    for image, fault, size in images:
+        known = {"image": str(image), "size": size}
+        if fault:
+            rows.append(known | {"error": fault})
+        else:
+            of_models = zip(names, next(of_good), strict=True)
+            rows += [known | {"model": name} | answer for name, answer in of_models]
     return rows

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,6 @@ from .tables import REQUIREMENTS, as_unicode
 from .tars import Member, expanded
 
 if TYPE_CHECKING:
-    from .behind_tower import BehindTower
     from .classifier import PromptedClassifier
 
 LAYOUTS = "parquet", "clip-retrieval"
@@ -158,8 +158,7 @@ class Features(Output):
         import pyarrow
 
         rows: list[Embedded] = []
-        how = self.classifier, self.behind, self.args.look, self.args.precision
-        for part in embedded(images, self.args.batch_size, *how):
+        for part in embedded(images, self):
             rows += part
             self.advance(len(part), sum(bool(row.error) for row in part))
         array = self.array([row.feature for row in rows], self.width)
@@ -172,6 +171,30 @@ class Features(Output):
             columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
             columns |= self.columns_for_heads(rows)
         write_table(metadata, pyarrow.table(columns), {self.name: facts})
+
+    def of_batch(self, files: Sequence[Path | Member | Address]) -> list[Embedded]:
+        from .batches import Reader, read_batch
+
+        reader = Reader(True, self.args.look)
+        faults, inputs = read_batch(files, [self.classifier], reader.content, reader.image)
+        of_good = self.computed(inputs[0]) if inputs else iter(())
+        rows = []
+        for file, fault in zip(files, faults, strict=True):
+            feature, tower = (None, None) if fault else next(of_good)
+            known: dict[str, Any] = {"size": reader.sizes.get(file), "look": reader.looks.get(file)}
+            sha256 = reader.digests.get(file, "")
+            rows.append(Embedded(str(file), sha256, fault, feature, tower, **known))
+        return rows
+
+    def computed(self, pixels: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None]]:
+        """Of each image its feature, and what its tower computes before the projection."""
+        if self.behind is None:
+            features = self.classifier.features(pixels).numpy()
+            return zip(features.astype(self.args.precision), repeat(None))
+        before = self.behind.before(pixels)
+        features = self.behind.features(before).numpy()
+        towers = before.numpy().astype(self.args.precision)
+        return zip(features.astype(self.args.precision), towers, strict=True)
 
     def columns_for_heads(self, rows: Sequence[Embedded]) -> dict[str, Any]:
         """What `fit` and heads read."""
@@ -191,49 +214,13 @@ class Features(Output):
 
 
 def embedded(
-    files: Sequence[Path | Member | Address],
-    batch_size: int,
-    classifier: "PromptedClassifier",
-    *how: Any,
+    files: Sequence[Path | Member | Address], output: Features
 ) -> Iterator[list[Embedded]]:
-    """The features of one batch of images after another, and why others have none; `how` is for
-    `of_batch`.
-    """
+    """The features of one batch of images after another, and why others have none."""
     from .images import in_threads
 
-    on_gpu = classifier.device.type == "cuda"
-    return in_threads(lambda part: of_batch(part, classifier, *how), files, batch_size, on_gpu)
-
-
-def of_batch(
-    files: Sequence[Path | Member | Address],
-    classifier: "PromptedClassifier",
-    behind: "BehindTower | None",
-    looks: bool,
-    precision: str,
-) -> list[Embedded]:
-    from .batches import Reader, read_batch
-
-    reader = Reader(True, looks)
-    faults, inputs = read_batch(files, [classifier], reader.content, reader.image)
-    towers: Any = [None] * len(files)
-    features: Any = []
-    if inputs and behind:
-        before = behind.before(inputs[0])
-        towers = before.numpy().astype(precision)
-        features = behind.features(before).numpy().astype(precision)
-    elif inputs:
-        features = classifier.features(inputs[0]).numpy().astype(precision)
-    of_good = zip(features, towers, strict=False)
-    rows = []
-    for file, fault in zip(files, faults, strict=True):
-        found = (None, None) if fault else next(of_good)
-        sha256 = reader.digests.get(file, "")
-        feature, tower = found
-        size = reader.sizes.get(file)
-        look = reader.looks.get(file)
-        rows.append(Embedded(str(file), sha256, fault, feature, tower, size, look))
-    return rows
+    on_gpu = output.classifier.device.type == "cuda"
+    return in_threads(output.of_batch, files, output.args.batch_size, on_gpu)
 
 
 def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:

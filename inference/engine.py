@@ -44,6 +44,17 @@ class Writer:
         return len(shard.images()), self.output.errors
 
 
+def workers(ray: Any, threads: int, command: str, words: Sequence[str]) -> list[Any]:
+    """As many as the cluster has room for; UsageError if that is none."""
+    gpus = gpus_each(ray)
+    count = places(ray, threads, gpus)
+    if not count:
+        raise no_room(threads, gpus)
+    options: dict[str, Any] = {"max_restarts": TRIES - 1, "max_task_retries": TRIES - 1}
+    kind = ray.remote(num_cpus=threads, num_gpus=gpus, **options)(Writer)
+    return [kind.remote(os.getcwd(), threads, command, words) for _ in range(count)]
+
+
 def written(
     output: "Output",
     words: Sequence[str] | None,
@@ -65,14 +76,7 @@ def written(
         from ray.exceptions import RayActorError, RayTaskError
         from ray.util import ActorPool
 
-        gpus = gpus_each(ray)
-        count = places(ray, threads, gpus)
-        if not count:
-            raise no_room(threads, gpus)
-        options: dict[str, Any] = {"max_restarts": TRIES - 1, "max_task_retries": TRIES - 1}
-        kind = ray.remote(num_cpus=threads, num_gpus=gpus, **options)(Writer)
-        command = type(output).__module__
-        pool = ActorPool([kind.remote(os.getcwd(), threads, command, given) for _ in range(count)])
+        pool = ActorPool(workers(ray, threads, type(output).__module__, given))
         try:
             for number, shard in shards:
                 if not pool.has_free():

@@ -1,6 +1,6 @@
 """The labelled images of a calibration: those of a run, of class folders, or of a bank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +101,9 @@ def stored_in(folder: Path, names: Sequence[str]) -> list[Stored]:
     """
     labels = {name: label for label, name in enumerate(names)}
     items = []
-    for row in rows_in(folder):
+    for row in BankFiles(Bank(folder).files).images(*COLUMNS):
+        if row["fault"]:
+            continue
         parents = map(plain, reversed(Path(row["path"]).parts[:-1]))
         name = next((parent for parent in parents if parent in labels), None)
         if name is None:
@@ -116,15 +118,6 @@ def stored_in(folder: Path, names: Sequence[str]) -> list[Stored]:
         raise UsageError(f"{folder} has no features", "embed images of each class", folder)
     note_missing(items, names)
     return items
-
-
-def rows_in(folder: Path) -> Iterator[dict[str, Any]]:
-    """The images of a bank that have a feature, with it as `before`."""
-    for part in BankFiles(Bank(folder).files).rows(*COLUMNS):
-        good = [place for place, fault in enumerate(part.faults) if not fault]
-        for place, before in zip(good, part.before, strict=True):
-            row: dict[str, Any] = {name: values[place] for name, values in part.columns.items()}
-            yield row | {"before": before}
 
 
 def seen_of(items: Sequence[Any]) -> SeenImages:

@@ -128,8 +128,8 @@ def ridge(rows: Tensor, targets: Iterable[Tensor], penalty: float) -> tuple[Tens
     centred = rows - mean
     own = penalty * float(centred.square().sum()) / len(rows) or 1.0  # 1 if all rows are equal
     is_wide = len(rows) < len(mean)  # the smaller of two systems with the same solution
-    gram = centred @ centred.T if is_wide else centred.T @ centred
-    system = gram + own * torch.eye(len(gram)).to(gram)
+    system = centred @ centred.T if is_wide else centred.T @ centred
+    system = system + own * torch.eye(len(system)).to(system)
     weights = []
     biases = []
     for part in targets:
