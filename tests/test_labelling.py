@@ -9,24 +9,31 @@ from benchmarks.labelling import area, imbalanced
 from measures.labelling import (
     METHODS,
     Pool,
-    adaptive_radius,
     auto_radius,
-    badge,
     choose,
-    class_guided,
-    confidence,
-    dropquery,
+    distances,
     entropy,
     herding,
     k_center,
     margin,
     pcb,
-    pcoreset,
-    probcover,
     typiclust,
     u_herding,
     uncertain,
 )
+from measures.labelling_compared import badge, class_guided, dropquery, pcoreset, probcover
+
+
+def confidence(pool):
+    return -np.exp(pool.logs.max(axis=1))
+
+
+def adaptive_radius(pool):
+    """UHerding's: the smallest distance between two labelled images."""
+    rows = pool.features[list(pool.labelled)]
+    apart = distances(rows, rows)[np.triu_indices(len(rows), 1)]
+    return float(apart[apart > 0].min())
+
 
 SCORES = {"margin": margin, "entropy": entropy, "confidence": confidence}
 
@@ -101,22 +108,20 @@ def loop(pool, labels, case):
     return rounds, accuracy
 
 
-def by_herding(pool, budget, cfg, figures):
-    radius = cfg.get("radius", 1.0)
-    if radius == "auto":
-        radius = auto_radius(pool, budget)
-    elif radius == "adaptive":
-        radius = adaptive_radius(pool)
-    if "radius" in figures:
-        assert radius == pytest.approx(figures["radius"], abs=1e-5)
-    return herding(pool, budget, radius)
-
-
-def by_u_herding(pool, budget, cfg, figures):
+def radius_of(pool, budget, cfg, figures):
     radius = cfg.get("radius", 1.0)
     if isinstance(radius, str):
         radius = auto_radius(pool, budget) if radius == "auto" else adaptive_radius(pool)
         assert radius == pytest.approx(figures["radius"], abs=1e-5)
+    return radius
+
+
+def by_herding(pool, budget, cfg, figures):
+    return herding(pool, budget, radius_of(pool, budget, cfg, figures))
+
+
+def by_u_herding(pool, budget, cfg, figures):
+    radius = radius_of(pool, budget, cfg, figures)
     return u_herding(pool, budget, radius, cfg.get("temperature", 1.0))
 
 

@@ -1,0 +1,146 @@
+"""Published choices of images to label, which `measures/labelling.py` is compared with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.neighbors import NearestNeighbors
+
+from .labelling import Floats, Places, Pool, clusters_of, distances, k_center, random
+
+PURE = 0.95  # the share of images in whose ball all images are of one cluster
+OVERSAMPLE = 25  # candidates of DropQuery for each label
+DROPOUT = 0.75
+PASSES = 3  # of DropQuery's head
+
+
+def probcover(pool: Pool, budget: int, radius: float | None = None) -> Places:
+    """The image in whose ball most images are in no ball of a labelled one (Yehuda et al., NeurIPS
+    2022); k-center, once all images are in one.
+    """
+    if radius is None:
+        radius = pure_radius(pool)
+    graph = NearestNeighbors(radius=radius).fit(pool.features).radius_neighbors_graph()
+    graph.setdiag(1)
+    graph = graph.tocsr()
+    open_places = np.ones(len(pool.features))
+    open_places[graph[list(pool.labelled)].indices] = 0
+    picks: Places = []
+    while len(picks) < budget and open_places.any():
+        place = int(np.where(pool.free, graph @ open_places, -1).argmax())
+        picks.append(place)
+        open_places[graph[place].indices] = 0
+    rest = budget - len(picks)
+    return picks + (k_center(pool.after(picks), rest) if rest else [])
+
+
+def pure_radius(pool: Pool) -> float:
+    """The largest radius at which the balls of the share PURE of the images are in one of as many
+    clusters as there are classes.
+    """
+    clusters = clusters_of(pool.features, pool.logits.shape[1], pool.seed)
+    to_others = np.empty(len(clusters))
+    for cluster in np.unique(clusters):
+        own = clusters == cluster
+        rows = pool.features[own]
+        to_others[own] = pairwise_distances_argmin_min(rows, pool.features[~own])[1]
+    return float(np.quantile(to_others, 1 - PURE, method="lower"))
+
+
+def badge(pool: Pool, budget: int) -> Places:
+    """k-means++ over the gradients that guessed labels would give (Ash et al., ICLR 2020), whose
+    products are those of errors and of features.
+    """
+    places = np.flatnonzero(pool.free)
+    rows = pool.features[places].astype(np.float64)
+    errors = -np.exp(pool.logs[places])
+    errors[np.arange(len(places)), pool.logs[places].argmax(axis=1)] += 1
+    lengths = np.square(errors).sum(axis=1) * np.square(rows).sum(axis=1)
+    draws = np.random.RandomState(pool.seed)
+    picks = [int(lengths.argmax())]
+    near = np.full(len(places), np.inf)
+    while len(picks) < budget:
+        last = picks[-1]
+        products = (errors @ errors[last]) * (rows @ rows[last])
+        near = np.minimum(near, np.maximum(lengths + lengths[last] - 2 * products, 0))
+        near[picks] = 0
+        if not near.any():
+            found = places[picks].tolist()
+            return found + k_center(pool.after(found), budget - len(found))
+        sums = np.cumsum(near / near.sum())
+        while (drawn := int(np.searchsorted(sums, draws.uniform()))) in picks:
+            pass
+        picks.append(min(drawn, len(places) - 1))
+    return places[picks].tolist()
+
+
+def dropquery(
+    pool: Pool, budget: int, start: Sequence[int] | None = None, dropout: float = DROPOUT
+) -> Places:
+    """Images whose answer changes if features are dropped, of each of their clusters the middle one
+    (Gupte et al., TMLR 2024). Its head is `Pool.texts`.
+    """
+    assert pool.texts is not None
+    places = np.flatnonzero(pool.free)
+    rows = pool.features[places]
+    answers = pool.logits[places].argmax(axis=1)
+    draws = np.random.default_rng(pool.seed)
+    changed = np.zeros(len(places), dtype=int)
+    for _ in range(PASSES):
+        kept = draws.random(rows.shape) >= dropout
+        changed += ((rows * kept) @ pool.texts.T).argmax(axis=1) != answers
+    level = 1
+    while level and (changed > level).sum() < OVERSAMPLE * budget:
+        level -= 1
+    found = places[changed > level]
+    if len(found) >= budget:
+        rows = pool.features[found]
+        begin = "k-means++" if start is None else rows[list(start)]
+        middle = nearest_to_centres(rows, clusters_of(rows, budget, pool.seed, begin))
+        return found[middle].tolist()
+    picks = found.tolist()
+    return picks + random(pool.after(picks), budget - len(picks))
+
+
+def class_guided(pool: Pool, budget: int, clusters: NDArray[Any] | None = None) -> Places:
+    """The middle images of clusters with few labels, in features beside the texts that the answers
+    mean (Kim et al.).
+    """
+    assert pool.texts is not None
+    rows = np.concatenate([pool.features, np.exp(pool.logs) @ pool.texts], axis=1)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    if clusters is None:
+        number = pool.logits.shape[1] + len(pool.labelled)
+        clusters = clusters_of(rows, number, pool.seed)
+    sizes = np.bincount(clusters)
+    asked = np.bincount(clusters[list(pool.labelled)], minlength=len(sizes))
+    left = np.bincount(clusters[pool.free], minlength=len(sizes))
+    quota = np.zeros(len(sizes), dtype=int)
+    for _ in range(budget):
+        share = np.where(left > quota, (asked + quota) / np.maximum(sizes, 1), np.inf)
+        quota[np.lexsort((-sizes, share))[0]] += 1
+    picks: Places = []
+    for cluster in np.flatnonzero(quota):
+        centre = rows[clusters == cluster].mean(axis=0)
+        members = np.flatnonzero((clusters == cluster) & pool.free)
+        order = (-rows[members] @ centre).argsort(kind="stable")
+        picks += members[order[: quota[cluster]]].tolist()
+    return picks
+
+
+def pcoreset(pool: Pool, budget: int) -> Places:
+    """k-center among the probabilities; without labels it begins with a random image."""
+    first = None if len(pool.labelled) else random(pool, 1)[0]
+    return k_center(pool, budget, np.exp(pool.logs), first)
+
+
+def nearest_to_centres(rows: Floats, clusters: NDArray[Any]) -> Places:
+    """Of each cluster the row that is nearest to its mean."""
+    found = []
+    for cluster in np.unique(clusters):
+        members = np.flatnonzero(clusters == cluster)
+        centre = rows[members].mean(axis=0, dtype=np.float64, keepdims=True)
+        found.append(members[distances(rows[members], centre)[:, 0].argmin()])
+    return [int(place) for place in found]
