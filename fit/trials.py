@@ -21,7 +21,7 @@ from .candidates import GUESSING, Candidate, members
 from .heads import Heads, TooLong, spread
 from .plan import Plan
 
-MOST_LOGITS = 2 * 10**8  # of all candidates, repeats, images and classes together: 0.8 GB
+MOST_LOGITS = 5 * 10**7  # of all candidates, repeats, images and classes: 0.2 GB
 EXACT = 10**7  # numbers of a candidate that are computed with in double precision
 # A candidate, and what computes its logits or why it is left out
 Task = tuple[Candidate, Callable[[], Tensor] | str]
