@@ -41,7 +41,10 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
         known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
         photos = [known.get(os.path.abspath(path)) for path in paths]
     elif rows and "label" in rows[0]:
-        photos = [Photo(row["path"], plain(row["label"])) if row["label"] else None for row in rows]
+        photos = [
+            Photo(row["path"], plain(str(row["label"]))) if row["label"] not in (None, "") else None
+            for row in rows
+        ]
     else:
         photos = list(by_folders(paths))
     found = [
@@ -84,13 +87,14 @@ def features_of(
     rows, damaged = encoder.of({photo.path: photo.sha256 for photo in photos if not photo.bank})
     for folder in sorted({Path(photo.bank) for photo in photos if photo.bank}):
         bank = Bank(folder)
-        bank.check(encoder.classifier)
+        behind = bank.check(encoder.classifier)
         wanted = {photo.path for photo in photos if photo.bank == str(folder)}
         for row in BankFiles(bank.files).images("path", *LOOK):
             path = row["path"]
             if path in wanted and row["fault"]:
                 damaged[path] = row["fault"]
             elif path in wanted:
+                behind.check_width(len(row["before"]))
                 rows[path] = row_of(row)
     return rows, damaged
 

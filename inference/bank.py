@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RECORD = "_embed.json"
 FORM = 2  # of the files; earlier ones had no column `tower`
 ROWS = 1000  # at a time
+DAMAGED = OSError, ValueError, KeyError, TypeError, AttributeError  # of files of anyone
 
 
 def is_bank(path: Any) -> bool:
@@ -64,14 +65,16 @@ class BankFiles:
         """At most ROWS rows at a time, with those of the columns that there are."""
         for file in self.files:
             with opened(file) as table:
-                known = [name for name in columns if name in table.schema_arrow.names]
-                yield from table.iter_batches(ROWS, columns=known)
+                yield from parts_of(table, columns)
 
     def rows(self, *columns: str) -> Iterator[Rows]:
         """At most ROWS rows at a time, with those of the columns that there are."""
-        for part in self.parts(*columns, "error", "tower"):
-            values = {name: part[name].to_pylist() for name in columns if name in part.schema.names}
-            yield Rows(values, part["error"].to_pylist(), before_of(part["tower"]))
+        for file in self.files:
+            with opened(file) as table:
+                for part in parts_of(table, (*columns, "error", "tower")):
+                    known = [name for name in columns if name in part.schema.names]
+                    values = {name: part[name].to_pylist() for name in known}
+                    yield Rows(values, part["error"].to_pylist(), before_of(part["tower"]))
 
     def images(self, *columns: str) -> Iterator[dict[str, Any]]:
         """Each image with these columns, its `fault`, and what its tower computed `before` the
@@ -93,9 +96,14 @@ def opened(file: Path) -> Iterator[Any]:
     try:
         with ParquetFile(file) as table:
             yield table
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+    except (*DAMAGED, pyarrow.ArrowException) as error:
         what = f"{file} is damaged ({one_line(error)})"
         raise UsageError(what, "delete it, and embed again", file) from error
+
+
+def parts_of(table: Any, columns: Sequence[str]) -> Iterator[Any]:
+    known = [name for name in columns if name in table.schema_arrow.names]
+    yield from table.iter_batches(ROWS, columns=known)
 
 
 def before_of(column: Any) -> NDArray[np.float32]:

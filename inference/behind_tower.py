@@ -50,6 +50,7 @@ class BehindTower:
 
     def predict(self, before: Tensor, class_names: Sequence[str] | None = None) -> Predictions:
         """`PromptedClassifier.predict`, from the features of `before`."""
+        self.check_width(before.shape[1])
         method = self.classifier._method_for(class_names)
 
         def answer(part: Tensor) -> Tensor:
@@ -57,6 +58,12 @@ class BehindTower:
 
         logits = self.classifier._joined(method, self.classifier._each(before, answer))
         return self.classifier.predictions(logits, class_names)
+
+    def check_width(self, width: int) -> None:
+        """Raise UsageError for features of another width than the tower's."""
+        if width != self.width:
+            what = f"features of {width} numbers are none of {self.classifier.source}"
+            raise UsageError(what, f"its tower has {self.width}: embed again")
 
     def output(self, model: PromptedCLIP, before: Tensor) -> CachedOutput:
         return CachedOutput(self.tower.inputs(type(model), before))

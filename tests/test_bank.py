@@ -127,6 +127,14 @@ def test_banks_of_others_are_refused(
         (folder / bank.RECORD).write_text(json.dumps(record | {change: "another"}))
         assert words in command(predict, folder, *of_deep).error
     (folder / bank.RECORD).write_text(json.dumps(record))
+    table = parquet.read_table(folder / "00000.parquet")
+    numbers = pyarrow.array(np.zeros(3 * len(table)))
+    narrow = pyarrow.FixedSizeListArray.from_arrays(numbers, 3)
+    others = {"features of 3 numbers": narrow, "is damaged": pyarrow.array(["x"] * len(table))}
+    for words, column in others.items():
+        place = table.schema.get_field_index("tower")
+        parquet.write_table(table.set_column(place, "tower", column), folder / "00000.parquet")
+        assert words in command(predict, folder, *of_deep).error
     (folder / "00000.parquet").rename(folder / "00001.parquet")
     assert "lacks files" in command(predict, folder, *of_deep).error
     (folder / "00000.parquet").write_bytes(b"PAR1")
