@@ -237,7 +237,8 @@ def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
     for name, module in clip.named_modules():
         if parametrize.is_parametrized(module):
             state |= {
-                f"{name}.{key}": getattr(module, key).detach() for key in module.parametrizations
+                f"{name}.{key}".removeprefix("."): getattr(module, key).detach()
+                for key in module.parametrizations
             }
         tensors = module.adapter.folded(module) if isinstance(module, AdaptedBlock) else {}
         if tensors is None or isinstance(module, WithAdded | AdaptedTimmBlock):

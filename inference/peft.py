@@ -23,6 +23,7 @@ from torch import Tensor
 from clip import CLIP, image_blocks, is_known, is_vit, load_backbone, text_blocks
 from common.errors import UsageError
 from common.files import write_text
+from common.names import printable
 from common.records import read
 from common.text import read_bytes, read_json
 from trainers.base.build import require_vit
@@ -44,14 +45,16 @@ REPOSITORIES = {
     "ViT-L/14": "openai/clip-vit-large-patch14",
     "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
 }
-# A map of attention, in either library. No group before the layer: the text tower of open_clip
+# A map of attention, in either library
 KEY = re.compile(
-    r"base_model\.model\.(?P<tower>vision_model\.|visual\.|text_model\.|text\.)?"
-    r"(?:encoder\.layers|transformer\.resblocks|trunk\.blocks)\.(?P<layer>\d{1,4})\."
+    r"base_model\.model\.(?:(?P<tower>vision_model|text_model)\.encoder\.layers"
+    r"|(?P<of_open_clip>visual\.trunk\.blocks|(?:visual\.|text\.)?transformer\.resblocks))"
+    r"\.(?P<layer>0|[1-9][0-9]{0,3})\."
     r"(?:self_attn|attn)(?P<part>\.q_proj|\.k_proj|\.v_proj|\.out_proj|\.qkv|\.proj"
     r"|\.base_layer\.out_proj|)\.lora_(?P<half>[AB])\.weight"
 )
 PACKED = ("", ".qkv")  # parts of KEY: q, k and v in one map
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TWICE = ".base_layer.out_proj"  # PEFT 0.21 adds this change two times, in each forward pass
 # Parts of `trainers.base.lora.LoRA`, and their letters in PARAMS
 LETTERS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
@@ -70,6 +73,8 @@ class AdapterConfig:
     bias: str = "none"
     fan_in_fan_out: bool = False
     base_model_name_or_path: str = ""
+    use_dora: bool = False
+    modules_to_save: list[str] = field(default_factory=list)
     alpha_pattern: dict = field(default_factory=dict)
 
     @classmethod
@@ -77,6 +82,8 @@ class AdapterConfig:
         """UsageError if it is damaged, or of another kind of adapter."""
         try:
             config = read(cls, read_json(file))
+        except UsageError:
+            raise
         except ValueError as error:
             what = f"{file} is not a configuration of PEFT ({error})"
             raise UsageError(what, "copy it again", file) from error
@@ -99,6 +106,9 @@ class AdapterConfig:
             if found[key] != expected:
                 what = f"{file} has {key} {found[key]!r:.40}"
                 raise UsageError(what, f"only {expected!r} is a model here", file)
+        if self.use_dora or self.modules_to_save:
+            what = f"{file} has {'use_dora' if self.use_dora else 'modules_to_save'}"
+            raise UsageError(what, "train LoRA alone", file)
         if self.alpha_pattern:
             what = f"{file} has alpha_pattern: other scales for some modules"
             raise UsageError(what, "train an adapter with one lora_alpha", file)
@@ -172,7 +182,8 @@ def for_transformers(
             module = f"{tower}_model.encoder.layers.{layer}.self_attn.{name}"
             modules.append(module)
             tensors |= factors(module, change.w_lora_A, change.w_lora_B)
-    if is_everywhere(settings):
+    # In SigLIP the head has an out_proj, too
+    if is_everywhere(settings) and "o" not in settings.PARAMS:
         modules = list({module.rpartition(".")[2] for module in modules})
     config = {
         "r": settings.R,
@@ -289,52 +300,75 @@ def read_adapter(folder: Path, options: LoadOptions) -> tuple[Description, dict[
 
 
 def maps_of(file: Path, config: AdapterConfig) -> Maps:
-    """The low-rank maps in adapter_model.safetensors."""
+    """The low-rank maps in adapter_model.safetensors; without ranks that add nothing, if there are
+    others.
+    """
     try:
         tensors = load(read_bytes(file, LARGEST_PROMPTS))
+    except UsageError:
+        raise
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UsageError(f"{file} is damaged ({error})", "copy it again", file) from error
     maps: Maps = {}
-    for key, down in tensors.items():
+    for key in tensors:
         match = KEY.fullmatch(key)
         if not match:
             what = f"{file} holds more than low-rank maps of attention: {key[:120]}"
             raise UsageError(what, "train LoRA on q, k, v or the output projection alone", file)
+        half, other = ("lora_A", "lora_B") if match["half"] == "A" else ("lora_B", "lora_A")
+        if key.replace(half, other) not in tensors:
+            raise UsageError(f"{file} has {key[:120]} alone", "copy it again", file)
         if match["half"] == "A":
-            up = tensors.get(key.replace("lora_A", "lora_B"), down[:0])
-            check_map(key, down, up, match["part"], file)
-            scale = config.scale(len(down))
-            maps |= dict(split(match, down.float(), scale * up.float()))
+            found = dict(split(match, *factors_of(key, tensors, match["part"], config, file)))
+            if double := next(iter(maps.keys() & found.keys()), None):
+                what = f"{file} has two maps of {double.part} in layer {double.layer}"
+                raise UsageError(what, "copy it again", file)
+            maps |= found
     if not maps:
         raise UsageError(f"{file} holds no low-rank map", "copy it again", file)
-    return maps
+    if all(key.startswith(f"{PREFIX}transformer.resblocks") for key in tensors):
+        print(printable(f"{file} names no tower: its maps are read as those of the text tower"))
+    used = {place: without_zeros(*pair) for place, pair in maps.items() if pair[1].any()}
+    return used or maps
 
 
-def check_map(key: str, down: Tensor, up: Tensor, part: str, file: Path) -> None:
-    """Raise UsageError if A and B are not a low-rank map of a tower's width, or not finite."""
-    fits = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
-    rows = (3 if part in PACKED else 1) * down.shape[-1]
-    if not fits or len(up) != rows or not (down.isfinite().all() and up.isfinite().all()):
+def factors_of(
+    key: str, tensors: dict[str, Tensor], part: str, config: AdapterConfig, file: Path
+) -> tuple[Tensor, Tensor]:
+    """A, and B with its scale; UsageError if they are not a low-rank map of a tower's width, or
+    not finite.
+    """
+    down = tensors[key]
+    up = tensors[key.replace("lora_A", "lora_B")]
+    fits = down.dtype in TYPES and up.dtype in TYPES and down.dim() == up.dim() == 2
+    fits = fits and 0 < len(down) == up.shape[1]
+    rows = (3 if part in PACKED else 1) * down.shape[-1] if fits else 0
+    if not rows or len(up) != rows or not (down.isfinite().all() and up.isfinite().all()):
         what = f"{key[:120]} in {file} and its lora_B are not a low-rank map"
         raise UsageError(what, "copy it again, or train it again", file)
+    return down.float(), config.scale(len(down)) * up.float()
+
+
+def without_zeros(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The ranks of a map that add something."""
+    used = up.any(dim=0)
+    return down[used], up[:, used]
 
 
 def split(
     match: re.Match[str], down: Tensor, up: Tensor
 ) -> Iterator[tuple[Place, tuple[Tensor, Tensor]]]:
-    """The maps of q, k, v or the output projection, without ranks that add nothing, if there are
-    others.
-    """
-    tower = "vision" if (match["tower"] or "").startswith("vis") else "text"
-    parts = dict.fromkeys([match["part"].removeprefix(".")], up)
+    """The maps of q, k, v or the output projection in one module."""
+    name = match["tower"] or match["of_open_clip"]
+    tower = "vision" if name.startswith("vis") else "text"
+    part = match["part"].removeprefix(".")
+    parts = {part: up}
     if match["part"] in PACKED:
         parts = dict(zip(PARTS, up.chunk(3), strict=False))
-    elif match["part"].endswith("proj") and match["part"][1:] not in PARTS[:3]:
+    elif part not in PARTS[:3]:
         parts = {"proj": 2 * up if match["part"] == TWICE else up}
     for part, rows in parts.items():
-        used = rows.any(dim=0)
-        if used.any():
-            yield Place(tower, int(match["layer"]), part), (down[used], rows[:, used])
+        yield Place(tower, int(match["layer"]), part), (down, rows)
 
 
 def settings_for(maps: Maps, config: AdapterConfig, clip: CLIP, backbone: str) -> CLIPLoRASettings:

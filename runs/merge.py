@@ -88,6 +88,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for model in args.models:
         check_exists(model)
+        if kind_of(model) == "peft":
+            what = f"{model} is an adapter of PEFT"
+            raise UsageError(
+                what, "make it a model by tools/export.py, and give that folder", model
+            )
     single = args.how.name == "wise-ft"
     if single != (len(args.models) == 1):
         number = "one model" if single else "two models or more"
@@ -318,7 +323,7 @@ class Judge:
     """
 
     def __init__(self, members: Members, args: argparse.Namespace, seen: SeenImages | None):
-        where = members.paths[0]
+        where = next((path for path in members.paths if kind_of(path) == "run"), members.paths[0])
         self.members = members
         dataset = read_dataset(where) if kind_of(where) == "run" else None
         names = members.first.class_names

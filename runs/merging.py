@@ -18,6 +18,7 @@ LOW_RANK = "w_lora_A", "w_lora_B"
 DENSITY = 0.2  # of the entries that TIES keeps, as published
 DROPPED = 0.9  # of the entries that DARE leaves out
 LARGEST_RANK = 1024  # of CLIPLoRA
+LARGEST_ALPHA = 10_000
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def untrained(classifier: PromptedClassifier) -> State:
 
 
 def cloned(state: Mapping[str, Tensor]) -> State:
-    return {key: tensor.detach().clone() for key, tensor in state.items()}
+    return {key: tensor.detach().cpu().clone() for key, tensor in state.items()}
 
 
 def weighted(states: Iterable[tuple[float, State]], start: State | None = None) -> State:
@@ -184,8 +185,10 @@ def low_rank_sum(
     if rank > LARGEST_RANK:
         what = f"the sum of the ranks is {rank}, and CLIPLoRA has at most {LARGEST_RANK}"
         raise UsageError(what, "merge fewer models")
-    # The scale of the first, whatever the rank
+    # The scale of the first, whatever the rank, if ALPHA may be so large
     scale = scale_of(members[0][2]) or 1.0
+    if scale * rank**0.5 > LARGEST_ALPHA:
+        scale = 1.0
     state = {}
     for key in members[0][1]:
         factors = [member[key] for _, member, _ in members]

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import build_trainer
 from drawn import make_cfg, write_eurosat
+from marks import one_line
 from test_golden import images_of
 
 import trainers
 from clip import load_backbone
+from inference import export
 
 NAMES = ["red", "green field", "blue lake"]
 
@@ -19,12 +21,13 @@ NAMES = ["red", "green field", "blue lake"]
 def build(tiny, tmp_path):
     """`build(KEY, VALUE, ...)`: a trainer of FineTune."""
 
-    def built(**settings):
+    def built(final_model="last_step", **settings):
         write_eurosat(tmp_path, NAMES)
         pairs = {"PREC": "fp32", "CUTMIX": 0.0, "TOWER_RATE": 0.1} | settings
         options = [x for key, value in pairs.items() for x in (f"TRAINER.FINETUNE.{key}", value)]
         options += ["OPTIM.NAME", "adamw", "OPTIM.LR", 0.01, "OPTIM.WEIGHT_DECAY", 0.01]
         options += ["OPTIM.MAX_EPOCH", 2, "DATASET.NUM_SHOTS", 2]
+        options += ["TEST.FINAL_MODEL", final_model]
         cfg = make_cfg("FineTune", tmp_path, tiny, tmp_path / "out", *options)
         torch.manual_seed(1)
         return build_trainer(cfg)
@@ -110,3 +113,16 @@ def test_mixed_batches_have_the_shares_of_their_images(build):
     same, _ = never.parse_batch_train({"img": images, "label": torch.tensor([0, 1, 2])})
     assert torch.equal(same, images) and never.targets is None
     assert trainers.methods()["FineTune"].reads_views is False
+
+
+def test_only_the_last_epoch_is_a_mixture_with_clip(build):
+    with one_line("TEST.FINAL_MODEL is best_val", "WISE_FT to 1"):
+        build(final_model="best_val")
+
+
+@pytest.mark.parametrize("encoder", ["vision", "both"])
+def test_its_towers_are_a_plain_clip(encoder, finished, command, deep, tmp_path):
+    settings = "TRAINER.FINETUNE.ENCODER", encoder, "TRAINER.FINETUNE.PREC", "fp32"
+    run = finished("FineTune", "base", *settings)
+    done = command(export, run, "--to", tmp_path / "out", "--weights")
+    assert done.status == 0 and "largest difference of a logit" in done.printed, done

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from clip import load_backbone
 from clip.random_weights import random_tensor
-from inference import models
+from inference import models, peft
 from inference.options import LoadOptions
 from inference.seen import SeenImages
 from runs import merge, merging
@@ -209,6 +209,38 @@ def test_the_share_of_wise_ft_is_chosen_on_validation_images(runs, merged, load,
         torch.testing.assert_close(state[key], (1 - best) * start[key] + best * tensor)
 
 
+def test_what_was_chosen_on_test_images_or_changed_is_no_start(
+    runs, command, launch, argv, deep, eurosat, tmp_path
+):
+    paths = runs("CLIPFit")
+    test = tmp_path / "test"
+    for number, name in enumerate(models.load(paths[0]).class_names):
+        shutil.copytree(eurosat / f"eurosat/2750/{number}", test / name)
+        for file in (test / name).glob("*"):
+            if not file.name.startswith("test"):
+                file.unlink()
+    options = "--images", test, "--accept-test-images"
+    soup = tmp_path / "soup"
+    assert command(merge, *paths, "--to", soup, "--how", "greedy", *options).status == 0
+    mean = tmp_path / "mean"
+    assert command(merge, *paths, "--to", mean).status == 0
+    file = mean / "prompts.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 64
+    file.write_bytes(content)
+    cases = {soup: "was chosen on test images", mean: "its SHA-256 differs"}
+    for folder, words in cases.items():
+        start = "MODEL.INIT_WEIGHTS", folder / file.name
+        tested = argv(
+            "CLIPFit",
+            *STEPS["CLIPFit"],
+            backbone=deep,
+            options=["--eval-only", "--model-dir", folder],
+        )
+        begun = argv("CLIPFit", *STEPS["CLIPFit"], *start, backbone=deep, output="begun")
+        assert words in launch(*tested).error and words in launch(*begun).error
+
+
 def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosat, tmp_path):
     def refused(*words, models, how="mean", options=()):
         error = command(merge, *models, "--to", tmp_path / "out", "--how", how, *options).error
@@ -227,6 +259,10 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     refused("--images has no use here", models=lora, options=["--images", tmp_path])
     refused("is for the entries of weights", models=lora, how="ties")
     refused("CoOp does not start from CLIP's weights", models=coop[:1], how="wise-ft:0.5")
+    adapter = tmp_path.parent / "adapter"
+    adapter.mkdir(exist_ok=True)
+    peft.write(load(lora[0]), adapter, "transformers")
+    refused("is an adapter of PEFT", models=[lora[0], adapter])
     refused("TwoStage has a classifier", models=runs("TwoStage", 1), how="wise-ft:0.5")
     new = finished("CLIPLoRA", "new", *STEPS["CLIPLoRA"])
     refused("have other classes", models=[lora[0], new])

@@ -268,7 +268,68 @@ REFUSED = {
     "another kind": ({"peft_type": "IA3"}, {}, "peft_type 'IA3'"),
     "scales": ({"alpha_pattern": {"q_proj": 4}}, {}, "alpha_pattern"),
     "a rank": ({"r": 0}, {}, "r is 1 to 1024"),
+    "DoRA in words": ({"use_dora": True}, {}, "has use_dora"),
+    "a head": ({"modules_to_save": ["classifier"]}, {}, "has modules_to_save"),
 }
+DAMAGED = {  # tensors of a map by the ends of their names
+    "zero rank": {"lora_A": torch.zeros(0, 512), "lora_B": torch.zeros(512, 0)},
+    "no matrix": {"lora_A": torch.tensor(1.0)},
+    "float8": {"lora_A": torch.zeros(2, 512).to(torch.float8_e4m3fn)},
+    "whole numbers": {"lora_A": torch.ones(2, 512, dtype=torch.int64)},
+    "B alone": {"lora_A": None},
+    "A alone": {"lora_B": None},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_map_is_one_line(case, adapter):
+    folder, options = adapter
+    place = f"{peft.PREFIX}text_model.encoder.layers.0.self_attn.q_proj"
+    state = load_file(folder / peft.TENSORS)
+    for half, tensor in case.items():
+        state[f"{place}.{half}.weight"] = tensor
+    left = {key: tensor for key, tensor in state.items() if tensor is not None}
+    save_file(left, folder / peft.TENSORS)
+    with one_line("copy it again"):
+        models.load(folder, options)
+
+
+def test_two_maps_of_one_place_and_maps_without_a_tower(adapter, capsys):
+    folder, options = adapter
+    state = load_file(folder / peft.TENSORS)
+    twice = {key.replace("self_attn", "attn"): value for key, value in state.items()}
+    save_file(state | twice, folder / peft.TENSORS)
+    with one_line("has two maps of"):
+        models.load(folder, options)
+    # As PEFT saves an adapter of an image tower alone
+    bare = {
+        key.replace("vision_model.", "").replace("text_model.", ""): state[key] for key in state
+    }
+    save_file(bare, folder / peft.TENSORS)
+    with one_line("holds more than low-rank maps of attention"):
+        models.load(folder, options)
+    ours = {key: value for key, value in state.items() if "text_model" in key and ".0." in key}
+    open_clip = {
+        key.replace("text_model.encoder.layers", "transformer.resblocks"): value
+        for key, value in ours.items()
+    }
+    save_file(open_clip, folder / peft.TENSORS)
+    assert models.load(folder, options)._own.settings.ENCODER == "text"
+    assert "names no tower: its maps are read as those of the text tower" in capsys.readouterr().out
+
+
+def test_an_adapter_that_changes_nothing_is_zero_shot_clip(adapter):
+    folder, options = adapter
+    state = load_file(folder / peft.TENSORS)
+    zero = {key: 0 * value if "lora_B" in key else value for key, value in state.items()}
+    save_file(zero, folder / peft.TENSORS)
+    images = images_of(2, 32)
+    found = models.load(folder, options)
+    plain = found.clip.encode_image(images, True)
+    torch.testing.assert_close(found.model_for().image_features(images), plain)
+    (folder / peft.TENSORS).unlink()
+    with one_line("cannot read"):
+        models.load(folder, options)
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix
 
 from clip import CLIP
+from common.errors import UsageError
 
 from .base import PromptedCLIP
 from .base.copies import CopyLearner
@@ -93,6 +94,14 @@ class FineTune(SteppedMethod):
     saves_learner = True
     of_learned_classes = ("classifier",)
     targets: Tensor | None = None  # (batch, C), of a mixed batch
+
+    @classmethod
+    def check_run(cls, cfg):
+        super().check_run(cfg)
+        share = cls.settings_of(cfg).WISE_FT
+        if cfg.TEST.FINAL_MODEL == "best_val" and share < 1:
+            what = f"TEST.FINAL_MODEL is best_val, and WISE_FT {share} is of the last epoch alone"
+            raise UsageError(what, "test the last epoch, or set TRAINER.FINETUNE.WISE_FT to 1")
 
     def build_prompts(self, clip, classnames):
         return FineTuneLearner(self.template(), classnames, clip, self.settings)

@@ -11,7 +11,7 @@ from torch import Tensor
 from common import checkpoints
 from common.checkpoints import checkpoint_names
 from common.errors import UsageError
-from common.files import check_folder
+from common.files import check_folder, checksum
 from common.records import Facts, Phase, SelectionRecord, read
 from common.text import read_json
 
@@ -100,7 +100,8 @@ def exported_prompts(directory: str, epoch: int | None) -> str:
 def described(prompts: str) -> dict[str, Any]:
     """The metadata of the prompts of an exported folder.
 
-    Raises UsageError if its config.json is missing, damaged or another file.
+    Raises UsageError if its config.json is missing, damaged or of other prompts, or if they were
+    chosen on test images: the folder does not say on how many.
     """
     file = Path(prompts).with_name("config.json")
     content = read_json(file, LARGEST_CONFIG)
@@ -111,8 +112,15 @@ def described(prompts: str) -> dict[str, Any]:
     metadata = {key: content[name] for key, name in keys.items() if name in content}
     if "method" not in metadata or not is_metadata(metadata):
         raise UsageError(f"{file} is not a description of prompts", "export it again", file)
+    if content.get("prompts_sha256") != checksum(Path(prompts)):
+        what = f"{prompts} is not the file that config.json describes (its SHA-256 differs)"
+        raise UsageError(what, "export it again", prompts)
     training = content.get("training")
-    if isinstance(training, dict) and training.get("classes_learned") is False:
+    facts = training if isinstance(training, dict) else {}
+    if facts.get("selected_on_test"):
+        what = f"{file.parent} was chosen on test images"
+        raise UsageError(what, "give a run, which says on which", file)
+    if facts.get("classes_learned") is False:
         metadata["class_names"] = []
     return metadata
 

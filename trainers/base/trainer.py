@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 from dassl.engine import TrainerX
@@ -18,7 +19,7 @@ from common.errors import UsageError
 from common.names import check_known_names, plain
 
 from .build import assemble_model, print_backbone
-from .checkpoints import is_checkpoint
+from .checkpoints import PROMPTS, described, is_checkpoint
 from .corruptions import corrupted, corruption_of
 from .data_use import inherited, joined
 from .method import TEMPLATE, Classes, Method, RunImages
@@ -95,6 +96,8 @@ class MethodTrainer(TrainerX):
         method = self.method
         load_pretrained_weights(method.saved_module(), path)
         start = load_checkpoint(path)
+        if Path(path).name == PROMPTS:
+            start["metadata"] = described(path)
         choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
         method.inherited_choices = joined(method.inherited_choices, choices)
         method.inherited_phases = joined(method.inherited_phases, phases)
