@@ -297,7 +297,7 @@ def test_a_damaged_map_is_one_line(case, adapter):
 def test_two_maps_of_one_place_and_maps_without_a_tower(adapter, capsys):
     folder, options = adapter
     state = load_file(folder / peft.TENSORS)
-    twice = {key.replace("self_attn", "attn"): value for key, value in state.items()}
+    twice = {key.replace("self_attn", "attn"): value.clone() for key, value in state.items()}
     save_file(state | twice, folder / peft.TENSORS)
     with one_line("has two maps of"):
         models.load(folder, options)
