@@ -36,7 +36,8 @@ OPTIMISER = {
 def is_method(figures):
     """Of a method on features; those that change the text alone are in test_golden_texts.py."""
     case = case_of(figures)
-    return "input" in case and "kind" not in case and not {"sentences", "runs"} & figures.keys()
+    of_others = {"sentences", "runs", "points"}
+    return "input" in case and "kind" not in case and not of_others & figures.keys()
 
 
 def pytest_generate_tests(metafunc):

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -12,9 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from clip import ImageOutput
 from common.errors import UsageError
 from fit.estimator import Classifier
-from fit.matrix import nameless_clip
+from fit.matrix import guessing
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +73,9 @@ def test_in_a_pipeline_and_a_search(digits):
 
 
 def test_no_name_is_more_probable_than_another():
-    assert nameless_clip(5).logit_scale.exp() == 0 and nameless_clip(5).visual.output_dim == 5
+    classifier = guessing(5, ["red", "green"], "cpu")
+    logits = classifier.model_for()(ImageOutput(torch.randn(3, 5)))
+    assert (logits.softmax(dim=1) == 0.5).all() and classifier.width == 5
 
 
 @pytest.mark.parametrize(
