@@ -24,9 +24,11 @@ def required_packages(extra: str = "") -> Iterator[None]:
     # Torch and open_clip leave a million objects, through which each collection walks: 1.5 of 4.4
     # seconds
     gc.disable()
+    imported = len(sys.modules)
     try:
         yield
-        gc.freeze()
+        if len(sys.modules) > imported:  # what is garbage by another call would stay for ever
+            gc.freeze()
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project

@@ -323,15 +323,11 @@ def study_file(shared, tmp_path):
     return study_file
 
 
-LARGE = 2e9  # bytes of a process
-
-
-def pytest_runtest_teardown(item):
-    """Give freed memory back to the system: without it two workers had 19 GB at the end."""
-    import ctypes
-
-    statm = Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > LARGE:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-        if trim is not None:
-            trim(0)
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After a file of tests: what its fixtures and commands imported stays and is not looked at
+    again; models of its runs go.
+    """
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()

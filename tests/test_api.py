@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 JSON = "application/json"
 
 
+@pytest.mark.thorough
 def test_the_api_needs_no_gradio():
     code = "import sys; sys.modules['gradio'] = None; from inference.serving import api, command"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -127,7 +127,7 @@ def check_programs(folder, classifier, image):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("mode", thorough_but(("shortest",), ("shortest", "squash")))
 def test_programs_of_a_fit_give_its_probabilities(mode, command, eurosat, tmp_path):
     backbone = saved("CLIP", tmp_path / "backbone", {"mean": [0.5, 0.4, 0.5], "resize_mode": mode})
     images = shutil.copytree(eurosat / "eurosat/2750", tmp_path / "images")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from learned import images_of
-from marks import case_of, golden
+from marks import case_of, golden, thorough_but
 from test_golden import backbone_of
 from test_golden import images_of as noise_of
 from torch.nn.functional import normalize
@@ -125,7 +125,9 @@ def test_the_mean_of_low_rank_maps_is_that_of_their_products(runs, merged, load)
     assert torch.allclose(products(load(again)), (3 * first + second) / 4, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["CoOp", "CLIPFit", "FineTune", "ProLIP"])
+@pytest.mark.parametrize(
+    "method", thorough_but(("CoOp", "FineTune"), ("CoOp", "CLIPFit", "FineTune", "ProLIP"))
+)
 def test_the_mean_of_learned_tensors(method, runs, merged, learned):
     paths = runs(method)
     first, second = map(learned, paths)

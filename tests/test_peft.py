@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from learned import images_of as images_of_dataset
-from marks import case_of, golden, one_line
+from marks import case_of, golden, one_line, thorough_but
 from safetensors.torch import load_file, save_file
 from test_golden import build, images_of
 from tiny_models import both
@@ -160,7 +160,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", thorough_but(("all", "vision"), SETTINGS))
 @pytest.mark.parametrize("library", peft.LIBRARIES)
 def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, learn, tmp_path):
     library_of_peft = pytest.importorskip("peft")

@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from marks import thorough_but
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -63,6 +64,7 @@ def test_features_are_those_of_timm(backbone):
         PromptedClassifier.zero_shot(backbone, ["a", "b"])
 
 
+@pytest.mark.parametrize("backbone", thorough_but(MODELS[:1], MODELS), indirect=True)
 def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, tmp_path):
     line = [photos, "--to", tmp_path / "model", "--backbone", backbone, "--minutes", "0"]
     printed = command(fit, *line).printed
