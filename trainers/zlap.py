@@ -5,11 +5,9 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.neighbours import matrix, nearest, sparse
+from .base.neighbours import nearest, normalised, propagated, sparse
 from .base.settings import MethodSettings
 from .base.together import TogetherMethod, log_of
-
-LEAST = 1e-12  # of a change of the scores, as a share of the largest: the end of the iterations
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,9 @@ class ZLaP(TogetherMethod):
     def answer(self, images):
         classes = len(images.texts)
         known = images.features if images.support is None else images.support[0]
-        scores = propagated(self.graph(known, images.texts), classes, self.settings.ALPHA)
+        graph = self.graph(known, images.texts)
+        labels = torch.eye(len(graph), classes, dtype=torch.float64, device=graph.device)
+        scores = propagated(graph, labels, self.settings.ALPHA)
         if images.support is None:
             return log_of(scores[classes:])
         if self.settings.INDUCTIVE == "sparse":
@@ -79,24 +79,4 @@ class ZLaP(TogetherMethod):
         # A text has no edges but those of the images
         rows = F.pad(weights, (0, 0, len(texts), 0))
         half = sparse(rows, F.pad(columns, (0, 0, len(texts), 0)), len(rows))
-        whole = (half + half.T).coalesce()
-        degrees = torch.sparse.sum(whole, dim=1).to_dense()
-        scale = degrees.masked_fill(degrees == 0, 1).rsqrt()
-        start, end = whole.indices()
-        return matrix(whole.indices(), scale[start] * whole.values() * scale[end], whole.shape)
-
-
-def propagated(graph, classes, alpha):
-    """(nodes, classes), fp64: the solution of (1 - alpha graph) x = labels, of which the first
-    nodes have one each.
-
-    The eigenvalues of the graph are at most 1, so that each iteration divides the error by alpha.
-    """
-    labels = torch.eye(len(graph), classes, dtype=torch.float64, device=graph.device)
-    scores = labels
-    while True:
-        following = labels + alpha * (graph @ scores)
-        change = (following - scores).abs().max()
-        scores = following
-        if change <= LEAST * scores[classes:].abs().max():
-            return scores
+        return normalised(half)

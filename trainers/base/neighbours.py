@@ -2,10 +2,13 @@
 of images alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 CELLS = 2**26  # cosines that are in memory at a time: 256 MB
+LEAST = 1e-12  # of a change of the scores, as a share of the largest: the end of the iterations
 
 
 def nearest(rows: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -29,9 +32,9 @@ def sparse(values: Tensor, places: Tensor, columns: int) -> Tensor:
     return matrix(indices, values.flatten(), (len(values), columns))
 
 
-def matrix(indices: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+def matrix(indices: Tensor, values: Tensor, size: Sequence[int]) -> Tensor:
     """A sparse matrix; equal indices are added up."""
-    return torch.sparse_coo_tensor(indices, values, size, check_invariants=False).coalesce()
+    return torch.sparse_coo_tensor(indices, values, tuple(size), check_invariants=False).coalesce()
 
 
 def affinity(rows: Tensor, columns: Tensor, count: int) -> Tensor:
@@ -40,3 +43,34 @@ def affinity(rows: Tensor, columns: Tensor, count: int) -> Tensor:
     """
     values, places = nearest(rows, columns, count + 1)
     return sparse(values[:, 1:], places[:, 1:], len(columns))
+
+
+def normalised(half: Tensor) -> Tensor:
+    """The symmetric matrix (nodes, nodes) of a sparse graph and its transpose, divided by the
+    square roots of the degrees of both nodes.
+    """
+    whole = (half + half.T).coalesce()
+    degrees = torch.sparse.sum(whole, dim=1).to_dense()
+    scale = degrees.masked_fill(degrees == 0, 1).rsqrt()
+    start, end = whole.indices()
+    return matrix(whole.indices(), scale[start] * whole.values() * scale[end], half.shape)
+
+
+def propagated(graph: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """(nodes, classes), fp64: the solution of (1 - alpha graph) x = labels.
+
+    The eigenvalues of the graph are at most 1, so that each iteration divides the error by alpha.
+
+    Args:
+        graph: (nodes, nodes), by `normalised`.
+        labels: (nodes, classes), fp64; 0 for nodes without a label.
+        alpha: how much of a label goes on to the neighbours; below 1.
+    """
+    unlabelled = ~labels.any(dim=1)
+    scores = labels
+    while True:
+        following = labels + alpha * (graph @ scores)
+        change = (following - scores).abs().max()
+        scores = following
+        if change <= LEAST * scores[unlabelled].abs().max():
+            return scores
