@@ -65,6 +65,22 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     return found
 
 
+def unlabelled_in_bank(folder: Path) -> list[Photo]:
+    """All images of a bank, without their labels."""
+    columns = BankFiles(Bank(folder).files).parts(*COLUMNS)
+    rows = [row for part in columns for row in part.to_pylist()]
+    return [
+        Photo(
+            row["path"],
+            "",
+            sha256=row["sha256"],
+            pixels_sha256=row.get("pixels_sha256", ""),
+            bank=str(folder),
+        )
+        for row in rows
+    ]
+
+
 def by_folders(paths: Sequence[str]) -> Iterator[Photo | None]:
     """The images by the names of their class folders, which are perhaps in train/, val/ and test/;
     None for an image in no folder.

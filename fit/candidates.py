@@ -11,6 +11,11 @@ ZERO_SHOT = "ZeroshotCLIP"
 GUESSING = "guessing"  # its name on a backbone without texts
 SENTENCES = "CuPL"
 VISION = "VisionProbe"  # without texts, on features before the projection
+MIXTURE = "TransCLIP"
+# How else a candidate learns from images without labels: by labels that reach these over a graph,
+# of all of them, or of those for which the head of labelled images says the same
+PROPAGATED = "propagated labels"
+AGREED = "agreed labels"
 # In features of unit length
 LINEAR = (
     ZERO_SHOT,
@@ -39,18 +44,21 @@ class Candidate:
         method: its registered name.
         settings: of TRAINER.<NAME>.
         training: keys of OPTIM, of a head that learns by gradients.
+        pool: how it learns from images without labels; empty if it does not.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    pool: str = ""
 
     @property
     def name(self) -> str:
         values = {**self.settings, **self.training}
-        return " ".join(
-            [self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)]
-        )
+        words = [self.method, *(f"{key} {value}" for key, value in values.items() if key in SHOWN)]
+        if self.pool:
+            words += ["with", self.pool]
+        return " ".join(words)
 
 
 SHOWN = ("RIDGE", "ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUAL_SCALE")
@@ -87,8 +95,18 @@ CANDIDATES = (  # the first one of a method has its defaults
     Candidate("RLA", {"STEPS": 100, **ONE}, STEPS | {"LR": 0.003}),
 )
 
+POOLED = (  # linear heads, which learn from images without labels, too
+    *(
+        Candidate(MIXTURE, {"SUPPORT": True, "LAMBDA": weight}, pool="unlabelled images")
+        for weight in (0.1, 0.5)
+    ),
+    *(Candidate(VISION, {"RIDGE": 0.1}, pool=rule) for rule in (PROPAGATED, AGREED)),
+)
 
-def members(candidates: Sequence[Candidate], evidence: float) -> dict[int, float]:
+
+def members(
+    candidates: Sequence[Candidate], evidence: float, pooled: bool = False
+) -> dict[int, float]:
     """The candidates that an ensemble may have, by their places, with their weights if nothing was
     held out.
 
@@ -97,8 +115,13 @@ def members(candidates: Sequence[Candidate], evidence: float) -> dict[int, float
     Args:
         candidates: the first is zero-shot CLIP.
         evidence: of the training images for it (`choice.evidence`).
+        pooled: whether candidates that learn from images without labels are members.
     """
-    linear = {place: one.method for place, one in enumerate(candidates) if one.method in LINEAR}
+    linear = {
+        place: one.method
+        for place, one in enumerate(candidates)
+        if (pooled if one.pool else one.method in LINEAR)
+    }
     careful = [place for place, method in linear.items() if method in CAREFUL]
     vision = [place for place, method in linear.items() if method == VISION]
     weights = dict.fromkeys(linear, 0.0) | {0: evidence}

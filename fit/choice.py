@@ -27,6 +27,7 @@ MOST_TO_SCALE = 10**6  # logits of a candidate that say how much they are multip
 NEVER = -1  # the fold of a group that is alone in its class
 CAUTION = 0.5  # standard errors; chosen on other data sets than those of docs/own_classes.md
 RIGOUR = 10.0  # likewise
+POOL_MARGIN = 1.0  # likewise
 MOSTLY_SINGLE = 0.9  # of the groups, at least
 
 
@@ -207,7 +208,11 @@ def combine(weights: Floats, logits: Floats) -> Floats:
 
 
 def choose(
-    logits: Floats, sample: Sample, members: Mapping[int, float], start: Floats | None = None
+    logits: Floats,
+    sample: Sample,
+    members: Mapping[int, float],
+    start: Floats | None = None,
+    without: NDArray[np.bool_] | None = None,
 ) -> Floats:
     """(candidates,): the weight of each candidate, of a single one or of an ensemble of `members`.
 
@@ -215,11 +220,17 @@ def choose(
     than the accuracy. The best single candidate must be better than the ensemble by more than one
     standard error. The winner must be better than the first candidate, zero-shot CLIP, and have no
     accuracy that is lower by more than one.
+
+    Args:
+        without: (candidates,), those that cannot be chosen as a single one.
     """
     labels = sample.labels
     singles = np.diag(inverse_temperatures(logits, sample))
     scores = [losses(combine(weights, logits), labels) for weights in singles]
-    best = int(np.argmin([sample.mean(score) for score in scores]))
+    means = np.array([sample.mean(score) for score in scores])
+    if without is not None:
+        means[without] = np.inf
+    best = int(np.argmin(means))
     chosen = stack(logits, sample, members, start)
     score = losses(combine(chosen, logits), labels)
     # Names that mislead may have no weight
@@ -251,6 +262,24 @@ class Estimate:
     cross_validated: float
 
 
+def choose_with_pool(
+    option: "Option", sample: Sample, inside: NDArray[np.bool_], start: Floats | None = None
+) -> Floats:
+    """`choose` by the images `inside` (images,), whose sample it is. Candidates that learn from
+    images without labels must make the choice better by more than POOL_MARGIN standard errors.
+    """
+    logits = option.logits[:, :, inside]
+    chosen = choose(logits, sample, option.members(inside), start, option.pooled)
+    if option.with_pool is None:
+        return chosen
+    other = choose(logits, sample, option.with_pool(inside))
+    by_chosen, by_other = (combine(weights, logits) for weights in (chosen, other))
+    lead = losses(by_chosen, sample.labels) - losses(by_other, sample.labels)
+    worse = right(by_chosen, sample.labels) - right(by_other, sample.labels)
+    better = sample.in_errors(lead) > POOL_MARGIN and sample.mean(worse) <= 0
+    return other if better else chosen
+
+
 Members = Callable[[NDArray[np.bool_]], Mapping[int, float]]
 
 
@@ -262,10 +291,15 @@ class Option:
         logits: (candidates, repeats, images, classes).
         members: from the images that choose (images,) to the members of an ensemble and their
             default weights.
+        pooled: (candidates,), whether a candidate learns from images without labels; None if none
+            does.
+        with_pool: the same as `members`, with those candidates.
     """
 
     logits: Floats
     members: Members
+    pooled: NDArray[np.bool_] | None = None
+    with_pool: Members | None = None
 
 
 def choose_each(
@@ -281,10 +315,10 @@ def choose_each(
     weights = []
     scores = []
     for option, start in zip(options, starts, strict=True):
-        logits = option.logits[:, :, inside]
-        chosen = choose(logits, part, option.members(inside), start)
+        chosen = choose_with_pool(option, part, inside, start)
         weights.append(chosen)
-        scores.append(part.mean(losses(combine(chosen, logits), part.labels)))
+        answers = combine(chosen, option.logits[:, :, inside])
+        scores.append(part.mean(losses(answers, part.labels)))
     return scores, weights
 
 

@@ -2,6 +2,7 @@
 estimate.
 """
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -13,10 +14,11 @@ from common.names import as_clip_reads, printable
 from common.start import Parser, any_seed, between, path, percent
 from datasets.base import missing_files
 
-from .images import Photo, check_named, find
+from .images import Photo, check_named, find, unlabelled_in
 from .record import FORM, checksums, earlier_record, facts
 from .request import COVERAGES, PRIORS, FitRequest
 
+MOST_UNLABELLED = 20_000  # images
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
 DESCRIPTION = """Find the best classifier for a folder of images: zero-shot CLIP, every head of this
 project, ensembles of them and, while the minutes last, prompts and CLIP-LoRA are compared on images
@@ -83,6 +85,8 @@ def parse(argv: list[str] | None) -> FitRequest:
         metavar="NAME",
         help="methods to try besides zero-shot CLIP (default: all)",
     )
+    words = "folder, list or bank of images without labels, to learn from where that helps"
+    add("--pool", type=path, metavar="POOL", help=words)
     words = "CSV file with path and label, for a bank"
     add("--labels", type=path, metavar="FILE", help=words)
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
@@ -115,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     if not request.sentences:
         note_joined_names(classes)
     photos = with_checksums(photos)
-    asked = facts(request, photos)
+    pool = pool_of(request)
+    asked = facts(request, photos, pool)
     same = earlier.get("request") == asked
     record = earlier if same else {"form": FORM, "finished": False, "request": asked}
     if record.get("finished") is True:
@@ -126,8 +131,20 @@ def main(argv: list[str] | None = None) -> None:
         print(f"The model in {request.to} is gone or was changed: it is fitted again")
     from .story import fit  # imports torch, which takes seconds
 
-    for line in fit(request, photos, record).summary():
+    for line in fit(request, photos, record, pool).summary():
         print(printable(line))
+
+
+def pool_of(request: FitRequest) -> list[Photo]:
+    """The images without labels; of more than MOST_UNLABELLED, so many at random."""
+    if not request.pool:
+        return []
+    found = unlabelled_in(request.pool)
+    print(f"{len(found):,} images without labels: reading their checksums")
+    if len(found) > MOST_UNLABELLED:
+        print(f"{MOST_UNLABELLED:,} of them, drawn at random, are used")
+        found = random.Random(request.seed).sample(found, MOST_UNLABELLED)
+    return with_checksums(found)
 
 
 def note_joined_names(classes: Sequence[str]) -> None:

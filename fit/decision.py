@@ -211,6 +211,7 @@ def compared(
 
 def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -> Decision:
     """The default ensemble, for classes of one scene each."""
+    candidates = [one for one in candidates if not one.pool]
     zero_shot = candidates[0]
     learned_from = examples.x, examples.y
     by_names = heads.answers(zero_shot, learned_from, examples.x)

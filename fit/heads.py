@@ -2,11 +2,10 @@
 
 import io
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ import trainers
 from clip import reads_texts
 from clip.digest import Key
 from common.cache import DiskCache
-from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.description import configuration
 from inference.images import one_thread
@@ -33,7 +31,9 @@ from trainers.base.teacher import cache_folder, mean_text_features
 from trainers.base.training import learn
 from trainers.base.vision import FrozenTower
 
-from .candidates import SENTENCES, VISION, ZERO_SHOT, Candidate
+from .candidates import AGREED, MIXTURE, SENTENCES, VISION, ZERO_SHOT, Candidate
+from .clock import Clock
+from .pooled import Neighbourhood, mixture
 
 LINEAR_SUM = "Linear"  # of heads on projected features
 ENSEMBLE = "Ensemble"  # of heads, some of them on features before the projection
@@ -43,47 +43,7 @@ PARTS = 5  # of the images, of which `freshness` leaves out one
 # Bytes of the logits of all heads that are kept, and of one
 LIMIT = 1e9
 MOST_KEPT = 50e6
-SETTLED = 1.0  # seconds of trainings that say how long others take
 Pairs = tuple[tuple[str, Any], ...]
-
-
-class TooLong(UsageError):
-    """A candidate would not end in time."""
-
-
-class Clock:
-    """How long the trainings of a candidate take, from those that have ended.
-
-    Args:
-        deadline: of `time.monotonic`.
-        trainings: how many there are.
-    """
-
-    def __init__(self, deadline: float = math.inf, trainings: int = 1):
-        self.deadline = deadline
-        self.trainings = trainings
-        self.began = time.monotonic()
-        self.ended = 0
-
-    def next(self) -> None:
-        """A training has ended."""
-        self.ended += 1
-        self.check(0)
-
-    def check(self, share: float) -> None:
-        """Raise TooLong if the trainings would not end before the deadline; `share` of the present
-        one has ended.
-        """
-        now = time.monotonic()
-        spent = now - self.began
-        left = self.deadline - now
-        needed = spent / (self.ended + share) * self.trainings
-        if spent > SETTLED and needed - spent > left:
-            what = (
-                f"it takes about {needed / 60:.1f} minutes, and {max(0, left + spent) / 60:.1f} "
-                "are left"
-            )
-            raise TooLong(what, "raise --minutes")
 
 
 class Heads:
@@ -95,10 +55,12 @@ class Heads:
 
     Args:
         zero_shot: zero-shot CLIP for the classes, with sentences for classes or without.
+        pool: (images, width), features of images without labels; None if there are none.
     """
 
-    def __init__(self, zero_shot: PromptedClassifier, seed: int = 0):
+    def __init__(self, zero_shot: PromptedClassifier, seed: int = 0, pool: Tensor | None = None):
         self.zero_shot = zero_shot
+        self.pool = pool
         self.clip = zero_shot.model_for().frozen
         self.seed = seed
         self.clock = Clock()  # of the candidate that is tried
@@ -152,10 +114,48 @@ class Heads:
             FloatingPointError: a loss is not finite.
         """
         torch.manual_seed(self.seed)
+        if candidate.method == MIXTURE:
+            return self.mixture(candidate, features, labels)
+        if candidate.pool:
+            candidate, features, labels = self.with_pool(candidate, features, labels)
         method = self.method(candidate, len(labels))
         batches = method.begin(Support(self.inputs(candidate.method, features)[None], labels))
         with redirect_stdout(io.StringIO()):
             learn(method, batches, method.cfg.OPTIM.MAX_EPOCH, self.clock.check)
+        return method
+
+    @cached_property
+    def unlabelled(self) -> Neighbourhood:
+        """The images without labels."""
+        assert self.pool is not None
+        return Neighbourhood(self.pool)
+
+    def with_pool(
+        self, candidate: Candidate, features: Tensor, labels: Tensor
+    ) -> tuple[Candidate, Tensor, Tensor]:
+        """What a candidate learns from, with images of the pool and the labels that these get."""
+        assert self.pool is not None
+        found = self.unlabelled.labels(features, labels, len(self.names))
+        added = self.pool
+        if candidate.pool == AGREED:
+            alone = replace(candidate, pool="")
+            agrees = self.answers(alone, (features, labels), self.pool).argmax(dim=1) == found
+            added = added[agrees]
+            found = found[agrees]
+        settings = {**candidate.settings, "LABELLED": len(labels)}
+        alone = Candidate(candidate.method, settings, candidate.training)
+        return alone, torch.cat([features, added]), torch.cat([labels, found])
+
+    def mixture(self, candidate: Candidate, features: Tensor, labels: Tensor) -> FeatureMethod:
+        """TransCLIP's mixture as a linear head."""
+        assert self.pool is not None
+        known, pool = (normalize(self.inputs(LINEAR_SUM, rows)) for rows in (features, self.pool))
+        texts = normalize(self.fixed[ZERO_SHOT]).float()
+        weight = candidate.settings["LAMBDA"]
+        method = self.method(Candidate(LINEAR_SUM, {"MEMBERS": (candidate.name,)}), len(labels))
+        found = mixture(pool, (known, labels), texts, weight)
+        for tensor, values in zip((method.head.weight, method.head.bias), found, strict=True):
+            tensor.data.copy_(values)
         return method
 
     def learned(
@@ -265,6 +265,8 @@ class Heads:
             settings=settings_of(candidate),
         )
         folds = torch.from_numpy(held)
+        if candidate.pool and self.pool is not None:
+            key.add_tensors({candidate.pool: self.pool})
         if some is not None:
             key.add_tensors({"some": torch.from_numpy(some)})
         key.add_tensors({"features": features, "labels": labels, "folds": folds})
@@ -289,8 +291,9 @@ class Heads:
             sentences = self.zero_shot.description.sentences if first.method == SENTENCES else {}
             return self.exported(first.method, facts, sentences=sentences)
         if not others and first.method not in self.fixed:
-            return self.exported(first.method, facts, self.fit(first, features, labels))
-        method = self.ensemble(weights, features, labels)
+            method = self.fit(first, features, labels)
+        else:
+            method = self.ensemble(weights, features, labels)
         return self.exported(type(method).__name__, facts, method)
 
     def ensemble(

@@ -16,6 +16,8 @@ from datasets.folders import files_below, is_image, kinds
 from datasets.image_folder import PARTS
 from datasets.preparing.own_images import OwnImages
 from inference.bank import is_bank
+from inference.sources import images_in
+from inference.tars import is_tar
 
 FOLDER = "folder"  # of --group-by
 METADATA = "metadata.csv", "metadata.jsonl"
@@ -93,6 +95,23 @@ def read(place: Path, labels: Path | None = None) -> list[Photo]:
     if not place.is_dir():
         raise UsageError(f"there is no folder or file {place}", LAYOUT, place)
     return read_metadata(place) or read_folders(place)
+
+
+def unlabelled_in(place: Path) -> list[Photo]:
+    """The images of a folder, a list or a bank without their labels, each once.
+
+    Raises:
+        UsageError: there is nothing, or a tar.
+    """
+    if is_tar(place):
+        raise UsageError(f"{place} is a tar", "make a bank of it: python tools/embed.py", place)
+    if not place.exists():
+        raise UsageError(f"there is no folder, list or bank {place}", "check its path", place)
+    if is_bank(place):
+        from .banked import unlabelled_in_bank  # which needs this module
+
+        return unlabelled_in_bank(place)
+    return [Photo(file, "") for file in dict.fromkeys(map(str, images_in([place])))]
 
 
 def read_folders(place: Path) -> list[Photo]:

@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import UsageError
-from inference.bank import Bank, BankFiles, is_bank
 from inference.behind_tower import BehindTower
 from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
-from inference.sources import images_in
 from measures.labelling import choose
 from trainers.base.prompted import normalize
 
 from . import banked, groups
 from .command import with_checksums
 from .features import Features, Row
-from .images import Photo
+from .images import Photo, unlabelled_in
 
 
 class Asked(NamedTuple):
@@ -150,7 +148,7 @@ def readable(place: Path, behind: BehindTower) -> tuple[list[Photo], dict[str, R
     Raises:
         UsageError: there are none.
     """
-    found = photos_in(place)
+    found = with_checksums(unlabelled_in(place))
     encoder = Features(behind.classifier, behind.tower.model)
     rows, damaged = banked.features_of(found, encoder)
     photos = [photo for photo in found if photo.path in rows]
@@ -192,25 +190,6 @@ def logits_of(
     if any(photo.bank for photo in photos):
         BehindTower(classifier)  # which says why it cannot read a bank
     return classifier.logits([photo.path for photo in photos]).numpy()
-
-
-def photos_in(place: Path) -> list[Photo]:
-    """The images of a folder, a list or a bank, each once."""
-    if not is_bank(place):
-        files = dict.fromkeys(str(file) for file in images_in([place]))
-        return with_checksums([Photo(file, "") for file in files])
-    columns = BankFiles(Bank(place).files).parts(*banked.COLUMNS)
-    rows = [row for part in columns for row in part.to_pylist()]
-    return [
-        Photo(
-            row["path"],
-            "",
-            sha256=row["sha256"],
-            pixels_sha256=row.get("pixels_sha256", ""),
-            bank=str(place),
-        )
-        for row in rows
-    ]
 
 
 def seen_by(model: Path | None, rows: Sequence[Row]) -> NDArray[np.bool_]:

@@ -34,7 +34,9 @@ def earlier_record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
+def facts(
+    request: FitRequest, photos: Sequence[Photo], pool: Sequence[Photo] = ()
+) -> dict[str, Any]:
     """What the result of a fit depends on, for fit.json: the same facts give the same result."""
     from clip import weights_sha256  # imports torch, which takes seconds
 
@@ -50,6 +52,9 @@ def facts(request: FitRequest, photos: Sequence[Photo]) -> dict[str, Any]:
     if any(photo.asked for photo in photos):
         asked = json.dumps([photo.asked for photo in photos])
         later["asked"] = hashlib.sha256(asked.encode()).hexdigest()
+    if pool:
+        files = json.dumps(sorted(photo.sha256 for photo in pool))
+        later["pool"] = hashlib.sha256(files.encode()).hexdigest()
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     sentences = checksum(request.sentences) if request.sentences else ""

@@ -22,6 +22,7 @@ class FitRequest:
         groups: `auto` or `none`.
         prior: how frequent the classes are in new images, one of PRIORS.
         coverage_by: whether sets cover a share of all images, or of those of each class.
+        pool: folder, list or bank with images without labels; None for none.
         methods: to try besides zero-shot CLIP; empty for all.
     """
 
@@ -42,6 +43,7 @@ class FitRequest:
     methods: tuple[str, ...] = ()
     seed: int = 1
     labels: Path | None = None
+    pool: Path | None = None
 
     @property
     def backbones(self) -> tuple[str, ...]:

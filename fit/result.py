@@ -15,6 +15,7 @@ from .choice import Estimate
 from .decision import Decision
 from .photos import Photos
 from .request import PRIORS, FitRequest
+from .unlabelled import Unlabelled
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Fit:
     photos: Photos
     decision: Decision
     test: Tested | None = None
+    unlabelled: Unlabelled | None = None
 
     @property
     def estimate(self) -> Estimate | None:
@@ -100,7 +102,23 @@ class Fit:
     def notes(self) -> list[str]:
         """For the user."""
         of_test = self.test.notes if self.test else []
-        return [*self.photos.notes, *self.decision.notes, *of_test]
+        return [*self.photos.notes, *self.of_pool, *self.decision.notes, *of_test]
+
+    @property
+    def of_pool(self) -> list[str]:
+        """What became of the images without labels, for the user."""
+        if self.unlabelled is None:
+            return []
+        images = f"{len(self.unlabelled.photos):,} images without labels"
+        if self.learns_from_pool:
+            return [*self.unlabelled.notes, f"The model learned from {images}, too"]
+        what = "no candidate that learns from them was clearly better"
+        return [*self.unlabelled.notes, f"{images} are not used: {what}"]
+
+    @property
+    def learns_from_pool(self) -> bool:
+        """Whether the classifier learned from images without labels."""
+        return any(candidate.pool for candidate, _ in self.decision.chosen)
 
     @property
     def grouped(self) -> str:
@@ -157,9 +175,13 @@ class Fit:
         decision = self.decision
         chosen = [asdict(candidate) | {"weight": weight} for candidate, weight in decision.chosen]
         estimates = {prior: asdict(one) for prior, one in decision.estimates.items()}
+        pool = None
+        if self.unlabelled:
+            pool = {"images": len(self.unlabelled.photos), "learned": self.learns_from_pool}
         return {
             "images": [asdict(photo) for photo in self.photos.images],
             "names": self.photos.names,
+            "pool": pool,
             "backbones": decision.backbones,
             "damaged": dict(self.photos.damaged),
             "notes": self.notes,

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.modified_resnet import ModifiedResNet
-from torch import Tensor
 
 from clip import is_vit
 from common import version
-from common.errors import check_name
+from common.errors import UsageError, check_name
 from common.files import write_text
 from common.lock import locked
 from common.results import CALIBRATION, SEEN
@@ -27,7 +26,7 @@ from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import groups, report
-from .candidates import CANDIDATES, COMPUTED, SENTENCES, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, COMPUTED, MIXTURE, POOLED, SENTENCES, ZERO_SHOT, Candidate
 from .decision import Decision, decide_among
 from .features import Row
 from .groups import numbers
@@ -41,8 +40,9 @@ from .result import Fit, Tested
 from .sources import Source, price, seen_by_all, sources_of
 from .towers import TRAINED, Towers
 from .trials import Backbone, Examples
+from .unlabelled import Unlabelled, features_of
 
-METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *TRAINED)))
+METHODS = tuple(dict.fromkeys(one.method for one in (*CANDIDATES, *POOLED, *TRAINED)))
 # They need a backbone with a projection of image features. Wide features, which other towers than
 # those of CLIP often have, make them the slowest heads: then they are tried if they are named
 OF_PROJECTION = {"RLA", "ProLIP"}
@@ -53,32 +53,41 @@ HEADS_SHARE = 0.7
 MOST_TRAINED = 5 * 10**6
 
 
-def fit(request: FitRequest, found: Sequence[Photo], record: dict[str, Any]) -> Fit:
+def fit(
+    request: FitRequest,
+    found: Sequence[Photo],
+    record: dict[str, Any],
+    pool: Sequence[Photo] = (),
+) -> Fit:
     """Write the model, the page and, last, the record.
 
     Args:
         found: the images with the SHA-256 of their files.
         record: the content of fit.json so far: the request and, of a fit that was killed, its plan.
+        pool: images without labels, with the SHA-256 of their files.
 
     Raises:
-        UsageError: fewer than two classes have an image that can be used, or the sentences or MODEL
-            cannot be used.
+        UsageError: fewer than two classes have an image that can be used, or the sentences, the
+            pool or MODEL cannot be used.
     """
     for name in request.methods:
         check_name(name, METHODS, "method")
+    if MIXTURE in request.methods and not request.pool:
+        raise UsageError(f"{MIXTURE} learns from images without labels", "give some by --pool")
     began = time.monotonic()
     end = began + 60 * request.minutes
     limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()
     plan = Plan(request.to / FILE, record, *limits)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *seen_by_all(sources))
+    unlabelled = Unlabelled.of(pool, sources, photos) if request.pool else None
     changed = any(source.encoder.changed for source in sources)
     with locked(request.to, option="--to"):
         write_text(request.to / FILE, json.dumps(record) + "\n")
         if plan.ms:
             plan.write()
         source, towers, decision = decided(request, sources, photos, plan)
-        result = Fit(source.request, photos, decision)
+        result = Fit(source.request, photos, decision, unlabelled=unlabelled)
         made = provenance(request, towers.heads)
         examples = examples_of(source, towers.heads, photos)
         classifier = final_classifier(result, made, towers, examples)
@@ -133,7 +142,8 @@ def backbone_of(
     heads = towers.heads
     images = len(photos.training)
     trained = methods_of(request, TRAINED, heads, images) if reads_images else []
-    candidates = methods_of(request, CANDIDATES, heads, images)
+    known = CANDIDATES if heads.pool is None else (*CANDIDATES, *POOLED)
+    candidates = methods_of(request, known, heads, images)
     planned = partial(towers.planned, trained, plan.end, plan)
     examples = examples_of(source, heads, photos)
     return Backbone(request.backbone, heads, examples, candidates, planned)
@@ -172,11 +182,6 @@ def photos_of(
     return replace(photos, notes=[*photos.notes, note], looks=looks)
 
 
-def features_of(photos: Sequence[Photo], rows: Mapping[str, Row]) -> Tensor:
-    """(photos, width), on the CPU."""
-    return torch.stack([rows[photo.path].feature for photo in photos])
-
-
 def methods_of(
     request: FitRequest, candidates: Sequence[Candidate], heads: Heads, images: int = 0
 ) -> list[Candidate]:
@@ -210,6 +215,8 @@ def final_classifier(
     facts = {"fit": decision.name, "images": len(examples.labels), **made}
     if result.estimate:
         facts["estimated_accuracy"] = round(result.estimate.accuracy, 2)
+    if result.unlabelled:
+        facts["images_seen_without_labels"] = len(result.unlabelled.photos)
     candidate, _ = decision.chosen[0]
     if candidate in TRAINED:
         method = towers.fit(candidate, np.arange(len(examples.labels)))
@@ -253,6 +260,9 @@ def write_model(
     photos = result.photos
     seen = seen_images(photos, photos.training, rows, role)
     seen += seen_images(photos, photos.tested, rows, "tested")
+    if result.unlabelled:
+        pool = result.unlabelled
+        seen += seen_images(photos, pool.photos, pool.rows, "unlabelled")
     if photos.looks:
         seen.write(folder)
     write_text(folder / "report.html", report.page(result))

@@ -18,7 +18,8 @@ from inference.sample import Sample
 
 from . import choice
 from .candidates import GUESSING, Candidate, members
-from .heads import Heads, TooLong, spread
+from .clock import TooLong
+from .heads import Heads, spread
 from .plan import Plan
 
 MOST_LOGITS = 5 * 10**7  # of all candidates, repeats, images and classes: 0.2 GB
@@ -130,7 +131,11 @@ class Trials:
     @property
     def option(self) -> choice.Option:
         """What they say, for a choice among backbones."""
-        return choice.Option(self.stacked, self.members)
+        pooled = np.array([bool(candidate.pool) for candidate in self.logits])
+        if not pooled.any():
+            return choice.Option(self.stacked, self.members)
+        with_pool = partial(self.members, pooled=True)
+        return choice.Option(self.stacked, self.members, pooled, with_pool)
 
     @property
     def of_folds(self) -> NDArray[np.int64]:
@@ -142,14 +147,16 @@ class Trials:
         logits = {one: values[:, inside] for one, values in self.logits.items()}
         return replace(self, held=self.held[inside], sample=self.sample.part(inside), logits=logits)
 
-    def members(self, inside: NDArray[np.bool_] | None = None) -> dict[int, float]:
+    def members(
+        self, inside: NDArray[np.bool_] | None = None, pooled: bool = False
+    ) -> dict[int, float]:
         """The candidates that an ensemble may have, with their default weights, by images `inside`
-        (held,); None for all.
+        (held,); None for all. Those that learn from images without labels are there if `pooled`.
         """
         inside = np.ones(len(self.held), dtype=bool) if inside is None else inside
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
-        return members(list(self.logits), evidence)
+        return members(list(self.logits), evidence, pooled)
 
 
 def try_candidates(

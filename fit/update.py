@@ -22,7 +22,8 @@ from .photos import Photos
 from .record import FILE, checksums
 from .request import FitRequest
 from .sources import heads_of
-from .story import features_of, photos_of, provenance, seen_images
+from .story import photos_of, provenance, seen_images
+from .unlabelled import features_of
 
 
 def update(
@@ -106,7 +107,7 @@ def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:
     known = {one.name: one for one in CANDIDATES if one.method in COMPUTED}
     chosen = []
     for row in record["chosen"]:
-        asked = Candidate(row["method"], row["settings"], row["training"])
+        asked = Candidate(row["method"], row["settings"], row["training"], row.get("pool", ""))
         if asked.name not in known:
             return []
         chosen.append((known[asked.name], float(row["weight"])))

@@ -24,7 +24,7 @@ from datasets import copies
 
 from .images import in_threads
 
-ROLES = ("learned", "chosen", "calibrated", "tested")
+ROLES = ("learned", "chosen", "calibrated", "tested", "unlabelled")
 DIGEST = 16  # bytes of the SHA-256 of an image's pixels
 SHAPES = {
     "digest": (np.uint8, (DIGEST,)),

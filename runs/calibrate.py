@@ -160,7 +160,8 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     )
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     if known is not None:
-        (seen.of_role("learned", "chosen", "tested") + asked).write(folder)
+        others = [role for role in ROLES if role != "calibrated"]
+        (seen.of_role(*others) + asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is not None:
         print_changes(folder, dataset, classifier, fitted, held, args.by_class)
@@ -258,6 +259,9 @@ def without_learned(
     if equal := int(learned.equal(asked).sum()):
         what = f"{equal:,} of {len(items):,} images for the {use} are training images of {folder}"
         raise UsageError(what, "give images that the model has not learned from", folder)
+    if unlabelled := count(seen, "unlabelled", asked):
+        what = f"{unlabelled:,} images for the {use} were seen by the model without their labels"
+        print(f"{what}: others may have more errors")
     if len(asked) < len(items):
         return list(items), asked  # one cannot be read, which the prediction says
     near = learned.similar(asked)

@@ -20,9 +20,8 @@ from common.files import checksum
 from common.version import source
 from datasets import folders
 from datasets.preparing import own_images
-from fit import choice, decision, features, story
+from fit import choice, clock, decision, features, story
 from fit import command as fit
-from fit import heads as heads_module
 from fit import towers as towers_module
 from fit.features import Features
 from fit.heads import Heads
@@ -398,7 +397,7 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
     command, photos, tiny, tmp_path, monkeypatch
 ):
     """Each look at the clock is a minute later. The chosen head is then trained without a limit."""
-    monkeypatch.setattr(heads_module, "SETTLED", 0)
+    monkeypatch.setattr(clock, "SETTLED", 0)
     now = [0.0]
 
     def later():
@@ -418,7 +417,7 @@ def test_heads_that_take_too_long_are_left_out_also_after_a_kill(
         tmp_path / "model",
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(heads_module, "time", SimpleNamespace(monotonic=later))
+        patch.setattr(clock, "time", SimpleNamespace(monotonic=later))
         for module in (story, decision):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0))
         patch.setattr(decision, "curve", lambda *arguments: exec("raise KeyboardInterrupt"))

@@ -22,10 +22,13 @@ MOST_TARGETS = 2 * 10**7  # numbers of a regression at a time: classes are indep
 
 @dataclass(frozen=True)
 class VisionProbeSettings(FeatureSettings):
-    """RIDGE is the penalty of the regression, relative to the mean square of the features."""
+    """RIDGE is the penalty of the regression, relative to the mean square of the features. LABELLED
+    is how many images, the first ones, give the mean of the features; 0: all of them.
+    """
 
     RIDGE: int | float = 1.0
-    ranges = {"RIDGE": (1e-6, 1e6)}
+    LABELLED: int = 0
+    ranges = {"RIDGE": (1e-6, 1e6), "LABELLED": (0, 10**9)}
 
     def check(self) -> None:
         if self.FEATURES_OF:
@@ -109,7 +112,8 @@ class VisionProbe(FittedMethod):
         return VisionHead(len(classnames), clip)
 
     def fit(self, support: Support) -> None:
-        self.head.mean.copy_(normalize(support.rows).mean(dim=0))
+        labelled = self.settings.LABELLED or len(support.rows)
+        self.head.mean.copy_(normalize(support.rows[:labelled]).mean(dim=0))
         rows = self.head.centred(support.rows).double()
         classes = torch.arange(len(self.class_names), device=rows.device)
         parts = classes.split(max(1, MOST_TARGETS // len(rows)))

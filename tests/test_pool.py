@@ -1,0 +1,183 @@
+"""tools/fit.py --pool: images without labels improve the classifier, or are not used."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fit import command as fit
+from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, members
+from fit.choice import Option, choose_with_pool
+from fit.decision import decide
+from fit.heads import Heads
+from fit.pooled import Neighbourhood
+from fit.request import FitRequest
+from fit.trials import Examples
+from inference.artefact import EXPORT_CONFIG_FILE
+from inference.classifier import PromptedClassifier
+from inference.sample import Sample
+from inference.seen import SeenImages
+from runs import calibrate
+from trainers.base.features import CachedOutput
+
+WIDTH = 64  # of the tiny CLIP's features before the projection
+
+
+def arcs(images, seed):
+    """Features and labels of two classes, each of which is half of a ring beside the other."""
+    chance = np.random.default_rng(seed)
+    labels = np.arange(images) % 2
+    angle = np.pi * chance.random(images)
+    x = np.where(labels, 1 - np.cos(angle), np.cos(angle))
+    y = np.where(labels, 0.4 - np.sin(angle), np.sin(angle))
+    rows = np.zeros((images, WIDTH))
+    rows[:, 0] = 3
+    rows[:, 1] = x
+    rows[:, 2] = y
+    rows += 0.02 * chance.normal(size=rows.shape)
+    return torch.from_numpy(rows).float(), torch.from_numpy(labels)
+
+
+@pytest.fixture
+def heads(tiny):
+    return Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green"]))
+
+
+def decided(heads, x, y):
+    examples = Examples(x, y, np.arange(len(y)), heads.names)
+    candidates = [CANDIDATES[0], *(one for one in (*CANDIDATES, *POOLED) if one.method == VISION)]
+    candidates = [one for one in candidates if heads.pool is not None or not one.pool]
+    return decide(heads, examples, candidates, FitRequest("images", "model"))
+
+
+def test_labels_go_on_over_the_images_without_labels(heads):
+    x, y = arcs(20, 1)
+    heads.pool, truth = arcs(400, 2)
+    found = Neighbourhood(heads.pool).labels(x, y, 2)
+    assert (found == truth).float().mean() > 0.95
+    alone = Candidate(VISION, {"RIDGE": 0.1})
+    assert (heads.answers(alone, (x, y), heads.pool).argmax(dim=1) == truth).float().mean() < 0.9
+
+
+def test_the_pool_is_chosen_where_it_helps(heads):
+    x, y = arcs(40, 1)
+    assert not any(candidate.pool for candidate, _ in decided(heads, x, y).chosen)
+    heads.pool = arcs(400, 2)[0]
+    assert any(candidate.pool for candidate, _ in decided(heads, x, y).chosen)
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_a_candidate_of_the_pool_must_be_clearly_better(better):
+    chance = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    truth = np.where(np.arange(2) == labels[:, None], 1.0, -1.0)
+    noise = chance.normal(size=(60, 2))
+    logits = np.stack([truth + 4 * chance.normal(size=(60, 2)), truth + noise, truth + noise])
+    logits[2] = 3 * truth if better else truth + 6 * chance.normal(size=(60, 2))
+    pooled = np.array([False, False, True])
+    names = [ZERO_SHOT, VISION, VISION]
+    candidates = [
+        Candidate(name, pool="x" * int(of)) for name, of in zip(names, pooled, strict=True)
+    ]
+    option = Option(
+        logits[:, None],
+        lambda inside: members(candidates, 1.0),
+        pooled,
+        lambda inside: members(candidates, 1.0, True),
+    )
+    everything = np.ones(60, dtype=bool)
+    weights = choose_with_pool(option, Sample.of(labels), everything)
+    assert bool(weights[2]) is better and weights.any()
+
+
+def test_candidates_of_the_pool_are_exported(heads, tmp_path):
+    x, y = arcs(12, 1)
+    heads.pool = arcs(100, 2)[0]
+    for group in (POOLED[:1], POOLED[2:3], POOLED[:2], (CANDIDATES[0], *POOLED)):
+        weights = [(one, 1.0 + place) for place, one in enumerate(group)]
+        expected = sum(weight * heads.answers(one, (x, y), x) for one, weight in weights)
+        classifier = heads.classifier(weights, x, y, {})
+        inputs = heads.inputs(classifier.method, x)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        classifier.save(folder)
+        loaded = PromptedClassifier.from_pretrained(folder, heads.zero_shot.description.backbone)
+        with torch.no_grad():
+            found = loaded.model_for()(CachedOutput(inputs))
+        tolerance = 1e-3 * float(expected.abs().max())
+        np.testing.assert_allclose(found, expected.detach(), atol=tolerance)
+
+
+@pytest.fixture
+def folders(eurosat, tmp_path):
+    """Class folders with 4 images each, and a pool: 4 others of each class, copies of labelled
+    images, and a text file.
+    """
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for folder in sorted((eurosat / "eurosat/2750").iterdir()):
+        files = sorted(folder.iterdir())[:8]
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for file in files[:4]:
+            shutil.copy(file, tmp_path / "photos" / folder.name)
+        for file in files[4:]:
+            shutil.copy(file, pool / f"{folder.name}-{file.name}")
+        shutil.copy(files[0], pool / f"{folder.name}-copy.png")
+    (pool / "broken.png").write_text("no image")
+    return tmp_path / "photos", pool
+
+
+def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path):
+    photos, pool = folders
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION]
+    line += ["--pool", pool, "--to", tmp_path / "model"]
+    done = command(fit, *line)
+    assert done.status == 0, done.error
+    classes = len(list(photos.iterdir()))
+    images = 4 * classes
+    assert f"Left out of the images without labels: {classes} that are copies" in done.printed
+    assert "broken.png" in done.printed and f"{images} images without labels" in done.printed
+    record = json.loads((tmp_path / "model/fit.json").read_text())
+    assert record["pool"]["images"] == images
+    assert any("with propagated labels" in row["name"] for row in record["candidates"])
+    assert SeenImages.read(tmp_path / "model").of_role("unlabelled").digest.shape[0] == images
+    exported = json.loads((tmp_path / "model" / EXPORT_CONFIG_FILE).read_text())
+    assert exported["training"]["images_seen_without_labels"] == images
+    assert "Already done" in command(fit, *line).printed
+    (pool / "broken.png").unlink()
+    assert "Already done" not in command(fit, *line).printed
+
+
+def test_a_calibration_knows_images_that_were_seen_without_labels(command, folders, tiny, tmp_path):
+    photos, pool = folders
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
+    assert command(fit, *line, "--to", tmp_path / "model").status == 0
+    names = sorted(folder.name for folder in photos.iterdir())
+    for name in names:
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for file in pool.glob(f"{name}-t*"):
+            shutil.copy(file, tmp_path / "labelled" / name)
+    images = tmp_path / "labelled"
+    done = command(calibrate, tmp_path / "model", "--images", images, "--backbone", tiny)
+    assert "were seen by the model without their labels" in done.printed, done.error
+    assert len(SeenImages.read(tmp_path / "model").of_role("unlabelled"))
+
+
+def test_bad_pools_are_one_line(command, folders, tiny, tmp_path):
+    photos, pool = folders
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--to", tmp_path / "model"]
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(next(pool.glob("*-t*")), few)
+    faults = {
+        "there is no folder": ["--pool", tmp_path / "nothing"],
+        "is a tar": ["--pool", tmp_path / "pool.tar"],
+        "--pool has 1 images": ["--pool", few],
+        "learns from images without labels": ["--methods", "TransCLIP"],
+    }
+    for fault, words in faults.items():
+        done = command(fit, *line, *words)
+        assert done.status == 2 and fault in done.error and "\n" not in done.error
+        assert not (tmp_path / "model/fit.json").exists()
