@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .predictions import Predictions
 
 RECORD = "_embed.json"
+COUNT = "shards"  # in it, once all are known
 FORM = 2  # of the files; earlier ones had no column `tower`
 ROWS = 1000  # at a time
 DAMAGED = OSError, ValueError, KeyError, TypeError, AttributeError  # of files of anyone
@@ -135,8 +136,9 @@ class Bank:
             what = f"{folder} has no features for heads"
             remedy = "embed the images again, by a model with CLIP's own tower, as parquet"
             raise UsageError(what, remedy, folder)
-        numbers = [file.name for file in self.files]
-        if numbers != [f"{number:05}.parquet" for number in range(len(numbers))] or not numbers:
+        names = [file.name for file in self.files]
+        known = [f"{number:05}.parquet" for number in range(len(names))]
+        if not names or names != known or len(names) != self.facts.get(COUNT):
             raise UsageError(f"{folder} lacks files", "finish it by the same command", folder)
 
     def check(self, classifier: "PromptedClassifier") -> "BehindTower":

@@ -1,6 +1,7 @@
 """The command `python tools/embed.py`: the features of images, in files for other programs."""
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,10 +19,10 @@ from datasets.copies import SHAPE, Look, Taken
 
 from .addresses import Address, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
-from .bank import FORM, is_bank
+from .bank import FORM, ROWS, is_bank
 from .options import LoadOptions
-from .shards import Output, add_shard_options, end, facts_of, write_shards, write_table
-from .tables import REQUIREMENTS, as_unicode
+from .shards import Output, add_shard_options, end, facts_of, write_shards, write_tables
+from .tables import REQUIREMENTS, as_unicode, parts
 from .tars import Member, expanded
 
 if TYPE_CHECKING:
@@ -155,22 +156,30 @@ class Features(Output):
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
     def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
+        *features, file = self.files(number)
+        rows = self.rows(images)
+        if features:
+            kept = [*rows]
+            rows = iter(kept)
+            with replacing(features[0]) as unfinished, open(unfinished, "xb") as numbers:
+                np.save(numbers, self.array([row.feature for row in kept], self.width))
+        tables = map(self.table, parts(rows, ROWS))
+        write_tables(file, self.table([]).schema, tables, {self.name: facts})
+
+    def rows(self, images: Sequence[Path | Member | Address]) -> Iterator[Embedded]:
+        for part in embedded(images, self):
+            yield from part
+            self.advance(len(part), sum(bool(row.error) for row in part))
+
+    def table(self, rows: Sequence[Embedded]) -> Any:
+        """The rows as a table of pyarrow, which has their features in the layout parquet."""
         import pyarrow
 
-        rows: list[Embedded] = []
-        for part in embedded(images, self):
-            rows += part
-            self.advance(len(part), sum(bool(row.error) for row in part))
+        if self.args.layout != LAYOUTS[0]:
+            return pyarrow.table(table_of(rows, "image_path"))
         array = self.array([row.feature for row in rows], self.width)
-        *features, metadata = self.files(number)
-        if features:
-            with replacing(features[0]) as unfinished, open(unfinished, "xb") as file:
-                np.save(file, array)
-            columns = table_of(rows, "image_path")
-        else:
-            columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
-            columns |= self.columns_for_heads(rows)
-        write_table(metadata, pyarrow.table(columns), {self.name: facts})
+        columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
+        return pyarrow.table(columns | self.columns_for_heads(rows))
 
     def of_batch(self, files: Sequence[Path | Member | Address]) -> list[Embedded]:
         from .batches import Reader, read_batch
@@ -225,10 +234,15 @@ def embedded(
 
 def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:
     """The columns of all layouts."""
-    return {
+    import pyarrow
+
+    texts = {
         path_column: [as_unicode(row.path) for row in rows],
         "sha256": [row.sha256 for row in rows],
         "error": [row.error for row in rows],
+    }
+    columns = {name: pyarrow.array(values, pyarrow.string()) for name, values in texts.items()}
+    return columns | {
         "width": sides(rows, 0),
         "height": sides(rows, 1),
     }
@@ -245,19 +259,22 @@ def fixed_lists(array: NDArray[Any], rows: Sequence[Embedded]) -> Any:
     """A column of lists of one size; rows with an error have none."""
     import pyarrow
 
-    is_bad = pyarrow.array([bool(row.error) for row in rows])
+    is_bad = pyarrow.array([bool(row.error) for row in rows], pyarrow.bool_())
     numbers = pyarrow.array(array.reshape(-1))
     return pyarrow.FixedSizeListArray.from_arrays(numbers, array.shape[1], mask=is_bad)
 
 
 def columns_of_looks(rows: Sequence[Embedded]) -> dict[str, Any]:
     """How the images look; empty rows for those with an error."""
+    import pyarrow
+
     nothing = Look("", np.zeros(SHAPE, dtype=np.int8), Taken())
     looks = [row.look if row.look and not row.error else nothing for row in rows]
-    signatures = np.stack([look.signature for look in looks]).reshape(len(rows), -1)
+    signatures = np.array([look.signature for look in looks], dtype=np.int8)
+    pixels = pyarrow.array([look.pixels_sha256 for look in looks], pyarrow.string())
     return {
-        "pixels_sha256": [look.pixels_sha256 for look in looks],
-        "signature": fixed_lists(signatures, rows),
+        "pixels_sha256": pixels,
+        "signature": fixed_lists(signatures.reshape(len(rows), math.prod(SHAPE)), rows),
         "camera": np.array([look.taken.camera for look in looks], dtype=np.uint64),
-        "second": np.array([look.taken.second for look in looks]),
+        "second": np.array([look.taken.second for look in looks], dtype=np.float64),
     }

@@ -20,7 +20,7 @@ from .arguments import (
     check_exists,
     load_options,
 )
-from .bank import Bank, BankFiles, is_bank
+from .bank import ROWS, Bank, BankFiles, is_bank
 from .options import LoadOptions
 from .shards import (
     WHOLE,
@@ -29,7 +29,7 @@ from .shards import (
     end,
     facts_of,
     write_shards,
-    write_table,
+    write_tables,
 )
 from .tables import (
     FORMS,
@@ -39,6 +39,7 @@ from .tables import (
     arrow_table,
     as_table,
     form_of,
+    parts,
     write,
 )
 from .tars import Member, expanded
@@ -201,15 +202,17 @@ class Answers(Output):
         self.layout = replace(layout_of(args, class_lists), errors=True)
 
     def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
+        (file,) = self.files(number)
+        tables = (arrow_table(part, self.layout) for part in parts(self.rows(images), ROWS))
+        write_tables(file, arrow_table([], self.layout).schema, tables, {self.name: facts})
+
+    def rows(self, images: Sequence[Path | Member | Address]) -> Iterator["Row"]:
         from .batches import predict_files
 
-        rows = []
         for part in predict_files(self.models, images, self.class_names, *self.asked):
-            rows += part
+            yield from part
             errors = sum("error" in row for row in part)
             self.advance(errors + (len(part) - errors) // len(self.models), errors)
-        (file,) = self.files(number)
-        write_table(file, arrow_table(rows, self.layout), {self.name: facts})
 
 
 def options_of(args: argparse.Namespace) -> LoadOptions:

@@ -6,8 +6,8 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from common.lock import LOCK, is_locked, locked
 from common.text import read_json
 
 from .addresses import Address
-from .bank import Bank, BankFiles, is_bank
+from .bank import COUNT, Bank, BankFiles, is_bank
 from .engine import written
 from .options import LoadOptions
 from .sources import images_in
@@ -82,6 +82,11 @@ class Output:
         self.folder = folder
         self.errors = 0
         self.facts = json.loads(json.dumps(facts))  # as they are read again
+
+    @property
+    def record(self) -> Path:
+        """The file with the facts. Parquet's readers of folders ignore names with _."""
+        return self.folder / f"_{self.name}.json"
 
     def files(self, number: int) -> list[Path]:
         """The files of a shard, in the order in which they are written."""
@@ -179,6 +184,7 @@ def write_shards(
             for number, shard in own():
                 write_shard(output, number, shard)
         remove_from(output, numbers[0], part)
+        state_count(output, numbers[0], part)
     return output.errors
 
 
@@ -220,10 +226,13 @@ def check_split(folder: Path, part: Share) -> None:
 def check_same(output: Output) -> None:
     """Raise UsageError if a folder has other files, or shards that depend on other facts."""
     folder = output.folder
-    record = folder / f"_{output.name}.json"  # Parquet's readers of folders ignore names with _
+    record = output.record
     remedy = "choose another folder, or delete it"
     if record.is_file():
-        if read_json(record) != output.facts:
+        known = read_json(record)
+        if isinstance(known, dict):
+            known.pop(COUNT, None)
+        if known != output.facts:
             what = (
                 f"{folder} has {output.content} of another model, other options or another layout"
             )
@@ -235,6 +244,13 @@ def check_same(output: Output) -> None:
         raise UsageError(f"{folder} is not empty", remedy, folder)
     write_text(record, json.dumps(output.facts, indent=1) + "\n")
     remove_partial(record)
+
+
+def state_count(output: Output, shards: int, part: Share) -> None:
+    """Write how many shards there are: those of other shares are perhaps not finished."""
+    facts = output.facts | {COUNT: shards}
+    with nullcontext() if part == WHOLE else locked(output.folder, wait=True, option="--to"):
+        write_text(output.record, json.dumps(facts, indent=1) + "\n")
 
 
 def write_shard(output: Output, number: int, shard: Shard) -> None:
@@ -291,12 +307,18 @@ def facts_in(file: Path, name: str) -> Any:
         return None
 
 
-def write_table(file: Path, table: Any, metadata: dict[str, bytes]) -> None:
-    """Write a table of pyarrow completely or not at all."""
-    from pyarrow import parquet
+def write_tables(
+    file: Path, schema: Any, tables: Iterable[Any], metadata: dict[str, bytes]
+) -> None:
+    """Write tables of pyarrow, one after another, completely or not at all."""
+    from pyarrow.parquet import ParquetWriter
 
-    with replacing(file) as unfinished:
-        parquet.write_table(table.replace_schema_metadata(metadata), unfinished)
+    with (
+        replacing(file) as unfinished,
+        ParquetWriter(unfinished, schema.with_metadata(metadata)) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table)
 
 
 def end(folder: Path, errors: int) -> None:

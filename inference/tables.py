@@ -140,7 +140,7 @@ def as_parquet(file: Path, rows: Iterable[Row], layout: Layout) -> None:
 
     schema = arrow_table([], layout).schema
     with ParquetWriter(file, schema) as writer:
-        for part in parts(rows):
+        for part in parts(rows, PART):
             writer.write_table(arrow_table(part, layout))
 
 
@@ -162,10 +162,10 @@ def as_unicode(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """At most PART rows at a time."""
+def parts(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """At most `size` rows at a time."""
     remaining = iter(rows)
-    while part := list(islice(remaining, PART)):
+    while part := list(islice(remaining, size)):
         yield part
 
 

@@ -137,6 +137,11 @@ def test_banks_of_others_are_refused(
         assert words in command(predict, folder, *of_deep).error
     (folder / "00000.parquet").rename(folder / "00001.parquet")
     assert "lacks files" in command(predict, folder, *of_deep).error
+    (folder / "00001.parquet").rename(folder / "00000.parquet")
+    for shards in (2, None):  # the last is missing; the command has not ended
+        (folder / bank.RECORD).write_text(json.dumps(record | {bank.COUNT: shards}))
+        assert "lacks files" in command(predict, folder, *of_deep).error
+    (folder / bank.RECORD).write_text(json.dumps(record))
     (folder / "00000.parquet").write_bytes(b"PAR1")
     assert "is damaged" in command(predict, folder, *of_deep).error
 
