@@ -95,6 +95,8 @@ def opened(file: Path) -> Iterator[Any]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     try:
+        if not file.is_file():  # a pipe would wait
+            raise FileNotFoundError("it is no file")
         with ParquetFile(file) as table:
             yield table
     except (*DAMAGED, pyarrow.ArrowException) as error:
