@@ -1,8 +1,8 @@
 """The command `python tools/merge.py`: models of one method become one model."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from inference.export import about, card
 from inference.models import kind_of, load
 from inference.options import LoadOptions
 from inference.seen import ROLES, SeenImages
+from trainers import predicting
 
 from . import merging
 from .calibrate import (
@@ -36,13 +37,13 @@ from .calibrate import (
     without_learned,
 )
 from .calibrating import check_test_images, count_shared
-from .merging import How, State
+from .how import OF_SUMS, How
+from .merging import State
 
 Learned = tuple[State, dict[str, Any]]  # with settings that differ from those of the first model
 SHARES = [number / 10 for number in range(11)]  # at which WiSE-FT is tried
 # Settings of a training, which say nothing of the learned tensors
 OF_TRAINING = {"PREC", "N_ITERS", "STEPS", "DROPOUT_RATE", "LAMBDA"}
-OF_LORA = {"R", "ALPHA"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -93,9 +94,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(
                 what, "make it a model by tools/export.py, and give that folder", model
             )
-    single = args.how.name == "wise-ft"
-    if single != (len(args.models) == 1):
-        number = "one model" if single else "two models or more"
+    if args.how.of_one != (len(args.models) == 1):
+        number = "one model" if args.how.of_one else "two models or more"
         what = f"--how {args.how.name} is for {number}"
         raise UsageError(what, f"give {number}")
     if args.images and not args.how.chooses:
@@ -160,10 +160,9 @@ class Members:
         for place in range(len(self.paths)):
             yield self.state(place)
 
-    def start(self) -> State | None:
-        """What the method starts from; None for low-rank maps, which start from no change."""
-        is_low_rank = merging.is_low_rank(self.first.model_for())
-        return None if is_low_rank else merging.untrained(self.first)
+    def start(self, how: How) -> State | None:
+        """`start_of` the method."""
+        return start_of(self.first, how)
 
     def mean(self, places: Sequence[int]) -> Learned:
         """The mean of the models at these places."""
@@ -195,11 +194,45 @@ def state_of(classifier: PromptedClassifier) -> State:
         what = f"{classifier.source} has learned nothing"
         raise UsageError(what, "merge models that have learned", classifier.source)
     state = {key: tensor.cpu() for key, tensor in classifier.checkpoint["state_dict"].items()}
+    check_factors(classifier, state)
+    return state
+
+
+def check_factors(classifier: PromptedClassifier, state: Iterable[str]) -> None:
+    """Raise UsageError for low-rank factors whose settings are not those of CLIPLoRA."""
     has_factors = any(key.endswith(merging.LOW_RANK) for key in state)
     if has_factors and not merging.is_low_rank(classifier.model_for()):
         what = f"{classifier.method} has low-rank maps, whose mean is not that of their factors"
         raise UsageError(what, "merge models of CLIPLoRA", classifier.source)
-    return state
+
+
+def start_of(classifier: PromptedClassifier, how: How) -> State | None:
+    """What a method starts from; None for low-rank maps, which start from no change.
+
+    Raises:
+        UsageError: changes from it have no meaning, or not under this rule.
+    """
+    if not merging.is_low_rank(classifier.model_for()):
+        return merging.untrained(classifier)
+    if how.name in ("ties", "dare"):
+        what = f"--how {how.name} is for the entries of weights, and the models are low-rank maps"
+        raise UsageError(what, "use --how mean, greedy or task")
+    return None
+
+
+def check_method(name: str, how: How) -> None:
+    """Raise UsageError if models of a method cannot be merged so; it is tried on the small CLIP."""
+    method = predicting()[name]
+    if not method.learns:
+        raise UsageError(f"{name} learns nothing", "merge models that have learned")
+    zero_shot = PromptedClassifier.zero_shot("small", ["one", "other"])
+    settings = asdict(method.Settings())
+    description = replace(zero_shot.description, method=name, settings=settings)
+    options = LoadOptions(backbone="small", device="cpu")
+    classifier = PromptedClassifier(description, None, name, options, zero_shot.clip)
+    check_factors(classifier, classifier.start().saved_module().state_dict())
+    if how.name not in ("mean", "greedy"):
+        start_of(classifier, how)
 
 
 def check_same(
@@ -223,7 +256,7 @@ def differences(first: PromptedClassifier, other: PromptedClassifier) -> Iterato
     if first.class_names != other.class_names:
         same = sorted(first.class_names) == sorted(other.class_names)
         yield f"have {'another order of' if same else 'other'} classes", "the same classes in order"
-    free = OF_TRAINING | (OF_LORA if merging.is_low_rank(first.model_for()) else set())
+    free = OF_TRAINING | (OF_SUMS if merging.is_low_rank(first.model_for()) else set())
     for key in sorted(set(one.settings) - free):
         if one.settings[key] != two.settings.get(key):
             yield f"have {key} {one.settings[key]} and {two.settings.get(key)}", "the same settings"
@@ -261,12 +294,9 @@ def combined(members: Members, how: How, seed: int) -> Learned:
     places = range(len(members.paths))
     if how.name == "mean":
         return members.mean(places)
-    start = members.start()
-    if how.name in ("wise-ft", "task"):
+    start = members.start(how)
+    if start is None or how.name in ("wise-ft", "task"):
         return members.sum(dict.fromkeys(places, float(how.value or 0)), start)
-    if start is None:
-        what = f"--how {how.name} is for the entries of weights, and the models are low-rank maps"
-        raise UsageError(what, "use --how mean, greedy or task")
     if how.name == "ties":
         share = merging.DENSITY if how.value is None else how.value
         return merging.ties(members.states, start, share), {}
@@ -301,7 +331,7 @@ def best_share(members: Members, judge: "Judge") -> tuple[State, dict[str, Any],
     """WiSE-FT (Wortsman et al., CVPR 2022) with the share of the learned change that is best on
     validation images; the smallest of several.
     """
-    start = members.start()
+    start = members.start(How("wise-ft"))
     accuracies = {share: judge.accuracy(*members.sum({0: share}, start)) for share in SHARES}
     for share, accuracy in accuracies.items():
         print(f"{accuracy:5.1f}%  wise-ft:{share:g}")
