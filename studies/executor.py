@@ -56,19 +56,33 @@ def check_datasets(study: Study) -> None:
         ]
         with redirect_stdout(io.StringIO()):
             build_dataset(setup_cfg(parse_arguments(arguments)))
-    for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
+    remedy = f"leave it out, or choose by {HELD_OUT}"
+    choosing = {(run.protocol, run.dataset, run.shots): run for run in study.trials()}
+    for run in choosing.values():
         cfg = setup_cfg(parse_arguments(list(run.arguments)))
         if cfg.TEST.SPLIT == "val":
-            dataset = build_dataset(cfg)
-            instead = f"leave it out, or choose by {HELD_OUT}"
-            if not dataset.val:
-                raise UsageError(f"{run.dataset} has no validation images to choose on", instead)
-            if common := count_common(dataset.val, dataset.test):
-                what = (
-                    f"{common:,} of {len(dataset.val):,} validation images of {run.dataset} are "
-                    "test images"
-                )
-                raise UsageError(what, instead)
+            check_validation(cfg, run.dataset, remedy)
+    merges = [merge for merge in study.merges if merge.how.chooses]
+    merging = {
+        (one.protocol, one.dataset, one.shots): one for one in (m.members[0] for m in merges)
+    }
+    for run in merging.values():
+        words = list(run.arguments)
+        if "--chosen" in words:  # of settings, which trials may not have chosen yet
+            place = words.index("--chosen")
+            del words[place : place + 2]
+        check_validation(setup_cfg(parse_arguments(words)), run.dataset, "use merge: mean")
+
+
+def check_validation(cfg: Any, name: str, remedy: str) -> None:
+    """Raise UsageError if a dataset has no validation images, or some of them are test images."""
+    with redirect_stdout(io.StringIO()):
+        dataset = build_dataset(cfg)
+    if not dataset.val:
+        raise UsageError(f"{name} has no validation images to choose on", remedy)
+    if common := count_common(dataset.val, dataset.test):
+        count = f"{common:,} of {len(dataset.val):,}"
+        raise UsageError(f"{count} validation images of {name} are test images", remedy)
 
 
 def execute_runs(

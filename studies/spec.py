@@ -1,13 +1,10 @@
-"""A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up
-to.
-"""
+"""A study: methods, datasets, seeds and protocols, and the calls of train.py they add up to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import NamedTuple
 
 from common.errors import UsageError, check_dataset_name, check_name
 from common.schema import FLAG, Accepts, shown
@@ -27,8 +24,9 @@ from .choose import (
     chosen_place,
     trial_place,
 )
+from .merges import Merge, check_merges, merges_of
 from .protocols import PROTOCOLS, Step
-from .variant import Variant
+from .variant import Training, Variant
 
 VALUES = {
     "seeds": Accepts(list[int], 0, 2**32 - 1),
@@ -67,16 +65,6 @@ class Run:
 
 
 RunSequence = tuple[Run, ...]  # each run needs the ones before it
-
-
-class Training(NamedTuple):
-    """A training run; a test has that of the run whose prompts it uses."""
-
-    protocol: str
-    variant: Variant
-    dataset: str
-    seed: int
-    shots: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +116,7 @@ class Study:
         self.check_names()
         self.check_protocols()
         check_choose(self)
+        check_merges(self)
 
     def check_names(self) -> None:
         """Check that the lists are not empty, and that what they name exists."""
@@ -141,7 +130,8 @@ class Study:
             check_dataset_name(dataset, known_datasets())
         for name in self.ood:
             check_name(name, [*known_datasets(), "new"], "dataset of ood")
-        learning = [variant.name for variant in self.variants if variant.facts.learns]
+        of_seeds = [variant for variant in self.variants if not variant.merged]
+        learning = [variant.name for variant in of_seeds if variant.facts.learns]
         for variant in self.variants:
             if variant.over and variant.over not in learning:
                 what = f"{variant.name} reads the answers of {variant.over}"
@@ -186,7 +176,7 @@ class Study:
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         names = self.trained_on(protocol)
-        variants = [variant for variant in self.variants if not variant.over]
+        variants = [each for each in self.variants if not (each.over or each.merged)]
         for seed, dataset, shots, variant in product(
             self.seeds, names, self.shots_of(protocol), variants
         ):
@@ -195,21 +185,32 @@ class Study:
             trainings = [training, *(training._replace(variant=each) for each in over_it)]
             yield tuple(chain.from_iterable(map(self.sequence_of, trainings)))
 
-    def sequence_of(self, training: Training) -> RunSequence:
-        """A training run and its tests."""
+    @cached_property
+    def merges(self) -> list[Merge]:
+        """The models that are merged after the runs of their seeds."""
+        return [merge for protocol in self.protocols for merge in merges_of(self, protocol)]
+
+    def sequence_of(self, training: Training, *model, place: Path = Path()) -> RunSequence:
+        """A training run and its tests. With `model`, the options of train.py for another model,
+        all of them are tests, in folders below `place`.
+        """
         train, *tests = PROTOCOLS[training.protocol].steps
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
-        trained = self.run(train, training.dataset, training, *ood)
+        trained = self.run(train, training.dataset, training, *model, *ood, place=place)
         crosses = training.protocol == "cross_dataset"
         targets = self.tested_on if crosses else (training.dataset,)
-        use = ("--eval-only", "--model-dir", trained.folder)
+        use = model or ("--eval-only", "--model-dir", trained.folder)
         steps = [step for step in tests if self.union or not step.optional]
-        tested = [self.run(step, name, training, *use) for step, name in product(steps, targets)]
+        tested = [
+            self.run(step, name, training, *use, place=place)
+            for step, name in product(steps, targets)
+        ]
         return (trained, *tested)
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
-        return [run for sequence in self.sequences() for run in sequence]
+        sequences = [*self.sequences(), *(merge.tests for merge in self.merges)]
+        return [run for sequence in sequences for run in sequence]
 
     @property
     def tested_on(self) -> tuple[str, ...]:
@@ -277,7 +278,9 @@ class Study:
         """
         _, variant, _, seed, shots = training
         own = variant.overrides or variant.over
-        name = variant.name.replace(" ", "_") if own else self.recipe(training).cfg
+        name = (
+            (variant.merged or variant.name).replace(" ", "_") if own else self.recipe(training).cfg
+        )
         return Path(
             step.folder.format(
                 dataset=dataset, name=f"{variant.method}/{name}", shots=shots, seed=seed
@@ -309,7 +312,13 @@ class Study:
         return self.output / place / folder / "choice.json"
 
     def run(
-        self, step: Step, dataset: str, training: Training, *options, values: Values = ()
+        self,
+        step: Step,
+        dataset: str,
+        training: Training,
+        *options,
+        values: Values = (),
+        place: Path = Path(),
     ) -> Run:
         """The run of one step of a protocol on a dataset. Methods that learn nothing get
         --eval-only.
@@ -317,10 +326,10 @@ class Study:
         Args:
             options: of train.py.
             values: of a trial; without them, the run has the chosen settings if there is a choice.
+            place: of the folder of the run, below that of the results.
         """
         protocol = training.protocol
         variant = training.variant
-        place = Path()
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
         if values:

@@ -13,13 +13,16 @@ from common.files import check_no_link
 from configs.files import read_yaml
 from configs.methods import methods
 from runs.arguments import parse_arguments
+from runs.how import How
 
 from .choose import choose_from, keys_from, mapping
 from .spec import Run, Study
 from .variant import Variant
 
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
-TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets", "choose")
+TRAINER_KEYS = (
+    "trainer", "config", "cross_dataset", "overrides", "datasets", "choose", "merge"
+)  # fmt: skip
 
 
 def load(file: Path, settings: bool = True) -> Study:
@@ -33,6 +36,7 @@ def load(file: Path, settings: bool = True) -> Study:
         examples = distinct_runs(study)
         if settings:
             check_settings(examples)
+            check_merged(study)
     except UsageError as error:
         raise UsageError(error.what, error.remedy, error.where or file) from error
     return study
@@ -46,7 +50,8 @@ def study_from(content: dict) -> Study:
     entries = by_name(given.pop("trainers", None))
     kinds = get_type_hints(Study)
     values = {key: convert(key, value, kinds[key]) for key, value in given.items()}
-    return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
+    variants = [each for name, entry in entries.items() for each in variants_from(str(name), entry)]
+    return Study(tuple(variants), **values)
 
 
 def by_name(trainers: Any) -> dict:
@@ -85,6 +90,20 @@ def convert(key: str, value: Any, kind: Any) -> Any:
             f"{key} is {value!r}", "give a name" if kind is str else "give the path of a folder"
         )
     return value if kind is str else Path(os.path.expanduser(value))
+
+
+def variants_from(name: str, entry: Any) -> list[Variant]:
+    """The `Variant` of an entry, and those of its merged models."""
+    base = variant_from(name, entry)
+    hows = entry.get("merge") if isinstance(entry, dict) else None
+    variants = [base]
+    for how in hows if isinstance(hows, list) else [hows]:
+        if how is not None:
+            try:
+                variants.append(base.merging(How.read(str(how))))
+            except ValueError as error:
+                raise UsageError(f"merge of {name}: {error}") from error
+    return variants
 
 
 def variant_from(name: str, entry: Any) -> Variant:
@@ -139,7 +158,8 @@ def distinct_runs(study: Study) -> list[Run]:
             raise UsageError(f"the study has the run of {run.folder} twice", remedy)
         folders[run.folder] = run.variant
         check_no_link(run.folder, study.output)
-        if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
+        # The settings of others are not known yet
+        if run.values or not run.option("--chosen"):
             examples[run.protocol, run.variant.name, run.values] = run
             examples[run.option("--dataset-config-file")] = run
     return list(dict.fromkeys(examples.values()))
@@ -172,3 +192,14 @@ def check_settings(runs: list[Run]) -> None:
                     )
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
+
+
+def check_merged(study: Study) -> None:
+    """Raise UsageError for a method whose models cannot be merged as a study wants."""
+    merged = {(each.method, each.how) for each in study.variants if each.merged}
+    if not merged:
+        return
+    from runs.merge import check_method  # here, as it imports torch
+
+    for method, how in sorted(merged):
+        check_method(method, How.read(how))

@@ -180,7 +180,7 @@ class Summary:
         intervals = [seed_interval(accuracies[name].dropna()) for name in accuracies]
         cells["interval"] = np.ptp(intervals, axis=1) / 2
         cells["runs"] = runs.array
-        cells["seeds"] = len(self.study.seeds)
+        cells["seeds"] = 1 if variant.is_soup else len(self.study.seeds)
         cells["paper"] = [self.paper(protocol, part, variant, name) for name in accuracies]
         cells["selected_on_test"] = cells["mean"].notna() & cells["dataset"].isin(selected)
         cells["kind"] = variant.kind
@@ -208,7 +208,8 @@ class Summary:
         datasets, source, YAML file or setting."""
         table = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
-        others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
+        overrides = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
+        others = variant.merged or overrides
         source = protocol != "cross_dataset" or self.study.source == "imagenet"
         paper = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16
         if not paper or not source or others:
@@ -224,7 +225,8 @@ class Summary:
         """The variant that the others are compared with: MPL, else MPL's last variant, else the
         last that learns.
         """
-        names = [variant.name for variant in self.study.variants if variant.facts.learns]
+        variants = [each for each in self.study.variants if not each.merged]
+        names = [variant.name for variant in variants if variant.facts.learns]
         of_mpl = [name for name in names if self.variants[name].method == "MPL"]
         last = (of_mpl or names)[-1] if names else None
         return "MPL" if "MPL" in of_mpl else last
@@ -255,7 +257,7 @@ class Summary:
         """
         rows = []
         for (protocol, part), name in product(self.parts, self.variants):
-            if self.focus not in (None, name) and self.same_images(name):
+            if self.compares(name):
                 rows.append(self.test(protocol, part, name))
         tests = pd.DataFrame(rows)
         if tests.empty:
@@ -268,8 +270,10 @@ class Summary:
             tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
 
-    def same_images(self, name: str) -> bool:
-        """Whether a method has the corruption of `focus`."""
+    def compares(self, name: str) -> bool:
+        """Whether a method has runs of the same seeds and the same corruption as `focus`."""
+        if self.focus in (None, name) or self.variants[name].is_soup:
+            return False
         return self.variants[name].corruption == self.variants[str(self.focus)].corruption
 
     def test(self, protocol: str, part: str, against: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """A variant of a method in a study: a YAML file, and settings that override it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import UsageError, check_dataset_name, check_name
 from configs.files import config_names, known_datasets
 from configs.methods import IN_A_FILE, methods
+from runs.how import OF_SUMS, How
 
 from .choose import Keys
 
@@ -39,6 +40,8 @@ class Variant:
     dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     over: str = ""  # the name of the variant whose answers it reads
     choose: Keys | None = None  # the settings to try, instead of those of the study; empty: none
+    merged: str = ""  # the name of the variant whose models it merges
+    how: str = ""  # of tools/merge.py
 
     def __post_init__(self) -> None:
         check_name(self.method, methods(), "trainer", otherwise=IN_A_FILE)
@@ -76,6 +79,24 @@ class Variant:
                 f"{self.method} has TRAINER.{self.facts.section()}.*",
             )
 
+    def merging(self, how: How) -> "Variant":
+        """The models of this variant, merged; their settings are known when that is done."""
+        of_datasets = {name: without_sums(given) for name, given in self.dataset_overrides.items()}
+        return replace(
+            self,
+            name=f"{self.name} ({how}{'' if how.of_one else ' of seeds'})",
+            overrides=without_sums(self.overrides),
+            dataset_overrides=of_datasets,
+            choose=(),
+            merged=self.name,
+            how=str(how),
+        )
+
+    @property
+    def is_soup(self) -> bool:
+        """Whether it is one model of all seeds."""
+        return bool(self.how) and not How.read(self.how).of_one
+
     @cached_property
     def facts(self) -> Any:
         return methods()[self.method]
@@ -100,3 +121,20 @@ class Variant:
         extra = self.facts.kind == "inductive" and "DATASET.SENTENCES" in keys
         kind = "extra text" if extra else self.facts.kind
         return f"{kind}, {self.corruption}" if self.corruption else kind
+
+
+class Training(NamedTuple):
+    """A training run; a test has that of the run whose prompts it uses."""
+
+    protocol: str
+    variant: Variant
+    dataset: str
+    seed: int
+    shots: int
+
+
+def without_sums(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    """KEY, VALUE, ... without the settings that a sum of low-rank maps has of its own."""
+    given = zip(pairs[::2], pairs[1::2], strict=True)
+    kept = [pair for pair in given if pair[0].rpartition(".")[2] not in OF_SUMS]
+    return tuple(word for pair in kept for word in pair)

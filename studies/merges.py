@@ -1,0 +1,157 @@
+"""The key `merge` of a trainer in a study: the models of its seeds become one."""
+
+import json
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UsageError
+from common.files import check_no_link, checksum, write_text
+from common.lock import locked
+from common.text import read_json
+from measures.results import RESULTS_FILE, read_results
+from runs.how import OF_SUMS, How
+
+from .choose import ORACLE, digest
+from .protocols import PROTOCOLS
+from .variant import Training
+
+if TYPE_CHECKING:
+    from .spec import Run, RunSequence, Study
+
+LARGEST = 24 << 20  # bytes of a config.json, which has the names of all classes
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merged model of a study.
+
+    Attributes:
+        how: of `tools/merge.py`.
+        members: the training runs of its models.
+        folder: of the model, of its settings and of its log.
+        tests: the runs that test it.
+    """
+
+    how: How
+    members: "tuple[Run, ...]"
+    folder: Path
+    tests: "RunSequence"
+
+    @property
+    def model(self) -> Path:
+        return model_of(self.folder)
+
+    @property
+    def file(self) -> Path:
+        """Of the settings that its tests have; written when the model is complete."""
+        return file_of(self.folder)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of tools/merge.py."""
+        models = [str(run.folder) for run in self.members]
+        return [*models, "--to", str(self.model), "--how", str(self.how)]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the runs of its models are finished."""
+        return all(read_results(run.folder) is not None for run in self.members)
+
+
+def model_of(folder: Path) -> Path:
+    return folder / "model"
+
+
+def file_of(folder: Path) -> Path:
+    return folder / "choice.json"
+
+
+def merges_of(study: "Study", protocol: str) -> Iterator[Merge]:
+    """The merged models of a study in a protocol."""
+    variants = [variant for variant in study.variants if variant.merged]
+    names = study.trained_on(protocol)
+    for name, shots, variant in product(names, study.shots_of(protocol), variants):
+        groups = [study.seeds] if variant.is_soup else [(seed,) for seed in study.seeds]
+        for seeds in groups:
+            training = Training(protocol, variant, name, seeds[0], shots)
+            yield merge_of(study, training, seeds)
+
+
+def merge_of(study: "Study", training: Training, seeds: tuple[int, ...]) -> Merge:
+    how = How.read(training.variant.how)
+    (base,) = (each for each in study.variants if each.name == training.variant.merged)
+    step = PROTOCOLS[training.protocol].steps[0]
+    of_seeds = (training._replace(variant=base, seed=seed) for seed in seeds)
+    members = tuple(study.run(step, training.dataset, each) for each in of_seeds)
+    places = [str(run.folder.relative_to(study.output)) for run in members]
+    place = Path("merged", f"{how}_{digest([str(how), places])}".replace(":", "_"))
+    folder = study.output / place
+    use = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
+    return Merge(how, members, folder, study.sequence_of(training, *use, place=place))
+
+
+def check_merges(study: "Study") -> None:
+    """Raise UsageError if models of a study cannot be merged."""
+    for variant in study.variants:
+        if not variant.merged:
+            continue
+        what = f"{variant.merged} has merge"
+        if study.choose.by == ORACLE:
+            raise UsageError(f"{what}, and test images choose", "leave one of them out")
+        if study.calibrate:
+            raise UsageError(f"{what}, and the study calibrate", "leave one of them out")
+        how = How.read(variant.how)
+        if not how.of_one and len(study.seeds) < 2:
+            raise UsageError(f"{what} of one seed", "give seeds, or leave it out")
+
+
+def make(merge: Merge, output: Path) -> None:
+    """Merge the models, unless that is done. Raises UsageError if they cannot be merged."""
+    from runs.merge import main
+
+    check_no_link(merge.folder, output)
+    with locked(merge.folder, wait=True):
+        checkpoints = [sha256_of(run) for run in merge.members]
+        if merge.file.is_file() and read_json(merge.file).get("members") == checkpoints:
+            return
+        for test in merge.tests:
+            (test.folder / RESULTS_FILE).unlink(missing_ok=True)
+        merge.file.unlink(missing_ok=True)
+        rmtree(merge.model, ignore_errors=True)
+        with open(merge.folder / "log.txt", "w") as log, redirect_stdout(log):
+            main(merge.arguments)
+        content = settings_of(merge) | {"members": checkpoints}
+        write_text(merge.file, json.dumps(content, indent=1) + "\n")
+
+
+def sha256_of(run: "Run") -> str:
+    """The SHA-256 of what a run has learned."""
+    return checksum(Path(run.variant.facts.checkpoint_in(str(run.folder), None)))
+
+
+def settings_of(merge: Merge) -> dict[str, Any]:
+    """The settings of the tests of a merged model, and what was chosen for it, by which images."""
+    from datasets import title
+    from inference.models import run_configuration
+    from runs.calibrate import read_dataset
+    from trainers.base.data_use import choice
+
+    run = merge.members[0]
+    chosen = run.option("--chosen")
+    content = read_json(Path(chosen)) if chosen else {"settings": {}, "choices": []}
+    section = run.variant.facts.section()
+    learned = read_json(merge.model / "config.json", LARGEST)["settings"]
+    sums = {key: learned[key] for key in OF_SUMS if key in learned}
+    settings = {f"TRAINER.{section}.{key}": str(value) for key, value in sums.items()}
+    choices = list(content["choices"])
+    if merge.how.chooses:
+        cfg = run_configuration(run.folder)
+        dataset = read_dataset(run.folder)
+        record = choice("merge", cfg, title(cfg), dataset.val, dataset, len(merge.members))
+        choices.append(record.to_json())
+    return {"settings": content["settings"] | settings, "choices": choices}

@@ -1,0 +1,134 @@
+"""`merge` in a study: models of its seeds become one, which is tested as they are."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from finished import InThisProcess
+from marks import one_line
+
+from common.errors import UsageError
+from common.results import read_results
+from runs import merge as merge_command
+from studies import command as study_command
+from studies.study_file import load
+
+RANK = "TRAINER.CLIPLORA.R"
+SHORT = {"OPTIM.MAX_EPOCH": 1, "DATALOADER.NUM_WORKERS": 0, "INPUT.SIZE": "(32, 32)"}
+OF_LORA = {RANK: 3, "TRAINER.CLIPLORA.N_ITERS": 4, "TRAINER.CLIPLORA.PREC": "fp32"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(trainers, key=value, ...)`: the file of a study of two seeds."""
+
+    def write(trainers, **settings):
+        usual = {"protocols": "few_shot", "datasets": ["eurosat"], "seeds": [1, 2], "shots": 2}
+        usual |= {"output": str(tmp_path / "output"), "trainers": trainers}
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump(usual | settings, sort_keys=False))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def study(write, eurosat, deep, command, monkeypatch):
+    """`study(hows, ...)`: a study of CLIPLoRA, and a function for its commands, whose runs take
+    place in this process.
+    """
+    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: InThisProcess(1))
+
+    def study(hows, **settings):
+        one = {"config": "small", "merge": hows, "overrides": SHORT | OF_LORA}
+        images = {"root": str(eurosat), "backbone": str(deep)}
+        file = write({"CLIPLoRA": one}, **images | settings)
+        return load(file), lambda name, *options: command(study_command, name, file, *options)
+
+    return study
+
+
+def test_seeds_become_rows_of_the_tables(study):
+    content, launched = study(["mean", "greedy", "wise-ft:0.5"], protocols=["few_shot", "base2new"])
+    planned = launched("run", "--dry-run").printed
+    assert planned.count("python tools/merge.py") == 8 and planned.count("--how mean") == 2
+    done = launched("run")
+    assert done.status == 0, done
+    tables = launched("tables").printed
+    for name in ("mean of seeds", "greedy of seeds", "wise-ft:0.5"):
+        rows = [line for line in tables.splitlines() if line.startswith(f"| CLIPLoRA ({name})")]
+        assert len(rows) > 3 and not any("n=" in row for row in rows)
+    soup, *_ = content.merges
+    assert json.loads(soup.file.read_text())["settings"][RANK] == "6"
+    results = read_results(soup.tests[0].folder)
+    assert results["n_test"] == read_results(soup.members[0].folder)["n_test"]
+    assert "(mean of seeds)" not in tables.partition("Tests")[2]
+    greedy = next(merge for merge in content.merges if merge.how.name == "greedy")
+    (record,) = read_results(greedy.tests[0].folder)["data_use"]["choose"]
+    assert (record["what"], record["split"], record["test_images"]) == ("merge", "val", 0)
+
+
+def test_a_merge_goes_on_after_a_kill_and_is_made_once(study, monkeypatch):
+    content, launched = study("mean")
+    (merge,) = content.merges
+    whole = merge_command.main
+
+    def killed(argv):
+        whole(argv)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge_command, "main", killed)
+    assert launched("run").status == 130 and not merge.file.exists()
+    monkeypatch.setattr(merge_command, "main", whole)
+    assert launched("run").status == 0
+    before = read_results(merge.tests[0].folder)
+    monkeypatch.setattr(merge_command, "main", None)
+    assert launched("run").status == 0 and read_results(merge.tests[0].folder) == before
+    monkeypatch.setattr(merge_command, "main", whole)
+    checkpoint = next(merge.members[0].folder.glob("*/model.pth.tar-*"))
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["layer_0.q_proj.w_lora_B"] += 1  # as if it had been trained again
+    torch.save(content, checkpoint)
+    assert launched("run").status == 0
+    assert read_results(merge.tests[0].folder)["date"] != before["date"]
+
+
+def test_an_error_of_a_merge_is_that_of_its_run(study, monkeypatch):
+    content, launched = study("mean")
+
+    def refused(argv):
+        raise UsageError("the models differ", "train them again")
+
+    monkeypatch.setattr(merge_command, "main", refused)
+    done = launched("run")
+    test = content.merges[0].tests[0].folder
+    assert done.status == 1 and f"{test}: UsageError: the models differ: train" in done.printed
+    assert "the models differ" in launched("status").printed
+
+
+REFUSED = [  # an entry of trainers, keys of the study, words of the message
+    ({"ZeroshotCLIP": {"merge": "mean"}}, {}, "ZeroshotCLIP learns nothing: merge models that"),
+    ({"CoOp": {"merge": ["mean", "ties"]}}, {}, "CoOp does not start from CLIP's weights: use"),
+    ({"CLIPLoRA": {"merge": "dare"}}, {}, "--how dare is for the entries of weights, and the"),
+    ({"CoOp": {"merge": "median"}}, {}, "merge of CoOp: 'median' is none of mean, greedy"),
+    ({"CoOp": {"merge": "wise-ft:2"}}, {}, "merge of CoOp: 2 is not from 0 to 1"),
+    ({"CoOp": {"merge": "mean"}}, {"seeds": 1}, "CoOp has merge of one seed: give seeds, or"),
+    ({"CoOp": {"merge": "mean"}}, {"calibrate": True}, "CoOp has merge, and the study calibrate"),
+    (
+        {"CoOp": {"merge": "mean"}},
+        {"choose": {"keys": {"OPTIM.LR": [1, 2]}, "by": "oracle"}},
+        "CoOp has merge, and test images choose: leave one of them out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("trainers", "settings", "message"), REFUSED)
+def test_what_cannot_be_merged_is_said_when_the_study_is_read(write, trainers, settings, message):
+    with one_line(message):
+        load(write(trainers, **settings))
+
+
+def test_a_choice_of_models_needs_validation_images(study, imagenet):
+    _, launched = study("greedy", datasets=["imagenet"], root=str(imagenet))
+    assert "validation images of imagenet are test images: use merge: mean" in launched("run").error
