@@ -6,7 +6,7 @@ import argparse
 import io
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,7 +281,8 @@ def without_learned(
 
 
 def read_dataset(run: Path, classes: str = "") -> Any:
-    """The dataset of a run; `classes` replaces its DATASET.SUBSAMPLE_CLASSES.
+    """The dataset of a run, whose images stay as they are; `classes` replaces its
+    DATASET.SUBSAMPLE_CLASSES.
 
     Raises UsageError if reading it would draw its images or split them: the run may be of another
     person.
@@ -296,7 +297,8 @@ def read_dataset(run: Path, classes: str = "") -> Any:
     if (dataset.is_synthetic or seed >= 0) and not split.is_file():
         remedy = "restore the images of the run, or export it and give labelled images by --images"
         raise UsageError(f"there is no file {split}", remedy, run)
-    return dataset(cfg)
+    with redirect_stdout(io.StringIO()):  # of lines about a dataset that is made
+        return dataset(cfg)
 
 
 def names_of(dataset: Any) -> list[str]:
