@@ -1,31 +1,33 @@
 """The command `python tools/label.py`: which images of a pool to label next."""
 
 import argparse
-import csv
-import io
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError, check_name
-from common.files import write_text
-from common.names import csv_cell, plain, printable
+from common.files import new_folder
+from common.lock import locked
+from common.names import printable
 from common.start import Parser, any_seed, at_least, path, required_packages
 from inference.arguments import add_image_options, add_model_options, check_exists, load_options
 
-from .images import ASKED, rows_of
+from .asked import Line, check_done, check_labels, image_of, lines_of, write_lines
+from .images import ASKED
 
-COLUMNS = "path", "label", "asked", "guess"
+if TYPE_CHECKING:
+    from inference.classifier import PromptedClassifier
+
+
 DRAWN = 4  # of so many images, one is drawn at random
-Line = Mapping[str, str | None]  # of the CSV file
+THUMBNAIL = 320  # pixels
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Choose the images of a pool whose labels help most, and write them to a CSV "
-        "file with an empty column label to fill in. tools/fit.py reads the file; the same "
-        "command again asks for more.",
+        "file with an empty column label to fill in. tools/fit.py reads the file; the "
+        "same command again asks for more.",
         epilog="POOL is a folder, a list (.txt, or .csv or .parquet with a column path) or a bank, "
         "a folder of tools/embed.py. The last quarter of a request is drawn at random and marked "
         "in the column asked: tools/fit.py learns from all labels, and estimates and calibrates "
@@ -40,6 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "typiclust, herding, uherding, random, pseudo (default: typical-then-uncertain)"
     add("--method", dest="rule", default="typical-then-uncertain", metavar="NAME", help=text)
     add("--seed", type=any_seed, default=1, help="of k-means and of random draws (default: 1)")
+    text = "new folder for small pictures of the images, numbered as in the column thumbnail"
+    add("--thumbnails", type=path, metavar="DIR", help=text)
     add_model_options(parser)
     add_image_options(parser)
     return parser.parse_args(argv)
@@ -52,63 +56,56 @@ def main(argv: list[str] | None = None) -> None:
         check_exists(args.model)
     if not args.pool.exists():
         raise UsageError(f"there is no pool {args.pool}", "give a folder, a list or a bank")
-    lines = lines_of(args.to)
     with required_packages():
         from inference.models import load
         from measures.labelling import METHODS
-
-        from .pool import UnlabelledPool
     check_name(args.rule, METHODS, "method")
-    classifier = load(args.model, options)
-    labels = {os.path.abspath(args.to.parent / row["path"]): row["label"] for row in lines}
-    check_labels(labels, classifier.class_names, args.to)
+    with locked(args.to.absolute().parent, option="--to", name=f".{args.to.name}.lock"):
+        lines = lines_of(args.to)
+        check_done(lines, args.to)
+        classifier = load(args.model, options)
+        check_labels(lines, classifier.class_names, args.to)
+        ask(args, classifier)
+    print(f"Fill in the column label, then: python tools/fit.py {args.to} --to MODEL")
+
+
+def ask(args: argparse.Namespace, classifier: "PromptedClassifier") -> None:
+    """Add the images to label next to the file."""
+    from .pool import UnlabelledPool
+
+    lines = lines_of(args.to)
+    labels = {image_of(line, args.to): line["label"] for line in lines}
     pool = UnlabelledPool.read(args.pool, classifier, args.model)
     asked = pool.ask(labels, args.ask, args.ask // DRAWN, args.seed, args.rule)
     rows = [
         {"path": image, "label": "", "asked": ASKED[is_drawn], "guess": guess}
         for image, guess, is_drawn in asked
     ]
+    if args.thumbnails:
+        write_thumbnails(args.thumbnails, rows, len(lines), args.max_pixels)
     write_lines(args.to, [*lines, *rows])
     for note in pool.notes:
         print(printable(note))
     drawn = sum(is_drawn for _, _, is_drawn in asked)
     print(f"Written: {args.to}, with {len(rows):,} images to label, {drawn:,} of them at random")
-    print(f"Fill in the column label, then: python tools/fit.py {args.to} --to MODEL")
 
 
-def lines_of(file: Path) -> list[dict[str, str]]:
-    """The lines of an earlier call, all of which have a label by now; none if there is no file.
+def write_thumbnails(
+    folder: Path, rows: Sequence[Line], first: int, max_pixels: int | None = None
+) -> None:
+    """Small pictures of images; the column thumbnail gets their names.
 
-    Raises:
-        UsageError: the file has other columns, or a line without a label.
+    Args:
+        first: the number of lines before these.
     """
-    if not file.exists():
-        return []
-    rows: list[Line] = [row for _, row in rows_of(file)]
-    if not rows or not {"path", "label", "asked"} <= set(rows[0]):
-        what = f"{file} has no columns path, label and asked"
-        raise UsageError(what, "choose another file for --to", file)
-    lines = [{key: row[key] or "" for key in row if key} for row in rows if row["path"]]
-    missing = [line["path"] for line in lines if not line["label"].strip()]
-    if missing:
-        what = f"{len(missing):,} lines of {file} have no label, such as that of {missing[0]}"
-        raise UsageError(what, "fill them in, or delete these lines", file)
-    return lines
+    from .labeller.pictures import jpeg_of
 
-
-def check_labels(labels: Mapping[str, str], names: Sequence[str], file: Path) -> None:
-    """Raise UsageError for a label that is no class."""
-    known = [" ".join(plain(name).split()) for name in names]
-    for label in labels.values():
-        check_name(" ".join(plain(label).split()), known, f"class in {file}")
-
-
-def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write the file completely or not at all; columns that the user has added stay."""
-    columns = list(dict.fromkeys([*COLUMNS, *(key for line in lines for key in line)]))
-    content = io.StringIO()
-    writer = csv.DictWriter(content, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: csv_cell(value) for key, value in line.items()})
-    write_text(file, content.getvalue())
+    with new_folder(folder) as stage:
+        for number, row in enumerate(rows, first + 1):
+            try:
+                content = jpeg_of(row["path"], THUMBNAIL, max_pixels)
+            except UsageError as error:  # of a bank, whose images may be gone
+                print(printable(f"No thumbnail: {error}"))
+                continue
+            row["thumbnail"] = f"{number:05}.jpg"
+            (stage / row["thumbnail"]).write_bytes(content)

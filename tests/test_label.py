@@ -5,7 +5,9 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
+from common.lock import locked
 from fit import command as fit
 from fit import labelling as label
 from fit.images import find
@@ -198,3 +200,43 @@ def test_only_images_drawn_at_random_estimate_and_calibrate(command, pool, tiny,
         "has 'perhaps' in the column asked: write chosen or random"
         in command(fit, file, *quick).error
     )
+
+
+def test_an_image_in_no_class_is_not_asked_for_again(ask, command, tiny, tmp_path):
+    file = tmp_path / "asked.csv"
+    assert ask(12).status == 0
+    fill(file, lambda row: row | {"reason": ""})
+    rows = read(file)
+    rows[0] |= {"label": "", "reason": "none of these"}
+    rows[1] |= {"label": "", "reason": "skipped"}
+    label.write_lines(file, rows)
+    assert ask(12).status == 0
+    assert len({row["path"] for row in read(file)}) == 24 and read(file)[12]["reason"] == ""
+    fill(file, lambda row: row | ({"label": ""} if row["reason"] else {}))
+    quick = ["--backbone", tiny, "--minutes", 0, "--methods", "GDA"]
+    done = command(fit, file, "--to", tmp_path / "model", *quick)
+    assert done.status == 0 and "Left out: 2 lines of" in done.printed
+
+
+def test_thumbnails_are_numbered_as_in_the_file(ask, pool, tmp_path):
+    file = tmp_path / "asked.csv"
+    Image.new("RGB", (900, 500), "red").save(pool / "red-large.png")
+    assert ask(49, "--thumbnails", tmp_path / "small").status == 0
+    rows = read(file)
+    assert [row["thumbnail"] for row in rows] == [f"{number:05}.jpg" for number in range(1, 50)]
+    assert {path.name for path in (tmp_path / "small").iterdir()} == {
+        row["thumbnail"] for row in rows
+    }
+    (large,) = [row["thumbnail"] for row in rows if "large" in row["path"]]
+    with Image.open(tmp_path / "small" / large) as picture:
+        assert picture.format == "JPEG" and picture.size == (320, 178)
+    file.unlink()
+    done = ask(4, "--thumbnails", tmp_path / "small")
+    assert done.status == 2 and "is not empty" in done.error and not file.exists()
+
+
+def test_two_commands_do_not_write_one_file(ask, tmp_path):
+    with locked(tmp_path, name=".asked.csv.lock"):
+        done = ask(4)
+    assert done.status == 2 and "another run is in" in done.error
+    assert "another --to" in done.error and not (tmp_path / "asked.csv").exists()
