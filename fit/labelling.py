@@ -1,6 +1,7 @@
 """The command `python tools/label.py`: which images of a pool to label next."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError, check_name
 from common.files import new_folder
 from common.lock import locked
-from common.names import printable
+from common.names import csv_cell, plain, printable
 from common.start import Parser, any_seed, at_least, path, required_packages
 from inference.arguments import add_image_options, add_model_options, check_exists, load_options
+from inference.bank import is_bank
+from inference.options import LoadOptions
+from inference.serving.command import OF_API, add_address_options
 
 from .asked import Line, check_done, check_labels, image_of, lines_of, write_lines
-from .images import ASKED
+from .images import ASKED, unlabelled_in
 
 if TYPE_CHECKING:
     from inference.classifier import PromptedClassifier
@@ -26,12 +30,13 @@ THUMBNAIL = 320  # pixels
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description="Choose the images of a pool whose labels help most, and write them to a CSV "
-        "file with an empty column label to fill in. tools/fit.py reads the file; the "
-        "same command again asks for more.",
+        "file with an empty column label to fill in, by hand or on a page. tools/fit.py reads the "
+        "file; the same command again asks for more.",
         epilog="POOL is a folder, a list (.txt, or .csv or .parquet with a column path) or a bank, "
         "a folder of tools/embed.py. The last quarter of a request is drawn at random and marked "
         "in the column asked: tools/fit.py learns from all labels, and estimates and calibrates "
-        "on these alone. Images of one scene are asked for once.",
+        "on these alone. Images of one scene are asked for once. The page has no password: whoever "
+        "reaches the host and port can use it.",
     )
     add = parser.add_argument
     add("pool", type=path, metavar="POOL", help="images without labels")
@@ -42,8 +47,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text = "typiclust, herding, uherding, random, pseudo (default: typical-then-uncertain)"
     add("--method", dest="rule", default="typical-then-uncertain", metavar="NAME", help=text)
     add("--seed", type=any_seed, default=1, help="of k-means and of random draws (default: 1)")
+    ways = parser.add_mutually_exclusive_group()
+    text = "label in the browser; each round ends with a fit of heads (of asked.csv: asked-model/)"
+    ways.add_argument("--page", action="store_true", help=text)
     text = "new folder for small pictures of the images, numbered as in the column thumbnail"
-    add("--thumbnails", type=path, metavar="DIR", help=text)
+    ways.add_argument("--thumbnails", type=path, metavar="DIR", help=text)
+    add_address_options(parser)
     add_model_options(parser)
     add_image_options(parser)
     return parser.parse_args(argv)
@@ -62,9 +71,13 @@ def main(argv: list[str] | None = None) -> None:
     check_name(args.rule, METHODS, "method")
     with locked(args.to.absolute().parent, option="--to", name=f".{args.to.name}.lock"):
         lines = lines_of(args.to)
-        check_done(lines, args.to)
+        if not args.page:
+            check_done(lines, args.to)
         classifier = load(args.model, options)
         check_labels(lines, classifier.class_names, args.to)
+        if args.page:
+            label_on_page(args, options, classifier)
+            return
         ask(args, classifier)
     print(f"Fill in the column label, then: python tools/fit.py {args.to} --to MODEL")
 
@@ -76,7 +89,12 @@ def ask(args: argparse.Namespace, classifier: "PromptedClassifier") -> None:
     lines = lines_of(args.to)
     labels = {image_of(line, args.to): line["label"] for line in lines}
     pool = UnlabelledPool.read(args.pool, classifier, args.model)
-    asked = pool.ask(labels, args.ask, args.ask // DRAWN, args.seed, args.rule)
+    budget = args.ask
+    if args.page:  # the last round is smaller
+        budget = min(budget, pool.left(labels))
+        if not budget:
+            raise UsageError("each scene of the pool has a label", "fit them: this was all")
+    asked = pool.ask(labels, budget, budget // DRAWN, args.seed, args.rule)
     rows = [
         {"path": image, "label": "", "asked": ASKED[is_drawn], "guess": guess}
         for image, guess, is_drawn in asked
@@ -109,3 +127,96 @@ def write_thumbnails(
                 continue
             row["thumbnail"] = f"{number:05}.jpg"
             (stage / row["thumbnail"]).write_bytes(content)
+
+
+def label_on_page(
+    args: argparse.Namespace, options: LoadOptions, classifier: "PromptedClassifier"
+) -> None:
+    """Serve the page until Ctrl-C."""
+    with required_packages(OF_API):
+        from inference.serving.server import Server, address_of, serve
+
+        from .labeller.application import application
+    from .labeller.rounds import Plan, Rounds
+
+    names = shown_names(classifier.class_names)
+    if not lines_of(args.to):
+        ask(args, classifier)
+    work = Work(args, options, classifier)
+    images = [os.path.abspath(photo.path) for photo in unlabelled_in(args.pool)]
+    plan = Plan(args.to, names, images, args.ask, work.model, args.max_pixels)
+    rounds = Rounds(plan, work.fit, work.ask)
+    where = address_of(args.host, args.port)
+    try:
+        server = Server(application(rounds, args.host), grace=0)
+        serve(server, args.host, args.port, f"Open http://{where}/ in a browser.")
+    finally:
+        rounds.closed = True
+        work.apart.end()
+    print(f"Labels: {args.to}")
+
+
+def shown_names(names: Sequence[str]) -> list[str]:
+    """The names of classes on the page, each once, as a fit reads them.
+
+    Raises:
+        UsageError: one would be a formula in a spreadsheet.
+    """
+    shown = list(dict.fromkeys(" ".join(plain(name).split()) for name in names))
+    for name in shown:
+        if csv_cell(name) != name:
+            raise UsageError(f"the class name {name!r} would be a formula in a CSV", "rename it")
+    return shown
+
+
+class Work:
+    """What happens between two rounds.
+
+    Args:
+        classifier: asks until a fit knows all classes.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, options: LoadOptions, classifier: "PromptedClassifier"
+    ):
+        from .labeller.apart import FitApart
+
+        self.args = args
+        self.options = options
+        self.classifier = classifier
+        self.model = args.to.with_name(f"{args.to.stem}-model")
+        self.apart = FitApart()
+
+    @property
+    def backbone(self) -> str:
+        return self.options.backbone or self.classifier.cfg.MODEL.BACKBONE.NAME
+
+    def fit(self) -> None:
+        """Learn from the labels so far; UsageError if that fails."""
+        place = [self.args.to]
+        if is_bank(self.args.pool):
+            place = [self.args.pool, "--labels", self.args.to]
+        words = ["--to", self.model, "--backbone", self.backbone, "--minutes", 0]
+        words += ["--seed", self.args.seed, "--device", self.options.device]
+        if self.options.sentences:
+            words += ["--sentences", self.options.sentences]
+        self.apart.run(list(map(str, [*place, *words])))
+
+    def ask(self) -> None:
+        """Ask for the next images by the last fit, or as at the start while that lacks classes."""
+        from inference.artefact import EXPORT_CONFIG_FILE
+        from inference.models import load
+
+        args = self.args
+        classifier = self.classifier
+        if (self.model / EXPORT_CONFIG_FILE).is_file():
+            own = LoadOptions(
+                backbone=self.backbone,
+                device=self.options.device,
+                max_pixels=self.options.max_pixels,
+            )
+            fitted = load(self.model, own, classifier.clip)
+            if set(shown_names(classifier.class_names)) <= set(fitted.class_names):
+                classifier = fitted
+                args = argparse.Namespace(**vars(args) | {"model": self.model})
+        ask(args, classifier)

@@ -1,7 +1,7 @@
 """Images without labels: their features, what a model says of them, and which are of one scene."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -95,8 +95,7 @@ class UnlabelledPool:
             UsageError: the pool has fewer images without labels, or the model has learned from one
                 of them.
         """
-        place_of = {absolute(photo): place for place, photo in enumerate(self.photos)}
-        labelled = [place_of[path] for path in labels if path in place_of]
+        labelled = self.places_of(labels)
         self.check_seen(labelled)
         places = self.one_of_each_scene(labelled)
         free = len(places) - len(labelled)
@@ -110,6 +109,16 @@ class UnlabelledPool:
         picks = choose(*given, known + at_random, budget - drawn, seed, method)
         chosen = [self.asked(places[pick], False) for pick in picks]
         return chosen + [self.asked(places[pick], True) for pick in at_random]
+
+    def left(self, labels: Iterable[str]) -> int:
+        """The number of scenes without a label."""
+        labelled = self.places_of(labels)
+        return len(self.one_of_each_scene(labelled)) - len(labelled)
+
+    def places_of(self, paths: Iterable[str]) -> list[int]:
+        """The places of those images that are in the pool."""
+        place_of = {absolute(photo): place for place, photo in enumerate(self.photos)}
+        return [place_of[path] for path in paths if path in place_of]
 
     def asked(self, place: int, is_drawn: bool) -> Asked:
         photo = self.photos[place]

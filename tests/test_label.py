@@ -233,6 +233,8 @@ def test_thumbnails_are_numbered_as_in_the_file(ask, pool, tmp_path):
     file.unlink()
     done = ask(4, "--thumbnails", tmp_path / "small")
     assert done.status == 2 and "is not empty" in done.error and not file.exists()
+    done = ask(4, "--thumbnails", tmp_path / "others", "--page")
+    assert done.status == 2 and "not allowed with argument --thumbnails" in done.error
 
 
 def test_two_commands_do_not_write_one_file(ask, tmp_path):

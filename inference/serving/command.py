@@ -41,10 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", type=path, nargs="*", metavar="MODEL")
-    text = "address to listen at (default: 127.0.0.1, this machine)"
-    add("--host", default="127.0.0.1", help=text)
-    text = "port to listen at (default: 7860)"
-    add("--port", type=at_least(1, 65535), default=7860, help=text)
+    add_address_options(parser)
     text = "a reverse proxy, or its network, whose X-Forwarded-For is trusted; may be repeated"
     add("--proxy", type=network, action="append", default=[], metavar="ADDRESS", help=text)
     text = "answer JSON over HTTP instead: see /openapi.json there"
@@ -57,6 +54,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.api and (len(args.models) > 1 or args.examples):
         parser.error("--api serves one MODEL, without --examples")
     return args
+
+
+def add_address_options(parser: argparse.ArgumentParser) -> None:
+    """Add --host and --port."""
+    text = "address to listen at (default: 127.0.0.1, this machine)"
+    parser.add_argument("--host", default="127.0.0.1", help=text)
+    text = "port to listen at (default: 7860)"
+    parser.add_argument("--port", type=at_least(1, 65535), default=7860, help=text)
 
 
 def network(text: str) -> str:

@@ -1,0 +1,68 @@
+"""What a fit says to people who label: how good the classifier is, what more labels should add, and
+when to stop.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..asked import Line, is_open
+from ..choice import gain, interval
+from ..images import ASKED
+
+MORE = 50  # labels
+LEAST_GAIN = 1.0  # points of MORE labels, below which they are not worth it
+
+
+def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
+    """Sentences for people.
+
+    Args:
+        record: the content of fit.json.
+        lines: of the CSV file.
+    """
+    estimate = record.get("estimate")
+    if not record.get("finished"):
+        return []
+    if not estimate:
+        return [note for note in record["notes"] if note.startswith("NO ESTIMATE")]
+    labels = len(record["images"])
+    low = estimate["low"]
+    high = estimate["high"]
+    said = [
+        f"Estimate after {labels:,} labels: {estimate['accuracy']:.1f}% of new images right "
+        f"(95%: {low:.1f} to {high:.1f}); {record['zero_shot']:.1f}% without labels."
+    ]
+    drawn = [line for line in lines if line["asked"] == ASKED[1] and not is_open(line)]
+    without = sum(not line["label"].strip() for line in drawn)
+    if without:
+        said.append(
+            f"{without:,} of {len(drawn):,} images drawn at random have no label: the estimate is "
+            "of images like the others."
+        )
+    return [*said, *forecast(estimate, record["zero_shot"], record["of_class"], labels)]
+
+
+def forecast(
+    estimate: Mapping[str, float], zero_shot: float, of_class: float, labels: int
+) -> list[str]:
+    """What MORE labels should add, if the error goes on falling as it did since zero-shot CLIP.
+
+    Args:
+        of_class: the mean number of scenes of a class.
+        labels: so many were learned from.
+    """
+    accuracy = estimate["accuracy"]
+    if accuracy <= zero_shot:
+        return ["So far the labels add nothing: what more labels would add is not known."]
+    times = (labels + MORE) / labels
+    added = gain(accuracy, zero_shot, of_class, math.log2(times))
+    low, high = interval(accuracy + added, estimate["groups"] * times)
+    before = estimate["high"] - estimate["low"]
+    said = (
+        f"The next {MORE} labels should add about {added:.1f} points; the interval, now "
+        f"{before:.0f} points wide, should be {high - low:.0f} wide."
+    )
+    if added >= LEAST_GAIN:
+        return [said, "More labels pay."]
+    return [said, "You can stop here, unless you need a narrower interval."]

@@ -1,0 +1,62 @@
+"""A fit in a process of its own."""
+
+import os
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from threading import Thread
+
+from common.errors import UsageError
+
+from ..command import main
+
+
+class FitApart:
+    """The process of one fit at a time."""
+
+    process: SpawnProcess | None = None
+
+    def run(self, arguments: list[str]) -> None:
+        """Wait for `tools/fit.py` with these arguments.
+
+        Raises:
+            UsageError: it failed; the text is its own.
+        """
+        context = get_context("spawn")
+        receiving, sending = context.Pipe(duplex=False)
+        self.process = context.Process(target=fit, args=(arguments, sending))
+        self.process.start()
+        sending.close()
+        try:
+            fault = receiving.recv()
+        except EOFError:
+            fault = "the fit was cut off: the terminal of this server may say why"
+        self.process.join()
+        if fault:
+            raise UsageError(fault)
+
+    def end(self) -> None:
+        """Interrupt the fit; the same fit again resumes."""
+        if self.process:
+            self.process.terminate()
+
+
+def end_with_parent() -> None:
+    """Or the fit of a server that was killed would keep the next one from its folder."""
+    parent = parent_process()
+    if parent:
+        parent.join()
+    os._exit(1)
+
+
+def fit(arguments: list[str], answer: Connection) -> None:
+    """Send the fault, or an empty text."""
+    Thread(target=end_with_parent, daemon=True).start()
+    try:
+        main(arguments)
+    except KeyboardInterrupt:  # Ctrl-C is for the server, too
+        return
+    except UsageError as error:
+        answer.send(str(error))
+    else:
+        answer.send("")

@@ -1,0 +1,111 @@
+"""The page to label on, over HTTP."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from socket import gethostname
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
+from starlette.staticfiles import StaticFiles
+
+from common.names import LONGEST
+from inference.serving.api import FAULTS, fault
+from inference.serving.limits import Gate
+
+from .rounds import Mark, Rounds
+
+LARGEST = 1 << 14  # bytes of a request
+HEADERS = {
+    # Nothing from another server, nothing inside the text of the page, and no page around it
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+Short = Annotated[str, Field(max_length=64)]
+Text = Annotated[str, Field(max_length=LONGEST)]
+
+
+class Given(BaseModel, extra="forbid"):
+    """What a visitor says of an image, and what was there before: each a label and a reason."""
+
+    visitor: Short
+    key: Short
+    before: tuple[Text, Text]
+    after: tuple[Text, Text]
+
+
+def application(rounds: Rounds, host: str) -> FastAPI:
+    """The routes.
+
+    Args:
+        host: at which the server listens.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, exception_handlers=FAULTS)
+    app.add_middleware(Gate, largest=lambda _: LARGEST, answer=fault)
+
+    @app.middleware("http")
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        if not is_own(request.headers, request.url.path, host):
+            return fault(403, "this comes from another site")
+        response = await call_next(request)
+        response.headers.update({**HEADERS, **response.headers})
+        return response
+
+    @app.get("/classes")
+    def classes() -> list[str]:
+        return list(rounds.plan.names)
+
+    @app.get("/state")
+    def state(visitor: Short) -> dict[str, Any]:
+        return rounds.state(visitor)
+
+    @app.post("/label")
+    def label(given: Given) -> dict[str, Any]:
+        rounds.mark(given.key, Mark(*given.before), Mark(*given.after))
+        return rounds.state(given.visitor)
+
+    @app.post("/fit")
+    def fit(visitor: Short) -> dict[str, Any]:
+        rounds.next_round()
+        return rounds.state(visitor)
+
+    @app.get("/images/{key}")
+    def image(key: str) -> Response:
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(rounds.picture(key), headers=headers, media_type="image/jpeg")
+
+    app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
+    return app
+
+
+def is_own(headers: Headers, path: str, host: str) -> bool:
+    """Whether the page itself sends a request, and no site that a visitor has open besides.
+
+    A name that is not that of this machine may be another site's, which leads here.
+    """
+    authority = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return False
+    if name not in ("localhost", host.lower(), gethostname().lower()) and not is_address(name):
+        return False
+    if headers.get("origin", f"http://{authority}") != f"http://{authority}":
+        return False
+    # A link to the page is welcome
+    return path == "/" or headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+
+
+def is_address(name: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return False

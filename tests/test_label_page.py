@@ -1,0 +1,576 @@
+"""tools/label.py --page: what the server answers, and a browser that is used by keyboard while the
+server is killed.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from http.client import HTTPConnection
+from threading import Event, Thread
+
+import pytest
+from PIL import Image
+from visitors import served
+
+from common.errors import UsageError
+from common.start import ROOT
+from fit import asked
+from fit import command as fit
+from fit import labelling as label
+from fit.labeller.advice import advice
+from fit.labeller.apart import FitApart
+from inference.arguments import load_options
+from inference.options import LoadOptions
+
+pytest.importorskip("fastapi", reason="fastapi is not installed (requirements-api.txt)")
+from fit.labeller.application import LARGEST, application
+from fit.labeller.rounds import Mark, Plan, Rounds, key_of
+from inference.serving.server import Server
+
+pytestmark = pytest.mark.slow
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+NAMES = ["red", "green field", "<b>blue</b>"]
+HOSTILE = '<img src=x onerror="alert(1)">.png'
+
+
+class Labels:
+    """A file of six images that wait for a label, and the rounds of them."""
+
+    def __init__(self, folder):
+        self.file = folder / "asked.csv"
+        self.pool = folder / "pool"
+        self.pool.mkdir()
+        names = [*(f"{number}.png" for number in range(5)), HOSTILE]
+        self.paths = [str(self.pool / name) for name in names]
+        for path in self.paths:
+            Image.new("RGB", (40, 30), "red").save(path)
+        Image.new("RGB", (9, 9)).save(folder / "secret.png")
+        rows = [{"path": path, "label": "", "asked": "chosen", "mine": "x"} for path in self.paths]
+        asked.write_lines(self.file, rows)
+        self.done = []
+        plan = Plan(self.file, NAMES, self.paths, 6, folder / "model")
+        self.rounds = Rounds(plan, lambda: self.done.append("fit"), self.ask)
+
+    def ask(self):
+        self.done.append("ask")
+        lines = asked.lines_of(self.file)
+        asked.write_lines(self.file, [*lines, {"path": self.paths[0] + "?", "asked": "random"}])
+
+    def read(self):
+        with open(self.file, newline="") as text:
+            return list(csv.DictReader(text))
+
+
+@pytest.fixture
+def labels(tmp_path):
+    return Labels(tmp_path)
+
+
+@pytest.fixture
+def ask(labels):
+    """`ask(path, body)` -> the status, the answer, and its headers."""
+    with served(application(labels.rounds, "127.0.0.1")) as port:
+
+        def ask(path, body=None, **headers):
+            content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+            headers = {"Host": f"127.0.0.1:{port}"} | {
+                key.replace("_", "-"): value for key, value in headers.items()
+            }
+            with closing(HTTPConnection("127.0.0.1", port, 60)) as connection:
+                method = "GET" if body is None else "POST"
+                headers["Content-Type"] = "application/json"
+                connection.request(method, path, content, headers)
+                answer = connection.getresponse()
+                text = answer.read()
+                is_json = "json" in (answer.headers["Content-Type"] or "")
+                return answer.status, json.loads(text) if is_json else text, answer.headers
+
+        yield ask
+
+
+def given(key, after, before=("", ""), visitor="a"):
+    return {"visitor": visitor, "key": key, "before": before, "after": after}
+
+
+def images_of(ask, visitor):
+    return ask(f"/state?visitor={visitor}")[1]["images"]
+
+
+def test_a_label_is_in_the_file_before_the_answer(ask, labels):
+    assert ask("/classes")[1] == NAMES
+    status, state, _ = ask("/state?visitor=a")
+    assert status == 200 and state["images"] == [key_of(path) for path in labels.paths[:3]]
+    first, second, _ = state["images"]
+    status, state, _ = ask("/label", given(first, ("red", "")))
+    assert status == 200 and state["images"][0] == second and state["left"] == 5
+    assert state["labels"] == 1 and state["size"] == 6
+    row = labels.read()[0]
+    assert row == {**row, "label": "red", "reason": "", "mine": "x", "asked": "chosen"}
+    assert ask("/label", given(second, ("", "none of these")))[0] == 200
+    assert labels.read()[1]["reason"] == "none of these" and labels.read()[1]["label"] == ""
+    # Undo
+    status, state, _ = ask("/label", given(first, ("", ""), before=("red", "")))
+    assert status == 200 and state["images"][0] == first and labels.read()[0]["label"] == ""
+
+
+def test_two_visitors_lose_no_label(ask, labels):
+    a, b = images_of(ask, "a"), images_of(ask, "b")
+    assert len({*a, *b}) == 6 and images_of(ask, "a") == a
+    assert images_of(ask, "c") == [key_of(path) for path in labels.paths[:3]]  # of closed pages
+    assert ask("/label", given(a[0], ("red", "")))[0] == 200
+    assert ask("/label", given(a[0], ("red", "")))[0] == 200  # its answer was lost
+    status, answer, _ = ask("/label", given(a[0], ("green field", ""), visitor="c"))
+    assert status == 422 and "somebody else has changed this image, which is now: red" in str(
+        answer
+    )
+    assert labels.read()[0]["label"] == "red"
+
+    def label(visitor, keys):
+        for key in keys:
+            assert ask("/label", given(key, ("green field", ""), visitor=visitor))[0] == 200
+
+    threads = [Thread(target=label, args=one) for one in (("a", a[1:]), ("b", b))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row["label"] for row in labels.read()] == ["red"] + 5 * ["green field"]
+
+
+def test_a_file_that_is_changed_meanwhile_keeps_the_changes(ask, labels):
+    keys = images_of(ask, "a")
+    rows = labels.read()
+    rows[0]["label"] = "red"
+    del rows[1]
+    asked.write_lines(labels.file, rows)
+    status, answer, _ = ask("/label", given(keys[0], ("green field", "")))
+    assert status == 422 and "now: red" in answer["error"]
+    status, answer, _ = ask("/label", given(keys[1], ("red", "")))
+    assert status == 422 and "no longer in the file" in answer["error"]
+    assert ask("/label", given(keys[2], ("red", "")))[0] == 200
+    assert [row["label"] for row in labels.read()] == ["red", "red", "", "", ""]
+    labels.file.write_text("path\n")
+    status, answer, _ = ask("/label", given(keys[2], ("", "skipped")))
+    assert status == 422 and "has no columns path, label and asked" in answer["error"]
+
+
+def test_other_sites_and_wrong_requests_are_refused(ask, labels, tmp_path):
+    key = images_of(ask, "a")[0]
+    port = ask("/")[2] and labels  # the page is there
+    assert port
+    wrong = [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:7860"},
+        {"Host": "["},
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+    ]
+    for headers in wrong:
+        status, answer, _ = ask("/label", given(key, ("red", "")), **headers)
+        assert status == 403 and answer == {"error": "this comes from another site"}, headers
+        assert ask("/state?visitor=a", **headers)[0] == 403
+        assert ask(f"/images/{key}", **headers)[0] == 403
+    assert ask("/", Sec_Fetch_Site="cross-site")[0] == 200
+    for host in ("localhost:1", "192.168.1.2", "[::1]:80"):
+        assert ask("/state?visitor=a", Host=host)[0] == 200
+    for after in (("reed", ""), ("", "tired"), ("red" * 1000, "")):
+        assert ask("/label", given(key, after))[0] == 422
+    assert ask("/label", b"{")[0] == 422
+    assert ask("/label", {"visitor": "a"})[0] == 422
+    assert ask("/state?visitor=" + 65 * "a")[0] == 422
+    assert ask("/label", b" " * (LARGEST + 1))[0] == 413
+    for name in (key_of(str(tmp_path / "secret.png")), "..%2f..%2fsecret.png", "../secret.png"):
+        assert ask(f"/images/{name}")[0] in (404, 422)
+    for name in ("/../rounds.py", "/%2e%2e/rounds.py", "/docs", "/openapi.json"):
+        assert ask(name)[0] == 404
+    assert all(row["label"] == "" for row in labels.read())
+
+
+def test_nothing_of_a_name_is_html_and_nothing_is_loaded_from_elsewhere(ask, labels):
+    status, page, headers = ask("/")
+    assert status == 200 and b'<script src="page.js" defer></script>' in page
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert headers["Cache-Control"] == "no-store"
+    files = [file.read_text() for file in (ROOT / "fit/labeller/page").iterdir()]
+    assert len(files) == 3 and not any("//" in text.replace("// ", "") for text in files)
+    assert not any(word in text for text in files for word in ("innerHTML", "insertAdjacent"))
+    status, picture, headers = ask(f"/images/{key_of(labels.paths[5])}")
+    assert status == 200 and picture[:3] == b"\xff\xd8\xff"
+    assert headers["Content-Type"] == "image/jpeg"
+    assert headers["Cache-Control"] == "private, max-age=3600"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    state = ask("/state?visitor=a")[1]
+    assert HOSTILE not in json.dumps(state)
+    os.unlink(labels.paths[4])
+    status, answer, _ = ask(f"/images/{key_of(labels.paths[4])}")
+    assert status == 422 and answer == {"error": "this image cannot be read: skip it"}
+
+
+def wait(rounds):
+    while rounds.doing:
+        time.sleep(0.01)
+
+
+def label_all(rounds):
+    for key, line in rounds.lines().items():
+        if asked.is_open(line):
+            rounds.mark(key, Mark("", ""), Mark("red", ""))
+
+
+def test_a_round_ends_with_a_fit_and_the_next_images(ask, labels):
+    status, answer, _ = ask("/fit?visitor=a", {})
+    assert status == 422 and "images of this round wait for a label" in answer["error"]
+    label_all(labels.rounds)
+    began = Event()
+    labels.rounds.work["fit"] = lambda: began.wait(60)
+    status, state, _ = ask("/fit?visitor=a", {})
+    assert (status, state["doing"], state["images"]) == (200, "fit", [])
+    assert ask("/fit?visitor=b", {})[1]["doing"] == "fit"  # not twice
+    key = key_of(labels.paths[0])
+    status, answer, _ = ask("/label", given(key, ("", ""), before=("red", "")))
+    assert status == 422 and "a fit is running" in answer["error"]
+    began.set()
+    wait(labels.rounds)
+    assert labels.done == ["ask"] and len(images_of(ask, "a")) == 1
+    state = ask("/state?visitor=a")[1]
+    assert (state["left"], state["size"], state["labels"]) == (1, 1, 6)
+
+
+def test_a_fit_that_fails_says_why_and_labels_go_on(ask, labels, capfd):
+    def fail():
+        raise UsageError("there is one class", "label more")
+
+    labels.rounds.work["fit"] = fail
+    label_all(labels.rounds)
+    ask("/fit?visitor=a", {})
+    wait(labels.rounds)
+    state = ask("/state?visitor=a")[1]
+    assert state["fault"] == "there is one class: label more" and len(state["images"]) == 1
+    label_all(labels.rounds)
+    labels.rounds.work["fit"] = lambda: 1 / 0
+    ask("/fit?visitor=a", {})
+    wait(labels.rounds)
+    assert "its terminal says more" in ask("/state?visitor=a")[1]["fault"]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def lines(labelled, without=0):
+    rows = [
+        {"label": "red", "asked": "random" if number % 4 == 0 else "chosen"}
+        for number in range(labelled)
+    ]
+    rows += without * [{"label": "", "asked": "random", "reason": "none of these"}]
+    return [*rows, {"label": "", "asked": "random"}]
+
+
+def record(accuracy, labelled, zero_shot=50.0, groups=25):
+    estimate = {"accuracy": accuracy, "low": accuracy - 12, "high": accuracy + 9, "groups": groups}
+    facts = {"finished": True, "estimate": estimate, "zero_shot": zero_shot, "of_class": 10.0}
+    return facts | {"notes": [], "images": labelled * [{}]}
+
+
+def test_advice_says_what_more_labels_buy_and_when_to_stop():
+    said = advice(record(80.0, 100), lines(100))
+    assert said[0].startswith(
+        "Estimate after 100 labels: 80.0% of new images right (95%: 68.0 to 89.0)"
+    )
+    # Errors of 20 of 50%: each of log2(40) doublings divides them by as much
+    factor = (20 / 50) ** (1 / 5.3219)
+    added = 20 - 20 * factor**0.58496
+    assert f"should add about {added:.1f} points" in said[1] and "now 21 points wide" in said[1]
+    assert said[2] == "More labels pay."
+    said = advice(record(99.0, 2000), lines(2000, without=3))
+    assert "3 of 503 images drawn at random have no label" in said[1]
+    assert said[-1].startswith("You can stop here")
+    assert "is not known" in advice(record(50.0, 20), lines(20))[1]
+    missing = {"finished": True, "estimate": None, "notes": ["One", "NO ESTIMATE, as few"]}
+    assert advice(missing, lines(20)) == ["NO ESTIMATE, as few"]
+    assert advice({"finished": False}, []) == []
+
+
+def test_a_damaged_record_of_a_fit_gives_no_advice(labels):
+    folder = labels.rounds.plan.model
+    folder.mkdir()
+    for content in (
+        "{",
+        "[]",
+        '{"finished": true}',
+        '{"finished": true, "estimate": 3, "notes": 1}',
+    ):
+        (folder / "fit.json").write_text(content)
+        assert labels.rounds.advise() == []
+    (folder / "fit.json").write_text(json.dumps(record(80.0, 50)))
+    label_all(labels.rounds)
+    assert len(labels.rounds.advise()) == 3
+
+
+# The command, and a real browser
+
+CLASSES = ["red", "green field", "blue lake", "grey", "white snow", "black"]
+
+
+@pytest.fixture
+def pool(eurosat, tmp_path):
+    """A folder with 16 images of each class, whose names begin with the place of the class."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for place in range(len(CLASSES)):
+        for file in (eurosat / f"eurosat/2750/{place}").iterdir():
+            shutil.copy(file, folder / f"{place}-{file.name}")
+    return folder
+
+
+@pytest.fixture
+def start(command, pool, tiny, tmp_path, monkeypatch):
+    """`start(...)`: the command, which Ctrl-C ends as soon as it serves."""
+
+    async def main_loop(server):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Server, "main_loop", main_loop)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    def start(*words, names=CLASSES, place=pool):
+        options = ["--to", tmp_path / "asked.csv", "--page", "--port", port, "--backbone", tiny]
+        return command(label, place, "--ask", 8, *options, *words, "--classes", *names)
+
+    return start
+
+
+def test_the_command_starts_where_it_ended(start, pool, tmp_path):
+    file = tmp_path / "asked.csv"
+    done = start()
+    assert (done.status, done.errors) == (0, [])
+    assert "with 8 images to label" in done.printed and "Open http://127.0.0.1:" in done.printed
+    before = file.read_text()
+    done = start("--host", "localhost")
+    assert done.status == 0 and "to label" not in done.printed and file.read_text() == before
+    done = start(names=["=1+1", "red"])
+    assert done.status == 2 and "'=1+1' would be a formula" in done.error
+    rows = [row | {"label": "reed"} for row in asked.lines_of(file)]
+    asked.write_lines(file, rows)
+    assert "there is no class in" in start().error
+
+
+@pytest.fixture
+def work(pool, tiny, tmp_path):
+    """What happens between the rounds of a folder or a bank."""
+    from inference.models import load
+
+    classifier = load(None, LoadOptions(backbone=str(tiny), class_names=CLASSES, device="cpu"))
+
+    def work(place=pool):
+        words = [place, "--ask", 8, "--to", tmp_path / "asked.csv", "--page", "--backbone", tiny]
+        args = label.parse([*map(str, words), "--classes", *CLASSES])
+        return label.Work(args, load_options(args), classifier)
+
+    return work
+
+
+def test_a_fit_is_of_the_labels_and_of_heads(work, tiny, tmp_path):
+    asked_for = []
+    for place in (tmp_path / "photos", tmp_path / "bank"):
+        place.mkdir(exist_ok=True)
+        one = work(place)
+        if place.name == "bank":
+            (place / "_embed.json").write_text("{}")
+        one.apart.run = asked_for.append
+        one.fit()
+    folder, bank = map(fit.parse, asked_for)
+    assert folder.images == tmp_path / "asked.csv" and folder.to == tmp_path / "asked-model"
+    assert (folder.minutes, str(folder.backbone), folder.labels) == (0, str(tiny), None)
+    assert (bank.images, bank.labels) == (tmp_path / "bank", tmp_path / "asked.csv")
+
+
+def test_the_last_fit_asks_once_it_knows_all_classes(
+    work, command, pool, tiny, tmp_path, monkeypatch
+):
+    models = []
+    monkeypatch.setattr(label, "ask", lambda args, classifier: models.append(args.model))
+    images = sorted(pool.iterdir())
+    for classes in (5, 6):
+        rows = [
+            {"path": image, "label": CLASSES[int(image.name[0])], "asked": "random"}
+            for image in images
+            if int(image.name[0]) < classes
+        ]
+        asked.write_lines(
+            tmp_path / "asked.csv", [row | {"path": str(row["path"])} for row in rows]
+        )
+        quick = ["--to", tmp_path / "asked-model", "--minutes", 0, "--methods", "GDA"]
+        work().ask()
+        assert command(fit, tmp_path / "asked.csv", "--backbone", tiny, *quick).status == 0
+        work().ask()
+    assert models == [None, None, None, tmp_path / "asked-model"]
+
+
+def test_a_fit_in_a_process_of_its_own_gives_its_error(tmp_path):
+    with pytest.raises(UsageError, match="there is no folder or file"):
+        FitApart().run([str(tmp_path / "nothing"), "--to", str(tmp_path / "model")])
+
+
+class Page:
+    """The command in a process of its own, which can be killed and started again."""
+
+    def __init__(self, pool, tiny, file, ask):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            self.port = taken.getsockname()[1]
+        words = [pool, "--ask", ask, "--to", file, "--page", "--port", self.port]
+        words += ["--backbone", tiny, "--classes", *CLASSES]
+        self.command = [sys.executable, ROOT / "tools/label.py", *words]
+        self.log = file.with_suffix(".log")
+        self.start()
+
+    def start(self):
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(list(map(str, self.command)), stdout=log, stderr=log)
+        while f"http://127.0.0.1:{self.port}/" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def served_page(pool, tiny, tmp_path):
+    page = Page(pool, tiny, tmp_path / "asked.csv", 50)
+    yield page
+    page.process.send_signal(signal.SIGINT)
+    page.process.wait(60)
+    assert "Stopped." in page.log.read_text()
+
+
+@pytest.fixture
+def tab():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("there is no Chromium (apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        tab.set_default_timeout(60_000)
+        yield tab
+        browser.close()
+
+
+class Worker:
+    """Who labels by keyboard, and remembers what the server has confirmed."""
+
+    def __init__(self, tab, pool, tmp_path):
+        self.tab = tab
+        self.folder = tmp_path
+        self.confirmed = {}
+        self.elsewhere = []
+        self.paths = {key_of(str(path)): path.name for path in pool.iterdir()}
+        tab.on("response", self.note)
+        tab.on("request", self.note_request)
+
+    def note_request(self, request):
+        if not request.url.startswith("http://127.0.0.1:"):
+            self.elsewhere.append(request.url)
+
+    def note(self, response):
+        if response.url.endswith("/label") and response.ok:
+            given = json.loads(response.request.post_data)
+            self.confirmed[given["key"]] = given["after"]
+
+    def key(self):
+        """The image that can be seen, once it has loaded."""
+        seen = self.tab.locator("body[aria-busy=false] #image:not([hidden],[data-seen=''])")
+        seen.wait_for()
+        return seen.get_attribute("data-seen")
+
+    def press(self):
+        """Press the key of the image's class; returns the image."""
+        key = self.key()
+        self.tab.keyboard.press(str(1 + int(self.paths[key][0])))
+        return key
+
+    def label(self):
+        self.wait_for_another(self.press())
+
+    def wait_for_another(self, key):
+        other = f"body[aria-busy=false] #image:not([data-seen='{key}'])"
+        self.tab.locator(other).wait_for(state="attached")
+
+    def check(self):
+        """Each label that was confirmed is in the file; returns its rows."""
+        with open(self.folder / "asked.csv", newline="") as text:
+            rows = list(csv.DictReader(text))
+        kept = {key_of(row["path"]): [row["label"], row.get("reason", "")] for row in rows}
+        assert {key: kept[key] for key in self.confirmed} == self.confirmed
+        return rows
+
+    def picture(self, name):
+        for width, height in ((1280, 800), (390, 844)):
+            self.tab.set_viewport_size({"width": width, "height": height})
+            self.tab.screenshot(path=self.folder / f"{name}-{width}.png")
+            page = self.tab.locator("body").bounding_box()
+            assert page["x"] >= 0 and page["width"] <= width
+
+
+@pytest.mark.thorough
+def test_50_labels_by_keyboard_while_the_server_is_killed(served_page, tab, pool, tmp_path):
+    worker = Worker(tab, pool, tmp_path)
+    tab.goto(f"http://127.0.0.1:{served_page.port}/")
+
+    for _ in range(20):
+        worker.label()
+    served_page.kill()
+    key = worker.press()
+    tab.get_by_text("This is not kept yet: it is sent again").wait_for()
+    assert key not in worker.confirmed
+    worker.check()
+    served_page.start()
+    worker.wait_for_another(key)
+    for _ in range(20):
+        worker.label()
+    key = worker.press()
+    served_page.kill()
+    worker.check()
+    served_page.start()
+    worker.wait_for_another(key)
+    for _ in range(8):
+        worker.label()
+    last = list(worker.confirmed)[-1]
+    tab.keyboard.press("Backspace")
+    assert worker.key() == last
+    worker.picture("label")
+    worker.label()
+    worker.picture("done")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("A classifier learns").wait_for()
+    worker.picture("fit")
+    served_page.kill()
+    tab.get_by_text("The server does not answer").wait_for()
+    served_page.start()
+    tab.get_by_text("Fit and ask again").wait_for()
+    tab.keyboard.press("Enter")
+    tab.get_by_text("Estimate after 50 labels").wait_for()
+    tab.get_by_text("The next 50 labels should add about").wait_for()
+    worker.key()
+    assert tab.locator("#message").inner_text() == ""
+    worker.picture("advice")
+    for pressed in "0 ":
+        seen = worker.key()
+        tab.keyboard.press(pressed)
+        worker.wait_for_another(seen)
+    rows = worker.check()
+    expected = [CLASSES[int(os.path.basename(row["path"])[0])] for row in rows[:50]]
+    assert len(rows) > 53 and [row["label"] for row in rows[:53]] == [*expected, "", "", ""]
+    assert [row["reason"] for row in rows[50:53]] == ["none of these", "skipped", ""]
+    assert len(worker.confirmed) == 52 and worker.elsewhere == []
