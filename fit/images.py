@@ -236,6 +236,8 @@ def photos_in_rows(rows: Sequence[tuple[int, Row]], file: Path, part: str = "") 
     if not {column, "label"} <= set(columns):
         what = f"{file} has the columns {', '.join(map(printable, columns)) or 'of no table'}"
         raise UsageError(what, "give it the columns path and label (and split, if you like)", file)
+    if not any(columns.values()):
+        raise UsageError(f"{file} has no image", "give each its path and its label", file)
     if "asked" in columns:
         labelled = [(line, row) for line, row in rows if (row.get("label") or "").strip()]
         if len(labelled) < len(rows):

@@ -84,10 +84,11 @@ class Photos:
         several = sizes > 1
         if not several.any():
             return found
-        grouped = (
-            f"{several.sum():,} groups of images of one scene hold {sizes[several].sum():,} "
-            f"images ({reasons}); each group counts once."
-        )
+        images_of_several = f"{sizes[several].sum():,} images ({reasons})"
+        grouped = f"One scene has {images_of_several}, and counts once."
+        if several.sum() > 1:
+            scenes = f"{several.sum():,} groups of images of one scene"
+            grouped = f"{scenes} hold {images_of_several}; each group counts once."
         return replace(found, grouped=grouped)
 
     @cached_property

@@ -80,9 +80,11 @@ def form_of(file: Path | None, form: str) -> str:
         if form == "parquet":
             raise UsageError("Parquet cannot be printed", "name a file: --to FILE.parquet")
         return form
-    if file.is_dir() or not file.parent.is_dir():
-        what = "is a folder" if file.is_dir() else "is in a folder that does not exist"
-        raise UsageError(f"{file} {what}", "give --to the name of a file in a folder", file)
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder", f"name a file, or write it as {file}/", file)
+    if not file.parent.is_dir():
+        what = f"{file} is in a folder that does not exist"
+        raise UsageError(what, "give --to the name of a file in a folder", file)
     form = form or file.suffix.lower().removeprefix(".")
     if form not in FORMS:
         endings = ", ".join(f".{one}" for one in FORMS)

@@ -259,7 +259,8 @@ def differences(first: PromptedClassifier, other: PromptedClassifier) -> Iterato
     free = OF_TRAINING | (OF_SUMS if merging.is_low_rank(first.model_for()) else set())
     for key in sorted(set(one.settings) - free):
         if one.settings[key] != two.settings.get(key):
-            yield f"have {key} {one.settings[key]} and {two.settings.get(key)}", "the same settings"
+            values = f"{key} {one.settings[key]} and {two.settings.get(key)}"
+            yield f"have {values if len(values) < 100 else f'other {key}'}", "the same settings"
     texts = {(each.template, each.dataset_template, str(each.sentences)) for each in (one, two)}
     if len(texts) > 1:
         yield "have other sentences", "the same texts"

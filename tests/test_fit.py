@@ -452,6 +452,9 @@ def test_metadata_of_hugging_face_names_images_and_labels(photos, tmp_path):
     (photos / "metadata.csv").write_text("file_name,label\n../a.png,b")
     with one_line("line 2 of", "leads out of its folder"):
         find(photos)
+    (photos / "metadata.csv").write_text("file_name,label\n")
+    with one_line("has no image", "its path and its label"):
+        find(photos)
     (photos / "metadata.csv").unlink()
     (photos / "metadata.jsonl").write_text("[1]")
     with one_line("line 1 of", "no JSON object"):

@@ -313,6 +313,7 @@ WRONG = {  # the end of the line that each gives has these words
     "predict {run} {photos} --csv out.csv": "out.csv is no image: to write the answers there: --to "
     "out.csv",
     "predict {run} {photos} --to {out}.txt": "does not end in .csv, .json, .jsonl, .parquet",
+    "predict {run} {photos} --to {photos}": "name a file, or write it as {photos}/",
     "predict {run} {photos} --to {out}/a.csv": "is in a folder that does not exist",
     "predict {run} {photos} --shard 1/2": "--shard is for answers in a folder: end --to with /",
     "predict {run} {photos} --to {out}/ --csv": "gets Parquet, not csv",
