@@ -237,11 +237,14 @@ def table_of(rows: Sequence[Embedded], path_column: str) -> dict[str, Any]:
     import pyarrow
 
     texts = {
-        path_column: [as_unicode(row.path) for row in rows],
+        path_column: [row.path for row in rows],
         "sha256": [row.sha256 for row in rows],
         "error": [row.error for row in rows],
     }
-    columns = {name: pyarrow.array(values, pyarrow.string()) for name, values in texts.items()}
+    columns = {
+        name: pyarrow.array(map(as_unicode, values), pyarrow.string())
+        for name, values in texts.items()
+    }
     return columns | {
         "width": sides(rows, 0),
         "height": sides(rows, 1),

@@ -155,13 +155,19 @@ def arrow_table(rows: Iterable[Row], layout: Layout) -> Any:
     types["set"] = pyarrow.list_(pyarrow.string())
     names = layout.columns
     fields = [(name, types.get(name.partition("_")[0], pyarrow.string())) for name in names]
-    values = [layout.values(row) | {"path": as_unicode(row["image"])} for row in rows]
+    values = [
+        {name: as_unicode(value) for name, value in layout.values(row).items()} for row in rows
+    ]
     return pyarrow.Table.from_pylist(values, pyarrow.schema(fields))
 
 
-def as_unicode(name: str) -> str:
-    """A file name whose bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def as_unicode(value: Any) -> Any:
+    """A text, perhaps with file names, whose bytes that are not UTF-8 are escaped; else the
+    value.
+    """
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def parts(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

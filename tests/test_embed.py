@@ -13,7 +13,7 @@ import tqdm
 from PIL import Image
 
 from common.lock import locked
-from inference import batches, embed, shards
+from inference import batches, embed, predict, shards
 from inference.models import load
 from inference.options import LoadOptions
 
@@ -208,6 +208,15 @@ def test_lists_name_images(embedded, command, deep, photos, tmp_path):
         done = command(embed, photos / "a.jpg", photos / name, *line)
         assert done.status == 2 and words in done.error
     assert not (tmp_path / "new").exists()
+
+
+def test_names_that_are_no_unicode_are_escaped(embedded, command, deep, photos, tmp_path):
+    (photos / "list.txt").write_bytes(b"gone\xff.png\na.jpg\n")
+    words = [photos / "list.txt", "--to", f"{tmp_path}/answers/", "--backbone", deep]
+    assert command(predict, *words, "--classes", "cat", "dog").status == 1
+    for folder in (embedded(photos / "list.txt", errors=1), tmp_path / "answers"):
+        row = rows_in(folder)[0]
+        assert row["path"] == str(photos / r"gone\udcff.png") and r"gone\udcff.png" in row["error"]
 
 
 def test_each_tar_becomes_one_file_with_keys(embedded, photos, tmp_path):
