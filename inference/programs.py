@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clip import load_backbone
+from clip import CLIP, load_backbone
 from common.errors import UsageError
 from common.start import required_packages
 
@@ -48,16 +48,19 @@ class ImageProgram(nn.Module):
         # To export their tensors
         self.visual = self.model.clip.visual
         self.logit_scale = self.model.clip.logit_scale
-        if self.model.clip.dtype != torch.float32:
-            what = (
-                f"{classifier.method} computes in {str(self.model.clip.dtype)[6:]} on this CPU, "
-                "which programs cannot"
-            )
-            raise UsageError(what, "train with PREC fp32, or export on a CPU without that type")
+        check_type(classifier, self.model.clip)
         self.register_buffer("text_feature", text_feature(classifier, class_names))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.output(images, self.text_feature).logits
+
+
+def check_type(classifier: PromptedClassifier, clip: CLIP) -> None:
+    """Raise UsageError for a model in bf16, whose logits a file for serving would not have."""
+    if clip.dtype != torch.float32:
+        computes = f"{classifier.method} computes in {str(clip.dtype)[6:]} on this CPU"
+        remedy = "train with PREC fp32, or export on a CPU without that type"
+        raise UsageError(f"{computes}, and exported programs and weights in float32", remedy)
 
 
 def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
@@ -120,6 +123,7 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
     folded in.
     """
     model = classifier.model_for(class_names)
+    check_type(classifier, model.clip)
     features = model.of_text(text_feature(classifier, class_names))
     state = model.folded()
     if state is None:

@@ -222,12 +222,13 @@ def test_refused_exports_write_nothing(
 
 
 @pytest.mark.slow
-def test_a_model_in_half_precision_has_no_program(exported, deep, tmp_path):
+def test_a_model_in_half_precision_has_no_program_and_no_weights(exported, deep, tmp_path):
     """ONNX Runtime has no convolutions of bf16."""
     classifier = PromptedClassifier.from_pretrained(str(exported), str(deep))
     classifier.model_for(classifier.class_names).bfloat16()
-    with pytest.raises(UsageError, match="computes in bfloat16.*PREC fp32"):
-        programs.write_onnx(classifier, classifier.class_names, tmp_path / "model.onnx")
+    for write in (programs.write_onnx, programs.write_weights):
+        with pytest.raises(UsageError, match="computes in bfloat16.*PREC fp32"):
+            write(classifier, classifier.class_names, tmp_path / "file")
 
 
 def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_it(
