@@ -21,7 +21,8 @@ LARGEST_ALPHA = 10_000
 
 
 def untrained(classifier: PromptedClassifier) -> State:
-    """What a method learns, before it has learned: for a method of weights, those of CLIP.
+    """What a method learns, before it has learned: for a method of weights, those of CLIP. The
+    scale of the logits is left out: it is no weight, and merged models have the mean.
 
     Raises:
         UsageError: its start is not CLIP itself, so that a change from it has no meaning.
@@ -37,7 +38,11 @@ def untrained(classifier: PromptedClassifier) -> State:
         if not start[name].any():
             what = f"{classifier.method} has a {name} that does not start from CLIP's weights"
             raise UsageError(what, "use --how mean or greedy")
-    return start
+    return {key: tensor for key, tensor in start.items() if not is_scale(key, tensor)}
+
+
+def is_scale(key: str, tensor: Tensor) -> bool:
+    return tensor.dim() == 0 and key.endswith("scale")
 
 
 def cloned(state: Mapping[str, Tensor]) -> State:
@@ -45,15 +50,22 @@ def cloned(state: Mapping[str, Tensor]) -> State:
 
 
 def weighted(states: Iterable[tuple[float, State]], start: State | None = None) -> State:
-    """The weighted sum of states, one in memory at a time; `start` has what is left to 1."""
+    """The weighted sum of states, one in memory at a time; `start` has what is left to 1, and what
+    it lacks has the mean.
+    """
     total: State = {}
     left = 1.0
+    count = 0
     for weight, state in states:
         left -= weight
+        count += 1
         for key, tensor in state.items():
-            part = tensor.float() * weight if tensor.is_floating_point() else tensor
+            factor = weight if start is None or key in start else 1
+            part = tensor.float() * factor if tensor.is_floating_point() else tensor
             total[key] = part if key not in total else added(total[key], part, key)
     if start is not None:
+        for key in total.keys() - start.keys():
+            total[key] = total[key] / count
         for key, tensor in start.items():
             if tensor.is_floating_point():
                 total[key] += left * tensor.float()
@@ -78,7 +90,9 @@ def ties(states: Callable[[], Iterator[State]], start: State, density: float) ->
         density: the share of the entries of a model that stay.
     """
     totals = {key: torch.zeros_like(tensor) for key, tensor in start.items()}
+    scales = []
     for state in states():
+        scales.append({key: state[key] for key in state.keys() - start.keys()})
         for key, change in trimmed(state, start, density):
             totals[key] += change
     signs = {key: total.sign().to(torch.int8) for key, total in totals.items()}
@@ -90,10 +104,11 @@ def ties(states: Callable[[], Iterator[State]], start: State, density: float) ->
             agrees = change * signs[key] > 0
             sums[key] += change * agrees
             counts[key] += agrees
-    return {
-        key: tensor + sums[key] / counts[key].clamp(min=1) if tensor.is_floating_point() else tensor
-        for key, tensor in start.items()
-    }
+    joined = weighted((1 / len(scales), each) for each in scales)
+    for key, tensor in start.items():
+        floating = tensor.is_floating_point()
+        joined[key] = tensor + sums[key] / counts[key].clamp(min=1) if floating else tensor
+    return joined
 
 
 def trimmed(state: State, start: State, density: float) -> Iterator[tuple[str, Tensor]]:
@@ -114,10 +129,9 @@ def trimmed(state: State, start: State, density: float) -> Iterator[tuple[str, T
 
 def dropped(state: State, start: State, share: float, generator: torch.Generator) -> State:
     """DARE (Yu et al., 2024): entries of the change go by chance, the others grow instead."""
-    found = {}
+    found = dict(state)
     for key, tensor in start.items():
         if not tensor.is_floating_point():
-            found[key] = state[key]
             continue
         stays = torch.rand(tensor.shape, generator=generator) >= share
         found[key] = tensor + (state[key].float() - tensor) * stays / (1 - share)

@@ -163,6 +163,14 @@ def test_changes_from_clip_are_scaled_or_joined(runs, merged, load, learned, eur
     torch.testing.assert_close(none.model_for().image_features(none.pixels(images)), expected)
 
 
+@pytest.mark.parametrize("how", ["wise-ft:0.5", "task:0.3", "ties", "dare"])
+def test_the_scale_of_the_logits_is_averaged(how, runs, merged, learned):
+    paths = runs("FineTune", 1 if how == "wise-ft:0.5" else 2)
+    scales = [learned(path)["log_scale"] for path in paths]
+    found = learned(merged(how, *paths)[0])["log_scale"]
+    assert found.item() == pytest.approx(torch.stack(scales).mean().item(), abs=1e-6)
+
+
 def test_ties_keeps_the_largest_entries_and_dare_drops_by_seed():
     start = {"a": torch.zeros(4), "b": torch.zeros(6)}
     state = {"a": torch.tensor([5.0, -1, 0.5, 4]), "b": torch.tensor([1.0, 9, -8, 0, 2, 3])}
