@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import UsageError
 from common.files import checksum
 from common.lock import LOCK
-from common.text import read_json
+from common.text import MAX_JSON, read_bytes, read_json
 
 from .images import Photo
 from .request import FitRequest
@@ -57,7 +57,9 @@ def facts(
         later["pool"] = hashlib.sha256(files.encode()).hexdigest()
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
     images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    sentences = checksum(request.sentences) if request.sentences else ""
+    sentences = ""
+    if request.sentences:
+        sentences = hashlib.sha256(read_bytes(request.sentences, MAX_JSON)).hexdigest()
     return {
         "minutes": request.minutes,
         "methods": list(request.methods),

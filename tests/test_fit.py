@@ -1,6 +1,7 @@
 """tools/fit.py: from a folder of images to a classifier with an honest estimate."""
 
 import json
+import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -538,14 +539,17 @@ SPOILED = [
     "long",
     "device",
     "sentences",
+    "pipe",
 ]
 
 
 @pytest.mark.parametrize("kind", SPOILED)
 def test_what_cannot_work_is_one_line(command, photos, tiny, tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe.json")
     options = {
         "device": ["--device", "tpu"],
         "sentences": ["--sentences", photos / "none.json"],
+        "pipe": ["--sentences", tmp_path / "pipe.json"],
     }.get(kind, [])
     place, word = (photos, str(options[1])) if options else spoil(photos, kind)
     assert (
