@@ -119,6 +119,19 @@ def possible(
     return found
 
 
+def of_classes(folds: NDArray[np.int64], labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """(repeats, images): as many folds, each of which holds out all images of some classes."""
+    classes = np.unique(labels)
+    number = min(int(folds.max()) + 1, len(classes))
+    rng = np.random.default_rng(seed)
+    of_class = np.zeros(classes.max() + 1, dtype=np.int64)
+    found = np.empty_like(folds)
+    for row in found:
+        of_class[rng.permutation(classes)] = np.arange(len(classes)) % number
+        row[:] = of_class[labels]
+    return found
+
+
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:
     """(images,): the cross-entropy of logits (repeats, images, classes), the mean over repeats."""
     return -np.take_along_axis(log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[

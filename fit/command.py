@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UsageError
 from common.files import checksum
@@ -14,7 +15,7 @@ from common.names import as_clip_reads, printable
 from common.start import Parser, any_seed, between, path, percent
 from datasets.base import missing_files
 
-from .images import Photo, check_named, find, unlabelled_in
+from .images import Photo, as_class_name, check_named, find, unlabelled_in
 from .record import FORM, checksums, earlier_record, facts
 from .request import COVERAGES, PRIORS, FitRequest
 
@@ -85,21 +86,29 @@ def parse(argv: list[str] | None) -> FitRequest:
         metavar="NAME",
         help="methods to try besides zero-shot CLIP (default: all)",
     )
+    words = "classes that have no images: heads that can work by their names alone are tried"
+    add("--classes", nargs="+", default=[], metavar="NAME", help=words)
     words = "folder, list or bank of images without labels, to learn from where that helps"
     add("--pool", type=path, metavar="POOL", help=words)
     words = "CSV file with path and label, for a bank"
     add("--labels", type=path, metavar="FILE", help=words)
     add("--seed", type=any_seed, default=1, help="of the folds and of the training (default: 1)")
     options = vars(parser.parse_args(argv))
-    options["methods"] = tuple(options["methods"])
     if options["images"] is None and options["backbone"][1:]:
         # `--backbone small birds --to ...`, from when there was one backbone
         options["images"] = path(options["backbone"].pop())
     if options["images"] is None:
         parser.error("the following arguments are required: IMAGES")
-    options["backbone"], *others = options["backbone"]
-    options["others"] = tuple(others)
-    return FitRequest(**{field.name: options[field.name] for field in fields(FitRequest)})
+    return request_of(options)
+
+
+def request_of(options: dict[str, Any]) -> FitRequest:
+    """The request by the values of all options."""
+    backbone, *others = options["backbone"]
+    lists = {"methods": tuple(options["methods"]), "others": tuple(others)}
+    lists["classes"] = tuple(as_class_name(name) for name in options["classes"])
+    values = {**options, **lists, "backbone": backbone}
+    return FitRequest(**{field.name: values[field.name] for field in fields(FitRequest)})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,16 +117,18 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(
             "--groups none and --group-by contradict each other", "leave out one of them"
         )
-    photos = find(request.images, request.test, request.group_by, request.labels)
+    photos = find(request.images, request.test, request.group_by, request.labels, request.classes)
     if request.groups != "none":
         check_named(photos, request.images)
     earlier = earlier_record(request.to)
     classes = sorted({photo.label for photo in photos})
+    if more := sorted({*request.classes}.difference(classes)):
+        print(printable(f"Classes without images: {', '.join(more)}"))
     print(f"{len(photos):,} images in {len(classes)} classes: reading their checksums")
     if request.max_error:
         print(f"--max-error: at most {request.max_error:g}% of the answers may be wrong")
     if not request.sentences:
-        note_joined_names(classes)
+        note_joined_names([*classes, *more])
     photos = with_checksums(photos)
     pool = pool_of(request)
     asked = facts(request, photos, pool)

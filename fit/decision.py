@@ -96,6 +96,10 @@ def decide_among(
     folds = choice.folds(examples.labels, examples.scenes, request.seed)
     if not len(folds):
         return 0, untried(backbones[0].heads, examples, backbones[0].candidates)
+    repeats = len(folds)
+    if examples.lacks_images:
+        whole = choice.of_classes(folds, examples.labels, request.seed)
+        folds = np.concatenate([folds, whole])
     trials = tried(backbones, folds, plan, request.prior)
     options = [one.option for one in trials]
     sample = trials[0].sample
@@ -109,11 +113,14 @@ def decide_among(
     scales = scales_of(trials[best], weights[best], heads, examples)
     chosen = used(trials[best].logits, weights[best], scales)
     scenes = of_class(examples, folds)
+    notes = of_held_classes(trials[best], outside, repeats)
+    own = trials[best].of_repeats(repeats, notes)
+    outside = outside[:repeats]
     if examples.drawn is None:
-        decision = estimated(trials[best], chosen, scales, scenes, outside)
+        decision = estimated(own, chosen, scales, scenes, outside)
         decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
     else:
-        decision = of_draws(trials[best], chosen, scales, scenes, outside, examples.drawn)
+        decision = of_draws(own, chosen, scales, scenes, outside, examples.drawn)
         if decision.trials is None:
             return best, decision
         found = found[:, :, examples.drawn[trials[best].held]]
@@ -121,6 +128,21 @@ def decide_among(
     if len(backbones) > 1:
         decision = compared(decision, backbones, trials, found, scores)
     return best, decision
+
+
+def of_held_classes(trials: Trials, outside: NDArray[Any], repeats: int) -> list[str]:
+    """What the choice says of classes that were held out with all their images, in the repeats
+    after the first ones, for the user.
+    """
+    if repeats == len(trials.folds):
+        return []
+    accuracies = [
+        100 * trials.sample.mean(choice.right(logits[repeats:], trials.sample.labels))
+        for logits in (outside, trials.stacked[0])
+    ]
+    chosen, zero_shot = (f"{accuracy:.0f}%" for accuracy in accuracies)
+    what = "Of classes whose images were all held out, as if they had none"
+    return [f"{what}, {chosen} of the images are right (zero-shot CLIP: {zero_shot})"]
 
 
 def of_draws(
@@ -221,7 +243,7 @@ def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -
     shares = {
         candidates[place]: share for place, share in members(candidates, evidence).items() if share
     }
-    if [*shares] == [zero_shot]:
+    if [*shares] == [zero_shot] and not examples.lacks_images:
         shares = {candidates[-1]: 1.0}
     scales = {
         one: spread(heads.answers(one, learned_from, examples.x))

@@ -163,6 +163,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         with TemporaryDirectory() as place:
             photos, labels = photos_of(X, y, Path(place), self._labels)
             request = self._request(Path(place) / "model")
+            request = replace(request, classes=tuple(self._labels))  # some may have no images
             one = request
             if self.backbone_ in request.backbones:
                 one = replace(request, backbone=self.backbone_, others=(), max_ms=None)

@@ -363,6 +363,13 @@ def reads_names(method: str) -> bool:
     return not issubclass(kind, FeatureMethod) or kind.spec.reads_text
 
 
+def transfers(method: str) -> bool:
+    """Whether a method tells classes without images by their names."""
+    kind = trainers.predicting()[method]
+    needs_all = issubclass(kind, FeatureMethod) and kind.spec.needs_all
+    return kind.transfers and not kind.together and not needs_all
+
+
 def settings_of(candidate: Candidate) -> CfgNode:
     """The configuration of a candidate, which nobody can change."""
     return configuration_of(

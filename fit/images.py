@@ -46,7 +46,11 @@ class Photo:
 
 
 def find(
-    place: Path, test: Path | None = None, group_by: str = "", labels: Path | None = None
+    place: Path,
+    test: Path | None = None,
+    group_by: str = "",
+    labels: Path | None = None,
+    classes: Sequence[str] = (),
 ) -> list[Photo]:
     """The labelled images of a folder or a CSV file, and the test images of another one, sorted by
     class and path.
@@ -54,6 +58,7 @@ def find(
     Args:
         group_by: as for `named`; empty if only a column may name groups.
         labels: a CSV file with path and label for the images of a bank.
+        classes: those that may have no images to learn from.
 
     Raises:
         UsageError: there are fewer than two classes with images, an image of a CSV file is missing,
@@ -63,19 +68,23 @@ def find(
     if test:
         photos = [photo for photo in photos if photo.part != "test"]
         photos += [replace(photo, part="test") for photo in read(test, labels)]
-    # As a model's class names
-    photos = [replace(photo, label=" ".join(photo.label.split())) for photo in photos]
+    photos = [replace(photo, label=as_class_name(photo.label)) for photo in photos]
     learned = sorted({photo.label for photo in photos if photo.part != "test"})
     if len(learned) < 2:
         what = f"{place} has images of {len(learned)} class{'' if len(learned) == 1 else 'es'}"
         raise UsageError(what, f"a classifier needs two: {LAYOUT}", place)
-    check_known_names(learned, place)
-    if unknown := {photo.label for photo in photos}.difference(learned):
+    check_known_names(sorted({*learned, *classes}), place)
+    if unknown := {photo.label for photo in photos}.difference(learned, classes):
         what = f"the test images have the class {min(unknown)!r}, which the training images lack"
         raise UsageError(what, "rename or remove it", test or place)
     if group_by:
         photos = named(photos, group_by, place)
     return sorted(photos, key=lambda photo: (PARTS.index(photo.part), photo.label, photo.path))
+
+
+def as_class_name(label: str) -> str:
+    """A label as a model has its class names."""
+    return " ".join(plain(label).split())
 
 
 def read(place: Path, labels: Path | None = None) -> list[Photo]:

@@ -38,7 +38,11 @@ class Photos:
 
     @classmethod
     def usable(
-        cls, photos: Sequence[Photo], pixels: Mapping[str, str], damaged: Mapping[str, str]
+        cls,
+        photos: Sequence[Photo],
+        pixels: Mapping[str, str],
+        damaged: Mapping[str, str],
+        classes: Sequence[str] = (),
     ) -> "Photos":
         """The images without damaged ones and copies. Of copies the first is kept: one for training
         before one for a test. An image that has two labels is left out, as one of them must be
@@ -46,6 +50,7 @@ class Photos:
 
         Args:
             pixels: the SHA-256 of the decoded pixels, by path; of damaged images there is none.
+            classes: those that may have no images.
 
         Raises:
             UsageError: fewer than two classes are left.
@@ -61,6 +66,7 @@ class Photos:
             example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
             remedy = f"replace damaged images{example}; and images that are in two classes"
             raise UsageError("fewer than two classes have an image that can be used", remedy)
+        names = sorted({*names, *classes})
         lost = sorted({photo.label for photo in photos}.difference(names))
         if lost:
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
@@ -94,6 +100,12 @@ class Photos:
     @cached_property
     def training(self) -> list[Photo]:
         return [photo for photo in self.images if photo.part != "test"]
+
+    @property
+    def without_images(self) -> list[str]:
+        """The classes that have no training images."""
+        learned = {photo.label for photo in self.training}
+        return [name for name in self.names if name not in learned]
 
     @property
     def drawn(self) -> NDArray[np.bool_] | None:

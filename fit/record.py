@@ -52,6 +52,8 @@ def facts(
     if any(photo.asked for photo in photos):
         asked = json.dumps([photo.asked for photo in photos])
         later["asked"] = hashlib.sha256(asked.encode()).hexdigest()
+    if more := {*request.classes}.difference(photo.label for photo in photos):
+        later["classes"] = sorted(more)
     if pool:
         files = json.dumps(sorted(photo.sha256 for photo in pool))
         later["pool"] = hashlib.sha256(files.encode()).hexdigest()

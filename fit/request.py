@@ -22,6 +22,7 @@ class FitRequest:
         groups: `auto` or `none`.
         prior: how frequent the classes are in new images, one of PRIORS.
         coverage_by: whether sets cover a share of all images, or of those of each class.
+        classes: names of classes, which may have no images.
         pool: folder, list or bank with images without labels; None for none.
         methods: to try besides zero-shot CLIP; empty for all.
     """
@@ -44,6 +45,7 @@ class FitRequest:
     seed: int = 1
     labels: Path | None = None
     pool: Path | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def backbones(self) -> tuple[str, ...]:

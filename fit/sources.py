@@ -79,7 +79,8 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
         UsageError: two backbones have the same weights, or none is fast enough.
     """
     check_different(request.backbones)
-    names = sorted({photo.label for photo in found if photo.part != "test"})
+    learned = {photo.label for photo in found if photo.part != "test"}
+    names = sorted(learned.union(request.classes))
     sources = []
     for name in request.backbones:
         own = replace(request, backbone=name, others=())
@@ -91,7 +92,7 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
             print(f"Left out: {name} takes {plan.ms[name]:.1f} ms for an image")
             continue
         sources.append(Source(own, heads, *banked.features_of(found, encoder), encoder))
-    check_texts(request, sources)
+    check_texts(request, sources, names != sorted(learned))
     if not sources:
         fastest = min(plan.ms, key=plan.ms.__getitem__)
         what = f"no backbone takes at most {request.max_ms:g} ms for an image here"
@@ -100,12 +101,13 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
     return sources
 
 
-def check_texts(request: FitRequest, sources: Sequence[Source]) -> None:
+def check_texts(request: FitRequest, sources: Sequence[Source], lacks_images: bool) -> None:
     """Raise UsageError for an option that needs texts, if no backbone reads any."""
     if not sources or any(source.heads.reads_names for source in sources):
         return
     asked = [name for name in request.methods if reads_names(name)]
     asked += ["--sentences"] if request.sentences else []
+    asked += ["a class without images"] if lacks_images else []
     if asked:
         what = f"{asked[0]} needs texts, and {request.backbone} has no text tower"
         raise UsageError(what, "leave it out, or choose a CLIP as --backbone")

@@ -30,7 +30,7 @@ from .candidates import CANDIDATES, COMPUTED, MIXTURE, POOLED, SENTENCES, ZERO_S
 from .decision import Decision, decide_among
 from .features import Row
 from .groups import numbers
-from .heads import Heads, reads_names
+from .heads import Heads, reads_names, transfers
 from .images import Photo
 from .photos import Photos
 from .plan import Plan
@@ -144,6 +144,9 @@ def backbone_of(
     trained = methods_of(request, TRAINED, heads, images) if reads_images else []
     known = CANDIDATES if heads.pool is None else (*CANDIDATES, *POOLED)
     candidates = methods_of(request, known, heads, images)
+    if photos.without_images:
+        trained = []  # they would have to be trained for folds of classes, too
+        candidates = [one for one in candidates if transfers(one.method)]
     planned = partial(towers.planned, trained, plan.end, plan)
     examples = examples_of(source, heads, photos)
     return Backbone(request.backbone, heads, examples, candidates, planned)
@@ -157,6 +160,10 @@ def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str
             f"Heads that train were not tried on {images:,} images of {len(photos.names):,} classes"
         )
         yield f"{what}: name some by --methods to try them"
+    if without := photos.without_images:
+        some = ", ".join(without)
+        yield f"Heads that can do without images of a class were tried: there is none of {some}"
+        yield "The estimate is of the classes with images"
     if several and request.minutes:
         yield "Of several backbones heads alone were compared: name one to train prompts, too"
 
@@ -169,7 +176,7 @@ def photos_of(
 ) -> Photos:
     """The images that can be used, in groups."""
     pixels = {path: row.pixels_sha256 for path, row in rows.items()}
-    photos = Photos.usable(found, pixels, damaged)
+    photos = Photos.usable(found, pixels, damaged, request.classes)
     if request.minutes and any(photo.bank for photo in found):
         photos.notes.append("Prompts and CLIP-LoRA were not tried: a bank has no images")
     looks = all(photo.pixels_sha256 for photo in found if photo.bank)

@@ -53,6 +53,11 @@ class Examples:
         return self.y.cpu().numpy()
 
     @property
+    def lacks_images(self) -> bool:
+        """Whether a class has no image."""
+        return len(np.unique(self.labels)) < len(self.names)
+
+    @property
     def unit(self) -> str:
         """What is held out, for people."""
         return "image" if len(np.unique(self.scenes)) == len(self.scenes) else "scene"
@@ -147,6 +152,12 @@ class Trials:
         logits = {one: values[:, inside] for one, values in self.logits.items()}
         return replace(self, held=self.held[inside], sample=self.sample.part(inside), logits=logits)
 
+    def of_repeats(self, number: int, notes: list[str]) -> "Trials":
+        """The first repeats alone, with more notes."""
+        logits = {one: values[:number] for one, values in self.logits.items()}
+        notes = [*self.notes, *notes]
+        return replace(self, folds=self.folds[:number], logits=logits, notes=notes)
+
     def members(
         self, inside: NDArray[np.bool_] | None = None, pooled: bool = False
     ) -> dict[int, float]:
@@ -181,10 +192,9 @@ def try_candidates(
             f"{len(held):,} images choose and estimate, as more would need too much memory"
         )
     sample = Sample.of(labels[held], examples.scenes[held], prior)
-    several = set(labels[can_be_held].tolist())
-    alone = [name for place, name in enumerate(examples.names) if place not in several]
+    alone = set(labels.tolist()).difference(labels[can_be_held].tolist())
     if alone:
-        names = ", ".join(alone)
+        names = ", ".join(examples.names[place] for place in sorted(alone))
         notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
     rows, logits = tried(backbone, tasks(backbone, folds, plan, some), held, sample, plan)

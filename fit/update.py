@@ -52,7 +52,8 @@ def update(
     """
     folder = request.to
     found = [*before, *added]
-    heads = heads_of(request, sorted({photo.label for photo in found}), clip)
+    names = {photo.label for photo in found}.union(request.classes)
+    heads = heads_of(request, sorted(names), clip)
     encoder = Features(heads.zero_shot, heads.tower)
     rows, damaged = banked.features_of(found, encoder)
     check_found(before, damaged)

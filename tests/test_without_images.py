@@ -1,0 +1,116 @@
+"""tools/fit.py --classes: classes that have no images yet."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fit import choice
+from fit import command as fit
+from fit.candidates import CANDIDATES, Candidate
+from fit.decision import decide
+from fit.estimator import Classifier
+from fit.heads import Heads, transfers
+from fit.request import FitRequest
+from fit.trials import Examples
+from inference.classifier import PromptedClassifier
+from inference.models import load
+from inference.options import LoadOptions
+
+MORE = "brown", "pink"
+TRANSFERS = {"ZeroshotCLIP", "CuPL", "TipAdapter", "TipAdapterF", "ProKeR", "CLIPAdapter"}
+
+
+@pytest.fixture
+def photos(eurosat, tmp_path):
+    """Class folders with 4 images each."""
+    for folder in (eurosat / "eurosat/2750").iterdir():
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:4]:
+            shutil.copy(file, tmp_path / "photos" / folder.name)
+    return tmp_path / "photos"
+
+
+def test_heads_that_need_an_image_of_each_class_are_not_tried():
+    found = {one.method for one in CANDIDATES if transfers(one.method)}
+    assert found == TRANSFERS | {"ProLIP", "RLA"}
+
+
+def test_folds_hold_out_whole_classes():
+    labels = np.repeat([0, 1, 3], 4)
+    folds = np.tile(np.arange(4), (2, 3))
+    found = choice.of_classes(folds, labels, 1)
+    assert found.shape == folds.shape
+    for row in found:
+        assert [len(np.unique(row[labels == label])) for label in (0, 1, 3)] == [1, 1, 1]
+        assert len(np.unique(row)) == 3
+
+
+def test_a_head_that_forgets_classes_without_images_is_not_chosen(tiny, monkeypatch):
+    """A head is always right for the classes that it has seen, and never for others."""
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b", "c", "d"]))
+    labels = torch.arange(36) % 3
+    x = torch.nn.functional.one_hot(labels, 64).float() + 0.01 * torch.randn(36, 64)
+    monkeypatch.setattr("fit.heads.get_tensor", lambda *_: None)
+    chance = torch.Generator().manual_seed(0)
+
+    def answers(candidate, seen, features):
+        truth = torch.nn.functional.one_hot(features[:, :4].argmax(dim=1), 4).float()
+        if candidate.method == "ZeroshotCLIP":
+            return truth + 0.7 * torch.randn(truth.shape, generator=chance)
+        known = torch.bincount(seen[1], minlength=4) > 0
+        return truth.masked_fill(~known, -10.0)
+
+    monkeypatch.setattr(heads, "answers", answers)
+    monkeypatch.setattr("fit.decision.curve", lambda *_: [])
+    examples = Examples(x, labels, np.arange(36), heads.names)
+    forgetful = [CANDIDATES[0], Candidate("TipAdapter", {"ALPHA": 1.0, "BETA": 5.5})]
+    decision = decide(heads, examples, forgetful, FitRequest("images", "model"))
+    assert decision.name == "ZeroshotCLIP"
+    assert any("held out, as if they had none" in note for note in decision.notes)
+    assert len(decision.trials.folds) == len(decision.logits) == 2
+    three = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b", "c"]))
+    monkeypatch.setattr(three, "answers", lambda *given: answers(*given)[:, :3])
+    examples = Examples(x, labels, np.arange(36), three.names)
+    assert "TipAdapter" in decide(three, examples, forgetful, FitRequest("images", "model")).name
+
+
+def test_a_fit_with_classes_without_images(command, photos, tiny, tmp_path):
+    model = tmp_path / "model"
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "GDA", "ProKeR"]
+    line += ["--classes", *MORE, "--to", model]
+    done = command(fit, *line)
+    assert done.status == 0, done.error
+    assert "there is none of brown, pink" in done.printed
+    assert "The estimate is of the classes with images" in done.printed
+    assert "with one image: brown" not in done.printed
+    record = json.loads((model / "fit.json").read_text())
+    assert {*MORE} < {*record["names"]} and record["estimate"]
+    assert not any("GDA" in row["name"] for row in record["candidates"])
+    assert {*MORE} < {*load(model, LoadOptions(backbone=str(tiny))).class_names}
+    assert "no image: nothing is known" in (model / "report.html").read_text()
+    assert "Already done" in command(fit, *line).printed
+    line[-3] = "violet"
+    assert "Already done" not in command(fit, *line).printed
+
+
+def test_more_images_keep_classes_without_images(command, photos, tiny, tmp_path):
+    model = tmp_path / "model"
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
+    assert command(fit, *line, "--classes", *MORE, "--to", model).status == 0
+    classifier = Classifier.load(model, backbone=str(tiny), minutes=0, methods=["ProKeR"])
+    image = next(photos.rglob("*.png"))
+    classifier.partial_fit([image], ["brown"])
+    assert {*MORE} < {*classifier.classes_}
+
+
+def test_test_images_may_be_of_classes_without_images(command, photos, tiny, tmp_path):
+    (tmp_path / "test/brown").mkdir(parents=True)
+    shutil.move(next(photos.rglob("*.png")), tmp_path / "test/brown/one.png")
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
+    line += ["--test", tmp_path / "test", "--to", tmp_path / "model"]
+    assert command(fit, *line, "--classes", "brown").status == 0
+    done = command(fit, *line[:-1], tmp_path / "other")
+    assert done.status == 2 and "which the training images lack" in done.error
