@@ -89,11 +89,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for model in args.models:
         check_exists(model)
-        if kind_of(model) == "peft":
-            what = f"{model} is an adapter of PEFT"
-            raise UsageError(
-                what, "make it a model by tools/export.py, and give that folder", model
-            )
+    if kind_of(args.models[0]) == "peft":
+        what = f"{args.models[0]} is an adapter of PEFT, which names no classes"
+        raise UsageError(what, "give a run first, or make it a model by tools/export.py")
     if args.how.of_one != (len(args.models) == 1):
         number = "one model" if args.how.of_one else "two models or more"
         what = f"--how {args.how.name} is for {number}"
@@ -142,7 +140,7 @@ class Members:
         self.selected_on_test = "selected_on_test" in first.description.training
         learned = {digest(state_of(first)): paths[0]}
         for other in paths[1:]:
-            classifier = load(other, self.options, self.clip)
+            classifier = self.load(other)
             check_same(first, classifier, paths[0], other)
             self.settings.append(classifier.description.settings)
             self.selected_on_test |= "selected_on_test" in classifier.description.training
@@ -152,17 +150,19 @@ class Members:
                 raise UsageError(what, "give each model once", other)
             learned[content] = other
 
+    def load(self, path: Path) -> PromptedClassifier:
+        options = self.options
+        if kind_of(path) == "peft":
+            backbone = self.first.cfg.MODEL.BACKBONE.NAME
+            options = replace(options, class_names=self.first.class_names, backbone=backbone)
+        return load(path, options, self.clip)
+
     def state(self, place: int) -> State:
         """What a model has learned, on the CPU."""
-        return state_of(load(self.paths[place], self.options, self.clip))
+        return state_of(self.load(self.paths[place]))
 
     def states(self) -> Iterator[State]:
-        for place in range(len(self.paths)):
-            yield self.state(place)
-
-    def start(self, how: How) -> State | None:
-        """`start_of` the method."""
-        return start_of(self.first, how)
+        return map(self.state, range(len(self.paths)))
 
     def mean(self, places: Sequence[int]) -> Learned:
         """The mean of the models at these places."""
@@ -262,7 +262,7 @@ def differences(first: PromptedClassifier, other: PromptedClassifier) -> Iterato
             values = f"{key} {one.settings[key]} and {two.settings.get(key)}"
             yield f"have {values if len(values) < 100 else f'other {key}'}", "the same settings"
     texts = {(each.template, each.dataset_template, str(each.sentences)) for each in (one, two)}
-    if len(texts) > 1:
+    if len(texts) > 1 and predicting()[one.method].reads_template:
         yield "have other sentences", "the same texts"
 
 
@@ -295,7 +295,7 @@ def combined(members: Members, how: How, seed: int) -> Learned:
     places = range(len(members.paths))
     if how.name == "mean":
         return members.mean(places)
-    start = members.start(how)
+    start = start_of(members.first, how)
     if start is None or how.name in ("wise-ft", "task"):
         return members.sum(dict.fromkeys(places, float(how.value or 0)), start)
     if how.name == "ties":
@@ -332,7 +332,7 @@ def best_share(members: Members, judge: "Judge") -> tuple[State, dict[str, Any],
     """WiSE-FT (Wortsman et al., CVPR 2022) with the share of the learned change that is best on
     validation images; the smallest of several.
     """
-    start = members.start(How("wise-ft"))
+    start = start_of(members.first, How("wise-ft"))
     accuracies = {share: judge.accuracy(*members.sum({0: share}, start)) for share in SHARES}
     for share, accuracy in accuracies.items():
         print(f"{accuracy:5.1f}%  wise-ft:{share:g}")

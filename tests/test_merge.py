@@ -125,6 +125,16 @@ def test_the_mean_of_low_rank_maps_is_that_of_their_products(runs, merged, load)
     assert torch.allclose(products(load(again)), (3 * first + second) / 4, atol=1e-7)
 
 
+def test_an_adapter_of_peft_is_a_member(runs, merged, load, tmp_path):
+    first, second = runs("CLIPLoRA")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    peft.write(load(second), adapter, "transformers")
+    folder, _ = merged("mean", first, adapter)
+    expected = (products(load(first)) + products(load(second))) / 2
+    assert torch.allclose(products(load(folder)), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "method", thorough_but(("CoOp", "FineTune"), ("CoOp", "CLIPFit", "FineTune", "ProLIP"))
 )
@@ -272,7 +282,7 @@ def test_what_cannot_be_merged_is_one_line(runs, finished, command, load, eurosa
     adapter = tmp_path.parent / "adapter"
     adapter.mkdir(exist_ok=True)
     peft.write(load(lora[0]), adapter, "transformers")
-    refused("is an adapter of PEFT", models=[lora[0], adapter])
+    refused("is an adapter of PEFT, which names no classes", models=[adapter, lora[0]])
     refused("TwoStage has a classifier", models=runs("TwoStage", 1), how="wise-ft:0.5")
     new = finished("CLIPLoRA", "new", *STEPS["CLIPLoRA"])
     refused("have other classes", models=[lora[0], new])
