@@ -93,7 +93,7 @@ def ask(args: argparse.Namespace, classifier: "PromptedClassifier") -> None:
     if args.page:  # the last round is smaller
         budget = min(budget, pool.left(labels))
         if not budget:
-            raise UsageError("each scene of the pool has a label", "fit them: this was all")
+            raise UsageError("each scene of the pool has a label", "this was the last round")
     asked = pool.ask(labels, budget, budget // DRAWN, args.seed, args.rule)
     rows = [
         {"path": image, "label": "", "asked": ASKED[is_drawn], "guess": guess}
