@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.real import __main__ as real
-from benchmarks.real import backbones, encoders, images
+from benchmarks.real import backbones, encoders, images, tuning
+from benchmarks.real.data import images_in
 from benchmarks.real.table import table
 from common.errors import UsageError
 from common.files import checksum
@@ -95,6 +97,36 @@ def test_fits_of_several_encoders_resume(tones, tiny, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*map(str, argv), "1", "--table"])
     backbones.main()
     assert "2 fits; encoders differ by more than 3 points in" in capsys.readouterr().out
+
+
+def test_fine_tuning_learns_from_the_images_of_the_heads(tones, monkeypatch, capsys):
+    few = [one for one in real.CANDIDATES if one.method in {"ZeroshotCLIP", "GDA"}]
+    monkeypatch.setattr(real, "CANDIDATES", few)
+    drawn = []
+    whole = tuning.train_and_test
+
+    def noted(spec):
+        root = Path(spec.cfg.DATASET.ROOT)
+        drawn.append({path.relative_to(root / "train") for path in root.glob("train/*/*")})
+        whole(spec)
+
+    monkeypatch.setattr(tuning, "train_and_test", noted)
+    argv = ["tuning", "--output", tones, "--sets", "tones", "--encoders", "small", "--shots", "2"]
+    for more in (["--seeds", "1"], ["--seeds", "1", "2"], ["--table"]):
+        monkeypatch.setattr(sys, "argv", [*map(str, argv), *more])
+        tuning.main()
+    data = real.Data(tones / "sets/tones", "small")
+    for seed, files in enumerate(drawn, 1):
+        features = data.of(tones / "sets/tones/train")[0]
+        paths = [
+            path.relative_to(tones / "sets/tones/train")
+            for path in images_in(tones / "sets/tones/train")
+        ]
+        places = [place for place, path in enumerate(paths) if path in files]
+        assert len(drawn) == 2 and len(places) == 6
+        assert torch.allclose(features[places].sum(dim=0), data.draw(2, seed, 0)[0].sum(dim=0))
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| tones | small | 2 | 2 | ")
 
 
 def test_a_run_resumes_and_its_table(tones, monkeypatch, capsys):

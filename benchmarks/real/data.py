@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.fits import of_each_class
 from common.files import checksum
 from fit.features import Features
 from fit.heads import Heads
@@ -36,7 +37,7 @@ class Data:
 
     def of(self, folder: Path) -> tuple[Tensor, NDArray[np.int64]]:
         """Features and labels of the images in class folders."""
-        paths = sorted(folder.rglob("*.png"))
+        paths = images_in(folder)
         rows, _ = self.encoder.of({str(path): checksum(path) for path in paths})
         features = torch.stack([rows[str(path)].feature for path in paths])
         return features, np.array([self.heads.names.index(path.parent.name) for path in paths])
@@ -49,13 +50,16 @@ class Data:
         """
         rng = np.random.default_rng([seed, shots])
         classes = range(len(self.heads.names))
-        of_class = [np.flatnonzero(self.y == label) for label in classes]
-        chosen = np.concatenate([rng.permutation(places)[:shots] for places in of_class])
+        chosen = of_each_class(self.y, shots, rng)
         labels = self.y[chosen]
         wrong = rng.permutation(len(labels))[: round(swapped / 100 * len(labels))].tolist()
         for place in wrong:
             labels[place] = (labels[place] + rng.integers(1, len(classes))) % len(classes)
         return self.x[chosen], labels, {*wrong}
+
+
+def images_in(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.png"))
 
 
 def loaded(name: str, encoder: str, sources: Sequence[Path], output: Path) -> Data:

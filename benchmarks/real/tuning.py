@@ -1,0 +1,130 @@
+"""Fine-tuning of the image tower beside heads on its features, on the same images: `python -m
+benchmarks.real.tuning --sources DIR --output DIR`.
+
+The data sets, encoders and draws are those of `benchmarks.real`. tuning.jsonl has a line for each
+draw, so that the same command resumes. `--table` prints means with their standard errors.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.fits import add_record, of_each_class, read_records
+from configs.files import CONFIGS
+from fit.candidates import ZERO_SHOT
+from measures.results import read_results
+from runs.arguments import parse_arguments
+from runs.run import train_and_test
+from runs.run_spec import RunSpec
+
+from .__main__ import cell
+from .data import SMALL, Data, images_in, loaded
+
+# Of an EfficientNet-Lite; the rates are the better ones of two pairs on one draw of openclipart
+SETTINGS = (
+    "INPUT.SIZE", "(224, 224)", "OPTIM.MAX_EPOCH", "10",
+    "OPTIM.LR", "0.001", "TRAINER.FINETUNE.TOWER_RATE", "0.1",
+)  # fmt: skip
+ROWS = "FineTune", "heads", ZERO_SHOT
+
+
+def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> dict[str, Any]:
+    """Accuracy and seconds of FineTune on a draw of the images in a folder of `images.build`."""
+    paths = images_in(folder / "train")
+    labels = np.array([path.parent.name for path in paths])
+    root = output / "images"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(folder / "test", root / "test", copy_function=os.link)
+    for place in of_each_class(labels, shots, np.random.default_rng([seed, shots])):
+        copy = root / paths[place].relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        os.link(paths[place], copy)
+    words = ["--root", root, "--output-dir", output / "run", "--seed", seed, "--quiet"]
+    words += ["--trainer", "FineTune", "--backbone", encoder]
+    words += ["--config-file", CONFIGS / "trainers/FineTune/small.yaml"]
+    words += ["--dataset-config-file", CONFIGS / "datasets/image_folder.yaml"]
+    # Of openclipart some drawings are in both parts
+    words += ["DATASET.NUM_SHOTS", shots, "TEST.SELECT_ON_TEST", True]
+    words += SETTINGS if encoder != SMALL else ()
+    spec = RunSpec(parse_arguments(list(map(str, words))))
+    spec.check()
+    train_and_test(spec)
+    results = read_results(output / "run")
+    assert results is not None
+    return {"FineTune": results["accuracy"], "seconds": results["train_seconds"]}
+
+
+def record(data: Data, one: dict[str, Any], output: Path) -> dict[str, Any]:
+    """What a draw says of FineTune, of the heads that a fit chooses, and of zero-shot CLIP."""
+    shots, seed = one["shots"], one["seed"]
+    heads = cell(data, shots, seed, 0, ())
+    found = {"heads": heads["fit"], ZERO_SHOT: heads["singles"][ZERO_SHOT]}
+    found["seconds_heads"] = heads["seconds"]
+    name = one["encoder"]
+    encoder = name if name == SMALL else str(output / "encoders" / name)
+    folder = output / "sets" / one["set"]
+    run = output / "tuning" / "_".join(map(str, one.values()))
+    shutil.rmtree(run, ignore_errors=True)
+    found |= tuned(folder, encoder, shots, seed, run)
+    shutil.rmtree(run)
+    return one | found
+
+
+def table(records: list[dict[str, Any]]) -> Iterator[str]:
+    """A row for each data set, encoder and number of images."""
+    yield f"| data set | encoder | images | draws | {' | '.join(ROWS)} | seconds |"
+    yield f"{'| --- ' * (len(ROWS) + 5)}|"
+    for place in dict.fromkeys((one["set"], one["encoder"], one["shots"]) for one in records):
+        here = [one for one in records if (one["set"], one["encoder"], one["shots"]) == place]
+        cells = [shown(np.array([one[name] for one in here])) for name in ROWS]
+        seconds = np.median([one["seconds"] for one in here])
+        yield f"| {' | '.join(map(str, [*place, len(here), *cells, round(seconds)]))} |"
+
+
+def shown(values: np.ndarray) -> str:
+    """Their mean and its standard error."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{values.mean():.1f} ± {error:.1f}"
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="for draws, encoders and sets")
+    parser.add_argument("--sources", type=Path, nargs="+", default=[], help="opened packages")
+    parser.add_argument("--sets", nargs="+", default=["stamps", "emoji"])
+    parser.add_argument("--encoders", nargs="+", default=["lite2"])
+    parser.add_argument("--shots", nargs="+", type=int, default=[4, 16])
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
+    parser.add_argument("--table", action="store_true", help="print what the draws say")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
+    file = args.output / "tuning.jsonl"
+    done = read_records(file)
+    if args.table:
+        print("\n".join(table(done)))
+        return
+    torch.set_num_threads(1)
+    kept: dict[tuple[str, str], Data] = {}
+    for seed, name, encoder, shots in product(args.seeds, args.sets, args.encoders, args.shots):
+        one = {"set": name, "encoder": encoder, "shots": shots, "seed": seed}
+        if any(one.items() <= before.items() for before in done):
+            continue
+        if (name, encoder) not in kept:
+            kept[name, encoder] = loaded(name, encoder, args.sources, args.output)
+        found = record(kept[name, encoder], one, args.output)
+        add_record(file, found)
+        print(found, flush=True)
+
+
+if __name__ == "__main__":
+    main()
