@@ -173,7 +173,7 @@ class Work:
     """What happens between two rounds.
 
     Args:
-        classifier: asks until a fit knows all classes.
+        classifier: asks until there is a fit.
     """
 
     def __init__(
@@ -198,12 +198,13 @@ class Work:
             place = [self.args.pool, "--labels", self.args.to]
         words = ["--to", self.model, "--backbone", self.backbone, "--minutes", 0]
         words += ["--seed", self.args.seed, "--device", self.options.device]
+        words += ["--classes", *shown_names(self.classifier.class_names)]
         if self.options.sentences:
             words += ["--sentences", self.options.sentences]
         self.apart.run(list(map(str, [*place, *words])))
 
     def ask(self) -> None:
-        """Ask for the next images by the last fit, or as at the start while that lacks classes."""
+        """Ask for the next images by the last fit, or as at the start if there was none."""
         from inference.artefact import EXPORT_CONFIG_FILE
         from inference.models import load
 
@@ -215,8 +216,6 @@ class Work:
                 device=self.options.device,
                 max_pixels=self.options.max_pixels,
             )
-            fitted = load(self.model, own, classifier.clip)
-            if set(shown_names(classifier.class_names)) <= set(fitted.class_names):
-                classifier = fitted
-                args = argparse.Namespace(**vars(args) | {"model": self.model})
+            classifier = load(self.model, own, classifier.clip)
+            args = argparse.Namespace(**vars(args) | {"model": self.model})
         ask(args, classifier)

@@ -391,29 +391,33 @@ def test_a_fit_is_of_the_labels_and_of_heads(work, tiny, tmp_path):
     folder, bank = map(fit.parse, asked_for)
     assert folder.images == tmp_path / "asked.csv" and folder.to == tmp_path / "asked-model"
     assert (folder.minutes, str(folder.backbone), folder.labels) == (0, str(tiny), None)
+    assert folder.classes == tuple(CLASSES)
     assert (bank.images, bank.labels) == (tmp_path / "bank", tmp_path / "asked.csv")
 
 
-def test_the_last_fit_asks_once_it_knows_all_classes(
-    work, command, pool, tiny, tmp_path, monkeypatch
+def test_the_last_fit_asks_and_knows_classes_without_labels(
+    work, command, pool, tmp_path, monkeypatch
 ):
-    models = []
-    monkeypatch.setattr(label, "ask", lambda args, classifier: models.append(args.model))
-    images = sorted(pool.iterdir())
-    for classes in (5, 6):
-        rows = [
-            {"path": image, "label": CLASSES[int(image.name[0])], "asked": "random"}
-            for image in images
-            if int(image.name[0]) < classes
-        ]
-        asked.write_lines(
-            tmp_path / "asked.csv", [row | {"path": str(row["path"])} for row in rows]
-        )
-        quick = ["--to", tmp_path / "asked-model", "--minutes", 0, "--methods", "GDA"]
-        work().ask()
-        assert command(fit, tmp_path / "asked.csv", "--backbone", tiny, *quick).status == 0
-        work().ask()
-    assert models == [None, None, None, tmp_path / "asked-model"]
+    calls = []
+    monkeypatch.setattr(label, "ask", lambda *given: calls.append(given))
+    rows = [
+        {"path": str(image), "label": CLASSES[int(image.name[0])], "asked": "random"}
+        for image in sorted(pool.iterdir())
+        if image.name[0] in "0123"
+    ]
+    asked.write_lines(tmp_path / "asked.csv", rows)
+    one = work()
+    one.ask()
+    one.apart.run = lambda words: command(fit, *words, "--methods", "SSText")
+    one.fit()
+    one.ask()
+    assert [args.model for args, _ in calls] == [None, tmp_path / "asked-model"]
+    assert all(sorted(asker.class_names) == sorted(CLASSES) for _, asker in calls)
+    said = advice(json.loads((tmp_path / "asked-model/fit.json").read_text()), rows)
+    assert (
+        said[0].startswith("Estimate after 64 labels")
+        and "The estimate is of the classes with images" in said
+    )
 
 
 def test_a_fit_in_a_process_of_its_own_gives_its_error(tmp_path):

@@ -11,6 +11,7 @@ from ..choice import gain, interval
 from ..images import ASKED
 
 MORE = 50  # labels
+NOTES = "NO ESTIMATE", "The estimate is of the classes with images"  # of a fit
 LEAST_GAIN = 1.0  # points of MORE labels, below which they are not worth it
 
 
@@ -24,8 +25,9 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
     estimate = record.get("estimate")
     if not record.get("finished"):
         return []
+    notes = [note for note in record["notes"] if note.startswith(NOTES)]
     if not estimate:
-        return [note for note in record["notes"] if note.startswith("NO ESTIMATE")]
+        return notes
     labels = len(record["images"])
     low = estimate["low"]
     high = estimate["high"]
@@ -40,7 +42,7 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
             f"{without:,} of {len(drawn):,} images drawn at random have no label: the estimate is "
             "of images like the others."
         )
-    return [*said, *forecast(estimate, record["zero_shot"], record["of_class"], labels)]
+    return [*said, *notes, *forecast(estimate, record["zero_shot"], record["of_class"], labels)]
 
 
 def forecast(
