@@ -1,8 +1,9 @@
 """What labels buy: `python benchmarks/labelling.py --output DIR`.
 
-The methods of `measures/labelling.py` ask for labels of pools of EuroSAT and of drawn landscapes,
-with the small CLIP. A line of labelling.jsonl in DIR has one method on one pool, so that the same
-command resumes; `--table` prints the tables of docs/labelling.md from them.
+The methods of `measures/labelling.py` ask for labels of pools of EuroSAT, of drawn landscapes, and
+of sets of `benchmarks.real`, with the small CLIP. A line of labelling.jsonl in DIR has one method
+on one pool, so that the same command resumes; `--table` prints the tables of docs/labelling.md
+from them.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from torch import Tensor
 import datasets
 from benchmarks.fits import add_record, decided, of_each_class, percent, read_records
 from benchmarks.near_copies import eurosat, features, logits_of, pictures
+from benchmarks.real.data import SMALL, loaded
 from common.names import plain
 from datasets.small_world import SmallLand
 from fit.candidates import CANDIDATES, Candidate
@@ -44,7 +46,10 @@ from trainers.base.prompted import normalize
 TRAIN = 400  # images of each class, of which pools are drawn
 OF_POOL = 200
 TEST = 100
-POOLS = "EuroSAT", "EuroSAT, 1/rank", "landscapes"
+RANKED = ", 1/rank"  # after the name of a set: sizes of classes fall so
+POOLS = "EuroSAT", "EuroSAT" + RANKED, "landscapes"
+SETS = "digits", "emoji", "fashion_mnist", "openclipart", "stamps", "stamps_fine"
+REAL = tuple(name + kind for name in SETS for kind in ("", RANKED))
 POINTS = 0.5, 1, 2, 4, 8, 16  # labels for each class
 COMMAND = "the command"  # the default, and the last quarter at random
 BALANCED = "balanced by true labels"  # which nobody has
@@ -83,6 +88,10 @@ def images_of(heads: Heads, items: Sequence[Any], number: int) -> Images:
 
 
 def data_of(root: Path, kind: str) -> Data:
+    if kind in REAL:
+        found = loaded(kind.removesuffix(RANKED), SMALL, [], root)
+        test = Images(found.test_x, found.test_y)
+        return Data(found.heads, Images(found.x, found.y), test)
     if kind == POOLS[2]:
         cfg = get_cfg_default()
         datasets.extend_cfg(cfg)
@@ -108,10 +117,10 @@ def imbalanced(labels: NDArray[np.int64], largest: int, seed: int) -> NDArray[np
 def drawn(data: Data, kind: str, seed: int) -> Data:
     """The data with one pool instead of all training images."""
     labels = data.train.labels
-    if kind == POOLS[1]:
-        places = imbalanced(labels, TRAIN, seed)
+    if kind.endswith(RANKED):
+        places = imbalanced(labels, int(np.bincount(labels).max()), seed)
     else:
-        number = OF_POOL if kind == POOLS[0] else 3 * OF_POOL // 4
+        number = OF_POOL if kind == POOLS[0] else 3 * int(np.bincount(labels).max()) // 4
         places = np.sort(of_each_class(labels, number, np.random.default_rng(seed)))
     return data._replace(train=Images(data.train.x[places], labels[places]))
 
@@ -156,7 +165,8 @@ def rounds(data: Data, method: str, seed: int) -> dict[str, Any]:
     pool = Pool(normalize(projected).numpy(), zero_shot, (), seed)
     record: dict[str, Any] = defaultdict(list)
     random: list[int] = []
-    for point in POINTS:
+    points = [point for point in POINTS if point * len(heads.names) <= len(train.labels) / 2]
+    for point in points:
         budget = int(point * len(heads.names)) - len(pool.labelled)
         began = time.process_time()
         picks = asked(method, pool, budget, train.labels)
@@ -175,7 +185,7 @@ def rounds(data: Data, method: str, seed: int) -> dict[str, Any]:
     if method == COMMAND:
         flags = np.isin(known, random)
         record |= {name: estimated(data, known, seed, mask) for name, mask in masks(flags)}
-    return {"labels": [int(point * len(heads.names)) for point in POINTS], **record}
+    return {"labels": [int(point * len(heads.names)) for point in points], **record}
 
 
 def logistic(x: Tensor, y: Tensor, rows: NDArray[Any]) -> NDArray[np.int64]:
@@ -194,7 +204,7 @@ def estimated(
     data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
 ) -> dict[str, float]:
     """What a fit says of its accuracy, from images in a mask or from all, and the truth for classes
-    as frequent as in the pool.
+    as frequent as in the pool; nothing if there are too few in the mask.
     """
     heads, train, test = data
     y = torch.from_numpy(train.labels[known])
@@ -205,6 +215,8 @@ def estimated(
     candidates = [one for one in CANDIDATES if one.method in OF_FIT]
     request = FitRequest(Path("images"), Path("model"), seed=seed)
     decision, _ = decided(of_names, examples, request, candidates)
+    if "folder" not in decision.estimates:
+        return {}
     answers = logits_of(of_names, decision, examples, test.x).argmax(axis=1)
     correct = y.unique().numpy()[answers] == test.labels
     weights = np.bincount(train.labels)[test.labels]  # the test has equally many of each class
@@ -217,18 +229,21 @@ def tables(records: list[dict[str, Any]]) -> None:
     """Print what the records say."""
     by_cell = {(one["pool"], one["seed"], one["method"]): one for one in records}
     seeds = sorted({seed for _, seed, method in by_cell if method == "random"})
+    kinds = sorted({kind for kind, _, _ in by_cell}, key=(*POOLS, *REAL).index)
     for learner in ("SSText", "logistic"):
-        print(f"\n{learner}: area, difference to random\n\n| method | {' | '.join(POOLS)} |")
+        print(f"\n{learner}: area, difference to random\n\n| method | {' | '.join(kinds)} |")
         for method in ALL:
-            cells = [difference(by_cell, kind, method, seeds, learner) for kind in POOLS]
+            cells = [difference(by_cell, kind, method, seeds, learner) for kind in kinds]
             print(f"| {method} | {' | '.join(cells)} |")
-    for kind, method in product(POOLS, ("random", "typical-then-uncertain", COMMAND, BALANCED)):
+    for kind, method in product(kinds, ("random", "typical-then-uncertain", COMMAND, BALANCED)):
         own = [by_cell[kind, seed, method] for seed in seeds if (kind, seed, method) in by_cell]
         if own:
             means = np.mean([one["SSText"] for one in own], axis=0)
             print(f"| {kind} | {method} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
-    for kind, name in product(POOLS, ("estimate of random", "estimate of all")):
-        own = [one[name] for one in records if one["pool"] == kind and name in one]
+    for kind, name in product(kinds, ("estimate of random", "estimate of all")):
+        own = [one[name] for one in records if one["pool"] == kind and one.get(name)]
+        if not own:
+            continue
         errors = np.array([one["estimate"] - one["truth"] for one in own])
         inside = sum(one["low"] <= one["truth"] <= one["high"] for one in own)
         numbers = f"{errors.mean():+.1f} | {errors.std():.1f} | {inside} of {len(own)}"
@@ -258,9 +273,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder of labelling.jsonl")
-    add("--root", type=Path, default=Path("data"), help="folder of the datasets")
+    text = "folder of the datasets; of real ones, the output folder of benchmarks.real"
+    add("--root", type=Path, default=Path("data"), help=text)
     add("--pools", type=int, default=10)
-    add("--only", choices=POOLS, nargs="+", default=POOLS)
+    add("--only", choices=(*POOLS, *REAL), nargs="+", default=POOLS)
     add("--methods", choices=ALL, nargs="+", default=ALL)
     add("--table", action="store_true", help="print what the records say, and run nothing")
     args = parser.parse_args()
