@@ -238,7 +238,8 @@ def tables(records: list[dict[str, Any]]) -> None:
     for kind, method in product(kinds, ("random", "typical-then-uncertain", COMMAND, BALANCED)):
         own = [by_cell[kind, seed, method] for seed in seeds if (kind, seed, method) in by_cell]
         if own:
-            means = np.mean([one["SSText"] for one in own], axis=0)
+            shortest = min(len(one["SSText"]) for one in own)  # small pools have fewer rounds
+            means = np.mean([one["SSText"][:shortest] for one in own], axis=0)
             print(f"| {kind} | {method} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
     for kind, name in product(kinds, ("estimate of random", "estimate of all")):
         own = [one[name] for one in records if one["pool"] == kind and one.get(name)]
