@@ -7,7 +7,7 @@ counts.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -383,6 +383,13 @@ def interval(accuracy: float, images: float) -> tuple[float, float]:
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (100 * float(bound / (1 + z * z / n)) for bound in (centre - half, centre + half))
     return low, high
+
+
+def with_missed(found: Estimate, share: float) -> Estimate:
+    """The estimate if this share of new images is always answered wrong."""
+    accuracy = found.accuracy * (1 - share)
+    low, high = interval(accuracy, found.groups / (1 - share))
+    return replace(found, accuracy=accuracy, low=low, high=high)
 
 
 def groups_of_class(labels: NDArray[Any], groups: NDArray[Any]) -> float:

@@ -120,7 +120,7 @@ def decide_among(
         decision = estimated(own, chosen, scales, scenes, outside)
         decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
     else:
-        decision = of_draws(own, chosen, scales, scenes, outside, examples.drawn)
+        decision = of_draws(own, chosen, scales, scenes, outside, examples)
         if decision.trials is None:
             return best, decision
         found = found[:, :, examples.drawn[trials[best].held]]
@@ -151,15 +151,39 @@ def of_draws(
     scales: Mapping[Candidate, float],
     of_class: float,
     outside: NDArray[Any],
-    drawn: NDArray[np.bool_],
+    examples: Examples,
 ) -> Decision:
     """`estimated`, on the images that were drawn at random; without an estimate if they are few."""
+    drawn = examples.drawn
+    assert drawn is not None
     inside = drawn[trials.held]
     number = len(np.unique(trials.sample.groups[inside]))
     if number < LEAST_DRAWN:
         return Decision(chosen, notes=[without_draws(number)])
     decision = estimated(trials.part(inside), chosen, scales, of_class, outside[:, inside])
-    return replace(decision, notes=[*decision.notes, of_some(drawn)])
+    decision = replace(decision, notes=[*decision.notes, of_some(drawn)])
+    alone = drawn & (trials.folds[0] == choice.NEVER)
+    return with_missed(decision, examples, alone, number) if alone.any() else decision
+
+
+def with_missed(
+    decision: Decision, examples: Examples, alone: NDArray[np.bool_], held: int
+) -> Decision:
+    """The decision, in which images that are `alone` in their class (images,) count as wrong beside
+    `held` scenes: without such an image nobody had known that there is this class.
+    """
+    missed = len(np.unique(examples.scenes[alone]))
+    classes = len(np.unique(examples.labels[examples.drawn]))
+    shares = {
+        "folder": missed / (missed + held),
+        "equal": len(np.unique(examples.labels[alone])) / classes,
+    }
+    estimates = {
+        prior: choice.with_missed(found, shares[prior])
+        for prior, found in decision.estimates.items()
+    }
+    note = f"The estimate counts {missed} of these as wrong, which are alone in their class"
+    return replace(decision, estimates=estimates, notes=[*decision.notes, note])
 
 
 def without_draws(number: int) -> str:

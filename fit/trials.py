@@ -195,7 +195,7 @@ def try_candidates(
     alone = set(labels.tolist()).difference(labels[can_be_held].tolist())
     if alone:
         names = ", ".join(examples.names[place] for place in sorted(alone))
-        notes.append(f"No estimate is of the classes with one {examples.unit}: {names}")
+        notes.append(f"Classes with one {examples.unit} could not be held out: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
     rows, logits = tried(backbone, tasks(backbone, folds, plan, some), held, sample, plan)
     spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}

@@ -264,6 +264,13 @@ def test_the_estimate_adds_what_more_images_gain():
     )
 
 
+def test_images_that_are_missed_for_sure_lower_the_estimate():
+    found = choice.Estimate(80.0, 60.0, 90.0, 50, 40.0, 79.0)
+    less = choice.with_missed(found, 0.2)
+    assert less.accuracy == pytest.approx(64) and less.images == 50
+    assert (less.low, less.high) == choice.interval(less.accuracy, 50)
+
+
 def test_many_logits_are_kept_of_some_scenes_only(tiny, monkeypatch):
     monkeypatch.setattr(trials, "MOST_LOGITS", 1000)
     monkeypatch.setattr(trials, "EXACT", 1)  # and in single precision

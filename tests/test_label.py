@@ -195,6 +195,12 @@ def test_only_images_drawn_at_random_estimate_and_calibrate(command, pool, tiny,
     whole = json.loads((tmp_path / "plain/fit.json").read_text())
     assert whole["estimate"]["images"] == 48 and whole["request"] != found["request"]
     assert {photo.asked for photo in find(plain)} == {""}
+    lone = pool / "lone.png"
+    Image.new("RGB", (40, 40), (9, 200, 180)).save(lone)
+    file.write_text("\n".join([*lines, f"{lone},teal,random"]))
+    assert "counts 1 of these as wrong" in command(fit, file, *quick).printed
+    less = json.loads((tmp_path / "model/fit.json").read_text())["estimate"]
+    assert less["accuracy"] < found["estimate"]["accuracy"]
     file.write_text("\n".join([*lines, f"{images[0]},red,perhaps"]))
     assert (
         "has 'perhaps' in the column asked: write chosen or random"
