@@ -2,8 +2,13 @@
 labels, or a mixture of Gaussians has an image of each class to start from.
 """
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.base.neighbours import affinity, matrix, nearest, normalised, propagated, sparse
@@ -15,6 +20,9 @@ NEAREST = 5  # images that an image is joined to
 ALPHA = 0.7  # how much of a label goes on to the neighbours
 SHRINK = 0.3  # of the mean variance, which is added to that of each direction
 OF_SUPPORT = 0.2  # the weight of labelled images in the mixture
+CLUSTERS = 2  # of each class
+LEAST_OF_CLUSTER = 10  # images
+CHANCE = 0.05  # that a cluster of images of known classes has no labelled image
 
 
 class Neighbourhood:
@@ -74,3 +82,29 @@ def mixture(
     of_means = found.means / found.variance
     bias = -(of_means * found.means).sum(dim=1) / 2
     return weight * SCALE * texts + of_means / SMOOTH, bias / SMOOTH
+
+
+def unexplained(
+    labelled: NDArray[np.float32], images: NDArray[np.float32], classes: int, seed: int
+) -> Iterator[list[int]]:
+    """The places of the images of each cluster in which there is no labelled image, though there
+    should be some, the largest cluster first; images near its centre first.
+
+    Args:
+        labelled, images: (labelled, width) and (images, width), by `Neighbourhood.whitened`.
+    """
+    from sklearn.cluster import KMeans
+
+    number = min(CLUSTERS * classes, len(images))
+    means = KMeans(number, n_init=4, random_state=seed).fit(np.concatenate([labelled, images]))
+    explained = set(means.labels_[: len(labelled)].tolist())
+    of_image = means.labels_[len(labelled) :]
+    sizes = np.bincount(of_image, minlength=number)
+    for cluster in np.argsort(-sizes, kind="stable").tolist():
+        expected = sizes[cluster] * len(labelled) / len(images)
+        is_small = sizes[cluster] < LEAST_OF_CLUSTER or math.exp(-expected) > CHANCE
+        if is_small or cluster in explained:
+            continue
+        places = np.flatnonzero(of_image == cluster)
+        distances = np.linalg.norm(images[places] - means.cluster_centers_[cluster], axis=1)
+        yield places[np.argsort(distances, kind="stable")].tolist()

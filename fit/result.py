@@ -116,6 +116,11 @@ class Fit:
         return [*self.unlabelled.notes, f"{images} are not used: {what}"]
 
     @property
+    def clusters(self) -> Sequence[Sequence[str]]:
+        """The paths of images without labels that are like no labelled one, by clusters."""
+        return self.unlabelled.clusters if self.unlabelled else ()
+
+    @property
     def learns_from_pool(self) -> bool:
         """Whether the classifier learned from images without labels."""
         return any(candidate.pool for candidate, _ in self.decision.chosen)
@@ -175,9 +180,10 @@ class Fit:
         decision = self.decision
         chosen = [asdict(candidate) | {"weight": weight} for candidate, weight in decision.chosen]
         estimates = {prior: asdict(one) for prior, one in decision.estimates.items()}
-        pool = None
+        pool: dict[str, Any] | None = None
         if self.unlabelled:
             pool = {"images": len(self.unlabelled.photos), "learned": self.learns_from_pool}
+            pool["clusters"] = self.clusters
         return {
             "images": [asdict(photo) for photo in self.photos.images],
             "names": self.photos.names,
@@ -217,6 +223,11 @@ class Fit:
             lines.append(f"Test images: {accuracy:.1f}% of {self.test.images:,} right")
         if self.surprise:
             lines.append(self.surprise)
+        for paths in self.clusters:
+            like = ", ".join(paths[:2])
+            lines.append(f"{len(paths):,} images like these are like no labelled one: {like}")
+        if self.clusters:
+            lines.append("A new class? See report.html; fit.json has their paths")
         return [*lines, f"Written: {self.request.to}, with report.html"]
 
     def estimate_lines(self) -> Sequence[str]:

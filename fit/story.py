@@ -70,14 +70,8 @@ def fit(
         UsageError: fewer than two classes have an image that can be used, or the sentences, the
             pool or MODEL cannot be used.
     """
-    for name in request.methods:
-        check_name(name, METHODS, "method")
-    if MIXTURE in request.methods and not request.pool:
-        raise UsageError(f"{MIXTURE} learns from images without labels", "give some by --pool")
-    began = time.monotonic()
-    end = began + 60 * request.minutes
-    limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()
-    plan = Plan(request.to / FILE, record, *limits)
+    check_methods(request)
+    plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *seen_by_all(sources))
     unlabelled = Unlabelled.of(pool, sources, photos) if request.pool else None
@@ -87,9 +81,11 @@ def fit(
         if plan.ms:
             plan.write()
         source, towers, decision = decided(request, sources, photos, plan)
-        result = Fit(source.request, photos, decision, unlabelled=unlabelled)
         made = provenance(request, towers.heads)
         examples = examples_of(source, towers.heads, photos)
+        if unlabelled:
+            unlabelled = unlabelled.clustered(towers.heads, examples.x, examples.scenes)
+        result = Fit(source.request, photos, decision, unlabelled=unlabelled)
         classifier = final_classifier(result, made, towers, examples)
         if photos.tested:
             answers = answers_for_tests(result, classifier, towers, source.rows)
@@ -100,6 +96,22 @@ def fit(
         asked = {} if changed else record["request"]
         write_record(result, asked, made)
     return result
+
+
+def check_methods(request: FitRequest) -> None:
+    """Raise UsageError if a method is not known, or has nothing to learn from."""
+    for name in request.methods:
+        check_name(name, METHODS, "method")
+    if MIXTURE in request.methods and not request.pool:
+        raise UsageError(f"{MIXTURE} learns from images without labels", "give some by --pool")
+
+
+def plan_of(request: FitRequest, record: dict[str, Any]) -> Plan:
+    """The plan from now on."""
+    began = time.monotonic()
+    end = began + 60 * request.minutes
+    limits = (began + HEADS_SHARE * 60 * request.minutes, end) if request.minutes else ()
+    return Plan(request.to / FILE, record, *limits)
 
 
 def examples_of(source: Source, heads: Heads, photos: Photos) -> Examples:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import UsageError
@@ -13,8 +15,10 @@ from trainers.base.prompted import normalize
 
 from . import banked, groups
 from .features import Row
+from .heads import Heads
 from .images import Photo
 from .photos import Photos, without_copies
+from .pooled import unexplained
 
 if TYPE_CHECKING:
     from .sources import Source
@@ -31,11 +35,32 @@ class Unlabelled:
         photos: with the class of the most similar labelled image as their label, and their scenes.
         rows: what is known of each, by its path.
         notes: for the user.
+        clusters: paths of images that are like no labelled one, by `pooled.unexplained`.
     """
 
     photos: Sequence[Photo]
     rows: Mapping[str, Row]
     notes: list[str] = field(default_factory=list)
+    clusters: Sequence[Sequence[str]] = ()
+
+    def clustered(self, heads: Heads, x: Tensor, scenes: NDArray[np.int64]) -> "Unlabelled":
+        """The same with clusters, in which each scene counts once.
+
+        Args:
+            heads: that know these images.
+            x: (labelled images, width), features.
+            scenes: (labelled images,), their scenes.
+        """
+        of_labelled, of_images = (
+            np.sort(np.unique(numbers, return_index=True)[1])
+            for numbers in (scenes, groups.numbers(self.photos))
+        )
+        known = heads.unlabelled
+        labelled = known.whitened(x[torch.from_numpy(of_labelled).to(x.device)]).cpu().numpy()
+        images = known.images.cpu().numpy()[of_images]
+        found = unexplained(labelled, images, len(heads.names), heads.seed)
+        clusters = [[self.photos[of_images[place]].path for place in places] for places in found]
+        return replace(self, clusters=clusters)
 
     @classmethod
     def of(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, mem
 from fit.choice import Option, choose_with_pool
 from fit.decision import decide
 from fit.heads import Heads
-from fit.pooled import Neighbourhood
+from fit.pooled import Neighbourhood, unexplained
 from fit.request import FitRequest
 from fit.trials import Examples
 from inference.artefact import EXPORT_CONFIG_FILE
@@ -110,6 +111,21 @@ def test_candidates_of_the_pool_are_exported(heads, tmp_path):
         np.testing.assert_allclose(found, expected.detach(), atol=tolerance)
 
 
+def test_a_class_that_nobody_has_labelled_is_a_cluster():
+    chance = torch.Generator().manual_seed(0)
+    centres = 4 * torch.randn(4, WIDTH, generator=chance)
+    truth = torch.arange(200) % 4
+    known = Neighbourhood(centres[truth] + torch.randn(200, WIDTH, generator=chance))
+    labels = torch.arange(32) % 4
+    rows = known.whitened(centres[labels] + torch.randn(32, WIDTH, generator=chance))
+    images = known.images.numpy()
+    found = [*chain(*unexplained(rows[labels != 3].numpy(), images, 3, 1))]
+    assert set(truth[found].tolist()) == {3} and len(found) > 20
+    assert not [*unexplained(rows.numpy(), images, 4, 1)]
+    few = rows[:3].numpy()  # of which a cluster may have none by chance
+    assert not [*unexplained(few, images, 3, 1)]
+
+
 @pytest.fixture
 def folders(eurosat, tmp_path):
     """Class folders with 4 images each, and a pool: 4 others of each class, copies of labelled
@@ -148,6 +164,22 @@ def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path)
     assert "Already done" in command(fit, *line).printed
     (pool / "broken.png").unlink()
     assert "Already done" not in command(fit, *line).printed
+
+
+def test_clusters_are_shown(command, folders, tiny, tmp_path, monkeypatch):
+    """With a class that has no labelled image, and whose images are alike."""
+    photos, pool = folders
+    *_, last = sorted(folder.name for folder in photos.iterdir())
+    shutil.rmtree(photos / last)
+    monkeypatch.setattr("fit.pooled.LEAST_OF_CLUSTER", 3)
+    monkeypatch.setattr("fit.pooled.CLUSTERS", 1)
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
+    done = command(fit, *line, "--groups", "none", "--to", tmp_path / "model")
+    assert "A new class? See report.html" in done.printed, done.printed
+    (paths,) = json.loads((tmp_path / "model/fit.json").read_text())["pool"]["clusters"]
+    assert len(paths) >= 3 and all(f"/{last}-" in path for path in paths)
+    page = (tmp_path / "model/report.html").read_text()
+    assert "In no class?" in page and paths[0] in page
 
 
 def test_a_calibration_knows_images_that_were_seen_without_labels(command, folders, tiny, tmp_path):
