@@ -17,9 +17,10 @@ from .candidates import Candidate, members
 from .choice import Estimate
 from .curve import curve, curve_seconds, full_point, ungrouped
 from .heads import Heads, spread
+from .options import choose_each, nested
 from .plan import Plan
 from .request import PRIORS, FitRequest
-from .trials import Backbone, Examples, Trials, try_candidates
+from .trials import Backbone, Examples, Trials, folds_of, try_candidates
 
 LEAST_DRAWN = 10  # scenes that were drawn at random, of an estimate
 
@@ -93,28 +94,23 @@ def decide_among(
     """
     plan = plan or Plan()
     examples = backbones[0].examples
-    folds = choice.folds(examples.labels, examples.scenes, request.seed)
-    if not len(folds):
+    folds, repeats = folds_of(examples, request.seed)
+    if not repeats:
         return 0, untried(backbones[0].heads, examples, backbones[0].candidates)
-    repeats = len(folds)
-    if examples.lacks_images:
-        whole = choice.of_classes(folds, examples.labels, request.seed)
-        folds = np.concatenate([folds, whole])
     trials = tried(backbones, folds, plan, request.prior)
     options = [one.option for one in trials]
     sample = trials[0].sample
     everything = np.ones(len(sample.labels), dtype=bool)
-    scores, weights = choice.choose_each(options, sample, everything, [None] * len(options))
+    scores, weights = choose_each(options, sample, everything, [None] * len(options))
     best = int(np.argmin(scores))
-    found, chosen_backbones = choice.nested(options, sample, trials[0].of_folds)
+    found, chosen_backbones = nested(options, sample, trials[0].of_folds)
     outside = np.take_along_axis(found, chosen_backbones[None, :, :, None], axis=0)[0]
     heads = backbones[best].heads
     examples = backbones[best].examples
     scales = scales_of(trials[best], weights[best], heads, examples)
     chosen = used(trials[best].logits, weights[best], scales)
     scenes = of_class(examples, folds)
-    notes = of_held_classes(trials[best], outside, repeats)
-    own = trials[best].of_repeats(repeats, notes)
+    own = trials[best].of_images(outside, repeats)
     outside = outside[:repeats]
     if examples.drawn is None:
         decision = estimated(own, chosen, scales, scenes, outside)
@@ -128,21 +124,6 @@ def decide_among(
     if len(backbones) > 1:
         decision = compared(decision, backbones, trials, found, scores)
     return best, decision
-
-
-def of_held_classes(trials: Trials, outside: NDArray[Any], repeats: int) -> list[str]:
-    """What the choice says of classes that were held out with all their images, in the repeats
-    after the first ones, for the user.
-    """
-    if repeats == len(trials.folds):
-        return []
-    accuracies = [
-        100 * trials.sample.mean(choice.right(logits[repeats:], trials.sample.labels))
-        for logits in (outside, trials.stacked[0])
-    ]
-    chosen, zero_shot = (f"{accuracy:.0f}%" for accuracy in accuracies)
-    what = "Of classes whose images were all held out, as if they had none"
-    return [f"{what}, {chosen} of the images are right (zero-shot CLIP: {zero_shot})"]
 
 
 def of_draws(
@@ -239,7 +220,7 @@ def compared(
     """The decision with what the other backbones reach.
 
     Args:
-        found: (backbones, repeats, held, classes), by `choice.nested`.
+        found: (backbones, repeats, held, classes), by `options.nested`.
         scores: the cross-entropies that the choice among backbones was made by.
     """
     assert decision.trials is not None

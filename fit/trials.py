@@ -20,6 +20,7 @@ from . import choice
 from .candidates import GUESSING, Candidate, members
 from .clock import TooLong
 from .heads import Heads, spread
+from .options import Option
 from .plan import Plan
 
 MOST_LOGITS = 5 * 10**7  # of all candidates, repeats, images and classes: 0.2 GB
@@ -134,13 +135,13 @@ class Trials:
         return int(self.folds.max()) + 1
 
     @property
-    def option(self) -> choice.Option:
+    def option(self) -> Option:
         """What they say, for a choice among backbones."""
         pooled = np.array([bool(candidate.pool) for candidate in self.logits])
         if not pooled.any():
-            return choice.Option(self.stacked, self.members)
+            return Option(self.stacked, self.members)
         with_pool = partial(self.members, pooled=True)
-        return choice.Option(self.stacked, self.members, pooled, with_pool)
+        return Option(self.stacked, self.members, pooled, with_pool)
 
     @property
     def of_folds(self) -> NDArray[np.int64]:
@@ -152,11 +153,25 @@ class Trials:
         logits = {one: values[:, inside] for one, values in self.logits.items()}
         return replace(self, held=self.held[inside], sample=self.sample.part(inside), logits=logits)
 
-    def of_repeats(self, number: int, notes: list[str]) -> "Trials":
-        """The first repeats alone, with more notes."""
-        logits = {one: values[:number] for one, values in self.logits.items()}
-        notes = [*self.notes, *notes]
-        return replace(self, folds=self.folds[:number], logits=logits, notes=notes)
+    def of_images(self, outside: NDArray[Any], repeats: int) -> "Trials":
+        """The same without the repeats after the first ones, which held out whole classes; a note
+        has what the choice says of those.
+
+        Args:
+            outside: (repeats, held, classes), by `options.nested`.
+        """
+        if repeats == len(self.folds):
+            return self
+        accuracies = [
+            100 * self.sample.mean(choice.right(logits[repeats:], self.sample.labels))
+            for logits in (outside, self.stacked[0])
+        ]
+        chosen, zero_shot = (f"{accuracy:.0f}%" for accuracy in accuracies)
+        what = "Of classes whose images were all held out, as if they had none"
+        note = f"{what}, {chosen} of the images are right (zero-shot CLIP: {zero_shot})"
+        logits = {one: values[:repeats] for one, values in self.logits.items()}
+        notes = [*self.notes, note]
+        return replace(self, folds=self.folds[:repeats], logits=logits, notes=notes)
 
     def members(
         self, inside: NDArray[np.bool_] | None = None, pooled: bool = False
@@ -168,6 +183,17 @@ class Trials:
         zero_shot = self.stacked[0, 0][inside]
         evidence = choice.evidence(zero_shot, self.sample.part(inside))
         return members(list(self.logits), evidence, pooled)
+
+
+def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:
+    """(repeats, images): the folds; and the number of the first repeats, which hold out images. If
+    a class has no image, as many more hold out all images of some classes.
+    """
+    folds = choice.folds(examples.labels, examples.scenes, seed)
+    repeats = len(folds)
+    if repeats and examples.lacks_images:
+        folds = np.concatenate([folds, choice.of_classes(folds, examples.labels, seed)])
+    return folds, repeats
 
 
 def try_candidates(

@@ -12,6 +12,7 @@ from clip import weights_sha256
 from fit import choice, sources, story
 from fit import command as fit
 from fit.estimator import Classifier
+from fit.options import Option, nested
 from inference.classifier import PromptedClassifier
 from inference.sample import Sample
 
@@ -30,7 +31,7 @@ def photos(eurosat, tmp_path_factory):
 
 
 def option(logits):
-    return choice.Option(logits, lambda inside: {0: 1.0})
+    return Option(logits, lambda inside: {0: 1.0})
 
 
 def test_the_choice_among_backbones_is_right_and_does_not_flatter(random_seed):
@@ -43,11 +44,11 @@ def test_the_choice_among_backbones_is_right_and_does_not_flatter(random_seed):
         return option(rng.normal(size=(2, len(held), 60, 4)))
 
     knows = option(rng.normal(size=(2, len(held), 60, 4)) + 3 * np.eye(4)[labels])
-    found, backbones = choice.nested([guesses(), knows, guesses()], sample, held)
+    found, backbones = nested([guesses(), knows, guesses()], sample, held)
     assert (backbones == 1).all() and choice.right(found[1], labels).mean() > 0.8
     outside = []
     for _ in range(10):
-        found, backbones = choice.nested([guesses() for _ in range(6)], sample, held)
+        found, backbones = nested([guesses() for _ in range(6)], sample, held)
         taken = np.take_along_axis(found, backbones[None, :, :, None], axis=0)[0]
         outside.append(choice.right(taken, labels).mean())
     assert np.mean(outside) == pytest.approx(0.25, abs=0.06)

@@ -14,6 +14,7 @@ from fit.curve import curve, ungrouped
 from fit.decision import decide
 from fit.heads import Heads, settings_of, spread
 from fit.images import Photo
+from fit.options import Option, nested
 from fit.photos import Photos
 from fit.request import FitRequest
 from fit.trials import Examples
@@ -132,8 +133,8 @@ def test_the_choice_does_not_flatter_its_estimate(random_seed):
         logits[0] = 0
         scores = [choice.right(one, labels).mean() for one in logits[1:]]
         best.append(max(scores))
-        option = choice.Option(logits, lambda inside: dict.fromkeys(range(20), 0.05))
-        chosen, _ = choice.nested([option], Sample.of(labels), held)
+        option = Option(logits, lambda inside: dict.fromkeys(range(20), 0.05))
+        chosen, _ = nested([option], Sample.of(labels), held)
         outside.append(choice.right(chosen[0], labels).mean())
     assert np.mean(best) > 0.32 and np.mean(outside) == pytest.approx(0.25, abs=0.05)
     # zero-shot guesses, the other knows

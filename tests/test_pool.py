@@ -10,9 +10,9 @@ import torch
 
 from fit import command as fit
 from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, members
-from fit.choice import Option, choose_with_pool
 from fit.decision import decide
 from fit.heads import Heads
+from fit.options import Option, choose_with_pool
 from fit.pooled import Neighbourhood, unexplained
 from fit.request import FitRequest
 from fit.trials import Examples

@@ -1,0 +1,97 @@
+"""The choice among backbones, each with candidates that learn from images without labels, or with
+none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.sample import Sample
+
+from .choice import Floats, choose, combine, losses, right, stack
+
+POOL_MARGIN = 1.0  # standard errors; chosen on other data sets than those of docs/labelling.md
+Members = Callable[[NDArray[np.bool_]], Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the candidates of a backbone say.
+
+    Attributes:
+        logits: (candidates, repeats, images, classes).
+        members: from the images that choose (images,) to the members of an ensemble and their
+            default weights.
+        pooled: (candidates,), whether a candidate learns from images without labels; None if none
+            does.
+        with_pool: the same as `members`, with those candidates.
+    """
+
+    logits: Floats
+    members: Members
+    pooled: NDArray[np.bool_] | None = None
+    with_pool: Members | None = None
+
+
+def choose_with_pool(
+    option: Option, sample: Sample, inside: NDArray[np.bool_], start: Floats | None = None
+) -> Floats:
+    """`choose` by the images `inside` (images,), whose sample it is. Candidates that learn from
+    images without labels must make the choice better by more than POOL_MARGIN standard errors.
+    """
+    logits = option.logits[:, :, inside]
+    chosen = choose(logits, sample, option.members(inside), start, option.pooled)
+    if option.with_pool is None:
+        return chosen
+    other = choose(logits, sample, option.with_pool(inside))
+    by_chosen, by_other = (combine(weights, logits) for weights in (chosen, other))
+    lead = losses(by_chosen, sample.labels) - losses(by_other, sample.labels)
+    worse = right(by_chosen, sample.labels) - right(by_other, sample.labels)
+    better = sample.in_errors(lead) > POOL_MARGIN and sample.mean(worse) <= 0
+    return other if better else chosen
+
+
+def choose_each(
+    options: Sequence[Option],
+    sample: Sample,
+    inside: NDArray[np.bool_],
+    starts: Sequence[Floats | None],
+) -> tuple[list[float], list[Floats]]:
+    """For each backbone the cross-entropy of the choice among its candidates, and that choice
+    (`choose`), by the images `inside` (images,) of the sample. The lowest one wins.
+    """
+    part = sample.part(inside)
+    weights = []
+    scores = []
+    for option, start in zip(options, starts, strict=True):
+        chosen = choose_with_pool(option, part, inside, start)
+        weights.append(chosen)
+        answers = combine(chosen, option.logits[:, :, inside])
+        scores.append(part.mean(losses(answers, part.labels)))
+    return scores, weights
+
+
+def nested(
+    options: Sequence[Option], sample: Sample, held: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """The logits of the images of each fold by the choice that the other images make, for each
+    backbone: (backbones, repeats, images, classes); and the backbone that these choose (repeats,
+    images).
+
+    Args:
+        held: (repeats, images), their folds.
+    """
+    everything = np.ones(len(sample.labels), dtype=bool)
+    starts = [stack(one.logits, sample, one.members(everything)) for one in options]
+    found = np.stack([np.empty(one.logits.shape[1:], one.logits.dtype) for one in options])
+    backbones = np.zeros(held.shape, dtype=np.int64)
+    for repeat, row in enumerate(held):
+        for fold in np.unique(row):
+            out = row == fold
+            scores, weights = choose_each(options, sample, ~out, starts)
+            backbones[repeat, out] = np.argmin(scores)
+            for place, option in enumerate(options):
+                found[place, repeat, out] = combine(weights[place], option.logits[:, repeat, out])
+    return found, backbones
