@@ -2,8 +2,8 @@
 
 Fits with 1 to 8 labelled images of each class, with `--pool` and without it, and the small CLIP. A
 line of unlabelled.jsonl in DIR has both fits of a draw, so that the same command resumes.
-clusters.jsonl has the clusters that are shown if classes have no label. `--table` prints the tables
-of docs/labelling.md from them.
+clusters.jsonl has the clusters that are shown if classes have no label, and classes.jsonl fits of
+which half of the classes have no image. `--table` prints the tables of docs/labelling.md from them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.near_copies import features, logits_of
 from benchmarks.real.images import GARMENTS, only, read_idx
 from datasets.small_world import SmallObjects
 from fit.candidates import POOLED
-from fit.heads import Heads
+from fit.heads import Heads, transfers
 from fit.pooled import Neighbourhood, unexplained
 from fit.request import FitRequest
 from fit.trials import Examples
@@ -44,6 +44,7 @@ SETS = EUROSAT, LANDSCAPES, OBJECTS, GARMENTS_SET
 SHOTS = 1, 2, 4, 8
 POOL = 1000  # images without labels
 LABELLED = 16  # images of each class that has labels, if some have none
+OF_HALF = 2, 8  # images of a class, if half of the classes have none
 NEW = 2  # classes without a label
 TRAIN = 200  # images of each class, of which the others are drawn
 
@@ -132,6 +133,43 @@ def clustered(data: Data, new: int, seed: int) -> dict[str, Any]:
     return {"clusters": len(found), "right": len(of_unknown), "classes": len(of_classes)}
 
 
+def half(data: Data, shots: int, seed: int) -> dict[str, Any]:
+    """The accuracy in percent on the classes with images and on those without, by zero-shot CLIP
+    and by a fit of images of half of the classes.
+    """
+    heads = data.heads
+    heads.pool = None
+    labels = data.train.labels
+    rng = np.random.default_rng([seed, shots])
+    places = of_each_class(labels, shots, rng)
+    classes = rng.permutation(labels.max() + 1)[: len(heads.names) // 2]
+    places = places[np.isin(labels[places], classes)]
+    seen = data.train.x[places], torch.from_numpy(labels[places])
+    examples = Examples(*seen, np.arange(len(places)), heads.names)
+    request = FitRequest(Path("images"), Path("model"), seed=seed)
+    candidates = [one for one in HEADS if transfers(one.method)]
+    decision, _ = decided(heads, examples, request, candidates)
+    of_fit = logits_of(heads, decision, examples, data.test.x).argmax(axis=1)
+    by_names = heads.answers(HEADS[0], seen, data.test.x).argmax(dim=1).numpy()
+    with_images = np.isin(data.test.labels, classes)
+    record: dict[str, Any] = {"chosen": decision.name}
+    for name, answers in (("zero-shot", by_names), ("fit", of_fit)):
+        correct = answers == data.test.labels
+        record[name] = [percent(correct[with_images]), percent(correct[~with_images])]
+    return record
+
+
+def table_of_halves(records: list[dict[str, Any]]) -> None:
+    for name, shots in product(SETS, OF_HALF):
+        own = [one for one in records if one["set"] == name and one["shots"] == shots]
+        if own:
+            means = [np.mean([one[key] for one in own], axis=0) for key in ("zero-shot", "fit")]
+            numbers = ", ".join(
+                f"{before:.1f} -> {after:.1f}" for before, after in zip(*means, strict=True)
+            )
+            print(f"{name}, {shots} images of half of the classes: {numbers}")
+
+
 def table_of_clusters(records: list[dict[str, Any]]) -> None:
     for name, new in product(SETS, (0, NEW)):
         own = [one for one in records if one["set"] == name and one["new"] == new]
@@ -184,24 +222,26 @@ def main() -> None:
     file = args.output / "unlabelled.jsonl"
     records = read_records(file)
     of_clusters = args.output / "clusters.jsonl"
+    of_classes = args.output / "classes.jsonl"
     if args.table:
         table(records)
         table_of_clusters(read_records(of_clusters))
+        table_of_halves(read_records(of_classes))
         return
     args.output.mkdir(parents=True, exist_ok=True)
-    done = {(record["set"], record["shots"], record["seed"]) for record in records}
     data = {name: loaded(name, args.root, args.sources) for name in args.only}
-    for seed, name, shots in product(range(1, args.draws + 1), args.only, SHOTS):
-        if (name, shots, seed) not in done:
-            record = compared(data[name], shots, seed)
-            add_record(file, {"set": name, "shots": shots, "seed": seed, **record})
-            print(
-                f"{name} {shots} {seed}: {record['without']:.1f} {record['with']:.1f}", flush=True
-            )
-    if not of_clusters.exists():
-        for seed, name, new in product(range(1, args.draws + 1), args.only, (0, NEW)):
-            record = clustered(data[name], new, seed)
-            add_record(of_clusters, {"set": name, "new": new, "seed": seed, **record})
+    parts = (
+        (file, "shots", SHOTS, compared),
+        (of_clusters, "new", (0, NEW), clustered),
+        (of_classes, "shots", OF_HALF, half),
+    )
+    for file, key, numbers, measure in parts:
+        done = {(one["set"], one[key], one["seed"]) for one in read_records(file)}
+        for seed, name, number in product(range(1, args.draws + 1), args.only, numbers):
+            if (name, number, seed) not in done:
+                record = measure(data[name], number, seed)
+                add_record(file, {"set": name, key: number, "seed": seed, **record})
+                print(f"{file.name}: {name} {number} {seed}", flush=True)
 
 
 if __name__ == "__main__":

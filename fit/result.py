@@ -112,7 +112,10 @@ class Fit:
         images = f"{len(self.unlabelled.photos):,} images without labels"
         if self.learns_from_pool:
             return [*self.unlabelled.notes, f"The model learned from {images}, too"]
-        what = "no candidate that learns from them was clearly better"
+        trials = self.decision.trials
+        tried = trials is not None and any(candidate.pool for candidate in trials.logits)
+        better = "was clearly better" if tried else "could be tried"
+        what = f"no candidate that learns from them {better}"
         return [*self.unlabelled.notes, f"{images} are not used: {what}"]
 
     @property

@@ -162,6 +162,8 @@ def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path)
     exported = json.loads((tmp_path / "model" / EXPORT_CONFIG_FILE).read_text())
     assert exported["training"]["images_seen_without_labels"] == images
     assert "Already done" in command(fit, *line).printed
+    none = command(fit, *line[:-1], tmp_path / "other", "--classes", "pink")
+    assert "no candidate that learns from them could be tried" in none.printed
     (pool / "broken.png").unlink()
     assert "Already done" not in command(fit, *line).printed
 
