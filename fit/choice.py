@@ -118,17 +118,25 @@ def possible(
     return found
 
 
-def of_classes(folds: NDArray[np.int64], labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
-    """(repeats, images): as many folds, each of which holds out all images of some classes."""
-    classes = np.unique(labels)
-    number = min(int(folds.max()) + 1, len(classes))
-    rng = np.random.default_rng(seed)
-    of_class = np.zeros(classes.max() + 1, dtype=np.int64)
-    found = np.empty_like(folds)
-    for row in found:
-        of_class[rng.permutation(classes)] = np.arange(len(classes)) % number
-        row[:] = of_class[labels]
+def of_classes(
+    folds: NDArray[np.int64], labels: NDArray[Any], missing: int, seed: int
+) -> NDArray[np.int64]:
+    """(repeats, images): the folds, but all images of some classes are in one fold: of the share of
+    classes that is `missing`, and of others in each repeat.
+    """
+    classes = np.random.default_rng(seed).permutation(np.unique(labels))
+    number = max(1, round(len(classes) * missing / (len(classes) + missing)))
+    found = folds.copy()
+    for repeat, row in enumerate(found):
+        whole = np.roll(classes, -repeat * number)[:number]
+        row[np.isin(labels, whole) & (row != NEVER)] = repeat % (folds.max() + 1)
     return found
+
+
+def is_whole(row: NDArray[np.int64], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(images,): whether all images of a class are in one of the folds `row` (images,)."""
+    of_class = {label: len(np.unique(row[labels == label])) for label in np.unique(labels)}
+    return np.array([of_class[label] == 1 for label in labels])
 
 
 def losses(logits: Floats, labels: NDArray[Any]) -> Floats:

@@ -162,11 +162,12 @@ class Trials:
         """
         if repeats == len(self.folds):
             return self
-        accuracies = [
-            100 * self.sample.mean(choice.right(logits[repeats:], self.sample.labels))
-            for logits in (outside, self.stacked[0])
-        ]
-        chosen, zero_shot = (f"{accuracy:.0f}%" for accuracy in accuracies)
+        labels = self.sample.labels
+        rows = self.folds[repeats:, self.held]
+        whole = np.array([choice.is_whole(row, labels) for row in rows])
+        of_all = outside[repeats:], self.stacked[0][repeats:]
+        right = [(logits.argmax(axis=-1) == labels)[whole] for logits in of_all]
+        chosen, zero_shot = (f"{100 * each.mean():.0f}%" for each in right)
         what = "Of classes whose images were all held out, as if they had none"
         note = f"{what}, {chosen} of the images are right (zero-shot CLIP: {zero_shot})"
         logits = {one: values[:repeats] for one, values in self.logits.items()}
@@ -187,12 +188,14 @@ class Trials:
 
 def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:
     """(repeats, images): the folds; and the number of the first repeats, which hold out images. If
-    a class has no image, as many more hold out all images of some classes.
+    a class has no image, as many more hold out all images of some classes, too.
     """
-    folds = choice.folds(examples.labels, examples.scenes, seed)
+    labels = examples.labels
+    folds = choice.folds(labels, examples.scenes, seed)
     repeats = len(folds)
-    if repeats and examples.lacks_images:
-        folds = np.concatenate([folds, choice.of_classes(folds, examples.labels, seed)])
+    missing = len(examples.names) - len(np.unique(labels))
+    if repeats and missing:
+        folds = np.concatenate([folds, choice.of_classes(folds, labels, missing, seed)])
     return folds, repeats
 
 
