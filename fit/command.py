@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import UsageError
 from common.files import checksum
-from common.names import as_clip_reads, printable
+from common.names import as_clip_reads, as_people_see, printable
 from common.start import Parser, any_seed, between, path, percent
 from datasets.base import missing_files
 
@@ -123,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     earlier = earlier_record(request.to)
     classes = sorted({photo.label for photo in photos})
     if more := sorted({*request.classes}.difference(classes)):
+        check_new(more, classes)
         print(printable(f"Classes without images: {', '.join(more)}"))
     print(f"{len(photos):,} images in {len(classes)} classes: reading their checksums")
     if request.max_error:
@@ -156,6 +157,15 @@ def pool_of(request: FitRequest) -> list[Photo]:
         print(f"{MOST_UNLABELLED:,} of them, drawn at random, are used")
         found = random.Random(request.seed).sample(found, MOST_UNLABELLED)
     return with_checksums(found)
+
+
+def check_new(names: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise UsageError for a class without images that is one with images in other letters."""
+    letters = {as_people_see(name).replace(" ", ""): name for name in classes}
+    for name in names:
+        if other := letters.get(as_people_see(name).replace(" ", "")):
+            what = f"--classes has {name!r}, and there are images of {other!r}"
+            raise UsageError(what, f"write {other!r}, or another name")
 
 
 def note_joined_names(classes: Sequence[str]) -> None:

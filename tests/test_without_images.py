@@ -100,6 +100,12 @@ def test_a_fit_with_classes_without_images(command, photos, tiny, tmp_path):
     assert "Already done" not in command(fit, *line).printed
 
 
+def test_a_class_with_images_in_other_letters_is_not_a_new_one(command, photos, tiny, tmp_path):
+    next(photos.iterdir()).rename(photos / "GreyOwl")
+    done = command(fit, photos, "--backbone", tiny, "--to", tmp_path / "x", "--classes", "grey owl")
+    assert done.status == 2 and "there are images of 'GreyOwl'" in done.error
+
+
 def test_more_images_keep_classes_without_images(command, photos, tiny, tmp_path):
     model = tmp_path / "model"
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
