@@ -59,7 +59,7 @@ def check_labels(lines: Sequence[Line], names: Sequence[str], file: Path) -> Non
     for line in lines:
         label = " ".join(plain(line["label"]).split())
         if label:
-            check_name(label, known, f"class in {file}")
+            check_name(label, known, "class", otherwise=f"it is a label in {file}")
 
 
 def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -144,7 +144,7 @@ def test_what_cannot_work_is_one_line(ask, command, pool, finished, tiny, tmp_pa
     assert ask(4).status == 0
     fill(file, lambda row: row | {"label": "reed"})
     done = ask(4)
-    assert done.status == 2 and "there is no class in" in done.error and "mean red" in done.error
+    assert done.status == 2 and "it is a label in" in done.error and "mean red" in done.error
     file.write_text("path,label\na.png,red\n")
     assert "has no columns path, label and asked: choose another" in ask(4).error
 
