@@ -361,7 +361,7 @@ def test_the_command_starts_where_it_ended(start, pool, tmp_path):
     assert done.status == 2 and "'=1+1' would be a formula" in done.error
     rows = [row | {"label": "reed"} for row in asked.lines_of(file)]
     asked.write_lines(file, rows)
-    assert "there is no class in" in start().error
+    assert "it is a label in" in start().error
 
 
 @pytest.fixture
