@@ -35,6 +35,7 @@ from benchmarks.real.data import SMALL, loaded
 from common.names import plain
 from datasets.small_world import SmallLand
 from fit.candidates import CANDIDATES, Candidate
+from fit.decision import Decision
 from fit.heads import Heads
 from fit.labelling import DRAWN
 from fit.request import FitRequest
@@ -203,9 +204,20 @@ def masks(flags: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_] | N
 def estimated(
     data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
 ) -> dict[str, float]:
-    """What a fit says of its accuracy, from images in a mask or from all, and the truth for classes
-    as frequent as in the pool; nothing if there are too few in the mask.
+    """What a fit says of its accuracy, from images in a mask or from all, and the truth; nothing if
+    there are too few in the mask.
     """
+    decision, truth = fitted(data, known, seed, mask)
+    at = decision.estimates.get("folder")
+    if at is None:
+        return {}
+    return {"estimate": at.accuracy, "low": at.low, "high": at.high, "truth": truth}
+
+
+def fitted(
+    data: Data, known: list[int], seed: int, mask: NDArray[np.bool_] | None
+) -> tuple[Decision, float]:
+    """A fit, and its accuracy for classes as frequent as in the pool."""
     heads, train, test = data
     y = torch.from_numpy(train.labels[known])
     names = [heads.names[label] for label in y.unique().tolist()]
@@ -215,14 +227,10 @@ def estimated(
     candidates = [one for one in CANDIDATES if one.method in OF_FIT]
     request = FitRequest(Path("images"), Path("model"), seed=seed)
     decision, _ = decided(of_names, examples, request, candidates)
-    if "folder" not in decision.estimates:
-        return {}
     answers = logits_of(of_names, decision, examples, test.x).argmax(axis=1)
     correct = y.unique().numpy()[answers] == test.labels
     weights = np.bincount(train.labels)[test.labels]  # the test has equally many of each class
-    truth = 100 * float(np.average(correct, weights=weights))
-    at = decision.estimates["folder"]
-    return {"estimate": at.accuracy, "low": at.low, "high": at.high, "truth": truth}
+    return decision, 100 * float(np.average(correct, weights=weights))
 
 
 def tables(records: list[dict[str, Any]]) -> None:

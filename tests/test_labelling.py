@@ -5,6 +5,7 @@ import pytest
 from golden_inputs import drawn
 from marks import golden_cases
 
+from benchmarks import label_forecast
 from benchmarks.labelling import area, imbalanced
 from measures.labelling import (
     METHODS,
@@ -215,3 +216,20 @@ def test_copies_of_an_image_do_not_end_a_choice():
     rows = np.repeat(np.eye(2, 4, dtype=np.float32), 30, axis=0)
     for method in METHODS:
         assert len(set(choose(rows, rows, [0, 31], 40, 0, method))) == 40
+
+
+def test_forecasts_are_compared_with_what_came(capsys, monkeypatch):
+    monkeypatch.setattr(label_forecast, "ROUNDS", 3)
+
+    def one(truth, added=None, width=20.0):
+        return {"truth": truth, "added": added, "width": width, "next_width": 15.0}
+
+    pools = [
+        [{"truth": 40.0, "added": None}, one(50.0, 4.0), one(53.0, 2.0, 16.0)],
+        [one(30.0, 6.0), one(40.0, 3.0, 18.0), one(42.0, 1.0, 14.0)],
+    ]
+    label_forecast.table([{"pool": "EuroSAT", "rounds": rounds} for rounds in pools])
+    assert capsys.readouterr().out.splitlines() == [
+        "| EuroSAT | 50 | 1 of 2 | 6.0 | 10.0 | 15 | 18 |",
+        "| EuroSAT | 100 | 2 of 2 | 3.5 | 2.5 | 15 | 15 |",
+    ]

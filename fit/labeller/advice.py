@@ -42,29 +42,43 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
             f"{without:,} of {len(drawn):,} images drawn at random have no label: the estimate is "
             "of images like the others."
         )
-    return [*said, *notes, *forecast(estimate, record["zero_shot"], record["of_class"], labels)]
+    of_class = record["of_class"]
+    return [*said, *notes, *forecast(estimate, len(record["names"]), of_class, labels)]
 
 
 def forecast(
-    estimate: Mapping[str, float], zero_shot: float, of_class: float, labels: int
+    estimate: Mapping[str, float], classes: int, of_class: float, labels: int
 ) -> list[str]:
-    """What MORE labels should add, if the error goes on falling as it did since zero-shot CLIP.
-
-    Args:
-        of_class: the mean number of scenes of a class.
-        labels: so many were learned from.
-    """
-    accuracy = estimate["accuracy"]
-    if accuracy <= zero_shot:
-        return ["So far the labels add nothing: what more labels would add is not known."]
-    times = (labels + MORE) / labels
-    added = gain(accuracy, zero_shot, of_class, math.log2(times))
-    low, high = interval(accuracy + added, estimate["groups"] * times)
+    """`expected` for people."""
+    if estimate["accuracy"] <= 100 / classes:
+        return ["So far this is no better than guessing: what more labels add is not known."]
+    added, after = expected(estimate, classes, of_class, labels)
     before = estimate["high"] - estimate["low"]
     said = (
         f"The next {MORE} labels should add about {added:.1f} points; the interval, now "
-        f"{before:.0f} points wide, should be {high - low:.0f} wide."
+        f"{before:.0f} points wide, should be {after:.0f} wide."
     )
     if added >= LEAST_GAIN:
         return [said, "More labels pay."]
     return [said, "You can stop here, unless you need a narrower interval."]
+
+
+def expected(
+    estimate: Mapping[str, float], classes: int, of_class: float, labels: int
+) -> tuple[float, float]:
+    """What MORE labels should add in points, if the error goes on falling as it did since guessing;
+    and the width of the interval then.
+
+    Zero-shot CLIP as the start foresaw too little where it is good already: heads are no better at
+    first, and then they are.
+
+    Args:
+        classes: their number.
+        of_class: the mean number of scenes of a class.
+        labels: so many were learned from.
+    """
+    accuracy = estimate["accuracy"]
+    times = (labels + MORE) / labels
+    added = gain(accuracy, 100 / classes, of_class, math.log2(times))
+    low, high = interval(accuracy + added, estimate["groups"] * times)
+    return added, high - low
