@@ -81,6 +81,7 @@ def call(copy, python):
     return call
 
 
+@pytest.mark.thorough
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     """The class of docs/own_classes.md, on images and a split made here."""
     ((file, code),) = [

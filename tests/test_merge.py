@@ -147,6 +147,7 @@ def test_the_mean_of_learned_tensors(method, runs, merged, learned):
         torch.testing.assert_close(tensor, (first[key] + second[key]) / 2)
 
 
+@pytest.mark.thorough
 def test_changes_from_clip_are_scaled_or_joined(runs, merged, load, learned, eurosat):
     paths = runs("CLIPFit")
     first, second = map(learned, paths)
