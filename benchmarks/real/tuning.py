@@ -27,7 +27,7 @@ from runs.run_spec import RunSpec
 from .__main__ import cell
 from .data import SMALL, Data, images_in, loaded
 
-# Of an EfficientNet-Lite; the rates are the better ones of two pairs on one draw of openclipart
+# Of an EfficientNet-Lite; the rates are the best of five pairs on a draw of openclipart or stamps
 SETTINGS = (
     "INPUT.SIZE", "(224, 224)", "OPTIM.MAX_EPOCH", "10",
     "OPTIM.LR", "0.001", "TRAINER.FINETUNE.TOWER_RATE", "0.1",
