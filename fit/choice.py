@@ -121,15 +121,16 @@ def possible(
 def of_classes(
     folds: NDArray[np.int64], labels: NDArray[Any], missing: int, seed: int
 ) -> NDArray[np.int64]:
-    """(repeats, images): the folds, but all images of some classes are in one fold: of the share of
-    classes that is `missing`, and of others in each repeat.
+    """(repeats, images): the folds, but all images of a class are in one fold, for so many classes
+    that these and the folds themselves have as large a share of them as is `missing`, at most half.
     """
     classes = np.random.default_rng(seed).permutation(np.unique(labels))
-    number = max(1, round(len(classes) * missing / (len(classes) + missing)))
+    known = len(classes)
+    number = min(known, max(1, round(2 * known * missing / (known + missing))))
     found = folds.copy()
     for repeat, row in enumerate(found):
-        whole = np.roll(classes, -repeat * number)[:number]
-        row[np.isin(labels, whole) & (row != NEVER)] = repeat % (folds.max() + 1)
+        for place, label in enumerate(np.roll(classes, -repeat * number)[:number]):
+            row[(labels == label) & (row != NEVER)] = place % (folds.max() + 1)
     return found
 
 

@@ -41,15 +41,15 @@ def test_heads_that_need_an_image_of_each_class_are_not_tried():
 def test_folds_hold_out_whole_classes():
     labels = np.repeat([0, 1, 3], 4)
     folds = np.tile(np.arange(4), (2, 3))
-    for missing, whole in ((1, 1), (30, 3)):
+    for missing, whole in ((1, 2), (3, 3), (30, 3)):
         found = choice.of_classes(folds, labels, missing, 1)
         seen = []
         for row in found:
             is_whole = choice.is_whole(row, labels)
-            assert is_whole.sum() == 4 * whole
+            assert is_whole.sum() == 4 * whole and len(np.unique(row[is_whole])) == whole
             assert (row == folds[0])[~is_whole].all()
             seen.append({*labels[is_whole].tolist()})
-        assert whole == 3 or seen[0] != seen[1]
+        assert whole == 3 or seen[0] != seen[1]  # others in each repeat
 
 
 def test_a_head_that_forgets_classes_without_images_is_not_chosen(tiny, monkeypatch):
