@@ -99,6 +99,7 @@ def test_fits_of_several_encoders_resume(tones, tiny, monkeypatch, capsys):
     assert "2 fits; encoders differ by more than 3 points in" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_fine_tuning_learns_from_the_images_of_the_heads(tones, monkeypatch, capsys):
     few = [one for one in real.CANDIDATES if one.method in {"ZeroshotCLIP", "GDA"}]
     monkeypatch.setattr(real, "CANDIDATES", few)

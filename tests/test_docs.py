@@ -116,6 +116,7 @@ def quick_start(title: str, language: str = "bash") -> str:
     return re.search(rf"```{language}\n(.*?)```", part, re.DOTALL)[1]
 
 
+@pytest.mark.thorough
 def test_quick_start_of_a_study_runs_as_it_is_written_with_one_method_and_seed(
     command, copy, monkeypatch
 ):

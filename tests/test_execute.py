@@ -88,6 +88,7 @@ def hold(pipe):
     time.sleep(600)
 
 
+@pytest.mark.thorough
 def test_process_ends_with_the_main_process_and_not_by_ctrl_c():
     context = get_context("fork")
     ours, theirs = context.Pipe()

@@ -120,6 +120,7 @@ def test_a_shell_completes_commands_and_options(line, words, tmp_path):
     assert (tmp_path / "words").read_text().split() == words
 
 
+@pytest.mark.thorough
 def test_importing_the_methods_waits_for_torch_alone():
     slow = "{'scipy', 'sklearn', 'pandas', 'matplotlib'}"
     code = f"import sys, trainers; print(sorted({slow} & set(sys.modules)))"

@@ -174,7 +174,9 @@ def test_changes_from_clip_are_scaled_or_joined(runs, merged, load, learned, eur
     torch.testing.assert_close(none.model_for().image_features(none.pixels(images)), expected)
 
 
-@pytest.mark.parametrize("how", ["wise-ft:0.5", "task:0.3", "ties", "dare"])
+@pytest.mark.parametrize(
+    "how", thorough_but(("wise-ft:0.5",), ("wise-ft:0.5", "task:0.3", "ties", "dare"))
+)
 def test_the_scale_of_the_logits_is_averaged(how, runs, merged, learned):
     paths = runs("FineTune", 1 if how == "wise-ft:0.5" else 2)
     scales = [learned(path)["log_scale"] for path in paths]
@@ -216,6 +218,7 @@ def test_a_greedy_soup_is_chosen_on_validation_images(runs, merged, load, monkey
     assert len(seen.of_role("chosen")) == 6 and len(seen.of_role("learned")) == images
 
 
+@pytest.mark.thorough
 def test_the_share_of_wise_ft_is_chosen_on_validation_images(runs, merged, load, learned):
     (path,) = runs("CLIPFit", 1)
     folder, printed = merged("wise-ft", path)

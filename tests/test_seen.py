@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from marks import thorough_but
 from PIL import Image
 from test_groups import CLASSES, KINDS, picture
 
@@ -16,6 +17,8 @@ from fit import command as fit
 from inference import export
 from inference.seen import ROLES, SeenImages
 from runs import calibrate
+
+FORMS = "fit", "ensemble", "export", "export of a calibrated fit"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def model(folders, command, tmp_path):
     return model
 
 
-@pytest.mark.parametrize("form", ["fit", "ensemble", "export", "export of a calibrated fit"])
+@pytest.mark.parametrize("form", thorough_but(("fit", "export"), FORMS))
 def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, command, tmp_path):
     folder = model("GDA", "CLAP", "ZSLP") if form == "ensemble" else model("GDA")
     if form == "export of a calibrated fit":

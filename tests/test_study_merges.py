@@ -49,6 +49,7 @@ def study(write, eurosat, deep, command, monkeypatch):
     return study
 
 
+@pytest.mark.thorough
 def test_seeds_become_rows_of_the_tables(study):
     content, launched = study(["mean", "greedy", "wise-ft:0.5"], protocols=["few_shot", "base2new"])
     planned = launched("run", "--dry-run").printed

@@ -81,6 +81,7 @@ def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, 
     assert (tmp_path / "onnx/model.onnx").is_file()
 
 
+@pytest.mark.thorough
 def test_texts_are_asked_of_a_clip_alone(command, photos, tiny, tmp_path):
     backbone = saved("test_resnet", tmp_path)
     line = [photos, "--to", tmp_path / "model", "--minutes", "0", "--backbone"]
