@@ -27,7 +27,9 @@ def required_packages(extra: str = "") -> Iterator[None]:
     imported = len(sys.modules)
     try:
         yield
-        if len(sys.modules) > imported:  # what is garbage by another call would stay for ever
+        if (
+            len(sys.modules) > imported
+        ):  # else garbage of a running program would never be collected
             gc.freeze()
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]

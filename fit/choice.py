@@ -124,7 +124,8 @@ def of_classes(
     """(repeats, images): the folds, but all images of a class are in one fold, for so many classes
     that these and the folds themselves have as large a share of them as is `missing`, at most half.
     """
-    classes = np.random.default_rng(seed).permutation(np.unique(labels))
+    can_be_held = labels[folds[0] != NEVER]
+    classes = np.random.default_rng(seed).permutation(np.unique(can_be_held))
     known = len(classes)
     number = min(known, max(1, round(2 * known * missing / (known + missing))))
     found = folds.copy()

@@ -110,7 +110,7 @@ def decide_among(
     scales = scales_of(trials[best], weights[best], heads, examples)
     chosen = used(trials[best].logits, weights[best], scales)
     scenes = of_class(examples, folds)
-    own = trials[best].of_images(outside, repeats)
+    own = trials[best].of_images(outside, repeats, examples.labels)
     outside = outside[:repeats]
     if examples.drawn is None:
         decision = estimated(own, chosen, scales, scenes, outside)

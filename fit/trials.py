@@ -153,20 +153,20 @@ class Trials:
         logits = {one: values[:, inside] for one, values in self.logits.items()}
         return replace(self, held=self.held[inside], sample=self.sample.part(inside), logits=logits)
 
-    def of_images(self, outside: NDArray[Any], repeats: int) -> "Trials":
+    def of_images(self, outside: NDArray[Any], repeats: int, labels: NDArray[np.int64]) -> "Trials":
         """The same without the repeats after the first ones, which held out whole classes; a note
         has what the choice says of those.
 
         Args:
             outside: (repeats, held, classes), by `options.nested`.
+            labels: (images,), also of images that are not held out.
         """
         if repeats == len(self.folds):
             return self
-        labels = self.sample.labels
-        rows = self.folds[repeats:, self.held]
-        whole = np.array([choice.is_whole(row, labels) for row in rows])
+        whole = np.array([choice.is_whole(row, labels) for row in self.folds[repeats:]])
+        whole = whole[:, self.held]
         of_all = outside[repeats:], self.stacked[0][repeats:]
-        right = [(logits.argmax(axis=-1) == labels)[whole] for logits in of_all]
+        right = [(logits.argmax(axis=-1) == self.sample.labels)[whole] for logits in of_all]
         chosen, zero_shot = (f"{100 * each.mean():.0f}%" for each in right)
         what = "Of classes whose images were all held out, as if they had none"
         note = f"{what}, {chosen} of the images are right (zero-shot CLIP: {zero_shot})"

@@ -52,6 +52,15 @@ def test_folds_hold_out_whole_classes():
         assert whole == 3 or seen[0] != seen[1]  # others in each repeat
 
 
+def test_a_class_with_one_image_is_not_held_out_as_a_whole():
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, *range(2, 9)])
+    folds = np.array([[0, 1, 2, 3, 0, 1, 2, 3, *[choice.NEVER] * 7]])
+    for seed in range(5):
+        (row,) = choice.of_classes(folds, labels, 1, seed)
+        assert choice.is_whole(row, labels)[:8].sum() == 4
+        assert (row[8:] == choice.NEVER).all()
+
+
 def test_a_head_that_forgets_classes_without_images_is_not_chosen(tiny, monkeypatch):
     """A head is always right for the classes that it has seen, and never for others."""
     heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["a", "b", "c", "d"]))

@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
 
 class Rounds:
-    """The labels of several visitors at once.
+    """The labels that several visitors give at the same time.
 
     Args:
         fit: learns from the file; its UsageError is shown.
