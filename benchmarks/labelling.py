@@ -90,7 +90,7 @@ def images_of(heads: Heads, items: Sequence[Any], number: int) -> Images:
 
 def data_of(root: Path, kind: str) -> Data:
     if kind in REAL:
-        found = loaded(kind.removesuffix(RANKED), SMALL, [], root)
+        found = loaded(kind.removesuffix(RANKED), SMALL, (), root)
         test = Images(found.test_x, found.test_y)
         return Data(found.heads, Images(found.x, found.y), test)
     if kind == POOLS[2]:

@@ -153,15 +153,12 @@ def main() -> None:
         print("\n".join(table(done)))
         return
     torch.set_num_threads(1)
-    kept: dict[tuple[str, str], Data] = {}
     for one in cells(args):
         if any(one.items() <= record.items() for record in done):
             continue
-        place = one["set"], one["encoder"]
-        if place not in kept:
-            kept[place] = loaded(*place, args.sources, args.output)
+        data = loaded(one["set"], one["encoder"], tuple(args.sources), args.output)
         draw = one["shots"], one["seed"], one["swapped"]
-        record = one | cell(kept[place], *draw, args.methods)
+        record = one | cell(data, *draw, args.methods)
         add_record(file, record)
         print(f"{one}: {record['fit']:.1f}, {record['seconds']:.0f} s", flush=True)
 

@@ -126,7 +126,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for name in args.sets:
-        data = {one: loaded(name, one, args.sources, args.output) for one in args.encoders}
+        data = {one: loaded(name, one, tuple(args.sources), args.output) for one in args.encoders}
         for seed, shots in product(args.seeds, args.shots):
             place = {"set": name, "shots": shots, "seed": seed}
             if any(place.items() <= record.items() for record in done):

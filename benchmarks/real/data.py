@@ -1,6 +1,6 @@
 """The features of a data set by an encoder, and draws of training images."""
 
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +62,11 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.png"))
 
 
-def loaded(name: str, encoder: str, sources: Sequence[Path], output: Path) -> Data:
-    """The features of a data set, after it and the encoder are built below the folder `output`."""
+@cache
+def loaded(name: str, encoder: str, sources: tuple[Path, ...], output: Path) -> Data:
+    """The features of a data set, once in a process, after it and the encoder are built below the
+    folder `output`.
+    """
     folder = images.build(name, sources, output / "sets")
     backbone = encoder
     if encoder != SMALL:

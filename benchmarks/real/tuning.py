@@ -114,14 +114,12 @@ def main() -> None:
         print("\n".join(table(done)))
         return
     torch.set_num_threads(1)
-    kept: dict[tuple[str, str], Data] = {}
     for seed, name, encoder, shots in product(args.seeds, args.sets, args.encoders, args.shots):
         one = {"set": name, "encoder": encoder, "shots": shots, "seed": seed}
         if any(one.items() <= before.items() for before in done):
             continue
-        if (name, encoder) not in kept:
-            kept[name, encoder] = loaded(name, encoder, args.sources, args.output)
-        found = record(kept[name, encoder], one, args.output)
+        data = loaded(name, encoder, tuple(args.sources), args.output)
+        found = record(data, one, args.output)
         add_record(file, found)
         print(found, flush=True)
 
