@@ -517,7 +517,11 @@ def test_methods_say_whether_they_read_the_sentence_of_a_dataset(method, finishe
     kind = methods()[method]
     if not kind.learns:
         pytest.skip("has no checkpoints")
-    smaller = ("TRAINER.LOCOOP.TOPK", 0.2) if method == "LoCoOp" else ()
+    of_method = {
+        "LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2),
+        "FineTune": ("TRAINER.FINETUNE.ENCODER", "both"),
+    }
+    smaller = of_method.get(method, ())
     classes = "base" if kind.transfers else "all"
     own = load(finished(method, classes, *smaller))
     other = replace(own.description, template="some {} in a long drawing")
