@@ -85,7 +85,7 @@ def verified(old: list[Row]) -> list[Row]:
     from test_published_checkpoints import CASES
 
     cases = golden_cases()
-    loaded = {*drawn.METHODS, *(case.method for case in CASES.values())}
+    loaded = {*drawn.METHODS, *(case["method"] for case in CASES.values())}
     loaded -= {"TwoStage", "FineTune"}  # their code saves nothing in this form
     groups: dict[tuple[str, str], list[str]] = {}
     for method in sorted(
