@@ -5,7 +5,6 @@ import json
 import pytest
 from drawn import write_eurosat
 from finished import InThisProcess, finish
-from marks import one_line
 
 from common.errors import UsageError
 from common.results import read_results
@@ -54,57 +53,6 @@ def finish_trials(study, accuracy):
 
 def choice(study, number=0):
     return json.loads(study.searches[number].file.read_text())
-
-
-def one(**settings):
-    return {"trainers": {"x": {"trainer": "CoOp", "config": "small"} | settings}}
-
-
-INVALID = [  # by, keys, other settings, words of the message
-    (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
-    (
-        VALIDATION,
-        {"TRAINER.MPL.N_CTX": [1, 2]},
-        {},
-        "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has TRAINER.COOP",
-    ),
-    (
-        VALIDATION,
-        RATES,
-        one(overrides={"OPTIM.LR": 0.1}),
-        "x cannot choose OPTIM.LR, which the study sets",
-    ),
-    (
-        ORACLE,
-        RATES,
-        one(datasets={"small_land": {"TEST.SPLIT": "val"}}),
-        "x has TEST.SPLIT, which choose sets",
-    ),
-    (
-        LEAVE_ONE_OUT,
-        RATES,
-        {},
-        "leave one dataset out has no other dataset than small_land in base2new: give several",
-    ),
-    (
-        HELD_OUT,
-        RATES,
-        {"shots": 1},
-        "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on",
-    ),
-    (
-        VALIDATION,
-        RATES,
-        {"choose": None} | one(choose=RATES),
-        "x has choose: say by what: choose: {by: few-shot",
-    ),
-]
-
-
-@pytest.mark.parametrize(("by", "keys", "settings", "message"), INVALID)
-def test_invalid_choice_has_a_one_line_error(chosen, by, keys, settings, message):
-    with one_line(message):
-        load(chosen(by, keys, **settings))
 
 
 def test_datasets_without_validation_images_are_refused_before_any_run(

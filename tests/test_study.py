@@ -49,36 +49,7 @@ def variant(**settings):
     return {"trainers": {"x": {"trainer": "MPL", "config": "small"} | settings}}
 
 
-INVALID = [  # keys of the file, words of the message
-    ({"trainers": []}, "the study has no trainers: name each once, such as trainers: [CoOp, MPL]"),
-    ({"trainers": ["CoOp", {"CoOp": "small"}]}, "trainers has a name twice: name each once"),
-    ({"trainers": [["CoOp"]]}, "there is no trainer \"['CoOp']\""),
-    ({"trainers": {"MPLL": "small"}}, "there is no trainer 'MPLL': did you mean MPL?"),
-    (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
-    (
-        variant(overrides={"TRAINER.COOP.N_CTX": 4}),
-        "x cannot override TRAINER.COOP.N_CTX: MPL has TRAINER.MPL",
-    ),
-    (
-        variant(overrides={"DATASET.NUM_SHOTS": 4}),
-        "x cannot override DATASET.NUM_SHOTS: use the study's own key shots",
-    ),
-    (
-        variant(overrides={"TEST.NO_TEST": True}),
-        "x: TEST.NO_TEST is True: leave it out, as a run of a study",
-    ),
-    # The study has no run on eurosat.
-    (
-        variant(datasets={"eurosat": {"OPTIM.LRR": 0.1}}),
-        "x: unknown config key OPTIM.LRR; did you mean OPTIM.LR?",
-    ),
-    (
-        {"targets": ["small_land", "small_source"]},
-        "the source small_source is among the targets: leave it out of them",
-    ),
-    ({"seeds": [1, 2, 1]}, "seed1 twice: give each seed, dataset and number of shots once"),
-    ({"ood": ["dtd"]}, "no table of cross_dataset shows ood: leave one of them out"),
-]
+REFUSED = yaml.safe_load(Path(__file__).with_name("refused_studies.yaml").read_text())
 
 
 def test_trainers_may_be_a_list(write):
@@ -94,9 +65,9 @@ def test_trainers_may_be_a_list(write):
     ]
 
 
-@pytest.mark.parametrize(("settings", "message"), INVALID)
-def test_invalid_study_has_a_one_line_error(write, settings, message):
-    file = write(**settings)
+@pytest.mark.parametrize("message", REFUSED)
+def test_invalid_study_has_a_one_line_error(write, message):
+    file = write(**REFUSED[message])
     with one_line(message) as caught:
         load(file)
     assert str(caught.value).count(str(file)) == 1

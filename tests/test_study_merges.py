@@ -6,7 +6,6 @@ import pytest
 import torch
 import yaml
 from finished import InThisProcess
-from marks import one_line
 
 from common.errors import UsageError
 from common.results import read_results
@@ -106,28 +105,6 @@ def test_an_error_of_a_merge_is_that_of_its_run(study, monkeypatch):
     test = content.merges[0].tests[0].folder
     assert done.status == 1 and f"{test}: UsageError: the models differ: train" in done.printed
     assert "the models differ" in launched("status").printed
-
-
-REFUSED = [  # an entry of trainers, keys of the study, words of the message
-    ({"ZeroshotCLIP": {"merge": "mean"}}, {}, "ZeroshotCLIP learns nothing: merge models that"),
-    ({"CoOp": {"merge": ["mean", "ties"]}}, {}, "CoOp does not start from CLIP's weights: use"),
-    ({"CLIPLoRA": {"merge": "dare"}}, {}, "--how dare is for the entries of weights, and the"),
-    ({"CoOp": {"merge": "median"}}, {}, "merge of CoOp: 'median' is none of mean, greedy"),
-    ({"CoOp": {"merge": "wise-ft:2"}}, {}, "merge of CoOp: 2 is not from 0 to 1"),
-    ({"CoOp": {"merge": "mean"}}, {"seeds": 1}, "CoOp has merge of one seed: give seeds, or"),
-    ({"CoOp": {"merge": "mean"}}, {"calibrate": True}, "CoOp has merge, and the study calibrate"),
-    (
-        {"CoOp": {"merge": "mean"}},
-        {"choose": {"keys": {"OPTIM.LR": [1, 2]}, "by": "oracle"}},
-        "CoOp has merge, and test images choose: leave one of them out",
-    ),
-]
-
-
-@pytest.mark.parametrize(("trainers", "settings", "message"), REFUSED)
-def test_what_cannot_be_merged_is_said_when_the_study_is_read(write, trainers, settings, message):
-    with one_line(message):
-        load(write(trainers, **settings))
 
 
 def test_a_choice_of_models_needs_validation_images(study, imagenet):
