@@ -64,7 +64,11 @@ def table(records: Sequence[dict[str, Any]]) -> None:
     """Print the means over pools."""
     for kind, number in product(POOLS, range(ROUNDS - 1)):
         own = [one["rounds"][number : number + 2] for one in records if one["pool"] == kind]
-        pairs = [pair for pair in own if all(one["added"] is not None for one in pair)]
+        pairs = [
+            (now, after)
+            for now, after in own
+            if now["added"] is not None and after["added"] is not None
+        ]
         if not pairs:
             continue
         added = np.mean([now["added"] for now, _ in pairs])

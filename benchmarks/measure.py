@@ -147,6 +147,21 @@ def compare(args: Namespace, kind: dict, ways: list[dict]) -> Iterator[dict]:
         )
 
 
+def of_method(trainer: str, checkout: Path) -> dict:
+    """What the worker needs to know of a method."""
+    method = methods()[trainer]
+    protocol = recipe(trainer, "few_shot")
+    file = config_folder(trainer).relative_to(ROOT) / f"{protocol.cfg}.yaml"
+    if not (checkout / file).is_file():
+        raise UsageError(f"{checkout} has no {file}", "leave out this method, or --official")
+    return {
+        "config": str(file),
+        "settings": list(protocol.settings),
+        "section": method.section(),
+        "views": issubclass(method, ViewsMethod),
+    }
+
+
 def measured(args: Namespace, way: dict) -> dict:
     """The seconds, and more, of one way in new processes."""
     official = way["code"] == "official"
@@ -168,17 +183,7 @@ def measured(args: Namespace, way: dict) -> dict:
         return command_time(command, checkout, args.threads)
     settings = vars(args) | way | {"checkout": str(checkout), "official": official, "views": False}
     if trainer := way.get("trainer"):
-        method = methods()[trainer]
-        protocol = recipe(trainer, "few_shot")
-        file = config_folder(trainer).relative_to(ROOT) / f"{protocol.cfg}.yaml"
-        settings |= {
-            "config": str(file),
-            "settings": list(protocol.settings),
-            "section": method.section(),
-        }
-        settings["views"] = issubclass(method, ViewsMethod)
-        if not (checkout / file).is_file():
-            raise UsageError(f"{checkout} has no {file}", "leave out this method, or --official")
+        settings |= of_method(trainer, checkout)
     done = execute(
         [str(ROOT / "benchmarks/worker.py"), json.dumps(settings, default=str)],
         checkout,

@@ -86,8 +86,10 @@ def show_changes(name: str, base: str) -> None:
         if key not in tuned or key not in before or tuned[key].shape != before[key].shape
     ]
     if other:
-        what = f"{name} has other tensors than {base}, such as {other[0]}"
-        raise UsageError(what, "give the backbone that it was tuned from by --base")
+        raise UsageError(
+            f"{name} has other tensors than {base}, such as {other[0]}",
+            "give the backbone that it was tuned from by --base",
+        )
     changes: dict[str, float] = defaultdict(float)
     sizes: dict[str, float] = defaultdict(float)
     for key, tensor in before.items():

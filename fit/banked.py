@@ -23,6 +23,19 @@ COLUMNS = "path", "sha256", "label", "pixels_sha256"
 LOOK = "sha256", "pixels_sha256", "signature", "camera", "second"
 
 
+def labelled(rows: Sequence[Mapping[str, Any]], labels: Path | None) -> list[Photo | None]:
+    """The image of each row with its class; None if nothing says it."""
+    if labels:
+        known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
+        return [known.get(os.path.abspath(row["path"])) for row in rows]
+    if rows and "label" in rows[0]:
+        return [
+            Photo(row["path"], plain(str(row["label"]))) if row["label"] not in (None, "") else None
+            for row in rows
+        ]
+    return list(by_folders([row["path"] for row in rows]))
+
+
 def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     """The images of a bank with their classes: those of a CSV file with path and label, else of the
     column label of the bank, else of the folders in the paths.
@@ -33,20 +46,12 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     rows = [
         row for part in BankFiles(Bank(folder).files).parts(*COLUMNS) for row in part.to_pylist()
     ]
-    paths = [row["path"] for row in rows]
-    if len(set(paths)) < len(paths):
-        what = f"{folder} has several images of one path"
-        raise UsageError(what, "embed images with paths of their own", folder)
-    if labels:
-        known = {os.path.abspath(one.path): one for one in photos_in_rows(rows_of(labels), labels)}
-        photos = [known.get(os.path.abspath(path)) for path in paths]
-    elif rows and "label" in rows[0]:
-        photos = [
-            Photo(row["path"], plain(str(row["label"]))) if row["label"] not in (None, "") else None
-            for row in rows
-        ]
-    else:
-        photos = list(by_folders(paths))
+    if len({row["path"] for row in rows}) < len(rows):
+        raise UsageError(
+            f"{folder} has several images of one path",
+            "embed images with paths of their own",
+            folder,
+        )
     found = [
         replace(
             photo,
@@ -55,7 +60,7 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
             pixels_sha256=row.get("pixels_sha256", ""),
             bank=str(folder),
         )
-        for photo, row in zip(photos, rows, strict=True)
+        for photo, row in zip(labelled(rows, labels), rows, strict=True)
         if photo
     ]
     if not found:

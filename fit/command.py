@@ -137,8 +137,10 @@ def main(argv: list[str] | None = None) -> None:
     record = earlier if same else {"form": FORM, "finished": False, "request": asked}
     if record.get("finished") is True:
         if record.get("model") == checksums(request.to):
-            again = f"delete {request.to} to fit again"
-            print(f"Already done for these images: see {request.to}/report.html ({again})")
+            print(
+                f"Already done for these images: see {request.to}/report.html "
+                f"(delete {request.to} to fit again)"
+            )
             return
         print(f"The model in {request.to} is gone or was changed: it is fitted again")
     from .story import fit  # imports torch, which takes seconds

@@ -77,11 +77,15 @@ def ungrouped(
     for fold in range(folds.max() + 1):
         out = np.flatnonzero(folds == fold)
         logits[0, out] = answers(heads, chosen, examples, np.flatnonzero(folds != fold), out)
-    held = folds != choice.NEVER
-    sample = Sample.of(labels[held], prior=prior)
-    of_class = len(sample.labels) / len(np.unique(sample.labels))
-    number = int(folds.max()) + 1
-    return choice.estimate(logits[:, held], sample, number, zero_shot, of_class).accuracy
+    logits = logits[:, folds != choice.NEVER]
+    sample = Sample.of(labels[folds != choice.NEVER], prior=prior)
+    return choice.estimate(
+        logits,
+        sample,
+        int(folds.max()) + 1,
+        zero_shot,
+        len(sample.labels) / len(np.unique(sample.labels)),
+    ).accuracy
 
 
 def answers(

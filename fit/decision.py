@@ -283,6 +283,16 @@ def of_class(examples: Examples, folds: NDArray[Any]) -> float:
     return choice.groups_of_class(examples.labels[inside], examples.scenes[inside])
 
 
+def combined(
+    trials: Trials,
+    chosen: Sequence[tuple[Candidate, float]],
+    scales: Mapping[Candidate, float],
+) -> NDArray[Any]:
+    """(repeats, held, classes): the weighted sum of the logits of the chosen candidates."""
+    of_each = [float(weight * scales.get(one, 1.0)) * trials.logits[one] for one, weight in chosen]
+    return np.sum(of_each, axis=0)
+
+
 def estimated(
     trials: Trials,
     chosen: Sequence[tuple[Candidate, float]],
@@ -295,10 +305,7 @@ def estimated(
     Args:
         outside: (repeats, held, classes), the logits by a choice without the images of each fold.
     """
-    logits = np.sum(
-        [float(weight * scales.get(one, 1.0)) * trials.logits[one] for one, weight in chosen],
-        axis=0,
-    )
+    logits = combined(trials, chosen, scales)
     correct_by_names = choice.right(trials.stacked[0], trials.sample.labels)
     folds = trials.number_of_folds
     estimates = {}
@@ -306,8 +313,8 @@ def estimated(
         sample = Sample.of(trials.sample.labels, trials.sample.groups, prior)
         zero_shot = 100 * sample.mean(correct_by_names)
         estimates[prior] = choice.estimate(outside, sample, folds, zero_shot, of_class)
-    zero_shot = 100 * trials.sample.mean(correct_by_names)
-    same_images = choice.estimate(logits, trials.sample, folds, zero_shot, of_class)
+    sample = trials.sample
+    zero_shot = 100 * sample.mean(correct_by_names)
     return Decision(
         chosen=chosen,
         trials=trials,
@@ -315,7 +322,7 @@ def estimated(
         estimates=estimates,
         of_class=of_class,
         zero_shot=zero_shot,
-        without_nesting=same_images.accuracy,
+        without_nesting=choice.estimate(logits, sample, folds, zero_shot, of_class).accuracy,
         notes=trials.notes,
     )
 
@@ -346,8 +353,9 @@ def with_curve(
     points.append(full_point(trials, of_heads, scales, decision.of_class))
     without_groups = None
     if examples.unit == "scene" and scales and time.monotonic() < end:
-        options = decision.zero_shot, request.seed, request.prior
-        without_groups = ungrouped(heads, of_heads, examples, *options)
+        without_groups = ungrouped(
+            heads, of_heads, examples, decision.zero_shot, request.seed, request.prior
+        )
     return replace(decision, curve=points, ungrouped=without_groups)
 
 

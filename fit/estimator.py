@@ -162,28 +162,31 @@ class Classifier(ClassifierMixin, BaseEstimator):
             return self._fit_matrix(np.concatenate([rows, X]), np.concatenate([labels, y]), True)
         with TemporaryDirectory() as place:
             photos, labels = photos_of(X, y, Path(place), self._labels)
-            request = self._request(Path(place) / "model")
-            request = replace(request, classes=tuple(self._labels))  # some may have no images
-            one = request
-            if self.backbone_ in request.backbones:
-                one = replace(request, backbone=self.backbone_, others=(), max_ms=None)
-            before = [Photo(**row) for row in json.loads(self._files[FILE])["images"]]
-            if missing_files(photo.path for photo in before):
-                request = replace(request, minutes=0.0)  # trainings read the images themselves
-            added = with_checksums(photos)
-            same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
-            clip = self._model.clip if same else None
-            request.to.mkdir()
-            self._write(request.to)
-            with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-                learned = update(one, before, added, clip)
-            if learned is None:
-                rmtree(request.to)
-                self._fit(request, [*before, *added])
-                clip = None if request.others else clip  # another one may be chosen
-            self._take(contents_of(request.to), labels, clip)
-        self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
+            self._update(Path(place) / "model", with_checksums(photos), labels)
         return self
+
+    def _update(self, folder: Path, added: list[Photo], labels: dict[str, Any]) -> None:
+        """Learn more images, with a fit in this folder."""
+        request = self._request(folder)
+        request = replace(request, classes=tuple(self._labels))  # some may have no images
+        one = request
+        if self.backbone_ in request.backbones:
+            one = replace(request, backbone=self.backbone_, others=(), max_ms=None)
+        before = [Photo(**row) for row in json.loads(self._files[FILE])["images"]]
+        if missing_files(photo.path for photo in before):
+            request = replace(request, minutes=0.0)  # trainings read the images themselves
+        same = one.backbone == self._model.cfg.MODEL.BACKBONE.NAME
+        clip = self._model.clip if same else None
+        folder.mkdir()
+        self._write(folder)
+        with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
+            learned = update(one, before, added, clip)
+        if learned is None:
+            rmtree(folder)
+            self._fit(request, [*before, *added])
+            clip = None if request.others else clip  # another one may be chosen
+        self._take(contents_of(folder), labels, clip)
+        self.update_ = FITTED_AGAIN if learned is None else COMPUTED_AGAIN
 
     def _fit_matrix(self, X: Any, y: Any, again: bool = False) -> Self:
         """Fit features; `again` keeps the choice, if that is possible."""
@@ -214,21 +217,24 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
         first, *others = self._backbones()
-        return FitRequest(
+        request = FitRequest(
             images=Path("images"),
             to=folder,
             backbone=first,
             others=tuple(others),
+            sentences=Path(self.sentences) if self.sentences else None,
+            methods=tuple(self.methods),
+            seed=int(seed),
+        )
+        return replace(
+            request,
             max_ms=self.max_ms,
             device=self.device,
-            sentences=Path(self.sentences) if self.sentences else None,
             minutes=self.minutes,
             max_error=self.max_error,
             coverage_by=self.coverage_by,
             groups=self.groups,
             prior=self.prior,
-            methods=tuple(self.methods),
-            seed=int(seed),
         )
 
     def _backbones(self) -> list[str]:

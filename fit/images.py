@@ -281,8 +281,20 @@ def photo_of(row: Row, column: str, part: str, line: int, file: Path) -> Photo:
         what = f"line {line} of {file} has {asked[:80]!r} in the column asked"
         raise UsageError(what, f"write {' or '.join(ASKED)}, or nothing", file)
     below = below if plain(top) == plain(label) else path
-    place = str(file.parent / path)
-    return Photo(place, plain(label), part, below=below, group=group, asked=asked)
+    return Photo(str(file.parent / path), plain(label), part, below=below, group=group, asked=asked)
+
+
+def named_by_folder(photos: Sequence[Photo], place: Path) -> list[Photo]:
+    """The photos with the folder below that of the class as their group."""
+    below = [photo.below.rpartition("/")[0] for photo in photos]
+    if not any(below):
+        what = f"no image of {place} is in a folder below that of its class"
+        remedy = f"leave out --group-by {FOLDER}, or give a regular expression"
+        raise UsageError(what, remedy, place)
+    return [
+        replace(photo, group=f"{photo.label}/{folder}" if folder else "")
+        for photo, folder in zip(photos, below, strict=True)
+    ]
 
 
 def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
@@ -298,17 +310,7 @@ def named(photos: Sequence[Photo], by: str, place: Path) -> list[Photo]:
             path; or there is no folder below that of a class.
     """
     if by == FOLDER:
-        below = [photo.below.rpartition("/")[0] for photo in photos]
-        if not any(below):
-            what = f"no image of {place} is in a folder below that of its class"
-            raise UsageError(
-                what, f"leave out --group-by {FOLDER}, or give a regular expression", place
-            )
-        groups = [
-            f"{photo.label}/{folder}" if folder else ""
-            for photo, folder in zip(photos, below, strict=True)
-        ]
-        return [replace(photo, group=group) for photo, group in zip(photos, groups, strict=True)]
+        return named_by_folder(photos, place)
     try:
         pattern = re.compile(by)
     except re.error as error:

@@ -49,8 +49,9 @@ def choose_with_pool(
     by_chosen, by_other = (combine(weights, logits) for weights in (chosen, other))
     lead = losses(by_chosen, sample.labels) - losses(by_other, sample.labels)
     worse = right(by_chosen, sample.labels) - right(by_other, sample.labels)
-    better = sample.in_errors(lead) > POOL_MARGIN and sample.mean(worse) <= 0
-    return other if better else chosen
+    if sample.in_errors(lead) > POOL_MARGIN and sample.mean(worse) <= 0:
+        return other
+    return chosen
 
 
 def choose_each(

@@ -63,18 +63,14 @@ class Photos:
         kept, notes = without_copies(readable)
         names = sorted({photo.label for photo in kept if photo.part != "test"})
         if len(names) < 2:
-            example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
-            remedy = f"replace damaged images{example}; and images that are in two classes"
-            raise UsageError("fewer than two classes have an image that can be used", remedy)
+            raise too_few(damaged)
         names = sorted({*names, *classes})
         lost = sorted({photo.label for photo in photos}.difference(names))
         if lost:
             notes.append(f"Left out as no training image can be used: {', '.join(lost)}")
-        similar = same_names(names)
-        if similar:
+        if similar := same_names(names):
             notes.append(similar)
-        known_names = set(names)
-        known = [photo for photo in kept if photo.label in known_names]
+        known = [photo for photo in kept if photo.label not in lost]
         return cls(known, names, damaged, notes)
 
     def in_groups(self, groups: NDArray[np.int64], reasons: str) -> "Photos":
@@ -136,6 +132,13 @@ class Photos:
             by_scene[scene].append(photo.path)
         several = [paths for paths in by_scene.values() if len(paths) > 1]
         return sorted(several, key=len, reverse=True)[:most]
+
+
+def too_few(damaged: Mapping[str, str]) -> UsageError:
+    """That fewer than two classes are left."""
+    example = f", such as: {next(iter(damaged.values()))}" if damaged else ""
+    remedy = f"replace damaged images{example}; and images that are in two classes"
+    return UsageError("fewer than two classes have an image that can be used", remedy)
 
 
 def without_copies(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:

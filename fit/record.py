@@ -34,6 +34,10 @@ def earlier_record(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def facts(
     request: FitRequest, photos: Sequence[Photo], pool: Sequence[Photo] = ()
 ) -> dict[str, Any]:
@@ -50,15 +54,12 @@ def facts(
     if any(photo.bank for photo in photos):
         later["bank"] = True
     if any(photo.asked for photo in photos):
-        asked = json.dumps([photo.asked for photo in photos])
-        later["asked"] = hashlib.sha256(asked.encode()).hexdigest()
+        later["asked"] = digest([photo.asked for photo in photos])
     if more := {*request.classes}.difference(photo.label for photo in photos):
         later["classes"] = sorted(more)
     if pool:
-        files = json.dumps(sorted(photo.sha256 for photo in pool))
-        later["pool"] = hashlib.sha256(files.encode()).hexdigest()
+        later["pool"] = digest(sorted(photo.sha256 for photo in pool))
     rows = [[photo.sha256, photo.label, photo.part, photo.group] for photo in photos]
-    images = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     sentences = ""
     if request.sentences:
         sentences = hashlib.sha256(read_bytes(request.sentences, MAX_JSON)).hexdigest()
@@ -69,7 +70,7 @@ def facts(
         "seed": request.seed,
         "groups": request.groups,
         "prior": request.prior,
-        "images": images,
+        "images": digest(rows),
         "weights": weights_sha256(request.backbone),
         "sentences": sentences,
         "form": FORM,

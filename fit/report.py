@@ -74,8 +74,10 @@ def details(fit: Fit) -> dict[str, Any]:
         {"label": label, "answer": answer, "images": len(paths)}
         for (label, answer), paths in confused(fit)
     ]
-    keys = "path", "label", "rather", "doubt"
-    doubtful = [{key: suspect[key] for key in keys} for suspect in suspects(fit)]
+    doubtful = [
+        {key: suspect[key] for key in ("path", "label", "rather", "doubt")}
+        for suspect in suspects(fit)
+    ]
     return {"by_class": classes, "confused": pairs, "suspects": doubtful}
 
 
@@ -170,20 +172,20 @@ def page(fit: Fit) -> str:
     doubling = None
     if fit.estimate and decision.zero_shot is not None:
         doubling = choice.gain(fit.estimate.accuracy, decision.zero_shot, decision.of_class)
+    measured = (row for row in rows if "accuracy" in row)
     doubtful = suspects(fit)
-    weights = shlex.quote(request.backbone)
-    return render(
-        Path(__file__).with_name("report.html"),
-        fit=fit,
-        groups=fit.photos.largest_groups(MOST // 2),
-        rows=sorted((row for row in rows if "accuracy" in row), key=lambda row: -row["accuracy"]),
-        faults=[row for row in rows if "fault" in row],
-        classes=by_class(fit),
-        suspects=doubtful[:MOST],
-        suspected=len(doubtful),
-        confused=confused(fit)[: MOST // 2],
-        thumbnail=thumbnail,
-        to=shlex.quote(str(request.to)),
-        backbone="" if is_known(request.backbone) else f" --backbone {weights}",
-        doubling=doubling,
-    )
+    backbone = f" --backbone {shlex.quote(request.backbone)}"
+    if is_known(request.backbone):
+        backbone = ""
+    words = {"to": shlex.quote(str(request.to)), "backbone": backbone, "doubling": doubling}
+    tables = {
+        "groups": fit.photos.largest_groups(MOST // 2),
+        "rows": sorted(measured, key=lambda row: -row["accuracy"]),
+        "faults": [row for row in rows if "fault" in row],
+        "classes": by_class(fit),
+        "suspects": doubtful[:MOST],
+        "confused": confused(fit)[: MOST // 2],
+    }
+    template = Path(__file__).with_name("report.html")
+    found = words | tables | {"suspected": len(doubtful)}
+    return render(template, **found, fit=fit, thumbnail=thumbnail)

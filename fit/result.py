@@ -187,18 +187,22 @@ class Fit:
         if self.unlabelled:
             pool = {"images": len(self.unlabelled.photos), "learned": self.learns_from_pool}
             pool["clusters"] = self.clusters
-        return {
+        facts = {
             "images": [asdict(photo) for photo in self.photos.images],
             "names": self.photos.names,
             "pool": pool,
             "backbones": decision.backbones,
             "damaged": dict(self.photos.damaged),
+        }
+        facts |= {
             "notes": self.notes,
             "candidates": decision.trials.rows if decision.trials else [],
             "chosen": chosen,
             "grouped": self.grouped,
             "estimate": estimates.get(self.request.prior),
             "estimates": estimates,
+        }
+        return facts | {
             "ungrouped": decision.ungrouped,
             "of_class": decision.of_class,
             "zero_shot": decision.zero_shot,

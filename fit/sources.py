@@ -95,9 +95,10 @@ def sources_of(request: FitRequest, found: Sequence[Photo], plan: Plan) -> list[
     check_texts(request, sources, names != sorted(learned))
     if not sources:
         fastest = min(plan.ms, key=plan.ms.__getitem__)
-        what = f"no backbone takes at most {request.max_ms:g} ms for an image here"
-        remedy = f"raise --max-ms: {fastest} takes {plan.ms[fastest]:.1f}"
-        raise UsageError(what, remedy)
+        raise UsageError(
+            f"no backbone takes at most {request.max_ms:g} ms for an image here",
+            f"raise --max-ms: {fastest} takes {plan.ms[fastest]:.1f}",
+        )
     return sources
 
 

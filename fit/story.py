@@ -67,8 +67,7 @@ def fit(
         pool: images without labels, with the SHA-256 of their files.
 
     Raises:
-        UsageError: fewer than two classes have an image that can be used, or the sentences, the
-            pool or MODEL cannot be used.
+        UsageError: fewer than two classes have images, or sentences, pool or MODEL are invalid.
     """
     check_methods(request)
     plan = plan_of(request, record)
@@ -88,13 +87,11 @@ def fit(
         result = Fit(source.request, photos, decision, unlabelled=unlabelled)
         classifier = final_classifier(result, made, towers, examples)
         if photos.tested:
-            answers = answers_for_tests(result, classifier, towers, source.rows)
-            labels = np.array(photos.label_numbers(photos.tested))
-            result = replace(result, test=Tested.of(photos, answers == labels))
+            test = tested(result, classifier, towers, source.rows)
+            result = replace(result, test=test)
         write_model(result, classifier, source.rows, towers.heads)
         # The same call again does not lack images that have changed
-        asked = {} if changed else record["request"]
-        write_record(result, asked, made)
+        write_record(result, {} if changed else record["request"], made)
     return result
 
 
@@ -159,9 +156,13 @@ def backbone_of(
     if photos.without_images:
         trained = []  # they would have to be trained for folds of classes, too
         candidates = [one for one in candidates if transfers(one.method)]
-    planned = partial(towers.planned, trained, plan.end, plan)
-    examples = examples_of(source, heads, photos)
-    return Backbone(request.backbone, heads, examples, candidates, planned)
+    return Backbone(
+        request.backbone,
+        heads,
+        examples_of(source, heads, photos),
+        candidates,
+        partial(towers.planned, trained, plan.end, plan),
+    )
 
 
 def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str]:
@@ -246,6 +247,15 @@ def final_classifier(
     return classifier
 
 
+def tested(
+    result: Fit, classifier: PromptedClassifier, towers: Towers, rows: Mapping[str, Row]
+) -> Tested:
+    """How many of the test images the classifier answers right."""
+    answers = answers_for_tests(result, classifier, towers, rows)
+    labels = np.array(result.photos.label_numbers(result.photos.tested))
+    return Tested.of(result.photos, answers == labels)
+
+
 def answers_for_tests(
     result: Fit,
     classifier: PromptedClassifier,
@@ -254,13 +264,12 @@ def answers_for_tests(
 ) -> NDArray[np.int64]:
     """(test images,): the numbers of the classes that the classifier answers."""
     heads = towers.heads
-    photos = result.photos.tested
     candidate, _ = result.decision.chosen[0]
     if candidate in TRAINED:
-        batches = towers.pixels([photo.path for photo in photos])
+        batches = towers.pixels([photo.path for photo in result.photos.tested])
         logits = torch.cat([classifier.logits(batch) for batch in batches])
     else:
-        features = features_of(photos, rows).to(heads.zero_shot.device)
+        features = features_of(result.photos.tested, rows).to(heads.zero_shot.device)
         inputs = heads.inputs(classifier.method, features)
         logits = classifier.model_for()(CachedOutput(inputs))
     return logits.argmax(dim=1).cpu().numpy()

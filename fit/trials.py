@@ -199,6 +199,22 @@ def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:
     return folds, repeats
 
 
+def notes_of(
+    examples: Examples, can_be_held: NDArray[np.bool_], some: NDArray[np.int64] | None
+) -> list[str]:
+    """Which images and classes take no part in the choice."""
+    labels = examples.labels
+    notes = []
+    if some is not None:
+        what = "images choose and estimate, as more would need too much memory"
+        notes.append(f"{len(some):,} {what}")
+    alone = set(labels.tolist()).difference(labels[can_be_held].tolist())
+    if alone:
+        names = ", ".join(examples.names[place] for place in sorted(alone))
+        notes.append(f"Classes with one {examples.unit} could not be held out: {names}")
+    return notes
+
+
 def try_candidates(
     backbone: Backbone, folds: NDArray[np.int64], plan: Plan, prior: str, number: int
 ) -> Trials:
@@ -213,18 +229,10 @@ def try_candidates(
     examples = backbone.examples
     labels = examples.labels
     held = to_choose_on(folds, examples.scenes, len(examples.names), number)
-    notes = []
     can_be_held = folds[0] != choice.NEVER
     some = held if len(held) < can_be_held.sum() else None
-    if some is not None:
-        notes.append(
-            f"{len(held):,} images choose and estimate, as more would need too much memory"
-        )
+    notes = notes_of(examples, can_be_held, some)
     sample = Sample.of(labels[held], examples.scenes[held], prior)
-    alone = set(labels.tolist()).difference(labels[can_be_held].tolist())
-    if alone:
-        names = ", ".join(examples.names[place] for place in sorted(alone))
-        notes.append(f"Classes with one {examples.unit} could not be held out: {names}")
     print(f"{'candidate':<44} accuracy  seconds")
     rows, logits = tried(backbone, tasks(backbone, folds, plan, some), held, sample, plan)
     spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}

@@ -153,8 +153,9 @@ def predict_batch(
         classifier.predict(pixels, class_names)
         for classifier, pixels in zip(classifiers, inputs, strict=bool(inputs))
     ]
-    sizes = map(reader.sizes.get, batch)
-    return answers_of(models, zip(batch, faults, sizes, strict=True), said, asked)
+    return answers_of(
+        models, zip(batch, faults, map(reader.sizes.get, batch), strict=True), said, asked
+    )
 
 
 def predict_rows(

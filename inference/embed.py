@@ -275,9 +275,10 @@ def columns_of_looks(rows: Sequence[Embedded]) -> dict[str, Any]:
     looks = [row.look if row.look and not row.error else nothing for row in rows]
     signatures = np.array([look.signature for look in looks], dtype=np.int8)
     pixels = pyarrow.array([look.pixels_sha256 for look in looks], pyarrow.string())
+    flat = signatures.reshape(len(rows), math.prod(SHAPE))
     return {
         "pixels_sha256": pixels,
-        "signature": fixed_lists(signatures.reshape(len(rows), math.prod(SHAPE)), rows),
+        "signature": fixed_lists(flat, rows),
         "camera": np.array([look.taken.camera for look in looks], dtype=np.uint64),
         "second": np.array([look.taken.second for look in looks], dtype=np.float64),
     }

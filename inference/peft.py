@@ -178,21 +178,20 @@ def for_transformers(
     modules = []
     for tower, layer, lora in learner.adapters:
         for part, change in lora.named_children():
-            name = "out_proj" if part == "proj" else part
-            module = f"{tower}_model.encoder.layers.{layer}.self_attn.{name}"
-            modules.append(module)
-            tensors |= factors(module, change.w_lora_A, change.w_lora_B)
+            place = f"{tower}_model.encoder.layers.{layer}.self_attn."
+            place += "out_proj" if part == "proj" else part
+            modules.append(place)
+            tensors |= factors(place, change.w_lora_A, change.w_lora_B)
     # In SigLIP the head has an out_proj, too
     if is_everywhere(settings) and "o" not in settings.PARAMS:
-        modules = list({module.rpartition(".")[2] for module in modules})
-    config = {
+        modules = list({place.rpartition(".")[2] for place in modules})
+    return {
         "r": settings.R,
         "lora_alpha": settings.ALPHA,
         "use_rslora": True,  # ALPHA / sqrt(R) is CLIP-LoRA's scale
         "target_modules": sorted(modules),
         "base_model_name_or_path": REPOSITORIES.get(backbone),
-    }
-    return config, tensors
+    }, tensors
 
 
 def factors(module: str, down: Any, up: Any) -> dict[str, Tensor]:
@@ -313,16 +312,22 @@ def maps_of(file: Path, config: AdapterConfig) -> Maps:
     for key in tensors:
         match = KEY.fullmatch(key)
         if not match:
-            what = f"{file} holds more than low-rank maps of attention: {key[:120]}"
-            raise UsageError(what, "train LoRA on q, k, v or the output projection alone", file)
+            raise UsageError(
+                f"{file} holds more than low-rank maps of attention: {key[:120]}",
+                "train LoRA on q, k, v or the output projection alone",
+                file,
+            )
         half, other = ("lora_A", "lora_B") if match["half"] == "A" else ("lora_B", "lora_A")
         if key.replace(half, other) not in tensors:
             raise UsageError(f"{file} has {key[:120]} alone", "copy it again", file)
         if match["half"] == "A":
             found = dict(split(match, *factors_of(key, tensors, match["part"], config, file)))
-            if double := next(iter(maps.keys() & found.keys()), None):
-                what = f"{file} has two maps of {double.part} in layer {double.layer}"
-                raise UsageError(what, "copy it again", file)
+            for place in maps.keys() & found.keys():
+                raise UsageError(
+                    f"{file} has two maps of {place.part} in layer {place.layer}",
+                    "copy it again",
+                    file,
+                )
             maps |= found
     if not maps:
         raise UsageError(f"{file} holds no low-rank map", "copy it again", file)
@@ -375,12 +380,14 @@ def settings_for(maps: Maps, config: AdapterConfig, clip: CLIP, backbone: str) -
     """The settings of CLIPLoRA with the fewest adapted blocks that have all maps."""
     rank = max(len(down) for down, _ in maps.values())
     alpha = float(f"{config.scale(rank) * rank**0.5:.9g}") or 1.0
-    encoder, position = covering({(place.tower, place.layer) for place in maps}, clip, backbone)
     used = {place.part for place in maps}
-    values: dict[str, Any] = {"ENCODER": encoder, "POSITION": position}
+    values: dict[str, Any] = {"R": rank, "DROPOUT_RATE": config.lora_dropout}
+    values["ENCODER"], values["POSITION"] = covering(
+        {(place.tower, place.layer) for place in maps}, clip, backbone
+    )
     values["PARAMS"] = [letter for part, letter in LETTERS.items() if part in used]
     values["ALPHA"] = int(alpha) if alpha == int(alpha) else alpha
-    return CLIPLoRASettings(R=rank, DROPOUT_RATE=config.lora_dropout, **values)
+    return CLIPLoRASettings(**values)
 
 
 def learner_with(maps: Maps, settings: CLIPLoRASettings, clip: CLIP) -> LoRALearner:

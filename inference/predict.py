@@ -54,9 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Print the most probable classes of images.",
         usage="%(prog)s [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
         epilog=f"{MODELS} A folder of tools/embed.py takes the place of its images. Several models "
-        "are compared. Without a MODEL, --backbone and --classes give "
-        "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are "
-        "reported and skipped), "
+        "are compared. Without a MODEL, --backbone and --classes give zero-shot CLIP. The exit "
+        "status is 1 if some of the images could not be read (they are reported and skipped), "
         "and 2 after another error.",
     )
     add = parser.add_argument
@@ -177,8 +176,14 @@ def facts_of_answers(
         }
         facts = facts_of(classifier, file, options)
         models.append(facts | {"name": name, "content_sha256": sha256_of(content)})
-    asked = {"topk": args.topk, "unknown": args.unknown, "sets": args.sets}
-    return {"form": 2, "models": models, "class_names": list(options.class_names), **asked}
+    return {
+        "form": 2,
+        "models": models,
+        "class_names": list(options.class_names),
+        "topk": args.topk,
+        "unknown": args.unknown,
+        "sets": args.sets,
+    }
 
 
 class Answers(Output):
@@ -221,21 +226,29 @@ def options_of(args: argparse.Namespace) -> LoadOptions:
     return options
 
 
-def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextIO) -> list[str]:
-    """Write or print the answers; returns the faults of images that could not be read."""
+def answers_of(
+    args: argparse.Namespace,
+    opened: list["Model"],
+    files: Any,
+    names: Sequence[str] | None,
+) -> tuple[list["Model"], Iterator[list[dict[str, Any]]]]:
+    """The models that answer, and their answers, some images at a time."""
     with required_packages():
         from .batches import predict_files
         from .together import Together
-    opened, files = models_and_images(args, options)
-    names = checked_names(args, options, opened)
-    skipped: list[str] = []
     if args.together:
         joint = Together(args.together, opened, names)
-        opened = [joint.model]
-        batches = joint.predict_files(files, args.batch_size, args.topk)
-    else:
-        asked = args.batch_size, args.topk, args.unknown, args.sets
-        batches = predict_files(opened, files, names, *asked)
+        return [joint.model], joint.predict_files(files, args.batch_size, args.topk)
+    asked = args.batch_size, args.topk, args.unknown, args.sets
+    return opened, predict_files(opened, files, names, *asked)
+
+
+def answer(args: argparse.Namespace, options: LoadOptions, form: str, out: TextIO) -> list[str]:
+    """Write or print the answers; returns the faults of images that could not be read."""
+    opened, files = models_and_images(args, options)
+    names = checked_names(args, options, opened)
+    opened, batches = answers_of(args, opened, files, names)
+    skipped: list[str] = []
     rows = rows_of(batches, skipped, len(files), out)
     if not form:
         as_table(out, rows, files, opened, names)

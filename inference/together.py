@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,26 @@ class Together:
         Raises:
             UsageError: the method needs more images.
         """
-        on_gpu = self.model.classifier.device.type == "cuda"
-        parts = list(in_threads(self.read, files, batch_size, on_gpu))
-        found = torch.cat([features for _, features, _ in parts])
-        prior = None
-        if self.learned:
-            priors = [prior for *_, prior in parts if prior is not None]
-            prior = torch.cat(priors).to(found.device)
+        faults, found, prior = self.read_all(files, batch_size)
         answers = iter(self.answers(found, prior, k))
         facts = {"model": self.model.name, "together": len(found)}
-        faults = [fault for of_part, *_ in parts for fault in of_part]
         yield [
             {"image": str(file)} | ({"error": fault} if fault else facts | next(answers))
             for file, fault in zip(files, faults, strict=True)
         ]
+
+    def read_all(
+        self, files: Sequence[Path], batch_size: int
+    ) -> tuple[Iterator[str], Tensor, Tensor | None]:
+        """The fault of each image, and what `read` computes of those that can be read."""
+        on_gpu = self.model.classifier.device.type == "cuda"
+        parts = in_threads(self.read, files, batch_size, on_gpu)
+        faults, features, priors = zip(*parts, strict=True)
+        found = torch.cat(features)
+        prior = None
+        if self.learned:
+            prior = torch.cat([prior for prior in priors if prior is not None]).to(found.device)
+        return chain(*faults), found, prior
 
     def answers(self, found: Tensor, prior: Tensor | None, k: int) -> list[Row]:
         """The k most probable classes of each image; UsageError for fewer images than the method

@@ -89,19 +89,28 @@ def dropquery(
     draws = np.random.default_rng(pool.seed)
     changed = np.zeros(len(places), dtype=int)
     for _ in range(PASSES):
-        kept = draws.random(rows.shape) >= dropout
-        changed += ((rows * kept) @ pool.texts.T).argmax(axis=1) != answers
+        logits = (rows * (draws.random(rows.shape) >= dropout)) @ pool.texts.T
+        changed += logits.argmax(axis=1) != answers
     level = 1
     while level and (changed > level).sum() < OVERSAMPLE * budget:
         level -= 1
     found = places[changed > level]
     if len(found) >= budget:
-        rows = pool.features[found]
-        begin = "k-means++" if start is None else rows[list(start)]
-        middle = nearest_to_centres(rows, clusters_of(rows, budget, pool.seed, begin))
-        return found[middle].tolist()
-    picks = found.tolist()
-    return picks + random(pool.after(picks), budget - len(picks))
+        return found[middles(pool.features[found], budget, pool.seed, start)].tolist()
+    return [*found.tolist(), *random(pool.after(found.tolist()), budget - len(found))]
+
+
+def middles(rows: NDArray[Any], budget: int, seed: int, start: Sequence[int] | None) -> Places:
+    """The places of the rows in the middle of clusters, which begin with the rows of `start`."""
+    begin = "k-means++" if start is None else rows[list(start)]
+    return nearest_to_centres(rows, clusters_of(rows, budget, seed, begin))
+
+
+def shares_of(
+    labels: NDArray[Any], sizes: NDArray[Any], is_open: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """(clusters,): labels for each image; infinite where no image is left."""
+    return np.where(is_open, labels / np.maximum(sizes, 1), np.inf)
 
 
 def class_guided(pool: Pool, budget: int, clusters: NDArray[Any] | None = None) -> Places:
@@ -112,21 +121,19 @@ def class_guided(pool: Pool, budget: int, clusters: NDArray[Any] | None = None) 
     rows = np.concatenate([pool.features, np.exp(pool.logs) @ pool.texts], axis=1)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     if clusters is None:
-        number = pool.logits.shape[1] + len(pool.labelled)
-        clusters = clusters_of(rows, number, pool.seed)
+        clusters = clusters_of(rows, pool.logits.shape[1] + len(pool.labelled), pool.seed)
     sizes = np.bincount(clusters)
     asked = np.bincount(clusters[list(pool.labelled)], minlength=len(sizes))
     left = np.bincount(clusters[pool.free], minlength=len(sizes))
     quota = np.zeros(len(sizes), dtype=int)
     for _ in range(budget):
-        share = np.where(left > quota, (asked + quota) / np.maximum(sizes, 1), np.inf)
-        quota[np.lexsort((-sizes, share))[0]] += 1
+        quota[np.lexsort((-sizes, shares_of(asked + quota, sizes, left > quota)))[0]] += 1
     picks: Places = []
     for cluster in np.flatnonzero(quota):
-        centre = rows[clusters == cluster].mean(axis=0)
         members = np.flatnonzero((clusters == cluster) & pool.free)
-        order = (-rows[members] @ centre).argsort(kind="stable")
-        picks += members[order[: quota[cluster]]].tolist()
+        centre = rows[clusters == cluster].mean(axis=0)
+        members = members[(-rows[members] @ centre).argsort(kind="stable")]
+        picks += members[: quota[cluster]].tolist()
     return picks
 
 

@@ -70,10 +70,10 @@ def summary_line(run: dict) -> str:
     shots = "" if run["shots"] == -1 else shots
     seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
     corruption = f" with {run['corruption']}" if run.get("corruption") else ""
+    images = f"{run['n_test']:,} test images of {run['classes']} classes{corruption}"
     return (
         f"{name_of(run)} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
-        f"on {run['n_test']:,} test images of {run['classes']} classes{corruption}"
-        f"{selection_mark(run)}"
+        f"on {images}{selection_mark(run)}"
     )
 
 

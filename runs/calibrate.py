@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,8 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     classifier = model_in(folder, dataset, args)
     known = seen_images(folder, dataset, classifier.method, args.accept_unknown_images)
     if args.images and is_bank(args.images):
-        bank = Bank(args.images)
-        bank.check(classifier)
-        known = known if has_looks(bank, args.accept_unknown_images) else None
+        Bank(args.images).check(classifier)
+        known = known if has_looks(Bank(args.images), args.accept_unknown_images) else None
     seen = known or NOTHING
     items, source = labelled_images(folder, dataset, args.images, classifier.class_names)
     items, asked = without_learned(items, seen, folder)
@@ -160,8 +160,7 @@ def calibrate(folder: Path, args: argparse.Namespace) -> None:
     )
     write_calibration(folder, fitted, file_of(folder, predicting()[classifier.method]))
     if known is not None:
-        others = [role for role in ROLES if role != "calibrated"]
-        (seen.of_role(*others) + asked).write(folder)
+        (seen.of_role(*set(ROLES).difference(["calibrated"])) + asked).write(folder)
     print(f"Fitted on {fitted}: temperature {fitted.temperature.temperature:.3f}")
     if dataset is not None:
         print_changes(folder, dataset, classifier, fitted, held, args.by_class)
@@ -266,18 +265,17 @@ def without_learned(
         return list(items), asked  # one cannot be read, which the prediction says
     near = learned.similar(asked)
     if near.any():
-        examples = [item.impath for item, is_near in zip(items, near, strict=True) if is_near]
+        example = items[int(near.argmax())].impath
         what = (
             f"{near.sum():,} of {len(items):,} images for the {use} are near-copies of "
             "training images"
         )
         if near.mean() > MOST_NEAR:
             raise UsageError(
-                f"{what} of {folder}, such as {examples[0]}", "give images of other scenes", folder
+                f"{what} of {folder}, such as {example}", "give images of other scenes", folder
             )
-        print(printable(f"Left out: {what}, such as {examples[0]}"))
-    others = [item for item, is_near in zip(items, near, strict=True) if not is_near]
-    return others, asked.part(~near)
+        print(printable(f"Left out: {what}, such as {example}"))
+    return list(compress(items, ~near)), asked.part(~near)
 
 
 def read_dataset(run: Path, classes: str = "") -> Any:

@@ -151,8 +151,10 @@ def low_rank_sum(
     """
     rank = sum(settings["R"] for _, _, settings in members)
     if rank > LARGEST_RANK:
-        what = f"the sum of the ranks is {rank}, and CLIPLoRA has at most {LARGEST_RANK}"
-        raise UsageError(what, "merge fewer models")
+        raise UsageError(
+            f"the sum of the ranks is {rank}, and CLIPLoRA has at most {LARGEST_RANK}",
+            "merge fewer models",
+        )
     # The scale of the first, whatever the rank, if ALPHA may be so large
     scale = scale_of(members[0][2]) or 1.0
     if scale * rank**0.5 > LARGEST_ALPHA:

@@ -147,13 +147,21 @@ class Record:
             sources["a choice"] = list(dict.fromkeys(keys))
         return sources
 
+    def hardware(self) -> dict[str, str | None]:
+        """The arithmetic of the run, and its device."""
+        device = self.trainer.device
+        precision = usable(self.method.settings.PREC, device) if self.method else None
+        name = f"cpu ({platform.machine()})"
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+        return {"precision": precision, "device": name}
+
     def to_json(self, observed: dict[str, Any]) -> str:
         """The content of results.json of a run that has ended, with what observers add; null: it
         was not measured.
         """
         cfg = self.spec.cfg
         trainer = self.trainer
-        device = self.trainer.device
         settings = flatten(cfg)
         measured = trainer.evaluator.results
         content = {key: settings[setting] for key, setting in RECORDED.items()}
@@ -178,12 +186,7 @@ class Record:
         content |= observed
         if cfg.MODEL.PLUGIN_SHA256:
             content["plugin_sha256"] = cfg.MODEL.PLUGIN_SHA256
-        content["precision"] = None
-        if self.method:
-            content["precision"] = usable(self.method.settings.PREC, device)
-        content["device"] = f"cpu ({platform.machine()})"
-        if device.type == "cuda":
-            content["device"] = torch.cuda.get_device_name(device)
+        content |= self.hardware()
         content |= made()
         content["versions"] = versions()
         return json.dumps(content, indent=1) + "\n"

@@ -1,7 +1,7 @@
 """The key `merge` of a trainer in a study: the models of its seeds become one."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import product
@@ -82,17 +82,27 @@ def merges_of(study: "Study", protocol: str) -> Iterator[Merge]:
             yield merge_of(study, training, seeds)
 
 
+def name_of(how: How, folders: Sequence[Path], output: Path) -> str:
+    """The folder of a merged model, by what is merged."""
+    places = [str(folder.relative_to(output)) for folder in folders]
+    return f"{how}_{digest([str(how), places])}".replace(":", "_")
+
+
 def merge_of(study: "Study", training: Training, seeds: tuple[int, ...]) -> Merge:
     how = How.read(training.variant.how)
     (base,) = (each for each in study.variants if each.name == training.variant.merged)
-    step = PROTOCOLS[training.protocol].steps[0]
-    of_seeds = (training._replace(variant=base, seed=seed) for seed in seeds)
-    members = tuple(study.run(step, training.dataset, each) for each in of_seeds)
-    places = [str(run.folder.relative_to(study.output)) for run in members]
-    place = Path("merged", f"{how}_{digest([str(how), places])}".replace(":", "_"))
+    members = tuple(
+        study.run(
+            PROTOCOLS[training.protocol].steps[0],
+            training.dataset,
+            training._replace(variant=base, seed=seed),
+        )
+        for seed in seeds
+    )
+    place = Path("merged", name_of(how, [run.folder for run in members], study.output))
     folder = study.output / place
-    use = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
-    return Merge(how, members, folder, study.sequence_of(training, *use, place=place))
+    words = ("--eval-only", "--model-dir", model_of(folder), "--chosen", file_of(folder))
+    return Merge(how, members, folder, study.sequence_of(training, *words, place=place))
 
 
 def check_merges(study: "Study") -> None:
@@ -144,10 +154,9 @@ def settings_of(merge: Merge) -> dict[str, Any]:
     run = merge.members[0]
     chosen = run.option("--chosen")
     content = read_json(Path(chosen)) if chosen else {"settings": {}, "choices": []}
-    section = run.variant.facts.section()
+    section = f"TRAINER.{run.variant.facts.section()}"
     learned = read_json(merge.model / "config.json", LARGEST)["settings"]
-    sums = {key: learned[key] for key in OF_SUMS if key in learned}
-    settings = {f"TRAINER.{section}.{key}": str(value) for key, value in sums.items()}
+    settings = {f"{section}.{key}": str(learned[key]) for key in OF_SUMS if key in learned}
     choices = list(content["choices"])
     if merge.how.chooses:
         cfg = run_configuration(run.folder)

@@ -197,8 +197,9 @@ class Study:
         train, *tests = PROTOCOLS[training.protocol].steps
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
         trained = self.run(train, training.dataset, training, *model, *ood, place=place)
-        crosses = training.protocol == "cross_dataset"
-        targets = self.tested_on if crosses else (training.dataset,)
+        targets = self.tested_on
+        if training.protocol != "cross_dataset":
+            targets = (training.dataset,)
         use = model or ("--eval-only", "--model-dir", trained.folder)
         steps = [step for step in tests if self.union or not step.optional]
         tested = [

@@ -109,16 +109,17 @@ def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> 
     wrong = logits.argmax(axis=1) != labels
     inside = decision.certainty.sets.apply(logits, 0.9)[np.arange(len(labels)), labels]
     by_class = [100 * float(inside[labels == label].mean()) for label in np.unique(labels)]
+    errors = {
+        error: [percent(given), percent(wrong[given])]
+        for error, given in promised(decision, logits, ERRORS)
+    }
     return {
         "estimate": estimate.accuracy,
         "low": estimate.low,
         "high": estimate.high,
         "sets": 100 * float(inside.mean()),
         "sets_of_classes": by_class,
-        "max_error": {
-            error: [percent(given), percent(wrong[given])]
-            for error, given in promised(decision, logits, ERRORS)
-        },
+        "max_error": errors,
     }
 
 

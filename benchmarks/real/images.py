@@ -237,18 +237,22 @@ def some(files: Iterable[Path], most: int) -> list[Path]:
     return [ordered[place] for place in chosen]
 
 
+def letters(file: Path) -> str:
+    """The name of a file without digits and signs."""
+    return re.sub("[^a-z]", "", file.stem.lower())
+
+
 def halves(folder: Path, names: dict[str, str]) -> Iterator[Picture]:
     """The images below folders of classes. Those whose names differ in digits alone, as `lion` and
     `lion-2` do, are in one part.
     """
     for directory, name in names.items():
         files = some((folder / directory).rglob("*.png"), 10**6)
-        stems = sorted({re.sub("[^a-z]", "", file.stem.lower()) for file in files})
+        stems = sorted(set(map(letters, files)))
         order = np.random.default_rng(0).permutation(len(stems))
         trained = {stems[place] for place in order[: len(stems) // 2]}
         for number, file in enumerate(files):
-            stem = re.sub("[^a-z]", "", file.stem.lower())
-            part = "train" if stem in trained else "test"
+            part = "train" if letters(file) in trained else "test"
             yield part, name, f"{number}_{file.stem}"[:60], Image.open(file)
 
 

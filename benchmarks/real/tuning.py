@@ -43,9 +43,7 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> di
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(folder / "test", root / "test", copy_function=os.link)
     for place in of_each_class(labels, shots, np.random.default_rng([seed, shots])):
-        copy = root / paths[place].relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        os.link(paths[place], copy)
+        link(paths[place], root / paths[place].relative_to(folder))
     words = ["--root", root, "--output-dir", output / "run", "--seed", seed, "--quiet"]
     words += ["--trainer", "FineTune", "--backbone", encoder]
     words += ["--config-file", CONFIGS / "trainers/FineTune/small.yaml"]
@@ -53,12 +51,23 @@ def tuned(folder: Path, encoder: str, shots: int, seed: int, output: Path) -> di
     # Of openclipart some drawings are in both parts
     words += ["DATASET.NUM_SHOTS", shots, "TEST.SELECT_ON_TEST", True]
     words += SETTINGS if encoder != SMALL else ()
+    results = learned(words, output / "run")
+    return {"FineTune": results["accuracy"], "seconds": results["train_seconds"]}
+
+
+def link(file: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    os.link(file, copy)
+
+
+def learned(words: list[Any], folder: Path) -> dict[str, Any]:
+    """The results of a run, in its output folder."""
     spec = RunSpec(parse_arguments(list(map(str, words))))
     spec.check()
     train_and_test(spec)
-    results = read_results(output / "run")
+    results = read_results(folder)
     assert results is not None
-    return {"FineTune": results["accuracy"], "seconds": results["train_seconds"]}
+    return results
 
 
 def record(data: Data, one: dict[str, Any], output: Path) -> dict[str, Any]:

@@ -59,28 +59,29 @@ def find_checkpoint(
     """
     if exported := exported_prompts(directory, epoch):
         return exported
-    others = (
-        sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-        if os.path.isdir(directory)
-        else []
-    )
-    for place in (os.path.join(directory, name) for name in dict.fromkeys([folder, *others])):
-        for name in checkpoint_names(place, epoch):
-            if os.path.isfile(os.path.join(place, name)):
-                return os.path.join(place, name)
+    others = []
+    if os.path.isdir(directory):
+        others = sorted(path.name for path in Path(directory).iterdir() if path.is_dir())
+    for place in dict.fromkeys([folder, *others]):
+        for name in checkpoint_names(os.path.join(directory, place), epoch):
+            path = Path(directory, place, name)
+            if path.is_file():
+                return str(path)
     if published_file and epoch is None and os.path.isfile(os.path.join(directory, published_file)):
         return os.path.join(directory, published_file)
     check_folder(Path(directory), "there is no folder", "check --model-dir")
     expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
-    there = [
-        name.rpartition("-")[2]
-        for name in reversed(checkpoint_names(os.path.dirname(expected), None)[1:])
-    ]
-    if epoch is None or not there:
-        remedy = f"check --model-dir (folders in it: {', '.join(others[:8]) or 'none'})"
-    else:
-        remedy = f"check --load-epoch (epochs there: {', '.join(dict.fromkeys(there))})"
+    remedy = f"check --model-dir (folders in it: {', '.join(others[:8]) or 'none'})"
+    if epoch is not None:
+        remedy = other_epochs(os.path.dirname(expected)) or remedy
     raise UsageError(f"no {method} checkpoint {expected}", remedy, expected)
+
+
+def other_epochs(folder: str) -> str:
+    """What to do if a folder has checkpoints of other epochs; empty if it has none."""
+    names = reversed(checkpoint_names(folder, None)[1:])
+    epochs = dict.fromkeys(name.rpartition("-")[2] for name in names)
+    return f"check --load-epoch (epochs there: {', '.join(epochs)})" if epochs else ""
 
 
 def exported_prompts(directory: str, epoch: int | None) -> str:

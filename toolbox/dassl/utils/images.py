@@ -58,8 +58,7 @@ def read_image(path, max_pixels=None, exif_orientation=True, sha256=None):
         sha256 (bytes): of the file, if it is known.
 
     Raises ImageError (a UsageError and an OSError), which names the file, if it is missing,
-    truncated, too large, too thin, or not such an image; or ChangedImageError if the file has
-    another SHA-256.
+    truncated, too large, too thin, or not such an image; or ChangedImageError: another SHA-256.
     """
     # In one line and printable
     in_memory = isinstance(path, bytes | Image.Image)
