@@ -13,28 +13,14 @@ import numpy as np
 import pytest
 from archives import tar, zipped
 from serving import serving
-from trees import WNIDS, build_tree
+from trees import PLACES, WNIDS, build_tree
 
 from common import download
 from datasets.preparing.sources import downloadable, images_by_split
 
 V2 = "imagenetv2-matched-frequency-format-val"
-PACKED = {  # the archive of each dataset: {folder of the dataset: its path in there}
-    "caltech101": ("101_ObjectCategories.tar.gz", {"101_ObjectCategories": "101_ObjectCategories"}),
-    "oxford_pets": ("images.tar.gz", {"images": "images"}),
-    "stanford_cars": ("stanford-cars.tgz", {part: f"stanford-cars/{part}" for part in ("cars_train", "cars_test")}),
-    "oxford_flowers": ("102flowers.tgz", {"jpg": "jpg"}),
-    "food101": ("food-101.tar.gz", {"images": "food-101/images"}),
-    "fgvc_aircraft": ("fgvc-aircraft-2013b.tar.gz", {"": "fgvc-aircraft-2013b/data"}),
-    "sun397": ("SUN397.tar.gz", {"SUN397": "SUN397"}),
-    "dtd": ("dtd-r1.0.1.tar.gz", {"images": "dtd/images"}),
-    "eurosat": ("EuroSAT.zip", {"2750": "2750"}),
-    "ucf101": ("UCF-101-midframes.zip", {"UCF-101-midframes": "UCF-101-midframes"}),
-    "imagenetv2": ("imagenetv2-matched-frequency.tar.gz", {V2: V2}),
-    "imagenet_sketch": ("ImageNet-Sketch.zip", {"images": "sketch"}),
-    "imagenet_a": ("imagenet-a.tar", {"imagenet-a": "imagenet-a"}),
-    "imagenet_r": ("imagenet-r.tar", {"imagenet-r": "imagenet-r"}),
-}  # fmt: skip
+# The archive of each dataset: {folder of the dataset: its path in there}
+PACKED = {name: (facts["archive"], facts["members"]) for name, facts in PLACES.items()}
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

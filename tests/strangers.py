@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hostile import CALLS, NAMES, NUMBERS, changed_tree, replaced
 from hypothesis import strategies as st
 from tiny_models import VIT, read_by_hugging_face, write_folder, write_tokeniser
@@ -21,83 +22,24 @@ EVIL += (
     "from transformers import PreTrainedConfig\nclass EvilConfig(PreTrainedConfig):\n    "
     "model_type = 'evil'\n"
 )
-BACKBONE = {
-    "model_type": "timm_backbone",
-    "backbone": "hf-hub:evil/x",
-    "use_pretrained_backbone": True,
+TABLE = yaml.safe_load(Path(__file__).with_name("strangers.yaml").read_text())
+WORDS = TABLE["words"]
+FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
+    name: (form["file"], tuple(form["place"]), form["keys"])
+    for name, form in TABLE["forms"].items()
 }
-BACKBONE |= {
-    "is_encoder_decoder": True,
-    "use_timm_backbone": True,
-    "out_indices": [-1],
-    "backbone_kwargs": {},
-}
-AUTO_MAP = {
-    "AutoConfig": "evil.EvilConfig",
-    "AutoModel": "evil.EvilModel",
-    "AutoTokenizer": ["evil.E", "evil.E"],
-}
-FAR_MAP = dict.fromkeys(AUTO_MAP, "evil/text--evil.EvilConfig")
-FLASH = "kernels-community/flash-attn"
-FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-PATHS = {
-    "vocab_file": "../outside/kept",
-    "tokenizer_file": "../outside/kept",
-    "gguf_file": "../outside/kept",
-}
+BACKBONE = FORMS["a model of the Hub in a text tower"][2]
+AUTO_MAP = FORMS["code beside a text tower"][2]["auto_map"]
+FAR_MAP = FORMS["code of another repository"][2]["auto_map"]
+FOUR_BITS = FORMS["quantization"][2]["quantization_config"]
+PATHS = FORMS["paths of a tokeniser"][2]
 TEXT = ("model_cfg", "text_cfg")
 VISION = ("model_cfg", "vision_cfg")
 
-# The forms of a stranger's backbone: which file of the folder has which keys at which place.
-FORMS: dict[str, tuple[str, tuple, dict[str, Any]]] = {
-    "a model of the Hub in a text tower": (CONFIG, (), BACKBONE),
-    "code beside a text tower": (CONFIG, (), {"model_type": "evil", "auto_map": AUTO_MAP}),
-    "code that it trusts itself": (
-        CONFIG,
-        (),
-        {"model_type": "evil", "auto_map": AUTO_MAP, "trust_remote_code": True},
-    ),
-    "code beside a known tower": (CONFIG, (), {"auto_map": AUTO_MAP, "trust_remote_code": True}),
-    "code of another repository": (CONFIG, (), {"model_type": "evil", "auto_map": FAR_MAP}),
-    "compiled kernels": (CONFIG, (), {"attn_implementation": FLASH, "_attn_implementation": FLASH}),
-    "quantization": (CONFIG, (), {"quantization_config": FOUR_BITS}),
-    "code of a tokeniser": (OPTIONS, (), {"tokenizer_class": "Evil", "auto_map": AUTO_MAP}),
-    "files of a tokeniser": (OPTIONS, (), PATHS | {"fast_tokenizer_files": ["../outside/kept"]}),
-    "a tokeniser that trusts itself": (
-        OPEN_CLIP,
-        (*TEXT, "tokenizer_kwargs"),
-        {"trust_remote_code": True},
-    ),
-    "paths of a tokeniser": (OPEN_CLIP, (*TEXT, "tokenizer_kwargs"), PATHS),
-    "a tower elsewhere": (
-        OPEN_CLIP,
-        TEXT,
-        {"hf_model_name": "../evil", "hf_tokenizer_name": "../evil"},
-    ),
-    "a folder of timm": (
-        OPEN_CLIP,
-        VISION,
-        {"timm_model_name": "local-dir:../evil", "timm_model_pretrained": True},
-    ),
-    "a repository of timm": (
-        OPEN_CLIP,
-        VISION,
-        {"timm_model_name": "evil/x", "timm_model_pretrained": True},
-    ),
-}
 KEYS = sorted(
     {key for _, _, keys in FORMS.values() for key in keys}
     | {"backbone_sha256", "tokenizer_file", "name"}
 )
-WORDS = [
-    "hf-hub:evil/x",
-    "hf-hub:stranger/clip",
-    "local-dir:../evil",
-    "evil/text",
-    "evil/text--evil.EvilConfig",
-    "evil.EvilConfig",
-    FLASH,
-]
 
 
 def write_stranger(folder: Path) -> Path:

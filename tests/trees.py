@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 from PIL import Image
 
 SIZES = {"train": 3, "val": 1, "test": 2}  # images a class
@@ -14,10 +15,8 @@ Split = dict[str, list[list]]  # rows of path, label and class name by part
 
 
 class Layout(NamedTuple):
-    """A dataset with a split file: its folders, its classes as {folder: name}, and its image names.
-
-    `image` may contain {folder}, {part} (train, also for validation, or test), {n} (number in the
-    class) and {i} (number in the dataset).
+    """A dataset with a split file: its folders, its classes as {folder: name}, and its image
+    names.
     """
 
     folder: str
@@ -27,52 +26,13 @@ class Layout(NamedTuple):
     image: str
 
 
-def same(*names: str) -> dict[str, str]:
-    """Folders that are the class names."""
-    return {name: name for name in names}
-
-
+# Of each dataset with a split file
+PLACES = yaml.safe_load(Path(__file__).with_name("trees.yaml").read_text())
 LAYOUTS = {
-    "caltech101": Layout(
-        "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json",
-        {"Faces": "face", "airplanes": "airplane"} | same("accordion", "wild_cat"), "{folder}/image_{n:04}.jpg",
-    ),
-    "oxford_pets": Layout(
-        "oxford_pets", "images", "split_zhou_OxfordPets.json",
-        {"Abyssinian": "abyssinian", "Bengal": "bengal"} | same("american_bulldog", "pug"), "{folder}_{n}.jpg",
-    ),
-    "stanford_cars": Layout(
-        "stanford_cars", ".", "split_zhou_StanfordCars.json",
-        same("2000 AM General Hummer", "2012 Acura RL", "2012 Acura TL", "2012 Audi TTS"), "cars_{part}/{i:05}.jpg",
-    ),
-    "oxford_flowers": Layout(
-        "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json",
-        {"1": "pink primrose", "2": "hard-leaved pocket orchid", "3": "canterbury bells", "4": "sweet pea"},
-        "image_{i:05}.jpg",
-    ),
-    "food101": Layout(
-        "food-101", "images", "split_zhou_Food101.json",
-        same("apple_pie", "baby_back_ribs", "baklava", "beef_carpaccio"), "{folder}/{i:06}.jpg",
-    ),
-    "sun397": Layout(
-        "sun397", "SUN397", "split_zhou_SUN397.json",
-        {"a/abbey": "abbey", "a/airport_terminal": "airport_terminal", "c/church/indoor": "indoor church", "z": "z"},
-        "{folder}/sun_{i:016x}.jpg",
-    ),
-    "dtd": Layout(
-        "dtd", "images", "split_zhou_DescribableTextures.json",
-        same("banded", "blotchy", "braided", "zigzagged"), "{folder}/{folder}_{n:04}.jpg",
-    ),
-    "eurosat": Layout(
-        "eurosat", "2750", "split_zhou_EuroSAT.json",
-        {"AnnualCrop": "Annual Crop Land", "Forest": "Forest", "River": "River", "SeaLake": "Sea or Lake"},
-        "{folder}/{folder}_{n}.jpg",
-    ),
-    "ucf101": Layout(
-        "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json",
-        same("Apply_Eye_Makeup", "Archery", "Baby_Crawling", "Yo_Yo"), "{folder}/v_g{n:02}_c01.jpg",
-    ),
-}  # fmt: skip
+    name: Layout(*(facts[field] for field in Layout._fields))
+    for name, facts in PLACES.items()
+    if "split" in facts
+}
 # Two named crane
 WNIDS = {
     "n01440764": "tench",
