@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from dassl.config import get_cfg_default
 from drawn import arguments, small_clip, write_eurosat
 from finished import finish, slowdown
@@ -80,7 +81,6 @@ QUICK = (
     "OPTIM.WARMUP_EPOCH",
     1,
 )
-SPLIT = "data/eurosat/split_zhou_EuroSAT.json"
 STUDY = {
     "trainers": {"ZeroshotCLIP": "small"},
     "datasets": ["eurosat"],
@@ -90,90 +90,24 @@ STUDY = {
 STUDY |= {"protocols": ["base2new"], "backbone": "small", "root": "data", "shots": [1, 2]}
 
 
-def train(*pairs, options=(), trainer="CoOp", output="out") -> list[str]:
-    """A command line of train.py in the folder of a case."""
-    how = {
-        "options": [
-            "--config-file",
-            "method.yaml",
-            "--dataset-config-file",
-            "dataset.yaml",
-            *options,
-        ]
-    }
-    return [
-        "train",
-        *arguments(
-            "data", "tiny.pt", output, *QUICK, *pairs, trainer=trainer, config="small", **how
-        ),
-    ]
+def argv_of(line: str) -> list[str]:
+    """The words of a command line of fuzzed.yaml."""
+    line, _, pairs = line.partition(" : ")
+    program, *words = line.split()
+    if program != "train":
+        return [program, *words]
+    trainer, output, *options = words
+    options = ["--config-file", "method.yaml", "--dataset-config-file", "dataset.yaml", *options]
+    how = {"trainer": trainer, "config": "small", "options": options}
+    return ["train", *arguments("data", "tiny.pt", output, *QUICK, *pairs.split(), **how)]
 
 
-ZERO = train(trainer="ZeroshotCLIP", options=["--no-train"])
-EVALUATED = train(options=["--eval-only", "--model-dir", "run"])
-CACHED = train("CACHE", "cache", options=["--eval-only", "--model-dir", "run"])
-CHECKPOINT = "run/prompt_learner/model.pth.tar-2"
-POINTER = "run/prompt_learner/checkpoint"
-RESUMED = train("OPTIM.MAX_EPOCH", 3, output="cut")
-FEW = ["prepare", "splits", "eurosat", "--root", "data", "--file"]
-EXPORTED = ["predict", "exported", "--backbone", "tiny.pt"]
-ANSWERED = ["--backbone", "tiny.pt", "--classes-file", "names.txt"]
-EMBEDDED = ["--backbone", "tiny.pt", "--to", "out"]
-TABLES = ["study", "tables", "study.yaml"]
-STRANGER = ["predict", "image.png", "--classes-file", "names.txt", "--backbone", "stranger"]
+TABLE = yaml.safe_load(Path(__file__).with_name("fuzzed.yaml").read_text())
+READERS = {name: (file, argv_of(line)) for name, (file, line) in TABLE.items()}
+RESUMED = READERS["checkpoint, resumed"][1]
+STRANGER = READERS["tokeniser"][1]
 FROM_HUB = [*STRANGER[:-1], "hf-hub:stranger/clip"]
 CACHED_HUB = "hub/models--stranger--clip/snapshots/" + "0" * 40
-# The file that is changed (without a name: `Project.build` knows it), and the command that reads
-# it.
-READERS: dict[str, tuple[str, list[str]]] = {
-    "YAML of a method": ("method.yaml", train(options=["--no-train"])),
-    "YAML of a dataset": ("dataset.yaml", train(options=["--no-train"])),
-    "chosen settings": ("chosen.json", train(options=["--no-train", "--chosen", "chosen.json"])),
-    "checkpoint, evaluated": (CHECKPOINT, EVALUATED),
-    "checkpoint, resumed": ("cut/prompt_learner/model.pth.tar-2", RESUMED),
-    "name of the checkpoint": (POINTER, EVALUATED),
-    "settings of a run, resumed": ("cut/config.yaml", RESUMED),
-    "results, compared": ("run/results.json", ["base2new", "run", "run"]),
-    "list of tests": (
-        "run/tests.jsonl",
-        train(output="run", options=["--eval-only", "--model-dir", "run"]),
-    ),
-    "log of a run": ("cut/log.txt", RESUMED),
-    "log, parsed": ("logs/seed1/log.txt", ["parse_test_res", "logs", "--test-log"]),
-    "predictions, compared": ("run/predictions.npz", ["compare", "run", "other"]),
-    "split": (SPLIT, train(options=["--no-train"])),
-    "image, tested": ("data/eurosat/2750/0/test_0.png", train(trainer="ZeroshotCLIP")),
-    "image, checked": (
-        "data/eurosat/2750/0/test_0.png",
-        ["prepare", "--check", "eurosat", "--root", "data"],
-    ),
-    "few-shot pickle": ("few.pkl", [*FEW, "few.pkl"]),
-    "few-shot list": ("few_train.jsonl", [*FEW, "few_train.jsonl"]),
-    "exported settings": ("exported/config.json", [*EXPORTED, "image.png", "--csv"]),
-    "exported prompts": ("exported/prompts.safetensors", [*EXPORTED, "image.png", "--json"]),
-    "class names": (
-        "names.txt",
-        ["predict", "--backbone", "tiny.pt", "image.png", "--classes-file", "names.txt"],
-    ),
-    "record of a bank": ("bank/_embed.json", ["predict", "bank", *ANSWERED]),
-    "rows of a bank": ("bank/00000.parquet", ["predict", "bank", *ANSWERED]),
-    "list of images": ("list.csv", ["embed", "list.csv", *EMBEDDED]),
-    "tar of images": ("images.tar", ["embed", "images.tar", *EMBEDDED]),
-    "backbone": ("tiny.pt", ZERO),
-    "backbone, safetensors": (
-        "tiny.safetensors",
-        [word.replace("tiny.pt", "tiny.safetensors") for word in ZERO],
-    ),
-    "cached features": ("", CACHED),
-    "study file": ("study.yaml", ["study", "run", "study.yaml", "--dry-run"]),
-    "results of a study": ("", TABLES),
-    "error of a study": ("", ["study", "status", "study.yaml"]),
-    "open_clip's configuration": (f"stranger/{OPEN_CLIP}", STRANGER),
-    "sizes of a text tower": (f"stranger/{CONFIG}", STRANGER),
-    "options of a tokeniser": (f"stranger/{OPTIONS}", STRANGER),
-    "tokeniser": ("stranger/tokenizer.json", STRANGER),
-    "archive": ("given/EuroSAT.zip", ["prepare", "eurosat", "--root", "new", "--from", "given"]),
-}
 # A change of one byte in these may not give other results without a word.
 CHECKED = ("checkpoint, evaluated", "exported prompts", "cached features")
 PROPERTIES = len(READERS) + len(CHECKED) + 5
@@ -226,8 +160,8 @@ class Project:
         Path("names.txt").write_text("red\ngreen field\nblåtime\n")
         shutil.copy("data/eurosat/2750/0/test_0.png", "image.png")
         Path("study.yaml").write_bytes(as_yaml(STUDY))
-        self.succeeds(train(output="run"))
-        self.succeeds(train(output="other"))
+        self.succeeds(argv_of("train CoOp run"))
+        self.succeeds(argv_of("train CoOp other"))
         shutil.copytree(
             "run",
             "cut",
@@ -241,14 +175,13 @@ class Project:
         Path("list.csv").write_text("path,label\nimage.png,red\n")
         with tarfile.open("images.tar", "w") as archive:
             archive.add("image.png")
-        self.succeeds(CACHED)
+        cached = READERS["cached features"][1]
+        self.succeeds(cached)
         shutil.rmtree("out")
         (file,) = Path("cache").glob("features*")
-        READERS["cached features"] = (str(file), CACHED)
+        READERS["cached features"] = (str(file), cached)
+        self.succeeds(["prepare", "splits", "eurosat", "--root", "data", "--shots", "1"])
         for name in ("few.pkl", "few_train.jsonl"):
-            self.succeeds([*FEW[:-1], "--shots", "1"]) if not list(
-                Path().glob("data/**/*.pkl")
-            ) else None
             (made,) = Path("data").glob(f"**/*{name[3:]}")
             shutil.copy(made, name)
         Path("chosen.json").write_text(
@@ -260,11 +193,11 @@ class Project:
         first, *_, last = study.runs()
         (last.folder / "results.json").unlink()
         (last.folder / "error.txt").write_text("error: the disk is full\n")
-        READERS["results of a study"] = (str(first.folder / "results.json"), TABLES)
-        READERS["error of a study"] = (
-            str(last.folder / "error.txt"),
-            ["study", "status", "study.yaml"],
-        )
+        for name, file in (
+            ("results of a study", first.folder / "results.json"),
+            ("error of a study", last.folder / "error.txt"),
+        ):
+            READERS[name] = (str(file), READERS[name][1])
         Path("logs/seed1").mkdir(parents=True)
         Path("logs/seed1/log.txt").write_text(
             "=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n"
@@ -530,5 +463,5 @@ def test_settings_from_anybody_are_accepted_or_refused(project, data):
     assume(key not in ("OUTPUT_DIR", "RESUME", "CACHE"))  # it is the user's choice where to write
     with project.copied():
         project.is_handled(
-            [*train(trainer="MPL", options=["--no-train"]), key, data.draw(st.sampled_from(words))]
+            [*argv_of("train MPL out --no-train"), key, data.draw(st.sampled_from(words))]
         )
