@@ -119,6 +119,17 @@ def before_of(column: Any) -> NDArray[np.float32]:
     return before
 
 
+def differing(values: Any, expected: dict[str, Any]) -> str:
+    """The keys with other values than these, such as `EXIF_ORIENTATION True, not False`."""
+    known = values if isinstance(values, dict) else {}
+    texts = [
+        f"{key} {known.get(key)}, not {value}"
+        for key, value in expected.items()
+        if known.get(key) != value
+    ]
+    return "; ".join(texts)
+
+
 class Bank:
     """A bank, whose files are opened later.
 
@@ -150,18 +161,32 @@ class Bank:
             UsageError: it has other weights, or reads images in another way.
         """
         from .behind_tower import BehindTower
-        from .shards import facts_of_tower
 
         behind = BehindTower(classifier)
-        here = json.loads(json.dumps(facts_of_tower(classifier)))
-        name = one_line(self.facts.get("backbone"))
-        kinds = {"backbone_sha256": "other weights", "input": "another transform"}
-        for key, kind in kinds.items():
-            if self.facts.get(key) != here[key]:
-                what = f"{self.folder} has features of {kind} than {classifier.source} reads"
-                remedy = f"embed the images by that model, or give --backbone {name}"
-                raise UsageError(what, remedy, self.folder)
+        backbone = classifier.cfg.MODEL.BACKBONE.NAME
+        self.check_tower(classifier.input, backbone, classifier.source)
         return behind
+
+    def check_tower(self, image: dict[str, Any], backbone: str, source: Any) -> None:
+        """Raise UsageError if a source has other weights or reads images in another way.
+
+        Args:
+            image, backbone: see `shards.facts_of_tower`.
+        """
+        from .shards import facts_of_tower
+
+        here = json.loads(json.dumps(facts_of_tower(image, backbone)))
+        name = one_line(self.facts.get("backbone"))
+        what = f"{self.folder} has features of"
+        if self.facts.get("backbone_sha256") != here["backbone_sha256"]:
+            remedy = f"embed the images by its backbone, or give --backbone {name}"
+            raise UsageError(f"{what} other weights than {source}", remedy, self.folder)
+        others = differing(self.facts.get("input"), here["input"])
+        if others:
+            what = f"{what} another transform than {source} (INPUT: {one_line(others)})"
+            raise UsageError(
+                what, "embed by a model that reads images so, or set that", self.folder
+            )
 
     def predictions(self, classifier: "PromptedClassifier") -> "Predictions":
         """What a classifier says of all images of the bank; UsageError if one has no feature."""

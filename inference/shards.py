@@ -335,18 +335,19 @@ def facts_of(
     """What the features and the logits of a model depend on, but for class names."""
     from .models import file_of
 
-    facts = {"form": 1, "method": classifier.method, **facts_of_tower(classifier)}
+    tower = facts_of_tower(classifier.input, classifier.cfg.MODEL.BACKBONE.NAME)
+    facts = {"form": 1, "method": classifier.method, **tower}
     if model:
         kind = type(classifier._own)
         facts["model_sha256"] = checksum(file_of(model, kind, options.epoch))
     return facts
 
 
-def facts_of_tower(classifier: "PromptedClassifier") -> dict[str, Any]:
-    """What the features of a frozen image tower depend on."""
+def facts_of_tower(image: dict[str, Any], backbone: str) -> dict[str, Any]:
+    """What the features of a frozen image tower depend on; `image` are the keys of INPUT that the
+    transform of a test reads.
+    """
     from clip import weights_sha256
 
-    name = classifier.cfg.MODEL.BACKBONE.NAME
-    shown = Path(name).name if os.path.exists(name) else name
-    sha256 = weights_sha256(name)
-    return {"input": classifier.input, "backbone": shown, "backbone_sha256": sha256}
+    shown = Path(backbone).name if os.path.exists(backbone) else backbone
+    return {"input": image, "backbone": shown, "backbone_sha256": weights_sha256(backbone)}

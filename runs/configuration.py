@@ -29,6 +29,7 @@ RESUMABLE_CHANGES = {
     "USE_CUDA",
     "CACHE",
     "CACHE_GB",
+    "BANK",
     "DATASET.ROOT",
     "DATASET.SENTENCES",  # whose checksum may not
     "DATALOADER.NUM_WORKERS",
@@ -47,6 +48,7 @@ PLUGIN = "MODEL.PLUGIN_SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
 SETTINGS = {
+    "BANK": ("", TEXT, "Folder of tools/embed.py whose features are read instead of images"),
     "MODEL.COMPILE": (False, FLAG, "Put the layers of the towers through torch.compile (CUDA)"),
     "MODEL.BACKBONE.TOWERS": (
         "fast",

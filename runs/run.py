@@ -3,6 +3,7 @@
 import sys
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from dassl.utils import set_random_seed
 
 import trainers
 from common.errors import UsageError
-from common.results import RUN_CONFIG_FILE
+from common.results import RUN_CONFIG_FILE, SEEN
 from datasets import title
 from inference.seen import SeenImages
 from measures.results import chance_hint, checked_summary, next_step, summary_line
 
-from . import calibrating, ood, open_world
+from . import banked, calibrating, ood, open_world
 from .environment import environment, unused_gpu
 from .output_folder import OutputFolder
 from .record import Record, is_trainable
@@ -45,6 +46,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer = build(spec)
             observers = wanted_observers(spec, trainer)
             prepare(spec, trainer)
+            banked.read(spec, trainer)
             # Before a test loads the best epoch, which names its images itself
             record = Record(spec, trainer)
             if spec.args.no_train:
@@ -96,12 +98,17 @@ def note_seen(trainer: Any, folder: OutputFolder) -> None:
     dataset = trainer.dm.dataset
     if not is_learner(trainer) or len(dataset.train_x) > MOST_SEEN:
         return
-    most_pixels = trainer.cfg.INPUT.MAX_PIXELS
-    seen = SeenImages.of_files(dataset.train_x, "learned", most_pixels)
+    bank = trainer.method.bank
+    if bank and not bank.knows_looks:
+        print(f"No {SEEN}: {bank.bank.folder} was written without --look")
+        return
+    of_files = partial(SeenImages.of_files, max_pixels=trainer.cfg.INPUT.MAX_PIXELS)
+    of = bank.seen if bank else of_files
+    seen = of(dataset.train_x, "learned")
     if any(choice.split == "val" for choice in trainer.method.choices):
-        seen += SeenImages.of_files(dataset.val, "chosen", most_pixels)
+        seen += of(dataset.val, "chosen")
     if len(dataset.test) <= MOST_SEEN:
-        seen += SeenImages.of_files(dataset.test, "tested", most_pixels, look=False)
+        seen += of(dataset.test, "tested", look=False)
     seen.write(folder.path)
 
 

@@ -149,7 +149,7 @@ class RunSpec:
         import trainers
         from trainers.base import corruptions
 
-        from . import ood
+        from . import banked, ood
         from .trackers import check_trackers
 
         args = self.args
@@ -169,6 +169,7 @@ class RunSpec:
         ood.check_settings(cfg)
         corruptions.check(cfg, method is not None)
         check_trackers(args.report_to)
+        banked.check(cfg, method, args.eval_only)
         if cfg.RESUME:
             check_resumes(Path(cfg.RESUME), Path(cfg.OUTPUT_DIR))
 

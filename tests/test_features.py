@@ -94,7 +94,7 @@ def test_method_has_its_own_features_if_it_reads_images_itself(case, cached, wor
 )
 def test_new_method_with_its_own_reading_of_images_is_refused(own, cached, mine):
     mine(own)
-    with pytest.raises(UsageError, match="this method reads the images: unset CACHE"):
+    with pytest.raises(UsageError, match="this method reads the images: unset it"):
         values(cached("Mine"))
 
 

@@ -29,7 +29,7 @@ class ZSLPSettings(FeatureSettings):
     """20 views of each image. An epoch draws as many of them as there are images."""
 
     AUGMENT_EPOCH: int = 20
-    ranges = {"AUGMENT_EPOCH": (1, 1000)}
+    ranges = {"AUGMENT_EPOCH": (0, 1000)}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class GDASettings(ChoosingSettings):
     SETTING: Literal["auto", "few_shots", "base2new"] = "auto"
     K: int = 64
     ALPHA: int | float = 0.0
-    ranges = {"AUGMENT_EPOCH": (1, 1000), "K": (2, 100_000), "ALPHA": (0, 1e6)}
+    ranges = {"AUGMENT_EPOCH": (0, 1000), "K": (2, 100_000), "ALPHA": (0, 1e6)}
 
 
 class Gaussians(Head):

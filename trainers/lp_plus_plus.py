@@ -25,7 +25,7 @@ class LPPlusPlusSettings(ChoosingSettings):
     STEP: int = 0
     ALPHA_EVERY: int = 10
     ranges = {
-        "AUGMENT_EPOCH": (1, 1),
+        "AUGMENT_EPOCH": (0, 1),
         "STEPS": (1, 1_000_000),
         "STEP": (0, 1_000_000),
         "ALPHA_EVERY": (1, 1_000_000),

@@ -26,7 +26,7 @@ class ProKeRSettings(ChoosingSettings):
     LAMBDA: int | float = 0.0
     GRID_BETA: list[int | float] = field(default_factory=lambda: [1.5, 3, 10])
     GRID_LAMBDA: list[int | float] = field(default_factory=lambda: [0.05, 0.25, 10])
-    ranges = {"AUGMENT_EPOCH": (1, 1000), "BETA": (0, 1e6), "LAMBDA": (0, 1e6)}
+    ranges = {"AUGMENT_EPOCH": (0, 1000), "BETA": (0, 1e6), "LAMBDA": (0, 1e6)}
 
     def check(self):
         for key in ("GRID_BETA", "GRID_LAMBDA"):

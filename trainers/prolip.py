@@ -35,7 +35,7 @@ class ProLIPSettings(FeatureSettings):
     AUGMENT_EPOCH: int = 300
     STEPS: int = 300
     LAMBDA: int | float | Literal["1/N", "1/N^2", "validation"] = "1/N"
-    ranges = {"AUGMENT_EPOCH": (1, 1000), "STEPS": (1, 1_000_000), "LAMBDA": (0, 1_000_000)}
+    ranges = {"AUGMENT_EPOCH": (0, 1000), "STEPS": (1, 1_000_000), "LAMBDA": (0, 1_000_000)}
 
     def check(self):
         if self.FEATURES_OF:

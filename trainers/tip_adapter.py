@@ -31,7 +31,7 @@ class TipAdapterSettings(ChoosingSettings):
     INIT_BETA: int | float = 1.0
     SEARCH_SCALE: list[int | float] = field(default_factory=lambda: [7, 3])
     SEARCH_STEP: list[int] = field(default_factory=lambda: [200, 20])
-    ranges = {"AUGMENT_EPOCH": (1, 1000)} | dict.fromkeys(
+    ranges = {"AUGMENT_EPOCH": (0, 1000)} | dict.fromkeys(
         ("ALPHA", "BETA", "INIT_ALPHA", "INIT_BETA"), (0, 1e6)
     )
 

@@ -21,7 +21,7 @@ from common.records import SelectionRecord
 from .checkpoints import tensors_of
 from .compat import build_transform
 from .data_use import choice
-from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
+from .features import Batches, Support, ViewsDataset, features_by
 from .features_of import open_features_run
 from .head import Head, HeadCLIP
 from .learned import Checkpoints
@@ -294,7 +294,7 @@ class FeatureMethod(Method):
         loader = DataLoader(
             images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start
         )
-        cached = CachedFeatures(self.model, loader, feature_cache(self.cfg))
+        cached = features_by(self.cfg, self.model, loader, self.bank)
         features = cached.tensor().to(self.device).float()
         if not features.isfinite().all():
             what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"

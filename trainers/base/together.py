@@ -16,7 +16,7 @@ from common.errors import UsageError
 from . import streams
 from .compat import require_stream
 from .data_use import fit_phase
-from .features import CachedFeatures, feature_cache
+from .features import cached_features, features_by
 from .features_of import learned_method, trained_run
 from .method import Method
 from .prompted import normalize
@@ -159,7 +159,7 @@ class TogetherMethod(Method):
     def labelled(self, items: list, loader: Any) -> Labelled:
         """The unit features and the labels of images (a list of `Datum`), read as in a test."""
         images = self.loader_of(items, loader)
-        cached = CachedFeatures(self.model, images, feature_cache(self.cfg))
+        cached = features_by(self.cfg, self.model, images, self.bank)
         features = cached.tensor().to(self.device).float()
         return normalize(features), cached.labels.to(self.device)
 
@@ -205,7 +205,8 @@ class TogetherMethod(Method):
         if self.base is None:
             return None
         base = self.base
-        batches = self.loader_of(items, loader)
+        images = self.loader_of(items, loader)
+        batches = cached_features(self.cfg, base.model, images, self.bank) or images
         logits = [base.model_inference(batch["img"].to(self.device)) for batch in batches]
         return torch.cat(logits).float().softmax(dim=1)
 
