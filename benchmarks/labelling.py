@@ -52,6 +52,7 @@ POOLS = "EuroSAT", "EuroSAT" + RANKED, "landscapes"
 SETS = "digits", "emoji", "fashion_mnist", "openclipart", "stamps", "stamps_fine"
 REAL = tuple(name + kind for name in SETS for kind in ("", RANKED))
 POINTS = 0.5, 1, 2, 4, 8, 16  # labels for each class
+LEARNERS = "SSText", "logistic"
 COMMAND = "the command"  # the default, and the last quarter at random
 BALANCED = "balanced by true labels"  # which nobody has
 ALL = (*METHODS, "margin", COMMAND, BALANCED)
@@ -238,17 +239,18 @@ def tables(records: list[dict[str, Any]]) -> None:
     by_cell = {(one["pool"], one["seed"], one["method"]): one for one in records}
     seeds = sorted({seed for _, seed, method in by_cell if method == "random"})
     kinds = sorted({kind for kind, _, _ in by_cell}, key=(*POOLS, *REAL).index)
-    for learner in ("SSText", "logistic"):
+    for learner in LEARNERS:
         print(f"\n{learner}: area, difference to random\n\n| method | {' | '.join(kinds)} |")
         for method in ALL:
             cells = [difference(by_cell, kind, method, seeds, learner) for kind in kinds]
             print(f"| {method} | {' | '.join(cells)} |")
-    for kind, method in product(kinds, ("random", "typical-then-uncertain", COMMAND, BALANCED)):
-        own = [by_cell[kind, seed, method] for seed in seeds if (kind, seed, method) in by_cell]
-        if own:
-            shortest = min(len(one["SSText"]) for one in own)  # small pools have fewer rounds
-            means = np.mean([one["SSText"][:shortest] for one in own], axis=0)
-            print(f"| {kind} | {method} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    for kind, method in product(kinds, ("random", COMMAND, BALANCED)):
+        labels, accuracies = accuracies_of(by_cell, kind, method, seeds, "SSText")
+        means = " | ".join(f"{mean:.1f}" for mean in accuracies.mean(axis=0))
+        print(f"| {kind} | {method} | {labels} | {means} |")
+    for method in ALL:
+        if method != "random":
+            print_bars(by_cell, kinds, method, seeds)
     for kind, name in product(kinds, ("estimate of random", "estimate of all")):
         own = [one[name] for one in records if one["pool"] == kind and one.get(name)]
         if not own:
@@ -257,6 +259,58 @@ def tables(records: list[dict[str, Any]]) -> None:
         inside = sum(one["low"] <= one["truth"] <= one["high"] for one in own)
         numbers = f"{errors.mean():+.1f} | {errors.std():.1f} | {inside} of {len(own)}"
         print(f"| {kind} | {name} | {numbers} |")
+
+
+def accuracies_of(
+    by_cell: dict[Any, Any], kind: str, method: str, seeds: Sequence[int], learner: str
+) -> tuple[list[int], NDArray[Any]]:
+    """The numbers of labels that all pools have, and the accuracies (pools, numbers)."""
+    own = [by_cell[kind, seed, method] for seed in seeds if (kind, seed, method) in by_cell]
+    if not own:
+        return [], np.empty((1, 0))
+    shortest = min(len(one["labels"]) for one in own)  # small pools have fewer rounds
+    return own[0]["labels"][:shortest], np.array([one[learner][:shortest] for one in own])
+
+
+def print_bars(
+    by_cell: dict[Any, Any], kinds: Sequence[str], method: str, seeds: Sequence[int]
+) -> None:
+    """Print where a method is below random draws by more than one standard error, by how many
+    standard errors its mean up to 4 labels for each class is above, and what it saves.
+    """
+    lowest = []
+    for kind, learner in product(kinds, LEARNERS):
+        labels, of_random = accuracies_of(by_cell, kind, "random", seeds, learner)
+        _, of_method = accuracies_of(by_cell, kind, method, seeds, learner)
+        if of_method.shape != of_random.shape:
+            continue
+        differences = of_method - of_random
+        lowest += list(differences.mean(axis=0)[in_errors(differences) < -1])
+        first = differences[:, : POINTS.index(4) + 1].mean(axis=1, keepdims=True)
+        needed = labels_needed(labels, of_method.mean(axis=0), of_random.mean(axis=0)[-1])
+        saved = f"{needed:.0f} labels for the accuracy of {labels[-1]} at random"
+        print(f"{method}, {kind}, {learner}: {in_errors(first)[0]:+.1f} standard errors, {saved}")
+    print(f"{method}: below random in {len(lowest)} cells, by {min(lowest, default=0):.1f} at most")
+
+
+def in_errors(differences: NDArray[Any]) -> NDArray[Any]:
+    """The means over pools of (pools, cells) in units of their standard errors."""
+    errors = differences.std(axis=0, ddof=1) / len(differences) ** 0.5
+    return differences.mean(axis=0) / errors
+
+
+def labels_needed(labels: Sequence[int], accuracies: NDArray[Any], accuracy: float) -> float:
+    """How many labels reach an accuracy, interpolated in the logarithm of their number; infinity if
+    none do.
+    """
+    if accuracies[0] >= accuracy:
+        return labels[0]
+    reached = np.flatnonzero(accuracies >= accuracy)
+    if not len(reached):
+        return float("inf")
+    place = reached[0]
+    share = (accuracy - accuracies[place - 1]) / (accuracies[place] - accuracies[place - 1])
+    return float(labels[place - 1] * (labels[place] / labels[place - 1]) ** share)
 
 
 def difference(

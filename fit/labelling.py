@@ -42,10 +42,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("pool", type=path, metavar="POOL", help="images without labels")
     add("--ask", type=at_least(1), required=True, metavar="B", help="how many labels to ask for")
     add("--to", type=path, required=True, metavar="CSV", help="new, or with the labels so far")
-    text = "whose answers say what is uncertain (default: zero-shot CLIP of --backbone, --classes)"
+    text = "whose answers are the guesses (default: zero-shot CLIP of --backbone and --classes)"
     add("--model", type=path, metavar="MODEL", help=text)
-    text = "typiclust, herding, uherding, random, pseudo (default: typical-then-uncertain)"
-    add("--method", dest="rule", default="typical-then-uncertain", metavar="NAME", help=text)
+    text = "typiclust, herding, typical-then-uncertain, uherding or pseudo, which read the guesses"
+    text += " of the model, or random (default: whitened-herding)"
+    add("--method", dest="rule", default="whitened-herding", metavar="NAME", help=text)
     add("--seed", type=any_seed, default=1, help="of k-means and of random draws (default: 1)")
     ways = parser.add_mutually_exclusive_group()
     text = "label in the browser; each round ends with a fit of heads (of asked.csv: asked-model/)"

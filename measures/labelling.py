@@ -18,6 +18,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 FEW_LABELS = 4  # of a class, up to which typical images are asked for
 MOST_CLUSTERS = 500
@@ -26,6 +27,7 @@ SMALL_CLUSTER = 5  # images; such clusters are left out
 NEIGHBOURS = 20  # of an image, which say how typical it is
 KERNEL = 15_000  # images whose distances to one another are kept, or which stand for a cluster
 RADII = 2_000  # images whose neighbours say how large a ball is
+SHRINK = 0.3  # of the mean variance, which whitening adds to that of each direction
 LEAST_RADIUS = 0.05  # below it, copies of an image would be the only ones in its ball
 Floats = NDArray[np.floating[Any]]
 Places = list[int]
@@ -74,7 +76,7 @@ def choose(
     labelled: Sequence[int],
     budget: int,
     seed: int = 0,
-    method: str = "typical-then-uncertain",
+    method: str = "whitened-herding",
 ) -> Places:
     """The places of `budget` images to label next, by a method of METHODS.
 
@@ -224,6 +226,24 @@ def herding(
     return picks + (k_center(pool.after(picks), rest) if rest else [])
 
 
+def whitened_herding(pool: Pool, budget: int) -> Places:
+    """MaxHerding by whitened features: else images that differ in what CLIP attends to little are
+    in one ball.
+    """
+    return herding(replace(pool, features=whitened(pool.features)), budget)
+
+
+def whitened(features: Floats) -> Floats:
+    """(images, width), of unit length: features of which each direction has about the same
+    variance.
+    """
+    centred = features - features.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    values = values.clip(min=0)
+    added = max(SHRINK * values.mean(), np.finfo(np.float32).tiny)
+    return normalize(centred @ (vectors / np.sqrt(values + added)))
+
+
 def greedy(
     kernel: Floats, covered: Floats, counts: Floats, candidates: NDArray[Any], budget: int
 ) -> Places:
@@ -323,6 +343,7 @@ def pcb(pool: Pool, budget: int, candidates: Sequence[int] | None = None) -> Pla
 
 
 METHODS: dict[str, Callable[[Pool, int], Places]] = {
+    "whitened-herding": whitened_herding,
     "typical-then-uncertain": typical_then_uncertain,
     "typiclust": typiclust,
     "herding": herding,

@@ -6,7 +6,7 @@ from golden_inputs import drawn
 from marks import golden_cases
 
 from benchmarks import label_forecast
-from benchmarks.labelling import area, imbalanced
+from benchmarks.labelling import area, imbalanced, labels_needed
 from measures.labelling import (
     METHODS,
     Pool,
@@ -21,6 +21,7 @@ from measures.labelling import (
     typiclust,
     u_herding,
     uncertain,
+    whitened,
 )
 from measures.labelling_compared import badge, class_guided, dropquery, pcoreset, probcover
 
@@ -202,13 +203,26 @@ def test_methods_for_comparison_choose_as_many_as_asked(select):
         assert len(set(picks)) == 25 and not set(picks).intersection(labelled)
 
 
-def test_the_default_asks_for_typical_images_and_then_for_unsure_ones():
+def test_typical_images_are_asked_for_and_then_unsure_ones():
     given = pool()
-    first = choose(given.features, given.logits, [], 10)
+    method = "typical-then-uncertain"
+    first = choose(given.features, given.logits, [], 10, method=method)
     assert first == typiclust(given, 10)
     labelled = list(range(20))
-    second = choose(given.features, given.logits, labelled, 10)
+    second = choose(given.features, given.logits, labelled, 10, method=method)
     assert second == u_herding(given.after(labelled), 10)
+
+
+def test_the_default_covers_features_whose_directions_count_the_same():
+    given = pool()
+    rows = given.features * np.linspace(1, 8, 16, dtype=np.float32) + 5
+    even = whitened(rows)
+    assert even.dtype == np.float32 and np.linalg.norm(even, axis=1) == pytest.approx(1)
+    before, after = (np.linalg.cond(np.cov(one.T)) for one in (rows, even))
+    assert after < before / 5
+    picks = choose(rows, given.logits, [3], 10)
+    assert picks == herding(Pool(even, given.logits, [3]), 10)
+    assert picks != herding(Pool(rows, given.logits, [3]), 10)
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -216,6 +230,12 @@ def test_copies_of_an_image_do_not_end_a_choice():
     rows = np.repeat(np.eye(2, 4, dtype=np.float32), 30, axis=0)
     for method in METHODS:
         assert len(set(choose(rows, rows, [0, 31], 40, 0, method))) == 40
+
+
+def test_labels_for_an_accuracy():
+    accuracies = np.array([10.0, 20.0, 15.0, 40.0])
+    for accuracy, labels in ((5, 5), (15, 50**0.5), (20, 10), (30, 30.3), (41, np.inf)):
+        assert labels_needed([5, 10, 20, 40], accuracies, accuracy) == pytest.approx(labels, 0.02)
 
 
 def test_forecasts_are_compared_with_what_came(capsys, monkeypatch):
