@@ -11,15 +11,23 @@ ZERO_SHOT = "ZeroshotCLIP"
 GUESSING = "guessing"  # its name on a backbone without texts
 SENTENCES = "CuPL"
 VISION = "VisionProbe"  # without texts, on features before the projection
+KERNEL = "KernelProbe"  # likewise, by their similarities to the training images
+WITHOUT_TEXTS = VISION, KERNEL
 MIXTURE = "TransCLIP"
+# The methods of a sum: of heads on projected features, some on those before the projection, and
+# one by similarities
+LINEAR_SUM = "Linear"
+ENSEMBLE = "Ensemble"
+KERNEL_ENSEMBLE = "KernelEnsemble"
 # How else a candidate learns from images without labels: by labels that reach these over a graph,
 # of all of them, or of those for which the head of labelled images says the same
 PROPAGATED = "propagated labels"
 AGREED = "agreed labels"
-# In features of unit length
-LINEAR = (
+# Whose sums are a model: linear in features of unit length, or in similarities to images
+SUMMED = (
     ZERO_SHOT,
     VISION,
+    KERNEL,
     SENTENCES,
     "CLAP",
     "ZSLP",
@@ -29,7 +37,7 @@ LINEAR = (
     "LPPlusPlus",
 )
 # Methods that are computed from all images at once, without training steps
-COMPUTED = ZERO_SHOT, SENTENCES, VISION, "GDA", "ProKeR"
+COMPUTED = ZERO_SHOT, SENTENCES, VISION, KERNEL, "GDA", "ProKeR"
 CAREFUL = "CLAP", "ZSLP", "TaskRes"  # heads that start at zero-shot CLIP and stay near it
 # Of the default ensemble; chosen on other data sets than those of docs/own_classes.md
 CAREFUL_WEIGHT = 2.0  # of all careful heads, for zero-shot CLIP's weight of 1
@@ -71,6 +79,7 @@ CANDIDATES = (  # the first one of a method has its defaults
     Candidate(ZERO_SHOT),
     Candidate(SENTENCES),
     *(Candidate(VISION, {"RIDGE": ridge}) for ridge in (0.1, 1.0)),
+    Candidate(KERNEL, {"RIDGE": 0.1}),
     *(Candidate("CLAP", ONE, SGD | {"LR": lr}) for lr in (0.1, 0.3, 1.0)),
     *(Candidate("ZSLP", ONE, SGD | {"LR": lr}) for lr in (0.3, 1.0)),
     *(Candidate("SSText", {"RULE": rule}) for rule in ("SStext", "by_performance")),
@@ -117,15 +126,15 @@ def members(
         evidence: of the training images for it (`choice.evidence`).
         pooled: whether candidates that learn from images without labels are members.
     """
-    linear = {
+    summed = {
         place: one.method
         for place, one in enumerate(candidates)
-        if (pooled if one.pool else one.method in LINEAR)
+        if (pooled if one.pool else one.method in SUMMED)
     }
-    careful = [place for place, method in linear.items() if method in CAREFUL]
-    vision = [place for place, method in linear.items() if method == VISION]
-    weights = dict.fromkeys(linear, 0.0) | {0: evidence}
-    learned = vision or careful or [*linear][1:]
+    careful = [place for place, method in summed.items() if method in CAREFUL]
+    vision = [place for place, method in summed.items() if method in WITHOUT_TEXTS]
+    weights = dict.fromkeys(summed, 0.0) | {0: evidence}
+    learned = vision or careful or [*summed][1:]
     if not learned:
         return {0: 1.0}
     for place in careful:
@@ -133,3 +142,11 @@ def members(
     for place in learned:
         weights[place] += VISION_WEIGHT / len(learned)
     return weights
+
+
+def method_of_sum(candidates: Sequence[Candidate]) -> str:
+    """Of which method the model is that sums candidates."""
+    methods = {candidate.method for candidate in candidates}
+    if KERNEL in methods:
+        return KERNEL_ENSEMBLE
+    return ENSEMBLE if VISION in methods else LINEAR_SUM

@@ -31,12 +31,21 @@ from trainers.base.teacher import cache_folder, mean_text_features
 from trainers.base.training import learn
 from trainers.base.vision import FrozenTower
 
-from .candidates import AGREED, MIXTURE, SENTENCES, VISION, ZERO_SHOT, Candidate
+from .candidates import (
+    AGREED,
+    KERNEL,
+    LINEAR_SUM,
+    MIXTURE,
+    SENTENCES,
+    VISION,
+    WITHOUT_TEXTS,
+    ZERO_SHOT,
+    Candidate,
+    method_of_sum,
+)
 from .clock import Clock
 from .pooled import Neighbourhood, mixture
 
-LINEAR_SUM = "Linear"  # of heads on projected features
-ENSEMBLE = "Ensemble"  # of heads, some of them on features before the projection
 BATCH = 256  # features of a step
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one
@@ -187,7 +196,7 @@ class Heads:
         multiple of that on others. Each fifth image is left out, also if it is alone in its class;
         only heads without texts can learn so, and others count as 1.
         """
-        if candidate.method != VISION:
+        if candidate.method not in WITHOUT_TEXTS:
             return 1.0
         ratios = []
         for part in range(PARTS):
@@ -299,18 +308,15 @@ class Heads:
     def ensemble(
         self, weights: Sequence[tuple[Candidate, float]], features: Tensor, labels: Tensor
     ) -> FeatureMethod:
-        """The weighted sum of linear candidates that have learned from features and labels, which
-        is one linear head.
-        """
+        """One head: the weighted sum of candidates that have learned from features and labels."""
         seen = features, labels
         names = [candidate.name for candidate, _ in weights]
         factors = [float(f"{weight:.6g}") for _, weight in weights]  # for people
         settings = {"MEMBERS": tuple(names), "WEIGHTS": tuple(factors)}
-        reads_before = any(candidate.method == VISION for candidate, _ in weights)
-        kind = ENSEMBLE if reads_before else LINEAR_SUM
+        kind = method_of_sum([candidate for candidate, _ in weights])
         method = self.method(Candidate(kind, settings), len(labels))
         head = method.head
-        of_projected = head.of_projected if reads_before else head.weight
+        of_projected = head.weight if kind == LINEAR_SUM else head.of_projected
         axes = torch.eye(self.clip.visual.output_dim, device=features.device)  # unit features
         for candidate, weight in weights:
             if candidate.method == VISION:
@@ -318,6 +324,9 @@ class Heads:
                 head.mean.copy_(learned.mean)  # that of all such heads
                 head.weight += weight * learned.weight
                 head.bias += weight * learned.bias
+                continue
+            if candidate.method == KERNEL:
+                head.kernel = self.fit(candidate, *seen).head.times(weight)
                 continue
             logits = self.learned(candidate, seen)(torch.cat([axes, -axes])).detach()
             there, back = logits.chunk(2)

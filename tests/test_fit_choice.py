@@ -9,7 +9,16 @@ import torch
 
 from common.errors import UsageError
 from fit import choice, report, trials
-from fit.candidates import CANDIDATES, LINEAR, VISION, VISION_WEIGHT, Candidate, members
+from fit.candidates import (
+    CANDIDATES,
+    KERNEL,
+    SUMMED,
+    VISION,
+    VISION_WEIGHT,
+    WITHOUT_TEXTS,
+    Candidate,
+    members,
+)
 from fit.curve import curve, ungrouped
 from fit.decision import decide
 from fit.heads import Heads, settings_of, spread
@@ -34,14 +43,15 @@ def test_heads_learn_with_one_thread(tiny, monkeypatch):
     assert seen == [1, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["Ensemble", "Linear"])
+@pytest.mark.parametrize("name", ["Ensemble", "KernelEnsemble", "Linear"])
 def test_the_exported_ensemble_is_the_sum_of_its_members(name, eurosat, tiny, command, tmp_path):
     zero_shot = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
     heads = Heads(zero_shot)
     chance = torch.Generator().manual_seed(0)
     seen = 3 * torch.randn(12, 64, generator=chance)
     labels = torch.arange(12) % 3
-    methods = {*LINEAR} - ({VISION} if name == "Linear" else set())
+    left_out = {"Ensemble": {KERNEL}, "Linear": {*WITHOUT_TEXTS}}
+    methods = {*SUMMED} - left_out.get(name, set())
     members = [(one, 0.5 + place) for place, one in enumerate(CANDIDATES) if one.method in methods]
     expected = sum(
         weight * heads.answers(one, (seen, labels), seen[:5]) for one, weight in members
@@ -225,11 +235,12 @@ def test_names_weigh_as_much_as_images_agree_with_them():
     without, agreeing = (
         {CANDIDATES[place]: weight for place, weight in weights.items()} for weights in found
     )
-    assert {one.method for one, weight in without.items() if weight} == {VISION}
-    of_method = dict.fromkeys(LINEAR, 0.0)
+    assert {one.method for one, weight in without.items() if weight} == {*WITHOUT_TEXTS}
+    of_method = dict.fromkeys(SUMMED, 0.0)
     for one, weight in agreeing.items():
         of_method[one.method] += weight
-    assert of_method[VISION] == pytest.approx(sum(without.values())) == VISION_WEIGHT
+    assert of_method[VISION] + of_method[KERNEL] == pytest.approx(sum(without.values()))
+    assert sum(without.values()) == pytest.approx(VISION_WEIGHT)
     assert of_method["ZeroshotCLIP"] == 2
     assert of_method["CLAP"] + of_method["ZSLP"] + of_method["TaskRes"] == pytest.approx(4)
     assert members([CANDIDATES[0], CANDIDATES[-1]], 5) == {0: 1.0}  # which is no ensemble

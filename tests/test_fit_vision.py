@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.gaussian_process.kernels import Matern
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import euclidean_distances
 from tiny_models import FAMILIES, saved, small_timm, tiny_config
 
 import clip
-from fit.candidates import VISION, Candidate
+from common.errors import UsageError
+from fit.candidates import KERNEL, VISION, Candidate
 from fit.heads import Heads
 from inference.classifier import PromptedClassifier
+from trainers.base import vision
 from trainers.base.features import CachedOutput
 from trainers.base.vision import ridge
 
@@ -34,6 +39,30 @@ def test_ridge_is_that_of_scikit_learn_with_a_relative_penalty(rows):
     np.testing.assert_allclose(bias, expected.intercept_, atol=1e-10)
 
 
+def test_a_kernel_probe_is_kernel_ridge_regression_of_scikit_learn(tiny, monkeypatch):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"]))
+    features = torch.randn(25, 64, generator=torch.Generator().manual_seed(0)) + 1
+    seen, new = features.split((20, 5))
+    seen[7] = seen[3]  # a copy says nothing of how far apart images are
+    labels = torch.arange(20) % 3
+    found = heads.answers(Candidate(KERNEL, {"RIDGE": 0.3}), (seen, labels), new)
+    x = features / features.norm(dim=1, keepdim=True)
+    x = x - x[:20].mean(dim=0)
+    rows, others = (x / x.norm(dim=1, keepdim=True)).double().split((20, 5))
+    distances = euclidean_distances(rows)
+    apart = np.sort(distances[distances > 1e-5])
+    kernel = Matern(length_scale=apart[(len(apart) - 1) // 2], nu=0.5)
+    targets = np.eye(3)[labels]
+    shares = targets.mean(axis=0)
+    regression = KernelRidge(alpha=0.3, kernel="precomputed")
+    regression.fit(kernel(rows), targets - shares)
+    expected = regression.predict(kernel(others, rows)) + shares
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    monkeypatch.setattr(vision, "MOST_ROWS", 19)
+    with pytest.raises(UsageError, match="with all 20 training images: leave it out: 19 are"):
+        heads.answers(Candidate(KERNEL), (seen, labels), new)
+
+
 @pytest.mark.parametrize("family", PROJECTIONS)
 def test_heads_read_the_features_before_the_projection_of_every_tower(family, tmp_path):
     name = tiny_config(FAMILIES[family])["vision_cfg"].get("timm_model_name")
@@ -47,7 +76,8 @@ def test_heads_read_the_features_before_the_projection_of_every_tower(family, tm
         torch.testing.assert_close(heads.inputs("ZeroshotCLIP", before), features)
         assert clip.projection(heads.clip) == PROJECTIONS[family]
         labels = torch.arange(6) % 3
-        members = [(Candidate(VISION), 2.0), (Candidate("ZeroshotCLIP"), 0.1)]
+        members = [(Candidate(one), 2.0) for one in (VISION, KERNEL)]
+        members += [(Candidate("ZeroshotCLIP"), 0.1)]
         expected = sum(
             weight * heads.answers(one, (before, labels), before) for one, weight in members
         )
@@ -55,7 +85,7 @@ def test_heads_read_the_features_before_the_projection_of_every_tower(family, tm
         heads.classifier(members, before, labels, {}).save(tmp_path / "model")
         ensemble = PromptedClassifier.from_pretrained(tmp_path / "model", str(folder))
         found = ensemble.logits(images)
-        assert ensemble.method == "Ensemble"
+        assert ensemble.method == "KernelEnsemble"
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         alone = heads.classifier([(Candidate(VISION), 1.0)], before, labels, {})
         assert alone.logits(images).argmax(dim=1).tolist() == labels.tolist()

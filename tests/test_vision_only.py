@@ -2,6 +2,7 @@
 
 import json
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -67,7 +68,7 @@ def test_features_are_those_of_timm(backbone):
 @pytest.mark.parametrize("backbone", thorough_but(MODELS[:1], MODELS), indirect=True)
 def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, tmp_path):
     line = [photos, "--to", tmp_path / "model", "--backbone", backbone, "--minutes", "0"]
-    printed = command(fit, *line).printed
+    printed = command(fit, *line, "--methods", "VisionProbe", "KernelProbe").printed
     assert "; guessing " in printed and "ZeroshotCLIP" not in printed
     config = json.loads((tmp_path / "model/config.json").read_text())
     assert config["backbone"] == f"{backbone.rpartition(':')[0]}:weights.safetensors"
@@ -78,7 +79,12 @@ def test_a_fit_without_texts_is_exported_and_answers(backbone, command, photos, 
     assert "learned on the weight file" in command(predict, tmp_path / "model", image).error
     out = ["--to", tmp_path / "onnx", "--onnx", "--backbone", backbone]
     assert command(export, tmp_path / "model", *out).status == 0
-    assert (tmp_path / "onnx/model.onnx").is_file()
+    session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx")
+    model = PromptedClassifier.from_pretrained(tmp_path / "model", backbone)
+    assert model.method == "KernelEnsemble"
+    pixels = torch.randn(2, 3, *model.cfg.INPUT.SIZE)
+    (logits,) = session.run(None, {"images": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model.logits(pixels), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.thorough

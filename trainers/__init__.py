@@ -20,12 +20,12 @@ from common.errors import one_line
 from common.schema import add_settings
 
 from .base import Method, compat
-from .base.linear import Ensemble, Linear
+from .base.linear import Ensemble, KernelEnsemble, Linear
 from .base.plugin import register_plugins
 from .base.plugin import registered as methods
 from .base.settings import MethodSettings
 from .base.trainer import MethodTrainer
-from .base.vision import VisionProbe
+from .base.vision import KernelProbe, VisionProbe
 
 
 def import_files(folders: Iterable[str], package: str) -> None:
@@ -49,7 +49,9 @@ def import_files(folders: Iterable[str], package: str) -> None:
 import_files(__path__, __name__)
 
 
-OF_FIT: dict[str, type[Method]] = {one.__name__: one for one in (Ensemble, Linear, VisionProbe)}
+OF_FIT: dict[str, type[Method]] = {
+    one.__name__: one for one in (Ensemble, KernelEnsemble, KernelProbe, Linear, VisionProbe)
+}
 
 
 def predicting() -> dict[str, type[Method]]:

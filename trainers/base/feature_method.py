@@ -5,6 +5,7 @@ seconds.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -220,7 +221,7 @@ class FeatureMethod(Method):
         labels = self.checkpoints.classes(checkpoint.get("metadata") or {}).labels
         rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.spec.row_tensors:
-            tensor = getattr(self.head, name)
+            tensor = attrgetter(name)(self.head)
             there = state.get(name, tensor)
             usable = (
                 there.dim() == tensor.dim()

@@ -1,6 +1,4 @@
-"""The heads that only `tools/fit.py` makes: the weighted sums of linear heads of several
-methods.
-"""
+"""The heads that only `tools/fit.py` makes: the weighted sums of heads of several methods."""
 
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from .feature_method import FeatureMethod, FeatureSettings, FeatureSpec
 from .head import Head
 from .projection import Projection, UnprojectedCLIP
 from .prompted import normalize
-from .vision import VisionHead
+from .vision import KernelHead, VisionHead
 
 
 @dataclass(frozen=True)
@@ -83,3 +81,26 @@ class Ensemble(FeatureMethod):
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> EnsembleHead:
         return EnsembleHead(len(classnames), clip)
+
+
+class KernelEnsembleHead(EnsembleHead):
+    """`EnsembleHead`, and a kernel with the training images."""
+
+    name = "kernel_ensemble"
+
+    def __init__(self, classes: int, clip: CLIP, rows: int):
+        super().__init__(classes, clip)
+        self.kernel = KernelHead(classes, clip, rows)
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        return super().classify(image, text, scale) + self.kernel.classify(image, text, scale)
+
+
+class KernelEnsemble(Ensemble):
+    """`Ensemble` with a `KernelProbe`."""
+
+    saved_as = "kernel_ensemble"
+    spec = FeatureSpec(reads_text=False, row_tensors=("kernel.rows", "kernel.of_rows"))
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> KernelEnsembleHead:
+        return KernelEnsembleHead(len(classnames), clip, self.n_train)

@@ -1,8 +1,8 @@
-"""Linear classifiers of image features before the projection, without texts, which only
-`tools/fit.py` makes.
+"""Classifiers of image features before the projection, without texts, which only `tools/fit.py`
+makes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from .projection import Projection, UnprojectedCLIP, last_map, remove_projection
 from .prompted import normalize
 
 MOST_TARGETS = 2 * 10**7  # numbers of a regression at a time: classes are independent
+MOST_ROWS = 5_000  # training images of a kernel, all of which a model keeps
 
 
 @dataclass(frozen=True)
@@ -44,32 +45,71 @@ def width_of(clip: CLIP) -> int:
     return last.in_features if isinstance(last, nn.Linear) else len(last)
 
 
-class VisionHead(Head):
-    """A weight vector and a bias for each class, of `centred` features.
+class UnprojectedHead(Head):
+    """A head on `centred` features from before the projection.
 
     Attributes:
         mean: (width,), of the unit features of the training images.
+        bias: (classes,).
     """
-
-    name = "vision"
 
     def __init__(self, classes: int, clip: CLIP):
         super().__init__()
-        width = width_of(clip)
-        self.mean = nn.Buffer(torch.zeros(width))
-        self.weight = nn.Buffer(torch.zeros(classes, width))
+        self.mean = nn.Buffer(torch.zeros(width_of(clip)))
         self.bias = nn.Buffer(torch.zeros(classes))
 
     def centred(self, image: Tensor) -> Tensor:
         """Features (n, width) of unit length, less their mean, and again of unit length."""
         return normalize(normalize(image) - self.mean)
 
-    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-        return F.linear(self.centred(image), self.weight, self.bias)
-
     def install(self, clip: CLIP) -> None:
         if projection(clip):
             remove_projection(clip)
+
+
+class VisionHead(UnprojectedHead):
+    """A weight vector for each class."""
+
+    name = "vision"
+
+    def __init__(self, classes: int, clip: CLIP):
+        super().__init__(classes, clip)
+        self.weight = nn.Buffer(torch.zeros(classes, len(self.mean)))
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        return F.linear(self.centred(image), self.weight, self.bias)
+
+
+class KernelHead(UnprojectedHead):
+    """The similarities to the training images, times a weight of each for each class.
+
+    Attributes:
+        rows: (N, width), the centred features of the training images.
+        of_rows: (N, classes), the weights.
+        distance: at which the similarity is 1/e.
+    """
+
+    name = "kernel"
+
+    def __init__(self, classes: int, clip: CLIP, rows: int):
+        super().__init__(classes, clip)
+        self.rows = nn.Buffer(torch.zeros(rows, len(self.mean)))
+        self.of_rows = nn.Buffer(torch.zeros(rows, classes))
+        self.distance = nn.Buffer(torch.ones(()))
+
+    def distances(self, features: Tensor) -> Tensor:
+        """(n, N), of centred features, which have unit length."""
+        return (2 - 2 * features @ self.rows.T).clamp_min(0).sqrt()
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        similarities = torch.exp(-self.distances(self.centred(image)) / self.distance)
+        return similarities @ self.of_rows + self.bias
+
+    def times(self, factor: float) -> "KernelHead":
+        """This head, whose logits are now so many times as large."""
+        self.of_rows.mul_(factor)
+        self.bias.mul_(factor)
+        return self
 
 
 class FrozenTower:
@@ -115,12 +155,60 @@ class VisionProbe(FittedMethod):
         labelled = self.settings.LABELLED or len(support.rows)
         self.head.mean.copy_(normalize(support.rows[:labelled]).mean(dim=0))
         rows = self.head.centred(support.rows).double()
-        classes = torch.arange(len(self.class_names), device=rows.device)
-        parts = classes.split(max(1, MOST_TARGETS // len(rows)))
-        targets = ((support.row_labels[:, None] == part).double() for part in parts)
+        targets = one_hot(support.row_labels, len(self.class_names))
         weight, bias = ridge(rows, targets, self.settings.RIDGE)
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
+
+
+@dataclass(frozen=True)
+class KernelProbeSettings(FeatureSettings):
+    """RIDGE is added to the diagonal of the kernel, which is 1."""
+
+    RIDGE: int | float = 0.1
+    ranges = {"RIDGE": (1e-6, 1e6)}
+
+
+class KernelProbe(FittedMethod):
+    """`VisionProbe` with the kernel exp(-distance / median distance) instead of a linear one
+    (kernel ridge regression, Saunders et al., 1998; the Matern kernel of 1/2).
+    """
+
+    Settings = KernelProbeSettings
+    Model = UnprojectedCLIP
+    saved_as = "kernel_probe"
+    reads_template = reads_sentences = False
+    spec = FeatureSpec(reads_text=False, row_tensors=("rows", "of_rows"), keeps_pairs=True)
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> KernelHead:
+        return KernelHead(len(classnames), clip, self.n_train)
+
+    def start(self, support: Support) -> None:
+        if len(support.rows) > MOST_ROWS:
+            what = f"KernelProbe compares each image with all {len(support.rows):,} training images"
+            raise UsageError(what, f"leave it out: {MOST_ROWS:,} are the most")
+        self.head.mean.copy_(normalize(support.rows).mean(dim=0))
+        self.head.rows = self.head.centred(support.rows)
+
+    def fit(self, support: Support) -> None:
+        head = self.head
+        distances = head.distances(head.rows).fill_diagonal_(0)
+        apart = distances[distances > 0]
+        if len(apart):
+            head.distance.copy_(apart.median())
+        kernel = torch.exp(-distances / head.distance).double()
+        kernel += self.settings.RIDGE * torch.eye(len(kernel)).to(kernel)
+        targets = torch.cat(list(one_hot(support.row_labels, len(self.class_names))), dim=1)
+        shares = targets.mean(dim=0)
+        head.bias.copy_(shares)
+        head.of_rows = torch.linalg.solve(kernel, targets - shares).float()
+
+
+def one_hot(labels: Tensor, classes: int) -> Iterator[Tensor]:
+    """Labels (n,) as columns of 0 and 1 (n, some), of some of the classes at a time."""
+    numbers = torch.arange(classes, device=labels.device)
+    for part in numbers.split(max(1, MOST_TARGETS // len(labels))):
+        yield (labels[:, None] == part).double()
 
 
 def ridge(rows: Tensor, targets: Iterable[Tensor], penalty: float) -> tuple[Tensor, Tensor]:
