@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -31,11 +30,12 @@ from inference.models import load
 from inference.options import LoadOptions
 
 from .choice import Estimate
-from .command import with_checksums
+from .command import pool_of, with_checksums
 from .images import Photo
 from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, facts
+from .report import leaderboard
 from .request import COVERAGES, PRIORS, FitRequest
 from .story import fit
 from .update import update
@@ -69,6 +69,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         verbose: whether progress is printed.
         coverage_by: `images` or `class`, of which `predict_sets` covers a share.
         max_ms: most milliseconds of the image tower for an image on this machine; None for any.
+        pool: folder, list or bank of images without labels, to learn from where that helps.
 
     Attributes:
         classes_: (classes,), the labels in the order of `predict_proba`.
@@ -101,6 +102,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         verbose: bool = False,
         coverage_by: str = COVERAGES[0],
         max_ms: float | None = None,
+        pool: str | PathLike | None = None,
     ):
         self.backbone = backbone
         self.minutes = minutes
@@ -109,6 +111,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.max_error = max_error
         self.coverage_by = coverage_by
         self.max_ms = max_ms
+        self.pool = pool
         self.methods = methods
         self.sentences = sentences
         self.device = device
@@ -140,11 +143,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """Learn more images, also of new classes; images that were learned before cost little, as
         their features are kept on the disk.
 
-        If all chosen heads are computed and not trained (`fit.candidates.COMPUTED`), they are
-        computed again from all images. The choice, the estimate and the calibration stay those of
-        the earlier images, but a new class ends the calibration. Else everything is fitted and
-        chosen again.
-        `update_` says which.
+        Without a pool, if all chosen heads are computed and not trained
+        (`fit.candidates.COMPUTED`), they are computed again from all images. The choice, the
+        estimate and the calibration stay those of the earlier images, but a new class ends the
+        calibration. Else everything is fitted and chosen again. `update_` says which.
 
         Args:
             X, y: as for `fit`; without an earlier fit, this is `fit`.
@@ -180,7 +182,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         folder.mkdir()
         self._write(folder)
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            learned = update(one, before, added, clip)
+            learned = None if request.pool else update(one, before, added, clip)
         if learned is None:
             rmtree(folder)
             self._fit(request, [*before, *added])
@@ -194,6 +196,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
+        if self.pool:
+            raise UsageError("a pool is of images, and backbone is None", "leave pool out")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None
         update = COMPUTED_AGAIN
@@ -235,6 +239,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             coverage_by=self.coverage_by,
             groups=self.groups,
             prior=self.prior,
+            pool=Path(self.pool) if self.pool else None,
         )
 
     def _backbones(self) -> list[str]:
@@ -247,9 +252,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _fit(self, request: FitRequest, photos: list[Photo]) -> None:
         """Fit into the folder of the request."""
-        record = {"form": FORM, "finished": False, "request": facts(request, photos)}
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            fit(request, photos, record)
+            pool = pool_of(request)
+            asked = facts(request, photos, pool)
+            fit(request, photos, {"form": FORM, "finished": False, "request": asked}, pool)
 
     def _take(
         self, files: dict[str, bytes], labels: dict[str, Any], clip: CLIP | None = None
@@ -391,12 +397,3 @@ class Classifier(ClassifierMixin, BaseEstimator):
 def contents_of(folder: Path) -> dict[str, bytes]:
     """The files of a folder by their names."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-
-
-def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The candidates, the most accurate first; those that were left out have a fault."""
-    columns = ["name", "accuracy", "low", "high", "seconds", "fault"]
-    if any("backbone" in row for row in rows):
-        columns.insert(1, "backbone")
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.sort_values("accuracy", ascending=False, ignore_index=True)

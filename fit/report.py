@@ -189,3 +189,12 @@ def page(fit: Fit) -> str:
     template = Path(__file__).with_name("report.html")
     found = words | tables | {"suspected": len(doubtful)}
     return render(template, **found, fit=fit, thumbnail=thumbnail)
+
+
+def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The candidates, the most accurate first; those that were left out have a fault."""
+    columns = ["name", "accuracy", "low", "high", "seconds", "fault"]
+    if any("backbone" in row for row in rows):
+        columns.insert(1, "backbone")
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values("accuracy", ascending=False, ignore_index=True)
