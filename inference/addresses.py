@@ -3,6 +3,7 @@
 Commands read them; the page and the API never do.
 """
 
+import logging
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
@@ -20,6 +21,14 @@ from .tars import MAX_BYTES
 WEB = "http", "https"
 KNOWN = (*WEB, "s3", "gs", "gcs", "abfs", "az", "hdfs", "file", "memory")
 SECONDS = 10, 60  # to connect, and for each part of an answer
+
+
+# In the names of errors of libraries that cannot reach a storage
+UNREACHABLE = "Connection", "Timeout", "Credential"
+
+
+class UnreachableError(UsageError):
+    """Raised if a storage cannot be reached: no other image of it can be read, either."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +112,13 @@ def filesystem(protocol: str) -> Any:
     import fsspec
 
     try:
-        return fsspec.filesystem(protocol)
+        found = fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:
         what = f"{protocol}:// is not read ({one_line(error)})"
         raise UsageError(what, "install its library, such as pip install s3fs or gcsfs") from error
+    library = type(found).__module__.partition(".")[0]
+    logging.getLogger(library).addHandler(logging.NullHandler())  # or it prints tracebacks
+    return found
 
 
 def of_web(url: str) -> bytes:
@@ -125,4 +137,11 @@ def of_filesystem(url: str, protocol: str) -> bytes:
 def unreadable(url: str, error: Exception) -> UsageError:
     if isinstance(error, UsageError):
         return error
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"there is no {url}", "check the address")
+    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+    is_store = not url.lower().startswith(WEB)
+    if is_store and any(word in names for word in UNREACHABLE):
+        what = f"the storage of {url} cannot be reached ({one_line(error)})"
+        return UnreachableError(what, "run the same command again once it can")
     return UsageError(f"cannot read {url} ({one_line(error)})", "check the address")

@@ -16,7 +16,7 @@ from common.errors import MissingFileError, UsageError
 from common.text import read_bytes
 from datasets.copies import Look
 
-from .addresses import Address
+from .addresses import Address, UnreachableError
 from .bank import BankFiles
 from .behind_tower import BehindTower
 from .classifier import PromptedClassifier
@@ -63,6 +63,8 @@ def read_batch(
         try:
             opened = [content(file)]
             pixels = {key: classifier.pixels(opened, read) for key, classifier in distinct.items()}
+        except UnreachableError:
+            raise
         except (OSError, ValueError) as error:  # an ImageError is both, that of Dassl an OSError
             faults.append(str(error))
         else:

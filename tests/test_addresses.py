@@ -61,10 +61,37 @@ def test_a_list_names_addresses_and_faults_are_rows(remote, command, deep, tmp_p
     rows = parquet.read_table(tmp_path / "bank").to_pylist()
     assert [row["path"] for row in rows] == names
     assert [bool(row["error"]) for row in rows] == [False, False, True, True]
-    assert "404" in rows[2]["error"] and "cannot read" in rows[3]["error"]
+    assert "404" in rows[2]["error"] and "there is no memory://" in rows[3]["error"]
     before = len(server.requests)
     assert command(embed, tmp_path / "list.csv", *how).status == 1
     assert len(server.requests) == before  # it is finished
+
+
+def test_a_storage_that_is_gone_ends_the_command_which_resumes(
+    remote, command, deep, tmp_path, monkeypatch
+):
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow (requirements-parquet.txt)")
+    memory, web, server = remote
+    read = addresses.of_filesystem
+
+    def gone(url, protocol):
+        if "e f" in url:
+            raise ConnectionResetError("the storage is gone")
+        return read(url, protocol)
+
+    line = f"{memory}/", f"{web}/a.jpg", "--backbone", deep
+    whole, cut = (["--to", tmp_path / name] for name in ("whole", "cut"))
+    assert command(embed, *line, *whole).status == 0
+    monkeypatch.setattr(addresses, "of_filesystem", gone)
+    error = command(embed, *line, *cut).error
+    assert "e f.bmp cannot be reached (the storage is gone): run the same command again" in error
+    assert not [*(tmp_path / "cut").glob("*.parquet")]
+    monkeypatch.setattr(addresses, "of_filesystem", read)
+    server.faults = ["cut off"]  # a web server is one of many: it has a row
+    assert command(embed, *line, "--to", tmp_path / "of_web").status == 1
+    assert command(embed, *line, *cut).status == 0
+    first, second = (tmp_path / name / "00000.parquet" for name in ("whole", "cut"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_what_is_read_is_bounded_and_known(remote, command, deep, monkeypatch):
