@@ -22,6 +22,7 @@ from .calibrating import Outputs
 
 COLUMNS = "path", "sha256", "pixels_sha256", "signature"
 CALIBRATED = "calibrated"
+MOST_LOGITS = 2 * 10**8  # 25 bytes each while a calibration is fitted
 
 
 class Stored(NamedTuple):
@@ -133,7 +134,15 @@ def seen_of(items: Sequence[Any]) -> SeenImages:
 def outputs_of(
     classifier: PromptedClassifier, items: Sequence[Any], names: Sequence[str] | None = None
 ) -> Outputs:
-    """The logits of images, which are computed if the images are not of a bank."""
+    """The logits of images, which are computed if the images are not of a bank.
+
+    Raises:
+        UsageError: they would need too much memory.
+    """
+    count = len(items) * len(names or classifier.class_names)
+    if count > MOST_LOGITS:
+        what = f"{len(items):,} images have {count:,} logits, {25 * count / 1e9:.0f} GB of memory"
+        raise UsageError(what, f"give fewer images: {MOST_LOGITS:,} logits are the most")
     if isinstance(items[0], Stored):
         before = torch.from_numpy(np.stack([item.before for item in items]))
         said = BehindTower(classifier).predict(before, names)

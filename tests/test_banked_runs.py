@@ -8,6 +8,7 @@ import pytest
 
 from common.results import read_results
 from inference import bank, embed
+from runs import calibrate
 
 REASON = "Parquet needs pyarrow (requirements-parquet.txt)"
 pyarrow = pytest.importorskip("pyarrow", reason=REASON)
@@ -87,7 +88,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_run_of_a_bank_is_that_of_its_images(
-    case, banked, launch, line, data, finished, tmp_path
+    case, banked, launch, line, data, finished, command, tmp_path
 ):
     method, pairs = case
     pairs = [*pairs, finished("CoOp", "all")] if pairs[-1:] == ["TRAINER.STATA.OVER"] else pairs
@@ -106,6 +107,8 @@ def test_a_run_of_a_bank_is_that_of_its_images(
     (data / "eurosat/2750").mkdir()
     assert launch(*line(method, *pairs, "BANK", folder, output="gone")).status == 0
     assert results(tmp_path / "gone") == results(first)
+    if method == "GDA":
+        assert "are missing, the first" in command(calibrate, tmp_path / "gone").error
 
 
 def test_a_run_resumes_and_is_tested_with_a_bank(banked, launch, line, data, tmp_path):

@@ -6,6 +6,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+from dassl.data.datasets import Datum
 from marks import one_line
 
 from clip.backbone import common_preprocessing, preprocessing
@@ -18,6 +19,7 @@ from fit.heads import Heads
 from inference.classifier import PromptedClassifier
 from inference.models import load
 from measures import predictions
+from runs import labelled
 from trainers.base import feature_method, prompted, vision
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,15 @@ def test_heads_with_numbers_for_each_image_and_class_have_a_limit(
     monkeypatch.setattr(feature_method, "MOST_PAIRS", 89)
     with one_line(f"{method} has numbers for 30 views of images and 3 classes", "or GDA"):
         heads.answers(candidate, examples, examples[0])
+
+
+def test_a_calibration_has_a_limit(tiny, photos, monkeypatch):
+    classifier = PromptedClassifier.zero_shot(str(tiny), ["red", "green", "blue"])
+    items = [Datum(str(photos / "b.png"))] * 4
+    assert labelled.outputs_of(classifier, items).logits.shape == (4, 3)
+    monkeypatch.setattr(labelled, "MOST_LOGITS", 11)
+    with one_line("4 images have 12 logits", "give fewer images"):
+        labelled.outputs_of(classifier, items)
 
 
 def test_a_fit_of_many_images_and_classes_trains_no_heads(eurosat, tiny, monkeypatch):
