@@ -43,9 +43,7 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
     Raises:
         UsageError: two images have one path, or no image has a label.
     """
-    rows = [
-        row for part in BankFiles(Bank(folder).files).parts(*COLUMNS) for row in part.to_pylist()
-    ]
+    rows = rows_in(folder)
     if len({row["path"] for row in rows}) < len(rows):
         raise UsageError(
             f"{folder} has several images of one path",
@@ -72,8 +70,6 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
 
 def unlabelled_in_bank(folder: Path) -> list[Photo]:
     """All images of a bank, without their labels."""
-    columns = BankFiles(Bank(folder).files).parts(*COLUMNS)
-    rows = [row for part in columns for row in part.to_pylist()]
     return [
         Photo(
             row["path"],
@@ -82,8 +78,15 @@ def unlabelled_in_bank(folder: Path) -> list[Photo]:
             pixels_sha256=row.get("pixels_sha256", ""),
             bank=str(folder),
         )
-        for row in rows
+        for row in rows_in(folder)
     ]
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The images of a bank; an image that was listed several times is there once."""
+    parts = BankFiles(Bank(folder).files).parts(*COLUMNS)
+    rows = (row for part in parts for row in part.to_pylist())
+    return list({(row["path"], row["sha256"]): row for row in rows}.values())
 
 
 def by_folders(paths: Sequence[str]) -> Iterator[Photo | None]:

@@ -28,7 +28,7 @@ UNREACHABLE = "Connection", "Timeout", "Credential"
 
 
 class UnreachableError(UsageError):
-    """Raised if a storage cannot be reached: no other image of it can be read, either."""
+    """Raised if no image of a storage can be read: it is not there, or its library."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def filesystem(protocol: str) -> Any:
         found = fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:
         what = f"{protocol}:// is not read ({one_line(error)})"
-        raise UsageError(what, "install its library, such as pip install s3fs or gcsfs") from error
+        remedy = "install its library, such as pip install s3fs or gcsfs"
+        raise UnreachableError(what, remedy) from error
     library = type(found).__module__.partition(".")[0]
     logging.getLogger(library).addHandler(logging.NullHandler())  # or it prints tracebacks
     return found

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError, one_line
+from common.lock import LOCK, is_locked
 from common.start import required_packages
 from common.text import read_json
 
@@ -138,7 +139,7 @@ class Bank:
         files: of its shards, in their order.
 
     Raises:
-        UsageError: it has no features for heads.
+        UsageError: it has no features for heads, is not finished, or is being written.
     """
 
     def __init__(self, folder: Path):
@@ -149,6 +150,9 @@ class Bank:
             what = f"{folder} has no features for heads"
             remedy = "embed the images again, by a model with CLIP's own tower, as parquet"
             raise UsageError(what, remedy, folder)
+        locks = [lock.name for lock in folder.glob(f"{LOCK}*")]
+        if any(is_locked(folder, name) for name in locks):
+            raise UsageError(f"{folder} is being written", "wait until that has ended", folder)
         names = [file.name for file in self.files]
         known = [f"{number:05}.parquet" for number in range(len(names))]
         if not names or names != known or len(names) != self.facts.get(COUNT):

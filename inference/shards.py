@@ -325,7 +325,8 @@ def end(folder: Path, errors: int) -> None:
     """Say what a command wrote; the exit status is 1 if images have an error."""
     print(f"Written: {folder}")
     if errors:
-        print(f"{errors:,} images could not be read: see the column error", file=sys.stderr)
+        count = "1 image" if errors == 1 else f"{errors:,} images"
+        print(f"{count} could not be read: see the column error", file=sys.stderr)
         sys.exit(1)
 
 

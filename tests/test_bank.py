@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UsageError
+from common.lock import locked
 from fit import command as fit
 from fit.banked import photos_in
 from fit.estimator import Classifier
@@ -89,7 +90,7 @@ def test_a_bank_becomes_a_folder_of_answers_with_one_file_for_each(
     monkeypatch.setattr(bank, "ROWS", 1)
     line = "--backbone", deep, *NAMES
     done = command(predict, folder, "--to", f"{tmp_path}/answers/", *line)
-    assert done.status == 1 and "1 images could not be read" in done.errors[-1]
+    assert done.status == 1 and "1 image could not be read" in done.errors[-1]
     written = sorted((tmp_path / "answers").glob("*.parquet"))
     rows = [parquet.read_table(file).to_pylist() for file in written]
     assert [len(part) for part in rows] == [2, 2, 2]
@@ -191,6 +192,20 @@ def test_a_bank_without_looks_has_no_groups_and_says_so(banked, command, deep, c
     wrong = Classifier(backbone="small", methods=["GDA"])
     with pytest.raises(UsageError, match="of other weights"):
         wrong.fit(folder)
+
+
+def test_an_image_that_was_listed_twice_is_there_once(banked, classes, tmp_path):
+    first, second, *_ = sorted(classes.glob("*/*"))
+    (tmp_path / "list.txt").write_text(f"{first}\n{second}\n{first}\n")
+    found = photos_in(banked(tmp_path / "list.txt", classes, to="twice"))
+    assert len(found) == len({photo.path for photo in found}) == 49
+
+
+def test_a_bank_that_is_being_written_is_refused(banked, photos):
+    folder = banked(photos)
+    with locked(folder, option="--to"), pytest.raises(UsageError, match="is being written"):
+        bank.Bank(folder)
+    assert len(bank.Bank(folder).files) == 1
 
 
 def test_labels_of_a_bank_are_those_of_a_file_or_of_folders(

@@ -36,7 +36,7 @@ def embedded(command, deep, tmp_path):
     def embedded(*words, to="out", errors=0):
         done = command(embed, *words, "--to", tmp_path / to, "--backbone", deep)
         assert done.status == bool(errors), done.errors
-        assert not errors or f"{errors} images could not be read" in done.errors[-1]
+        assert not errors or f"{errors} image" in done.errors[-1]
         return tmp_path / to
 
     return embedded
