@@ -288,8 +288,8 @@ def print_bars(
         lowest += list(differences.mean(axis=0)[in_errors(differences) < -1])
         first = differences[:, : POINTS.index(4) + 1].mean(axis=1, keepdims=True)
         needed = labels_needed(labels, of_method.mean(axis=0), of_random.mean(axis=0)[-1])
-        saved = f"{needed:.0f} labels for the accuracy of {labels[-1]} at random"
-        print(f"{method}, {kind}, {learner}: {in_errors(first)[0]:+.1f} standard errors, {saved}")
+        print(f"{method}, {kind}, {learner}: {in_errors(first)[0]:+.1f} standard errors")
+        print(f"{needed:.0f} labels for the accuracy of {labels[-1]} at random")
     print(f"{method}: below random in {len(lowest)} cells, by {min(lowest, default=0):.1f} at most")
 
 

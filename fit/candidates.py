@@ -53,12 +53,15 @@ class Candidate:
         settings: of TRAINER.<NAME>.
         training: keys of OPTIM, of a head that learns by gradients.
         pool: how it learns from images without labels; empty if it does not.
+        offset: what is added to the logits of classes without images (`unseen.offset`), as a
+            multiple of the spread of its logits on the images that it has learned from.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     pool: str = ""
+    offset: float = 0.0
 
     @property
     def name(self) -> str:

@@ -204,7 +204,7 @@ def scales_of(
     answered = examples.x if trials.some is None else examples.x[trials.some]
     return {
         candidate: trials.spreads[candidate]
-        * spread(heads.answers(candidate, (examples.x, examples.y), answered))
+        * spread(heads.answers(replace(candidate, offset=0.0), (examples.x, examples.y), answered))
         for candidate, weight in zip(trials.of_heads, weights, strict=False)
         if weight
     }

@@ -5,21 +5,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from yacs.config import CfgNode
 
 import trainers
 from clip import reads_texts
 from clip.digest import Key
 from common.cache import DiskCache
 from inference.classifier import PromptedClassifier
-from inference.description import configuration
 from inference.images import one_thread
 from inference.options import LoadOptions
 from trainers.base import TEMPLATE
@@ -44,15 +42,14 @@ from .candidates import (
     method_of_sum,
 )
 from .clock import Clock
+from .configurations import settings_of
 from .pooled import Neighbourhood, mixture
 
-BATCH = 256  # features of a step
 ANSWERED = 4096  # features that are answered at a time: some heads compare them with all images
 PARTS = 5  # of the images, of which `freshness` leaves out one
 # Bytes of the logits of all heads that are kept, and of one
 LIMIT = 1e9
 MOST_KEPT = 50e6
-Pairs = tuple[tuple[str, Any], ...]
 
 
 class Heads:
@@ -128,9 +125,15 @@ class Heads:
         if candidate.pool:
             candidate, features, labels = self.with_pool(candidate, features, labels)
         method = self.method(candidate, len(labels))
-        batches = method.begin(Support(self.inputs(candidate.method, features)[None], labels))
+        inputs = self.inputs(candidate.method, features)
+        batches = method.begin(Support(inputs[None], labels))
         with redirect_stdout(io.StringIO()):
             learn(method, batches, method.cfg.OPTIM.MAX_EPOCH, self.clock.check)
+        if candidate.offset:
+            without_images = torch.bincount(labels, minlength=len(self.names)) == 0
+            method.model.offset = (
+                candidate.offset * spread(answered(method, inputs)) * without_images
+            )
         return method
 
     @cached_property
@@ -175,13 +178,7 @@ class Heads:
         if candidate.method in self.fixed:
             matrix = self.clip.logit_scale.exp() * normalize(self.fixed[candidate.method]).T
             return lambda features: normalize(features) @ matrix
-        method = self.fit(candidate, *seen)
-
-        def answer(features: Tensor) -> Tensor:
-            parts = features.split(ANSWERED)
-            return torch.cat([method.model_inference(CachedOutput(part)) for part in parts])
-
-        return answer
+        return partial(answered, self.fit(candidate, *seen))
 
     def answers(
         self, candidate: Candidate, seen: tuple[Tensor, Tensor], features: Tensor
@@ -355,8 +352,18 @@ class Heads:
         description = replace(
             self.zero_shot.description, method=name, training=dict(facts), **values
         )
+        if method and method.model.offset is not None:
+            offset = method.model.offset.tolist()
+            lacking = [each for each, added in zip(self.names, offset, strict=True) if added]
+            description = replace(description, offset=max(offset), without_images=lacking)
         options = LoadOptions(backbone=description.backbone, device=self.zero_shot.device.type)
         return PromptedClassifier(description, checkpoint, "the fit", options, self.clip)
+
+
+def answered(method: FeatureMethod, inputs: Tensor) -> Tensor:
+    """Logits (images, classes) of a method that has learned, for what it reads of images."""
+    parts = inputs.split(ANSWERED)
+    return torch.cat([method.model_inference(CachedOutput(part)) for part in parts]).detach()
 
 
 def spread(logits: Tensor) -> float:
@@ -377,24 +384,3 @@ def transfers(method: str) -> bool:
     kind = trainers.predicting()[method]
     needs_all = issubclass(kind, FeatureMethod) and kind.spec.needs_all
     return kind.transfers and not kind.together and not needs_all
-
-
-def settings_of(candidate: Candidate) -> CfgNode:
-    """The configuration of a candidate, which nobody can change."""
-    return configuration_of(
-        candidate.method,
-        *(tuple(part.items()) for part in (candidate.settings, candidate.training)),
-    )
-
-
-@lru_cache(100)  # those of all candidates
-def configuration_of(method: str, settings: Pairs, training: Pairs) -> CfgNode:
-    kind = trainers.predicting()[method]
-    cfg = configuration(method)
-    cfg.merge_from_other_cfg({"TRAINER": {kind.section(): {"PREC": "fp32", **dict(settings)}}})
-    cfg.merge_from_other_cfg(
-        {"OPTIM": {"MAX_EPOCH": 1, "LR_SCHEDULER": "cosine", **dict(training)}}
-    )
-    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = BATCH
-    cfg.freeze()
-    return cfg

@@ -1,7 +1,7 @@
 """The candidates, each tried on images that it has not learned from."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf
@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UsageError
 from inference.sample import Sample
 
-from . import choice
+from . import choice, unseen
 from .candidates import GUESSING, Candidate, members
 from .clock import TooLong
 from .heads import Heads, spread
@@ -237,17 +237,31 @@ def try_candidates(
     rows, logits = tried(backbone, tasks(backbone, folds, plan, some), held, sample, plan)
     spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}
     logits = {one: values / spreads[one] for one, values in logits.items()}
+    trials = Trials(folds, held, sample, rows, logits, spreads, notes, some)
+    if examples.lacks_images:
+        trials = with_offsets(trials, examples, backbone.heads.fixed)
     more_rows, more_logits = tried(backbone, backbone.trained(folds[0]), held, sample, plan)
-    return Trials(
-        folds=folds,
-        held=held,
-        sample=sample,
-        rows=rows + more_rows,
-        logits=logits | more_logits,
-        spreads=spreads,
-        notes=notes,
-        some=some,
-    )
+    return replace(trials, rows=rows + more_rows, logits=trials.logits | more_logits)
+
+
+def with_offsets(trials: Trials, examples: Examples, fixed: Container[str]) -> Trials:
+    """The trials of heads that add something to the logits of classes without images.
+
+    Args:
+        fixed: methods that learn nothing.
+    """
+    classes = len(examples.names)
+    lacking = unseen.without_images(trials.folds, examples.labels, trials.held, classes)
+    logits = {}
+    spreads = {}
+    for before, values in trials.logits.items():
+        added = 0.0
+        if before.method not in fixed:
+            added = unseen.offset(values, lacking, trials.sample)
+        candidate = replace(before, offset=added * trials.spreads[before])
+        logits[candidate] = values + (added * lacking).astype(values.dtype)
+        spreads[candidate] = trials.spreads[before]
+    return replace(trials, logits=logits, spreads=spreads)
 
 
 def to_choose_on(

@@ -102,14 +102,14 @@ def check_found(before: Sequence[Photo], damaged: Mapping[str, str]) -> None:
 
 
 def chosen_of(record: dict[str, Any]) -> list[tuple[Candidate, float]]:
-    """The chosen candidates of a fit with their weights; empty if one of them is trained, or is
-    none of these days.
+    """The chosen candidates of a fit with their weights; empty if one of them is trained, is none
+    of these days, or has an offset, which more images would change.
     """
     known = {one.name: one for one in CANDIDATES if one.method in COMPUTED}
     chosen = []
     for row in record["chosen"]:
         asked = Candidate(row["method"], row["settings"], row["training"], row.get("pool", ""))
-        if asked.name not in known:
+        if asked.name not in known or row.get("offset"):
             return []
         chosen.append((known[asked.name], float(row["weight"])))
     return chosen

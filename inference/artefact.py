@@ -62,6 +62,7 @@ class Description:
             own.
         sentences: for each class, by its name in the file DATASET.SENTENCES of the run; empty
             without one.
+        offset: is added to the logits of the classes `without_images`.
     """
 
     method: str
@@ -78,6 +79,8 @@ class Description:
     dataset_name: str = ""
     tokeniser: str = "CLIP"
     sentences: dict[str, list[str]] = field(default_factory=dict)
+    offset: float = 0.0
+    without_images: list[str] = field(default_factory=list)
 
     def backbone_name(self, given: str = "") -> str:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned
@@ -149,6 +152,8 @@ def write_artefact(
         "prompts_sha256": hashlib.sha256(content).hexdigest(),
     }
     facts["input"] = exported(description.input)
+    if not description.offset:
+        del facts["offset"], facts["without_images"]
     write_text(folder / EXPORT_CONFIG_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return read_config(folder / EXPORT_CONFIG_FILE)
 

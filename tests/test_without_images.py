@@ -2,22 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from fit import choice
+from fit import choice, unseen
 from fit import command as fit
 from fit.candidates import CANDIDATES, Candidate
 from fit.decision import decide
 from fit.estimator import Classifier
-from fit.heads import Heads, transfers
+from fit.heads import Heads, spread, transfers
 from fit.request import FitRequest
 from fit.trials import Examples
+from inference.behind_tower import BehindTower
 from inference.classifier import PromptedClassifier
 from inference.models import load
 from inference.options import LoadOptions
+from inference.sample import Sample
 
 MORE = "brown", "pink"
 TRANSFERS = {"ZeroshotCLIP", "CuPL", "TipAdapter", "TipAdapterF", "ProKeR", "CLIPAdapter"}
@@ -88,6 +91,48 @@ def test_a_head_that_forgets_classes_without_images_is_not_chosen(tiny, monkeypa
     monkeypatch.setattr(three, "answers", lambda *given: answers(*given)[:, :3])
     examples = Examples(x, labels, np.arange(36), three.names)
     assert "TipAdapter" in decide(three, examples, forgetful, FitRequest("images", "model")).name
+
+
+def test_an_offset_answers_classes_without_images_as_often_as_others():
+    """Of three classes, the logits of those whose images are held out are 2 too low."""
+    labels = np.repeat([0, 1, 2], 200)
+    folds = np.array([np.arange(600) % 2, np.where(labels == 0, 0, np.arange(600) % 2)])
+    held = np.arange(600)
+    lacking = unseen.without_images(folds, labels, held, 4)
+    assert lacking[0].tolist() == [[False, False, False, True]] * 600
+    assert (lacking[1, :, 0] == (folds[1] == 0)).all() and not lacking[:, :, 1:3].any()
+    chance = np.random.default_rng(0)
+    truth = np.eye(4)[labels]
+    logits = chance.gumbel(size=(2, 600, 4)) + 2 * truth
+    logits[:, :, 3] = -10.0
+    sample = Sample.of(labels)
+    assert unseen.offset(logits - 2 * lacking, lacking, sample) == pytest.approx(2.6, abs=0.1)
+    assert unseen.offset(logits + 2 * lacking, lacking, sample) == 0  # they are answered enough
+    assert unseen.offset(logits - 1000 * lacking, lacking, sample) == unseen.LARGEST
+
+
+@pytest.mark.parametrize("method", ["ProKeR", "TipAdapter", "ProLIP"])
+def test_an_offset_is_exported(method, tiny, tmp_path):
+    names = ["red", "green", "grey owl", "brown"]
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), names))
+    x = torch.randn(12, 64, generator=torch.Generator().manual_seed(0))
+    seen = x, torch.arange(12) % 2
+    plain = next(one for one in CANDIDATES if one.method == method)
+    raised = replace(plain, offset=3.0)
+    before, after = (heads.answers(one, seen, x) for one in (plain, raised))
+    added = 3 * spread(before)
+    torch.testing.assert_close(after - before, torch.tensor([[0, 0, added, added]] * 12))
+    classifier = heads.classifier([(raised, 1.0)], *seen, {})
+    classifier.save(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["without_images"] == names[2:] and record["offset"] == pytest.approx(added)
+    loaded = load(tmp_path, LoadOptions(backbone=str(tiny)))
+    behind = BehindTower(loaded)
+    torch.testing.assert_close(behind.predict(x).logits, after, atol=1e-3, rtol=1e-3)
+    others = behind.predict(x, ["red", "brown"]).logits
+    torch.testing.assert_close(others, after[:, [0, 3]], atol=1e-3, rtol=1e-3)
+    heads.classifier([(plain, 1.0)], *seen, {}).save(tmp_path)
+    assert "offset" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_a_fit_with_classes_without_images(command, photos, tiny, tmp_path):

@@ -125,6 +125,7 @@ class PromptedCLIP(Declares, nn.Module):
     own_logits: ClassVar[bool] = False  # whether `logits` are not scaled cosine similarities
     own_output: ClassVar[bool] = False  # whether `output` changes them
     prompt_learner: PromptLearner
+    offset: Tensor | None = None  # (classes,), is added to the logits
     keeps_output = False
     last_output: Output | None = None  # of `forward`, within `reading`
 
@@ -277,7 +278,10 @@ class PromptedCLIP(Declares, nn.Module):
         image = self.of_tower(tower)
         text_feature = self.encode_text(image) if text_feature is None else text_feature
         text = self.of_text(text_feature)
-        return Output(images, tower, image, text, text_feature, self.logits(image, text))
+        logits = self.logits(image, text)
+        if self.offset is not None:
+            logits = logits + self.offset.to(logits)
+        return Output(images, tower, image, text, text_feature, logits)
 
     def folded(self) -> dict[str, Tensor] | None:
         """The state dict of a plain CLIP that computes the image features of a test; None if there
