@@ -144,24 +144,6 @@ def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
     assert ended.status == 2 and folder.is_dir()
 
 
-@pytest.mark.parametrize(
-    ("method", "pairs", "words"),
-    [
-        ("StatA", ("TEST.STREAM_BATCH", 3), ("StatA needs 4 images", "raise TEST.STREAM_BATCH")),
-        ("StatA", ("TEST.STREAM_K_EFF", [2, 9]), ("the test has 6 classes: lower it",)),
-        ("StatA", ("TEST.STREAM_K_EFF", [3, 2]), ("give the least and the most number",)),
-        ("CoOp", (), ("CoOp answers for each image alone: leave it out",)),
-        ("TDA", (), ("answers for one image after another: set it to in order or dirichlet",)),
-    ],
-)
-def test_refused(method, pairs, words, launch, eurosat, tiny, tmp_path):
-    settings = ["TEST.STREAM", "batches", *pairs]
-    run = arguments(eurosat, tiny, tmp_path / "run", *settings, trainer=method, config="small")
-    ended = launch(*run)
-    assert ended.status == 2 and len(ended.errors) == 1
-    assert all(word in ended.errors[0] for word in words), ended.errors
-
-
 def test_too_few_images_for_a_task_are_refused():
     labels = np.arange(40) % 4
     with one_line("no 2 classes have 30 test images", "lower TEST.STREAM_BATCH"):
