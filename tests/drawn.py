@@ -2,7 +2,6 @@
 a run on them.
 """
 
-import json
 import random
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 import open_clip
 import torch
 from dassl.config import get_cfg_default
+from marks import of_json, to_json
 from PIL import Image
 
 import trainers
@@ -43,7 +43,7 @@ def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, siz
     for rows in split.values():
         random.Random(0).shuffle(rows)
     file = root / "eurosat/split_zhou_EuroSAT.json"
-    file.write_text(json.dumps(split))
+    to_json(file, split)
     return file
 
 
@@ -192,7 +192,7 @@ NEED_SENTENCES = {
 def sentences_of(names, folder):
     """A file with sentences for all classes but the first one."""
     file = folder / "sentences.json"
-    file.write_text(json.dumps({name: [f"a {name} thing", "often wet"] for name in names[1:]}))
+    to_json(file, {name: [f"a {name} thing", "often wet"] for name in names[1:]})
     return file
 
 
@@ -208,7 +208,7 @@ ADAPTED = {
 
 def results(folder: Path) -> dict:
     """The content of results.json."""
-    return json.loads((folder / "results.json").read_text())
+    return of_json(folder / "results.json")
 
 
 def run_for_real(launch, calls, monkeypatch):
@@ -217,8 +217,7 @@ def run_for_real(launch, calls, monkeypatch):
     """
     monkeypatch.chdir(ROOT)
     for call in calls:
-        ended = launch(*call)
-        assert ended.status == 0, ended.errors
+        launch.works(*call)
     return [results(Path(call[call.index("--output-dir") + 1])) for call in calls]
 
 

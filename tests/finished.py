@@ -1,6 +1,5 @@
 """Results of a study's runs, real and made up."""
 
-import json
 import os
 import subprocess
 import time
@@ -9,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
+
+from marks import of_json, to_json
 
 from runs.arguments import parse_arguments
 from runs.run_spec import setup_cfg
@@ -42,9 +43,7 @@ def finish(run: Run, accuracy: float, **measured) -> None:
     settings, backbone = settings_of(tuple(words))
     text = settings.replace("\nSEED: 77\n", f"\nSEED: {run.seed}\n")
     (run.folder / "config.yaml").write_text(text)
-    (run.folder / "results.json").write_text(
-        json.dumps(made_up(accuracy, **{"backbone": backbone} | measured))
-    )
+    to_json(run.folder / "results.json", made_up(accuracy, **{"backbone": backbone} | measured))
 
 
 @cache
@@ -123,7 +122,7 @@ def figures(study: Study) -> dict[str, dict]:
     """results.json of every run without its times."""
     found = {}
     for run in study.runs():
-        results = json.loads((run.folder / "results.json").read_text())
+        results = of_json(run.folder / "results.json")
         found[str(run.folder.relative_to(study.output))] = {
             k: v for k, v in results.items() if k not in TIMES
         }

@@ -9,6 +9,7 @@ import torch
 import yaml
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
+from marks import of_json
 
 import trainers
 from common.start import ROOT
@@ -62,7 +63,7 @@ def train_run(
 
 def images_of(root: Path, labels: range, part: str = "test") -> dict[str, str]:
     """Path -> class name of the test images of these labels, or of another part of the split."""
-    split = json.loads((root / "eurosat/split_zhou_EuroSAT.json").read_text())[part]
+    split = of_json(root / "eurosat/split_zhou_EuroSAT.json")[part]
     return {f"{root}/eurosat/2750/{path}": name for path, label, name in split if label in labels}
 
 

@@ -18,6 +18,16 @@ def one_line(*words, error=UsageError):
     ), message
 
 
+def of_json(file):
+    """The content of a JSON file."""
+    return json.loads(file.read_text())
+
+
+def to_json(file, content):
+    """Write a JSON file."""
+    file.write_text(json.dumps(content))
+
+
 def thorough_but(quick, values):
     """Parameters `values`; `make test` runs the quick ones, `make test-all` all of them."""
     assert all(value in values for value in quick), f"{quick} are not all among {values}"
@@ -31,7 +41,7 @@ def golden_files(folder, chosen):
     """The contents of those JSON files of a folder that are chosen by them, by their names without
     `.json`.
     """
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    found = {file.stem: of_json(file) for file in sorted(folder.glob("*.json"))}
     if not found:
         raise pytest.UsageError(f"no JSON files in {folder}")
     return {stem: content for stem, content in found.items() if chosen(content)}

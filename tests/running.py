@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,27 @@ class Ended(NamedTuple):
         return self.errors[0]
 
 
+class Command:
+    """A command, which runs in this process: a call returns an `Ended`, and that of `works` is one
+    that must succeed.
+    """
+
+    def __init__(self, ended, main, *resumes):
+        self.ended = ended
+        self.main = main
+        self.resumes = resumes
+
+    def __call__(self, *arguments, **options):
+        return self.ended(
+            lambda: run_command(lambda: self.main(*arguments, **options), *self.resumes)
+        )
+
+    def works(self, *arguments, **options):
+        done = self(*arguments, **options)
+        assert done.status == 0, done
+        return done
+
+
 @pytest.fixture
 def ended(capsys):
     """`ended(run)` runs a program by what its file runs at its end, in this process, and returns an
@@ -73,9 +95,7 @@ def launch(ended, monkeypatch):
 
     # No test cuts the power, and a busy disk takes its time
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    return lambda *arguments: ended(
-        lambda: run_command(lambda: train([str(argument) for argument in arguments]))
-    )
+    return Command(ended, lambda *arguments: train([*map(str, arguments)]))
 
 
 @pytest.fixture
@@ -113,6 +133,16 @@ def run(launch, eurosat, tiny, tmp_path):
 
 
 @pytest.fixture
+def class_folders(eurosat, tmp_path):
+    """Class folders with 8 images each."""
+    for folder in (eurosat / "eurosat/2750").iterdir():
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:8]:
+            shutil.copy(file, tmp_path / "photos" / folder.name)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
 def imagenet(tmp_path):
     """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and
     2 for testing.
@@ -141,9 +171,7 @@ def command(ended):
     returns an `Ended`.
     """
 
-    return lambda module, *arguments: ended(
-        lambda: run_command(lambda: module.main([str(item) for item in arguments]))
-    )
+    return Command(ended, lambda module, *arguments: module.main([*map(str, arguments)]))
 
 
 @pytest.fixture
@@ -243,21 +271,10 @@ def prepare(ended, publish, tmp_path):
     mirror: an `Ended`.
     """
 
-    def prepare(*arguments, mirror=None, root=tmp_path / "data"):
-        argv = [
-            *arguments,
-            "--root",
-            root,
-            "--mirror",
-            publish.server.address if mirror is None else mirror,
-        ]
-        return ended(
-            lambda: run_command(
-                lambda: preparing.main([str(part) for part in argv]), "where it stopped"
-            )
-        )
+    def prepare(*arguments, mirror=publish.server.address, root=tmp_path / "data"):
+        preparing.main([*map(str, arguments), "--root", str(root), "--mirror", mirror])
 
-    return prepare
+    return Command(ended, prepare, "where it stopped")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 run other things.
 """
 
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from hostile import CALLS, NAMES, NUMBERS, changed_tree, replaced
 from hypothesis import strategies as st
+from marks import of_json, to_json
 from tiny_models import VIT, read_by_hugging_face, write_folder, write_tokeniser
 
 OPEN_CLIP = "open_clip_config.json"
@@ -61,7 +61,7 @@ def write_stranger(folder: Path) -> Path:
     write_folder(folder, theirs, config, {})
     theirs.text.config.save_pretrained(folder)
     write_tokeniser(folder)
-    (folder / TOKENS).write_text(json.dumps({"pad_token": "</s>"}))
+    to_json(folder / TOKENS, {"pad_token": "</s>"})
     (folder / "evil.py").write_text(EVIL)
     return folder
 
@@ -88,7 +88,7 @@ def fill_hub(cache: Path, clip: Path) -> None:
     }.items():
         folder = repository(name)
         folder.mkdir(parents=True)
-        (folder / CONFIG).write_text(json.dumps(content))
+        to_json(folder / CONFIG, content)
         (folder / "evil.py").write_text(EVIL)
         (folder / "evil.bin").write_bytes(pickle.dumps(CALLS[0]))
     shutil.copytree(clip, repository("stranger/clip"))
@@ -96,9 +96,7 @@ def fill_hub(cache: Path, clip: Path) -> None:
 
 def change(file: Path, place: tuple, keys: dict[str, Any]) -> None:
     """Give a JSON file other keys at a place."""
-    file.write_text(
-        json.dumps(replaced(json.loads(file.read_text()), place, lambda old: old | keys))
-    )
+    to_json(file, replaced(of_json(file), place, lambda old: old | keys))
 
 
 @st.composite

@@ -4,7 +4,6 @@ and its tables.
 The table of docs/what_works.md says which commands refuse a method, and with which line.
 """
 
-import json
 import re
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from drawn import NEED_SENTENCES, arguments, section_pairs, sentences_of
 from finished import TIMES
 from learned import NAMES, images_of
-from marks import tables, thorough_but
+from marks import of_json, tables, thorough_but
 
 from common.start import ROOT
 from inference import export, predict
@@ -120,7 +119,7 @@ def outcome(folder):
     """results.json without its times, the predictions, and the learned tensors of the last
     epoch.
     """
-    results = json.loads((folder / "results.json").read_text())
+    results = of_json(folder / "results.json")
     results["data_use"]["test"].pop("evaluations")
     arrays = dict(np.load(folder / "predictions.npz"))
     checkpoints = sorted(folder.glob("*/model.pth.tar-*"))
@@ -204,8 +203,7 @@ def test_every_method_is_in_one_study_and_its_table(study_file, command, tmp_pat
         for name, kind in methods().items()
     }
     file = study_file("out", trainers=trainers, protocols=["few_shot"], shots=1)
-    done = command(study, "run", file, "--workers", 1)
-    assert done.status == 0, done.errors
+    command.works(study, "run", file, "--workers", 1)
     table = command(study, "tables", file).printed
     rows = {
         line.split("|")[1].strip(" *_")

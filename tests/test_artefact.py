@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from learned import images_of, rows_of
+from marks import of_json, to_json
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,18 +26,18 @@ def copied(exported, tmp_path):
 def changed(folder: Path, **values) -> Path:
     """The artefact with these values in its config.json."""
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    to_json(file, of_json(file) | values)
     return folder
 
 
 def test_artefact_holds_the_learned_tensors_and_a_description(finished, exported, deep):
-    content = json.loads((exported / "config.json").read_text())
+    content = of_json(exported / "config.json")
     tensors = load_file(exported / "prompts.safetensors")
     checkpoint = torch.load(finished("CoOp") / "prompt_learner/model.pth.tar-1", weights_only=True)
     assert tensors.keys() == {"ctx"} and torch.equal(
         tensors["ctx"], checkpoint["state_dict"]["ctx"]
     )
-    results = json.loads((finished("CoOp") / "results.json").read_text())
+    results = of_json(finished("CoOp") / "results.json")
     assert content["backbone"] == deep.name and content["backbone_sha256"] == checksum(deep)
     assert content["class_names"] == ["red", "green field", "blue lake"]
     assert (
@@ -55,9 +56,9 @@ def test_moved_artefact_predicts_the_same_without_a_dataset(
 ):
     images = list(images_of(eurosat, range(6)))
     expected = rows_of(command, finished("CoOp"), *images)
-    facts = json.loads((copied / "config.json").read_text())
+    facts = of_json(copied / "config.json")
     del facts["tokeniser"], facts["sentences"]  # which an earlier version did not write
-    (copied / "config.json").write_text(json.dumps(facts))
+    to_json(copied / "config.json", facts)
     monkeypatch.chdir(copied.parent)
     rows = rows_of(command, "moved", *images, "--backbone", deep)
     assert [row | {"model": "CoOp"} for row in rows] == expected

@@ -4,7 +4,6 @@ what they test.
 
 import hashlib
 import io
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import make_cfg
 from learned import NAMES, own_test, rows_of
-from marks import one_line, thorough_but
+from marks import of_json, one_line, thorough_but
 from PIL import Image
 
 from inference import predict
@@ -236,11 +235,11 @@ def test_run_without_training_prints_one_line_and_tests(launch, argv, eurosat, t
     status, printed, errors = launch(*argv(*four("ZERO", "TEST.MAX_IMAGES", 10), output="run"))
     assert (status, errors) == (0, [])
     assert "ZERO has nothing to train: it is only tested" in printed
-    results = json.loads((run / "results.json").read_text())
+    results = of_json(run / "results.json")
     used = results["data_use"]
     assert (results["n_test"], results["epochs"]) == (10, 0)
     assert not (run / "partial_test").exists()
-    rows = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]
+    rows = of_json(eurosat / "eurosat/split_zhou_EuroSAT.json")["test"]
     chosen = [rows[number * 24 // 10] for number in range(10)]
     lines = "".join(f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in chosen)
     assert used["test"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
@@ -267,20 +266,17 @@ def test_tuning_starts_from_learned_context_vectors(launch, argv, command, tmp_p
         "DATASET.NUM_SHOTS",
         1,
     ]
-    assert launch(*argv("CoOp", *coop, output="coop")).status == 0
+    launch.works(*argv("CoOp", *coop, output="coop"))
     own = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5]
     unmoved = argv(
         *four("CTPT", *own, "TRAINER.CTPT.LR", 0), output="run", options=of_run(tmp_path / "coop")
     )
     status, printed, errors = launch(*unmoved)
     assert (status, errors) == (0, []) and f"Loading prompts from {tmp_path}/coop" in printed
-    accuracies = [
-        json.loads((tmp_path / run / "results.json").read_text())["accuracy"]
-        for run in ("coop", "run")
-    ]
+    accuracies = [of_json(tmp_path / run / "results.json")["accuracy"] for run in ("coop", "run")]
     assert accuracies[0] == accuracies[1]  # without a step it is CoOp
     file = ["MODEL.INIT_WEIGHTS", tmp_path / "coop/prompt_learner/model.pth.tar-1"]
-    assert launch(*argv(*four("CTPT", *own, *file), output="file")).status == 0
+    launch.works(*argv(*four("CTPT", *own, *file), output="file"))
     for run in ("run", "file"):
         for options in ([], ["--load-epoch", 7]):
             error = command(predict, tmp_path / run, "a.jpg", "--classes", *NAMES, *options).error
@@ -319,7 +315,7 @@ def test_a_step_whose_gradient_overflows_is_left_out(make):
 def test_predictions_are_those_of_the_test(method, launch, argv, command, eurosat, tmp_path):
     run = tmp_path / "run"
     photo = eurosat / "eurosat/2750/0/test_0.png"
-    assert launch(*argv(*four(method), output="run")).status == 0
+    launch.works(*argv(*four(method), output="run"))
     (row,) = rows_of(command, run, photo, "--topk", 1, "--classes", *NAMES)
     files, expected, names = own_test(run, "all")
     assert row["top"][0]["class"] == names[expected[files.index(str(photo))].argmax()]

@@ -21,8 +21,7 @@ def tuned(tiny, tmp_path):
 
 
 def test_the_change_of_each_block_is_printed(tuned, tiny, command):
-    done = command(fetch, "backbone", tuned, "--base", tiny)
-    assert done.status == 0, done
+    done = command.works(fetch, "backbone", tuned, "--base", tiny)
     rows = [line.split() for line in done.printed.splitlines() if line.endswith("%")]
     changes = {row[0]: float(row[1]) for row in rows}
     changed = {"visual.transformer.resblocks.1": 10.0, "text_projection": 50.0}

@@ -2,7 +2,6 @@
 one line.
 """
 
-import json
 import os
 import socket
 
@@ -10,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from drawn import clip_config, features, small_clip
+from marks import to_json
 from safetensors.torch import save_file
 from weight_files import SIZES, Hostile, refused, save_as_openai
 
@@ -176,7 +176,7 @@ def test_configuration_beside_the_file_is_checked(part, settings, words, half, t
     config = {"model_cfg": clip_config(), "preprocess_cfg": {}}
     holder = config if part.endswith("ess_cfg") or part == "model_cfg" else config["model_cfg"]
     holder[part] = holder[part] | settings if isinstance(settings, dict) else settings
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    to_json(tmp_path / "open_clip_config.json", config)
     with pytest.raises(clip.ClipError, match=words) as caught:
         clip.load_backbone(str(tmp_path / "vit.safetensors"))
     assert str(caught.value).isprintable()

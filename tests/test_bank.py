@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import of_json, to_json
 from PIL import Image
 
 from common.errors import UsageError
@@ -47,15 +48,12 @@ def banked(command, deep, tmp_path):
 
 
 @pytest.fixture
-def classes(eurosat, tmp_path):
+def classes(class_folders, tmp_path):
     """Class folders with 8 images each, one of them there twice."""
-    for folder in (eurosat / "eurosat/2750").iterdir():
-        for file in sorted(folder.iterdir())[:8]:
-            target = tmp_path / "classes" / folder.name / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-    shutil.copy(target, target.with_name("copy.jpg"))
-    return tmp_path / "classes"
+    folder = class_folders.rename(tmp_path / "classes")
+    image = min(folder.glob("*/*"))
+    shutil.copy(image, image.with_name("copy.jpg"))
+    return folder
 
 
 def answers(command, *words):
@@ -119,15 +117,15 @@ def test_banks_of_others_are_refused(
     own = tmp_path / "own"
     assert command(embed, finished("MPL"), photos, "--to", own).status == 1
     assert "has no features for heads" in command(predict, own, *of_deep).error
-    record = json.loads((folder / bank.RECORD).read_text())
+    record = of_json(folder / bank.RECORD)
     for change, words in {
         "input": "another transform",
         "backbone_sha256": "other weights",
         "form": "no features for heads",
     }.items():
-        (folder / bank.RECORD).write_text(json.dumps(record | {change: "another"}))
+        to_json(folder / bank.RECORD, record | {change: "another"})
         assert words in command(predict, folder, *of_deep).error
-    (folder / bank.RECORD).write_text(json.dumps(record))
+    to_json(folder / bank.RECORD, record)
     table = parquet.read_table(folder / "00000.parquet")
     numbers = pyarrow.array(np.zeros(3 * len(table)))
     narrow = pyarrow.FixedSizeListArray.from_arrays(numbers, 3)
@@ -140,16 +138,16 @@ def test_banks_of_others_are_refused(
     assert "lacks files" in command(predict, folder, *of_deep).error
     (folder / "00001.parquet").rename(folder / "00000.parquet")
     for shards in (2, None):  # the last is missing; the command has not ended
-        (folder / bank.RECORD).write_text(json.dumps(record | {bank.COUNT: shards}))
+        to_json(folder / bank.RECORD, record | {bank.COUNT: shards})
         assert "lacks files" in command(predict, folder, *of_deep).error
-    (folder / bank.RECORD).write_text(json.dumps(record))
+    to_json(folder / bank.RECORD, record)
     (folder / "00000.parquet").write_bytes(b"PAR1")
     assert "is damaged" in command(predict, folder, *of_deep).error
 
 
 def fitted(folder):
     """What fit.json says, without what depends on the machine."""
-    record = json.loads((folder / "fit.json").read_text())
+    record = of_json(folder / "fit.json")
     chosen = [(row["method"], row["settings"]) for row in record["chosen"]]
     accuracies = [round(row["accuracy"], 3) for row in record["candidates"]]
     return record["names"], chosen, accuracies, record["estimate"], record["grouped"]
@@ -160,10 +158,9 @@ def test_a_fit_of_a_bank_that_knows_looks_is_the_fit_of_its_images(
 ):
     folder = banked(classes, "--look")
     how = "--backbone", deep, "--methods", "GDA", "SSText", "VisionProbe", "--minutes", "0"
-    assert command(fit, classes, "--to", tmp_path / "of_images", *how).status == 0
+    command.works(fit, classes, "--to", tmp_path / "of_images", *how)
     shutil.move(classes, tmp_path / "gone")
-    done = command(fit, folder, "--to", tmp_path / "of_bank", *how)
-    assert done.status == 0, done.errors
+    command.works(fit, folder, "--to", tmp_path / "of_bank", *how)
     assert fitted(tmp_path / "of_bank") == fitted(tmp_path / "of_images")
     assert "copies of other images" in (tmp_path / "of_bank/report.html").read_text()
     again = command(fit, folder, "--to", tmp_path / "of_bank", *how)
@@ -246,23 +243,20 @@ def test_calibrate_reads_a_bank_that_says_how_its_images_look(
         Image.fromarray(pixels).save(target)
     how = "--backbone", deep
     model = tmp_path / "model"
-    done = command(
+    command.works(
         fit, banked(classes, "--look"), "--to", model, *how, "--methods", "GDA", "--minutes", "0"
     )
-    assert done.status == 0, done.errors
     line = model, *how, "--accept-test-images", "--images"
     seen = command(calibrate, *line, banked(classes, "--look", to="same"))
     assert "are training images of" in seen.error
     folder = banked(others, "--look", to="new")
     unknown = banked(others, to="unknown")
     shutil.rmtree(others)
-    done = command(calibrate, *line, folder)
-    assert done.status == 0, done.errors
-    first = json.loads((model / "calibration.json").read_text())
+    command.works(calibrate, *line, folder)
+    first = of_json(model / "calibration.json")
     assert "does not say how its images look" in command(calibrate, *line, unknown).error
-    done = command(calibrate, *line, unknown, "--accept-unknown-images")
-    assert done.status == 0, done.errors
-    second = json.loads((model / "calibration.json").read_text())
+    command.works(calibrate, *line, unknown, "--accept-unknown-images")
+    second = of_json(model / "calibration.json")
     assert second["unknown_images"] and not first["unknown_images"]
     assert second["sha256"] == first["sha256"] and second["temperature"] == first["temperature"]
     assert (

@@ -14,7 +14,7 @@ import torch
 import yaml
 from drawn import results
 from learned import images_of, rows_of, train_run
-from marks import one_line
+from marks import of_json, one_line
 
 from clip import load_backbone
 from common.results import CALIBRATION
@@ -59,8 +59,7 @@ def labelled(eurosat, tmp_path):
 def fitted(calibrated, labelled, command, tmp_path):
     """A copy of the run, calibrated on the labelled images for an error that these can promise."""
     folder = shutil.copytree(calibrated, tmp_path / "run")
-    done = command(calibrate, folder, "--images", labelled, "--error", 0.9, "--by-class")
-    assert done.status == 0, done.errors
+    done = command.works(calibrate, folder, "--images", labelled, "--error", 0.9, "--by-class")
     return folder, done.printed
 
 
@@ -100,8 +99,8 @@ def test_the_command_finds_what_the_run_found(calibrated, command, tmp_path):
     before = calibration_in(calibrated)
     folder = shutil.copytree(calibrated, tmp_path / "runs/run")
     (folder / CALIBRATION).unlink()
-    done = command(calibrate, tmp_path / "runs")
-    assert done.status == 0 and "new classes:" in done.printed and "by dac" in done.printed
+    done = command.works(calibrate, tmp_path / "runs")
+    assert "new classes:" in done.printed and "by dac" in done.printed
     after = calibration_in(folder)
     assert after.sha256 == before.sha256 and after.images == before.images == 12
     assert after.temperature.temperature == pytest.approx(before.temperature.temperature, rel=1e-4)
@@ -138,7 +137,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     assert "Fitted on 120 images in mine" in printed and "green field: cover" in printed
     files = list(images_of(eurosat, range(3)))
     rows = rows_of(command, folder, *files, "--unknown", "--sets", 0.9, "--topk", 3)
-    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    command.works(export, folder, "--to", tmp_path / "out")
     assert "fitted on 120 images" in (tmp_path / "out/README.md").read_text()
     assert (
         rows_of(
@@ -160,7 +159,7 @@ def test_the_same_answers_everywhere(fitted, command, eurosat, photos, deep, tmp
     fit = calibration_in(folder)
     assert json.loads(
         programs.metadata(classifier, classifier.class_names)["calibration"]
-    ) == json.loads((tmp_path / "out" / CALIBRATION).read_text())
+    ) == of_json(tmp_path / "out" / CALIBRATION)
     unknown = ~fit.threshold.apply(logits)
     sets = fit.sets.apply(logits, 0.9)
     said = classifier.predict(files)
@@ -243,8 +242,8 @@ def test_test_images_mark_a_calibration(calibrated, command, eurosat, tmp_path):
     for number, (file, name) in enumerate(images_of(eurosat, range(3)).items()):
         (tmp_path / "copies" / name).mkdir(parents=True, exist_ok=True)
         (shutil.copy if number else os.symlink)(file, tmp_path / "copies" / name / f"{number}.png")
-    done = command(calibrate, folder, "--images", tmp_path / "copies", "--accept-test-images")
-    assert done.status == 0 and "12 of them test images" in done.printed
+    done = command.works(calibrate, folder, "--images", tmp_path / "copies", "--accept-test-images")
+    assert "12 of them test images" in done.printed
     assert calibration_in(folder).test_images == 12
 
 
@@ -264,7 +263,7 @@ def test_without_a_calibration_nothing_is_promised(calibrated, command, photos, 
 def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos, tmp_path):
     folder, _ = fitted
     image, (first,) = photos / "a.jpg", folder.glob("*/model.pth.tar-1")
-    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    command.works(export, folder, "--to", tmp_path / "out")
     content = torch.load(first, weights_only=True)
     torch.save(content | {"epoch": 2}, first.with_name("model.pth.tar-2"))
     first.with_name("checkpoint").write_text("model.pth.tar-2")
@@ -275,8 +274,8 @@ def test_a_calibration_is_of_one_checkpoint(fitted, calibrated, command, photos,
         "leave out --load-epoch"
         in command(predict, folder, image, "--sets", 0.9, "--load-epoch", 2).error
     )
-    other = command(predict, folder, image, "--load-epoch", 2, "--json")
-    assert other.status == 0 and "Not calibrated" in other.errors[0]
+    other = command.works(predict, folder, image, "--load-epoch", 2, "--json")
+    assert "Not calibrated" in other.errors[0]
     assert json.loads(other.printed)[0]["top"] != of_first[0]["top"]
     for name in (CALIBRATION, f"../out/{CALIBRATION}"):  # of other models
         copied = shutil.copytree(calibrated, tmp_path / "copy", dirs_exist_ok=True)
@@ -303,7 +302,7 @@ def test_no_image_is_encoded_twice(calibrated, command, eurosat, deep, monkeypat
     # And a black one, before all others
     assert counts == plain * 2 and sum(plain) == len(files) + 1
     counts.clear()
-    assert command(calibrate, folder).status == 0
+    command.works(calibrate, folder)
     # Validation, and test of new classes: the run has saved those of its test
     assert sum(counts) == 12 + 12
     loaded = []

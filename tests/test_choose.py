@@ -5,6 +5,7 @@ import json
 import pytest
 from drawn import write_eurosat
 from finished import InThisProcess, finish
+from marks import of_json
 
 from common.errors import UsageError
 from common.results import read_results
@@ -52,7 +53,7 @@ def finish_trials(study, accuracy):
 
 
 def choice(study, number=0):
-    return json.loads(study.searches[number].file.read_text())
+    return of_json(study.searches[number].file)
 
 
 def test_datasets_without_validation_images_are_refused_before_any_run(
@@ -238,8 +239,7 @@ def executed(chosen, eurosat, tiny, command, monkeypatch):
         }
         usual |= {"root": str(eurosat), "datasets": ["eurosat"], "protocols": "few_shot"}
         file = chosen(by, keys, **usual | settings)
-        done = command(study_command, name, file)
-        assert done.status == 0, done
+        done = command.works(study_command, name, file)
         return load(file, settings=False), done.printed
 
     return executed
@@ -278,15 +278,12 @@ def test_a_study_from_trials_to_tables(executed, launch):
     )
     first, second = (list(run.arguments) for run in study.runs())
     without = first.index("--chosen")
-    assert (
-        launch(*first[:without], *first[without + 2 :], "OUTPUT_DIR", study.output / "plain").status
-        == 0
-    )
+    launch.works(*first[:without], *first[without + 2 :], "OUTPUT_DIR", study.output / "plain")
     # Which was learned without the choice
     second[second.index("--model-dir") + 1] = study.output / "plain"
     second += ["OUTPUT_DIR", study.output / "test"]
     assert "leave out --chosen" in launch(*second, "TEST.SELECT_ON_TEST", False).error
-    assert launch(*second).status == 0
+    launch.works(*second)
     assert read_results(study.output / "test")["data_use"]["choose"] == new["data_use"]["choose"]
     _, printed = executed("tables", **BY_TEST)
     assert (

@@ -1,13 +1,12 @@
 """Backbones by name and by file give the same model as OpenAI's package, or a one-line error."""
 
-import json
 from collections import OrderedDict
 
 import open_clip
 import pytest
 import torch
 from drawn import clip_config, differing, features, small_clip
-from marks import golden, thorough_but
+from marks import golden, thorough_but, to_json
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -189,7 +188,7 @@ def tiny_arch(tmp_path_factory):
         "-swin": {"vision_cfg": swin | {"image_size": 224, "timm_model_pretrained": True}},
     }
     for name, config in others.items():
-        (folder / f"ViT-tiny-32{name}.json").write_text(json.dumps(clip_config() | config))
+        to_json(folder / f"ViT-tiny-32{name}.json", clip_config() | config)
     open_clip.add_model_config(folder)
     return "ViT-tiny-32"
 
@@ -209,7 +208,7 @@ def test_activation_follows_the_configuration(source, tiny_arch, tmp_path):
         "model_cfg": config,
         "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     }
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(hub))
+    to_json(tmp_path / "open_clip_config.json", hub)
     model, preprocess = clip.load(str(path), "cpu")
     assert torch.equal(features(model), gelu)
     assert torch.equal(preprocess(Image.new("RGB", (40, 32))), torch.full((3, 32, 32), -2.0))

@@ -129,7 +129,7 @@ def contents(folder):
 
 def test_a_worker_writes_a_shard_as_the_command_does(command, tars, deep, tmp_path, monkeypatch):
     words = [str(tars), "--backbone", str(deep), "--to", str(tmp_path / "out")]
-    assert command(embed, *words).status == 0
+    command.works(embed, *words)
     expected = contents(tmp_path / "out")
     (tmp_path / "out/00004.parquet").unlink()
     (tmp_path / "out/.00004.parquet.1-2.partial").touch()
@@ -153,7 +153,7 @@ def test_a_killed_worker_leaves_the_files_of_one_process(
     words = [str(tars), "--backbone", str(deep)]
     words += ["--classes", "a", "b"] if name == "predict" else []
     module = {"embed": embed, "predict": predict}[name]
-    assert command(module, *words, "--to", f"{tmp_path}/whole/").status == 0
+    command.works(module, *words, "--to", f"{tmp_path}/whole/")
     tool = [sys.executable, str(ROOT / f"tools/{name}.py"), *words]
     process = begin([*tool, "--engine", "ray", "--to", f"{tmp_path}/out/"], cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out/00000.parquet").exists(), process)

@@ -1,10 +1,10 @@
 """Two methods compared by the predictions of their runs."""
 
-import json
 import math
 
 import numpy as np
 import pytest
+from marks import of_json, to_json
 
 from common.results import digest_of_rows
 from measures.predictions import save
@@ -45,7 +45,7 @@ def write_run(
         "accuracy": accuracy,
     }
     run |= {"shots": 4, "data_use": {"choose": [{"test_images": test_images}]}} | facts
-    (folder / "results.json").write_text(json.dumps(run))
+    to_json(folder / "results.json", run)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_incomparable_runs_are_refused(other, words, runs, command):
 def test_runs_that_differ_in_more_than_the_seed_are_not_one_method(key, value, runs, command):
     folder, _ = runs
     file = folder / "MPL/seed3/results.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    to_json(file, of_json(file) | {key: value})
     assert (
         f"{folder}/MPL differ in {key}: "
         in command(comparing, folder / "MPL", folder / "CoOp").error

@@ -1,6 +1,5 @@
 """The corruptions of ImageNet-C on the images of a test."""
 
-import json
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 
@@ -10,7 +9,7 @@ import torch
 from dassl.engine import build_trainer
 from drawn import arguments, make_cfg
 from finished import finish
-from marks import one_line, thorough_but
+from marks import of_json, one_line, thorough_but
 from PIL import Image
 
 from measures.results import summary_line
@@ -85,15 +84,15 @@ def test_a_run_is_repeated_to_the_last_digit(method, launch, eurosat, tiny, tmp_
         pairs = ["TEST.CORRUPTION", "glass_blur", "DATALOADER.NUM_WORKERS", workers]
         pairs += ["CACHE", cache, "TEST.SAVE_LOGITS", True]
         run = arguments(eurosat, tiny, folder, *pairs, trainer=method, config="small")
-        assert launch(*run).status == 0
-        results = json.loads((folder / "results.json").read_text())
+        launch.works(*run)
+        results = of_json(folder / "results.json")
         assert results["corruption"] == "glass_blur 5"
         with np.load(folder / "predictions.npz") as arrays:
             found.append(arrays["logits"])
     pairs = "CACHE", str(tmp_path / "cache"), "TEST.SAVE_LOGITS", True
     plain = arguments(eurosat, tiny, tmp_path / "plain", *pairs, trainer=method, config="small")
-    assert launch(*plain).status == 0
-    assert "corruption" not in json.loads((tmp_path / "plain/results.json").read_text())
+    launch.works(*plain)
+    assert "corruption" not in of_json(tmp_path / "plain/results.json")
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
     with np.load(tmp_path / "plain/predictions.npz") as arrays:
         assert not np.allclose(arrays["logits"], found[0])

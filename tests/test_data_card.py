@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
+from marks import of_json
 from yacs.config import CfgNode
 
 from common.start import ROOT
@@ -34,7 +35,7 @@ def evaluate(folder):
 
 def digest(root, part, names):
     """Of the images of a split of the synthetic EuroSAT, by the description of `list_digest`."""
-    rows = json.loads((root / "eurosat/split_zhou_EuroSAT.json").read_text())[part]
+    rows = of_json(root / "eurosat/split_zhou_EuroSAT.json")[part]
     lines = [
         f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in rows if label < names
     ]

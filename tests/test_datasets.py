@@ -2,7 +2,6 @@
 from ImageNet.
 """
 
-import json
 import os
 import random
 from hashlib import sha256
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from drawn import make_cfg
-from marks import one_line, thorough_but
+from marks import of_json, one_line, thorough_but, to_json
 from timm.data import ImageNetInfo
 from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
 
@@ -126,7 +125,7 @@ def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(
     )
     if not file.is_file():
         pytest.skip(f"no {file.relative_to(ROOT.parent)} beside the repository")
-    split = json.loads(file.read_text())
+    split = of_json(file)
     monkeypatch.setattr(kind, "check_images", lambda dataset, items: None)
     (tmp_path / kind.dataset_dir).mkdir()
     (tmp_path / kind.dataset_dir / kind.split_file).write_bytes(file.read_bytes())
@@ -165,11 +164,9 @@ def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(
 def rewritten(root, change):
     """The split file of a miniature of dtd, its rows changed and in the opposite order."""
     file = build_tree("dtd", root) / "split_zhou_DescribableTextures.json"
-    split = json.loads(file.read_text())
-    file.write_text(
-        json.dumps(
-            {part: [change(part, *row) for row in rows[::-1]] for part, rows in split.items()}
-        )
+    split = of_json(file)
+    to_json(
+        file, {part: [change(part, *row) for row in rows[::-1]] for part, rows in split.items()}
     )
     return file
 

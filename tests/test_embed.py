@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import tqdm
+from marks import of_json
 from PIL import Image
 
 from common.lock import locked
@@ -77,7 +78,7 @@ def test_the_same_call_computes_what_is_missing_or_changed(embedded, photos, mon
     monkeypatch.setattr(shards, "SHARD", 2)
     folder = embedded(photos)
     before = {file.name: file.read_bytes() for file in folder.glob("*.parquet")}
-    assert json.loads((folder / "_embed.json").read_text())["shards"] == len(before)
+    assert of_json(folder / "_embed.json")["shards"] == len(before)
     computed = []
     original = embed.embedded
     monkeypatch.setattr(

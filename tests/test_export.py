@@ -85,8 +85,7 @@ def test_onnx_agrees_with_predict(method, finished, command, deep, backbones, eu
     classes = "base" if methods()[method].transfers else "all"
     folder = tmp_path / "deeper/exported"
     run = finished(method, classes, *SETTINGS.get(method, ()), *precision, backbone=deep)
-    done = command(export, run, "--to", folder, "--onnx")
-    assert done.status == 0, done.errors
+    command.works(export, run, "--to", folder, "--onnx")
     classifier = PromptedClassifier.from_pretrained(folder, str(deep))
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     (logits,) = session.run(None, {"images": classifier.pixels(images).numpy()})
@@ -133,14 +132,12 @@ def test_programs_of_a_fit_give_its_probabilities(mode, command, eurosat, tmp_pa
     images = shutil.copytree(eurosat / "eurosat/2750", tmp_path / "images")
     for file in sorted((images / "1").iterdir())[:3]:  # wrong labels: the temperature is not 1
         file.rename(images / "0" / f"other_{file.name}")
-    done = command(
+    command.works(
         fit, images, "--to", tmp_path / "model", "--backbone", backbone, "--methods", "GDA"
     )
-    assert done.status == 0, done.errors
-    done = command(
+    command.works(
         export, tmp_path / "model", "--to", tmp_path / "out", "--onnx", "--backbone", backbone
     )
-    assert done.status == 0, done.errors
     classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(backbone), device="cpu")
     assert (
         classifier.description.input["RESIZE_MODE"] == mode
@@ -169,8 +166,7 @@ def test_class_matrix_and_an_image_tower_give_the_same_logits(
     run = finished(
         method, "base", *SETTINGS.get(method, ()), f"TRAINER.{method.upper()}.PREC", "fp32"
     )
-    done = command(export, run, "--to", tmp_path / "out", "--weights", "--classes", *names)
-    assert done.status == 0, done.errors
+    command.works(export, run, "--to", tmp_path / "out", "--weights", "--classes", *names)
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
     classifier = PromptedClassifier.from_pretrained(tmp_path / "out", str(deep))
     tower = load_backbone(str(deep))
@@ -235,12 +231,12 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
     finished, command, tmp_path
 ):
     options = ["--to", tmp_path / "out"]
-    assert command(export, finished("CoOp"), *options).status == 0
+    command.works(export, finished("CoOp"), *options)
     content = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     (tmp_path / "out/README.md").unlink()  # an existing folder is filled file by file
     assert "is not empty" in command(export, finished("MaPLe"), *options).error
     (tmp_path / ".out.partial-x").mkdir()  # of a call that was killed when its files were in place
-    assert command(export, finished("CoOp"), *options).status == 0
+    command.works(export, finished("CoOp"), *options)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (

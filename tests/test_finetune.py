@@ -124,5 +124,5 @@ def test_only_the_last_epoch_is_a_mixture_with_clip(build):
 def test_its_towers_are_a_plain_clip(encoder, finished, command, deep, tmp_path):
     settings = "TRAINER.FINETUNE.ENCODER", encoder, "TRAINER.FINETUNE.PREC", "fp32"
     run = finished("FineTune", "base", *settings)
-    done = command(export, run, "--to", tmp_path / "out", "--weights")
-    assert done.status == 0 and "largest difference of a logit" in done.printed, done
+    done = command.works(export, run, "--to", tmp_path / "out", "--weights")
+    assert "largest difference of a logit" in done.printed

@@ -1,12 +1,12 @@
 """A fit that chooses among several backbones."""
 
-import json
 import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import of_json
 
 from clip import weights_sha256
 from fit import choice, sources, story
@@ -60,12 +60,12 @@ def test_a_fit_names_the_price_of_each_backbone_and_keeps_the_choice(
     line = [photos, "--to", tmp_path / "model", "--backbone", tiny, "small", *QUICK]
     printed = command(fit, *line).printed
     assert "ms an image" in printed
-    record = json.loads((tmp_path / "model/fit.json").read_text())
+    record = of_json(tmp_path / "model/fit.json")
     rows = {row["backbone"]: row for row in record["backbones"]}
     assert [*rows] == [str(tiny), "small"]
     assert all(row["ms"] > 0 and row["megabytes"] > 0 for row in rows.values())
     assert {row["backbone"] for row in record["candidates"]} == {*rows}
-    config = json.loads((tmp_path / "model/config.json").read_text())
+    config = of_json(tmp_path / "model/config.json")
     chosen = next(name for name in rows if weights_sha256(name) == config["backbone_sha256"])
     assert f"on {chosen}" in printed
     assert chosen in (tmp_path / "model/report.html").read_text()

@@ -5,15 +5,13 @@ searches, logits.
 features (drawn as the files say). Tolerances are those of test_golden.py.
 """
 
-import json
-
 import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, write_eurosat
 from golden_checks import FORMS, learned_of
 from golden_inputs import Inputs
-from marks import case_of, golden
+from marks import case_of, golden, of_json, to_json
 from test_golden import close
 
 import trainers
@@ -72,10 +70,10 @@ def built(figures, backbones, stand_in, tmp_path):
         labels = f["support_labels"]
         names = [f"class {number}" for number in range(f["classes"])]
     file = write_eurosat(tmp_path, names)
-    rows = json.loads(file.read_text())
+    rows = of_json(file)
     labels = [*labels, *{*range(len(names))} - {*labels}]  # a split has images of each class
     rows["train"] = [[f"{label}/train_0.png", label, names[label]] for label in labels]
-    file.write_text(json.dumps(rows))
+    to_json(file, rows)
     kind = trainers.methods()[case["trainer"]]
     section = kind.section()
     known = kind.Settings.schema()

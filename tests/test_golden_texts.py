@@ -3,13 +3,12 @@
 `--golden DIR` runs other figures of the same form. Tolerances are those of test_golden.py.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
 from dassl.engine import build_trainer
 from drawn import make_cfg, section_pairs, write_eurosat
-from marks import case_of, golden
+from marks import case_of, golden, to_json
 from test_golden import BEFORE, backbone_of, close, images_of
 
 from trainers import methods
@@ -32,9 +31,7 @@ def make(figures, backbones, tmp_path):
     case = figures["case"]
     write_eurosat(tmp_path, case["classnames"], train=1, test=1)
     (tmp_path / "words.txt").write_text("\n".join(case.get("words", [])))
-    (tmp_path / "sentences.json").write_text(
-        json.dumps(case.get("descriptors") or figures["sentences"])
-    )
+    to_json(tmp_path / "sentences.json", case.get("descriptors") or figures["sentences"])
     size = case["arch"]["image_resolution"]
 
     def make(method, *options, **settings):

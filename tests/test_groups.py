@@ -2,11 +2,11 @@
 
 import csv
 import io
-import json
 import re
 
 import numpy as np
 import pytest
+from marks import of_json
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.ExifTags import IFD, Base
 from scipy.ndimage import gaussian_filter
@@ -254,13 +254,12 @@ def photos(tmp_path, random_seed):
 
 
 def read(folder):
-    return json.loads((folder / "fit.json").read_text())
+    return of_json(folder / "fit.json")
 
 
 def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
     line = [photos, "--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to"]
-    ended = command(fit, *line, tmp_path / "model")
-    assert ended.status == 0
+    ended = command.works(fit, *line, tmp_path / "model")
     record = read(tmp_path / "model")
     assert "18 groups of images of one scene hold 72 images" in record["grouped"]
     assert record["estimate"]["images"] == 72 and record["estimate"]["groups"] == 18
@@ -291,7 +290,7 @@ def test_a_folder_of_near_copies_counts_scenes(command, photos, tmp_path):
     )
     assert {row["class"] for row in record["by_class"]} == set(CLASSES)
 
-    assert command(fit, *line, tmp_path / "named", "--group-by", "folder").status == 0
+    command.works(fit, *line, tmp_path / "named", "--group-by", "folder")
     assert "by the names of groups" in read(tmp_path / "named")["grouped"]
     ended = command(fit, *line, tmp_path / "alone", "--groups", "none")
     record = read(tmp_path / "alone")
@@ -315,7 +314,7 @@ def test_names_of_groups_come_from_a_column_a_folder_or_an_expression(command, p
     ]
     line = ["--backbone", "small", "--methods", "GDA", "--minutes", 0, "--to", tmp_path / "model"]
     table.write_text("\n".join(["path,label,group", *rows]))
-    assert command(fit, table, *line).status == 0
+    command.works(fit, table, *line)
     assert "72 by the names of groups" in read(tmp_path / "model")["grouped"]
     table.write_text("\n".join(["path,label,group", *rows[:-1], rows[-1].rsplit(",", 1)[0] + ","]))
     assert (
@@ -388,7 +387,7 @@ def test_two_mixes_of_classes_have_two_estimates(command, tmp_path, random_seed)
     assert estimates["folder"]["accuracy"] > estimates["equal"]["accuracy"] + 5
     assert estimates["equal"]["groups"] < 36
     assert "if classes are equally frequent" in ended.printed
-    assert command(fit, *line, tmp_path / "equal", "--prior", "equal").status == 0
+    command.works(fit, *line, tmp_path / "equal", "--prior", "equal")
     record = read(tmp_path / "equal")
     assert record["estimate"] == record["estimates"]["equal"]
     # Of one mix

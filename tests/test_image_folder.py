@@ -1,6 +1,5 @@
 """The user's own images: layouts, names, seeded splits, and the examples of docs/own_classes.md."""
 
-import json
 import re
 import shutil
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from dassl.data.datasets import build_dataset
 from drawn import arguments, make_cfg
+from marks import of_json, to_json
 from trees import write_image
 
 from common.start import ROOT
@@ -130,7 +130,7 @@ def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, p
     seed = ("DATASET.SPLIT_SEED", 1)
     file = unsplit / "split_seed1.json"
     load(unsplit, *seed)
-    before = json.loads(file.read_text())
+    before = of_json(file)
     for number in range(10):
         write_image(unsplit / f"robin/2023/{number}.jpg", 50 + number)
     load(unsplit, *seed)
@@ -151,7 +151,7 @@ def test_images_that_are_added_later_are_named_and_added_by_a_command(unsplit, p
     )
     after = load(unsplit, *seed)
     assert (sizes(after), after.classnames) == ((20, 8, 12), ["house sparrow", "robin", "wren"])
-    now = {part: {path for path, *_ in rows} for part, rows in json.loads(file.read_text()).items()}
+    now = {part: {path for path, *_ in rows} for part, rows in of_json(file).items()}
     for part, rows in before.items():
         assert {path for path, *_ in rows if "blue_tit" not in path} <= now[part]
 
@@ -237,19 +237,16 @@ def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, laun
     argv = arguments(
         birds, tiny, out, *few, options=["--dataset-config-file", yaml, "--skip-finished"]
     )
-    assert launch(*argv).status == 0
-    found = json.loads((out / "results.json").read_text())
+    launch.works(*argv)
+    found = of_json(out / "results.json")
     assert found["dataset"] == "birds" and summary_line(found).startswith("MPL on birds 1 shots")
     checkpoint = torch.load(out / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
     assert checkpoint["metadata"]["dataset"] == "birds"
     for recorded, status in (("birds", 0), ("ImageFolder", 0), ("EuroSAT", 2)):
-        (out / "results.json").write_text(json.dumps(found | {"dataset": recorded}))
+        to_json(out / "results.json", found | {"dataset": recorded})
         assert launch(*argv).status == status
     tests = ["--eval-only", "--model-dir", out, "--dataset-config-file", yaml]
-    assert (
-        launch(
-            *arguments(birds, tiny, tmp_path / "named", "DATASET.TITLE", "my birds", options=tests)
-        ).status
-        == 0
+    launch.works(
+        *arguments(birds, tiny, tmp_path / "named", "DATASET.TITLE", "my birds", options=tests)
     )
-    assert json.loads((tmp_path / "named/results.json").read_text())["dataset"] == "my birds"
+    assert of_json(tmp_path / "named/results.json")["dataset"] == "my birds"

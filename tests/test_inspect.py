@@ -2,7 +2,6 @@
 input.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from drawn import METHODS
-from marks import thorough_but
+from marks import of_json, thorough_but
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
@@ -173,12 +172,11 @@ def found(command, tmp_path):
 
     def found(*arguments):
         output = tmp_path / f"inspected{len(list(tmp_path.iterdir()))}"
-        done = command(inspect_command, *arguments, "--output", output)
-        assert done.status == 0, done.errors
+        done = command.works(inspect_command, *arguments, "--output", output)
         assert (
             done.printed.startswith("Written: inspect.html") and len(done.printed.splitlines()) == 1
         )
-        return json.loads((output / "inspect.json").read_text()), output
+        return of_json(output / "inspect.json"), output
 
     return found
 

@@ -95,8 +95,9 @@ def merged(command, deep, tmp_path):
 
     def merged(how, *models, options=()):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        done = command(merge, *models, "--to", folder, "--how", how, "--backbone", deep, *options)
-        assert done.status == 0, done
+        done = command.works(
+            merge, *models, "--to", folder, "--how", how, "--backbone", deep, *options
+        )
         return folder, done.printed
 
     return merged
@@ -245,9 +246,9 @@ def test_what_was_chosen_on_test_images_or_changed_is_no_start(
                 file.unlink()
     options = "--images", test, "--accept-test-images"
     soup = tmp_path / "soup"
-    assert command(merge, *paths, "--to", soup, "--how", "greedy", *options).status == 0
+    command.works(merge, *paths, "--to", soup, "--how", "greedy", *options)
     mean = tmp_path / "mean"
-    assert command(merge, *paths, "--to", mean).status == 0
+    command.works(merge, *paths, "--to", mean)
     file = mean / "prompts.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 64

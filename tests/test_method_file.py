@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 from dassl.engine import TRAINER_REGISTRY
-from marks import thorough_but
+from marks import of_json, thorough_but
 
 from common.start import ROOT
 from inference import export, predict
@@ -113,8 +113,7 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
         )
     )
     with new_process():
-        planned = command(study, "run", file, "--dry-run", *given)
-        assert planned.status == 0, planned.errors
+        planned = command.works(study, "run", file, "--dry-run", *given)
         _, (call,) = script("any/base2new_train.sh", "owncontext", "eurosat", 1, PLUGIN=own)
         assert call[call.index("--plugin") + 1] == str(own)
     words = next(line for line in planned.printed.splitlines() if "OwnContext" in line).split(
@@ -125,11 +124,11 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
         ("--plugin" in line) == ("OwnContext" in line) for line in planned.printed.splitlines()
     )
     with new_process():  # as in a process of the study
-        done = launch(*arguments)
-        assert done.status == 0 and f"IMAGES --plugin {shlex.quote(str(own))}" in done.printed
+        done = launch.works(*arguments)
+        assert f"IMAGES --plugin {shlex.quote(str(own))}" in done.printed
         assert {"OwnContext", "DePT+OwnContext"} <= methods().keys()
     run = tmp_path / arguments[arguments.index("--output-dir") + 1]
-    results = json.loads((run / "results.json").read_text())
+    results = of_json(run / "results.json")
     assert results["trainer"] == "OwnContext" and len(results["plugin_sha256"]) == 64
     assert (
         yaml.safe_load((run / "config.yaml").read_text())["MODEL"]["PLUGIN_SHA256"]
@@ -138,19 +137,19 @@ def test_a_method_outside_the_clone_trains_resumes_predicts_and_is_known_by_its_
     images = eurosat / "eurosat"
     assert "needs --plugin FILE" in command(predict, run, images).error
     with new_process():
-        assert command(export, run, "--to", tmp_path / "exported", *given).status == 0
+        command.works(export, run, "--to", tmp_path / "exported", *given)
         for model in (run, tmp_path / "exported"):
             done = command(predict, model, images, "--json", "--backbone", tiny, *given)
             assert (done.status, done.errors) == (0, [])
             assert len(json.loads(done.printed)) > 10
-        assert command(calibrate, run, *given).status == 0
+        command.works(calibrate, run, *given)
     with new_process():
         assert load(run, LoadOptions(plugin=[own])).method == "OwnContext"
     own.write_text(METHOD + "# corrected\n")
     with new_process():
         assert "another version of the file of --plugin" in launch(*arguments).error
-        done = command(predict, tmp_path / "exported", images, "--backbone", tiny, *given)
-        assert done.status == 0 and "its file has changed" in done.errors[0]
+        done = command.works(predict, tmp_path / "exported", images, "--backbone", tiny, *given)
+        assert "its file has changed" in done.errors[0]
         own.write_text(METHOD)
         assert (
             "has changed since this command has started"

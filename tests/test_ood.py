@@ -2,13 +2,11 @@
 method.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from drawn import arguments, results, write_eurosat
-from marks import case_of, golden, thorough_but
+from marks import case_of, golden, of_json, thorough_but, to_json
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_golden import AFTER, BEFORE, close, images_of
 from test_golden import build as golden_trainer
@@ -186,12 +184,12 @@ def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
     build_tree("dtd", tmp_path / "data")
     write_eurosat(tmp_path / "data", ["Banded", "red", "dotted"], test=3)
     split = tmp_path / "data/dtd/split_zhou_DescribableTextures.json"
-    content = json.loads(split.read_text())
+    content = of_json(split)
     content["train"] = list(
         {label: [path, label, name] for path, label, name in content["train"]}.values()
     )
     # One training image of each class: the others hold none out
-    split.write_text(json.dumps(content))
+    to_json(split, content)
     folder, found = detect("out", "dtd", "DATASET.HOLD_OUT", True, root=tmp_path / "data")
     assert found["dataset"] == "DescribableTextures" and found["images"] > 3
     shared = [name for name in found["shared_classes"] if name.lower() in ("banded", "dotted")]

@@ -1,6 +1,5 @@
 """Pictures of what tests predicted: their numbers, in a study and of a run."""
 
-import json
 import tracemalloc
 from itertools import product
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished import study_of
+from marks import to_json
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -65,7 +65,7 @@ def write(folder, seed=1):
     arrays, results = made_up(seed)
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / "predictions.npz", arrays)
-    (folder / "results.json").write_text(json.dumps(results))
+    to_json(folder / "results.json", results)
 
 
 def test_numbers_are_those_of_the_measures_and_of_a_count():
@@ -157,10 +157,10 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command, monk
         assert thumbnail(root, path) is None
     (tmp_path / "run/config.yaml").write_text("DATASET: {ROOT: ~/data}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert command(inspecting, tmp_path / "run", "--output", tmp_path / "home").status == 0
+    command.works(inspecting, tmp_path / "run", "--output", tmp_path / "home")
     assert (tmp_path / "home/predictions.html").read_text() == page
     (tmp_path / "run/config.yaml").write_text("DATASET: 3\n")
-    assert command(inspecting, tmp_path / "run", "--output", tmp_path / "rootless").status == 0
+    command.works(inspecting, tmp_path / "run", "--output", tmp_path / "rootless")
     first, second = (
         (tmp_path / folder / "reliability.svg").read_bytes() for folder in ("out", "rootless")
     )

@@ -1,12 +1,11 @@
 """Adapters in PEFT's format: those of the published CLIP-LoRA, and those that PEFT itself writes."""
 
-import json
 import shutil
 
 import pytest
 import torch
 from learned import images_of as images_of_dataset
-from marks import case_of, golden, one_line, thorough_but
+from marks import case_of, golden, of_json, one_line, thorough_but, to_json
 from safetensors.torch import load_file, save_file
 from test_golden import build, images_of
 from tiny_models import both
@@ -51,7 +50,7 @@ def learn(backbones, tmp_path):
 
 def test_golden_files_of_peft(figures, learn, tmp_path, request):
     source = request.config.getoption("golden") / f"{case_of(figures)['from']}.json"
-    case = json.loads(source.read_text())["case"]
+    case = of_json(source)["case"]
     settings = case["cfg"] | {"DROPOUT_RATE": 0.25}
     classifier = learn(case["arch"], case["classnames"], **settings)
     for library in set(figures) & set(peft.LIBRARIES):
@@ -59,7 +58,7 @@ def test_golden_files_of_peft(figures, learn, tmp_path, request):
         folder = tmp_path / library
         folder.mkdir()
         peft.write(classifier, folder, library)
-        config = json.loads((folder / peft.CONFIG).read_text())
+        config = of_json(folder / peft.CONFIG)
         assert {key: config[key] for key in expected["config"]} == expected["config"]
         tensors = load_file(folder / peft.TENSORS)
         assert tensors.keys() == expected["tensors"].keys()
@@ -192,7 +191,7 @@ def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, lear
 def written(folder, learner, settings, clip, backbone):
     config, tensors = peft.for_open_clip(learner, settings, clip, backbone)
     config |= {"peft_type": "LORA", "bias": "none"}
-    (folder / peft.CONFIG).write_text(json.dumps(config))
+    to_json(folder / peft.CONFIG, config)
     state = {f"{peft.PREFIX}{key}": value.detach() for key, value in tensors.items()}
     save_file(state, folder / peft.TENSORS)
 
@@ -240,7 +239,7 @@ def adapter(learn, tmp_path):
 
 def changed_config(folder, **values):
     file = folder / peft.CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    to_json(file, of_json(file) | values)
 
 
 def test_some_layers_with_other_ranks_are_a_model(adapter, tiny):
@@ -369,8 +368,8 @@ def test_the_commands_write_and_read_adapters(
     steps = "TRAINER.CLIPLORA.N_ITERS", 4, "TRAINER.CLIPLORA.PREC", "fp32"
     run = finished("CLIPLoRA", "base", *steps)
     out = tmp_path / "out"
-    done = command(export, run, "--to", out, "--peft")
-    assert done.status == 0 and peft.TENSORS in done.printed, done
+    done = command.works(export, run, "--to", out, "--peft")
+    assert peft.TENSORS in done.printed
     assert "an adapter of PEFT for the CLIP of transformers" in (out / "README.md").read_text()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -383,18 +382,17 @@ def test_the_commands_write_and_read_adapters(
     error = command(predict, adapter, *images, "--backbone", deep).error
     assert f"{adapter} holds no class names" in error
     words = "--backbone", deep, "--classes", "grey", "red"
-    assert command(predict, adapter, *images, *words).status == 0
+    command.works(predict, adapter, *images, *words)
     # A test and a training start from its exported folder, which a soup has, too
     again = tmp_path / "again"
-    assert command(export, adapter, "--to", again, *words).status == 0
+    command.works(export, adapter, "--to", again, *words)
     words = argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", adapter])
     assert "is an adapter of PEFT: make it a model by tools/export.py" in launch(*words).error
     words = argv("CLIPLoRA", *steps, backbone=deep, options=["--eval-only", "--model-dir", again])
-    tested = launch(*words)
-    assert tested.status == 0, tested
+    launch.works(*words)
     start = "MODEL.INIT_WEIGHTS", again / "prompts.safetensors"
-    trained = launch(*argv("CLIPLoRA", *steps, *start, backbone=deep, output="trained"))
-    assert trained.status == 0 and "Successfully loaded pretrained weights" in trained.printed
+    trained = launch.works(*argv("CLIPLoRA", *steps, *start, backbone=deep, output="trained"))
+    assert "Successfully loaded pretrained weights" in trained.printed
 
 
 def test_other_methods_have_no_adapter(finished, command, tmp_path):

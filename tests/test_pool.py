@@ -1,12 +1,12 @@
 """tools/fit.py --pool: images without labels improve the classifier, or are not used."""
 
-import json
 import shutil
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from marks import of_json
 
 from common.errors import UsageError
 from fit import command as fit
@@ -151,17 +151,16 @@ def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path)
     photos, pool = folders
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION]
     line += ["--pool", pool, "--to", tmp_path / "model"]
-    done = command(fit, *line)
-    assert done.status == 0, done.error
+    done = command.works(fit, *line)
     classes = len(list(photos.iterdir()))
     images = 4 * classes
     assert f"Left out of the images without labels: {classes} that are copies" in done.printed
     assert "broken.png" in done.printed and f"{images} images without labels" in done.printed
-    record = json.loads((tmp_path / "model/fit.json").read_text())
+    record = of_json(tmp_path / "model/fit.json")
     assert record["pool"]["images"] == images
     assert any("with propagated labels" in row["name"] for row in record["candidates"])
     assert SeenImages.read(tmp_path / "model").of_role("unlabelled").digest.shape[0] == images
-    exported = json.loads((tmp_path / "model" / EXPORT_CONFIG_FILE).read_text())
+    exported = of_json(tmp_path / "model" / EXPORT_CONFIG_FILE)
     assert exported["training"]["images_seen_without_labels"] == images
     assert "Already done" in command(fit, *line).printed
     none = command(fit, *line[:-1], tmp_path / "other", "--classes", "pink")
@@ -204,7 +203,7 @@ def test_clusters_are_shown(command, folders, tiny, tmp_path, monkeypatch):
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
     done = command(fit, *line, "--groups", "none", "--to", tmp_path / "model")
     assert "A new class? See report.html" in done.printed, done.printed
-    (paths,) = json.loads((tmp_path / "model/fit.json").read_text())["pool"]["clusters"]
+    (paths,) = of_json(tmp_path / "model/fit.json")["pool"]["clusters"]
     assert len(paths) >= 3 and all(f"/{last}-" in path for path in paths)
     page = (tmp_path / "model/report.html").read_text()
     assert "In no class?" in page and paths[0] in page
@@ -213,7 +212,7 @@ def test_clusters_are_shown(command, folders, tiny, tmp_path, monkeypatch):
 def test_a_calibration_knows_images_that_were_seen_without_labels(command, folders, tiny, tmp_path):
     photos, pool = folders
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
-    assert command(fit, *line, "--to", tmp_path / "model").status == 0
+    command.works(fit, *line, "--to", tmp_path / "model")
     names = sorted(folder.name for folder in photos.iterdir())
     for name in names:
         (tmp_path / "labelled" / name).mkdir(parents=True)

@@ -45,7 +45,7 @@ def test_answers_are_those_of_a_run(method, over, finished, eurosat, deep, comma
 def test_a_file_says_that_the_answers_are_joint(method, photos, deep, command, tmp_path):
     file = tmp_path / "answers.csv"
     words = ["--backbone", deep, "--classes", "red", "blue", "green", "--to", file]
-    assert command(predict, photos, "--together", method, *words).status == 0
+    command.works(predict, photos, "--together", method, *words)
     with open(file, newline="") as text:
         rows = list(csv.DictReader(text))
     assert {(row["model"], row["together"]) for row in rows} == {(method, "5")}

@@ -2,7 +2,6 @@
 results.json.
 """
 
-import json
 import math
 import tracemalloc
 import zipfile
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import results
+from marks import of_json
 from sklearn.metrics import f1_score
 
 from common.errors import UsageError
@@ -82,7 +82,7 @@ def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
     assert differs(run, found) == []
     log = (folder / "log.txt").read_text()
     assert f"* ece: {run['ece']:.1f}%" in log and f"* nll: {run['nll']:.4f}" in log
-    split = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]
+    split = of_json(eurosat / "eurosat/split_zhou_EuroSAT.json")["test"]
     assert found["image"].tolist() == [f"eurosat/2750/{path}" for path, *_ in split]
     assert found["label"].tolist() == [label for _, label, _ in split]
     assert found["class_names"].tolist() == NAMES

@@ -3,7 +3,6 @@
 The published files come from a server on the loopback address: tests/published.py.
 """
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torchvision.datasets
 from drawn import write_eurosat
+from marks import of_json, to_json
 from PIL import Image
 from published import PACKED, all_below, listing
 from trees import NAMES
@@ -82,7 +82,7 @@ def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp
     assert f"images missing (1): {images[0]}" in printed
     assert printed.rstrip().endswith(f"-> python tools/prepare.py dtd --root {tmp_path}/data")
 
-    assert prepare("dtd").status == 0
+    prepare.works("dtd")
     assert images[0].read_bytes() == (made / images[0].relative_to(folder)).read_bytes()
     assert (
         images[5].read_bytes() == b"changed by its owner" and (folder / "images/mine.jpg").exists()
@@ -97,8 +97,8 @@ def unreadable(folder):
 
 def without_a_row(folder):
     split = folder / "split_zhou_EuroSAT.json"
-    rows = json.loads(split.read_text())
-    split.write_text(json.dumps(rows | {"test": rows["test"][1:]}))
+    rows = of_json(split)
+    to_json(split, rows | {"test": rows["test"][1:]})
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,12 @@ def test_check_finds_what_is_wrong_and_its_remedy_works(
 def test_check_of_a_split_counts_gaps_and_images_in_two_parts(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(EuroSAT, "counts", None)  # a dataset that nobody has published
     file = write_eurosat(tmp_path / "data", ["red", "green", "blue"])
-    rows = json.loads(file.read_text())
+    rows = of_json(file)
     shutil.copy(
         tmp_path / "data/eurosat/2750/0/train_0.png", tmp_path / "data/eurosat/2750/0/test_0.png"
     )
-    file.write_text(
-        json.dumps(
-            {part: [[path, 2 * label, name] for path, label, name in rows[part]] for part in rows}
-        )
+    to_json(
+        file, {part: [[path, 2 * label, name] for path, label, name in rows[part]] for part in rows}
     )
     ended = prepare("--check", "eurosat")
     assert ended.status == 2 and "  no class has the label 1, 3\n" in ended.printed
@@ -198,5 +196,5 @@ def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeyp
     kit = given / "ILSVRC2012_devkit_t12.tar.gz"
     (tmp_path / "kit").rename(kit)
     before = all_below(given)
-    assert prepare("imagenet", "--from", given, mirror="").status == 0
+    prepare.works("imagenet", "--from", given, mirror="")
     assert prepare("--check", "imagenet").status == 0 and all_below(given) == before

@@ -161,7 +161,7 @@ def test_interrupt_while_unpacking_leaves_only_the_download(
     half = tmp_path / "data/eurosat/.preparing/unpacked/2750/half.jpg"  # as after SIGKILL
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
-    assert prepare("eurosat").status == 0
+    prepare.works("eurosat")
     assert files_below(tmp_path / "data/eurosat") == files_below(made)
     assert [path for path, _ in publish.server.requests].count("/eurosat/EuroSAT.zip") == 1
 

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from marks import of_json
 
 from common.start import ROOT
 from runs import configuration
@@ -22,7 +23,7 @@ from runs.run_spec import setup_cfg
 from studies.reproduce import read_arguments, study_of
 from studies.scripts import read_table
 
-FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
+FACTS = of_json(ROOT / "tests/published_settings.json")
 # Positional arguments of the tests
 VALUES = {
     "DATASET": "eurosat",

@@ -5,7 +5,6 @@ nothing besides.
 and why, and what repositories state elsewhere.
 """
 
-import json
 from ast import literal_eval
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dassl.config import CfgNode
-from marks import one_line
+from marks import of_json, one_line
 
 import trainers
 from common.start import ROOT
@@ -23,7 +22,7 @@ from runs.arguments import parse_arguments
 from runs.configuration import flatten
 from runs.run_spec import setup_cfg
 
-FACTS = json.loads(Path(__file__).with_name("published_settings.json").read_text())
+FACTS = of_json(Path(__file__).with_name("published_settings.json"))
 REPOSITORIES = [name for name in FACTS if name != "what"]
 # Repositories that have not the name of the method
 AUTHORS = {

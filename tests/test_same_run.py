@@ -1,12 +1,12 @@
 """Whether a folder holds the run that somebody asks for."""
 
-import json
 import re
 from datetime import date
 
 import pytest
 import yaml
 from drawn import arguments
+from marks import of_json, to_json
 from yacs.config import CfgNode
 
 from common.errors import UsageError
@@ -48,7 +48,7 @@ def folder(eurosat, tiny, tmp_path):
     def folder(left_out=""):
         settings = flatten(cfg)
         results = {key: settings[name] for key, name in RECORDED.items() if name != left_out}
-        (tmp_path / "run/results.json").write_text(json.dumps(results | {"weights_sha256": ""}))
+        to_json(tmp_path / "run/results.json", results | {"weights_sha256": ""})
         tree = yaml.safe_load(cfg.dump())
         *groups, key = left_out.split(".")
         if key:
@@ -95,7 +95,7 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
     """A seed may be a number that other settings have, too."""
     path, argv = folder()
     equal = set()
-    results = json.loads((path / "results.json").read_text())
+    results = of_json(path / "results.json")
     check_finished(path, results, argv, equal)
     other = tmp_path / "other"
     argv = [word.replace(str(path), str(tmp_path / "other")) for word in argv]
@@ -111,7 +111,7 @@ def test_each_finished_run_of_a_study_is_compared_and_only_the_first_is_set_up(
 
     def check(text, **changed):
         (other / "config.yaml").write_text(text)
-        (other / "results.json").write_text(json.dumps(results | {"seed": 2} | changed))
+        to_json(other / "results.json", results | {"seed": 2} | changed)
         check_finished(other, results | {"seed": 2} | changed, argv, equal)
 
     with monkeypatch.context() as patch:

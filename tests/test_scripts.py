@@ -4,7 +4,6 @@ tests/test_published_scripts.py compares the published ones with the facts.
 """
 
 import itertools
-import json
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from drawn import run_for_real
-from marks import thorough_but
+from marks import thorough_but, to_json
 
 from common.start import ROOT
 from configs.recipes import recipe
@@ -257,7 +256,7 @@ def test_base_and_new_runs_of_other_backbones_have_no_harmonic_mean(command, tmp
     for classes, backbone in (("base", "RN50"), ("new", "RN50"), ("other", "ViT-B/16")):
         (tmp_path / classes).mkdir()
         content = usual | {"classes": "base" if classes == "base" else "new", "backbone": backbone}
-        (tmp_path / classes / "results.json").write_text(json.dumps(content))
+        to_json(tmp_path / classes / "results.json", content)
     assert "Harmonic mean: 50.00%" in command(results, tmp_path / "base", tmp_path / "new").printed
     assert (
         "No harmonic mean: backbone of"

@@ -1,13 +1,12 @@
 """seen.npz: a calibration refuses what a model has learned from, whatever form the model has."""
 
-import json
 import shutil
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from marks import thorough_but
+from marks import of_json, thorough_but
 from PIL import Image
 from test_groups import CLASSES, KINDS, picture
 
@@ -43,7 +42,7 @@ def model(folders, command, tmp_path):
 
     def model(*methods):
         line = [folders / "learned", "--backbone", "small", "--minutes", 0, "--methods", *methods]
-        assert command(fit, *line, "--to", tmp_path / "model").status == 0
+        command.works(fit, *line, "--to", tmp_path / "model")
         return tmp_path / "model"
 
     return model
@@ -53,9 +52,9 @@ def model(folders, command, tmp_path):
 def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, command, tmp_path):
     folder = model("GDA", "CLAP", "ZSLP") if form == "ensemble" else model("GDA")
     if form == "export of a calibrated fit":
-        assert command(calibrate, folder, "--images", folders / "other", "--error", 0.9).status == 0
+        command.works(calibrate, folder, "--images", folders / "other", "--error", 0.9)
     if "export" in form:
-        assert command(export, folder, "--to", tmp_path / "exported").status == 0
+        command.works(export, folder, "--to", tmp_path / "exported")
         folder = tmp_path / "exported"
     before = (folder / "calibration.json").read_bytes()
     ended = command(calibrate, folder, "--images", folders / "learned")
@@ -68,7 +67,7 @@ def test_images_that_were_learned_from_do_not_calibrate(form, folders, model, co
         in command(calibrate, folder, "--images", folders / "near").error
     )
     assert (folder / "calibration.json").read_bytes() == before
-    assert command(calibrate, folder, "--images", folders / "other", "--error", 0.9).status == 0
+    command.works(calibrate, folder, "--images", folders / "other", "--error", 0.9)
     roles = SeenImages.read(folder).role
     assert np.bincount(roles, minlength=4).tolist() == [24, 0, 24, 0]
 
@@ -77,13 +76,9 @@ def test_a_single_near_copy_is_left_out_with_a_word(folders, model, command, tmp
     folder = model("GDA")
     images = shutil.copytree(folders / "other", tmp_path / "images")
     shutil.copy(folders / "near" / CLASSES[0] / "0.png", images / CLASSES[0] / "copy.png")
-    ended = command(calibrate, folder, "--images", images, "--error", 0.9)
-    assert (
-        ended.status == 0
-        and "Left out: 1 of 25 images" in ended.printed
-        and "copy.png" in ended.printed
-    )
-    assert json.loads((folder / "calibration.json").read_text())["images"] == 24
+    ended = command.works(calibrate, folder, "--images", images, "--error", 0.9)
+    assert "Left out: 1 of 25 images" in ended.printed and "copy.png" in ended.printed
+    assert of_json(folder / "calibration.json")["images"] == 24
 
 
 def test_a_model_that_says_nothing_needs_a_word_and_is_marked(folders, model, command):
@@ -91,9 +86,9 @@ def test_a_model_that_says_nothing_needs_a_word_and_is_marked(folders, model, co
     (folder / "seen.npz").unlink()
     line = [folder, "--images", folders / "other", "--error", 0.9]
     assert "--accept-unknown-images" in command(calibrate, *line).error
-    ended = command(calibrate, *line, "--accept-unknown-images")
-    assert ended.status == 0 and "of which the model may have learned" in ended.printed
-    assert json.loads((folder / "calibration.json").read_text())["unknown_images"] is True
+    ended = command.works(calibrate, *line, "--accept-unknown-images")
+    assert "of which the model may have learned" in ended.printed
+    assert of_json(folder / "calibration.json")["unknown_images"] is True
     assert command(calibrate, *line).status == 2  # still
 
 
@@ -104,7 +99,7 @@ def test_a_run_and_its_export_know_their_training_images(
     seen = SeenImages.read(run)
     assert {ROLES[role] for role in seen.role} == {"learned", "tested"}
     assert not seen.of_role("tested").signature.any()  # to compare pixels is enough
-    split = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())
+    split = of_json(eurosat / "eurosat/split_zhou_EuroSAT.json")
     for part in ("train", "test"):
         for path, label, name in split[part]:
             if label < 3:
@@ -114,7 +109,7 @@ def test_a_run_and_its_export_know_their_training_images(
     learned = tmp_path / "train"
     exported = tmp_path / "exported"
     backbone = ["--backbone", deep]
-    assert command(export, run, "--to", exported).status == 0
+    command.works(export, run, "--to", exported)
     assert "training images" in command(calibrate, exported, "--images", learned, *backbone).error
     assert (
         "test images"
@@ -130,8 +125,8 @@ def test_a_run_and_its_export_know_their_training_images(
 
 def test_images_that_chose_zero_shot_clip_are_named(folders, model, command):
     folder = model("ZeroshotCLIP")
-    ended = command(calibrate, folder, "--images", folders / "learned")
-    assert ended.status == 0 and "24 of them chose a setting of the model" in ended.printed
+    ended = command.works(calibrate, folder, "--images", folders / "learned")
+    assert "24 of them chose a setting of the model" in ended.printed
 
 
 def test_other_pictures_of_one_layout_are_no_near_copies():

@@ -2,7 +2,6 @@
 tested epoch.
 """
 
-import json
 import os
 from itertools import product
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from drawn import arguments, results, write_eurosat
+from marks import of_json, to_json
 from torch import nn
 from trees import write_image
 
@@ -323,15 +323,15 @@ def test_training_images_that_are_test_images_are_refused_or_marked(
             )
     else:
         file = write_eurosat(root, ["red", "blue lake"], train=2, test=2)
-        split = json.loads(file.read_text())
-        file.write_text(json.dumps(split | {"test": split["train"][:2] + split["test"][:2]}))
+        split = of_json(file)
+        to_json(file, split | {"test": split["train"][:2] + split["test"][:2]})
     argv = ["--dataset-config-file", ROOT / f"configs/datasets/{named}.yaml"]
     found = f"2 of 4 training images of {'image_folder' if copied else 'EuroSAT'} are test images"
     refused(
         arguments(root, tiny, tmp_path / "out", options=argv),
         f"error: {found}: use each image once (tools/prepa",
     )
-    assert launch(*arguments(root, tiny, tmp_path / "marked", *ACCEPTED, options=argv)).status == 0
+    launch.works(*arguments(root, tiny, tmp_path / "marked", *ACCEPTED, options=argv))
     (record,) = choices(tmp_path / "marked")
     assert (record["what"], record["split"], record["images"], record["test_images"]) == (
         "training",
@@ -341,7 +341,7 @@ def test_training_images_that_are_test_images_are_refused_or_marked(
     )
     assert found in logged(tmp_path / "marked")[0]
     tested = [*argv, "--eval-only", "--model-dir", tmp_path / "marked"]
-    assert launch(*arguments(root, tiny, tmp_path / "tested", options=tested)).status == 0
+    launch.works(*arguments(root, tiny, tmp_path / "tested", options=tested))
     assert choices(tmp_path / "tested") == [record] and len(logged(tmp_path / "tested")) == 1
 
 

@@ -2,7 +2,6 @@
 exports.
 """
 
-import json
 import re
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, results
 from finished import study_of, summarise, tables_of
+from marks import of_json, to_json
 from matplotlib import pyplot as plt
 
 import parse_test_res
@@ -160,15 +160,12 @@ def test_a_log_and_the_model_card_of_an_export_say_it(
     monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(folder.parent)])
     parse_test_res.main()
     assert "* selected on test images: 1 of 1 runs" in capsys.readouterr().out
-    assert command(export, folder, "--to", tmp_path / "model").status == 0
+    command.works(export, folder, "--to", tmp_path / "model")
     card = (tmp_path / "model/README.md").read_text()
     assert re.search(
         r"\| accuracy \| [\d.]+ % on 8 images, which chose the epoch or a setting \|", card
     )
-    assert (
-        json.loads((tmp_path / "model/config.json").read_text())["training"]["selected_on_test"]
-        is True
-    )
+    assert of_json(tmp_path / "model/config.json")["training"]["selected_on_test"] is True
 
 
 @pytest.mark.parametrize("selected", ["nothing", "start", "setting"])
@@ -183,14 +180,12 @@ def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(
         settings += ["MODEL.INIT_WEIGHTS", start]
     elif selected == "setting":
         choices = [CHOICE | {"what": "OPTIM.LR", "split": "test", "by": "oracle"}]
-        (tmp_path / "x.json").write_text(
-            json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": choices})
-        )
+        to_json(tmp_path / "x.json", {"settings": {"OPTIM.LR": "0.01"}, "choices": choices})
         options = ["--chosen", tmp_path / "x.json"]
     folder = on_imagenet("out", *ON_TEST, *settings, options=options)
-    other = 3 - json.loads((folder / RESULTS_FILE).read_text())["tested_epoch"]
-    assert command(export, folder, "--load-epoch", other, "--to", tmp_path / "model").status == 0
-    training = json.loads((tmp_path / "model/config.json").read_text())["training"]
+    other = 3 - of_json(folder / RESULTS_FILE)["tested_epoch"]
+    command.works(export, folder, "--load-epoch", other, "--to", tmp_path / "model")
+    training = of_json(tmp_path / "model/config.json")["training"]
     card = (tmp_path / "model/README.md").read_text()
     assert "accuracy" not in training and training.get("selected_on_test", False) == (
         selected != "nothing"
@@ -216,21 +211,17 @@ def test_one_line_reports_say_it(on_imagenet, command):
             "% (selected on test images)"
         )
     assert "selected" not in command(base2new, clean).printed
-    content = json.loads((base / RESULTS_FILE).read_text()) | {"seed": 2, "shots": 4}
-    (base / RESULTS_FILE).write_text(json.dumps(content))
+    content = of_json(base / RESULTS_FILE) | {"seed": 2, "shots": 4}
+    to_json(base / RESULTS_FILE, content)
     assert (
         command(base2new, base, new).printed.splitlines()[-1]
         == "No harmonic mean: shots, seed of these runs differ"
     )
-    content = json.loads((new / RESULTS_FILE).read_text())
+    content = of_json(new / RESULTS_FILE)
     del content["data_use"], content["tested_epoch"]  # those of earlier versions
-    (new / RESULTS_FILE).write_text(json.dumps(content))
-    ended = command(base2new, new)
-    assert (
-        ended.status == 0
-        and ended.printed.startswith("MPL on ImageNet")
-        and "selected" not in ended.printed
-    )
+    to_json(new / RESULTS_FILE, content)
+    ended = command.works(base2new, new)
+    assert ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed
 
 
 # Settings that test images choose, as in published code: refused, or marked in the results.
@@ -275,7 +266,7 @@ def test_oracle_is_refused_or_marked(method, launch, refused, argv, tmp_path):
 
 def test_oracle_of_given_values_chooses_nothing(launch, argv, tmp_path):
     own = ("TRAINER.GDA.ALPHA", 1, "TRAINER.GDA.CHOOSE_ON", "oracle")
-    assert launch(*argv(*once("GDA", *own), output="run")).status == 0
+    launch.works(*argv(*once("GDA", *own), output="run"))
     assert results(tmp_path / "run")["data_use"]["choose"] == []
 
 
@@ -319,5 +310,5 @@ def test_published_values_of_tda_are_marked(launch, refused, argv, tmp_path):
     assert (status, errors) == (0, []) and selected_on_test(found)
     choices = [(choice["what"], choice.get("trials")) for choice in found["data_use"]["choose"]]
     assert choices == [("TRAINER.TDA.POSITIVE_ALPHA", None), ("TRAINER.TDA.POSITIVE_BETA", None)]
-    assert launch(*argv(*once("TDA"), output="fixed", config="vit_b16")).status == 0
+    launch.works(*argv(*once("TDA"), output="fixed", config="vit_b16"))
     assert not selected_on_test(results(tmp_path / "fixed"))

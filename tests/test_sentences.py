@@ -10,6 +10,7 @@ import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, results
 from learned import images_of
+from marks import to_json
 
 from clip import tokenize
 from inference import export, predict
@@ -32,7 +33,7 @@ READERS = ["ZeroshotCLIP", "TipAdapter", "SSText", "TDA", "KgCoOp", "PromptSRC",
 @pytest.fixture
 def file(tmp_path):
     """A file of sentences."""
-    (tmp_path / "sentences.json").write_text(json.dumps(SENTENCES))
+    to_json(tmp_path / "sentences.json", SENTENCES)
     return tmp_path / "sentences.json"
 
 
@@ -91,7 +92,7 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
     for folder in folders:
         to = tmp_path / f"exported {folder.name}"
         names = () if folder.name == "tip" else ("--classes", "red", "green field", "blue lake")
-        assert command(export, folder, "--to", to, "--backbone", tiny, *names).status == 0
+        command.works(export, folder, "--to", to, "--backbone", tiny, *names)
         printed = [
             command(predict, path, *images, "--backbone", tiny, *names, "--json").printed
             for path in (folder, to)
@@ -101,7 +102,7 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
     bare = command(
         predict, *images, "--backbone", tiny, "--classes", "red", "green field", "--json"
     ).printed
-    told = command(
+    told = command.works(
         predict,
         *images,
         "--backbone",
@@ -113,7 +114,7 @@ def test_sentences_are_on_the_card_in_predictions_and_in_exports(
         "--sentences",
         file,
     )
-    assert told.status == 0 and told.printed != bare
+    assert told.printed != bare
     (tmp_path / "EuroSAT.json").write_text('{"red": ["a red thing"]}')
     changed = "is not the file with the checksum DATASET.SENTENCES_SHA256"
     assert (
@@ -185,7 +186,7 @@ def test_sentences_that_a_method_does_not_read_or_lacks_are_refused(
 
 
 def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eurosat):
-    file.write_text(json.dumps(SENTENCES | {"a class of others": [], "gray": ["very " * 80]}))
+    to_json(file, SENTENCES | {"a class of others": [], "gray": ["very " * 80]})
     printed = prepare_fails(
         ["sentences", "eurosat", "--file", file], "lacks 4 classes, and has 2 unknown", root=eurosat
     )
@@ -196,8 +197,8 @@ def test_prepare_compares_a_file_with_a_dataset(file, prepare, prepare_fails, eu
         name: ["a sentence"]
         for name in ("red", "green field", "blue lake", "grey", "white snow", "black")
     }
-    file.write_text(json.dumps(every))
-    assert prepare("sentences", "eurosat", "--file", file, root=eurosat).status == 0
+    to_json(file, every)
+    prepare.works("sentences", "eurosat", "--file", file, root=eurosat)
 
 
 def test_a_study_ranks_methods_with_sentences_among_those_with_extra_text():

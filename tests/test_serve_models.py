@@ -38,7 +38,7 @@ def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(
     """Each image was a traceback of the server."""
     own = ["TRAINER.ZERO.VIEWS", 4, "TEST.MAX_IMAGES", 2]
     argv = arguments(eurosat, tiny, tmp_path / "run", *own, trainer="ZERO", config="small")
-    assert launch(*argv).status == 0
+    launch.works(*argv)
     models = open_models([tmp_path / "run"], LoadOptions(class_names=["a", "b"]))
     pixels = models[0].classifier.pixels([photos / "a.jpg"])
     ((picture, caption),) = Page(models, ["a", "b"], []).roll_outs([pixels])

@@ -1,11 +1,11 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
-import json
 from dataclasses import dataclass, field
 
 import pytest
 import yaml
 from dassl.engine import TRAINER_REGISTRY
+from marks import to_json
 
 import trainers
 from common.errors import UsageError
@@ -152,7 +152,7 @@ def test_a_chosen_file_sets_nothing_that_no_study_chooses(key, tmp_path):
     """It is merged last, and replaced the folder of the results or the backbone without a word."""
     file = tmp_path / "chosen.json"
     for settings in ({"OPTIM.LR": "0.5"}, {"OPTIM.LR": "0.5", key: "1"}):
-        file.write_text(json.dumps({"settings": settings, "choices": []}))
+        to_json(file, {"settings": settings, "choices": []})
         args = parse_arguments(["--trainer", "CoOp", "--chosen", str(file)])
         if key not in settings:
             assert setup_cfg(args).OPTIM.LR == 0.5
@@ -165,7 +165,7 @@ def test_a_chosen_file_sets_nothing_that_no_study_chooses(key, tmp_path):
 def test_a_chosen_file_does_not_replace_what_the_command_line_sets(given, tmp_path):
     file = tmp_path / "chosen.json"
     settings = {"OPTIM.LR": "0.5", "INPUT.TRANSFORMS": "['random_flip', 'normalize']"}
-    file.write_text(json.dumps({"settings": settings, "choices": []}))
+    to_json(file, {"settings": settings, "choices": []})
     assert setup_cfg(parse_arguments(["--trainer", "CoOp", "--chosen", str(file)])).OPTIM.LR == 0.5
     with pytest.raises(UsageError, match="which the command line sets, too"):
         setup_cfg(parse_arguments(["--trainer", "CoOp", "--chosen", str(file), *given]))

@@ -2,12 +2,11 @@
 without images, faults.
 """
 
-import json
-
 import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, results
+from marks import to_json
 
 from trainers.base.prompted import normalize
 
@@ -34,7 +33,7 @@ def images(trainer):
 
 def test_equal_numbers_draw_the_images_of_one_number(make, tmp_path):
     file = tmp_path / "shots of EuroSAT 1.json"
-    file.write_text(json.dumps(dict(zip(reversed(NAMES), [3] * 6, strict=True))))
+    to_json(file, dict(zip(reversed(NAMES), [3] * 6, strict=True)))
     same = [
         images(make("SSText", shots))
         for shots in (3, [3] * 6, str(tmp_path / "shots of {dataset} {seed}.json"))

@@ -12,6 +12,7 @@ import pytest
 from dassl.data.datasets import Datum
 from drawn import arguments
 from hostile import CALLS
+from marks import of_json
 
 from datasets import splits
 from datasets.preparing.sources import downloadable
@@ -21,8 +22,7 @@ from measures.results import RESULTS_FILE
 @pytest.fixture
 def written(prepare, eurosat, tmp_path):
     """The files of the choice of two images by seed 1, in a folder of their own."""
-    ended = prepare("splits", "eurosat", "--shots", 2, root=eurosat)
-    assert ended.status == 0, ended.errors
+    ended = prepare.works("splits", "eurosat", "--shots", 2, root=eurosat)
     lines = [line.split("  ") for line in ended.printed.splitlines()[:-1]]
     assert ended.printed.splitlines()[-1] == "12 images of 6 classes to learn from"
     for digest, file in lines:
@@ -57,9 +57,7 @@ def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(
     }
     split = {
         path: (label, name)
-        for path, label, name in json.loads(
-            (eurosat / "eurosat/split_zhou_EuroSAT.json").read_text()
-        )["train"]
+        for path, label, name in of_json(eurosat / "eurosat/split_zhou_EuroSAT.json")["train"]
     }
     rows = [json.loads(line) for line in train.read_text().splitlines()]
     assert [list(row) for row in rows] == [["_impath", "_label", "_domain", "_classname"]] * 12
@@ -107,9 +105,8 @@ def test_a_run_reads_what_was_written_and_its_card_names_the_file(
     argv = arguments(
         eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1
     )
-    ended = launch(*argv)
-    assert ended.status == 0, ended.errors
-    (fit,) = json.loads((tmp_path / "out" / RESULTS_FILE).read_text())["data_use"]["fit"]
+    ended = launch.works(*argv)
+    (fit,) = of_json(tmp_path / "out" / RESULTS_FILE)["data_use"]["fit"]
     assert (fit["file"], fit["images"]) == (str(written[1]), 12)
     assert fit["file_sha256"] == hashlib.sha256(written[1].read_bytes()).hexdigest()
     rows = [json.loads(line) for line in written[1].read_text().splitlines()]
@@ -182,10 +179,10 @@ def test_killed_command_leaves_no_file_after_the_next_one(prepare, eurosat, tmp_
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
     folder = tmp_path / "data/eurosat/split_fewshot"
     assert not list(folder.glob("shot*"))
-    assert prepare("splits", "eurosat", "--shots", 2).status == 0
+    prepare.works("splits", "eurosat", "--shots", 2)
     names = [f"shot_2-seed_1{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl")]
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert prepare("splits", "eurosat", "--file", folder / names[0]).status == 0
+    prepare.works("splits", "eurosat", "--file", folder / names[0])
 
 
 def test_a_choice_has_every_class_and_the_runs_number_of_images(
@@ -209,8 +206,8 @@ def test_another_form_of_the_same_choice_stays_as_it_is(prepare, refuses, writte
     file = eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl"
     rows = pickle.loads(written[0].read_bytes())
     file.write_bytes(content := pickle.dumps(rows, protocol=5))
-    ended = prepare("splits", "eurosat", "--shots", 2, root=eurosat)
-    assert ended.status == 0 and file.read_bytes() == content
+    ended = prepare.works("splits", "eurosat", "--shots", 2, root=eurosat)
+    assert file.read_bytes() == content
     assert ended.printed.startswith(f"{hashlib.sha256(content).hexdigest()}  {file}\n")
     rows["train"] = rows["train"][::-1]
     file.write_bytes(pickle.dumps(rows))

@@ -3,7 +3,6 @@ nobody is asked.
 """
 
 import io
-import json
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ import open_clip
 import pytest
 import torch
 from hostile import Witness
-from marks import one_line
+from marks import one_line, to_json
 from open_clip.tokenizer import HFTokenizer
 from strangers import (
     AUTO_MAP,
@@ -164,8 +163,8 @@ TOKENISERS = {  # the model_type in config.json, other options, and the file of 
 @pytest.mark.parametrize("family", TOKENISERS)
 def test_tokenisers_split_as_open_clips_do(family, tmp_path):
     model_type, options, file = TOKENISERS[family]
-    (tmp_path / CONFIG).write_text(json.dumps({"model_type": model_type}))
-    (tmp_path / OPTIONS).write_text(json.dumps(options))
+    to_json(tmp_path / CONFIG, {"model_type": model_type})
+    to_json(tmp_path / OPTIONS, options)
     if file == "vocab.txt":
         (tmp_path / file).write_text(
             "[PAD] [UNK] [CLS] [SEP] [MASK] a red ##der la ##ke .".replace(" ", "\n")
@@ -196,7 +195,7 @@ def test_tokenisers_split_as_open_clips_do(family, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
 def test_no_name_of_a_folder_chooses_a_tokeniser(options, watched, tmp_path, monkeypatch):
     """transformers 5.0 took what it found in the path of a folder for the kind of its model."""
-    (watched / CONFIG).write_text(json.dumps(options))
+    to_json(watched / CONFIG, options)
     (watched / OPTIONS).write_text("{}")
     found = []
     for name in ("t5", "bert", "case"):
@@ -225,7 +224,7 @@ def test_a_folder_of_a_repository_is_read_with_its_name(watched, tmp_path):
 def test_every_configuration_of_open_clip_is_read(arch, tmp_path):
     """As the Hub has them; a decoder of texts is left out."""
     config = open_clip.get_model_config(arch)
-    (tmp_path / OPEN_CLIP).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    to_json(tmp_path / OPEN_CLIP, {"model_cfg": config, "preprocess_cfg": {}})
     assert checked(tmp_path / OPEN_CLIP)["model_cfg"] == {
         key: config[key] for key in config if key in MODEL
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from finished import InThisProcess, finish
-from marks import one_line
+from marks import of_json, one_line, to_json
 
 from common.results import read_results
 from common.start import ROOT
@@ -257,7 +257,7 @@ def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
     made = tmp_path / "studies/study"
     assert "| =1+1 | 50.00 | 50.00 |" in (made / "tables.md").read_text()
     assert "50.00" in (made / "tables.tex").read_text()
-    assert json.loads((made / "tables.json").read_text())["runs"][0]["accuracy"] == 50.0
+    assert of_json(made / "tables.json")["runs"][0]["accuracy"] == 50.0
     # No formula
     assert "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()
     capsys.readouterr()
@@ -302,11 +302,11 @@ def test_a_study_that_goes_on_with_another_version_says_so(one_run, command, mon
     monkeypatch.setattr(executor, "check_datasets", lambda study: None)
     monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
     monkeypatch.setattr(executor, "execute_runs", lambda *arguments: {})
-    results = json.loads((run.folder / "results.json").read_text())
+    results = of_json(run.folder / "results.json")
     for facts, errors in ((source() | {"versions": versions()}, 0), ({"version": "0.1.0"}, 1)):
-        (run.folder / "results.json").write_text(json.dumps(results | facts))
-        ended = command(study_command, "run", file, "--workers", 1)
-        assert ended.status == 0 and len(ended.errors) == errors
+        to_json(run.folder / "results.json", results | facts)
+        ended = command.works(study_command, "run", file, "--workers", 1)
+        assert len(ended.errors) == errors
     assert (
         "warning: the runs are of 2 versions" in ended.errors[0]
         and "0.1.0 of commit unknown" in ended.errors[0]
@@ -368,11 +368,11 @@ def test_result_with_other_settings_is_refused(one_run, refused):
     )
     assert words in refused("tables", file) and words in refused("run", file)
     (run.folder / "config.yaml").write_text(settings)
-    content = json.loads((run.folder / "results.json").read_text()) | {
+    content = of_json(run.folder / "results.json") | {
         "seed": 2,
         "dataset": "EuroSAT",
     }
-    (run.folder / "results.json").write_text(json.dumps(content))  # copied from another run
+    to_json(run.folder / "results.json", content)  # copied from another run
     words = "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)"
     assert words in refused("tables", file)
 

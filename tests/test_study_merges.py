@@ -1,11 +1,10 @@
 """`merge` in a study: models of its seeds become one, which is tested as they are."""
 
-import json
-
 import pytest
 import torch
 import yaml
 from finished import InThisProcess
+from marks import of_json
 
 from common.errors import UsageError
 from common.results import read_results
@@ -60,7 +59,7 @@ def test_seeds_become_rows_of_the_tables(study):
         rows = [line for line in tables.splitlines() if line.startswith(f"| CLIPLoRA ({name})")]
         assert len(rows) > 3 and not any("n=" in row for row in rows)
     soup, *_ = content.merges
-    assert json.loads(soup.file.read_text())["settings"][RANK] == "6"
+    assert of_json(soup.file)["settings"][RANK] == "6"
     results = read_results(soup.tests[0].folder)
     assert results["n_test"] == read_results(soup.members[0].folder)["n_test"]
     assert "(mean of seeds)" not in tables.partition("Tests")[2]

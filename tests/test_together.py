@@ -1,7 +1,5 @@
 """Methods that answer for many images together: runs, streams, and what they refuse."""
 
-import json
-
 import naive
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import torch
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import arguments, make_cfg, section_pairs
-from marks import golden_cases, one_line, thorough_but
+from marks import golden_cases, of_json, one_line, thorough_but
 
 from inference.description import configuration
 from measures.results import summary_line
@@ -118,7 +116,7 @@ def test_a_stream_is_of_the_tested_split(make):
 def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
     coop = ["OPTIM.MAX_EPOCH", 2, *section_pairs("CoOp", {"N_CTX": 4})]
     run = arguments(eurosat, tiny, tmp_path / "coop", *coop, trainer="CoOp", config="small")
-    assert launch(*run).status == 0
+    launch.works(*run)
     over = section_pairs("TransCLIP", {"OVER": str(tmp_path / "coop")})
     trainer = make("TransCLIP", *over, output="over")
     prior = trainer.method.prior_of(trainer.test_loader.dataset.data_source, trainer.test_loader)
@@ -128,8 +126,8 @@ def test_over_a_trained_run(make, launch, eurosat, tiny, tmp_path):
         logits = base.model_inference(batch)
     assert torch.allclose(prior[: len(logits)], logits.softmax(dim=1), atol=1e-5)
     own = arguments(eurosat, tiny, tmp_path / "own", *over, trainer="TransCLIP", config="small")
-    assert launch(*own).status == 0
-    results = json.loads((tmp_path / "own/results.json").read_text())
+    launch.works(*own)
+    results = of_json(tmp_path / "own/results.json")
     (phase,) = results["data_use"]["fit"]
     assert results["data_use"]["kind"] == "transductive" and phase["split"] == "train"
     assert results["method"] == results["data_use"]["method"] == "TransCLIP+CoOp"

@@ -2,13 +2,13 @@
 calls.
 """
 
-import json
 import os
 import re
 import sys
 
 import pytest
 from drawn import arguments
+from marks import to_json
 
 from common.start import ROOT
 
@@ -29,8 +29,8 @@ def test_notebook_runs_and_prints_what_it_promises(tmp_path, monkeypatch):
     kernels = tmp_path / "JUPYTER_DATA_DIR/kernels/python3"  # that of this interpreter
     kernels.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernels / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
+    to_json(
+        kernels / "kernel.json", {"argv": argv, "display_name": "Python 3", "language": "python"}
     )
     book = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(
@@ -78,7 +78,7 @@ def test_tour_of_the_code_names_the_functions_of_a_run_in_the_order_of_their_fir
 
     sys.setprofile(note)
     try:
-        assert launch(*arguments(eurosat, tiny, tmp_path / "run")).status == 0
+        launch.works(*arguments(eurosat, tiny, tmp_path / "run"))
     finally:
         sys.setprofile(None)
     order = {function: number for number, function in enumerate(called)}

@@ -65,10 +65,8 @@ def test_tracker_that_fails_at_the_end_costs_neither_the_run_nor_other_trackers(
     recorded, argv, launch, tmp_path
 ):
     recorded.failing.add("mlflow finish")
-    ended = launch(*argv("MPL", options=["--report-to", "mlflow,wandb"]))
-    assert ended.status == 0 and ended.errors == [
-        "mlflow has failed (no server): the run continues without it"
-    ]
+    ended = launch.works(*argv("MPL", options=["--report-to", "mlflow,wandb"]))
+    assert ended.errors == ["mlflow has failed (no server): the run continues without it"]
     assert ("wandb", "finish", results(tmp_path / "out")) in [call[:3] for call in recorded.made]
 
 

@@ -1,12 +1,12 @@
 """tools/fit.py --classes: classes that have no images yet."""
 
-import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from marks import of_json
 
 from fit import choice, unseen
 from fit import command as fit
@@ -139,12 +139,11 @@ def test_a_fit_with_classes_without_images(command, photos, tiny, tmp_path):
     model = tmp_path / "model"
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "GDA", "ProKeR"]
     line += ["--classes", *MORE, "--to", model]
-    done = command(fit, *line)
-    assert done.status == 0, done.error
+    done = command.works(fit, *line)
     assert "there is none of brown, pink" in done.printed
     assert "The estimate is of the classes with images" in done.printed
     assert "with one image: brown" not in done.printed
-    record = json.loads((model / "fit.json").read_text())
+    record = of_json(model / "fit.json")
     assert {*MORE} < {*record["names"]} and record["estimate"]
     assert not any("GDA" in row["name"] for row in record["candidates"])
     assert {*MORE} < {*load(model, LoadOptions(backbone=str(tiny))).class_names}
@@ -163,7 +162,7 @@ def test_a_class_with_images_in_other_letters_is_not_a_new_one(command, photos, 
 def test_more_images_keep_classes_without_images(command, photos, tiny, tmp_path):
     model = tmp_path / "model"
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
-    assert command(fit, *line, "--classes", *MORE, "--to", model).status == 0
+    command.works(fit, *line, "--classes", *MORE, "--to", model)
     classifier = Classifier.load(model, backbone=str(tiny), minutes=0, methods=["ProKeR"])
     image = next(photos.rglob("*.png"))
     classifier.partial_fit([image], ["brown"])
@@ -175,6 +174,6 @@ def test_test_images_may_be_of_classes_without_images(command, photos, tiny, tmp
     shutil.move(next(photos.rglob("*.png")), tmp_path / "test/brown/one.png")
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
     line += ["--test", tmp_path / "test", "--to", tmp_path / "model"]
-    assert command(fit, *line, "--classes", "brown").status == 0
+    command.works(fit, *line, "--classes", "brown")
     done = command(fit, *line[:-1], tmp_path / "other")
     assert done.status == 2 and "which the training images lack" in done.error

@@ -14,6 +14,7 @@ from unittest import mock
 import open_clip
 import timm
 import torch
+from marks import to_json
 
 import clip
 from clip.building import CLIP, of_clip, unpacked
@@ -233,9 +234,7 @@ def write_folder(folder: Path, theirs: torch.nn.Module, config: dict, preprocess
     from safetensors.torch import save_model
 
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
-    )
+    to_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
     save_model(theirs, str(folder / "open_clip_model.safetensors"))
     return folder
 
@@ -270,4 +269,4 @@ def write_tokeniser(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
     tokens = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind | tokens))
+    to_json(folder / "tokenizer_config.json", kind | tokens)

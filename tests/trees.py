@@ -2,12 +2,12 @@
 pixels.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import yaml
+from marks import to_json
 from PIL import Image
 
 SIZES = {"train": 3, "val": 1, "test": 2}  # images a class
@@ -94,7 +94,7 @@ def with_split_file(name: str, root: Path) -> Path:
                 path = layout.image.format(folder=place, part=half, n=n, i=i)
                 write_image(folder / layout.images / path, i)
                 split[part].append([path, label, classname])
-    (folder / layout.split).write_text(json.dumps(split))
+    to_json(folder / layout.split, split)
     if name == "oxford_pets":
         (folder / "images/Abyssinian_1.mat").touch()  # the archive has one among the images
     return folder
