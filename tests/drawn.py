@@ -18,7 +18,9 @@ import trainers
 from clip import tokenize
 from clip.random_weights import random_tensor
 from common.start import ROOT
+from runs.arguments import parse_arguments
 from runs.configuration import extend_cfg
+from runs.run_spec import setup_cfg
 from trainers.base.feature_method import FeatureMethod
 
 
@@ -68,6 +70,11 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
     cfg.merge_from_list([item for pair in pairs.items() for item in pair])
     cfg.freeze()
     return cfg
+
+
+def cfg_from(*words):
+    """The configuration of a run with these words of train.py."""
+    return setup_cfg(parse_arguments([*map(str, words)]))
 
 
 def section_pairs(method: str, settings: Mapping) -> list:

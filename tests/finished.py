@@ -9,10 +9,9 @@ from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 
+from drawn import cfg_from
 from marks import of_json, to_json
 
-from runs.arguments import parse_arguments
-from runs.run_spec import setup_cfg
 from studies.executor import LocalExecutor, execute_run
 from studies.first_page import overview
 from studies.progress import collect_results
@@ -49,7 +48,7 @@ def finish(run: Run, accuracy: float, **measured) -> None:
 @cache
 def settings_of(arguments: tuple[str, ...]) -> tuple[str, str]:
     """The text of config.yaml, and the backbone. Made-up studies have hundreds of runs."""
-    cfg = setup_cfg(parse_arguments(list(arguments)))
+    cfg = cfg_from(*arguments)
     return cfg.dump(), cfg.MODEL.BACKBONE.NAME
 
 

@@ -18,6 +18,13 @@ def one_line(*words, error=UsageError):
     ), message
 
 
+def parquet_library():
+    """pyarrow with its module of Parquet files; without it, the test is skipped."""
+    reason = "Parquet needs pyarrow (requirements-parquet.txt)"
+    pytest.importorskip("pyarrow.parquet", reason=reason)
+    return pytest.importorskip("pyarrow", reason=reason)
+
+
 def of_json(file):
     """The content of a JSON file."""
     return json.loads(file.read_text())

@@ -143,6 +143,30 @@ def class_folders(eurosat, tmp_path):
 
 
 @pytest.fixture
+def interrupted_server(monkeypatch):
+    """Ctrl-C ends a server as soon as it serves."""
+    from inference.serving.server import Server
+
+    async def main_loop(server):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Server, "main_loop", main_loop)
+
+
+@pytest.fixture
+def chromium():
+    """A browser that nobody sees."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium (apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
 def imagenet(tmp_path):
     """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and
     2 for testing.

@@ -5,7 +5,7 @@ import time
 
 import fsspec
 import pytest
-from marks import one_line
+from marks import one_line, parquet_library
 from serving import serving
 
 from inference import addresses, embed, predict
@@ -49,8 +49,7 @@ def test_images_of_addresses_are_those_of_the_files(remote, command, deep, photo
 
 
 def test_a_list_names_addresses_and_faults_are_rows(remote, command, deep, tmp_path):
-    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow (requirements-parquet.txt)")
-    from pyarrow import parquet
+    parquet = parquet_library().parquet
 
     memory, web, server = remote
     names = [f"{memory}/b.png", f"{web}/a.jpg", f"{web}/gone.jpg", f"{memory}/gone.png"]

@@ -5,14 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from marks import parquet_library
 
 from common.results import read_results
 from inference import bank, embed
 from runs import calibrate
 
-REASON = "Parquet needs pyarrow (requirements-parquet.txt)"
-pyarrow = pytest.importorskip("pyarrow", reason=REASON)
-parquet = pytest.importorskip("pyarrow.parquet", reason=REASON)
+parquet = parquet_library().parquet
 pytestmark = pytest.mark.slow
 
 

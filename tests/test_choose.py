@@ -3,14 +3,12 @@
 import json
 
 import pytest
-from drawn import write_eurosat
+from drawn import cfg_from, write_eurosat
 from finished import InThisProcess, finish
 from marks import of_json
 
 from common.errors import UsageError
 from common.results import read_results
-from runs.arguments import parse_arguments
-from runs.run_spec import setup_cfg
 from studies import command as study_command
 from studies import executor
 from studies.choose import RULES, decide
@@ -90,7 +88,7 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
         trials = study.trials()
         assert len(trials) == 2 * 3 * 2 * 2 and {run.classes for run in trials} == {"base"}
         for run in trials[:3]:
-            cfg = setup_cfg(parse_arguments(list(run.arguments)))
+            cfg = cfg_from(*run.arguments)
             assert images == (cfg.TEST.SPLIT, cfg.DATASET.HOLD_OUT)
             assert run.values == (
                 "OPTIM.LR",
@@ -137,11 +135,7 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
         for each in choice(study)["choices"]
     ]
     assert records == 2 * [("OPTIM.LR", "val", 40, 0)]  # the images of each seed
-    cfgs = [
-        setup_cfg(parse_arguments(list(run.arguments)))
-        for run in study.runs()
-        if run.variant.name == "CoOp"
-    ]
+    cfgs = [cfg_from(*run.arguments) for run in study.runs() if run.variant.name == "CoOp"]
     assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import one_line
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -54,7 +55,7 @@ def test_a_fitted_classifier_answers_as_the_model_that_it_saves(model, images, t
     assert "of 100 new images will be right" in model.report_
 
     model.save(tmp_path / "model")
-    with pytest.raises(UsageError, match="choose a new folder"):
+    with one_line("choose a new folder"):
         model.save(tmp_path / "model")
     again = Classifier.load(tmp_path / "model", backbone=str(tiny))
     command = load(tmp_path / "model", LoadOptions(backbone=str(tiny)))
@@ -137,7 +138,7 @@ def test_computed_heads_learn_more_images_as_if_all_had_come_at_once(grown, tiny
     assert chosen(grown) == chosen(at_once) and at_once.update_ == ""
     grown_logits = grown._model.logits([*paths])
     assert torch.allclose(grown_logits, at_once._model.logits([*paths]), atol=1e-5)
-    with pytest.raises(UsageError, match="has no calibration"):  # of the new class
+    with one_line("has no calibration"):  # of the new class
         grown.predict_sets(paths[:2])
 
 
@@ -173,7 +174,7 @@ def test_an_earlier_image_that_is_gone_is_named(tiny, images, monkeypatch, tmp_p
     model = quick(tiny).fit(content[:40], labels[:40])
     before = model.predict_proba(paths)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="40 images of the earlier fit are gone, such as"):
+    with one_line("40 images of the earlier fit are gone, such as"):
         model.partial_fit(content[40:], labels[40:])
     assert np.array_equal(model.predict_proba(paths), before)
 
@@ -192,7 +193,7 @@ def test_wrong_arguments_are_value_errors(X, y, what, tiny):
 
 
 def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
-    with pytest.raises(UsageError, match="there is no image 'gone.png': check its path"):
+    with one_line("there is no image 'gone.png': check its path"):
         quick(tiny).fit(["gone.png", "lost.png"], ["a", "b"])
     for content in ("{", "[]", "{}", '{"names": ["a", "b"]}', '{"names": [1]}'):
         broken = tmp_path / "broken"
@@ -201,5 +202,5 @@ def test_a_missing_image_or_folder_is_one_line(model, tiny, tmp_path):
         with pytest.raises(UsageError, match="is damaged .*: restore it, or fit again"):
             Classifier.load(broken, backbone=str(tiny))
         shutil.rmtree(broken)
-    with pytest.raises(UsageError, match="has no fit.json: give the folder of a fit"):
+    with one_line("has no fit.json: give the folder of a fit"):
         Classifier.load(tmp_path / "nowhere")

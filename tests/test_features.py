@@ -9,10 +9,9 @@ import torch
 from caching import IMAGES, OFF, values
 from dassl.engine import TRAINER_REGISTRY
 from drawn import METHODS, differing, prompts_of
-from marks import thorough_but
+from marks import one_line, thorough_but
 from torch import nn
 
-from common.errors import UsageError
 from trainers import methods
 from trainers.base import Method
 from trainers.base.feature_method import FeatureMethod
@@ -94,7 +93,7 @@ def test_method_has_its_own_features_if_it_reads_images_itself(case, cached, wor
 )
 def test_new_method_with_its_own_reading_of_images_is_refused(own, cached, mine):
     mine(own)
-    with pytest.raises(UsageError, match="this method reads the images: unset it"):
+    with one_line("this method reads the images: unset it"):
         values(cached("Mine"))
 
 

@@ -188,14 +188,18 @@ def test_another_decoder_has_features_of_its_own(tiny, monkeypatch):
     assert Features(zero_shot, zero_shot.model_for()).facts != before
 
 
-def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
+def towers_of(photos, backbone):
+    """The images below class folders, and what learns from them."""
     files = sorted(map(str, photos.glob("*/*")))
     pictures = [Photo(file, file.split("/")[-2]) for file in files]
     names = sorted({picture.label for picture in pictures})
-    heads = Heads(PromptedClassifier.zero_shot(str(tiny), names))
-    towers = Towers(
-        heads, Photos(pictures, names, {}, []), {file: checksum(Path(file)) for file in files}
-    )
+    heads = Heads(PromptedClassifier.zero_shot(str(backbone), names))
+    checksums = {file: checksum(Path(file)) for file in files}
+    return files, heads, Towers(heads, Photos(pictures, names, {}, []), checksums)
+
+
+def test_a_trained_candidate_never_reads_a_changed_image(photos, tiny):
+    files, heads, towers = towers_of(photos, tiny)
     shutil.copy(files[-1], files[0])
     batches = towers.loader(towers.method(TRAINED[-1], 8), np.arange(8))
     for reading in (lambda: list(batches), lambda: list(towers.pixels(files[:2]))):
@@ -265,11 +269,7 @@ def few_steps(monkeypatch):
 
 
 def test_a_trained_method_is_exported_as_it_answers(photos, deep, few_steps):
-    files = sorted(map(str, photos.glob("*/*")))
-    pictures = [Photo(file, file.split("/")[-2]) for file in files]
-    names = sorted({picture.label for picture in pictures})
-    heads = Heads(PromptedClassifier.zero_shot(str(deep), names))
-    towers = Towers(heads, Photos(pictures, names, {}, []))
+    files, heads, towers = towers_of(photos, deep)
     places = np.arange(0, len(files), 3)
     zero_shot = heads.zero_shot.logits(files[:4])
     for candidate in TRAINED:

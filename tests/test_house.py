@@ -15,12 +15,11 @@ from unittest.mock import MagicMock
 import marks
 import pytest
 from dassl.config import get_cfg_default
-from marks import golden_files
+from marks import golden_files, one_line
 from yacs.config import CfgNode
 
 import datasets
 import trainers
-from common.errors import UsageError
 from common.start import ROOT
 from configs.recipes import recipe
 
@@ -148,9 +147,7 @@ def test_per_layer_settings_on_plain_yacs_nodes(value):
         value if isinstance(value, list) else [3, 3],
         [1, 1],
     )
-    with pytest.raises(
-        UsageError, match="TRAINER.MPL.PREC is 'half': give one of fp16, bf16, fp32, amp"
-    ):
+    with one_line("TRAINER.MPL.PREC is 'half': give one of fp16, bf16, fp32, amp"):
         cfg.TRAINER.MPL.PREC = "half"
         trainers.methods()["MPL"].settings_of(cfg)
 

@@ -11,10 +11,9 @@ import sys
 import time
 
 import pytest
-from marks import of_json
+from marks import of_json, one_line
 from visitors import served
 
-from common.errors import UsageError
 from common.start import ROOT
 from fit import asked
 from fit import command as fit
@@ -29,11 +28,9 @@ from test_label_page import HOSTILE, Labels
 
 from fit.labeller.application import application
 from fit.labeller.rounds import Mark, key_of
-from inference.serving.server import Server
 
 pytestmark = pytest.mark.slow
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CLASSES = ["red", "green field", "blue lake", "grey", "white snow", "black"]
 
 
@@ -54,13 +51,8 @@ def pool(eurosat, tmp_path):
 
 
 @pytest.fixture
-def start(command, pool, tiny, tmp_path, monkeypatch):
+def start(command, pool, tiny, tmp_path, interrupted_server):
     """`start(...)`: the command, which Ctrl-C ends as soon as it serves."""
-
-    async def main_loop(server):
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Server, "main_loop", main_loop)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -80,7 +72,7 @@ def test_the_command_starts_where_it_ended(start, pool, tmp_path):
     done = start("--host", "localhost")
     assert done.status == 0 and "to label" not in done.printed and file.read_text() == before
     done = start(names=["=1+1", "red"])
-    assert done.status == 2 and "'=1+1' would be a formula" in done.error
+    assert "'=1+1' would be a formula" in done.error
     rows = [row | {"label": "reed"} for row in asked.lines_of(file)]
     asked.write_lines(file, rows)
     assert "it is a label in" in start().error
@@ -143,7 +135,7 @@ def test_the_last_fit_asks_and_knows_classes_without_labels(
 
 
 def test_a_fit_in_a_process_of_its_own_gives_its_error(tmp_path):
-    with pytest.raises(UsageError, match="there is no folder or file"):
+    with one_line("there is no folder or file"):
         FitApart().run([str(tmp_path / "nothing"), "--to", str(tmp_path / "model")])
 
 
@@ -181,17 +173,10 @@ def served_page(pool, tiny, tmp_path):
 
 
 @pytest.fixture
-def tab():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium (apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        tab = context.new_page()
-        tab.set_default_timeout(60_000)
-        yield tab
-        browser.close()
+def tab(chromium):
+    tab = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    tab.set_default_timeout(60_000)
+    return tab
 
 
 def test_many_classes_hostile_names_and_two_tabs(labels, tab):

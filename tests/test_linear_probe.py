@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from drawn import write_eurosat
+from marks import one_line
 from sklearn.linear_model import LogisticRegression
 
-from common.errors import UsageError
 from studies.spec import Study, Variant
 from trainers.linear_probe import search
 
@@ -77,7 +77,7 @@ def test_model_predicts_what_scikit_learn_predicts(names, probe, tmp_path):
 
 def test_one_class_is_nothing_to_choose_from(probe, tmp_path):
     write_eurosat(tmp_path, ["red"], train=4)
-    with pytest.raises(UsageError, match="LinearProbe has 1 class to choose from"):
+    with one_line("LinearProbe has 1 class to choose from"):
         probe("DATASET.ROOT", str(tmp_path))
 
 
@@ -100,7 +100,7 @@ def test_epochs_have_no_meaning(argv, refused):
 
 
 def test_studies_refuse_it_in_base2new():
-    with pytest.raises(UsageError, match="base2new has no meaning for LinearProbe"):
+    with one_line("base2new has no meaning for LinearProbe"):
         Study(
             (Variant("LinearProbe", "LinearProbe", "small"),),
             ("eurosat",),

@@ -5,8 +5,8 @@ that fits.
 import pytest
 import torch
 from drawn import arguments, small_clip
+from marks import one_line
 
-from common.errors import UsageError
 from common.start import ROOT
 from trainers.cliplora import CLIPLoRASettings, LoRALearner
 
@@ -104,5 +104,5 @@ def test_adapted_layers(depth, position, layers):
         ("text", layer) for layer in layers
     ]
     if position != "all":
-        with pytest.raises(UsageError, match="give half-up, half-bottom, all for 24 layers"):
+        with one_line("give half-up, half-bottom, all for 24 layers"):
             LoRALearner(small_clip({"layers": 2}, {"layers": 13}), ["red"], settings)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from drawn import METHODS
 from learned import own_test, rows_of
-from marks import one_line, thorough_but
+from marks import one_line, parquet_library, thorough_but
 from PIL import Image
 
 from clip import load_backbone, tokenize
@@ -174,8 +174,7 @@ def test_corrected_answers_are_labels_of_a_fit(finished, command, photos, tmp_pa
 
 
 def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
-    reason = "Parquet needs pyarrow (requirements-parquet.txt)"
-    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    parquet = parquet_library().parquet
     shutil.copy(photos / "b.png", odd := tmp_path / os.fsdecode(b"\xff.png"))
     files = [photos, odd]
     rows = rows_of(command, finished("CoOp"), *files)
@@ -193,8 +192,7 @@ def test_parquet_has_the_columns_of_csv(finished, command, photos, tmp_path):
 
 
 def test_a_folder_has_answers_in_shards(finished, command, photos, tmp_path, monkeypatch):
-    reason = "Parquet needs pyarrow (requirements-parquet.txt)"
-    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    parquet = parquet_library().parquet
     monkeypatch.setattr(shards, "SHARD", 2)
     shutil.copytree(photos, images := tmp_path / "photos")
     (images / "broken.png").write_bytes(b"no image")

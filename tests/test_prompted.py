@@ -74,27 +74,17 @@ def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
     torch.testing.assert_close(model(images), 7 * features @ text.T)
 
 
+LEARNED = ["blue lake", "red", "green field"]
+
+
 @pytest.mark.parametrize(
     ("written", "classes", "learned"),
     [
-        (
-            {"class_names": ["a", "blue lake", "red", "green field"], "dataset": "EuroSAT"},
-            "base",
-            True,
-        ),
-        # Of an exported folder
-        (
-            {"class_names": ["blue lake", "red", "green field"]},
-            "base",
-            True,
-        ),
-        ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "all", False),
-        ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "new", False),
-        (
-            {"class_names": ["blue lake", "red", "green field"], "dataset": "ImageNet"},
-            "base",
-            False,
-        ),
+        ({"class_names": ["a", *LEARNED], "dataset": "EuroSAT"}, "base", True),
+        ({"class_names": LEARNED}, "base", True),  # of an exported folder
+        ({"class_names": LEARNED, "dataset": "EuroSAT"}, "all", False),
+        ({"class_names": LEARNED, "dataset": "EuroSAT"}, "new", False),
+        ({"class_names": LEARNED, "dataset": "ImageNet"}, "base", False),
         ({}, "base", True),  # a published checkpoint does not say it
         ({}, "all", True),
         ({}, "new", False),

@@ -13,13 +13,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from drawn import cfg_from
 from marks import of_json
 
 from common.start import ROOT
 from runs import configuration
-from runs.arguments import parse_arguments
 from runs.configuration import flatten
-from runs.run_spec import setup_cfg
 from studies.reproduce import read_arguments, study_of
 from studies.scripts import read_table
 
@@ -198,9 +197,7 @@ def effective(facts, settings):
     argv = ["--trainer", facts["method"], "--seed", facts["seed"] or "1"]
     argv += ["--dataset-config-file", f"{ROOT}/configs/datasets/{facts['dataset']}.yaml"]
     argv += ["--config-file", f"{ROOT}/configs/trainers/{facts['yaml']}.yaml"]
-    cfg = flatten(
-        setup_cfg(parse_arguments([*argv, *(item for pair in settings.items() for item in pair)]))
-    )
+    cfg = flatten(cfg_from(*argv, *(item for pair in settings.items() for item in pair)))
     return {
         key: value
         for key, value in cfg.items()

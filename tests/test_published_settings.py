@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 from dassl.config import CfgNode
+from drawn import cfg_from
 from marks import of_json, one_line
 
 import trainers
 from common.start import ROOT
 from configs.files import known_datasets, read_yaml
 from configs.recipes import recipe
-from runs.arguments import parse_arguments
 from runs.configuration import flatten
-from runs.run_spec import setup_cfg
 
 FACTS = of_json(Path(__file__).with_name("published_settings.json"))
 REPOSITORIES = [name for name in FACTS if name != "what"]
@@ -115,9 +114,7 @@ PUBLISHED = published()
 
 def settings(file: str) -> CfgNode:
     """The configuration of a run with a YAML file."""
-    return setup_cfg(
-        parse_arguments(["--trainer", Path(file).parent.name, "--config-file", str(CONFIGS / file)])
-    )
+    return cfg_from("--trainer", Path(file).parent.name, "--config-file", str(CONFIGS / file))
 
 
 def effective(file: str) -> tuple[dict, set[str]]:
@@ -210,7 +207,7 @@ def test_kgcoop_files_of_depts_repository_are_read(method, tmp_path):
     (file := tmp_path / "published.yaml").write_text(
         "TRAINER:\n  COOP:\n    ALPHA: 1.0\n    W: 2.0\n"
     )
-    cfg = setup_cfg(parse_arguments(["--trainer", method, "--config-file", str(file)]))
+    cfg = cfg_from("--trainer", method, "--config-file", str(file))
     assert trainers.methods()[method].settings_of(cfg).W == 2
 
 
@@ -218,12 +215,12 @@ def test_settings_of_coprompts_file_outside_of_its_section_are_read(tmp_path):
     (file := tmp_path / "published.yaml").write_text(
         "TRAINER:\n  CoPrompt:\n    N_CTX: 4\n  W: 8.0\n  DISTILL: mse\n"
     )
-    cfg = setup_cfg(parse_arguments(["--trainer", "CoPrompt", "--config-file", str(file)]))
+    cfg = cfg_from("--trainer", "CoPrompt", "--config-file", str(file))
     settings = trainers.methods()["CoPrompt"].settings_of(cfg)
     assert (settings.N_CTX, settings.W, settings.DISTILL) == (4, 8.0, "mse")
     file.write_text("TRAINER: {W: heavy}\n")
     with one_line(str(file), "TRAINER.COPROMPT.W is 'heavy'", "give a number"):
-        setup_cfg(parse_arguments(["--trainer", "CoPrompt", "--config-file", str(file)]))
+        cfg_from("--trainer", "CoPrompt", "--config-file", str(file))
 
 
 def test_other_files_are_ours_by_their_names():

@@ -5,15 +5,13 @@ from datetime import date
 
 import pytest
 import yaml
-from drawn import arguments
-from marks import of_json, to_json
+from drawn import arguments, cfg_from
+from marks import of_json, one_line, to_json
 from yacs.config import CfgNode
 
 from common.errors import UsageError
 from measures.results import RECORDED
-from runs.arguments import parse_arguments
 from runs.configuration import default_settings, flatten
-from runs.run_spec import setup_cfg
 from runs.same_run import check_finished, check_same_settings
 
 # Keys of later versions, with a value that is not the default.
@@ -42,7 +40,7 @@ def folder(eurosat, tiny, tmp_path):
     arguments.
     """
     argv = arguments(eurosat, tiny, tmp_path / "run")
-    cfg = setup_cfg(parse_arguments(argv))
+    cfg = cfg_from(*argv)
     begin(tmp_path / "run")
 
     def folder(left_out=""):
@@ -67,9 +65,9 @@ def folder(eurosat, tiny, tmp_path):
 def test_setting_that_a_run_lacks_counts_as_its_default(key, finished, folder):
     _, argv = folder(key)
     default = default_settings("MPL")[key]
-    check_same_settings(setup_cfg(parse_arguments([*argv, key, str(default)])), finished)
-    with pytest.raises(UsageError, match=f"holds a run with {key} "):
-        check_same_settings(setup_cfg(parse_arguments([*argv, key, str(LATER[key])])), finished)
+    check_same_settings(cfg_from(*argv, key, str(default)), finished)
+    with one_line(f"holds a run with {key} "):
+        check_same_settings(cfg_from(*argv, key, str(LATER[key])), finished)
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -77,15 +75,15 @@ def test_run_of_a_newer_version_is_refused(finished, folder):
     path, argv = folder()
     config = path / "config.yaml"
     config.write_text(config.read_text() + "LATER: 1\n")
-    with pytest.raises(UsageError, match="the setting LATER, which this version does not have"):
-        check_same_settings(setup_cfg(parse_arguments(argv)), finished)
+    with one_line("the setting LATER, which this version does not have"):
+        check_same_settings(cfg_from(*argv), finished)
 
 
 def test_finished_run_without_its_settings_is_refused(folder):
     path, argv = folder()
     (path / "config.yaml").unlink()
-    with pytest.raises(UsageError, match="config.yaml"):
-        check_same_settings(setup_cfg(parse_arguments(argv)), finished=True)
+    with one_line("config.yaml"):
+        check_same_settings(cfg_from(*argv), finished=True)
 
 
 @pytest.mark.parametrize("damage", ["seed", "shots", "rate", "weights", "config"])
@@ -138,7 +136,7 @@ def test_settings_that_yaml_can_write_are_compared(value, tmp_path):
     (tmp_path / "config.yaml").write_text(CfgNode(settings).dump())
     check_same_settings(CfgNode(settings), finished=False)
     settings["BY_DATASET"]["KEY"] = [value]
-    with pytest.raises(UsageError, match="holds a run with BY_DATASET.KEY"):
+    with one_line("holds a run with BY_DATASET.KEY"):
         check_same_settings(CfgNode(settings), finished=False)
 
 
@@ -153,7 +151,5 @@ def test_root_of_own_images_is_compared_as_a_path(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(settings("birds").dump())
     for same in ("birds", "./birds/", tmp_path / "birds"):
         check_same_settings(settings(same), finished=False)
-    with pytest.raises(
-        UsageError, match="holds a run with DATASET.ROOT birds, this one has /birds"
-    ):
+    with one_line("holds a run with DATASET.ROOT birds, this one has /birds"):
         check_same_settings(settings("/birds"), finished=False)

@@ -4,8 +4,6 @@ it.
 
 import asyncio
 import re
-import shutil
-import signal
 import socket
 import struct
 import time
@@ -43,11 +41,9 @@ gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirem
 from inference.serving import limits, reading  # noqa: E402
 from inference.serving import page as serve_page  # noqa: E402
 from inference.serving.page import MOST_NAMES, MOST_TEXT, Page  # noqa: E402
-from inference.serving.server import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAMES = ["red", "green field", "blue lake"]
 
 
@@ -345,13 +341,8 @@ def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def serve(command, monkeypatch):
+def serve(command, monkeypatch, interrupted_server):
     """`serve(*arguments)`: the command, which Ctrl-C ends as soon as it serves."""
-
-    async def main_loop(server):
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Server, "main_loop", main_loop)
     for key in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(key, "")
     return lambda *arguments: command(serve_command, *arguments)
@@ -376,23 +367,19 @@ def test_ctrl_c_ends_the_server_and_no_uploads_stay(
 
 
 @pytest.fixture
-def tab(page):
+def tab(page, chromium):
     """An open page in headless Chromium, and the addresses that it asked for anything outside of
     the server.
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("there is no Chromium (apt-get install chromium)")
-    with started(page) as (address, _), playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    with started(page) as (address, _):
+        tab = chromium.new_page(viewport={"width": 1280, "height": 900})
         others = []
         tab.set_default_timeout(20_000)
         own = address, "data:", "blob:"
         tab.on("request", lambda request: request.url.startswith(own) or others.append(request.url))
         tab.goto(address)
         yield tab, others
-        browser.close()
+        tab.close()
 
 
 def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, page, tmp_path):

@@ -109,9 +109,12 @@ def test_a_folder_names_no_other_files(file, name, watched):
         clip.load_backbone(str(watched))
 
 
-@pytest.mark.parametrize(
+of_the_hub = pytest.mark.parametrize(
     "keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"]
 )
+
+
+@of_the_hub
 def test_a_repository_of_the_hub_is_data(keys, watched, tmp_path):
     """Whoever names it gets its own files and no other ones."""
     (snapshot,) = (tmp_path / "case/hub/models--stranger--clip/snapshots").iterdir()
@@ -125,9 +128,7 @@ def test_a_repository_of_the_hub_is_data(keys, watched, tmp_path):
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 64])
-@pytest.mark.parametrize(
-    "keys", [BACKBONE, {"model_type": "evil", "auto_map": AUTO_MAP}], ids=["timm", "code"]
-)
+@of_the_hub
 def test_an_exported_folder_names_no_repository(
     keys, sha256, watched, witness, exported, tmp_path, monkeypatch
 ):

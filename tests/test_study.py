@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from drawn import cfg_from
 from finished import InThisProcess, finish
 from marks import of_json, one_line, to_json
 
 from common.results import read_results
 from common.start import ROOT
 from common.version import source
-from runs.arguments import parse_arguments
 from runs.environment import versions
-from runs.run_spec import setup_cfg
 from studies import command as study_command
 from studies import executor, spec
 from studies.study_file import load
@@ -149,7 +148,7 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
     for (run,) in load(
         write(trainers={"x 1": {"trainer": "CoOp"} | value}, protocols="few_shot")
     ).sequences():
-        rate = setup_cfg(parse_arguments(list(run.arguments))).OPTIM.LR
+        rate = cfg_from(*run.arguments).OPTIM.LR
         assert rate == (0.2 if run.dataset == "small_land" else 0.1)
         assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
 
@@ -183,10 +182,10 @@ def test_text_of_a_study_is_a_number_where_a_number_is_wanted(write):
         write(trainers={"KgCoOp": own}, protocols="few_shot", choose={"keys": keys, "by": "oracle"})
     )
     run = next(run for run in study.trials() if run.dataset == "small_land")
-    cfg = setup_cfg(parse_arguments(list(run.arguments)))
+    cfg = cfg_from(*run.arguments)
     assert (cfg.TRAINER.KGCOOP.CTX_INIT, cfg.OPTIM.LR, cfg.CACHE) == ("2024", 0.1, "7")
     run = load(write(trainers={"CoOp": "small"}, protocols="few_shot", cache="7")).runs()[0]
-    assert setup_cfg(parse_arguments(list(run.arguments))).CACHE == "7"
+    assert cfg_from(*run.arguments).CACHE == "7"
 
 
 def test_tests_on_targets_have_the_settings_of_the_source(write):
@@ -199,7 +198,7 @@ def test_tests_on_targets_have_the_settings_of_the_source(write):
     study = load(write(trainers={"CoOp": empty | {"datasets": datasets}, "MPL": empty}))
     for run in study.runs():
         if (run.protocol, run.variant.name) == ("cross_dataset", "CoOp"):
-            cfg = setup_cfg(parse_arguments(list(run.arguments)))
+            cfg = cfg_from(*run.arguments)
             rate = 0.2 if run.dataset == "small_land" else 0.1
             assert cfg.TRAINER.COOP.N_CTX == 8 and rate == cfg.OPTIM.LR
             assert bool(cfg.DATASET.TEMPLATE) == (run.dataset == "small_source")
@@ -220,7 +219,7 @@ def test_included_study_is_valid(file):
             seen.setdefault((run.protocol, run.variant.name), run)
     assert len(seen) >= 3
     for run in seen.values():
-        cfg = setup_cfg(parse_arguments(list(run.arguments)))
+        cfg = cfg_from(*run.arguments)
         method = methods()[run.variant.method]
         lengths = method.vision_lengths(method.settings_of(cfg), 12)
         assert (run.variant.method == "MPL") <= (lengths is not None and len(lengths) == 12)
@@ -360,7 +359,7 @@ def test_damaged_result_has_a_one_line_error(one_run, refused):
 def test_result_with_other_settings_is_refused(one_run, refused):
     file, run = one_run()
     settings = (run.folder / "config.yaml").read_text()
-    cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
+    cfg = cfg_from(*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3")
     (run.folder / "config.yaml").write_text(cfg.dump())
     words = (
         f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (OPTIM.MAX_EPOCH also "
@@ -380,8 +379,5 @@ def test_result_with_other_settings_is_refused(one_run, refused):
 @pytest.mark.parametrize("shots", [[2, 0, 1], "counts/{dataset}.json"])
 def test_numbers_of_images_by_class_are_an_override(shots, write):
     study = load(write(**variant(overrides={"DATASET.NUM_SHOTS": shots})))
-    (found,) = {
-        str(setup_cfg(parse_arguments(list(run.arguments))).DATASET.NUM_SHOTS)
-        for run in study.runs()[:3]
-    }
+    (found,) = {str(cfg_from(*run.arguments).DATASET.NUM_SHOTS) for run in study.runs()[:3]}
     assert found == str(shots)

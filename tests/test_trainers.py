@@ -8,9 +8,9 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-from drawn import METHODS, NEED_SENTENCES, differing, prompts_of, sentences_of
+from drawn import METHODS, NEED_SENTENCES, cfg_from, differing, prompts_of, sentences_of
 from learned import NAMES
-from marks import tables, thorough_but
+from marks import one_line, tables, thorough_but
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
@@ -19,8 +19,6 @@ from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.start import ROOT
 from configs.recipes import recipe
-from runs.arguments import parse_arguments
-from runs.run_spec import setup_cfg
 from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.feature_method import FeatureMethod
@@ -68,7 +66,7 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
     ]
     argv += ["--dataset-config-file", CONFIGS / "datasets/eurosat.yaml", "--config-file", file]
     argv += ["INPUT.SIZE", (size, size), "DATALOADER.NUM_WORKERS", 0, *overrides]
-    return setup_cfg(parse_arguments([str(argument) for argument in argv]))
+    return cfg_from(*argv)
 
 
 @pytest.mark.slow
@@ -171,7 +169,7 @@ def test_clip_lora_learns_from_a_smaller_last_batch(build):
 
 
 def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build):
-    with pytest.raises(UsageError, match="TRAINER.LOCOOP.TOPK is 7, and there are 6 classes"):
+    with one_line("TRAINER.LOCOOP.TOPK is 7, and there are 6 classes"):
         build("LoCoOp", "all", "TOPK", 7).train()
 
 

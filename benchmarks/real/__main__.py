@@ -34,8 +34,9 @@ from fit.result import Fit
 from fit.story import methods_of
 from fit.trials import Backbone, Examples
 
-from . import images, recipes
+from . import recipes
 from .data import SMALL, Data, loaded
+from .options import parser_of_heads
 from .table import table
 
 SHOTS = 1, 2, 4, 8, 16, 40
@@ -124,16 +125,8 @@ def promises(decision: Decision, logits: NDArray[Any], labels: NDArray[Any]) -> 
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="for cells, encoders and sets")
-    parser.add_argument("--sources", type=Path, nargs="+", default=[], help="opened packages")
-    parser.add_argument("--sets", nargs="+", default=[*images.SETS])
-    parser.add_argument("--encoders", nargs="+", default=[SMALL, "lite2"])
-    parser.add_argument("--shots", nargs="+", type=int, default=SHOTS)
+    parser = parser_of_heads(__doc__, encoders=[SMALL, "lite2"], shots=SHOTS)
     parser.add_argument("--swapped", nargs="+", type=int, default=SWAPPED)
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
-    parser.add_argument("--methods", nargs="+", default=[], help="heads to try (default: all)")
-    parser.add_argument("--table", action="store_true", help="print what the cells say")
     return parser.parse_args()
 
 

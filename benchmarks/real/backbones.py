@@ -6,7 +6,6 @@ each encoder alone; test images say which of these was best. backbones.jsonl has
 cell, so that the same command resumes. `--table` prints what the cells say.
 """
 
-import argparse
 import io
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -26,8 +25,8 @@ from fit.request import FitRequest
 from fit.story import methods_of
 from fit.trials import Backbone, Examples
 
-from . import images
 from .data import SMALL, Data, loaded
+from .options import parser_of_heads
 
 APART = 3.0  # points between the best encoder and the second, from which a choice must be right
 
@@ -104,21 +103,11 @@ def pairs(cell: dict[str, Any]) -> Iterator[bool]:
             yield (lead > 0) == (cell["scores"][one] < cell["scores"][other])
 
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="for cells, encoders and sets")
-    parser.add_argument("--sources", type=Path, nargs="+", default=[], help="opened packages")
-    parser.add_argument("--sets", nargs="+", default=[*images.SETS])
-    parser.add_argument("--encoders", nargs="+", default=[SMALL, "lite0", "lite2"])
-    parser.add_argument("--shots", nargs="+", type=int, default=[2, 4, 8, 16])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--methods", nargs="+", default=[], help="heads to try (default: all)")
-    parser.add_argument("--table", action="store_true", help="print what the cells say")
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parsed()
+    encoders = [SMALL, "lite0", "lite2"]
+    args = parser_of_heads(
+        __doc__, encoders=encoders, shots=[2, 4, 8, 16], seeds=[1, 2]
+    ).parse_args()
     file = args.output / "backbones.jsonl"
     done = read_records(file)
     if args.table:

@@ -5,7 +5,6 @@ The data sets, encoders and draws are those of `benchmarks.real`. tuning.jsonl h
 draw, so that the same command resumes. `--table` prints means with their standard errors.
 """
 
-import argparse
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from runs.run_spec import RunSpec
 
 from .__main__ import cell
 from .data import SMALL, Data, images_in, loaded
+from .options import parser
 
 # Of an EfficientNet-Lite; the rates are the best of five pairs on a draw of openclipart or stamps
 SETTINGS = (
@@ -103,20 +103,8 @@ def shown(values: np.ndarray) -> str:
     return f"{values.mean():.1f} ± {error:.1f}"
 
 
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="for draws, encoders and sets")
-    parser.add_argument("--sources", type=Path, nargs="+", default=[], help="opened packages")
-    parser.add_argument("--sets", nargs="+", default=["stamps", "emoji"])
-    parser.add_argument("--encoders", nargs="+", default=["lite2"])
-    parser.add_argument("--shots", nargs="+", type=int, default=[4, 16])
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
-    parser.add_argument("--table", action="store_true", help="print what the draws say")
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parsed()
+    args = parser(__doc__, sets=["stamps", "emoji"], encoders=["lite2"], shots=[4, 16]).parse_args()
     file = args.output / "tuning.jsonl"
     done = read_records(file)
     if args.table:

@@ -6,26 +6,17 @@ and so on, for random values. The same generator state gives the same image.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 64  # pixels of a finished image
 FINE = 128  # pixels while drawing; averaging them makes edges smooth
 
-COLOURS = {
-    "red": (214, 40, 40),
-    "orange": (240, 130, 20),
-    "yellow": (245, 215, 50),
-    "green": (40, 150, 60),
-    "turquoise": (50, 200, 190),
-    "blue": (40, 80, 205),
-    "purple": (125, 45, 155),
-    "pink": (245, 145, 190),
-    "brown": (120, 75, 40),
-    "black": (25, 25, 25),
-    "white": (240, 240, 240),
-}
+DRAWN = yaml.safe_load(Path(__file__).with_name("drawing.yaml").read_text())
+COLOURS: dict[str, list[int]] = DRAWN["colours"]
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 GROUNDS = ("forest", "grassland", "desert", "snow", "farmland", "sea", "town")
 FEATURES = ("river", "road", "lake", "village")
@@ -153,33 +144,20 @@ SHAPES: dict[str, np.ndarray] = {
     "pentagon": regular(5),
     "hexagon": regular(6, 1 / 6),
     "star": 1.1 * (regular(10) * np.tile([[1], [0.42]], (5, 1))),
-    "cross": np.array([(1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3)]
-                      + [(-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3)]) / 3,
+    "cross": np.array(DRAWN["cross"]) / 3,
     "heart": np.stack([np.sin(T) ** 3,
                        -(13 * np.cos(T) - 5 * np.cos(2 * T) - 2 * np.cos(3 * T)
                          - np.cos(4 * T)) / 16], 1),
-    "arrow": np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]),
+    "arrow": np.array(DRAWN["arrow"]),
     "crescent": np.concatenate([ARC[24:] , (0.75 * ARC[:23:-1] + (0.5, 0))]),
     "ring": np.concatenate([ARC, ARC[:1], 0.5 * ARC[:1], 0.5 * ARC[::-1]]),
     "drop": np.stack([1.1 * np.sin(T) * np.sin(T / 2) ** 2, -np.cos(T)], 1),
     "semicircle": ARC[:25] * (1.6, 1) - (0.8, 0),
-    "bowtie": np.array([(-1, -0.7), (0, -0.1), (1, -0.7), (1, 0.7), (0, 0.1), (-1, 0.7)]),
+    "bowtie": np.array(DRAWN["bowtie"]),
 }  # fmt: skip
 
 
 # --- lands
-
-
-# The darkest and the brightest colour
-COVERS = {
-    "forest": ((18, 62, 28), (52, 112, 52)),
-    "grassland": ((120, 165, 72), (158, 192, 98)),
-    "snow": ((205, 215, 228), (250, 250, 252)),
-    "sea": ((14, 40, 92), (30, 72, 130)),
-    "desert": ((196, 160, 100), (228, 200, 148)),
-}
-CROPS = ((196, 180, 92), (112, 150, 62), (150, 120, 72), (86, 124, 50), (214, 200, 130))
-ROOFS = ((160, 82, 62), (190, 186, 180), (108, 104, 104), (178, 120, 96))
 
 
 def ground(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -187,9 +165,9 @@ def ground(name: str, rng: np.random.Generator) -> np.ndarray:
     coarse = clouds(rng, 6)[..., None]
     fine = clouds(rng, 40)[..., None]
     if name == "farmland":
-        return plots(CROPS, 32, 2, rng)
+        return plots(DRAWN["crops"], 32, 2, rng)
     if name == "town":
-        return plots(ROOFS, 14, 5, rng)
+        return plots(DRAWN["roofs"], 14, 5, rng)
     mix = coarse
     if name == "forest":
         mix = fine
@@ -197,19 +175,19 @@ def ground(name: str, rng: np.random.Generator) -> np.ndarray:
         mix = fine * 0.3 + coarse * 0.7
     elif name == "desert":
         mix = 0.5 + 0.5 * np.sin(2 * np.pi * grid(rng, 7, 180)[0][..., None] + 5 * coarse)
-    low, high = COVERS[name]
+    low, high = DRAWN["covers"][name]
     return np.array(low) * (1 - mix) + np.array(high) * mix
 
 
 def plots(
-    colours: Sequence[tuple[int, int, int]], step: int, gap: int, rng: np.random.Generator
+    colours: Sequence[list[int]], step: int, gap: int, rng: np.random.Generator
 ) -> np.ndarray:
     """(FINE, FINE, 3): squares of these colours with gaps between them, turned."""
     image = Image.new("RGB", (FINE, FINE), (142, 140, 136))
     pen = ImageDraw.Draw(image)
     for x in range(-int(rng.integers(step)), FINE, step):
         for y in range(-int(rng.integers(step)), FINE, step):
-            pen.rectangle((x, y, x + step - gap, y + step - gap), fill=pick(rng, colours))
+            pen.rectangle((x, y, x + step - gap, y + step - gap), fill=tuple(pick(rng, colours)))
     turned = image.rotate(
         rng.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=(142, 140, 136)
     )

@@ -115,30 +115,22 @@ ADAM = {"betas": (0.8, 0.95), "eps": 1e-3}
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "kind", "own"),
     [
-        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, **ADAM)),
-        ("amsgrad", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, **ADAM, amsgrad=True)),
-        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, **ADAM)),
-        ("radam", lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.2, **ADAM)),
-        (
-            "rmsprop",
-            lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2, momentum=0.7, alpha=0.6),
-        ),
-        (
-            "sgd",
-            lambda p: torch.optim.SGD(
-                p, lr=0.1, weight_decay=0.2, momentum=0.7, dampening=0.0, nesterov=True
-            ),
-        ),
+        ("adam", "Adam", ADAM),
+        ("amsgrad", "Adam", ADAM | {"amsgrad": True}),
+        ("adamw", "AdamW", ADAM),
+        ("radam", "RAdam", ADAM),
+        ("rmsprop", "RMSprop", {"momentum": 0.7, "alpha": 0.6}),
+        ("sgd", "SGD", {"momentum": 0.7, "dampening": 0.0, "nesterov": True}),
     ],
 )
-def test_optimizers_use_all_options(name, expected):
+def test_optimizers_use_all_options(name, kind, own):
     options = {"NAME": name, "LR": 0.1, "WEIGHT_DECAY": 0.2, "MOMENTUM": 0.7, "SGD_NESTEROV": True}
     cfg = optim_cfg(ADAM_BETA1=0.8, ADAM_BETA2=0.95, ADAM_EPS=1e-3, RMSPROP_ALPHA=0.6, **options)
     model = torch.nn.Linear(2, 2)
     built = build_optimizer(model, cfg)
-    wanted = expected(model.parameters())
+    wanted = getattr(torch.optim, kind)(model.parameters(), lr=0.1, weight_decay=0.2, **own)
     assert type(built) is type(wanted) and built.defaults == wanted.defaults
 
 
