@@ -92,10 +92,9 @@ def test_a_run_of_a_bank_is_that_of_its_images(
     method, pairs = case
     pairs = [*pairs, finished("CoOp", "all")] if pairs[-1:] == ["TRAINER.STATA.OVER"] else pairs
     folder = banked("--precision", "float32", "--look")
-    assert launch(*line(method, *pairs, output="images")).status == 0
+    launch.works(*line(method, *pairs, output="images"))
     blank(data)
-    done = launch(*line(method, *pairs, "BANK", folder, output="bank_run"))
-    assert done.status == 0, done.errors
+    launch.works(*line(method, *pairs, "BANK", folder, output="bank_run"))
     first, second = tmp_path / "images", tmp_path / "bank_run"
     assert results(second) == results(first)
     np.testing.assert_allclose(logits(second), logits(first), atol=2e-3)
@@ -104,7 +103,7 @@ def test_a_run_of_a_bank_is_that_of_its_images(
             assert all(np.array_equal(seen[name], found[name]) for name in seen.files)
     shutil.rmtree(data / "eurosat/2750")
     (data / "eurosat/2750").mkdir()
-    assert launch(*line(method, *pairs, "BANK", folder, output="gone")).status == 0
+    launch.works(*line(method, *pairs, "BANK", folder, output="gone"))
     assert results(tmp_path / "gone") == results(first)
     if method == "GDA":
         assert "are missing, the first" in command(calibrate, tmp_path / "gone").error
@@ -113,36 +112,34 @@ def test_a_run_of_a_bank_is_that_of_its_images(
 def test_a_run_resumes_and_is_tested_with_a_bank(banked, launch, line, data, tmp_path):
     folder = banked()  # in float16, without looks
     words = "TaskRes", "TRAIN.CHECKPOINT_FREQ", 1
-    assert launch(*line(*words)).status == 0
+    launch.works(*line(*words))
     run = tmp_path / "out"
     first = logits(run)
     blank(data)
     (run / "results.json").unlink()
-    done = launch(*line(*words, "BANK", folder))
-    assert done.status == 0 and "will resume" in done.printed, done.printed
+    done = launch.works(*line(*words, "BANK", folder))
+    assert "will resume" in done.printed
     np.testing.assert_allclose(logits(run), first, atol=0.1)
-    done = launch(*line(*words, "BANK", folder, output="new"))
-    assert done.status == 0 and "was written without --look" in done.printed
+    done = launch.works(*line(*words, "BANK", folder, output="new"))
+    assert "was written without --look" in done.printed
     assert not (tmp_path / "new/seen.npz").exists()
     tests = "--eval-only", "--model-dir", run
-    done = launch(*line("TaskRes", "BANK", folder, output="test", options=tests))
-    assert done.status == 0, done.errors
+    done = launch.works(*line("TaskRes", "BANK", folder, output="test", options=tests))
     np.testing.assert_allclose(logits(tmp_path / "test"), first, atol=0.1)
 
 
 def test_images_are_found_by_their_checksums(banked, launch, line, refuses, data, tmp_path):
     folder = banked("--precision", "float32")
-    assert launch(*line("GDA", output="images")).status == 0
+    launch.works(*line("GDA", output="images"))
     other = shutil.copytree(data, tmp_path / "other", copy_function=shutil.copyfile)
     shutil.rmtree(data)
-    done = launch(*line("GDA", "BANK", folder, root=other, output="moved"))
-    assert done.status == 0, done.errors
+    launch.works(*line("GDA", "BANK", folder, root=other, output="moved"))
     assert results(tmp_path / "moved") == results(tmp_path / "images")
     links = tmp_path / "links/eurosat"
     links.mkdir(parents=True)
     (links / "2750").symlink_to(other / "eurosat/2750")
     shutil.copy(next((other / "eurosat").glob("*.json")), links)
-    assert launch(*line("GDA", "BANK", folder, root=links.parent, output="linked")).status == 0
+    launch.works(*line("GDA", "BANK", folder, root=links.parent, output="linked"))
     changed = next((other / "eurosat/2750").rglob("*.png"))
     changed.write_bytes(b"another")
     refuses(

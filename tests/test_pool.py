@@ -6,9 +6,8 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from marks import of_json
+from marks import of_json, one_line
 
-from common.errors import UsageError
 from fit import command as fit
 from fit.candidates import CANDIDATES, POOLED, VISION, ZERO_SHOT, Candidate, members
 from fit.decision import decide
@@ -172,24 +171,22 @@ def test_a_fit_says_what_it_saw_without_labels(command, folders, tiny, tmp_path)
 def test_a_classifier_has_the_same_pool(command, folders, tiny, tmp_path):
     photos, pool = folders
     line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", VISION, "--pool", pool]
-    assert command(fit, *line, "--to", tmp_path / "model").status == 0
+    command.works(fit, *line, "--to", tmp_path / "model")
     model = Classifier(str(tiny), minutes=0, methods=[VISION], pool=str(pool)).fit(photos)
     model.save(tmp_path / "saved")
     kept = "request", "pool", "estimate", "names", "notes"
-    of_command, of_class = (
-        json.loads((tmp_path / name / "fit.json").read_text()) for name in ("model", "saved")
-    )
+    of_command, of_class = (of_json(tmp_path / name / "fit.json") for name in ("model", "saved"))
     assert {key: of_command[key] for key in kept} == {key: of_class[key] for key in kept}
     images = of_class["pool"]["images"]
     asked = next(pool.glob("*-t*"))
     model.partial_fit([asked], [of_class["names"][0]])
     model.save(tmp_path / "more")
     assert model.update_ == FITTED_AGAIN
-    record = json.loads((tmp_path / "more/fit.json").read_text())
+    record = of_json(tmp_path / "more/fit.json")
     assert record["pool"]["images"] == images - 1
-    with pytest.raises(UsageError, match="a pool is of images"):
+    with one_line("a pool is of images"):
         Classifier(None, pool=str(pool)).fit(np.eye(4), [0, 0, 1, 1])
-    with pytest.raises(UsageError, match="there is no folder, list or bank"):
+    with one_line("there is no folder, list or bank"):
         Classifier(str(tiny), minutes=0, pool=tmp_path / "nothing").fit(photos)
 
 
