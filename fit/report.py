@@ -186,9 +186,9 @@ def page(fit: Fit) -> str:
         "suspects": doubtful[:MOST],
         "confused": confused(fit)[: MOST // 2],
     }
+    words["suspected"] = len(doubtful)
     template = Path(__file__).with_name("report.html")
-    found = words | tables | {"suspected": len(doubtful)}
-    return render(template, **found, fit=fit, thumbnail=thumbnail)
+    return render(template, **words, **tables, fit=fit, thumbnail=thumbnail)
 
 
 def leaderboard(rows: list[dict[str, Any]]) -> pd.DataFrame:

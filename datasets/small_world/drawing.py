@@ -7,6 +7,7 @@ and so on, for random values. The same generator state gives the same image.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -273,7 +274,7 @@ def draw_objects(subject: Subject, style: Style, rng: np.random.Generator) -> np
     return np.where(inside[..., None], filled, background(colour, style, rng))
 
 
-def pick(rng: np.random.Generator, names) -> str:
+def pick(rng: np.random.Generator, names) -> Any:
     names = list(names)
     return names[rng.integers(len(names))]
 

@@ -42,8 +42,8 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
             f"{without:,} of {len(drawn):,} images drawn at random have no label: the estimate is "
             "of images like the others."
         )
-    of_class = record["of_class"]
-    return [*said, *notes, *forecast(estimate, len(record["names"]), of_class, labels)]
+    said += notes
+    return said + forecast(estimate, len(record["names"]), record["of_class"], labels)
 
 
 def forecast(
