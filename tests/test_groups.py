@@ -138,24 +138,23 @@ def test_photos_of_one_camera_within_seconds_are_a_burst():
     assert copies.bursts([photo(5)] * 8, [0] * 4 + [1] * 4).tolist() == []
 
 
+def check_folds(held, labels, groups):
+    """A group is in one fold, and each class of a fold is in another one, too."""
+    for row in held:
+        for group in np.unique(groups):
+            assert len(np.unique(row[groups == group])) == 1
+        for fold in np.unique(row[row != choice.NEVER]):
+            assert set(labels[row == fold]) <= set(labels[row != fold])
+
+
 def test_folds_hold_out_groups_and_leave_each_class_a_group():
     labels = np.repeat([0, 0, 0, 1, 1, 1, 2, 3, 3], 4)
     groups = np.repeat(np.arange(9), 4)
     held = choice.folds(labels, groups, 1)
-    assert held.shape == (2, 36)
-    for row in held:
-        for group in np.unique(groups):
-            assert len(np.unique(row[groups == group])) == 1
-        assert (row[labels == 2] == choice.NEVER).all()
-        for fold in range(row.max() + 1):
-            assert set(labels[row != fold]) == {0, 1, 2, 3}
+    assert held.shape == (2, 36) and (held[:, labels == 2] == choice.NEVER).all()
+    check_folds(held, labels, groups)
     shared = np.where(labels == 3, groups - 7, groups)  # a patient with images of two classes
-    held = choice.folds(labels, shared, 1)
-    for row in held:
-        for group in np.unique(shared):
-            assert len(np.unique(row[shared == group])) == 1
-        for fold in range(row.max() + 1):
-            assert set(labels[row != fold]) == {0, 1, 2, 3}
+    check_folds(choice.folds(labels, shared, 1), labels, shared)
     assert len(choice.folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 1)) == 0
 
 
@@ -169,10 +168,7 @@ def test_folds_of_any_groups_keep_them_together_and_classes_known(random_seed):
         for row in held:
             folds = np.unique(row[row != choice.NEVER])
             assert len(folds) >= 2 and folds.tolist() == list(range(len(folds)))
-            for group in np.unique(groups):
-                assert len(np.unique(row[groups == group])) == 1
-            for fold in folds:
-                assert set(labels[row == fold]) <= set(labels[row != fold])
+        check_folds(held, labels, groups)
 
 
 def test_copies_change_no_mean_error_temperature_set_or_threshold(random_seed):
