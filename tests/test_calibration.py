@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_inputs import drawn_features
 from marks import golden_cases, one_line
+from naive import unit
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
@@ -53,10 +54,6 @@ def test_temperature_equals_published(temperature_scaling):
     assert nll(optimum[n:], labels[n:]) == pytest.approx(case["optimum"]["nll_test"], rel=1e-6)
     found = metrics.ece(confidence[n:], optimum[n:].argmax(axis=1) == labels[n:], 10, "below")
     assert found == pytest.approx(case["optimum"]["ece10_test"], abs=1e-5)
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def test_dac_equals_published(dac):

@@ -1,6 +1,7 @@
 """The key `choose` of a study: trials, the choice, and the runs with it."""
 
 import json
+from itertools import product
 
 import pytest
 from drawn import cfg_from, write_eurosat
@@ -103,26 +104,15 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "best"),
+    ("percents", "best"),  # of 0.1 with two seeds, then of 0.02
     [
-        # The mean over seeds
-        (
-            {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 55, ("0.02", 2): 56},
-            "0.02",
-        ),
-        # A tie: the first value
-        (
-            {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60},
-            "0.1",
-        ),
-        # But for rounding
-        (
-            {("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60.0000001},
-            "0.1",
-        ),
+        ((60, 50, 55, 56), "0.02"),  # the mean over seeds
+        ((60, 50, 50, 60), "0.1"),  # a tie: the first value
+        ((60, 50, 50, 60.0000001), "0.1"),  # but for rounding
     ],
 )
-def test_one_choice_for_all_seeds(chosen, accuracies, best):
+def test_one_choice_for_all_seeds(chosen, percents, best):
+    accuracies = dict(zip(product(("0.1", "0.02"), (1, 2)), percents, strict=True))
     study = load(chosen(seeds=[1, 2]), settings=False)
     assert len(decide(study)) == 1 and not study.searches[0].file.exists()
     finish_trials(study, lambda run: accuracies[run.values[1], run.seed])
