@@ -123,7 +123,7 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     torch.testing.assert_close(after - before, torch.tensor([[0, 0, added, added]] * 12))
     classifier = heads.classifier([(raised, 1.0)], *seen, {})
     classifier.save(tmp_path)
-    record = json.loads((tmp_path / "config.json").read_text())
+    record = of_json(tmp_path / "config.json")
     assert record["without_images"] == names[2:] and record["offset"] == pytest.approx(added)
     loaded = load(tmp_path, LoadOptions(backbone=str(tiny)))
     behind = BehindTower(loaded)
@@ -131,7 +131,7 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     others = behind.predict(x, ["red", "brown"]).logits
     torch.testing.assert_close(others, after[:, [0, 3]], atol=1e-3, rtol=1e-3)
     heads.classifier([(plain, 1.0)], *seen, {}).save(tmp_path)
-    assert "offset" not in json.loads((tmp_path / "config.json").read_text())
+    assert "offset" not in of_json(tmp_path / "config.json")
 
 
 def test_a_fit_with_classes_without_images(command, photos, tiny, tmp_path):
