@@ -11,7 +11,9 @@ from ..choice import gain, interval
 from ..images import ASKED
 
 MORE = 50  # labels
-NOTES = "NO ESTIMATE", "The estimate is of the classes with images"  # of a fit
+# Notes of a fit
+NO_ESTIMATE = "NO ESTIMATE"
+OF_CLASSES = "The estimate is of the classes with images"
 LEAST_GAIN = 1.0  # points of MORE labels, below which they are not worth it
 
 
@@ -25,7 +27,8 @@ def advice(record: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:
     estimate = record.get("estimate")
     if not record.get("finished"):
         return []
-    notes = [note for note in record["notes"] if note.startswith(NOTES)]
+    kind = OF_CLASSES if estimate else NO_ESTIMATE
+    notes = [note for note in record["notes"] if note.startswith(kind)]
     if not estimate:
         return notes
     labels = len(record["images"])
