@@ -50,17 +50,8 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
             "embed images with paths of their own",
             folder,
         )
-    found = [
-        replace(
-            photo,
-            path=row["path"],
-            sha256=row["sha256"],
-            pixels_sha256=row.get("pixels_sha256", ""),
-            bank=str(folder),
-        )
-        for photo, row in zip(labelled(rows, labels), rows, strict=True)
-        if photo
-    ]
+    photos = zip(labelled(rows, labels), rows, strict=True)
+    found = [of_bank(photo, row, folder) for photo, row in photos if photo]
     if not found:
         raise UsageError(f"no image of {folder} has a label", "give --labels CSV", folder)
     if len(found) < len(rows):
@@ -70,16 +61,18 @@ def photos_in(folder: Path, labels: Path | None = None) -> list[Photo]:
 
 def unlabelled_in_bank(folder: Path) -> list[Photo]:
     """All images of a bank, without their labels."""
-    return [
-        Photo(
-            row["path"],
-            "",
-            sha256=row["sha256"],
-            pixels_sha256=row.get("pixels_sha256", ""),
-            bank=str(folder),
-        )
-        for row in rows_in(folder)
-    ]
+    return [of_bank(Photo(row["path"], ""), row, folder) for row in rows_in(folder)]
+
+
+def of_bank(photo: Photo, row: Mapping[str, Any], folder: Path) -> Photo:
+    """The image of a row of a bank."""
+    return replace(
+        photo,
+        path=row["path"],
+        sha256=row["sha256"],
+        pixels_sha256=row.get("pixels_sha256", ""),
+        bank=str(folder),
+    )
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:

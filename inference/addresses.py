@@ -16,7 +16,7 @@ from common.errors import UsageError, one_line
 from common.start import path
 from datasets.folders import is_image
 
-from .tars import MAX_BYTES
+from .tars import MAX_BYTES, Member
 
 WEB = "http", "https"
 KNOWN = (*WEB, "s3", "gs", "gcs", "abfs", "az", "hdfs", "file", "memory")
@@ -75,6 +75,9 @@ class Address:
         if len(content) > MAX_BYTES:
             raise UsageError(f"{self.url} has more than {MAX_BYTES:,} bytes", "shorten it")
         return content
+
+
+Image = Path | Member | Address  # what a command reads as one
 
 
 def source(text: str) -> Any:

@@ -16,20 +16,18 @@ from common.errors import MissingFileError, UsageError
 from common.text import read_bytes
 from datasets.copies import Look
 
-from .addresses import Address, UnreachableError
+from .addresses import Image, UnreachableError
 from .bank import BankFiles
 from .behind_tower import BehindTower
 from .classifier import PromptedClassifier
 from .images import in_threads, one_thread
 from .models import Model
 from .predictions import Predictions
-from .tars import Member
 
 # Class names: until here one thread is as fast, and from here on their text features take long
 FEW = 100
 MANY = 5000
 Row = dict[str, Any]
-Image = Path | Member | Address
 
 
 def content_of(file: Image) -> Content:

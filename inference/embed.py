@@ -17,13 +17,13 @@ from common.files import replacing
 from common.start import Parser, at_least, path, required_packages
 from datasets.copies import SHAPE, Look, Taken
 
-from .addresses import Address, source
+from .addresses import Image, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .bank import FORM, ROWS, is_bank
 from .options import LoadOptions
 from .shards import Output, add_shard_options, end, facts_of, write_shards, write_tables
 from .tables import REQUIREMENTS, as_unicode, parts
-from .tars import Member, expanded
+from .tars import expanded
 
 if TYPE_CHECKING:
     from .classifier import PromptedClassifier
@@ -155,7 +155,7 @@ class Features(Output):
         features = self.folder / f"img_emb/img_emb_{number:05}.npy"
         return [features, self.folder / f"metadata/metadata_{number:05}.parquet"]
 
-    def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Image], facts: bytes) -> None:
         *features, file = self.files(number)
         rows = self.rows(images)
         if features:
@@ -166,7 +166,7 @@ class Features(Output):
         tables = map(self.table, parts(rows, ROWS))
         write_tables(file, self.table([]).schema, tables, {self.name: facts})
 
-    def rows(self, images: Sequence[Path | Member | Address]) -> Iterator[Embedded]:
+    def rows(self, images: Sequence[Image]) -> Iterator[Embedded]:
         for part in embedded(images, self):
             yield from part
             self.advance(len(part), sum(bool(row.error) for row in part))
@@ -181,7 +181,7 @@ class Features(Output):
         columns = table_of(rows, "path") | {"feature": fixed_lists(array, rows)}
         return pyarrow.table(columns | self.columns_for_heads(rows))
 
-    def of_batch(self, files: Sequence[Path | Member | Address]) -> list[Embedded]:
+    def of_batch(self, files: Sequence[Image]) -> list[Embedded]:
         from .batches import Reader, read_batch
 
         reader = Reader(True, self.args.look)
@@ -222,9 +222,7 @@ class Features(Output):
         return rows
 
 
-def embedded(
-    files: Sequence[Path | Member | Address], output: Features
-) -> Iterator[list[Embedded]]:
+def embedded(files: Sequence[Image], output: Features) -> Iterator[list[Embedded]]:
     """The features of one batch of images after another, and why others have none."""
     from .images import in_threads
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from common.errors import UsageError
 from common.start import Parser, at_least, path, required_packages
 
-from .addresses import Address, source
+from .addresses import Address, Image, source
 from .arguments import (
     MODELS,
     add_calibration_options,
@@ -42,7 +42,7 @@ from .tables import (
     parts,
     write,
 )
-from .tars import Member, expanded
+from .tars import expanded
 
 if TYPE_CHECKING:
     from .batches import Row
@@ -206,12 +206,12 @@ class Answers(Output):
         class_lists = [class_names or model.classifier.class_names for model in models]
         self.layout = replace(layout_of(args, class_lists), errors=True)
 
-    def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Image], facts: bytes) -> None:
         (file,) = self.files(number)
         tables = (arrow_table(part, self.layout) for part in parts(self.rows(images), ROWS))
         write_tables(file, arrow_table([], self.layout).schema, tables, {self.name: facts})
 
-    def rows(self, images: Sequence[Path | Member | Address]) -> Iterator["Row"]:
+    def rows(self, images: Sequence[Image]) -> Iterator["Row"]:
         from .batches import predict_files
 
         for part in predict_files(self.models, images, self.class_names, *self.asked):

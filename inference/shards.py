@@ -17,12 +17,12 @@ from common.files import PARTIAL, checksum, replacing, write_text
 from common.lock import LOCK, is_locked, locked
 from common.text import read_json
 
-from .addresses import Address
+from .addresses import Image
 from .bank import COUNT, Bank, BankFiles, is_bank
 from .engine import written
 from .options import LoadOptions
 from .sources import images_in
-from .tars import Member, expanded, is_tar, members_in
+from .tars import expanded, is_tar, members_in
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -92,7 +92,7 @@ class Output:
         """The files of a shard, in the order in which they are written."""
         return [self.folder / f"{number:05}.parquet"]
 
-    def write(self, number: int, images: Sequence[Path | Member | Address], facts: bytes) -> None:
+    def write(self, number: int, images: Sequence[Image], facts: bytes) -> None:
         """Write the files of a shard; the last one is Parquet with the facts in its metadata."""
         raise NotImplementedError
 
