@@ -22,7 +22,6 @@ from trainers.base.feature_method import FeatureMethod
 from trainers.base.vision import FrozenTower
 
 from .run_spec import RunSpec
-from .tested import tested_images
 
 
 class BankedImages:
@@ -137,7 +136,9 @@ def read_images(spec: RunSpec, trainer: Any) -> list[Any]:
     trains = method.learns and not spec.args.eval_only
     has_support = getattr(method, "reads_support", False)
     chooses = trains and any(choice.split == "val" for choice in method.choices)
-    images = [] if cfg.TEST.NO_TEST else [*tested_images(cfg, trainer)[1]]
+    validates = cfg.TEST.SPLIT == "val" and trainer.val_loader
+    tested = trainer.val_loader if validates else trainer.test_loader
+    images = [] if cfg.TEST.NO_TEST else [*tested.dataset.data_source]
     if trains or has_support:
         images += dataset.train_x
     if chooses or cfg.TEST.CALIBRATE or getattr(method.settings, "SUPPORT", False):

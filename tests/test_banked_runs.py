@@ -147,6 +147,15 @@ def test_images_are_found_by_their_checksums(banked, launch, line, refuses, data
     )
 
 
+def test_a_bank_needs_no_other_images_than_the_run_reads(banked, launch, line, refuses, data):
+    for file in (data / "eurosat/2750").rglob("t*.png"):  # of training and of the test
+        file.unlink()
+    folder = banked()
+    pairs = "BANK", folder, "TEST.SPLIT", "val"
+    assert launch(*line("StatA", *pairs, output="val")).status == 0
+    refuses("lacks 24 of 24 images", "StatA")
+
+
 def test_what_a_bank_does_not_have_is_refused(banked, refuses, finished, tiny, data, tmp_path):
     refuses("which is no bank", "GDA")
     damaged = next((data / "eurosat/2750").rglob("*.png"))
