@@ -280,7 +280,7 @@ def features_by(cfg: CfgNode, model: PromptedCLIP, loader: Any, bank: Any) -> Ca
 
 
 def cached_features(
-    cfg: CfgNode, model: PromptedCLIP, loader: Any, bank: Any
+    cfg: CfgNode, model: PromptedCLIP, loader: Any, bank: Any = None
 ) -> CachedFeatures | None:
     """`features_by` a bank or CACHE; None without both, or if features cannot be kept.
 
