@@ -25,6 +25,7 @@ import torch
 from dassl.config import get_cfg_default
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
+from scipy.stats import sem
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -295,8 +296,7 @@ def print_bars(
 
 def in_errors(differences: NDArray[Any]) -> NDArray[Any]:
     """The means over pools of (pools, cells) in units of their standard errors."""
-    errors = differences.std(axis=0, ddof=1) / len(differences) ** 0.5
-    return differences.mean(axis=0) / errors
+    return differences.mean(axis=0) / sem(differences)
 
 
 def labels_needed(labels: Sequence[int], accuracies: NDArray[Any], accuracy: float) -> float:
@@ -328,8 +328,7 @@ def difference(
     if method == "random":
         return f"{areas[:, 0].mean():.1f}"
     differences = areas[:, 0] - areas[:, 1]
-    error = differences.std(ddof=1) / len(differences) ** 0.5
-    return f"{differences.mean():+.1f} ({error:.1f})"
+    return f"{differences.mean():+.1f} ({sem(differences):.1f})"
 
 
 def main() -> None:

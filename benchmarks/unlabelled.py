@@ -192,9 +192,8 @@ def table(records: list[dict[str, Any]]) -> None:
     print(f"{len(records)} draws: mean gain {mean:+.2f}, worst {min(differences):+.1f}")
     worst = min(gains, key=lambda place: gains[place])
     print(f"worst cell: {worst}, {gains[worst]:+.2f}")
-    known = [record for record in records if "low" in record]
-    inside = sum(record["low"] <= record["with"] <= record["high"] for record in known)
-    print(f"intervals that contain the truth: {inside} of {len(known)}")
+    inside = [one["low"] <= one["with"] <= one["high"] for one in records if "low" in one]
+    print(f"intervals that contain the truth: {sum(inside)} of {len(inside)}")
 
 
 def mean_gain(cell: list[dict[str, Any]]) -> float:

@@ -168,8 +168,7 @@ def predict_rows(
         said = [one.predict(before, class_names) for one in behind] if len(before) else []
         images, *sides = part.columns.values()
         sizes: list[Any] = list(zip(*sides, strict=True)) or [None] * len(images)
-        known = zip(images, part.faults, sizes, strict=True)
-        yield answers_of(models, known, said, asked)
+        yield answers_of(models, zip(images, part.faults, sizes, strict=True), said, asked)
 
 
 def answers_of(

@@ -177,15 +177,25 @@ def write_shards(
         output.bar = bar
         if not bar.disable:
             bar.total = total_of(shards_in(paths), part)
-        if args.engine:
-            for images, errors in written(output, words, own(), args.address):
-                output.advance(images, errors)
-        else:
-            for number, shard in own():
-                write_shard(output, number, shard)
+        write_each(output, own(), args, words)
         remove_from(output, numbers[0], part)
         state_count(output, numbers[0], part)
     return output.errors
+
+
+def write_each(
+    output: Output,
+    shards: Iterator[tuple[int, Shard]],
+    args: Namespace,
+    words: Sequence[str] | None,
+) -> None:
+    """Write numbered shards, in the processes of an engine if the command has one."""
+    if args.engine:
+        for images, errors in written(output, words, shards, args.address):
+            output.advance(images, errors)
+    else:
+        for number, shard in shards:
+            write_shard(output, number, shard)
 
 
 def total_of(shards: Iterator[Shard], part: Share) -> int:
