@@ -221,7 +221,7 @@ def compared(
 
     Args:
         found: (backbones, repeats, held, classes), by `options.nested`.
-        scores: the cross-entropies that the choice among backbones was made by.
+        scores: that the choice among backbones was made by.
     """
     assert decision.trials is not None
     sample = decision.trials.sample
@@ -231,7 +231,7 @@ def compared(
         accuracy = 100 * sample.mean(choice.right(logits, sample.labels))
         low, high = choice.interval(accuracy, sample.size)
         row = {"backbone": backbone.name, "accuracy": accuracy, "low": low, "high": high}
-        rows.append(row | {"cross_entropy": score})
+        rows.append(row | {"score": score})
         candidates += [row | {"backbone": backbone.name} for row in own.rows]
     return replace(decision, trials=replace(decision.trials, rows=candidates), backbones=rows)
 

@@ -54,7 +54,7 @@ def cell(data: dict[str, Data], shots: int, seed: int, methods: list[str]) -> di
     accuracies = {one.name: tested(one, decisions[one.name], data[one.name]) for one in backbones}
     estimate = decision.estimates["folder"]
     record = {"chosen": chosen, "accuracies": accuracies, "estimate": estimate.accuracy}
-    record["scores"] = {row["backbone"]: row["cross_entropy"] for row in decision.backbones}
+    record["scores"] = {row["backbone"]: row["score"] for row in decision.backbones}
     return record | {"low": estimate.low, "high": estimate.high}
 
 
