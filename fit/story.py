@@ -140,6 +140,8 @@ def decided(
     place, decision = decide_among(backbones, request, plan)
     priced = [row | price(row["backbone"], plan.ms[row["backbone"]]) for row in decision.backbones]
     notes = [*decision.notes, *left_out(request, photos, several)]
+    if photos.without_images and decision.estimates:
+        notes.append("The estimate is of the classes with images")
     return sources[place], towers[place], replace(decision, backbones=priced, notes=notes)
 
 
@@ -176,7 +178,6 @@ def left_out(request: FitRequest, photos: Photos, several: bool) -> Iterator[str
     if without := photos.without_images:
         some = ", ".join(without)
         yield f"Heads that can do without images of a class were tried: there is none of {some}"
-        yield "The estimate is of the classes with images"
     if several and request.minutes:
         yield "Of several backbones heads alone were compared: name one to train prompts, too"
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import thorough_but
 from PIL import Image
 
 from common.renaming import NAMES, PACKAGE, renamed, with_commands
@@ -111,6 +112,8 @@ HELPED = [
     "embed",
     "calibrate",
     "export",
+    "label",
+    "merge",
     "serve",
     "inspect",
     "train",
@@ -120,7 +123,7 @@ HELPED = [
 ]
 
 
-@pytest.mark.parametrize("command", HELPED)
+@pytest.mark.parametrize("command", thorough_but(("fit", "label", "predict", "train"), HELPED))
 def test_each_command_of_an_installation_has_its_help(command, installed):
     printed = installed(command, "--help")
     assert f"mpl {command}" in printed and "tools/" not in printed and "train.py" not in printed

@@ -176,3 +176,12 @@ def test_test_images_may_be_of_classes_without_images(command, photos, tiny, tmp
     command.works(fit, *line, "--classes", "brown")
     done = command(fit, *line[:-1], tmp_path / "other")
     assert "which the training images lack" in done.error
+
+
+def test_nothing_is_said_of_an_estimate_that_is_not_there(command, photos, tiny, tmp_path):
+    for folder in photos.iterdir():
+        for file in sorted(folder.iterdir())[1:]:
+            file.unlink()
+    line = [photos, "--backbone", tiny, "--minutes", 0, "--methods", "ProKeR"]
+    done = command.works(fit, *line, "--classes", *MORE, "--to", tmp_path / "model")
+    assert "none could be held out" in done.printed and "The estimate is" not in done.printed
