@@ -58,6 +58,9 @@ def test_a_kernel_probe_is_kernel_ridge_regression_of_scikit_learn(tiny, monkeyp
     regression.fit(kernel(rows), targets - shares)
     expected = regression.predict(kernel(others, rows)) + shares
     np.testing.assert_allclose(found, expected, atol=2e-4)
+    learned = heads.learned(Candidate(KERNEL), (seen, labels))
+    alone = torch.cat([learned(row[None]) for row in seen])
+    torch.testing.assert_close(alone, learned(seen), rtol=0, atol=2e-6)
     monkeypatch.setattr(vision, "MOST_ROWS", 19)
     with one_line("with all 20 training images: leave it out: 19 are"):
         heads.answers(Candidate(KERNEL), (seen, labels), new)

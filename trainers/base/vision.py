@@ -98,8 +98,12 @@ class KernelHead(UnprojectedHead):
         self.distance = nn.Buffer(torch.ones(()))
 
     def distances(self, features: Tensor) -> Tensor:
-        """(n, N), of centred features, which have unit length."""
-        return (2 - 2 * features @ self.rows.T).clamp_min(0).sqrt()
+        """(n, N), of centred features."""
+        # In fp32, those near 0 depend on how many images are asked together
+        x = features.double()
+        rows = self.rows.double()
+        squares = x.square().sum(dim=1, keepdim=True) + rows.square().sum(dim=1) - 2 * x @ rows.T
+        return squares.clamp_min(0).sqrt().to(features)
 
     def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
         similarities = torch.exp(-self.distances(self.centred(image)) / self.distance)
