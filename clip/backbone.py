@@ -86,7 +86,6 @@ def load(
     return model, image_transform(model.visual.image_size, is_train=False, **options)
 
 
-@torch.inference_mode(False)  # whose tensors do not count their changes
 def check_tokens(model: Any, name: str) -> None:
     """Raise ClipError if a text tower with CLIP's tokeniser has tokens of its own."""
     if type(model.tokenizer) is Tokenizer and model.vocab_size != VOCABULARY:
@@ -95,6 +94,7 @@ def check_tokens(model: Any, name: str) -> None:
         raise ClipError(what, remedy)
 
 
+@torch.inference_mode(False)  # whose tensors do not count their changes
 def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> CLIP:
     """A CLIP or another model of open_clip on the CPU, in eval mode, its parameters frozen, with
     its tokeniser.

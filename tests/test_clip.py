@@ -236,3 +236,9 @@ def test_open_clip_pair_equals_open_clips_own_model(arch, precision, source, tin
     )
     if precision == "fp32" and not arch:
         assert torch.equal(features(model), features(expected.eval().requires_grad_(False)))
+
+
+def test_a_backbone_first_loaded_in_inference_mode_can_train_later(tiny):
+    with torch.inference_mode():
+        model = clip.load_backbone(str(tiny))
+    assert not any(parameter.is_inference() for parameter in model.parameters())
