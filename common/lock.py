@@ -12,6 +12,7 @@ from pathlib import Path
 from .errors import UsageError
 
 LOCK = ".lock"
+MOMENT = 0.1  # seconds: who asks the same holds the lock for less
 PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 OPTION = "--output-dir (scripts: OUT)"  # of a run
@@ -69,7 +70,7 @@ def is_locked(folder: Path, name: str = LOCK) -> bool:
     if not (folder / name).is_file():
         return False
     try:
-        with FileLock(folder / name, timeout=0):
+        with FileLock(folder / name, timeout=MOMENT):
             return False
     except Timeout:
         return True

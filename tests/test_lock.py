@@ -158,3 +158,11 @@ def test_unfinished_files_of_a_killed_run_are_removed(run, tmp_path):
         LOCK,
         ".results.json.partial",
     ]
+
+
+def test_who_asks_at_the_same_moment_is_not_told_that_a_run_is_there(tmp_path):
+    (tmp_path / LOCK).touch()
+    with (tmp_path / LOCK).open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        Thread(target=lambda: (Event().wait(0.02), fcntl.flock(other, fcntl.LOCK_UN))).start()
+        assert not is_locked(tmp_path)
