@@ -224,7 +224,7 @@ class FeatureMethod(Method):
             tensor = attrgetter(name)(self.head)
             there = state.get(name, tensor)
             usable = (
-                there.dim() == tensor.dim()
+                there.shape[1:] == tensor.shape[1:]
                 and there.numel()
                 and (labels or name not in self.of_learned_classes)
             )
