@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from marks import one_line
 from sklearn.gaussian_process.kernels import Matern
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
@@ -61,9 +60,17 @@ def test_a_kernel_probe_is_kernel_ridge_regression_of_scikit_learn(tiny, monkeyp
     learned = heads.learned(Candidate(KERNEL), (seen, labels))
     alone = torch.cat([learned(row[None]) for row in seen])
     torch.testing.assert_close(alone, learned(seen), rtol=0, atol=2e-6)
-    monkeypatch.setattr(vision, "MOST_ROWS", 19)
-    with one_line("with all 20 training images: leave it out: 19 are"):
-        heads.answers(Candidate(KERNEL), (seen, labels), new)
+    monkeypatch.setattr(vision, "MOST_ROWS", 7)
+    of_some = heads.fit(Candidate(KERNEL), seen, labels).head
+    torch.testing.assert_close(of_some.rows, of_some.centred(seen[[0, 3, 6, 9, 12, 15, 19]]))
+
+
+def test_thin_rows_of_a_checkpoint_make_no_wide_tensor(tiny):
+    heads = Heads(PromptedClassifier.zero_shot(str(tiny), ["red", "green"]))
+    method = heads.method(Candidate(KERNEL), 0)
+    thin = {"rows": torch.zeros(1000, 1), "of_rows": torch.zeros(1000, 2)}
+    method.before_load({"state_dict": thin}, "a file")
+    assert method.head.rows.shape == (0, 64)
 
 
 @pytest.mark.parametrize("family", PROJECTIONS)

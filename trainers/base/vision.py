@@ -18,7 +18,7 @@ from .projection import Projection, UnprojectedCLIP, last_map, remove_projection
 from .prompted import normalize
 
 MOST_TARGETS = 2 * 10**7  # numbers of a regression at a time: classes are independent
-MOST_ROWS = 5_000  # training images of a kernel, all of which a model keeps
+MOST_ROWS = 2_000  # training images that a model keeps for its kernel
 
 
 @dataclass(frozen=True)
@@ -175,34 +175,33 @@ class KernelProbeSettings(FeatureSettings):
 
 class KernelProbe(FittedMethod):
     """`VisionProbe` with the kernel exp(-distance / median distance) instead of a linear one
-    (kernel ridge regression, Saunders et al., 1998; the Matern kernel of 1/2).
+    (kernel ridge regression, Saunders et al., 1998; the Matern kernel of 1/2). Of more images than
+    MOST_ROWS it learns from so many, evenly spaced.
     """
 
     Settings = KernelProbeSettings
     Model = UnprojectedCLIP
     saved_as = "kernel_probe"
     reads_template = reads_sentences = False
-    spec = FeatureSpec(reads_text=False, row_tensors=("rows", "of_rows"), keeps_pairs=True)
+    spec = FeatureSpec(reads_text=False, row_tensors=("rows", "of_rows"))
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> KernelHead:
         return KernelHead(len(classnames), clip, self.n_train)
 
-    def start(self, support: Support) -> None:
-        if len(support.rows) > MOST_ROWS:
-            what = f"KernelProbe compares each image with all {len(support.rows):,} training images"
-            raise UsageError(what, f"leave it out: {MOST_ROWS:,} are the most")
-        self.head.mean.copy_(normalize(support.rows).mean(dim=0))
-        self.head.rows = self.head.centred(support.rows)
-
     def fit(self, support: Support) -> None:
         head = self.head
+        head.mean.copy_(normalize(support.rows).mean(dim=0))
+        images = len(support.rows)
+        places = torch.linspace(0, images - 1, min(images, MOST_ROWS)).long()
+        head.rows = head.centred(support.rows[places])
+        labels = support.row_labels[places]
         distances = head.distances(head.rows).fill_diagonal_(0)
         apart = distances[distances > 0]
         if len(apart):
             head.distance.copy_(apart.median())
         kernel = torch.exp(-distances / head.distance).double()
         kernel += self.settings.RIDGE * torch.eye(len(kernel)).to(kernel)
-        targets = torch.cat(list(one_hot(support.row_labels, len(self.class_names))), dim=1)
+        targets = torch.cat(list(one_hot(labels, len(self.class_names))), dim=1)
         shares = targets.mean(dim=0)
         head.bias.copy_(shares)
         head.of_rows = torch.linalg.solve(kernel, targets - shares).float()
