@@ -238,4 +238,5 @@ def test_what_is_garbage_by_a_later_command_goes():
         import json  # as nearly all that a second command of a process imports
 
         assert json and not gc.isenabled()
-    assert gc.get_freeze_count() == frozen > 0 and gc.isenabled()
+    # What is frozen may end by itself meanwhile
+    assert 0 < gc.get_freeze_count() <= frozen and gc.isenabled()
