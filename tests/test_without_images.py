@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from marks import of_json
+from marks import of_json, one_line
 
 from fit import choice, unseen
 from fit import command as fit
@@ -21,6 +21,7 @@ from inference.classifier import PromptedClassifier
 from inference.models import load
 from inference.options import LoadOptions
 from inference.sample import Sample
+from trainers.base.checkpoints import described
 
 MORE = "brown", "pink"
 TRANSFERS = {"ZeroshotCLIP", "CuPL", "TipAdapter", "TipAdapterF", "ProKeR", "CLIPAdapter"}
@@ -125,6 +126,8 @@ def test_an_offset_is_exported(method, tiny, tmp_path):
     classifier.save(tmp_path)
     record = of_json(tmp_path / "config.json")
     assert record["without_images"] == names[2:] and record["offset"] == pytest.approx(added)
+    with one_line("adds a number to the logits of classes without images", "tools/predict.py"):
+        described(str(tmp_path / "prompts.safetensors"))
     loaded = load(tmp_path, LoadOptions(backbone=str(tiny)))
     behind = BehindTower(loaded)
     torch.testing.assert_close(behind.predict(x).logits, after, atol=1e-3, rtol=1e-3)

@@ -102,7 +102,8 @@ def described(prompts: str) -> dict[str, Any]:
     """The metadata of the prompts of an exported folder.
 
     Raises UsageError if its config.json is missing, damaged or of other prompts, or if they were
-    chosen on test images: the folder does not say on how many.
+    chosen on test images: the folder does not say on how many; or if there is an offset of classes
+    without images.
     """
     file = Path(prompts).with_name("config.json")
     content = read_json(file, LARGEST_CONFIG)
@@ -113,6 +114,9 @@ def described(prompts: str) -> dict[str, Any]:
     metadata = {key: content[name] for key, name in keys.items() if name in content}
     if "method" not in metadata or not is_metadata(metadata):
         raise UsageError(f"{file} is not a description of prompts", "export it again", file)
+    if content.get("offset"):
+        what = f"{file.parent} adds a number to the logits of classes without images"
+        raise UsageError(what, "use tools/predict.py: a run would leave it out", file)
     if content.get("prompts_sha256") != checksum(Path(prompts)):
         what = f"{prompts} is not the file that config.json describes (its SHA-256 differs)"
         raise UsageError(what, "export it again", prompts)
