@@ -237,6 +237,7 @@ def whitened(features: Floats) -> Floats:
     """(images, width), of unit length: features of which each direction has about the same
     variance.
     """
+    features = features.astype(np.float32)  # those of banks may be float16
     centred = features - features.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     values = values.clip(min=0)

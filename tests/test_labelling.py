@@ -218,6 +218,7 @@ def test_the_default_covers_features_whose_directions_count_the_same():
     rows = given.features * np.linspace(1, 8, 16, dtype=np.float32) + 5
     even = whitened(rows)
     assert even.dtype == np.float32 and np.linalg.norm(even, axis=1) == pytest.approx(1)
+    assert whitened(rows.astype(np.float16)) == pytest.approx(even, abs=0.02)
     before, after = (np.linalg.cond(np.cov(one.T)) for one in (rows, even))
     assert after < before / 5
     picks = choose(rows, given.logits, [3], 10)
