@@ -43,11 +43,11 @@ def test_images_that_change_while_their_features_are_computed_are_refused_and_no
         next((copied / "eurosat/2750").glob(f"{folder}/test_*.png")) for folder in (3, 4)
     )
     sound = first.read_bytes()
-    compute = CachedFeatures.compute
+    encode_some = CachedFeatures.encode_some
 
-    def change_and_compute(self, key):
+    def change_and_encode(self, places):
         shutil.copy(second, first)
-        yield from compute(self, key)
+        encode_some(self, places)
 
     def read(trainer):
         return (
@@ -58,7 +58,7 @@ def test_images_that_change_while_their_features_are_computed_are_refused_and_no
 
     new = partial(new.func, "TipAdapter") if views else new
     with monkeypatch.context() as patched:
-        patched.setattr(CachedFeatures, "compute", change_and_compute)
+        patched.setattr(CachedFeatures, "encode_some", change_and_encode)
         with pytest.raises(ChangedImageError, match="changed after its checksum was read"):
             read(new())
     assert kept() == []

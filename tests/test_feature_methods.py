@@ -300,10 +300,14 @@ def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_bef
 
 def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch):
     computed = []
-    compute = CachedFeatures.compute
-    monkeypatch.setattr(
-        CachedFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1]
-    )
+    encode_some = CachedFeatures.encode_some
+
+    def encode_and_count(self, places):
+        if places:
+            computed.append(places)
+        encode_some(self, places)
+
+    monkeypatch.setattr(CachedFeatures, "encode_some", encode_and_count)
     trained = []
     for output, method in (("first", "TipAdapter"), ("again", "TipAdapter"), ("other", "GDA")):
         trained.append(make(method, "CACHE", str(tmp_path / "cache"), output=output))

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
 
 from common.cache import DiskCache
 from trainers.base.features import Batches, CachedFeatures, Support, get_tensor, put_tensor
@@ -47,35 +49,32 @@ def test_features_are_never_held_twice(shape, tmp_path):
     assert torch.equal(found, features)
 
 
+class Images(Dataset):
+    """So many images of one pixel."""
+
+    cfg = CfgNode({"INPUT": {"SIZE": [1, 1]}})
+
+    def __init__(self, images: int):
+        self.data_source = [SimpleNamespace(label=0)] * images
+
+    def __getitem__(self, place):
+        return {"img": torch.zeros(3, 1, 1), "label": 0}
+
+
 def cached_features(images: int) -> CachedFeatures:
     """Those of a loader of so many images, whose batches are of 50."""
-    batches = [{"img": torch.zeros(50, 3, 1, 1), "label": torch.zeros(50)}] * (images // 50)
-    source = [SimpleNamespace(label=0)] * images
-    clip = SimpleNamespace(logit_scale=torch.zeros(()))
     model = SimpleNamespace(
-        clip=clip, image_output=lambda images: SimpleNamespace(feature=torch.ones(50, 1024))
+        clip=SimpleNamespace(logit_scale=torch.zeros(())),
+        image_output=lambda images: SimpleNamespace(feature=torch.ones(len(images), 1024)),
     )
-    loader = Loader(batches)
-    loader.dataset = Images(source)
-    loader.batch_size = 50
-    return CachedFeatures(model, loader, None)
-
-
-class Loader(list):
-    """Batches, with the attributes of a loader."""
-
-
-class Images(list):
-    @property
-    def data_source(self):
-        return self
+    return CachedFeatures(model, DataLoader(Images(images), batch_size=50), None)
 
 
 def test_features_are_computed_into_one_tensor():
     features = cached_features(30_000)
     most, found = peak_of(features.tensor)
     assert found.shape == (30_000, 1024) and most < 1.3 * found.nbytes
-    assert list(cached_features(0)) == []
+    assert cached_features(0).tensor().shape == (0, 1024)
 
 
 def test_batches_do_not_copy_all_views():

@@ -110,10 +110,8 @@ class CachedFeatures:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         table = self.table()
         kept = table.get(self.keys) if table else {}
-        if table is None or not kept:
-            yield from self.compute(table)
-            return
-        print(f"Image features of {table.cache.folder}: {len(kept):,} are known")
+        if table and kept:
+            print(f"Image features of {table.cache.folder}: {len(kept):,} are known")
         self.complete(table, kept)
         yield from self.known()
 
@@ -187,19 +185,20 @@ class CachedFeatures:
             for digest, size in zip(self.loader.dataset.digests, sizes, strict=True)
         ]
 
-    def complete(self, table: Table, kept: Mapping[bytes, Any]) -> None:
+    def complete(self, table: Table | None, kept: Mapping[bytes, Any]) -> None:
         """Fill in all features: those that are kept, and others, which are computed and kept."""
         shape = len(self.labels), *self.sample.shape[1:]
         self.features = self.sample.new_empty(shape, device="cpu")
         missing = []
-        for place, key in enumerate(self.keys):
-            if key in kept:
-                content = torch.from_numpy(kept[key]["feature"].copy())
-                self.features[place] = content.view(self.sample.dtype).reshape(shape[1:])
-            else:
+        for place in range(len(self.labels)):
+            row = kept.get(self.keys[place]) if kept else None
+            if row is None:
                 missing.append(place)
+            else:
+                content = torch.from_numpy(row["feature"].copy())
+                self.features[place] = content.view(self.sample.dtype).reshape(shape[1:])
         self.encode_some(missing)  # also none: a loader draws a number, as that of the images does
-        if missing:
+        if table and missing:
             table.put([self.keys[place] for place in missing], self.rows(table, missing))
 
     def encode_some(self, places: list[int]) -> None:
@@ -223,19 +222,6 @@ class CachedFeatures:
         if places and places[-1] >= self.full:
             batches.append(list(range(self.full, len(self.labels))))
         return batches
-
-    def compute(self, table: Table | None) -> Iterator[dict[str, Any]]:
-        """The batches, whose features are kept after the last one."""
-        done = 0
-        for batch in self.loader:
-            part = self.encode(batch["img"].to(self.device))
-            if not done:
-                self.features = part.new_empty(len(self.labels), *part.shape[1:], device="cpu")
-            self.features[done : done + len(part)] = part
-            done += len(part)
-            yield {"img": CachedOutput(part), "label": batch["label"]}
-        if table and done:
-            table.put(self.keys, self.rows(table, list(range(done))))
 
     def rows(self, table: Table, places: list[int]) -> Iterator[Any]:
         """The rows of these images, some at a time."""
