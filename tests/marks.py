@@ -54,18 +54,65 @@ def golden_files(folder, chosen):
     return {stem: content for stem, content in found.items() if chosen(content)}
 
 
-def golden(metafunc, name, chosen, marks=lambda stem: ()):
+# Golden files of other settings, or of a method that has another file; `make test-all` runs them.
+SECOND = {
+    "clap_features",
+    "clip_adapter_features",
+    "clip_svd",
+    "clip_svd_base2new",
+    "clipfit",
+    "cliplora_vision_up_qkvo",
+    "coop_end16",
+    "coop_init_words",
+    "coprompt_w8_ctx4",
+    "ctpt_drawn_steps2",
+    "cupl_repeats",
+    "dept_coop_middle_w04",
+    "dept_kgcoop",
+    "kgcoop_random_pets",
+    "locoop_csc_middle",
+    "locoop_no_region",
+    "lp_plus_plus_features",
+    "maple_d1",
+    "maple_d4_ctx5",
+    "mma_scale01_middle",
+    "mma_start0",
+    "mmrl_dim128_three",
+    "mmrlpp_beta02_three",
+    "mta_lambdas",
+    "otpt_drawn_steps2",
+    "peft_cliplora_qkvo",
+    "prograd_init_food",
+    "task_res_features",
+    "tcp_pets_adam",
+    "tda",
+    "tip_adapter_f_features",
+    "tip_adapter_features",
+    "tpt_drawn_steps3",
+    "two_stage",
+    "two_stage_bitfit",
+    "upt_shallow_end",
+    "waffle",
+    "wise_ft_both_towers",
+    "zero",
+    "zs_lp_features",
+}
+
+
+def golden(metafunc, name, chosen, quick=("",)):
     """Parametrize a test that asks for `name` by those files of `--golden` that are chosen by their
-    contents.
+    contents. Those whose names do not begin with one of `quick` are slow.
     """
     if name in metafunc.fixturenames:
         files = golden_files(metafunc.config.getoption("golden"), chosen)
         cases = []
         for stem, content in files.items():
-            own = marks(stem)
-            # Which `-k golden` selects
-            both = [pytest.mark.golden, own] if own else pytest.mark.golden
-            cases.append(pytest.param(content, id=stem, marks=both))
+            own = [pytest.mark.golden]  # which `-k golden` selects
+            if stem in SECOND:
+                own.append(pytest.mark.thorough)
+            elif not stem.startswith(quick):
+                own.append(pytest.mark.slow)
+            cases.append(pytest.param(content, id=stem, marks=own))
         metafunc.parametrize(name, cases)
 
 

@@ -146,7 +146,7 @@ def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_p
         assert all(np.array_equal(value, others[key]) for key, value in tensors.items())
 
 
-@pytest.mark.parametrize("method", thorough_but(FIRST | {"CLIPLoRA"}, methods()))
+@pytest.mark.parametrize("method", thorough_but(FIRST, methods()))
 def test_other_classes_predictions_and_exports(method, train, command, deep, eurosat, tmp_path):
     run = tmp_path / "run"
     images = list(images_of(eurosat, range(6)))[:4]

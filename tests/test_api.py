@@ -278,6 +278,7 @@ def test_a_request_of_the_most_images_is_not_refused_for_its_commas(port):
     assert status == 200 and len(answers) == service.MOST
 
 
+@pytest.mark.thorough
 def test_many_clients_get_right_answers_beside_a_hostile_one(port, classifier, photos, monkeypatch):
     monkeypatch.setattr(reading, "SECONDS", 1)
     batches = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from marks import of_json, one_line, parquet_library, to_json
+from marks import of_json, one_line, parquet_library, thorough_but, to_json
 from PIL import Image
 
 from common.lock import locked
@@ -61,7 +61,7 @@ def answers(command, *words):
     return {(row["image"], row["model"]): row["top"] for row in json.loads(done.printed)}
 
 
-@pytest.mark.parametrize("method", ["CoOp", "TipAdapter", "ProLIP"])
+@pytest.mark.parametrize("method", thorough_but(("ProLIP",), ("CoOp", "TipAdapter", "ProLIP")))
 def test_answers_from_a_bank_are_those_of_its_images(
     method, banked, command, finished, deep, photos
 ):

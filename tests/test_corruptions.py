@@ -76,7 +76,7 @@ def test_only_the_images_of_a_test_have_it(method, package, eurosat, tiny, tmp_p
 
 @installed
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ZeroshotCLIP", "TDA", "StatA"])
+@pytest.mark.parametrize("method", thorough_but(["TDA"], ["ZeroshotCLIP", "TDA", "StatA"]))
 def test_a_run_is_repeated_to_the_last_digit(method, launch, eurosat, tiny, tmp_path):
     found = []
     for workers, cache in ((0, ""), (2, str(tmp_path / "cache")), (0, str(tmp_path / "cache"))):

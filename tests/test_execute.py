@@ -114,7 +114,7 @@ def test_run_of_another_process_is_waited_for(study_file):
         with FileLock(run.folder / LOCK):
             waiting = other.submit(execute_run, run.arguments)
             with pytest.raises(TimeoutError):
-                waiting.result(timeout=1)
+                waiting.result(timeout=0.3)
             assert Progress(study).running == [run]
             assert [path.name for path in run.folder.iterdir()] == [LOCK]
         assert waiting.result(timeout=120) is None

@@ -67,7 +67,7 @@ def texts(draw):
 
 
 @pytest.mark.slow
-@settings(EXAMPLES, max_examples=80)
+@settings(EXAMPLES, max_examples=40)
 @given(
     texts=texts(),
     of=st.sampled_from(["all", "class", "image", "image and class"]),

@@ -81,7 +81,7 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ProLIP", "RLA"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", thorough_but(("fp16",), ("fp32", "fp16")))
 def test_validation_chooses_the_learning_rate_and_lambda_of_a_projection(
     method, precision, make, monkeypatch
 ):

@@ -22,33 +22,9 @@ from trainers.base.method import Classes
 BEFORE = 2e-4
 LOSSES = 1e-3
 AFTER = 1e-3
+QUICK = "mpl_add2_rm1", "zeroshot"  # golden files of `make check`
 COPIES = {"TwoStage", "CLIPFit", "CLIPSVD"}  # test_golden_copies.py
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
-# Other settings of a method; `make test-all` runs them.
-SECOND = [
-    "cliplora_vision_up_qkvo",
-    "coop_end16",
-    "coop_init_words",
-    "dept_coop_middle_w04",
-    "dept_kgcoop",
-]
-SECOND += [
-    "kgcoop_random_pets",
-    "locoop_csc_middle",
-    "locoop_no_region",
-    "maple_d1",
-    "maple_d4_ctx5",
-    "mma_start0",
-]
-SECOND += [
-    "coprompt_w8_ctx4",
-    "mmrlpp_beta02_three",
-    "mma_scale01_middle",
-    "mmrl_dim128_three",
-    "prograd_init_food",
-    "tcp_pets_adam",
-    "upt_shallow_end",
-]
 
 
 def pytest_generate_tests(metafunc):
@@ -59,18 +35,13 @@ def pytest_generate_tests(metafunc):
         case = case_of(figures)
         return case.get("trainer", "TwoStage") not in COPIES and not {"kind", "input"} & case.keys()
 
-    def marks(stem):
-        if stem in SECOND:
-            return pytest.mark.thorough
-        return () if stem.startswith(("mpl_add2_rm1", "zeroshot")) else pytest.mark.slow
-
-    golden(metafunc, "method", of_prompts, marks)
-    golden(metafunc, "zeroshot", lambda figures: "template" in figures, marks)
+    golden(metafunc, "method", of_prompts, QUICK)
+    golden(metafunc, "zeroshot", lambda figures: "template" in figures, QUICK)
     golden(
         metafunc,
         "averages",
         lambda figures: isinstance(figures, list) and "weights" in figures[0],
-        marks,
+        QUICK,
     )
 
 

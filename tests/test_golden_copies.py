@@ -27,14 +27,10 @@ from clip.random_weights import random_tensor
 GRADIENTS = {"rel": 1e-3, "abs": 1e-5}
 CHANGES = {"rel": 2e-3, "abs": 1e-6}
 NORMS = {"rel": 2e-5}
-QUICK = {"two_stage_vision_from2", "clipfit_lambda2_dtd", "clip_svd_vision_middle_qv"}
 
 
 def pytest_generate_tests(metafunc):
-    def marks(stem):
-        return pytest.mark.slow if stem in QUICK else pytest.mark.thorough
-
-    golden(metafunc, "figures", lambda figures: case_of(figures).get("trainer") in COPIES, marks)
+    golden(metafunc, "figures", lambda figures: case_of(figures).get("trainer") in COPIES, ())
 
 
 def settings_of(figures):

@@ -19,7 +19,6 @@ from clip.random_weights import random_clip, random_tensor
 from trainers.base.feature_method import FittedMethod
 from trainers.base.features import Support
 
-SLOW = pytest.mark.slow
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
 OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
 OPTIMISER = {
@@ -39,8 +38,8 @@ def is_method(figures):
 
 
 def pytest_generate_tests(metafunc):
-    marks = {"task_res": ()}  # `make check` has one method, as the other ones take longer
-    golden(metafunc, "figures", is_method, lambda stem: marks.get(stem, SLOW))
+    # `make check` has one method, as the other ones take longer
+    golden(metafunc, "figures", is_method, ("task_res",))
 
 
 @pytest.fixture

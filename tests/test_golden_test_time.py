@@ -13,16 +13,6 @@ from trainers.base.test_time import entropies, most_confident
 from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 
-# `make test-all` runs them
-SECOND = (
-    "ctpt_drawn_steps2",
-    "otpt_drawn_steps2",
-    "mta_lambdas",
-    "tda",
-    "tpt_drawn_steps3",
-    "zero",
-)
-
 
 def pytest_generate_tests(metafunc):
     def chosen(figures):
@@ -31,12 +21,7 @@ def pytest_generate_tests(metafunc):
         of_images = case.get("kind") in ("test-time", "stream") and "input" not in case
         return of_images and needed
 
-    def marks(stem):
-        if stem in SECOND:
-            return pytest.mark.thorough
-        return () if stem == "mta" else pytest.mark.slow
-
-    golden(metafunc, "figures", chosen, marks)
+    golden(metafunc, "figures", chosen, ("mta",))
     golden(metafunc, "counted", lambda figures: "zero_votes" in figures)
 
 

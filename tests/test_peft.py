@@ -159,7 +159,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", thorough_but(("all", "vision"), SETTINGS))
+@pytest.mark.parametrize("name", thorough_but(("vision",), SETTINGS))
 @pytest.mark.parametrize("library", peft.LIBRARIES)
 def test_peft_computes_the_same_and_what_it_saves_is_a_model(library, name, learn, tmp_path):
     library_of_peft = pytest.importorskip("peft")

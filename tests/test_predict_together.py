@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from drawn import section_pairs
+from marks import thorough_but
 
 from common.names import with_spaces
 from inference import predict
@@ -41,7 +42,7 @@ def test_answers_are_those_of_a_run(method, over, finished, eurosat, deep, comma
     assert f"{name} answered {len(files)} images together: beside other" in " ".join(done.errors)
 
 
-@pytest.mark.parametrize("method", TOGETHER)
+@pytest.mark.parametrize("method", thorough_but(("TransCLIP", "EMDirichlet"), TOGETHER))
 def test_a_file_says_that_the_answers_are_joint(method, photos, deep, command, tmp_path):
     file = tmp_path / "answers.csv"
     words = ["--backbone", deep, "--classes", "red", "blue", "green", "--to", file]

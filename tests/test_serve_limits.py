@@ -130,6 +130,7 @@ with listen("127.0.0.1", 0) as listening:
 """
 
 
+@pytest.mark.thorough
 def test_more_connections_than_files_leave_others_answered_and_the_log_small(stall):
     """asyncio logged each failed accept: 1.3 MB a second, and nobody was answered."""
     code = ONE.format(paths=sys.path)

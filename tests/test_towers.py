@@ -153,7 +153,7 @@ CTX = {"none": (0, 64), "shared": (2, 64), "per class": (3, 2, 64), "per image":
 
 
 @pytest.mark.slow
-@settings(EXAMPLES, max_examples=60)
+@settings(EXAMPLES, max_examples=30)
 @given(form=st.sampled_from(list(CTX)), anywhere=st.booleans(), data=st.data())
 def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
     """For three classes of 5, 4 and 7 words; vectors are anywhere in each class, as in CoOp's
