@@ -3,13 +3,14 @@ only what is new.
 """
 
 import os
-from collections.abc import Iterable, Mapping
-from multiprocessing.pool import ThreadPool
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dassl.utils import ChangedImageError, decoders, read_image
+from dassl.utils import decoders
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +18,9 @@ from tqdm import tqdm
 from clip.digest import Key
 from common.cache import DIGEST, DiskCache, Table
 from datasets import copies
+from inference.batches import Reader, read_batch
 from inference.classifier import PromptedClassifier
+from inference.images import in_threads
 from trainers.base.build import usable
 from trainers.base.prompted import PromptedCLIP
 from trainers.base.teacher import cache_folder
@@ -35,15 +38,6 @@ class Row(NamedTuple):
     signature: NDArray[np.int8]  # `copies.signature`
     taken: copies.Taken  # by which camera, and when
     feature: Tensor  # (width,)
-
-
-class Image(NamedTuple):
-    """What is read of an image."""
-
-    pixels_sha256: str
-    signature: NDArray[np.int8]
-    taken: copies.Taken
-    pixels: Tensor  # (3, H, W)
 
 
 class Features:
@@ -85,11 +79,14 @@ class Features:
         """(batch, 3, H, W) -> (batch, width), fp32, on the CPU; not normalised."""
         return self.run_tower(images, self.in_bf16)
 
-    @torch.no_grad()
     def run_tower(self, images: Tensor, in_bf16: bool) -> Tensor:
         device = self.classifier.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-            return self.model.image_output(images.to(device)).feature.float().cpu()
+
+        def compute(part: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                return self.model.image_output(part).feature.float()
+
+        return torch.cat(list(self.classifier._each(images, compute)))
 
     def of(self, keys: Mapping[str, str]) -> tuple[dict[str, Row], dict[str, str]]:
         """The row of each image by its path, and the fault of each other image.
@@ -102,52 +99,42 @@ class Features:
         kept = self.kept(keys.values())
         damaged = dict[str, str]()
         new = [path for path, key in keys.items() if key not in kept]
-        bar = tqdm(total=len(new), desc="features", unit="image", disable=None if new else True)
-        with bar, ThreadPool(torch.get_num_threads()) as pool:
+        on_gpu = self.classifier.device.type == "cuda"
+        with tqdm(
+            total=len(new), desc="features", unit="image", disable=None if new else True
+        ) as bar:
             for start in range(0, len(new), PART):
-                part = new[start : start + PART]
-                # Threads read the next images while the tower computes
-                images = pool.imap(lambda path: self.read(path, keys[path]), part)
                 rows: dict[str, Row] = {}
-                for first in range(0, len(part), BATCH):
-                    paths = part[first : first + BATCH]
-                    found = self.rows(dict(zip(paths, images, strict=False)), damaged)
-                    rows |= {keys[path]: row for path, row in found.items()}
-                    bar.update(len(paths))
+                part = new[start : start + PART]
+                for found in in_threads(partial(self.read, keys), part, BATCH, on_gpu):
+                    rows |= {keys[path]: row for path, row in found.items() if isinstance(row, Row)}
+                    damaged |= {path: row for path, row in found.items() if isinstance(row, str)}
+                    bar.update(len(found))
                 self.keep(rows)
                 kept |= rows
         return {path: kept[key] for path, key in keys.items() if key in kept}, damaged
 
-    def rows(self, images: Mapping[str, Image | str], damaged: dict[str, str]) -> dict[str, Row]:
-        """The rows of a batch; faults are added to those of damaged images."""
-        damaged |= {path: image for path, image in images.items() if isinstance(image, str)}
-        good = {path: image for path, image in images.items() if not isinstance(image, str)}
-        if not good:
-            return {}
-        rows = {}
-        features = self.encode(torch.stack([image.pixels for image in good.values()]))
-        for (path, image), feature in zip(good.items(), features, strict=True):
-            if feature.isfinite().all():
-                rows[path] = Row(image.pixels_sha256, image.signature, image.taken, feature)
+    def read(self, keys: Mapping[str, str], paths: Sequence[str]) -> dict[str, Row | str]:
+        """The row of each image, or its fault."""
+        files = list(map(Path, paths))
+        reader = Reader(digests=True, looks=True)
+        faults, inputs = read_batch(files, [self.classifier], reader.content, reader.image)
+        features = iter(self.encode(inputs[0]) if inputs else ())
+        found: dict[str, Row | str] = {}
+        for path, file, fault in zip(paths, files, faults, strict=True):
+            feature = None if fault else next(features)
+            if not os.path.exists(path):
+                found[path] = f"{path} is a link to a file that is gone"
+            elif reader.digests.get(file, keys[path]) != keys[path]:
+                self.changed = True
+                found[path] = f"{path} changed while fit ran"
+            elif feature is None:
+                found[path] = fault
+            elif not feature.isfinite().all():
+                found[path] = f"the feature of {path} is not finite"
             else:
-                damaged[path] = f"the feature of {path} is not finite"
-        return rows
-
-    def read(self, path: str, key: str) -> Image | str:
-        """An image, whose file must have the SHA-256 `key`; or its fault."""
-        options = self.classifier.cfg.INPUT
-        try:
-            image = read_image(
-                path, options.MAX_PIXELS, options.EXIF_ORIENTATION, bytes.fromhex(key)
-            )
-            look = copies.pixels_sha256(image), copies.signature(image), copies.taken(image)
-            return Image(*look, self.classifier.transform(image))
-        except ChangedImageError:
-            self.changed = True
-            return f"{path} changed while fit ran"
-        except (OSError, ValueError) as error:
-            is_there = os.path.exists(path)
-            return str(error) if is_there else f"{path} is a link to a file that is gone"
+                found[path] = Row(*reader.looks[file], feature)
+        return found
 
     # On the disk: a table with a row for each image
 
