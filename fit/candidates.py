@@ -72,6 +72,7 @@ class Candidate:
         return " ".join(words)
 
 
+Weighted = Sequence[tuple[Candidate, float]]  # candidates, and the weights of their logits
 SHOWN = ("RIDGE", "ALPHA", "BETA", "LAMBDA", "RULE", "C", "STEP", "LR", "RATIO", "RESIDUAL_SCALE")
 SGD = {"NAME": "sgd", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}
 ADAM = {"NAME": "adam", "WEIGHT_DECAY": 0.0, "MAX_EPOCH": 40}

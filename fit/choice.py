@@ -153,6 +153,13 @@ def right(logits: Floats, labels: NDArray[Any]) -> Floats:
     return (logits.argmax(axis=-1) == labels).mean(axis=0)
 
 
+def accuracy_of(logits: Floats, sample: Sample) -> dict[str, float]:
+    """The accuracy of logits (repeats, images, classes), with its interval, in percent."""
+    accuracy = 100 * sample.mean(right(logits, sample.labels))
+    low, high = interval(accuracy, sample.size)
+    return {"accuracy": accuracy, "low": low, "high": high}
+
+
 def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
     """(candidates,): by which the logits of each candidate are multiplied before they are compared
     or added.

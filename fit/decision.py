@@ -13,11 +13,11 @@ from inference.calibration import Sets, Temperature, Threshold
 from inference.sample import Sample
 
 from . import choice
-from .candidates import Candidate, members
+from .candidates import Candidate, Weighted, members
 from .choice import Estimate
-from .curve import curve, curve_seconds, full_point, ungrouped
+from .curve import curve, curve_seconds, ungrouped
 from .heads import Heads, spread
-from .options import choose_each, nested
+from .options import Selection, select
 from .plan import Plan
 from .request import PRIORS, FitRequest
 from .trials import Backbone, Examples, Trials, folds_of, try_candidates
@@ -55,7 +55,7 @@ class Decision:
         notes: for the user.
     """
 
-    chosen: Sequence[tuple[Candidate, float]]
+    chosen: Weighted
     trials: Trials | None = None
     logits: Any = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
@@ -72,6 +72,48 @@ class Decision:
     @property
     def name(self) -> str:
         return " + ".join(candidate.name for candidate, _ in self.chosen)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The classifier of a backbone that its trials have chosen.
+
+    Attributes:
+        weights: (candidates,), of their logits in the trials.
+        outside: (repeats, held, classes), the logits by a choice without the images of each fold.
+        scales: by how much the logits of the heads that are used are larger than those in the
+            trials.
+    """
+
+    backbone: Backbone
+    trials: Trials
+    weights: NDArray[Any]
+    outside: NDArray[Any]
+    scales: Mapping[Candidate, float]
+
+    @property
+    def weighted(self) -> Weighted:
+        return used(self.trials.logits, self.weights, self.scales)
+
+    @property
+    def logits(self) -> NDArray[Any]:
+        """(repeats, held, classes): the weighted sum of the logits of the candidates."""
+        weighted = [
+            float(weight * self.scales.get(candidate, 1.0)) * self.trials.logits[candidate]
+            for candidate, weight in self.weighted
+        ]
+        return np.sum(weighted, axis=0)
+
+    @property
+    def of_class(self) -> float:
+        """The mean number of scenes of a class, of the images that can be held out."""
+        examples = self.backbone.examples
+        inside = self.trials.folds[0] != choice.NEVER
+        return choice.groups_of_class(examples.labels[inside], examples.scenes[inside])
+
+    def part(self, inside: NDArray[np.bool_]) -> "Chosen":
+        """The same of some of the images that were held out (held,)."""
+        return replace(self, trials=self.trials.part(inside), outside=self.outside[:, inside])
 
 
 def decide(
@@ -96,55 +138,47 @@ def decide_among(
     examples = backbones[0].examples
     folds, repeats = folds_of(examples, request.seed)
     if not repeats:
-        return 0, untried(backbones[0].heads, examples, backbones[0].candidates)
+        return 0, untried(backbones[0])
     trials = tried(backbones, folds, plan, request.prior)
-    options = [one.option for one in trials]
-    sample = trials[0].sample
-    everything = np.ones(len(sample.labels), dtype=bool)
-    scores, weights = choose_each(options, sample, everything, [None] * len(options))
-    best = int(np.argmin(scores))
-    found, chosen_backbones = nested(options, sample, trials[0].of_folds)
-    outside = np.take_along_axis(found, chosen_backbones[None, :, :, None], axis=0)[0]
-    heads = backbones[best].heads
-    examples = backbones[best].examples
-    scales = scales_of(trials[best], weights[best], heads, examples)
-    chosen = used(trials[best].logits, weights[best], scales)
-    scenes = of_class(examples, folds)
-    own = trials[best].of_images(outside, repeats, examples.labels)
-    outside = outside[:repeats]
+    selection = select([one.option for one in trials], trials[0].sample, trials[0].of_folds)
+    place = selection.place
+    chosen = chosen_by(selection, backbones[place], trials[place], repeats)
     if examples.drawn is None:
-        decision = estimated(own, chosen, scales, scenes, outside)
-        decision = with_curve(decision, heads, examples, weights[best], scales, request, plan.end)
+        decision = with_curve(estimated(chosen), chosen, request, plan.end)
     else:
-        decision = of_draws(own, chosen, scales, scenes, outside, examples)
+        decision = of_draws(chosen, examples.drawn)
         if decision.trials is None:
-            return best, decision
-        found = found[:, :, examples.drawn[trials[best].held]]
-    decision = replace(with_certainty(decision, request), reads_names=heads.reads_names)
+            return place, decision
+        selection = selection.part(examples.drawn[trials[place].held])
+    decision = with_certainty(decision, request)
     if len(backbones) > 1:
-        decision = compared(decision, backbones, trials, found, scores)
-    return best, decision
+        decision = compared(decision, backbones, trials, selection)
+    return place, replace(decision, reads_names=backbones[place].heads.reads_names)
 
 
-def of_draws(
-    trials: Trials,
-    chosen: Sequence[tuple[Candidate, float]],
-    scales: Mapping[Candidate, float],
-    of_class: float,
-    outside: NDArray[Any],
-    examples: Examples,
-) -> Decision:
-    """`estimated`, on the images that were drawn at random; without an estimate if they are few."""
-    drawn = examples.drawn
-    assert drawn is not None
+def chosen_by(selection: Selection, backbone: Backbone, trials: Trials, repeats: int) -> Chosen:
+    """The classifier, with the first repeats, which hold out images and no classes."""
+    outside = selection.outside
+    own = trials.of_images(outside, repeats, backbone.examples.labels)
+    scales = scales_of(trials, selection.weights, backbone)
+    return Chosen(backbone, own, selection.weights, outside[:repeats], scales)
+
+
+def of_draws(chosen: Chosen, drawn: NDArray[np.bool_]) -> Decision:
+    """`estimated`, on the images that were drawn at random (images,); without an estimate if they
+    are few.
+    """
+    trials = chosen.trials
     inside = drawn[trials.held]
     number = len(np.unique(trials.sample.groups[inside]))
     if number < LEAST_DRAWN:
-        return Decision(chosen, notes=[without_draws(number)])
-    decision = estimated(trials.part(inside), chosen, scales, of_class, outside[:, inside])
+        return Decision(chosen.weighted, notes=[without_draws(number)])
+    decision = estimated(chosen.part(inside))
     decision = replace(decision, notes=[*decision.notes, of_some(drawn)])
     alone = drawn & (trials.folds[0] == choice.NEVER)
-    return with_missed(decision, examples, alone, number) if alone.any() else decision
+    if not alone.any():
+        return decision
+    return with_missed(decision, chosen.backbone.examples, alone, number)
 
 
 def with_missed(
@@ -197,75 +231,77 @@ def tried(
     return found
 
 
-def scales_of(
-    trials: Trials, weights: NDArray[Any], heads: Heads, examples: Examples
-) -> dict[Candidate, float]:
+def scales_of(trials: Trials, weights: NDArray[Any], backbone: Backbone) -> dict[Candidate, float]:
     """By how much the logits of the heads that are used are larger than those of the trials."""
+    examples = backbone.examples
     answered = examples.x if trials.some is None else examples.x[trials.some]
-    return {
-        candidate: trials.spreads[candidate]
-        * spread(heads.answers(replace(candidate, offset=0.0), (examples.x, examples.y), answered))
-        for candidate, weight in zip(trials.of_heads, weights, strict=False)
-        if weight
-    }
+    scales = {}
+    for candidate, weight in zip(trials.of_heads, weights, strict=False):
+        if weight:
+            plain = replace(candidate, offset=0.0)
+            logits = backbone.heads.answers(plain, examples.seen, answered)
+            scales[candidate] = trials.spreads[candidate] * spread(logits)
+    return scales
 
 
 def compared(
     decision: Decision,
     backbones: Sequence[Backbone],
     trials: Sequence[Trials],
-    found: NDArray[Any],
-    scores: Sequence[float],
+    selection: Selection,
 ) -> Decision:
-    """The decision with what the other backbones reach.
-
-    Args:
-        found: (backbones, repeats, held, classes), by `options.nested`.
-        scores: that the choice among backbones was made by.
-    """
+    """The decision with what the other backbones reach."""
     assert decision.trials is not None
-    sample = decision.trials.sample
     rows = []
     candidates = []
-    for backbone, own, logits, score in zip(backbones, trials, found, scores, strict=True):
-        accuracy = 100 * sample.mean(choice.right(logits, sample.labels))
-        low, high = choice.interval(accuracy, sample.size)
-        row = {"backbone": backbone.name, "accuracy": accuracy, "low": low, "high": high}
-        rows.append(row | {"score": score})
-        candidates += [row | {"backbone": backbone.name} for row in own.rows]
+    for backbone, own, logits, score in zip(
+        backbones, trials, selection.logits, selection.scores, strict=True
+    ):
+        name = {"backbone": backbone.name}
+        rows.append(name | choice.accuracy_of(logits, decision.trials.sample) | {"score": score})
+        candidates += [row | name for row in own.rows]
     return replace(decision, trials=replace(decision.trials, rows=candidates), backbones=rows)
 
 
-def untried(heads: Heads, examples: Examples, candidates: Sequence[Candidate]) -> Decision:
+def untried(backbone: Backbone) -> Decision:
     """The default ensemble, for classes of one scene each."""
-    candidates = [one for one in candidates if not one.pool]
-    zero_shot = candidates[0]
-    learned_from = examples.x, examples.y
-    by_names = heads.answers(zero_shot, learned_from, examples.x)
+    heads = backbone.heads
+    examples = backbone.examples
+    candidates = [one for one in backbone.candidates if not one.pool]
+    by_names = heads.answers(candidates[0], examples.seen, examples.x)
     scale = spread(by_names)
-    sample = Sample.of(examples.labels, examples.scenes)
-    evidence = choice.evidence(by_names.cpu().double().numpy() / scale, sample)
-    shares = {
-        candidates[place]: share for place, share in members(candidates, evidence).items() if share
-    }
-    if [*shares] == [zero_shot] and not examples.lacks_images:
-        shares = {candidates[-1]: 1.0}
+    shares = default_shares(candidates, by_names.cpu().double().numpy() / scale, examples)
     scales = {
-        one: spread(heads.answers(one, learned_from, examples.x))
-        * heads.freshness(one, *learned_from)
+        one: spread(heads.answers(one, examples.seen, examples.x))
+        * heads.freshness(one, *examples.seen)
         for one in shares
     }
     # The sum of the logits has the spread of zero-shot CLIP.
     weights = np.array([*shares.values()])
     chosen = used(shares, scale * weights / weights.sum(), scales)
-    what = f"Each class has one {examples.unit}: none could be held out"
-    note = f"{what}, nothing was chosen or estimated"
-    return Decision(chosen, notes=[note])
+    why = f"Each class has one {examples.unit}: none could be held out"
+    return Decision(chosen, notes=[f"{why}, nothing was chosen or estimated"])
+
+
+def default_shares(
+    candidates: Sequence[Candidate], by_names: NDArray[Any], examples: Examples
+) -> dict[Candidate, float]:
+    """The candidates of the default ensemble, with their weights.
+
+    Args:
+        by_names: (images, classes), logits of zero-shot CLIP, the first candidate.
+    """
+    evidence = choice.evidence(by_names, Sample.of(examples.labels, examples.scenes))
+    ensemble = members(candidates, evidence)
+    shares = {candidates[place]: share for place, share in ensemble.items() if share}
+    if [*shares] == [candidates[0]] and not examples.lacks_images:
+        return {candidates[-1]: 1.0}
+    return shares
 
 
 def used(
     candidates: Iterable[Candidate], weights: NDArray[Any], scales: Mapping[Candidate, float]
-) -> list[tuple[Candidate, float]]:
+) -> Weighted:
     """The candidates whose weight is not 0, with weights for their own logits; a single one is
     exported as it is.
     """
@@ -277,46 +313,22 @@ def used(
     return chosen if len(chosen) > 1 else [(chosen[0][0], 1.0)]
 
 
-def of_class(examples: Examples, folds: NDArray[Any]) -> float:
-    """The mean number of scenes of a class, of the images that can be held out."""
-    inside = folds[0] != choice.NEVER
-    return choice.groups_of_class(examples.labels[inside], examples.scenes[inside])
-
-
-def combined(
-    trials: Trials,
-    chosen: Sequence[tuple[Candidate, float]],
-    scales: Mapping[Candidate, float],
-) -> NDArray[Any]:
-    """(repeats, held, classes): the weighted sum of the logits of the chosen candidates."""
-    of_each = [float(weight * scales.get(one, 1.0)) * trials.logits[one] for one, weight in chosen]
-    return np.sum(of_each, axis=0)
-
-
-def estimated(
-    trials: Trials,
-    chosen: Sequence[tuple[Candidate, float]],
-    scales: Mapping[Candidate, float],
-    of_class: float,
-    outside: NDArray[Any],
-) -> Decision:
-    """The decision with its estimates.
-
-    Args:
-        outside: (repeats, held, classes), the logits by a choice without the images of each fold.
-    """
-    logits = combined(trials, chosen, scales)
+def estimated(chosen: Chosen) -> Decision:
+    """The decision with its estimates."""
+    trials = chosen.trials
+    of_class = chosen.of_class
+    logits = chosen.logits
     correct_by_names = choice.right(trials.stacked[0], trials.sample.labels)
     folds = trials.number_of_folds
     estimates = {}
     for prior in PRIORS:
         sample = Sample.of(trials.sample.labels, trials.sample.groups, prior)
         zero_shot = 100 * sample.mean(correct_by_names)
-        estimates[prior] = choice.estimate(outside, sample, folds, zero_shot, of_class)
+        estimates[prior] = choice.estimate(chosen.outside, sample, folds, zero_shot, of_class)
     sample = trials.sample
     zero_shot = 100 * sample.mean(correct_by_names)
     return Decision(
-        chosen=chosen,
+        chosen=chosen.weighted,
         trials=trials,
         logits=logits,
         estimates=estimates,
@@ -327,36 +339,43 @@ def estimated(
     )
 
 
-def with_curve(
-    decision: Decision,
-    heads: Heads,
-    examples: Examples,
-    weights: NDArray[Any],
-    scales: Mapping[Candidate, float],
-    request: FitRequest,
-    end: float,
-) -> Decision:
+def with_curve(decision: Decision, chosen: Chosen, request: FitRequest, end: float) -> Decision:
     """The decision with the learning curve of its heads and, if images are in groups, the estimate
     without these; as far as there is time until `end`.
     """
-    trials = decision.trials
-    assert trials is not None and decision.zero_shot is not None
-    best = weights[: trials.heads]
-    if not scales:
-        best = choice.stack(trials.stacked[: trials.heads], trials.sample, trials.members())
-    if not best.any():  # only a trained method is better than names that mislead
-        best = np.eye(trials.heads)[0]
-    of_heads = used(trials.logits, best, scales)
+    assert decision.zero_shot is not None
+    backbone = chosen.backbone
+    trials = chosen.trials
+    heads = replace(chosen, weights=weights_of_heads(chosen))
     points = [(0.0, decision.zero_shot)]
-    if time.monotonic() + curve_seconds(trials, of_heads) < end:
-        points += curve(heads, of_heads, examples, trials.folds[0], request.prior)
-    points.append(full_point(trials, of_heads, scales, decision.of_class))
+    if time.monotonic() + curve_seconds(trials, heads.weighted) < end:
+        points += curve(backbone, heads.weighted, trials.folds[0], request.prior)
+    points.append(full_point(heads))
     without_groups = None
-    if examples.unit == "scene" and scales and time.monotonic() < end:
-        without_groups = ungrouped(
-            heads, of_heads, examples, decision.zero_shot, request.seed, request.prior
-        )
+    if backbone.examples.unit == "scene" and chosen.scales and time.monotonic() < end:
+        without_groups = ungrouped(backbone, heads.weighted, decision.zero_shot, request)
     return replace(decision, curve=points, ungrouped=without_groups)
+
+
+def weights_of_heads(chosen: Chosen) -> NDArray[Any]:
+    """(heads,): the weights of the heads; if none is chosen, of their best ensemble."""
+    trials = chosen.trials
+    weights = chosen.weights[: trials.heads]
+    if not chosen.scales:
+        weights = choice.stack(trials.stacked[: trials.heads], trials.sample, trials.members())
+    if not weights.any():  # only a trained method is better than names that mislead
+        weights = np.eye(trials.heads)[0]
+    return weights
+
+
+def full_point(heads: Chosen) -> tuple[float, float]:
+    """Scenes of each class in all folds but one, and the accuracy of heads that have learned from
+    these.
+    """
+    sample = heads.trials.sample
+    correct = heads.logits[0].argmax(axis=1) == sample.labels
+    folds = heads.trials.number_of_folds
+    return heads.of_class * (folds - 1) / folds, 100 * sample.mean(correct.astype(float))
 
 
 def with_certainty(decision: Decision, request: FitRequest) -> Decision:

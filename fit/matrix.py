@@ -19,7 +19,7 @@ from inference.predictions import Predictions
 from trainers.base import TEMPLATE
 from trainers.base.head import Head
 
-from .candidates import CANDIDATES, COMPUTED, VISION, ZERO_SHOT, Candidate
+from .candidates import CANDIDATES, COMPUTED, VISION, ZERO_SHOT, Candidate, Weighted
 from .decision import decide
 from .heads import Heads, reads_names
 from .images import Photo
@@ -29,7 +29,6 @@ from .result import Fit
 from .trials import Examples
 
 SOURCE = "the features"
-Chosen = Sequence[tuple[Candidate, float]]
 
 
 def guessing(width: int, names: Sequence[str], device: str) -> PromptedClassifier:
@@ -56,7 +55,7 @@ class MatrixModel:
 
     head: Head
     class_names: Sequence[str]
-    chosen: Chosen
+    chosen: Weighted
     calibration: Calibration | None = None
 
     @torch.no_grad()
@@ -114,7 +113,7 @@ def prepared(
     return heads, Examples(features, y, np.arange(len(labels)), names)
 
 
-def model_of(heads: Heads, examples: Examples, chosen: Chosen) -> MatrixModel:
+def model_of(heads: Heads, examples: Examples, chosen: Weighted) -> MatrixModel:
     """The chosen candidates after learning from the examples."""
     ((first, _), *others) = chosen
     if others or first.method in heads.fixed:

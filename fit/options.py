@@ -3,7 +3,7 @@ none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,20 +80,20 @@ def choose_each(
 
 
 def nested(
-    options: Sequence[Option], sample: Sample, held: NDArray[np.int64]
+    options: Sequence[Option], sample: Sample, folds: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.int64]]:
     """The logits of the images of each fold by the choice that the other images make, for each
     backbone: (backbones, repeats, images, classes); and the backbone that these choose (repeats,
     images).
 
     Args:
-        held: (repeats, images), their folds.
+        folds: (repeats, images).
     """
-    everything = np.ones(len(sample.labels), dtype=bool)
-    starts = [stack(one.logits, sample, one.members(everything)) for one in options]
+    inside = np.ones(len(sample.labels), dtype=bool)
+    starts = [stack(one.logits, sample, one.members(inside)) for one in options]
     found = np.stack([np.empty(one.logits.shape[1:], one.logits.dtype) for one in options])
-    backbones = np.zeros(held.shape, dtype=np.int64)
-    for repeat, row in enumerate(held):
+    backbones = np.zeros(folds.shape, dtype=np.int64)
+    for repeat, row in enumerate(folds):
         for fold in np.unique(row):
             out = row == fold
             scores, weights = choose_each(options, sample, ~out, starts)
@@ -101,3 +101,41 @@ def nested(
             for place, option in enumerate(options):
                 found[place, repeat, out] = combine(weights[place], option.logits[:, repeat, out])
     return found, backbones
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice among backbones.
+
+    Attributes:
+        place: of the chosen backbone.
+        weights: (candidates,), of the chosen backbone.
+        scores: of each backbone, by `choose_each`.
+        logits: (backbones, repeats, images, classes), by `nested`.
+        outside: (repeats, images, classes), the same by the backbone that the other images choose.
+    """
+
+    place: int
+    weights: Floats
+    scores: Sequence[float]
+    logits: Floats
+    outside: Floats
+
+    def part(self, inside: NDArray[np.bool_]) -> "Selection":
+        """The same of some of the images (images,)."""
+        logits = self.logits[:, :, inside]
+        return replace(self, logits=logits, outside=self.outside[:, inside])
+
+
+def select(options: Sequence[Option], sample: Sample, folds: NDArray[np.int64]) -> Selection:
+    """Choose a backbone and among its candidates.
+
+    Args:
+        folds: (repeats, images).
+    """
+    everything = np.ones(len(sample.labels), dtype=bool)
+    scores, weights = choose_each(options, sample, everything, [None] * len(options))
+    place = int(np.argmin(scores))
+    logits, backbones = nested(options, sample, folds)
+    outside = np.take_along_axis(logits, backbones[None, :, :, None], axis=0)[0]
+    return Selection(place, weights[place], scores, logits, outside)

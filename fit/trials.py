@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import inf
 from typing import Any
@@ -54,6 +54,11 @@ class Examples:
         return self.y.cpu().numpy()
 
     @property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Features and labels, which `Heads` learn from."""
+        return self.x, self.y
+
+    @property
     def lacks_images(self) -> bool:
         """Whether a class has no image."""
         return len(np.unique(self.labels)) < len(self.names)
@@ -94,23 +99,21 @@ class Trials:
         folds: (repeats, images), by `choice.folds`.
         held: (held,), the places of the images whose logits are kept.
         sample: these images.
+        notes: for the user.
         rows: of each candidate its name, accuracy and seconds, or its fault.
         logits: of each candidate that works, (repeats, held, classes); heads come first, and have
             the spread 1.
         spreads: of the heads' logits before that; if a head had learned from these images, it would
             have been 1, too.
-        notes: for the user.
-        some: `held`, if memory has no room for all images; else None.
     """
 
     folds: NDArray[np.int64]
     held: NDArray[np.int64]
     sample: Sample
-    rows: list[dict[str, Any]]
-    logits: dict[Candidate, NDArray[Any]]
-    spreads: dict[Candidate, float]
     notes: list[str]
-    some: NDArray[np.int64] | None = None
+    rows: Sequence[dict[str, Any]] = ()
+    logits: dict[Candidate, NDArray[Any]] = field(default_factory=dict)
+    spreads: dict[Candidate, float] = field(default_factory=dict)
 
     @cached_property
     def stacked(self) -> NDArray[Any]:
@@ -144,9 +147,28 @@ class Trials:
         return Option(self.stacked, self.members, pooled, with_pool)
 
     @property
+    def some(self) -> NDArray[np.int64] | None:
+        """`held`, if memory has no room for all images that can be held out; else None."""
+        return self.held if len(self.held) < np.sum(self.folds[0] != choice.NEVER) else None
+
+    @property
     def of_folds(self) -> NDArray[np.int64]:
         """(repeats, held): the folds of the images whose logits are kept."""
         return self.folds[:, self.held]
+
+    def kept(self, compute: Callable[[], Tensor] | str) -> NDArray[Any]:
+        """(repeats, held, classes): of the computed logits those that are kept.
+
+        Raises:
+            UsageError: the candidate is left out.
+        """
+        if isinstance(compute, str):
+            raise UsageError(compute)
+        computed = compute().numpy()
+        logits = computed.reshape(-1, *computed.shape[-2:])
+        if logits.shape[1] > len(self.held):
+            logits = logits[:, self.held]
+        return logits.astype(float) if logits.size < EXACT else logits
 
     def part(self, inside: NDArray[np.bool_]) -> "Trials":
         """The same of some of the images that were held out (held,)."""
@@ -163,16 +185,21 @@ class Trials:
         """
         if repeats == len(self.folds):
             return self
-        whole = np.array([choice.is_whole(row, labels) for row in self.folds[repeats:]])
-        whole = whole[:, self.held]
-        of_all = outside[repeats:], self.stacked[0][repeats:]
-        right = [(logits.argmax(axis=-1) == self.sample.labels)[whole] for logits in of_all]
-        chosen, zero_shot = (f"{100 * each.mean():.0f}%" for each in right)
-        what = "Of classes whose images were all held out, as if they had none"
-        note = f"{what}, {chosen} of the images are right (zero-shot CLIP: {zero_shot})"
+        whole = [choice.is_whole(row, labels)[self.held] for row in self.folds[repeats:]]
+        chosen = self.share_of(outside[repeats:], whole)
+        zero_shot = self.share_of(self.stacked[0][repeats:], whole)
+        note = (
+            f"Of classes whose images were all held out, as if they had none, {chosen} of the "
+            f"images are right (zero-shot CLIP: {zero_shot})"
+        )
         logits = {one: values[:repeats] for one, values in self.logits.items()}
         notes = [*self.notes, note]
         return replace(self, folds=self.folds[:repeats], logits=logits, notes=notes)
+
+    def share_of(self, logits: NDArray[Any], part: Sequence[NDArray[np.bool_]]) -> str:
+        """How many answers of a part (repeats, held) are correct, for people."""
+        correct = logits.argmax(axis=-1) == self.sample.labels
+        return f"{100 * correct[np.array(part)].mean():.0f}%"
 
     def members(
         self, inside: NDArray[np.bool_] | None = None, pooled: bool = False
@@ -200,19 +227,26 @@ def folds_of(examples: Examples, seed: int) -> tuple[NDArray[np.int64], int]:
 
 
 def notes_of(
-    examples: Examples, can_be_held: NDArray[np.bool_], some: NDArray[np.int64] | None
+    examples: Examples, can_be_held: NDArray[np.bool_], held: NDArray[np.int64]
 ) -> list[str]:
     """Which images and classes take no part in the choice."""
     labels = examples.labels
     notes = []
-    if some is not None:
+    if len(held) < can_be_held.sum():
         what = "images choose and estimate, as more would need too much memory"
-        notes.append(f"{len(some):,} {what}")
+        notes.append(f"{len(held):,} {what}")
     alone = set(labels.tolist()).difference(labels[can_be_held].tolist())
     if alone:
         names = ", ".join(examples.names[place] for place in sorted(alone))
         notes.append(f"Classes with one {examples.unit} could not be held out: {names}")
     return notes
+
+
+def no_trials(examples: Examples, folds: NDArray[np.int64], prior: str, number: int) -> Trials:
+    """The images to try candidates on, of which there are so many."""
+    held = to_choose_on(folds, examples.scenes, len(examples.names), number)
+    sample = Sample.of(examples.labels[held], examples.scenes[held], prior)
+    return Trials(folds, held, sample, notes_of(examples, folds[0] != choice.NEVER, held))
 
 
 def try_candidates(
@@ -226,22 +260,15 @@ def try_candidates(
         prior: how frequent the classes of new images are.
         number: of the candidates of all backbones, which share the memory.
     """
-    examples = backbone.examples
-    labels = examples.labels
-    held = to_choose_on(folds, examples.scenes, len(examples.names), number)
-    can_be_held = folds[0] != choice.NEVER
-    some = held if len(held) < can_be_held.sum() else None
-    notes = notes_of(examples, can_be_held, some)
-    sample = Sample.of(labels[held], examples.scenes[held], prior)
+    trials = no_trials(backbone.examples, folds, prior, number)
     print(f"{'candidate':<44} accuracy  seconds")
-    rows, logits = tried(backbone, tasks(backbone, folds, plan, some), held, sample, plan)
-    spreads = {one: spread(torch.from_numpy(values)) for one, values in logits.items()}
-    logits = {one: values / spreads[one] for one, values in logits.items()}
-    trials = Trials(folds, held, sample, rows, logits, spreads, notes, some)
-    if examples.lacks_images:
-        trials = with_offsets(trials, examples, backbone.heads.fixed)
-    more_rows, more_logits = tried(backbone, backbone.trained(folds[0]), held, sample, plan)
-    return replace(trials, rows=rows + more_rows, logits=trials.logits | more_logits)
+    trials = tried(backbone, tasks(backbone, trials, plan), trials, plan)
+    spreads = {one: spread(torch.from_numpy(values)) for one, values in trials.logits.items()}
+    logits = {one: values / spreads[one] for one, values in trials.logits.items()}
+    trials = replace(trials, logits=logits, spreads=spreads)
+    if backbone.examples.lacks_images:
+        trials = with_offsets(trials, backbone.examples, backbone.heads.fixed)
+    return tried(backbone, backbone.trained(folds[0]), trials, plan)
 
 
 def with_offsets(trials: Trials, examples: Examples, fixed: Container[str]) -> Trials:
@@ -280,31 +307,25 @@ def to_choose_on(
     return places[np.isin(scenes[places], chosen)]
 
 
-def tasks(
-    backbone: Backbone, folds: NDArray[Any], plan: Plan, some: NDArray[np.int64] | None
-) -> Iterator[Task]:
-    """The heads with what computes their logits, of all images or of `some`."""
+def tasks(backbone: Backbone, trials: Trials, plan: Plan) -> Iterator[Task]:
+    """The heads with what computes their logits, of all images or of some."""
     heads = backbone.heads
-    examples = backbone.examples
+    seen = backbone.examples.seen
     for candidate in backbone.candidates:
         deadline = inf if candidate.method in heads.fixed else plan.deadline
-        compute = partial(heads.held_out, candidate, examples.x, examples.y, folds, deadline, some)
+        compute = partial(heads.held_out, candidate, *seen, trials.folds, deadline, trials.some)
         yield candidate, plan.too_long.get(plan.key(candidate.name)) or compute
 
 
-def tried(
-    backbone: Backbone, tasks: Iterable[Task], held: NDArray[Any], sample: Sample, plan: Plan
-) -> tuple[list[dict[str, Any]], dict[Candidate, NDArray[Any]]]:
-    """A row for each candidate, and the logits (repeats, held, classes) of those that work."""
-    rows: list[dict[str, Any]] = []
-    logits = {}
+def tried(backbone: Backbone, tasks: Iterable[Task], trials: Trials, plan: Plan) -> Trials:
+    """The trials with a row for each of these candidates, and the logits of those that work."""
+    rows = [*trials.rows]
+    logits = {**trials.logits}
     for candidate, compute in tasks:
         began = time.monotonic()
         name = backbone.name_of(candidate)
         try:
-            if isinstance(compute, str):
-                raise UsageError(compute)
-            computed = compute().numpy()
+            logits[candidate] = trials.kept(compute)
         except ChangedImageError:  # no candidate is at fault
             raise
         except (FloatingPointError, UsageError) as error:
@@ -313,14 +334,7 @@ def tried(
             rows.append({"name": name, "fault": str(error)})
             print(f"{name:<44} left out: {error}")
             continue
-        kept = computed.reshape(-1, *computed.shape[-2:])
-        if kept.shape[1] > len(held):
-            kept = kept[:, held]
-        logits[candidate] = kept.astype(float) if kept.size < EXACT else kept
-        accuracy = 100 * sample.mean(choice.right(logits[candidate], sample.labels))
-        low, high = choice.interval(accuracy, sample.size)
-        seconds = time.monotonic() - began
-        row = {"name": name, "accuracy": accuracy, "low": low, "high": high}
-        rows.append(row | {"seconds": seconds})
-        print(f"{name:<44} {accuracy:7.1f}% {seconds:8.1f}", flush=True)
-    return rows, logits
+        row: dict[str, Any] = {"name": name, **choice.accuracy_of(logits[candidate], trials.sample)}
+        rows.append(row | {"seconds": time.monotonic() - began})
+        print(f"{name:<44} {row['accuracy']:7.1f}% {rows[-1]['seconds']:8.1f}", flush=True)
+    return replace(trials, rows=rows, logits=logits)

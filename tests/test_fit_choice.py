@@ -26,7 +26,7 @@ from fit.images import Photo
 from fit.options import Option, nested
 from fit.photos import Photos
 from fit.request import FitRequest
-from fit.trials import Examples
+from fit.trials import Backbone, Examples
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.sample import Sample
@@ -322,7 +322,8 @@ def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scene
     examples = Examples(x, labels, scenes, ["red", "blue"])
     folds = choice.folds(examples.labels, scenes, 1)[0]
     heads = Answering()
-    points = curve(heads, [(CANDIDATES[0], 2.0)], examples, folds, "folder")
+    backbone = Backbone("", heads, examples, ())
+    points = curve(backbone, [(CANDIDATES[0], 2.0)], folds, "folder")
     assert [accuracy for _, accuracy in points] == pytest.approx([100 * 20 / 24] * 2)
     number = folds.max() + 1
     assert len(heads.asked) == 2 * number
@@ -332,7 +333,8 @@ def test_the_curve_asks_for_each_image_once_and_learns_from_a_share_of_the_scene
     assert sizes[0] == 1 and 2 <= sizes[1] <= 2.5
     assert heads.seen == [4] * number + [2 * 2 * round(4.8 / 2)] * number
 
-    without = ungrouped(heads, [(CANDIDATES[0], 2.0)], examples, 50.0, 1, "folder")
+    request = FitRequest(Path("photos"), Path("model"))
+    without = ungrouped(backbone, [(CANDIDATES[0], 2.0)], 50.0, request)
     alone = Sample.of(examples.labels)
     expected = choice.estimate(x.numpy()[None], alone, 5, 50.0, 12)
     assert without == pytest.approx(expected.accuracy)
