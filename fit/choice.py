@@ -6,9 +6,9 @@ counts.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,27 +72,36 @@ def split(labels: NDArray[Any], groups: NDArray[Any], seed: int) -> NDArray[np.i
     """Folds of groups; one with images of two classes has two places here. A group with the only
     place of a class is in none.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    counts = np.bincount(labels)
-    alone = groups[(counts < 2)[labels]]
-    held = np.flatnonzero(~np.isin(groups, alone))
+    alone = groups[np.bincount(labels)[labels] < 2]
+    can_be_held = ~np.isin(groups, alone)
     nothing = np.empty((0, len(labels)), dtype=np.int64)
-    if not len(held):
+    if not can_be_held.any():
         return nothing
-    of_class = number_of_folds(np.bincount(labels[held]))
-    number = min(of_class, len(np.unique(groups[held])))
+    of_class = number_of_folds(np.bincount(labels[can_be_held]))
+    number = min(of_class, len(np.unique(groups[can_be_held])))
     if number < 2:
         return nothing
     found = np.full((REPEATS.get(number, 2), len(labels)), NEVER)
-    for repeat, row in enumerate(found):
-        splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
-        with warnings.catch_warnings():
-            # That a class has fewer groups than there are folds
-            warnings.simplefilter("ignore", UserWarning)
-            for fold, (_, out) in enumerate(splitter.split(held, labels[held], groups[held])):
-                row[held[out]] = fold
+    for repeat in range(len(found)):
+        folds = stratified(labels[can_be_held], groups[can_be_held], number, seed + repeat)
+        found[repeat, can_be_held] = folds
     return found
+
+
+def stratified(
+    labels: NDArray[Any], groups: NDArray[Any], number: int, seed: int
+) -> NDArray[np.int64]:
+    """(images,): so many folds, with about the same classes and with whole groups."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = np.empty(len(labels), dtype=np.int64)
+    splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # That a class has fewer groups than there are folds
+        warnings.simplefilter("ignore", UserWarning)
+        for fold, (_, out) in enumerate(splitter.split(labels, labels, groups)):
+            folds[out] = fold
+    return folds
 
 
 def possible(
@@ -124,14 +133,15 @@ def of_classes(
     """(repeats, images): the folds, but all images of a class are in one fold, for so many classes
     that these and the folds themselves have as large a share of them as is `missing`, at most half.
     """
-    can_be_held = labels[folds[0] != NEVER]
-    classes = np.random.default_rng(seed).permutation(np.unique(can_be_held))
+    classes = np.unique(labels[folds[0] != NEVER])
+    classes = np.random.default_rng(seed).permutation(classes)
     known = len(classes)
     number = min(known, max(1, round(2 * known * missing / (known + missing))))
     found = folds.copy()
     for repeat, row in enumerate(found):
-        for place, label in enumerate(np.roll(classes, -repeat * number)[:number]):
-            row[(labels == label) & (row != NEVER)] = place % (folds.max() + 1)
+        for place in range(number):
+            whole = labels == classes[(repeat * number + place) % known]
+            row[whole & (row != NEVER)] = place % (folds.max() + 1)
     return found
 
 
@@ -160,19 +170,51 @@ def accuracy_of(logits: Floats, sample: Sample) -> dict[str, float]:
     return {"accuracy": accuracy, "low": low, "high": high}
 
 
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The cross-entropy of a weighted sum of logits, with its slopes by the weights.
+
+    Attributes:
+        logits: (parts, rows, classes), of the images of all repeats.
+        labels: (rows,).
+        weights: (rows,).
+    """
+
+    logits: Floats
+    labels: NDArray[Any]
+    weights: Floats
+
+    @classmethod
+    def of(cls, logits: Floats, sample: Sample, most: float = np.inf) -> Self:
+        """That of logits (parts, repeats, images, classes), of all of them or, if a part has more
+        numbers than `most`, of some.
+        """
+        parts, repeats, images, classes = logits.shape
+        rows = slice(None, None, max(1, int(repeats * images * classes // most)))
+        return cls(
+            logits.reshape(parts, -1, classes)[:, rows],
+            np.tile(sample.labels, repeats)[rows],
+            np.tile(sample.weights, repeats)[rows],
+        )
+
+    def __call__(self, factors: Floats) -> tuple[float, Floats]:
+        kind = self.logits.dtype
+        places = np.arange(len(self.labels)), self.labels
+        log_p = log_softmax(np.tensordot(factors.astype(kind), self.logits, axes=1), axis=-1)
+        residual = np.exp(log_p)
+        residual[places] -= 1
+        residual *= self.weights[:, None].astype(kind)
+        slopes = np.tensordot(self.logits, residual, axes=2)
+        return float(-self.weights @ log_p[places]), slopes
+
+
 def inverse_temperatures(logits: Floats, sample: Sample) -> Floats:
     """(candidates,): by which the logits of each candidate are multiplied before they are compared
     or added.
     """
-    repeats, _, classes = logits.shape[1:]
-    labels = np.tile(sample.labels, repeats)
-    weights = np.tile(sample.weights, repeats)
-    some = slice(None, None, max(1, len(labels) * classes // MOST_TO_SCALE))
-    found = []
-    for one in logits:
-        scaled = Temperature.fit(one.reshape(-1, classes)[some], labels[some], weights[some])
-        found.append(1 / scaled.temperature)
-    return np.array(found)
+    some = CrossEntropy.of(logits, sample, MOST_TO_SCALE)
+    scaled = [Temperature.fit(one, some.labels, some.weights) for one in some.logits]
+    return np.array([1 / one.temperature for one in scaled])
 
 
 def evidence(logits: Floats, sample: Sample) -> float:
@@ -202,31 +244,23 @@ def stack(
         members: the default weight of each candidate that an ensemble may have, by its place.
         start: weights to begin with; those of the default if None.
     """
-    repeats, _, classes = logits.shape[1:]
     places = list(members)
-    z = logits[places].reshape(len(places), -1, classes)
-    y = np.tile(sample.labels, repeats)
-    of_row = np.tile(sample.weights, repeats) / repeats
-    rows = np.arange(len(y))
-    default = np.zeros(len(logits))
-    default[places] = list(members.values())
-    combined = combine(default, logits)[None]
-    prior = default[places] * inverse_temperatures(combined, sample)
+    weights = np.zeros(len(logits))
+    weights[places] = list(members.values())
+    prior = weights[places] * inverse_temperatures(combine(weights, logits)[None], sample)
+    cross_entropy = CrossEntropy.of(logits[places], sample)
+    cross_entropy = replace(cross_entropy, weights=cross_entropy.weights / logits.shape[1])
     rigour = RIGOUR / sample.size
 
-    def loss(weights: Floats) -> tuple[float, Floats]:
-        log_p = log_softmax(np.tensordot(weights.astype(z.dtype), z, axes=1), axis=-1)
-        residual = np.exp(log_p)
-        residual[rows, y] -= 1
-        residual *= of_row[:, None].astype(z.dtype)
-        apart = weights - prior
-        slope = np.tensordot(z, residual, axes=2) + 2 * rigour * apart
-        return float(-of_row @ log_p[rows, y] + rigour * apart @ apart), slope
+    def loss(factors: Floats) -> tuple[float, Floats]:
+        apart = factors - prior
+        value, slopes = cross_entropy(factors)
+        return value + float(rigour * apart @ apart), slopes + 2 * rigour * apart
 
-    first = prior if start is None else start[places]
-    solved = minimize(loss, first, jac=True, bounds=[(0, None)] * len(places), method="L-BFGS-B")
-    weights = np.zeros(len(logits))
-    weights[places] = solved.x
+    start = prior if start is None else start[places]
+    weights[places] = minimize(
+        loss, start, jac=True, bounds=[(0, None)] * len(places), method="L-BFGS-B"
+    ).x
     return weights
 
 
@@ -253,22 +287,27 @@ def choose(
     Args:
         without: (candidates,), those that cannot be chosen as a single one.
     """
-    labels = sample.labels
     singles = np.diag(inverse_temperatures(logits, sample))
-    scores = [losses(combine(weights, logits), labels) for weights in singles]
-    means = np.array([sample.mean(score) for score in scores])
-    if without is not None:
-        means[without] = np.inf
-    best = int(np.argmin(means))
+    scores = [losses(combine(weights, logits), sample.labels) for weights in singles]
+    best = lowest(scores, sample, without)
     chosen = stack(logits, sample, members, start)
-    score = losses(combine(chosen, logits), labels)
+    score = losses(combine(chosen, logits), sample.labels)
     # Names that mislead may have no weight
     if sample.in_errors(score - scores[best]) > 1 or not chosen.any():
         chosen = singles[best]
         score = scores[best]
-    lead = right(logits[0], labels) - right(combine(chosen, logits), labels)
-    better = sample.in_errors(scores[0] - score) > 0 and sample.in_errors(lead) <= 1
-    return chosen if better else singles[0]
+    lead = right(logits[0], sample.labels) - right(combine(chosen, logits), sample.labels)
+    if sample.in_errors(scores[0] - score) > 0 and sample.in_errors(lead) <= 1:
+        return chosen
+    return singles[0]
+
+
+def lowest(scores: Sequence[Floats], sample: Sample, without: NDArray[np.bool_] | None) -> int:
+    """The place of the candidate with the lowest score (images,), on average."""
+    means = np.array([sample.mean(score) for score in scores])
+    if without is not None:
+        means[without] = np.inf
+    return int(np.argmin(means))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,18 +89,23 @@ def nested(
     Args:
         folds: (repeats, images).
     """
-    inside = np.ones(len(sample.labels), dtype=bool)
-    starts = [stack(one.logits, sample, one.members(inside)) for one in options]
-    found = np.stack([np.empty(one.logits.shape[1:], one.logits.dtype) for one in options])
+    out = np.zeros(len(sample.labels), dtype=bool)  # of the folds
+    starts = [stack(one.logits, sample, one.members(~out)) for one in options]
     backbones = np.zeros(folds.shape, dtype=np.int64)
+    found = np.stack([one.logits[0] for one in options])
+    for repeat, out in each_fold(folds):
+        scores, weights = choose_each(options, sample, ~out, starts)
+        backbones[repeat, out] = np.argmin(scores)
+        logits = (one.logits[:, repeat, out] for one in options)
+        found[:, repeat, out] = list(map(combine, weights, logits))
+    return found, backbones
+
+
+def each_fold(folds: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """The number of the repeat, and the images of each fold (images,)."""
     for repeat, row in enumerate(folds):
         for fold in np.unique(row):
-            out = row == fold
-            scores, weights = choose_each(options, sample, ~out, starts)
-            backbones[repeat, out] = np.argmin(scores)
-            for place, option in enumerate(options):
-                found[place, repeat, out] = combine(weights[place], option.logits[:, repeat, out])
-    return found, backbones
+            yield repeat, row == fold
 
 
 @dataclass(frozen=True)
