@@ -1,6 +1,7 @@
 """A bank: the folder that `tools/embed.py` has written, which is read in place of its images."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,10 +176,8 @@ class Bank:
         """Raise UsageError if a source has other weights or reads images in another way.
 
         Args:
-            image, backbone: see `shards.facts_of_tower`.
+            image, backbone: see `facts_of_tower`.
         """
-        from .shards import facts_of_tower
-
         here = json.loads(json.dumps(facts_of_tower(image, backbone)))
         name = one_line(self.facts.get("backbone"))
         what = f"{self.folder} has features of"
@@ -203,3 +202,13 @@ class Bank:
                 raise UsageError(next(filter(None, part.faults)), "embed without that image")
             logits.append(behind.predict(torch.from_numpy(part.before)).logits)
         return classifier.predictions(torch.cat(logits))
+
+
+def facts_of_tower(image: dict[str, Any], backbone: str) -> dict[str, Any]:
+    """What the features of a frozen image tower depend on; `image` are the keys of INPUT that the
+    transform of a test reads.
+    """
+    from clip import weights_sha256
+
+    shown = Path(backbone).name if os.path.exists(backbone) else backbone
+    return {"input": image, "backbone": shown, "backbone_sha256": weights_sha256(backbone)}

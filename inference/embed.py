@@ -21,7 +21,8 @@ from .addresses import Image, source
 from .arguments import add_image_options, add_model_options, check_exists, load_options
 from .bank import FORM, ROWS, is_bank
 from .options import LoadOptions
-from .shards import Output, add_shard_options, end, facts_of, write_shards, write_tables
+from .outputs import Output, write_tables
+from .shards import add_shard_options, end, facts_of, write_shards
 from .tables import REQUIREMENTS, as_unicode, parts
 from .tars import expanded
 

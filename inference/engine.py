@@ -6,13 +6,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.cluster import connected, gpus_each, no_room, places
 from common.errors import UsageError
 
-if TYPE_CHECKING:
-    from .shards import Output, Shard
+from .outputs import Output, Shard, write_shard
 
 TRIES = 3  # for a worker whose process or machine dies
 
@@ -35,10 +34,8 @@ class Writer:
         self.output: Output = import_module(command).output_of(words)
         self.output.bar = tqdm(disable=True)
 
-    def write(self, number: int, shard: "Shard") -> tuple[int, int]:
+    def write(self, number: int, shard: Shard) -> tuple[int, int]:
         """Write a shard, unless that is done; returns the numbers of its images and errors."""
-        from .shards import write_shard
-
         self.output.errors = 0
         write_shard(self.output, number, shard)
         return len(shard.images()), self.output.errors
@@ -56,9 +53,9 @@ def workers(ray: Any, threads: int, command: str, words: Sequence[str]) -> list[
 
 
 def written(
-    output: "Output",
+    output: Output,
     words: Sequence[str] | None,
-    shards: Iterable[tuple[int, "Shard"]],
+    shards: Iterable[tuple[int, Shard]],
     address: str | None,
 ) -> Iterator[tuple[int, int]]:
     """The numbers of images and errors of each shard, once a worker has written it. Shards wait

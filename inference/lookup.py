@@ -9,7 +9,7 @@ from common.errors import UsageError
 from common.files import checksum
 
 from .bank import Bank, BankFiles
-from .shards import facts_in, listing
+from .outputs import facts_in, listing
 
 Row = dict[str, Any]  # of `BankFiles.images`
 

@@ -22,15 +22,8 @@ from .arguments import (
 )
 from .bank import ROWS, Bank, BankFiles, is_bank
 from .options import LoadOptions
-from .shards import (
-    WHOLE,
-    Output,
-    add_shard_options,
-    end,
-    facts_of,
-    write_shards,
-    write_tables,
-)
+from .outputs import Output, write_tables
+from .shards import WHOLE, add_shard_options, end, facts_of, write_shards
 from .tables import (
     FORMS,
     PRINTED,

@@ -21,8 +21,6 @@ from trainers.base.corruptions import corruption_of
 from trainers.base.feature_method import FeatureMethod
 from trainers.base.vision import FrozenTower
 
-from .run_spec import RunSpec
-
 
 class BankedImages:
     """What a bank has of the images of a run.
@@ -103,19 +101,18 @@ def without_images(why: str) -> UsageError:
     return UsageError(f"BANK has features and no images, and {why}", "leave BANK out")
 
 
-def read(spec: RunSpec, trainer: Any) -> None:
+def read(cfg: CfgNode, trainer: Any, eval_only: bool) -> None:
     """Let the method of a run read its bank, if there is one.
 
     Raises:
         UsageError: the bank lacks images of the run, or the method has an image tower of its own.
     """
-    cfg = spec.cfg
     if not cfg.BANK:
         return
     method = trainer.method
     check_tower(method)
     method.bank = BankedImages(Bank(Path(cfg.BANK).expanduser()), method)
-    method.bank.read(read_images(spec, trainer))
+    method.bank.read(read_images(cfg, trainer, eval_only))
     print(f"Image features: {method.bank.bank.folder}")
 
 
@@ -128,12 +125,11 @@ def check_tower(method: Method) -> None:
             raise without_images(f"{type(method).__name__} has an image tower of its own")
 
 
-def read_images(spec: RunSpec, trainer: Any) -> list[Any]:
+def read_images(cfg: CfgNode, trainer: Any, eval_only: bool) -> list[Any]:
     """The images that a run reads, as far as it is known before."""
-    cfg = spec.cfg
     method = trainer.method
     dataset = trainer.dm.dataset
-    trains = method.learns and not spec.args.eval_only
+    trains = method.learns and not eval_only
     has_support = getattr(method, "reads_support", False)
     chooses = trains and any(choice.split == "val" for choice in method.choices)
     validates = cfg.TEST.SPLIT == "val" and trainer.val_loader

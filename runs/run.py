@@ -46,7 +46,7 @@ def train_and_test(spec: RunSpec, wait: bool = False) -> None:
             trainer = build(spec)
             observers = wanted_observers(spec, trainer)
             prepare(spec, trainer)
-            banked.read(spec, trainer)
+            banked.read(spec.cfg, trainer, spec.args.eval_only)
             # Before a test loads the best epoch, which names its images itself
             record = Record(spec, trainer)
             if spec.args.no_train:

@@ -1,6 +1,6 @@
 """FEATURES_OF: the trained run whose features a head reads."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
@@ -13,11 +13,8 @@ from .head import HeadCLIP
 from .method import Classes, Method
 from .plugin import registered
 
-if TYPE_CHECKING:
-    from .feature_method import FeatureMethod
 
-
-def open_features_run(head: "FeatureMethod", folder: str, key: str) -> tuple[Method, str]:
+def open_features_run(head: Method, folder: str, key: str) -> tuple[Method, str]:
     """The method of the run in a folder with its learned prompts, for the classes of `head`, and
     their checkpoint.
 
