@@ -15,6 +15,7 @@ from .text import read_json
 RUN_CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 CALIBRATION = "calibration.json"  # inference.calibrated has its form
+FOLDS = "folds"  # a folder; inference.classifier writes it
 SEEN = "seen.npz"  # inference.seen has its form
 
 

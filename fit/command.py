@@ -17,7 +17,7 @@ from datasets.base import missing_files
 
 from .images import Photo, as_class_name, check_named, find, unlabelled_in
 from .record import FORM, checksums, earlier_record, facts
-from .request import COVERAGES, PRIORS, FitRequest
+from .request import COVERAGES, PRIORS, SETS, FitRequest
 
 MOST_UNLABELLED = 20_000  # images
 INSIDE = re.compile("(?<=[a-z])(?=[A-Z])")  # between the words of a CamelCase name
@@ -79,6 +79,8 @@ def parse(argv: list[str] | None) -> FitRequest:
     add("--prior", choices=PRIORS, default=PRIORS[0], help=words)
     words = "whether sets (`predict --sets`) cover a share of all images, or of those of each class"
     add("--coverage-by", choices=COVERAGES, default=COVERAGES[0], help=f"{words} (default: images)")
+    words = "scores of all folds for the final model, or cross-conformal sets, with a guarantee"
+    add("--sets", choices=SETS, default=SETS[0], help=f"{words} (default: pooled)")
     add(
         "--methods",
         nargs="+",

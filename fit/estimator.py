@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
@@ -22,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
+from common.results import FOLDS
 from datasets.base import missing_files
 from inference.artefact import EXPORT_CONFIG_FILE
 from inference.bank import Bank, is_bank
@@ -36,7 +36,7 @@ from .labelled import photos_of
 from .matrix import fit_matrix, update_matrix
 from .record import FILE, FORM, facts
 from .report import leaderboard
-from .request import COVERAGES, PRIORS, FitRequest
+from .request import COVERAGES, PRIORS, SETS, FitRequest
 from .story import fit
 from .update import update
 
@@ -68,6 +68,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         random_state: of the folds and of the training.
         verbose: whether progress is printed.
         coverage_by: `images` or `class`, of which `predict_sets` covers a share.
+        sets: `pooled` or `cross`, how sets are fitted.
         max_ms: most milliseconds of the image tower for an image on this machine; None for any.
         pool: folder, list or bank of images without labels, to learn from where that helps.
 
@@ -103,6 +104,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         coverage_by: str = COVERAGES[0],
         max_ms: float | None = None,
         pool: str | PathLike | None = None,
+        sets: str = SETS[0],
     ):
         self.backbone = backbone
         self.minutes = minutes
@@ -112,6 +114,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.coverage_by = coverage_by
         self.max_ms = max_ms
         self.pool = pool
+        self.sets = sets
         self.methods = methods
         self.sentences = sentences
         self.device = device
@@ -182,7 +185,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         folder.mkdir()
         self._write(folder)
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):
-            learned = None if request.pool else update(one, before, added, clip)
+            again = request.pool or request.sets == "cross"
+            learned = None if again else update(one, before, added, clip)
         if learned is None:
             rmtree(folder)
             self._fit(request, [*before, *added])
@@ -196,8 +200,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has {len(classes)} class: a classifier needs two")
-        if self.pool:
-            raise UsageError("a pool is of images, and backbone is None", "leave pool out")
+        if self.pool or self.sets == "cross":
+            what = "a pool is of images, as sets='cross' are, and backbone is None"
+            raise UsageError(what, "leave it out")
         request = self._request(Path("features"))
         model = update_matrix(request, self._model, X, labels) if again else None
         update = COMPUTED_AGAIN
@@ -237,6 +242,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             minutes=self.minutes,
             max_error=self.max_error,
             coverage_by=self.coverage_by,
+            sets=self.sets,
             groups=self.groups,
             prior=self.prior,
             pool=Path(self.pool) if self.pool else None,
@@ -297,7 +303,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _write(self, folder: Path) -> None:
         for name, content in self._files.items():
-            (folder / name).write_bytes(content)
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
     def predict(self, X: Any, unknown: Any = None) -> NDArray[Any]:
         """(images,): the most probable label of each image.
@@ -337,11 +345,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if isinstance(X, str | PathLike) and is_bank(Path(X)):
             return Bank(Path(X)).predictions(self._model)
         images = map(image_of, X)  # which may be read only now
-        logits = []
+        found = []
         while part := list(islice(images, AT_A_TIME)):
-            logits.append(self._model.logits(part))
-        nothing = self._model.predict([])
-        return replace(nothing, logits=torch.cat([nothing.logits, *logits]))
+            found.append(self._model.predict(part))
+        return self._model.predict([]).joined(found)
 
     def save(self, folder: str | PathLike) -> None:
         """Write the files of the fit to a new folder, which is a MODEL of all commands."""
@@ -366,7 +373,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         for name in (FILE, REPORT):
             if not Path(folder, name).is_file():
                 raise UsageError(f"{folder} has no {name}", "give the folder of a fit")
-        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+        files = contents_of(Path(folder))
         try:
             names = json.loads(files[FILE])["names"]
             model._take(files, {name: name for name in names})
@@ -395,5 +402,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder by their names."""
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    """The files of the folder of a fit by their paths in it."""
+    files = [*folder.iterdir(), *folder.glob(f"{FOLDS}/*/*")]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}

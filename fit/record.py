@@ -47,6 +47,8 @@ def facts(
     later: dict[str, Any] = {}  # options that earlier versions lack
     if request.coverage_by == "class":
         later["coverage_by"] = "class"
+    if request.sets == "cross":
+        later["sets"] = "cross"
     if request.others:
         later["others"] = [weights_sha256(name) for name in request.others]
     if request.max_ms:

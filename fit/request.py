@@ -5,6 +5,7 @@ from pathlib import Path
 
 PRIORS = "folder", "equal"
 COVERAGES = "images", "class"
+SETS = "pooled", "cross"
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class FitRequest:
         groups: `auto` or `none`.
         prior: how frequent the classes are in new images, one of PRIORS.
         coverage_by: whether sets cover a share of all images, or of those of each class.
+        sets: how sets are fitted, one of SETS.
         classes: names of classes, which may have no images.
         pool: folder, list or bank with images without labels; None for none.
         methods: to try besides zero-shot CLIP; empty for all.
@@ -41,6 +43,7 @@ class FitRequest:
     group_by: str = ""
     prior: str = PRIORS[0]
     coverage_by: str = COVERAGES[0]
+    sets: str = SETS[0]
     methods: tuple[str, ...] = ()
     seed: int = 1
     labels: Path | None = None

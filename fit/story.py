@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from common import version
 from common.errors import UsageError, check_name
 from common.files import write_text
 from common.lock import locked
-from common.results import CALIBRATION, SEEN
+from common.results import CALIBRATION, FOLDS, SEEN
 from inference.classifier import PromptedClassifier
 from inference.seen import SeenImages
 from trainers.base.features import CachedOutput
 
 from . import groups, report
 from .candidates import CANDIDATES, COMPUTED, MIXTURE, POOLED, SENTENCES, ZERO_SHOT, Candidate
+from .cross import add_cross_sets, check_cross
 from .decision import Decision, decide_among
 from .features import Row
 from .groups import numbers
@@ -35,7 +37,7 @@ from .images import Photo
 from .photos import Photos
 from .plan import Plan
 from .record import FILE, FORM, checksums
-from .request import FitRequest
+from .request import SETS, FitRequest
 from .result import Fit, Tested
 from .sources import Source, price, seen_by_all, sources_of
 from .towers import TRAINED, Towers
@@ -70,6 +72,7 @@ def fit(
         UsageError: fewer than two classes have images, or sentences, pool or MODEL are invalid.
     """
     check_methods(request)
+    check_cross(request, any(photo.asked for photo in found))
     plan = plan_of(request, record)
     sources = sources_of(request, found, plan)
     photos = photos_of(request, found, *seen_by_all(sources))
@@ -81,11 +84,12 @@ def fit(
             plan.write()
         source, towers, decision = decided(request, sources, photos, plan)
         made = provenance(request, towers.heads)
-        examples = examples_of(source, towers.heads, photos)
+        backbone = backbone_of(source, towers, photos, plan, reads_images=False)
+        examples = backbone.examples
         if unlabelled:
             unlabelled = unlabelled.clustered(towers.heads, examples.x, examples.scenes)
         result = Fit(source.request, photos, decision, unlabelled=unlabelled)
-        classifier = final_classifier(result, made, towers, examples)
+        classifier = final_classifier(result, made, towers, backbone)
         if photos.tested:
             test = tested(result, classifier, towers, source.rows)
             result = replace(result, test=test)
@@ -228,10 +232,11 @@ def provenance(request: FitRequest, heads: Heads) -> dict[str, Any]:
 
 
 def final_classifier(
-    result: Fit, made: Mapping[str, Any], towers: Towers, examples: Examples
+    result: Fit, made: Mapping[str, Any], towers: Towers, backbone: Backbone
 ) -> PromptedClassifier:
     """The chosen classifier after learning from all training images, with its calibration."""
     heads = towers.heads
+    examples = backbone.examples
     decision = result.decision
     facts = {"fit": decision.name, "images": len(examples.labels), **made}
     if result.estimate:
@@ -245,6 +250,8 @@ def final_classifier(
     else:
         classifier = heads.classifier(decision.chosen, examples.x, examples.y, facts)
     classifier.calibration = result.calibration
+    if result.request.sets == SETS[1]:
+        add_cross_sets(classifier, backbone, decision, result.request)
     return classifier
 
 
@@ -281,6 +288,7 @@ def write_model(
 ) -> None:
     """The exported form, with what the model has seen and the page."""
     folder = result.request.to
+    rmtree(folder / FOLDS, ignore_errors=True)
     for name in (CALIBRATION, SEEN):  # of an earlier fit
         (folder / name).unlink(missing_ok=True)
     classifier.save(folder)

@@ -196,12 +196,12 @@ class Bank:
         import torch
 
         behind = self.check(classifier)
-        logits = [classifier.predict([]).logits]
+        found = []
         for part in BankFiles(self.files).rows():
             if any(part.faults):
                 raise UsageError(next(filter(None, part.faults)), "embed without that image")
-            logits.append(behind.predict(torch.from_numpy(part.before)).logits)
-        return classifier.predictions(torch.cat(logits))
+            found.append(behind.predict(torch.from_numpy(part.before)))
+        return classifier.predict([]).joined(found)
 
 
 def facts_of_tower(image: dict[str, Any], backbone: str) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class BehindTower:
         method = self.classifier._method_for(class_names)
 
         def answer(part: Tensor) -> Tensor:
+            if self.classifier.folds and method is self.classifier._own:
+                return self.classifier.logits_with_folds(CachedOutput(part))
             return method.model_inference(self.output(method.model, part))
 
         logits = self.classifier._joined(method, self.classifier._each(before, answer))

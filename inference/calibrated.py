@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,7 @@ class Calibration:
         unknown_images: whether nobody knows which images the model has learned from.
         model, model_sha256: the name and the checksum of the model's file (`models.file_of`), once
             it is written.
+        folds_sha256: of the config.json of the model of each fold, if the sets are cross-conformal.
         date, version, commit: of the fit, once it is written; empty in files of earlier versions.
     """
 
@@ -56,6 +57,7 @@ class Calibration:
     date: str = ""
     version: str = ""
     commit: str = ""
+    folds_sha256: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         counts = [self.test_images, self.chosen_images, len(self.sets.label_scores)]
@@ -63,6 +65,7 @@ class Calibration:
             counts += [self.threshold.answered, self.threshold.wrong]
         counts += [len(cluster.label_scores) for cluster in self.sets.clusters]
         numbers = {number for cluster in self.sets.clusters for number in cluster.classes}
+        numbers |= {*self.sets.labels}
         unknown = not numbers <= {*range(len(self.class_names))}
         if max(counts) > self.images or not self.class_names or unknown:
             raise ValueError("a number of images or classes is out of range")

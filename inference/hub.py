@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
 from common.errors import UsageError, one_line
-from common.results import CALIBRATION, SEEN
+from common.results import CALIBRATION, FOLDS, SEEN
 
 from .artefact import EXPORT_CONFIG_FILE, PROMPTS
 
@@ -30,7 +30,7 @@ def download(name: str, revision: str | None = None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, SEEN],
+                allow_patterns=[EXPORT_CONFIG_FILE, PROMPTS, CALIBRATION, f"{FOLDS}/*", SEEN],
             )
         )
 

@@ -14,8 +14,9 @@ from yacs.config import CfgNode
 import trainers
 from clip import CLIP
 from common.errors import UsageError, check_dataset_name, check_name
+from common.files import checksum
 from common.names import printable
-from common.results import RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
+from common.results import FOLDS, RESULTS_FILE, RUN_CONFIG_FILE, read_results, selected_on_test
 from configs.methods import IN_A_FILE
 from datasets import sentences
 from trainers.base import TEMPLATE
@@ -32,6 +33,7 @@ from .artefact import (
     Description,
     read_artefact,
 )
+from .behind_tower import BehindTower
 from .calibrated import Calibration, calibration_in
 from .classifier import PromptedClassifier
 from .description import configuration, describe
@@ -159,9 +161,33 @@ def classifier_of(
         description = replace(description, class_names=list(names))
     options = replace(options, backbone=backbone)
     classifier = PromptedClassifier(description, checkpoint, str(path), options, clip, calibration)
+    if calibration and calibration.sets.folds:
+        classifier.folds = models_of_folds(path, calibration, options, classifier)
     for line in doubts(description, method, classifier.cfg.MODEL.BACKBONE.NAME):
         print(printable(f"{path} {line}"))
     return classifier
+
+
+def models_of_folds(
+    path: Path, calibration: Calibration, options: LoadOptions, beside: PromptedClassifier
+) -> list[PromptedClassifier]:
+    """The models that cross-conformal sets need; UsageError if they are not those of the
+    calibration, or no heads for the model beside them.
+    """
+    options = replace(options, calibration=False)
+    models = []
+    for number, sha256 in enumerate(calibration.folds_sha256):
+        folder = path / FOLDS / str(number)
+        file = folder / EXPORT_CONFIG_FILE
+        if not file.is_file() or checksum(file) != sha256:
+            raise UsageError(f"the sets need {folder}, which is missing or changed", REFIT, folder)
+        model = load(folder, options, beside.clip)
+        BehindTower(model)
+        models.append(model)
+    same = all(model.class_names == beside.class_names for model in models)
+    if not same or not {*calibration.sets.folds} <= {*range(len(models))}:
+        raise UsageError(f"{path / FOLDS} has other models than the sets need", REFIT, path)
+    return models
 
 
 def doubts(description: Description, method: type[Method], backbone: str) -> Iterator[str]:

@@ -1,0 +1,71 @@
+"""Cross-conformal sets: for each fold, the fit is made again without its images."""
+
+import io
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from inference.classifier import PromptedClassifier
+from trainers.base.features import CachedOutput
+
+from .decision import Decision, decide_among
+from .plan import Plan
+from .request import PRIORS, SETS, FitRequest
+from .trials import Backbone
+
+
+def check_cross(request: FitRequest, some_asked: bool) -> None:
+    """Raise UsageError if cross-conformal sets are asked for where their guarantee would not hold,
+    or trainings would have to be made again for each fold.
+
+    Args:
+        some_asked: whether images were chosen to be labelled.
+    """
+    other_prior = request.prior != PRIORS[0]
+    if request.sets == SETS[1] and (request.minutes or request.others or other_prior or some_asked):
+        what = "--sets cross is for heads on one backbone, and images as they come"
+        remedy = "give --minutes 0 and one --backbone; no --prior equal, no images with `asked`"
+        raise UsageError(what, remedy)
+
+
+def add_cross_sets(
+    classifier: PromptedClassifier, backbone: Backbone, decision: Decision, request: FitRequest
+) -> None:
+    """Give a calibrated classifier cross-conformal sets, and the models of the folds.
+
+    Each of these is chosen and learned without the images of its fold, by folds of the others. One
+    image of each scene, the first one, has a score.
+    """
+    trials = decision.trials
+    calibration = classifier.calibration
+    if trials is None or calibration is None:
+        return
+    examples = backbone.examples
+    _, first = np.unique(examples.scenes[trials.held], return_index=True)
+    scored = trials.held[first]
+    folds = trials.folds[0]
+    logits = np.empty((len(scored), len(examples.names)))
+    for fold in range(trials.number_of_folds):
+        model = chosen_again(backbone, folds != fold, request)
+        out = folds[scored] == fold
+        before = CachedOutput(examples.x[scored[out]])
+        logits[out] = model.logits_with_folds(before)[:, 0].detach().cpu()
+        classifier.folds.append(model)
+    sets = calibration.sets.of_folds(logits, examples.labels[scored], folds[scored])
+    classifier.calibration = replace(calibration, sets=sets)
+
+
+def chosen_again(
+    backbone: Backbone, inside: NDArray[np.bool_], request: FitRequest
+) -> PromptedClassifier:
+    """The classifier that is chosen and learned by some of the images (images,)."""
+    examples = backbone.examples
+    x = examples.x[inside]
+    y = examples.y[inside]
+    part = replace(examples, x=x, y=y, scenes=examples.scenes[inside])
+    with redirect_stdout(io.StringIO()):
+        _, decision = decide_among([replace(backbone, examples=part)], request, Plan(end=0.0))
+    return backbone.heads.classifier(decision.chosen, x, y, {})
